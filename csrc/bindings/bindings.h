@@ -1,0 +1,48 @@
+// One register function a topic.
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstring>
+#include <optional>
+#include <string>
+
+#include "../core/isa.h"
+#include "../core/step_row.h"
+
+namespace stepfuse {
+
+namespace py = pybind11;
+
+using FloatArray = py::array_t<float, py::array::c_style>;
+
+void bind_step(py::module_& m);
+void bind_noise(py::module_& m);
+void bind_planner(py::module_& m);
+void bind_loop(py::module_& m);
+
+inline StepRow row_from(const float* columns) {
+  StepRow row;
+  std::memcpy(&row, columns, sizeof row);
+  return row;
+}
+
+inline FloatArray row_to_array(const StepRow& row) {
+  FloatArray columns(kStepColumns);
+  std::memcpy(columns.mutable_data(), &row, sizeof row);
+  return columns;
+}
+
+inline Isa isa_named(const std::optional<std::string>& name) {
+  if (!name) return best_isa();
+  std::string known;
+  for (const Isa isa : available_isas()) {
+    if (*name == name_of(isa)) return isa;
+    known += std::string(known.empty() ? "" : ", ") + name_of(isa);
+  }
+  throw py::value_error("isa must be one that this machine has (" + known + "), got '" + *name + "'");
+}
+
+}  // namespace stepfuse

@@ -1,0 +1,51 @@
+#include "denoiser.h"
+
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+
+namespace stepfuse {
+
+namespace {
+constexpr std::size_t kAlignment = 64;
+
+std::size_t timestep_bytes(TimestepType type) { return type == TimestepType::Int64 ? sizeof(std::int64_t) : sizeof(float); }
+
+std::size_t state_bytes(const ModelSpec& spec) {
+  return static_cast<std::size_t>(spec.max_rows) * static_cast<std::size_t>(spec.elements) * sizeof(float);
+}
+}  // namespace
+
+AlignedBuffer::AlignedBuffer(std::size_t bytes) : memory_(std::calloc(bytes + kAlignment, 1), &std::free), bytes_(bytes) {
+  if (!memory_) throw std::bad_alloc();
+  const auto address = reinterpret_cast<std::uintptr_t>(memory_.get());
+  data_ = reinterpret_cast<void*>((address + kAlignment - 1) / kAlignment * kAlignment);
+}
+
+ForwardBuffers::ForwardBuffers(const ModelSpec& model)
+    : spec(model),
+      sample(state_bytes(model)),
+      timestep(static_cast<std::size_t>(model.max_rows) * timestep_bytes(model.timestep)),
+      prediction(state_bytes(model)) {
+  for (const std::size_t bytes : model.cond_bytes) cond.emplace_back(static_cast<std::size_t>(model.max_rows) * bytes);
+}
+
+float* ForwardBuffers::sample_row(int row) { return static_cast<float*>(sample.data()) + row * spec.elements; }
+
+float* ForwardBuffers::prediction_row(int row) { return static_cast<float*>(prediction.data()) + row * spec.elements; }
+
+void ForwardBuffers::set_timestep(int row, float t) {
+  if (spec.timestep == TimestepType::Int64) {
+    static_cast<std::int64_t*>(timestep.data())[row] = std::llround(t);
+  } else {
+    static_cast<float*>(timestep.data())[row] = t;
+  }
+}
+
+void ForwardBuffers::set_cond(std::size_t input, int row, const void* value) {
+  const std::size_t bytes = spec.cond_bytes[input];
+  std::memcpy(static_cast<std::byte*>(cond[input].data()) + static_cast<std::size_t>(row) * bytes, value, bytes);
+}
+
+}  // namespace stepfuse

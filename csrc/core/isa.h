@@ -1,0 +1,24 @@
+// Instruction sets that the kernels are compiled for. Chosen at run time: the library itself is built for the baseline.
+#pragma once
+
+#include <vector>
+
+#if defined(__GNUC__) && defined(__x86_64__)
+#define STEPFUSE_X86 1
+#else
+#define STEPFUSE_X86 0
+#endif
+
+namespace stepfuse {
+
+enum class Isa {
+  Portable,  // whatever the baseline compiler target offers (SSE2, NEON)
+  Avx2,      // 8 lanes
+  Avx512,    // 16 lanes
+};
+
+std::vector<Isa> available_isas();  // ascending: Portable always, the best one last
+Isa best_isa();
+const char* name_of(Isa isa);
+
+}  // namespace stepfuse

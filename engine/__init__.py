@@ -1,0 +1,40 @@
+"""stepfuse: a compiled sampling engine for diffusion models.
+
+A sampler is a table, a step is one 64-byte row, and one fused kernel runs any row.
+"""
+
+from importlib.metadata import version as _version
+
+if __name__ != "stepfuse":
+    raise ImportError(f"this folder installs as 'stepfuse': pip install it and import that, not {__name__!r}")
+
+from stepfuse import samplers
+from stepfuse._core import step
+from stepfuse.bundle import Bundle, ModelInfo, embedded_models, write_bundle
+from stepfuse.cond import CondInput
+from stepfuse.engine import Engine
+from stepfuse.errors import BundleError, DenoiserError
+from stepfuse.noise import normal
+from stepfuse.samplers import NaiveSamplerWarning
+from stepfuse.schedule import NoiseSchedule
+from stepfuse.steptable import StepTable
+
+__version__ = _version("stepfuse")
+
+__all__ = [
+    "Bundle",
+    "BundleError",
+    "CondInput",
+    "DenoiserError",
+    "Engine",
+    "ModelInfo",
+    "NaiveSamplerWarning",
+    "NoiseSchedule",
+    "StepTable",
+    "__version__",
+    "embedded_models",
+    "normal",
+    "samplers",
+    "step",
+    "write_bundle",
+]

@@ -1,0 +1,101 @@
+"""ONNX Runtime on the CPU: the network reads and writes the loop's own memory, without a copy or an allocation a step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from stepfuse.backends.buffers import Array, Buffers
+from stepfuse.errors import BundleError
+
+try:
+    import onnxruntime as ort
+except ImportError as error:  # installed without its dependencies, or both of its packages fought over one folder
+    raise ImportError(
+        "ONNX Runtime cannot be imported: install it with 'pip install onnxruntime', or on a machine with a GPU"
+        " 'pip uninstall onnxruntime' and 'pip install onnxruntime-gpu' (never both)"
+    ) from error
+
+SAMPLE, TIMESTEP, PREDICTION = "sample", "timestep", "prediction"
+
+
+class OnnxRuntimeDenoiser:
+    """A bundle's ``denoiser.onnx`` in an ONNX Runtime session.
+
+    Args:
+        model: The ONNX file.
+        buffers: The loop's memory, which inputs and output are bound to.
+        threads: Threads inside an operator; 0 leaves it to ONNX Runtime, which takes a thread a core.
+        spinning: Whether idle threads wait actively: the lowest latency, at the price of a busy core.
+
+    Raises:
+        BundleError: If the file is no ONNX model, or its inputs and output are not those of the manifest.
+    """
+
+    def __init__(self, model: Path, buffers: Buffers, *, threads: int = 0, spinning: bool = True) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
+        try:
+            self._session = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime's exceptions share no base class
+            raise BundleError(f"{model} does not load in ONNX Runtime: {error}") from error
+        self._buffers = buffers
+        self._bindings: dict[int, ort.IOBinding] = {}
+        self._check_interface(model)
+
+    def forward(self, rows: int) -> None:
+        """Runs the first ``rows`` rows; the session releases the GIL while it computes."""
+        binding = self._bindings.get(rows) or self._bind(rows)
+        self._session.run_with_iobinding(binding)
+
+    def close(self) -> None:
+        """Frees the session."""
+        self._bindings.clear()
+        del self._session
+
+    def _bind(self, rows: int) -> ort.IOBinding:
+        binding = self._session.io_binding()
+        inputs = {SAMPLE: self._buffers.sample, TIMESTEP: self._buffers.timestep, **self._buffers.cond}
+        for name, memory in inputs.items():
+            view = memory[:rows]
+            binding.bind_input(name, "cpu", 0, view.dtype.type, view.shape, view.ctypes.data)
+        view = self._buffers.prediction[:rows]
+        binding.bind_output(PREDICTION, "cpu", 0, np.float32, view.shape, view.ctypes.data)
+        self._bindings[rows] = binding
+        return binding
+
+    def _check_interface(self, model: Path) -> None:
+        expected = {SAMPLE: self._buffers.sample, TIMESTEP: self._buffers.timestep, **self._buffers.cond}
+        found = {node.name: node for node in self._session.get_inputs()}
+        if set(found) != set(expected):
+            raise BundleError(f"{model}: inputs must be {', '.join(expected)}, got {', '.join(found)}")
+        for name, memory in expected.items():
+            _check_node(model, found[name], memory)
+        outputs = {node.name: node for node in self._session.get_outputs()}
+        if PREDICTION not in outputs:
+            raise BundleError(f"{model}: must have an output {PREDICTION}, got {', '.join(outputs)}")
+        _check_node(model, outputs[PREDICTION], self._buffers.prediction)
+
+
+_ORT_TYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+    "tensor(bool)": "bool",
+}
+
+
+def _check_node(model: Path, node: ort.NodeArg, memory: Array) -> None:
+    dtype = _ORT_TYPES.get(node.type, node.type)
+    if dtype != str(memory.dtype):
+        raise BundleError(f"{model}: {node.name} must be {memory.dtype}, got {node.type}")
+    if isinstance(node.shape[0], int):
+        raise BundleError(f"{model}: the first dimension of {node.name} must be dynamic, got {node.shape[0]}")
+    fixed = [size if isinstance(size, int) else wanted for size, wanted in zip(node.shape[1:], memory.shape[1:])]
+    if len(node.shape) != memory.ndim or tuple(fixed) != memory.shape[1:]:
+        raise BundleError(f"{model}: {node.name} must have shape (R, {', '.join(map(str, memory.shape[1:]))}), got {node.shape}")

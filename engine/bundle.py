@@ -1,0 +1,264 @@
+"""The bundle: a trained network as a folder that can be checked before it is trusted.
+
+``manifest.json`` says what the network takes and gives; every other file is listed there with its size and SHA-256.
+Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, cast
+
+from stepfuse.cond import CondInput
+from stepfuse.errors import BundleError
+from stepfuse.schedule import NoiseSchedule
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+DENOISER = "denoiser.onnx"
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow")
+
+_MODELS = Path(__file__).parent / "models"
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a network is: everything a sampler and a loop must know of it, and nothing of where it runs.
+
+    Attributes:
+        shape: Shape of one sample, such as (C, H, W).
+        schedule: Noise levels it was trained with.
+        prediction_type: ``epsilon``, ``v_prediction``, ``sample`` or ``flow``.
+        cond: Its conditioning inputs by name.
+        timestep_dtype: ``float32``, or ``int64`` for a network that is given timesteps rounded.
+        data_range: Least and greatest value of its samples.
+        defaults: Arguments of ``Engine.sample`` where the caller gives none: sampler, steps, guidance_scale, ...
+    """
+
+    shape: tuple[int, ...]
+    schedule: NoiseSchedule
+    prediction_type: str = "epsilon"
+    cond: Mapping[str, CondInput] = field(default_factory=dict)
+    timestep_dtype: str = "float32"
+    data_range: tuple[float, float] = (-1.0, 1.0)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(int(size) for size in self.shape))
+        if not self.shape or min(self.shape) < 1:
+            raise ValueError(f"shape must be one or more sizes of at least 1, got {self.shape}")
+        if self.prediction_type not in PREDICTION_TYPES:
+            raise ValueError(f"prediction_type must be one of {', '.join(PREDICTION_TYPES)}, got {self.prediction_type!r}")
+        if (self.prediction_type == "flow") != self.schedule.is_flow:
+            raise ValueError(f"prediction_type 'flow' and a flow schedule go together, got {self.prediction_type!r}")
+        if self.timestep_dtype not in ("float32", "int64"):
+            raise ValueError(f"timestep_dtype must be 'float32' or 'int64', got {self.timestep_dtype!r}")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A model folder, read and checked.
+
+    Attributes:
+        path: The folder.
+        name: The model's name.
+        info: What the network is.
+        provenance: Where the weights come from.
+        licence: Under which terms.
+        files: Size and SHA-256 of each file by name.
+    """
+
+    path: Path
+    name: str
+    info: ModelInfo
+    provenance: str
+    licence: str
+    files: Mapping[str, Mapping[str, Any]]
+
+    @classmethod
+    def load(cls, name_or_path: str | os.PathLike[str]) -> Bundle:
+        """Opens an embedded model by name or a bundle by path, and checks every file against the manifest.
+
+        Raises:
+            BundleError: If there is no such bundle, or anything in it is not as its manifest says.
+        """
+        path = _locate(name_or_path)
+        manifest = _read_manifest(path)
+        files = _entry(path, manifest, "files", dict)
+        for name, expected in files.items():
+            _check_file(path, name, expected)
+        if DENOISER not in files:
+            raise BundleError(f"{path / MANIFEST}: files must list {DENOISER}, got {', '.join(files) or 'nothing'}")
+        return cls(
+            path=path,
+            name=_entry(path, manifest, "name", str),
+            info=_model_info(path, manifest),
+            provenance=_entry(path, manifest, "provenance", str),
+            licence=_entry(path, manifest, "licence", str),
+            files=files,
+        )
+
+    @property
+    def denoiser(self) -> Path:
+        """The network's ONNX file."""
+        return self.path / DENOISER
+
+
+def embedded_models() -> list[str]:
+    """Names of the models that come with the package."""
+    return sorted(folder.name for folder in _MODELS.iterdir() if (folder / MANIFEST).is_file())
+
+
+def write_bundle(
+    path: str | os.PathLike[str],
+    *,
+    name: str,
+    info: ModelInfo,
+    files: Mapping[str, str | os.PathLike[str]],
+    provenance: str,
+    licence: str,
+    overwrite: bool = False,
+) -> Bundle:
+    """Writes a bundle: all of it, or nothing.
+
+    Args:
+        path: The folder to make.
+        name: The model's name.
+        info: What the network is.
+        files: Files to copy, by their name in the bundle; ``denoiser.onnx`` is required.
+        provenance: Where the weights come from.
+        licence: Under which terms.
+        overwrite: Whether a bundle that is there already is replaced.
+
+    Returns:
+        The bundle, read back and checked.
+
+    Raises:
+        BundleError: If the folder is there already and ``overwrite`` is not set, or the result does not load.
+    """
+    target = Path(path)
+    if target.exists() and not overwrite:
+        raise BundleError(f"{target} exists already: pass overwrite=True to replace it")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        listed = {}
+        for file_name, source in files.items():
+            copy = _inside(scratch, file_name)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, copy)
+            listed[file_name] = {"size": copy.stat().st_size, "sha256": _sha256(copy)}
+        manifest = {
+            "format_version": FORMAT_VERSION,
+            "name": name,
+            "shape": list(info.shape),
+            "dtype": "float32",
+            "prediction_type": info.prediction_type,
+            "timestep_dtype": info.timestep_dtype,
+            "schedule": info.schedule.config,
+            "cond": {key: asdict(spec) for key, spec in info.cond.items()},
+            "data_range": list(info.data_range),
+            "defaults": dict(info.defaults),
+            "files": listed,
+            "provenance": provenance,
+            "licence": licence,
+        }
+        (scratch / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        scratch.chmod(0o755)  # mkdtemp's own mode would lock other users out of the model
+        Bundle.load(scratch)
+        if target.exists():
+            shutil.rmtree(target)
+        scratch.rename(target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return Bundle.load(target)
+
+
+def _locate(name_or_path: str | os.PathLike[str]) -> Path:
+    given = os.fspath(name_or_path)
+    if given in embedded_models():
+        return _MODELS / given
+    path = Path(given)
+    if (path / MANIFEST).is_file():
+        return path
+    known = ", ".join(embedded_models()) or "none"
+    raise BundleError(f"{given!r} is neither an embedded model ({known}) nor a folder with a {MANIFEST}")
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    file = path / MANIFEST
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{file} is not readable JSON: {error}") from error
+    if not isinstance(manifest, dict):
+        raise BundleError(f"{file} must hold an object, got {type(manifest).__name__}")
+    version = manifest.get("format_version")
+    if version != FORMAT_VERSION:
+        raise BundleError(f"{file}: format_version must be {FORMAT_VERSION}, got {version!r}")
+    if manifest.get("dtype") != "float32":
+        raise BundleError(f"{file}: dtype must be 'float32', got {manifest.get('dtype')!r}")
+    return manifest
+
+
+def _entry(path: Path, manifest: Mapping[str, Any], key: str, kind: type) -> Any:
+    value = manifest.get(key)
+    if not isinstance(value, kind):
+        raise BundleError(f"{path / MANIFEST}: {key} must be a {kind.__name__}, got {value!r}")
+    return value
+
+
+def _model_info(path: Path, manifest: Mapping[str, Any]) -> ModelInfo:
+    try:
+        cond = {name: CondInput(**spec) for name, spec in _entry(path, manifest, "cond", dict).items()}
+        low, high = _entry(path, manifest, "data_range", list)
+        return ModelInfo(
+            shape=tuple(_entry(path, manifest, "shape", list)),
+            schedule=NoiseSchedule.from_config(_entry(path, manifest, "schedule", dict)),
+            prediction_type=_entry(path, manifest, "prediction_type", str),
+            cond=cond,
+            timestep_dtype=manifest.get("timestep_dtype", "float32"),
+            data_range=(float(low), float(high)),
+            defaults=_entry(path, manifest, "defaults", dict),
+        )
+    except BundleError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise BundleError(f"{path / MANIFEST}: {error}") from error
+
+
+def _inside(path: Path, name: str) -> Path:
+    """The file's path, refused if the name could lead out of the folder."""
+    parts = PurePosixPath(name)
+    if not name or parts.is_absolute() or ".." in parts.parts or "\\" in name or name == MANIFEST:
+        raise BundleError(f"{path}: a file's name must stay inside the folder, got {name!r}")
+    return path / name
+
+
+def _check_file(path: Path, name: str, expected: Any) -> None:
+    file = _inside(path, name)
+    if not isinstance(expected, dict) or not {"size", "sha256"} <= expected.keys():
+        raise BundleError(f"{path / MANIFEST}: files[{name!r}] must give size and sha256, got {expected!r}")
+    if not file.is_file() or not file.resolve().is_relative_to(path.resolve()):
+        raise BundleError(f"{file} is listed in the manifest and must be a file of the bundle: it is missing")
+    size = file.stat().st_size
+    if size != expected["size"]:
+        raise BundleError(f"{file}: size must be {expected['size']} bytes, got {size}: the file is truncated or changed")
+    digest = _sha256(file)
+    if digest != expected["sha256"]:
+        raise BundleError(f"{file}: sha256 must be {expected['sha256']}, got {digest}: the file was changed")
+
+
+def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return cast("str", digest.hexdigest())

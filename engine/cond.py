@@ -1,0 +1,117 @@
+"""Conditioning inputs: what a network is told, what "nothing" is, and how a caller says it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+_DTYPES = ("float32", "float16", "int64", "int32", "bool")
+
+
+@dataclass(frozen=True)
+class CondInput:
+    """One conditioning input of a network, a row at a time.
+
+    Attributes:
+        dtype: ``float32``, ``float16``, ``int64``, ``int32`` or ``bool``.
+        shape: Shape of one row; () is a number a row.
+        null: What stands for "no condition": a number, or an array of ``shape``.
+        names: Class names, for an integer input: a name stands for its index.
+    """
+
+    dtype: str = "int64"
+    shape: tuple[int, ...] = ()
+    null: Any = 0
+    names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.dtype not in _DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, got {self.dtype!r}")
+        object.__setattr__(self, "shape", tuple(int(size) for size in self.shape))
+        object.__setattr__(self, "names", tuple(self.names))
+        self.value("null", self.null)
+
+    def value(self, name: str, given: Any) -> npt.NDArray[Any]:
+        """One row's value as an array of this input's dtype and shape. ``None`` is the null value.
+
+        Raises:
+            ValueError: If a class name is unknown, a class index out of range, or the shape differs.
+            TypeError: If the value cannot be had in this dtype.
+        """
+        if given is None:
+            given = self.null
+        if isinstance(given, str):
+            given = self._index(name, given)
+        array = np.asarray(given)
+        if array.shape != self.shape:
+            raise ValueError(f"{name} must have shape {self.shape}, got {array.shape}")
+        if array.dtype.kind not in "biuf" or (array.dtype.kind == "f" and np.dtype(self.dtype).kind != "f"):
+            raise TypeError(f"{name} must be {self.dtype}, got {given!r} of type {array.dtype}")
+        if self.names and not self._known(array):
+            raise ValueError(f"{name} must be a class from 0 to {len(self.names) - 1}, got {given}")
+        return np.ascontiguousarray(array, dtype=self.dtype)
+
+    def values(self, name: str, given: Any, count: int) -> list[npt.NDArray[Any]]:
+        """A value a sample, from one for all or a sequence of one each."""
+        if self._is_sequence(given):
+            if len(given) != count:
+                raise ValueError(f"{name} must be one value, or one for each of the {count} samples, got {len(given)}")
+            return [self.value(name, one) for one in given]
+        return [self.value(name, given)] * count
+
+    def _is_sequence(self, given: Any) -> bool:
+        if given is None or isinstance(given, str | bytes):
+            return False
+        if isinstance(given, np.ndarray):
+            return given.ndim == len(self.shape) + 1
+        if not isinstance(given, Sequence):
+            return False
+        # A plain list is one value only where it nests as deeply as the shape.
+        holds_values = any(one is None or isinstance(one, str) for one in given)
+        return holds_values or np.ndim(given) == len(self.shape) + 1
+
+    def _index(self, name: str, given: str) -> int:
+        if not self.names:
+            raise ValueError(f"{name} has no class names, got {given!r}")
+        if given not in self.names:
+            raise ValueError(f"{name} must be one of {', '.join(self.names)}, got {given!r}")
+        return self.names.index(given)
+
+    def _known(self, array: npt.NDArray[Any]) -> bool:
+        return bool(np.all((array >= 0) & (array < len(self.names)) | (array == self.null)))
+
+
+def cond_per_sample(inputs: Mapping[str, CondInput], given: Any, count: int) -> list[list[npt.NDArray[Any]] | None]:
+    """What each sample is told: a value an input in the inputs' order, or None where it is told nothing at all.
+
+    Args:
+        inputs: The network's conditioning inputs by name.
+        given: One value or one a sample where there is one input, otherwise a dict of these by name. None is null.
+        count: Number of samples.
+
+    Raises:
+        ValueError: If a name is unknown, or ``CondInput.value`` finds something.
+        TypeError: If there are several inputs and ``given`` is no dict.
+    """
+    if not inputs:
+        if given is not None:
+            raise ValueError(f"this model takes no conditioning, got {given!r}")
+        return [None] * count
+    if not isinstance(given, Mapping):
+        if len(inputs) > 1 and given is not None:
+            raise TypeError(f"cond must be a dict with any of {', '.join(inputs)}, got {type(given).__name__}")
+        given = {next(iter(inputs)): given}
+    unknown = set(given) - set(inputs)
+    if unknown:
+        raise ValueError(f"cond must have names among {', '.join(inputs)}, got {', '.join(map(str, sorted(unknown)))}")
+    columns = [spec.values(name, given.get(name), count) for name, spec in inputs.items()]
+    nulls = [spec.value(name, None) for name, spec in inputs.items()]
+    rows: list[list[npt.NDArray[Any]] | None] = []
+    for values in zip(*columns, strict=True):
+        told = any(not np.array_equal(value, null) for value, null in zip(values, nulls, strict=True))
+        rows.append(list(values) if told else None)
+    return rows

@@ -1,0 +1,190 @@
+"""From the arguments of ``Engine.sample`` to one request a sample: a table, a seed, and what the sample is told."""
+
+from __future__ import annotations
+
+import inspect
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from stepfuse.bundle import ModelInfo
+from stepfuse.cond import cond_per_sample
+from stepfuse.samplers import SAMPLERS
+from stepfuse.steptable import StepTable
+
+_DEFAULT_SAMPLER, _DEFAULT_STEPS = "ddim", 50
+_SEED_LIMIT = 1 << 64
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """One sample to draw.
+
+    Attributes:
+        table: Its sampler, compiled.
+        seed: Key of all its noise.
+        cond: A value for each conditioning input; None where it is told nothing.
+    """
+
+    table: StepTable
+    seed: int
+    cond: list[npt.NDArray[Any]] | None
+
+
+def resolve(
+    info: ModelInfo,
+    n: int,
+    *,
+    cond: Any,
+    seed: int | Sequence[int] | None,
+    table: StepTable | Sequence[StepTable] | None,
+    sampler: str | Sequence[str] | None,
+    steps: int | Sequence[int] | None,
+    guidance_scale: float | Sequence[float] | None,
+    eta: float | Sequence[float] | None,
+    options: Mapping[str, Any],
+) -> list[SampleRequest]:
+    """One request a sample; every argument is one value for all or a sequence of one each.
+
+    Raises:
+        ValueError: If a bound is broken or lengths differ; the message carries the value received.
+        TypeError: If a value is of the wrong kind.
+    """
+    if isinstance(n, bool) or not isinstance(n, int | np.integer):
+        raise TypeError(f"n must be a whole number, got {n!r}")
+    if n < 1:
+        raise ValueError(f"n must be at least 1, got {n}")
+    conds = cond_per_sample(info.cond, cond, n)
+    seeds = _seeds(seed, n)
+    if table is not None:
+        given = {"sampler": sampler, "steps": steps, "guidance_scale": guidance_scale, "eta": eta, **options}
+        named = [name for name, value in given.items() if value is not None]
+        if named:
+            raise ValueError(f"table says all about the sampler: leave out {', '.join(named)}")
+        tables = [_checked(info, one) for one in _each("table", table, n)]
+    else:
+        tables = _tables(info, n, conds, sampler, steps, guidance_scale, eta, options)
+    return [SampleRequest(*request) for request in zip(tables, seeds, conds, strict=True)]
+
+
+def compile_table(
+    info: ModelInfo,
+    sampler: str,
+    steps: int | None,
+    guidance_scale: float,
+    eta: float | None,
+    options: Mapping[str, Any],
+) -> StepTable:
+    """The table of a named sampler for this model.
+
+    Raises:
+        ValueError: If there is no such sampler, or it refuses an argument.
+        TypeError: If it does not have one of the options.
+    """
+    if sampler not in SAMPLERS:
+        raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {sampler!r}")
+    function = SAMPLERS[sampler]
+    accepted = inspect.signature(function).parameters
+    arguments = {name: value for name, value in _default_options(info).items() if name in accepted}
+    arguments.update(options)
+    if "prediction_type" in accepted:
+        arguments["prediction_type"] = info.prediction_type
+    if "eta" in accepted:
+        arguments["eta"] = 0.0 if eta is None else eta
+    elif eta:
+        raise ValueError(f"eta must be left out with sampler {sampler!r}, which has none, got {eta}")
+    unknown = [name for name in arguments if name not in accepted]
+    if unknown:
+        known = ", ".join(name for name in accepted if name != "schedule")
+        raise TypeError(f"sampler {sampler!r} takes {known}, got {', '.join(unknown)}")
+    return function(info.schedule, steps, guidance_scale=guidance_scale, **arguments)
+
+
+def _tables(
+    info: ModelInfo,
+    n: int,
+    conds: list[list[npt.NDArray[Any]] | None],
+    sampler: str | Sequence[str] | None,
+    steps: int | Sequence[int] | None,
+    guidance_scale: float | Sequence[float] | None,
+    eta: float | Sequence[float] | None,
+    options: Mapping[str, Any],
+) -> list[StepTable]:
+    compiled: dict[tuple[Any, ...], StepTable] = {}
+    tables = []
+    arguments = zip(
+        _each("sampler", sampler, n),
+        _each("steps", steps, n),
+        _each("guidance_scale", guidance_scale, n),
+        _each("eta", eta, n),
+        strict=True,
+    )
+    for name, count, scale, share in arguments:
+        name = name if name is not None else info.defaults.get("sampler", "euler" if info.schedule.is_flow else "ddim")
+        if count is None and options.get("timesteps") is None:
+            count = _default_steps(info, name)
+        if scale is None:
+            scale = info.defaults.get("guidance_scale", 1.0)
+        elif scale != 1 and not info.cond:
+            raise ValueError(f"guidance_scale must be 1 for a model that takes no conditioning, got {scale}")
+        key = (name, count, scale, share)
+        if key not in compiled:
+            compiled[key] = compile_table(info, name, count, scale, share, options)
+        tables.append(compiled[key])
+    return tables
+
+
+def _default_steps(info: ModelInfo, sampler: str) -> int:
+    total = info.schedule.num_train_timesteps
+    if sampler == "ddpm":  # the original sampler takes every timestep
+        return total
+    return min(int(info.defaults.get("steps", _DEFAULT_STEPS)), total)
+
+
+def _default_options(info: ModelInfo) -> dict[str, Any]:
+    named = ("sampler", "steps", "guidance_scale", "eta")
+    return {name: value for name, value in info.defaults.items() if name not in named}
+
+
+def _checked(info: ModelInfo, table: Any) -> StepTable:
+    if not isinstance(table, StepTable):
+        raise TypeError(f"table must be a StepTable, got {type(table).__name__}")
+    table.check()
+    latest = float(table["t"].max())
+    if latest > info.schedule.max_timestep:
+        raise ValueError(f"table's timesteps must be at most {info.schedule.max_timestep:g} for this model, got {latest:g}")
+    return table
+
+
+def _seeds(seed: int | Sequence[int] | None, n: int) -> list[int]:
+    if seed is None:
+        seed = secrets.randbits(64)
+    if isinstance(seed, int | np.integer) and not isinstance(seed, bool):
+        _require_seed(int(seed))
+        return [(int(seed) + i) % _SEED_LIMIT for i in range(n)]
+    seeds = _each("seed", seed, n)
+    for one in seeds:
+        if isinstance(one, bool) or not isinstance(one, int | np.integer):
+            raise TypeError(f"seed must be a whole number, got {one!r}")
+        _require_seed(int(one))
+    return [int(one) for one in seeds]
+
+
+def _require_seed(seed: int) -> None:
+    if not 0 <= seed < _SEED_LIMIT:
+        raise ValueError(f"seed must be between 0 and 2^64 - 1, got {seed}")
+
+
+def _each(name: str, given: Any, n: int) -> list[Any]:
+    """One value a sample."""
+    if isinstance(given, np.ndarray) and given.ndim == 1:
+        given = given.tolist()
+    if isinstance(given, str | StepTable) or not isinstance(given, Sequence):
+        return [given] * n
+    if len(given) != n:
+        raise ValueError(f"{name} must be one value, or one for each of the {n} samples, got {len(given)}")
+    return list(given)

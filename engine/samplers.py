@@ -1,0 +1,534 @@
+"""Samplers: each a function from a noise schedule to a StepTable.
+
+With x the state, e the network's output and d the clean sample that it implies, a step is
+``x' = q_x x + q_d d + q_e e + q_h h + q_z z``. Each function writes its paper's update in these terms, in float64.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from stepfuse.schedule import Float64Array, NoiseSchedule, Spacing, explicit_timesteps, spaced_timesteps
+from stepfuse.steptable import StepTable
+
+PredictionType = Literal["epsilon", "v_prediction", "sample"]
+Columns = dict[str, npt.ArrayLike]
+
+# The smallest positive float16: what diffusers puts in the place of a terminal ᾱ of 0 where a sampler divides by it.
+_TINY_ALPHA = 2.0**-24
+
+
+class NaiveSamplerWarning(UserWarning):
+    """The sampler asked for is wrong on purpose: a baseline to compare with, not to use."""
+
+
+def ddim(
+    schedule: NoiseSchedule,
+    steps: int | None = None,
+    *,
+    timesteps: Sequence[float] | None = None,
+    spacing: Spacing = "leading",
+    steps_offset: int = 0,
+    prediction_type: PredictionType = "epsilon",
+    clip: float | None = None,
+    clipped_eps: bool = False,
+    eta: float = 0.0,
+    final_alpha_cumprod: float = 1.0,
+    guidance_scale: float = 1.0,
+    guidance_interval: tuple[float, float] = (0.0, 1.0),
+) -> StepTable:
+    """DDIM of Song et al. (2021), Eq. 12: any subset of the training timesteps, taken backwards.
+
+    Args:
+        schedule: Noise levels the network was trained with, variance-preserving.
+        steps: Number of network evaluations S, 1 ≤ S ≤ T. May be left out where ``timesteps`` are given.
+        timesteps: Timesteps of one's own, strictly decreasing, instead of ``spacing``; each step leads to the next one.
+        spacing: Which S timesteps are taken: ``leading``, ``trailing`` or ``linspace``.
+        steps_offset: Added to ``leading`` timesteps.
+        prediction_type: What the network predicts: ``epsilon``, ``v_prediction`` or ``sample``.
+        clip: The implied clean sample is clamped to [-clip, clip]; None leaves it alone.
+        clipped_eps: Whether the noise estimate is derived again from the clamped sample.
+        eta: Share of DDPM's noise that is added back (Eq. 16), 0 (deterministic) to 1.
+        final_alpha_cumprod: ᾱ of the state after the last step: 1 for a clean sample.
+        guidance_scale: Classifier-free guidance (Ho & Salimans, 2022); 1 means one network pass a step instead of two.
+        guidance_interval: Guidance is on while t / (T - 1) lies within these bounds, 1 being the noisiest
+            (Kynkäänniemi et al., 2024); elsewhere the conditional pass stands alone.
+
+    Returns:
+        A table of S rows, the noisiest timestep first.
+
+    Raises:
+        ValueError: If a bound is broken; the message carries the value received.
+    """
+    _require_between("eta", eta, 0.0, 1.0)
+    _require_between("final_alpha_cumprod", final_alpha_cumprod, 0.0, 1.0)
+    t = _timesteps(schedule, steps, timesteps, spacing, steps_offset)
+    # With a spacing, diffusers steps to t - T // S whatever the next timestep is; so do we, to give the same images.
+    stride = schedule.num_train_timesteps // len(t)
+    prev_t = np.append(t[1:], -1.0) if timesteps is not None else t - stride
+    a, a_prev = _alphas_at(schedule, t), _alphas_at(schedule, prev_t, final_alpha_cumprod)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        sigma = eta * np.sqrt((1 - a_prev) / (1 - a) * (1 - a / a_prev))
+        towards_x = np.sqrt(1 - a_prev - sigma**2)
+        x_to_eps, d_to_eps, e_to_eps = _eps_from(prediction_type, a, from_clipped=clipped_eps)
+        columns: Columns = {
+            **_clean_sample(prediction_type, a, clip),
+            "q_x": towards_x * x_to_eps,
+            "q_d": np.sqrt(a_prev) + towards_x * d_to_eps,
+            "q_e": towards_x * e_to_eps,
+            "q_z": sigma,
+        }
+    options = _options(prediction_type=prediction_type, spacing=spacing, clip=clip, eta=eta)
+    return _table("ddim", schedule, t, columns, guidance_scale, guidance_interval, options)
+
+
+def ddpm(
+    schedule: NoiseSchedule,
+    steps: int | None = None,
+    *,
+    timesteps: Sequence[float] | None = None,
+    spacing: Spacing = "leading",
+    steps_offset: int = 0,
+    prediction_type: PredictionType = "epsilon",
+    clip: float | None = None,
+    variance: Literal["beta", "posterior"] = "beta",
+    guidance_scale: float = 1.0,
+    guidance_interval: tuple[float, float] = (0.0, 1.0),
+) -> StepTable:
+    """DDPM ancestral sampling of Ho et al. (2020), Eq. 7, respaced as in Nichol & Dhariwal (2021), Eq. 19.
+
+    With fewer steps than T, each β is that of the whole stretch from one chosen timestep to the next.
+
+    Args:
+        schedule: As for ``ddim``, and so are the arguments not named here.
+        steps: Number of network evaluations S; S = T is the original sampler.
+        timesteps: As for ``ddim``.
+        spacing: As for ``ddim``.
+        steps_offset: As for ``ddim``.
+        prediction_type: As for ``ddim``.
+        clip: As for ``ddim``.
+        variance: ``beta`` adds noise of variance β_t, ``posterior`` of β̃_t; none at t = 0.
+        guidance_scale: As for ``ddim``.
+        guidance_interval: As for ``ddim``.
+
+    Returns:
+        A table of S rows, the noisiest timestep first.
+
+    Raises:
+        ValueError: If a bound is broken; the message carries the value received.
+    """
+    t = _timesteps(schedule, steps, timesteps, spacing, steps_offset)
+    a, a_prev = _alphas_at(schedule, t), _alphas_at(schedule, np.append(t[1:], -1.0))
+    columns = _ancestral(prediction_type, t, a, a_prev, variance, clip)
+    options = _options(prediction_type=prediction_type, spacing=spacing, clip=clip, variance=variance)
+    return _table("ddpm", schedule, t, columns, guidance_scale, guidance_interval, options)
+
+
+def ddpm_strided(
+    schedule: NoiseSchedule,
+    steps: int | None = None,
+    *,
+    timesteps: Sequence[float] | None = None,
+    spacing: Spacing = "leading",
+    steps_offset: int = 0,
+    prediction_type: PredictionType = "epsilon",
+    clip: float | None = None,
+    variance: Literal["beta", "posterior"] = "beta",
+    guidance_scale: float = 1.0,
+    guidance_interval: tuple[float, float] = (0.0, 1.0),
+) -> StepTable:
+    """The naive baseline: rows of full DDPM at every k-th timestep. Each undoes one step's noise where k are due.
+
+    Wrong on purpose; it shows why ``ddim`` and respaced ``ddpm`` exist. Arguments are those of ``ddpm``.
+
+    Warns:
+        NaiveSamplerWarning: If any timestep is left out.
+    """
+    t = _timesteps(schedule, steps, timesteps, spacing, steps_offset)
+    if len(t) < schedule.num_train_timesteps:
+        warnings.warn(
+            f"ddpm_strided with {len(t)} of {schedule.num_train_timesteps} steps is wrong on purpose:"
+            " use ddim or ddpm for samples worth having",
+            NaiveSamplerWarning,
+            stacklevel=2,
+        )
+    columns = _ancestral(prediction_type, t, _alphas_at(schedule, t), _alphas_at(schedule, t - 1), variance, clip)
+    options = _options(prediction_type=prediction_type, spacing=spacing, clip=clip, variance=variance)
+    return _table("ddpm_strided", schedule, t, columns, guidance_scale, guidance_interval, options)
+
+
+def dpmpp_2m(
+    schedule: NoiseSchedule,
+    steps: int | None = None,
+    *,
+    timesteps: Sequence[float] | None = None,
+    spacing: Spacing = "linspace",
+    steps_offset: int = 0,
+    prediction_type: PredictionType = "epsilon",
+    clip: float | None = None,
+    karras: bool = False,
+    lower_order_final: bool = True,
+    final_alpha_cumprod: float = 1.0,
+    guidance_scale: float = 1.0,
+    guidance_interval: tuple[float, float] = (0.0, 1.0),
+) -> StepTable:
+    """DPM-Solver++(2M) of Lu et al. (2022b), Algorithm 2, midpoint form; the history is the last clean estimate.
+
+    Args:
+        schedule: As for ``ddim``, and so are the arguments not named here.
+        steps: Number of network evaluations S, 1 ≤ S < T.
+        timesteps: As for ``ddim``.
+        spacing: As for ``ddim``, over S + 1 points of which the cleanest is left out, as diffusers does.
+        steps_offset: As for ``ddim``.
+        prediction_type: As for ``ddim``.
+        clip: As for ``ddim``.
+        karras: Noise levels of Karras et al. (2022), Eq. 5 with ρ = 7, instead of ``spacing``.
+        lower_order_final: Whether the last step is of first order where S < 15. Towards a clean sample it always is.
+        final_alpha_cumprod: As for ``ddim``.
+        guidance_scale: As for ``ddim``.
+        guidance_interval: As for ``ddim``.
+
+    Returns:
+        A table of S rows, the noisiest timestep first.
+
+    Raises:
+        ValueError: If a bound is broken; the message carries the value received.
+    """
+    total = schedule.num_train_timesteps
+    if timesteps is not None or spacing == "trailing":
+        t = _timesteps(schedule, steps, timesteps, spacing, steps_offset)
+    else:
+        count = _step_count(steps, total - 1)
+        t = spaced_timesteps(total, count + 1, spacing)[:-1] + (steps_offset if spacing == "leading" else 0)
+    all_sigmas = _sigmas(schedule, prediction_type)
+    sigma = np.interp(t, np.arange(total), all_sigmas)
+    if karras:
+        sigma = _karras_sigmas(all_sigmas, len(t))
+        t = np.interp(np.log(sigma), np.log(all_sigmas), np.arange(total)).round()
+
+    _require_between("final_alpha_cumprod", final_alpha_cumprod, 0.0, 1.0)
+    last_sigma = np.sqrt((1 - final_alpha_cumprod) / final_alpha_cumprod)
+    sigma_next = np.append(sigma[1:], last_sigma)
+    a, a_next = 1 / (1 + sigma**2), 1 / (1 + sigma_next**2)
+    with np.errstate(divide="ignore"):
+        log_step = np.log(sigma) - np.log(sigma_next)  # h, in half log-SNR
+    step_ratio = np.append(np.inf, log_step[:-1] / log_step[1:])  # r; infinite makes a step of first order
+    if last_sigma == 0 or (lower_order_final and len(t) < 15):
+        step_ratio[-1] = np.inf
+    towards_d = -np.sqrt(a_next) * np.expm1(-log_step)
+    columns: Columns = {
+        **_clean_sample(prediction_type, a, clip),
+        "q_x": np.sqrt((1 - a_next) / (1 - a)),
+        "q_d": towards_d * (1 + 0.5 / step_ratio),
+        "q_h": -towards_d * 0.5 / step_ratio,
+        "u_d": 1.0,
+    }
+    options = _options(prediction_type=prediction_type, spacing=spacing, clip=clip, karras=karras)
+    return _table("dpmpp_2m", schedule, t, columns, guidance_scale, guidance_interval, options)
+
+
+def lcm(
+    schedule: NoiseSchedule,
+    steps: int | None = None,
+    *,
+    timesteps: Sequence[float] | None = None,
+    original_steps: int = 50,
+    prediction_type: PredictionType = "epsilon",
+    clip: float | None = None,
+    guidance_scale: float = 1.0,
+    guidance_interval: tuple[float, float] = (0.0, 1.0),
+) -> StepTable:
+    """Multistep consistency sampling of latent consistency models (Luo et al., 2023, Algorithm 3).
+
+    Args:
+        schedule: As for ``ddim``, and so are the arguments not named here.
+        steps: Number of network evaluations S, 1 ≤ S ≤ ``original_steps``.
+        timesteps: As for ``ddim``.
+        original_steps: Steps of the solver that the model was distilled with; S of these are taken.
+        prediction_type: As for ``ddim``.
+        clip: As for ``ddim``.
+        guidance_scale: As for ``ddim``; models distilled with guidance folded in take 1.
+        guidance_interval: As for ``ddim``.
+
+    Returns:
+        A table of S rows, the noisiest timestep first.
+
+    Raises:
+        ValueError: If a bound is broken; the message carries the value received.
+    """
+    total = schedule.num_train_timesteps
+    _require_between("original_steps", original_steps, 1, total)
+    if timesteps is not None:
+        t = _timesteps(schedule, steps, timesteps, "leading", 0)
+    else:
+        solver = np.arange(original_steps, 0, -1) * (total // original_steps) - 1.0
+        count = _step_count(steps, original_steps)
+        t = solver[np.floor(np.linspace(0, original_steps, count, endpoint=False)).astype(int)]
+    a, a_prev = _alphas_at(schedule, t), _alphas_at(schedule, np.append(t[1:], -1.0))
+    sigma_data, timestep_scaling = 0.5, 10.0  # boundary condition scalings, Eq. 4 of that paper and its appendix
+    c_skip = sigma_data**2 / ((timestep_scaling * t) ** 2 + sigma_data**2)
+    c_out = timestep_scaling * t / np.sqrt((timestep_scaling * t) ** 2 + sigma_data**2)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        columns: Columns = {
+            **_clean_sample(prediction_type, a, clip),
+            "q_x": np.sqrt(a_prev) * c_skip,
+            "q_d": np.sqrt(a_prev) * c_out,
+            "q_z": np.sqrt(1 - a_prev),
+        }
+    options = _options(prediction_type=prediction_type, clip=clip, original_steps=original_steps)
+    return _table("lcm", schedule, t, columns, guidance_scale, guidance_interval, options)
+
+
+def heun(
+    schedule: NoiseSchedule,
+    steps: int | None = None,
+    *,
+    timesteps: Sequence[float] | None = None,
+    spacing: Spacing = "linspace",
+    steps_offset: int = 0,
+    prediction_type: PredictionType = "epsilon",
+    clip: float | None = None,
+    karras: bool = False,
+    guidance_scale: float = 1.0,
+    guidance_interval: tuple[float, float] = (0.0, 1.0),
+) -> StepTable:
+    """Heun's second-order method on the probability-flow ODE (Karras et al., 2022, Algorithm 1).
+
+    The state is ``x0 + sigma z``. Each interval is two rows: Euler to its end, then the average of both slopes, for which
+    the history carries the state and half of the first slope. The last interval, to sigma = 0, is Euler alone.
+
+    Args:
+        schedule: As for ``ddim``, and so are the arguments not named here.
+        steps: Number of noise levels S; the table has 2 S - 1 rows.
+        timesteps: As for ``ddim``; they need not be whole.
+        spacing: As for ``ddim``; ``linspace`` is not rounded.
+        steps_offset: As for ``ddim``.
+        prediction_type: As for ``ddim``.
+        clip: As for ``ddim``.
+        karras: Noise levels of Karras et al. (2022), Eq. 5 with ρ = 7, between those that ``spacing`` ends at.
+        guidance_scale: As for ``ddim``.
+        guidance_interval: As for ``ddim``.
+
+    Returns:
+        A table of 2 S - 1 rows, the noisiest timestep first.
+
+    Raises:
+        ValueError: If a bound is broken; the message carries the value received.
+    """
+    total = schedule.num_train_timesteps
+    t = _timesteps(schedule, steps, timesteps, spacing, steps_offset)
+    if timesteps is None and spacing == "linspace":
+        t = np.linspace(0, total - 1, len(t))[::-1]
+    all_sigmas = _sigmas(schedule, prediction_type)
+    sigma = np.interp(t, np.arange(total), all_sigmas)
+    if karras:
+        sigma = _karras_sigmas(sigma[::-1], len(t))
+        t = np.interp(np.log(sigma), np.log(all_sigmas), np.arange(total))
+    init_scale = float(sigma[0] if spacing in ("linspace", "trailing") else np.hypot(sigma[0], 1.0))
+
+    # Row 2 i is Euler's at sigma[i], row 2 i + 1 the correction at sigma[i + 1]; dt is that interval's width in both.
+    euler = np.arange(2 * len(t) - 1) % 2 == 0
+    t, sigma_here = np.repeat(t, 2)[1:], np.repeat(sigma, 2)[1:]
+    dt = np.repeat(np.append(np.diff(sigma), -sigma[-1]), 2)[:-1]
+    slope = np.where(euler, dt, dt / 2) / sigma_here  # the slope is (x - d) / sigma
+    corrected = euler & (np.arange(len(t)) < len(t) - 1)
+    scale = 1 / np.sqrt(1 + sigma_here**2)
+    clean = _clean_sample(prediction_type, scale**2, clip)
+    clean["p_x"] = np.asarray(clean["p_x"]) * scale  # the network's own state is scale * x
+    columns: Columns = {
+        **clean,
+        "s": scale,
+        "q_x": np.where(euler, 1 + slope, slope),
+        "q_d": -slope,
+        "q_h": np.where(euler, 0.0, 1.0),
+        "u_x": np.where(corrected, 1 + slope / 2, 0.0),
+        "u_d": np.where(corrected, -slope / 2, 0.0),
+    }
+    options = _options(prediction_type=prediction_type, spacing=spacing, clip=clip, karras=karras)
+    return _table("heun", schedule, t, columns, guidance_scale, guidance_interval, options, init_scale)
+
+
+def euler(
+    schedule: NoiseSchedule,
+    steps: int | None = None,
+    *,
+    timesteps: Sequence[float] | None = None,
+    guidance_scale: float = 1.0,
+    guidance_interval: tuple[float, float] = (0.0, 1.0),
+) -> StepTable:
+    """Euler's method on a rectified flow (Esser et al., 2024): ``x' = x + (sigma' - sigma) v`` with ``v = z - x0``.
+
+    Args:
+        schedule: A flow schedule, ``NoiseSchedule.flow(shift)``.
+        steps: Number of network evaluations S, 1 ≤ S ≤ T.
+        timesteps: Timesteps of one's own, T σ in (0, T], strictly decreasing, taken as they are, without shift.
+        guidance_scale: As for ``ddim``.
+        guidance_interval: As for ``ddim``.
+
+    Returns:
+        A table of S rows, the noisiest timestep first.
+
+    Raises:
+        ValueError: If the schedule is no flow schedule, or a bound is broken; the message carries the value received.
+    """
+    if schedule.shift is None:
+        raise ValueError("euler needs a flow schedule, NoiseSchedule.flow(shift), got a variance-preserving one")
+    total = schedule.num_train_timesteps
+    if timesteps is not None:
+        sigma = explicit_timesteps(total + 1, timesteps) / total
+        _match_count(steps, len(sigma))
+    else:
+        shift = schedule.shift
+        ends = [shift * end / (1 + (shift - 1) * end) for end in (1.0, 1.0 / total)]
+        sigma = np.linspace(ends[0], ends[1], _step_count(steps, total))
+        sigma = shift * sigma / (1 + (shift - 1) * sigma)  # diffusers shifts both the ends and what lies between
+    columns: Columns = {"p_x": 1.0, "p_e": -sigma, "q_x": 1.0, "q_e": np.append(sigma[1:], 0.0) - sigma}
+    options = _options(prediction_type="flow", shift=schedule.shift)
+    return _table("euler", schedule, sigma * total, columns, guidance_scale, guidance_interval, options)
+
+
+#: Samplers by name, as ``Engine.sample(sampler=...)`` takes them.
+SAMPLERS: Mapping[str, Callable[..., StepTable]] = {
+    function.__name__: cast("Callable[..., StepTable]", function)
+    for function in (ddim, ddpm, ddpm_strided, dpmpp_2m, lcm, heun, euler)
+}
+
+
+def _step_count(steps: int | None, most: int) -> int:
+    if steps is None:
+        raise ValueError("steps must be given where timesteps are not")
+    if isinstance(steps, bool) or not isinstance(steps, int | np.integer):
+        raise TypeError(f"steps must be a whole number, got {steps!r}")
+    _require_between("steps", steps, 1, most)
+    return int(steps)
+
+
+def _match_count(steps: int | None, given: int) -> None:
+    if steps is not None and steps != given:
+        raise ValueError(f"steps must be the number of timesteps, {given}, or left out, got {steps}")
+
+
+def _timesteps(
+    schedule: NoiseSchedule, steps: int | None, timesteps: Sequence[float] | None, spacing: Spacing, steps_offset: int
+) -> Float64Array:
+    total = schedule.num_train_timesteps
+    if timesteps is not None:
+        chosen = explicit_timesteps(total, timesteps)
+        _match_count(steps, len(chosen))
+        return chosen
+    return spaced_timesteps(total, _step_count(steps, total), spacing, steps_offset)
+
+
+def _require_between(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise ValueError(f"{name} must be between {low:g} and {high:g}, got {value}")
+
+
+def _alphas_at(schedule: NoiseSchedule, t: Float64Array, final: float = 1.0) -> Float64Array:
+    """ᾱ at each timestep; ``final`` where t is below 0, past the last one."""
+    alphas = schedule.alphas_cumprod
+    index = t.round().astype(int)
+    if index.max() >= len(alphas):
+        raise ValueError(f"timesteps[{int(np.argmax(index))}] must be at most {len(alphas) - 1}, got {index.max()}")
+    return np.where(index >= 0, alphas[np.maximum(index, 0)], final)
+
+
+def _sigmas(schedule: NoiseSchedule, prediction_type: str) -> Float64Array:
+    """Noise over signal at every training timestep, finite also where ᾱ is 0."""
+    alphas = schedule.alphas_cumprod
+    if alphas[-1] == 0 and prediction_type == "epsilon":
+        raise ValueError(
+            f"alphas_cumprod[{len(alphas) - 1}] must be above 0 with epsilon prediction, got 0.0: use v_prediction or"
+            " sample, or a schedule without zero terminal SNR"
+        )
+    alphas = np.maximum(alphas, _TINY_ALPHA)
+    return cast("Float64Array", np.sqrt((1 - alphas) / alphas))
+
+
+def _karras_sigmas(sigmas: Float64Array, count: int) -> Float64Array:
+    rho = 7.0
+    low, high = sigmas[0] ** (1 / rho), sigmas[-1] ** (1 / rho)
+    return cast("Float64Array", (high + np.linspace(0, 1, count) * (low - high)) ** rho)
+
+
+def _clean_sample(prediction_type: str, a: Float64Array, clip: float | None) -> Columns:
+    """Line 1: the clean sample that the network's output implies at signal share ``a``, and its bounds."""
+    if clip is not None and not clip > 0:
+        raise ValueError(f"clip must be above 0, or None, got {clip}")
+    bounds: Columns = {} if clip is None else {"lo": -clip, "hi": clip}
+    root, noise = np.sqrt(a), np.sqrt(1 - a)
+    if prediction_type == "epsilon":
+        with np.errstate(divide="ignore"):
+            return {"p_x": 1 / root, "p_e": -noise / root, **bounds}
+    if prediction_type == "v_prediction":
+        return {"p_x": root, "p_e": -noise, **bounds}
+    if prediction_type == "sample":
+        return {"p_x": np.zeros_like(a), "p_e": np.ones_like(a), **bounds}
+    raise ValueError(f"prediction_type must be 'epsilon', 'v_prediction' or 'sample', got {prediction_type!r}")
+
+
+def _eps_from(
+    prediction_type: str, a: Float64Array, *, from_clipped: bool
+) -> tuple[npt.ArrayLike, npt.ArrayLike, npt.ArrayLike]:
+    """The noise estimate as weights of (x, d, e)."""
+    root, noise = np.sqrt(a), np.sqrt(1 - a)
+    if from_clipped:
+        return 1 / noise, -root / noise, 0.0
+    if prediction_type == "epsilon":
+        return 0.0, 0.0, 1.0
+    if prediction_type == "v_prediction":
+        return noise, 0.0, root
+    return 1 / noise, 0.0, -root / noise
+
+
+def _ancestral(
+    prediction_type: str, t: Float64Array, a: Float64Array, a_prev: Float64Array, variance: str, clip: float | None
+) -> Columns:
+    """Mean and variance of Ho et al. (2020), Eq. 6 and 7, for a jump from signal share ``a`` to ``a_prev``."""
+    if variance not in ("beta", "posterior"):
+        raise ValueError(f"variance must be 'beta' or 'posterior', got {variance!r}")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        alpha = a / a_prev
+        beta = 1 - alpha
+        posterior = beta * (1 - a_prev) / (1 - a)
+        return {
+            **_clean_sample(prediction_type, a, clip),
+            "q_x": np.sqrt(alpha) * (1 - a_prev) / (1 - a),
+            "q_d": np.sqrt(a_prev) * beta / (1 - a),
+            "q_z": np.where(t > 0, np.sqrt(beta if variance == "beta" else posterior), 0.0),
+        }
+
+
+def _options(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _table(
+    name: str,
+    schedule: NoiseSchedule,
+    t: Float64Array,
+    columns: Columns,
+    guidance_scale: float,
+    guidance_interval: tuple[float, float],
+    options: dict[str, Any],
+    init_scale: float = 1.0,
+) -> StepTable:
+    if not (np.isfinite(guidance_scale) and guidance_scale >= 0):
+        raise ValueError(f"guidance_scale must be at least 0 and finite, got {guidance_scale}")
+    start, stop = guidance_interval
+    if not 0 <= start <= stop <= 1:
+        raise ValueError(f"guidance_interval must be (start, stop) with 0 <= start <= stop <= 1, got {guidance_interval}")
+    time = t / max(schedule.max_timestep, 1.0)
+    guided = (time >= start) & (time <= stop)
+    return StepTable.from_columns(
+        {"t": t, "g": np.where(guided, guidance_scale, 1.0), **columns},
+        sampler=name,
+        options={"steps": len(t), "guidance_scale": guidance_scale, **options},
+        init_scale=init_scale,
+        max_timestep=schedule.max_timestep,
+    )

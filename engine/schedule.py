@@ -1,0 +1,195 @@
+"""Noise schedules: how much signal is left at each training timestep, in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Float64Array = npt.NDArray[np.float64]
+Spacing = Literal["leading", "trailing", "linspace"]
+
+
+def _read_only(values: npt.ArrayLike) -> Float64Array:
+    array = np.array(values, dtype=np.float64)
+    array.flags.writeable = False
+    return array
+
+
+@dataclass(frozen=True, eq=False)
+class NoiseSchedule:
+    """The noise levels a network was trained with.
+
+    Make one with a class method. A variance-preserving schedule has ``alphas_cumprod``, the share of signal left at each
+    training timestep; a flow schedule has a ``shift`` instead, and its states are ``(1 - sigma) x0 + sigma z``.
+
+    Attributes:
+        num_train_timesteps: T, the length of the training schedule.
+        shift: Flow schedules: resolution shift of Esser et al. (2024), Eq. 23. None for variance-preserving ones.
+        config: The arguments that make this schedule again, as a manifest keeps them.
+    """
+
+    num_train_timesteps: int
+    shift: float | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    _alphas_cumprod: Float64Array | None = None
+
+    @property
+    def is_flow(self) -> bool:
+        """Whether states lie on a straight line between sample and noise instead of being variance-preserving."""
+        return self.shift is not None
+
+    @property
+    def max_timestep(self) -> float:
+        """The noisiest timestep: T - 1, or T on a flow schedule, whose timesteps are T σ."""
+        return float(self.num_train_timesteps if self.is_flow else self.num_train_timesteps - 1)
+
+    @property
+    def alphas_cumprod(self) -> Float64Array:
+        """Share of signal left, ᾱ_t, shape (T,), float64, read-only, not increasing.
+
+        Raises:
+            ValueError: On a flow schedule, which has none.
+        """
+        if self._alphas_cumprod is None:
+            raise ValueError("a flow schedule has no alphas_cumprod: use a sampler for flow models, such as 'euler'")
+        return self._alphas_cumprod
+
+    @classmethod
+    def linear(
+        cls, beta_start: float = 1e-4, beta_end: float = 0.02, num_train_timesteps: int = 1000
+    ) -> NoiseSchedule:
+        """Betas from ``beta_start`` to ``beta_end`` in equal steps (Ho et al., 2020, section 4)."""
+        betas = np.linspace(beta_start, beta_end, _length(num_train_timesteps))
+        return cls._named(betas, type="linear", beta_start=beta_start, beta_end=beta_end)
+
+    @classmethod
+    def scaled_linear(
+        cls, beta_start: float = 0.00085, beta_end: float = 0.012, num_train_timesteps: int = 1000
+    ) -> NoiseSchedule:
+        """Square roots of the betas in equal steps: latent diffusion (Rombach et al., 2022) and Stable Diffusion."""
+        betas = np.linspace(beta_start**0.5, beta_end**0.5, _length(num_train_timesteps)) ** 2
+        return cls._named(betas, type="scaled_linear", beta_start=beta_start, beta_end=beta_end)
+
+    @classmethod
+    def squaredcos(cls, num_train_timesteps: int = 1000, max_beta: float = 0.999) -> NoiseSchedule:
+        """ᾱ follows a squared cosine (Nichol & Dhariwal, 2021, Eq. 17), each beta at most ``max_beta``."""
+        time = np.linspace(0.0, 1.0, _length(num_train_timesteps) + 1)
+        alpha_bar = np.cos((time + 0.008) / 1.008 * np.pi / 2) ** 2
+        betas = np.minimum(1.0 - alpha_bar[1:] / alpha_bar[:-1], max_beta)
+        return cls._named(betas, type="squaredcos", max_beta=max_beta)
+
+    @classmethod
+    def from_betas(cls, betas: npt.ArrayLike) -> NoiseSchedule:
+        """From per-step noise variances β_t, shape (T,), each in [0, 1]."""
+        values = _vector("betas", betas)
+        _require_all("betas", values, (values >= 0) & (values <= 1), "between 0 and 1")
+        return cls.from_alphas_cumprod(np.cumprod(1.0 - values))
+
+    @classmethod
+    def from_alphas_cumprod(cls, alphas_cumprod: npt.ArrayLike) -> NoiseSchedule:
+        """From ᾱ_t, shape (T,), each in [0, 1] and none above the one before it."""
+        values = _vector("alphas_cumprod", alphas_cumprod)
+        _require_all("alphas_cumprod", values, (values >= 0) & (values <= 1), "between 0 and 1")
+        _require_all("alphas_cumprod", values, np.diff(values, prepend=values[0]) <= 0, "at most the value before it")
+        config = {"type": "alphas_cumprod", "alphas_cumprod": values.tolist()}
+        return cls(len(values), config=config, _alphas_cumprod=_read_only(values))
+
+    @classmethod
+    def flow(cls, shift: float = 1.0, num_train_timesteps: int = 1000) -> NoiseSchedule:
+        """Rectified flow (Liu et al., 2023; Esser et al., 2024): the network predicts ``z - x0``, timesteps are 1000 σ."""
+        if not (np.isfinite(shift) and shift > 0):
+            raise ValueError(f"shift must be positive and finite, got {shift}")
+        config = {"type": "flow", "shift": shift, "num_train_timesteps": num_train_timesteps}
+        return cls(_length(num_train_timesteps), shift=float(shift), config=config)
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> NoiseSchedule:
+        """Makes a schedule from its ``config``.
+
+        Raises:
+            ValueError: If the type is unknown, or an argument is missing, unknown or out of bounds.
+        """
+        arguments = dict(config)
+        kind = arguments.pop("type", None)
+        zero_snr = arguments.pop("zero_terminal_snr", False)
+        makers = {
+            "linear": cls.linear,
+            "scaled_linear": cls.scaled_linear,
+            "squaredcos": cls.squaredcos,
+            "alphas_cumprod": cls.from_alphas_cumprod,
+            "flow": cls.flow,
+        }
+        if kind not in makers:
+            raise ValueError(f"schedule type must be one of {', '.join(makers)}, got {kind!r}")
+        try:
+            schedule = makers[kind](**arguments)
+        except TypeError as error:
+            raise ValueError(f"schedule {kind!r}: {error}") from error
+        return schedule.rescale_zero_terminal_snr() if zero_snr else schedule
+
+    @classmethod
+    def _named(cls, betas: Float64Array, **config: Any) -> NoiseSchedule:
+        schedule = cls.from_betas(betas)
+        config["num_train_timesteps"] = len(betas)
+        return cls(len(betas), config=config, _alphas_cumprod=schedule.alphas_cumprod)
+
+    def rescale_zero_terminal_snr(self) -> NoiseSchedule:
+        """The same schedule stretched to end in pure noise, ᾱ_T = 0 (Lin et al., 2023, Algorithm 1)."""
+        root = np.sqrt(self.alphas_cumprod)
+        root = (root - root[-1]) * root[0] / (root[0] - root[-1])
+        config = {**self.config, "zero_terminal_snr": True}
+        return NoiseSchedule(self.num_train_timesteps, config=config, _alphas_cumprod=_read_only(root**2))
+
+
+def spaced_timesteps(num_train_timesteps: int, steps: int, spacing: Spacing, steps_offset: int = 0) -> Float64Array:
+    """``steps`` training timesteps, the noisiest first, whole numbers (Lin et al., 2023, Table 2).
+
+    Args:
+        num_train_timesteps: T.
+        steps: S, between 1 and T.
+        spacing: ``leading`` counts up from 0, ``trailing`` down from T - 1, ``linspace`` takes in both ends.
+        steps_offset: Added to ``leading`` timesteps.
+
+    Raises:
+        ValueError: If ``spacing`` is unknown.
+    """
+    total = num_train_timesteps
+    if spacing == "leading":
+        return np.arange(steps, dtype=np.float64)[::-1] * (total // steps) + steps_offset
+    if spacing == "trailing":
+        return np.round(np.arange(total, 0, -total / steps)[:steps]) - 1
+    if spacing == "linspace":
+        return np.linspace(0, total - 1, steps).round()[::-1].copy()
+    raise ValueError(f"spacing must be 'leading', 'trailing' or 'linspace', got {spacing!r}")
+
+
+def explicit_timesteps(num_train_timesteps: int, timesteps: Sequence[float] | npt.ArrayLike) -> Float64Array:
+    """A caller's own timesteps, checked: within the schedule and strictly decreasing."""
+    values = _vector("timesteps", timesteps)
+    inside = (values >= 0) & (values <= num_train_timesteps - 1)
+    _require_all("timesteps", values, inside, f"between 0 and {num_train_timesteps - 1}")
+    _require_all("timesteps", values, np.diff(values, prepend=np.inf) < 0, "below the one before it")
+    return values
+
+
+def _length(num_train_timesteps: int) -> int:
+    if num_train_timesteps < 1:
+        raise ValueError(f"num_train_timesteps must be at least 1, got {num_train_timesteps}")
+    return int(num_train_timesteps)
+
+
+def _vector(name: str, values: npt.ArrayLike) -> Float64Array:
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1 or array.size == 0:
+        raise ValueError(f"{name} must be a list of at least one number, got shape {array.shape}")
+    return array
+
+
+def _require_all(name: str, values: Float64Array, holds: npt.NDArray[np.bool_], rule: str) -> None:
+    if not holds.all():
+        first = int(np.argmin(holds))
+        raise ValueError(f"{name}[{first}] must be {rule}, got {values[first]}")

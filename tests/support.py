@@ -1,0 +1,1 @@
+"""Models and bundles small enough to make in a test."""

@@ -1,0 +1,19 @@
+"""How near is near enough, each bound with its reason."""
+
+#: A trajectory of a one-step method against diffusers, relative: float32 coefficients and states over a whole run.
+ONE_STEP = 1e-5
+
+#: The same for methods that carry a history, which feed rounding back.
+MULTISTEP = 5e-5
+
+#: The fused step against float64, relative to the largest term: float32 has 24 bits, a step rounds about ten times.
+STEP_FLOAT32 = 2e-6
+
+#: The same with float16 storage: 11 bits at each load and at the one rounding of the store.
+STEP_FLOAT16 = 2e-3
+
+#: Noise against its float64 oracle, absolute: rounding of log, root, sine and cosine at values up to 5.8.
+NOISE = 2e-6
+
+#: A sample in a mixed batch against the same alone: ONNX Runtime blocks matrix products by the batch's size.
+BATCH_ONNXRUNTIME = 1e-5
