@@ -1,6 +1,6 @@
 """Build of the compiled core, and the map from the repository's folders to the one import name."""
 
-from glob import glob
+from pathlib import Path
 
 from pybind11.setup_helpers import ParallelCompile, Pybind11Extension
 from setuptools import setup
@@ -12,13 +12,23 @@ PACKAGES = {
     "stepfuse.export": "export",
 }
 
+CORE = Path("csrc")
+FLAGS = [
+    "-O3",
+    "-ffp-contract=off",  # no FMA: all instruction sets, chosen at run time, give the same bits
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-Wall",
+    "-Wextra",
+    "-Wno-psabi",
+]
+
 core = Pybind11Extension(
     "stepfuse._core",
-    sorted(glob("csrc/core/*.cpp") + glob("csrc/bindings/*.cpp")),
-    depends=sorted(glob("csrc/*/*.h") + glob("csrc/*/*.inl")),
+    sorted(str(path) for path in CORE.glob("*/*.cpp")),
+    depends=sorted(str(path) for path in [*CORE.glob("*/*.h"), *CORE.glob("*/*.inl")]),
     cxx_std=17,
-    # No -march: the kernels choose their instruction set at run time. No contraction to FMA: all sets give the same bits.
-    extra_compile_args=["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra", "-Wno-psabi"],
+    extra_compile_args=FLAGS,
 )
 
 ParallelCompile("STEPFUSE_BUILD_JOBS", default=0).install()

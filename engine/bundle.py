@@ -55,7 +55,9 @@ class ModelInfo:
         if not self.shape or min(self.shape) < 1:
             raise ValueError(f"shape must be one or more sizes of at least 1, got {self.shape}")
         if self.prediction_type not in PREDICTION_TYPES:
-            raise ValueError(f"prediction_type must be one of {', '.join(PREDICTION_TYPES)}, got {self.prediction_type!r}")
+            raise ValueError(
+                f"prediction_type must be one of {', '.join(PREDICTION_TYPES)}, got {self.prediction_type!r}"
+            )
         if (self.prediction_type == "flow") != self.schedule.is_flow:
             raise ValueError(f"prediction_type 'flow' and a flow schedule go together, got {self.prediction_type!r}")
         if self.timestep_dtype not in ("float32", "int64"):
@@ -250,7 +252,9 @@ def _check_file(path: Path, name: str, expected: Any) -> None:
         raise BundleError(f"{file} is listed in the manifest and must be a file of the bundle: it is missing")
     size = file.stat().st_size
     if size != expected["size"]:
-        raise BundleError(f"{file}: size must be {expected['size']} bytes, got {size}: the file is truncated or changed")
+        raise BundleError(
+            f"{file}: size must be {expected['size']} bytes, got {size}: the file is truncated or changed"
+        )
     digest = _sha256(file)
     if digest != expected["sha256"]:
         raise BundleError(f"{file}: sha256 must be {expected['sha256']}, got {digest}: the file was changed")

@@ -19,7 +19,7 @@ from stepfuse.bundle import Bundle, ModelInfo
 from stepfuse.cond import CondInput
 from stepfuse.errors import DenoiserError
 from stepfuse.progress import ProgressBar, turns_needed
-from stepfuse.request import SampleRequest, resolve
+from stepfuse.request import SampleRequest, compile_table, resolve
 from stepfuse.schedule import NoiseSchedule
 from stepfuse.steptable import COLUMNS, StepTable
 
@@ -37,7 +37,7 @@ class _Denoiser(Protocol):
 
 
 class Engine:
-    """Draws samples from one network. Make one with ``load`` or ``from_callable``; use it as a context manager or close it.
+    """Draws samples from one network. Made by ``load`` or ``from_callable``; a context manager, or to be closed.
 
     Calls from several threads are safe; they run one after the other.
     """
@@ -175,6 +175,23 @@ class Engine:
             completed = self._run(requests, x, noise is not None, preview, bar, callback)
         return x if completed or preview is None else preview
 
+    def table(
+        self,
+        *,
+        sampler: str | None = None,
+        steps: int | None = None,
+        guidance_scale: float | None = None,
+        eta: float | None = None,
+        **options: Any,
+    ) -> StepTable:
+        """The table that ``sample`` would run with these arguments on this model.
+
+        Raises:
+            ValueError: If a bound is broken; the message carries the value received.
+            TypeError: If the sampler does not have one of the options.
+        """
+        return compile_table(self.info, sampler, steps, guidance_scale, eta, options)
+
     def warmup(self, rows: Sequence[int] = (1, 2)) -> None:
         """Runs a forward of each of these row counts, so that the first sample does not pay for what is made once.
 
@@ -193,8 +210,8 @@ class Engine:
         """Counts since the engine was made.
 
         Returns:
-            ``samples`` finished, ``failures``, fused ``steps``, ``forwards`` of the network and ``network_passes``, the
-            rows that these computed; ``network_seconds``, ``step_seconds`` and ``loop_seconds``, which share the time out.
+            ``samples`` finished, ``failures``, fused ``steps``, ``forwards`` of the network, ``network_passes``, the
+            rows that these computed; ``network_seconds``, ``step_seconds`` and ``loop_seconds`` add up to the time.
         """
         return self._loop.counters()
 
@@ -264,9 +281,7 @@ class Engine:
             table = request.table
             shared = compiled.setdefault(id(table), _core.Table(table.rows, table.init_scale))
             seen = None if preview is None else preview[index]
-            self._loop.submit(
-                index, shared, request.seed, has_noise, x[index], seen, request.cond or [], self._nulls
-            )
+            self._loop.submit(index, shared, request.seed, has_noise, x[index], seen, request.cond or [], self._nulls)
 
     def _starting_state(self, n: int, noise: npt.ArrayLike | None) -> Images:
         shape = (n, *self.info.shape)
@@ -295,7 +310,9 @@ def _row_bytes(spec: CondInput) -> int:
     return int(np.prod(spec.shape, dtype=np.int64)) * np.dtype(spec.dtype).itemsize
 
 
-def _non_finite(requests: Sequence[SampleRequest], index: int, step: int, row: npt.NDArray[np.float32]) -> DenoiserError:
+def _non_finite(
+    requests: Sequence[SampleRequest], index: int, step: int, row: npt.NDArray[np.float32]
+) -> DenoiserError:
     table = requests[index].table
     values = ", ".join(f"{name} = {value:g}" for name, value in zip(COLUMNS, row, strict=True))
     return DenoiserError(

@@ -16,7 +16,7 @@ from stepfuse.cond import cond_per_sample
 from stepfuse.samplers import SAMPLERS
 from stepfuse.steptable import StepTable
 
-_DEFAULT_SAMPLER, _DEFAULT_STEPS = "ddim", 50
+_DEFAULT_STEPS = 50
 _SEED_LIMIT = 1 << 64
 
 
@@ -67,26 +67,35 @@ def resolve(
             raise ValueError(f"table says all about the sampler: leave out {', '.join(named)}")
         tables = [_checked(info, one) for one in _each("table", table, n)]
     else:
-        tables = _tables(info, n, conds, sampler, steps, guidance_scale, eta, options)
+        tables = _tables(info, n, sampler, steps, guidance_scale, eta, options)
     return [SampleRequest(*request) for request in zip(tables, seeds, conds, strict=True)]
 
 
 def compile_table(
     info: ModelInfo,
-    sampler: str,
+    sampler: str | None,
     steps: int | None,
-    guidance_scale: float,
+    guidance_scale: float | None,
     eta: float | None,
     options: Mapping[str, Any],
 ) -> StepTable:
-    """The table of a named sampler for this model.
+    """The table of a named sampler for this model; None is the model's default.
 
     Raises:
         ValueError: If there is no such sampler, or it refuses an argument.
         TypeError: If it does not have one of the options.
     """
+    if sampler is None:
+        sampler = info.defaults.get("sampler", "euler" if info.schedule.is_flow else "ddim")
     if sampler not in SAMPLERS:
         raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {sampler!r}")
+    if steps is None and options.get("timesteps") is None:
+        steps = _default_steps(info, sampler)
+    if guidance_scale is None:
+        guidance_scale = info.defaults.get("guidance_scale", 1.0)
+    elif guidance_scale != 1 and not info.cond:
+        raise ValueError(f"guidance_scale must be 1 for a model that takes no conditioning, got {guidance_scale}")
+
     function = SAMPLERS[sampler]
     accepted = inspect.signature(function).parameters
     arguments = {name: value for name, value in _default_options(info).items() if name in accepted}
@@ -94,7 +103,7 @@ def compile_table(
     if "prediction_type" in accepted:
         arguments["prediction_type"] = info.prediction_type
     if "eta" in accepted:
-        arguments["eta"] = 0.0 if eta is None else eta
+        arguments["eta"] = info.defaults.get("eta", 0.0) if eta is None else eta
     elif eta:
         raise ValueError(f"eta must be left out with sampler {sampler!r}, which has none, got {eta}")
     unknown = [name for name in arguments if name not in accepted]
@@ -107,33 +116,19 @@ def compile_table(
 def _tables(
     info: ModelInfo,
     n: int,
-    conds: list[list[npt.NDArray[Any]] | None],
     sampler: str | Sequence[str] | None,
     steps: int | Sequence[int] | None,
     guidance_scale: float | Sequence[float] | None,
     eta: float | Sequence[float] | None,
     options: Mapping[str, Any],
 ) -> list[StepTable]:
+    """A table a sample; samples with the same arguments share one."""
     compiled: dict[tuple[Any, ...], StepTable] = {}
+    named = {"sampler": sampler, "steps": steps, "guidance_scale": guidance_scale, "eta": eta}
     tables = []
-    arguments = zip(
-        _each("sampler", sampler, n),
-        _each("steps", steps, n),
-        _each("guidance_scale", guidance_scale, n),
-        _each("eta", eta, n),
-        strict=True,
-    )
-    for name, count, scale, share in arguments:
-        name = name if name is not None else info.defaults.get("sampler", "euler" if info.schedule.is_flow else "ddim")
-        if count is None and options.get("timesteps") is None:
-            count = _default_steps(info, name)
-        if scale is None:
-            scale = info.defaults.get("guidance_scale", 1.0)
-        elif scale != 1 and not info.cond:
-            raise ValueError(f"guidance_scale must be 1 for a model that takes no conditioning, got {scale}")
-        key = (name, count, scale, share)
+    for key in zip(*(_each(name, given, n) for name, given in named.items()), strict=True):
         if key not in compiled:
-            compiled[key] = compile_table(info, name, count, scale, share, options)
+            compiled[key] = compile_table(info, *key, options)
         tables.append(compiled[key])
     return tables
 
@@ -156,7 +151,9 @@ def _checked(info: ModelInfo, table: Any) -> StepTable:
     table.check()
     latest = float(table["t"].max())
     if latest > info.schedule.max_timestep:
-        raise ValueError(f"table's timesteps must be at most {info.schedule.max_timestep:g} for this model, got {latest:g}")
+        raise ValueError(
+            f"table's timesteps must be at most {info.schedule.max_timestep:g} for this model, got {latest:g}"
+        )
     return table
 
 

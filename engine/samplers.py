@@ -8,19 +8,27 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import numpy as np
-import numpy.typing as npt
 
-from stepfuse.schedule import Float64Array, NoiseSchedule, Spacing, explicit_timesteps, spaced_timesteps
+from stepfuse.coefficients import (
+    Columns,
+    PredictionType,
+    alphas_at,
+    ancestral,
+    build_table,
+    choose_timesteps,
+    clean_sample,
+    eps_from,
+    karras_sigmas,
+    match_count,
+    require_between,
+    sigmas_of,
+    step_count,
+)
+from stepfuse.schedule import NoiseSchedule, Spacing, explicit_timesteps, spaced_timesteps
 from stepfuse.steptable import StepTable
-
-PredictionType = Literal["epsilon", "v_prediction", "sample"]
-Columns = dict[str, npt.ArrayLike]
-
-# The smallest positive float16: what diffusers puts in the place of a terminal ᾱ of 0 where a sampler divides by it.
-_TINY_ALPHA = 2.0**-24
 
 
 class NaiveSamplerWarning(UserWarning):
@@ -65,26 +73,26 @@ def ddim(
     Raises:
         ValueError: If a bound is broken; the message carries the value received.
     """
-    _require_between("eta", eta, 0.0, 1.0)
-    _require_between("final_alpha_cumprod", final_alpha_cumprod, 0.0, 1.0)
-    t = _timesteps(schedule, steps, timesteps, spacing, steps_offset)
+    require_between("eta", eta, 0.0, 1.0)
+    require_between("final_alpha_cumprod", final_alpha_cumprod, 0.0, 1.0)
+    t = choose_timesteps(schedule, steps, timesteps, spacing, steps_offset)
     # With a spacing, diffusers steps to t - T // S whatever the next timestep is; so do we, to give the same images.
     stride = schedule.num_train_timesteps // len(t)
     prev_t = np.append(t[1:], -1.0) if timesteps is not None else t - stride
-    a, a_prev = _alphas_at(schedule, t), _alphas_at(schedule, prev_t, final_alpha_cumprod)
+    a, a_prev = alphas_at(schedule, t), alphas_at(schedule, prev_t, final_alpha_cumprod)
     with np.errstate(divide="ignore", invalid="ignore"):
         sigma = eta * np.sqrt((1 - a_prev) / (1 - a) * (1 - a / a_prev))
         towards_x = np.sqrt(1 - a_prev - sigma**2)
-        x_to_eps, d_to_eps, e_to_eps = _eps_from(prediction_type, a, from_clipped=clipped_eps)
+        x_to_eps, d_to_eps, e_to_eps = eps_from(prediction_type, a, from_clipped=clipped_eps)
         columns: Columns = {
-            **_clean_sample(prediction_type, a, clip),
+            **clean_sample(prediction_type, a, clip),
             "q_x": towards_x * x_to_eps,
             "q_d": np.sqrt(a_prev) + towards_x * d_to_eps,
             "q_e": towards_x * e_to_eps,
             "q_z": sigma,
         }
-    options = _options(prediction_type=prediction_type, spacing=spacing, clip=clip, eta=eta)
-    return _table("ddim", schedule, t, columns, guidance_scale, guidance_interval, options)
+    options = {"prediction_type": prediction_type, "spacing": spacing, "clip": clip, "eta": eta}
+    return build_table("ddim", schedule, t, columns, guidance_scale, guidance_interval, options)
 
 
 def ddpm(
@@ -122,11 +130,11 @@ def ddpm(
     Raises:
         ValueError: If a bound is broken; the message carries the value received.
     """
-    t = _timesteps(schedule, steps, timesteps, spacing, steps_offset)
-    a, a_prev = _alphas_at(schedule, t), _alphas_at(schedule, np.append(t[1:], -1.0))
-    columns = _ancestral(prediction_type, t, a, a_prev, variance, clip)
-    options = _options(prediction_type=prediction_type, spacing=spacing, clip=clip, variance=variance)
-    return _table("ddpm", schedule, t, columns, guidance_scale, guidance_interval, options)
+    t = choose_timesteps(schedule, steps, timesteps, spacing, steps_offset)
+    a, a_prev = alphas_at(schedule, t), alphas_at(schedule, np.append(t[1:], -1.0))
+    columns = ancestral(prediction_type, t, a, a_prev, variance, clip)
+    options = {"prediction_type": prediction_type, "spacing": spacing, "clip": clip, "variance": variance}
+    return build_table("ddpm", schedule, t, columns, guidance_scale, guidance_interval, options)
 
 
 def ddpm_strided(
@@ -149,7 +157,7 @@ def ddpm_strided(
     Warns:
         NaiveSamplerWarning: If any timestep is left out.
     """
-    t = _timesteps(schedule, steps, timesteps, spacing, steps_offset)
+    t = choose_timesteps(schedule, steps, timesteps, spacing, steps_offset)
     if len(t) < schedule.num_train_timesteps:
         warnings.warn(
             f"ddpm_strided with {len(t)} of {schedule.num_train_timesteps} steps is wrong on purpose:"
@@ -157,9 +165,9 @@ def ddpm_strided(
             NaiveSamplerWarning,
             stacklevel=2,
         )
-    columns = _ancestral(prediction_type, t, _alphas_at(schedule, t), _alphas_at(schedule, t - 1), variance, clip)
-    options = _options(prediction_type=prediction_type, spacing=spacing, clip=clip, variance=variance)
-    return _table("ddpm_strided", schedule, t, columns, guidance_scale, guidance_interval, options)
+    columns = ancestral(prediction_type, t, alphas_at(schedule, t), alphas_at(schedule, t - 1), variance, clip)
+    options = {"prediction_type": prediction_type, "spacing": spacing, "clip": clip, "variance": variance}
+    return build_table("ddpm_strided", schedule, t, columns, guidance_scale, guidance_interval, options)
 
 
 def dpmpp_2m(
@@ -201,17 +209,17 @@ def dpmpp_2m(
     """
     total = schedule.num_train_timesteps
     if timesteps is not None or spacing == "trailing":
-        t = _timesteps(schedule, steps, timesteps, spacing, steps_offset)
+        t = choose_timesteps(schedule, steps, timesteps, spacing, steps_offset)
     else:
-        count = _step_count(steps, total - 1)
+        count = step_count(steps, total - 1)
         t = spaced_timesteps(total, count + 1, spacing)[:-1] + (steps_offset if spacing == "leading" else 0)
-    all_sigmas = _sigmas(schedule, prediction_type)
+    all_sigmas = sigmas_of(schedule, prediction_type)
     sigma = np.interp(t, np.arange(total), all_sigmas)
     if karras:
-        sigma = _karras_sigmas(all_sigmas, len(t))
+        sigma = karras_sigmas(all_sigmas, len(t))
         t = np.interp(np.log(sigma), np.log(all_sigmas), np.arange(total)).round()
 
-    _require_between("final_alpha_cumprod", final_alpha_cumprod, 0.0, 1.0)
+    require_between("final_alpha_cumprod", final_alpha_cumprod, 0.0, 1.0)
     last_sigma = np.sqrt((1 - final_alpha_cumprod) / final_alpha_cumprod)
     sigma_next = np.append(sigma[1:], last_sigma)
     a, a_next = 1 / (1 + sigma**2), 1 / (1 + sigma_next**2)
@@ -222,14 +230,14 @@ def dpmpp_2m(
         step_ratio[-1] = np.inf
     towards_d = -np.sqrt(a_next) * np.expm1(-log_step)
     columns: Columns = {
-        **_clean_sample(prediction_type, a, clip),
+        **clean_sample(prediction_type, a, clip),
         "q_x": np.sqrt((1 - a_next) / (1 - a)),
         "q_d": towards_d * (1 + 0.5 / step_ratio),
         "q_h": -towards_d * 0.5 / step_ratio,
         "u_d": 1.0,
     }
-    options = _options(prediction_type=prediction_type, spacing=spacing, clip=clip, karras=karras)
-    return _table("dpmpp_2m", schedule, t, columns, guidance_scale, guidance_interval, options)
+    options = {"prediction_type": prediction_type, "spacing": spacing, "clip": clip, "karras": karras}
+    return build_table("dpmpp_2m", schedule, t, columns, guidance_scale, guidance_interval, options)
 
 
 def lcm(
@@ -262,26 +270,26 @@ def lcm(
         ValueError: If a bound is broken; the message carries the value received.
     """
     total = schedule.num_train_timesteps
-    _require_between("original_steps", original_steps, 1, total)
+    require_between("original_steps", original_steps, 1, total)
     if timesteps is not None:
-        t = _timesteps(schedule, steps, timesteps, "leading", 0)
+        t = choose_timesteps(schedule, steps, timesteps, "leading", 0)
     else:
         solver = np.arange(original_steps, 0, -1) * (total // original_steps) - 1.0
-        count = _step_count(steps, original_steps)
+        count = step_count(steps, original_steps)
         t = solver[np.floor(np.linspace(0, original_steps, count, endpoint=False)).astype(int)]
-    a, a_prev = _alphas_at(schedule, t), _alphas_at(schedule, np.append(t[1:], -1.0))
+    a, a_prev = alphas_at(schedule, t), alphas_at(schedule, np.append(t[1:], -1.0))
     sigma_data, timestep_scaling = 0.5, 10.0  # boundary condition scalings, Eq. 4 of that paper and its appendix
     c_skip = sigma_data**2 / ((timestep_scaling * t) ** 2 + sigma_data**2)
     c_out = timestep_scaling * t / np.sqrt((timestep_scaling * t) ** 2 + sigma_data**2)
     with np.errstate(divide="ignore", invalid="ignore"):
         columns: Columns = {
-            **_clean_sample(prediction_type, a, clip),
+            **clean_sample(prediction_type, a, clip),
             "q_x": np.sqrt(a_prev) * c_skip,
             "q_d": np.sqrt(a_prev) * c_out,
             "q_z": np.sqrt(1 - a_prev),
         }
-    options = _options(prediction_type=prediction_type, clip=clip, original_steps=original_steps)
-    return _table("lcm", schedule, t, columns, guidance_scale, guidance_interval, options)
+    options = {"prediction_type": prediction_type, "clip": clip, "original_steps": original_steps}
+    return build_table("lcm", schedule, t, columns, guidance_scale, guidance_interval, options)
 
 
 def heun(
@@ -299,7 +307,7 @@ def heun(
 ) -> StepTable:
     """Heun's second-order method on the probability-flow ODE (Karras et al., 2022, Algorithm 1).
 
-    The state is ``x0 + sigma z``. Each interval is two rows: Euler to its end, then the average of both slopes, for which
+    The state is ``x0 + sigma z``. An interval is two rows: Euler to its end, then the average of both slopes, for which
     the history carries the state and half of the first slope. The last interval, to sigma = 0, is Euler alone.
 
     Args:
@@ -321,13 +329,13 @@ def heun(
         ValueError: If a bound is broken; the message carries the value received.
     """
     total = schedule.num_train_timesteps
-    t = _timesteps(schedule, steps, timesteps, spacing, steps_offset)
+    t = choose_timesteps(schedule, steps, timesteps, spacing, steps_offset)
     if timesteps is None and spacing == "linspace":
         t = np.linspace(0, total - 1, len(t))[::-1]
-    all_sigmas = _sigmas(schedule, prediction_type)
+    all_sigmas = sigmas_of(schedule, prediction_type)
     sigma = np.interp(t, np.arange(total), all_sigmas)
     if karras:
-        sigma = _karras_sigmas(sigma[::-1], len(t))
+        sigma = karras_sigmas(sigma[::-1], len(t))
         t = np.interp(np.log(sigma), np.log(all_sigmas), np.arange(total))
     init_scale = float(sigma[0] if spacing in ("linspace", "trailing") else np.hypot(sigma[0], 1.0))
 
@@ -338,7 +346,7 @@ def heun(
     slope = np.where(euler, dt, dt / 2) / sigma_here  # the slope is (x - d) / sigma
     corrected = euler & (np.arange(len(t)) < len(t) - 1)
     scale = 1 / np.sqrt(1 + sigma_here**2)
-    clean = _clean_sample(prediction_type, scale**2, clip)
+    clean = clean_sample(prediction_type, scale**2, clip)
     clean["p_x"] = np.asarray(clean["p_x"]) * scale  # the network's own state is scale * x
     columns: Columns = {
         **clean,
@@ -349,8 +357,8 @@ def heun(
         "u_x": np.where(corrected, 1 + slope / 2, 0.0),
         "u_d": np.where(corrected, -slope / 2, 0.0),
     }
-    options = _options(prediction_type=prediction_type, spacing=spacing, clip=clip, karras=karras)
-    return _table("heun", schedule, t, columns, guidance_scale, guidance_interval, options, init_scale)
+    options = {"prediction_type": prediction_type, "spacing": spacing, "clip": clip, "karras": karras}
+    return build_table("heun", schedule, t, columns, guidance_scale, guidance_interval, options, init_scale)
 
 
 def euler(
@@ -381,15 +389,15 @@ def euler(
     total = schedule.num_train_timesteps
     if timesteps is not None:
         sigma = explicit_timesteps(total + 1, timesteps) / total
-        _match_count(steps, len(sigma))
+        match_count(steps, len(sigma))
     else:
         shift = schedule.shift
         ends = [shift * end / (1 + (shift - 1) * end) for end in (1.0, 1.0 / total)]
-        sigma = np.linspace(ends[0], ends[1], _step_count(steps, total))
+        sigma = np.linspace(ends[0], ends[1], step_count(steps, total))
         sigma = shift * sigma / (1 + (shift - 1) * sigma)  # diffusers shifts both the ends and what lies between
     columns: Columns = {"p_x": 1.0, "p_e": -sigma, "q_x": 1.0, "q_e": np.append(sigma[1:], 0.0) - sigma}
-    options = _options(prediction_type="flow", shift=schedule.shift)
-    return _table("euler", schedule, sigma * total, columns, guidance_scale, guidance_interval, options)
+    options = {"prediction_type": "flow", "shift": schedule.shift}
+    return build_table("euler", schedule, sigma * total, columns, guidance_scale, guidance_interval, options)
 
 
 #: Samplers by name, as ``Engine.sample(sampler=...)`` takes them.
@@ -397,138 +405,3 @@ SAMPLERS: Mapping[str, Callable[..., StepTable]] = {
     function.__name__: cast("Callable[..., StepTable]", function)
     for function in (ddim, ddpm, ddpm_strided, dpmpp_2m, lcm, heun, euler)
 }
-
-
-def _step_count(steps: int | None, most: int) -> int:
-    if steps is None:
-        raise ValueError("steps must be given where timesteps are not")
-    if isinstance(steps, bool) or not isinstance(steps, int | np.integer):
-        raise TypeError(f"steps must be a whole number, got {steps!r}")
-    _require_between("steps", steps, 1, most)
-    return int(steps)
-
-
-def _match_count(steps: int | None, given: int) -> None:
-    if steps is not None and steps != given:
-        raise ValueError(f"steps must be the number of timesteps, {given}, or left out, got {steps}")
-
-
-def _timesteps(
-    schedule: NoiseSchedule, steps: int | None, timesteps: Sequence[float] | None, spacing: Spacing, steps_offset: int
-) -> Float64Array:
-    total = schedule.num_train_timesteps
-    if timesteps is not None:
-        chosen = explicit_timesteps(total, timesteps)
-        _match_count(steps, len(chosen))
-        return chosen
-    return spaced_timesteps(total, _step_count(steps, total), spacing, steps_offset)
-
-
-def _require_between(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise ValueError(f"{name} must be between {low:g} and {high:g}, got {value}")
-
-
-def _alphas_at(schedule: NoiseSchedule, t: Float64Array, final: float = 1.0) -> Float64Array:
-    """ᾱ at each timestep; ``final`` where t is below 0, past the last one."""
-    alphas = schedule.alphas_cumprod
-    index = t.round().astype(int)
-    if index.max() >= len(alphas):
-        raise ValueError(f"timesteps[{int(np.argmax(index))}] must be at most {len(alphas) - 1}, got {index.max()}")
-    return np.where(index >= 0, alphas[np.maximum(index, 0)], final)
-
-
-def _sigmas(schedule: NoiseSchedule, prediction_type: str) -> Float64Array:
-    """Noise over signal at every training timestep, finite also where ᾱ is 0."""
-    alphas = schedule.alphas_cumprod
-    if alphas[-1] == 0 and prediction_type == "epsilon":
-        raise ValueError(
-            f"alphas_cumprod[{len(alphas) - 1}] must be above 0 with epsilon prediction, got 0.0: use v_prediction or"
-            " sample, or a schedule without zero terminal SNR"
-        )
-    alphas = np.maximum(alphas, _TINY_ALPHA)
-    return cast("Float64Array", np.sqrt((1 - alphas) / alphas))
-
-
-def _karras_sigmas(sigmas: Float64Array, count: int) -> Float64Array:
-    rho = 7.0
-    low, high = sigmas[0] ** (1 / rho), sigmas[-1] ** (1 / rho)
-    return cast("Float64Array", (high + np.linspace(0, 1, count) * (low - high)) ** rho)
-
-
-def _clean_sample(prediction_type: str, a: Float64Array, clip: float | None) -> Columns:
-    """Line 1: the clean sample that the network's output implies at signal share ``a``, and its bounds."""
-    if clip is not None and not clip > 0:
-        raise ValueError(f"clip must be above 0, or None, got {clip}")
-    bounds: Columns = {} if clip is None else {"lo": -clip, "hi": clip}
-    root, noise = np.sqrt(a), np.sqrt(1 - a)
-    if prediction_type == "epsilon":
-        with np.errstate(divide="ignore"):
-            return {"p_x": 1 / root, "p_e": -noise / root, **bounds}
-    if prediction_type == "v_prediction":
-        return {"p_x": root, "p_e": -noise, **bounds}
-    if prediction_type == "sample":
-        return {"p_x": np.zeros_like(a), "p_e": np.ones_like(a), **bounds}
-    raise ValueError(f"prediction_type must be 'epsilon', 'v_prediction' or 'sample', got {prediction_type!r}")
-
-
-def _eps_from(
-    prediction_type: str, a: Float64Array, *, from_clipped: bool
-) -> tuple[npt.ArrayLike, npt.ArrayLike, npt.ArrayLike]:
-    """The noise estimate as weights of (x, d, e)."""
-    root, noise = np.sqrt(a), np.sqrt(1 - a)
-    if from_clipped:
-        return 1 / noise, -root / noise, 0.0
-    if prediction_type == "epsilon":
-        return 0.0, 0.0, 1.0
-    if prediction_type == "v_prediction":
-        return noise, 0.0, root
-    return 1 / noise, 0.0, -root / noise
-
-
-def _ancestral(
-    prediction_type: str, t: Float64Array, a: Float64Array, a_prev: Float64Array, variance: str, clip: float | None
-) -> Columns:
-    """Mean and variance of Ho et al. (2020), Eq. 6 and 7, for a jump from signal share ``a`` to ``a_prev``."""
-    if variance not in ("beta", "posterior"):
-        raise ValueError(f"variance must be 'beta' or 'posterior', got {variance!r}")
-    with np.errstate(divide="ignore", invalid="ignore"):
-        alpha = a / a_prev
-        beta = 1 - alpha
-        posterior = beta * (1 - a_prev) / (1 - a)
-        return {
-            **_clean_sample(prediction_type, a, clip),
-            "q_x": np.sqrt(alpha) * (1 - a_prev) / (1 - a),
-            "q_d": np.sqrt(a_prev) * beta / (1 - a),
-            "q_z": np.where(t > 0, np.sqrt(beta if variance == "beta" else posterior), 0.0),
-        }
-
-
-def _options(**options: Any) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None}
-
-
-def _table(
-    name: str,
-    schedule: NoiseSchedule,
-    t: Float64Array,
-    columns: Columns,
-    guidance_scale: float,
-    guidance_interval: tuple[float, float],
-    options: dict[str, Any],
-    init_scale: float = 1.0,
-) -> StepTable:
-    if not (np.isfinite(guidance_scale) and guidance_scale >= 0):
-        raise ValueError(f"guidance_scale must be at least 0 and finite, got {guidance_scale}")
-    start, stop = guidance_interval
-    if not 0 <= start <= stop <= 1:
-        raise ValueError(f"guidance_interval must be (start, stop) with 0 <= start <= stop <= 1, got {guidance_interval}")
-    time = t / max(schedule.max_timestep, 1.0)
-    guided = (time >= start) & (time <= stop)
-    return StepTable.from_columns(
-        {"t": t, "g": np.where(guided, guidance_scale, 1.0), **columns},
-        sampler=name,
-        options={"steps": len(t), "guidance_scale": guidance_scale, **options},
-        init_scale=init_scale,
-        max_timestep=schedule.max_timestep,
-    )

@@ -23,7 +23,7 @@ def _read_only(values: npt.ArrayLike) -> Float64Array:
 class NoiseSchedule:
     """The noise levels a network was trained with.
 
-    Make one with a class method. A variance-preserving schedule has ``alphas_cumprod``, the share of signal left at each
+    Made by a class method. A variance-preserving schedule has ``alphas_cumprod``, the share of signal left at each
     training timestep; a flow schedule has a ``shift`` instead, and its states are ``(1 - sigma) x0 + sigma z``.
 
     Attributes:
@@ -59,9 +59,7 @@ class NoiseSchedule:
         return self._alphas_cumprod
 
     @classmethod
-    def linear(
-        cls, beta_start: float = 1e-4, beta_end: float = 0.02, num_train_timesteps: int = 1000
-    ) -> NoiseSchedule:
+    def linear(cls, beta_start: float = 1e-4, beta_end: float = 0.02, num_train_timesteps: int = 1000) -> NoiseSchedule:
         """Betas from ``beta_start`` to ``beta_end`` in equal steps (Ho et al., 2020, section 4)."""
         betas = np.linspace(beta_start, beta_end, _length(num_train_timesteps))
         return cls._named(betas, type="linear", beta_start=beta_start, beta_end=beta_end)
@@ -100,7 +98,7 @@ class NoiseSchedule:
 
     @classmethod
     def flow(cls, shift: float = 1.0, num_train_timesteps: int = 1000) -> NoiseSchedule:
-        """Rectified flow (Liu et al., 2023; Esser et al., 2024): the network predicts ``z - x0``, timesteps are 1000 σ."""
+        """Rectified flow (Liu et al., 2023; Esser et al., 2024): the network predicts ``z - x0``, timesteps are T σ."""
         if not (np.isfinite(shift) and shift > 0):
             raise ValueError(f"shift must be positive and finite, got {shift}")
         config = {"type": "flow", "shift": shift, "num_train_timesteps": num_train_timesteps}

@@ -31,7 +31,14 @@ class BoundLoop {
 
   void submit(std::uint64_t id, std::shared_ptr<Table> table, std::uint64_t seed, bool has_noise, FloatArray x,
               std::optional<FloatArray> x0, std::vector<py::array> cond, std::vector<py::array> null_cond) {
-    Request request{id, std::move(table), seed, has_noise, x.mutable_data(), x0 ? x0->mutable_data() : nullptr, pointers(cond), pointers(null_cond)};
+    Request request{id,
+                    std::move(table),
+                    seed,
+                    has_noise,
+                    x.mutable_data(),
+                    x0 ? x0->mutable_data() : nullptr,
+                    pointers(cond),
+                    pointers(null_cond)};
     loop_.submit(std::move(request));
     borrowed_.append(py::make_tuple(x, x0, cond, null_cond));
   }
@@ -50,7 +57,8 @@ class BoundLoop {
     }
     py::gil_scoped_acquire gil;
     std::vector<py::tuple> found;
-    for (const Failure& failure : failures) found.push_back(py::make_tuple(failure.id, failure.step, row_to_array(failure.row)));
+    for (const Failure& failure : failures)
+      found.push_back(py::make_tuple(failure.id, failure.step, row_to_array(failure.row)));
     return found;
   }
 
@@ -115,16 +123,18 @@ std::shared_ptr<Table> table_from(const FloatArray& rows, float init_scale) {
 }  // namespace
 
 void bind_loop(py::module_& m) {
-  py::class_<Table, std::shared_ptr<Table>>(m, "Table").def(py::init(&table_from), py::arg("rows"), py::arg("init_scale"));
+  py::class_<Table, std::shared_ptr<Table>>(m, "Table")
+      .def(py::init(&table_from), py::arg("rows"), py::arg("init_scale"));
   py::class_<BoundLoop>(m, "Loop")
-      .def(py::init([](std::int64_t elements, bool integer_timestep, std::vector<std::size_t> cond_bytes, int max_rows) {
-             const auto timestep = integer_timestep ? TimestepType::Int64 : TimestepType::Float32;
-             return std::make_unique<BoundLoop>(ModelSpec{elements, timestep, std::move(cond_bytes), max_rows});
-           }),
-           py::arg("elements"), py::arg("integer_timestep"), py::arg("cond_bytes"), py::arg("max_rows"))
+      .def(
+          py::init([](std::int64_t elements, bool integer_timestep, std::vector<std::size_t> cond_bytes, int max_rows) {
+            const auto timestep = integer_timestep ? TimestepType::Int64 : TimestepType::Float32;
+            return std::make_unique<BoundLoop>(ModelSpec{elements, timestep, std::move(cond_bytes), max_rows});
+          }),
+          py::arg("elements"), py::arg("integer_timestep"), py::arg("cond_bytes"), py::arg("max_rows"))
       .def("buffers", &buffer_views, "Views of the shared input and output memory, a row a sample.")
-      .def("submit", &BoundLoop::submit, py::arg("id"), py::arg("table"), py::arg("seed"), py::arg("has_noise"), py::arg("x").noconvert(),
-           py::arg("x0").noconvert(), py::arg("cond"), py::arg("null_cond"))
+      .def("submit", &BoundLoop::submit, py::arg("id"), py::arg("table"), py::arg("seed"), py::arg("has_noise"),
+           py::arg("x").noconvert(), py::arg("x0").noconvert(), py::arg("cond"), py::arg("null_cond"))
       .def("run", &BoundLoop::run, py::arg("forward"), py::arg("on_turn") = py::none(), py::arg("check") = false,
            "Runs all submitted samples; returns (id, step, row) of those that went non-finite.")
       .def("abort", &BoundLoop::abort, "Forgets all samples.")

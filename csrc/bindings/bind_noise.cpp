@@ -9,7 +9,8 @@ namespace {
 FloatArray normal(std::uint64_t seed, std::uint32_t step, std::uint32_t stream, std::int64_t n, std::int64_t first,
                   const std::optional<std::string>& isa) {
   if (n < 0) throw py::value_error("n must be at least 0, got " + std::to_string(n));
-  if (first < 0 || first % 4) throw py::value_error("first must be a multiple of 4 and at least 0, got " + std::to_string(first));
+  if (first < 0 || first % 4)
+    throw py::value_error("first must be a multiple of 4 and at least 0, got " + std::to_string(first));
   const Isa chosen = isa_named(isa);
   FloatArray out(n);
   float* data = out.mutable_data();
@@ -24,7 +25,8 @@ void bind_noise(py::module_& m) {
   m.def("normal", &normal, py::arg("seed"), py::arg("step"), py::arg("stream"), py::arg("n"), py::arg("first") = 0,
         py::arg("isa") = py::none(), "Elements [first, first + n) of one sample's standard normal noise, float32.");
   m.def(
-      "philox4x32", [](const PhiloxCounter& counter, std::uint32_t k0, std::uint32_t k1) { return philox4x32(counter, k0, k1); },
+      "philox4x32",
+      [](const PhiloxCounter& counter, std::uint32_t k0, std::uint32_t k1) { return philox4x32(counter, k0, k1); },
       py::arg("counter"), py::arg("k0"), py::arg("k1"), "One block of Philox4x32-10.");
   m.def(
       "isas",

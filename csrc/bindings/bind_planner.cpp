@@ -26,7 +26,8 @@ void bind_planner(py::module_& m) {
         make_plan(running, waiting, PlanLimits{max_rows}, plan);
         return plan;
       },
-      py::arg("running"), py::arg("waiting"), py::arg("max_rows"), "The planner's policy, for tests to drive without a model.");
+      py::arg("running"), py::arg("waiting"), py::arg("max_rows"),
+      "The planner's policy, for tests to drive without a model.");
 }
 
 }  // namespace stepfuse

@@ -24,8 +24,8 @@ py::array as_array(const char* name, py::handle value) {
 
 void require_like(const char* name, const py::array& a, const py::array& x) {
   if (a.dtype().num() != x.dtype().num())
-    throw py::type_error(std::string(name) + " must have the dtype of x, " + std::string(py::str(x.dtype())) + ", got " +
-                         std::string(py::str(a.dtype())));
+    throw py::type_error(std::string(name) + " must have the dtype of x, " + std::string(py::str(x.dtype())) +
+                         ", got " + std::string(py::str(a.dtype())));
   if (!same_shape(a, x))
     throw py::value_error(std::string(name) + " must have the shape of x, " + shape_of(x) + ", got " + shape_of(a));
 }
@@ -41,7 +41,8 @@ py::array input(const char* name, py::handle value, const py::array& x) {
 py::array output(const char* name, py::handle value, const py::array& x) {
   py::array a = as_array(name, value);
   require_like(name, a, x);
-  if (!contiguous(a) || !a.writeable()) throw py::value_error(std::string(name) + " is written in place: it must be C-contiguous and writeable");
+  if (!contiguous(a) || !a.writeable())
+    throw py::value_error(std::string(name) + " is written in place: it must be C-contiguous and writeable");
   return a;
 }
 
@@ -56,16 +57,19 @@ Rows rows_of(py::handle value, const py::array& x) {
   auto columns = py::array_t<float, py::array::c_style>::ensure(value);
   if (!columns) throw py::error_already_set();
   const bool single = columns.ndim() == 1 && columns.shape(0) == kStepColumns;
-  const bool per_sample = columns.ndim() == 2 && columns.shape(1) == kStepColumns && x.ndim() > 0 && columns.shape(0) == x.shape(0);
+  const bool per_sample =
+      columns.ndim() == 2 && columns.shape(1) == kStepColumns && x.ndim() > 0 && columns.shape(0) == x.shape(0);
   if (!single && !per_sample)
-    throw py::value_error("row must have shape (16,), or (B, 16) with B samples in x, got " + shape_of(columns) + " for x " + shape_of(x));
+    throw py::value_error("row must have shape (16,), or (B, 16) with B samples in x, got " + shape_of(columns) +
+                          " for x " + shape_of(x));
   return {std::move(columns), per_sample};
 }
 
 void require_inputs(const StepRow& row, bool has_history, bool has_noise) {
   if (!has_history && (row.reads_history() || row.keeps_history()))
     throw py::value_error("this row uses history (q_h = " + std::to_string(row.q_h) + "): pass h, an array like x");
-  if (!has_noise && row.adds_noise()) throw py::value_error("this row adds noise (q_z = " + std::to_string(row.q_z) + "): pass z, an array like x");
+  if (!has_noise && row.adds_noise())
+    throw py::value_error("this row adds noise (q_z = " + std::to_string(row.q_z) + "): pass z, an array like x");
 }
 
 template <class T>
@@ -75,14 +79,20 @@ struct Batch {
 
   void run(const Rows& rows, std::int64_t samples, std::int64_t n, Isa isa) const {
     for (std::int64_t i = 0; i < samples; ++i) {
-      StepSpan<T> span{n, x + i * n, eps + i * n, eps_uncond ? eps_uncond + i * n : nullptr, h ? h + i * n : nullptr, z ? z + i * n : nullptr, out + i * n};
+      StepSpan<T> span{n,
+                       x + i * n,
+                       eps + i * n,
+                       eps_uncond ? eps_uncond + i * n : nullptr,
+                       h ? h + i * n : nullptr,
+                       z ? z + i * n : nullptr,
+                       out + i * n};
       fused_step(rows.at(i), span, isa);
     }
   }
 };
 
-py::array step(py::handle x_arg, py::handle eps_arg, py::handle row_arg, py::handle eps_uncond_arg, py::handle h_arg, py::handle z_arg,
-               py::handle out_arg, const std::optional<std::string>& isa_name) {
+py::array step(py::handle x_arg, py::handle eps_arg, py::handle row_arg, py::handle eps_uncond_arg, py::handle h_arg,
+               py::handle z_arg, py::handle out_arg, const std::optional<std::string>& isa_name) {
   const py::array given = as_array("x", x_arg);
   const int dtype = given.dtype().num();
   if (dtype != kNumpyFloat32 && dtype != kNumpyFloat16)
@@ -93,7 +103,8 @@ py::array step(py::handle x_arg, py::handle eps_arg, py::handle row_arg, py::han
   const py::array eps_uncond = eps_uncond_arg.is_none() ? none : input("eps_uncond", eps_uncond_arg, x);
   const py::array z = z_arg.is_none() ? none : input("z", z_arg, x);
   py::array h = h_arg.is_none() ? none : output("h", h_arg, x);
-  py::array out = out_arg.is_none() ? py::array(x.dtype(), std::vector<py::ssize_t>(x.shape(), x.shape() + x.ndim())) : output("out", out_arg, x);
+  py::array out = out_arg.is_none() ? py::array(x.dtype(), std::vector<py::ssize_t>(x.shape(), x.shape() + x.ndim()))
+                                    : output("out", out_arg, x);
   const Rows rows = rows_of(row_arg, x);
   const std::int64_t samples = rows.per_sample ? x.shape(0) : 1;
   const std::int64_t n = samples ? x.size() / samples : 0;
@@ -102,9 +113,15 @@ py::array step(py::handle x_arg, py::handle eps_arg, py::handle row_arg, py::han
 
   const auto run = [&](auto element) {
     using T = decltype(element);
-    const auto read = [](const py::array& a, py::handle arg) { return arg.is_none() ? nullptr : static_cast<const T*>(a.data()); };
-    const Batch<T> batch{static_cast<const T*>(x.data()), static_cast<const T*>(eps.data()), read(eps_uncond, eps_uncond_arg), read(z, z_arg),
-                         h_arg.is_none() ? nullptr : static_cast<T*>(h.mutable_data()), static_cast<T*>(out.mutable_data())};
+    const auto read = [](const py::array& a, py::handle arg) {
+      return arg.is_none() ? nullptr : static_cast<const T*>(a.data());
+    };
+    const Batch<T> batch{static_cast<const T*>(x.data()),
+                         static_cast<const T*>(eps.data()),
+                         read(eps_uncond, eps_uncond_arg),
+                         read(z, z_arg),
+                         h_arg.is_none() ? nullptr : static_cast<T*>(h.mutable_data()),
+                         static_cast<T*>(out.mutable_data())};
     py::gil_scoped_release nogil;
     batch.run(rows, samples, n, isa);
   };
@@ -116,7 +133,8 @@ py::array step(py::handle x_arg, py::handle eps_arg, py::handle row_arg, py::han
   return out;
 }
 
-constexpr const char* kStepDoc = R"(The fused step alone: guidance blend, both lines of the step and the history, in one pass.
+constexpr const char* kStepDoc =
+    R"(The fused step alone: guidance blend, both lines of the step and the history, in one pass.
 
 Args:
     x: State, any shape, float32 or float16. All other arrays have its shape and dtype.
@@ -139,8 +157,9 @@ Raises:
 }  // namespace
 
 void bind_step(py::module_& m) {
-  m.def("step", &step, py::arg("x"), py::arg("eps"), py::arg("row"), py::arg("eps_uncond") = py::none(), py::arg("h") = py::none(),
-        py::arg("z") = py::none(), py::arg("out") = py::none(), py::arg("isa") = py::none(), kStepDoc);
+  m.def("step", &step, py::arg("x"), py::arg("eps"), py::arg("row"), py::arg("eps_uncond") = py::none(),
+        py::arg("h") = py::none(), py::arg("z") = py::none(), py::arg("out") = py::none(), py::arg("isa") = py::none(),
+        kStepDoc);
 }
 
 }  // namespace stepfuse

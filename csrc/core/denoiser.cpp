@@ -10,14 +10,17 @@ namespace stepfuse {
 namespace {
 constexpr std::size_t kAlignment = 64;
 
-std::size_t timestep_bytes(TimestepType type) { return type == TimestepType::Int64 ? sizeof(std::int64_t) : sizeof(float); }
+std::size_t timestep_bytes(TimestepType type) {
+  return type == TimestepType::Int64 ? sizeof(std::int64_t) : sizeof(float);
+}
 
 std::size_t state_bytes(const ModelSpec& spec) {
   return static_cast<std::size_t>(spec.max_rows) * static_cast<std::size_t>(spec.elements) * sizeof(float);
 }
 }  // namespace
 
-AlignedBuffer::AlignedBuffer(std::size_t bytes) : memory_(std::calloc(bytes + kAlignment, 1), &std::free), bytes_(bytes) {
+AlignedBuffer::AlignedBuffer(std::size_t bytes)
+    : memory_(std::calloc(bytes + kAlignment, 1), &std::free), bytes_(bytes) {
   if (!memory_) throw std::bad_alloc();
   const auto address = reinterpret_cast<std::uintptr_t>(memory_.get());
   data_ = reinterpret_cast<void*>((address + kAlignment - 1) / kAlignment * kAlignment);

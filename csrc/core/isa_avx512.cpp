@@ -36,7 +36,7 @@ bool Kernels<Isa::Avx512>::step(const StepRow& row, const StepSpan<BFloat16>& sp
 }
 template <>
 void Kernels<Isa::Avx512>::normal(std::uint64_t seed, std::uint32_t step, std::uint32_t stream, std::int64_t quad,
-                               std::int64_t quads, float* out) {
+                                  std::int64_t quads, float* out) {
   normal_quads(seed, step, stream, quad, quads, out);
 }
 

@@ -46,9 +46,21 @@ struct Lanes {
 template <class V>
 struct Coefficients {
   explicit Coefficients(const StepRow& r, float next_scale)
-      : g(V::fill(r.g)), p_x(V::fill(r.p_x)), p_e(V::fill(r.p_e)), lo(V::fill(r.lo)), hi(V::fill(r.hi)),
-        q_x(V::fill(r.q_x)), q_d(V::fill(r.q_d)), q_e(V::fill(r.q_e)), q_h(V::fill(r.q_h)), q_z(V::fill(r.q_z)),
-        u_x(V::fill(r.u_x)), u_d(V::fill(r.u_d)), u_e(V::fill(r.u_e)), u_h(V::fill(r.u_h)), s(V::fill(next_scale)) {}
+      : g(V::fill(r.g)),
+        p_x(V::fill(r.p_x)),
+        p_e(V::fill(r.p_e)),
+        lo(V::fill(r.lo)),
+        hi(V::fill(r.hi)),
+        q_x(V::fill(r.q_x)),
+        q_d(V::fill(r.q_d)),
+        q_e(V::fill(r.q_e)),
+        q_h(V::fill(r.q_h)),
+        q_z(V::fill(r.q_z)),
+        u_x(V::fill(r.u_x)),
+        u_d(V::fill(r.u_d)),
+        u_e(V::fill(r.u_e)),
+        u_h(V::fill(r.u_h)),
+        s(V::fill(next_scale)) {}
   V g, p_x, p_e, lo, hi, q_x, q_d, q_e, q_h, q_z, u_x, u_d, u_e, u_h, s;
 };
 
@@ -103,8 +115,8 @@ bool dispatch(const StepRow& row, const StepSpan<T>& a) {
   return kRuns[(a.eps_uncond ? 4 : 0) + (a.h ? 2 : 0) + (a.z ? 1 : 0)](row, a);
 }
 
-// ln u for u in (0, 1), to about one unit in the last place: u = 2^k m with m in [sqrt(1/2), sqrt(2)), then the series of
-// 2 artanh((m - 1) / (m + 1)).
+// ln u for u in (0, 1), to about one unit in the last place: u = 2^k m with m in [sqrt(1/2), sqrt(2)), then the series
+// of 2 artanh((m - 1) / (m + 1)).
 inline float log_unit(float u) {
   const std::uint32_t bits = bits_of(u) - 0x3F3504F3u;  // sqrt(1/2): the exponent field becomes k, biased
   const auto k = static_cast<float>(static_cast<std::int32_t>(bits) >> 23);
@@ -119,7 +131,9 @@ inline void cos_sin_turn(float u, float& cosine, float& sine) {
   const auto quarter = static_cast<std::int32_t>(4.0f * u + 0.5f);
   const float a = 6.28318531f * (u - 0.25f * static_cast<float>(quarter)), a2 = a * a;
   const float s = a + a * a2 * (-1.66666667e-1f + a2 * (8.33333333e-3f + a2 * (-1.98412698e-4f + a2 * 2.75573192e-6f)));
-  const float c = 1.0f + a2 * (-0.5f + a2 * (4.16666667e-2f + a2 * (-1.38888889e-3f + a2 * (2.48015873e-5f + a2 * -2.75573192e-7f))));
+  const float c =
+      1.0f +
+      a2 * (-0.5f + a2 * (4.16666667e-2f + a2 * (-1.38888889e-3f + a2 * (2.48015873e-5f + a2 * -2.75573192e-7f))));
   const bool odd = quarter & 1;
   const float along = odd ? s : c, across = odd ? c : s;
   cosine = ((quarter + 1) & 2) ? -along : along;
@@ -129,9 +143,11 @@ inline void cos_sin_turn(float u, float& cosine, float& sine) {
 // Sixteen Philox blocks side by side: plain loops over the lanes, which the compiler turns into vectors of the set.
 constexpr int kBlocks = 16;
 
-inline void normal_blocks(std::uint64_t seed, std::uint32_t step, std::uint32_t stream, std::uint32_t first, float (&out)[4][kBlocks]) {
+inline void normal_blocks(std::uint64_t seed, std::uint32_t step, std::uint32_t stream, std::uint32_t first,
+                          float (&out)[4][kBlocks]) {
   std::uint32_t c[4][kBlocks];
-  for (int i = 0; i < kBlocks; ++i) c[0][i] = first + static_cast<std::uint32_t>(i), c[1][i] = step, c[2][i] = stream, c[3][i] = 0;
+  for (int i = 0; i < kBlocks; ++i)
+    c[0][i] = first + static_cast<std::uint32_t>(i), c[1][i] = step, c[2][i] = stream, c[3][i] = 0;
   auto k0 = static_cast<std::uint32_t>(seed), k1 = static_cast<std::uint32_t>(seed >> 32);
   for (int round = 0; round < kPhiloxRounds; ++round) {
     for (int i = 0; i < kBlocks; ++i) {
@@ -158,7 +174,8 @@ inline void normal_blocks(std::uint64_t seed, std::uint32_t step, std::uint32_t 
   }
 }
 
-inline void normal_quads(std::uint64_t seed, std::uint32_t step, std::uint32_t stream, std::int64_t quad, std::int64_t quads, float* out) {
+inline void normal_quads(std::uint64_t seed, std::uint32_t step, std::uint32_t stream, std::int64_t quad,
+                         std::int64_t quads, float* out) {
   float block[4][kBlocks];
   for (std::int64_t done = 0; done < quads; done += kBlocks) {
     normal_blocks(seed, step, stream, static_cast<std::uint32_t>(quad + done), block);

@@ -14,7 +14,8 @@ struct Kernels {
   static bool step(const StepRow& row, const StepSpan<float>& span);
   static bool step(const StepRow& row, const StepSpan<Half>& span);
   static bool step(const StepRow& row, const StepSpan<BFloat16>& span);
-  static void normal(std::uint64_t seed, std::uint32_t step, std::uint32_t stream, std::int64_t quad, std::int64_t quads, float* out);
+  static void normal(std::uint64_t seed, std::uint32_t step, std::uint32_t stream, std::int64_t quad,
+                     std::int64_t quads, float* out);
 };
 
 // Calls `visit` with the kernels of `isa`. Sets that this build does not have fall back to the portable one.

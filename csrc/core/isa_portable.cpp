@@ -26,7 +26,7 @@ bool Kernels<Isa::Portable>::step(const StepRow& row, const StepSpan<BFloat16>& 
 }
 template <>
 void Kernels<Isa::Portable>::normal(std::uint64_t seed, std::uint32_t step, std::uint32_t stream, std::int64_t quad,
-                               std::int64_t quads, float* out) {
+                                    std::int64_t quads, float* out) {
   normal_quads(seed, step, stream, quad, quads, out);
 }
 

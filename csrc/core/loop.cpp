@@ -41,7 +41,8 @@ Loop::Loop(const ModelSpec& spec)
       noise_(static_cast<std::size_t>(spec.elements) * sizeof(float)) {}
 
 void Loop::submit(Request request) {
-  if (!request.table || request.table->rows.empty()) throw std::invalid_argument("a request needs a table of at least one step");
+  if (!request.table || request.table->rows.empty())
+    throw std::invalid_argument("a request needs a table of at least one step");
   const std::size_t inputs = buffers_.cond.size();
   if ((request.conditioned() && request.cond.size() != inputs) || request.null_cond.size() != inputs)
     throw std::invalid_argument("a request needs one value for each conditioning input");
@@ -49,7 +50,8 @@ void Loop::submit(Request request) {
   sample.request = std::move(request);
   sample.serial = ++serial_;
   if (view(sample, 0).peak_rows > limits_.max_rows)
-    throw std::invalid_argument("a guided step takes 2 rows of a forward, max_rows is " + std::to_string(limits_.max_rows));
+    throw std::invalid_argument("a guided step takes 2 rows of a forward, max_rows is " +
+                                std::to_string(limits_.max_rows));
   waiting_.push_back(std::move(sample));
 }
 

@@ -1,7 +1,8 @@
 // The loop: plan, forward, step, commit, retire. One turn is one forward; samples join and leave between turns.
 //
-// The next turn is planned before this turn's step runs, because the fused step writes the next forward's input rows: the
-// step has to know where its sample stands in the next batch. Conditioning is copied only into rows that changed hands.
+// The next turn is planned before this turn's step runs, because the fused step writes the next forward's input rows:
+// the step has to know where its sample stands in the next batch. Conditioning is copied only into rows that changed
+// hands.
 #pragma once
 
 #include <cstdint>
@@ -20,21 +21,21 @@ struct Table {
   Table(std::vector<StepRow> rows, float init_scale);
 
   std::vector<StepRow> rows;
-  float init_scale;     // the first state is init_scale times standard normal noise
-  bool uses_history;    // any row reads or keeps a history
-  int last_guided = -1; // last row that needs both passes, -1 if none does
+  float init_scale;      // the first state is init_scale times standard normal noise
+  bool uses_history;     // any row reads or keeps a history
+  int last_guided = -1;  // last row that needs both passes, -1 if none does
 };
 
 // One sample to draw. Pointers are borrowed and must outlive the request.
 struct Request {
-  std::uint64_t id;                         // the caller's name for it; unique among the loop's samples
+  std::uint64_t id;  // the caller's name for it; unique among the loop's samples
   std::shared_ptr<const Table> table;
-  std::uint64_t seed;                       // key of all its noise
-  bool has_noise;                           // x already holds standard normal noise
-  float* x;                                 // (elements,) the state, in place; the result when it finishes
-  float* x0;                                // (elements,) the latest predicted clean sample; null if nobody looks
-  std::vector<const void*> cond;            // a value for each conditioning input; empty: the sample is told nothing
-  std::vector<const void*> null_cond;       // the value of each that stands for "no condition"
+  std::uint64_t seed;                  // key of all its noise
+  bool has_noise;                      // x already holds standard normal noise
+  float* x;                            // (elements,) the state, in place; the result when it finishes
+  float* x0;                           // (elements,) the latest predicted clean sample; null if nobody looks
+  std::vector<const void*> cond;       // a value for each conditioning input; empty: the sample is told nothing
+  std::vector<const void*> null_cond;  // the value of each that stands for "no condition"
 
   bool conditioned() const { return !cond.empty(); }
 };
@@ -64,14 +65,14 @@ struct Failure {
 };
 
 struct Counters {
-  std::uint64_t samples = 0;          // finished
-  std::uint64_t failures = 0;         // samples that went non-finite
-  std::uint64_t steps = 0;            // fused steps, one a sample and step
-  std::uint64_t forwards = 0;         // network calls
-  std::uint64_t network_passes = 0;   // rows of them that a sample asked for
-  double network_seconds = 0;         // inside the denoiser
-  double step_seconds = 0;            // inside the fused step and the noise
-  double loop_seconds = 0;            // planning, staging, committing: everything else
+  std::uint64_t samples = 0;         // finished
+  std::uint64_t failures = 0;        // samples that went non-finite
+  std::uint64_t steps = 0;           // fused steps, one a sample and step
+  std::uint64_t forwards = 0;        // network calls
+  std::uint64_t network_passes = 0;  // rows of them that a sample asked for
+  double network_seconds = 0;        // inside the denoiser
+  double step_seconds = 0;           // inside the fused step and the noise
+  double loop_seconds = 0;           // planning, staging, committing: everything else
 };
 
 class Loop {

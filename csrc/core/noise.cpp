@@ -6,8 +6,8 @@
 
 namespace stepfuse {
 
-void fill_normal(std::uint64_t seed, std::uint32_t step, NoiseStream stream, std::int64_t first, std::int64_t n, float* out,
-                 Isa isa) {
+void fill_normal(std::uint64_t seed, std::uint32_t step, NoiseStream stream, std::int64_t first, std::int64_t n,
+                 float* out, Isa isa) {
   const std::int64_t quads = n / 4;
   const auto stream_id = static_cast<std::uint32_t>(stream);
   with_kernels(isa, [&](auto kernels) {

@@ -13,8 +13,9 @@ enum class NoiseStream : std::uint32_t {
   Step = 1,
 };
 
-// Writes elements [first, first + n) of one sample's noise. `first` must be a multiple of 4, the values a Philox block gives.
-void fill_normal(std::uint64_t seed, std::uint32_t step, NoiseStream stream, std::int64_t first, std::int64_t n, float* out,
-                 Isa isa = best_isa());
+// Writes elements [first, first + n) of one sample's noise. `first` must be a multiple of 4, the values a Philox block
+// gives.
+void fill_normal(std::uint64_t seed, std::uint32_t step, NoiseStream stream, std::int64_t first, std::int64_t n,
+                 float* out, Isa isa = best_isa());
 
 }  // namespace stepfuse

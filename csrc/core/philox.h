@@ -1,4 +1,5 @@
-// Philox4x32-10 (Salmon et al., 2011, "Parallel random numbers: as easy as 1, 2, 3"): a counter in, 128 random bits out.
+// Philox4x32-10 (Salmon et al., 2011, "Parallel random numbers: as easy as 1, 2, 3"): a counter in, 128 random bits
+// out.
 #pragma once
 
 #include <array>

@@ -29,9 +29,9 @@ struct PlanLimits {
 };
 
 struct PlanEntry {
-  int sample;         // index into the running samples, those admitted by this plan counted in behind the others
-  int row_cond;       // row of the conditional pass, -1 if this step has none
-  int row_uncond;     // row of the unconditional pass, -1 if this step has none
+  int sample;      // index into the running samples, those admitted by this plan counted in behind the others
+  int row_cond;    // row of the conditional pass, -1 if this step has none
+  int row_uncond;  // row of the unconditional pass, -1 if this step has none
 };
 
 struct StepPlan {
@@ -42,8 +42,8 @@ struct StepPlan {
   bool empty() const { return entries.empty(); }
 };
 
-// First come, first served: all running samples step; waiting ones are admitted in order as long as their peak rows fit.
-// `plan` is an output that keeps its memory from turn to turn.
+// First come, first served: all running samples step; waiting ones are admitted in order as long as their peak rows
+// fit. `plan` is an output that keeps its memory from turn to turn.
 void make_plan(const std::vector<SampleView>& running, const std::vector<SampleView>& waiting, const PlanLimits& limits,
                StepPlan& plan);
 

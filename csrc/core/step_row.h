@@ -1,4 +1,5 @@
-// One step of one sampler as one cache line: sixteen float32 columns, the contract between host tables and every kernel.
+// One step of one sampler as one cache line: sixteen float32 columns, the contract between host tables and every
+// kernel.
 #pragma once
 
 namespace stepfuse {

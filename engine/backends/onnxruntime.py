@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: the network reads and writes the loop's own memory, without a copy or an allocation a step."""
+"""ONNX Runtime on the CPU, on the loop's own memory: no copy and no allocation a step."""
 
 from __future__ import annotations
 
@@ -96,6 +96,8 @@ def _check_node(model: Path, node: ort.NodeArg, memory: Array) -> None:
         raise BundleError(f"{model}: {node.name} must be {memory.dtype}, got {node.type}")
     if isinstance(node.shape[0], int):
         raise BundleError(f"{model}: the first dimension of {node.name} must be dynamic, got {node.shape[0]}")
-    fixed = [size if isinstance(size, int) else wanted for size, wanted in zip(node.shape[1:], memory.shape[1:])]
-    if len(node.shape) != memory.ndim or tuple(fixed) != memory.shape[1:]:
-        raise BundleError(f"{model}: {node.name} must have shape (R, {', '.join(map(str, memory.shape[1:]))}), got {node.shape}")
+    wanted = memory.shape[1:]
+    given = tuple(size if isinstance(size, int) else None for size in node.shape[1:])
+    fits = len(given) == len(wanted) and all(a in (b, None) for a, b in zip(given, wanted, strict=True))
+    if not fits:
+        raise BundleError(f"{model}: a row of {node.name} must have shape {wanted}, got {tuple(node.shape[1:])}")

@@ -1,0 +1,41 @@
+# `make sample` and `make test` each do all their set-up: a virtual environment, the compiler's work, the packages.
+
+PYTHON ?= python3
+SOURCES := setup.py pyproject.toml MANIFEST.in $(shell find engine kernels export csrc -type f -not -path '*/__pycache__/*' -not -path '*.egg-info/*')
+
+.PHONY: sample test lint bench format clean
+
+# Sampling needs no torch: this environment has the base dependencies alone.
+sample: .venv/.ready
+	.venv/bin/stepfuse sample fashion --output out/fashion.png
+
+test: .venv-dev/.ready
+	.venv-dev/bin/pytest
+
+lint: .venv-dev/.ready
+	.venv-dev/bin/ruff check .
+	.venv-dev/bin/ruff format --check .
+	.venv-dev/bin/mypy
+	.venv-dev/bin/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.inl')
+
+bench: .venv-dev/.ready
+	.venv-dev/bin/python benchmarks/run.py
+
+format: .venv-dev/.ready
+	.venv-dev/bin/ruff check --fix .
+	.venv-dev/bin/ruff format .
+	.venv-dev/bin/clang-format -i $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.inl')
+
+.venv/.ready: $(SOURCES)
+	test -d .venv || $(PYTHON) -m venv .venv
+	.venv/bin/pip install --quiet .
+	touch $@
+
+# Strict: mypy cannot follow the import hook of the default editable install.
+.venv-dev/.ready: $(SOURCES)
+	test -d .venv-dev || $(PYTHON) -m venv .venv-dev
+	.venv-dev/bin/pip install --quiet --config-settings editable_mode=strict -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv .venv-dev build dist out *.egg-info

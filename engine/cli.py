@@ -1,0 +1,152 @@
+"""The command line: ``stepfuse sample``, ``info``, ``doctor``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table
+
+import stepfuse as sf
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=sf.__doc__)
+console = Console()
+
+Model = Annotated[str, typer.Argument(help="An embedded model's name, or a bundle folder.")]
+
+
+@app.command()
+def sample(
+    model: Model = "fashion",
+    number: Annotated[int, typer.Option("--number", "-n", help="How many samples.")] = 30,
+    cond: Annotated[
+        list[str] | None, typer.Option(help="Class name or index; repeat it for several. All classes if left out.")
+    ] = None,
+    sampler: Annotated[str | None, typer.Option(help=f"One of {', '.join(sf.samplers.SAMPLERS)}.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps; the model's default if left out.")] = None,
+    guidance_scale: Annotated[float | None, typer.Option("--guidance-scale", "-g", help="1 is no guidance.")] = None,
+    eta: Annotated[float | None, typer.Option(help="DDIM's share of added noise, 0 to 1.")] = None,
+    seed: Annotated[int, typer.Option(help="Sample i has seed SEED + i.")] = 0,
+    output: Annotated[Path, typer.Option("--output", "-o", help="PNG grid, or .npy for the raw samples.")] = Path(
+        "samples.png"
+    ),
+    columns: Annotated[int, typer.Option(help="Samples a row of the grid.", min=1)] = 10,
+    max_rows: Annotated[int, typer.Option(help="Most rows of one forward.", min=1)] = 64,
+    threads: Annotated[int, typer.Option(help="Threads of the network; 0 is one a core.", min=0)] = 0,
+) -> None:
+    """Draw samples and write them as a labelled picture."""
+    with _plain_errors():
+        engine = sf.Engine.load(model, max_rows=max_rows, threads=threads)
+        conds = _conds(engine.info, cond, number)
+        began = time.perf_counter()
+        arguments: dict[str, Any] = {"sampler": sampler, "steps": steps, "guidance_scale": guidance_scale, "eta": eta}
+        table = engine.table(**arguments)
+        images = engine.sample(number, cond=conds, table=table, seed=seed, progress=console.is_terminal)
+        seconds = time.perf_counter() - began
+        title = f"{Path(model).name}: {_describe(table)}, seed {seed}"
+        if output.suffix == ".npy":
+            output.parent.mkdir(parents=True, exist_ok=True)
+            np.save(output, images)
+        else:
+            _save_grid(output, images, engine.info, conds, title, min(columns, number))
+    _report(engine.stats(), title, number, seconds)
+    console.print(f"written to {output}", highlight=False)
+
+
+@app.command()
+def info(model: Model) -> None:
+    """Say what a bundle is, after checking it."""
+    with _plain_errors():
+        bundle = sf.Bundle.load(model)
+    facts = bundle.info
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for name, value in (
+        ("name", bundle.name),
+        ("folder", bundle.path),
+        ("sample", f"{facts.shape}, {facts.data_range[0]:g} to {facts.data_range[1]:g}"),
+        ("predicts", facts.prediction_type),
+        ("schedule", f"{facts.schedule.config['type']}, T = {facts.schedule.num_train_timesteps}"),
+        *((f"input {name}", _describe_input(spec)) for name, spec in facts.cond.items()),
+        ("defaults", ", ".join(f"{name} {value}" for name, value in facts.defaults.items())),
+        *((f"file {name}", f"{entry['size'] / 1e6:.1f} MB, checksum matches") for name, entry in bundle.files.items()),
+        ("provenance", bundle.provenance),
+        ("licence", bundle.licence),
+    ):
+        table.add_row(f"[bold]{name}", str(value))
+    console.print(table, highlight=False)
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine can run, what is missing, and how to install it."""
+    from stepfuse.doctor import examine
+
+    findings = examine()
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for heading in ("", "what", "found", "needed for", "to do"):
+        table.add_column(heading)
+    for finding in findings:
+        mark = "[green]ok" if finding.ok else "[red]no" if finding.required else "[yellow]-"
+        table.add_row(mark, finding.subject, finding.found or "missing", finding.needed_for, finding.remedy)
+    console.print(table, highlight=False)
+    if any(finding.required and not finding.ok for finding in findings):
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """What a caller did wrong is told in a line; a bug of ours keeps its traceback."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError, ImportError, sf.DenoiserError) as error:
+        Console(stderr=True).print(f"[red]stepfuse:[/] {error}", highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from error
+
+
+def _conds(facts: sf.ModelInfo, given: list[str] | None, number: int) -> list[Any] | None:
+    """A condition a sample: those asked for, or all classes, in turn."""
+    spec = next(iter(facts.cond.values()), None)
+    if spec is None:
+        if given:
+            raise ValueError(f"this model takes no conditioning, got --cond {given[0]}")
+        return None
+    chosen = [int(one) if one.isdigit() else one for one in given] if given else list(spec.names) or [None]
+    return [chosen[index % len(chosen)] for index in range(number)]
+
+
+def _save_grid(
+    path: Path, images: np.ndarray, facts: sf.ModelInfo, conds: list[Any] | None, title: str, columns: int
+) -> None:
+    from stepfuse.grid import image_grid, save_png
+
+    spec = next(iter(facts.cond.values()), None)
+    names = spec.names if spec else ()
+    labels = [names[one] if isinstance(one, int) and names else str(one or "") for one in conds or [""] * len(images)]
+    grid = image_grid(images, labels, title=title, data_range=facts.data_range, columns=columns)
+    save_png(grid, path, {"Software": f"stepfuse {sf.__version__}", "Description": title})
+
+
+def _describe(table: sf.StepTable) -> str:
+    guided = f", guidance {table.options['guidance_scale']:g}" if table.passes > len(table) else ""
+    return f"{table.sampler}, {len(table)} steps{guided}"
+
+
+def _describe_input(spec: sf.CondInput) -> str:
+    names = f": {', '.join(spec.names)}" if spec.names else ""
+    return f"{spec.dtype} {spec.shape or 'a number'}, null {spec.null}{names}"
+
+
+def _report(stats: dict[str, float], title: str, number: int, seconds: float) -> None:
+    console.print(f"[bold]{title}", highlight=False)
+    console.print(
+        f"{number} samples, {stats['network_passes']:.0f} network passes in {stats['forwards']:.0f} forwards,"
+        f" {seconds:.2f} s ({seconds / number * 1e3:.0f} ms a sample): network {stats['network_seconds']:.2f} s,"
+        f" step {stats['step_seconds'] * 1e3:.1f} ms, loop {stats['loop_seconds'] * 1e3:.1f} ms",
+        highlight=False,
+    )
