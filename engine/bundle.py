@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, cast
+from typing import Any
 
 from stepfuse.cond import CondInput
 from stepfuse.errors import BundleError
@@ -265,4 +265,4 @@ def _sha256(file: Path) -> str:
     with file.open("rb") as stream:
         while block := stream.read(1 << 20):
             digest.update(block)
-    return cast("str", digest.hexdigest())
+    return digest.hexdigest()

@@ -116,7 +116,7 @@ def _conds(facts: sf.ModelInfo, given: list[str] | None, number: int) -> list[An
         if given:
             raise ValueError(f"this model takes no conditioning, got --cond {given[0]}")
         return None
-    chosen = [int(one) if one.isdigit() else one for one in given] if given else list(spec.names) or [None]
+    chosen: list[Any] = [int(one) if one.isdigit() else one for one in given or spec.names] or [None]
     return [chosen[index % len(chosen)] for index in range(number)]
 
 

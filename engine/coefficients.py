@@ -69,7 +69,7 @@ def sigmas_of(schedule: NoiseSchedule, prediction_type: str) -> Float64Array:
             f"alphas_cumprod[{len(alphas) - 1}] must be above 0 with epsilon prediction, got 0.0: use v_prediction or"
             " sample, or a schedule without zero terminal SNR"
         )
-    alphas = np.maximum(alphas, TINY_ALPHA)
+    alphas = np.where(alphas == 0, TINY_ALPHA, alphas)
     return cast("Float64Array", np.sqrt((1 - alphas) / alphas))
 
 

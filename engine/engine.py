@@ -52,7 +52,8 @@ class Engine:
         self._max_rows = max_rows
         self._denoiser: _Denoiser | None = make_denoiser(Buffers.of(self._loop, info))
         self._nulls = [spec.value(name, None) for name, spec in info.cond.items()]
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # so that a call from inside a run is refused instead of waiting for itself
+        self._running = False
 
     @classmethod
     def load(
@@ -218,6 +219,7 @@ class Engine:
     def close(self) -> None:
         """Frees the network. Waits for a run in progress; closing twice is fine."""
         with self._lock:
+            self._require_idle()
             if self._denoiser is not None:
                 self._denoiser.close()
             self._denoiser = None
@@ -237,7 +239,12 @@ class Engine:
     def _open(self) -> _Denoiser:
         if self._denoiser is None:
             raise RuntimeError("the engine is closed")
+        self._require_idle()
         return self._denoiser
+
+    def _require_idle(self) -> None:
+        if self._running:
+            raise RuntimeError("the engine is running: it cannot be used or closed from its own denoiser or callback")
 
     def _run(
         self,
@@ -260,26 +267,28 @@ class Engine:
                 bar.update(turn)
             if callback is not None and preview is not None:
                 try:
-                    stopped = callback(turn, max(turn, turns), preview) is False
+                    stopped = callback(turn, max(turn, turns), preview.copy()) is False
                 except StopIteration:
                     stopped = True
             return not stopped
 
+        self._running = True
         try:
             self._submit(requests, x, has_noise, preview)
             watched = bar is not None or callback is not None
             failures = self._loop.run(denoiser.forward, on_turn if watched else None)
         finally:
             self._loop.abort()
+            self._running = False
         if failures:
             raise _non_finite(requests, *failures[0])
         return not stopped
 
     def _submit(self, requests: Sequence[SampleRequest], x: Images, has_noise: bool, preview: Images | None) -> None:
-        compiled: dict[int, _core.Table] = {}
+        compiled = {id(request.table): request.table for request in requests}
+        shared_tables = {key: _core.Table(table.rows, table.init_scale) for key, table in compiled.items()}
         for index, request in enumerate(requests):
-            table = request.table
-            shared = compiled.setdefault(id(table), _core.Table(table.rows, table.init_scale))
+            shared = shared_tables[id(request.table)]
             seen = None if preview is None else preview[index]
             self._loop.submit(index, shared, request.seed, has_noise, x[index], seen, request.cond or [], self._nulls)
 

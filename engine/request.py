@@ -123,14 +123,14 @@ def _tables(
     options: Mapping[str, Any],
 ) -> list[StepTable]:
     """A table a sample; samples with the same arguments share one."""
+    samplers, counts = _each("sampler", sampler, n), _each("steps", steps, n)
+    scales, shares = _each("guidance_scale", guidance_scale, n), _each("eta", eta, n)
     compiled: dict[tuple[Any, ...], StepTable] = {}
-    named = {"sampler": sampler, "steps": steps, "guidance_scale": guidance_scale, "eta": eta}
-    tables = []
-    for key in zip(*(_each(name, given, n) for name, given in named.items()), strict=True):
+    keys = list(zip(samplers, counts, scales, shares, strict=True))
+    for key in keys:
         if key not in compiled:
-            compiled[key] = compile_table(info, *key, options)
-        tables.append(compiled[key])
-    return tables
+            compiled[key] = compile_table(info, key[0], key[1], key[2], key[3], options)
+    return [compiled[key] for key in keys]
 
 
 def _default_steps(info: ModelInfo, sampler: str) -> int:

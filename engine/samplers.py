@@ -343,19 +343,24 @@ def heun(
     euler = np.arange(2 * len(t) - 1) % 2 == 0
     t, sigma_here = np.repeat(t, 2)[1:], np.repeat(sigma, 2)[1:]
     dt = np.repeat(np.append(np.diff(sigma), -sigma[-1]), 2)[:-1]
-    slope = np.where(euler, dt, dt / 2) / sigma_here  # the slope is (x - d) / sigma
+    step = np.where(euler, dt, dt / 2)
     corrected = euler & (np.arange(len(t)) < len(t) - 1)
     scale = 1 / np.sqrt(1 + sigma_here**2)
+    # The slope is the noise estimate. As (x - d) / sigma it would lose all digits where sigma is small beside x.
+    x_to_slope, d_to_slope, e_to_slope = eps_from(prediction_type, scale**2, from_clipped=clip is not None)
+    x_to_slope = scale * x_to_slope  # the network's own state is scale * x
     clean = clean_sample(prediction_type, scale**2, clip)
-    clean["p_x"] = np.asarray(clean["p_x"]) * scale  # the network's own state is scale * x
+    clean["p_x"] = scale * np.asarray(clean["p_x"])
     columns: Columns = {
         **clean,
         "s": scale,
-        "q_x": np.where(euler, 1 + slope, slope),
-        "q_d": -slope,
+        "q_x": np.where(euler, 1.0, 0.0) + step * x_to_slope,
+        "q_d": step * d_to_slope,
+        "q_e": step * e_to_slope,
         "q_h": np.where(euler, 0.0, 1.0),
-        "u_x": np.where(corrected, 1 + slope / 2, 0.0),
-        "u_d": np.where(corrected, -slope / 2, 0.0),
+        "u_x": np.where(corrected, 1 + step / 2 * x_to_slope, 0.0),
+        "u_d": np.where(corrected, step / 2 * d_to_slope, 0.0),
+        "u_e": np.where(corrected, step / 2 * e_to_slope, 0.0),
     }
     options = {"prediction_type": prediction_type, "spacing": spacing, "clip": clip, "karras": karras}
     return build_table("heun", schedule, t, columns, guidance_scale, guidance_interval, options, init_scale)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -35,7 +35,7 @@ class NoiseSchedule:
     num_train_timesteps: int
     shift: float | None = None
     config: dict[str, Any] = field(default_factory=dict)
-    _alphas_cumprod: Float64Array | None = None
+    _alphas_cumprod: Float64Array | None = field(default=None, repr=False)
 
     @property
     def is_flow(self) -> bool:
@@ -114,7 +114,7 @@ class NoiseSchedule:
         arguments = dict(config)
         kind = arguments.pop("type", None)
         zero_snr = arguments.pop("zero_terminal_snr", False)
-        makers = {
+        makers: dict[Any, Callable[..., NoiseSchedule]] = {
             "linear": cls.linear,
             "scaled_linear": cls.scaled_linear,
             "squaredcos": cls.squaredcos,

@@ -1,3 +1,5 @@
+#include <mutex>
+
 #include "../core/invariants.h"
 #include "../core/loop.h"
 #include "bindings.h"
@@ -50,6 +52,7 @@ class BoundLoop {
     std::vector<Failure> failures;
     while (failures.empty() && loop_.turn(denoiser)) {
       failures = loop_.take_failures();
+      publish_counters();
       if (check) require_invariants();
       if (!on_turn) continue;
       py::gil_scoped_acquire gil;
@@ -67,8 +70,12 @@ class BoundLoop {
     borrowed_ = py::list();
   }
 
-  py::dict counters() const {
-    const Counters& c = loop_.counters();
+  // Of the last finished turn; any thread may ask while another one runs.
+  py::dict counters() {
+    const Counters c = [this] {
+      std::lock_guard<std::mutex> lock(counters_mutex_);
+      return counters_;
+    }();
     py::dict found;
     found["samples"] = c.samples;
     found["failures"] = c.failures;
@@ -84,6 +91,11 @@ class BoundLoop {
   ForwardBuffers& buffers() { return loop_.buffers(); }
 
  private:
+  void publish_counters() {
+    std::lock_guard<std::mutex> lock(counters_mutex_);
+    counters_ = loop_.counters();
+  }
+
   void require_invariants() const {
     const auto found = violations(loop_);
     if (!found.empty()) throw std::logic_error("loop invariant broken: " + found.front());
@@ -91,6 +103,8 @@ class BoundLoop {
 
   Loop loop_;
   py::list borrowed_;
+  std::mutex counters_mutex_;
+  Counters counters_;
 };
 
 template <class T>
