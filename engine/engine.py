@@ -257,7 +257,7 @@ class Engine:
     ) -> bool:
         """Runs the loop over ``x`` in place. False if the callback stopped it."""
         denoiser = self._open()
-        turn, turns = 0, turns_needed([request.table for request in requests], self._max_rows)
+        turn, turns = 0, turns_needed(requests, self._max_rows)
         stopped = False
 
         def on_turn() -> bool:
@@ -312,7 +312,7 @@ class Engine:
     ) -> AbstractContextManager[ProgressBar | None]:
         if not wanted:
             return nullcontext()
-        return ProgressBar(turns_needed([request.table for request in requests], self._max_rows))
+        return ProgressBar(turns_needed(requests, self._max_rows))
 
 
 def _row_bytes(spec: CondInput) -> int:

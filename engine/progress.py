@@ -6,23 +6,38 @@ from collections import deque
 from collections.abc import Sequence
 from types import TracebackType
 
-from stepfuse.steptable import StepTable
+import numpy as np
+
+from stepfuse.request import SampleRequest
 
 
-def turns_needed(tables: Sequence[StepTable], max_rows: int) -> int:
-    """Forwards that these samples take together under the first-come planner, each holding its peak rows to its end."""
-    waiting = deque((len(table), 2 if table.passes > len(table) else 1) for table in tables)
-    running: list[tuple[int, int]] = []  # (the turn it ends at, its rows)
+def turns_needed(requests: Sequence[SampleRequest], max_rows: int) -> int:
+    """Forwards that these samples take together under the first-come planner of ``csrc/core/planner.cpp``.
+
+    A guided sample holds two rows up to its last guided step, and one from there to its end.
+    """
+    waiting = deque((_guided_turns(request), len(request.table)) for request in requests)
+    running: list[tuple[int, int]] = []  # the turns at which a sample gives back its second row, and its first
     now = 0
     while waiting or running:
-        while waiting and sum(rows for _, rows in running) + waiting[0][1] <= max_rows:
-            length, rows = waiting.popleft()
-            running.append((now + length, rows))
+        held = sum(1 + (second > now) for second, _ in running)
+        while waiting and held + 1 + (waiting[0][0] > 0) <= max_rows:
+            guided, length = waiting.popleft()
+            running.append((now + guided, now + length))
+            held += 1 + (guided > 0)
         if not running:  # a sample wider than a forward: the loop refuses it with its own message
             return now
-        now = min(end for end, _ in running)
-        running = [(end, rows) for end, rows in running if end > now]
+        now = min(turn for turns in running for turn in turns if turn > now)
+        running = [turns for turns in running if turns[1] > now]
     return now
+
+
+def _guided_turns(request: SampleRequest) -> int:
+    if request.cond is None:
+        return 0
+    scale = request.table["g"]
+    guided = np.flatnonzero((scale != 0) & (scale != 1))
+    return int(guided[-1]) + 1 if guided.size else 0
 
 
 class ProgressBar:

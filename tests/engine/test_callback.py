@@ -1,0 +1,116 @@
+"""Watching a run: the callback, what it is shown, how it stops, and the bar."""
+
+import functools
+
+import numpy as np
+import pytest
+import support
+import tolerances
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import stepfuse as sf
+
+ddim = functools.partial(sf.samplers.ddim, support.SCHEDULE)
+
+
+@pytest.fixture
+def engine():
+    with support.make_engine() as engine:
+        yield engine
+
+
+def test_the_callback_sees_each_step_and_the_clean_samples_that_it_implies(engine):
+    tables = [ddim(4, guidance_scale=3.0, clip=2.0), sf.samplers.heun(support.SCHEDULE, 2)]
+    seen = []
+    images = engine.sample(2, table=tables, cond="bag", seed=6, callback=lambda *shown: seen.append(shown))
+
+    assert [(step, total) for step, total, _ in seen] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    for i, table in enumerate(tables):
+        final, clean, _ = support.replay(table, cond=1, seed=6 + i)
+        np.testing.assert_array_equal(images[i], final)
+        for turn, (_, _, preview) in enumerate(seen):
+            expected = clean[min(turn, len(clean) - 1)]  # a finished sample keeps its last
+            np.testing.assert_allclose(preview[i], expected, rtol=tolerances.STEP_FLOAT32, atol=tolerances.STEP_FLOAT32)
+
+
+def test_samples_that_wait_preview_as_zero():
+    previews = []
+    with support.make_engine(max_rows=2) as engine:
+        engine.sample(3, steps=2, callback=lambda step, total, preview: previews.append(preview))
+    assert [preview.any(axis=(1, 2, 3)).tolist() for preview in previews] == [[True, True, False]] * 2 + [
+        [True] * 3
+    ] * 2
+
+
+def stop_by_false(step, total, preview):
+    return step < 2
+
+
+def stop_by_exception(step, total, preview):
+    if step == 2:
+        raise StopIteration
+
+
+@pytest.mark.parametrize("callback", [stop_by_false, stop_by_exception])
+def test_a_callback_stops_the_run_and_the_engine_goes_on_to_the_next(engine, callback):
+    table = ddim(5)
+    stopped = engine.sample(2, table=table, seed=3, callback=callback)
+    expected = np.stack([support.replay(table, seed=seed)[1][1] for seed in (3, 4)])
+    np.testing.assert_allclose(stopped, expected, rtol=tolerances.STEP_FLOAT32, atol=tolerances.STEP_FLOAT32)
+    assert engine.stats()["forwards"] == 2
+    np.testing.assert_array_equal(engine.sample(1, table=table, seed=3)[0], support.replay(table, seed=3)[0])
+
+
+def test_a_callback_may_change_what_it_is_shown(engine):
+    def meddle(step, total, preview):
+        preview[...] = np.nan
+        return step < 2
+
+    table = ddim(4)
+    stopped = engine.sample(1, table=table, seed=0, callback=meddle)
+    np.testing.assert_allclose(stopped[0], support.replay(table)[1][1], rtol=1e-6, atol=1e-6)
+
+
+def test_an_exception_of_the_callback_comes_through(engine):
+    def fail(step, total, preview):
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        engine.sample(2, steps=3, callback=fail)
+    np.testing.assert_array_equal(engine.sample(1, table=ddim(3), seed=0)[0], support.replay(ddim(3))[0])
+
+
+@pytest.mark.parametrize("call", [sf.Engine.sample, sf.Engine.warmup, sf.Engine.close])
+def test_an_engine_called_from_its_own_run_says_so_instead_of_waiting_for_itself(engine, call):
+    with pytest.raises(RuntimeError, match="cannot be used or closed from its own denoiser or callback"):
+        engine.sample(1, steps=3, callback=lambda *_: call(engine))
+    np.testing.assert_array_equal(engine.sample(1, table=ddim(3), seed=0)[0], support.replay(ddim(3))[0])
+
+
+tables = st.builds(
+    ddim,
+    st.integers(1, 5),
+    guidance_scale=st.sampled_from([0.0, 1.0, 3.0]),
+    guidance_interval=st.sampled_from([(0.0, 1.0), (0.5, 1.0), (0.0, 0.5)]),
+)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(tables, st.sampled_from([None, "bag"])), min_size=1, max_size=9), st.integers(2, 7))
+def test_steps_count_up_to_the_total_however_samples_queue(samples, max_rows):
+    turns = []
+    with support.make_engine(lambda x, t, cond: x, max_rows=max_rows) as engine:
+        tables, conds = zip(*samples, strict=True)
+        engine.sample(len(samples), table=tables, cond=conds, callback=lambda *shown: turns.append(shown[:2]))
+    assert turns == [(step, len(turns)) for step in range(1, len(turns) + 1)]
+
+
+def test_progress_shows_a_bar_on_standard_error_and_changes_nothing(engine, capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich draws for terminals alone
+    images = engine.sample(2, steps=4, seed=1, progress=True)
+    shown = capsys.readouterr()
+    assert "sampling" in shown.err
+    assert "4/4" in shown.err
+    assert shown.out == ""
+    np.testing.assert_array_equal(images, engine.sample(2, steps=4, seed=1))
