@@ -301,11 +301,13 @@ class Engine:
             raise ValueError(f"noise must have shape {shape}, got {given.shape}")
         if given.dtype.kind != "f":
             raise TypeError(f"noise must be floating point, got {given.dtype}")
-        finite = np.isfinite(given)
+        with np.errstate(over="ignore"):  # too large for float32 is reported below
+            x = given.astype(np.float32)  # a copy: the loop works in place
+        finite = np.isfinite(x)
         if not finite.all():
             where = tuple(int(i) for i in np.argwhere(~finite)[0])
             raise ValueError(f"noise must be finite, got {given[where]} at {where}")
-        return given.astype(np.float32)  # a copy: the loop works in place
+        return x
 
     def _progress_bar(
         self, requests: Sequence[SampleRequest], wanted: bool

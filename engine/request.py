@@ -95,6 +95,7 @@ def compile_table(
         guidance_scale = info.defaults.get("guidance_scale", 1.0)
     elif guidance_scale != 1 and not info.cond:
         raise ValueError(f"guidance_scale must be 1 for a model that takes no conditioning, got {guidance_scale}")
+    _require_number("guidance_scale", guidance_scale)
 
     function = SAMPLERS[sampler]
     accepted = inspect.signature(function).parameters
@@ -104,6 +105,7 @@ def compile_table(
         arguments["prediction_type"] = info.prediction_type
     if "eta" in accepted:
         arguments["eta"] = info.defaults.get("eta", 0.0) if eta is None else eta
+        _require_number("eta", arguments["eta"])
     elif eta:
         raise ValueError(f"eta must be left out with sampler {sampler!r}, which has none, got {eta}")
     unknown = [name for name in arguments if name not in accepted]
@@ -149,11 +151,10 @@ def _checked(info: ModelInfo, table: Any) -> StepTable:
     if not isinstance(table, StepTable):
         raise TypeError(f"table must be a StepTable, got {type(table).__name__}")
     table.check()
-    latest = float(table["t"].max())
-    if latest > info.schedule.max_timestep:
-        raise ValueError(
-            f"table's timesteps must be at most {info.schedule.max_timestep:g} for this model, got {latest:g}"
-        )
+    limit = info.schedule.max_timestep
+    for t in (float(table["t"].max()), float(table["t"].min())):
+        if not 0 <= t <= limit:
+            raise ValueError(f"table's timesteps must be between 0 and {limit:g} for this model, got {t:g}")
     return table
 
 
@@ -174,6 +175,11 @@ def _seeds(seed: int | Sequence[int] | None, n: int) -> list[int]:
 def _require_seed(seed: int) -> None:
     if not 0 <= seed < _SEED_LIMIT:
         raise ValueError(f"seed must be between 0 and 2^64 - 1, got {seed}")
+
+
+def _require_number(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        raise TypeError(f"{name} must be a number, got {value!r}")
 
 
 def _each(name: str, given: Any, n: int) -> list[Any]:
