@@ -115,7 +115,7 @@ class Bundle:
 
 def embedded_models() -> list[str]:
     """Names of the models that come with the package."""
-    return sorted(folder.name for folder in _MODELS.iterdir() if (folder / MANIFEST).is_file())
+    return sorted(manifest.parent.name for manifest in _MODELS.glob(f"*/{MANIFEST}"))
 
 
 def write_bundle(
