@@ -9,11 +9,11 @@ if __name__ != "stepfuse":
     raise ImportError(f"this folder installs as 'stepfuse': pip install it and import that, not {__name__!r}")
 
 from stepfuse import samplers
-from stepfuse._core import step
 from stepfuse.bundle import Bundle, ModelInfo, embedded_models, write_bundle
 from stepfuse.cond import CondInput
 from stepfuse.engine import Engine
 from stepfuse.errors import BundleError, DenoiserError
+from stepfuse.fused import step
 from stepfuse.noise import normal
 from stepfuse.samplers import NaiveSamplerWarning
 from stepfuse.schedule import NoiseSchedule

@@ -10,6 +10,12 @@ constexpr int kNumpyFloat32 = 11, kNumpyFloat16 = 23;  // NPY_FLOAT, NPY_HALF
 
 std::string shape_of(const py::array& a) { return py::str(a.attr("shape")); }
 
+// numpy's number of the element type; -1 if the bytes are in another order than the machine's.
+int type_number(const py::array& a) {
+  const py::dtype type = a.dtype();
+  return type.byteorder() == '=' ? type.num() : -1;
+}
+
 bool same_shape(const py::array& a, const py::array& b) {
   return a.ndim() == b.ndim() && std::equal(a.shape(), a.shape() + a.ndim(), b.shape());
 }
@@ -23,7 +29,7 @@ py::array as_array(const char* name, py::handle value) {
 }
 
 void require_like(const char* name, const py::array& a, const py::array& x) {
-  if (a.dtype().num() != x.dtype().num())
+  if (type_number(a) != type_number(x))
     throw py::type_error(std::string(name) + " must have the dtype of x, " + std::string(py::str(x.dtype())) +
                          ", got " + std::string(py::str(a.dtype())));
   if (!same_shape(a, x))
@@ -46,15 +52,22 @@ py::array output(const char* name, py::handle value, const py::array& x) {
   return a;
 }
 
+template <class Check>
+std::optional<py::array> if_given(Check check, const char* name, py::handle value, const py::array& x) {
+  if (value.is_none()) return std::nullopt;
+  return check(name, value, x);
+}
+
 struct Rows {
-  py::array_t<float, py::array::c_style> columns;
+  FloatArray columns;
   bool per_sample;  // (B, 16): one row a sample of the batch
 
   StepRow at(std::int64_t i) const { return row_from(columns.data() + (per_sample ? i * kStepColumns : 0)); }
 };
 
 Rows rows_of(py::handle value, const py::array& x) {
-  auto columns = py::array_t<float, py::array::c_style>::ensure(value);
+  auto columns =
+      py::isinstance<FloatArray>(value) ? py::reinterpret_borrow<FloatArray>(value) : FloatArray::ensure(value);
   if (!columns) throw py::error_already_set();
   const bool single = columns.ndim() == 1 && columns.shape(0) == kStepColumns;
   const bool per_sample =
@@ -94,33 +107,30 @@ struct Batch {
 py::array step(py::handle x_arg, py::handle eps_arg, py::handle row_arg, py::handle eps_uncond_arg, py::handle h_arg,
                py::handle z_arg, py::handle out_arg, const std::optional<std::string>& isa_name) {
   const py::array given = as_array("x", x_arg);
-  const int dtype = given.dtype().num();
+  const int dtype = type_number(given);
   if (dtype != kNumpyFloat32 && dtype != kNumpyFloat16)
     throw py::type_error("x must be float32 or float16, got " + std::string(py::str(given.dtype())));
   const py::array x = contiguous(given) ? given : py::array::ensure(given, py::array::c_style);
   const py::array eps = input("eps", eps_arg, x);
-  const py::array none;
-  const py::array eps_uncond = eps_uncond_arg.is_none() ? none : input("eps_uncond", eps_uncond_arg, x);
-  const py::array z = z_arg.is_none() ? none : input("z", z_arg, x);
-  py::array h = h_arg.is_none() ? none : output("h", h_arg, x);
+  const auto eps_uncond = if_given(input, "eps_uncond", eps_uncond_arg, x);
+  const auto z = if_given(input, "z", z_arg, x);
+  auto h = if_given(output, "h", h_arg, x);
   py::array out = out_arg.is_none() ? py::array(x.dtype(), std::vector<py::ssize_t>(x.shape(), x.shape() + x.ndim()))
                                     : output("out", out_arg, x);
   const Rows rows = rows_of(row_arg, x);
   const std::int64_t samples = rows.per_sample ? x.shape(0) : 1;
   const std::int64_t n = samples ? x.size() / samples : 0;
-  for (std::int64_t i = 0; i < samples; ++i) require_inputs(rows.at(i), !h_arg.is_none(), !z_arg.is_none());
+  for (std::int64_t i = 0; i < samples; ++i) require_inputs(rows.at(i), h.has_value(), z.has_value());
   const Isa isa = isa_named(isa_name);
 
   const auto run = [&](auto element) {
     using T = decltype(element);
-    const auto read = [](const py::array& a, py::handle arg) {
-      return arg.is_none() ? nullptr : static_cast<const T*>(a.data());
-    };
+    const auto read = [](const std::optional<py::array>& a) { return a ? static_cast<const T*>(a->data()) : nullptr; };
     const Batch<T> batch{static_cast<const T*>(x.data()),
                          static_cast<const T*>(eps.data()),
-                         read(eps_uncond, eps_uncond_arg),
-                         read(z, z_arg),
-                         h_arg.is_none() ? nullptr : static_cast<T*>(h.mutable_data()),
+                         read(eps_uncond),
+                         read(z),
+                         h ? static_cast<T*>(h->mutable_data()) : nullptr,
                          static_cast<T*>(out.mutable_data())};
     py::gil_scoped_release nogil;
     batch.run(rows, samples, n, isa);
@@ -133,33 +143,12 @@ py::array step(py::handle x_arg, py::handle eps_arg, py::handle row_arg, py::han
   return out;
 }
 
-constexpr const char* kStepDoc =
-    R"(The fused step alone: guidance blend, both lines of the step and the history, in one pass.
-
-Args:
-    x: State, any shape, float32 or float16. All other arrays have its shape and dtype.
-    eps: Network output for ``x``; the conditional one if ``eps_uncond`` is given.
-    row: One row of a StepTable, shape (16,), or one a sample of the batch, shape (B, 16).
-    eps_uncond: Unconditional output, blended as ``eps_uncond + g (eps - eps_uncond)``. None: ``eps`` is taken as it is.
-    h: History, updated in place. Needed by rows that use it (``q_h`` or a ``u_`` column not 0).
-    z: Standard normal noise. Needed by rows that add it (``q_z`` not 0).
-    out: Where the next state goes, C-contiguous; may be ``x``. None allocates it.
-    isa: Instruction set, one of ``stepfuse._core.isas()``; None takes the best. All give the same bits.
-
-Returns:
-    The next state: ``out``.
-
-Raises:
-    TypeError: If an array is no numpy array, or its dtype is not that of ``x`` or not supported.
-    ValueError: If a shape differs, an array written in place is not contiguous, or ``h`` or ``z`` is needed and missing.
-)";
-
 }  // namespace
 
 void bind_step(py::module_& m) {
   m.def("step", &step, py::arg("x"), py::arg("eps"), py::arg("row"), py::arg("eps_uncond") = py::none(),
         py::arg("h") = py::none(), py::arg("z") = py::none(), py::arg("out") = py::none(), py::arg("isa") = py::none(),
-        kStepDoc);
+        "The fused step; stepfuse.step documents it.");
 }
 
 }  // namespace stepfuse

@@ -28,9 +28,9 @@ struct Lanes {
     for (int k = 0; k < N; ++k) p[k] = narrow<T>(wide[k]);
   }
   static Lanes fill(float value) { return {Vector{} + value}; }
-  bool any_nan() const {
+  friend bool any_nan(Lanes a) {  // by value: an accumulator whose address is taken would live in memory
     float lanes[N];
-    store(lanes, *this);
+    store(lanes, a);
     bool nan = false;
     for (int k = 0; k < N; ++k) nan |= lanes[k] != lanes[k];
     return nan;
@@ -64,13 +64,15 @@ struct Coefficients {
   V g, p_x, p_e, lo, hi, q_x, q_d, q_e, q_h, q_z, u_x, u_d, u_e, u_h, s;
 };
 
-// Elements [begin, end) in whole vectors. `bad` gathers 0 * e + 0 * x': zero as long as everything is finite.
+// Elements from `begin` on in whole vectors; returns where they end. The two `bad` gather 0 * e and 0 * x': zero as
+// long as everything is finite.
 template <class V, class T, bool kGuided, bool kHistory, bool kNoise>
-std::int64_t run_lanes(const StepRow& row, const StepSpan<T>& a, std::int64_t begin, bool& finite) {
+std::int64_t run_lanes(const StepRow& row, const StepSpan<T>& span, std::int64_t begin, bool& finite) {
+  const StepSpan<T> a = span;  // a copy, in registers: for all the compiler knows, a store may change the caller's
   const Coefficients<V> c(row, a.next_scale);
   const V zero = V::fill(0.0f);
   const bool reads_history = row.reads_history();  // if not, h may hold anything, NaN included
-  V bad = zero;
+  V bad_e = zero, bad_next = zero;
   std::int64_t i = begin;
   for (; i + V::kLanes <= a.n; i += V::kLanes) {
     const V x = V::load(a.x + i);
@@ -87,13 +89,14 @@ std::int64_t run_lanes(const StepRow& row, const StepSpan<T>& a, std::int64_t be
       V::store(a.h + i, c.u_x * x + c.u_d * d + c.u_e * e + c.u_h * h);
     }
     if constexpr (kNoise) next = next + c.q_z * V::load(a.z + i);
-    bad = bad + zero * e + zero * next;
+    bad_e = bad_e + zero * e;
+    bad_next = bad_next + zero * next;
     V::store(a.out + i, next);
     if (a.x0) V::store(a.x0 + i, d);
     if (a.next_cond) V::store(a.next_cond + i, c.s * next);
     if (a.next_uncond) V::store(a.next_uncond + i, c.s * next);
   }
-  finite = finite && !bad.any_nan();
+  finite = finite && !any_nan(bad_e + bad_next);
   return i;
 }
 

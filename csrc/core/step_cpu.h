@@ -2,8 +2,8 @@
 // pass over the state.
 //   Numerics : loads widen to float32; products and sums round one by one (no FMA), so every instruction set gives the
 //              same bits; one rounding at the store.
-//   Traffic  : guided 3 reads and 3 writes of n elements (the state and two input rows), plus history and noise if
-//   used. Oracle   : kernels/reference.py.
+//   Traffic  : guided 3 reads and 3 writes of n elements (the state and two input rows); history and noise beside.
+//   Oracle   : kernels/reference.py.
 #pragma once
 
 #include <cstdint>
