@@ -1,0 +1,134 @@
+"""What samplers refuse, with the rule and the value; the columns that guidance sets; the naive baseline."""
+
+import numpy as np
+import pytest
+
+import stepfuse as sf
+from stepfuse.samplers import SAMPLERS
+
+LINEAR = sf.NoiseSchedule.linear()
+ZERO_SNR = LINEAR.rescale_zero_terminal_snr()
+FLOW = sf.NoiseSchedule.flow()
+NAN, INF = float("nan"), float("inf")
+
+naive_allowed = pytest.mark.filterwarnings("ignore::stepfuse.NaiveSamplerWarning")
+
+
+def schedule_of(sampler):
+    return FLOW if sampler == "euler" else LINEAR
+
+
+@naive_allowed
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        pytest.param({"steps": 0}, r"steps must be between 1 and \d+, got 0$", id="no-steps"),
+        pytest.param({"steps": -3}, r"steps must be between 1 and \d+, got -3$", id="negative-steps"),
+        pytest.param({"steps": 1001}, r"steps must be between 1 and \d+, got 1001$", id="above-T"),
+        pytest.param({}, "steps must be given", id="neither-steps-nor-timesteps"),
+        pytest.param({"steps": 5, "guidance_scale": -0.5}, "guidance_scale must be .*, got -0.5$", id="negative-g"),
+        pytest.param({"steps": 5, "guidance_scale": NAN}, "guidance_scale must be .*, got nan$", id="nan-g"),
+        pytest.param({"steps": 5, "guidance_scale": INF}, "guidance_scale must be .*, got inf$", id="infinite-g"),
+        pytest.param({"steps": 5, "guidance_interval": (0.7, 0.2)}, r"got \(0.7, 0.2\)$", id="interval-backwards"),
+        pytest.param({"steps": 5, "guidance_interval": (0.0, 1.1)}, r"got \(0.0, 1.1\)$", id="interval-outside"),
+        pytest.param({"timesteps": [1001]}, r"timesteps\[0\] must be between 0 and \d+, got 1001", id="t-above"),
+        pytest.param({"timesteps": [9, -1]}, r"timesteps\[1\] must be between 0 and \d+, got -1", id="t-below"),
+        pytest.param({"timesteps": [9, NAN]}, r"timesteps\[1\] must be between 0 and \d+, got nan", id="t-nan"),
+        pytest.param({"timesteps": [9, 3, 3]}, r"timesteps\[2\] must be below .*, got 3", id="t-repeated"),
+        pytest.param({"timesteps": [3, 9]}, r"timesteps\[1\] must be below .*, got 9", id="t-rising"),
+        pytest.param({"timesteps": []}, r"timesteps must be .* at least one number, got shape \(0,\)", id="t-none"),
+        pytest.param({"steps": 3, "timesteps": [9, 3]}, "number of timesteps, 2, .*, got 3$", id="count-contradicts"),
+    ],
+)
+def test_refuses(sampler, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        SAMPLERS[sampler](schedule_of(sampler), **arguments)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("steps", [5.0, True, "5"], ids=["float", "bool", "text"])
+def test_refuses_steps_that_do_not_count(sampler, steps):
+    with pytest.raises(TypeError, match=f"steps must be a whole number, got {steps!r}"):
+        SAMPLERS[sampler](schedule_of(sampler), steps)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "arguments", "message"),
+    [
+        pytest.param("ddim", {"eta": -0.1}, "eta must be between 0 and 1, got -0.1$", id="eta-negative"),
+        pytest.param("ddim", {"eta": 1.5}, "eta must be between 0 and 1, got 1.5$", id="eta-above-1"),
+        pytest.param("ddim", {"eta": NAN}, "eta must be between 0 and 1, got nan$", id="eta-nan"),
+        pytest.param(
+            "ddim", {"final_alpha_cumprod": 1.5}, "final_alpha_cumprod .*, got 1.5$", id="final-alpha-above-1"
+        ),
+        pytest.param(
+            "dpmpp_2m", {"final_alpha_cumprod": NAN}, "final_alpha_cumprod .*, got nan$", id="final-alpha-nan"
+        ),
+        pytest.param("ddim", {"spacing": "cosine"}, "'linspace', got 'cosine'$", id="ddim-spacing"),
+        pytest.param("dpmpp_2m", {"spacing": "cosine"}, "'linspace', got 'cosine'$", id="dpmpp-spacing"),
+        pytest.param("heun", {"spacing": "cosine"}, "'linspace', got 'cosine'$", id="heun-spacing"),
+        pytest.param("ddim", {"steps_offset": 996}, "must be at most 999, got 1796", id="ddim-offset"),
+        pytest.param("ddpm", {"prediction_type": "score"}, "'sample', got 'score'$", id="prediction"),
+        pytest.param("ddpm", {"variance": "learned"}, "'posterior', got 'learned'$", id="variance"),
+        pytest.param("lcm", {"original_steps": 4}, "steps must be between 1 and 4, got 5$", id="above-solver's"),
+        pytest.param("lcm", {"original_steps": 0}, "original_steps must be between 1 and 1000, got 0$", id="no-solver"),
+        pytest.param("ddim", {"clip": -1.0}, "clip must be above 0, or None, got -1.0$", id="clip-negative"),
+        pytest.param("heun", {"clip": NAN}, "clip must be above 0, or None, got nan$", id="clip-nan"),
+    ],
+)
+def test_refuses_options(sampler, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        SAMPLERS[sampler](LINEAR, 5, **arguments)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "lcm", "dpmpp_2m", "heun"])
+def test_zero_terminal_snr_refuses_epsilon(sampler):
+    with pytest.raises(ValueError, match=r"row 0 \(t = 999\): p_x .* got inf|alphas_cumprod\[999\] .* got 0.0"):
+        SAMPLERS[sampler](ZERO_SNR, timesteps=[999, 400, 0])
+
+
+@naive_allowed
+@pytest.mark.parametrize("sampler", sorted(set(SAMPLERS) - {"euler"}))
+def test_samplers_of_preserving_schedules_refuse_flow(sampler):
+    with pytest.raises(ValueError, match="flow schedule has no alphas_cumprod"):
+        SAMPLERS[sampler](FLOW, 5)
+
+
+def test_euler_refuses_a_preserving_schedule():
+    with pytest.raises(ValueError, match="euler needs a flow schedule"):
+        sf.samplers.euler(LINEAR, 5)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+def test_explicit_timesteps_that_a_spacing_gives_are_that_table(sampler):
+    spaced = SAMPLERS[sampler](LINEAR, 50, spacing="trailing")
+    assert SAMPLERS[sampler](LINEAR, timesteps=range(999, 0, -20)) == spaced
+
+
+@pytest.mark.parametrize("sampler", sorted(set(SAMPLERS) - {"ddpm_strided"}))
+def test_guidance_is_on_within_its_interval_alone(sampler):
+    schedule = schedule_of(sampler)
+    table = SAMPLERS[sampler](schedule, 10, guidance_scale=4.0, guidance_interval=(0.3, 0.8))
+    time = table["t"] / schedule.max_timestep
+    inside = (time >= 0.3) & (time <= 0.8)
+    assert 0 < inside.sum() < len(table)
+    np.testing.assert_array_equal(table["g"], np.where(inside, 4.0, 1.0))
+
+
+@pytest.mark.parametrize("variance", ["beta", "posterior"])
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_naive_striding_takes_full_ddpms_rows_and_warns(variance, prediction_type):
+    options = {"variance": variance, "prediction_type": prediction_type, "clip": 1.0}
+    full = sf.samplers.ddpm(LINEAR, 1000, **options)
+    with pytest.warns(sf.NaiveSamplerWarning, match="50 of 1000 steps is wrong on purpose"):
+        strided = sf.samplers.ddpm_strided(LINEAR, 50, **options)
+    np.testing.assert_array_equal(strided.rows, full.rows[19::20])
+
+
+def test_naive_striding_over_all_timesteps_is_ddpm_and_silent():
+    assert sf.samplers.ddpm_strided(LINEAR, 1000) == sf.samplers.ddpm(LINEAR, 1000)
+
+
+def test_every_sampler_is_a_function_of_its_name():
+    assert all(getattr(sf.samplers, name) is function for name, function in SAMPLERS.items())
