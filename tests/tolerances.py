@@ -17,3 +17,6 @@ NOISE = 2e-6
 
 #: A sample in a mixed batch against the same alone: ONNX Runtime blocks matrix products by the batch's size.
 BATCH_ONNXRUNTIME = 1e-5
+
+#: Schedules against diffusers' float32: betas relative, signal amplitudes absolute; a thousand roundings at random.
+SCHEDULE = 1e-6
