@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
+
 from stepfuse.cond import CondInput
 from stepfuse.errors import BundleError
 from stepfuse.schedule import NoiseSchedule
@@ -165,7 +167,7 @@ def write_bundle(
             "prediction_type": info.prediction_type,
             "timestep_dtype": info.timestep_dtype,
             "schedule": info.schedule.config,
-            "cond": {key: asdict(spec) for key, spec in info.cond.items()},
+            "cond": {key: {**asdict(spec), "null": np.asarray(spec.null).tolist()} for key, spec in info.cond.items()},
             "data_range": list(info.data_range),
             "defaults": dict(info.defaults),
             "files": listed,
@@ -175,12 +177,26 @@ def write_bundle(
         (scratch / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         scratch.chmod(0o755)  # mkdtemp's own mode would lock other users out of the model
         Bundle.load(scratch)
-        if target.exists():
-            shutil.rmtree(target)
-        scratch.rename(target)
+        _put_in_place(scratch, target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return Bundle.load(target)
+
+
+def _put_in_place(scratch: Path, target: Path) -> None:
+    """Renames ``scratch`` to ``target``. What was there before is gone then, or back in its place if that fails."""
+    if not target.exists():
+        scratch.rename(target)
+        return
+    retired = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    target.rename(retired / target.name)
+    try:
+        scratch.rename(target)
+    except BaseException:
+        (retired / target.name).rename(target)
+        retired.rmdir()
+        raise
+    shutil.rmtree(retired, ignore_errors=True)
 
 
 def _locate(name_or_path: str | os.PathLike[str]) -> Path:
@@ -198,7 +214,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     file = path / MANIFEST
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BundleError(f"{file} is not readable JSON: {error}") from error
     if not isinstance(manifest, dict):
         raise BundleError(f"{file} must hold an object, got {type(manifest).__name__}")
@@ -220,20 +236,25 @@ def _entry(path: Path, manifest: Mapping[str, Any], key: str, kind: type) -> Any
 def _model_info(path: Path, manifest: Mapping[str, Any]) -> ModelInfo:
     try:
         cond = {name: CondInput(**spec) for name, spec in _entry(path, manifest, "cond", dict).items()}
-        low, high = _entry(path, manifest, "data_range", list)
         return ModelInfo(
             shape=tuple(_entry(path, manifest, "shape", list)),
             schedule=NoiseSchedule.from_config(_entry(path, manifest, "schedule", dict)),
             prediction_type=_entry(path, manifest, "prediction_type", str),
             cond=cond,
             timestep_dtype=manifest.get("timestep_dtype", "float32"),
-            data_range=(float(low), float(high)),
+            data_range=_data_range(_entry(path, manifest, "data_range", list)),
             defaults=_entry(path, manifest, "defaults", dict),
         )
     except BundleError:
         raise
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError, MemoryError) as error:
         raise BundleError(f"{path / MANIFEST}: {error}") from error
+
+
+def _data_range(given: list[Any]) -> tuple[float, float]:
+    if len(given) != 2:
+        raise ValueError(f"data_range must be two numbers, got {given}")
+    return float(given[0]), float(given[1])
 
 
 def _inside(path: Path, name: str) -> Path:
@@ -248,7 +269,13 @@ def _check_file(path: Path, name: str, expected: Any) -> None:
     file = _inside(path, name)
     if not isinstance(expected, dict) or not {"size", "sha256"} <= expected.keys():
         raise BundleError(f"{path / MANIFEST}: files[{name!r}] must give size and sha256, got {expected!r}")
-    if not file.is_file() or not file.resolve().is_relative_to(path.resolve()):
+    try:
+        target, exists = file.resolve(), file.is_file()
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{file} must be a name that a file can have: {error}") from error
+    if not target.is_relative_to(path.resolve()):
+        raise BundleError(f"{file} must stay inside the folder, but leads to {target}")
+    if not exists:
         raise BundleError(f"{file} is listed in the manifest and must be a file of the bundle: it is missing")
     size = file.stat().st_size
     if size != expected["size"]:

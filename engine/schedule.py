@@ -138,6 +138,8 @@ class NoiseSchedule:
     def rescale_zero_terminal_snr(self) -> NoiseSchedule:
         """The same schedule stretched to end in pure noise, ᾱ_T = 0 (Lin et al., 2023, Algorithm 1)."""
         root = np.sqrt(self.alphas_cumprod)
+        if root[0] == root[-1]:
+            raise ValueError(f"alphas_cumprod must fall to be stretched to 0, got {root[0] ** 2:g} throughout")
         root = (root - root[-1]) * root[0] / (root[0] - root[-1])
         config = {**self.config, "zero_terminal_snr": True}
         return NoiseSchedule(self.num_train_timesteps, config=config, _alphas_cumprod=_read_only(root**2))

@@ -94,8 +94,8 @@ def _check_node(model: Path, node: ort.NodeArg, memory: Array) -> None:
     dtype = _ORT_TYPES.get(node.type, node.type)
     if dtype != str(memory.dtype):
         raise BundleError(f"{model}: {node.name} must be {memory.dtype}, got {node.type}")
-    if isinstance(node.shape[0], int):
-        raise BundleError(f"{model}: the first dimension of {node.name} must be dynamic, got {node.shape[0]}")
+    if not node.shape or isinstance(node.shape[0], int):
+        raise BundleError(f"{model}: the first dimension of {node.name} must be dynamic, got shape {node.shape}")
     wanted = memory.shape[1:]
     given = tuple(size if isinstance(size, int) else None for size in node.shape[1:])
     fits = len(given) == len(wanted) and all(a in (b, None) for a, b in zip(given, wanted, strict=True))
