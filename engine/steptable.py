@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,7 @@ COLUMNS = ("t", "s", "g", "p_x", "p_e", "lo", "hi", "q_x", "q_d", "q_e", "q_h", 
 #: What a column holds where a sampler does not set it.
 DEFAULTS = {"s": 1.0, "g": 1.0, "lo": -np.inf, "hi": np.inf}
 
-_UNBOUNDED = ("lo", "hi")
+_UNBOUNDED = {"lo": -np.inf, "hi": np.inf}
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +80,8 @@ class StepTable:
             raise ValueError(f"init_scale must be positive and finite, got {self.init_scale}")
         for index, name in enumerate(COLUMNS):
             column = self.rows[:, index]
-            self._require(~np.isnan(column) if name in _UNBOUNDED else np.isfinite(column), name, "must be finite")
+            unbounded = column == _UNBOUNDED.get(name, np.nan)
+            self._require(np.isfinite(column) | unbounded, name, "must be finite")
         self._require(self["lo"] <= self["hi"], "lo", "must be at most hi")
         self._require(self["s"] != 0, "s", "must not be 0")
         if self.max_timestep is not None:
@@ -175,6 +177,7 @@ class StepTable:
         """
         try:
             with np.load(path, allow_pickle=False) as file:
-                return cls(file["rows"], **json.loads(str(file["header"]))).check()
-        except (KeyError, TypeError, EOFError) as error:
+                table = cls(file["rows"], **json.loads(str(file["header"])))
+        except (KeyError, TypeError, ValueError, AttributeError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(f"{os.fspath(path)} is not a saved StepTable: {error}") from error
+        return table.check()
