@@ -39,7 +39,7 @@ class CondInput:
         """One row's value as an array of this input's dtype and shape. ``None`` is the null value.
 
         Raises:
-            ValueError: If a class name is unknown, a class index out of range, or the shape differs.
+            ValueError: If a class name is unknown, a number out of range, or the shape differs.
             TypeError: If the value cannot be had in this dtype.
         """
         if given is None:
@@ -53,7 +53,11 @@ class CondInput:
             raise TypeError(f"{name} must be {self.dtype}, got {given!r} of type {array.dtype}")
         if self.names and not self._known(array):
             raise ValueError(f"{name} must be a class from 0 to {len(self.names) - 1}, got {given}")
-        return np.ascontiguousarray(array, dtype=self.dtype)
+        with np.errstate(over="ignore"):
+            value = np.asarray(array, dtype=self.dtype, order="C")
+        if not _same(value, array):
+            raise ValueError(f"{name} must fit {self.dtype}, got {given}")
+        return value
 
     def values(self, name: str, given: Any, count: int) -> list[npt.NDArray[Any]]:
         """A value a sample, from one for all or a sequence of one each."""
@@ -83,6 +87,13 @@ class CondInput:
 
     def _known(self, array: npt.NDArray[Any]) -> bool:
         return bool(np.all((array >= 0) & (array < len(self.names)) | (array == self.null)))
+
+
+def _same(value: npt.NDArray[Any], given: npt.NDArray[Any]) -> bool:
+    """Whether a conversion kept the value: floats may be rounded, but must not overflow."""
+    if value.dtype.kind == "f":
+        return np.array_equal(np.isfinite(value), np.isfinite(given))
+    return np.array_equal(value, given)
 
 
 def cond_per_sample(inputs: Mapping[str, CondInput], given: Any, count: int) -> list[list[npt.NDArray[Any]] | None]:
