@@ -20,3 +20,6 @@ BATCH_ONNXRUNTIME = 1e-5
 
 #: Schedules against diffusers' float32: betas relative, signal amplitudes absolute; a thousand roundings at random.
 SCHEDULE = 1e-6
+
+#: Three steps against exact arithmetic: float32 coefficients, and one digit lost where x and the noise nearly cancel.
+BY_HAND = 1e-6
