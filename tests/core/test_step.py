@@ -1,0 +1,183 @@
+"""The fused step against its float64 oracle, on every instruction set."""
+
+import itertools
+
+import numpy as np
+import pytest
+import tolerances
+
+import stepfuse as sf
+from stepfuse.kernels.reference import fused_step_ref
+from stepfuse.steptable import COLUMNS
+
+ISAS = sf._core.isas()
+SIZES = {"one": 1, "below-a-vector": 3, "odd": 111, "odd-long": 989, "aligned": 4096, "large": (1 << 16) + 5}
+TOLERANCES = {np.float32: tolerances.STEP_FLOAT32, np.float16: tolerances.STEP_FLOAT16}
+FEATURES = ("guided", "clip", "history", "noise")
+
+each_isa = pytest.mark.parametrize("isa", ISAS)
+each_dtype = pytest.mark.parametrize("dtype", TOLERANCES, ids=["float32", "float16"])
+
+
+def row_of(**columns):
+    return sf.StepTable.from_columns(columns)[0]
+
+
+def random_row(rng, features):
+    row = rng.uniform(-1.5, 1.5, len(COLUMNS))
+    row[[COLUMNS.index("lo"), COLUMNS.index("hi")]] = (-0.6, 0.8) if "clip" in features else (-np.inf, np.inf)
+    unused = [] if "history" in features else ["q_h", "u_x", "u_d", "u_e", "u_h"]
+    unused += [] if "noise" in features else ["q_z"]
+    row[[COLUMNS.index(name) for name in unused]] = 0
+    return row.astype(np.float32)
+
+
+def random_inputs(rng, shape, features, dtype=np.float32):
+    """x, eps, and eps_uncond, h and z where the features ask for them."""
+    wanted = {"x": True, "eps": True, "eps_uncond": "guided" in features, "h": "history" in features}
+    wanted["z"] = "noise" in features
+    return {name: rng.standard_normal(shape).astype(dtype) for name, needed in wanted.items() if needed}
+
+
+def run(row, inputs, **options):
+    """Next state and history; inputs are left as they are."""
+    h = inputs["h"].copy() if "h" in inputs else None
+    return sf.step(row=row, **{**inputs, "h": h}, **options), h
+
+
+@each_dtype
+@pytest.mark.parametrize("n", SIZES.values(), ids=SIZES)
+@pytest.mark.parametrize(
+    "features",
+    [features for k in range(5) for features in itertools.combinations(FEATURES, k)],
+    ids=lambda features: "+".join(features) or "plain",
+)
+def test_every_isa_is_the_reference_and_all_agree_to_the_bit(features, n, dtype):
+    rng = np.random.default_rng(n)
+    row, inputs = random_row(rng, features), random_inputs(rng, n, features, dtype)
+    want, want_h, clean = fused_step_ref(row, **inputs)
+    tolerance = TOLERANCES[dtype] * max(np.abs(term).max() for term in (want, want_h, clean, *inputs.values()))
+
+    results = {isa: run(row, inputs, isa=isa) for isa in ISAS}
+    got, got_h = results["portable"]
+    assert got.dtype == dtype
+    assert np.abs(got - want).max() <= tolerance
+    if got_h is not None:
+        assert np.abs(got_h - want_h).max() <= tolerance
+    for other, other_h in results.values():
+        np.testing.assert_array_equal(other, got)
+        np.testing.assert_array_equal(other_h, got_h)
+
+
+@each_isa
+@each_dtype
+def test_each_sample_of_a_batch_may_have_its_own_row(dtype, isa):
+    rng = np.random.default_rng(0)
+    inputs = random_inputs(rng, (5, 3, 37), FEATURES, dtype)
+    rows = np.stack([random_row(rng, FEATURES) for _ in range(5)])
+    got, got_h = run(rows, inputs, isa=isa)
+    for i, row in enumerate(rows):
+        alone, alone_h = run(row, {name: values[i] for name, values in inputs.items()}, isa=isa)
+        np.testing.assert_array_equal(got[i], alone)
+        np.testing.assert_array_equal(got_h[i], alone_h)
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        pytest.param(lambda a: a[:, ::2], id="every-second"),
+        pytest.param(lambda a: a[:, ::-1], id="backwards"),
+        pytest.param(lambda a: a.T, id="transposed"),
+        pytest.param(lambda a: np.broadcast_to(a[:1], a.shape), id="broadcast"),
+    ],
+)
+def test_strided_inputs_are_read_as_they_look(view):
+    rng = np.random.default_rng(1)
+    row = random_row(rng, FEATURES)
+    strided = {name: view(values) for name, values in random_inputs(rng, (22, 30), FEATURES).items()}
+    solid = {name: np.ascontiguousarray(values) for name, values in strided.items()}
+    got, _ = run(row, {**strided, "h": solid["h"]})
+    np.testing.assert_array_equal(got, run(row, solid)[0])
+
+
+def test_result_goes_where_it_is_asked_to():
+    rng = np.random.default_rng(2)
+    row, inputs = random_row(rng, ()), random_inputs(rng, (4, 50), ())
+    want, _ = run(row, inputs)
+    assert not any(np.shares_memory(want, given) for given in inputs.values())
+
+    out = np.empty_like(want)
+    assert run(row, inputs, out=out)[0] is out
+    np.testing.assert_array_equal(out, want)
+
+    x = inputs["x"].copy()
+    assert sf.step(x, inputs["eps"], row, out=x) is x
+    np.testing.assert_array_equal(x, want)
+
+
+@each_isa
+def test_history_is_left_unread_by_rows_that_do_not_read_it(isa):
+    rng = np.random.default_rng(3)
+    x, eps = rng.standard_normal((2, 111)).astype(np.float32)
+    h = np.full_like(x, np.nan)
+    out = sf.step(x, eps, row_of(q_x=0.5, q_d=1.0, p_x=1.0, u_d=1.0), h=h, isa=isa)
+    np.testing.assert_allclose(out, 1.5 * x, rtol=1e-6)
+    np.testing.assert_array_equal(h, x)
+
+
+@each_isa
+@each_dtype
+def test_nan_passes_through_the_clamp(dtype, isa):
+    x = np.linspace(-3, 3, 37).astype(dtype)  # vectors and a remainder on every set
+    x[[0, 20, 36]] = np.nan
+    got = sf.step(x, np.zeros_like(x), row_of(p_x=1.0, q_d=1.0, lo=-1.0, hi=2.0), isa=isa)
+    np.testing.assert_array_equal(got, np.clip(x, -1, 2))
+    assert np.isnan(got).sum() == 3
+
+
+def array(*shape, dtype=np.float32):
+    return np.zeros(shape, dtype)
+
+
+def read_only(a):
+    a.flags.writeable = False
+    return a
+
+
+PLAIN = row_of(q_x=1.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        pytest.param({"x": [[0.0] * 6] * 4}, TypeError, "x must be a numpy array, got list", id="list"),
+        pytest.param({"x": array(4, 6, dtype=float)}, TypeError, "float32 or float16, got float64", id="float64"),
+        pytest.param({"x": array(4, 6, dtype=int)}, TypeError, "float32 or float16, got int64", id="integers"),
+        pytest.param({"eps": array(4, 6, dtype=np.float16)}, TypeError, "eps must .* float32, got float16", id="mixed"),
+        pytest.param({"eps": None}, TypeError, "eps must be a numpy array, got NoneType", id="no-eps"),
+        pytest.param({"eps": array(4, 5)}, ValueError, r"eps must .* \(4, 6\), got \(4, 5\)", id="eps-shape"),
+        pytest.param({"eps": array(24)}, ValueError, r"eps must .* \(4, 6\), got \(24,\)", id="eps-flat"),
+        pytest.param({"eps_uncond": array(1, 6)}, ValueError, r"eps_uncond must .*, got \(1, 6\)", id="uncond-shape"),
+        pytest.param({"z": array(4, 7)}, ValueError, r"z must .*, got \(4, 7\)", id="z-shape"),
+        pytest.param({"h": array(6, 4)}, ValueError, r"h must .*, got \(6, 4\)", id="h-shape"),
+        pytest.param({"h": array(6, 4).T}, ValueError, "h is written in place: .* C-contiguous", id="h-strided"),
+        pytest.param(
+            {"out": array(4, 12)[:, ::2]}, ValueError, "out is written in place: .* C-contig", id="out-strided"
+        ),
+        pytest.param(
+            {"out": read_only(array(4, 6))}, ValueError, "out is written in place: .* writeable", id="out-locked"
+        ),
+        pytest.param({"out": array(4, 5)}, ValueError, r"out must .*, got \(4, 5\)", id="out-shape"),
+        pytest.param({"row": array(15)}, ValueError, r"row must have shape \(16,\).*, got \(15,\)", id="short-row"),
+        pytest.param(
+            {"row": array(3, 16)}, ValueError, r"row must .*, got \(3, 16\) for x \(4, 6\)", id="rows-per-sample"
+        ),
+        pytest.param({"row": row_of(q_h=0.5)}, ValueError, r"uses history \(q_h = 0.5\d*\): pass h", id="reads-h"),
+        pytest.param({"row": row_of(u_d=1.0)}, ValueError, "uses history .*: pass h", id="keeps-h"),
+        pytest.param({"row": row_of(q_z=0.5)}, ValueError, r"adds noise \(q_z = 0.5\d*\): pass z", id="needs-z"),
+        pytest.param({"isa": "sse9"}, ValueError, r"isa must be one .*\(portable.*\), got 'sse9'", id="isa"),
+    ],
+)
+def test_refuses(change, error, message):
+    with pytest.raises(error, match=message):
+        sf.step(**{"x": array(4, 6), "eps": array(4, 6), "row": PLAIN, **change})
