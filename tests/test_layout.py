@@ -1,0 +1,76 @@
+"""Who may know of whom: includes of the core, and the direction of imports."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BASE = {"numpy", "onnxruntime", "PIL", "rich", "typer"}  # the import names of pyproject's base dependencies
+
+
+def modules(*folders):
+    return [
+        pytest.param(path, id=str(path.relative_to(ROOT))) for f in folders for path in sorted((ROOT / f).rglob("*.py"))
+    ]
+
+
+def imported(path, *, lazily):
+    """Names of the modules that a file imports, at its top level or anywhere."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree) if lazily else top_level(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def top_level(tree):
+    """Every statement that runs on import: all but the bodies of functions."""
+    for node in ast.iter_child_nodes(tree):
+        yield node
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            yield from top_level(node)
+
+
+def within(name, package):
+    return name == package or name.startswith(f"{package}.")
+
+
+@pytest.mark.parametrize("path", modules("engine"))
+def test_the_engine_imports_base_dependencies_alone(path):
+    names = {name.split(".")[0] for name in imported(path, lazily=False)}
+    assert names <= BASE | {"stepfuse"} | set(sys.stdlib_module_names)
+
+
+@pytest.mark.parametrize("path", modules("engine"))
+def test_only_the_command_line_knows_of_export(path):
+    if path.name != "cli.py":
+        assert not [name for name in imported(path, lazily=True) if within(name, "stepfuse.export")]
+
+
+@pytest.mark.parametrize("path", modules("kernels"))
+def test_kernels_know_of_nothing_but_themselves(path):
+    ours = [name for name in imported(path, lazily=True) if within(name, "stepfuse")]
+    assert [name for name in ours if not within(name, "stepfuse.kernels")] == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "csrc/core").iterdir()), ids=lambda path: path.name)
+def test_the_core_is_plain_cpp(path):
+    includes = re.findall(r'#\s*include\s*[<"]([^>"]+)', path.read_text())
+    assert [name for name in includes if re.search(r"pybind11|Python\.h|cuda|cudnn|nvrtc", name, re.IGNORECASE)] == []
+
+
+def test_sampling_leaves_the_extras_alone():
+    code = """
+import sys, stepfuse as sf
+engine = sf.Engine.from_callable(lambda x, t, cond: x, shape=(2,), schedule=sf.NoiseSchedule.linear())
+engine.sample(2, steps=3)
+print(*sorted({"torch", "triton", "diffusers", "onnx", "scipy", "tensorrt"} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout == "\n"

@@ -1,0 +1,93 @@
+"""The wheel: it holds everything, and samples in a fresh environment of the base dependencies alone."""
+
+import shutil
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = {"engine": "stepfuse", "kernels": "stepfuse/kernels", "export": "stepfuse/export"}
+
+
+def run(*command, cwd, ok=True):
+    """Standard output of a command that succeeds, or standard error of one that must not."""
+    done = subprocess.run([str(part) for part in command], cwd=cwd, capture_output=True, text=True)
+    assert (done.returncode == 0) == ok, done.stdout + done.stderr
+    return done.stdout if ok else done.stderr
+
+
+def tracked(*patterns):
+    listed = run("git", "ls-files", "-z", *patterns, cwd=ROOT).split("\0")
+    return [name for name in listed if name and (ROOT / name).is_file()]
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory):
+    """Built from a copy of the tracked sources, so that nothing untracked helps."""
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for name in tracked():
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, source / name)
+    run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", out, source, cwd=out)
+    [built] = out.iterdir()
+    return built
+
+
+@pytest.fixture(scope="session")
+def python(wheel, tmp_path_factory):
+    """The interpreter of a fresh environment with the wheel and its base dependencies."""
+    folder = tmp_path_factory.mktemp("fresh")
+    venv.create(folder, with_pip=True)
+    python = folder / "bin" / "python"
+    run(python, "-m", "pip", "install", "--quiet", wheel, cwd=folder)
+    return python
+
+
+def test_the_wheel_holds_every_module_and_model(wheel):
+    sources = tracked("engine/*.py", "engine/*.pyi", "engine/py.typed", "engine/models", "kernels/*.py", "export/*.py")
+    expected = {str(FOLDERS[Path(name).parts[0]] / Path(*Path(name).parts[1:])) for name in sources}
+    held = set(zipfile.ZipFile(wheel).namelist())
+    assert expected - held == set()
+    assert [name for name in held if name.startswith("stepfuse/_core.")]
+    assert {name.split("/")[0].split("-")[0] for name in held} == {"stepfuse"}
+
+
+SAMPLE = """
+import sys, numpy as np, stepfuse as sf
+engine = sf.Engine.from_callable(lambda x, t, cond: 0.1 * x, shape=(3, 8, 8), schedule=sf.NoiseSchedule.linear())
+images = engine.sample(2, steps=4, seed=1)
+assert images.shape == (2, 3, 8, 8) and np.isfinite(images).all()
+"""
+
+SAMPLE_EMBEDDED = """
+import sys, numpy as np, stepfuse as sf
+for name in sf.embedded_models():
+    with sf.Engine.load(name) as engine:
+        images = engine.sample(2, steps=3, seed=1)
+    assert images.shape == (2, *engine.info.shape) and np.isfinite(images).all()
+print(*sf.embedded_models())
+"""
+
+
+def test_a_fresh_environment_samples_without_torch(python, tmp_path):
+    assert "No module named 'torch'" in run(python, "-c", "import torch", cwd=tmp_path, ok=False)
+    run(python, "-c", SAMPLE, cwd=tmp_path)
+
+
+def test_a_fresh_environment_samples_every_embedded_model(python, tmp_path):
+    names = {Path(name).parts[2] for name in tracked("engine/models")}
+    assert set(run(python, "-c", SAMPLE_EMBEDDED, cwd=tmp_path).split()) == names
+
+
+def test_the_command_line_is_installed(python, tmp_path):
+    assert "doctor" in run(python.with_name("stepfuse"), "--help", cwd=tmp_path)
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_folder_refuses_to_be_imported_under_its_bare_name(python, folder):
+    error = run(python, "-B", "-c", f"import {folder}", cwd=ROOT, ok=False)
+    assert f"ImportError: this folder installs as '{FOLDERS[folder].replace('/', '.')}'" in error
