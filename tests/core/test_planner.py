@@ -65,14 +65,6 @@ def test_the_queue_moves_in_order_as_far_as_peaks_fit(situation):
 
 
 @given(situations())
-def test_a_plan_depends_on_nothing_but_its_arguments(situation):
-    def rows(plan):
-        return [(entry.sample, entry.row_cond, entry.row_uncond) for entry in plan.entries]
-
-    assert rows(plan_of(*situation)) == rows(plan_of(*situation))
-
-
-@given(situations())
 def test_admitting_keeps_the_situation_plannable(situation):
     running, waiting, max_rows = situation
     admitted = plan_of(*situation).admitted

@@ -1,4 +1,4 @@
-"""Samplers on a mixture of Gaussians, whose noise prediction is known exactly: what is left is the sampler's own error."""
+"""Samplers on a mixture of Gaussians, whose noise prediction is known exactly: all error is the sampler's own."""
 
 import numpy as np
 import pytest
