@@ -11,6 +11,13 @@ import stepfuse as sf
 TABLE = sf.samplers.ddim(support.SCHEDULE, 4, guidance_scale=3.0)
 
 
+@pytest.fixture(autouse=True)
+def heed_ctrl_c():  # which a shell has its background processes ignore
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class Faulty:
     """The row-wise network, until its call ``at``: there it does what ``fault`` does with the prediction."""
 
