@@ -257,7 +257,7 @@ class Engine:
     ) -> bool:
         """Runs the loop over ``x`` in place. False if the callback stopped it."""
         denoiser = self._open()
-        turn, turns = 0, turns_needed(requests, self._max_rows)
+        turn, turns = 0, turns_needed(requests, self._max_rows) if callback is not None else 0
         stopped = False
 
         def on_turn() -> bool:

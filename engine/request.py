@@ -65,7 +65,9 @@ def resolve(
         named = [name for name, value in given.items() if value is not None]
         if named:
             raise ValueError(f"table says all about the sampler: leave out {', '.join(named)}")
-        tables = [_checked(info, one) for one in _each("table", table, n)]
+        tables = _each("table", table, n)
+        for distinct in {id(one): one for one in tables}.values():
+            _check(info, distinct)
     else:
         tables = _tables(info, n, sampler, steps, guidance_scale, eta, options)
     return [SampleRequest(*request) for request in zip(tables, seeds, conds, strict=True)]
@@ -147,7 +149,7 @@ def _default_options(info: ModelInfo) -> dict[str, Any]:
     return {name: value for name, value in info.defaults.items() if name not in named}
 
 
-def _checked(info: ModelInfo, table: Any) -> StepTable:
+def _check(info: ModelInfo, table: Any) -> None:
     if not isinstance(table, StepTable):
         raise TypeError(f"table must be a StepTable, got {type(table).__name__}")
     table.check()
@@ -155,7 +157,6 @@ def _checked(info: ModelInfo, table: Any) -> StepTable:
     for t in (float(table["t"].max()), float(table["t"].min())):
         if not 0 <= t <= limit:
             raise ValueError(f"table's timesteps must be between 0 and {limit:g} for this model, got {t:g}")
-    return table
 
 
 def _seeds(seed: int | Sequence[int] | None, n: int) -> list[int]:
