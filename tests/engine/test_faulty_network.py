@@ -69,6 +69,18 @@ def test_a_network_s_fault_comes_through_and_the_engine_recovers(fault, error, m
     np.testing.assert_array_equal(images, [support.replay(TABLE, cond=1, seed=seed)[0] for seed in (1, 2)])
 
 
+def test_a_network_may_scribble_on_what_it_is_given():
+    def network(x, t, cond):
+        prediction = support.rowwise(x, t, cond)
+        for given in (x, t, cond["class_labels"]):
+            given[...] = 0
+        return prediction
+
+    with support.make_engine(network) as engine:
+        image = engine.sample(cond="bag", table=TABLE, seed=1)[0]
+    np.testing.assert_array_equal(image, support.replay(TABLE, cond=1, seed=1)[0])
+
+
 def test_onnxruntime_s_own_error_comes_through_and_the_engine_recovers(tmp_path):
     unnamed = {"class_labels": sf.CondInput(dtype="int64", null=support.NULL)}  # no names: any index is let through
     path = support.write_tiny_bundle(tmp_path / "tiny", cond=unnamed).path
