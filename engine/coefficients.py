@@ -98,16 +98,16 @@ def clean_sample(prediction_type: str, a: Float64Array, clip: float | None) -> C
 
 def eps_from(
     prediction_type: str, a: Float64Array, *, from_clipped: bool
-) -> tuple[npt.ArrayLike, npt.ArrayLike, npt.ArrayLike]:
+) -> tuple[Float64Array, Float64Array, Float64Array]:
     """The noise estimate as weights of (x, d, e)."""
-    root, noise = np.sqrt(a), np.sqrt(1 - a)
+    root, noise, zero = np.sqrt(a), np.sqrt(1 - a), np.zeros_like(a)
     if from_clipped:
-        return 1 / noise, -root / noise, 0.0
+        return 1 / noise, -root / noise, zero
     if prediction_type == "epsilon":
-        return 0.0, 0.0, 1.0
+        return zero, zero, np.ones_like(a)
     if prediction_type == "v_prediction":
-        return noise, 0.0, root
-    return 1 / noise, 0.0, -root / noise
+        return noise, zero, root
+    return 1 / noise, zero, -root / noise
 
 
 def ancestral(
