@@ -3,8 +3,6 @@
 A sampler is a table, a step is one 64-byte row, and one fused kernel runs any row.
 """
 
-from importlib.metadata import version as _version
-
 if __name__ != "stepfuse":
     raise ImportError(f"this folder installs as 'stepfuse': pip install it and import that, not {__name__!r}")
 
@@ -18,8 +16,6 @@ from stepfuse.noise import normal
 from stepfuse.samplers import NaiveSamplerWarning
 from stepfuse.schedule import NoiseSchedule
 from stepfuse.steptable import StepTable
-
-__version__ = _version("stepfuse")
 
 __all__ = [
     "Bundle",
@@ -38,3 +34,11 @@ __all__ = [
     "step",
     "write_bundle",
 ]
+
+
+def __getattr__(name: str) -> str:
+    if name != "__version__":
+        raise AttributeError(f"module 'stepfuse' has no attribute {name!r}")
+    from importlib.metadata import version  # a fiftieth of a cold start, for what few ask
+
+    return version("stepfuse")

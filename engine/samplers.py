@@ -158,6 +158,9 @@ def ddpm_strided(
         NaiveSamplerWarning: If any timestep is left out.
     """
     t = choose_timesteps(schedule, steps, timesteps, spacing, steps_offset)
+    columns = ancestral(prediction_type, t, alphas_at(schedule, t), alphas_at(schedule, t - 1), variance, clip)
+    options = {"prediction_type": prediction_type, "spacing": spacing, "clip": clip, "variance": variance}
+    table = build_table("ddpm_strided", schedule, t, columns, guidance_scale, guidance_interval, options)
     if len(t) < schedule.num_train_timesteps:
         warnings.warn(
             f"ddpm_strided with {len(t)} of {schedule.num_train_timesteps} steps is wrong on purpose:"
@@ -165,9 +168,7 @@ def ddpm_strided(
             NaiveSamplerWarning,
             stacklevel=2,
         )
-    columns = ancestral(prediction_type, t, alphas_at(schedule, t), alphas_at(schedule, t - 1), variance, clip)
-    options = {"prediction_type": prediction_type, "spacing": spacing, "clip": clip, "variance": variance}
-    return build_table("ddpm_strided", schedule, t, columns, guidance_scale, guidance_interval, options)
+    return table
 
 
 def dpmpp_2m(
@@ -379,7 +380,7 @@ def euler(
     Args:
         schedule: A flow schedule, ``NoiseSchedule.flow(shift)``.
         steps: Number of network evaluations S, 1 ≤ S ≤ T.
-        timesteps: Timesteps of one's own, T σ in (0, T], strictly decreasing, taken as they are, without shift.
+        timesteps: Timesteps of one's own, T σ from T down, strictly decreasing, taken as they are, without shift.
         guidance_scale: As for ``ddim``.
         guidance_interval: As for ``ddim``.
 

@@ -20,9 +20,19 @@ class PyDenoiser final : public Denoiser {
   py::function forward_;
 };
 
-std::vector<const void*> pointers(const std::vector<py::array>& values) {
+// The loop reads and writes through bare pointers: a wrong size must not get that far.
+void require_bytes(const char* name, const py::array& array, std::size_t expected) {
+  if (static_cast<std::size_t>(array.nbytes()) != expected)
+    throw py::value_error(std::string(name) + " must have " + std::to_string(expected) + " bytes, got " +
+                          std::to_string(array.nbytes()));
+}
+
+std::vector<const void*> pointers(const char* name, const std::vector<py::array>& values, const ModelSpec& spec) {
   std::vector<const void*> found;
-  for (const py::array& value : values) found.push_back(value.data());
+  for (const py::array& value : values) {
+    if (found.size() < spec.cond_bytes.size()) require_bytes(name, value, spec.cond_bytes[found.size()]);
+    found.push_back(value.data());
+  }
   return found;
 }
 
@@ -33,14 +43,18 @@ class BoundLoop {
 
   void submit(std::uint64_t id, std::shared_ptr<Table> table, std::uint64_t seed, bool has_noise, FloatArray x,
               std::optional<FloatArray> x0, std::vector<py::array> cond, std::vector<py::array> null_cond) {
+    const ModelSpec& spec = loop_.spec();
+    const std::size_t state_bytes = static_cast<std::size_t>(spec.elements) * sizeof(float);
+    require_bytes("x", x, state_bytes);
+    if (x0) require_bytes("x0", *x0, state_bytes);
     Request request{id,
                     std::move(table),
                     seed,
                     has_noise,
                     x.mutable_data(),
                     x0 ? x0->mutable_data() : nullptr,
-                    pointers(cond),
-                    pointers(null_cond)};
+                    pointers("cond", cond, spec),
+                    pointers("null_cond", null_cond, spec)};
     loop_.submit(std::move(request));
     borrowed_.append(py::make_tuple(x, x0, cond, null_cond));
   }

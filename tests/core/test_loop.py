@@ -181,3 +181,19 @@ def test_any_mix_through_any_width_gives_each_sample_what_it_gets_alone(mix, max
     for id, sample in enumerate(mix):
         check_result(driver, id, **sample)
     assert max(len(t) for _, t, _ in driver.forwards) <= max_rows
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        pytest.param({"x": np.empty(support.ELEMENTS - 1, np.float32)}, "x must have 80 bytes, got 76", id="state"),
+        pytest.param({"x0": np.empty(1, np.float32)}, "x0 must have 80 bytes, got 4", id="preview"),
+        pytest.param({"cond": [np.array(1, np.int32)]}, "cond must have 8 bytes, got 4", id="condition"),
+        pytest.param({"null_cond": []}, "one value for each conditioning input", id="no-null"),
+    ],
+)
+def test_sizes_are_checked_before_memory_is_touched(change, message):
+    request = {"x": np.empty(support.ELEMENTS, np.float32), "x0": None, "cond": [np.array(1)], "null_cond": NULL_COND}
+    table = _core.Table(DDIM(2).rows, 1.0)
+    with pytest.raises(ValueError, match=message):
+        Driver().loop.submit(0, table, 0, False, **{**request, **change})

@@ -152,6 +152,8 @@ PLAIN = row_of(q_x=1.0)
         pytest.param({"x": [[0.0] * 6] * 4}, TypeError, "x must be a numpy array, got list", id="list"),
         pytest.param({"x": array(4, 6, dtype=float)}, TypeError, "float32 or float16, got float64", id="float64"),
         pytest.param({"x": array(4, 6, dtype=int)}, TypeError, "float32 or float16, got int64", id="integers"),
+        pytest.param({"x": array(4, 6, dtype=">f4")}, TypeError, "float32 or float16, got >f4", id="byte-swapped"),
+        pytest.param({"eps": array(4, 6, dtype=">f4")}, TypeError, "eps must .* float32, got >f4", id="eps-swapped"),
         pytest.param({"eps": array(4, 6, dtype=np.float16)}, TypeError, "eps must .* float32, got float16", id="mixed"),
         pytest.param({"eps": None}, TypeError, "eps must be a numpy array, got NoneType", id="no-eps"),
         pytest.param({"eps": array(4, 5)}, ValueError, r"eps must .* \(4, 6\), got \(4, 5\)", id="eps-shape"),

@@ -111,6 +111,12 @@ def test_flow_has_no_alphas_cumprod():
         pytest.param(lambda s: s.flow(shift=0.0), "shift must be .*, got 0.0$", id="no-shift"),
         pytest.param(lambda s: s.flow(shift=np.inf), "shift must be .*, got inf$", id="infinite-shift"),
         pytest.param(lambda s: s.from_config({"type": "sigmoid"}), "must be one of .*, got 'sigmoid'$", id="type"),
+        pytest.param(
+            lambda s: s.from_alphas_cumprod([0.5, 0.5]).rescale_zero_terminal_snr(), "must fall .*, got 0.5", id="flat"
+        ),
+        pytest.param(
+            lambda s: s.from_config({"type": "linear", "num_train_timesteps": 1.5}), "whole.*, got 1.5$", id="fraction"
+        ),
         pytest.param(lambda s: s.from_config({}), "must be one of .*, got None$", id="no-type"),
         pytest.param(lambda s: s.from_config({"type": "linear", "beta": 1}), "'linear': .*'beta'", id="unknown"),
         pytest.param(lambda s: s.from_config({"type": "alphas_cumprod"}), "'alphas_cumprod': .*missing", id="missing"),
