@@ -49,7 +49,6 @@ def main(
     _, test = load(dataset)
     labels = np.repeat(np.arange(len(CLASS_NAMES)), per_class)
     settings: dict[str, Any] = {"sampler": "ddim", "steps": steps, "guidance_scale": guidance_scale, "seed": seed}
-    settings |= {"clip": 1.0, "clipped_eps": True}
     with Engine.load(model) as engine:
         started = time.perf_counter()
         images = engine.sample(len(labels), cond=labels, progress=True, **settings)
