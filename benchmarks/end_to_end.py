@@ -47,7 +47,7 @@ class TorchPipeline:
         names = [name for name, _ in self.network.named_parameters()]
         self.network.load_state_dict({name: arrays[name] for name in names}, strict=False)
         self.network.to(memory_format=memory_format)
-        self.scheduler = DDIMScheduler(clip_sample=True, clip_sample_range=1.0)
+        self.scheduler = DDIMScheduler(clip_sample=False)
 
     @torch.inference_mode()
     def __call__(self, noise: Images, label: int) -> Images:
@@ -71,7 +71,6 @@ def ours(engine: sf.Engine, noise: Images, label: int) -> Images:
         sampler="ddim",
         steps=STEPS,
         guidance_scale=GUIDANCE,
-        clip=1.0,
         noise=noise,
     )
 
