@@ -25,7 +25,8 @@ def step(
     """Guidance blend, both lines of the step and the history, in one pass over the state.
 
     Args:
-        x: State, any shape, float32 or float16. All other arrays have its shape and dtype.
+        x: State, any shape, float32, float16, or bfloat16 as of the package ml_dtypes. All other arrays have its shape
+            and dtype.
         eps: Network output for ``x``; the conditional one if ``eps_uncond`` is given.
         row: One row of a StepTable, shape (16,), or one a sample of the batch, shape (B, 16).
         eps_uncond: Unconditional output, blended as ``eps_uncond + g (eps - eps_uncond)``. None: ``eps`` is taken as

@@ -9,8 +9,11 @@ MULTISTEP = 5e-5
 #: The fused step against float64, relative to the largest term: float32 has 24 bits, a step rounds about ten times.
 STEP_FLOAT32 = 2e-6
 
-#: The same with float16 storage: 11 bits at each load and at the one rounding of the store.
-STEP_FLOAT16 = 2e-3
+#: The same with float16 storage: loads are exact, the one rounding at the store, to 11 bits, is off by 2^-11 at most.
+STEP_FLOAT16 = 2**-11 * 1.01
+
+#: And with bfloat16 storage, 8 bits.
+STEP_BFLOAT16 = 2**-8 * 1.01
 
 #: Noise against its float64 oracle, absolute: rounding of log, root, sine and cosine at values up to 5.8.
 NOISE = 2e-6

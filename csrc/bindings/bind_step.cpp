@@ -16,6 +16,9 @@ int type_number(const py::array& a) {
   return type.byteorder() == '=' ? type.num() : -1;
 }
 
+// numpy has no bfloat16 of its own: packages such as ml_dtypes register one, under a number that differs by process.
+bool is_bfloat16(const py::array& a) { return std::string(py::str(a.dtype())) == "bfloat16"; }
+
 bool same_shape(const py::array& a, const py::array& b) {
   return a.ndim() == b.ndim() && std::equal(a.shape(), a.shape() + a.ndim(), b.shape());
 }
@@ -108,8 +111,8 @@ py::array step(py::handle x_arg, py::handle eps_arg, py::handle row_arg, py::han
                py::handle z_arg, py::handle out_arg, const std::optional<std::string>& isa_name) {
   const py::array given = as_array("x", x_arg);
   const int dtype = type_number(given);
-  if (dtype != kNumpyFloat32 && dtype != kNumpyFloat16)
-    throw py::type_error("x must be float32 or float16, got " + std::string(py::str(given.dtype())));
+  if (dtype != kNumpyFloat32 && dtype != kNumpyFloat16 && !is_bfloat16(given))
+    throw py::type_error("x must be float32, float16 or bfloat16, got " + std::string(py::str(given.dtype())));
   const py::array x = contiguous(given) ? given : py::array::ensure(given, py::array::c_style);
   const py::array eps = input("eps", eps_arg, x);
   const auto eps_uncond = if_given(input, "eps_uncond", eps_uncond_arg, x);
@@ -137,8 +140,10 @@ py::array step(py::handle x_arg, py::handle eps_arg, py::handle row_arg, py::han
   };
   if (dtype == kNumpyFloat32) {
     run(float{});
-  } else {
+  } else if (dtype == kNumpyFloat16) {
     run(Half{});
+  } else {
+    run(BFloat16{});
   }
   return out;
 }

@@ -2,6 +2,7 @@
 
 import itertools
 
+import ml_dtypes
 import numpy as np
 import pytest
 import tolerances
@@ -12,11 +13,15 @@ from stepfuse.steptable import COLUMNS
 
 ISAS = sf._core.isas()
 SIZES = {"one": 1, "below-a-vector": 3, "odd": 111, "odd-long": 989, "aligned": 4096, "large": (1 << 16) + 5}
-TOLERANCES = {np.float32: tolerances.STEP_FLOAT32, np.float16: tolerances.STEP_FLOAT16}
+TOLERANCES = {
+    np.float32: tolerances.STEP_FLOAT32,
+    np.float16: tolerances.STEP_FLOAT16,
+    ml_dtypes.bfloat16: tolerances.STEP_BFLOAT16,
+}
 FEATURES = ("guided", "clip", "history", "noise")
 
 each_isa = pytest.mark.parametrize("isa", ISAS)
-each_dtype = pytest.mark.parametrize("dtype", TOLERANCES, ids=["float32", "float16"])
+each_dtype = pytest.mark.parametrize("dtype", TOLERANCES, ids=["float32", "float16", "bfloat16"])
 
 
 def row_of(**columns):
@@ -131,7 +136,7 @@ def test_nan_passes_through_the_clamp(dtype, isa):
     x = np.zeros(37, dtype)  # vectors and a remainder on every set
     x[[0, 20, 36]] = 8.0  # infinity less infinity, of finite inputs: nothing but d shows it
     got = sf.step(x, x, row_of(p_x=3e38, p_e=-3e38, lo=-1.0, hi=2.0, q_d=1.0), isa=isa)
-    np.testing.assert_array_equal(got, np.where(x == 8, np.nan, 0))
+    np.testing.assert_array_equal(got.astype(np.float32), np.where(x == 8, np.nan, 0))
 
 
 def array(*shape, dtype=np.float32):
@@ -150,9 +155,9 @@ PLAIN = row_of(q_x=1.0)
     ("change", "error", "message"),
     [
         pytest.param({"x": [[0.0] * 6] * 4}, TypeError, "x must be a numpy array, got list", id="list"),
-        pytest.param({"x": array(4, 6, dtype=float)}, TypeError, "float32 or float16, got float64", id="float64"),
-        pytest.param({"x": array(4, 6, dtype=int)}, TypeError, "float32 or float16, got int64", id="integers"),
-        pytest.param({"x": array(4, 6, dtype=">f4")}, TypeError, "float32 or float16, got >f4", id="byte-swapped"),
+        pytest.param({"x": array(4, 6, dtype=float)}, TypeError, "float16 or bfloat16, got float64", id="float64"),
+        pytest.param({"x": array(4, 6, dtype=int)}, TypeError, "float16 or bfloat16, got int64", id="integers"),
+        pytest.param({"x": array(4, 6, dtype=">f4")}, TypeError, "float16 or bfloat16, got >f4", id="byte-swapped"),
         pytest.param({"eps": array(4, 6, dtype=">f4")}, TypeError, "eps must .* float32, got >f4", id="eps-swapped"),
         pytest.param({"eps": array(4, 6, dtype=np.float16)}, TypeError, "eps must .* float32, got float16", id="mixed"),
         pytest.param({"eps": None}, TypeError, "eps must be a numpy array, got NoneType", id="no-eps"),
