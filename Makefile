@@ -1,7 +1,7 @@
 # `make sample` and `make test` each do all their set-up: a virtual environment, the compiler's work, the packages.
 
 PYTHON ?= python3
-SOURCES := setup.py pyproject.toml MANIFEST.in $(shell find engine kernels export csrc -type f -not -path '*/__pycache__/*' -not -path '*.egg-info/*')
+SOURCES := setup.py pyproject.toml MANIFEST.in $(shell find engine kernels export csrc -type f -not -name '*.so' -not -path '*/__pycache__/*')
 
 .PHONY: sample test lint bench format clean
 
@@ -26,14 +26,16 @@ format: .venv-dev/.ready
 	.venv-dev/bin/ruff format .
 	.venv-dev/bin/clang-format -i $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.inl')
 
+# A venv that stopped halfway has no pip: make it anew.
 .venv/.ready: $(SOURCES)
-	test -d .venv || $(PYTHON) -m venv .venv
+	test -x .venv/bin/pip || { rm -rf .venv; $(PYTHON) -m venv .venv; }
 	.venv/bin/pip install --quiet .
 	touch $@
 
-# Strict: mypy cannot follow the import hook of the default editable install.
+# Strict: mypy cannot follow the import hook of the default editable install. --config-settings came with pip 22.1.
 .venv-dev/.ready: $(SOURCES)
-	test -d .venv-dev || $(PYTHON) -m venv .venv-dev
+	test -x .venv-dev/bin/pip || { rm -rf .venv-dev; $(PYTHON) -m venv .venv-dev; }
+	.venv-dev/bin/pip install --quiet 'pip>=22.1'
 	.venv-dev/bin/pip install --quiet --config-settings editable_mode=strict -e '.[dev]'
 	touch $@
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -27,6 +28,14 @@ MANIFEST = "manifest.json"
 DENOISER = "denoiser.onnx"
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow")
 
+MAX_ELEMENTS = 1 << 31  # of one sample; a manifest may say anything
+
+_DEFAULT_KINDS: dict[str, tuple[type, ...]] = {
+    "sampler": (str,),
+    "steps": (int,),
+    "guidance_scale": (float, int),
+    "eta": (float, int),
+}
 _MODELS = Path(__file__).parent / "models"
 
 
@@ -54,8 +63,14 @@ class ModelInfo:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(int(size) for size in self.shape))
-        if not self.shape or min(self.shape) < 1:
-            raise ValueError(f"shape must be one or more sizes of at least 1, got {self.shape}")
+        if not self.shape or min(self.shape) < 1 or math.prod(self.shape) > MAX_ELEMENTS:
+            raise ValueError(f"shape must be one or more sizes of at least 1, at most 2^31 in all, got {self.shape}")
+        low, high = self.data_range
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            raise ValueError(f"data_range must be two finite numbers, the lower first, got {self.data_range}")
+        for name, kinds in _DEFAULT_KINDS.items():
+            if not isinstance(self.defaults.get(name, kinds[0]()), kinds):
+                raise ValueError(f"defaults: {name} must be {kinds[0].__name__}, got {self.defaults[name]!r}")
         if self.prediction_type not in PREDICTION_TYPES:
             raise ValueError(
                 f"prediction_type must be one of {', '.join(PREDICTION_TYPES)}, got {self.prediction_type!r}"
@@ -87,8 +102,12 @@ class Bundle:
     files: Mapping[str, Mapping[str, Any]]
 
     @classmethod
-    def load(cls, name_or_path: str | os.PathLike[str]) -> Bundle:
+    def load(cls, name_or_path: str | os.PathLike[str], *, verify: bool = True) -> Bundle:
         """Opens an embedded model by name or a bundle by path, and checks every file against the manifest.
+
+        Args:
+            name_or_path: Such as ``"fashion"``, or a folder with a ``manifest.json``.
+            verify: Whether checksums are compared; False trusts the files' sizes.
 
         Raises:
             BundleError: If there is no such bundle, or anything in it is not as its manifest says.
@@ -97,7 +116,8 @@ class Bundle:
         manifest = _read_manifest(path)
         files = _entry(path, manifest, "files", dict)
         for name, expected in files.items():
-            _check_file(path, name, expected)
+            _check_file(path, name, expected, verify=verify)
+        _refuse_unlisted(path, files)
         if DENOISER not in files:
             raise BundleError(f"{path / MANIFEST}: files must list {DENOISER}, got {', '.join(files) or 'nothing'}")
         return cls(
@@ -150,6 +170,8 @@ def write_bundle(
     target = Path(path)
     if target.exists() and not overwrite:
         raise BundleError(f"{target} exists already: pass overwrite=True to replace it")
+    if target.exists() and not (target / MANIFEST).is_file():
+        raise BundleError(f"{target} has no {MANIFEST}: only a bundle is replaced")
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
@@ -176,11 +198,11 @@ def write_bundle(
         }
         (scratch / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         scratch.chmod(0o755)  # mkdtemp's own mode would lock other users out of the model
-        Bundle.load(scratch)
+        bundle = Bundle.load(scratch)
         _put_in_place(scratch, target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return Bundle.load(target)
+    return replace(bundle, path=target)
 
 
 def _put_in_place(scratch: Path, target: Path) -> None:
@@ -265,7 +287,7 @@ def _inside(path: Path, name: str) -> Path:
     return path / name
 
 
-def _check_file(path: Path, name: str, expected: Any) -> None:
+def _check_file(path: Path, name: str, expected: Any, *, verify: bool) -> None:
     file = _inside(path, name)
     if not isinstance(expected, dict) or not {"size", "sha256"} <= expected.keys():
         raise BundleError(f"{path / MANIFEST}: files[{name!r}] must give size and sha256, got {expected!r}")
@@ -282,9 +304,15 @@ def _check_file(path: Path, name: str, expected: Any) -> None:
         raise BundleError(
             f"{file}: size must be {expected['size']} bytes, got {size}: the file is truncated or changed"
         )
-    digest = _sha256(file)
-    if digest != expected["sha256"]:
+    if verify and (digest := _sha256(file)) != expected["sha256"]:
         raise BundleError(f"{file}: sha256 must be {expected['sha256']}, got {digest}: the file was changed")
+
+
+def _refuse_unlisted(path: Path, files: Mapping[str, Any]) -> None:
+    """An ONNX file may point to weights in other files: what is not listed is not checked, so it must not be there."""
+    found = {file.relative_to(path).as_posix() for file in path.rglob("*") if not file.is_dir()}
+    if unlisted := sorted(found - {*files, MANIFEST}):
+        raise BundleError(f"{path}: every file must be listed in {MANIFEST}, got {', '.join(unlisted)}")
 
 
 def _sha256(file: Path) -> str:

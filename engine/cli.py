@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 import stepfuse as sf
@@ -42,21 +43,22 @@ def sample(
 ) -> None:
     """Draw samples and write them as a labelled picture."""
     with _plain_errors():
-        engine = sf.Engine.load(model, max_rows=max_rows, threads=threads)
-        conds = _conds(engine.info, cond, number)
-        began = time.perf_counter()
-        arguments: dict[str, Any] = {"sampler": sampler, "steps": steps, "guidance_scale": guidance_scale, "eta": eta}
-        table = engine.table(**arguments)
-        images = engine.sample(number, cond=conds, table=table, seed=seed, progress=console.is_terminal)
-        seconds = time.perf_counter() - began
+        if output.suffix not in (".png", ".npy"):
+            raise ValueError(f"output must end in .png or .npy, got {output.name}")
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with sf.Engine.load(model, max_rows=max_rows, threads=threads) as engine:
+            conds = _conds(engine.info, cond, number)
+            table = engine.table(sampler=sampler, steps=steps, guidance_scale=guidance_scale, eta=eta)
+            began = time.perf_counter()
+            images = engine.sample(number, cond=conds, table=table, seed=seed, progress=console.is_terminal)
+            seconds = time.perf_counter() - began
         title = f"{Path(model).name}: {_describe(table)}, seed {seed}"
         if output.suffix == ".npy":
-            output.parent.mkdir(parents=True, exist_ok=True)
             np.save(output, images)
         else:
             _save_grid(output, images, engine.info, conds, title, min(columns, number))
     _report(engine.stats(), title, number, seconds)
-    console.print(f"written to {output}", highlight=False)
+    console.print(f"written to {escape(str(output))}", highlight=False)
 
 
 @app.command()
@@ -78,7 +80,7 @@ def info(model: Model) -> None:
         ("provenance", bundle.provenance),
         ("licence", bundle.licence),
     ):
-        table.add_row(f"[bold]{name}", str(value))
+        table.add_row(f"[bold]{escape(name)}", escape(str(value)))
     console.print(table, highlight=False)
 
 
@@ -93,7 +95,8 @@ def doctor() -> None:
         table.add_column(heading)
     for finding in findings:
         mark = "[green]ok" if finding.ok else "[red]no" if finding.required else "[yellow]-"
-        table.add_row(mark, finding.subject, finding.found or "missing", finding.needed_for, finding.remedy)
+        texts = finding.subject, finding.found or "missing", finding.needed_for, finding.remedy
+        table.add_row(mark, *map(escape, texts))
     console.print(table, highlight=False)
     if any(finding.required and not finding.ok for finding in findings):
         raise typer.Exit(1)
@@ -104,18 +107,18 @@ def _plain_errors() -> Iterator[None]:
     """What a caller did wrong is told in a line; a bug of ours keeps its traceback."""
     try:
         yield
-    except (ValueError, TypeError, OSError, ImportError, sf.DenoiserError) as error:
-        Console(stderr=True).print(f"[red]stepfuse:[/] {error}", highlight=False, soft_wrap=True)
+    except (ValueError, TypeError, OSError, MemoryError, ImportError, sf.DenoiserError) as error:
+        Console(stderr=True).print(f"[red]stepfuse:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error
 
 
 def _conds(facts: sf.ModelInfo, given: list[str] | None, number: int) -> list[Any] | None:
-    """A condition a sample: those asked for, or all classes, in turn."""
-    spec = next(iter(facts.cond.values()), None)
-    if spec is None:
+    """A condition a sample: those asked for, or all classes, in turn. None tells the network nothing."""
+    if len(facts.cond) != 1:
         if given:
-            raise ValueError(f"this model takes no conditioning, got --cond {given[0]}")
+            raise ValueError(f"--cond needs a model with one conditioning input, this one has {len(facts.cond)}")
         return None
+    spec = next(iter(facts.cond.values()))
     chosen: list[Any] = [int(one) if one.isdigit() else one for one in given or spec.names] or [None]
     return [chosen[index % len(chosen)] for index in range(number)]
 
@@ -127,7 +130,8 @@ def _save_grid(
 
     spec = next(iter(facts.cond.values()), None)
     names = spec.names if spec else ()
-    labels = [names[one] if isinstance(one, int) and names else str(one or "") for one in conds or [""] * len(images)]
+    labels = ["" if one is None else str(one) for one in conds or [None] * len(images)]
+    labels = [names[int(label)] if label.isdigit() and int(label) < len(names) else label for label in labels]
     grid = image_grid(images, labels, title=title, data_range=facts.data_range, columns=columns)
     save_png(grid, path, {"Software": f"stepfuse {sf.__version__}", "Description": title})
 
@@ -143,7 +147,7 @@ def _describe_input(spec: sf.CondInput) -> str:
 
 
 def _report(stats: dict[str, float], title: str, number: int, seconds: float) -> None:
-    console.print(f"[bold]{title}", highlight=False)
+    console.print(f"[bold]{escape(title)}", highlight=False)
     console.print(
         f"{number} samples, {stats['network_passes']:.0f} network passes in {stats['forwards']:.0f} forwards,"
         f" {seconds:.2f} s ({seconds / number * 1e3:.0f} ms a sample): network {stats['network_seconds']:.2f} s,"

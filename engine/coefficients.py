@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -18,13 +18,13 @@ Columns = dict[str, npt.ArrayLike]
 TINY_ALPHA = 2.0**-24
 
 
-def step_count(steps: int | None, most: int) -> int:
+def step_count(steps: int | None, most: int, name: str = "steps") -> int:
     """A checked number of steps, 1 to ``most``."""
     if steps is None:
-        raise ValueError("steps must be given where timesteps are not")
+        raise ValueError(f"{name} must be given where timesteps are not")
     if isinstance(steps, bool) or not isinstance(steps, int | np.integer):
-        raise TypeError(f"steps must be a whole number, got {steps!r}")
-    require_between("steps", steps, 1, most)
+        raise TypeError(f"{name} must be a whole number, got {steps!r}")
+    require_between(name, steps, 1, most)
     return int(steps)
 
 
@@ -135,7 +135,6 @@ def build_table(
     columns: Columns,
     guidance_scale: float,
     guidance_interval: tuple[float, float],
-    options: dict[str, Any],
     init_scale: float = 1.0,
 ) -> StepTable:
     """A checked table of these columns, with guidance where the interval has it on."""
@@ -151,7 +150,6 @@ def build_table(
     return StepTable.from_columns(
         {"t": t, "g": np.where(guided, guidance_scale, 1.0), **columns},
         sampler=name,
-        options={"steps": len(t), "guidance_scale": guidance_scale, **options},
         init_scale=init_scale,
         max_timestep=schedule.max_timestep,
     )

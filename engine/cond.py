@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ class CondInput:
 
     dtype: str = "int64"
     shape: tuple[int, ...] = ()
-    null: Any = 0
+    null: Any = field(kw_only=True)  # no default: whatever it were, some model has it as a class
     names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -54,7 +54,7 @@ class CondInput:
         if self.names and not self._known(array):
             raise ValueError(f"{name} must be a class from 0 to {len(self.names) - 1}, got {given}")
         with np.errstate(over="ignore"):
-            value = np.asarray(array, dtype=self.dtype, order="C")
+            value = np.array(array, dtype=self.dtype, order="C")
         if not _same(value, array):
             raise ValueError(f"{name} must fit {self.dtype}, got {given}")
         return value

@@ -45,9 +45,9 @@ def examine() -> list[Finding]:
         Finding("instruction sets", ", ".join(_core.isas()), "the fused step on the CPU"),
         _onnxruntime(),
         *(_model(name) for name in embedded_models()),
-        _package("torch", "exporting networks, torch back ends", "pip install 'stepfuse[torch]'"),
-        _package("onnx", "exporting networks", "pip install 'stepfuse[export]'"),
-        _package("onnxscript", "exporting networks", "pip install 'stepfuse[export]'"),
+        _package("torch", "the recipes in examples/", "pip install 'stepfuse[torch]'"),
+        _package("onnx", "the recipes in examples/", "pip install 'stepfuse[export]'"),
+        _package("onnxscript", "the recipes in examples/", "pip install 'stepfuse[export]'"),
         _driver(),
     ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -47,7 +48,7 @@ class Engine:
             raise ValueError(f"max_rows must be at least 1, got {max_rows}")
         self.info = info
         cond_bytes = [_row_bytes(spec) for spec in info.cond.values()]
-        elements = int(np.prod(info.shape))
+        elements = math.prod(info.shape)
         self._loop = _core.Loop(elements, info.timestep_dtype == "int64", cond_bytes, max_rows)
         self._max_rows = max_rows
         self._denoiser: _Denoiser | None = make_denoiser(Buffers.of(self._loop, info))
@@ -63,6 +64,7 @@ class Engine:
         max_rows: int = DEFAULT_MAX_ROWS,
         threads: int = 0,
         spinning: bool = True,
+        verify: bool = True,
     ) -> Engine:
         """Loads an embedded model by name or a bundle by path, on ONNX Runtime.
 
@@ -71,13 +73,17 @@ class Engine:
             max_rows: Most rows of one forward; a guided sample takes two. More samples than fit wait their turn.
             threads: ONNX Runtime's threads inside an operator; 0 is its own choice, a thread a core.
             spinning: Whether its idle threads wait actively: lowest latency, but a busy core.
+            verify: Whether checksums are compared; False trusts the files' sizes, which spares reading huge ones twice.
 
         Raises:
             BundleError: If the bundle cannot be used; the message names file, rule and value.
+            ValueError: If ``max_rows`` or ``threads`` is out of bounds.
         """
+        if threads < 0:
+            raise ValueError(f"threads must be at least 0, got {threads}")
         from stepfuse.backends.onnxruntime import OnnxRuntimeDenoiser
 
-        bundle = Bundle.load(name_or_path)
+        bundle = Bundle.load(name_or_path, verify=verify)
 
         def make(buffers: Buffers) -> _Denoiser:
             return OnnxRuntimeDenoiser(bundle.denoiser, buffers, threads=threads, spinning=spinning)
@@ -155,7 +161,8 @@ class Engine:
         Raises:
             ValueError: If a bound is broken; the message carries the value received.
             TypeError: If an argument is of the wrong kind.
-            DenoiserError: If the network returns a wrong shape or a number that is not finite.
+            DenoiserError: If the network returns a wrong shape or a number that is not finite, or ONNX Runtime fails.
+                What a Python function raises comes through as it is.
             RuntimeError: If the engine is closed.
         """
         requests = resolve(
@@ -205,7 +212,12 @@ class Engine:
             for count in rows:
                 if not 1 <= count <= self._max_rows:
                     raise ValueError(f"rows must be between 1 and {self._max_rows}, got {count}")
-                denoiser.forward(count)
+            self._running = True
+            try:
+                for count in rows:
+                    denoiser.forward(count)
+            finally:
+                self._running = False
 
     def stats(self) -> dict[str, float]:
         """Counts since the engine was made.
@@ -267,7 +279,8 @@ class Engine:
                 bar.update(turn)
             if callback is not None and preview is not None:
                 try:
-                    stopped = callback(turn, max(turn, turns), preview.copy()) is False
+                    answer = callback(turn, turns, preview.copy())
+                    stopped = answer is not None and not answer
                 except StopIteration:
                     stopped = True
             return not stopped

@@ -41,8 +41,8 @@ def step(
 
     Raises:
         TypeError: If an array is no numpy array, or its dtype is not that of ``x`` or not supported.
-        ValueError: If a shape differs, an array written in place is not contiguous, or ``h`` or ``z`` is needed and
-            missing.
+        ValueError: If a shape differs, an array written in place is not contiguous or partly overlaps another, or
+            ``h`` or ``z`` is needed and missing.
     """
     # By position: pybind11 interns every parameter's name anew for a call that has keywords, which costs half a
     # microsecond, as much as the step of a small image.

@@ -60,5 +60,4 @@ def save_png(picture: Image.Image, path: Path, facts: Mapping[str, str]) -> None
     info = PngInfo()
     for name, value in facts.items():
         info.add_text(name, value)
-    path.parent.mkdir(parents=True, exist_ok=True)
     picture.save(path, format="PNG", pnginfo=info, optimize=True)

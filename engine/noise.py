@@ -31,7 +31,12 @@ def normal(seed: int, shape: tuple[int, ...], *, step: int = 0, stream: int = IN
 
     Returns:
         Shape ``shape``, float32: what the engine uses for this seed, to the bit.
+
+    Raises:
+        ValueError: If the seed is out of range.
     """
+    if not 0 <= seed < 1 << 64:
+        raise ValueError(f"seed must be between 0 and 2^64 - 1, got {seed}")
     return _core.normal(seed, step, stream, int(np.prod(shape))).reshape(shape)
 
 

@@ -35,8 +35,7 @@ def turns_needed(requests: Sequence[SampleRequest], max_rows: int) -> int:
 def _guided_turns(request: SampleRequest) -> int:
     if request.cond is None:
         return 0
-    scale = request.table["g"]
-    guided = np.flatnonzero((scale != 0) & (scale != 1))
+    guided = np.flatnonzero(request.table.guided)
     return int(guided[-1]) + 1 if guided.size else 0
 
 

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, cast
+from dataclasses import replace
+from functools import wraps
+from inspect import signature
+from typing import Literal, ParamSpec, cast
 
 import numpy as np
 
 from stepfuse.coefficients import (
+    TINY_ALPHA,
     Columns,
     PredictionType,
     alphas_at,
@@ -35,6 +39,25 @@ class NaiveSamplerWarning(UserWarning):
     """The sampler asked for is wrong on purpose: a baseline to compare with, not to use."""
 
 
+Arguments = ParamSpec("Arguments")
+
+
+def _recorded(function: Callable[Arguments, StepTable]) -> Callable[Arguments, StepTable]:
+    """Has a sampler's tables carry all arguments that they were made with, but for the schedule."""
+    parameters = signature(function)
+
+    @wraps(function)
+    def sampler(*args: Arguments.args, **kwargs: Arguments.kwargs) -> StepTable:
+        table = function(*args, **kwargs)
+        bound = parameters.bind(*args, **kwargs)
+        bound.apply_defaults()
+        del bound.arguments["schedule"]
+        return replace(table, options=bound.arguments)
+
+    return sampler
+
+
+@_recorded
 def ddim(
     schedule: NoiseSchedule,
     steps: int | None = None,
@@ -82,7 +105,8 @@ def ddim(
     a, a_prev = alphas_at(schedule, t), alphas_at(schedule, prev_t, final_alpha_cumprod)
     with np.errstate(divide="ignore", invalid="ignore"):
         sigma = eta * np.sqrt((1 - a_prev) / (1 - a) * (1 - a / a_prev))
-        towards_x = np.sqrt(1 - a_prev - sigma**2)
+        # With eta = 1 at ᾱ = 0 the two cancel, and rounding may leave less than nothing.
+        towards_x = np.sqrt(np.maximum(1 - a_prev - sigma**2, 0.0))
         x_to_eps, d_to_eps, e_to_eps = eps_from(prediction_type, a, from_clipped=clipped_eps)
         columns: Columns = {
             **clean_sample(prediction_type, a, clip),
@@ -91,10 +115,10 @@ def ddim(
             "q_e": towards_x * e_to_eps,
             "q_z": sigma,
         }
-    options = {"prediction_type": prediction_type, "spacing": spacing, "clip": clip, "eta": eta}
-    return build_table("ddim", schedule, t, columns, guidance_scale, guidance_interval, options)
+    return build_table("ddim", schedule, t, columns, guidance_scale, guidance_interval)
 
 
+@_recorded
 def ddpm(
     schedule: NoiseSchedule,
     steps: int | None = None,
@@ -115,14 +139,8 @@ def ddpm(
     Args:
         schedule: As for ``ddim``, and so are the arguments not named here.
         steps: Number of network evaluations S; S = T is the original sampler.
-        timesteps: As for ``ddim``.
-        spacing: As for ``ddim``.
-        steps_offset: As for ``ddim``.
-        prediction_type: As for ``ddim``.
-        clip: As for ``ddim``.
-        variance: ``beta`` adds noise of variance β_t, ``posterior`` of β̃_t; none at t = 0.
-        guidance_scale: As for ``ddim``.
-        guidance_interval: As for ``ddim``.
+        variance: ``beta`` adds noise of variance β_t, ``posterior`` of β̃_t; none at t = 0. As in diffusers, a
+            last timestep above 0 (``trailing``) therefore leaves noise in the result.
 
     Returns:
         A table of S rows, the noisiest timestep first.
@@ -133,10 +151,10 @@ def ddpm(
     t = choose_timesteps(schedule, steps, timesteps, spacing, steps_offset)
     a, a_prev = alphas_at(schedule, t), alphas_at(schedule, np.append(t[1:], -1.0))
     columns = ancestral(prediction_type, t, a, a_prev, variance, clip)
-    options = {"prediction_type": prediction_type, "spacing": spacing, "clip": clip, "variance": variance}
-    return build_table("ddpm", schedule, t, columns, guidance_scale, guidance_interval, options)
+    return build_table("ddpm", schedule, t, columns, guidance_scale, guidance_interval)
 
 
+@_recorded
 def ddpm_strided(
     schedule: NoiseSchedule,
     steps: int | None = None,
@@ -152,25 +170,34 @@ def ddpm_strided(
 ) -> StepTable:
     """The naive baseline: rows of full DDPM at every k-th timestep. Each undoes one step's noise where k are due.
 
-    Wrong on purpose; it shows why ``ddim`` and respaced ``ddpm`` exist. Arguments are those of ``ddpm``.
+    Wrong on purpose; it shows why ``ddim`` and respaced ``ddpm`` exist.
+
+    Args:
+        schedule: As for ``ddpm``, and so are all other arguments.
+
+    Returns:
+        A table of S rows, the noisiest timestep first.
+
+    Raises:
+        ValueError: If a bound is broken; the message carries the value received.
 
     Warns:
         NaiveSamplerWarning: If any timestep is left out.
     """
     t = choose_timesteps(schedule, steps, timesteps, spacing, steps_offset)
     columns = ancestral(prediction_type, t, alphas_at(schedule, t), alphas_at(schedule, t - 1), variance, clip)
-    options = {"prediction_type": prediction_type, "spacing": spacing, "clip": clip, "variance": variance}
-    table = build_table("ddpm_strided", schedule, t, columns, guidance_scale, guidance_interval, options)
+    table = build_table("ddpm_strided", schedule, t, columns, guidance_scale, guidance_interval)
     if len(t) < schedule.num_train_timesteps:
         warnings.warn(
             f"ddpm_strided with {len(t)} of {schedule.num_train_timesteps} steps is wrong on purpose:"
             " use ddim or ddpm for samples worth having",
             NaiveSamplerWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
     return table
 
 
+@_recorded
 def dpmpp_2m(
     schedule: NoiseSchedule,
     steps: int | None = None,
@@ -191,16 +218,9 @@ def dpmpp_2m(
     Args:
         schedule: As for ``ddim``, and so are the arguments not named here.
         steps: Number of network evaluations S, 1 ≤ S < T.
-        timesteps: As for ``ddim``.
         spacing: As for ``ddim``, over S + 1 points of which the cleanest is left out, as diffusers does.
-        steps_offset: As for ``ddim``.
-        prediction_type: As for ``ddim``.
-        clip: As for ``ddim``.
         karras: Noise levels of Karras et al. (2022), Eq. 5 with ρ = 7, instead of ``spacing``.
         lower_order_final: Whether the last step is of first order where S < 15. Towards a clean sample it always is.
-        final_alpha_cumprod: As for ``ddim``.
-        guidance_scale: As for ``ddim``.
-        guidance_interval: As for ``ddim``.
 
     Returns:
         A table of S rows, the noisiest timestep first.
@@ -220,7 +240,7 @@ def dpmpp_2m(
         sigma = karras_sigmas(all_sigmas, len(t))
         t = np.interp(np.log(sigma), np.log(all_sigmas), np.arange(total)).round()
 
-    require_between("final_alpha_cumprod", final_alpha_cumprod, 0.0, 1.0)
+    require_between("final_alpha_cumprod", final_alpha_cumprod, TINY_ALPHA, 1.0)
     last_sigma = np.sqrt((1 - final_alpha_cumprod) / final_alpha_cumprod)
     sigma_next = np.append(sigma[1:], last_sigma)
     a, a_next = 1 / (1 + sigma**2), 1 / (1 + sigma_next**2)
@@ -237,10 +257,10 @@ def dpmpp_2m(
         "q_h": -towards_d * 0.5 / step_ratio,
         "u_d": 1.0,
     }
-    options = {"prediction_type": prediction_type, "spacing": spacing, "clip": clip, "karras": karras}
-    return build_table("dpmpp_2m", schedule, t, columns, guidance_scale, guidance_interval, options)
+    return build_table("dpmpp_2m", schedule, t, columns, guidance_scale, guidance_interval)
 
 
+@_recorded
 def lcm(
     schedule: NoiseSchedule,
     steps: int | None = None,
@@ -257,12 +277,8 @@ def lcm(
     Args:
         schedule: As for ``ddim``, and so are the arguments not named here.
         steps: Number of network evaluations S, 1 ≤ S ≤ ``original_steps``.
-        timesteps: As for ``ddim``.
         original_steps: Steps of the solver that the model was distilled with; S of these are taken.
-        prediction_type: As for ``ddim``.
-        clip: As for ``ddim``.
         guidance_scale: As for ``ddim``; models distilled with guidance folded in take 1.
-        guidance_interval: As for ``ddim``.
 
     Returns:
         A table of S rows, the noisiest timestep first.
@@ -271,7 +287,7 @@ def lcm(
         ValueError: If a bound is broken; the message carries the value received.
     """
     total = schedule.num_train_timesteps
-    require_between("original_steps", original_steps, 1, total)
+    step_count(original_steps, total, "original_steps")
     if timesteps is not None:
         t = choose_timesteps(schedule, steps, timesteps, "leading", 0)
     else:
@@ -289,10 +305,10 @@ def lcm(
             "q_d": np.sqrt(a_prev) * c_out,
             "q_z": np.sqrt(1 - a_prev),
         }
-    options = {"prediction_type": prediction_type, "clip": clip, "original_steps": original_steps}
-    return build_table("lcm", schedule, t, columns, guidance_scale, guidance_interval, options)
+    return build_table("lcm", schedule, t, columns, guidance_scale, guidance_interval)
 
 
+@_recorded
 def heun(
     schedule: NoiseSchedule,
     steps: int | None = None,
@@ -316,12 +332,7 @@ def heun(
         steps: Number of noise levels S; the table has 2 S - 1 rows.
         timesteps: As for ``ddim``; they need not be whole.
         spacing: As for ``ddim``; ``linspace`` is not rounded.
-        steps_offset: As for ``ddim``.
-        prediction_type: As for ``ddim``.
-        clip: As for ``ddim``.
         karras: Noise levels of Karras et al. (2022), Eq. 5 with ρ = 7, between those that ``spacing`` ends at.
-        guidance_scale: As for ``ddim``.
-        guidance_interval: As for ``ddim``.
 
     Returns:
         A table of 2 S - 1 rows, the noisiest timestep first.
@@ -363,10 +374,10 @@ def heun(
         "u_d": np.where(corrected, step / 2 * d_to_slope, 0.0),
         "u_e": np.where(corrected, step / 2 * e_to_slope, 0.0),
     }
-    options = {"prediction_type": prediction_type, "spacing": spacing, "clip": clip, "karras": karras}
-    return build_table("heun", schedule, t, columns, guidance_scale, guidance_interval, options, init_scale)
+    return build_table("heun", schedule, t, columns, guidance_scale, guidance_interval, init_scale)
 
 
+@_recorded
 def euler(
     schedule: NoiseSchedule,
     steps: int | None = None,
@@ -381,8 +392,6 @@ def euler(
         schedule: A flow schedule, ``NoiseSchedule.flow(shift)``.
         steps: Number of network evaluations S, 1 ≤ S ≤ T.
         timesteps: Timesteps of one's own, T σ from T down, strictly decreasing, taken as they are, without shift.
-        guidance_scale: As for ``ddim``.
-        guidance_interval: As for ``ddim``.
 
     Returns:
         A table of S rows, the noisiest timestep first.
@@ -402,8 +411,7 @@ def euler(
         sigma = np.linspace(ends[0], ends[1], step_count(steps, total))
         sigma = shift * sigma / (1 + (shift - 1) * sigma)  # diffusers shifts both the ends and what lies between
     columns: Columns = {"p_x": 1.0, "p_e": -sigma, "q_x": 1.0, "q_e": np.append(sigma[1:], 0.0) - sigma}
-    options = {"prediction_type": "flow", "shift": schedule.shift}
-    return build_table("euler", schedule, sigma * total, columns, guidance_scale, guidance_interval, options)
+    return build_table("euler", schedule, sigma * total, columns, guidance_scale, guidance_interval)
 
 
 #: Samplers by name, as ``Engine.sample(sampler=...)`` takes them.

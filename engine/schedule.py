@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 Float64Array = npt.NDArray[np.float64]
+_LONGEST = 1_000_000  # a manifest may say anything
 Spacing = Literal["leading", "trailing", "linspace"]
 
 
@@ -179,8 +180,8 @@ def explicit_timesteps(num_train_timesteps: int, timesteps: Sequence[float] | np
 def _length(num_train_timesteps: int) -> int:
     if isinstance(num_train_timesteps, bool) or not isinstance(num_train_timesteps, int | np.integer):
         raise TypeError(f"num_train_timesteps must be a whole number, got {num_train_timesteps!r}")
-    if num_train_timesteps < 1:
-        raise ValueError(f"num_train_timesteps must be at least 1, got {num_train_timesteps}")
+    if not 1 <= num_train_timesteps <= _LONGEST:
+        raise ValueError(f"num_train_timesteps must be between 1 and {_LONGEST}, got {num_train_timesteps}")
     return int(num_train_timesteps)
 
 

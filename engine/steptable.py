@@ -31,7 +31,7 @@ class StepTable:
     Attributes:
         rows: Shape (S, 16), float32, read-only; columns as in ``COLUMNS``.
         sampler: Name of the function that made it.
-        options: That function's arguments.
+        options: All of that function's arguments but the schedule.
         init_scale: The first state is ``init_scale`` times standard normal noise.
         max_timestep: Largest timestep of the schedule it was made for; None if it is not bound to one.
     """
@@ -94,7 +94,7 @@ class StepTable:
             return
         row = int(np.argmin(holds))
         message = f"{self.sampler}: row {row} (t = {self['t'][row]:g}): {column} {rule}, got {self[column][row]:g}"
-        if column == "p_x" and np.isinf(self["p_x"][row]) and self.options.get("prediction_type") == "epsilon":
+        if column == "p_x" and self["p_x"][row] == np.inf:
             message += (
                 " (alphas_cumprod is 0 there, and epsilon prediction cannot tell the clean sample from pure noise:"
                 " use v_prediction or sample, or a schedule without zero terminal SNR)"
@@ -104,8 +104,12 @@ class StepTable:
     @property
     def passes(self) -> int:
         """Network passes that one conditioned sample costs: 2 a guided step, 1 where g is 0 or 1."""
-        guided = (self["g"] != 0) & (self["g"] != 1)
-        return len(self) + int(guided.sum())
+        return len(self) + int(self.guided.sum())
+
+    @property
+    def guided(self) -> npt.NDArray[np.bool_]:
+        """Which steps need both passes, shape (S,): g is neither 0 nor 1."""
+        return np.logical_and(self["g"] != 0, self["g"] != 1)
 
     @property
     def uses_history(self) -> bool:
@@ -146,7 +150,7 @@ class StepTable:
         return self.init_scale == other.init_scale and np.array_equal(self.rows, other.rows)
 
     def __hash__(self) -> int:
-        return hash((self.init_scale, self.rows.tobytes()))
+        return hash((self.init_scale, (self.rows + 0.0).tobytes()))  # -0.0 equals 0.0
 
     def __repr__(self) -> str:
         return f"<StepTable {self.sampler}: {len(self)} steps, {self.passes} passes>"
@@ -166,7 +170,7 @@ class StepTable:
             "max_timestep": self.max_timestep,
         }
         with Path(path).open("wb") as file:
-            np.savez(file, rows=self.rows, header=np.array(json.dumps(header)))
+            np.savez(file, rows=self.rows, header=np.array(json.dumps(header, default=np.ndarray.tolist)))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> StepTable:
@@ -177,7 +181,7 @@ class StepTable:
         """
         try:
             with np.load(path, allow_pickle=False) as file:
-                table = cls(file["rows"], **json.loads(str(file["header"])))
+                table = cls(file["rows"], **json.loads(str(file["header"]))).check()
         except (KeyError, TypeError, ValueError, AttributeError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(f"{os.fspath(path)} is not a saved StepTable: {error}") from error
-        return table.check()
+        return table

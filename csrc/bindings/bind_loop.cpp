@@ -22,9 +22,18 @@ class PyDenoiser final : public Denoiser {
 
 // The loop reads and writes through bare pointers: a wrong size must not get that far.
 void require_bytes(const char* name, const py::array& array, std::size_t expected) {
+  if (!(array.flags() & py::array::c_style)) throw py::value_error(std::string(name) + " must be C-contiguous");
   if (static_cast<std::size_t>(array.nbytes()) != expected)
     throw py::value_error(std::string(name) + " must have " + std::to_string(expected) + " bytes, got " +
                           std::to_string(array.nbytes()));
+}
+
+// Python objects that a request borrows from; the loop may drop it without the GIL.
+std::shared_ptr<void> keep_alive(py::tuple owners) {
+  return {new py::tuple(std::move(owners)), [](void* held) {
+            py::gil_scoped_acquire gil;
+            delete static_cast<py::tuple*>(held);
+          }};
 }
 
 std::vector<const void*> pointers(const char* name, const std::vector<py::array>& values, const ModelSpec& spec) {
@@ -36,7 +45,6 @@ std::vector<const void*> pointers(const char* name, const std::vector<py::array>
   return found;
 }
 
-// The loop, and the arrays that its requests borrow.
 class BoundLoop {
  public:
   explicit BoundLoop(const ModelSpec& spec) : loop_(spec) {}
@@ -54,9 +62,9 @@ class BoundLoop {
                     x.mutable_data(),
                     x0 ? x0->mutable_data() : nullptr,
                     pointers("cond", cond, spec),
-                    pointers("null_cond", null_cond, spec)};
+                    pointers("null_cond", null_cond, spec),
+                    keep_alive(py::make_tuple(x, x0, cond, null_cond))};
     loop_.submit(std::move(request));
-    borrowed_.append(py::make_tuple(x, x0, cond, null_cond));
   }
 
   // Turns until nothing is left, a sample fails, or `on_turn` says false.
@@ -79,10 +87,7 @@ class BoundLoop {
     return found;
   }
 
-  void abort() {
-    loop_.abort();
-    borrowed_ = py::list();
-  }
+  void abort() { loop_.abort(); }
 
   // Of the last finished turn; any thread may ask while another one runs.
   py::dict counters() {
@@ -116,7 +121,6 @@ class BoundLoop {
   }
 
   Loop loop_;
-  py::list borrowed_;
   std::mutex counters_mutex_;
   Counters counters_;
 };

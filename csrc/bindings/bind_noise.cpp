@@ -1,5 +1,4 @@
 #include "../core/noise.h"
-#include "../core/philox.h"
 #include "bindings.h"
 
 namespace stepfuse {
@@ -24,10 +23,6 @@ FloatArray normal(std::uint64_t seed, std::uint32_t step, std::uint32_t stream, 
 void bind_noise(py::module_& m) {
   m.def("normal", &normal, py::arg("seed"), py::arg("step"), py::arg("stream"), py::arg("n"), py::arg("first") = 0,
         py::arg("isa") = py::none(), "Elements [first, first + n) of one sample's standard normal noise, float32.");
-  m.def(
-      "philox4x32",
-      [](const PhiloxCounter& counter, std::uint32_t k0, std::uint32_t k1) { return philox4x32(counter, k0, k1); },
-      py::arg("counter"), py::arg("k0"), py::arg("k1"), "One block of Philox4x32-10.");
   m.def(
       "isas",
       [] {

@@ -71,7 +71,10 @@ struct Rows {
 Rows rows_of(py::handle value, const py::array& x) {
   auto columns =
       py::isinstance<FloatArray>(value) ? py::reinterpret_borrow<FloatArray>(value) : FloatArray::ensure(value);
-  if (!columns) throw py::error_already_set();
+  if (!columns) {
+    PyErr_Clear();
+    throw py::type_error("row must be an array of numbers, got " + std::string(py::repr(value)));
+  }
   const bool single = columns.ndim() == 1 && columns.shape(0) == kStepColumns;
   const bool per_sample =
       columns.ndim() == 2 && columns.shape(1) == kStepColumns && x.ndim() > 0 && columns.shape(0) == x.shape(0);
@@ -88,24 +91,13 @@ void require_inputs(const StepRow& row, bool has_history, bool has_noise) {
     throw py::value_error("this row adds noise (q_z = " + std::to_string(row.q_z) + "): pass z, an array like x");
 }
 
-template <class T>
-struct Batch {
-  const T *x, *eps, *eps_uncond, *z;
-  T *h, *out;
-
-  void run(const Rows& rows, std::int64_t samples, std::int64_t n, Isa isa) const {
-    for (std::int64_t i = 0; i < samples; ++i) {
-      StepSpan<T> span{n,
-                       x + i * n,
-                       eps + i * n,
-                       eps_uncond ? eps_uncond + i * n : nullptr,
-                       h ? h + i * n : nullptr,
-                       z ? z + i * n : nullptr,
-                       out + i * n};
-      fused_step(rows.at(i), span, isa);
-    }
-  }
-};
+// An element may be overwritten by its own successor, never by another element's.
+void require_apart(const char* name, const py::array& written, const char* other_name, const py::array& other) {
+  const auto* begin = static_cast<const char*>(written.data());
+  const auto* other_begin = static_cast<const char*>(other.data());
+  if (begin != other_begin && begin < other_begin + other.nbytes() && other_begin < begin + written.nbytes())
+    throw py::value_error(std::string(name) + " must be the same memory as " + other_name + ", or apart from it");
+}
 
 py::array step(py::handle x_arg, py::handle eps_arg, py::handle row_arg, py::handle eps_uncond_arg, py::handle h_arg,
                py::handle z_arg, py::handle out_arg, const std::optional<std::string>& isa_name) {
@@ -124,19 +116,31 @@ py::array step(py::handle x_arg, py::handle eps_arg, py::handle row_arg, py::han
   const std::int64_t samples = rows.per_sample ? x.shape(0) : 1;
   const std::int64_t n = samples ? x.size() / samples : 0;
   for (std::int64_t i = 0; i < samples; ++i) require_inputs(rows.at(i), h.has_value(), z.has_value());
+  for (const auto& [name, a] : {std::pair{"x", &x}, {"eps", &eps}}) {
+    require_apart("out", out, name, *a);
+    if (h) require_apart("h", *h, name, *a);
+  }
+  for (const auto& [name, a] : {std::pair{"eps_uncond", &eps_uncond}, {"z", &z}}) {
+    if (*a) require_apart("out", out, name, **a);
+    if (*a && h) require_apart("h", *h, name, **a);
+  }
+  if (h) require_apart("out", out, "h", *h);
+  if (h && h->data() == out.data()) throw py::value_error("h and out must be two arrays: each is written");
   const Isa isa = isa_named(isa_name);
 
   const auto run = [&](auto element) {
     using T = decltype(element);
     const auto read = [](const std::optional<py::array>& a) { return a ? static_cast<const T*>(a->data()) : nullptr; };
-    const Batch<T> batch{static_cast<const T*>(x.data()),
-                         static_cast<const T*>(eps.data()),
-                         read(eps_uncond),
-                         read(z),
-                         h ? static_cast<T*>(h->mutable_data()) : nullptr,
-                         static_cast<T*>(out.mutable_data())};
+    const StepSpan<T> span{n,
+                           static_cast<const T*>(x.data()),
+                           static_cast<const T*>(eps.data()),
+                           read(eps_uncond),
+                           h ? static_cast<T*>(h->mutable_data()) : nullptr,
+                           read(z),
+                           static_cast<T*>(out.mutable_data())};
+    const float* columns = rows.columns.data();
     py::gil_scoped_release nogil;
-    batch.run(rows, samples, n, isa);
+    fused_steps(columns, rows.per_sample, samples, span, isa);
   };
   if (dtype == kNumpyFloat32) {
     run(float{});

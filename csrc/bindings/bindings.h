@@ -23,12 +23,6 @@ void bind_noise(py::module_& m);
 void bind_planner(py::module_& m);
 void bind_loop(py::module_& m);
 
-inline StepRow row_from(const float* columns) {
-  StepRow row;
-  std::memcpy(&row, columns, sizeof row);
-  return row;
-}
-
 inline FloatArray row_to_array(const StepRow& row) {
   FloatArray columns(kStepColumns);
   std::memcpy(columns.mutable_data(), &row, sizeof row);

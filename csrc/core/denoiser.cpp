@@ -1,9 +1,11 @@
 #include "denoiser.h"
 
 #include <cmath>
+#include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <new>
+#include <stdexcept>
 
 namespace stepfuse {
 
@@ -12,6 +14,13 @@ constexpr std::size_t kAlignment = 64;
 
 std::size_t timestep_bytes(TimestepType type) {
   return type == TimestepType::Int64 ? sizeof(std::int64_t) : sizeof(float);
+}
+
+const ModelSpec& checked(const ModelSpec& spec) {
+  if (spec.elements < 1 || spec.max_rows < 1) throw std::invalid_argument("elements and max_rows must be at least 1");
+  if (spec.elements > PTRDIFF_MAX / static_cast<std::int64_t>(sizeof(float)) / spec.max_rows)
+    throw std::invalid_argument("max_rows samples of this shape do not fit the address space");
+  return spec;
 }
 
 std::size_t state_bytes(const ModelSpec& spec) {
@@ -27,7 +36,7 @@ AlignedBuffer::AlignedBuffer(std::size_t bytes)
 }
 
 ForwardBuffers::ForwardBuffers(const ModelSpec& model)
-    : spec(model),
+    : spec(checked(model)),
       sample(state_bytes(model)),
       timestep(static_cast<std::size_t>(model.max_rows) * timestep_bytes(model.timestep)),
       prediction(state_bytes(model)) {
@@ -40,7 +49,7 @@ float* ForwardBuffers::prediction_row(int row) { return static_cast<float*>(pred
 
 void ForwardBuffers::set_timestep(int row, float t) {
   if (spec.timestep == TimestepType::Int64) {
-    static_cast<std::int64_t*>(timestep.data())[row] = std::llround(t);
+    static_cast<std::int64_t*>(timestep.data())[row] = std::llrint(t);
   } else {
     static_cast<float*>(timestep.data())[row] = t;
   }

@@ -22,23 +22,8 @@ constexpr int kLanes = 8;
 #include "isa_kernel.inl"
 }  // namespace
 
-template <>
-bool Kernels<Isa::Avx2>::step(const StepRow& row, const StepSpan<float>& span) {
-  return dispatch(row, span);
-}
-template <>
-bool Kernels<Isa::Avx2>::step(const StepRow& row, const StepSpan<Half>& span) {
-  return dispatch(row, span);
-}
-template <>
-bool Kernels<Isa::Avx2>::step(const StepRow& row, const StepSpan<BFloat16>& span) {
-  return dispatch(row, span);
-}
-template <>
-void Kernels<Isa::Avx2>::normal(std::uint64_t seed, std::uint32_t step, std::uint32_t stream, std::int64_t quad,
-                                std::int64_t quads, float* out) {
-  normal_quads(seed, step, stream, quad, quads, out);
-}
+constexpr Isa kIsa = Isa::Avx2;
+#include "isa_exports.inl"
 
 }  // namespace stepfuse
 

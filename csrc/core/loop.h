@@ -37,6 +37,8 @@ struct Request {
   std::vector<const void*> cond;       // a value for each conditioning input; empty: the sample is told nothing
   std::vector<const void*> null_cond;  // the value of each that stands for "no condition"
 
+  std::shared_ptr<void> keep_alive;  // whatever owns the memory borrowed; let go when the sample leaves the loop
+
   bool conditioned() const { return !cond.empty(); }
 };
 

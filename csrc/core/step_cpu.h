@@ -28,9 +28,14 @@ struct StepSpan {
   float next_scale = 1.0f;
 };
 
-// Runs one row over one sample. Returns false if a network output or the next state is not finite; the arrays are
-// written all the same. The arrays may coincide (out == x) but must not partly overlap.
+// Runs one row over one sample. Returns false if a network output or, before the store rounds it, the next state is not
+// finite; the arrays are written all the same. The arrays may coincide (out == x) but must not partly overlap.
 template <class T>
 bool fused_step(const StepRow& row, const StepSpan<T>& span, Isa isa = best_isa());
+
+// The same over `samples` samples that lie one after the other, the first at `span`. `rows` holds sixteen floats for
+// each of them if `row_a_sample`, else sixteen for all.
+template <class T>
+bool fused_steps(const float* rows, bool row_a_sample, std::int64_t samples, StepSpan<T> span, Isa isa = best_isa());
 
 }  // namespace stepfuse

@@ -2,6 +2,8 @@
 // kernel.
 #pragma once
 
+#include <cstring>
+
 namespace stepfuse {
 
 //   e  = e_u + g (e_c - e_u)                            guidance blend
@@ -22,6 +24,14 @@ struct alignas(64) StepRow {
 };
 
 constexpr int kStepColumns = 16;
+
+// A row from sixteen floats of any alignment.
+inline StepRow row_from(const float* columns) {
+  StepRow row;
+  std::memcpy(&row, columns, sizeof row);
+  return row;
+}
+
 static_assert(sizeof(StepRow) == 64 && sizeof(StepRow) == kStepColumns * sizeof(float), "a step is one cache line");
 
 }  // namespace stepfuse

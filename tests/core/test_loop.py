@@ -72,9 +72,9 @@ def test_each_forward_holds_every_sample_s_rows_in_order_also_after_neighbours_r
         check_result(driver, id, **sample)
 
 
-def test_integer_networks_get_timesteps_rounded():
+def test_integer_networks_get_timesteps_rounded_as_the_samplers_do():
     driver = Driver(integer_timestep=True)
-    table = DDIM(timesteps=[900.4, 500.6, 20.0])
+    table = DDIM(timesteps=[900.5, 500.6, 20.0])
     driver.submit(0, table)
     driver.run()
     given = [t for _, t, _ in driver.forwards]

@@ -178,6 +178,7 @@ PLAIN = row_of(q_x=1.0)
         pytest.param(
             {"row": array(3, 16)}, ValueError, r"row must .*, got \(3, 16\) for x \(4, 6\)", id="rows-per-sample"
         ),
+        pytest.param({"row": "abc"}, TypeError, "row must be an array of numbers, got 'abc'", id="text-row"),
         pytest.param({"row": row_of(q_h=0.5)}, ValueError, r"uses history \(q_h = 0.5\d*\): pass h", id="reads-h"),
         pytest.param({"row": row_of(u_d=1.0)}, ValueError, "uses history .*: pass h", id="keeps-h"),
         pytest.param({"row": row_of(q_z=0.5)}, ValueError, r"adds noise \(q_z = 0.5\d*\): pass z", id="needs-z"),
@@ -187,3 +188,18 @@ PLAIN = row_of(q_x=1.0)
 def test_refuses(change, error, message):
     with pytest.raises(error, match=message):
         sf.step(**{"x": array(4, 6), "eps": array(4, 6), "row": PLAIN, **change})
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        pytest.param(lambda b: {"x": b[:64], "out": b[1:65]}, id="out-over-x"),
+        pytest.param(lambda b: {"eps": b[:64], "h": b[8:72]}, id="h-over-eps"),
+        pytest.param(lambda b: {"z": b[:64], "out": b[63:127]}, id="out-over-z"),
+        pytest.param(lambda b: {"h": b[:64], "out": b[:64]}, id="h-is-out"),
+    ],
+)
+def test_refuses_to_write_over_what_is_still_to_be_read(arrays):
+    apart = {name: np.zeros(64, np.float32) for name in ("x", "eps")}
+    with pytest.raises(ValueError, match=r"apart from it|two arrays"):
+        sf.step(row=PLAIN, **{**apart, **arrays(np.zeros(128, np.float32))})

@@ -106,3 +106,21 @@ def test_a_write_that_fails_leaves_everything_as_it_was(tmp_path, monkeypatch, f
         sf.write_bundle(tmp_path / "tiny", files=files, overwrite=overwrite, **facts)
     assert snapshot(tmp_path) == before
     assert {path.name for path in tmp_path.iterdir()} <= {"tiny", "tiny.onnx"}
+
+
+def test_only_a_bundle_is_replaced(tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.tex").write_text("years of work")
+    network = support.write_network(tmp_path / "network.onnx")
+    with pytest.raises(sf.BundleError, match=r"thesis has no manifest.json: only a bundle is replaced"):
+        support.write_tiny_bundle(tmp_path / "thesis", network=network, overwrite=True)
+    assert (tmp_path / "thesis" / "thesis.tex").read_text() == "years of work"
+
+
+def test_checksums_are_compared_unless_told_otherwise(tmp_path):
+    bundle = support.write_tiny_bundle(tmp_path / "tiny")
+    manifest = bundle.path / "manifest.json"
+    manifest.write_text(manifest.read_text().replace(bundle.files["denoiser.onnx"]["sha256"], "0" * 64))
+    with pytest.raises(sf.BundleError, match="sha256 must be 0000"):
+        sf.Engine.load(bundle.path)
+    sf.Engine.load(bundle.path, verify=False).close()

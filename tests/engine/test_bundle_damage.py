@@ -44,6 +44,15 @@ def tamper(folder):
     (folder / "denoiser.onnx").write_bytes(content)
 
 
+def unlisted(folder):
+    (folder / "weights.bin").write_bytes(b"where an ONNX file may keep its weights")
+
+
+def no_network(folder):
+    (folder / "denoiser.onnx").unlink()
+    edit(folder, files={})
+
+
 def truncate(folder):
     file = folder / "denoiser.onnx"
     file.write_bytes(file.read_bytes()[:-1])
@@ -65,18 +74,26 @@ DAMAGE = {
     "later-version": (entries(format_version=2), "manifest.json: format_version must be 1, got 2"),
     "dtype": (entries(dtype="float16"), "manifest.json: dtype must be 'float32', got 'float16'"),
     "no-shape": (entries(shape=None), "manifest.json: shape must be a list, got None"),
-    "bad-shape": (entries(shape=[1, 0]), "manifest.json: shape must be .* at least 1, got \\(1, 0\\)"),
+    "bad-shape": (entries(shape=[1, 0]), "manifest.json: shape must be .* at least 1, .*, got \\(1, 0\\)"),
     "bad-schedule": (entries(schedule={"type": "sigmoid"}), "manifest.json: schedule type must be .*, got 'sigmoid'"),
     "bad-prediction": (entries(prediction_type="score"), "manifest.json: prediction_type must be .*, got 'score'"),
     "bad-range": (entries(data_range=[1]), "manifest.json: data_range must be two numbers, got \\[1\\]"),
     "infinite-shape": (entries(shape=[float("inf")]), "manifest.json: cannot convert float infinity to integer"),
     "vast-schedule": (
         entries(schedule={"type": "linear", "num_train_timesteps": 10**15}),
-        "manifest.json: Unable to allocate",
+        "manifest.json: num_train_timesteps must be between 1 and 1000000, got 1000000000000000",
     ),
-    "bad-cond": (entries(cond={"y": {"dtype": "string"}}), "manifest.json: dtype must be .*, got 'string'"),
+    "bad-cond": (entries(cond={"y": {"dtype": "string", "null": 0}}), "manifest.json: dtype must be .*, got 'string'"),
     "bad-null": (entries(cond={"y": {"null": [0, 1]}}), "manifest.json: null must have shape \\(\\), got \\(2,\\)"),
-    "no-network": (entries(files={}), "manifest.json: files must list denoiser.onnx, got nothing"),
+    "no-null": (entries(cond={"y": {}}), "manifest.json: .*'null'"),
+    "vast-shape": (entries(shape=[2**32, 2**32]), r"manifest.json: shape must be .* at most 2\^31 in all, got"),
+    "flat-range": (entries(data_range=[0, 0]), r"manifest.json: data_range must be .*, got \(0.0, 0.0\)"),
+    "list-sampler": (
+        entries(defaults={"sampler": ["x"]}),
+        r"manifest.json: defaults: sampler must be str, got \['x'\]",
+    ),
+    "unlisted-file": (unlisted, "every file must be listed in manifest.json, got weights.bin"),
+    "no-network": (no_network, "manifest.json: files must list denoiser.onnx, got nothing"),
     "no-checksum": (entries(files={"a": {"size": 1}}), "files\\['a'\\] must give size and sha256"),
     "missing-file": (lambda f: (f / "denoiser.onnx").unlink(), "denoiser.onnx .* is missing"),
     "truncated-file": (truncate, "denoiser.onnx: size must be \\d+ bytes, got \\d+"),

@@ -51,12 +51,16 @@ def stop_by_false(step, total, preview):
     return step < 2
 
 
+def stop_by_numpy(step, total, preview):
+    return np.less(step, 2)
+
+
 def stop_by_exception(step, total, preview):
     if step == 2:
         raise StopIteration
 
 
-@pytest.mark.parametrize("callback", [stop_by_false, stop_by_exception])
+@pytest.mark.parametrize("callback", [stop_by_false, stop_by_numpy, stop_by_exception])
 def test_a_callback_stops_the_run_and_the_engine_goes_on_to_the_next(engine, callback):
     table = ddim(5)
     stopped = engine.sample(2, table=table, seed=3, callback=callback)

@@ -7,7 +7,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import stepfuse as sf
-from stepfuse.cli import app
+from stepfuse.cli import _conds, app
 
 runner = CliRunner()
 
@@ -84,3 +84,34 @@ def test_doctor_names_the_two_packages_that_collide(monkeypatch):
     result = run("doctor")
     assert result.exit_code == 1
     assert "pip uninstall" in " ".join(result.output.split())
+
+
+def test_text_in_a_bundle_is_no_markup(tmp_path):
+    bundle = support.write_tiny_bundle(tmp_path / "odd", defaults={"sampler": "[/bold]"})
+    result = run("info", bundle.path)
+    assert result.exit_code == 0, result.output
+    assert "[/bold]" in result.output
+
+
+def test_doctor_names_the_extra_to_install(monkeypatch):
+    monkeypatch.setattr("stepfuse.doctor._installed", lambda package: "")
+    assert "stepfuse[torch]" in "".join(run("doctor").output.split())
+
+
+@pytest.mark.parametrize("cond", [support.NULL, "bag"], ids=["null-class", "name"])
+def test_any_class_can_be_drawn(bundle, tmp_path, cond):
+    result = run("sample", bundle.path, "-n", 1, "--cond", cond, "--steps", 2, "-o", tmp_path / "one.png")
+    assert result.exit_code == 0, result.output
+
+
+def test_a_model_with_two_inputs_is_drawn_without_conditioning_or_not_at_all():
+    facts = sf.ModelInfo(support.SHAPE, support.SCHEDULE, cond={**support.COND, "style": sf.CondInput(null=0)})
+    assert _conds(facts, None, 3) is None
+    with pytest.raises(ValueError, match="--cond needs a model with one conditioning input, this one has 2"):
+        _conds(facts, ["bag"], 3)
+
+
+def test_other_formats_are_refused(bundle, tmp_path):
+    result = run("sample", bundle.path, "-o", tmp_path / "picture.jpg")
+    assert result.exit_code == 1
+    assert "output must end in .png or .npy, got picture.jpg" in result.output

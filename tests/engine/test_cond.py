@@ -66,7 +66,7 @@ def test_a_value_that_does_not_fit_is_refused(spec, given, error, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        pytest.param({"dtype": "string"}, "dtype must be one of float32, .*, got 'string'", id="dtype"),
+        pytest.param({"dtype": "string", "null": 0}, "dtype must be one of float32, .*, got 'string'", id="dtype"),
         pytest.param({"shape": (2,), "null": 0}, r"null must have shape \(2,\), got \(\)", id="null-shape"),
     ],
 )

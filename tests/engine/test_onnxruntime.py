@@ -55,9 +55,11 @@ def test_a_network_of_another_interface_is_refused(tmp_path, fault, message):
         pytest.param({"shape": (20,)}, r"a row of sample must have shape \(20,\), got \(1, 4, 5\)", id="rank"),
         pytest.param({"timestep_dtype": "int64"}, r"timestep must be int64, got tensor\(float\)", id="timestep-dtype"),
         pytest.param({"cond": {}}, "inputs must be sample, timestep, got sample, timestep, class_labels", id="no-cond"),
-        pytest.param({"cond": {"y": sf.CondInput()}}, "inputs must be sample, timestep, y, got ", id="cond-name"),
+        pytest.param({"cond": {"y": sf.CondInput(null=0)}}, "inputs must be sample, timestep, y, got ", id="cond-name"),
         pytest.param(
-            {"cond": {"class_labels": sf.CondInput("int32")}}, r"must be int32, got tensor\(int64\)", id="cond-dtype"
+            {"cond": {"class_labels": sf.CondInput("int32", null=0)}},
+            r"must be int32, got tensor\(int64\)",
+            id="cond-dtype",
         ),
         pytest.param(
             {"cond": {"class_labels": sf.CondInput(shape=(2,), null=[0, 0])}},
@@ -68,3 +70,18 @@ def test_a_network_of_another_interface_is_refused(tmp_path, fault, message):
 )
 def test_a_network_that_is_not_what_its_manifest_says_is_refused(tmp_path, info, message):
     refuse(tmp_path, message, **info)
+
+
+def test_a_network_that_fails_says_so_and_the_engine_goes_on(tmp_path):
+    cond = {"class_labels": sf.CondInput(null=0)}  # no names: nothing knows that class 99 is beyond the embedding
+    bundle = support.write_tiny_bundle(tmp_path / "tiny", cond=cond)
+    with sf.Engine.load(bundle.path) as engine:
+        before = engine.sample(1, cond=1, steps=2, seed=0)
+        with pytest.raises(sf.DenoiserError, match=r"ONNX Runtime could not run 1 rows: .*99"):
+            engine.sample(1, cond=99, steps=2)
+        np.testing.assert_array_equal(engine.sample(1, cond=1, steps=2, seed=0), before)
+
+
+def test_threads_are_counted_from_zero(tmp_path):
+    with pytest.raises(ValueError, match="threads must be at least 0, got -1"):
+        sf.Engine.load(support.write_tiny_bundle(tmp_path / "tiny").path, threads=-1)

@@ -132,3 +132,22 @@ def test_naive_striding_over_all_timesteps_is_ddpm_and_silent():
 
 def test_every_sampler_is_a_function_of_its_name():
     assert all(getattr(sf.samplers, name) is function for name, function in SAMPLERS.items())
+
+
+@pytest.mark.parametrize("spacing", ["trailing", "linspace"])
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "sample"])
+def test_all_of_ddpm_s_noise_is_added_also_from_pure_noise(spacing, prediction_type):
+    zero_snr = sf.NoiseSchedule.linear().rescale_zero_terminal_snr()
+    for steps in range(2, 200):
+        table = sf.samplers.ddim(zero_snr, steps, spacing=spacing, prediction_type=prediction_type, eta=1.0)
+        assert abs(table["q_x"][0]) < 1e-6  # nothing of the old noise is left, all of it is drawn anew
+
+
+def test_a_last_state_without_signal_is_refused():
+    with pytest.raises(ValueError, match=r"final_alpha_cumprod must be between .*, got 0.0"):
+        sf.samplers.dpmpp_2m(sf.NoiseSchedule.linear(), 5, final_alpha_cumprod=0.0)
+
+
+def test_lcm_takes_whole_original_steps():
+    with pytest.raises(TypeError, match=r"original_steps must be a whole number, got 50.5"):
+        sf.samplers.lcm(sf.NoiseSchedule.linear(), 4, original_steps=50.5)

@@ -7,13 +7,14 @@ shipped, its float32 coefficients cancel: 1,000 steps of its DDPM are 3e-4 off i
 import itertools
 import sys
 
-import diffusers
 import numpy as np
 import pytest
 import tolerances
 import torch
 
 import stepfuse as sf
+
+diffusers = pytest.importorskip("diffusers", reason="diffusers needs Python 3.11")
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning:diffusers")
 
