@@ -109,7 +109,8 @@ class StepTable:
     @property
     def guided(self) -> npt.NDArray[np.bool_]:
         """Which steps need both passes, shape (S,): g is neither 0 nor 1."""
-        return np.logical_and(self["g"] != 0, self["g"] != 1)
+        guided: npt.NDArray[np.bool_] = (self["g"] != 0) & (self["g"] != 1)
+        return guided
 
     @property
     def uses_history(self) -> bool:
