@@ -67,7 +67,8 @@ def info(model: Model) -> None:
     with _plain_errors():
         bundle = sf.Bundle.load(model)
     facts = bundle.info
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table = Table("", "", show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.columns[1].overflow = "fold"
     for name, value in (
         ("name", bundle.name),
         ("folder", bundle.path),
@@ -92,7 +93,7 @@ def doctor() -> None:
     findings = examine()
     table = Table(box=None, padding=(0, 2, 0, 0))
     for heading in ("", "what", "found", "needed for", "to do"):
-        table.add_column(heading)
+        table.add_column(heading, overflow="fold")
     for finding in findings:
         mark = "[green]ok" if finding.ok else "[red]no" if finding.required else "[yellow]-"
         texts = finding.subject, finding.found or "missing", finding.needed_for, finding.remedy
