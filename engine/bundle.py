@@ -36,7 +36,7 @@ _DEFAULT_KINDS: dict[str, tuple[type, ...]] = {
     "guidance_scale": (float, int),
     "eta": (float, int),
 }
-_MODELS = Path(__file__).parent / "models"
+_MODELS = Path(__file__).resolve().parent / "models"  # a strict editable install is a tree of links
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,53 @@
+"""The embedded model ``fashion``: what it promises, and that the loop runs it as its table says."""
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+import tolerances
+
+import stepfuse as sf
+from stepfuse.kernels.reference import fused_step_ref
+
+CLASSES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
+BYTES_ALLOWED = 12e6
+
+
+@pytest.fixture(scope="module")
+def engine():
+    with sf.Engine.load("fashion") as engine:
+        yield engine
+
+
+def test_it_is_what_its_manifest_promises():
+    bundle = sf.Bundle.load("fashion")
+    assert bundle.info.shape == (1, 28, 28)
+    assert bundle.info.prediction_type == "epsilon"
+    assert bundle.info.cond["class_labels"].names == CLASSES
+    assert sum(entry["size"] for entry in bundle.files.values()) < BYTES_ALLOWED
+    assert "Fashion-MNIST" in bundle.provenance
+    assert "MIT" in bundle.licence
+
+
+def test_a_named_sampler_is_the_table_of_that_name(engine):
+    table = sf.samplers.ddim(engine.info.schedule, 6, guidance_scale=3.0)
+    named = engine.sample(2, cond="bag", sampler="ddim", steps=6, guidance_scale=3.0, seed=1)
+    np.testing.assert_array_equal(named, engine.sample(2, cond="bag", table=table, seed=1))
+
+
+@pytest.mark.parametrize("name", ["ddim", "dpmpp_2m", "heun", "lcm"])
+def test_the_loop_is_the_network_and_the_oracle_of_the_step(engine, name):
+    table = sf.samplers.SAMPLERS[name](engine.info.schedule, 8, guidance_scale=3.0)
+    session = ort.InferenceSession(sf.Bundle.load("fashion").denoiser, providers=["CPUExecutionProvider"])
+    x = sf.normal(5, (1, 28, 28)).astype(np.float64) * table.init_scale
+    h = np.zeros_like(x)
+    for step, row in enumerate(table):
+        inputs = {
+            "sample": np.stack([row[1] * x] * 2).astype(np.float32),
+            "timestep": np.full(2, row[0]),
+            "class_labels": np.array([7, 10]),
+        }
+        cond, uncond = session.run(["prediction"], inputs)[0]
+        z = sf.normal(5, x.shape, step=step, stream=1)
+        x, h, _ = fused_step_ref(row, x, cond, uncond, h, z)
+    image = engine.sample(1, cond="sneaker", table=table, seed=5)[0]
+    assert np.abs(image - x).max() <= tolerances.EMBEDDED_MODEL * np.abs(x).max()
