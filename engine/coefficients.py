@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, cast
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import wraps
+from inspect import signature
+from typing import Literal, ParamSpec, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +19,23 @@ Columns = dict[str, npt.ArrayLike]
 
 # The smallest positive float16: what diffusers puts in the place of a terminal ᾱ of 0 where a sampler divides by it.
 TINY_ALPHA = 2.0**-24
+
+Arguments = ParamSpec("Arguments")
+
+
+def recorded(function: Callable[Arguments, StepTable]) -> Callable[Arguments, StepTable]:
+    """Has a sampler's tables carry all arguments that they were made with, but for the schedule."""
+    parameters = signature(function)
+
+    @wraps(function)
+    def sampler(*args: Arguments.args, **kwargs: Arguments.kwargs) -> StepTable:
+        table = function(*args, **kwargs)
+        bound = parameters.bind(*args, **kwargs)
+        bound.apply_defaults()
+        del bound.arguments["schedule"]
+        return replace(table, options=bound.arguments)
+
+    return sampler
 
 
 def step_count(steps: int | None, most: int, name: str = "steps") -> int:

@@ -8,19 +8,21 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from stepfuse import _core
+from stepfuse import _core, samplers
 from stepfuse.backends.buffers import Buffers
 from stepfuse.backends.function import DenoiserFunction, FunctionDenoiser
 from stepfuse.bundle import Bundle, ModelInfo
+from stepfuse.coefficients import PredictionType
 from stepfuse.cond import CondInput
 from stepfuse.errors import DenoiserError
+from stepfuse.interpolation import Path, interpolate_noise
 from stepfuse.progress import ProgressBar, turns_needed
-from stepfuse.request import SampleRequest, compile_table, resolve
+from stepfuse.request import SampleRequest, compile_table, default_steps, resolve, starting_state
 from stepfuse.schedule import NoiseSchedule
 from stepfuse.steptable import COLUMNS, StepTable
 
@@ -177,11 +179,80 @@ class Engine:
             eta=eta,
             options=options,
         )
-        x = self._starting_state(len(requests), noise)
+        x = starting_state((len(requests), *self.info.shape), noise)
         preview = np.zeros_like(x) if callback is not None else None
         with self._lock, self._progress_bar(requests, progress) as bar:
             completed = self._run(requests, x, noise is not None, preview, bar, callback)
         return x if completed or preview is None else preview
+
+    def encode(
+        self,
+        images: npt.ArrayLike,
+        *,
+        steps: int | None = None,
+        cond: Any = None,
+        guidance_scale: float = 1.0,
+        refinements: int = 1,
+        progress: bool = False,
+        **options: Any,
+    ) -> Images:
+        """Finds the noise that each image comes from, by DDIM backwards.
+
+        ``engine.sample(n, noise=z, sampler="ddim", steps=steps, cond=cond, guidance_scale=guidance_scale)`` with the
+        same arguments returns the images, up to an error that falls with ``steps`` and with ``refinements``.
+
+        Args:
+            images: Shape (n, *shape), floating point, in the model's data range.
+            steps: DDIM steps to invert; None is the model's default.
+            cond: What the network is told, as in ``sample``.
+            guidance_scale: As in ``sample``; 1 inverts best.
+            refinements: Further network evaluations a step, towards its exact inverse; 0 is plain DDIM inversion.
+            progress: Whether a bar is shown.
+            **options: More of ``samplers.ddim_inverse``: ``spacing``, ``timesteps``, ...
+
+        Returns:
+            Noise of shape (n, *shape), float32.
+
+        Raises:
+            ValueError: If a bound is broken; the message carries the value received.
+            TypeError: If an argument is of the wrong kind.
+            DenoiserError: As in ``sample``.
+        """
+        given = np.asarray(images)
+        if given.shape[1:] != self.info.shape or not len(given):
+            raise ValueError(f"images must have shape (n, {', '.join(map(str, self.info.shape))}), got {given.shape}")
+        if steps is None and options.get("timesteps") is None:
+            steps = default_steps(self.info, "ddim")
+        table = samplers.ddim_inverse(
+            self.info.schedule,
+            steps,
+            prediction_type=cast("PredictionType", self.info.prediction_type),
+            refinements=refinements,
+            guidance_scale=guidance_scale,
+            **options,
+        )
+        start = starting_state(given.shape, given, "images")
+        return self.sample(len(given), cond=cond, table=table, noise=start, seed=0, progress=progress)
+
+    def interpolate(
+        self, z0: npt.ArrayLike, z1: npt.ArrayLike, n: int = 10, *, path: Path = "slerp", **arguments: Any
+    ) -> Images:
+        """Samples along a walk from one noise to another, both included.
+
+        Args:
+            z0: Noise of one sample, the model's shape.
+            z1: The same.
+            n: Number of samples, at least 2.
+            path: ``slerp`` (great circle) or ``lerp`` (straight line).
+            **arguments: Those of ``sample`` but ``noise``. With a deterministic sampler the walk is smooth.
+
+        Returns:
+            Shape (n, *shape), float32.
+
+        Raises:
+            ValueError: If a bound is broken; the message carries the value received.
+        """
+        return self.sample(n, noise=interpolate_noise(z0, z1, n, path), **arguments)
 
     def table(
         self,
@@ -304,23 +375,6 @@ class Engine:
             shared = shared_tables[id(request.table)]
             seen = None if preview is None else preview[index]
             self._loop.submit(index, shared, request.seed, has_noise, x[index], seen, request.cond or [], self._nulls)
-
-    def _starting_state(self, n: int, noise: npt.ArrayLike | None) -> Images:
-        shape = (n, *self.info.shape)
-        if noise is None:
-            return np.empty(shape, dtype=np.float32)
-        given = np.asarray(noise)
-        if given.shape != shape:
-            raise ValueError(f"noise must have shape {shape}, got {given.shape}")
-        if given.dtype.kind != "f":
-            raise TypeError(f"noise must be floating point, got {given.dtype}")
-        with np.errstate(over="ignore"):  # too large for float32 is reported below
-            x = given.astype(np.float32)  # a copy: the loop works in place
-        finite = np.isfinite(x)
-        if not finite.all():
-            where = tuple(int(i) for i in np.argwhere(~finite)[0])
-            raise ValueError(f"noise must be finite, got {given[where]} at {where}")
-        return x
 
     def _progress_bar(
         self, requests: Sequence[SampleRequest], wanted: bool

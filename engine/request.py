@@ -92,7 +92,7 @@ def compile_table(
     if sampler not in SAMPLERS:
         raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {sampler!r}")
     if steps is None and options.get("timesteps") is None:
-        steps = _default_steps(info, sampler)
+        steps = default_steps(info, sampler)
     if guidance_scale is None:
         guidance_scale = info.defaults.get("guidance_scale", 1.0)
     elif guidance_scale != 1 and not info.cond:
@@ -117,6 +117,29 @@ def compile_table(
     return function(info.schedule, steps, guidance_scale=guidance_scale, **arguments)
 
 
+def starting_state(shape: tuple[int, ...], given: npt.ArrayLike | None, name: str = "noise") -> npt.NDArray[np.float32]:
+    """The array that a run works in, of this shape: a copy of what is given, or memory for the loop to fill.
+
+    Raises:
+        ValueError: If the shape differs, or a number is not finite.
+        TypeError: If it does not hold floating-point numbers.
+    """
+    if given is None:
+        return np.empty(shape, dtype=np.float32)
+    array = np.asarray(given)
+    if array.shape != shape:
+        raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
+    if array.dtype.kind != "f":
+        raise TypeError(f"{name} must be floating point, got {array.dtype}")
+    with np.errstate(over="ignore"):  # too large for float32 is reported below
+        x = array.astype(np.float32)
+    finite = np.isfinite(x)
+    if not finite.all():
+        where = tuple(int(i) for i in np.argwhere(~finite)[0])
+        raise ValueError(f"{name} must be finite, got {array[where]} at {where}")
+    return x
+
+
 def _tables(
     info: ModelInfo,
     n: int,
@@ -137,9 +160,10 @@ def _tables(
     return [compiled[key] for key in keys]
 
 
-def _default_steps(info: ModelInfo, sampler: str) -> int:
+def default_steps(info: ModelInfo, sampler: str) -> int:
+    """Steps where the caller gives none: the model's default, and all of T for the original sampler."""
     total = info.schedule.num_train_timesteps
-    if sampler == "ddpm":  # the original sampler takes every timestep
+    if sampler == "ddpm":
         return total
     return min(int(info.defaults.get("steps", _DEFAULT_STEPS)), total)
 

@@ -2,16 +2,14 @@
 
 With x the state, e the network's output and d the clean sample that it implies, a step is
 ``x' = q_x x + q_d d + q_e e + q_h h + q_z z``. Each function writes its paper's update in these terms, in float64.
+``ddim_inverse``, the way back, is in ``inversion.py``.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from functools import wraps
-from inspect import signature
-from typing import Literal, ParamSpec, cast
+from typing import Literal, cast
 
 import numpy as np
 
@@ -27,10 +25,12 @@ from stepfuse.coefficients import (
     eps_from,
     karras_sigmas,
     match_count,
+    recorded,
     require_between,
     sigmas_of,
     step_count,
 )
+from stepfuse.inversion import ddim_inverse as ddim_inverse
 from stepfuse.schedule import NoiseSchedule, Spacing, explicit_timesteps, spaced_timesteps
 from stepfuse.steptable import StepTable
 
@@ -39,25 +39,7 @@ class NaiveSamplerWarning(UserWarning):
     """The sampler asked for is wrong on purpose: a baseline to compare with, not to use."""
 
 
-Arguments = ParamSpec("Arguments")
-
-
-def _recorded(function: Callable[Arguments, StepTable]) -> Callable[Arguments, StepTable]:
-    """Has a sampler's tables carry all arguments that they were made with, but for the schedule."""
-    parameters = signature(function)
-
-    @wraps(function)
-    def sampler(*args: Arguments.args, **kwargs: Arguments.kwargs) -> StepTable:
-        table = function(*args, **kwargs)
-        bound = parameters.bind(*args, **kwargs)
-        bound.apply_defaults()
-        del bound.arguments["schedule"]
-        return replace(table, options=bound.arguments)
-
-    return sampler
-
-
-@_recorded
+@recorded
 def ddim(
     schedule: NoiseSchedule,
     steps: int | None = None,
@@ -118,7 +100,7 @@ def ddim(
     return build_table("ddim", schedule, t, columns, guidance_scale, guidance_interval)
 
 
-@_recorded
+@recorded
 def ddpm(
     schedule: NoiseSchedule,
     steps: int | None = None,
@@ -154,7 +136,7 @@ def ddpm(
     return build_table("ddpm", schedule, t, columns, guidance_scale, guidance_interval)
 
 
-@_recorded
+@recorded
 def ddpm_strided(
     schedule: NoiseSchedule,
     steps: int | None = None,
@@ -197,7 +179,7 @@ def ddpm_strided(
     return table
 
 
-@_recorded
+@recorded
 def dpmpp_2m(
     schedule: NoiseSchedule,
     steps: int | None = None,
@@ -260,7 +242,7 @@ def dpmpp_2m(
     return build_table("dpmpp_2m", schedule, t, columns, guidance_scale, guidance_interval)
 
 
-@_recorded
+@recorded
 def lcm(
     schedule: NoiseSchedule,
     steps: int | None = None,
@@ -308,7 +290,7 @@ def lcm(
     return build_table("lcm", schedule, t, columns, guidance_scale, guidance_interval)
 
 
-@_recorded
+@recorded
 def heun(
     schedule: NoiseSchedule,
     steps: int | None = None,
@@ -377,7 +359,7 @@ def heun(
     return build_table("heun", schedule, t, columns, guidance_scale, guidance_interval, init_scale)
 
 
-@_recorded
+@recorded
 def euler(
     schedule: NoiseSchedule,
     steps: int | None = None,

@@ -30,3 +30,6 @@ BY_HAND = 1e-6
 #: The embedded model's image against its network stepped in float64, relative: guidance and eight steps of a network
 #: amplify what float32 states and inputs round.
 EMBEDDED_MODEL = 2e-5
+
+#: Noise found again by inversion with the fixed point reached, absolute: a hundred steps each way in float32.
+INVERSE = 2e-5
