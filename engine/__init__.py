@@ -13,6 +13,7 @@ from stepfuse.engine import Engine
 from stepfuse.errors import BundleError, DenoiserError
 from stepfuse.fused import step
 from stepfuse.noise import normal
+from stepfuse.request import Request
 from stepfuse.samplers import NaiveSamplerWarning
 from stepfuse.schedule import NoiseSchedule
 from stepfuse.steptable import StepTable
@@ -26,6 +27,7 @@ __all__ = [
     "ModelInfo",
     "NaiveSamplerWarning",
     "NoiseSchedule",
+    "Request",
     "StepTable",
     "__version__",
     "embedded_models",

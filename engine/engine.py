@@ -2,41 +2,29 @@
 
 from __future__ import annotations
 
-import math
 import os
-import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from concurrent.futures import Future
 from types import TracebackType
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from stepfuse import _core, samplers
+from stepfuse import samplers
 from stepfuse.backends.buffers import Buffers
 from stepfuse.backends.function import DenoiserFunction, FunctionDenoiser
+from stepfuse.batcher import Batcher, Job
 from stepfuse.bundle import Bundle, ModelInfo
 from stepfuse.coefficients import PredictionType
 from stepfuse.cond import CondInput
-from stepfuse.errors import DenoiserError
 from stepfuse.interpolation import Path, interpolate_noise
-from stepfuse.progress import ProgressBar, turns_needed
-from stepfuse.request import SampleRequest, compile_table, default_steps, resolve, starting_state
+from stepfuse.request import Request, compile_table, default_steps, resolve, starting_state
+from stepfuse.runner import Callback, Denoiser, Images, Runner
 from stepfuse.schedule import NoiseSchedule
-from stepfuse.steptable import COLUMNS, StepTable
-
-Images = npt.NDArray[np.float32]
-
-#: ``callback(step, total, x0_preview)``: False stops the run, anything else goes on.
-Callback = Callable[[int, int, Images], bool | None]
+from stepfuse.steptable import StepTable
 
 DEFAULT_MAX_ROWS = 64
-
-
-class _Denoiser(Protocol):
-    def forward(self, rows: int) -> None: ...
-    def close(self) -> None: ...
 
 
 class Engine:
@@ -45,18 +33,10 @@ class Engine:
     Calls from several threads are safe; they run one after the other.
     """
 
-    def __init__(self, info: ModelInfo, make_denoiser: Callable[[Buffers], _Denoiser], *, max_rows: int) -> None:
-        if max_rows < 1:
-            raise ValueError(f"max_rows must be at least 1, got {max_rows}")
+    def __init__(self, info: ModelInfo, make_denoiser: Callable[[Buffers], Denoiser], *, max_rows: int) -> None:
         self.info = info
-        cond_bytes = [_row_bytes(spec) for spec in info.cond.values()]
-        elements = math.prod(info.shape)
-        self._loop = _core.Loop(elements, info.timestep_dtype == "int64", cond_bytes, max_rows)
-        self._max_rows = max_rows
-        self._denoiser: _Denoiser | None = make_denoiser(Buffers.of(self._loop, info))
-        self._nulls = [spec.value(name, None) for name, spec in info.cond.items()]
-        self._lock = threading.RLock()  # so that a call from inside a run is refused instead of waiting for itself
-        self._running = False
+        self._runner = Runner(info, make_denoiser, max_rows)
+        self._batcher = Batcher(self._runner, info.shape)
 
     @classmethod
     def load(
@@ -87,7 +67,7 @@ class Engine:
 
         bundle = Bundle.load(name_or_path, verify=verify)
 
-        def make(buffers: Buffers) -> _Denoiser:
+        def make(buffers: Buffers) -> Denoiser:
             return OnnxRuntimeDenoiser(bundle.denoiser, buffers, threads=threads, spinning=spinning)
 
         return cls(bundle.info, make, max_rows=max_rows)
@@ -180,10 +160,50 @@ class Engine:
             options=options,
         )
         x = starting_state((len(requests), *self.info.shape), noise)
-        preview = np.zeros_like(x) if callback is not None else None
-        with self._lock, self._progress_bar(requests, progress) as bar:
-            completed = self._run(requests, x, noise is not None, preview, bar, callback)
-        return x if completed or preview is None else preview
+        has_noise = [noise is not None] * len(requests)
+        return self._runner.run(requests, x, has_noise, progress=progress, callback=callback)
+
+    def submit(self, request: Request) -> Future[Images]:
+        """Draws one image in the background. Requests that wait while others are drawn make up the next batch.
+
+        Returns:
+            Holds the image, shape ``info.shape``, or the exception that drawing it alone would raise. Cancelling works
+            until its batch begins.
+
+        Raises:
+            ValueError: If a bound is broken; the message carries the value received.
+            TypeError: If an argument is of the wrong kind.
+            RuntimeError: If the engine is closed.
+        """
+        resolved = resolve(
+            self.info,
+            1,
+            cond=request.cond,
+            seed=request.seed,
+            table=request.table,
+            sampler=request.sampler,
+            steps=request.steps,
+            guidance_scale=request.guidance_scale,
+            eta=request.eta,
+            options=request.options,
+        )
+        noise = None if request.noise is None else starting_state(self.info.shape, request.noise)
+        job = Job(resolved[0], noise)
+        self._batcher.submit(job)
+        return job.future
+
+    async def asample(self, **arguments: Any) -> Images:
+        """One image, awaited: ``submit`` of a ``Request`` with these arguments.
+
+        Returns:
+            Shape ``info.shape``, float32.
+
+        Raises:
+            Exception: As ``submit`` and ``sample`` do.
+        """
+        import asyncio  # slow to import, and needed here alone
+
+        return await asyncio.wrap_future(self.submit(Request(**arguments)))
 
     def encode(
         self,
@@ -278,17 +298,7 @@ class Engine:
             ValueError: If a count is below 1 or above ``max_rows``.
             RuntimeError: If the engine is closed.
         """
-        with self._lock:
-            denoiser = self._open()
-            for count in rows:
-                if not 1 <= count <= self._max_rows:
-                    raise ValueError(f"rows must be between 1 and {self._max_rows}, got {count}")
-            self._running = True
-            try:
-                for count in rows:
-                    denoiser.forward(count)
-            finally:
-                self._running = False
+        self._runner.warmup(rows)
 
     def stats(self) -> dict[str, float]:
         """Counts since the engine was made.
@@ -297,15 +307,17 @@ class Engine:
             ``samples`` finished, ``failures``, fused ``steps``, ``forwards`` of the network, ``network_passes``, the
             rows that these computed; ``network_seconds``, ``step_seconds`` and ``loop_seconds`` add up to the time.
         """
-        return self._loop.counters()
+        return self._runner.counters()
 
     def close(self) -> None:
-        """Frees the network. Waits for a run in progress; closing twice is fine."""
-        with self._lock:
-            self._require_idle()
-            if self._denoiser is not None:
-                self._denoiser.close()
-            self._denoiser = None
+        """Draws what was submitted, then frees the network. Waits for a run in progress; closing twice is fine.
+
+        Raises:
+            RuntimeError: If called from inside a run, or from a future's own callback.
+        """
+        self._runner.wait_until_idle()  # refuses a call from inside a run, which the batcher would wait for in vain
+        self._batcher.close()
+        self._runner.close()
 
     def __enter__(self) -> Engine:
         return self
@@ -316,84 +328,5 @@ class Engine:
         self.close()
 
     def __repr__(self) -> str:
-        state = "closed" if self._denoiser is None else f"up to {self._max_rows} rows"
+        state = "closed" if self._runner.closed else f"up to {self._runner.max_rows} rows"
         return f"<Engine {self.info.shape} {self.info.prediction_type}, {state}>"
-
-    def _open(self) -> _Denoiser:
-        if self._denoiser is None:
-            raise RuntimeError("the engine is closed")
-        self._require_idle()
-        return self._denoiser
-
-    def _require_idle(self) -> None:
-        if self._running:
-            raise RuntimeError("the engine is running: it cannot be used or closed from its own denoiser or callback")
-
-    def _run(
-        self,
-        requests: Sequence[SampleRequest],
-        x: Images,
-        has_noise: bool,
-        preview: Images | None,
-        bar: ProgressBar | None,
-        callback: Callback | None,
-    ) -> bool:
-        """Runs the loop over ``x`` in place. False if the callback stopped it."""
-        denoiser = self._open()
-        turn, turns = 0, turns_needed(requests, self._max_rows) if callback is not None else 0
-        stopped = False
-
-        def on_turn() -> bool:
-            nonlocal turn, stopped
-            turn += 1
-            if bar is not None:
-                bar.update(turn)
-            if callback is not None and preview is not None:
-                try:
-                    answer = callback(turn, turns, preview.copy())
-                    stopped = answer is not None and not answer
-                except StopIteration:
-                    stopped = True
-            return not stopped
-
-        self._running = True
-        try:
-            self._submit(requests, x, has_noise, preview)
-            watched = bar is not None or callback is not None
-            failures = self._loop.run(denoiser.forward, on_turn if watched else None)
-        finally:
-            self._loop.abort()
-            self._running = False
-        if failures:
-            raise _non_finite(requests, *failures[0])
-        return not stopped
-
-    def _submit(self, requests: Sequence[SampleRequest], x: Images, has_noise: bool, preview: Images | None) -> None:
-        compiled = {id(request.table): request.table for request in requests}
-        shared_tables = {key: _core.Table(table.rows, table.init_scale) for key, table in compiled.items()}
-        for index, request in enumerate(requests):
-            shared = shared_tables[id(request.table)]
-            seen = None if preview is None else preview[index]
-            self._loop.submit(index, shared, request.seed, has_noise, x[index], seen, request.cond or [], self._nulls)
-
-    def _progress_bar(
-        self, requests: Sequence[SampleRequest], wanted: bool
-    ) -> AbstractContextManager[ProgressBar | None]:
-        if not wanted:
-            return nullcontext()
-        return ProgressBar(turns_needed(requests, self._max_rows))
-
-
-def _row_bytes(spec: CondInput) -> int:
-    return int(np.prod(spec.shape, dtype=np.int64)) * np.dtype(spec.dtype).itemsize
-
-
-def _non_finite(
-    requests: Sequence[SampleRequest], index: int, step: int, row: npt.NDArray[np.float32]
-) -> DenoiserError:
-    table = requests[index].table
-    values = ", ".join(f"{name} = {value:g}" for name, value in zip(COLUMNS, row, strict=True))
-    return DenoiserError(
-        f"sample {index} went non-finite at step {step} of {len(table)} ({table.sampler}): the network's output must be"
-        f" finite. The step was {values}"
-    )

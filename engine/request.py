@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,8 +21,35 @@ _SEED_LIMIT = 1 << 64
 
 
 @dataclass(frozen=True)
+class Request:
+    """One image to draw, as ``Engine.submit`` takes it: the arguments of ``Engine.sample`` for one sample.
+
+    Attributes:
+        cond: What the network is told.
+        sampler: A name of ``stepfuse.samplers.SAMPLERS``; None is the model's default.
+        steps: Number of steps; None is the model's default.
+        guidance_scale: None is the model's default.
+        eta: DDIM's share of added noise.
+        seed: 0 to 2^64 - 1; None draws one.
+        table: A compiled sampler, instead of sampler, steps, guidance_scale, eta and options.
+        noise: Starting noise of one sample's shape; None draws it from the seed.
+        options: The sampler's own options by name.
+    """
+
+    cond: Any = None
+    sampler: str | None = None
+    steps: int | None = None
+    guidance_scale: float | None = None
+    eta: float | None = None
+    seed: int | None = None
+    table: StepTable | None = None
+    noise: npt.ArrayLike | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class SampleRequest:
-    """One sample to draw.
+    """One sample to draw, its arguments checked and compiled.
 
     Attributes:
         table: Its sampler, compiled.
