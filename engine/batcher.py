@@ -12,7 +12,7 @@ from stepfuse.request import SampleRequest, starting_state
 from stepfuse.runner import Images, Runner
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # a job is itself: arrays do not compare to one truth
 class Job:
     """One image to draw, and where it goes.
 
@@ -53,7 +53,10 @@ class Batcher:
         try:
             self._executor.submit(self._draw_waiting)
         except RuntimeError as error:
-            self._waiting.remove(job)
+            try:
+                self._waiting.remove(job)
+            except ValueError:
+                return  # the last run took it along
             raise RuntimeError("the engine is closed") from error
 
     def close(self) -> None:
@@ -67,11 +70,14 @@ class Batcher:
         self._executor.shutdown(wait=True)
 
     def _draw_waiting(self) -> None:
-        self._thread_id = threading.get_ident()
         jobs = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._runner.max_rows))]
         jobs = [job for job in jobs if job.future.set_running_or_notify_cancel()]
-        if jobs:
-            self._settle(jobs)
+        self._thread_id = threading.get_ident()
+        try:
+            if jobs:
+                self._settle(jobs)
+        finally:
+            self._thread_id = None  # when this thread has ended, another may be given its number
 
     def _settle(self, jobs: Sequence[Job]) -> None:
         """A batch that fails is drawn again one by one, so that only the guilty fail."""

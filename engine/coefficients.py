@@ -66,6 +66,14 @@ def choose_timesteps(
     return spaced_timesteps(total, step_count(steps, total), spacing, steps_offset)
 
 
+def next_timesteps(schedule: NoiseSchedule, t: Float64Array, *, explicit: bool) -> Float64Array:
+    """The timestep that each DDIM step leads to; below 0 where that is the clean sample.
+
+    With a spacing, diffusers steps to t - T // S whatever the next timestep is; so do we, to give the same images.
+    """
+    return np.append(t[1:], -1.0) if explicit else t - schedule.num_train_timesteps // len(t)
+
+
 def require_between(name: str, value: float, low: float, high: float) -> None:
     """Refuses a value out of bounds, NaN included."""
     if not low <= value <= high:

@@ -19,7 +19,7 @@ from stepfuse.bundle import Bundle, ModelInfo
 from stepfuse.coefficients import PredictionType
 from stepfuse.cond import CondInput
 from stepfuse.interpolation import Path, interpolate_noise
-from stepfuse.request import Request, compile_table, default_steps, resolve, starting_state
+from stepfuse.request import Request, compile_table, default_steps, require_guidable, resolve, starting_state
 from stepfuse.runner import Callback, Denoiser, Images, Runner
 from stepfuse.schedule import NoiseSchedule
 from stepfuse.steptable import StepTable
@@ -238,6 +238,7 @@ class Engine:
             TypeError: If an argument is of the wrong kind.
             DenoiserError: As in ``sample``.
         """
+        require_guidable(self.info, guidance_scale)
         given = np.asarray(images)
         if given.shape[1:] != self.info.shape or not len(given):
             raise ValueError(f"images must have shape (n, {', '.join(map(str, self.info.shape))}), got {given.shape}")

@@ -14,6 +14,7 @@ from stepfuse.coefficients import (
     choose_timesteps,
     clean_sample,
     eps_from,
+    next_timesteps,
     recorded,
     require_between,
 )
@@ -63,8 +64,7 @@ def ddim_inverse(
     if refinements < 0:
         raise ValueError(f"refinements must be at least 0, got {refinements}")
     t = choose_timesteps(schedule, steps, timesteps, spacing, steps_offset)
-    stride = schedule.num_train_timesteps // len(t)
-    prev_t = np.append(t[1:], -1.0) if timesteps is not None else t - stride
+    prev_t = next_timesteps(schedule, t, explicit=timesteps is not None)
     rounds = 1 + refinements
     t, prev_t = np.repeat(t[::-1], rounds), np.repeat(prev_t[::-1], rounds)
     first = np.arange(len(t)) % rounds == 0  # the state is that of prev_t; in refinements it is already that of t

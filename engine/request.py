@@ -122,8 +122,7 @@ def compile_table(
         steps = default_steps(info, sampler)
     if guidance_scale is None:
         guidance_scale = info.defaults.get("guidance_scale", 1.0)
-    elif guidance_scale != 1 and not info.cond:
-        raise ValueError(f"guidance_scale must be 1 for a model that takes no conditioning, got {guidance_scale}")
+    require_guidable(info, guidance_scale)
     _require_number("guidance_scale", guidance_scale)
 
     function = SAMPLERS[sampler]
@@ -185,6 +184,12 @@ def _tables(
         if key not in compiled:
             compiled[key] = compile_table(info, key[0], key[1], key[2], key[3], options)
     return [compiled[key] for key in keys]
+
+
+def require_guidable(info: ModelInfo, guidance_scale: float) -> None:
+    """Refuses guidance where there is nothing to guide by."""
+    if guidance_scale != 1 and not info.cond:
+        raise ValueError(f"guidance_scale must be 1 for a model that takes no conditioning, got {guidance_scale}")
 
 
 def default_steps(info: ModelInfo, sampler: str) -> int:

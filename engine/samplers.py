@@ -25,6 +25,7 @@ from stepfuse.coefficients import (
     eps_from,
     karras_sigmas,
     match_count,
+    next_timesteps,
     recorded,
     require_between,
     sigmas_of,
@@ -81,9 +82,7 @@ def ddim(
     require_between("eta", eta, 0.0, 1.0)
     require_between("final_alpha_cumprod", final_alpha_cumprod, 0.0, 1.0)
     t = choose_timesteps(schedule, steps, timesteps, spacing, steps_offset)
-    # With a spacing, diffusers steps to t - T // S whatever the next timestep is; so do we, to give the same images.
-    stride = schedule.num_train_timesteps // len(t)
-    prev_t = np.append(t[1:], -1.0) if timesteps is not None else t - stride
+    prev_t = next_timesteps(schedule, t, explicit=timesteps is not None)
     a, a_prev = alphas_at(schedule, t), alphas_at(schedule, prev_t, final_alpha_cumprod)
     with np.errstate(divide="ignore", invalid="ignore"):
         sigma = eta * np.sqrt((1 - a_prev) / (1 - a) * (1 - a / a_prev))

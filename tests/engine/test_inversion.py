@@ -108,6 +108,7 @@ def test_it_is_told_what_sample_is_told():
         pytest.param({"images": np.zeros((2, 12), int)}, TypeError, "images must be floating", id="integers"),
         pytest.param({"images": np.full((1, 12), np.nan)}, ValueError, "images must be finite, got nan", id="nan"),
         pytest.param({"refinements": -1}, ValueError, "refinements must be at least 0, got -1", id="refinements"),
+        pytest.param({"guidance_scale": 2.0}, ValueError, "guidance_scale must be 1 .*, got 2.0", id="unguidable"),
         pytest.param({"steps": 1001}, ValueError, "steps must be between 1 and 1000, got 1001", id="steps"),
     ],
 )

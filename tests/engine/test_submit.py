@@ -168,3 +168,18 @@ def test_many_threads_submit_and_sample_at_once(engine):
         thread.join(TIMEOUT)
     for got, want in zip(results, expected, strict=True):
         np.testing.assert_array_equal(got, want)
+
+
+def test_a_job_refused_by_a_closing_engine_is_told_from_its_like():
+    gate = Gate()
+    engine = support.make_engine(gate)
+    request = sf.Request(noise=sf.normal(0, support.SHAPE), steps=1, seed=0)
+    taken = [engine.submit(request) for _ in range(3)]
+    assert gate.entered.wait(TIMEOUT)
+    engine._batcher._executor.shutdown(wait=False)  # as far as a close gets while a run goes on
+    with pytest.raises(RuntimeError, match="the engine is closed"):
+        engine.submit(request)
+    gate.opened.set()
+    images = [future.result(TIMEOUT) for future in taken]
+    np.testing.assert_array_equal(images[0], images[2])
+    engine.close()
