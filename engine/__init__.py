@@ -10,24 +10,33 @@ from stepfuse import samplers
 from stepfuse.bundle import Bundle, ModelInfo, embedded_models, write_bundle
 from stepfuse.cond import CondInput
 from stepfuse.engine import Engine
-from stepfuse.errors import BundleError, DenoiserError
+from stepfuse.errors import BundleError, DeadlineError, DenoiserError, EngineClosed, QueueFull, RequestTimeout
 from stepfuse.fused import step
 from stepfuse.noise import normal
+from stepfuse.policy import CostCurve, Serving
 from stepfuse.request import Request
 from stepfuse.samplers import NaiveSamplerWarning
 from stepfuse.schedule import NoiseSchedule
 from stepfuse.steptable import StepTable
+from stepfuse.stream import Preview
 
 __all__ = [
     "Bundle",
     "BundleError",
     "CondInput",
+    "CostCurve",
+    "DeadlineError",
     "DenoiserError",
     "Engine",
+    "EngineClosed",
     "ModelInfo",
     "NaiveSamplerWarning",
     "NoiseSchedule",
+    "Preview",
+    "QueueFull",
     "Request",
+    "RequestTimeout",
+    "Serving",
     "StepTable",
     "__version__",
     "embedded_models",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from types import TracebackType
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -14,36 +15,44 @@ import numpy.typing as npt
 from stepfuse import samplers
 from stepfuse.backends.buffers import Buffers
 from stepfuse.backends.function import DenoiserFunction, FunctionDenoiser
-from stepfuse.batcher import Batcher, Job
 from stepfuse.bundle import Bundle, ModelInfo
+from stepfuse.calibration import measure_cost
 from stepfuse.coefficients import PredictionType
 from stepfuse.cond import CondInput
+from stepfuse.draws import Batch, Callback, ImageFuture, as_completed
 from stepfuse.interpolation import Path, interpolate_noise
-from stepfuse.request import Request, compile_table, default_steps, require_guidable, resolve, starting_state
-from stepfuse.runner import Callback, Denoiser, Images, Runner
+from stepfuse.policy import CostCurve, Serving
+from stepfuse.request import Compiler, Request, default_steps, require_guidable, resolve, starting_state
 from stepfuse.schedule import NoiseSchedule
+from stepfuse.service import Denoiser, Images, Service
 from stepfuse.steptable import StepTable
+from stepfuse.stream import Stream
 
-DEFAULT_MAX_ROWS = 64
+#: Whether every engine checks its loop's invariants after each turn: slow, for tests.
+CHECK_INVARIANTS = False
 
 
 class Engine:
     """Draws samples from one network. Made by ``load`` or ``from_callable``; a context manager, or to be closed.
 
-    Calls from several threads are safe; they run one after the other.
+    Calls from any number of threads are safe. One thread of the engine's own runs the network and the loop: requests
+    join and leave it between steps, and share its forwards whatever their samplers, steps and guidance scales.
     """
 
-    def __init__(self, info: ModelInfo, make_denoiser: Callable[[Buffers], Denoiser], *, max_rows: int) -> None:
+    def __init__(self, info: ModelInfo, make_denoiser: Callable[[Buffers], Denoiser], serving: Serving) -> None:
         self.info = info
-        self._runner = Runner(info, make_denoiser, max_rows)
-        self._batcher = Batcher(self._runner, info.shape)
+        self.serving = serving
+        self._compiler = Compiler(info)
+        self._service = Service(info, make_denoiser, serving, check=CHECK_INVARIANTS)
 
     @classmethod
     def load(
         cls,
         name_or_path: str | os.PathLike[str],
         *,
-        max_rows: int = DEFAULT_MAX_ROWS,
+        max_rows: int | None = None,
+        deterministic: bool | None = None,
+        serving: Serving | None = None,
         threads: int = 0,
         spinning: bool = True,
         verify: bool = True,
@@ -52,7 +61,11 @@ class Engine:
 
         Args:
             name_or_path: Such as ``"fashion"``, or a folder with a ``manifest.json``.
-            max_rows: Most rows of one forward; a guided sample takes two. More samples than fit wait their turn.
+            max_rows: Most rows of one forward; a guided sample takes two. More samples than fit take turns.
+            deterministic: Whether forwards are padded to ``max_rows`` rows, so that an image is the same to the bit
+                whatever shares them. By default its last bits may differ with the number of rows, as the network
+                library computes each number of rows in its own way.
+            serving: More of how requests share the engine; ``max_rows`` and ``deterministic`` change what it says.
             threads: ONNX Runtime's threads inside an operator; 0 is its own choice, a thread a core.
             spinning: Whether its idle threads wait actively: lowest latency, but a busy core.
             verify: Whether checksums are compared; False trusts the files' sizes, which spares reading huge ones twice.
@@ -70,7 +83,7 @@ class Engine:
         def make(buffers: Buffers) -> Denoiser:
             return OnnxRuntimeDenoiser(bundle.denoiser, buffers, threads=threads, spinning=spinning)
 
-        return cls(bundle.info, make, max_rows=max_rows)
+        return cls(bundle.info, make, _serving(serving, max_rows, deterministic))
 
     @classmethod
     def from_callable(
@@ -82,24 +95,29 @@ class Engine:
         prediction_type: str = "epsilon",
         cond: Mapping[str, CondInput] | None = None,
         timestep_dtype: str = "float32",
-        max_rows: int = DEFAULT_MAX_ROWS,
+        max_rows: int | None = None,
+        deterministic: bool | None = None,
+        serving: Serving | None = None,
     ) -> Engine:
         """Makes any Python function the network.
 
         Args:
-            fn: ``fn(x (R, *shape) float32, t (R,), {name: (R, ...)}) -> prediction (R, *shape)``, a row a pass.
+            fn: ``fn(x (R, *shape) float32, t (R,), {name: (R, ...)}) -> prediction (R, *shape)``, a row a pass. It is
+                called on the engine's own thread: what is set for a thread, such as torch.no_grad(), is set inside it.
             shape: Shape of one sample, without the batch.
             schedule: Noise levels that ``fn`` was made for.
             prediction_type: ``epsilon``, ``v_prediction``, ``sample``, or ``flow`` with a flow schedule.
             cond: Conditioning inputs by name; without them the dict that ``fn`` gets is empty.
             timestep_dtype: ``float32``, or ``int64`` to have timesteps rounded.
             max_rows: Most rows of one call.
+            deterministic: As in ``load``.
+            serving: As in ``load``.
 
         Raises:
             ValueError: If a bound is broken; the message carries the value received.
         """
         info = ModelInfo(tuple(shape), schedule, prediction_type, dict(cond or {}), timestep_dtype)
-        return cls(info, lambda buffers: FunctionDenoiser(fn, buffers), max_rows=max_rows)
+        return cls(info, lambda buffers: FunctionDenoiser(fn, buffers), _serving(serving, max_rows, deterministic))
 
     def sample(
         self,
@@ -132,9 +150,10 @@ class Engine:
             table: A compiled sampler, instead of the four arguments above.
             noise: Starting noise, shape (n, *shape), standard normal; None draws it from the seed.
             progress: Whether a bar is shown.
-            callback: Called after each step with steps done, steps in all and the clean samples implied so far, shape
-                (n, *shape), zero where one has not begun. If it returns False or raises StopIteration, the run stops
-                and that preview is returned.
+            callback: Called in this thread after each forward that any of the samples stepped in, with the number of
+                these, how many there will be (an estimate while others use the engine) and the clean samples implied so
+                far, shape (n, *shape), zero where one has not begun. The samples rest meanwhile. If it returns False or
+                raises StopIteration, the run stops and that preview is returned.
             **options: The sampler's own: ``spacing``, ``clip``, ``variance``, ``karras``, ...
 
         Returns:
@@ -148,7 +167,7 @@ class Engine:
             RuntimeError: If the engine is closed.
         """
         requests = resolve(
-            self.info,
+            self._compiler,
             n,
             cond=cond,
             seed=seed,
@@ -159,38 +178,62 @@ class Engine:
             eta=eta,
             options=options,
         )
+        self._service.require_other_thread()
         x = starting_state((len(requests), *self.info.shape), noise)
-        has_noise = [noise is not None] * len(requests)
-        return self._runner.run(requests, x, has_noise, progress=progress, callback=callback)
+        turns = self._service.turns_alone(requests) if progress or callback else 0
+        batch = Batch(self._service, requests, x, noise is not None, turns=turns, progress=progress, callback=callback)
+        return batch.run()
 
-    def submit(self, request: Request) -> Future[Images]:
-        """Draws one image in the background. Requests that wait while others are drawn make up the next batch.
+    def submit(self, request: Request, *, wait: float = 0.0) -> Future[Images]:
+        """Queues one image to be drawn with whatever else is drawn then.
+
+        Args:
+            request: What to draw.
+            wait: Seconds to wait for room in the queue.
 
         Returns:
             Holds the image, shape ``info.shape``, or the exception that drawing it alone would raise. Cancelling works
-            until its batch begins.
+            until it is there: the request leaves between two steps. What is added with ``add_done_callback`` runs on
+            the engine's thread, which waits for it.
 
         Raises:
             ValueError: If a bound is broken; the message carries the value received.
             TypeError: If an argument is of the wrong kind.
-            RuntimeError: If the engine is closed.
+            QueueFull: If ``serving.max_queue`` requests wait to begin.
+            DeadlineError: If the deadline cannot be met, by ``calibrate``'s costs or those of the forwards of late.
+            EngineClosed: If the engine is closed.
         """
-        resolved = resolve(
-            self.info,
-            1,
-            cond=request.cond,
-            seed=request.seed,
-            table=request.table,
-            sampler=request.sampler,
-            steps=request.steps,
-            guidance_scale=request.guidance_scale,
-            eta=request.eta,
-            options=request.options,
-        )
-        noise = None if request.noise is None else starting_state(self.info.shape, request.noise)
-        job = Job(resolved[0], noise)
-        self._batcher.submit(job)
-        return job.future
+        future = ImageFuture(self._service, self._compiler.one(request), *self._state(request))
+        future.submit(_checked_wait(wait))
+        return future
+
+    def stream(self, request: Request, *, wait: float = 0.0) -> Stream:
+        """Queues one image and gives previews of it as it comes into being, the last one the image itself.
+
+        Args:
+            request: What to draw.
+            wait: Seconds to wait for room in the queue.
+
+        Returns:
+            To be walked with ``for`` or ``async for``. A slow reader misses previews and holds nothing up.
+
+        Raises:
+            Exception: As ``submit`` does; walking it raises what the future of ``submit`` would hold.
+        """
+        stream = Stream(self._service, self._compiler.one(request), *self._state(request))
+        stream.submit(_checked_wait(wait))
+        return stream
+
+    def as_completed(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Future[Images]]]:
+        """Draws any number of requests and yields each as it ends, with its settled future.
+
+        They are taken from ``requests`` as room becomes free: an endless iterator is fine. Leaving the loop early
+        withdraws what has not ended.
+
+        Raises:
+            Exception: As ``submit`` does, for the request that it refuses.
+        """
+        return as_completed(self.submit, requests, self.serving.max_queue)
 
     async def asample(self, **arguments: Any) -> Images:
         """One image, awaited: ``submit`` of a ``Request`` with these arguments.
@@ -290,35 +333,74 @@ class Engine:
             ValueError: If a bound is broken; the message carries the value received.
             TypeError: If the sampler does not have one of the options.
         """
-        return compile_table(self.info, sampler, steps, guidance_scale, eta, options)
+        return self._compiler.compile(sampler, steps, guidance_scale, eta, options)
 
     def warmup(self, rows: Sequence[int] = (1, 2)) -> None:
         """Runs a forward of each of these row counts, so that the first sample does not pay for what is made once.
 
         Raises:
             ValueError: If a count is below 1 or above ``max_rows``.
-            RuntimeError: If the engine is closed.
+            EngineClosed: If the engine is closed.
         """
-        self._runner.warmup(rows)
+        limit = self.serving.max_rows
+        for count in rows:
+            if not 1 <= count <= limit:
+                raise ValueError(f"rows must be between 1 and {limit}, got {count}")
 
-    def stats(self) -> dict[str, float]:
-        """Counts since the engine was made.
+        def run(denoiser: Denoiser) -> None:
+            for count in rows:
+                denoiser.forward(count)
+
+        self._service.run_alone(run)
+
+    def calibrate(self, cost: CostCurve | None = None) -> CostCurve:
+        """Has the planner choose how many rows a forward is worth, and deadlines be judged, by the network's cost.
+
+        Without it every forward takes as many rows as there are. Where a row costs much and a forward little, smaller
+        forwards answer sooner: a request then waits for fewer others at each step.
+
+        Args:
+            cost: What an earlier call on the same machine and network returned; None measures it, on forwards of 1, 2,
+                4, ... ``max_rows`` rows while nothing else runs.
 
         Returns:
-            ``samples`` finished, ``failures``, fused ``steps``, ``forwards`` of the network, ``network_passes``, the
-            rows that these computed; ``network_seconds``, ``step_seconds`` and ``loop_seconds`` add up to the time.
-        """
-        return self._runner.counters()
-
-    def close(self) -> None:
-        """Draws what was submitted, then frees the network. Waits for a run in progress; closing twice is fine.
+            The cost in use from now on.
 
         Raises:
-            RuntimeError: If called from inside a run, or from a future's own callback.
+            EngineClosed: If the engine is closed.
         """
-        self._runner.wait_until_idle()  # refuses a call from inside a run, which the batcher would wait for in vain
-        self._batcher.close()
-        self._runner.close()
+        if cost is None:
+            limit = self.serving.max_rows
+            cost = self._service.run_alone(lambda denoiser: measure_cost(denoiser.forward, limit))
+        self._service.set_cost(cost)
+        return cost
+
+    def stats(self) -> dict[str, Any]:
+        """Counts since the engine was made, as plain numbers.
+
+        Returns:
+            ``submitted``; what became of those: ``samples`` finished, ``failures``, ``cancelled``, ``expired``;
+            ``deadline_misses``; ``waiting`` and ``running`` now. Fused ``steps``, ``forwards`` of the network,
+            ``failed_forwards``, ``network_passes`` (the rows that were asked for) and ``padded_rows``;
+            ``network_seconds``, ``step_seconds`` and ``loop_seconds`` add up to the time. Histograms ``wait_seconds``
+            (submission to first step), ``latency_seconds`` (submission to image), ``forward_seconds`` and
+            ``forward_rows``, each a dict of ``bounds`` (upper, one fewer), ``counts`` and ``sum``.
+        """
+        return self._service.status()
+
+    def close(self, *, abort: bool = False) -> None:
+        """Draws what was submitted, then frees the network; closing twice is fine.
+
+        Args:
+            abort: Whether what was submitted is given up instead: its futures raise ``EngineClosed``.
+
+        Raises:
+            RuntimeError: If called from the network, a future's own callback, or a callback of ``sample``.
+        """
+        self._service.close(abort=abort)
+
+    def _state(self, request: Request) -> tuple[Images, bool]:
+        return starting_state(self.info.shape, request.noise), request.noise is not None
 
     def __enter__(self) -> Engine:
         return self
@@ -329,5 +411,19 @@ class Engine:
         self.close()
 
     def __repr__(self) -> str:
-        state = "closed" if self._runner.closed else f"up to {self._runner.max_rows} rows"
+        state = "closed" if self._service.closed else f"up to {self.serving.max_rows} rows"
         return f"<Engine {self.info.shape} {self.info.prediction_type}, {state}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("an engine can be neither pickled nor copied: load it in each process")
+
+
+def _serving(serving: Serving | None, max_rows: int | None, deterministic: bool | None) -> Serving:
+    changes = {"max_rows": max_rows, "deterministic": deterministic}
+    return replace(serving or Serving(), **{name: value for name, value in changes.items() if value is not None})
+
+
+def _checked_wait(wait: float) -> float:
+    if not wait >= 0:
+        raise ValueError(f"wait must be at least 0 seconds, got {wait}")
+    return wait

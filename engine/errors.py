@@ -7,3 +7,19 @@ class BundleError(ValueError):
 
 class DenoiserError(RuntimeError):
     """A network returned what it must not: a wrong shape or dtype, or a number that is not finite."""
+
+
+class QueueFull(RuntimeError):  # noqa: N818 - as queue.Full, which it is like
+    """As many requests wait as may; the message says how many."""
+
+
+class DeadlineError(RuntimeError):
+    """A request's deadline cannot be met; the message holds the estimate."""
+
+
+class RequestTimeout(TimeoutError):  # noqa: N818
+    """A request was not finished within its timeout; the message says how far it came."""
+
+
+class EngineClosed(RuntimeError):  # noqa: N818
+    """The engine takes no more requests, or was closed before this one was finished."""

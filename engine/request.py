@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import math
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -34,6 +36,11 @@ class Request:
         table: A compiled sampler, instead of sampler, steps, guidance_scale, eta and options.
         noise: Starting noise of one sample's shape; None draws it from the seed.
         options: The sampler's own options by name.
+        priority: Requests of a higher one step first, whatever the engine's policy.
+        deadline: Time on ``time.monotonic()`` by which the image is wanted. The request is refused if that cannot be;
+            once taken, it is finished even if late.
+        timeout: Seconds from submission after which it is given up.
+        id: What messages, logs and traces call it; None numbers it.
     """
 
     cond: Any = None
@@ -45,6 +52,10 @@ class Request:
     table: StepTable | None = None
     noise: npt.ArrayLike | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    priority: int = 0
+    deadline: float | None = None
+    timeout: float | None = None
+    id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -55,15 +66,89 @@ class SampleRequest:
         table: Its sampler, compiled.
         seed: Key of all its noise.
         cond: A value for each conditioning input; None where it is told nothing.
+        priority, deadline, timeout: As in ``Request``.
+        name: The request's id, if it has one.
     """
 
     table: StepTable
     seed: int
     cond: list[npt.NDArray[Any]] | None
+    priority: int = 0
+    deadline: float | None = None
+    timeout: float | None = None
+    name: str | None = None
+
+
+class Compiler:
+    """Compiles samplers for one model and remembers the tables: those asked for often are compiled once."""
+
+    def __init__(self, info: ModelInfo) -> None:
+        self.info = info
+        self._remembered = functools.lru_cache(maxsize=256)(self._compile_hashable)
+
+    def compile(
+        self,
+        sampler: str | None = None,
+        steps: int | None = None,
+        guidance_scale: float | None = None,
+        eta: float | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> StepTable:
+        """The table of a named sampler for this model; None is the model's default.
+
+        Raises:
+            ValueError: If there is no such sampler, or it refuses an argument.
+            TypeError: If it does not have one of the options.
+        """
+        items = tuple((options or {}).items())
+        arguments = sampler, steps, guidance_scale, eta, items
+        kinds = tuple(type(one) for one in (*arguments[:4], *(value for _, value in items)))  # True equals 1, 1.0 too
+        try:
+            hash(arguments)
+        except TypeError:
+            return compile_table(self.info, sampler, steps, guidance_scale, eta, options or {})
+        return self._remembered(arguments, kinds)
+
+    def _compile_hashable(self, arguments: tuple[Any, ...], kinds: tuple[type, ...]) -> StepTable:
+        sampler, steps, guidance_scale, eta, items = arguments
+        return compile_table(self.info, sampler, steps, guidance_scale, eta, dict(items))
+
+    def one(self, request: Request) -> SampleRequest:
+        """A request, checked and compiled.
+
+        Raises:
+            ValueError: If a bound is broken; the message carries the value received.
+            TypeError: If a value is of the wrong kind.
+        """
+        [resolved] = resolve(
+            self,
+            1,
+            cond=request.cond,
+            seed=request.seed,
+            table=request.table,
+            sampler=request.sampler,
+            steps=request.steps,
+            guidance_scale=request.guidance_scale,
+            eta=request.eta,
+            options=request.options,
+        )
+        priority = request.priority
+        if isinstance(priority, bool) or not isinstance(priority, int):
+            raise TypeError(f"priority must be a whole number, got {priority!r}")
+        if not -(1 << 31) <= priority < 1 << 31:
+            raise ValueError(f"priority must fit 32 bits, got {priority}")
+        for name, seconds in (("deadline", request.deadline), ("timeout", request.timeout)):
+            if seconds is not None:
+                _require_number(name, seconds)
+                if not math.isfinite(seconds):
+                    raise ValueError(f"{name} must be finite, got {seconds}")
+        if request.timeout is not None and request.timeout <= 0:
+            raise ValueError(f"timeout must be above 0 seconds, got {request.timeout}")
+        return replace(resolved, priority=priority, deadline=request.deadline, timeout=request.timeout, name=request.id)
 
 
 def resolve(
-    info: ModelInfo,
+    compiler: Compiler,
     n: int,
     *,
     cond: Any,
@@ -85,6 +170,7 @@ def resolve(
         raise TypeError(f"n must be a whole number, got {n!r}")
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")
+    info = compiler.info
     conds = cond_per_sample(info.cond, cond, n)
     seeds = _seeds(seed, n)
     if table is not None:
@@ -96,7 +182,7 @@ def resolve(
         for distinct in {id(one): one for one in tables}.values():
             _check(info, distinct)
     else:
-        tables = _tables(info, n, sampler, steps, guidance_scale, eta, options)
+        tables = _tables(compiler, n, sampler, steps, guidance_scale, eta, options)
     return [SampleRequest(*request) for request in zip(tables, seeds, conds, strict=True)]
 
 
@@ -167,7 +253,7 @@ def starting_state(shape: tuple[int, ...], given: npt.ArrayLike | None, name: st
 
 
 def _tables(
-    info: ModelInfo,
+    compiler: Compiler,
     n: int,
     sampler: str | Sequence[str] | None,
     steps: int | Sequence[int] | None,
@@ -175,15 +261,11 @@ def _tables(
     eta: float | Sequence[float] | None,
     options: Mapping[str, Any],
 ) -> list[StepTable]:
-    """A table a sample; samples with the same arguments share one."""
+    """A table a sample."""
     samplers, counts = _each("sampler", sampler, n), _each("steps", steps, n)
     scales, shares = _each("guidance_scale", guidance_scale, n), _each("eta", eta, n)
-    compiled: dict[tuple[Any, ...], StepTable] = {}
-    keys = list(zip(samplers, counts, scales, shares, strict=True))
-    for key in keys:
-        if key not in compiled:
-            compiled[key] = compile_table(info, key[0], key[1], key[2], key[3], options)
-    return [compiled[key] for key in keys]
+    each = zip(samplers, counts, scales, shares, strict=True)
+    return [compiler.compile(*arguments, options) for arguments in each]
 
 
 def require_guidable(info: ModelInfo, guidance_scale: float) -> None:

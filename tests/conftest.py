@@ -15,3 +15,7 @@ def _load(name: str) -> None:
 
 _load("tolerances")
 _load("support")
+
+import stepfuse.engine  # noqa: E402
+
+stepfuse.engine.CHECK_INVARIANTS = True

@@ -1,8 +1,9 @@
-#include <mutex>
+#include <algorithm>
+#include <exception>
 
-#include "../core/invariants.h"
-#include "../core/loop.h"
+#include "../core/server.h"
 #include "bindings.h"
+#include "counters.h"
 
 namespace stepfuse {
 
@@ -45,84 +46,113 @@ std::vector<const void*> pointers(const char* name, const std::vector<py::array>
   return found;
 }
 
-class BoundLoop {
+// Hands a turn's events to Python as tuples (kind, id, step, error, wait_seconds, run_seconds). The error of a failure
+// is the exception that the network raised, or the row whose step was not finite.
+class PyListener final : public Listener {
  public:
-  explicit BoundLoop(const ModelSpec& spec) : loop_(spec) {}
-
-  void submit(std::uint64_t id, std::shared_ptr<Table> table, std::uint64_t seed, bool has_noise, FloatArray x,
-              std::optional<FloatArray> x0, std::vector<py::array> cond, std::vector<py::array> null_cond) {
-    const ModelSpec& spec = loop_.spec();
-    const std::size_t state_bytes = static_cast<std::size_t>(spec.elements) * sizeof(float);
-    require_bytes("x", x, state_bytes);
-    if (x0) require_bytes("x0", *x0, state_bytes);
-    Request request{id,
-                    std::move(table),
-                    seed,
-                    has_noise,
-                    x.mutable_data(),
-                    x0 ? x0->mutable_data() : nullptr,
-                    pointers("cond", cond, spec),
-                    pointers("null_cond", null_cond, spec),
-                    keep_alive(py::make_tuple(x, x0, cond, null_cond))};
-    loop_.submit(std::move(request));
-  }
-
-  // Turns until nothing is left, a sample fails, or `on_turn` says false.
-  std::vector<py::tuple> run(py::function forward, std::optional<py::function> on_turn, bool check) {
-    PyDenoiser denoiser(std::move(forward));
-    py::gil_scoped_release nogil;
-    std::vector<Failure> failures;
-    while (failures.empty() && loop_.turn(denoiser)) {
-      failures = loop_.take_failures();
-      publish_counters();
-      if (check) require_invariants();
-      if (!on_turn) continue;
-      py::gil_scoped_acquire gil;
-      if (!(*on_turn)().cast<bool>()) break;
-    }
+  explicit PyListener(py::function happened) : happened_(std::move(happened)) {}
+  void happened(const std::vector<Event>& events) override {
     py::gil_scoped_acquire gil;
-    std::vector<py::tuple> found;
-    for (const Failure& failure : failures)
-      found.push_back(py::make_tuple(failure.id, failure.step, row_to_array(failure.row)));
-    return found;
+    py::list found;
+    for (const Event& event : events)
+      found.append(
+          py::make_tuple(event.kind, event.id, event.step, cause(event), event.wait_seconds, event.run_seconds));
+    happened_(found);
   }
-
-  void abort() { loop_.abort(); }
-
-  // Of the last finished turn; any thread may ask while another one runs.
-  py::dict counters() {
-    const Counters c = [this] {
-      std::lock_guard<std::mutex> lock(counters_mutex_);
-      return counters_;
-    }();
-    py::dict found;
-    found["samples"] = c.samples;
-    found["failures"] = c.failures;
-    found["steps"] = c.steps;
-    found["forwards"] = c.forwards;
-    found["network_passes"] = c.network_passes;
-    found["network_seconds"] = c.network_seconds;
-    found["step_seconds"] = c.step_seconds;
-    found["loop_seconds"] = c.loop_seconds;
-    return found;
-  }
-
-  ForwardBuffers& buffers() { return loop_.buffers(); }
 
  private:
-  void publish_counters() {
-    std::lock_guard<std::mutex> lock(counters_mutex_);
-    counters_ = loop_.counters();
+  static py::object cause(const Event& event) {
+    if (!event.error) return event.kind == EventKind::Failed ? py::object(row_to_array(event.row)) : py::none();
+    try {
+      std::rethrow_exception(event.error);
+    } catch (const py::error_already_set& error) {
+      return error.value();
+    } catch (const std::exception& error) {
+      return py::reinterpret_borrow<py::object>(PyExc_RuntimeError)(error.what());
+    }
   }
 
-  void require_invariants() const {
-    const auto found = violations(loop_);
-    if (!found.empty()) throw std::logic_error("loop invariant broken: " + found.front());
+  py::function happened_;
+};
+
+double absolute(std::optional<double> seconds_from_now) {
+  return seconds_from_now ? Server::now() + *seconds_from_now : kNever;
+}
+
+class BoundServer {
+ public:
+  BoundServer(const ModelSpec& spec, const LoopOptions& options, std::size_t max_waiting, bool check)
+      : spec_(spec), server_(spec, options, max_waiting, check) {}
+
+  bool submit(Request& request, std::optional<double> wait) {
+    const double until = absolute(wait);
+    while (true) {
+      try {
+        const double slice = std::max(std::min(until - Server::now(), kSignalSeconds), 0.0);
+        py::gil_scoped_release nogil;
+        return server_.submit(request, wait ? std::optional(slice) : std::nullopt);
+      } catch (const QueueFull&) {
+        if (Server::now() >= until) throw;
+        if (PyErr_CheckSignals() != 0) throw py::error_already_set();  // Ctrl-C ends the wait
+      }
+    }
   }
 
-  Loop loop_;
-  std::mutex counters_mutex_;
-  Counters counters_;
+  bool submit_all(std::vector<Request> requests) {
+    py::gil_scoped_release nogil;
+    return server_.submit_all(std::move(requests));
+  }
+
+  // A request whose sizes have been checked.
+  Request request(std::uint64_t id, std::shared_ptr<Table> table, std::uint64_t seed, bool has_noise, FloatArray x,
+                  std::optional<FloatArray> x0, std::vector<py::array> cond, std::vector<py::array> null_cond,
+                  int priority, std::optional<double> deadline, std::optional<double> timeout, bool watched,
+                  std::shared_ptr<Gate> gate) const {
+    const std::size_t state_bytes = static_cast<std::size_t>(spec_.elements) * sizeof(float);
+    require_bytes("x", x, state_bytes);
+    if (x0) require_bytes("x0", *x0, state_bytes);
+    return {id,
+            std::move(table),
+            seed,
+            has_noise,
+            x.mutable_data(),
+            x0 ? x0->mutable_data() : nullptr,
+            pointers("cond", cond, spec_),
+            pointers("null_cond", null_cond, spec_),
+            priority,
+            absolute(deadline),
+            absolute(timeout),
+            watched,
+            std::move(gate),
+            keep_alive(py::make_tuple(x, x0, cond, null_cond))};
+  }
+
+  void run(py::function forward, py::function happened) {
+    PyDenoiser denoiser(std::move(forward));
+    PyListener listener(std::move(happened));
+    py::gil_scoped_release nogil;
+    server_.run(denoiser, listener);
+  }
+
+  py::dict status() const {
+    const Status status = [this] {
+      py::gil_scoped_release nogil;
+      return server_.status();
+    }();
+    py::dict found = counters_dict(status.counters);
+    found["waiting"] = status.waiting;
+    found["running"] = status.running;
+    return found;
+  }
+
+  const ModelSpec& spec() const { return spec_; }
+  Server& server() { return server_; }
+
+ private:
+  static constexpr double kSignalSeconds = 0.05;
+
+  ModelSpec spec_;
+  Server server_;
 };
 
 template <class T>
@@ -132,7 +162,7 @@ py::array view(AlignedBuffer& buffer, int rows, py::handle owner) {
 }
 
 py::dict buffer_views(py::object self) {
-  ForwardBuffers& b = self.cast<BoundLoop&>().buffers();
+  ForwardBuffers& b = self.cast<BoundServer&>().server().buffers();
   const int rows = b.spec.max_rows;
   const bool integer = b.spec.timestep == TimestepType::Int64;
   py::list cond;
@@ -157,20 +187,52 @@ std::shared_ptr<Table> table_from(const FloatArray& rows, float init_scale) {
 void bind_loop(py::module_& m) {
   py::class_<Table, std::shared_ptr<Table>>(m, "Table")
       .def(py::init(&table_from), py::arg("rows"), py::arg("init_scale"));
-  py::class_<BoundLoop>(m, "Loop")
-      .def(
-          py::init([](std::int64_t elements, bool integer_timestep, std::vector<std::size_t> cond_bytes, int max_rows) {
-            const auto timestep = integer_timestep ? TimestepType::Int64 : TimestepType::Float32;
-            return std::make_unique<BoundLoop>(ModelSpec{elements, timestep, std::move(cond_bytes), max_rows});
-          }),
-          py::arg("elements"), py::arg("integer_timestep"), py::arg("cond_bytes"), py::arg("max_rows"))
+  py::enum_<EventKind>(m, "EventKind")
+      .value("Stepped", EventKind::Stepped)
+      .value("Finished", EventKind::Finished)
+      .value("Failed", EventKind::Failed)
+      .value("Cancelled", EventKind::Cancelled)
+      .value("Expired", EventKind::Expired)
+      .value("Retried", EventKind::Retried);
+  py::register_exception<QueueFull>(m, "QueueFull", PyExc_RuntimeError);
+  py::register_exception<Closed>(m, "Closed", PyExc_RuntimeError);
+  py::register_exception<DeadlineError>(m, "DeadlineError", PyExc_RuntimeError);
+
+  py::class_<Request>(m, "Request");
+  py::class_<Gate, std::shared_ptr<Gate>>(m, "Gate").def(py::init());
+  const auto nogil = py::call_guard<py::gil_scoped_release>();
+  py::class_<BoundServer>(m, "Server")
+      .def(py::init([](std::int64_t elements, bool integer_timestep, std::vector<std::size_t> cond_bytes, int max_rows,
+                       const LoopOptions& options, std::size_t max_waiting, bool check) {
+             const auto timestep = integer_timestep ? TimestepType::Int64 : TimestepType::Float32;
+             const ModelSpec spec{elements, timestep, std::move(cond_bytes), max_rows};
+             return std::make_unique<BoundServer>(spec, options, max_waiting, check);
+           }),
+           py::arg("elements"), py::arg("integer_timestep"), py::arg("cond_bytes"), py::arg("max_rows"),
+           py::arg("options"), py::arg("max_waiting"), py::arg("check") = false)
       .def("buffers", &buffer_views, "Views of the shared input and output memory, a row a sample.")
-      .def("submit", &BoundLoop::submit, py::arg("id"), py::arg("table"), py::arg("seed"), py::arg("has_noise"),
-           py::arg("x").noconvert(), py::arg("x0").noconvert(), py::arg("cond"), py::arg("null_cond"))
-      .def("run", &BoundLoop::run, py::arg("forward"), py::arg("on_turn") = py::none(), py::arg("check") = false,
-           "Runs all submitted samples; returns (id, step, row) of those that went non-finite.")
-      .def("abort", &BoundLoop::abort, "Forgets all samples.")
-      .def("counters", &BoundLoop::counters);
+      .def("request", &BoundServer::request, py::arg("id"), py::arg("table"), py::arg("seed"), py::arg("has_noise"),
+           py::arg("x").noconvert(), py::arg("x0").noconvert(), py::arg("cond"), py::arg("null_cond"), py::kw_only(),
+           py::arg("priority") = 0, py::arg("deadline") = py::none(), py::arg("timeout") = py::none(),
+           py::arg("watched") = false, py::arg("gate") = std::shared_ptr<Gate>(),
+           "A request for this server. Times in seconds from now.")
+      .def("submit", &BoundServer::submit, py::arg("request"), py::arg("wait") = 0.0,
+           "Queues a sample; true if run() is to be called. wait: seconds for room, None: however full.")
+      .def("submit_all", &BoundServer::submit_all, py::arg("requests"), "Queues samples in one turn, however full.")
+      .def(
+          "cancel", [](BoundServer& self, std::uint64_t id) { return self.server().cancel(id); }, py::arg("id"), nogil)
+      .def(
+          "open", [](BoundServer& self, Gate& gate) { return self.server().open(gate); }, py::arg("gate"), nogil)
+      .def(
+          "cancel_all", [](BoundServer& self) { return self.server().cancel_all(); }, nogil)
+      .def("run", &BoundServer::run, py::arg("forward"), py::arg("happened"),
+           "Turns until nothing is left to do; hands each turn's events to `happened`.")
+      .def(
+          "close", [](BoundServer& self) { self.server().close(); }, nogil)
+      .def(
+          "set_cost", [](BoundServer& self, const CostCurve& cost) { self.server().set_cost(cost); }, py::arg("cost"),
+          nogil)
+      .def("status", &BoundServer::status);
 }
 
 }  // namespace stepfuse

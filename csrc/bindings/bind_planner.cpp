@@ -1,33 +1,94 @@
 #include "../core/planner.h"
+#include "../core/replay.h"
 #include "bindings.h"
+#include "counters.h"
 
 namespace stepfuse {
+
+namespace {
+
+py::dict replay_loads(const std::vector<std::shared_ptr<Table>>& tables, const std::vector<double>& at,
+                      const std::vector<bool>& conditioned, const std::vector<int>& priorities, int max_rows,
+                      const LoopOptions& options, const CostCurve& cost, bool trace) {
+  if (at.size() != tables.size() || conditioned.size() != tables.size() || priorities.size() != tables.size())
+    throw py::value_error("each arrival needs a table, a time, whether it is conditioned, and a priority");
+  std::vector<Arrival> arrivals;
+  for (std::size_t i = 0; i < tables.size(); ++i) arrivals.push_back({at[i], tables[i], conditioned[i], priorities[i]});
+  const Replay replayed = [&] {
+    py::gil_scoped_release nogil;
+    return replay(arrivals, max_rows, options, cost, trace);
+  }();
+  py::dict found;
+  found["began"] = py::array_t<double>(static_cast<py::ssize_t>(at.size()), replayed.began.data());
+  found["finished"] = py::array_t<double>(static_cast<py::ssize_t>(at.size()), replayed.finished.data());
+  found["counters"] = counters_dict(replayed.counters);
+  py::list entries;
+  for (const TraceEntry& e : replayed.trace)
+    entries.append(py::make_tuple(e.turn, e.began, e.ended, e.sample, e.step, e.row));
+  found["trace"] = entries;
+  return found;
+}
+
+}  // namespace
 
 void bind_planner(py::module_& m) {
   py::enum_<Passes>(m, "Passes")
       .value("Conditional", Passes::Conditional)
       .value("Unconditional", Passes::Unconditional)
       .value("Both", Passes::Both);
+  py::enum_<Policy>(m, "Policy")
+      .value("FirstCome", Policy::FirstCome)
+      .value("ShortestFirst", Policy::ShortestFirst)
+      .value("EarliestDeadline", Policy::EarliestDeadline);
+  py::class_<CostCurve>(m, "CostCurve")
+      .def(py::init([](double fixed, double row) { return CostCurve{fixed, row}; }), py::arg("fixed") = 0.0,
+           py::arg("row") = 0.0);
+  py::class_<Order>(m, "Order")
+      .def_readonly("priority", &Order::priority)
+      .def_readonly("urgency", &Order::urgency)
+      .def_readonly("arrival", &Order::arrival)
+      .def("__lt__", &Order::operator<);
+  m.def(
+      "order_of",
+      [](Policy policy, double ageing, int priority, std::uint64_t arrival, double arrival_passes, double passes_left,
+         double deadline) {
+        return order_of(policy, ageing, Standing{priority, arrival, arrival_passes, passes_left, deadline});
+      },
+      py::arg("policy"), py::arg("ageing") = 0.0, py::arg("priority") = 0, py::arg("arrival") = 0,
+      py::arg("arrival_passes") = 0.0, py::arg("passes_left") = 0.0, py::arg("deadline") = kNever);
   py::class_<SampleView>(m, "SampleView")
-      .def(py::init([](Passes passes, int peak_rows) { return SampleView{passes, peak_rows}; }), py::arg("passes"),
-           py::arg("peak_rows"));
+      .def(py::init([](const Order& order, Passes passes) { return SampleView{order, passes}; }), py::arg("order"),
+           py::arg("passes"));
   py::class_<PlanEntry>(m, "PlanEntry")
       .def_readonly("sample", &PlanEntry::sample)
       .def_readonly("row_cond", &PlanEntry::row_cond)
       .def_readonly("row_uncond", &PlanEntry::row_uncond);
-  py::class_<StepPlan>(m, "StepPlan")
-      .def_readonly("entries", &StepPlan::entries)
-      .def_readonly("rows", &StepPlan::rows)
-      .def_readonly("admitted", &StepPlan::admitted);
+  py::class_<StepPlan>(m, "StepPlan").def_readonly("entries", &StepPlan::entries).def_readonly("rows", &StepPlan::rows);
+  m.def(
+      "rows_worthwhile",
+      [](const CostCurve& cost, std::int64_t rows_wanted, int max_rows) {
+        return rows_worthwhile(cost, rows_wanted, max_rows);
+      },
+      py::arg("cost"), py::arg("rows_wanted"), py::arg("max_rows"));
   m.def(
       "make_plan",
-      [](const std::vector<SampleView>& running, const std::vector<SampleView>& waiting, int max_rows) {
+      [](const std::vector<SampleView>& running, const std::vector<SampleView>& waiting, int max_rows, int max_joins,
+         std::int64_t rows_wanted, const CostCurve& cost) {
         StepPlan plan;
-        make_plan(running, waiting, PlanLimits{max_rows}, plan);
+        make_plan(running, waiting, rows_wanted, PlanLimits{max_rows, max_joins, cost}, plan);
         return plan;
       },
-      py::arg("running"), py::arg("waiting"), py::arg("max_rows"),
-      "The planner's policy, for tests to drive without a model.");
+      py::arg("running"), py::arg("waiting"), py::arg("max_rows"), py::arg("max_joins"), py::arg("rows_wanted") = 0,
+      py::arg("cost") = CostCurve{}, "The planner's policy, for tests to drive without a model.");
+  py::class_<LoopOptions>(m, "LoopOptions")
+      .def(py::init([](int max_running, Policy policy, double ageing, bool pad, const CostCurve& cost) {
+             return LoopOptions{max_running, cost, policy, ageing, pad};
+           }),
+           py::kw_only(), py::arg("max_running"), py::arg("policy") = Policy::FirstCome, py::arg("ageing") = 0.0,
+           py::arg("pad") = false, py::arg("cost") = CostCurve{});
+  m.def("replay", &replay_loads, py::arg("tables"), py::arg("at"), py::arg("conditioned"), py::arg("priorities"),
+        py::arg("max_rows"), py::arg("options"), py::arg("cost"), py::arg("trace") = false,
+        "The loop over these arrivals, on a clock that a forward advances by its cost.");
 }
 
 }  // namespace stepfuse

@@ -14,55 +14,74 @@ class Report {
   std::vector<std::string> found;
 };
 
-void check_rows(const Loop& loop, const PlanEntry& entry, Report& report, std::vector<int>& used) {
-  const Sample& sample = loop.running()[static_cast<std::size_t>(entry.sample)];
-  const std::string name = "sample " + std::to_string(sample.request.id);
-  const Passes passes = passes_of(sample.row(), sample.request.conditioned());
+std::string name_of(const Sample& sample) { return "sample " + std::to_string(sample.request.id); }
+
+void check_life_cycles(const Loop& loop, Report& report) {
+  std::set<std::uint64_t> arrivals;
+  for (const auto& sample : loop.running()) {
+    const std::string name = name_of(*sample);
+    report.require(sample->state != SampleState::Waiting, name + ": has begun, but its state says that it waits");
+    report.require(!sample->live() || sample->steps_left() > 0, name + ": has no step left");
+    report.require(sample->history.empty() != sample->request.table->uses_history,
+                   name + ": history does not match its table");
+    report.require(!sample->in_forward, name + ": is in a forward between turns");
+    report.require(arrivals.insert(sample->standing.arrival).second, name + ": stands twice among the running");
+  }
+  std::int64_t rows = 0;
+  for (const auto& [order, sample] : loop.waiting()) {
+    const std::string name = name_of(*sample);
+    report.require(sample->state != SampleState::Running && sample->step == 0, name + ": waits, but has begun");
+    report.require(arrivals.insert(sample->standing.arrival).second, name + ": both waits and runs");
+    rows += rows_of(sample->passes());
+  }
+  report.require(rows == loop.waiting_rows(), "the rows that wait are miscounted");
+  report.require(static_cast<int>(loop.running().size()) <= loop.options().max_running,
+                 "more samples have begun than may");
+}
+
+void check_rows(const Sample& sample, const PlanEntry& entry, const StepPlan& plan, Report& report,
+                std::vector<int>& used) {
+  const std::string name = name_of(sample);
+  const Passes passes = sample.passes();
   report.require((entry.row_cond >= 0) == (passes != Passes::Unconditional),
                  name + ": conditional row does not match its guidance");
   report.require((entry.row_uncond >= 0) == (passes != Passes::Conditional),
                  name + ": unconditional row does not match its guidance");
   for (const int row : {entry.row_cond, entry.row_uncond}) {
     if (row < 0) continue;
-    report.require(row < loop.plan().rows, name + ": row " + std::to_string(row) + " lies outside the forward");
-    if (row < loop.plan().rows) ++used[static_cast<std::size_t>(row)];
+    report.require(row < plan.rows, name + ": row " + std::to_string(row) + " lies outside the forward");
+    if (row < plan.rows) ++used[static_cast<std::size_t>(row)];
   }
+}
+
+void check_turn(const Loop& loop, Report& report) {
+  const Loop::Turn& turn = loop.turn();
+  const StepPlan& plan = turn.plan;
+  report.require(plan.rows <= loop.spec().max_rows, "the plan has more rows than a forward may have");
+  report.require(plan.entries.size() == turn.samples.size(), "the plan's entries and samples differ in number");
+  std::set<const Sample*> running, planned;
+  for (const auto& sample : loop.running()) running.insert(sample.get());
+  std::vector<int> used(static_cast<std::size_t>(plan.rows > 0 ? plan.rows : 0));
+  for (std::size_t i = 0; i < turn.samples.size(); ++i) {
+    const Sample* sample = turn.samples[i];
+    const bool known = running.count(sample) > 0 && planned.insert(sample).second;
+    report.require(known, "the plan names a sample that does not run, or one twice");
+    if (!known) continue;
+    report.require(sample->state == SampleState::Running, name_of(*sample) + ": is planned, but does not run");
+    report.require(!sample->request.gate || sample->request.gate->open, name_of(*sample) + ": steps through a gate");
+    check_rows(*sample, plan.entries[i], plan, report, used);
+  }
+  for (std::size_t row = 0; row < used.size(); ++row)
+    report.require(used[row] == 1,
+                   "row " + std::to_string(row) + " has " + std::to_string(used[row]) + " owners instead of one");
 }
 
 }  // namespace
 
 std::vector<std::string> violations(const Loop& loop) {
   Report report;
-  const StepPlan& plan = loop.plan();
-  report.require(plan.rows <= loop.limits().max_rows, "the plan has more rows than a forward may have");
-  report.require(plan.entries.size() == loop.running().size(), "not every running sample has a place in the plan");
-
-  std::set<std::uint64_t> serials;
-  for (const Sample& sample : loop.running()) {
-    const std::string name = "sample " + std::to_string(sample.request.id);
-    report.require(sample.state == SampleState::Running, name + ": runs, but its state says otherwise");
-    report.require(sample.steps_left() > 0, name + ": has no step left");
-    report.require(sample.history.empty() != sample.request.table->uses_history,
-                   name + ": history does not match its table");
-    report.require(serials.insert(sample.serial).second, name + ": stands twice among the running");
-  }
-  for (const Sample& sample : loop.waiting()) {
-    const std::string name = "sample " + std::to_string(sample.request.id);
-    report.require(sample.state == SampleState::Waiting && sample.step == 0, name + ": waits, but has begun");
-    report.require(serials.insert(sample.serial).second, name + ": both waits and runs");
-  }
-
-  std::vector<int> used(static_cast<std::size_t>(plan.rows > 0 ? plan.rows : 0));
-  std::set<int> planned;
-  for (const PlanEntry& entry : plan.entries) {
-    const bool known = entry.sample >= 0 && entry.sample < static_cast<int>(loop.running().size());
-    report.require(known && planned.insert(entry.sample).second,
-                   "the plan names a sample that does not run, or one twice");
-    if (known) check_rows(loop, entry, report, used);
-  }
-  for (std::size_t row = 0; row < used.size(); ++row)
-    report.require(used[row] == 1,
-                   "row " + std::to_string(row) + " has " + std::to_string(used[row]) + " owners instead of one");
+  check_life_cycles(loop, report);
+  if (loop.planned()) check_turn(loop, report);
   return report.found;
 }
 

@@ -1,8 +1,8 @@
 #include "loop.h"
 
 #include <algorithm>
-#include <chrono>
 #include <stdexcept>
+#include <string>
 
 #include "noise.h"
 #include "step_cpu.h"
@@ -11,116 +11,276 @@ namespace stepfuse {
 
 namespace {
 
-// Adds the time since the last call to one of the counters, so that every moment of a turn is counted once.
-class Stopwatch {
- public:
-  void add_to(double& seconds) {
-    const auto now = std::chrono::steady_clock::now();
-    seconds += std::chrono::duration<double>(now - last_).count();
-    last_ = now;
-  }
-
- private:
-  std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
-};
+std::string plain(double value) {
+  std::string text = std::to_string(value);
+  return text.substr(0, text.find('.') + 4);
+}
 
 }  // namespace
 
-Table::Table(std::vector<StepRow> table_rows, float scale) : rows(std::move(table_rows)), init_scale(scale) {
+Table::Table(std::vector<StepRow> table_rows, float scale)
+    : rows(std::move(table_rows)), init_scale(scale), conditioned_passes(rows.size()) {
   uses_history = false;
-  for (std::size_t i = 0; i < rows.size(); ++i) {
+  int passes = 0;
+  for (std::size_t i = rows.size(); i-- > 0;) {
     uses_history = uses_history || rows[i].reads_history() || rows[i].keeps_history();
-    if (passes_of(rows[i], true) == Passes::Both) last_guided = static_cast<int>(i);
+    conditioned_passes[i] = passes += rows_of(passes_of(rows[i], true));
   }
 }
 
-Loop::Loop(const ModelSpec& spec)
-    : buffers_(spec),
-      limits_{spec.max_rows},
-      owners_(static_cast<std::size_t>(spec.max_rows)),
-      noise_(static_cast<std::size_t>(spec.elements) * sizeof(float)) {}
+DeadlineError::DeadlineError(double left, double needed, double passes)
+    : std::runtime_error("the deadline cannot be met: it is " + plain(left) + " s away, the estimate is " +
+                         plain(needed) + " s, with " + std::to_string(static_cast<std::int64_t>(passes)) +
+                         " network passes to be computed first") {}
 
-void Loop::submit(Request request) {
+double Loop::Stopwatch::add_to(double& seconds) {
+  const auto now = std::chrono::steady_clock::now();
+  const double passed = std::chrono::duration<double>(now - last_).count();
+  seconds += passed;
+  last_ = now;
+  return passed;
+}
+
+Loop::Loop(const ModelSpec& spec, const LoopOptions& options)
+    : buffers_(spec),
+      options_(options),
+      contents_(static_cast<std::size_t>(spec.max_rows)),
+      noise_(static_cast<std::size_t>(spec.elements) * sizeof(float)) {
+  if (options.max_running < 1) throw std::invalid_argument("max_running must be at least 1");
+  // All that a turn needs, so that none allocates.
+  const auto rows = static_cast<std::size_t>(spec.max_rows);
+  const auto slots = static_cast<std::size_t>(options.max_running);
+  running_.reserve(slots);
+  running_views_.reserve(slots);
+  waiting_views_.reserve(rows);
+  candidates_.reserve(slots + rows);
+  ended_.reserve(slots);
+  for (Turn* turn : {&turn_, &next_}) {
+    turn->samples.reserve(rows);
+    turn->plan.entries.reserve(rows);
+    turn->plan.line.reserve(slots + rows);
+  }
+  events_.reserve(2 * rows);
+}
+
+void Loop::check(const Request& request) const {
   if (!request.table || request.table->rows.empty())
     throw std::invalid_argument("a request needs a table of at least one step");
   const std::size_t inputs = buffers_.cond.size();
   if ((request.conditioned() && request.cond.size() != inputs) || request.null_cond.size() != inputs)
     throw std::invalid_argument("a request needs one value for each conditioning input");
-  Sample sample;
-  sample.request = std::move(request);
-  sample.serial = ++serial_;
-  if (view(sample, 0).peak_rows > limits_.max_rows)
-    throw std::invalid_argument("a guided step takes 2 rows of a forward, max_rows is " +
-                                std::to_string(limits_.max_rows));
-  waiting_.push_back(std::move(sample));
+  if (request.table->passes_left(0, request.conditioned()) > request.table->size() && spec().max_rows < 2)
+    throw std::invalid_argument("a guided step takes 2 rows of a forward, max_rows is 1");
+  if (by_id_.count(request.id)) throw std::invalid_argument("id " + std::to_string(request.id) + " is taken");
 }
 
-bool Loop::turn(Denoiser& denoiser) {
-  Stopwatch watch;
-  if (plan_.empty()) {
-    plan_next(0);
-    std::swap(plan_, next_);
-    admit();
-    if (plan_.empty()) return false;
-  }
-  watch.add_to(counters_.loop_seconds);
-  denoiser.forward(plan_.rows);
-  watch.add_to(counters_.network_seconds);
-  ++counters_.forwards;
-  counters_.network_passes += static_cast<std::uint64_t>(plan_.rows);
+void Loop::submit(Request request, double now) {
+  check(request);
+  auto sample = std::make_unique<Sample>();
+  sample->request = std::move(request);
+  const Request& wanted = sample->request;
+  sample->standing = {wanted.priority, counters_.submitted + 1, static_cast<double>(counters_.network_passes),
+                      static_cast<double>(sample->passes_left()), wanted.deadline};
+  sample->order = order_of(options_.policy, options_.ageing, sample->standing);
+  sample->submitted_at = now;
+  require_in_time(*sample, now);
 
-  plan_next(1);
-  watch.add_to(counters_.loop_seconds);
-  auto next = next_.entries.cbegin();
-  for (const PlanEntry& entry : plan_.entries) {
-    Sample& sample = running_[static_cast<std::size_t>(entry.sample)];
-    step(sample, entry, sample.steps_left() > 1 ? &*next++ : nullptr);
-  }
-  watch.add_to(counters_.step_seconds);
-  commit();
-  watch.add_to(counters_.loop_seconds);
+  ++counters_.submitted;
+  by_id_.emplace(wanted.id, sample.get());
+  if (wanted.expires != kNever) expiries_.emplace(wanted.expires, wanted.id);
+  waiting_rows_ += rows_of(sample->passes());
+  const Order at = sample->order;
+  waiting_.emplace(at, std::move(sample));
+  stale_ = true;
+}
+
+bool Loop::cancel(std::uint64_t id) {
+  const auto found = by_id_.find(id);
+  if (found == by_id_.end() || !found->second->live()) return false;
+  mark_ended(*found->second, SampleState::Cancelled);
   return true;
 }
 
-void Loop::abort() {
-  waiting_.clear();
-  running_.clear();
-  plan_ = StepPlan{};
+void Loop::open(Gate& gate) {
+  gate.open = true;
+  stale_ = true;
 }
 
-std::vector<Failure> Loop::take_failures() { return std::exchange(failures_, {}); }
-
-SampleView Loop::view(const Sample& sample, int ahead) const {
-  const bool conditioned = sample.request.conditioned();
-  const bool guided_ahead = conditioned && sample.step + ahead <= sample.request.table->last_guided;
-  return {passes_of(sample.row(ahead), conditioned), guided_ahead ? 2 : 1};
+void Loop::cancel_all() {
+  for (const auto& [id, sample] : by_id_)
+    if (sample->live()) mark_ended(*sample, SampleState::Cancelled);
 }
 
-// Plans the forward `ahead` steps from now; samples that will have finished by then are left out.
-void Loop::plan_next(int ahead) {
+bool Loop::prepare(double now) {
+  watch_.restart();
+  expire(now);
+  if (stale_) {
+    sweep(now);
+    if (suspects_ > 0) {
+      plan_suspect();
+    } else {
+      plan(When::Now);
+    }
+    std::swap(turn_, next_);
+    enter(now);
+    stale_ = false;
+  }
+  began_ = now;
+  in_forward_ = !turn_.plan.empty();
+  for (Sample* sample : turn_.samples) sample->in_forward = true;
+  watch_.add_to(counters_.loop_seconds);
+  return in_forward_;
+}
+
+void Loop::complete(double now) {
+  end_forward(now);
+  for (Sample* sample : turn_.samples)
+    if (sample->request.gate) sample->request.gate->open = false;
+  stale_ = suspects_ > 0;  // each of them runs alone: nothing is known of the turn behind it
+  if (stale_) {
+    for (Sample* sample : turn_.samples) sample->entry = -1;
+  } else {
+    plan(When::AfterThis);  // knows already who came and went during the forward
+  }
+  watch_.add_to(counters_.loop_seconds);
+  for (std::size_t i = 0; i < turn_.samples.size(); ++i) {
+    Sample& sample = *turn_.samples[i];
+    if (!sample.live()) continue;  // cancelled meanwhile
+    const PlanEntry* next = sample.entry < 0 ? nullptr : &next_.plan.entries[static_cast<std::size_t>(sample.entry)];
+    step(sample, turn_.plan.entries[i], next);
+  }
+  watch_.add_to(counters_.step_seconds);
+  for (Sample* sample : turn_.samples) advance(*sample);
+  sweep(now);
+  std::swap(turn_, next_);
+  if (!stale_) enter(now);
+  watch_.add_to(counters_.loop_seconds);
+}
+
+void Loop::fail(std::exception_ptr error, double now) {
+  end_forward(now);
+  ++counters_.failed_forwards;
+  const bool alone = turn_.samples.size() == 1;
+  if (!alone) {
+    Event event{EventKind::Retried, turn_.samples.front()->request.id, static_cast<int>(turn_.samples.size())};
+    event.error = error;
+    events_.push_back(std::move(event));
+  }
+  for (Sample* sample : turn_.samples) {
+    sample->in_forward = false;
+    if (!sample->live()) continue;
+    if (alone) {
+      sample->error = error;
+      mark_ended(*sample, SampleState::Failed);
+    } else {
+      suspects_ += !sample->suspect;
+      sample->suspect = true;
+    }
+  }
+  stale_ = true;
+  sweep(now);
+}
+
+bool Loop::may_step(const Sample& sample, When when) const {
+  if (!sample.live() || (sample.request.gate && !sample.request.gate->open)) return false;
+  return when == When::Now || !sample.in_forward || sample.steps_left() > 1;
+}
+
+SampleView Loop::view(const Sample& sample, When when) const {
+  const int ahead = when == When::AfterThis && sample.in_forward ? 1 : 0;
+  if (ahead == 0) return {sample.order, sample.passes()};
+  Standing standing = sample.standing;
+  standing.passes_left = sample.passes_left(ahead);
+  return {order_of(options_.policy, options_.ageing, standing), sample.passes(ahead)};
+}
+
+void Loop::plan(When when) {
+  candidates_.clear();
   running_views_.clear();
   waiting_views_.clear();
-  for (const Sample& sample : running_)
-    if (sample.steps_left() > ahead) running_views_.push_back(view(sample, ahead));
-  // No more waiting samples than rows can be admitted: a long queue costs nothing a turn.
-  const auto candidates = std::min(waiting_.size(), static_cast<std::size_t>(limits_.max_rows));
-  for (std::size_t i = 0; i < candidates; ++i) waiting_views_.push_back(view(waiting_[i], 0));
-  make_plan(running_views_, waiting_views_, limits_, next_);
+  std::int64_t rows_wanted = waiting_rows_;
+  int slots = options_.max_running;
+  for (const auto& sample : running_) {
+    sample->entry = -1;
+    if (sample->live() && !(when == When::AfterThis && sample->in_forward && sample->steps_left() == 1)) --slots;
+    if (!may_step(*sample, when)) continue;
+    candidates_.push_back(sample.get());
+    running_views_.push_back(view(*sample, when));
+    rows_wanted += rows_of(running_views_.back().passes);
+  }
+  // No more waiting samples than rows can step: a long queue costs nothing a turn.
+  const auto offered = static_cast<std::size_t>(std::clamp(slots, 0, spec().max_rows));
+  for (auto at = waiting_.cbegin(); at != waiting_.cend() && waiting_views_.size() < offered; ++at) {
+    at->second->entry = -1;
+    if (!may_step(*at->second, when)) continue;
+    candidates_.push_back(at->second.get());
+    waiting_views_.push_back(view(*at->second, when));
+  }
+  make_plan(running_views_, waiting_views_, rows_wanted, {spec().max_rows, slots, options_.cost}, next_.plan);
+  next_.samples.clear();
+  for (std::size_t i = 0; i < next_.plan.entries.size(); ++i) {
+    Sample* sample = candidates_[static_cast<std::size_t>(next_.plan.entries[i].sample)];
+    sample->entry = static_cast<int>(i);
+    next_.samples.push_back(sample);
+  }
 }
 
-// Takes the samples that plan_ admits from the queue and stages their first inputs.
-void Loop::admit() {
-  for (int i = 0; i < plan_.admitted; ++i) {
-    Sample& sample = running_.emplace_back(std::move(waiting_.front()));
-    waiting_.pop_front();
-    sample.state = SampleState::Running;
-    const Request& request = sample.request;
-    const auto n = buffers_.spec.elements;
-    if (request.table->uses_history) sample.history.assign(static_cast<std::size_t>(n), 0.0f);
-    if (!request.has_noise) fill_normal(request.seed, 0, NoiseStream::InitialState, 0, n, request.x);
-    for (std::int64_t k = 0; k < n; ++k) request.x[k] *= request.table->init_scale;
-    stage_state(sample, plan_.entries[running_.size() - 1]);
+// The turn is the first suspect's alone.
+void Loop::plan_suspect() {
+  next_.plan.clear();
+  next_.samples.clear();
+  for (const auto& sample : running_) {
+    sample->entry = -1;
+    if (!sample->suspect || !next_.samples.empty()) continue;
+    next_.plan.place(0, sample->passes());
+    next_.samples.push_back(sample.get());
+    sample->entry = 0;
   }
+}
+
+// Begins those of turn_ who waited, and stages what its rows do not hold yet.
+void Loop::enter(double now) {
+  for (std::size_t i = 0; i < turn_.samples.size(); ++i) {
+    Sample& sample = *turn_.samples[i];
+    if (sample.state == SampleState::Waiting) begin(sample, now);
+    stage(sample, turn_.plan.entries[i]);
+  }
+}
+
+void Loop::begin(Sample& sample, double now) {
+  running_.push_back(std::move(waiting_.extract(sample.order).mapped()));
+  waiting_rows_ -= rows_of(sample.passes());
+  sample.state = SampleState::Running;
+  sample.begun_at = now;
+  counters_.wait_seconds.add(now - sample.submitted_at);
+  const Request& request = sample.request;
+  const auto n = spec().elements;
+  if (request.table->uses_history) sample.history.assign(static_cast<std::size_t>(n), 0.0f);
+  if (!request.has_noise) fill_normal(request.seed, 0, NoiseStream::InitialState, 0, n, request.x);
+  for (std::int64_t k = 0; k < n; ++k) request.x[k] *= request.table->init_scale;
+}
+
+void Loop::stage(const Sample& sample, const PlanEntry& entry) {
+  for (const int row : {entry.row_cond, entry.row_uncond}) {
+    if (row < 0 || claim_row(row, sample, sample.step, row == entry.row_cond)) continue;
+    float* input = buffers_.sample_row(row);
+    const float scale = sample.row().s;
+    for (std::int64_t k = 0; k < spec().elements; ++k) input[k] = scale * sample.request.x[k];
+  }
+}
+
+// Sets the timestep and the conditioning of an input row; true if it holds the state of that step already.
+bool Loop::claim_row(int row, const Sample& sample, int step, bool conditional) {
+  RowContent& content = contents_[static_cast<std::size_t>(row)];
+  const RowContent wanted{sample.standing.arrival, step, conditional};
+  const bool same_owner = content.arrival == wanted.arrival && content.conditional == conditional;
+  const bool same_state = content.arrival == wanted.arrival && content.step == step;
+  content = wanted;
+  buffers_.set_timestep(row, sample.request.table->rows[static_cast<std::size_t>(step)].t);
+  if (same_owner) return same_state;
+  const auto& values = conditional ? sample.request.cond : sample.request.null_cond;
+  for (std::size_t input = 0; input < values.size(); ++input) buffers_.set_cond(input, row, values[input]);
+  return same_state;
 }
 
 void Loop::step(Sample& sample, const PlanEntry& entry, const PlanEntry* next) {
@@ -128,7 +288,7 @@ void Loop::step(Sample& sample, const PlanEntry& entry, const PlanEntry* next) {
   const StepRow& row = sample.row();
   const bool guided = entry.row_cond >= 0 && entry.row_uncond >= 0;
   StepSpan<float> span{};
-  span.n = buffers_.spec.elements;
+  span.n = spec().elements;
   span.x = span.out = request.x;
   span.eps = buffers_.prediction_row(entry.row_cond >= 0 ? entry.row_cond : entry.row_uncond);
   span.eps_uncond = guided ? buffers_.prediction_row(entry.row_uncond) : nullptr;
@@ -140,64 +300,128 @@ void Loop::step(Sample& sample, const PlanEntry& entry, const PlanEntry* next) {
     span.z = noise;
   }
   if (next) {
-    const StepRow& next_row = sample.row(1);
-    span.next_cond = next->row_cond >= 0 ? buffers_.sample_row(next->row_cond) : nullptr;
-    span.next_uncond = next->row_uncond >= 0 ? buffers_.sample_row(next->row_uncond) : nullptr;
-    span.next_scale = next_row.s;
-    stage_model_inputs(sample, next_row, *next);
+    if (next->row_cond >= 0) span.next_cond = buffers_.sample_row(next->row_cond);
+    if (next->row_uncond >= 0) span.next_uncond = buffers_.sample_row(next->row_uncond);
+    span.next_scale = sample.row(1).s;
+    for (const int target : {next->row_cond, next->row_uncond})
+      if (target >= 0) claim_row(target, sample, sample.step + 1, target == next->row_cond);
   }
-  if (!fused_step(row, span)) {
-    sample.state = SampleState::Failed;
-    failures_.push_back({request.id, sample.step, row});
+  if (!fused_step(row, span)) mark_ended(sample, SampleState::Failed);
+}
+
+// What the step of a turn has changed.
+void Loop::advance(Sample& sample) {
+  sample.in_forward = false;
+  suspects_ -= sample.suspect;
+  sample.suspect = false;
+  if (!sample.live()) return;
+  ++sample.step;
+  ++counters_.steps;
+  if (sample.request.watched) events_.push_back({EventKind::Stepped, sample.request.id, sample.step});
+  if (sample.steps_left() == 0) {
+    sample.state = SampleState::Finished;
+    ended_.push_back(&sample);
+    return;
+  }
+  sample.standing.passes_left = sample.passes_left();
+  sample.order = order_of(options_.policy, options_.ageing, sample.standing);
+}
+
+void Loop::end_forward(double now) {
+  constexpr double kNewest = 0.1;  // weight of the newest turn
+  const int rows = turn_.plan.rows;
+  in_forward_ = false;
+  counters_.forward_seconds.add(watch_.add_to(counters_.network_seconds));
+  counters_.forward_rows.add(rows);
+  ++counters_.forwards;
+  counters_.network_passes += static_cast<std::uint64_t>(rows);
+  counters_.padded_rows += static_cast<std::uint64_t>(forward_rows() - rows);
+  const double weight = recent_rows_ == 0 ? 1 : kNewest;
+  recent_seconds_ += weight * (now - began_ - recent_seconds_);
+  recent_rows_ += weight * (rows - recent_rows_);
+}
+
+// By the cost curve, or by the turns of late where none is known; before the first turn nothing is refused.
+void Loop::require_in_time(const Sample& sample, double now) const {
+  if (sample.standing.deadline == kNever) return;
+  double passes_ahead = 0;
+  std::int64_t rows_wanted = waiting_rows_ + rows_of(sample.passes());
+  for (const auto& [id, other] : by_id_) {
+    if (!other->live()) continue;
+    if (other->order < sample.order) passes_ahead += other->passes_left();
+    if (other->state != SampleState::Waiting) rows_wanted += rows_of(other->passes());
+  }
+  double rows = recent_rows_, seconds = recent_seconds_;
+  if (options_.cost.known()) {
+    const int worthwhile = rows_worthwhile(options_.cost, rows_wanted, spec().max_rows);
+    rows = worthwhile;
+    seconds = options_.cost.seconds(options_.pad ? spec().max_rows : worthwhile);
+  }
+  if (rows == 0) return;
+  const double needed = (passes_ahead / rows + sample.steps_left()) * seconds;
+  if (now + needed > sample.standing.deadline)
+    throw DeadlineError(sample.standing.deadline - now, needed, passes_ahead);
+}
+
+void Loop::expire(double now) {
+  for (auto at = expiries_.cbegin(); at != expiries_.cend() && at->first <= now; ++at) {
+    Sample& sample = *by_id_.at(at->second);
+    if (sample.live()) mark_ended(sample, SampleState::Expired);
   }
 }
 
-// Advances what stepped, retires what finished or failed, lets the planned newcomers in.
-void Loop::commit() {
-  bool failed = false;
-  for (const PlanEntry& entry : plan_.entries) {
-    Sample& sample = running_[static_cast<std::size_t>(entry.sample)];
-    failed = failed || sample.state == SampleState::Failed;
-    if (sample.state == SampleState::Failed) {
-      ++counters_.failures;
-    } else if (++sample.step; sample.steps_left() == 0) {
-      sample.state = SampleState::Finished;
+void Loop::mark_ended(Sample& sample, SampleState state) {
+  sample.was_waiting = sample.state == SampleState::Waiting;
+  sample.state = state;
+  ended_.push_back(&sample);
+  stale_ = true;
+}
+
+// Lets those go who have ended.
+void Loop::sweep(double now) {
+  if (ended_.empty()) return;
+  for (Sample* sample : ended_) {
+    retire(*sample, now);
+    if (!sample->was_waiting) continue;
+    waiting_rows_ -= rows_of(sample->passes());
+    const Order at = sample->order;
+    waiting_.erase(at);
+  }
+  const auto ended = [](const std::unique_ptr<Sample>& sample) { return !sample->live(); };
+  running_.erase(std::remove_if(running_.begin(), running_.end(), ended), running_.end());
+  ended_.clear();
+}
+
+void Loop::retire(Sample& sample, double now) {
+  Event event{EventKind::Finished, sample.request.id, sample.step};
+  const bool begun = !sample.was_waiting;
+  event.wait_seconds = (begun ? sample.begun_at : now) - sample.submitted_at;
+  event.run_seconds = begun ? now - sample.begun_at : 0;
+  switch (sample.state) {
+    case SampleState::Finished:
       ++counters_.samples;
-    }
+      counters_.deadline_misses += now > sample.standing.deadline;
+      counters_.latency_seconds.add(now - sample.submitted_at);
+      break;
+    case SampleState::Failed:
+      ++counters_.failures;
+      event.kind = EventKind::Failed;
+      event.row = sample.row();
+      event.error = std::move(sample.error);
+      break;
+    case SampleState::Expired:
+      ++counters_.expired;
+      event.kind = EventKind::Expired;
+      break;
+    default:
+      ++counters_.cancelled;
+      event.kind = EventKind::Cancelled;
   }
-  counters_.steps += plan_.entries.size();
-  const auto gone = [](const Sample& sample) { return sample.state != SampleState::Running; };
-  running_.erase(std::remove_if(running_.begin(), running_.end(), gone), running_.end());
-  if (failed) {  // the next plan counted on it: plan again without it, and stage everyone anew
-    plan_next(0);
-    for (std::size_t i = 0; i < running_.size(); ++i) stage_state(running_[i], next_.entries[i]);
-  }
-  std::swap(plan_, next_);
-  admit();
-}
-
-void Loop::stage_state(const Sample& sample, const PlanEntry& entry) {
-  const StepRow& row = sample.row();
-  for (const int target : {entry.row_cond, entry.row_uncond}) {
-    if (target < 0) continue;
-    float* input = buffers_.sample_row(target);
-    for (std::int64_t k = 0; k < buffers_.spec.elements; ++k) input[k] = row.s * sample.request.x[k];
-  }
-  stage_model_inputs(sample, row, entry);
-}
-
-void Loop::stage_model_inputs(const Sample& sample, const StepRow& row, const PlanEntry& entry) {
-  if (entry.row_cond >= 0) claim_row(entry.row_cond, sample, row.t, true);
-  if (entry.row_uncond >= 0) claim_row(entry.row_uncond, sample, row.t, false);
-}
-
-void Loop::claim_row(int row, const Sample& sample, float t, bool conditional) {
-  buffers_.set_timestep(row, t);
-  RowOwner& owner = owners_[static_cast<std::size_t>(row)];
-  if (owner.serial == sample.serial && owner.conditional == conditional) return;
-  owner = {sample.serial, conditional};
-  const auto& values = conditional ? sample.request.cond : sample.request.null_cond;
-  for (std::size_t input = 0; input < values.size(); ++input) buffers_.set_cond(input, row, values[input]);
+  event.keep_alive = std::move(sample.request.keep_alive);
+  events_.push_back(std::move(event));
+  suspects_ -= sample.suspect;
+  by_id_.erase(sample.request.id);
+  if (sample.request.expires != kNever) expiries_.erase({sample.request.expires, sample.request.id});
 }
 
 }  // namespace stepfuse

@@ -1,129 +1,142 @@
-// The loop: plan, forward, step, commit, retire. One turn is one forward; samples join and leave between turns.
+// The loop: plan, forward, step, commit, retire. One turn is one forward; samples join, pause and leave between turns.
 //
 // The next turn is planned before this turn's step runs, because the fused step writes the next forward's input rows:
-// the step has to know where its sample stands in the next batch. Conditioning is copied only into rows that changed
-// hands.
+// the step has to know where its sample stands in the next batch. If somebody joins or leaves after that, the turn is
+// planned anew, and only rows that do not hold what they should are staged again.
+//
+// One thread at a time; csrc/core/server.h is what many may call.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
-#include <deque>
+#include <map>
 #include <memory>
+#include <set>
+#include <stdexcept>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
 #include "denoiser.h"
+#include "metrics.h"
 #include "planner.h"
-#include "step_row.h"
+#include "sample.h"
 
 namespace stepfuse {
 
-struct Table {
-  Table(std::vector<StepRow> rows, float init_scale);
-
-  std::vector<StepRow> rows;
-  float init_scale;      // the first state is init_scale times standard normal noise
-  bool uses_history;     // any row reads or keeps a history
-  int last_guided = -1;  // last row that needs both passes, -1 if none does
+struct LoopOptions {
+  int max_running;  // samples that have begun and not ended
+  CostCurve cost;
+  Policy policy = Policy::FirstCome;
+  double ageing = 0;  // passes of credit that each pass computed gives to those who wait; of ShortestFirst
+  bool pad = false;   // every forward has max_rows rows, so that the network computes each row in the same way
 };
 
-// One sample to draw. Pointers are borrowed and must outlive the request.
-struct Request {
-  std::uint64_t id;  // the caller's name for it; unique among the loop's samples
-  std::shared_ptr<const Table> table;
-  std::uint64_t seed;                  // key of all its noise
-  bool has_noise;                      // x already holds standard normal noise
-  float* x;                            // (elements,) the state, in place; the result when it finishes
-  float* x0;                           // (elements,) the latest predicted clean sample; null if nobody looks
-  std::vector<const void*> cond;       // a value for each conditioning input; empty: the sample is told nothing
-  std::vector<const void*> null_cond;  // the value of each that stands for "no condition"
-
-  std::shared_ptr<void> keep_alive;  // whatever owns the memory borrowed; let go when the sample leaves the loop
-
-  bool conditioned() const { return !cond.empty(); }
-};
-
-enum class SampleState : std::uint8_t {
-  Waiting,   // in the queue, nothing computed
-  Running,   // has a place in every forward
-  Finished,  // all its steps are done; x is the result
-  Failed,    // a prediction or its state was not finite
-};
-
-struct Sample {
-  Request request;
-  std::uint64_t serial = 0;  // unique in this loop's life
-  SampleState state = SampleState::Waiting;
-  int step = 0;  // steps done: its next row is rows[step]
-  std::vector<float> history;
-
-  const StepRow& row(int ahead = 0) const { return request.table->rows[static_cast<std::size_t>(step + ahead)]; }
-  int steps_left() const { return static_cast<int>(request.table->rows.size()) - step; }
-};
-
-struct Failure {
-  std::uint64_t id;
-  int step;
-  StepRow row;  // the coefficients of the step that failed
-};
-
-struct Counters {
-  std::uint64_t samples = 0;         // finished
-  std::uint64_t failures = 0;        // samples that went non-finite
-  std::uint64_t steps = 0;           // fused steps, one a sample and step
-  std::uint64_t forwards = 0;        // network calls
-  std::uint64_t network_passes = 0;  // rows of them that a sample asked for
-  double network_seconds = 0;        // inside the denoiser
-  double step_seconds = 0;           // inside the fused step and the noise
-  double loop_seconds = 0;           // planning, staging, committing: everything else
+// A deadline that cannot be met, seen at submission.
+struct DeadlineError : std::runtime_error {
+  DeadlineError(double left, double needed, double passes);
 };
 
 class Loop {
  public:
-  explicit Loop(const ModelSpec& spec);
+  Loop(const ModelSpec& spec, const LoopOptions& options);
+
+  // `now` is in seconds on any clock that the caller keeps to.
+  void check(const Request& request) const;  // throws std::invalid_argument if it could never run
+  void submit(Request request, double now);  // throws the same, or DeadlineError
+  bool cancel(std::uint64_t id);             // false if there is no such sample
+  void open(Gate& gate);
+  void cancel_all();
+
+  // A turn: prepare, the caller runs the forward of forward_rows(), then complete or fail. Samples may be submitted,
+  // cancelled and gates opened at any time between these calls.
+  bool prepare(double now);  // false if there is nothing to do
+  void complete(double now);
+  void fail(std::exception_ptr error, double now);
+  int forward_rows() const { return options_.pad ? spec().max_rows : turn_.plan.rows; }
+
+  void set_cost(const CostCurve& cost) { options_.cost = cost; }
+  std::vector<Event>& events() { return events_; }  // to be taken or cleared between turns
 
   ForwardBuffers& buffers() { return buffers_; }
-  void submit(Request request);  // throws std::invalid_argument if it could never run
-
-  // One turn. False if there was nothing to do. If the denoiser throws, nothing has moved: the turn may be tried again.
-  bool turn(Denoiser& denoiser);
-  void abort();  // forgets every sample, waiting and running
-
-  const std::vector<Sample>& running() const { return running_; }
-  const std::deque<Sample>& waiting() const { return waiting_; }
-  const StepPlan& plan() const { return plan_; }
-  const PlanLimits& limits() const { return limits_; }
   const ModelSpec& spec() const { return buffers_.spec; }
+  const LoopOptions& options() const { return options_; }
   const Counters& counters() const { return counters_; }
-  std::vector<Failure> take_failures();
+
+  // For invariants.h and the server: nothing below changes anything.
+  struct Turn {
+    StepPlan plan;
+    std::vector<Sample*> samples;  // plan.entries[i] is of samples[i]
+  };
+  using Waiting = std::map<Order, std::unique_ptr<Sample>>;
+  const Turn& turn() const { return turn_; }
+  const std::vector<std::unique_ptr<Sample>>& running() const { return running_; }
+  const Waiting& waiting() const { return waiting_; }
+  std::int64_t waiting_rows() const { return waiting_rows_; }
+  bool planned() const { return !stale_; }  // whether the turn to come is planned
 
  private:
-  // The input row's owner, so that conditioning is copied only when the row changes hands.
-  struct RowOwner {
-    std::uint64_t serial = 0;
+  // What an input row holds, so that it is written only when it has to be.
+  struct RowContent {
+    std::uint64_t arrival = 0;
+    int step = -1;
     bool conditional = false;
   };
 
-  SampleView view(const Sample& sample, int ahead) const;
-  void plan_next(int ahead);
-  void admit();
+  // Adds the time since the last call to one of the counters, so that every moment of a turn is counted once.
+  class Stopwatch {
+   public:
+    void restart() { last_ = std::chrono::steady_clock::now(); }
+    double add_to(double& seconds);
+
+   private:
+    std::chrono::steady_clock::time_point last_;
+  };
+
+  // What plan() plans for: the turn to come, or the one behind the forward that has just ended.
+  enum class When { Now, AfterThis };
+
+  bool may_step(const Sample& sample, When when) const;
+  SampleView view(const Sample& sample, When when) const;
+  void plan(When when);
+  void plan_suspect();
+  void enter(double now);
+  void begin(Sample& sample, double now);
+  void stage(const Sample& sample, const PlanEntry& entry);
+  bool claim_row(int row, const Sample& sample, int step, bool conditional);
   void step(Sample& sample, const PlanEntry& entry, const PlanEntry* next);
-  void commit();
-  void stage_state(const Sample& sample, const PlanEntry& entry);
-  void stage_model_inputs(const Sample& sample, const StepRow& row, const PlanEntry& entry);
-  void claim_row(int row, const Sample& sample, float t, bool conditional);
+  void advance(Sample& sample);
+  void end_forward(double now);
+  void require_in_time(const Sample& sample, double now) const;
+  void expire(double now);
+  void mark_ended(Sample& sample, SampleState state);
+  void sweep(double now);
+  void retire(Sample& sample, double now);
 
   ForwardBuffers buffers_;
-  PlanLimits limits_;
-  std::deque<Sample> waiting_;
-  std::vector<Sample> running_;
-  StepPlan plan_;  // of the turn to come; its input rows are staged
-  StepPlan next_;  // of the turn after it
-  std::vector<RowOwner> owners_;
+  LoopOptions options_;
+  Waiting waiting_;
+  std::vector<std::unique_ptr<Sample>> running_;  // in the order of their beginning
+  std::unordered_map<std::uint64_t, Sample*> by_id_;
+  std::set<std::pair<double, std::uint64_t>> expiries_;  // (when, id) of those that have a timeout
+  std::vector<Sample*> ended_;                           // to be retired when the turn is over
+  std::int64_t waiting_rows_ = 0;                        // that the first steps of all who wait ask for
+  int suspects_ = 0;
+
+  Turn turn_;                                    // in progress, or to come with its input rows staged
+  Turn next_;                                    // the one after it
+  bool stale_ = true;                            // turn_ is to be planned anew
+  bool in_forward_ = false;                      // between prepare and complete or fail: running_ and turn_ keep still
+  double began_ = 0;                             // when the turn was prepared
+  double recent_seconds_ = 0, recent_rows_ = 0;  // of a forward, averaged over the last ten or so
+
+  std::vector<RowContent> contents_;
+  std::vector<Sample*> candidates_;                        // scratch of plan()
   std::vector<SampleView> running_views_, waiting_views_;  // scratch of the planner
   AlignedBuffer noise_;                                    // (elements,) scratch of one step
+  std::vector<Event> events_;
   Counters counters_;
-  std::vector<Failure> failures_;
-  std::uint64_t serial_ = 0;
+  Stopwatch watch_;
 };
 
 }  // namespace stepfuse

@@ -89,11 +89,37 @@ def test_an_exception_of_the_callback_comes_through(engine):
     np.testing.assert_array_equal(engine.sample(1, table=ddim(3), seed=0)[0], support.replay(ddim(3))[0])
 
 
-@pytest.mark.parametrize("call", [sf.Engine.sample, sf.Engine.warmup, sf.Engine.close])
-def test_an_engine_called_from_its_own_run_says_so_instead_of_waiting_for_itself(engine, call):
-    with pytest.raises(RuntimeError, match="cannot be used or closed from its own denoiser or callback"):
-        engine.sample(1, steps=3, callback=lambda *_: call(engine))
+def test_a_callback_may_use_the_engine_while_its_samples_rest(engine):
+    inner = []
+    images = engine.sample(
+        2, table=ddim(3), seed=5, callback=lambda *_: inner.append(engine.sample(1, steps=2, seed=1))
+    )
+    np.testing.assert_array_equal(images, [support.replay(ddim(3), seed=seed)[0] for seed in (5, 6)])
+    for image in inner:
+        np.testing.assert_array_equal(image[0], support.replay(ddim(2), seed=1)[0])
+    assert len(inner) == 3
+
+
+def test_others_go_on_while_a_callback_thinks(engine):
+    def think(step, total, preview):
+        assert engine.submit(sf.Request(steps=4, seed=step)).result(60).shape == support.SHAPE
+
+    engine.sample(1, steps=2, callback=think)
+
+
+def test_an_engine_closed_from_its_own_callback_says_so_instead_of_waiting_for_itself(engine):
+    with pytest.raises(RuntimeError, match="cannot be closed from a callback that its samples wait for"):
+        engine.sample(1, steps=3, callback=lambda *_: engine.close())
     np.testing.assert_array_equal(engine.sample(1, table=ddim(3), seed=0)[0], support.replay(ddim(3))[0])
+
+
+@pytest.mark.parametrize("call", [sf.Engine.sample, sf.Engine.warmup, sf.Engine.close])
+def test_an_engine_called_from_its_own_network_says_so_instead_of_waiting_for_itself(call):
+    def network(x, t, cond):
+        call(engine)
+
+    with support.make_engine(network) as engine, pytest.raises(RuntimeError, match="but neither wait for it nor close"):
+        engine.sample(1, steps=3)
 
 
 tables = st.builds(

@@ -19,15 +19,20 @@ def heed_ctrl_c():  # which a shell has its background processes ignore
 
 
 class Faulty:
-    """The row-wise network, until its call ``at``: there it does what ``fault`` does with the prediction."""
+    """The row-wise network, until it is called at the second of TABLE's timesteps: there it does what ``fault`` does.
 
-    def __init__(self, fault, at=2):
-        self.fault, self.left = fault, at
+    Only the first ``times`` calls there are faulty.
+    """
+
+    def __init__(self, fault, times=None):
+        self.fault, self.left = fault, times
 
     def __call__(self, x, t, cond):
-        self.left -= 1
         prediction = support.rowwise(x, t, cond)
-        return self.fault(prediction) if self.left == 0 else prediction
+        if t[0] != TABLE["t"][1] or self.left == 0:
+            return prediction
+        self.left = None if self.left is None else self.left - 1
+        return self.fault(prediction)
 
 
 def put(value):
@@ -44,6 +49,7 @@ def out_of_memory(prediction):
 
 def interrupt(prediction):
     signal.raise_signal(signal.SIGINT)
+    return prediction
 
 
 # The coefficients are those of the step; 500 is the second of TABLE's timesteps.
@@ -51,9 +57,9 @@ NON_FINITE = r"sample 1 went non-finite at step 1 of 4 \(ddim\): .* t = 500, s =
 FAULTS = {
     "its-own-exception": (out_of_memory, MemoryError, "no room for attention"),
     "ctrl-c": (interrupt, KeyboardInterrupt, None),
-    "shape": (lambda e: e[:, 0], sf.DenoiserError, r"must return shape \(4, 1, 4, 5\), got \(4, 4, 5\)"),
-    "too-few-rows": (lambda e: e[:2], sf.DenoiserError, r"must return shape \(4, 1, 4, 5\), got \(2, 1, 4, 5\)"),
-    "nothing": (lambda e: None, sf.DenoiserError, r"must return shape \(4, 1, 4, 5\), got \(\)"),
+    "shape": (lambda e: e[:, 0], sf.DenoiserError, r"must return shape \(2, 1, 4, 5\), got \(2, 4, 5\)"),
+    "too-few-rows": (lambda e: e[:1], sf.DenoiserError, r"must return shape \(2, 1, 4, 5\), got \(1, 1, 4, 5\)"),
+    "nothing": (lambda e: None, sf.DenoiserError, r"must return shape \(2, 1, 4, 5\), got \(\)"),
     "complex": (lambda e: e + 0j, sf.DenoiserError, "must return real numbers, got dtype complex64"),
     "nan": (put(np.nan), sf.DenoiserError, NON_FINITE),
     "inf": (put(-np.inf), sf.DenoiserError, NON_FINITE),
@@ -62,11 +68,21 @@ FAULTS = {
 
 @pytest.mark.parametrize(("fault", "error", "message"), FAULTS.values(), ids=FAULTS)
 def test_a_network_s_fault_comes_through_and_the_engine_recovers(fault, error, message):
-    with support.make_engine(Faulty(fault)) as engine:
+    faulty = Faulty(fault)
+    with support.make_engine(faulty) as engine:
         with pytest.raises(error, match=message):
             engine.sample(2, cond="bag", table=TABLE, seed=1)
+        faulty.left = 0
         images = engine.sample(2, cond="bag", table=TABLE, seed=1)
     np.testing.assert_array_equal(images, [support.replay(TABLE, cond=1, seed=seed)[0] for seed in (1, 2)])
+
+
+def test_a_fault_that_passes_is_survived_with_a_warning(caplog):
+    with support.make_engine(Faulty(out_of_memory, times=1)) as engine:
+        images = engine.sample(2, cond="bag", table=TABLE, seed=1)
+        assert engine.stats()["failed_forwards"] == 1
+    np.testing.assert_array_equal(images, [support.replay(TABLE, cond=1, seed=seed)[0] for seed in (1, 2)])
+    assert "a forward of 2 requests raised MemoryError('no room for attention'): each is tried alone" in caplog.text
 
 
 def test_a_network_may_scribble_on_what_it_is_given():

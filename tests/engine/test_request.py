@@ -5,7 +5,7 @@ import pytest
 import support
 
 import stepfuse as sf
-from stepfuse.request import resolve
+from stepfuse.request import Compiler, resolve
 
 CLIPPED = {"sampler": "heun", "steps": 7, "guidance_scale": 2.5, "clip": 1.0, "eta": 0.3}
 SHORT = {"schedule": sf.NoiseSchedule.linear(num_train_timesteps=20)}
@@ -19,7 +19,7 @@ def model(**facts):
 
 def requests(info, n=1, **given):
     arguments = {name: given.pop(name, None) for name in ARGUMENTS}
-    return resolve(info, n, **arguments, options=given)
+    return resolve(Compiler(info), n, **arguments, options=given)
 
 
 @pytest.mark.parametrize(
@@ -58,6 +58,15 @@ def test_samples_with_the_same_arguments_share_a_table():
     first, second, third = requests(model(), 3, steps=[4, 5, 4])
     assert first.table is third.table
     assert first.table is not second.table
+
+
+def test_a_compiler_remembers_tables_and_tells_kinds_of_number_apart():
+    compiler = Compiler(model())
+    assert compiler.compile("ddim", 5) is compiler.compile("ddim", 5)
+    assert compiler.compile("ddim", 5, 1.0) is not compiler.compile("ddim", 5, 2.0)
+    assert compiler.compile(steps=3, options={"timesteps": [900.0, 500.0, 1.0]})["t"].tolist() == [900, 500, 1]
+    with pytest.raises(TypeError, match="guidance_scale must be a number, got True"):
+        compiler.compile("ddim", 5, True)
 
 
 def test_one_seed_counts_up_and_a_list_is_taken_as_it_is():

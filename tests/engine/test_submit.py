@@ -136,7 +136,8 @@ def test_closing_from_a_future_s_callback_is_refused():
     with support.make_engine(gate) as engine:
         engine.submit(sf.Request(steps=1)).add_done_callback(close)
         gate.opened.set()
-    assert refusals == ["the engine cannot be closed from the callback of a future that it settles"]
+    assert len(refusals) == 1
+    assert "may submit to it, but neither wait for it nor close it" in refusals[0]
 
 
 def test_closing_from_inside_a_run_is_refused_also_while_requests_wait(engine):
@@ -145,7 +146,7 @@ def test_closing_from_inside_a_run_is_refused_also_while_requests_wait(engine):
         engine.close()
 
     waiting = []
-    with pytest.raises(RuntimeError, match="cannot be used or closed from its own"):
+    with pytest.raises(RuntimeError, match="cannot be closed from a callback"):
         engine.sample(1, steps=2, callback=close)
     np.testing.assert_array_equal(waiting[0].result(TIMEOUT), engine.sample(1, steps=2, seed=1)[0])
 
@@ -168,18 +169,3 @@ def test_many_threads_submit_and_sample_at_once(engine):
         thread.join(TIMEOUT)
     for got, want in zip(results, expected, strict=True):
         np.testing.assert_array_equal(got, want)
-
-
-def test_a_job_refused_by_a_closing_engine_is_told_from_its_like():
-    gate = Gate()
-    engine = support.make_engine(gate)
-    request = sf.Request(noise=sf.normal(0, support.SHAPE), steps=1, seed=0)
-    taken = [engine.submit(request) for _ in range(3)]
-    assert gate.entered.wait(TIMEOUT)
-    engine._batcher._executor.shutdown(wait=False)  # as far as a close gets while a run goes on
-    with pytest.raises(RuntimeError, match="the engine is closed"):
-        engine.submit(request)
-    gate.opened.set()
-    images = [future.result(TIMEOUT) for future in taken]
-    np.testing.assert_array_equal(images[0], images[2])
-    engine.close()

@@ -1,0 +1,61 @@
+#include "replay.h"
+
+#include <stdexcept>
+
+namespace stepfuse {
+
+namespace {
+
+void record(const Loop& loop, double began, double ended, Replay& found) {
+  const Loop::Turn& turn = loop.turn();
+  const auto number = static_cast<std::int64_t>(loop.counters().forwards);
+  for (std::size_t i = 0; i < turn.samples.size(); ++i) {
+    const Sample& sample = *turn.samples[i];
+    const PlanEntry& entry = turn.plan.entries[i];
+    for (const int row : {entry.row_cond, entry.row_uncond})
+      if (row >= 0)
+        found.trace.push_back({number, began, ended, static_cast<std::int64_t>(sample.request.id), sample.step, row});
+  }
+}
+
+}  // namespace
+
+Replay replay(const std::vector<Arrival>& arrivals, int max_rows, const LoopOptions& options, const CostCurve& cost,
+              bool trace) {
+  Loop loop(ModelSpec{1, TimestepType::Float32, {1}, max_rows}, options);
+  const std::uint8_t label = 0;
+  std::vector<float> states(arrivals.size());
+  Replay found;
+  found.began.resize(arrivals.size());
+  found.finished.resize(arrivals.size());
+  double now = 0;
+  std::size_t next = 0;
+  while (true) {
+    for (; next < arrivals.size() && arrivals[next].at <= now; ++next) {
+      const Arrival& arrival = arrivals[next];
+      if (next > 0 && arrival.at < arrivals[next - 1].at) throw std::invalid_argument("arrivals must be in order");
+      Request request{next, arrival.table, next, false, &states[next], nullptr, {}, {&label}};
+      if (arrival.conditioned) request.cond = {&label};
+      request.priority = arrival.priority;
+      loop.submit(std::move(request), arrival.at);
+    }
+    if (!loop.prepare(now)) {
+      if (next == arrivals.size()) break;
+      now = arrivals[next].at;
+      continue;
+    }
+    const double ended = now + cost.seconds(loop.forward_rows());
+    if (trace) record(loop, now, ended, found);
+    now = ended;
+    loop.complete(now);
+    for (const Event& event : loop.events()) {
+      found.began[event.id] = arrivals[event.id].at + event.wait_seconds;
+      found.finished[event.id] = now;
+    }
+    loop.events().clear();
+  }
+  found.counters = loop.counters();
+  return found;
+}
+
+}  // namespace stepfuse

@@ -1,0 +1,132 @@
+#include "server.h"
+
+#include <chrono>
+#include <string>
+#include <utility>
+
+#include "invariants.h"
+
+namespace stepfuse {
+
+QueueFull::QueueFull(std::size_t depth)
+    : std::runtime_error("the queue is full: " + std::to_string(depth) +
+                         " requests wait; try again later, or give submit a time to wait for room") {}
+
+Closed::Closed() : std::runtime_error("the engine is closed") {}
+
+double Server::now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+Server::Server(const ModelSpec& spec, const LoopOptions& options, std::size_t max_waiting, bool check_invariants)
+    : loop_(spec, options), max_waiting_(max_waiting), check_invariants_(check_invariants) {
+  if (max_waiting < 1) throw std::invalid_argument("the queue must hold at least 1 request");
+}
+
+bool Server::submit(Request& request, std::optional<double> wait_seconds) {
+  std::unique_lock<std::mutex> lock(mutex_);
+  const auto has_room = [this] { return closed_ || loop_.waiting().size() < max_waiting_; };
+  if (wait_seconds && !room_.wait_for(lock, std::chrono::duration<double>(*wait_seconds), has_room))
+    throw QueueFull(loop_.waiting().size());
+  if (closed_) throw Closed();
+  loop_.submit(std::move(request), now());
+  return claim_driving();
+}
+
+bool Server::submit_all(std::vector<Request> requests) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  if (closed_) throw Closed();
+  for (const Request& request : requests) loop_.check(request);
+  const double time = now();
+  for (Request& request : requests) loop_.submit(std::move(request), time);
+  return claim_driving();
+}
+
+bool Server::cancel(std::uint64_t id) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return loop_.cancel(id) && claim_driving();
+}
+
+bool Server::open(Gate& gate) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  loop_.open(gate);
+  return claim_driving();
+}
+
+bool Server::cancel_all() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  loop_.cancel_all();
+  return claim_driving();
+}
+
+bool Server::claim_driving() { return !std::exchange(driving_, true); }
+
+void Server::run(Denoiser& denoiser, Listener& listener) {
+  std::unique_lock<std::mutex> lock(mutex_);
+  try {
+    while (true) {
+      const bool busy = loop_.prepare(now());
+      if (busy) turn(denoiser, lock);
+      if (!busy && loop_.events().empty()) break;
+      room_.notify_all();
+      deliver(listener, lock);
+      if (!check_invariants_) continue;
+      const auto found = violations(loop_);
+      if (!found.empty()) throw std::logic_error("loop invariant broken: " + found.front());
+    }
+  } catch (...) {
+    if (!lock.owns_lock()) lock.lock();
+    loop_.cancel_all();
+    loop_.prepare(now());
+    std::vector<Event> undelivered = std::exchange(loop_.events(), {});
+    driving_ = false;
+    lock.unlock();
+    delivered_.clear();
+    throw;
+  }
+  driving_ = false;
+}
+
+void Server::turn(Denoiser& denoiser, std::unique_lock<std::mutex>& lock) {
+  const int rows = loop_.forward_rows();
+  std::exception_ptr error;
+  lock.unlock();
+  try {
+    denoiser.forward(rows);
+  } catch (...) {
+    error = std::current_exception();
+  }
+  lock.lock();
+  if (error) {
+    loop_.fail(std::move(error), now());
+  } else {
+    loop_.complete(now());
+  }
+}
+
+void Server::deliver(Listener& listener, std::unique_lock<std::mutex>& lock) {
+  if (loop_.events().empty()) return;
+  std::swap(delivered_, loop_.events());
+  lock.unlock();
+  listener.happened(delivered_);
+  delivered_.clear();  // lets go of the samples' memory, which may need Python's lock: not under ours
+  lock.lock();
+}
+
+void Server::close() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  closed_ = true;
+  room_.notify_all();
+}
+
+void Server::set_cost(const CostCurve& cost) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  loop_.set_cost(cost);
+}
+
+Status Server::status() const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return {loop_.counters(), loop_.waiting().size(), loop_.running().size()};
+}
+
+}  // namespace stepfuse
