@@ -60,4 +60,15 @@ void ForwardBuffers::set_cond(std::size_t input, int row, const void* value) {
   std::memcpy(static_cast<std::byte*>(cond[input].data()) + static_cast<std::size_t>(row) * bytes, value, bytes);
 }
 
+void ForwardBuffers::copy_inputs(int from, int to) {
+  const auto copy = [&](AlignedBuffer& buffer) {
+    const std::size_t bytes = buffer.bytes() / static_cast<std::size_t>(spec.max_rows);
+    auto* rows = static_cast<std::byte*>(buffer.data());
+    std::memcpy(rows + static_cast<std::size_t>(to) * bytes, rows + static_cast<std::size_t>(from) * bytes, bytes);
+  };
+  copy(sample);
+  copy(timestep);
+  for (AlignedBuffer& input : cond) copy(input);
+}
+
 }  // namespace stepfuse

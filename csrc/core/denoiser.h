@@ -39,6 +39,7 @@ struct ForwardBuffers {
   float* prediction_row(int row);
   void set_timestep(int row, float t);
   void set_cond(std::size_t input, int row, const void* value);
+  void copy_inputs(int from, int to);  // of one row to another
 
   ModelSpec spec;
   AlignedBuffer sample;             // (max_rows, elements) float32

@@ -125,6 +125,7 @@ bool Loop::prepare(double now) {
     enter(now);
     stale_ = false;
   }
+  pad();
   began_ = now;
   in_forward_ = !turn_.plan.empty();
   for (Sample* sample : turn_.samples) sample->in_forward = true;
@@ -266,6 +267,15 @@ void Loop::stage(const Sample& sample, const PlanEntry& entry) {
     float* input = buffers_.sample_row(row);
     const float scale = sample.row().s;
     for (std::int64_t k = 0; k < spec().elements; ++k) input[k] = scale * sample.request.x[k];
+  }
+}
+
+// Rows that nobody asked for repeat the first one: what they held may belong to a sample that the network refused.
+void Loop::pad() {
+  if (!options_.pad || turn_.plan.empty()) return;
+  for (int row = turn_.plan.rows; row < spec().max_rows; ++row) {
+    buffers_.copy_inputs(0, row);
+    contents_[static_cast<std::size_t>(row)] = {};
   }
 }
 

@@ -103,6 +103,7 @@ class Loop {
   void enter(double now);
   void begin(Sample& sample, double now);
   void stage(const Sample& sample, const PlanEntry& entry);
+  void pad();
   bool claim_row(int row, const Sample& sample, int step, bool conditional);
   void step(Sample& sample, const PlanEntry& entry, const PlanEntry* next);
   void advance(Sample& sample);
