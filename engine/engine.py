@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -233,7 +234,7 @@ class Engine:
         Raises:
             Exception: As ``submit`` does, for the request that it refuses.
         """
-        return as_completed(self.submit, requests, self.serving.max_queue)
+        return as_completed(lambda request: self.submit(request, wait=math.inf), requests, self.serving.max_queue)
 
     async def asample(self, **arguments: Any) -> Images:
         """One image, awaited: ``submit`` of a ``Request`` with these arguments.
@@ -419,7 +420,7 @@ class Engine:
 
 
 def _serving(serving: Serving | None, max_rows: int | None, deterministic: bool | None) -> Serving:
-    changes = {"max_rows": max_rows, "deterministic": deterministic}
+    changes: dict[str, Any] = {"max_rows": max_rows, "deterministic": deterministic}
     return replace(serving or Serving(), **{name: value for name, value in changes.items() if value is not None})
 
 
