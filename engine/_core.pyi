@@ -1,12 +1,12 @@
-"""Types of the compiled core; csrc/bindings holds the definitions."""
+"""Types of the compiled core; csrc/bindings holds the definitions, csrc/core says more of each."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-Float32Array = npt.NDArray[np.float32]
+Float32Array: TypeAlias = npt.NDArray[np.float32]
 State = TypeVar("State", npt.NDArray[np.float32], npt.NDArray[np.float16])
 
 def step(
@@ -18,37 +18,176 @@ def step(
     z: State | None = None,
     out: State | None = None,
     isa: str | None = None,
-) -> State: ...
-def normal(seed: int, step: int, stream: int, n: int, first: int = 0, isa: str | None = None) -> Float32Array: ...
-def isas() -> list[str]: ...
+) -> State:
+    """The fused step; ``stepfuse.step`` documents it."""
+
+def normal(seed: int, step: int, stream: int, n: int, first: int = 0, isa: str | None = None) -> Float32Array:
+    """Elements [first, first + n) of one sample's standard normal noise."""
+
+def isas() -> list[str]:
+    """Instruction sets that this machine has a kernel for, the best one last."""
 
 class Passes:
+    """What a step computes; ``Both`` takes two rows of a forward, the others one."""
+
     Conditional: Passes
     Unconditional: Passes
     Both: Passes
 
+class Policy:
+    """Who steps first among those of the same priority."""
+
+    FirstCome: Policy
+    ShortestFirst: Policy
+    EarliestDeadline: Policy
+
+class CostCurve:
+    """Seconds of a forward, ``fixed + row * rows``; unknown if ``row`` is 0."""
+
+    def __init__(self, fixed: float = 0.0, row: float = 0.0) -> None: ...
+
+class Order:
+    """A place in line: the smaller steps first."""
+
+    @property
+    def priority(self) -> int: ...
+    @property
+    def urgency(self) -> float: ...
+    @property
+    def arrival(self) -> int: ...
+    def __lt__(self, other: Order, /) -> bool: ...
+
+def order_of(
+    policy: Policy,
+    ageing: float = 0.0,
+    priority: int = 0,
+    arrival: int = 0,
+    arrival_passes: float = 0.0,
+    passes_left: float = 0.0,
+    deadline: float = ...,
+) -> Order:
+    """Where a sample stands; ``arrival`` is unique, ``arrival_passes`` what the loop had computed by then."""
+
 class SampleView:
-    def __init__(self, passes: Passes, peak_rows: int) -> None: ...
+    """What the planner knows of a sample: its place in line and what its next step computes."""
+
+    def __init__(self, order: Order, passes: Passes) -> None: ...
 
 class PlanEntry:
-    sample: int
-    row_cond: int
-    row_uncond: int
+    """A sample that steps: its index among those running, then waiting, and its rows, -1 where it has none."""
+
+    @property
+    def sample(self) -> int: ...
+    @property
+    def row_cond(self) -> int: ...
+    @property
+    def row_uncond(self) -> int: ...
 
 class StepPlan:
-    entries: list[PlanEntry]
-    rows: int
-    admitted: int
+    """Who steps in the next forward, and how many rows it has."""
 
-def make_plan(running: Sequence[SampleView], waiting: Sequence[SampleView], max_rows: int) -> StepPlan: ...
+    @property
+    def entries(self) -> list[PlanEntry]: ...
+    @property
+    def rows(self) -> int: ...
+
+def rows_worthwhile(cost: CostCurve, rows_wanted: int, max_rows: int) -> int:
+    """Rows that the next forward is worth if all who run or wait ask for ``rows_wanted``."""
+
+def make_plan(
+    running: Sequence[SampleView],
+    waiting: Sequence[SampleView],
+    max_rows: int,
+    max_joins: int,
+    rows_wanted: int = 0,
+    cost: CostCurve = ...,
+) -> StepPlan:
+    """The planner; ``waiting`` is sorted, at most ``max_joins`` of it begin."""
+
+class LoopOptions:
+    """How samples share forwards; ``pad``: every forward is ``max_rows`` wide."""
+
+    def __init__(
+        self, *, max_running: int, policy: Policy = ..., ageing: float = 0.0, pad: bool = False, cost: CostCurve = ...
+    ) -> None: ...
 
 class Table:
+    """A sampler's rows, (S, 16), for the loop."""
+
     def __init__(self, rows: Float32Array, init_scale: float) -> None: ...
 
-class Loop:
-    def __init__(self, elements: int, integer_timestep: bool, cond_bytes: Sequence[int], max_rows: int) -> None: ...
-    def buffers(self) -> dict[str, Any]: ...
-    def submit(
+def replay(
+    tables: Sequence[Table],
+    at: Sequence[float],
+    conditioned: Sequence[bool],
+    priorities: Sequence[int],
+    max_rows: int,
+    options: LoopOptions,
+    cost: CostCurve,
+    trace: bool = False,
+) -> dict[str, Any]:
+    """The loop on a clock that a forward advances by its cost; ``at`` in seconds, not descending.
+
+    Returns:
+        ``began`` and ``finished``, seconds by arrival; ``counters``, as ``Server.status`` has them; and ``trace``: a
+        tuple (turn, began, ended, sample, step, row) for each row of each forward if asked for.
+    """
+
+class EventKind:
+    """What has happened to a sample."""
+
+    Stepped: EventKind
+    """A watched sample has done a step."""
+    Finished: EventKind
+    """Its result is in ``x``."""
+    Failed: EventKind
+    """Its state went non-finite, or the network raised for it alone."""
+    Cancelled: EventKind
+    Expired: EventKind
+    Retried: EventKind
+    """A forward of ``step`` samples raised: each is tried alone, this being the first of them."""
+
+_Event: TypeAlias = tuple[EventKind, int, int, Any, float, float]
+"""(kind, id, steps done, error, wait_seconds, run_seconds).
+
+The error of a failure is what the network raised, or the (16,) row whose step was not finite. Times are of samples that
+have ended: to the first step, and from there.
+"""
+
+class QueueFull(RuntimeError): ...  # noqa: N818
+class Closed(RuntimeError): ...  # noqa: N818
+class DeadlineError(RuntimeError): ...
+
+class Gate:
+    """Open at first, closed by each turn that a sample behind it steps in."""
+
+    def __init__(self) -> None: ...
+
+class Request:
+    """A sample to draw; made by ``Server.request``, used up by ``Server.submit``."""
+
+class Server:
+    """The loop, which one thread runs and any thread feeds.
+
+    A call that returns a bool tells its caller to see to it that ``run`` is called now.
+    """
+
+    def __init__(
+        self,
+        elements: int,
+        integer_timestep: bool,
+        cond_bytes: Sequence[int],
+        max_rows: int,
+        options: LoopOptions,
+        max_waiting: int,
+        check: bool = False,
+    ) -> None:
+        """``cond_bytes``: a row of each conditioning input; ``check``: whether each turn's invariants are."""
+
+    def buffers(self) -> dict[str, Any]:
+        """Views of the memory, a row a sample: ``sample``, ``timestep``, ``prediction``, and a list, ``cond``."""
+
+    def request(
         self,
         id: int,
         table: Table,
@@ -58,9 +197,52 @@ class Loop:
         x0: Float32Array | None,
         cond: Sequence[npt.NDArray[Any]],
         null_cond: Sequence[npt.NDArray[Any]],
-    ) -> None: ...
-    def run(
-        self, forward: Callable[[int], None], on_turn: Callable[[], bool] | None = None, check: bool = False
-    ) -> list[tuple[int, int, Float32Array]]: ...
-    def abort(self) -> None: ...
-    def counters(self) -> dict[str, float]: ...
+        *,
+        priority: int = 0,
+        deadline: float | None = None,
+        timeout: float | None = None,
+        watched: bool = False,
+        gate: Gate | None = None,
+    ) -> Request:
+        """A sample drawn in ``x``; its arrays are kept until its end is told. Times in seconds from now.
+
+        Raises:
+            ValueError: If an array has not the size that the server was made for.
+        """
+
+    def submit(self, request: Request, wait: float | None = 0.0) -> bool:
+        """Queues a sample; waits so many seconds for room, None queues it however full.
+
+        Raises:
+            QueueFull: If there was no room; the request may be submitted again.
+            Closed: If the server is closed.
+            DeadlineError: If the deadline cannot be met.
+            ValueError: If it could never run, or its id is taken.
+        """
+
+    def submit_all(self, requests: Sequence[Request]) -> bool:
+        """Queues samples together, however full; raises as ``submit`` does."""
+
+    def cancel(self, id: int) -> bool:
+        """Withdraws a sample, if there is one of this id."""
+
+    def cancel_all(self) -> bool:
+        """Withdraws all."""
+
+    def open(self, gate: Gate) -> bool:
+        """Lets those behind it do a turn."""
+
+    def run(self, forward: Callable[[int], None], happened: Callable[[list[_Event]], None]) -> None:
+        """Turns until nothing is left to do; ``forward(rows)`` computes, ``happened`` is told after each turn.
+
+        What ``happened`` raises ends the run and withdraws every sample, untold.
+        """
+
+    def close(self) -> None:
+        """Takes nothing more; what is queued is still drawn."""
+
+    def set_cost(self, cost: CostCurve) -> None:
+        """Tells the planner what a forward costs."""
+
+    def status(self) -> dict[str, Any]:
+        """Counters, ``waiting`` and ``running``; histograms as ``bounds``, ``counts`` (one more) and ``sum``."""
