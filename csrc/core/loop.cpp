@@ -116,11 +116,7 @@ bool Loop::prepare(double now) {
   expire(now);
   if (stale_) {
     sweep(now);
-    if (suspects_ > 0) {
-      plan_suspect();
-    } else {
-      plan(When::Now);
-    }
+    if (suspects_ == 0 || !plan_suspect()) plan(When::Now);
     std::swap(turn_, next_);
     enter(now);
     stale_ = false;
@@ -136,7 +132,7 @@ bool Loop::prepare(double now) {
 void Loop::complete(double now) {
   end_forward(now);
   for (Sample* sample : turn_.samples)
-    if (sample->request.gate) sample->request.gate->open = false;
+    if (sample->request.gate && sample->live()) sample->request.gate->open = false;
   stale_ = suspects_ > 0;  // each of them runs alone: nothing is known of the turn behind it
   if (stale_) {
     for (Sample* sample : turn_.samples) sample->entry = -1;
@@ -226,17 +222,18 @@ void Loop::plan(When when) {
   }
 }
 
-// The turn is the first suspect's alone.
-void Loop::plan_suspect() {
+// The turn is the first suspect's alone; false if none may step.
+bool Loop::plan_suspect() {
   next_.plan.clear();
   next_.samples.clear();
   for (const auto& sample : running_) {
     sample->entry = -1;
-    if (!sample->suspect || !next_.samples.empty()) continue;
+    if (!sample->suspect || !next_.samples.empty() || !may_step(*sample, When::Now)) continue;
     next_.plan.place(0, sample->passes());
     next_.samples.push_back(sample.get());
     sample->entry = 0;
   }
+  return !next_.plan.empty();
 }
 
 // Begins those of turn_ who waited, and stages what its rows do not hold yet.

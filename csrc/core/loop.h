@@ -99,7 +99,7 @@ class Loop {
   bool may_step(const Sample& sample, When when) const;
   SampleView view(const Sample& sample, When when) const;
   void plan(When when);
-  void plan_suspect();
+  bool plan_suspect();
   void enter(double now);
   void begin(Sample& sample, double now);
   void stage(const Sample& sample, const PlanEntry& entry);

@@ -24,6 +24,7 @@ Server::Server(const ModelSpec& spec, const LoopOptions& options, std::size_t ma
 }
 
 bool Server::submit(Request& request, std::optional<double> wait_seconds) {
+  const std::shared_ptr<void> owner = request.keep_alive;  // of a request refused: not to be let go under the lock
   std::unique_lock<std::mutex> lock(mutex_);
   const auto has_room = [this] { return closed_ || loop_.waiting().size() < max_waiting_; };
   if (wait_seconds && !room_.wait_for(lock, std::chrono::duration<double>(*wait_seconds), has_room))
@@ -78,10 +79,11 @@ void Server::run(Denoiser& denoiser, Listener& listener) {
     if (!lock.owns_lock()) lock.lock();
     loop_.cancel_all();
     loop_.prepare(now());
-    std::vector<Event> undelivered = std::exchange(loop_.events(), {});
+    // Taken, not cleared: as soon as the lock is free another thread may drive, and these are its own then.
+    const std::vector<Event> delivered = std::exchange(delivered_, {}), undelivered = std::exchange(loop_.events(), {});
     driving_ = false;
+    room_.notify_all();
     lock.unlock();
-    delivered_.clear();
     throw;
   }
   driving_ = false;
