@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
 
 from stepfuse import _core
@@ -126,7 +126,7 @@ class Report:
             "targets": [asdict(target) | {"met": target.met} for target in self.targets],
         }
 
-    def _table(self) -> Table:
+    def _table(self) -> Table | Group:
         extra = list(dict.fromkeys(key for result in self.results for key in result if key not in COMMON))
         table = Table(title=self.name)
         for column in ("case", "contender"):
@@ -143,6 +143,26 @@ class Report:
                 "the peer" if is_peer else f"{times['p50']:.2f} ({times['p20']:.2f} - {times['p80']:.2f})",
             )
         return table
+
+
+@dataclass
+class TablesReport(Report):
+    """A report whose figures are not seconds a round: ``results`` and ``tables`` are filled by hand."""
+
+    tables: list[Table] = field(default_factory=list)
+
+    def _table(self) -> Group:
+        return Group(*self.tables)
+
+
+def figures_table(title: str, rows: Sequence[Mapping[str, str]]) -> Table:
+    """Figures that are text already: a mapping a row, all with the same keys."""
+    table = Table(title=title)
+    for i, column in enumerate(rows[0]):
+        table.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row.values())
+    return table
 
 
 def targets_table(targets: Sequence[Target]) -> Table:
