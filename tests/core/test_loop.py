@@ -276,6 +276,30 @@ def test_cancelling_withdraws_the_waiting_and_the_running_but_not_the_unknown():
     assert (status["cancelled"], status["samples"], status["waiting"], status["running"]) == (2, 1, 0, 0)
 
 
+@pytest.mark.parametrize("neighbours", [0, 2])
+@pytest.mark.parametrize("outcome", ["raises", "not-finite"])
+def test_what_a_forward_does_wrong_is_no_matter_to_who_was_cancelled_in_it(outcome, neighbours):
+    def network(x, t, cond):
+        prediction = support.rowwise(x, t, cond)
+        if len(driver.forwards) == 2:
+            driver.server.cancel(0)
+            if outcome == "raises":
+                raise RefusalError
+            prediction[0] = np.nan
+        return prediction
+
+    driver = Driver(network=network)
+    for id in range(neighbours + 1):
+        driver.submit(id, **MIX[id + 1])
+    driver.run()
+    assert [(event.kind, event.step) for event in driver.events if event.id == 0 and event.kind in ENDS] == [
+        (EventKind.Cancelled, 1)
+    ]
+    assert sorted(driver.ids(EventKind.Finished)) == list(range(1, neighbours + 1))
+    for id in range(1, neighbours + 1):
+        check_result(driver, id, **MIX[id + 1])
+
+
 def test_what_is_cancelled_between_runs_is_told_by_the_next_one():
     driver, gate = Driver(), Gate()
     driver.submit(0, DDIM(3), gate=gate)

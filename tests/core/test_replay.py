@@ -9,7 +9,7 @@ import pytest
 from hypothesis import event, example, given
 from hypothesis import strategies as st
 
-from stepfuse._core import CostCurve, LoopOptions, Policy, Table, replay
+from stepfuse._core import CostCurve, LoopOptions, Policy, Table, replay, rows_worthwhile
 from stepfuse.steptable import COLUMNS
 
 PLAIN = {"s": 1.0, "lo": -np.inf, "hi": np.inf, "q_x": 1.0}  # a step that leaves the state as it is
@@ -197,6 +197,14 @@ def test_forwards_are_full_while_enough_are_there(load, max_rows):
                 assert len(turn) + arrival.rows(run.next_step(sample, number)) > max_rows
 
 
+@given(loads(gaps=st.just(0.0), scales=unguided), st.integers(2, 7), costs)
+def test_forwards_have_the_rows_that_are_worthwhile_for_all_who_run_or_wait(load, max_rows, believed):
+    run = Run(load, max_rows, believed=believed)
+    for number, turn in enumerate(run.turns):
+        wanted = sum(run.last_turn(sample) >= number for sample in range(len(load)))
+        assert len(turn) == min(wanted, rows_worthwhile(CostCurve(*believed), wanted, max_rows))
+
+
 @given(loads(), servings)
 def test_first_come_begins_in_the_order_of_arrival(load, serving):
     """Only an unguided first step may go before an earlier guided one, into a row that is left over."""
@@ -258,6 +266,12 @@ def test_a_stream_of_short_requests_starves_a_long_one_unless_it_ages(options, f
     run = Run(STREAM, 1, **options)
     assert run.finished[0] == finished
     assert run.finished.max() == 54
+
+
+def test_shortest_first_goes_by_what_is_left_also_of_who_rests():
+    """The first to come has 4 passes left when it yields to 3, and then goes before 5."""
+    load = [Arrival(0.0, [1.0] * 10), Arrival(5.5, [1.0] * 3), Arrival(6.5, [1.0] * 5)]
+    assert Run(load, 1, policy=Policy.ShortestFirst).finished.tolist() == [13.0, 9.0, 18.0]
 
 
 def test_a_higher_priority_is_served_first_whatever_the_policy():
