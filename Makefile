@@ -3,7 +3,7 @@
 PYTHON ?= python3
 SOURCES := setup.py pyproject.toml MANIFEST.in $(shell find engine kernels export csrc -type f -not -name '*.so' -not -path '*/__pycache__/*')
 
-.PHONY: sample test lint bench format clean
+.PHONY: sample test lint sanitize bench format clean
 
 # Sampling needs no torch: this environment has the base dependencies alone.
 sample: .venv/.ready
@@ -16,7 +16,11 @@ lint: .venv-dev/.ready
 	.venv-dev/bin/ruff check .
 	.venv-dev/bin/ruff format --check .
 	.venv-dev/bin/mypy
-	.venv-dev/bin/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.inl')
+	.venv-dev/bin/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.inl' 'tests/core/*.h' 'tests/core/*.cpp')
+
+# The core alone, with a C++ compiler and nothing else.
+sanitize:
+	$(MAKE) -f tests/core/sanitize.mk -j $$(nproc)
 
 bench: .venv-dev/.ready
 	.venv-dev/bin/python benchmarks/run.py
@@ -24,7 +28,7 @@ bench: .venv-dev/.ready
 format: .venv-dev/.ready
 	.venv-dev/bin/ruff check --fix .
 	.venv-dev/bin/ruff format .
-	.venv-dev/bin/clang-format -i $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.inl')
+	.venv-dev/bin/clang-format -i $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.inl' 'tests/core/*.h' 'tests/core/*.cpp')
 
 # A venv that stopped halfway has no pip: make it anew.
 .venv/.ready: $(SOURCES)

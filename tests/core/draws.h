@@ -1,0 +1,128 @@
+// Samples to ask for at random, and the oracle that says what must come of them.
+#pragma once
+
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "../../csrc/core/noise.h"
+#include "../../csrc/core/sample.h"
+#include "../../csrc/core/step_cpu.h"
+#include "faulty_network.h"
+
+namespace stepfuse {
+
+// A gate, and how many turns it may let through: what its owner has opened less what has been told of.
+struct Gateway {
+  explicit Gateway(bool open) : turns(open) { gate->open = open; }
+  bool add(int n) { return turns.fetch_add(n, std::memory_order_relaxed) + n == (n > 0); }
+
+  std::shared_ptr<Gate> gate = std::make_shared<Gate>();
+  std::atomic<int> turns;  // 0 or 1
+};
+
+// All that a request borrows: gone as soon as the server lets go of it, unless the owner looks at previews.
+struct Memory {
+  std::vector<float> x, x0;
+  float label, null_label;
+  Tag tag;
+};
+
+struct Draw {
+  std::uint64_t id = 0;
+  int client = 0;
+  std::shared_ptr<const Table> table;
+  std::uint64_t seed = 0;
+  bool has_noise = false, conditioned = false, watched = false;
+  float label = 0, null_label = 0;
+  Fault fault = Fault::None;
+  int faulty_step = 0;
+  double submitted = 0, timeout = kNever;
+  std::shared_ptr<Gateway> gateway;
+  std::shared_ptr<Memory> preview;  // of those behind a gate
+  Memory* memory = nullptr;
+
+  Flag cancel_asked;
+
+  // Written by whoever drives, read by the client when told: the server's lock and the mailbox's order these.
+  int steps = 0, answers = 0;
+  EventKind answer = EventKind::Retried;
+  std::vector<float> x;
+};
+
+inline StepRow random_row(Random& random, int steps_left, bool history, bool noise) {
+  constexpr float kGuidance[] = {0.0f, 1.0f, 3.0f};
+  const bool clamped = random.one_in(2);
+  StepRow row{};
+  row.t = 10.0f * static_cast<float>(steps_left) + (random.one_in(2) ? 0.25f : 0.0f);
+  row.s = random.one_in(2) ? 1.0f : random.coefficient(0.5, 1.0);
+  row.g = kGuidance[random.from(0, 2)];
+  row.p_x = random.coefficient(0.8, 1.2);
+  row.p_e = random.coefficient(-0.5, -0.1);
+  row.lo = clamped ? -1.5f : -INFINITY;
+  row.hi = clamped ? 1.5f : INFINITY;
+  row.q_x = random.coefficient(0.0, 0.5);
+  row.q_d = random.coefficient(0.3, 0.6);
+  row.q_e = random.coefficient(0.0, 0.3);
+  if (noise) row.q_z = random.coefficient(0.1, 0.3);
+  if (!history) return row;
+  row.q_h = random.coefficient(-0.3, 0.3);
+  row.u_x = random.coefficient(-0.3, 0.3);
+  row.u_d = random.coefficient(-0.5, 0.5);
+  row.u_e = random.coefficient(-0.3, 0.3);
+  row.u_h = random.coefficient(-0.3, 0.3);
+  return row;
+}
+
+inline std::shared_ptr<const Table> random_table(Random& random, int steps) {
+  const bool history = random.one_in(3), noise = random.one_in(3);
+  std::vector<StepRow> rows;
+  for (int i = 0; i < steps; ++i) rows.push_back(random_row(random, steps - i, history && i % 3 != 2, noise && i % 2));
+  return std::make_shared<Table>(std::move(rows), random.coefficient(0.5, 2.0));
+}
+
+inline std::vector<float> starting_noise(const Draw& draw, std::int64_t n) {
+  std::vector<float> noise(static_cast<std::size_t>(n));
+  // Noise that a caller brings is any noise but what the loop would make.
+  fill_normal(draw.has_noise ? ~draw.seed : draw.seed, 0, NoiseStream::InitialState, 0, n, noise.data());
+  return noise;
+}
+
+struct Trajectory {
+  std::vector<std::vector<float>> x, x0;  // after each step
+};
+
+// The oracle: one sample after the other, a row at a time, no planner and no batch.
+inline Trajectory trajectory(const Draw& draw, const ModelSpec& spec) {
+  const auto n = static_cast<std::size_t>(spec.elements);
+  std::vector<float> x = starting_noise(draw, spec.elements), h(n), z(n), input(n), eps(n), eps_uncond(n), x0(n);
+  for (float& value : x) value *= draw.table->init_scale;
+  Trajectory found;
+  for (int i = 0; i < draw.table->size(); ++i) {
+    const StepRow& row = draw.table->rows[static_cast<std::size_t>(i)];
+    for (std::size_t k = 0; k < n; ++k) input[k] = row.s * x[k];
+    const double t = spec.timestep == TimestepType::Int64 ? static_cast<double>(std::llrint(row.t)) : row.t;
+    const bool told = draw.conditioned && row.g != 0.0f, guided = told && row.g != 1.0f;
+    predict(input.data(), t, told ? draw.label : draw.null_label, spec.elements, eps.data());
+    if (guided) predict(input.data(), t, draw.null_label, spec.elements, eps_uncond.data());
+    if (row.adds_noise())
+      fill_normal(draw.seed, static_cast<std::uint32_t>(i), NoiseStream::Step, 0, spec.elements, z.data());
+    StepSpan<float> span{};
+    span.n = spec.elements;
+    span.x = span.out = x.data();
+    span.eps = eps.data();
+    span.eps_uncond = guided ? eps_uncond.data() : nullptr;
+    span.h = draw.table->uses_history ? h.data() : nullptr;
+    span.z = row.adds_noise() ? z.data() : nullptr;
+    span.x0 = x0.data();
+    require(fused_step(row, span), "the oracle is not finite", draw.id);
+    found.x.push_back(x);
+    found.x0.push_back(x0);
+  }
+  return found;
+}
+
+}  // namespace stepfuse
