@@ -381,7 +381,8 @@ class Engine:
 
         Returns:
             ``submitted``; what became of those: ``samples`` finished, ``failures``, ``cancelled``, ``expired``;
-            ``deadline_misses``; ``waiting`` and ``running`` now. Fused ``steps``, ``forwards`` of the network,
+            ``queue_refusals`` and ``deadline_refusals``, which were not; ``deadline_misses``; ``waiting`` and ``running``
+            now. Fused ``steps``, ``forwards`` of the network,
             ``failed_forwards``, ``network_passes`` (the rows that were asked for) and ``padded_rows``;
             ``network_seconds``, ``step_seconds`` and ``loop_seconds`` add up to the time. Histograms ``wait_seconds``
             (submission to first step), ``latency_seconds`` (submission to image), ``forward_seconds`` and

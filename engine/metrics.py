@@ -33,6 +33,12 @@ _DIVIDED = (
         {"samples": "finished", "failures": "failed", "cancelled": "cancelled", "expired": "expired"},
     ),
     (
+        "stepfuse_requests_refused",
+        "Requests not taken into the queue.",
+        "reason",
+        {"queue_refusals": "queue", "deadline_refusals": "deadline"},
+    ),
+    (
         "stepfuse_busy_seconds",
         "Time of the engine's thread: in the network, in the fused step, and in planning and staging around them.",
         "phase",

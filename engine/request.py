@@ -137,6 +137,8 @@ class Compiler:
             raise TypeError(f"priority must be a whole number, got {priority!r}")
         if not -(1 << 31) <= priority < 1 << 31:
             raise ValueError(f"priority must fit 32 bits, got {priority}")
+        if request.id is not None and not (isinstance(request.id, str) and request.id):
+            raise TypeError(f"id must be a text of at least one character, got {request.id!r}")
         for name, seconds in (("deadline", request.deadline), ("timeout", request.timeout)):
             if seconds is not None:
                 _require_number(name, seconds)

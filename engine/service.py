@@ -33,6 +33,13 @@ T = TypeVar("T")
 
 logger = logging.getLogger("stepfuse")
 
+_OUTCOMES = {
+    _core.EventKind.Finished: "finished",
+    _core.EventKind.Failed: "failed",
+    _core.EventKind.Cancelled: "cancelled",
+    _core.EventKind.Expired: "expired",
+}
+
 
 class Denoiser(Protocol):
     """What a back end is: a network on the loop's memory."""
@@ -121,6 +128,8 @@ class Service:
         self._pid = os.getpid()
         self._thread_id: int | None = None
         self._awaited_threads: set[int] = set()  # samples rest until these return from their callbacks
+        self._refusals_lock = threading.Lock()
+        self._queue_refusals = self._deadline_refusals = 0
         self._closing = self._aborting = False
         self._all_ended = threading.Condition()
         # Not a daemon: the interpreter joins it before it tears down what the loop's thread still needs.
@@ -166,7 +175,11 @@ class Service:
             start = queue(requests)
         except BaseException as error:
             self._forget(draw.id for draw in draws)
-            raise _ours(error) from None
+            refusal = _ours(error)
+            with self._refusals_lock:
+                self._queue_refusals += isinstance(refusal, QueueFull)
+                self._deadline_refusals += isinstance(refusal, DeadlineError)
+            raise refusal from None
         if start:
             self._start()
 
@@ -240,8 +253,9 @@ class Service:
         self._core.set_cost(_core.CostCurve(cost.fixed, cost.row))
 
     def status(self) -> dict[str, Any]:
-        """The loop's counters, as of the last finished turn, and how many wait and run."""
-        return self._core.status()
+        """The loop's counters, as of the last finished turn, how many wait and run, and how many were refused."""
+        refusals = {"queue_refusals": self._queue_refusals, "deadline_refusals": self._deadline_refusals}
+        return self._core.status() | refusals
 
     def close(self, *, abort: bool = False) -> None:
         """Draws what is queued, or withdraws it, then frees the network; closing twice is fine.
@@ -324,38 +338,48 @@ class Service:
         try:
             self._core.run(self._network().forward, self._happened)
         except BaseException as error:  # a bug of ours: nobody may be left waiting
-            logger.exception("the loop failed; all its requests fail with it")
+            names = [draw.name for draw in self._draws.values()]
+            logger.exception("the loop failed, and all its requests with it", extra={"request_id": ", ".join(names)})
             for id in list(self._draws):
-                self._end(id, error, 0.0, 0.0)
+                self._end(id, "failed", error, 0.0, 0.0)
         finally:
             self._thread_id = None  # when this thread has ended, another may be given its number
 
     def _happened(self, events: Sequence[tuple[_core.EventKind, int, int, Any, float, float]]) -> None:
         owners: dict[Owner, None] = {}
+        retried: list[str] = []
         for kind, id, step, cause, waited, ran in events:
-            if kind == _core.EventKind.Retried:
-                logger.warning("a forward of %d requests raised %r: each is tried alone", step, cause)
-                continue
             draw = self._draws.get(id)
             if draw is None:
+                continue
+            if kind == _core.EventKind.Retried:
+                retried.append(draw.name)
+                if len(retried) == step:
+                    self._log_retry(retried, cause)
                 continue
             owners[draw.owner] = None
             if kind == _core.EventKind.Stepped:
                 draw.owner.stepped(draw, step)
             else:
-                self._end(id, self._error(kind, draw, step, cause), waited, ran)
+                self._end(id, _OUTCOMES[kind], self._error(kind, draw, step, cause), waited, ran)
         for owner in owners:
             owner.turn_over()
 
-    def _end(self, id: int, error: BaseException | None, waited: float, ran: float) -> None:
+    def _log_retry(self, names: Sequence[str], cause: BaseException) -> None:
+        facts = {"request_id": ", ".join(names)}
+        logger.warning("a forward of %d requests raised %r: each is tried alone", len(names), cause, extra=facts)
+
+    def _end(self, id: int, outcome: str, error: BaseException | None, waited: float, ran: float) -> None:
         draw = self._draws[id]
-        outcome = "finished" if error is None else "cancelled" if isinstance(error, CancelledError) else "failed"
-        level = logging.WARNING if outcome == "failed" else logging.DEBUG
+        level = logging.WARNING if outcome in ("failed", "expired") else logging.DEBUG
         if logger.isEnabledFor(level):
             facts = {"request_id": draw.name, "outcome": outcome, "wait_seconds": waited, "run_seconds": ran}
-            why = f": {error}" if error else ""
-            message = "request %s %s after %.3f s in the queue and %.3f s of drawing%s"
-            logger.log(level, message, draw.name, outcome, waited, ran, why, extra=facts)
+            message = "request %s %s after %.3f s in the queue and %.3f s of drawing"
+            arguments: list[Any] = [draw.name, outcome, waited, ran]
+            if error is not None:
+                message += ": %s"
+                arguments.append(error)
+            logger.log(level, message, *arguments, extra=facts)
         trace_request(draw.name, draw.request.table, draw.context, outcome, error, waited, ran)
         draw.owner.ended(draw, error)
         self._forget([id])

@@ -59,15 +59,16 @@ void check_turn(const Loop& loop, Report& report) {
   const StepPlan& plan = turn.plan;
   report.require(plan.rows <= loop.spec().max_rows, "the plan has more rows than a forward may have");
   report.require(plan.entries.size() == turn.samples.size(), "the plan's entries and samples differ in number");
-  std::set<const Sample*> running, planned;
-  for (const auto& sample : loop.running()) running.insert(sample.get());
+  std::set<const Sample*> known_samples, planned;
+  for (const auto& sample : loop.running()) known_samples.insert(sample.get());
+  for (const auto& [order, sample] : loop.waiting()) known_samples.insert(sample.get());  // begin with the turn
   std::vector<int> used(static_cast<std::size_t>(plan.rows > 0 ? plan.rows : 0));
   for (std::size_t i = 0; i < turn.samples.size(); ++i) {
     const Sample* sample = turn.samples[i];
-    const bool known = running.count(sample) > 0 && planned.insert(sample).second;
-    report.require(known, "the plan names a sample that does not run, or one twice");
+    const bool known = known_samples.count(sample) > 0 && planned.insert(sample).second;
+    report.require(known, "the plan names a sample that is not here, or one twice");
     if (!known) continue;
-    report.require(sample->state == SampleState::Running, name_of(*sample) + ": is planned, but does not run");
+    report.require(sample->live(), name_of(*sample) + ": is planned, but has ended");
     report.require(!sample->request.gate || sample->request.gate->open, name_of(*sample) + ": steps through a gate");
     check_rows(*sample, plan.entries[i], plan, report, used);
   }

@@ -1,6 +1,7 @@
 #include "loop.h"
 
 #include <algorithm>
+#include <cmath>
 #include <stdexcept>
 #include <string>
 
@@ -52,13 +53,13 @@ Loop::Loop(const ModelSpec& spec, const LoopOptions& options)
   const auto slots = static_cast<std::size_t>(options.max_running);
   running_.reserve(slots);
   running_views_.reserve(slots);
-  waiting_views_.reserve(rows);
-  candidates_.reserve(slots + rows);
+  waiting_views_.reserve(rows + 1);
+  candidates_.reserve(slots + rows + 1);
   ended_.reserve(slots);
   for (Turn* turn : {&turn_, &next_}) {
     turn->samples.reserve(rows);
     turn->plan.entries.reserve(rows);
-    turn->plan.line.reserve(slots + rows);
+    turn->plan.line.reserve(slots + rows + 1);
   }
   events_.reserve(2 * rows);
 }
@@ -71,6 +72,8 @@ void Loop::check(const Request& request) const {
     throw std::invalid_argument("a request needs one value for each conditioning input");
   if (request.table->passes_left(0, request.conditioned()) > request.table->size() && spec().max_rows < 2)
     throw std::invalid_argument("a guided step takes 2 rows of a forward, max_rows is 1");
+  if (std::isnan(request.deadline) || std::isnan(request.expires))
+    throw std::invalid_argument("deadline and timeout must be numbers");
   if (by_id_.count(request.id)) throw std::invalid_argument("id " + std::to_string(request.id) + " is taken");
 }
 
@@ -118,9 +121,9 @@ bool Loop::prepare(double now) {
     sweep(now);
     if (suspects_ == 0 || !plan_suspect()) plan(When::Now);
     std::swap(turn_, next_);
-    enter(now);
     stale_ = false;
   }
+  enter(now);
   pad();
   began_ = now;
   in_forward_ = !turn_.plan.empty();
@@ -131,6 +134,7 @@ bool Loop::prepare(double now) {
 
 void Loop::complete(double now) {
   end_forward(now);
+  expire(now);
   for (Sample* sample : turn_.samples)
     if (sample->request.gate && sample->live()) sample->request.gate->open = false;
   stale_ = suspects_ > 0;  // each of them runs alone: nothing is known of the turn behind it
@@ -150,7 +154,6 @@ void Loop::complete(double now) {
   for (Sample* sample : turn_.samples) advance(*sample);
   sweep(now);
   std::swap(turn_, next_);
-  if (!stale_) enter(now);
   watch_.add_to(counters_.loop_seconds);
 }
 
@@ -158,21 +161,21 @@ void Loop::fail(std::exception_ptr error, double now) {
   end_forward(now);
   ++counters_.failed_forwards;
   const bool alone = turn_.samples.size() == 1;
-  if (!alone) {
-    Event event{EventKind::Retried, turn_.samples.front()->request.id, static_cast<int>(turn_.samples.size())};
-    event.error = error;
-    events_.push_back(std::move(event));
-  }
+  int suspects = 0;
+  for (Sample* sample : turn_.samples) suspects += sample->live();
   for (Sample* sample : turn_.samples) {
     sample->in_forward = false;
     if (!sample->live()) continue;
     if (alone) {
       sample->error = error;
       mark_ended(*sample, SampleState::Failed);
-    } else {
-      suspects_ += !sample->suspect;
-      sample->suspect = true;
+      continue;
     }
+    suspects_ += !sample->suspect;
+    sample->suspect = true;
+    Event event{EventKind::Retried, sample->request.id, suspects};
+    event.error = error;
+    events_.push_back(std::move(event));
   }
   stale_ = true;
   sweep(now);
@@ -205,11 +208,16 @@ void Loop::plan(When when) {
     running_views_.push_back(view(*sample, when));
     rows_wanted += rows_of(running_views_.back().passes);
   }
-  // No more waiting samples than rows can step: a long queue costs nothing a turn.
+  // No more waiting samples than rows can step: a long queue costs nothing a turn. And one more that takes one row, for
+  // the row that guided ones may leave.
   const auto offered = static_cast<std::size_t>(std::clamp(slots, 0, spec().max_rows));
-  for (auto at = waiting_.cbegin(); at != waiting_.cend() && waiting_views_.size() < offered; ++at) {
+  std::int64_t small_left = 2 * static_cast<std::int64_t>(waiting_.size()) - waiting_rows_;
+  for (auto at = waiting_.cbegin(); at != waiting_.cend() && offered > 0; ++at) {
+    const bool full = waiting_views_.size() >= offered, small = rows_of(at->second->passes()) == 1;
+    if (full && (small_left == 0 || waiting_views_.size() > offered)) break;
+    small_left -= small;
     at->second->entry = -1;
-    if (!may_step(*at->second, when)) continue;
+    if ((full && !small) || !may_step(*at->second, when)) continue;
     candidates_.push_back(at->second.get());
     waiting_views_.push_back(view(*at->second, when));
   }
@@ -373,7 +381,7 @@ void Loop::require_in_time(const Sample& sample, double now) const {
 void Loop::expire(double now) {
   for (auto at = expiries_.cbegin(); at != expiries_.cend() && at->first <= now; ++at) {
     Sample& sample = *by_id_.at(at->second);
-    if (sample.live()) mark_ended(sample, SampleState::Expired);
+    if (sample.live() && !sample.in_forward) mark_ended(sample, SampleState::Expired);
   }
 }
 

@@ -20,7 +20,8 @@ Order order_of(Policy policy, double ageing, const Standing& standing) {
 
 int rows_worthwhile(const CostCurve& cost, std::int64_t rows_wanted, int max_rows) {
   if (!cost.known()) return max_rows;
-  const double best = 1.5 * std::sqrt(cost.fixed / cost.row) * std::pow(static_cast<double>(rows_wanted), 0.75);
+  const auto backlog = static_cast<double>(std::max<std::int64_t>(rows_wanted, 1));
+  const double best = 1.5 * std::sqrt(cost.fixed / cost.row) * std::pow(backlog, 0.75);
   return static_cast<int>(std::ceil(std::clamp(best, 1.0, static_cast<double>(max_rows))));
 }
 
@@ -38,34 +39,50 @@ void StepPlan::place(int sample, Passes passes) {
 
 void make_plan(const std::vector<SampleView>& running, const std::vector<SampleView>& waiting, std::int64_t rows_wanted,
                const PlanLimits& limits, StepPlan& plan) {
+  using Candidate = StepPlan::Candidate;
   plan.clear();
-  const auto joins = static_cast<std::size_t>(std::max(limits.max_joins, 0));
-  const std::size_t candidates = running.size() + std::min(waiting.size(), joins);
-  const auto view = [&](int i) -> const SampleView& {
-    const auto index = static_cast<std::size_t>(i);
-    return index < running.size() ? running[index] : waiting[index - running.size()];
-  };
-
   auto& line = plan.line;
-  line.resize(candidates);
-  std::iota(line.begin(), line.end(), 0);
-  const int worthwhile = rows_worthwhile(limits.cost, rows_wanted, limits.max_rows);
-  // Every candidate takes a row at least: who stands behind the first `worthwhile` cannot step.
-  const auto front = std::min(candidates, static_cast<std::size_t>(std::max(worthwhile, 2)));
-  const auto sorted = line.begin() + static_cast<std::ptrdiff_t>(front);
-  std::partial_sort(line.begin(), sorted, line.end(), [&](int a, int b) { return view(a).order < view(b).order; });
+  line.clear();
+  int wanted = 0;
+  const auto offer = [&](const SampleView& view) {
+    line.push_back({view.order, static_cast<int>(line.size()), view.passes});
+    wanted += rows_of(view.passes);
+  };
+  for (const SampleView& view : running) offer(view);
+  const auto joins = std::min(waiting.size(), static_cast<std::size_t>(std::max(limits.max_joins, 0)));
+  for (std::size_t i = 0; i < joins; ++i) offer(waiting[i]);
 
-  int rows = 0;
-  auto taken = line.begin();
-  for (auto at = line.begin(); at != sorted; ++at) {
-    const int needed = rows_of(view(*at).passes);
-    const int limit = rows == 0 ? limits.max_rows : worthwhile;  // the first in line steps in any case
-    if (rows + needed > limit) continue;
-    rows += needed;
-    *taken++ = *at;
+  const int worthwhile = rows_worthwhile(limits.cost, rows_wanted, limits.max_rows);
+  auto taken = line.end();
+  if (wanted > worthwhile) {
+    // Every candidate takes a row at least, so only the first `worthwhile` need be in order.
+    const auto earlier = [](const Candidate& a, const Candidate& b) { return a.order < b.order; };
+    const auto front =
+        line.begin() + static_cast<std::ptrdiff_t>(std::min(line.size(), static_cast<std::size_t>(worthwhile)));
+    if (front != line.end()) std::nth_element(line.begin(), front, line.end(), earlier);
+    std::sort(line.begin(), front, earlier);
+    int rows = 0;
+    taken = line.begin();
+    const auto take = [&](std::vector<Candidate>::iterator at) {
+      rows += rows_of(at->passes);
+      std::swap(*taken++, *at);
+    };
+    for (auto at = line.begin(); at != front; ++at) {
+      const int limit = rows == 0 ? limits.max_rows : worthwhile;  // the first in line steps in any case
+      if (rows + rows_of(at->passes) <= limit) take(at);
+    }
+    if (rows + 1 == worthwhile) {  // one was let pass: who behind the front could use the row that is left?
+      const auto better = [&](const Candidate& a, const Candidate& b) {
+        const bool fits_a = rows_of(a.passes) == 1, fits_b = rows_of(b.passes) == 1;
+        return fits_a != fits_b ? fits_a : a.order < b.order;
+      };
+      const auto best = std::min_element(front, line.end(), better);
+      if (best != line.end() && rows_of(best->passes) == 1) take(best);
+    }
+    const auto by_place = [](const Candidate& a, const Candidate& b) { return a.sample < b.sample; };
+    std::sort(line.begin(), taken, by_place);  // rows change hands least if samples keep their order
   }
-  std::sort(line.begin(), taken);  // rows change hands least if samples keep their order
-  for (auto at = line.begin(); at != taken; ++at) plan.place(*at, view(*at).passes);
+  for (auto at = line.begin(); at != taken; ++at) plan.place(at->sample, at->passes);
 }
 
 }  // namespace stepfuse

@@ -63,7 +63,7 @@ struct CostCurve {
   double fixed = 0;
   double row = 0;
 
-  bool known() const { return row > 0; }
+  bool known() const { return row > 0 && fixed >= 0; }
   double seconds(int rows) const { return fixed + row * rows; }
 };
 
@@ -89,7 +89,13 @@ struct PlanEntry {
 struct StepPlan {
   std::vector<PlanEntry> entries;  // one a sample that steps, in the order of the candidates
   int rows = 0;                    // rows of the forward, densely used from 0
-  std::vector<int> line;           // scratch: candidates, as far as sorted
+
+  struct Candidate {
+    Order order;
+    int sample;
+    Passes passes;
+  };
+  std::vector<Candidate> line;  // scratch
 
   bool empty() const { return entries.empty(); }
   void clear();

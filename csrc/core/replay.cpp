@@ -1,5 +1,6 @@
 #include "replay.h"
 
+#include <cmath>
 #include <stdexcept>
 
 namespace stepfuse {
@@ -30,15 +31,20 @@ Replay replay(const std::vector<Arrival>& arrivals, int max_rows, const LoopOpti
   found.finished.resize(arrivals.size());
   double now = 0;
   std::size_t next = 0;
-  while (true) {
-    for (; next < arrivals.size() && arrivals[next].at <= now; ++next) {
+  const auto submit_until = [&](double time) {
+    for (; next < arrivals.size() && arrivals[next].at <= time; ++next) {
       const Arrival& arrival = arrivals[next];
-      if (next > 0 && arrival.at < arrivals[next - 1].at) throw std::invalid_argument("arrivals must be in order");
       Request request{next, arrival.table, next, false, &states[next], nullptr, {}, {&label}};
       if (arrival.conditioned) request.cond = {&label};
       request.priority = arrival.priority;
       loop.submit(std::move(request), arrival.at);
     }
+  };
+  for (std::size_t i = 0; i < arrivals.size(); ++i)
+    if (!(arrivals[i].at >= (i > 0 ? arrivals[i - 1].at : 0) && std::isfinite(arrivals[i].at)))
+      throw std::invalid_argument("arrivals must be finite, from 0 on and in order");
+  while (true) {
+    submit_until(now);
     if (!loop.prepare(now)) {
       if (next == arrivals.size()) break;
       now = arrivals[next].at;
@@ -47,6 +53,7 @@ Replay replay(const std::vector<Arrival>& arrivals, int max_rows, const LoopOpti
     const double ended = now + cost.seconds(loop.forward_rows());
     if (trace) record(loop, now, ended, found);
     now = ended;
+    submit_until(now);  // they came during the forward: the next plan knows of them
     loop.complete(now);
     for (const Event& event : loop.events()) {
       found.began[event.id] = arrivals[event.id].at + event.wait_seconds;

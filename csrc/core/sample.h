@@ -91,7 +91,7 @@ enum class EventKind : std::uint8_t {
   Failed,    // error says why; null: its state was not finite after `step` with `row`
   Cancelled,
   Expired,
-  Retried,  // a forward raised: its samples are run one by one, this being the first of them
+  Retried,  // its forward raised `error`: its `step` samples, told one after the other, are run one by one
 };
 
 struct Event {

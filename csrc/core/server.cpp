@@ -1,6 +1,7 @@
 #include "server.h"
 
 #include <chrono>
+#include <set>
 #include <string>
 #include <utility>
 
@@ -37,7 +38,12 @@ bool Server::submit(Request& request, std::optional<double> wait_seconds) {
 bool Server::submit_all(std::vector<Request> requests) {
   std::lock_guard<std::mutex> lock(mutex_);
   if (closed_) throw Closed();
-  for (const Request& request : requests) loop_.check(request);
+  std::set<std::uint64_t> ids;
+  for (const Request& request : requests) {
+    loop_.check(request);
+    if (!ids.insert(request.id).second) throw std::invalid_argument("an id stands twice among the requests");
+    if (request.deadline != kNever) throw std::invalid_argument("requests that come together have no deadline");
+  }
   const double time = now();
   for (Request& request : requests) loop_.submit(std::move(request), time);
   return claim_driving();
@@ -64,6 +70,8 @@ bool Server::claim_driving() { return !std::exchange(driving_, true); }
 
 void Server::run(Denoiser& denoiser, Listener& listener) {
   std::unique_lock<std::mutex> lock(mutex_);
+  if (running_) throw std::logic_error("the loop runs already");
+  running_ = driving_ = true;
   try {
     while (true) {
       const bool busy = loop_.prepare(now());
@@ -81,12 +89,12 @@ void Server::run(Denoiser& denoiser, Listener& listener) {
     loop_.prepare(now());
     // Taken, not cleared: as soon as the lock is free another thread may drive, and these are its own then.
     const std::vector<Event> delivered = std::exchange(delivered_, {}), undelivered = std::exchange(loop_.events(), {});
-    driving_ = false;
+    running_ = driving_ = false;
     room_.notify_all();
     lock.unlock();
     throw;
   }
-  driving_ = false;
+  running_ = driving_ = false;
 }
 
 void Server::turn(Denoiser& denoiser, std::unique_lock<std::mutex>& lock) {

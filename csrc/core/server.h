@@ -45,7 +45,7 @@ class Server {
   // Waits so long for room in the queue; null: queues it however full. Throws QueueFull, Closed, DeadlineError, or
   // std::invalid_argument. The request is moved from unless QueueFull is thrown.
   bool submit(Request& request, std::optional<double> wait_seconds);
-  // All in one turn, however full the queue is. If one is refused, none is queued.
+  // All in one turn, however full the queue is; they have no deadlines. If one is refused, none is queued.
   bool submit_all(std::vector<Request> requests);
   bool cancel(std::uint64_t id);
   bool open(Gate& gate);
@@ -74,6 +74,7 @@ class Server {
   const std::size_t max_waiting_;
   const bool check_invariants_;
   bool driving_ = false;  // somebody runs, or has been told to
+  bool running_ = false;
   bool closed_ = false;
 };
 

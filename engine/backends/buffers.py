@@ -30,9 +30,9 @@ class Buffers:
     prediction: Array
 
     @classmethod
-    def of(cls, loop: _core.Loop, info: ModelInfo) -> Buffers:
-        """The buffers of ``loop`` in the shapes of ``info``."""
-        views = loop.buffers()
+    def of(cls, server: _core.Server, info: ModelInfo) -> Buffers:
+        """The buffers of ``server`` in the shapes of ``info``."""
+        views = server.buffers()
         sample = views["sample"]
         rows = len(sample)
         cond = {

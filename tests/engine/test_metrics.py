@@ -113,6 +113,8 @@ def test_the_text_agrees_with_stats(eventful):
         ("stepfuse_requests_total", ("outcome", "failed")): stats["failures"],
         ("stepfuse_requests_total", ("outcome", "cancelled")): stats["cancelled"],
         ("stepfuse_requests_total", ("outcome", "expired")): stats["expired"],
+        ("stepfuse_requests_refused_total", ("reason", "queue")): stats["queue_refusals"],
+        ("stepfuse_requests_refused_total", ("reason", "deadline")): stats["deadline_refusals"],
         ("stepfuse_deadline_misses_total",): stats["deadline_misses"],
         ("stepfuse_steps_total",): stats["steps"],
         ("stepfuse_forwards_total",): stats["forwards"],
@@ -240,7 +242,7 @@ def test_openmetrics_text_is_valid(eventful):
     registry = CollectorRegistry()
     registry.register(EngineCollector(engine, {"model": "tiny"}))
     text = openmetrics_exposition.generate_latest(registry).decode()
-    assert len(list(openmetrics_parser.text_string_to_metric_families(text))) == 15
+    assert len(list(openmetrics_parser.text_string_to_metric_families(text))) == 16
 
 
 @pytest.mark.parametrize(

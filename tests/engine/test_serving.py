@@ -241,6 +241,7 @@ def test_padding_makes_an_image_independent_of_what_shares_its_forwards():
         ),
         pytest.param(sf.Request(timeout=0), ValueError, "timeout must be above 0 seconds, got 0", id="timeout"),
         pytest.param(sf.Request(priority=1.5), TypeError, "priority must be a whole number, got 1.5", id="priority"),
+        pytest.param(sf.Request(id=7), TypeError, "id must be a text of at least one character, got 7", id="id"),
         pytest.param(sf.Request(priority=1 << 40), ValueError, "priority must fit 32 bits", id="priority-large"),
     ],
 )
