@@ -381,12 +381,12 @@ class Engine:
 
         Returns:
             ``submitted``; what became of those: ``samples`` finished, ``failures``, ``cancelled``, ``expired``;
-            ``queue_refusals`` and ``deadline_refusals``, which were not; ``deadline_misses``; ``waiting`` and ``running``
-            now. Fused ``steps``, ``forwards`` of the network,
-            ``failed_forwards``, ``network_passes`` (the rows that were asked for) and ``padded_rows``;
-            ``network_seconds``, ``step_seconds`` and ``loop_seconds`` add up to the time. Histograms ``wait_seconds``
-            (submission to first step), ``latency_seconds`` (submission to image), ``forward_seconds`` and
-            ``forward_rows``, each a dict of ``bounds`` (upper, one fewer), ``counts`` and ``sum``.
+            ``deadline_misses``; ``queue_refusals`` and ``deadline_refusals``, which were not taken; ``waiting`` and
+            ``running`` now. Fused ``steps``, ``forwards`` of the network, ``failed_forwards``, ``network_passes`` (the
+            rows that were asked for) and ``padded_rows``; ``network_seconds``, ``step_seconds`` and ``loop_seconds``
+            add up to the time. Histograms ``wait_seconds`` (submission to first step), ``latency_seconds`` (submission
+            to image), ``forward_seconds`` and ``forward_rows``, each a dict of ``bounds`` (upper, one fewer),
+            ``counts`` and ``sum``.
         """
         return self._service.status()
 
