@@ -247,8 +247,8 @@ def fit_stage(
 def train(
     first: Annotated[int, typer.Option(help="Steps of the first student; half of the guided teacher's.")] = 32,
     last: Annotated[int, typer.Option(min=1, help="Steps of the last student.")] = 8,
-    steps: Annotated[int, typer.Option(min=1, help="Training steps of every stage but the last.")] = 1500,
-    last_steps: Annotated[int, typer.Option(min=1, help="Training steps of the last stage.")] = 4500,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps of every stage but the last.")] = 800,
+    last_steps: Annotated[int, typer.Option(min=1, help="Training steps of the last stage.")] = 3200,
     guidance_scale: Annotated[float, typer.Option(min=0.0, help="Folded into the students.")] = 3.0,
     batch_size: Annotated[int, typer.Option(min=1)] = 128,
     learning_rate: Annotated[float, typer.Option(help="At the start of a stage.")] = 5e-4,
@@ -266,6 +266,8 @@ def train(
         raise typer.BadParameter(
             f"first must be last times a power of two, at most {NUM_TRAIN_TIMESTEPS // 2}, got {first} and {last}"
         )
+    if NUM_TRAIN_TIMESTEPS % last:  # trailing spacing steps by the whole part of T / S
+        raise typer.BadParameter(f"last must divide {NUM_TRAIN_TIMESTEPS}, got {last}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     run = Distillation.fresh(device, teacher, first, guidance_scale)
     checkpoint = out / "checkpoint.pt"
@@ -318,15 +320,12 @@ def compare(
     grids.mkdir(parents=True, exist_ok=True)
     for name, (model, settings) in runs.items():
         with Engine.load(model) as engine:
-            defaults = dict(engine.info.defaults)
-            started = time.perf_counter()
             images[name] = engine.sample(len(labels), cond=labels, seed=seed, progress=True, **settings)
-            seconds = time.perf_counter() - started
-        options = settings or defaults
+            table, defaults = engine.table(**settings), dict(engine.info.defaults)
         measured[name] = {
-            **options,
-            "passes_per_sample": options["steps"] * (1 if options["guidance_scale"] == 1.0 else 2),
-            "sampling_seconds": round(seconds, 1),
+            "model": model,
+            **(settings or defaults),
+            "passes_per_sample": table.passes,
             "accuracy_of_samples": accuracies(judge, torch.from_numpy(images[name]), labels),
         }
         grid = images[name].reshape(len(CLASS_NAMES), per_class, 28, 28)[:, :12]
