@@ -60,6 +60,7 @@ Loop::Loop(const ModelSpec& spec, const LoopOptions& options)
     turn->samples.reserve(rows);
     turn->plan.entries.reserve(rows);
     turn->plan.line.reserve(slots + rows + 1);
+    turn->plan.chosen.reserve(slots + rows + 1);
   }
   events_.reserve(2 * rows);
 }
@@ -165,9 +166,9 @@ void Loop::fail(std::exception_ptr error, double now) {
   for (Sample* sample : turn_.samples) suspects += sample->live();
   for (Sample* sample : turn_.samples) {
     sample->in_forward = false;
+    if (alone) sample->error = error;  // let go with its event, not under anybody's lock
     if (!sample->live()) continue;
     if (alone) {
-      sample->error = error;
       mark_ended(*sample, SampleState::Failed);
       continue;
     }
@@ -422,7 +423,6 @@ void Loop::retire(Sample& sample, double now) {
       ++counters_.failures;
       event.kind = EventKind::Failed;
       event.row = sample.row();
-      event.error = std::move(sample.error);
       break;
     case SampleState::Expired:
       ++counters_.expired;
@@ -432,6 +432,7 @@ void Loop::retire(Sample& sample, double now) {
       ++counters_.cancelled;
       event.kind = EventKind::Cancelled;
   }
+  event.error = std::move(sample.error);
   event.keep_alive = std::move(sample.request.keep_alive);
   events_.push_back(std::move(event));
   suspects_ -= sample.suspect;

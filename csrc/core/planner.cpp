@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <numeric>
 
 namespace stepfuse {
 
@@ -41,11 +40,10 @@ void make_plan(const std::vector<SampleView>& running, const std::vector<SampleV
                const PlanLimits& limits, StepPlan& plan) {
   using Candidate = StepPlan::Candidate;
   plan.clear();
-  auto& line = plan.line;
-  line.clear();
+  plan.line.clear();
   int wanted = 0;
   const auto offer = [&](const SampleView& view) {
-    line.push_back({view.order, static_cast<int>(line.size()), view.passes});
+    plan.line.push_back({view.order, static_cast<int>(plan.line.size()), view.passes});
     wanted += rows_of(view.passes);
   };
   for (const SampleView& view : running) offer(view);
@@ -53,36 +51,41 @@ void make_plan(const std::vector<SampleView>& running, const std::vector<SampleV
   for (std::size_t i = 0; i < joins; ++i) offer(waiting[i]);
 
   const int worthwhile = rows_worthwhile(limits.cost, rows_wanted, limits.max_rows);
-  auto taken = line.end();
+  plan.chosen.assign(plan.line.size(), wanted <= worthwhile);
   if (wanted > worthwhile) {
-    // Every candidate takes a row at least, so only the first `worthwhile` need be in order.
-    const auto earlier = [](const Candidate& a, const Candidate& b) { return a.order < b.order; };
-    const auto front =
-        line.begin() + static_cast<std::ptrdiff_t>(std::min(line.size(), static_cast<std::size_t>(worthwhile)));
-    if (front != line.end()) std::nth_element(line.begin(), front, line.end(), earlier);
-    std::sort(line.begin(), front, earlier);
-    int rows = 0;
-    taken = line.begin();
-    const auto take = [&](std::vector<Candidate>::iterator at) {
-      rows += rows_of(at->passes);
-      std::swap(*taken++, *at);
+    int rows = worthwhile;
+    const auto take = [&](const Candidate& one) {
+      rows -= rows_of(one.passes);
+      plan.chosen[static_cast<std::size_t>(one.sample)] = true;
     };
-    for (auto at = line.begin(); at != front; ++at) {
-      const int limit = rows == 0 ? limits.max_rows : worthwhile;  // the first in line steps in any case
-      if (rows + rows_of(at->passes) <= limit) take(at);
+    const auto earlier = [](const Candidate& a, const Candidate& b) { return a.order < b.order; };
+    auto at = plan.line.begin();
+    const auto end = plan.line.end();
+    // The first rows / 2 in line fit whatever each of them takes, so who among them is first does not matter.
+    while (rows >= 2 && at != end) {
+      const auto fit = at + std::min<std::ptrdiff_t>(rows / 2, end - at);
+      if (fit != end) std::nth_element(at, fit, end, earlier);
+      std::for_each(at, fit, take);
+      at = fit;
     }
-    if (rows + 1 == worthwhile) {  // one was let pass: who behind the front could use the row that is left?
-      const auto better = [&](const Candidate& a, const Candidate& b) {
-        const bool fits_a = rows_of(a.passes) == 1, fits_b = rows_of(b.passes) == 1;
-        return fits_a != fits_b ? fits_a : a.order < b.order;
+    if (at == plan.line.begin()) {
+      const auto first = std::min_element(at, end, earlier);  // steps in any case
+      if (rows_of(first->passes) <= limits.max_rows) take(*first);
+    } else if (rows == 1 && at != end) {
+      const auto smaller = [&](const Candidate& a, const Candidate& b) {
+        const int rows_a = rows_of(a.passes), rows_b = rows_of(b.passes);
+        return rows_a != rows_b ? rows_a < rows_b : a.order < b.order;
       };
-      const auto best = std::min_element(front, line.end(), better);
-      if (best != line.end() && rows_of(best->passes) == 1) take(best);
+      const auto last = std::min_element(at, end, smaller);
+      if (rows_of(last->passes) == 1) take(*last);
     }
-    const auto by_place = [](const Candidate& a, const Candidate& b) { return a.sample < b.sample; };
-    std::sort(line.begin(), taken, by_place);  // rows change hands least if samples keep their order
   }
-  for (auto at = line.begin(); at != taken; ++at) plan.place(at->sample, at->passes);
+  // In the order of the candidates, whatever their order in line: rows change hands least.
+  const auto passes = [&](std::size_t i) {
+    return i < running.size() ? running[i].passes : waiting[i - running.size()].passes;
+  };
+  for (std::size_t i = 0; i < plan.chosen.size(); ++i)
+    if (plan.chosen[i]) plan.place(static_cast<int>(i), passes(i));
 }
 
 }  // namespace stepfuse

@@ -95,7 +95,8 @@ struct StepPlan {
     int sample;
     Passes passes;
   };
-  std::vector<Candidate> line;  // scratch
+  std::vector<Candidate> line;       // scratch
+  std::vector<std::uint8_t> chosen;  // scratch: one a candidate
 
   bool empty() const { return entries.empty(); }
   void clear();

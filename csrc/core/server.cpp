@@ -1,5 +1,6 @@
 #include "server.h"
 
+#include <algorithm>
 #include <chrono>
 #include <set>
 #include <string>
@@ -28,7 +29,8 @@ bool Server::submit(Request& request, std::optional<double> wait_seconds) {
   const std::shared_ptr<void> owner = request.keep_alive;  // of a request refused: not to be let go under the lock
   std::unique_lock<std::mutex> lock(mutex_);
   const auto has_room = [this] { return closed_ || loop_.waiting().size() < max_waiting_; };
-  if (wait_seconds && !room_.wait_for(lock, std::chrono::duration<double>(*wait_seconds), has_room))
+  constexpr double kLongest = 1e6;  // seconds: longer waits overflow the clock
+  if (wait_seconds && !room_.wait_for(lock, std::chrono::duration<double>(std::min(*wait_seconds, kLongest)), has_room))
     throw QueueFull(loop_.waiting().size());
   if (closed_) throw Closed();
   loop_.submit(std::move(request), now());
