@@ -25,6 +25,11 @@ sanitize:
 bench: .venv-dev/.ready
 	.venv-dev/bin/python benchmarks/run.py
 
+# Three quarters of an hour: requests come at random, at a given rate.
+bench-load: .venv-dev/.ready
+	.venv-dev/bin/python benchmarks/mixed_load.py
+	.venv-dev/bin/python benchmarks/saturated.py
+
 format: .venv-dev/.ready
 	.venv-dev/bin/ruff check --fix .
 	.venv-dev/bin/ruff format .

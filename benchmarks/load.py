@@ -351,3 +351,16 @@ class Run:
             while wait([working], TOLD_SECONDS).not_done:
                 self.say()
             working.result()
+
+
+def new_engine(bundle: str, threads: int, serving: Serving) -> sf.Engine:
+    """An engine that has run every number of rows once."""
+    engine = sf.Engine.load(bundle, threads=threads, serving=serving)
+    engine.warmup(range(1, serving.max_rows + 1))
+    return engine
+
+
+def drawn(engine: sf.Engine, requests: Sequence[sf.Request]) -> None:
+    """Submits all and waits for all."""
+    for future in [engine.submit(request) for request in requests]:
+        future.result()

@@ -1,9 +1,7 @@
 """Mixed requests that arrive at random: the engine against static batches, one at a time, and diffusers behind a queue.
 
-    python benchmarks/mixed_load.py                                    # all loads and systems: about an hour
+    python benchmarks/mixed_load.py                                    # all loads and systems: 40 minutes
     python benchmarks/mixed_load.py --loads 0.8 --systems ours,static  # a piece; pieces add up
-    python benchmarks/mixed_load.py --only interval                    # what guidance on a part of the steps saves
-    python benchmarks/mixed_load.py --only deterministic               # what padding costs
 
 Raw latencies are kept in ``build/mixed_load/``, a file a load and system, and are not measured again unless
 ``--fresh``. Capacity and cost curve, which all pieces share, are measured by the first.
@@ -16,29 +14,24 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime as ort
 import torch
 import typer
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
-from harness import Contender, in_turn
 from load import (
     DESCRIPTION,
-    GUIDANCE,
     SEED,
-    Asked,
     Load,
     Outcome,
     Run,
     burst,
+    drawn,
+    new_engine,
     poisson,
     replayed,
     say,
@@ -46,9 +39,9 @@ from load import (
     summary,
 )
 from plots import draw_load
+from queued_diffusers import Diffusers
 from report import Report, TablesReport, figures_table
 
-import stepfuse as sf
 from stepfuse.policy import CostCurve, Serving
 
 ROOT = Path(__file__).parent.parent
@@ -64,9 +57,7 @@ NAMES = {
     ONE: "one at a time",
     DIFFUSERS: "diffusers, queued",
 }
-MAX_DIFFERENCE = 2e-3
 CAPACITY_REQUESTS = 256
-STEPS, INTERVAL = 50, (0.2, 0.8)
 
 UNFAIR = (
     "Load is a fraction of the capacity of this engine when full. One at a time and diffusers have less, so that the"
@@ -82,13 +73,6 @@ UNFAIR = (
     "Slowdown is the latency over the time that the cost curve gives the request on an idle engine, for all systems.",
 )
 
-INTERVAL_UNFAIR = (
-    "Guidance on a part of the steps draws other images than guidance on all (Kynkäänniemi et al., 2024).",
-    f"Of {STEPS} steps 30 are guided, so 80 of 100 passes are left: a full engine can gain 1.25 and no more.",
-)
-PADDING_UNFAIR = ("A lone request pays for all rows of each forward; a full engine pays for its last forwards alone.",)
-
-Images = npt.NDArray[np.float32]
 Floats = npt.NDArray[np.float64]
 
 
@@ -104,6 +88,7 @@ class Setting:
     Attributes:
         bundle: Name or path of the model.
         max_rows: Most rows of a forward.
+        threads: Of the network.
         seed: Of the load.
         cost: Cost curve of the engine, measured.
         diffusers_cost: The same for a step of the peer, with all that it does between two forwards.
@@ -117,6 +102,7 @@ class Setting:
 
     bundle: str
     max_rows: int
+    threads: int
     seed: int
     cost: CostCurve
     diffusers_cost: CostCurve
@@ -128,89 +114,17 @@ class Setting:
     load_average: float
 
 
-class Diffusers:
-    """The same network file in ONNX Runtime under diffusers' schedulers, sampled as its pipelines do."""
-
-    def __init__(self, bundle: str) -> None:
-        found = sf.Bundle.load(bundle)
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = 1
-        self.session = ort.InferenceSession(str(found.denoiser), options, providers=["CPUExecutionProvider"])
-        self.null = found.info.cond["class_labels"].null
-        self.shape = found.info.shape
-        self.schedulers = {
-            "ddim": DDIMScheduler(clip_sample=False),
-            "dpmpp_2m": DPMSolverMultistepScheduler(algorithm_type="dpmsolver++", solver_order=2),
-        }
-
-    @torch.inference_mode()
-    def __call__(self, asked: Asked, noise: Images | None = None) -> Images:
-        """The image of one request, (C, H, W)."""
-        scheduler, guided = self.schedulers[asked.sampler], asked.rows == 2
-        scheduler.set_timesteps(asked.steps)
-        generator = torch.Generator().manual_seed(asked.seed)
-        latents = torch.randn((1, *self.shape), generator=generator) if noise is None else torch.from_numpy(noise)[None]
-        latents = latents * scheduler.init_noise_sigma
-        labels = np.array([self.null, asked.label] if guided else [asked.label])
-        for t in scheduler.timesteps:
-            model_input = torch.cat([latents] * 2) if guided else latents
-            model_input = scheduler.scale_model_input(model_input, t)
-            timestep = t.float().expand(len(labels)).numpy()
-            feed = {"sample": model_input.numpy(), "timestep": timestep, "class_labels": labels}
-            noise_pred = torch.from_numpy(self.session.run(["prediction"], feed)[0])
-            if guided:
-                uncond, cond = noise_pred.chunk(2)
-                noise_pred = uncond + asked.guidance_scale * (cond - uncond)
-            latents = scheduler.step(noise_pred, t, latents, return_dict=False)[0]
-        image: Images = latents[0].numpy()
-        return image
-
-    def check(self, engine: sf.Engine) -> None:
-        """Both must draw the same images from the same noise."""
-        for sampler, rows in (("ddim", 2), ("dpmpp_2m", 2), ("dpmpp_2m", 1)):
-            asked = Asked(sampler, 20, rows, label=7, seed=0)
-            noise = np.random.default_rng(0).standard_normal(self.shape, dtype=np.float32)
-            request = sf.Request(**{**vars(asked.request()), "noise": noise.copy()})
-            np.testing.assert_allclose(self(asked, noise), engine.submit(request).result(), rtol=0, atol=MAX_DIFFERENCE)
-
-    def cost(self, repeats: int = 5) -> CostCurve:
-        """Seconds of a step: the line through lone requests of one row and of two, the median of each."""
-        seconds: dict[int, list[float]] = {1: [], 2: []}
-        for _ in range(repeats):
-            for rows, found in seconds.items():
-                began = time.perf_counter()
-                for sampler in self.schedulers:
-                    self(Asked(sampler, STEPS, rows, label=0, seed=0))
-                found.append((time.perf_counter() - began) / (STEPS * len(self.schedulers)))
-        one_row, two_rows = (float(np.median(found)) for found in seconds.values())
-        row = max(two_rows - one_row, 1e-9)
-        return CostCurve(max(one_row - row, 0.0), row)
-
-
-def new_engine(bundle: str, serving: Serving) -> sf.Engine:
-    """An engine of one thread that has run every number of rows once."""
-    engine = sf.Engine.load(bundle, threads=1, serving=serving)
-    engine.warmup(range(1, serving.max_rows + 1))
-    return engine
-
-
 def serving_of(system: str, max_rows: int, count: int) -> Serving:
     """How requests share this system's engine; its queue holds all of them."""
     return Serving(max_rows=max_rows, policy="shortest" if system == OURS else "fifo", max_queue=count)
 
 
-def drawn(engine: sf.Engine, requests: Sequence[sf.Request]) -> None:
-    """Submits all and waits for all."""
-    for future in [engine.submit(request) for request in requests]:
-        future.result()
-
-
-def measure_setting(bundle: str, max_rows: int, seed: int) -> Setting:
+def measure_setting(bundle: str, max_rows: int, threads: int, seed: int) -> Setting:
     """Measures what all pieces share."""
     load_average, date = os.getloadavg()[0], now_text()
     say("measuring capacity and cost, and whether diffusers draws the same images")
-    peer, mix = Diffusers(bundle), burst(CAPACITY_REQUESTS, seed)
-    with new_engine(bundle, serving_of(FIFO, max_rows, CAPACITY_REQUESTS)) as engine:
+    peer, mix = Diffusers(bundle, threads), burst(CAPACITY_REQUESTS, seed)
+    with new_engine(bundle, threads, serving_of(FIFO, max_rows, CAPACITY_REQUESTS)) as engine:
         peer.check(engine)
         began = time.perf_counter()
         drawn(engine, [asked.request() for asked in mix.asked])
@@ -228,6 +142,7 @@ def measure_setting(bundle: str, max_rows: int, seed: int) -> Setting:
     return Setting(
         bundle,
         max_rows,
+        threads,
         seed,
         cost,
         peer.cost(),
@@ -240,17 +155,17 @@ def measure_setting(bundle: str, max_rows: int, seed: int) -> Setting:
     )
 
 
-def shared_setting(bundle: str, max_rows: int, seed: int) -> Setting:
+def shared_setting(bundle: str, max_rows: int, threads: int, seed: int) -> Setting:
     """What an earlier piece measured, or a new measurement."""
     path = KEPT / "setting.json"
     if not path.exists():
-        setting = measure_setting(bundle, max_rows, seed)
+        setting = measure_setting(bundle, max_rows, threads, seed)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(asdict(setting), indent=2) + "\n")
         return setting
     kept = json.loads(path.read_text())
     setting = Setting(**kept | {name: CostCurve(**kept[name]) for name in ("cost", "diffusers_cost")})
-    if (setting.bundle, setting.max_rows, setting.seed) != (bundle, max_rows, seed):
+    if (setting.bundle, setting.max_rows, setting.threads, setting.seed) != (bundle, max_rows, threads, seed):
         raise typer.BadParameter(f"{KEPT} holds a run of other settings: --fresh measures anew")
     return setting
 
@@ -284,12 +199,12 @@ def measure(system: str, load: Load, setting: Setting, label: str) -> tuple[Run,
     """Runs a system; returns the run and what else is known of it."""
     run = Run.of(load, label)
     if system == DIFFUSERS:
-        peer = Diffusers(setting.bundle)
+        peer = Diffusers(setting.bundle, setting.threads)
         peer.cost(1)
         run.queued(lambda batch: [peer(load.asked[i]) for i in batch], 0)
         run.forwards, run.passes = sum(asked.steps for asked in load.asked), run.held
         return run, {}
-    with new_engine(setting.bundle, serving_of(system, setting.max_rows, len(load.at))) as engine:
+    with new_engine(setting.bundle, setting.threads, serving_of(system, setting.max_rows, len(load.at))) as engine:
         if system == OURS:
             engine.calibrate(setting.cost)  # as the simulation is told
         before = engine.stats()
@@ -443,64 +358,6 @@ def publish(fractions: Sequence[float], requests: int, warm: int, setting: Setti
         draw_load((KEPT if quick else ROOT / "docs") / "mixed_load.png", CLAIMED_LOAD, latencies, shown)
 
 
-def interval(bundle: str, max_rows: int, requests: int) -> None:
-    """What guidance on a part of the steps saves: throughput of a full engine."""
-    count, rounds = requests or 64, 2 if requests else 5
-    configuration = {"sampler": f"ddim, {STEPS} steps", "guidance_scale": GUIDANCE, "max_rows": max_rows}
-    configuration |= {"guidance_interval": INTERVAL, "requests": count, "threads": 1, "rounds": rounds}
-    report = Report("guidance_interval", bool(requests), configuration, INTERVAL_UNFAIR)
-    everywhere = [lone_request(seed) for seed in range(count)]
-    some = [replace(request, options={"guidance_interval": INTERVAL}) for request in everywhere]
-    with new_engine(bundle, serving_of(FIFO, max_rows, count)) as engine:
-        peer, ours = "guided at all steps", f"guided in {INTERVAL}"
-        contenders = {peer: Contender(lambda: drawn(engine, everywhere)), ours: Contender(lambda: drawn(engine, some))}
-        samples = in_turn(contenders, rounds=rounds)
-        passes = {peer: passes_of(engine, everywhere), ours: passes_of(engine, some)}
-    extra = {
-        name: {"images_per_second": count / float(np.median(seconds)), "passes": passes[name]}
-        for name, seconds in samples.items()
-    }
-    found = report.add(f"{count} requests at once", samples, peer, extra=extra)
-    report.at_least(f"throughput with guidance_interval={INTERVAL}", "x", 1.25, found[ours])
-    report.publish()
-
-
-def deterministic(bundle: str, requests: int) -> None:
-    """What padding costs: throughput of a full engine, and latency of a lone request."""
-    count, rounds = requests or 64, 2 if requests else 5
-    configuration = {"load": DESCRIPTION, "requests": count, "lone_request": f"guided ddim, {STEPS} steps"}
-    configuration |= {"threads": 1, "rounds": rounds}
-    report = Report("deterministic", bool(requests), configuration, PADDING_UNFAIR)
-    mix = [asked.request() for asked in burst(count).asked]
-    for max_rows in (8, 64):
-        with ExitStack() as stack:
-            engines = {
-                name: stack.enter_context(new_engine(bundle, Serving(max_rows, max_queue=count, deterministic=padded)))
-                for name, padded in (("as many rows as asked for", False), ("deterministic", True))
-            }
-            for case, drawing in ((f"{count} requests at once", mix), ("a lone request", [lone_request(0)])):
-                contenders = {name: Contender(partial(drawn, engine, drawing)) for name, engine in engines.items()}
-                samples = in_turn(contenders, rounds=rounds)
-                extra = {
-                    name: {"images_per_second": len(drawing) / float(np.median(seconds))}
-                    for name, seconds in samples.items()
-                }
-                report.add(f"{case}, max_rows {max_rows}", samples, next(iter(engines)), extra=extra)
-    report.publish()
-
-
-def lone_request(seed: int) -> sf.Request:
-    """A guided one."""
-    return sf.Request(cond=seed % 10, sampler="ddim", steps=STEPS, guidance_scale=GUIDANCE, seed=seed)
-
-
-def passes_of(engine: sf.Engine, requests: Sequence[sf.Request]) -> int:
-    """Rows that these requests need."""
-    before = engine.stats()["network_passes"]
-    drawn(engine, requests)
-    return int(engine.stats()["network_passes"] - before)
-
-
 def split(text: str) -> list[str]:
     """The parts of a list with commas."""
     return [part.strip() for part in text.split(",") if part.strip()]
@@ -512,26 +369,20 @@ def main(
     requests: Annotated[int, typer.Option(help="a load; 0: 2000 at 0.8 and 1000 at the others")] = 0,
     warm: Annotated[int, typer.Option(help="requests at the beginning that are drawn and not counted")] = WARM,
     max_rows: Annotated[int, typer.Option(help="most rows of a forward")] = 64,
+    threads: Annotated[int, typer.Option(help="of the network", min=1)] = 2,
     seed: Annotated[int, typer.Option(help="of the load")] = SEED,
     bundle: Annotated[str, typer.Option(help="embedded model or bundle folder")] = "fashion",
-    only: Annotated[str, typer.Option(help="load, interval or deterministic")] = "load",
     fresh: Annotated[bool, typer.Option(help="forget what was measured before")] = False,
     report_only: Annotated[bool, typer.Option(help="measure nothing, write what there is")] = False,
 ) -> None:
     """Measures mixed loads, a piece at a time; see the module."""
     torch.set_num_threads(1)
-    if only == "interval":
-        return interval(bundle, max_rows, requests)
-    if only == "deterministic":
-        return deterministic(bundle, requests)
-    if only != "load":
-        raise typer.BadParameter(f"--only must be load, interval or deterministic, got {only!r}")
     known = {*NAMES, *(f"{STATIC}-{cap}" for cap in STATIC_CAPS)}
     if unknown := set(split(systems)) - known:
         raise typer.BadParameter(f"--systems must be of {', '.join(sorted(known))}, got {', '.join(sorted(unknown))}")
     if fresh:
         shutil.rmtree(KEPT, ignore_errors=True)
-    setting = shared_setting(bundle, max_rows, seed)
+    setting = shared_setting(bundle, max_rows, threads, seed)
     say(f"capacity {setting.capacity:.2f} requests/s, {setting.cost}, best static batches: {setting.static_cap} rows")
     if not 0.85 < setting.capacity_over_curve < 1.15:
         say(f"not to be quoted: capacity is {setting.capacity_over_curve:.2f} of the curve's. Idle machine? --fresh")

@@ -20,12 +20,21 @@ from stepfuse.bundle import Bundle, ModelInfo
 from stepfuse.calibration import measure_cost
 from stepfuse.coefficients import PredictionType
 from stepfuse.cond import CondInput
-from stepfuse.draws import Batch, Callback, ImageFuture, as_completed
+from stepfuse.draw import Images
 from stepfuse.interpolation import Path, interpolate_noise
+from stepfuse.owners import Batch, Callback, ImageFuture, as_completed
 from stepfuse.policy import CostCurve, Serving
-from stepfuse.request import Compiler, Request, default_steps, require_guidable, resolve, starting_state
+from stepfuse.request import (
+    Compiler,
+    Request,
+    default_options,
+    default_steps,
+    require_guidable,
+    resolve,
+    starting_state,
+)
 from stepfuse.schedule import NoiseSchedule
-from stepfuse.service import Denoiser, Images, Service
+from stepfuse.service import Denoiser, Service
 from stepfuse.steptable import StepTable
 from stepfuse.stream import Stream
 
@@ -204,8 +213,8 @@ class Engine:
             DeadlineError: If the deadline cannot be met, by ``calibrate``'s costs or those of the forwards of late.
             EngineClosed: If the engine is closed.
         """
-        future = ImageFuture(self._service, self._compiler.one(request), *self._state(request))
-        future.submit(_checked_wait(wait))
+        future = ImageFuture(self._service)
+        future.submit(self._compiler.one(request), *self._state(request), _checked_wait(wait))
         return future
 
     def stream(self, request: Request, *, wait: float = 0.0) -> Stream:
@@ -221,23 +230,21 @@ class Engine:
         Raises:
             Exception: As ``submit`` does; walking it raises what the future of ``submit`` would hold.
         """
-        stream = Stream(self._service, self._compiler.one(request), *self._state(request))
-        stream.submit(_checked_wait(wait))
+        stream = Stream(self._service)
+        stream.submit(self._compiler.one(request), *self._state(request), _checked_wait(wait))
         return stream
 
     def as_completed(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Future[Images]]]:
         """Draws any number of requests and yields each as it ends, with its settled future.
 
-        They are taken from ``requests`` as room becomes free: an endless iterator is fine. Leaving the loop early
-        withdraws what has not ended.
-
-        Raises:
-            Exception: As ``submit`` does, for the request that it refuses.
+        They are taken from ``requests`` as room becomes free: an endless iterator is fine. The future of one that
+        ``submit`` refuses holds the refusal. Leaving the loop early withdraws what has not ended.
         """
+        self._service.require_other_thread()
         return as_completed(lambda request: self.submit(request, wait=math.inf), requests, self.serving.max_queue)
 
     async def asample(self, **arguments: Any) -> Images:
-        """One image, awaited: ``submit`` of a ``Request`` with these arguments.
+        """One image, awaited: ``submit`` of a ``Request`` with these arguments. It does not wait for room in the queue.
 
         Returns:
             Shape ``info.shape``, float32.
@@ -272,7 +279,8 @@ class Engine:
             guidance_scale: As in ``sample``; 1 inverts best.
             refinements: Further network evaluations a step, towards its exact inverse; 0 is plain DDIM inversion.
             progress: Whether a bar is shown.
-            **options: More of ``samplers.ddim_inverse``: ``spacing``, ``timesteps``, ...
+            **options: More of ``samplers.ddim_inverse``: ``spacing``, ``timesteps``, ... What is not said here is the
+                model's default.
 
         Returns:
             Noise of shape (n, *shape), float32.
@@ -294,7 +302,7 @@ class Engine:
             prediction_type=cast("PredictionType", self.info.prediction_type),
             refinements=refinements,
             guidance_scale=guidance_scale,
-            **options,
+            **{**default_options(self.info, samplers.ddim_inverse), **options},
         )
         start = starting_state(given.shape, given, "images")
         return self.sample(len(given), cond=cond, table=table, noise=start, seed=0, progress=progress)
@@ -339,6 +347,8 @@ class Engine:
     def warmup(self, rows: Sequence[int] = (1, 2)) -> None:
         """Runs a forward of each of these row counts, so that the first sample does not pay for what is made once.
 
+        Waits until nothing is left to draw: call it before serving.
+
         Raises:
             ValueError: If a count is below 1 or above ``max_rows``.
             EngineClosed: If the engine is closed.
@@ -361,14 +371,15 @@ class Engine:
         forwards answer sooner: a request then waits for fewer others at each step.
 
         Args:
-            cost: What an earlier call on the same machine and network returned; None measures it, on forwards of 1, 2,
-                4, ... ``max_rows`` rows while nothing else runs.
+            cost: What an earlier call on the same machine and network returned; None measures it, on eight forwards
+                each of 1, 2, 4, ... ``max_rows`` rows. That waits until nothing is left to draw: call it before
+                serving.
 
         Returns:
             The cost in use from now on.
 
         Raises:
-            EngineClosed: If the engine is closed.
+            EngineClosed: If the engine is closed, and has to measure.
         """
         if cost is None:
             limit = self.serving.max_rows
@@ -383,9 +394,10 @@ class Engine:
             ``submitted``; what became of those: ``samples`` finished, ``failures``, ``cancelled``, ``expired``;
             ``deadline_misses``; ``queue_refusals`` and ``deadline_refusals``, which were not taken; ``waiting`` and
             ``running`` now. Fused ``steps``, ``forwards`` of the network, ``failed_forwards``, ``network_passes`` (the
-            rows that were asked for) and ``padded_rows``; ``network_seconds``, ``step_seconds`` and ``loop_seconds``
-            add up to the time. Histograms ``wait_seconds`` (submission to first step), ``latency_seconds`` (submission
-            to image), ``forward_seconds`` and ``forward_rows``, each a dict of ``bounds`` (upper, one fewer),
+            rows that were asked for) and ``padded_rows``; ``network_seconds``, ``step_seconds``, ``loop_seconds`` and
+            ``telling_seconds`` (callbacks, logs, traces) add up to the busy time. Histograms ``wait_seconds``
+            (submission to first step), ``latency_seconds`` (submission to image), ``forward_seconds`` and
+            ``forward_rows``, each a dict of ``bounds`` (upper, one fewer),
             ``counts`` and ``sum``.
         """
         return self._service.status()

@@ -40,9 +40,14 @@ _DIVIDED = (
     ),
     (
         "stepfuse_busy_seconds",
-        "Time of the engine's thread: in the network, in the fused step, and in planning and staging around them.",
+        "Time of the engine's thread: in the network, the fused step, planning and staging, and callbacks.",
         "phase",
-        {"network_seconds": "network", "step_seconds": "step", "loop_seconds": "loop"},
+        {
+            "network_seconds": "network",
+            "step_seconds": "step",
+            "loop_seconds": "loop",
+            "telling_seconds": "callbacks",
+        },
     ),
 )
 _GAUGES = {

@@ -6,7 +6,7 @@ import functools
 import inspect
 import math
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -215,8 +215,7 @@ def compile_table(
 
     function = SAMPLERS[sampler]
     accepted = inspect.signature(function).parameters
-    arguments = {name: value for name, value in _default_options(info).items() if name in accepted}
-    arguments.update(options)
+    arguments = {**default_options(info, function), **options}
     if "prediction_type" in accepted:
         arguments["prediction_type"] = info.prediction_type
     if "eta" in accepted:
@@ -284,9 +283,11 @@ def default_steps(info: ModelInfo, sampler: str) -> int:
     return min(int(info.defaults.get("steps", _DEFAULT_STEPS)), total)
 
 
-def _default_options(info: ModelInfo) -> dict[str, Any]:
+def default_options(info: ModelInfo, function: Callable[..., StepTable]) -> dict[str, Any]:
+    """Those of the model's defaults that are options of this function: spacing, clip, ..."""
     named = ("sampler", "steps", "guidance_scale", "eta")
-    return {name: value for name, value in info.defaults.items() if name not in named}
+    accepted = inspect.signature(function).parameters
+    return {name: value for name, value in info.defaults.items() if name in accepted and name not in named}
 
 
 def _check(info: ModelInfo, table: Any) -> None:

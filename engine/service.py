@@ -10,35 +10,27 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from stepfuse import _core
 from stepfuse.backends.buffers import Buffers
 from stepfuse.bundle import ModelInfo
 from stepfuse.cond import CondInput
-from stepfuse.errors import DeadlineError, DenoiserError, EngineClosed, QueueFull, RequestTimeout
+from stepfuse.draw import Draw, Owner
+from stepfuse.errors import DeadlineError, EngineClosed, QueueFull
+from stepfuse.outcome import OUTCOMES, error_of, public_form
 from stepfuse.policy import CostCurve, Serving
 from stepfuse.request import SampleRequest
-from stepfuse.steptable import COLUMNS, StepTable
+from stepfuse.steptable import StepTable
 from stepfuse.tracing import trace_request
 
-Images = npt.NDArray[np.float32]
 T = TypeVar("T")
 
 logger = logging.getLogger("stepfuse")
-
-_OUTCOMES = {
-    _core.EventKind.Finished: "finished",
-    _core.EventKind.Failed: "failed",
-    _core.EventKind.Cancelled: "cancelled",
-    _core.EventKind.Expired: "expired",
-}
 
 
 class Denoiser(Protocol):
@@ -49,56 +41,6 @@ class Denoiser(Protocol):
 
     def close(self) -> None:
         """Frees the network."""
-
-
-class Owner(Protocol):
-    """Who wants a sample. All of it is called on the loop's thread, which waits: be quick, and raise nothing."""
-
-    def stepped(self, draw: Draw, step: int) -> None:
-        """A watched sample has done ``step`` steps; its preview holds still until this returns."""
-
-    def ended(self, draw: Draw, error: BaseException | None) -> None:
-        """The sample is in ``draw.x``, or will never be."""
-
-    def turn_over(self) -> None:
-        """All that happened in a turn has been told."""
-
-
-@dataclass(eq=False)
-class Draw:
-    """One sample on its way through the loop.
-
-    Attributes:
-        request: What to draw.
-        x: Shape (C, H, W): starting noise if ``has_noise``; the state, and in the end the sample.
-        has_noise: Whether ``x`` holds the noise already.
-        owner: Is told what becomes of it.
-        x0: Shape (C, H, W), takes the clean sample implied so far; None if nobody looks.
-        gate: Lets one turn through at a time.
-        watched: Whether ``owner.stepped`` is called.
-        context: Tracing context of the caller.
-        index: Its place among the samples of one call; None if it is a request of its own.
-        id: Unique in its service.
-    """
-
-    request: SampleRequest
-    x: Images
-    has_noise: bool
-    owner: Owner
-    x0: Images | None = None
-    gate: _core.Gate | None = None
-    watched: bool = False
-    context: Any = None
-    index: int | None = None
-    id: int = 0
-
-    @property
-    def name(self) -> str:
-        """What logs and traces call it."""
-        return self.request.name or str(self.id)
-
-    def __str__(self) -> str:
-        return f"request {self.name}" if self.index is None else f"sample {self.index}"
 
 
 class Service:
@@ -140,8 +82,8 @@ class Service:
         """Whether the network is gone."""
         return self._denoiser is None
 
-    def submit(self, draw: Draw, wait: float) -> None:
-        """Queues a sample.
+    def submit(self, draw: Draw, wait: float) -> int:
+        """Queues a sample; returns the id by which it can be withdrawn.
 
         Args:
             draw: The sample.
@@ -154,34 +96,39 @@ class Service:
             ValueError: If it could never run.
         """
         wait = 0.0 if self._on_loop_thread() else wait
-        self._enter([draw], lambda requests: self._core.submit(requests[0], wait))
+        return self._enter([draw], lambda requests: self._core.submit(requests[0], wait))[0]
 
-    def submit_all(self, draws: Sequence[Draw]) -> None:
+    def submit_all(self, draws: Sequence[Draw]) -> list[int]:
         """Queues samples together, so that they begin together as far as rows go, however full the queue is.
+
+        Returns:
+            Their ids.
 
         Raises:
             EngineClosed: If the service is closed.
             ValueError: If one of them could never run.
         """
-        self._enter(draws, self._core.submit_all)
+        return self._enter(draws, self._core.submit_all)
 
-    def _enter(self, draws: Sequence[Draw], queue: Callable[[list[_core.Request]], bool]) -> None:
+    def _enter(self, draws: Sequence[Draw], queue: Callable[[list[_core.Request]], bool]) -> list[int]:
         self._require_own_process()
         if self._closing:
             raise EngineClosed("the engine is closed")
         requests = [self._request(draw) for draw in draws]
-        self._draws.update((draw.id, draw) for draw in draws)
+        ids = [draw.id for draw in draws]
+        self._draws.update(zip(ids, draws, strict=True))
         try:
-            start = queue(requests)
-        except BaseException as error:
-            self._forget(draw.id for draw in draws)
-            refusal = _ours(error)
+            if queue(requests):
+                self._start()
+        except BaseException as error:  # Ctrl-C may come when they are queued already
+            self._forget(ids)
+            self.cancel(ids)
+            refusal = public_form(error)
             with self._refusals_lock:
                 self._queue_refusals += isinstance(refusal, QueueFull)
                 self._deadline_refusals += isinstance(refusal, DeadlineError)
             raise refusal from None
-        if start:
-            self._start()
+        return ids
 
     def _request(self, draw: Draw) -> _core.Request:
         request = draw.request
@@ -205,19 +152,21 @@ class Service:
             gate=draw.gate,
         )
 
-    def cancel(self, draws: Iterable[Draw]) -> None:
+    def cancel(self, ids: Iterable[int]) -> None:
         """Withdraws samples; those that have ended are left as they are."""
-        started = [self._core.cancel(draw.id) for draw in draws]
-        if any(started):
-            self._start()
+        self._require_own_process()
+        for id in ids:
+            if self._core.cancel(id):
+                self._start()
 
     def open(self, gate: _core.Gate) -> None:
         """Lets the samples behind a gate do their next turn."""
+        self._require_own_process()
         if self._core.open(gate):
             self._start()
 
     def run_alone(self, work: Callable[[Denoiser], T]) -> T:
-        """Runs ``work`` on the loop's thread while the loop rests.
+        """Runs ``work`` on the loop's thread when nothing is left to draw.
 
         Raises:
             RuntimeError: If called on that thread.
@@ -249,11 +198,13 @@ class Service:
 
     def set_cost(self, cost: CostCurve) -> None:
         """Tells the planner what a forward costs."""
+        self._require_own_process()
         self._cost = cost
         self._core.set_cost(_core.CostCurve(cost.fixed, cost.row))
 
     def status(self) -> dict[str, Any]:
         """The loop's counters, as of the last finished turn, how many wait and run, and how many were refused."""
+        self._require_own_process()
         refusals = {"queue_refusals": self._queue_refusals, "deadline_refusals": self._deadline_refusals}
         return self._core.status() | refusals
 
@@ -277,9 +228,9 @@ class Service:
         with self._all_ended:
             self._all_ended.wait_for(lambda: not self._draws)
         self._executor.shutdown(wait=True)
-        if self._denoiser is not None:
-            self._denoiser.close()
-        self._denoiser = None
+        denoiser, self._denoiser = self._denoiser, None
+        if denoiser is not None:
+            denoiser.close()
 
     @contextmanager
     def waits_for_this_thread(self) -> Iterator[None]:
@@ -329,19 +280,27 @@ class Service:
         try:
             self._executor.submit(self._drive)
         except RuntimeError:  # the interpreter ends: nobody will run what is queued
-            self._aborting = True
+            self._closing = self._aborting = True
+            self._core.close()
             self._core.cancel_all()
-            self._core.run(lambda rows: None, self._happened)
+            self._core.run(_refuse, self._happened)
 
     def _drive(self) -> None:
         self._thread_id = threading.get_ident()
         try:
             self._core.run(self._network().forward, self._happened)
         except BaseException as error:  # a bug of ours: nobody may be left waiting
-            names = [draw.name for draw in self._draws.values()]
-            logger.exception("the loop failed, and all its requests with it", extra={"request_id": ", ".join(names)})
-            for id in list(self._draws):
-                self._end(id, "failed", error, 0.0, 0.0)
+            draws = [draw for id in list(self._draws) if (draw := self._draws.get(id)) is not None]
+            for draw in draws:
+                self._end(draw, "failed", error, 0.0, 0.0)
+            self._tell_turn_over({draw.owner: None for draw in draws})
+            names = ", ".join(draw.name for draw in draws)
+            self._log(
+                logging.CRITICAL,
+                "the loop failed with %s, and all its requests with it",
+                _text_of(error, repr),
+                request_id=names,
+            )
         finally:
             self._thread_id = None  # when this thread has ended, another may be given its number
 
@@ -355,74 +314,66 @@ class Service:
             if kind == _core.EventKind.Retried:
                 retried.append(draw.name)
                 if len(retried) == step:
-                    self._log_retry(retried, cause)
+                    text = "a forward of %d requests raised %s: each is tried alone"
+                    self._log(logging.WARNING, text, step, _text_of(cause, repr), request_id=", ".join(retried))
                 continue
             owners[draw.owner] = None
             if kind == _core.EventKind.Stepped:
-                draw.owner.stepped(draw, step)
+                self._tell(draw.owner.stepped, draw, step)
             else:
-                self._end(id, _OUTCOMES[kind], self._error(kind, draw, step, cause), waited, ran)
-        for owner in owners:
-            owner.turn_over()
+                error = error_of(kind, draw, step, cause, aborted=self._aborting)
+                self._end(draw, OUTCOMES[kind], error, waited, ran)
+        self._tell_turn_over(owners)
 
-    def _log_retry(self, names: Sequence[str], cause: BaseException) -> None:
-        facts = {"request_id": ", ".join(names)}
-        logger.warning("a forward of %d requests raised %r: each is tried alone", len(names), cause, extra=facts)
-
-    def _end(self, id: int, outcome: str, error: BaseException | None, waited: float, ran: float) -> None:
-        draw = self._draws[id]
+    def _end(self, draw: Draw, outcome: str, error: BaseException | None, waited: float, ran: float) -> None:
         level = logging.WARNING if outcome in ("failed", "expired") else logging.DEBUG
-        if logger.isEnabledFor(level):
-            facts = {"request_id": draw.name, "outcome": outcome, "wait_seconds": waited, "run_seconds": ran}
-            message = "request %s %s after %.3f s in the queue and %.3f s of drawing"
-            arguments: list[Any] = [draw.name, outcome, waited, ran]
-            if error is not None:
-                message += ": %s"
-                arguments.append(error)
-            logger.log(level, message, *arguments, extra=facts)
-        trace_request(draw.name, draw.request.table, draw.context, outcome, error, waited, ran)
-        draw.owner.ended(draw, error)
-        self._forget([id])
+        facts = {"request_id": draw.name, "outcome": outcome, "wait_seconds": waited, "run_seconds": ran}
+        message, arguments = "request %s %s after %.3f s in the queue and %.3f s of drawing", [draw.name, outcome]
+        if error is None:
+            self._log(level, message, *arguments, waited, ran, **facts)
+        else:
+            self._log(level, message + ": %s", *arguments, waited, ran, _text_of(error), **facts)
+        self._tell(trace_request, draw.name, draw.request.table, draw.context, outcome, error, waited, ran)
+        self._tell(draw.owner.ended, draw, error)
+        self._forget([draw.id])
+
+    def _tell_turn_over(self, owners: Iterable[Owner]) -> None:
+        for owner in owners:
+            self._tell(owner.turn_over)
+
+    def _tell(self, what: Callable[..., None], *arguments: Any) -> None:
+        """Whatever an owner's callback raises is its own: others wait for this thread."""
+        try:
+            what(*arguments)
+        except BaseException as error:
+            self._log(
+                logging.ERROR, "a callback raised %s on the engine's thread", _text_of(error, repr), request_id=""
+            )
+
+    def _log(self, level: int, message: str, *arguments: Any, **facts: Any) -> None:
+        """Whatever the application's handlers and filters raise is its own, too."""
+        with suppress(BaseException):
+            if logger.isEnabledFor(level):
+                logger.log(level, message, *arguments, extra=facts)
 
     def _forget(self, ids: Iterable[int]) -> None:
         for id in ids:
-            del self._draws[id]
+            self._draws.pop(id, None)
         if self._closing:
             with self._all_ended:
                 self._all_ended.notify_all()
 
-    def _error(self, kind: _core.EventKind, draw: Draw, step: int, cause: Any) -> BaseException | None:
-        steps = len(draw.request.table)
-        if kind == _core.EventKind.Finished:
-            return None
-        if kind == _core.EventKind.Expired:
-            timeout = draw.request.timeout
-            return RequestTimeout(
-                f"{draw} was not finished within its timeout of {timeout:g} s: {step} of {steps} steps are done"
-            )
-        if kind == _core.EventKind.Cancelled:
-            if self._aborting:
-                return EngineClosed(f"the engine was closed before {draw} was finished")
-            return CancelledError()
-        if isinstance(cause, BaseException):
-            return cause
-        values = ", ".join(f"{name} = {value:g}" for name, value in zip(COLUMNS, cause, strict=True))
-        return DenoiserError(
-            f"{draw} went non-finite at step {step} of {steps} ({draw.request.table.sampler}): the"
-            f" network's output must be finite. The step was {values}"
-        )
+
+def _text_of(error: BaseException, form: Callable[[object], str] = str) -> str:
+    """For a log record, which must not keep the error: its traceback holds the arrays of those who waited."""
+    try:
+        return form(error)
+    except BaseException:  # of a class whose texts raise
+        return type(error).__name__
 
 
-def _ours(error: BaseException) -> BaseException:
-    """The public form of what the core raises."""
-    for theirs, ours in (
-        (_core.QueueFull, QueueFull),
-        (_core.DeadlineError, DeadlineError),
-        (_core.Closed, EngineClosed),
-    ):
-        if isinstance(error, theirs):
-            return ours(str(error))
-    return error
+def _refuse(rows: int) -> None:
+    raise EngineClosed("the engine is closed")
 
 
 def _row_bytes(spec: CondInput) -> int:

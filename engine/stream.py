@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from stepfuse.draw import Draw, Images
 from stepfuse.request import SampleRequest
-from stepfuse.service import Draw, Images, Service
+from stepfuse.service import Service
 from stepfuse.tracing import current_context
 
 if TYPE_CHECKING:
@@ -36,33 +37,37 @@ class Preview:
 class Stream(Iterator[Preview], AsyncIterator[Preview]):
     """Previews of one request, the last one its image; to be walked with ``for`` or ``async for``, by one reader.
 
-    A slow reader holds nothing up: it is given the latest preview and misses those between. Leaving early withdraws
-    the request, if the stream is closed or used as a context manager.
+    A slow reader holds nothing up: it is given the latest preview and misses those between. ``close`` withdraws the
+    request; as a context manager, plain or asynchronous, a stream does so when it is left.
 
     Args:
         service: Draws the image.
-        request: What to draw.
-        x: Shape (C, H, W): starting noise, or memory for it.
-        has_noise: Whether ``x`` holds the noise.
     """
 
-    def __init__(self, service: Service, request: SampleRequest, x: Images, has_noise: bool) -> None:
+    def __init__(self, service: Service) -> None:
         self._service = service
-        context = current_context()
-        self._draw = Draw(request, x, has_noise, self, np.zeros_like(x), watched=True, context=context)
+        self._id = 0
         self._changed = threading.Condition()
         self._latest: Preview | None = None
         self._ended = False
         self._error: BaseException | None = None
         self._wake: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
 
-    def submit(self, wait: float) -> None:
-        """Queues the request; raises as ``Service.submit`` does."""
-        self._service.submit(self._draw, wait)
+    def submit(self, request: SampleRequest, x: Images, has_noise: bool, wait: float) -> None:
+        """Queues the request; raises as ``Service.submit`` does.
+
+        Args:
+            request: What to draw.
+            x: Shape (C, H, W): starting noise, or memory for it.
+            has_noise: Whether ``x`` holds the noise.
+            wait: Seconds to wait for room in the queue.
+        """
+        draw = Draw(request, x, has_noise, self, np.zeros_like(x), watched=True, context=current_context())
+        self._id = self._service.submit(draw, wait)
 
     def close(self) -> None:
         """Withdraws the request if it has not ended."""
-        self._service.cancel([self._draw])
+        self._service.cancel([self._id])
 
     def __enter__(self) -> Stream:
         return self
@@ -70,8 +75,16 @@ class Stream(Iterator[Preview], AsyncIterator[Preview]):
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    async def __aenter__(self) -> Stream:
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        self.close()
+
     def __next__(self) -> Preview:
         with self._changed:
+            if not self._has_news():
+                self._service.require_other_thread()
             self._changed.wait_for(self._has_news)
             preview = self._take()
         if preview is None:
@@ -81,17 +94,14 @@ class Stream(Iterator[Preview], AsyncIterator[Preview]):
     async def __anext__(self) -> Preview:
         import asyncio  # slow to import, and needed here alone
 
+        event = asyncio.Event()
         with self._changed:
-            if self._wake is None:
-                self._wake = asyncio.get_running_loop(), asyncio.Event()
-            event = self._wake[1]
-        while True:
-            with self._changed:
-                event.clear()
-                if self._has_news():
-                    preview = self._take()
-                    break
+            self._wake = None if self._has_news() else (asyncio.get_running_loop(), event)
+            waits = self._wake is not None
+        if waits:
             await event.wait()
+        with self._changed:
+            preview = self._take()
         if preview is None:
             raise StopAsyncIteration
         return preview
@@ -125,7 +135,7 @@ class Stream(Iterator[Preview], AsyncIterator[Preview]):
             self._latest = preview
             self._ended, self._error = ended, error
             self._changed.notify_all()
-            wake = self._wake
+            wake, self._wake = self._wake, None
         if wake is not None:
             with suppress(RuntimeError):  # the reader's event loop is closed: nobody is left to be told
                 wake[0].call_soon_threadsafe(wake[1].set)

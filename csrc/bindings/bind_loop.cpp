@@ -135,10 +135,14 @@ class BoundServer {
   }
 
   py::dict status() const {
-    const Status status = [this] {
+    // Python's lock is let go only if there is something to wait for: one who asks often would otherwise take it back
+    // before anybody who waits for it has woken, again and again.
+    std::optional<Status> now = server_.status_now();
+    if (!now) {
       py::gil_scoped_release nogil;
-      return server_.status();
-    }();
+      now.emplace(server_.status());
+    }
+    const Status& status = *now;
     py::dict found = counters_dict(status.counters);
     found["waiting"] = status.waiting;
     found["running"] = status.running;

@@ -43,10 +43,7 @@ double Loop::Stopwatch::add_to(double& seconds) {
 }
 
 Loop::Loop(const ModelSpec& spec, const LoopOptions& options)
-    : buffers_(spec),
-      options_(options),
-      contents_(static_cast<std::size_t>(spec.max_rows)),
-      noise_(static_cast<std::size_t>(spec.elements) * sizeof(float)) {
+    : staging_(spec), options_(options), noise_(static_cast<std::size_t>(spec.elements) * sizeof(float)) {
   if (options.max_running < 1) throw std::invalid_argument("max_running must be at least 1");
   // All that a turn needs, so that none allocates.
   const auto rows = static_cast<std::size_t>(spec.max_rows);
@@ -68,7 +65,7 @@ Loop::Loop(const ModelSpec& spec, const LoopOptions& options)
 void Loop::check(const Request& request) const {
   if (!request.table || request.table->rows.empty())
     throw std::invalid_argument("a request needs a table of at least one step");
-  const std::size_t inputs = buffers_.cond.size();
+  const std::size_t inputs = spec().cond_bytes.size();
   if ((request.conditioned() && request.cond.size() != inputs) || request.null_cond.size() != inputs)
     throw std::invalid_argument("a request needs one value for each conditioning input");
   if (request.table->passes_left(0, request.conditioned()) > request.table->size() && spec().max_rows < 2)
@@ -125,7 +122,7 @@ bool Loop::prepare(double now) {
     stale_ = false;
   }
   enter(now);
-  pad();
+  if (options_.pad && !turn_.plan.empty()) staging_.pad(turn_.plan.rows);
   began_ = now;
   in_forward_ = !turn_.plan.empty();
   for (Sample* sample : turn_.samples) sample->in_forward = true;
@@ -183,7 +180,7 @@ void Loop::fail(std::exception_ptr error, double now) {
 }
 
 bool Loop::may_step(const Sample& sample, When when) const {
-  if (!sample.live() || (sample.request.gate && !sample.request.gate->open)) return false;
+  if (!sample.live() || !sample.gate_open()) return false;
   return when == When::Now || !sample.in_forward || sample.steps_left() > 1;
 }
 
@@ -203,8 +200,8 @@ void Loop::plan(When when) {
   int slots = options_.max_running;
   for (const auto& sample : running_) {
     sample->entry = -1;
-    if (sample->live() && !(when == When::AfterThis && sample->in_forward && sample->steps_left() == 1)) --slots;
     if (!may_step(*sample, when)) continue;
+    --slots;
     candidates_.push_back(sample.get());
     running_views_.push_back(view(*sample, when));
     rows_wanted += rows_of(running_views_.back().passes);
@@ -222,7 +219,8 @@ void Loop::plan(When when) {
     candidates_.push_back(at->second.get());
     waiting_views_.push_back(view(*at->second, when));
   }
-  make_plan(running_views_, waiting_views_, rows_wanted, {spec().max_rows, slots, options_.cost}, next_.plan);
+  const CostCurve cost = options_.pad ? CostCurve{} : options_.cost;  // padded, all forwards cost the same
+  make_plan(running_views_, waiting_views_, rows_wanted, {spec().max_rows, slots, cost}, next_.plan);
   next_.samples.clear();
   for (std::size_t i = 0; i < next_.plan.entries.size(); ++i) {
     Sample* sample = candidates_[static_cast<std::size_t>(next_.plan.entries[i].sample)];
@@ -250,7 +248,7 @@ void Loop::enter(double now) {
   for (std::size_t i = 0; i < turn_.samples.size(); ++i) {
     Sample& sample = *turn_.samples[i];
     if (sample.state == SampleState::Waiting) begin(sample, now);
-    stage(sample, turn_.plan.entries[i]);
+    staging_.stage(sample, turn_.plan.entries[i]);
   }
 }
 
@@ -267,38 +265,6 @@ void Loop::begin(Sample& sample, double now) {
   for (std::int64_t k = 0; k < n; ++k) request.x[k] *= request.table->init_scale;
 }
 
-void Loop::stage(const Sample& sample, const PlanEntry& entry) {
-  for (const int row : {entry.row_cond, entry.row_uncond}) {
-    if (row < 0 || claim_row(row, sample, sample.step, row == entry.row_cond)) continue;
-    float* input = buffers_.sample_row(row);
-    const float scale = sample.row().s;
-    for (std::int64_t k = 0; k < spec().elements; ++k) input[k] = scale * sample.request.x[k];
-  }
-}
-
-// Rows that nobody asked for repeat the first one: what they held may belong to a sample that the network refused.
-void Loop::pad() {
-  if (!options_.pad || turn_.plan.empty()) return;
-  for (int row = turn_.plan.rows; row < spec().max_rows; ++row) {
-    buffers_.copy_inputs(0, row);
-    contents_[static_cast<std::size_t>(row)] = {};
-  }
-}
-
-// Sets the timestep and the conditioning of an input row; true if it holds the state of that step already.
-bool Loop::claim_row(int row, const Sample& sample, int step, bool conditional) {
-  RowContent& content = contents_[static_cast<std::size_t>(row)];
-  const RowContent wanted{sample.standing.arrival, step, conditional};
-  const bool same_owner = content.arrival == wanted.arrival && content.conditional == conditional;
-  const bool same_state = content.arrival == wanted.arrival && content.step == step;
-  content = wanted;
-  buffers_.set_timestep(row, sample.request.table->rows[static_cast<std::size_t>(step)].t);
-  if (same_owner) return same_state;
-  const auto& values = conditional ? sample.request.cond : sample.request.null_cond;
-  for (std::size_t input = 0; input < values.size(); ++input) buffers_.set_cond(input, row, values[input]);
-  return same_state;
-}
-
 void Loop::step(Sample& sample, const PlanEntry& entry, const PlanEntry* next) {
   const Request& request = sample.request;
   const StepRow& row = sample.row();
@@ -306,8 +272,8 @@ void Loop::step(Sample& sample, const PlanEntry& entry, const PlanEntry* next) {
   StepSpan<float> span{};
   span.n = spec().elements;
   span.x = span.out = request.x;
-  span.eps = buffers_.prediction_row(entry.row_cond >= 0 ? entry.row_cond : entry.row_uncond);
-  span.eps_uncond = guided ? buffers_.prediction_row(entry.row_uncond) : nullptr;
+  span.eps = buffers().prediction_row(entry.row_cond >= 0 ? entry.row_cond : entry.row_uncond);
+  span.eps_uncond = guided ? buffers().prediction_row(entry.row_uncond) : nullptr;
   span.h = sample.history.empty() ? nullptr : sample.history.data();
   span.x0 = request.x0;
   if (row.adds_noise()) {
@@ -315,13 +281,7 @@ void Loop::step(Sample& sample, const PlanEntry& entry, const PlanEntry* next) {
     fill_normal(request.seed, static_cast<std::uint32_t>(sample.step), NoiseStream::Step, 0, span.n, noise);
     span.z = noise;
   }
-  if (next) {
-    if (next->row_cond >= 0) span.next_cond = buffers_.sample_row(next->row_cond);
-    if (next->row_uncond >= 0) span.next_uncond = buffers_.sample_row(next->row_uncond);
-    span.next_scale = sample.row(1).s;
-    for (const int target : {next->row_cond, next->row_uncond})
-      if (target >= 0) claim_row(target, sample, sample.step + 1, target == next->row_cond);
-  }
+  if (next) staging_.aim(sample, *next, span);
   if (!fused_step(row, span)) mark_ended(sample, SampleState::Failed);
 }
 
@@ -352,12 +312,14 @@ void Loop::end_forward(double now) {
   ++counters_.forwards;
   counters_.network_passes += static_cast<std::uint64_t>(rows);
   counters_.padded_rows += static_cast<std::uint64_t>(forward_rows() - rows);
+  if (counters_.forwards == 1) return;  // the first makes what is made once
   const double weight = recent_rows_ == 0 ? 1 : kNewest;
   recent_seconds_ += weight * (now - began_ - recent_seconds_);
   recent_rows_ += weight * (rows - recent_rows_);
 }
 
-// By the cost curve, or by the turns of late where none is known; before the first turn nothing is refused.
+// By the cost curve, or by the turns of late where none is known. Before the first turn nothing is refused, nor by an
+// idle loop without a curve: its turns of late may be long past, and would never be replaced.
 void Loop::require_in_time(const Sample& sample, double now) const {
   if (sample.standing.deadline == kNever) return;
   double passes_ahead = 0;
@@ -369,9 +331,12 @@ void Loop::require_in_time(const Sample& sample, double now) const {
   }
   double rows = recent_rows_, seconds = recent_seconds_;
   if (options_.cost.known()) {
-    const int worthwhile = rows_worthwhile(options_.cost, rows_wanted, spec().max_rows);
-    rows = worthwhile;
-    seconds = options_.cost.seconds(options_.pad ? spec().max_rows : worthwhile);
+    const int max_rows = spec().max_rows;
+    const int planned = options_.pad ? max_rows : rows_worthwhile(options_.cost, rows_wanted, max_rows);
+    rows = planned;
+    seconds = options_.cost.seconds(planned);
+  } else if (by_id_.empty()) {
+    return;
   }
   if (rows == 0) return;
   const double needed = (passes_ahead / rows + sample.steps_left()) * seconds;

@@ -17,15 +17,15 @@
 #include <utility>
 #include <vector>
 
-#include "denoiser.h"
 #include "metrics.h"
 #include "planner.h"
 #include "sample.h"
+#include "staging.h"
 
 namespace stepfuse {
 
 struct LoopOptions {
-  int max_running;  // samples that have begun and not ended
+  int max_running;  // samples that have begun and may step; behind a closed gate they do not count
   CostCurve cost;
   Policy policy = Policy::FirstCome;
   double ageing = 0;  // passes of credit that each pass computed gives to those who wait; of ShortestFirst
@@ -55,11 +55,12 @@ class Loop {
   void fail(std::exception_ptr error, double now);
   int forward_rows() const { return options_.pad ? spec().max_rows : turn_.plan.rows; }
 
+  void count_telling(double seconds) { counters_.telling_seconds += seconds; }
   void set_cost(const CostCurve& cost) { options_.cost = cost; }
   std::vector<Event>& events() { return events_; }  // to be taken or cleared between turns
 
-  ForwardBuffers& buffers() { return buffers_; }
-  const ModelSpec& spec() const { return buffers_.spec; }
+  ForwardBuffers& buffers() { return staging_.buffers(); }
+  const ModelSpec& spec() const { return staging_.spec(); }
   const LoopOptions& options() const { return options_; }
   const Counters& counters() const { return counters_; }
 
@@ -76,13 +77,6 @@ class Loop {
   bool planned() const { return !stale_; }  // whether the turn to come is planned
 
  private:
-  // What an input row holds, so that it is written only when it has to be.
-  struct RowContent {
-    std::uint64_t arrival = 0;
-    int step = -1;
-    bool conditional = false;
-  };
-
   // Adds the time since the last call to one of the counters, so that every moment of a turn is counted once.
   class Stopwatch {
    public:
@@ -102,9 +96,6 @@ class Loop {
   bool plan_suspect();
   void enter(double now);
   void begin(Sample& sample, double now);
-  void stage(const Sample& sample, const PlanEntry& entry);
-  void pad();
-  bool claim_row(int row, const Sample& sample, int step, bool conditional);
   void step(Sample& sample, const PlanEntry& entry, const PlanEntry* next);
   void advance(Sample& sample);
   void end_forward(double now);
@@ -114,7 +105,7 @@ class Loop {
   void sweep(double now);
   void retire(Sample& sample, double now);
 
-  ForwardBuffers buffers_;
+  Staging staging_;
   LoopOptions options_;
   Waiting waiting_;
   std::vector<std::unique_ptr<Sample>> running_;  // in the order of their beginning
@@ -131,7 +122,6 @@ class Loop {
   double began_ = 0;                             // when the turn was prepared
   double recent_seconds_ = 0, recent_rows_ = 0;  // of a forward, averaged over the last ten or so
 
-  std::vector<RowContent> contents_;
   std::vector<Sample*> candidates_;                        // scratch of plan()
   std::vector<SampleView> running_views_, waiting_views_;  // scratch of the planner
   AlignedBuffer noise_;                                    // (elements,) scratch of one step

@@ -49,7 +49,8 @@ struct Order {
 
 // The shortest-first urgency is passes_left + ageing * arrival_passes. All samples age alike, so the clock cancels out
 // and the order of two samples changes only when one of them steps. It bounds starvation: whoever arrives after the
-// loop has computed passes_left / ageing passes more can not step before this sample again.
+// loop has computed passes_left / ageing passes more stands behind this sample for good, and gets no row before it but
+// one that it cannot use.
 Order order_of(Policy policy, double ageing, const Standing& standing);
 
 // What the planner knows of a sample.

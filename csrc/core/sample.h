@@ -47,9 +47,9 @@ struct Request {
   double deadline = kNever;            // wanted by then; refused if that cannot be
   double expires = kNever;             // given up by then
   bool watched = false;                // an event each step
-  std::shared_ptr<Gate> gate;          // steps only while it is open, and closes it by stepping; null: none
+  std::shared_ptr<Gate> gate{};        // steps only while it is open, and closes it by stepping; null: none
 
-  std::shared_ptr<void> keep_alive;  // whatever owns the memory borrowed; let go when the sample's last event is
+  std::shared_ptr<void> keep_alive{};  // whatever owns the memory borrowed; let go when the sample's last event is
 
   bool conditioned() const { return !cond.empty(); }
 };
@@ -78,6 +78,7 @@ struct Sample {
   std::vector<float> history;
   std::exception_ptr error;
 
+  bool gate_open() const { return !request.gate || request.gate->open; }
   bool live() const { return state <= SampleState::Running; }
   const StepRow& row(int ahead = 0) const { return request.table->rows[static_cast<std::size_t>(step + ahead)]; }
   Passes passes(int ahead = 0) const { return passes_of(row(ahead), request.conditioned()); }

@@ -1,5 +1,9 @@
 #include "server.h"
 
+#ifdef __GLIBCXX__
+#include <cxxabi.h>
+#endif
+
 #include <algorithm>
 #include <chrono>
 #include <set>
@@ -9,6 +13,14 @@
 #include "invariants.h"
 
 namespace stepfuse {
+
+namespace {
+#ifdef NDEBUG
+constexpr bool kDebugBuild = false;
+#else
+constexpr bool kDebugBuild = true;
+#endif
+}  // namespace
 
 QueueFull::QueueFull(std::size_t depth)
     : std::runtime_error("the queue is full: " + std::to_string(depth) +
@@ -21,7 +33,7 @@ double Server::now() {
 }
 
 Server::Server(const ModelSpec& spec, const LoopOptions& options, std::size_t max_waiting, bool check_invariants)
-    : loop_(spec, options), max_waiting_(max_waiting), check_invariants_(check_invariants) {
+    : loop_(spec, options), max_waiting_(max_waiting), check_invariants_(check_invariants || kDebugBuild) {
   if (max_waiting < 1) throw std::invalid_argument("the queue must hold at least 1 request");
 }
 
@@ -34,7 +46,7 @@ bool Server::submit(Request& request, std::optional<double> wait_seconds) {
     throw QueueFull(loop_.waiting().size());
   if (closed_) throw Closed();
   loop_.submit(std::move(request), now());
-  return claim_driving();
+  return !running_;
 }
 
 bool Server::submit_all(std::vector<Request> requests) {
@@ -48,32 +60,29 @@ bool Server::submit_all(std::vector<Request> requests) {
   }
   const double time = now();
   for (Request& request : requests) loop_.submit(std::move(request), time);
-  return claim_driving();
+  return !running_;
 }
 
 bool Server::cancel(std::uint64_t id) {
   std::lock_guard<std::mutex> lock(mutex_);
-  return loop_.cancel(id) && claim_driving();
+  return loop_.cancel(id) && !running_;
 }
 
 bool Server::open(Gate& gate) {
   std::lock_guard<std::mutex> lock(mutex_);
   loop_.open(gate);
-  return claim_driving();
+  return !running_;
 }
 
 bool Server::cancel_all() {
   std::lock_guard<std::mutex> lock(mutex_);
   loop_.cancel_all();
-  return claim_driving();
+  return !running_;
 }
-
-bool Server::claim_driving() { return !std::exchange(driving_, true); }
 
 void Server::run(Denoiser& denoiser, Listener& listener) {
   std::unique_lock<std::mutex> lock(mutex_);
-  if (running_) throw std::logic_error("the loop runs already");
-  running_ = driving_ = true;
+  if (std::exchange(running_, true)) return;
   try {
     while (true) {
       const bool busy = loop_.prepare(now());
@@ -91,12 +100,12 @@ void Server::run(Denoiser& denoiser, Listener& listener) {
     loop_.prepare(now());
     // Taken, not cleared: as soon as the lock is free another thread may drive, and these are its own then.
     const std::vector<Event> delivered = std::exchange(delivered_, {}), undelivered = std::exchange(loop_.events(), {});
-    running_ = driving_ = false;
+    running_ = false;
     room_.notify_all();
     lock.unlock();
     throw;
   }
-  running_ = driving_ = false;
+  running_ = false;
 }
 
 void Server::turn(Denoiser& denoiser, std::unique_lock<std::mutex>& lock) {
@@ -105,6 +114,10 @@ void Server::turn(Denoiser& denoiser, std::unique_lock<std::mutex>& lock) {
   lock.unlock();
   try {
     denoiser.forward(rows);
+#ifdef __GLIBCXX__
+  } catch (const abi::__forced_unwind&) {  // the thread is being ended, as Python does when it is torn down
+    throw;
+#endif
   } catch (...) {
     error = std::current_exception();
   }
@@ -120,9 +133,12 @@ void Server::deliver(Listener& listener, std::unique_lock<std::mutex>& lock) {
   if (loop_.events().empty()) return;
   std::swap(delivered_, loop_.events());
   lock.unlock();
+  const double began = now();
   listener.happened(delivered_);
   delivered_.clear();  // lets go of the samples' memory, which may need Python's lock: not under ours
+  const double seconds = now() - began;
   lock.lock();
+  loop_.count_telling(seconds);
 }
 
 void Server::close() {
@@ -134,6 +150,12 @@ void Server::close() {
 void Server::set_cost(const CostCurve& cost) {
   std::lock_guard<std::mutex> lock(mutex_);
   loop_.set_cost(cost);
+}
+
+std::optional<Status> Server::status_now() const {
+  const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
+  if (!lock) return std::nullopt;
+  return Status{loop_.counters(), loop_.waiting().size(), loop_.running().size()};
 }
 
 Status Server::status() const {

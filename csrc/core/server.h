@@ -40,7 +40,8 @@ class Server {
  public:
   Server(const ModelSpec& spec, const LoopOptions& options, std::size_t max_waiting, bool check_invariants);
 
-  // Each returns true if the caller has to see to it that run() is called now.
+  // Each returns true if nobody runs: then the caller has to see to it that run() is called. Being told once too often
+  // does no harm, as a second run() returns at once.
   //
   // Waits so long for room in the queue; null: queues it however full. Throws QueueFull, Closed, DeadlineError, or
   // std::invalid_argument. The request is moved from unless QueueFull is thrown.
@@ -51,19 +52,19 @@ class Server {
   bool open(Gate& gate);
   bool cancel_all();
 
-  // Turns until nothing is left to do. Throws what the listener throws, and std::logic_error if an invariant breaks:
-  // then every sample has been cancelled.
+  // Turns until nothing is left to do; returns at once if somebody else is in it. Throws what the listener throws, and
+  // std::logic_error if an invariant breaks: then every sample has been cancelled.
   void run(Denoiser& denoiser, Listener& listener);
 
   void close();  // what waits is still drawn, nothing more is taken
   void set_cost(const CostCurve& cost);
   Status status() const;
+  std::optional<Status> status_now() const;  // null if that would have to wait
   ForwardBuffers& buffers() { return loop_.buffers(); }
 
   static double now();  // seconds on the monotonic clock
 
  private:
-  bool claim_driving();
   void turn(Denoiser& denoiser, std::unique_lock<std::mutex>& lock);
   void deliver(Listener& listener, std::unique_lock<std::mutex>& lock);
 
@@ -73,8 +74,7 @@ class Server {
   std::vector<Event> delivered_;  // of the driving thread
   const std::size_t max_waiting_;
   const bool check_invariants_;
-  bool driving_ = false;  // somebody runs, or has been told to
-  bool running_ = false;
+  bool running_ = false;  // somebody is in run()
   bool closed_ = false;
 };
 

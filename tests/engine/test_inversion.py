@@ -89,6 +89,15 @@ def test_the_embedded_model_finds_its_images_again():
     assert np.mean((again - images) ** 2) < 1e-3
 
 
+def test_it_walks_back_over_the_model_s_own_timesteps(tmp_path):
+    bundle = support.write_tiny_bundle(tmp_path / "tiny", defaults={"steps": 4, "spacing": "trailing", "clip": 1.0})
+    image = np.zeros((1, *support.SHAPE), np.float32)
+    with sf.Engine.load(bundle.path, threads=1) as engine:
+        said = engine.encode(image, steps=4, spacing="trailing")
+        np.testing.assert_array_equal(engine.encode(image), said)
+        assert not np.array_equal(engine.encode(image, spacing="leading"), said)
+
+
 def test_it_is_told_what_sample_is_told():
     with support.make_engine() as engine:
         encode = functools.partial(engine.encode, np.zeros((2, *support.SHAPE), np.float32), steps=4, refinements=0)

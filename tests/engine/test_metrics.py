@@ -124,6 +124,7 @@ def test_the_text_agrees_with_stats(eventful):
         ("stepfuse_busy_seconds_total", ("phase", "network")): stats["network_seconds"],
         ("stepfuse_busy_seconds_total", ("phase", "step")): stats["step_seconds"],
         ("stepfuse_busy_seconds_total", ("phase", "loop")): stats["loop_seconds"],
+        ("stepfuse_busy_seconds_total", ("phase", "callbacks")): stats["telling_seconds"],
         ("stepfuse_requests_waiting",): stats["waiting"],
         ("stepfuse_requests_running",): stats["running"],
     }

@@ -1,12 +1,17 @@
 """Sharing an engine: policies, the queue, deadlines, cancelling, closing, faults, and what is refused."""
 
+import asyncio
 import copy
+import gc
+import logging
 import pickle
+import queue
 import subprocess
 import sys
 import textwrap
 import threading
 import time
+import weakref
 from concurrent.futures import CancelledError
 
 import numpy as np
@@ -176,10 +181,11 @@ def test_closing_with_abort_ends_every_request(turnstile):
     futures = begin(engine, turnstile, *(plain(cond, 3) for cond in range(6)))
     closer = threading.Thread(target=engine.close, kwargs={"abort": True})
     closer.start()
-    for _ in range(100):
+    for _ in range(1000):
         if engine._service._aborting:
             break
         time.sleep(0.01)
+    time.sleep(0.05)  # what comes between that flag and the withdrawal takes microseconds
     turnstile.let(100)
     closer.join(TIMEOUT)
     for future in futures:
@@ -212,6 +218,186 @@ def test_an_endless_row_of_requests_is_taken_as_room_becomes_free_and_failures_c
                 np.testing.assert_array_equal(future.result(), expected(request.cond, 2))
         finished.close()
         assert len(taken) <= 40 + 7
+
+
+def test_a_request_refused_comes_out_with_its_refusal_and_the_others_go_on():
+    requests = [plain(0, 2), sf.Request(steps=0, id="none"), plain(2, 2)]
+    with support.make_engine() as engine:
+        found = {request.id or request.cond: future for request, future in engine.as_completed(requests)}
+    assert str(found["none"].exception()) == "steps must be between 1 and 1000, got 0"
+    for cond in (0, 2):
+        np.testing.assert_array_equal(found[cond].result(), expected(cond, 2))
+
+
+def test_a_callback_may_use_the_engine_however_few_may_run():
+    inner = []
+    with support.make_engine(serving=sf.Serving(max_rows=1, max_running=1)) as engine:
+
+        def draw(step, total, preview):
+            inner.append(engine.submit(plain(1, 2)).result(TIMEOUT))
+
+        outer = engine.sample(1, cond=0, steps=2, guidance_scale=1.0, seed=0, callback=draw)
+    np.testing.assert_array_equal(outer[0], expected(0, 2))
+    np.testing.assert_array_equal(inner, [expected(1, 2)] * 2)
+
+
+def test_a_callback_hides_no_failure():
+    def spoiled(x, t, cond):
+        prediction = support.rowwise(x, t, cond)
+        prediction[cond["class_labels"] == 3] = np.nan
+        return prediction
+
+    with support.make_engine(spoiled) as engine, pytest.raises(sf.DenoiserError, match="sample 0 went non-finite"):
+        engine.sample(2, cond=[3, 1], steps=3, callback=lambda *_: False)
+
+
+@pytest.mark.parametrize("error", [StopIteration, StopAsyncIteration])
+def test_what_ends_loops_is_an_error_like_others_when_the_network_raises_it(error):
+    def network(x, t, cond):
+        raise error("out of data")
+
+    async def walk(stream):
+        return [preview async for preview in stream]
+
+    with support.make_engine(network) as engine:
+        message = rf"the network raised {error.__name__}\('out of data'\) for request"
+        with pytest.raises(sf.DenoiserError, match=message):
+            list(engine.stream(sf.Request(steps=2)))
+        with pytest.raises(sf.DenoiserError, match=message):
+            asyncio.run(asyncio.wait_for(walk(engine.stream(sf.Request(steps=2))), TIMEOUT))
+        with pytest.raises(sf.DenoiserError, match=message):
+            asyncio.run(asyncio.wait_for(engine.asample(steps=2), TIMEOUT))
+
+
+@pytest.mark.parametrize("raised", [SystemExit, KeyboardInterrupt, ValueError])
+def test_what_a_callback_raises_on_the_engine_s_thread_harms_nobody_else(turnstile, raised):
+    def callback(_future):
+        raise raised("mine")
+
+    with support.make_engine(turnstile, max_rows=4) as engine:
+        futures = begin(engine, turnstile, plain(0, 1), plain(1, 2), plain(2, 1))
+        futures[0].add_done_callback(callback)
+        turnstile.let(9)
+        for cond, (future, steps) in enumerate(zip(futures, (1, 2, 1), strict=True)):
+            np.testing.assert_array_equal(future.result(TIMEOUT), expected(cond, steps))
+
+
+def test_a_filter_of_the_application_s_that_raises_harms_nobody():
+    def filter_(record):
+        raise OSError("disk full")
+
+    logger = logging.getLogger("stepfuse")
+    logger.addFilter(filter_)
+    try:
+        spoiled = support.make_engine(lambda x, t, cond: np.full_like(x, np.nan))
+        with spoiled as engine, pytest.raises(sf.DenoiserError, match="sample 0 went non-finite"):
+            engine.sample(2, steps=2)
+    finally:
+        logger.removeFilter(filter_)
+
+
+def test_a_bug_in_the_loop_fails_all_that_wait_and_is_logged(turnstile, caplog, monkeypatch):
+    with support.make_engine(turnstile, max_rows=2) as engine:
+        futures = begin(engine, turnstile, plain(0, 2), plain(1, 2), plain(2, 2))
+        raised = []
+
+        def sample():
+            try:
+                engine.sample(2, cond=3, steps=2)
+            except MemoryError as error:
+                raised.append(error)
+
+        caller = threading.Thread(target=sample)
+        caller.start()
+        while engine.stats()["submitted"] < 5:
+            time.sleep(0.001)
+
+        def bug(*arguments, **options):
+            monkeypatch.undo()
+            raise MemoryError("as if")
+
+        monkeypatch.setattr("stepfuse.service.error_of", bug)
+        turnstile.let(9)
+        for future in futures:
+            with pytest.raises(MemoryError, match="as if"):
+                future.result(TIMEOUT)
+        caller.join(TIMEOUT)
+        assert len(raised) == 1
+        assert "the loop failed with MemoryError('as if')" in caplog.text
+        np.testing.assert_array_equal(engine.submit(plain(0, 1)).result(TIMEOUT), expected(0, 1))
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        pytest.param(lambda engine: engine.submit(plain(1, 1)).result(), id="result"),
+        pytest.param(lambda engine: engine.submit(plain(1, 1)).exception(), id="exception"),
+        pytest.param(lambda engine: next(engine.stream(plain(1, 1))), id="stream"),
+        pytest.param(lambda engine: list(engine.as_completed([plain(1, 1)])), id="as_completed"),
+        pytest.param(lambda engine: engine.calibrate(), id="calibrate"),
+    ],
+)
+def test_waiting_on_the_engine_s_own_thread_is_refused(turnstile, wait):
+    refused = queue.SimpleQueue()
+
+    def callback(_future):
+        try:
+            wait(engine)
+        except RuntimeError as error:
+            refused.put(str(error))
+
+    with support.make_engine(turnstile) as engine:
+        [future] = begin(engine, turnstile, plain(0, 1))
+        future.add_done_callback(callback)
+        turnstile.let(9)
+        assert "but neither wait for it nor close it" in refused.get(timeout=TIMEOUT)
+
+
+def test_an_image_is_let_go_with_its_future():
+    gc.collect()
+    gc.disable()  # it would hide a circle
+    try:
+        with support.make_engine() as engine:
+            future = engine.submit(plain(0, 2))
+            stream = engine.stream(plain(0, 2))
+            images = [weakref.ref(future.result(TIMEOUT)), weakref.ref(list(stream)[-1].x0)]
+            images.append(weakref.ref(engine.sample(2, steps=2, callback=lambda *_: None)))
+            engine.close()
+            del future, stream
+            assert [image() is None for image in images] == [True] * 3
+    finally:
+        gc.enable()
+
+
+def test_an_idle_engine_takes_deadlines_however_slow_it_was(monkeypatch):
+    def slow(x, t, cond):
+        time.sleep(0.02)
+        return support.rowwise(x, t, cond)
+
+    with support.make_engine(slow) as engine:
+        engine.submit(plain(0, 5)).result(TIMEOUT)
+        image = engine.submit(plain(0, 5, deadline=time.monotonic() + 0.01)).result(TIMEOUT)
+    np.testing.assert_array_equal(image, expected(0, 5))
+
+
+def test_padded_forwards_are_full_whatever_a_row_costs():
+    with support.make_engine(max_rows=8, deterministic=True) as engine:
+        engine.calibrate(sf.CostCurve(fixed=0.1, row=1.0))
+        engine.sample(8, steps=3, cond=0, guidance_scale=1.0)
+        assert engine.stats()["forwards"] == 3
+
+
+@pytest.mark.parametrize("max_rows", [5, 7])
+def test_padding_makes_onnxruntime_s_images_independent_of_their_neighbours(tmp_path, max_rows):
+    path = support.write_tiny_bundle(tmp_path / "tiny").path
+    with sf.Engine.load(path, threads=2, max_rows=max_rows, deterministic=True) as engine:
+        alone = engine.sample(1, cond=1, steps=6, guidance_scale=3.0, seed=9)[0]
+        for others in range(1, 6):
+            mix = [engine.submit(plain(cond, 2 + cond)) for cond in range(others)]
+            one = engine.submit(sf.Request(cond=1, steps=6, guidance_scale=3.0, seed=9))
+            np.testing.assert_array_equal(one.result(TIMEOUT), alone)
+            for future in mix:
+                future.result(TIMEOUT)
 
 
 def test_padding_makes_an_image_independent_of_what_shares_its_forwards():
@@ -291,7 +477,7 @@ def test_a_fork_is_told_to_load_its_own_engine():
         engine = sf.Engine.load("fashion", threads=1)
         engine.sample(1, steps=1)
         if os.fork() == 0:
-            for call in (engine.sample, lambda: engine.submit(sf.Request()), engine.warmup):
+            for call in (engine.sample, lambda: engine.submit(sf.Request()), engine.warmup, engine.stats):
                 try:
                     call()
                 except RuntimeError as error:
@@ -303,9 +489,9 @@ def test_a_fork_is_told_to_load_its_own_engine():
         """
     )
     lines = done.stdout.splitlines()
-    assert len(lines) == 4, done.stderr
-    assert all("belongs to process" in line and "load it after the fork" in line for line in lines[:3])
-    assert lines[3] == "(1, 1, 28, 28)"
+    assert len(lines) == 5, done.stderr
+    assert all("belongs to process" in line and "load it after the fork" in line for line in lines[:4])
+    assert lines[4] == "(1, 1, 28, 28)"
 
 
 def test_a_program_that_ends_without_closing_draws_what_it_submitted():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import stepfuse as sf
-from stepfuse.draws import as_completed
+from stepfuse.owners import as_completed
 
 REQUESTS = 100_000
 FAULTS = {100: "raises", 200: "spoils", 300: "cancelled", 400: "times out"}  # by the request's number modulo 400
@@ -44,7 +44,7 @@ def test_a_hundred_thousand_requests_lose_nothing_and_keep_no_memory(caplog):
     caplog.set_level("CRITICAL", logger="stepfuse")
     schedule = sf.NoiseSchedule.linear()
     cond = {"kind": sf.CondInput(dtype="int64", null=-1)}
-    seen, early = set(), 0
+    seen, cancelled, early = set(), [], 0
 
     def requests():
         for number in range(REQUESTS):
@@ -53,7 +53,7 @@ def test_a_hundred_thousand_requests_lose_nothing_and_keep_no_memory(caplog):
     def submit(one):
         future = engine.submit(one)
         if FAULTS.get(int(one.id) % 400 or 400) == "cancelled":
-            future.cancel()
+            cancelled.append(future.cancel())
         return future
 
     with sf.Engine.from_callable(network, shape=(4,), schedule=schedule, cond=cond) as engine:
@@ -64,7 +64,7 @@ def test_a_hundred_thousand_requests_lose_nothing_and_keep_no_memory(caplog):
             seen.add(number)
             fault = FAULTS.get(number % 400 or 400)
             if fault == "cancelled":
-                assert future.cancelled()
+                assert future.cancelled() or future.exception() is None
             elif fault:
                 error = {"raises": RuntimeError, "spoils": sf.DenoiserError, "times out": sf.RequestTimeout}[fault]
                 assert isinstance(future.exception(), error)
@@ -82,7 +82,7 @@ def test_a_hundred_thousand_requests_lose_nothing_and_keep_no_memory(caplog):
     quarter = REQUESTS // 400
     assert stats["failures"] == 2 * quarter
     assert stats["expired"] == quarter
-    assert stats["cancelled"] <= quarter, "a request may end while it is being cancelled"
+    assert 0 < stats["cancelled"] <= sum(cancelled) <= quarter  # some have ended before
     ended = [stats[name] for name in ("samples", "failures", "cancelled", "expired")]
     assert sum(ended) == REQUESTS + len(alone)
     assert grown < ALLOWED_GROWTH, f"{grown / 1e6:.1f} MB more after the first fifth"

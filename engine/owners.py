@@ -6,14 +6,15 @@ import itertools
 import queue
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import nullcontext
+from contextlib import ExitStack
 
 import numpy as np
 
 from stepfuse import _core
+from stepfuse.draw import Draw, Images
 from stepfuse.progress import ProgressBar
 from stepfuse.request import Request, SampleRequest
-from stepfuse.service import Draw, Images, Service
+from stepfuse.service import Service
 from stepfuse.tracing import current_context
 
 #: ``callback(step, total, x0_preview)``: False stops the run, None or anything else goes on.
@@ -25,26 +26,42 @@ class ImageFuture(Future[Images]):
 
     Args:
         service: Draws it.
-        request: What to draw.
-        x: Shape (C, H, W): starting noise, or memory for it.
-        has_noise: Whether ``x`` holds the noise.
     """
 
-    def __init__(self, service: Service, request: SampleRequest, x: Images, has_noise: bool) -> None:
+    def __init__(self, service: Service) -> None:
         super().__init__()
         self._service = service
-        self._draw = Draw(request, x, has_noise, self, context=current_context())
+        self._id = 0
 
-    def submit(self, wait: float) -> None:
-        """Queues the request; raises as ``Service.submit`` does."""
-        self._service.submit(self._draw, wait)
+    def submit(self, request: SampleRequest, x: Images, has_noise: bool, wait: float) -> None:
+        """Queues the request; raises as ``Service.submit`` does.
+
+        Args:
+            request: What to draw.
+            x: Shape (C, H, W): starting noise, or memory for it.
+            has_noise: Whether ``x`` holds the noise.
+            wait: Seconds to wait for room in the queue.
+        """
+        self._id = self._service.submit(Draw(request, x, has_noise, self, context=current_context()), wait)
 
     def cancel(self) -> bool:
         """Withdraws the request; False if it has ended otherwise."""
         cancelled = super().cancel()
         if cancelled:
-            self._service.cancel([self._draw])
+            self._service.cancel([self._id])
         return cancelled
+
+    def result(self, timeout: float | None = None) -> Images:
+        """The image; raises what it failed with. Refused on the engine's own thread while it is still to come."""
+        if not self.done():
+            self._service.require_other_thread()
+        return super().result(timeout)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """What it failed with. Refused on the engine's own thread while it is still to come."""
+        if not self.done():
+            self._service.require_other_thread()
+        return super().exception(timeout)
 
     def stepped(self, draw: Draw, step: int) -> None:
         """Nobody looks."""
@@ -72,7 +89,7 @@ def as_completed(
     try:
         while True:
             for request in itertools.islice(left, limit - len(pending)):
-                future = submit(request)
+                future = _submitted(submit, request)
                 pending[future] = request
                 future.add_done_callback(done.put)
             if not pending:
@@ -82,6 +99,16 @@ def as_completed(
     finally:
         for future in pending:
             future.cancel()
+
+
+def _submitted(submit: Callable[[Request], Future[Images]], request: Request) -> Future[Images]:
+    """The request's future; one that is refused has failed."""
+    try:
+        return submit(request)
+    except Exception as error:
+        refused: Future[Images] = Future()
+        refused.set_exception(error)
+        return refused
 
 
 class Batch:
@@ -109,24 +136,16 @@ class Batch:
         callback: Callback | None,
     ) -> None:
         self._service = service
-        self._x = x
+        self._requests, self._x, self._has_noise = requests, x, has_noise
         self._turns = turns
         self._progress, self._callback = progress, callback
         self._gate = None if callback is None else _core.Gate()
         self._preview = None if callback is None else np.zeros_like(x)
-        self._turn = 0
+        self._ids: list[int] = []
         self._left = len(requests)
         self._error: BaseException | None = None
-        self._news: queue.SimpleQueue[Images | None] = queue.SimpleQueue()  # a preview a turn; None: all have ended
+        self._news: queue.SimpleQueue[bool] = queue.SimpleQueue()  # whether more turns are to come
         self._stepped = False
-        watched, context = progress or callback is not None, current_context()
-        self._draws = [
-            Draw(request, x[i], has_noise, self, gate=self._gate, watched=watched, context=context, index=i)
-            for i, request in enumerate(requests)
-        ]
-        if self._preview is not None:
-            for draw, x0 in zip(self._draws, self._preview, strict=True):
-                draw.x0 = x0
 
     def run(self) -> Images:
         """Draws all samples, or as far as the callback lets them.
@@ -134,25 +153,41 @@ class Batch:
         Raises:
             BaseException: What the first sample that failed has failed with, or what the callback raised.
         """
-        self._service.submit_all(self._draws)
         try:
-            with ProgressBar(self._turns) if self._progress else nullcontext() as bar:
+            self._ids = self._service.submit_all(self._draws())
+            if self._error is not None:  # came before the ids were known
+                self._service.cancel(self._ids)
+            with ExitStack() as stack:
+                if self._gate is not None:
+                    stack.enter_context(self._service.waits_for_this_thread())
+                bar = stack.enter_context(ProgressBar(self._turns)) if self._progress else None
                 return self._wait(bar)
         except BaseException:
-            self._service.cancel(self._draws)
+            self._service.cancel(self._ids)
             raise
+
+    def _draws(self) -> list[Draw]:
+        watched, context = self._progress or self._gate is not None, current_context()
+        draws = [
+            Draw(request, self._x[i], self._has_noise, self, gate=self._gate, watched=watched, context=context, index=i)
+            for i, request in enumerate(self._requests)
+        ]
+        if self._preview is not None:
+            for draw, x0 in zip(draws, self._preview, strict=True):
+                draw.x0 = x0
+        return draws
 
     def _wait(self, bar: ProgressBar | None) -> Images:
         shown = 0
-        while (preview := self._news.get()) is not None:
+        while self._news.get():
             shown += 1
             if bar is not None:
                 bar.update(shown, max(shown, self._turns))
-            if self._callback is None or self._gate is None:
+            if self._callback is None or self._gate is None or self._preview is None or self._error is not None:
                 continue
-            if not self._goes_on(self._callback, shown, preview):
-                self._service.cancel(self._draws)
-                return preview
+            if not self._goes_on(self._callback, shown, self._preview):
+                self._service.cancel(self._ids)
+                return self._preview
             self._service.open(self._gate)
         if self._error is not None:
             raise self._error
@@ -160,11 +195,10 @@ class Batch:
 
     def _goes_on(self, callback: Callback, shown: int, preview: Images) -> bool:
         total = shown if self._left == 0 else max(self._turns, shown + 1)
-        with self._service.waits_for_this_thread():
-            try:
-                answer = callback(shown, total, preview.copy())
-            except StopIteration:
-                return False
+        try:
+            answer = callback(shown, total, preview.copy())
+        except StopIteration:
+            return False
         return answer is None or bool(answer)
 
     def stepped(self, draw: Draw, step: int) -> None:
@@ -176,12 +210,12 @@ class Batch:
         self._left -= 1
         if error is not None and self._error is None:
             self._error = error
-            self._service.cancel(self._draws)
+            self._service.cancel(self._ids)
 
     def turn_over(self) -> None:
-        """Tells the caller's thread."""
+        """Tells the caller's thread. The samples rest then if it looks at them: their gate has closed."""
         if self._stepped:
-            self._news.put(self._x if self._preview is None else self._preview.copy())
+            self._news.put(True)
             self._stepped = False
         if self._left == 0:
-            self._news.put(None)
+            self._news.put(False)
