@@ -153,7 +153,7 @@ def measure_scale(report: TablesReport, cost: CostCurve, rounds: int) -> None:
         for requests in SCALE_REQUESTS:
             mix = burst(requests)
             for policy in ("fifo", "shortest"):
-                serving = Serving(max_rows=slots, policy=policy, max_queue=requests)
+                serving = Serving(max_rows=slots, max_running=slots, policy=policy, max_queue=requests)
                 microseconds, turns = [], 0
                 for _ in range(rounds + 1):
                     counters = replayed(mix, cost, serving, planned=None)[1]

@@ -223,8 +223,9 @@ class Service:
         self._core.close()
         if abort:
             self._aborting = True
-            if self._core.cancel_all():
-                self._start()
+            self._core.cancel_all()
+        if self._draws:
+            self._start()  # once too often does no harm, and makes up for a start that Ctrl-C has swallowed
         with self._all_ended:
             self._all_ended.wait_for(lambda: not self._draws)
         self._executor.shutdown(wait=True)
