@@ -10,7 +10,7 @@ FLAGS := -std=c++17 -g -pthread $(NUMERICS) -Wall -Wextra -Wno-psabi -MMD -MP
 CORE := $(wildcard csrc/core/*.cpp)
 objects = $(patsubst %.cpp,$(OUT)/$(1)/%.o,$(CORE))
 
-plain := -O2
+plain := -O2 -DNDEBUG
 thread := -O1 -fsanitize=thread
 address := -O1 -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 
