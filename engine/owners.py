@@ -187,6 +187,8 @@ class Batch:
                 continue
             if not self._goes_on(self._callback, shown, self._preview):
                 self._service.cancel(self._ids)
+                while self._news.get():  # until nothing holds the arrays any more
+                    pass
                 return self._preview
             self._service.open(self._gate)
         if self._error is not None:
