@@ -5,9 +5,10 @@ import pytest
 import support
 
 import stepfuse as sf
-from stepfuse.interpolation import interpolate_noise
+from stepfuse.interpolation import interpolate_noise, interpolate_noise_grid
 
 Z0, Z1 = sf.normal(1, (3, 40)), sf.normal(2, (3, 40))
+CORNERS = np.stack([sf.normal(seed, (3, 40)) for seed in range(4)])
 
 
 @pytest.mark.parametrize("path", ["slerp", "lerp"])
@@ -51,8 +52,55 @@ def test_the_engine_draws_along_the_walk():
         pytest.param((Z0, Z1, 1), "n must be at least 2, got 1", id="one-point"),
         pytest.param((Z0, Z1, 3, "spline"), "path must be .*, got 'spline'", id="path"),
         pytest.param((0 * Z0, Z1, 3), "length above 0", id="zeros"),
+        pytest.param((Z0, -2 * Z0, 3), r"less than half a turn apart, got 3\.14159", id="opposite"),
     ],
 )
 def test_bad_input_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         interpolate_noise(*arguments)
+
+
+@pytest.mark.parametrize("path", ["slerp", "lerp"])
+@pytest.mark.parametrize(("rows", "columns"), [(2, 2), (3, 5), (4, 2)], ids=["corners-alone", "wide", "tall"])
+def test_a_grid_has_its_corners_and_their_walks_as_edges(path, rows, columns):
+    grid = interpolate_noise_grid(CORNERS, rows, columns, path)
+    assert grid.shape == (rows, columns, 3, 40)
+    np.testing.assert_array_equal(grid[[0, 0, -1, -1], [0, -1, 0, -1]], CORNERS)
+    top_left, top_right, bottom_left, bottom_right = CORNERS
+    np.testing.assert_allclose(grid[0], interpolate_noise(top_left, top_right, columns, path), atol=1e-6)
+    np.testing.assert_allclose(grid[-1], interpolate_noise(bottom_left, bottom_right, columns, path), atol=1e-6)
+    np.testing.assert_allclose(grid[:, 0], interpolate_noise(top_left, bottom_left, rows, path), atol=1e-6)
+    np.testing.assert_allclose(grid[:, -1], interpolate_noise(top_right, bottom_right, rows, path), atol=1e-6)
+
+
+def test_a_grid_of_straight_lines_is_bilinear():
+    down, across = np.linspace(0, 1, 4)[:, None, None, None], np.linspace(0, 1, 6)[None, :, None, None]
+    a, b, c, d = CORNERS.astype(np.float64)
+    bilinear = (1 - down) * ((1 - across) * a + across * b) + down * ((1 - across) * c + across * d)
+    np.testing.assert_allclose(interpolate_noise_grid(CORNERS, 4, 6, "lerp"), bilinear, atol=1e-6)
+
+
+def test_a_grid_of_great_circles_keeps_the_length_of_its_corners():
+    lengths = np.linalg.norm(CORNERS.reshape(4, -1), axis=1)
+    grid = interpolate_noise_grid(CORNERS / lengths[:, None, None], 5, 7)
+    np.testing.assert_allclose(np.linalg.norm(grid.reshape(35, -1), axis=1), 1, rtol=1e-6)
+
+
+def test_a_grid_takes_its_corners_as_two_by_two():
+    square = CORNERS.reshape(2, 2, 3, 40)
+    np.testing.assert_array_equal(interpolate_noise_grid(square, 3, 4), interpolate_noise_grid(CORNERS, 3, 4))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        pytest.param((CORNERS[:3], 3, 3), r"corners must have shape .*, got \(3, 3, 40\)", id="three-corners"),
+        pytest.param((CORNERS, 1, 3), "rows must be at least 2, got 1", id="one-row"),
+        pytest.param((CORNERS, 3, 0), "columns must be at least 2, got 0", id="no-column"),
+        pytest.param((CORNERS, 3, 3, "spline"), "path must be .*, got 'spline'", id="path"),
+        pytest.param((0 * CORNERS, 3, 3), "length above 0", id="zeros"),
+    ],
+)
+def test_a_bad_grid_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        interpolate_noise_grid(*arguments)
