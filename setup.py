@@ -7,6 +7,7 @@ from setuptools import setup
 
 PACKAGES = {
     "stepfuse": "engine",
+    "stepfuse.analysis": "engine/analysis",
     "stepfuse.backends": "engine/backends",
     "stepfuse.kernels": "kernels",
     "stepfuse.export": "export",
