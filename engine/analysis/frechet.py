@@ -84,9 +84,11 @@ class Statistics:
 
 
 def frechet_distance(a: Statistics, b: Statistics) -> float:
-    """The Fréchet distance between two Gaussians, squared as usual: Heusel et al. (2017), Eq. 6, at least 0.
+    """The Fréchet distance between two Gaussians, squared as it is in FID, and at least 0.
 
-        d² = |m_a - m_b|² + tr(C_a + C_b - 2 (C_a C_b)^(1/2))        (Dowson and Landau, 1982)
+        d² = |m_a - m_b|² + tr(C_a + C_b - 2 (C_a C_b)^(1/2))
+
+    of Dowson and Landau (1982), which Heusel et al. (2017) brought to generated images.
 
     The trace of the root is the sum of the singular values of C_a^(1/2) C_b^(1/2). In this form every matrix stays
     real and symmetric, and a covariance that is nearly singular (a feature that never fires) costs no digits, where a
