@@ -48,7 +48,8 @@ def python(wheel, tmp_path_factory):
 
 
 def test_the_wheel_holds_every_module_and_model(wheel):
-    sources = tracked("engine/*.py", "engine/*.pyi", "engine/py.typed", "engine/models", "kernels/*.py", "export/*.py")
+    data = ("engine/py.typed", "engine/models", "engine/analysis/data")
+    sources = tracked("engine/*.py", "engine/*.pyi", *data, "kernels/*.py", "export/*.py")
     expected = {str(FOLDERS[Path(name).parts[0]] / Path(*Path(name).parts[1:])) for name in sources}
     held = set(zipfile.ZipFile(wheel).namelist())
     assert expected - held == set()
@@ -73,6 +74,15 @@ print(*sf.embedded_models())
 """
 
 
+JUDGE_EMBEDDED = """
+import sys, numpy as np, stepfuse as sf
+from stepfuse.analysis import Judge
+judge = Judge.for_model("fashion")
+assert judge.accuracy(judge.real_images, judge.real_labels) > 0.9 and judge.distance(judge.real_images) > 0
+assert not {"matplotlib", "onnx", "scipy", "torch"} & set(sys.modules)
+"""
+
+
 def test_a_fresh_environment_samples_without_torch(python, tmp_path):
     assert "No module named 'torch'" in run(python, "-c", "import torch", cwd=tmp_path, ok=False)
     run(python, "-c", SAMPLE, cwd=tmp_path)
@@ -81,6 +91,10 @@ def test_a_fresh_environment_samples_without_torch(python, tmp_path):
 def test_a_fresh_environment_samples_every_embedded_model(python, tmp_path):
     names = {Path(name).parts[2] for name in tracked("engine/models")}
     assert set(run(python, "-c", SAMPLE_EMBEDDED, cwd=tmp_path).split()) == names
+
+
+def test_a_fresh_environment_judges_without_an_extra(python, tmp_path):
+    run(python, "-c", JUDGE_EMBEDDED, cwd=tmp_path)
 
 
 def test_the_command_line_is_installed(python, tmp_path):
