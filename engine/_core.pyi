@@ -27,6 +27,18 @@ def normal(seed: int, step: int, stream: int, n: int, first: int = 0, isa: str |
 def isas() -> list[str]:
     """Instruction sets that this machine has a kernel for, the best one last."""
 
+class Adaptive:
+    """What a step takes from the whole of its sample; ``StepTable.adapt`` documents it."""
+
+    def __init__(
+        self, guidance_rescale: float = 0.0, threshold_ratio: float = 0.0, largest_threshold: float = ...
+    ) -> None: ...
+
+def adapted_row(
+    row: Float32Array, adaptive: Adaptive, x: npt.ArrayLike, eps: npt.ArrayLike, eps_uncond: npt.ArrayLike | None = None
+) -> Float32Array:
+    """The row with what it takes from the whole sample folded in."""
+
 class Passes:
     """What a step computes; ``Both`` takes two rows of a forward, the others one."""
 
@@ -114,7 +126,12 @@ class LoopOptions:
 class Table:
     """A sampler's rows, (S, 16), for the loop."""
 
-    def __init__(self, rows: Float32Array, init_scale: float) -> None: ...
+    def __init__(self, rows: Float32Array, init_scale: float, adaptive: Adaptive = ...) -> None: ...
+
+class Known:
+    """What is given of a sample: flat image and mask, and signal and noise of each state, (S + 1, 2)."""
+
+    def __init__(self, image: Float32Array, mask: Float32Array | None, levels: Float32Array) -> None: ...
 
 def replay(
     tables: Sequence[Table],
@@ -203,6 +220,7 @@ class Server:
         timeout: float | None = None,
         watched: bool = False,
         gate: Gate | None = None,
+        known: Known | None = None,
     ) -> Request:
         """A sample drawn in ``x``; its arrays are kept until its end is told. Times in seconds from now.
 

@@ -10,7 +10,6 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, NoReturn, cast
 
-import numpy as np
 import numpy.typing as npt
 
 from stepfuse import samplers
@@ -21,6 +20,7 @@ from stepfuse.calibration import measure_cost
 from stepfuse.coefficients import PredictionType
 from stepfuse.cond import CondInput
 from stepfuse.draw import Images
+from stepfuse.editing import as_images
 from stepfuse.interpolation import Path, interpolate_noise
 from stepfuse.owners import Batch, Callback, ImageFuture, as_completed
 from stepfuse.policy import CostCurve, Serving
@@ -141,6 +141,9 @@ class Engine:
         seed: int | Sequence[int] | None = None,
         table: StepTable | Sequence[StepTable] | None = None,
         noise: npt.ArrayLike | None = None,
+        image: npt.ArrayLike | None = None,
+        mask: npt.ArrayLike | None = None,
+        strength: float | Sequence[float] | None = None,
         progress: bool = False,
         callback: Callback | None = None,
         **options: Any,
@@ -159,12 +162,20 @@ class Engine:
             seed: 0 to 2^64 - 1. With one seed s for all, sample i has seed s + i; None draws one.
             table: A compiled sampler, instead of the four arguments above.
             noise: Starting noise, shape (n, *shape), standard normal; None draws it from the seed.
+            image: What the samples begin as, noised (image to image; Meng et al., 2022), or what ``mask`` keeps of
+                them: one of the model's shape for all, or (n, *shape), floating point, in the model's data range.
+            mask: 1 where ``image`` is to be drawn anew, 0 where it is kept, between to blend; of the model's shape or
+                one plane (H, W) for all channels, with n in front for one a sample. What is kept is put back, noised
+                to the state's level, after every step (Lugmayr et al., 2022, Eq. 8).
+            strength: Share of the steps that an image leaves to be done, above 0 to 1, one value or one a sample. Left
+                out it is 0.8, and 1 with a mask, where 1 begins as noise alone.
             progress: Whether a bar is shown.
             callback: Called in this thread after each forward that any of the samples stepped in, with the number of
                 these, how many there will be (an estimate while others use the engine) and the clean samples implied so
                 far, shape (n, *shape), zero where one has not begun. The samples rest meanwhile. If it returns False or
                 raises StopIteration, the run stops and that preview is returned.
-            **options: The sampler's own: ``spacing``, ``clip``, ``variance``, ``karras``, ...
+            **options: The sampler's own: ``spacing``, ``clip``, ``variance``, ``karras``, ..., and what every sampler
+                takes: ``guidance_interval``, and ``guidance_rescale`` and ``dynamic_threshold`` of ``StepTable.adapt``.
 
         Returns:
             Shape (n, *shape), float32, in the model's data range.
@@ -186,6 +197,9 @@ class Engine:
             steps=steps,
             guidance_scale=guidance_scale,
             eta=eta,
+            image=image,
+            mask=mask,
+            strength=strength,
             options=options,
         )
         self._service.require_other_thread()
@@ -291,9 +305,7 @@ class Engine:
             DenoiserError: As in ``sample``.
         """
         require_guidable(self.info, guidance_scale)
-        given = np.asarray(images)
-        if given.shape[1:] != self.info.shape or not len(given):
-            raise ValueError(f"images must have shape (n, {', '.join(map(str, self.info.shape))}), got {given.shape}")
+        given = as_images(self.info, images, "images")
         if steps is None and options.get("timesteps") is None:
             steps = default_steps(self.info, "ddim")
         table = samplers.ddim_inverse(
@@ -304,8 +316,7 @@ class Engine:
             guidance_scale=guidance_scale,
             **{**default_options(self.info, samplers.ddim_inverse), **options},
         )
-        start = starting_state(given.shape, given, "images")
-        return self.sample(len(given), cond=cond, table=table, noise=start, seed=0, progress=progress)
+        return self.sample(len(given), cond=cond, table=table, noise=given, seed=0, progress=progress)
 
     def interpolate(
         self, z0: npt.ArrayLike, z1: npt.ArrayLike, n: int = 10, *, path: Path = "slerp", **arguments: Any

@@ -13,13 +13,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from stepfuse import _core
 from stepfuse.bundle import ModelInfo
 from stepfuse.cond import cond_per_sample
+from stepfuse.editing import Edit
 from stepfuse.samplers import SAMPLERS
 from stepfuse.steptable import StepTable
 
 _DEFAULT_STEPS = 50
 _SEED_LIMIT = 1 << 64
+_ADAPTIVE = ("guidance_rescale", "dynamic_threshold")  # options of every sampler: StepTable.adapt
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,9 @@ class Request:
         seed: 0 to 2^64 - 1; None draws one.
         table: A compiled sampler, instead of sampler, steps, guidance_scale, eta and options.
         noise: Starting noise of one sample's shape; None draws it from the seed.
+        image: Of the model's shape, to begin with or to keep in part, as in ``Engine.sample``.
+        mask: Which part of ``image`` is drawn anew.
+        strength: How much of the run is left to an image.
         options: The sampler's own options by name.
         priority: Requests of a higher one step first, whatever the engine's policy.
         deadline: Time on ``time.monotonic()`` by which the image is wanted. The request is refused if that cannot be;
@@ -51,6 +57,9 @@ class Request:
     seed: int | None = None
     table: StepTable | None = None
     noise: npt.ArrayLike | None = None
+    image: npt.ArrayLike | None = None
+    mask: npt.ArrayLike | None = None
+    strength: float | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     priority: int = 0
     deadline: float | None = None
@@ -66,6 +75,7 @@ class SampleRequest:
         table: Its sampler, compiled.
         seed: Key of all its noise.
         cond: A value for each conditioning input; None where it is told nothing.
+        known: What it begins with or keeps; None where it begins as noise.
         priority, deadline, timeout: As in ``Request``.
         name: The request's id, if it has one.
     """
@@ -73,6 +83,7 @@ class SampleRequest:
     table: StepTable
     seed: int
     cond: list[npt.NDArray[Any]] | None
+    known: _core.Known | None = None
     priority: int = 0
     deadline: float | None = None
     timeout: float | None = None
@@ -130,6 +141,9 @@ class Compiler:
             steps=request.steps,
             guidance_scale=request.guidance_scale,
             eta=request.eta,
+            image=request.image,
+            mask=request.mask,
+            strength=request.strength,
             options=request.options,
         )
         priority = request.priority
@@ -160,6 +174,9 @@ def resolve(
     steps: int | Sequence[int] | None,
     guidance_scale: float | Sequence[float] | None,
     eta: float | Sequence[float] | None,
+    image: npt.ArrayLike | None = None,
+    mask: npt.ArrayLike | None = None,
+    strength: float | Sequence[float] | None = None,
     options: Mapping[str, Any],
 ) -> list[SampleRequest]:
     """One request a sample; every argument is one value for all or a sequence of one each.
@@ -185,7 +202,12 @@ def resolve(
             _check(info, distinct)
     else:
         tables = _tables(compiler, n, sampler, steps, guidance_scale, eta, options)
-    return [SampleRequest(*request) for request in zip(tables, seeds, conds, strict=True)]
+    edit = Edit(info, n, image, mask, _strengths(strength, n))
+    requests = []
+    for index, (table, seed, cond) in enumerate(zip(tables, seeds, conds, strict=True)):
+        run, known = edit.apply(index, table)
+        requests.append(SampleRequest(run, seed, cond, known))
+    return requests
 
 
 def compile_table(
@@ -215,7 +237,9 @@ def compile_table(
 
     function = SAMPLERS[sampler]
     accepted = inspect.signature(function).parameters
-    arguments = {**default_options(info, function), **options}
+    adaptive = {name: info.defaults[name] for name in _ADAPTIVE if name in info.defaults}
+    adaptive.update({name: value for name, value in options.items() if name in _ADAPTIVE})
+    arguments = {**default_options(info, function), **{k: v for k, v in options.items() if k not in _ADAPTIVE}}
     if "prediction_type" in accepted:
         arguments["prediction_type"] = info.prediction_type
     if "eta" in accepted:
@@ -225,9 +249,24 @@ def compile_table(
         raise ValueError(f"eta must be left out with sampler {sampler!r}, which has none, got {eta}")
     unknown = [name for name in arguments if name not in accepted]
     if unknown:
-        known = ", ".join(name for name in accepted if name != "schedule")
+        known = ", ".join([*(name for name in accepted if name != "schedule"), *_ADAPTIVE])
         raise TypeError(f"sampler {sampler!r} takes {known}, got {', '.join(unknown)}")
-    return function(info.schedule, steps, guidance_scale=guidance_scale, **arguments)
+    return _adapt(function(info.schedule, steps, guidance_scale=guidance_scale, **arguments), adaptive)
+
+
+def _adapt(table: StepTable, options: Mapping[str, Any]) -> StepTable:
+    """The table with those of ``StepTable.adapt``'s arguments that are given."""
+    rescale, threshold = options.get("guidance_rescale"), options.get("dynamic_threshold")
+    if rescale is None and threshold is None:
+        return table
+    _require_number("guidance_rescale", rescale or 0.0)
+    if threshold is not None:
+        if not isinstance(threshold, Sequence | np.ndarray) or len(threshold) != 2:
+            raise TypeError(f"dynamic_threshold must be two numbers, (ratio, largest), got {threshold!r}")
+        for one in threshold:
+            _require_number("dynamic_threshold", one)
+        threshold = float(threshold[0]), float(threshold[1])
+    return table.adapt(guidance_rescale=float(rescale or 0.0), dynamic_threshold=threshold)
 
 
 def starting_state(shape: tuple[int, ...], given: npt.ArrayLike | None, name: str = "noise") -> npt.NDArray[np.float32]:
@@ -298,6 +337,14 @@ def _check(info: ModelInfo, table: Any) -> None:
     for t in (float(table["t"].max()), float(table["t"].min())):
         if not 0 <= t <= limit:
             raise ValueError(f"table's timesteps must be between 0 and {limit:g} for this model, got {t:g}")
+
+
+def _strengths(given: float | Sequence[float] | None, n: int) -> list[float | None]:
+    strengths = _each("strength", given, n)
+    for one in strengths:
+        if one is not None:
+            _require_number("strength", one)
+    return strengths
 
 
 def _seeds(seed: int | Sequence[int] | None, n: int) -> list[int]:

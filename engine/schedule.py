@@ -59,6 +59,29 @@ class NoiseSchedule:
             raise ValueError("a flow schedule has no alphas_cumprod: use a sampler for flow models, such as 'euler'")
         return self._alphas_cumprod
 
+    def levels(self, timesteps: npt.ArrayLike) -> tuple[Float64Array, Float64Array]:
+        """How the states at these timesteps are mixed: ``signal * x0 + noise * z``.
+
+        Args:
+            timesteps: Any shape, 0 to ``max_timestep``. Between two whole ones noise over signal is interpolated.
+
+        Returns:
+            Signal and noise, each of the timesteps' shape: √ᾱ and √(1 − ᾱ), or 1 − σ and σ on a flow schedule.
+        """
+        t = np.asarray(timesteps, dtype=np.float64)
+        if self.is_flow:
+            sigma = t / self.num_train_timesteps
+            return 1 - sigma, sigma
+        below = np.floor(t).astype(int)
+        alphas = self.alphas_cumprod[below]
+        share = t - below
+        if share.any():
+            with np.errstate(divide="ignore", invalid="ignore"):
+                ratio = np.sqrt(1 / self.alphas_cumprod - 1)
+                between = (1 - share) * ratio[below] + share * ratio[np.minimum(below + 1, len(ratio) - 1)]
+            alphas = np.where(share > 0, 1 / (1 + between**2), alphas)
+        return np.sqrt(alphas), np.sqrt(1 - alphas)
+
     @classmethod
     def linear(cls, beta_start: float = 1e-4, beta_end: float = 0.02, num_train_timesteps: int = 1000) -> NoiseSchedule:
         """Betas from ``beta_start`` to ``beta_end`` in equal steps (Ho et al., 2020, section 4)."""

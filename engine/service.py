@@ -150,6 +150,7 @@ class Service:
             timeout=request.timeout,
             watched=draw.watched,
             gate=draw.gate,
+            known=request.known,
         )
 
     def cancel(self, ids: Iterable[int]) -> None:
@@ -274,7 +275,7 @@ class Service:
     def _compiled(self, table: StepTable) -> _core.Table:
         compiled = self._tables.get(table)
         if compiled is None:
-            compiled = self._tables[table] = _core.Table(table.rows, table.init_scale)
+            compiled = self._tables[table] = _core.Table(table.rows, table.init_scale, table.adaptive)
         return compiled
 
     def _start(self) -> None:

@@ -6,12 +6,14 @@ import json
 import os
 import zipfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
+
+from stepfuse import _core
 
 Float32Array = npt.NDArray[np.float32]
 
@@ -34,6 +36,8 @@ class StepTable:
         options: All of that function's arguments but the schedule.
         init_scale: The first state is ``init_scale`` times standard normal noise.
         max_timestep: Largest timestep of the schedule it was made for; None if it is not bound to one.
+        guidance_rescale: As in ``adapt``.
+        dynamic_threshold: As in ``adapt``.
     """
 
     rows: Float32Array
@@ -41,6 +45,8 @@ class StepTable:
     options: Mapping[str, Any] = field(default_factory=dict)
     init_scale: float = 1.0
     max_timestep: float | None = None
+    guidance_rescale: float = 0.0
+    dynamic_threshold: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         rows = np.array(self.rows, dtype=np.float32, order="C")
@@ -78,6 +84,7 @@ class StepTable:
             raise ValueError("a table must have at least one row, got 0")
         if not (np.isfinite(self.init_scale) and self.init_scale > 0):
             raise ValueError(f"init_scale must be positive and finite, got {self.init_scale}")
+        self._check_adaptive()
         for index, name in enumerate(COLUMNS):
             column = self.rows[:, index]
             unbounded = column == _UNBOUNDED.get(name, np.nan)
@@ -100,6 +107,62 @@ class StepTable:
                 " use v_prediction or sample, or a schedule without zero terminal SNR)"
             )
         raise ValueError(message)
+
+    def _check_adaptive(self) -> None:
+        if not 0 <= self.guidance_rescale <= 1:
+            raise ValueError(f"guidance_rescale must be between 0 and 1, got {self.guidance_rescale}")
+        if self.dynamic_threshold is None:
+            return
+        ratio, largest = self.dynamic_threshold
+        if not (0 < ratio <= 1 and largest >= 1):
+            raise ValueError(
+                "dynamic_threshold must be (ratio, largest) with 0 < ratio <= 1 and largest >= 1,"
+                f" got {self.dynamic_threshold}"
+            )
+        if np.isfinite(self["lo"]).any() or np.isfinite(self["hi"]).any():
+            raise ValueError(f"clip must be left out with dynamic_threshold, which clamps too, got {self['hi'][0]:g}")
+
+    def adapt(
+        self, *, guidance_rescale: float = 0.0, dynamic_threshold: tuple[float, float] | None = None
+    ) -> StepTable:
+        """The same steps, each of which takes something from the whole of its sample.
+
+        Args:
+            guidance_rescale: φ of Lin et al. (2023), Eq. 14 to 16: the share, 0 to 1, to which a guided prediction is
+                given the standard deviation of the conditional one. It keeps strong guidance from over-exposing.
+            dynamic_threshold: ``(ratio, largest)`` of Saharia et al. (2022), section 2.3: the clean estimate is clamped
+                to that quantile of its absolute values, 0 to 1, which is taken to lie between 1 and ``largest``, and
+                divided by it. For models of pixels in [-1, 1].
+
+        Raises:
+            ValueError: If a bound is broken, or the table clips already.
+        """
+        return replace(self, guidance_rescale=guidance_rescale, dynamic_threshold=dynamic_threshold).check()
+
+    def adapted_row(
+        self, index: int, x: npt.ArrayLike, eps: npt.ArrayLike, eps_uncond: npt.ArrayLike | None = None
+    ) -> Float32Array:
+        """A row for one sample, with what ``adapt`` says folded in, as ``stepfuse.step`` takes it.
+
+        Args:
+            index: Step.
+            x: State of one sample, any shape.
+            eps: Network output, the shape of ``x``; the conditional one if ``eps_uncond`` is given.
+            eps_uncond: Unconditional output.
+
+        Returns:
+            Shape (16,), float32.
+
+        Raises:
+            ValueError: If sizes differ.
+        """
+        return _core.adapted_row(self.rows[index], self.adaptive, x, eps, eps_uncond)
+
+    @property
+    def adaptive(self) -> _core.Adaptive:
+        """What ``adapt`` says, as the core takes it."""
+        ratio, largest = self.dynamic_threshold or (0.0, np.inf)
+        return _core.Adaptive(self.guidance_rescale, ratio, largest)
 
     @property
     def passes(self) -> int:
@@ -140,7 +203,7 @@ class StepTable:
             column: Float32Array = self.rows[:, COLUMNS.index(key)]
             return column
         if isinstance(key, slice):
-            return StepTable(self.rows[key], self.sampler, self.options, self.init_scale, self.max_timestep)
+            return replace(self, rows=self.rows[key])
         row: Float32Array = self.rows[key]
         return row
 
@@ -148,10 +211,14 @@ class StepTable:
         """Tables are equal if they compute the same thing; names and options do not count."""
         if not isinstance(other, StepTable):
             return NotImplemented
-        return self.init_scale == other.init_scale and np.array_equal(self.rows, other.rows)
+        return self._scalars == other._scalars and np.array_equal(self.rows, other.rows)
 
     def __hash__(self) -> int:
-        return hash((self.init_scale, (self.rows + 0.0).tobytes()))  # -0.0 equals 0.0
+        return hash((self._scalars, (self.rows + 0.0).tobytes()))  # -0.0 equals 0.0
+
+    @property
+    def _scalars(self) -> tuple[Any, ...]:
+        return self.init_scale, self.guidance_rescale, self.dynamic_threshold
 
     def __repr__(self) -> str:
         return f"<StepTable {self.sampler}: {len(self)} steps, {self.passes} passes>"
@@ -169,6 +236,8 @@ class StepTable:
             "options": dict(self.options),
             "init_scale": self.init_scale,
             "max_timestep": self.max_timestep,
+            "guidance_rescale": self.guidance_rescale,
+            "dynamic_threshold": self.dynamic_threshold,
         }
         with Path(path).open("wb") as file:
             np.savez(file, rows=self.rows, header=np.array(json.dumps(header, default=np.ndarray.tolist)))
@@ -182,7 +251,9 @@ class StepTable:
         """
         try:
             with np.load(path, allow_pickle=False) as file:
-                table = cls(file["rows"], **json.loads(str(file["header"]))).check()
+                header = json.loads(str(file["header"]))
+                threshold = header.pop("dynamic_threshold", None)
+                table = cls(file["rows"], **header, dynamic_threshold=threshold and tuple(threshold)).check()
         except (KeyError, TypeError, ValueError, AttributeError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(f"{os.fspath(path)} is not a saved StepTable: {error}") from error
         return table

@@ -15,6 +15,7 @@ def _load(name: str) -> None:
 
 _load("tolerances")
 _load("support")
+_load("peers")
 
 import stepfuse.engine  # noqa: E402
 

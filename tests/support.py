@@ -1,6 +1,7 @@
 """Models and bundles small enough to make in a test."""
 
 import functools
+import importlib.util
 import math
 from pathlib import Path
 
@@ -111,3 +112,8 @@ def write_tiny_bundle(folder, *, network=None, overwrite=False, **info):
         licence="Apache-2.0",
         overwrite=overwrite,
     )
+
+
+def installed(package):
+    """Whether a package that only some tests need is there."""
+    return importlib.util.find_spec(package) is not None

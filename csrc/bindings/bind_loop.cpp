@@ -75,6 +75,21 @@ class PyListener final : public Listener {
   py::function happened_;
 };
 
+// What is known of a sample, with the arrays that it points into.
+struct KnownArrays {
+  KnownArrays(FloatArray image_array, std::optional<FloatArray> mask_array, const FloatArray& levels)
+      : image(std::move(image_array)), mask(std::move(mask_array)) {
+    if (levels.ndim() != 2 || levels.shape(1) != 2) throw py::value_error("levels have shape (S + 1, 2)");
+    Known found{image.data(), mask ? mask->data() : nullptr, {}};
+    for (py::ssize_t i = 0; i < levels.shape(0); ++i) found.levels.push_back({levels.at(i, 0), levels.at(i, 1)});
+    known = std::make_shared<const Known>(std::move(found));
+  }
+
+  FloatArray image;
+  std::optional<FloatArray> mask;
+  std::shared_ptr<const Known> known;
+};
+
 double absolute(std::optional<double> seconds_from_now) {
   return seconds_from_now ? Server::now() + *seconds_from_now : kNever;
 }
@@ -107,7 +122,7 @@ class BoundServer {
   Request request(std::uint64_t id, std::shared_ptr<Table> table, std::uint64_t seed, bool has_noise, FloatArray x,
                   std::optional<FloatArray> x0, std::vector<py::array> cond, std::vector<py::array> null_cond,
                   int priority, std::optional<double> deadline, std::optional<double> timeout, bool watched,
-                  std::shared_ptr<Gate> gate) const {
+                  std::shared_ptr<Gate> gate, py::object known) const {
     const std::size_t state_bytes = static_cast<std::size_t>(spec_.elements) * sizeof(float);
     require_bytes("x", x, state_bytes);
     if (x0) require_bytes("x0", *x0, state_bytes);
@@ -124,7 +139,8 @@ class BoundServer {
             absolute(timeout),
             watched,
             std::move(gate),
-            keep_alive(py::make_tuple(x, x0, cond, null_cond))};
+            known.is_none() ? nullptr : known_of(known),
+            keep_alive(py::make_tuple(x, x0, cond, null_cond, known))};
   }
 
   void run(py::function forward, py::function happened) {
@@ -149,11 +165,18 @@ class BoundServer {
     return found;
   }
 
-  const ModelSpec& spec() const { return spec_; }
   Server& server() { return server_; }
 
  private:
   static constexpr double kSignalSeconds = 0.05;
+
+  std::shared_ptr<const Known> known_of(const py::object& given) const {
+    const auto& arrays = given.cast<const KnownArrays&>();
+    const std::size_t state_bytes = static_cast<std::size_t>(spec_.elements) * sizeof(float);
+    require_bytes("image", arrays.image, state_bytes);
+    if (arrays.mask) require_bytes("mask", *arrays.mask, state_bytes);
+    return arrays.known;
+  }
 
   ModelSpec spec_;
   Server server_;
@@ -179,18 +202,18 @@ py::dict buffer_views(py::object self) {
   return found;
 }
 
-std::shared_ptr<Table> table_from(const FloatArray& rows, float init_scale) {
+std::shared_ptr<Table> table_from(const FloatArray& rows, float init_scale, const Adaptive& adaptive) {
   if (rows.ndim() != 2 || rows.shape(1) != kStepColumns) throw py::value_error("a table has shape (S, 16)");
   std::vector<StepRow> steps;
   for (py::ssize_t i = 0; i < rows.shape(0); ++i) steps.push_back(row_from(rows.data(i)));
-  return std::make_shared<Table>(std::move(steps), init_scale);
+  return std::make_shared<Table>(std::move(steps), init_scale, adaptive);
 }
 
 }  // namespace
 
 void bind_loop(py::module_& m) {
   py::class_<Table, std::shared_ptr<Table>>(m, "Table")
-      .def(py::init(&table_from), py::arg("rows"), py::arg("init_scale"));
+      .def(py::init(&table_from), py::arg("rows"), py::arg("init_scale"), py::arg("adaptive") = Adaptive{});
   py::enum_<EventKind>(m, "EventKind")
       .value("Stepped", EventKind::Stepped)
       .value("Finished", EventKind::Finished)
@@ -202,6 +225,9 @@ void bind_loop(py::module_& m) {
   py::register_exception<Closed>(m, "Closed", PyExc_RuntimeError);
   py::register_exception<DeadlineError>(m, "DeadlineError", PyExc_RuntimeError);
 
+  py::class_<KnownArrays>(m, "Known")
+      .def(py::init<FloatArray, std::optional<FloatArray>, const FloatArray&>(), py::arg("image").noconvert(),
+           py::arg("mask").noconvert(), py::arg("levels"));
   py::class_<Request>(m, "Request");
   py::class_<Gate, std::shared_ptr<Gate>>(m, "Gate").def(py::init());
   const auto nogil = py::call_guard<py::gil_scoped_release>();
@@ -218,7 +244,7 @@ void bind_loop(py::module_& m) {
       .def("request", &BoundServer::request, py::arg("id"), py::arg("table"), py::arg("seed"), py::arg("has_noise"),
            py::arg("x").noconvert(), py::arg("x0").noconvert(), py::arg("cond"), py::arg("null_cond"), py::kw_only(),
            py::arg("priority") = 0, py::arg("deadline") = py::none(), py::arg("timeout") = py::none(),
-           py::arg("watched") = false, py::arg("gate") = std::shared_ptr<Gate>(),
+           py::arg("watched") = false, py::arg("gate") = std::shared_ptr<Gate>(), py::arg("known") = py::none(),
            "A request for this server. Times in seconds from now.")
       .def("submit", &BoundServer::submit, py::arg("request"), py::arg("wait") = 0.0,
            "Queues a sample; true if run() is to be called. wait: seconds for room, None: however full.")

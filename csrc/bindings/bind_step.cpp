@@ -1,3 +1,4 @@
+#include "../core/adapt.h"
 #include "../core/dtype.h"
 #include "../core/step_cpu.h"
 #include "bindings.h"
@@ -152,9 +153,28 @@ py::array step(py::handle x_arg, py::handle eps_arg, py::handle row_arg, py::han
   return out;
 }
 
+Adaptive adaptive(float guidance_rescale, float threshold_ratio, float largest_threshold) {
+  return {guidance_rescale, threshold_ratio, largest_threshold};
+}
+
+FloatArray adapted_row(const FloatArray& columns, const Adaptive& adaptive, const FloatArray& x, const FloatArray& eps,
+                       const std::optional<FloatArray>& eps_uncond) {
+  if (columns.size() != kStepColumns) throw py::value_error("a row has 16 columns");
+  if (x.size() == 0 || eps.size() != x.size() || (eps_uncond && eps_uncond->size() != x.size()))
+    throw py::value_error("eps and eps_uncond must have as many elements as x, and at least one");
+  std::vector<float> scratch(static_cast<std::size_t>(x.size()));
+  return row_to_array(adapted(row_from(columns.data()), adaptive, x.size(), x.data(), eps.data(),
+                              eps_uncond ? eps_uncond->data() : nullptr, scratch.data()));
+}
+
 }  // namespace
 
 void bind_step(py::module_& m) {
+  py::class_<Adaptive>(m, "Adaptive")
+      .def(py::init(&adaptive), py::arg("guidance_rescale") = 0.0f, py::arg("threshold_ratio") = 0.0f,
+           py::arg("largest_threshold") = std::numeric_limits<float>::infinity());
+  m.def("adapted_row", &adapted_row, py::arg("row"), py::arg("adaptive"), py::arg("x"), py::arg("eps"),
+        py::arg("eps_uncond") = py::none(), "The row with what it takes from the whole sample folded in.");
   m.def("step", &step, py::arg("x"), py::arg("eps"), py::arg("row"), py::arg("eps_uncond") = py::none(),
         py::arg("h") = py::none(), py::arg("z") = py::none(), py::arg("out") = py::none(), py::arg("isa") = py::none(),
         "The fused step; stepfuse.step documents it.");

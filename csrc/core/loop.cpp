@@ -19,8 +19,8 @@ std::string plain(double value) {
 
 }  // namespace
 
-Table::Table(std::vector<StepRow> table_rows, float scale)
-    : rows(std::move(table_rows)), init_scale(scale), conditioned_passes(rows.size()) {
+Table::Table(std::vector<StepRow> table_rows, float scale, const Adaptive& adapts)
+    : rows(std::move(table_rows)), init_scale(scale), adaptive(adapts), conditioned_passes(rows.size()) {
   uses_history = false;
   int passes = 0;
   for (std::size_t i = rows.size(); i-- > 0;) {
@@ -43,7 +43,7 @@ double Loop::Stopwatch::add_to(double& seconds) {
 }
 
 Loop::Loop(const ModelSpec& spec, const LoopOptions& options)
-    : staging_(spec), options_(options), noise_(static_cast<std::size_t>(spec.elements) * sizeof(float)) {
+    : staging_(spec), options_(options), scratch_(static_cast<std::size_t>(spec.elements) * sizeof(float)) {
   if (options.max_running < 1) throw std::invalid_argument("max_running must be at least 1");
   // All that a turn needs, so that none allocates.
   const auto rows = static_cast<std::size_t>(spec.max_rows);
@@ -70,6 +70,8 @@ void Loop::check(const Request& request) const {
     throw std::invalid_argument("a request needs one value for each conditioning input");
   if (request.table->passes_left(0, request.conditioned()) > request.table->size() && spec().max_rows < 2)
     throw std::invalid_argument("a guided step takes 2 rows of a forward, max_rows is 1");
+  if (request.known && request.known->levels.size() != request.table->rows.size() + 1)
+    throw std::invalid_argument("what is known of a sample needs one level for each step and one for the result");
   if (std::isnan(request.deadline) || std::isnan(request.expires))
     throw std::invalid_argument("deadline and timeout must be numbers");
   if (by_id_.count(request.id)) throw std::invalid_argument("id " + std::to_string(request.id) + " is taken");
@@ -262,12 +264,14 @@ void Loop::begin(Sample& sample, double now) {
   const auto n = spec().elements;
   if (request.table->uses_history) sample.history.assign(static_cast<std::size_t>(n), 0.0f);
   if (!request.has_noise) fill_normal(request.seed, 0, NoiseStream::InitialState, 0, n, request.x);
+  if (request.keeps()) sample.noise.assign(request.x, request.x + n);
+  if (request.known) return start_from(*request.known, n, request.x);
   for (std::int64_t k = 0; k < n; ++k) request.x[k] *= request.table->init_scale;
 }
 
 void Loop::step(Sample& sample, const PlanEntry& entry, const PlanEntry* next) {
   const Request& request = sample.request;
-  const StepRow& row = sample.row();
+  StepRow row = sample.row();
   const bool guided = entry.row_cond >= 0 && entry.row_uncond >= 0;
   StepSpan<float> span{};
   span.n = spec().elements;
@@ -276,13 +280,16 @@ void Loop::step(Sample& sample, const PlanEntry& entry, const PlanEntry* next) {
   span.eps_uncond = guided ? buffers().prediction_row(entry.row_uncond) : nullptr;
   span.h = sample.history.empty() ? nullptr : sample.history.data();
   span.x0 = request.x0;
+  auto* scratch = static_cast<float*>(scratch_.data());
+  const Adaptive& adaptive = request.table->adaptive;
+  if (adaptive.any()) row = adapted(row, adaptive, span.n, span.x, span.eps, span.eps_uncond, scratch);
   if (row.adds_noise()) {
-    auto* noise = static_cast<float*>(noise_.data());
-    fill_normal(request.seed, static_cast<std::uint32_t>(sample.step), NoiseStream::Step, 0, span.n, noise);
-    span.z = noise;
+    fill_normal(request.seed, static_cast<std::uint32_t>(sample.step), NoiseStream::Step, 0, span.n, scratch);
+    span.z = scratch;
   }
   if (next) staging_.aim(sample, *next, span);
-  if (!fused_step(row, span)) mark_ended(sample, SampleState::Failed);
+  if (!fused_step(row, span)) return mark_ended(sample, SampleState::Failed);
+  if (request.keeps()) keep_known(*request.known, sample.step, sample.noise.data(), span);
 }
 
 // What the step of a turn has changed.

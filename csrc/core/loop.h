@@ -124,7 +124,7 @@ class Loop {
 
   std::vector<Sample*> candidates_;                        // scratch of plan()
   std::vector<SampleView> running_views_, waiting_views_;  // scratch of the planner
-  AlignedBuffer noise_;                                    // (elements,) scratch of one step
+  AlignedBuffer scratch_;                                  // (elements,) of one step
   std::vector<Event> events_;
   Counters counters_;
   Stopwatch watch_;

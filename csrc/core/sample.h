@@ -7,13 +7,15 @@
 #include <memory>
 #include <vector>
 
+#include "adapt.h"
+#include "known.h"
 #include "planner.h"
 #include "step_row.h"
 
 namespace stepfuse {
 
 struct Table {
-  Table(std::vector<StepRow> rows, float init_scale);
+  Table(std::vector<StepRow> rows, float init_scale, const Adaptive& adaptive = {});
 
   int size() const { return static_cast<int>(rows.size()); }
   int passes_left(int step, bool conditioned) const {
@@ -21,7 +23,8 @@ struct Table {
   }
 
   std::vector<StepRow> rows;
-  float init_scale;                     // the first state is init_scale times standard normal noise
+  float init_scale;  // the first state is init_scale times standard normal noise
+  Adaptive adaptive;
   bool uses_history;                    // any row reads or keeps a history
   std::vector<int> conditioned_passes;  // from step i to the end, of a sample that is told something
 };
@@ -37,21 +40,23 @@ constexpr double kNever = std::numeric_limits<double>::infinity();
 struct Request {
   std::uint64_t id;  // the caller's name for it; unique among the loop's samples
   std::shared_ptr<const Table> table;
-  std::uint64_t seed;                  // key of all its noise
-  bool has_noise;                      // x already holds standard normal noise
-  float* x;                            // (elements,) the state, in place; the result when it finishes
-  float* x0;                           // (elements,) the latest predicted clean sample; null if nobody looks
-  std::vector<const void*> cond;       // a value for each conditioning input; empty: the sample is told nothing
-  std::vector<const void*> null_cond;  // the value of each that stands for "no condition"
-  int priority = 0;                    // the higher steps first
-  double deadline = kNever;            // wanted by then; refused if that cannot be
-  double expires = kNever;             // given up by then
-  bool watched = false;                // an event each step
-  std::shared_ptr<Gate> gate{};        // steps only while it is open, and closes it by stepping; null: none
+  std::uint64_t seed;                    // key of all its noise
+  bool has_noise;                        // x already holds standard normal noise
+  float* x;                              // (elements,) the state, in place; the result when it finishes
+  float* x0;                             // (elements,) the latest predicted clean sample; null if nobody looks
+  std::vector<const void*> cond;         // a value for each conditioning input; empty: the sample is told nothing
+  std::vector<const void*> null_cond;    // the value of each that stands for "no condition"
+  int priority = 0;                      // the higher steps first
+  double deadline = kNever;              // wanted by then; refused if that cannot be
+  double expires = kNever;               // given up by then
+  bool watched = false;                  // an event each step
+  std::shared_ptr<Gate> gate{};          // steps only while it is open, and closes it by stepping; null: none
+  std::shared_ptr<const Known> known{};  // an image to start from or to keep in part; null: none
 
   std::shared_ptr<void> keep_alive{};  // whatever owns the memory borrowed; let go when the sample's last event is
 
   bool conditioned() const { return !cond.empty(); }
+  bool keeps() const { return known && known->mask; }
 };
 
 enum class SampleState : std::uint8_t {
@@ -76,6 +81,7 @@ struct Sample {
   double submitted_at = 0;
   double begun_at = 0;
   std::vector<float> history;
+  std::vector<float> noise;  // that it began with, where a part of it is kept
   std::exception_ptr error;
 
   bool gate_open() const { return !request.gate || request.gate->open; }

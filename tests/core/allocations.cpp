@@ -63,7 +63,7 @@ class Samples {
     std::sort(tables_.begin(), tables_.end(), longer);
   }
 
-  // Every other one watched, every eighth behind the gate.
+  // Every other one watched, every eighth behind the gate, every fourth with a part that is kept.
   Request request(int i) {
     const auto index = static_cast<std::size_t>(i);
     const bool waits = i >= kSlots;
@@ -80,6 +80,10 @@ class Samples {
     request.deadline = 1e9 - i;
     request.expires = 2e9 + i;
     if (i % 8 == 0) request.gate = gate;
+    if (i % 4 == 1) {
+      std::vector<Level> levels(request.table->rows.size() + 1, {0.5f, 0.5f});
+      request.known = std::make_shared<const Known>(Known{known_.data(), known_.data(), std::move(levels)});
+    }
     return request;
   }
 
@@ -88,6 +92,7 @@ class Samples {
  private:
   std::vector<std::shared_ptr<const Table>> tables_;
   std::vector<float> x_, x0_;
+  std::vector<float> known_ = std::vector<float>(kElements, 0.5f);
   float label_ = 0.5f, null_label_ = -0.5f;
 };
 

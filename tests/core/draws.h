@@ -26,7 +26,7 @@ struct Gateway {
 
 // All that a request borrows: gone as soon as the server lets go of it, unless the owner looks at previews.
 struct Memory {
-  std::vector<float> x, x0;
+  std::vector<float> x, x0, image, mask;
   float label, null_label;
   Tag tag;
 };
@@ -38,6 +38,8 @@ struct Draw {
   std::uint64_t seed = 0;
   bool has_noise = false, conditioned = false, watched = false;
   float label = 0, null_label = 0;
+  std::vector<float> image, mask;  // empty where nothing is known
+  std::vector<Level> levels;
   Fault fault = Fault::None;
   int faulty_step = 0;
   double submitted = 0, timeout = kNever;
@@ -81,7 +83,20 @@ inline std::shared_ptr<const Table> random_table(Random& random, int steps) {
   const bool history = random.one_in(3), noise = random.one_in(3);
   std::vector<StepRow> rows;
   for (int i = 0; i < steps; ++i) rows.push_back(random_row(random, steps - i, history && i % 3 != 2, noise && i % 2));
-  return std::make_shared<Table>(std::move(rows), random.coefficient(0.5, 2.0));
+  Adaptive adaptive;
+  if (random.one_in(4)) adaptive.guidance_rescale = random.coefficient(0.1, 1.0);
+  if (random.one_in(4)) adaptive.threshold_ratio = random.coefficient(0.5, 1.0);
+  return std::make_shared<Table>(std::move(rows), random.coefficient(0.5, 2.0), adaptive);
+}
+
+// Nothing, an image to begin with, or one of which a part is kept.
+inline void random_known(Random& random, std::int64_t n, Draw& draw) {
+  if (!random.one_in(3)) return;
+  for (std::int64_t k = 0; k < n; ++k) draw.image.push_back(random.coefficient(-1.0, 1.0));
+  for (int i = 0; i <= draw.table->size(); ++i)
+    draw.levels.push_back({random.coefficient(0.0, 1.0), random.coefficient(0.0, 1.0)});
+  if (random.one_in(3)) return;
+  for (std::int64_t k = 0; k < n; ++k) draw.mask.push_back(static_cast<float>(random.from(0, 2)) / 2);
 }
 
 inline std::vector<float> starting_noise(const Draw& draw, std::int64_t n) {
@@ -99,15 +114,23 @@ struct Trajectory {
 inline Trajectory trajectory(const Draw& draw, const ModelSpec& spec) {
   const auto n = static_cast<std::size_t>(spec.elements);
   std::vector<float> x = starting_noise(draw, spec.elements), h(n), z(n), input(n), eps(n), eps_uncond(n), x0(n);
-  for (float& value : x) value *= draw.table->init_scale;
+  const std::vector<float> noise = x;
+  const auto given = [&](std::size_t level, std::size_t k) {
+    return draw.levels[level].signal * draw.image[k] + draw.levels[level].noise * noise[k];
+  };
+  for (std::size_t k = 0; k < n; ++k) x[k] = draw.image.empty() ? draw.table->init_scale * x[k] : given(0, k);
+  std::vector<float> scratch(n);
   Trajectory found;
   for (int i = 0; i < draw.table->size(); ++i) {
-    const StepRow& row = draw.table->rows[static_cast<std::size_t>(i)];
+    StepRow row = draw.table->rows[static_cast<std::size_t>(i)];
     for (std::size_t k = 0; k < n; ++k) input[k] = row.s * x[k];
     const double t = spec.timestep == TimestepType::Int64 ? static_cast<double>(std::llrint(row.t)) : row.t;
     const bool told = draw.conditioned && row.g != 0.0f, guided = told && row.g != 1.0f;
     predict(input.data(), t, told ? draw.label : draw.null_label, spec.elements, eps.data());
     if (guided) predict(input.data(), t, draw.null_label, spec.elements, eps_uncond.data());
+    if (draw.table->adaptive.any())
+      row = adapted(row, draw.table->adaptive, spec.elements, x.data(), eps.data(),
+                    guided ? eps_uncond.data() : nullptr, scratch.data());
     if (row.adds_noise())
       fill_normal(draw.seed, static_cast<std::uint32_t>(i), NoiseStream::Step, 0, spec.elements, z.data());
     StepSpan<float> span{};
@@ -119,6 +142,10 @@ inline Trajectory trajectory(const Draw& draw, const ModelSpec& spec) {
     span.z = row.adds_noise() ? z.data() : nullptr;
     span.x0 = x0.data();
     require(fused_step(row, span), "the oracle is not finite", draw.id);
+    for (std::size_t k = 0; k < draw.mask.size(); ++k) {
+      x[k] = draw.mask[k] * x[k] + (1 - draw.mask[k]) * given(static_cast<std::size_t>(i) + 1, k);
+      x0[k] = draw.mask[k] * x0[k] + (1 - draw.mask[k]) * draw.image[k];
+    }
     found.x.push_back(x);
     found.x0.push_back(x0);
   }

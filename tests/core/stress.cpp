@@ -327,6 +327,7 @@ class Client {
     Draw& draw = round_.draw(static_cast<std::uint64_t>(index_ * kRequests + asked_++ + 1));
     draw.client = index_;
     draw.table = random_table(random_, random_.one_in(5) ? random_.from(10, 25) : random_.from(1, 8));
+    random_known(random_, round_.spec.elements, draw);
     draw.seed = random_.bits();
     draw.has_noise = random_.one_in(3);
     draw.conditioned = !random_.one_in(4);
@@ -345,6 +346,8 @@ class Client {
     auto memory = std::make_shared<Memory>();
     memory->x = draw.has_noise ? starting_noise(draw, n) : std::vector<float>(static_cast<std::size_t>(n), NAN);
     memory->x0.resize(static_cast<std::size_t>(n));
+    memory->image = draw.image;
+    memory->mask = draw.mask;
     memory->label = draw.label;
     memory->null_label = draw.null_label;
     memory->tag = {draw.id, faulty_from, draw.fault};
@@ -358,6 +361,10 @@ class Client {
     request.has_noise = draw.has_noise;
     request.x = memory->x.data();
     if (draw.watched) request.x0 = memory->x0.data();
+    if (!draw.image.empty()) {
+      const float* mask = draw.mask.empty() ? nullptr : memory->mask.data();
+      request.known = std::make_shared<const Known>(Known{memory->image.data(), mask, draw.levels});
+    }
     if (draw.conditioned) request.cond = {&memory->label, &memory->tag};
     request.null_cond = {&memory->null_label, &memory->tag};
     request.priority = random_.one_in(4) ? random_.from(-1, 2) : 0;

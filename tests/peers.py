@@ -1,0 +1,134 @@
+"""diffusers' schedulers as oracles of whole runs, on float64 tensors where they let themselves: as shipped, their
+float32 coefficients cancel. 1,000 steps of its DDPM are 3e-4 off its own formulas.
+
+diffusers and torch are imported where they are used: not every Python that stepfuse supports has them.
+"""
+
+import sys
+
+import numpy as np
+import tolerances
+
+import stepfuse as sf
+
+BATCH, SIZE, SEED = 2, 12, 7
+NOISE = np.stack([sf.normal(i, (SIZE,)) for i in range(BATCH)])
+WEIGHTS = np.random.default_rng(0).standard_normal((SIZE, SIZE)) / SIZE**0.5
+
+SCHEDULERS = {
+    "ddim": "DDIMScheduler",
+    "ddpm": "DDPMScheduler",
+    "dpmpp_2m": "DPMSolverMultistepScheduler",
+    "lcm": "LCMScheduler",
+    "heun": "HeunDiscreteScheduler",
+    "euler": "FlowMatchEulerDiscreteScheduler",
+}
+TOLERANCES = dict.fromkeys(SCHEDULERS, tolerances.ONE_STEP) | dict.fromkeys(["dpmpp_2m", "heun"], tolerances.MULTISTEP)
+
+SCALED = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+SCHEDULES = {
+    "linear": {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02},
+    "scaled": SCALED,
+    "zero-snr": {**SCALED, "rescale_betas_zero_snr": True},
+    "cosine": {"beta_schedule": "squaredcos_cap_v2"},
+    "shift-1": {"shift": 1.0},
+    "shift-3": {"shift": 3.0},
+}
+CONFIG_NAMES = {
+    "spacing": "timestep_spacing",
+    "steps_offset": "steps_offset",
+    "prediction_type": "prediction_type",
+    "karras": "use_karras_sigmas",
+    "lower_order_final": "lower_order_final",
+    "original_steps": "original_inference_steps",
+}
+
+
+def model(x, t, cond):
+    """Some smooth function of state, time and condition."""
+    time, y = t[:, None] / 1000, cond["y"][:, None]
+    return np.tanh(x.astype(np.float64) @ WEIGHTS + 0.3 * y) + 0.5 * np.sin(3 * time + y)
+
+
+def engine(schedule, prediction_type="epsilon"):
+    """Ours, on the model."""
+    cond = {"y": sf.CondInput(dtype="float32", shape=(), null=0.0)}
+    kind = "flow" if schedule.is_flow else prediction_type
+    return sf.Engine.from_callable(model, shape=(SIZE,), schedule=schedule, prediction_type=kind, cond=cond)
+
+
+def noise_schedule(name):
+    """Ours of the same noise levels."""
+    import diffusers
+
+    if "shift" in SCHEDULES[name]:
+        return sf.NoiseSchedule.flow(**SCHEDULES[name])
+    return sf.NoiseSchedule.from_alphas_cumprod(diffusers.DDIMScheduler(**SCHEDULES[name]).alphas_cumprod.double())
+
+
+def scheduler(sampler, schedule, options, **timesteps):
+    """diffusers' scheduler with these options of ours, its noise levels in float64."""
+    import diffusers
+
+    config = {CONFIG_NAMES[name]: value for name, value in options.items() if name in CONFIG_NAMES}
+    if sampler in ("ddim", "ddpm", "lcm", "heun"):
+        config |= {"clip_sample": "clip" in options, "clip_sample_range": options.get("clip")}
+    if sampler == "ddpm":
+        config["variance_type"] = "fixed_small" if options.get("variance") == "posterior" else "fixed_large"
+    if "final_alpha_cumprod" in options:
+        config |= {"set_alpha_to_one": False} if sampler == "ddim" else {"final_sigmas_type": "sigma_min"}
+    if "dynamic_threshold" in options:
+        ratio, largest = options["dynamic_threshold"]
+        config |= {"thresholding": True, "dynamic_thresholding_ratio": ratio, "sample_max_value": largest}
+    found = getattr(diffusers, SCHEDULERS[sampler])(**SCHEDULES[schedule], **config)
+    for name in {"alphas_cumprod", "final_alpha_cumprod"} & vars(found).keys():
+        setattr(found, name, getattr(found, name).double())
+    found.set_timesteps(**timesteps)
+    if hasattr(found, "sigmas"):
+        found.sigmas = found.sigmas.double()
+        found.set_begin_index(0)  # it would skip a step where Karras' first timesteps coincide
+    return found
+
+
+def run(
+    scheduler, monkeypatch, guidance_scale=1.0, *, guidance_rescale=0.0, x=None, begin=0, after=None, **step_options
+):
+    """The loop of diffusers' pipelines over this model, with our noise.
+
+    Args:
+        scheduler: With its timesteps set.
+        monkeypatch: Puts our noise in the place of the generator's.
+        guidance_scale, guidance_rescale: As in the pipelines.
+        x: The first state; None: our noise at the scheduler's scale.
+        begin: Where in the timesteps the run begins.
+        after: ``after(i, x)`` changes the state behind the i-th of all timesteps.
+        step_options: Of ``scheduler.step``.
+    """
+    import torch
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
+
+    drawn = iter(range(len(scheduler.timesteps)))
+
+    def our_noise(*_args, **_options):
+        return torch.from_numpy(np.stack([sf.normal(SEED + i, (SIZE, 1), step=step, stream=1) for i in range(BATCH)]))
+
+    monkeypatch.setattr(sys.modules[type(scheduler).__module__], "randn_tensor", our_noise, raising=False)
+    if x is None:
+        x = torch.from_numpy(NOISE).double() * getattr(scheduler, "init_noise_sigma", 1.0)
+    x = x[..., None]  # thresholding wants a dimension behind the channels
+    if begin and hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(begin)
+    for i, t in enumerate(scheduler.timesteps):
+        if i < begin:
+            continue
+        step = next(drawn)
+        seen = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
+        rows, times = seen[..., 0].numpy(), np.full(BATCH, t.item())
+        uncond, cond = (torch.from_numpy(model(rows, times, {"y": np.full(BATCH, y)}))[..., None] for y in (0.0, 1.0))
+        output = uncond + guidance_scale * (cond - uncond)
+        if guidance_rescale:
+            output = rescale_noise_cfg(output, cond, guidance_rescale)
+        x = scheduler.step(output, t, x, **step_options, return_dict=False)[0]
+        if after is not None:
+            x = after(i, x)
+    return x[..., 0].numpy()
