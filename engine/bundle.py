@@ -50,6 +50,7 @@ class ModelInfo:
         cond: Its conditioning inputs by name.
         timestep_dtype: ``float32``, or ``int64`` for a network that is given timesteps rounded.
         data_range: Least and greatest value of its samples.
+        range_known: Whether images are held to that; False where it is only what pictures are drawn with.
         defaults: Arguments of ``Engine.sample`` where the caller gives none: sampler, steps, guidance_scale, ...
     """
 
@@ -59,6 +60,7 @@ class ModelInfo:
     cond: Mapping[str, CondInput] = field(default_factory=dict)
     timestep_dtype: str = "float32"
     data_range: tuple[float, float] = (-1.0, 1.0)
+    range_known: bool = True
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

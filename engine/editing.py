@@ -121,8 +121,8 @@ def as_images(info: ModelInfo, given: npt.ArrayLike, name: str, n: int | None = 
         Shape (n, *shape), or (*shape,) if that was given.
 
     Raises:
-        ValueError: If the shape is another, a number is not finite, or one lies outside the data range by more than
-            two fifths of its width, as an image in other units would.
+        ValueError: If the shape is another, a number is not finite, or one lies outside the data range, where that is
+            known, by more than two fifths of its width, as in an image of other units.
         TypeError: If they are not floating point.
     """
     array = np.asarray(given)
@@ -134,8 +134,8 @@ def as_images(info: ModelInfo, given: npt.ArrayLike, name: str, n: int | None = 
     if array.dtype.kind != "f":
         raise TypeError(f"{name} must be floating point, got {array.dtype}")
     low, high = info.data_range
-    slack = _OVERSHOOT * (high - low)
-    inside = (array >= low - slack) & (array <= high + slack)
+    slack = _OVERSHOOT * (high - low) if info.range_known else np.inf
+    inside = np.isfinite(array) & (array >= low - slack) & (array <= high + slack)
     if not inside.all():
         where = tuple(int(i) for i in np.argwhere(~inside)[0])
         rule = f"in the model's data range, {low:g} to {high:g}" if np.isfinite(array[where]) else "finite"

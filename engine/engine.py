@@ -105,6 +105,7 @@ class Engine:
         prediction_type: str = "epsilon",
         cond: Mapping[str, CondInput] | None = None,
         timestep_dtype: str = "float32",
+        data_range: tuple[float, float] | None = None,
         max_rows: int | None = None,
         deterministic: bool | None = None,
         serving: Serving | None = None,
@@ -119,6 +120,7 @@ class Engine:
             prediction_type: ``epsilon``, ``v_prediction``, ``sample``, or ``flow`` with a flow schedule.
             cond: Conditioning inputs by name; without them the dict that ``fn`` gets is empty.
             timestep_dtype: ``float32``, or ``int64`` to have timesteps rounded.
+            data_range: Least and greatest value of its samples, to which images given are held; None: unknown.
             max_rows: Most rows of one call.
             deterministic: As in ``load``.
             serving: As in ``load``.
@@ -126,7 +128,15 @@ class Engine:
         Raises:
             ValueError: If a bound is broken; the message carries the value received.
         """
-        info = ModelInfo(tuple(shape), schedule, prediction_type, dict(cond or {}), timestep_dtype)
+        info = ModelInfo(
+            tuple(shape),
+            schedule,
+            prediction_type,
+            dict(cond or {}),
+            timestep_dtype,
+            data_range or (-1.0, 1.0),
+            range_known=data_range is not None,
+        )
         return cls(info, lambda buffers: FunctionDenoiser(fn, buffers), _serving(serving, max_rows, deterministic))
 
     def sample(

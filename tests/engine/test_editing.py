@@ -188,7 +188,7 @@ GOOD = np.zeros(support.SHAPE, np.float32)
     ],
 )
 def test_bad_input_is_named(given, error, message):
-    with support.make_engine() as engine, pytest.raises(error, match=message):
+    with support.make_engine(data_range=(-1, 1)) as engine, pytest.raises(error, match=message):
         engine.sample(2, cond=1, steps=10, **given)
 
 
@@ -201,5 +201,16 @@ def test_bad_input_is_named(given, error, message):
     ],
 )
 def test_encode_takes_images_of_the_model_s_range(images, message):
-    with support.make_engine() as engine, pytest.raises(ValueError, match=message):
+    with support.make_engine(data_range=(-1, 1)) as engine, pytest.raises(ValueError, match=message):
         engine.encode(images, steps=3)
+
+
+def test_samples_may_overshoot_the_range_and_where_it_is_unknown_nothing_is_held_to_it():
+    with support.make_engine(data_range=(0, 255)) as engine:
+        engine.encode(GOOD[None] + 340, steps=2)
+        with pytest.raises(ValueError, match="0 to 255, got 360 at"):
+            engine.encode(GOOD[None] + 360, steps=2)
+    with support.make_engine() as engine:
+        engine.encode(GOOD[None] + 360, steps=2)
+        with pytest.raises(ValueError, match="images must be finite, got inf at"):
+            engine.encode(GOOD[None] + np.inf, steps=2)
