@@ -78,3 +78,11 @@ def test_naive_striding_collapses_as_steps_are_left_out(distance, naive_50):
     distances = [distance(sf.samplers.ddpm_strided(SCHEDULE, steps)) for steps in (500, 250, 100)]
     assert distances == sorted(distances)
     assert 2 * distances[0] < distances[-1] < naive_50
+
+
+@pytest.mark.parametrize("steps", [10, 50])
+def test_ddim_with_all_noise_draws_what_respaced_ddpm_draws(steps):
+    tables = sf.samplers.ddim(SCHEDULE, steps, eta=1.0), sf.samplers.ddpm(SCHEDULE, steps, variance="posterior")
+    with sf.Engine.from_callable(exact_eps, shape=(2,), schedule=SCHEDULE, max_rows=N) as engine:
+        a, b = (engine.sample(N, table=table, seed=N * i) for i, table in enumerate(tables))
+    assert sliced_wasserstein(a, b) < 2 * sliced_wasserstein(exact_draws(0), exact_draws(1))

@@ -114,3 +114,13 @@ def test_explicit_timesteps_are_diffusers(sampler, monkeypatch):
     levels = peers.noise_schedule(schedule)
     got = ours(levels, getattr(sf.samplers, sampler)(levels, timesteps=timesteps))
     assert np.abs(got - want).max() < peers.TOLERANCES[sampler] * np.abs(want).max()
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("steps", [2, 10, 50])
+def test_ddim_with_all_noise_is_respaced_ddpm(steps, prediction_type):
+    """Song et al. (2021), section 4.1: eta = 1 is DDPM, with the posterior's variance."""
+    levels, options = peers.noise_schedule("linear"), {"prediction_type": prediction_type}
+    ddim = ours(levels, sf.samplers.ddim(levels, steps, eta=1.0, **options))
+    ddpm = ours(levels, sf.samplers.ddpm(levels, steps, variance="posterior", **options))
+    assert np.abs(ddim - ddpm).max() < tolerances.ONE_STEP * np.abs(ddpm).max()
