@@ -8,6 +8,7 @@ import itertools
 import numpy as np
 import peers
 import pytest
+import tolerances
 
 import stepfuse as sf
 
