@@ -2,7 +2,7 @@
 
     python distill.py train      # from the embedded bundle's weights; goes on from its checkpoint when started again
     python export.py --checkpoint out/distill/checkpoint.pt --target ../../engine/models/fashion-8step
-    python distill.py compare    # student and teacher before the classifier; writes results-8step.json
+    python distill.py compare    # student and teacher before the judge; writes results-8step.json
 
 Progressive distillation (Salimans & Ho, 2022): a student of N steps learns to do in one DDIM step what its teacher does
 in two, then becomes the teacher of a student of N/2. The first teacher is guided, so that its student also learns the
@@ -27,7 +27,6 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
-from classifier import CLASSIFIER, load_classifier
 from data import CLASS_NAMES, DATASET, OUT, load
 from model import NULL_CLASS, NUM_TRAIN_TIMESTEPS, Denoiser, alphas_cumprod
 from numpy.typing import NDArray
@@ -294,18 +293,19 @@ def compare(
     student: Annotated[str, typer.Option(help="An embedded model's name or a bundle folder.")] = "fashion-8step",
     teacher: Annotated[str, typer.Option(help="As STUDENT; it is guided.")] = "fashion",
     guidance_scale: Annotated[float, typer.Option(help="Of the teacher.")] = 3.0,
-    per_class: Annotated[int, typer.Option(min=1)] = 100,
+    per_class: Annotated[int, typer.Option(min=7, help="The distance needs more images than features.")] = 100,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    classifier: Annotated[Path, typer.Option(help="What classifier.py wrote.")] = CLASSIFIER,
+    judge: Annotated[str, typer.Option(help="A judge's name or a folder that classifier.py wrote.")] = "fashion",
     target: Annotated[Path, typer.Option(help="The JSON to write.")] = RESULTS,
     grids: Annotated[Path, typer.Option(help="Folder of the pictures to draw.")] = DISTILLED,
 ) -> None:
-    """Classify samples of the student, at its manifest's defaults, and of the teacher, all from the same noise."""
+    """Judge samples of the student, at its manifest's defaults, and of the teacher, all from the same noise."""
     from evaluate import accuracies  # with stepfuse, which training does without
 
     from stepfuse import Engine
+    from stepfuse.analysis import Judge
 
-    judge = load_classifier(classifier)
+    critic = Judge.load(judge)
     labels = np.repeat(np.arange(len(CLASS_NAMES)), per_class)
     ddim8 = {"sampler": "ddim", "steps": 8, "spacing": "trailing", "guidance_scale": guidance_scale}
     ddim50 = {"sampler": "ddim", "steps": 50, "guidance_scale": guidance_scale}
@@ -326,7 +326,8 @@ def compare(
             "model": model,
             **(settings or defaults),
             "passes_per_sample": table.passes,
-            "accuracy_of_samples": accuracies(judge, torch.from_numpy(images[name]), labels),
+            "accuracy_of_samples": accuracies(critic, images[name], labels),
+            "frechet_distance_of_samples": critic.distance(images[name]),
         }
         grid = images[name].reshape(len(CLASS_NAMES), per_class, 28, 28)[:, :12]
         save_grid(grid, grids / f"{name.replace(', ', '-').replace(' ', '-')}.png")

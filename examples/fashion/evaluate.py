@@ -1,4 +1,4 @@
-"""Judge the embedded model: the share of guided samples that a classifier names as they were asked for.
+"""Judge the embedded model: how many guided samples are named as asked for, and how far they are from real images.
 
 python evaluate.py                          # 100 samples a class of the embedded model; writes results.json
 python evaluate.py --model out/bundle       # of any bundle of this network
@@ -15,38 +15,48 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import torch
 import typer
-from classifier import CLASSIFIER, Classifier, classify, load_classifier, to_model_range
-from data import CLASS_NAMES, DATASET, load
+from data import CLASS_NAMES, DATASET, Split, load
 from numpy.typing import NDArray
 from plot import save_grid
 
 from stepfuse import Engine
+from stepfuse.analysis import Judge
+from stepfuse.analysis.judge import to_model_range
 
 RESULTS = Path(__file__).parent / "results.json"
 
 
-def accuracies(model: Classifier, images: torch.Tensor, labels: NDArray[np.int64]) -> dict[str, float]:
-    """Share of images that the classifier names right, by class and under ``overall``."""
-    right = classify(model, images) == labels
+def accuracies(judge: Judge, images: NDArray[np.float32], labels: NDArray[np.int64]) -> dict[str, float]:
+    """Share of images that the judge names right, by class and under ``overall``."""
+    right = judge.classify(images) == labels
     by_class = {name: float(right[labels == index].mean()) for index, name in enumerate(CLASS_NAMES)}
     return {"overall": float(right.mean()), **by_class}
 
 
+def as_many_real(train: Split, per_class: int, seed: int) -> NDArray[np.float32]:
+    """Draw real training images, ``per_class`` a class: what the distance of so many perfect samples would be.
+
+    A little more than that, as the judge knows them from its own training.
+    """
+    rng = np.random.default_rng(seed)
+    chosen = [rng.permutation(np.flatnonzero(train.labels == index))[:per_class] for index in range(len(CLASS_NAMES))]
+    return to_model_range(train.images[np.concatenate(chosen)])
+
+
 def main(
     model: Annotated[str, typer.Option(help="An embedded model's name or a bundle folder.")] = "fashion",
-    per_class: Annotated[int, typer.Option(min=1)] = 100,
+    per_class: Annotated[int, typer.Option(min=7, help="The distance needs more images than features.")] = 100,
     steps: Annotated[int, typer.Option(help="Of DDIM.")] = 50,
     guidance_scale: Annotated[float, typer.Option()] = 3.0,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    classifier: Annotated[Path, typer.Option(help="What classifier.py wrote.")] = CLASSIFIER,
+    judge: Annotated[str, typer.Option(help="A judge's name or a folder that classifier.py wrote.")] = "fashion",
     dataset: Annotated[Path, typer.Option(help="The .npz that data.py wrote.")] = DATASET,
     target: Annotated[Path, typer.Option(help="The JSON to write; a grid of samples goes beside it.")] = RESULTS,
 ) -> None:
     """Sample, classify, and write the figures."""
-    judge = load_classifier(classifier)
-    _, test = load(dataset)
+    critic = Judge.load(judge)
+    train, test = load(dataset)
     labels = np.repeat(np.arange(len(CLASS_NAMES)), per_class)
     settings: dict[str, Any] = {"sampler": "ddim", "steps": steps, "guidance_scale": guidance_scale, "seed": seed}
     with Engine.load(model) as engine:
@@ -58,9 +68,11 @@ def main(
         "samples": len(labels),
         **settings,
         "sampling_seconds": round(seconds, 1),
-        "accuracy_of_samples": accuracies(judge, torch.from_numpy(images), labels),
-        "accuracy_of_real_test_images": accuracies(judge, to_model_range(test.images), test.labels),
-        "versions": {name: version(name) for name in ("stepfuse", "onnxruntime", "torch", "numpy")},
+        "accuracy_of_samples": accuracies(critic, images, labels),
+        "accuracy_of_real_test_images": accuracies(critic, to_model_range(test.images), test.labels),
+        "frechet_distance_of_samples": critic.distance(images),
+        "frechet_distance_of_as_many_real_training_images": critic.distance(as_many_real(train, per_class, seed)),
+        "versions": {name: version(name) for name in ("stepfuse", "onnxruntime", "numpy")},
         "python": platform.python_version(),
     }
     target.write_text(json.dumps(results, indent=2) + "\n")
