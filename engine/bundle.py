@@ -6,25 +6,20 @@ Nothing is unpickled.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from stepfuse.cond import CondInput
 from stepfuse.errors import BundleError
+from stepfuse.folder import MANIFEST, copy_files, entry, read_folder, write_folder
 from stepfuse.schedule import NoiseSchedule
 
-FORMAT_VERSION = 1
-MANIFEST = "manifest.json"
 DENOISER = "denoiser.onnx"
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow")
 
@@ -115,19 +110,16 @@ class Bundle:
             BundleError: If there is no such bundle, or anything in it is not as its manifest says.
         """
         path = _locate(name_or_path)
-        manifest = _read_manifest(path)
-        files = _entry(path, manifest, "files", dict)
-        for name, expected in files.items():
-            _check_file(path, name, expected, verify=verify)
-        _refuse_unlisted(path, files)
+        manifest = read_folder(path, verify=verify)
+        files = manifest["files"]
         if DENOISER not in files:
             raise BundleError(f"{path / MANIFEST}: files must list {DENOISER}, got {', '.join(files) or 'nothing'}")
         return cls(
             path=path,
-            name=_entry(path, manifest, "name", str),
+            name=entry(path, manifest, "name", str),
             info=_model_info(path, manifest),
-            provenance=_entry(path, manifest, "provenance", str),
-            licence=_entry(path, manifest, "licence", str),
+            provenance=entry(path, manifest, "provenance", str),
+            licence=entry(path, manifest, "licence", str),
             files=files,
         )
 
@@ -170,57 +162,22 @@ def write_bundle(
         BundleError: If the folder is there already and ``overwrite`` is not set, or the result does not load.
     """
     target = Path(path)
-    if target.exists() and not overwrite:
-        raise BundleError(f"{target} exists already: pass overwrite=True to replace it")
-    if target.exists() and not (target / MANIFEST).is_file():
-        raise BundleError(f"{target} has no {MANIFEST}: only a bundle is replaced")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
-        listed = {}
-        for file_name, source in files.items():
-            copy = _inside(scratch, file_name)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, copy)
-            listed[file_name] = {"size": copy.stat().st_size, "sha256": _sha256(copy)}
-        manifest = {
-            "format_version": FORMAT_VERSION,
-            "name": name,
-            "shape": list(info.shape),
-            "dtype": "float32",
-            "prediction_type": info.prediction_type,
-            "timestep_dtype": info.timestep_dtype,
-            "schedule": info.schedule.config,
-            "cond": {key: {**asdict(spec), "null": np.asarray(spec.null).tolist()} for key, spec in info.cond.items()},
-            "data_range": list(info.data_range),
-            "defaults": dict(info.defaults),
-            "files": listed,
-            "provenance": provenance,
-            "licence": licence,
-        }
-        (scratch / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        scratch.chmod(0o755)  # mkdtemp's own mode would lock other users out of the model
-        bundle = Bundle.load(scratch)
-        _put_in_place(scratch, target)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    manifest = {
+        "name": name,
+        "shape": list(info.shape),
+        "dtype": "float32",
+        "prediction_type": info.prediction_type,
+        "timestep_dtype": info.timestep_dtype,
+        "schedule": info.schedule.config,
+        "cond": {key: {**asdict(spec), "null": np.asarray(spec.null).tolist()} for key, spec in info.cond.items()},
+        "data_range": list(info.data_range),
+        "defaults": dict(info.defaults),
+        "files": None,
+        "provenance": provenance,
+        "licence": licence,
+    }
+    bundle = write_folder(target, manifest, lambda folder: copy_files(folder, files), Bundle.load, overwrite=overwrite)
     return replace(bundle, path=target)
-
-
-def _put_in_place(scratch: Path, target: Path) -> None:
-    """Renames ``scratch`` to ``target``. What was there before is gone then, or back in its place if that fails."""
-    if not target.exists():
-        scratch.rename(target)
-        return
-    retired = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    target.rename(retired / target.name)
-    try:
-        scratch.rename(target)
-    except BaseException:
-        (retired / target.name).rename(target)
-        retired.rmdir()
-        raise
-    shutil.rmtree(retired, ignore_errors=True)
 
 
 def _locate(name_or_path: str | os.PathLike[str]) -> Path:
@@ -234,40 +191,17 @@ def _locate(name_or_path: str | os.PathLike[str]) -> Path:
     raise BundleError(f"{given!r} is neither an embedded model ({known}) nor a folder with a {MANIFEST}")
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
-    file = path / MANIFEST
-    try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise BundleError(f"{file} is not readable JSON: {error}") from error
-    if not isinstance(manifest, dict):
-        raise BundleError(f"{file} must hold an object, got {type(manifest).__name__}")
-    version = manifest.get("format_version")
-    if version != FORMAT_VERSION:
-        raise BundleError(f"{file}: format_version must be {FORMAT_VERSION}, got {version!r}")
-    if manifest.get("dtype") != "float32":
-        raise BundleError(f"{file}: dtype must be 'float32', got {manifest.get('dtype')!r}")
-    return manifest
-
-
-def _entry(path: Path, manifest: Mapping[str, Any], key: str, kind: type) -> Any:
-    value = manifest.get(key)
-    if not isinstance(value, kind):
-        raise BundleError(f"{path / MANIFEST}: {key} must be a {kind.__name__}, got {value!r}")
-    return value
-
-
 def _model_info(path: Path, manifest: Mapping[str, Any]) -> ModelInfo:
     try:
-        cond = {name: CondInput(**spec) for name, spec in _entry(path, manifest, "cond", dict).items()}
+        cond = {name: CondInput(**spec) for name, spec in entry(path, manifest, "cond", dict).items()}
         return ModelInfo(
-            shape=tuple(_entry(path, manifest, "shape", list)),
-            schedule=NoiseSchedule.from_config(_entry(path, manifest, "schedule", dict)),
-            prediction_type=_entry(path, manifest, "prediction_type", str),
+            shape=tuple(entry(path, manifest, "shape", list)),
+            schedule=NoiseSchedule.from_config(entry(path, manifest, "schedule", dict)),
+            prediction_type=entry(path, manifest, "prediction_type", str),
             cond=cond,
             timestep_dtype=manifest.get("timestep_dtype", "float32"),
-            data_range=_data_range(_entry(path, manifest, "data_range", list)),
-            defaults=_entry(path, manifest, "defaults", dict),
+            data_range=_data_range(entry(path, manifest, "data_range", list)),
+            defaults=entry(path, manifest, "defaults", dict),
         )
     except BundleError:
         raise
@@ -279,47 +213,3 @@ def _data_range(given: list[Any]) -> tuple[float, float]:
     if len(given) != 2:
         raise ValueError(f"data_range must be two numbers, got {given}")
     return float(given[0]), float(given[1])
-
-
-def _inside(path: Path, name: str) -> Path:
-    """The file's path, refused if the name could lead out of the folder."""
-    parts = PurePosixPath(name)
-    if not name or parts.is_absolute() or ".." in parts.parts or "\\" in name or name == MANIFEST:
-        raise BundleError(f"{path}: a file's name must stay inside the folder, got {name!r}")
-    return path / name
-
-
-def _check_file(path: Path, name: str, expected: Any, *, verify: bool) -> None:
-    file = _inside(path, name)
-    if not isinstance(expected, dict) or not {"size", "sha256"} <= expected.keys():
-        raise BundleError(f"{path / MANIFEST}: files[{name!r}] must give size and sha256, got {expected!r}")
-    try:
-        target, exists = file.resolve(), file.is_file()
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{file} must be a name that a file can have: {error}") from error
-    if not target.is_relative_to(path.resolve()):
-        raise BundleError(f"{file} must stay inside the folder, but leads to {target}")
-    if not exists:
-        raise BundleError(f"{file} is listed in the manifest and must be a file of the bundle: it is missing")
-    size = file.stat().st_size
-    if size != expected["size"]:
-        raise BundleError(
-            f"{file}: size must be {expected['size']} bytes, got {size}: the file is truncated or changed"
-        )
-    if verify and (digest := _sha256(file)) != expected["sha256"]:
-        raise BundleError(f"{file}: sha256 must be {expected['sha256']}, got {digest}: the file was changed")
-
-
-def _refuse_unlisted(path: Path, files: Mapping[str, Any]) -> None:
-    """An ONNX file may point to weights in other files: what is not listed is not checked, so it must not be there."""
-    found = {file.relative_to(path).as_posix() for file in path.rglob("*") if not file.is_dir()}
-    if unlisted := sorted(found - {*files, MANIFEST}):
-        raise BundleError(f"{path}: every file must be listed in {MANIFEST}, got {', '.join(unlisted)}")
-
-
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

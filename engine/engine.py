@@ -176,7 +176,7 @@ class Engine:
                 them: one of the model's shape for all, or (n, *shape), floating point, in the model's data range.
             mask: 1 where ``image`` is to be drawn anew, 0 where it is kept, between to blend; of the model's shape or
                 one plane (H, W) for all channels, with n in front for one a sample. What is kept is put back, noised
-                to the state's level, after every step (Lugmayr et al., 2022, Eq. 8).
+                to the state's level, after every step (Lugmayr et al., 2022, Eq. 8a).
             strength: Share of the steps that an image leaves to be done, above 0 to 1, one value or one a sample. Left
                 out it is 0.8, and 1 with a mask, where 1 begins as noise alone.
             progress: Whether a bar is shown.

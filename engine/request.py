@@ -204,8 +204,8 @@ def resolve(
         tables = _tables(compiler, n, sampler, steps, guidance_scale, eta, options)
     edit = Edit(info, n, image, mask, _strengths(strength, n))
     requests = []
-    for index, (table, seed, cond) in enumerate(zip(tables, seeds, conds, strict=True)):
-        run, known = edit.apply(index, table)
+    for index, (whole, seed, cond) in enumerate(zip(tables, seeds, conds, strict=True)):
+        run, known = edit.apply(index, whole)
         requests.append(SampleRequest(run, seed, cond, known))
     return requests
 

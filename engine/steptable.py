@@ -128,7 +128,7 @@ class StepTable:
         """The same steps, each of which takes something from the whole of its sample.
 
         Args:
-            guidance_rescale: φ of Lin et al. (2023), Eq. 14 to 16: the share, 0 to 1, to which a guided prediction is
+            guidance_rescale: φ of Lin et al. (2023), section 3.4: the share, 0 to 1, to which a guided prediction is
                 given the standard deviation of the conditional one. It keeps strong guidance from over-exposing.
             dynamic_threshold: ``(ratio, largest)`` of Saharia et al. (2022), section 2.3: the clean estimate is clamped
                 to that quantile of its absolute values, 0 to 1, which is taken to lie between 1 and ``largest``, and

@@ -30,8 +30,10 @@ def imported(path, *, lazily):
 
 
 def top_level(tree):
-    """Every statement that runs on import: all but the bodies of functions."""
+    """Every statement that runs on import: all but the bodies of functions, and what only type checkers read."""
     for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
         yield node
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             yield from top_level(node)

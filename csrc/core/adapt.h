@@ -2,7 +2,7 @@
 // that the fused step stays one pass and knows nothing of it.
 //
 //   guidance rescale  : e is scaled by k = phi std(e_c) / std(e) + 1 - phi, that is p_e, q_e and u_e are.
-//                       Lin et al. (2023), Eq. 14 to 16.
+//                       Lin et al. (2023), section 3.4.
 //   dynamic threshold : d is clamped to [-s, s] and divided by s, where s is a quantile of |d|, at least 1. p_x and p_e
 //                       are divided by s and the bounds are 1. Saharia et al. (2022), section 2.3.
 //   Numerics          : sums in float64, in order: the same bits on every instruction set.

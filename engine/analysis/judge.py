@@ -18,8 +18,8 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from stepfuse.analysis.frechet import Images, Statistics, frechet_distance
-from stepfuse.bundle import MANIFEST, _check_file, _entry, _read_manifest, _refuse_unlisted
 from stepfuse.errors import BundleError
+from stepfuse.folder import MANIFEST, entry, read_folder
 
 NETWORK, REFERENCE = "judge.onnx", "reference.npz"
 BATCH = 256  # images a forward; more only costs memory
@@ -68,15 +68,12 @@ class Judge:
             BundleError: If there is no such judge, or anything in it is not as its manifest says.
         """
         path = _locate(name_or_path)
-        manifest = _read_manifest(path)
-        files = _entry(path, manifest, "files", dict)
-        for name, expected in files.items():
-            _check_file(path, name, expected, verify=True)
-        _refuse_unlisted(path, files)
+        manifest = read_folder(path)
+        files = manifest["files"]
         if missing := {NETWORK, REFERENCE} - set(files):
             raise BundleError(f"{path / MANIFEST}: files must list {' and '.join(sorted(missing))}, got {list(files)}")
-        shape = tuple(_entry(path, manifest, "shape", list))
-        class_names = tuple(str(name) for name in _entry(path, manifest, "class_names", list))
+        shape = tuple(entry(path, manifest, "shape", list))
+        class_names = tuple(str(name) for name in entry(path, manifest, "class_names", list))
         if manifest.get("data_range") != [-1.0, 1.0]:
             raise BundleError(f"{path / MANIFEST}: data_range must be [-1, 1], got {manifest.get('data_range')}")
         try:
@@ -84,16 +81,16 @@ class Judge:
         except Exception as error:  # what a damaged archive raises has no base class of its own
             raise BundleError(f"{path / REFERENCE} does not hold what a judge needs: {error}") from error
         return cls(
-            name=_entry(path, manifest, "name", str),
+            name=entry(path, manifest, "name", str),
             class_names=class_names,
             shape=shape,
             feature_count=reference.mean.size,
-            real_accuracy=_entry(path, manifest, "real_accuracy", float),
+            real_accuracy=entry(path, manifest, "real_accuracy", float),
             reference=reference,
             real_images=images,
             real_labels=labels,
-            provenance=_entry(path, manifest, "provenance", str),
-            licence=_entry(path, manifest, "licence", str),
+            provenance=entry(path, manifest, "provenance", str),
+            licence=entry(path, manifest, "licence", str),
             _session=open_network(path / NETWORK, shape, len(class_names), reference.mean.size),
         )
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,8 +11,7 @@ import numpy.typing as npt
 
 from stepfuse.analysis.frechet import Statistics
 from stepfuse.analysis.judge import NETWORK, REFERENCE, Judge, open_network, run_network, to_model_range
-from stepfuse.bundle import FORMAT_VERSION, MANIFEST, _put_in_place, _sha256
-from stepfuse.errors import BundleError
+from stepfuse.folder import copy_files, write_folder
 
 
 def write_judge(
@@ -53,11 +49,6 @@ def write_judge(
         ValueError: If images or labels are not as said, or a class has fewer than ``kept`` images.
         BundleError: If the folder is there already and ``overwrite`` is not set, or the result does not load.
     """
-    target = Path(path)
-    if target.exists() and not overwrite:
-        raise BundleError(f"{target} exists already: pass overwrite=True to replace it")
-    if target.exists() and not (target / MANIFEST).is_file():
-        raise BundleError(f"{target} has no {MANIFEST}: only a judge is replaced")
     if images.dtype != np.uint8 or images.ndim < 2 or labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
         raise ValueError(
             f"images must be uint8 (n, *shape) and labels integers (n,),"
@@ -74,36 +65,27 @@ def write_judge(
     accuracy = float((run_network(session, "logits", inputs).argmax(1) == labels).mean())
     chosen = np.concatenate([np.flatnonzero(labels == index)[:kept] for index in range(len(class_names))])
 
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
-        shutil.copyfile(network, scratch / NETWORK)
+    def fill(folder: Path) -> None:
+        copy_files(folder, {NETWORK: network})
         np.savez_compressed(
-            scratch / REFERENCE,
+            folder / REFERENCE,
             mean=statistics.mean,
             cov=statistics.cov,
             count=np.int64(statistics.count),
             images=images[chosen],
             labels=labels[chosen].astype(np.int64),
         )
-        files = [scratch / NETWORK, scratch / REFERENCE]
-        manifest = {
-            "format_version": FORMAT_VERSION,
-            "name": name,
-            "shape": list(images.shape[1:]),
-            "dtype": "float32",
-            "data_range": [-1.0, 1.0],
-            "class_names": list(class_names),
-            "real_count": statistics.count,
-            "real_accuracy": accuracy,
-            "files": {file.name: {"size": file.stat().st_size, "sha256": _sha256(file)} for file in files},
-            "provenance": provenance,
-            "licence": licence,
-        }
-        (scratch / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        scratch.chmod(0o755)  # mkdtemp's own mode would lock other users out
-        judge = Judge.load(scratch)
-        _put_in_place(scratch, target)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return judge
+
+    manifest = {
+        "name": name,
+        "shape": list(images.shape[1:]),
+        "dtype": "float32",
+        "data_range": [-1.0, 1.0],
+        "class_names": list(class_names),
+        "real_count": statistics.count,
+        "real_accuracy": accuracy,
+        "files": None,
+        "provenance": provenance,
+        "licence": licence,
+    }
+    return write_folder(Path(path), manifest, fill, Judge.load, overwrite=overwrite)

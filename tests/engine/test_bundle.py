@@ -112,7 +112,7 @@ def test_only_a_bundle_is_replaced(tmp_path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "thesis.tex").write_text("years of work")
     network = support.write_network(tmp_path / "network.onnx")
-    with pytest.raises(sf.BundleError, match=r"thesis has no manifest.json: only a bundle is replaced"):
+    with pytest.raises(sf.BundleError, match=r"thesis has no manifest.json: only a folder with one is replaced"):
         support.write_tiny_bundle(tmp_path / "thesis", network=network, overwrite=True)
     assert (tmp_path / "thesis" / "thesis.tex").read_text() == "years of work"
 

@@ -1,0 +1,181 @@
+"""A checked folder: ``manifest.json`` lists every other file with its size and SHA-256. Nothing is unpickled.
+
+Bundles and judges are such folders.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+from stepfuse.errors import BundleError
+
+T = TypeVar("T")
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+
+
+def read_folder(path: Path, *, verify: bool = True) -> dict[str, Any]:
+    """The manifest of a folder whose every file is as it says.
+
+    Args:
+        path: The folder.
+        verify: Whether checksums are compared; False trusts the files' sizes.
+
+    Raises:
+        BundleError: If anything is not as the manifest says, or a file is not listed.
+    """
+    manifest = _read_manifest(path)
+    files = entry(path, manifest, "files", dict)
+    for name, expected in files.items():
+        _check_file(path, name, expected, verify=verify)
+    _refuse_unlisted(path, files)
+    return manifest
+
+
+def entry(path: Path, manifest: Mapping[str, Any], key: str, kind: type) -> Any:
+    """A value of the manifest, refused if it is of another kind."""
+    value = manifest.get(key)
+    if not isinstance(value, kind):
+        raise BundleError(f"{path / MANIFEST}: {key} must be a {kind.__name__}, got {value!r}")
+    return value
+
+
+def write_folder(
+    target: Path,
+    manifest: Mapping[str, Any],
+    fill: Callable[[Path], None],
+    check: Callable[[Path], T],
+    *,
+    overwrite: bool,
+) -> T:
+    """Writes a checked folder: all of it, or nothing.
+
+    Args:
+        target: The folder to make.
+        manifest: All but ``format_version``; what stands under ``files`` is replaced.
+        fill: Puts the files into the folder it is given.
+        check: Reads the folder back.
+        overwrite: Whether a folder with a manifest that is there already is replaced.
+
+    Returns:
+        What ``check`` returns.
+
+    Raises:
+        BundleError: If the folder is there already and ``overwrite`` is not set, or it is no such folder.
+    """
+    if target.exists() and not overwrite:
+        raise BundleError(f"{target} exists already: pass overwrite=True to replace it")
+    if target.exists() and not (target / MANIFEST).is_file():
+        raise BundleError(f"{target} has no {MANIFEST}: only a folder with one is replaced")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        fill(scratch)
+        files = {
+            file.relative_to(scratch).as_posix(): {"size": file.stat().st_size, "sha256": _sha256(file)}
+            for file in sorted(scratch.rglob("*"))
+            if file.is_file()
+        }
+        text = json.dumps({"format_version": FORMAT_VERSION, **manifest, "files": files}, indent=2)
+        (scratch / MANIFEST).write_text(text + "\n", encoding="utf-8")
+        scratch.chmod(0o755)  # mkdtemp's own mode would lock other users out
+        found = check(scratch)
+        _put_in_place(scratch, target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return found
+
+
+def copy_files(folder: Path, files: Mapping[str, Any]) -> None:
+    """Copies files into a folder, by their names there.
+
+    Raises:
+        BundleError: If a name could lead out of the folder.
+    """
+    for name, source in files.items():
+        copy = _inside(folder, name)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, copy)
+
+
+def _put_in_place(scratch: Path, target: Path) -> None:
+    """Renames ``scratch`` to ``target``. What was there before is gone then, or back in its place if that fails."""
+    if not target.exists():
+        scratch.rename(target)
+        return
+    retired = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    target.rename(retired / target.name)
+    try:
+        scratch.rename(target)
+    except BaseException:
+        (retired / target.name).rename(target)
+        retired.rmdir()
+        raise
+    shutil.rmtree(retired, ignore_errors=True)
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    file = path / MANIFEST
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise BundleError(f"{file} is not readable JSON: {error}") from error
+    if not isinstance(manifest, dict):
+        raise BundleError(f"{file} must hold an object, got {type(manifest).__name__}")
+    version = manifest.get("format_version")
+    if version != FORMAT_VERSION:
+        raise BundleError(f"{file}: format_version must be {FORMAT_VERSION}, got {version!r}")
+    if manifest.get("dtype") != "float32":
+        raise BundleError(f"{file}: dtype must be 'float32', got {manifest.get('dtype')!r}")
+    return manifest
+
+
+def _inside(path: Path, name: str) -> Path:
+    """The file's path, refused if the name could lead out of the folder."""
+    parts = PurePosixPath(name)
+    if not name or parts.is_absolute() or ".." in parts.parts or "\\" in name or name == MANIFEST:
+        raise BundleError(f"{path}: a file's name must stay inside the folder, got {name!r}")
+    return path / name
+
+
+def _check_file(path: Path, name: str, expected: Any, *, verify: bool) -> None:
+    file = _inside(path, name)
+    if not isinstance(expected, dict) or not {"size", "sha256"} <= expected.keys():
+        raise BundleError(f"{path / MANIFEST}: files[{name!r}] must give size and sha256, got {expected!r}")
+    try:
+        target, exists = file.resolve(), file.is_file()
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{file} must be a name that a file can have: {error}") from error
+    if not target.is_relative_to(path.resolve()):
+        raise BundleError(f"{file} must stay inside the folder, but leads to {target}")
+    if not exists:
+        raise BundleError(f"{file} is listed in the manifest and must be a file of the bundle: it is missing")
+    size = file.stat().st_size
+    if size != expected["size"]:
+        raise BundleError(
+            f"{file}: size must be {expected['size']} bytes, got {size}: the file is truncated or changed"
+        )
+    if verify and (digest := _sha256(file)) != expected["sha256"]:
+        raise BundleError(f"{file}: sha256 must be {expected['sha256']}, got {digest}: the file was changed")
+
+
+def _refuse_unlisted(path: Path, files: Mapping[str, Any]) -> None:
+    """An ONNX file may point to weights in other files: what is not listed is not checked, so it must not be there."""
+    found = {file.relative_to(path).as_posix() for file in path.rglob("*") if not file.is_dir()}
+    if unlisted := sorted(found - {*files, MANIFEST}):
+        raise BundleError(f"{path}: every file must be listed in {MANIFEST}, got {', '.join(unlisted)}")
+
+
+def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
