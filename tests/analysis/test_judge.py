@@ -211,7 +211,7 @@ def test_a_judge_is_replaced_only_if_asked_for(folder):
     )
     assert {path.name for path in folder.parent.iterdir()} == {"tiny", "tiny.onnx"}
     (folder.parent / "other").mkdir()
-    with pytest.raises(sf.BundleError, match=r"other has no manifest\.json: only a judge is replaced"):
+    with pytest.raises(sf.BundleError, match=r"other has no manifest\.json: only a folder with one is replaced"):
         write(folder.parent / "other", overwrite=True)
 
 
