@@ -103,7 +103,7 @@ class Judge:
         """The penultimate layer's outputs, (n, F).
 
         Args:
-            images: (n, *shape) floating-point numbers in [-1, 1]. What a sampler overshoots is taken as it is.
+            images: (n, *shape) floating-point numbers in [-1, 1]. What a sampler overshoots is clipped, as in a picture.
 
         Raises:
             ValueError: If they have another shape or dtype, or a number is not finite.
@@ -156,7 +156,7 @@ class Judge:
         if not (finite := np.isfinite(images32)).all():
             wrong = np.flatnonzero(~finite.reshape(len(finite), -1).all(1))
             raise ValueError(f"images must be finite, got NaN or infinity in {len(wrong)}, first in number {wrong[0]}")
-        return images32
+        return np.clip(images32, -1.0, 1.0)
 
 
 def embedded_judges() -> list[str]:

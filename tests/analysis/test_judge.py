@@ -331,3 +331,10 @@ def test_a_judge_that_is_not_there_is_refused(tmp_path):
         sf.BundleError, match=r"is neither a judge of this package \(fashion\) nor a folder with a manifest"
     ):
         Judge.load(tmp_path)
+
+
+def test_what_a_sampler_overshoots_is_judged_as_the_picture_would_be():
+    judge = Judge.load("fashion")
+    over = judge.real_images * np.float32(1.5)
+    np.testing.assert_array_equal(judge.features(over), judge.features(np.clip(over, -1, 1)))
+    assert not np.array_equal(judge.features(over), judge.features(judge.real_images))
