@@ -103,7 +103,7 @@ class Judge:
         """The penultimate layer's outputs, (n, F).
 
         Args:
-            images: (n, *shape) floating-point numbers in [-1, 1]. What a sampler overshoots is clipped, as in a picture.
+            images: (n, *shape) floating-point numbers in [-1, 1]. What a sampler overshoots is clipped, as pictures do.
 
         Raises:
             ValueError: If they have another shape or dtype, or a number is not finite.
