@@ -169,9 +169,9 @@ def build_table(
     if not (np.isfinite(guidance_scale) and guidance_scale >= 0):
         raise ValueError(f"guidance_scale must be at least 0 and finite, got {guidance_scale}")
     start, stop = guidance_interval
-    if not 0 <= start <= stop <= 1:
+    if not 0 <= start < stop <= 1:
         raise ValueError(
-            f"guidance_interval must be (start, stop) with 0 <= start <= stop <= 1, got {guidance_interval}"
+            f"guidance_interval must be (start, stop) with 0 <= start < stop <= 1, got {guidance_interval}"
         )
     time = t / max(schedule.max_timestep, 1.0)
     guided = (time >= start) & (time <= stop)

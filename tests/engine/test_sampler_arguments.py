@@ -31,6 +31,7 @@ def schedule_of(sampler):
         pytest.param({"steps": 5, "guidance_scale": NAN}, "guidance_scale must be .*, got nan$", id="nan-g"),
         pytest.param({"steps": 5, "guidance_scale": INF}, "guidance_scale must be .*, got inf$", id="infinite-g"),
         pytest.param({"steps": 5, "guidance_interval": (0.7, 0.2)}, r"got \(0.7, 0.2\)$", id="interval-backwards"),
+        pytest.param({"steps": 5, "guidance_interval": (0.5, 0.5)}, r"got \(0.5, 0.5\)$", id="interval-empty"),
         pytest.param({"steps": 5, "guidance_interval": (0.0, 1.1)}, r"got \(0.0, 1.1\)$", id="interval-outside"),
         pytest.param({"timesteps": [1001]}, r"timesteps\[0\] must be between 0 and \d+, got 1001", id="t-above"),
         pytest.param({"timesteps": [9, -1]}, r"timesteps\[1\] must be between 0 and \d+, got -1", id="t-below"),
