@@ -1,25 +1,34 @@
-"""The command line: ``stepfuse sample``, ``info``, ``doctor``."""
+"""The command line: ``stepfuse sample``, ``interpolate``, ``info``, ``doctor``."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 import stepfuse as sf
+from stepfuse.cli_common import (
+    Eta,
+    GuidanceScale,
+    MaxRows,
+    Model,
+    Sampler,
+    Steps,
+    Threads,
+    console,
+    describe,
+    one_cond,
+    plain_errors,
+    say,
+)
+from stepfuse.cli_interpolate import interpolate
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=sf.__doc__)
-console = Console()
-
-Model = Annotated[str, typer.Argument(help="An embedded model's name, or a bundle folder.")]
 
 
 @app.command()
@@ -29,20 +38,20 @@ def sample(
     cond: Annotated[
         list[str] | None, typer.Option(help="Class name or index; repeat it for several. All classes if left out.")
     ] = None,
-    sampler: Annotated[str | None, typer.Option(help=f"One of {', '.join(sf.samplers.SAMPLERS)}.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Steps; the model's default if left out.")] = None,
-    guidance_scale: Annotated[float | None, typer.Option("--guidance-scale", "-g", help="1 is no guidance.")] = None,
-    eta: Annotated[float | None, typer.Option(help="DDIM's share of added noise, 0 to 1.")] = None,
+    sampler: Sampler = None,
+    steps: Steps = None,
+    guidance_scale: GuidanceScale = None,
+    eta: Eta = None,
     seed: Annotated[int, typer.Option(help="Sample i has seed SEED + i.")] = 0,
     output: Annotated[Path, typer.Option("--output", "-o", help="PNG grid, or .npy for the raw samples.")] = Path(
         "samples.png"
     ),
     columns: Annotated[int, typer.Option(help="Samples a row of the grid.", min=1)] = 10,
-    max_rows: Annotated[int, typer.Option(help="Most rows of one forward.", min=1)] = 64,
-    threads: Annotated[int, typer.Option(help="Threads of the network; 0 is one a core.", min=0)] = 0,
+    max_rows: MaxRows = 64,
+    threads: Threads = 0,
 ) -> None:
     """Draw samples and write them as a labelled picture."""
-    with _plain_errors():
+    with plain_errors():
         if output.suffix not in (".png", ".npy"):
             raise ValueError(f"output must end in .png or .npy, got {output.name}")
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -52,19 +61,22 @@ def sample(
             began = time.perf_counter()
             images = engine.sample(number, cond=conds, table=table, seed=seed, progress=console.is_terminal)
             seconds = time.perf_counter() - began
-        title = f"{Path(model).name}: {_describe(table)}, seed {seed}"
+        title = f"{Path(model).name}: {describe(table)}, seed {seed}"
         if output.suffix == ".npy":
             np.save(output, images)
         else:
             _save_grid(output, images, engine.info, conds, title, min(columns, number))
     _report(engine.stats(), title, number, seconds)
-    console.print(f"written to {escape(str(output))}", highlight=False)
+    say(f"written to {output}")
+
+
+app.command()(interpolate)
 
 
 @app.command()
 def info(model: Model) -> None:
     """Say what a bundle is, after checking it."""
-    with _plain_errors():
+    with plain_errors():
         bundle = sf.Bundle.load(model)
     facts = bundle.info
     table = Table("", "", show_header=False, box=None, padding=(0, 2, 0, 0))
@@ -103,25 +115,13 @@ def doctor() -> None:
         raise typer.Exit(1)
 
 
-@contextmanager
-def _plain_errors() -> Iterator[None]:
-    """What a caller did wrong is told in a line; a bug of ours keeps its traceback."""
-    try:
-        yield
-    except (ValueError, TypeError, OSError, MemoryError, ImportError, sf.DenoiserError) as error:
-        Console(stderr=True).print(f"[red]stepfuse:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from error
-
-
 def _conds(facts: sf.ModelInfo, given: list[str] | None, number: int) -> list[Any] | None:
     """A condition a sample: those asked for, or all classes, in turn. None tells the network nothing."""
-    if len(facts.cond) != 1:
-        if given:
-            raise ValueError(f"--cond needs a model with one conditioning input, this one has {len(facts.cond)}")
-        return None
-    spec = next(iter(facts.cond.values()))
-    chosen: list[Any] = [int(one) if one.isdigit() else one for one in given or spec.names] or [None]
-    return [chosen[index % len(chosen)] for index in range(number)]
+    names: list[str] | tuple[str, ...] = given or (
+        next(iter(facts.cond.values())).names if len(facts.cond) == 1 else ()
+    )
+    chosen = [one_cond(facts, name) for name in names]
+    return [chosen[index % len(chosen)] for index in range(number)] if chosen else None
 
 
 def _save_grid(
@@ -135,11 +135,6 @@ def _save_grid(
     labels = [names[int(label)] if label.isdigit() and int(label) < len(names) else label for label in labels]
     grid = image_grid(images, labels, title=title, data_range=facts.data_range, columns=columns)
     save_png(grid, path, {"Software": f"stepfuse {sf.__version__}", "Description": title})
-
-
-def _describe(table: sf.StepTable) -> str:
-    guided = f", guidance {table.options['guidance_scale']:g}" if table.passes > len(table) else ""
-    return f"{table.sampler}, {len(table)} steps{guided}"
 
 
 def _describe_input(spec: sf.CondInput) -> str:

@@ -1,18 +1,20 @@
-"""A labelled grid of samples as one picture."""
+"""Samples as pictures: labelled grids, animations, and pictures as samples."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont
+from PIL import ExifTags, Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 _GAP, _CAPTION, _TITLE = 6, 16, 26
 _PAPER, _INK = (255, 255, 255), (40, 40, 40)
 _LEAST_CELL = 84  # pixels a side: a caption needs some width
+_LEAST_FRAME = 224
 
 
 def image_grid(
@@ -27,37 +29,128 @@ def image_grid(
 
     Args:
         samples: Shape (n, C, H, W), C = 1 (grey) or 3 (RGB); values beyond ``data_range`` are clipped.
-        labels: n captions.
-        title: Written above the grid.
+        labels: n captions; if all are empty, no room is left for them.
+        title: Written above the grid, on as many lines as its width asks for.
         data_range: Values shown as black and as full.
         columns: Samples a row.
 
     Raises:
         ValueError: If the samples are no pictures.
     """
-    if samples.ndim != 4 or samples.shape[1] not in (1, 3):
-        raise ValueError(f"samples must have shape (n, 1 or 3, H, W) to be drawn, got {samples.shape}")
-    low, high = data_range
-    levels = (np.clip((samples - low) / (high - low), 0, 1) * 255).round().astype(np.uint8)
-    height, width = samples.shape[2:]
-    zoom = max(1, -(-_LEAST_CELL // width))
-    cell_width, cell_height = width * zoom + _GAP, height * zoom + _CAPTION
+    pictures = _pictures(samples, data_range, _LEAST_CELL)
+    width, height = pictures[0].size
+    gap, below = (_GAP, _CAPTION) if any(labels) else (2, 2)
     rows = -(-len(samples) // columns)
-    grid = Image.new("RGB", (columns * cell_width + _GAP, rows * cell_height + _TITLE + _GAP), _PAPER)
+    total_width = columns * (width + gap) + _GAP
+    heading = ImageFont.load_default(14)
+    lines = _wrapped(title, heading, total_width - 2 * _GAP)
+    head = _TITLE + 18 * (len(lines) - 1)
+    grid = Image.new("RGB", (total_width, rows * (height + below) + head + _GAP), _PAPER)
     draw = ImageDraw.Draw(grid)
-    draw.text((_GAP, _GAP), title, fill=_INK, font=ImageFont.load_default(14))
+    for index, line in enumerate(lines):
+        draw.text((_GAP, _GAP + 18 * index), line, fill=_INK, font=heading)
     caption = ImageFont.load_default(11)
-    for index, (picture, label) in enumerate(zip(levels, labels, strict=True)):
-        x, y = _GAP + index % columns * cell_width, _TITLE + index // columns * cell_height
-        pixels = np.repeat(picture.transpose(1, 2, 0), 3 // picture.shape[0], axis=2)
-        grid.paste(Image.fromarray(pixels).resize((width * zoom, height * zoom), Image.Resampling.BICUBIC), (x, y))
-        draw.text((x + width * zoom // 2, y + height * zoom + 1), label, fill=_INK, font=caption, anchor="ma")
+    for index, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
+        x, y = _GAP + index % columns * (width + gap), head + index // columns * (height + below)
+        grid.paste(picture, (x, y))
+        draw.text((x + width // 2, y + height + 1), label, fill=_INK, font=caption, anchor="ma")
     return grid
 
 
 def save_png(picture: Image.Image, path: Path, facts: Mapping[str, str]) -> None:
     """Writes a PNG that carries how it was made as text entries."""
+    picture.save(path, format="PNG", pnginfo=_png_info(facts), optimize=True)
+
+
+def save_animation(
+    samples: npt.NDArray[np.float32],
+    path: Path,
+    kind: Literal["GIF", "PNG", "WEBP"],
+    facts: Mapping[str, str],
+    *,
+    data_range: tuple[float, float],
+    frame_ms: int,
+) -> None:
+    """Writes samples as the frames of an animation that loops and carries how it was made.
+
+    Args:
+        samples: Shape (n, C, H, W), C = 1 or 3, as for ``image_grid``.
+        path: Where to.
+        kind: ``PNG`` is an animated PNG, which keeps every colour; so does ``WEBP``, written without loss.
+        facts: PNG text entries; a GIF's comment; a WebP's EXIF ``Software`` and ``ImageDescription``.
+        data_range: Values shown as black and as full.
+        frame_ms: How long a frame stays, in milliseconds. GIF counts in hundredths of a second.
+
+    Raises:
+        ValueError: If the samples are no pictures.
+    """
+    first, *rest = _pictures(samples, data_range, _LEAST_FRAME)
+    options: dict[str, Any] = {}
+    if kind == "PNG":
+        options["pnginfo"] = _png_info(facts)
+    elif kind == "GIF":
+        options["comment"] = "\n".join(f"{name}: {value}" for name, value in facts.items())
+    else:
+        exif = Image.Exif()
+        exif[ExifTags.Base.Software] = facts.get("Software", "")
+        exif[ExifTags.Base.ImageDescription] = facts.get("Description", "")
+        options.update(exif=exif, lossless=True)
+    first.save(path, format=kind, save_all=True, append_images=rest, duration=frame_ms, loop=0, **options)
+
+
+def read_image(path: Path, shape: tuple[int, ...], data_range: tuple[float, float]) -> npt.NDArray[np.float32]:
+    """Reads a picture as a sample.
+
+    Args:
+        path: Any format that Pillow reads.
+        shape: (C, H, W) of the sample, C = 1 (it is turned to grey) or 3 (to RGB).
+        data_range: Values of black and of full.
+
+    Raises:
+        ValueError: If the picture has another size, or samples are no pictures.
+        OSError: If it cannot be read.
+    """
+    if len(shape) != 3 or shape[0] not in (1, 3):
+        raise ValueError(f"samples must have shape (1 or 3, H, W) to be read from a picture, got {shape}")
+    channels, height, width = shape
+    with Image.open(path) as picture:
+        if picture.size != (width, height):
+            got = f"{picture.width} x {picture.height}"
+            raise ValueError(f"{path.name} must be {width} x {height} pixels for this model, got {got}")
+        levels = np.asarray(picture.convert("L" if channels == 1 else "RGB"), dtype=np.float32)
+    low, high = data_range
+    sample: npt.NDArray[np.float32] = (
+        levels.reshape(height, width, channels).transpose(2, 0, 1) / 255 * (high - low) + low
+    )
+    return sample.astype(np.float32)
+
+
+def _pictures(samples: npt.NDArray[np.float32], data_range: tuple[float, float], least_width: int) -> list[Image.Image]:
+    """Each sample as a picture, enlarged by a whole factor to at least this width."""
+    if samples.ndim != 4 or samples.shape[1] not in (1, 3):
+        raise ValueError(f"samples must have shape (n, 1 or 3, H, W) to be drawn, got {samples.shape}")
+    low, high = data_range
+    levels = (np.clip((samples - low) / (high - low), 0, 1) * 255).round().astype(np.uint8)
+    height, width = samples.shape[2:]
+    zoom = max(1, -(-least_width // width))
+    size = width * zoom, height * zoom
+    pixels = [one[0] if len(one) == 1 else one.transpose(1, 2, 0) for one in levels]
+    return [Image.fromarray(one).resize(size, Image.Resampling.BICUBIC) for one in pixels]
+
+
+def _wrapped(text: str, font: Any, width: int) -> list[str]:
+    """The text's words in lines that fit."""
+    lines: list[str] = []
+    for word in text.split(" "):
+        if lines and font.getlength(f"{lines[-1]} {word}") <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return lines
+
+
+def _png_info(facts: Mapping[str, str]) -> PngInfo:
     info = PngInfo()
     for name, value in facts.items():
         info.add_text(name, value)
-    picture.save(path, format="PNG", pnginfo=info, optimize=True)
+    return info

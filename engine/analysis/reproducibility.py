@@ -1,0 +1,191 @@
+"""Is it the same image every time? Many runs from one starting noise, sampler by sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from stepfuse.analysis.figures import drawable, new_figure, sampler_colour, sampler_title, show_images, styled
+from stepfuse.analysis.sampling import (
+    Choice,
+    SamplerChoice,
+    choose,
+    identical,
+    in_turn,
+    pairwise_mse,
+    require_count,
+    told,
+    variance,
+)
+from stepfuse.draw import Images
+from stepfuse.engine import Engine
+from stepfuse.noise import normal
+from stepfuse.request import default_steps
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class ReproducibilityRow:
+    """How far apart the runs of one sampler are.
+
+    Attributes:
+        sampler: Name of the sampler.
+        options: Its options, to be read.
+        steps: Its number of steps.
+        seeds: Whether the runs' step noise was drawn from different seeds, or from the same.
+        variance: Unbiased variance across runs, averaged over the pixels.
+        pairwise_mse_mean: Mean squared error between two runs, averaged over all pairs: twice the variance.
+        pairwise_mse_std: Its standard deviation over the pairs.
+        bit_identical: Whether all runs returned the same bits.
+    """
+
+    sampler: str
+    options: str
+    steps: int
+    seeds: Literal["different", "same"]
+    variance: float
+    pairwise_mse_mean: float
+    pairwise_mse_std: float
+    bit_identical: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Reproducibility:
+    """What ``reproducibility`` found.
+
+    Attributes:
+        rows: Two a sampler: different seeds, the same seed.
+        runs: Number of runs R of each row.
+        seed: Of the starting noise.
+        cond: What the samples were told, to be read.
+        data_range: Least and greatest value of a sample.
+        images: Shape (rows, R, *shape).
+    """
+
+    rows: tuple[ReproducibilityRow, ...]
+    runs: int
+    seed: int
+    cond: str
+    data_range: tuple[float, float]
+    images: Images = field(repr=False)
+
+
+def reproducibility(
+    engine: Engine,
+    *,
+    runs: int = 8,
+    cond: Any = None,
+    seed: int = 0,
+    samplers: Sequence[SamplerChoice] | None = None,
+    progress: bool = False,
+) -> Reproducibility:
+    """Draws one sample again and again from one starting noise, each time in a call of its own.
+
+    Each sampler runs with another seed for the step noise every time, which is how a stochastic sampler is used, and
+    with the same seed every time. A deterministic sampler has no step noise, and must not care.
+
+    Args:
+        engine: Draws. Nobody else should use it meanwhile, or the last bits may differ: a network library computes
+            each number of rows in its own way.
+        runs: Number of runs R, at least 2.
+        cond: What the sample is told; None is the model's first class, if it has classes.
+        seed: Of the starting noise.
+        samplers: Names, with more arguments of ``Engine.sample``. By default, at the model's default number of steps:
+            DDIM with eta 0 and with eta 1, and respaced DDPM.
+        progress: Whether a bar is shown.
+
+    Raises:
+        ValueError: If a bound is broken; the message carries the value received.
+        TypeError: If an argument is of the wrong kind.
+    """
+    require_count("runs", runs, 2)
+    info = engine.info
+    cond = in_turn(info, 1) if cond is None else cond
+    noise = normal(seed, (1, *info.shape))
+    rows, images = [], []
+    for choice in choose(engine, _default_samplers(engine) if samplers is None else samplers):
+        # The starting noise is stream 0 of its seed and a step's noise stream 1: the two are independent in any case.
+        for seeds, run_seeds in (("different", range(seed, seed + runs)), ("same", [seed] * runs)):
+            drawn = [
+                engine.sample(
+                    1, noise=noise, cond=cond, table=choice.table, seed=run_seed % (1 << 64), progress=progress
+                )
+                for run_seed in run_seeds
+            ]
+            images.append(np.concatenate(drawn))
+            rows.append(_row(choice, seeds, images[-1]))
+    return Reproducibility(tuple(rows), runs, seed, told(info, cond), info.data_range, np.stack(images))
+
+
+def _default_samplers(engine: Engine) -> list[SamplerChoice]:
+    steps = default_steps(engine.info, "ddim")
+    return [("ddim", {"steps": steps, "eta": 0.0}), ("ddim", {"steps": steps, "eta": 1.0}), ("ddpm", {"steps": steps})]
+
+
+def _row(choice: Choice, seeds: Literal["different", "same"], runs: Images) -> ReproducibilityRow:
+    apart = pairwise_mse(runs)
+    return ReproducibilityRow(
+        sampler=choice.sampler,
+        options=choice.options,
+        steps=choice.steps,
+        seeds=seeds,
+        variance=variance(runs),
+        pairwise_mse_mean=float(apart.mean()),
+        pairwise_mse_std=float(apart.std()),
+        bit_identical=identical(runs),
+    )
+
+
+@styled
+def draw_reproducibility(result: Reproducibility) -> Figure:
+    """The runs of each sampler side by side, and how far apart they are; bars alone if samples are no pictures."""
+    labels = [f"{sampler_title(row.sampler, row.steps, row.options)}\n{row.seeds} seeds" for row in result.rows]
+    numbers = [
+        f"pairwise MSE {_short(row.pairwise_mse_mean)} ± {_short(row.pairwise_mse_std)}\n"
+        + ("the same bits" if row.bit_identical else f"variance {_short(row.variance)}")
+        for row in result.rows
+    ]
+    if not drawable(result.images.shape[2:]):
+        return _bars(result, labels, numbers)
+    height = 0.9 + len(labels) * 6.4 / max(result.runs + 5, 8)
+    figure = new_figure(9.0, height)
+    axes = figure.subplots()
+    show_images(
+        axes,
+        result.images,
+        data_range=result.data_range,
+        row_labels=labels,
+        column_labels=[f"run {run + 1}" for run in range(result.runs)],
+    )
+    right = axes.get_xlim()[1] * 1.015
+    for middle, text in zip(axes.get_yticks(), numbers, strict=True):
+        axes.text(right, middle, text, va="center", fontsize=9)
+    figure.suptitle(f"{result.runs} runs from one starting noise{_of(result)}", x=0.01, ha="left")
+    return figure
+
+
+def _bars(result: Reproducibility, labels: list[str], numbers: list[str]) -> Figure:
+    figure = new_figure(8.0, 1.0 + 0.55 * len(labels))
+    axes = figure.subplots()
+    apart = [row.pairwise_mse_mean for row in result.rows]
+    axes.barh(labels, apart, height=0.6, color=[sampler_colour(row.sampler) for row in result.rows])
+    for position, (width, text) in enumerate(zip(apart, numbers, strict=True)):
+        axes.text(width, position, f"  {text}", va="center", fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.5 * max(*apart, 1e-12))
+    axes.set_xlabel("mean squared error between two runs")
+    axes.set_title(f"{result.runs} runs from one starting noise{_of(result)}")
+    return figure
+
+
+def _of(result: Reproducibility) -> str:
+    return f", {result.cond}" if result.cond else ""
+
+
+def _short(value: float) -> str:
+    return "0" if value == 0 else f"{value:.2g}"
