@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -104,6 +105,11 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
     return wrapper
 
 
+def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """Writes a figure, its kind by the name's ending, with all labels that stick out."""
+    figure.savefig(path, bbox_inches="tight", pad_inches=0.12)
+
+
 def sampler_title(sampler: str, steps: int | None = None, options: str = "") -> str:
     """Such as ``DDIM 50 steps, eta 0``: a count of steps means nothing without its sampler."""
     title = SAMPLER_TITLES.get(sampler, sampler)
@@ -182,6 +188,7 @@ def show_images(
     axes.imshow(tile_images(images, data_range=data_range, columns=columns))
     height, width = np.shape(images)[-2:]
     gap = _gap(width)
+    axes.set_anchor("W")
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0, labeltop=True, labelbottom=False)
     axes.set_yticks([i * (height + gap) + (height - 1) / 2 for i in range(len(row_labels))], row_labels)

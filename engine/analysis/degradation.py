@@ -1,0 +1,230 @@
+"""What fewer steps cost: each sampler at falling step counts, against its full run and against real data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stepfuse.analysis.figures import drawable, new_figure, sampler_colour, sampler_title, show_images, styled
+from stepfuse.analysis.frechet import FeatureFunction, Statistics
+from stepfuse.analysis.judge import Judge
+from stepfuse.analysis.sampling import Choice, choose, class_labels, counted, in_turn, mse, require_count
+from stepfuse.analysis.scoring import distance_to_real, require_reference, share_named_right
+from stepfuse.draw import Images
+from stepfuse.engine import Engine
+from stepfuse.steptable import StepTable
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+STEPS = (1000, 500, 250, 100, 50, 25)
+SAMPLERS = ("ddpm_strided", "ddpm", "ddim", "dpmpp_2m")
+
+#: A solver of high order gains nothing beyond so many steps, and cannot take all of T.
+MOST_STEPS = {"dpmpp_2m": 250}
+
+#: FID of naive striding by steps, CIFAR-10, as stepfuse's specification gives it: another network, data and feature
+#: space, so only its shape compares.
+PUBLISHED_STRIDED = {1000: 3.17, 500: 4.85, 250: 8.42, 100: 18.73, 50: 45.62, 25: 89.31}
+
+
+@dataclass(frozen=True)
+class DegradationRow:
+    """One sampler at one step count.
+
+    Attributes:
+        sampler: Name of the sampler.
+        steps: Its number of steps.
+        passes: Network passes a sample, as the engine counted them.
+        mse: Mean squared error to ``compared_with``, from the same starting noise and the same seeds.
+        compared_with: That run: DDIM's longest for deterministic samplers, which all solve one ODE; the longest run of
+            the same sampler for the others, whose step noise is another at another step count.
+        distance: Fréchet distance to the real data; None if nothing judges the samples.
+        accuracy: Share of the samples that the judge names as asked for; None if none does.
+    """
+
+    sampler: str
+    steps: int
+    passes: float
+    mse: float
+    compared_with: str
+    distance: float | None
+    accuracy: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class Degradation:
+    """What ``step_degradation`` found.
+
+    Attributes:
+        rows: Sampler by sampler, the longest run first.
+        samples: Samples of each row.
+        guidance_scale: Of all of them.
+        seed: Of the first sample; sample i has seed + i.
+        data_range: Least and greatest value of a sample.
+        images: The first sample of each row, shape (rows, *shape).
+    """
+
+    rows: tuple[DegradationRow, ...]
+    samples: int
+    guidance_scale: float
+    seed: int
+    data_range: tuple[float, float]
+    images: Images = field(repr=False)
+
+
+def step_degradation(
+    engine: Engine,
+    *,
+    steps: Sequence[int] | None = None,
+    samplers: Sequence[str] = SAMPLERS,
+    samples: int = 128,
+    cond: Any = None,
+    features: Judge | FeatureFunction | None = None,
+    reference: Statistics | None = None,
+    guidance_scale: float = 1.0,
+    seed: int = 0,
+    progress: bool = False,
+) -> Degradation:
+    """Draws the same samples at falling step counts.
+
+    Args:
+        engine: Draws.
+        steps: Step counts, the largest first; None is 1000, 500, 250, 100, 50 and 25 as far as the model's T goes.
+            A sampler in ``MOST_STEPS`` gets those that it has a use for.
+        samplers: Names of samplers, each with its default options.
+        samples: Samples of each; more than there are features, where something judges them.
+        cond: As in ``Engine.sample``; None is all classes in turn, if the model has classes.
+        features: A judge, or any function from samples (n, *shape) to features (n, F); None leaves the distance out.
+        reference: Moments of the real data's features, for a function.
+        guidance_scale: 1 is no guidance.
+        seed: Of the first sample.
+        progress: Whether bars are shown.
+
+    Raises:
+        ValueError: If a bound is broken; the message carries the value received.
+        TypeError: If an argument is of the wrong kind.
+    """
+    require_count("samples", samples, 1)
+    require_reference(features, reference)
+    info = engine.info
+    if steps is None:
+        steps = [count for count in STEPS if count <= info.schedule.num_train_timesteps]
+    if not steps or list(steps) != sorted(set(steps), reverse=True):
+        raise ValueError(f"steps must be at least one count, the largest first, got {tuple(steps)}")
+    choices = choose(
+        engine,
+        [
+            (sampler, {"steps": count, "guidance_scale": guidance_scale})
+            for sampler in samplers
+            for count in steps
+            if count <= MOST_STEPS.get(sampler, count)
+        ],
+    )
+    cond = in_turn(info, samples) if cond is None else cond
+    drawn: dict[StepTable, tuple[Images, float]] = {}
+
+    def draw(table: StepTable) -> tuple[Images, float]:
+        if table not in drawn:  # the naive sampler of all steps is DDPM itself
+            with counted(engine) as passes:
+                images = engine.sample(samples, cond=cond, table=table, seed=seed, progress=progress)
+            drawn[table] = images, passes.count / samples
+        return drawn[table]
+
+    labels = class_labels(info, cond, samples)
+    rows, shown = [], []
+    for choice in choices:
+        images, passes = draw(choice.table)
+        full = _full_run(choices, choice)
+        rows.append(
+            DegradationRow(
+                sampler=choice.sampler,
+                steps=choice.steps,
+                passes=passes,
+                mse=mse(images, draw(full.table)[0]),
+                compared_with=sampler_title(full.sampler, full.steps),
+                distance=distance_to_real(images, features, reference),
+                accuracy=share_named_right(images, features, labels),
+            )
+        )
+        shown.append(images[0])
+    return Degradation(tuple(rows), samples, guidance_scale, seed, info.data_range, np.stack(shown))
+
+
+def _full_run(choices: Sequence[Choice], of: Choice) -> Choice:
+    """The run that a choice is compared with: the longest of its sampler, or of DDIM where no noise is added."""
+    peers = [one for one in choices if one.sampler == of.sampler]
+    if not of.table.uses_noise:
+        peers = [one for one in choices if one.sampler == "ddim"] or peers
+    return max(peers, key=lambda one: one.steps)
+
+
+@styled
+def draw_degradation(result: Degradation) -> Figure:
+    """Error and distance against the step count, and what the samples look like."""
+    samplers = list(dict.fromkeys(row.sampler for row in result.rows))
+    counts = sorted({row.steps for row in result.rows}, reverse=True)
+    judged = any(row.distance is not None for row in result.rows)
+    pictures = drawable(result.images.shape[1:])
+    curves = ["mse", "distance"] if judged else ["mse"]
+    height = 3.6 + (0.4 + 0.85 * len(samplers) if pictures else 0)
+    figure = new_figure(9.0, height)
+    layout = [curves, ["pictures"] * len(curves)] if pictures else [curves]
+    axes = figure.subplot_mosaic(layout, height_ratios=[3.4, height - 3.4] if pictures else None)
+    _draw_curve(axes["mse"], result, samplers, "mse")
+    axes["mse"].set_title("how far from the full run")
+    axes["mse"].set_ylabel("mean squared error")
+    if judged:
+        _draw_curve(axes["distance"], result, samplers, "distance")
+        axes["distance"].set_title("how far from real data")
+        axes["distance"].set_ylabel("Fréchet distance")
+        _draw_published(axes["distance"], result)
+    axes[curves[-1]].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    for name in curves:
+        axes[name].set_xlabel("steps")
+        axes[name].set_xscale("log")
+        axes[name].set_xticks(counts, [str(count) for count in counts])
+        axes[name].minorticks_off()
+        axes[name].invert_xaxis()
+        axes[name].grid(visible=True, axis="y")
+    if pictures:
+        grid = np.full((len(samplers), len(counts), *result.images.shape[1:]), np.nan)
+        for row, image in zip(result.rows, result.images, strict=True):
+            grid[samplers.index(row.sampler), counts.index(row.steps)] = image
+        show_images(
+            axes["pictures"],
+            grid,
+            data_range=result.data_range,
+            row_labels=[sampler_title(sampler) for sampler in samplers],
+            column_labels=[str(count) for count in counts],
+        )
+        axes["pictures"].set_title("one sample, by sampler and steps", pad=18)
+    return figure
+
+
+def _draw_curve(axes: Axes, result: Degradation, samplers: Sequence[str], column: str) -> None:
+    for sampler in samplers:
+        points = [(row.steps, getattr(row, column)) for row in result.rows if row.sampler == sampler]
+        above = [(steps, value) for steps, value in points if value]  # a run compared with itself is at 0: no logarithm
+        style = {"marker": "o", "color": sampler_colour(sampler), "label": sampler_title(sampler)}
+        if above:
+            axes.plot(*zip(*above, strict=True), **style)
+    axes.set_yscale("log")
+
+
+def _draw_published(axes: Axes, result: Degradation) -> None:
+    """The published collapse of naive striding, scaled to begin where this one does."""
+    naive = {row.steps: row.distance for row in result.rows if row.sampler == "ddpm_strided"}
+    common = [steps for steps in PUBLISHED_STRIDED if naive.get(steps)]
+    if len(common) < 2:
+        return
+    scale = (naive[common[0]] or 0.0) / PUBLISHED_STRIDED[common[0]]
+    values = [scale * PUBLISHED_STRIDED[steps] for steps in common]
+    axes.plot(
+        common, values, linestyle=(0, (4, 3)), color=sampler_colour("ddpm_strided"), alpha=0.6,
+        label="the same, published\n(CIFAR-10 FID, scaled)",
+    )  # fmt: skip
