@@ -1,0 +1,93 @@
+"""The same image every time: to the bit for deterministic samplers, and for the others given the seed."""
+
+import numpy as np
+import pytest
+import support
+
+import stepfuse as sf
+from stepfuse.analysis.reproducibility import draw_reproducibility, reproducibility
+
+SPREAD = 0.5
+SCHEDULE = sf.NoiseSchedule.linear()
+
+
+def exact_eps(x, t, _cond):
+    """The noise prediction of normal data of deviation SPREAD."""
+    a = SCHEDULE.alphas_cumprod[t.astype(int)].reshape(-1, *[1] * (x.ndim - 1))
+    return np.sqrt(1 - a) * x / (a * SPREAD**2 + 1 - a)
+
+
+def gaussian():
+    return sf.Engine.from_callable(exact_eps, shape=(400,), schedule=SCHEDULE)
+
+
+@pytest.mark.parametrize("model", ["fashion", "fashion-8step"])
+def test_embedded_models_repeat_themselves_to_the_bit(model):
+    samplers = [
+        ("ddim", {"steps": 8}),
+        ("ddim", {"steps": 8, "eta": 1.0}),
+        ("ddpm", {"steps": 8}),
+        ("lcm", {"steps": 4}),
+    ]
+    with sf.Engine.load(model) as engine:
+        found = reproducibility(engine, runs=3, samplers=samplers)
+    for row in found.rows:
+        stochastic = (row.sampler, row.options[:5]) != ("ddim", "eta 0")
+        assert row.bit_identical == (row.seeds == "same" or not stochastic)
+        assert (row.variance == 0.0) == (row.pairwise_mse_mean == 0.0) == row.bit_identical
+    assert found.cond == "t-shirt"
+
+
+def test_the_spread_of_ancestral_sampling_is_that_of_the_data():
+    """DDPM of all steps forgets its starting noise: runs are independent draws of normal data of variance SPREAD^2."""
+    with gaussian() as engine:
+        samplers = [("ddpm", {"steps": 1000, "variance": "posterior"})]
+        different, same = reproducibility(engine, runs=6, samplers=samplers).rows
+    assert different.variance == pytest.approx(SPREAD**2, rel=0.1)
+    assert different.pairwise_mse_mean == pytest.approx(2 * different.variance, rel=1e-6)
+    assert (same.variance, same.bit_identical) == (0.0, True)
+
+
+def test_by_default_ddim_without_and_with_noise_and_ddpm_run_at_the_model_s_steps():
+    with gaussian() as engine:
+        found = reproducibility(engine, runs=2)
+    assert [(row.sampler, row.options, row.seeds, row.steps) for row in found.rows] == [
+        ("ddim", "eta 0", "different", 50),
+        ("ddim", "eta 0", "same", 50),
+        ("ddim", "eta 1", "different", 50),
+        ("ddim", "eta 1", "same", 50),
+        ("ddpm", "", "different", 50),
+        ("ddpm", "", "same", 50),
+    ]
+
+
+def test_pairs_are_measured_one_by_one():
+    with support.make_engine() as engine:
+        found = reproducibility(engine, runs=3, samplers=[("ddpm", {"steps": 4})])
+    runs = found.images[0].astype(np.float64)
+    pairs = [np.mean((runs[i] - runs[j]) ** 2) for i, j in ((0, 1), (0, 2), (1, 2))]
+    assert found.rows[0].pairwise_mse_mean == pytest.approx(np.mean(pairs))
+    assert found.rows[0].pairwise_mse_std == pytest.approx(np.std(pairs))
+
+
+def test_it_is_drawn_with_and_without_pictures():
+    pytest.importorskip("matplotlib")
+    with support.make_engine() as engine, gaussian() as plain:
+        pictures = draw_reproducibility(reproducibility(engine, runs=2))
+        bars = draw_reproducibility(reproducibility(plain, runs=2))
+    assert len(pictures.axes[0].get_yticks()) == 6
+    assert len(bars.axes[0].patches) == 6
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"runs": 1}, "runs must be at least 2, got 1"),
+        ({"samplers": []}, "samplers must be at least one, got none"),
+        ({"samplers": [("ddmi", {})]}, "sampler must be one of .*, got 'ddmi'"),
+        ({"seed": -1}, "seed must be between 0 and"),
+    ],
+)
+def test_bad_input_is_named(given, message):
+    with gaussian() as engine, pytest.raises(ValueError, match=message):
+        reproducibility(engine, **given)
