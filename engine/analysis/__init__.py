@@ -9,6 +9,7 @@ from stepfuse.analysis.flops import flops_of
 from stepfuse.analysis.frechet import FeatureFunction, Statistics, frechet_distance
 from stepfuse.analysis.judge import Judge
 from stepfuse.analysis.judge_folder import write_judge
+from stepfuse.analysis.mixture import GaussianMixture
 from stepfuse.analysis.reproducibility import Reproducibility, draw_reproducibility, reproducibility
 from stepfuse.analysis.roundtrip import RoundTrip, draw_round_trip, round_trip
 from stepfuse.analysis.smoothness import Smoothness, draw_smoothness, interpolation_smoothness
@@ -16,6 +17,7 @@ from stepfuse.analysis.smoothness import Smoothness, draw_smoothness, interpolat
 __all__ = [
     "Degradation",
     "FeatureFunction",
+    "GaussianMixture",
     "Judge",
     "Reproducibility",
     "RoundTrip",
