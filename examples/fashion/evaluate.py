@@ -2,6 +2,7 @@
 
 python evaluate.py                          # 100 samples a class of the embedded model; writes results.json
 python evaluate.py --model out/bundle       # of any bundle of this network
+python evaluate.py --sampler ddpm --steps 1000 --target results-ddpm.json    # half an hour
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ def as_many_real(train: Split, per_class: int, seed: int) -> NDArray[np.float32]
 def main(
     model: Annotated[str, typer.Option(help="An embedded model's name or a bundle folder.")] = "fashion",
     per_class: Annotated[int, typer.Option(min=7, help="The distance needs more images than features.")] = 100,
-    steps: Annotated[int, typer.Option(help="Of DDIM.")] = 50,
+    sampler: Annotated[str, typer.Option()] = "ddim",
+    steps: Annotated[int, typer.Option()] = 50,
     guidance_scale: Annotated[float, typer.Option()] = 3.0,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     judge: Annotated[str, typer.Option(help="A judge's name or a folder that classifier.py wrote.")] = "fashion",
@@ -58,7 +60,7 @@ def main(
     critic = Judge.load(judge)
     train, test = load(dataset)
     labels = np.repeat(np.arange(len(CLASS_NAMES)), per_class)
-    settings: dict[str, Any] = {"sampler": "ddim", "steps": steps, "guidance_scale": guidance_scale, "seed": seed}
+    settings: dict[str, Any] = {"sampler": sampler, "steps": steps, "guidance_scale": guidance_scale, "seed": seed}
     with Engine.load(model) as engine:
         started = time.perf_counter()
         images = engine.sample(len(labels), cond=labels, progress=True, **settings)
