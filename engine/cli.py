@@ -1,4 +1,4 @@
-"""The command line: ``stepfuse sample``, ``interpolate``, ``info``, ``doctor``."""
+"""The command line: ``stepfuse sample``, ``interpolate``, ``analyze``, ``info``, ``doctor``."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import stepfuse as sf
+from stepfuse.cli_analyze import analyze
 from stepfuse.cli_common import (
     Eta,
     GuidanceScale,
@@ -71,6 +72,7 @@ def sample(
 
 
 app.command()(interpolate)
+app.command()(analyze)
 
 
 @app.command()
