@@ -7,9 +7,14 @@ from stepfuse.analysis.degradation import Degradation, draw_degradation, step_de
 from stepfuse.analysis.figures import save_figure
 from stepfuse.analysis.flops import flops_of
 from stepfuse.analysis.frechet import FeatureFunction, Statistics, frechet_distance
+from stepfuse.analysis.frontier import Frontier, FrontierRow, default_configurations, frontier
+from stepfuse.analysis.frontier_figure import draw_frontier
+from stepfuse.analysis.guidance import GuidanceSweep, draw_guidance_sweep, guidance_sweep
+from stepfuse.analysis.interval import IntervalSaving, draw_interval_saving, interval_saving
 from stepfuse.analysis.judge import Judge
 from stepfuse.analysis.judge_folder import write_judge
 from stepfuse.analysis.mixture import GaussianMixture
+from stepfuse.analysis.orderings import Ordering, broken_orderings, orderings
 from stepfuse.analysis.reproducibility import Reproducibility, draw_reproducibility, reproducibility
 from stepfuse.analysis.roundtrip import RoundTrip, draw_round_trip, round_trip
 from stepfuse.analysis.smoothness import Smoothness, draw_smoothness, interpolation_smoothness
@@ -17,19 +22,33 @@ from stepfuse.analysis.smoothness import Smoothness, draw_smoothness, interpolat
 __all__ = [
     "Degradation",
     "FeatureFunction",
+    "Frontier",
+    "FrontierRow",
     "GaussianMixture",
+    "GuidanceSweep",
+    "IntervalSaving",
     "Judge",
+    "Ordering",
     "Reproducibility",
     "RoundTrip",
     "Smoothness",
     "Statistics",
+    "broken_orderings",
+    "default_configurations",
     "draw_degradation",
+    "draw_frontier",
+    "draw_guidance_sweep",
+    "draw_interval_saving",
     "draw_reproducibility",
     "draw_round_trip",
     "draw_smoothness",
     "flops_of",
     "frechet_distance",
+    "frontier",
+    "guidance_sweep",
     "interpolation_smoothness",
+    "interval_saving",
+    "orderings",
     "reproducibility",
     "round_trip",
     "save_figure",
