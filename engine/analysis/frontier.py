@@ -7,7 +7,7 @@ import os
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -90,21 +90,18 @@ class Frontier:
 
     @classmethod
     def from_json(cls, path: str | os.PathLike[str]) -> Frontier:
-        """Reads what a report wrote: ``rows`` and the scalars above, at the top level or under ``settings``.
+        """Reads what a report wrote: ``rows``, and the scalars above as ``settings``.
 
         Raises:
             ValueError: If it is no frontier; the message names the file and what is missing.
         """
         try:
-            found = json.loads(Path(path).read_text())
-            found = {**found, **found.get("settings", {})}
-            known = {name.name for name in fields(FrontierRow)}
-            rows = tuple(FrontierRow(**{k: v for k, v in row.items() if k in known}) for row in found["rows"])
-            low, high = found.get("data_range", (-1.0, 1.0))
-            scalars = {name: found[name] for name in ("samples", "latency_repeats", "guidance_scale", "seed")}
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            found = json.loads(Path(path).read_text(encoding="utf-8"))
+            rows = tuple(FrontierRow(**row) for row in found["rows"])
+            low, high = found["settings"]["data_range"]
+            return cls(rows, **{**found["settings"], "data_range": (low, high)})
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{os.fspath(path)} must be a frontier's JSON: {type(error).__name__} {error}") from error
-        return cls(rows, **scalars, data_range=(low, high))
 
 
 def frontier(
@@ -198,7 +195,7 @@ def default_configurations(
     """DDPM whole and naively strided, DDIM and DPM-Solver++; guided a little and as the model is used.
 
     A model that does not name its classes is told nothing, and its list has no guidance. Rows with more steps than the
-    model has are left out.
+    model has are left out. A flow-matching model has Euler in the place of all of them.
 
     Args:
         info: The model.
@@ -209,6 +206,9 @@ def default_configurations(
     scale = _usual_scale(info) if guidance_scale is None else guidance_scale
     guided = in_turn(info, 1) is not None
     scales = list(dict.fromkeys([LITTLE_GUIDANCE, float(scale)])) if guided else [1.0]
+    if info.schedule.is_flow:
+        both = dict.fromkeys([1.0, *scales])
+        return [("euler", {"steps": steps, "guidance_scale": one}) for one in both for steps in (10, 20, 50, 100)]
     listed = [("ddpm", total, 1.0), ("ddpm_strided", 50, 1.0), ("ddim", 50, 1.0)]
     listed += [("ddim", steps, one) for one in scales for steps in (10, 20, 50, 100)]
     listed += [("dpmpp_2m", steps, one) for one in scales for steps in (10, 20)]

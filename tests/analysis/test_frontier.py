@@ -15,6 +15,7 @@ from stepfuse.analysis.frechet import Statistics
 from stepfuse.analysis.frontier import LONG, Frontier, FrontierRow, default_configurations, frontier
 from stepfuse.analysis.frontier_figure import draw_frontier
 from stepfuse.analysis.orderings import broken_orderings, orderings
+from stepfuse.analysis.tables import rows_of, settings_of
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "frontier_orderings.py"
 SCHEDULE = sf.NoiseSchedule.linear()
@@ -155,6 +156,17 @@ def test_a_short_schedule_gets_the_rows_it_has_steps_for():
     assert [(sampler, one["steps"]) for sampler, one in default_configurations(info)] == [
         ("ddpm", 40), ("ddim", 10), ("ddim", 20), ("dpmpp_2m", 10), ("dpmpp_2m", 20),
     ]  # fmt: skip
+
+
+def test_a_flow_model_gets_euler():
+    info = sf.ModelInfo(shape=(2,), schedule=sf.NoiseSchedule.flow(), prediction_type="flow")
+    assert [(sampler, one["steps"]) for sampler, one in default_configurations(info)] == [
+        ("euler", steps) for steps in (10, 20, 50, 100)
+    ]
+    with sf.Engine.from_callable(
+        lambda x, t, cond: x, shape=(2,), schedule=info.schedule, prediction_type="flow"
+    ) as engine:
+        assert [row.passes for row in frontier(engine, samples=2, latency_repeats=1).rows] == [10, 20, 50, 100]
 
 
 def test_guided_ddpm_is_asked_for():
@@ -310,10 +322,8 @@ def test_a_model_without_guidance_is_compared_as_it_is():
 # ---- the script
 
 
-def as_json(found, **layout):
-    settings = {name: getattr(found, name) for name in ("samples", "latency_repeats", "guidance_scale", "seed")}
-    rows = [dataclasses.asdict(one) for one in found.rows]
-    return {"rows": rows, **(layout or settings | {"data_range": [-1.0, 1.0]})}
+def as_json(found):
+    return json.dumps({"rows": rows_of(found)["rows"], "settings": settings_of(found)})
 
 
 def check(path):
@@ -322,10 +332,10 @@ def check(path):
 
 def test_the_script_passes_a_good_frontier_and_names_what_is_broken(tmp_path):
     path = tmp_path / "frontier.json"
-    path.write_text(json.dumps(as_json(hand_written())))
+    path.write_text(as_json(hand_written()))
     done = check(path)
     assert done.returncode == 0, done.stderr
-    path.write_text(json.dumps(as_json(hand_written(best={"distance": 6.0}))))
+    path.write_text(as_json(hand_written(best={"distance": 6.0})))
     done = check(path)
     assert done.returncode == 1
     assert done.stderr.startswith("does not hold: DDIM 50 at its best guidance over DDPM: the ratio of ")
@@ -342,9 +352,7 @@ def test_what_is_no_frontier_is_refused(tmp_path):
         Frontier.from_json(path)
 
 
-def test_settings_may_stand_in_a_group_of_their_own(tmp_path):
-    found = hand_written()
-    settings = {"samples": 500, "latency_repeats": 3, "guidance_scale": 3.0, "seed": 0}
+def test_a_frontier_comes_back_from_its_file_without_its_pictures(tmp_path, measured):
     path = tmp_path / "frontier.json"
-    path.write_text(json.dumps(as_json(found, settings=settings)))
-    assert Frontier.from_json(path).rows == found.rows
+    path.write_text(as_json(measured))
+    assert vars(Frontier.from_json(path)) == {**vars(measured), "images": None}
