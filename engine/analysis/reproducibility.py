@@ -28,6 +28,8 @@ from stepfuse.request import default_steps
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_SEEDS = {"different": "another seed a run", "same": "one seed"}
+
 
 @dataclass(frozen=True)
 class ReproducibilityRow:
@@ -109,7 +111,7 @@ def reproducibility(
     noise = normal(seed, (1, *info.shape))
     rows, images = [], []
     for choice in choose(engine, _default_samplers(engine) if samplers is None else samplers):
-        # The starting noise is stream 0 of its seed and a step's noise stream 1: the two are independent in any case.
+        # Starting noise is stream 0 of its seed and step noise stream 1: that both have the same seed ties nothing.
         for seeds, run_seeds in (("different", range(seed, seed + runs)), ("same", [seed] * runs)):
             drawn = [
                 engine.sample(
@@ -144,7 +146,7 @@ def _row(choice: Choice, seeds: Literal["different", "same"], runs: Images) -> R
 @styled
 def draw_reproducibility(result: Reproducibility) -> Figure:
     """The runs of each sampler side by side, and how far apart they are; bars alone if samples are no pictures."""
-    labels = [f"{sampler_title(row.sampler, row.steps, row.options)}\n{row.seeds} seeds" for row in result.rows]
+    labels = [f"{sampler_title(row.sampler, row.steps, row.options)}\n{_SEEDS[row.seeds]}" for row in result.rows]
     numbers = [
         f"pairwise MSE {_short(row.pairwise_mse_mean)} ± {_short(row.pairwise_mse_std)}\n"
         + ("the same bits" if row.bit_identical else f"variance {_short(row.variance)}")
@@ -175,7 +177,7 @@ def _bars(result: Reproducibility, labels: list[str], numbers: list[str]) -> Fig
     apart = [row.pairwise_mse_mean for row in result.rows]
     axes.barh(labels, apart, height=0.6, color=[sampler_colour(row.sampler) for row in result.rows])
     for position, (width, text) in enumerate(zip(apart, numbers, strict=True)):
-        axes.text(width, position, f"  {text}", va="center", fontsize=8)
+        axes.annotate(text, (width, position), (4, 0), textcoords="offset points", va="center", fontsize=8)
     axes.invert_yaxis()
     axes.set_xlim(0, 1.5 * max(*apart, 1e-12))
     axes.set_xlabel("mean squared error between two runs")
