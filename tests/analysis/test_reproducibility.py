@@ -1,110 +1,121 @@
-"""Runs from one starting noise: bit for bit where that is promised, and a known spread where it is not."""
+"""The same image every time: to the bit for deterministic samplers, and for the others given the seed."""
 
 import numpy as np
 import pytest
+import support
 
 import stepfuse as sf
 from stepfuse.analysis.reproducibility import draw_reproducibility, reproducibility
 
-LINEAR = sf.NoiseSchedule.linear()
-NAMES = ("boot", "bag")
+SPREAD = 0.5
+SCHEDULE = sf.NoiseSchedule.linear()
 
 
-def silent(x, t, cond):
-    return np.zeros_like(x)
+def exact_eps(x, t, _cond):
+    """The noise prediction of normal data of deviation SPREAD."""
+    a = SCHEDULE.alphas_cumprod[t.astype(int)].reshape(-1, *[1] * (x.ndim - 1))
+    return np.sqrt(1 - a) * x / (a * SPREAD**2 + 1 - a)
 
 
-def smooth(x, t, cond):
-    return np.tanh(0.7 * x) * (1 + 0.1 * np.sin(np.asarray(t, dtype=np.float32) / 100)).reshape(-1, 1, 1, 1)
+def gaussian():
+    return sf.Engine.from_callable(exact_eps, shape=(400,), schedule=SCHEDULE)
 
 
-def engine_of(fn=smooth, shape=(1, 8, 8), **options):
-    return sf.Engine.from_callable(fn, shape=shape, schedule=LINEAR, **options)
-
-
-@pytest.fixture(scope="module")
-def result():
-    with engine_of() as engine:
-        return reproducibility(engine, runs=5, seed=3)
-
-
-def test_the_same_seed_gives_the_same_bits_and_ddim_does_without(result):
-    found = {(row.sampler, row.options, row.seeds): row for row in result.rows}
-    assert [key for key, row in found.items() if not row.bit_identical] == [
-        ("ddim", "eta 1", "different"),
-        ("ddpm", "", "different"),
+@pytest.mark.parametrize("model", ["fashion", "fashion-8step"])
+def test_embedded_models_repeat_themselves_to_the_bit(model):
+    samplers = [
+        ("ddim", {"steps": 8}),
+        ("ddim", {"steps": 8, "eta": 1.0}),
+        ("ddpm", {"steps": 8}),
+        ("lcm", {"steps": 4}),
     ]
-    for row in found.values():
-        spread = row.variance, row.pairwise_mse_mean, row.pairwise_mse_std
-        assert min(spread) > 0 if not row.bit_identical else spread == (0, 0, 0)
+    with sf.Engine.load(model) as engine:
+        found = reproducibility(engine, runs=3, samplers=samplers)
+    for row in found.rows:
+        stochastic = (row.sampler, row.options[:5]) != ("ddim", "eta 0")
+        assert row.bit_identical == (row.seeds == "same" or not stochastic)
+        assert (row.variance == 0.0) == (row.pairwise_mse_mean == 0.0) == row.bit_identical
+    assert found.cond == "t-shirt"
 
 
-def test_its_numbers_are_those_of_its_runs(result):
-    assert result.images.shape == (6, 5, 1, 8, 8)
-    for row, runs in zip(result.rows, result.images.astype(np.float64), strict=True):
-        pairs = [((runs[i] - runs[j]) ** 2).mean() for i in range(5) for j in range(i)]
-        assert row.pairwise_mse_mean == pytest.approx(np.mean(pairs), rel=1e-12, abs=0)
-        assert row.pairwise_mse_std == pytest.approx(np.std(pairs), rel=1e-9, abs=0)
-        assert row.pairwise_mse_mean == pytest.approx(2 * row.variance, rel=1e-12)  # an identity
+def test_the_spread_of_ancestral_sampling_is_that_of_the_data():
+    """DDPM of all steps forgets its starting noise: runs are independent draws of normal data of variance SPREAD^2."""
+    with gaussian() as engine:
+        samplers = [("ddpm", {"steps": 1000, "variance": "posterior"})]
+        different, same = reproducibility(engine, runs=6, samplers=samplers).rows
+    assert different.variance == pytest.approx(SPREAD**2, rel=0.1)
+    assert different.pairwise_mse_mean == pytest.approx(2 * different.variance, rel=1e-6)
+    assert (same.variance, same.bit_identical) == (0.0, True)
 
 
-def test_a_spread_that_is_known():
-    """A network that always says 0 leaves the added noise alone: one DDPM step from t = 500 to the end adds q_z z."""
-    table = sf.samplers.ddpm(LINEAR, timesteps=[500, 0])
-    # After the first step x' = ... + q_z z, and the last step scales that by 1 / sqrt(alphas_cumprod[0]).
-    expected = (table["q_z"][0] / np.sqrt(LINEAR.alphas_cumprod[0])) ** 2
-    with engine_of(silent, shape=(4000,)) as engine:
-        found = reproducibility(engine, runs=6, samplers=[("ddpm", {"timesteps": [500, 0]})])
-    assert found.rows[0].variance == pytest.approx(expected, rel=0.03)  # 20,000 degrees of freedom: 1 % is a deviation
-    assert found.rows[0].steps == 2
+def test_by_default_ddim_without_and_with_noise_and_ddpm_run_at_the_model_s_steps():
+    with gaussian() as engine:
+        found = reproducibility(engine, runs=2)
+    assert [(row.sampler, row.options, row.seeds, row.steps) for row in found.rows] == [
+        ("ddim", "eta 0", "different", 50),
+        ("ddim", "eta 0", "same", 50),
+        ("ddim", "eta 1", "different", 50),
+        ("ddim", "eta 1", "same", 50),
+        ("ddpm", "", "different", 50),
+        ("ddpm", "", "same", 50),
+    ]
 
 
-def test_every_run_starts_from_the_noise_of_the_seed(result):
-    with engine_of() as engine:
-        by_hand = engine.sample(1, seed=99, noise=sf.normal(3, (1, 1, 8, 8)), sampler="ddim", steps=50, eta=0.0)
-    np.testing.assert_array_equal(result.images[0, 4], by_hand[0])
+def test_pairs_are_measured_one_by_one():
+    with support.make_engine() as engine:
+        found = reproducibility(engine, runs=3, samplers=[("ddpm", {"steps": 4})])
+    runs = found.images[0].astype(np.float64)
+    pairs = [np.mean((runs[i] - runs[j]) ** 2) for i, j in ((0, 1), (0, 2), (1, 2))]
+    assert found.rows[0].pairwise_mse_mean == pytest.approx(np.mean(pairs))
+    assert found.rows[0].pairwise_mse_std == pytest.approx(np.std(pairs))
+
+
+def test_every_run_starts_from_the_noise_of_the_seed():
+    with support.make_engine() as engine:
+        found = reproducibility(engine, runs=2, seed=3, samplers=[("ddim", {"steps": 4})])
+        start = sf.normal(3, (1, *support.SHAPE))
+        by_hand = engine.sample(1, seed=99, noise=start, cond=0, sampler="ddim", steps=4, eta=0.0)
+    np.testing.assert_array_equal(found.images[0, 1], by_hand[0])
+
+
+def test_a_spread_that_is_known_by_hand():
+    """With a network that always says 0, runs of two DDPM steps differ by the first one's noise, scaled by the last."""
+    table = sf.samplers.ddpm(SCHEDULE, timesteps=[500, 0])
+    expected = (table["q_z"][0] / np.sqrt(SCHEDULE.alphas_cumprod[0])) ** 2
+    with sf.Engine.from_callable(lambda x, t, cond: np.zeros_like(x), shape=(4000,), schedule=SCHEDULE) as engine:
+        row = reproducibility(engine, runs=6, samplers=[("ddpm", {"timesteps": [500, 0]})]).rows[0]
+    assert row.variance == pytest.approx(expected, rel=0.03)  # 20,000 degrees of freedom: 1 % is a standard deviation
+    assert row.steps == 2
 
 
 def test_the_sample_is_of_the_first_class_unless_said_otherwise():
-    told = []
+    with support.make_engine() as engine:
+        told = {cond: reproducibility(engine, runs=2, cond=cond) for cond in (None, "boot", "bag")}
+    assert [result.cond for result in told.values()] == ["boot", "boot", "bag"]
+    np.testing.assert_array_equal(told[None].images, told["boot"].images)
+    assert (told["bag"].images != told["boot"].images).any()
 
-    def network(x, t, cond):
-        told.extend(cond["class_labels"].tolist())
-        return np.zeros_like(x)
 
-    cond = {"class_labels": sf.CondInput(null=2, names=NAMES)}
-    samplers = [("ddim", {"steps": 2})]
-    with engine_of(network, cond=cond) as engine:
-        assert reproducibility(engine, runs=2, samplers=samplers).cond == "boot"
-        assert set(told) == {0}
-        told.clear()
-        assert reproducibility(engine, runs=2, samplers=samplers, cond="bag").cond == "bag"
-    assert set(told) == {1}
+def test_it_is_drawn_with_and_without_pictures():
+    pytest.importorskip("matplotlib")
+    with support.make_engine() as engine, gaussian() as plain:
+        pictures = draw_reproducibility(reproducibility(engine, runs=2))
+        bars = draw_reproducibility(reproducibility(plain, runs=2))
+    assert len(pictures.axes[0].get_yticks()) == 6
+    assert len(bars.axes[0].patches) == 6
+    for figure in (pictures, bars):
+        assert sum("the same bits" in text.get_text() for text in figure.axes[0].texts) == 4
 
 
 @pytest.mark.parametrize(
-    ("arguments", "error", "message"),
+    ("given", "message"),
     [
-        ({"runs": 1}, ValueError, "runs must be at least 2, got 1"),
-        ({"runs": 2.0}, TypeError, "runs must be a whole number, got 2.0"),
-        ({"samplers": []}, ValueError, "samplers must be at least one, got none"),
-        ({"samplers": [("ddim", {"steps": 0})]}, ValueError, "steps must be between 1 and 1000, got 0"),
-        ({"samplers": [("best", {})]}, ValueError, "sampler must be one of .*, got 'best'"),
-        ({"cond": 3}, ValueError, "cond"),
-        ({"seed": -1}, ValueError, "seed must be between 0 and 2.*, got -1"),
+        ({"runs": 1}, "runs must be at least 2, got 1"),
+        ({"samplers": []}, "samplers must be at least one, got none"),
+        ({"samplers": [("ddmi", {})]}, "sampler must be one of .*, got 'ddmi'"),
+        ({"seed": -1}, "seed must be between 0 and"),
     ],
 )
-def test_bad_arguments(arguments, error, message):
-    with engine_of() as engine, pytest.raises(error, match=message):
-        reproducibility(engine, **arguments)
-
-
-@pytest.mark.parametrize("shape", [(1, 8, 8), (2,)], ids=["pictures", "points"])
-def test_it_is_drawn(shape):
-    pytest.importorskip("matplotlib")
-    network = smooth if len(shape) == 3 else silent
-    with engine_of(network, shape=shape) as engine:
-        figure = draw_reproducibility(reproducibility(engine, runs=2))
-    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
-    assert labels[0] == "DDIM 50 steps, eta 0\nanother seed a run"
-    assert sum("the same bits" in text.get_text() for text in figure.axes[0].texts) == 4
+def test_bad_input_is_named(given, message):
+    with gaussian() as engine, pytest.raises(ValueError, match=message):
+        reproducibility(engine, **given)
