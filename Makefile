@@ -3,7 +3,7 @@
 PYTHON ?= python3
 SOURCES := setup.py pyproject.toml MANIFEST.in $(shell find engine kernels export csrc -type f -not -name '*.so' -not -path '*/__pycache__/*')
 
-.PHONY: sample test lint sanitize bench format clean
+.PHONY: sample test lint sanitize bench bench-load analyze format clean
 
 # Sampling needs no torch: this environment has the base dependencies alone.
 sample: .venv/.ready
@@ -29,6 +29,11 @@ bench: .venv-dev/.ready
 bench-load: .venv-dev/.ready
 	.venv-dev/bin/python benchmarks/mixed_load.py
 	.venv-dev/bin/python benchmarks/saturated.py
+
+# Half an hour on two cores: all experiments on the embedded models, and whether the frontier's orderings hold.
+analyze: .venv-dev/.ready
+	.venv-dev/bin/stepfuse analyze fashion --output docs/analysis
+	.venv-dev/bin/python benchmarks/frontier_orderings.py docs/analysis/frontier.json
 
 format: .venv-dev/.ready
 	.venv-dev/bin/ruff check --fix .

@@ -34,8 +34,8 @@ def plain_errors() -> Iterator[None]:
 
 
 def say(text: str) -> None:
-    """Prints a line as it is: what stands in it is no markup."""
-    console.print(escape(text), highlight=False)
+    """Prints a line as it is: what stands in it is no markup, and a path is not broken."""
+    console.print(escape(text), highlight=False, soft_wrap=True)
 
 
 def one_cond(facts: sf.ModelInfo, given: str | None) -> Any:

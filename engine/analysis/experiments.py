@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +26,8 @@ from stepfuse.request import default_steps
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-#: Sizes of each experiment by default, and where a quick look is asked for. Those with ``samples`` are judged, which
-#: takes more samples than features.
+#: Sizes of each experiment by default, and where a quick look is asked for. What is judged takes more samples than
+#: there are features: 64, for the embedded judge.
 SIZES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "reproducibility": ({"runs": 8}, {"runs": 4}),
     "degradation": (
@@ -42,7 +42,7 @@ SIZES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "guidance": (
         {"samples": 200, "scales": SCALES, "steps": None, "variants": VARIANTS},
-        {"samples": 80, "scales": (1.0, 3.0, 7.5), "steps": 20, "variants": {}},
+        {"samples": 80, "scales": (0.0, 1.0, 2.0, 3.0, 5.0, 7.5), "steps": 10, "variants": {}},
     ),
     "guidance_interval": ({"samples": 128, "repeats": 3, "steps": None}, {"samples": 80, "repeats": 1, "steps": 20}),
     "frontier": (
@@ -50,6 +50,9 @@ SIZES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"samples": 80, "latency_repeats": 1, "ddpm_steps": 100},
     ),
 }
+
+#: Experiments whose samples are judged.
+JUDGED = ("degradation", "guidance", "guidance_interval", "frontier")
 
 #: Experiments that are another's, told something else.
 _SIZED_AS = {"round_trip_told": "round_trip"}
@@ -74,7 +77,7 @@ class Plan:
     def sizes(self, name: str) -> dict[str, Any]:
         """The experiment's sizes."""
         sizes = dict(SIZES[_SIZED_AS.get(name, name)][self.quick])
-        if self.samples is not None and name not in ("paths",) and "samples" in sizes:
+        if self.samples is not None and name in JUDGED:
             sizes["samples"] = self.samples
         return sizes
 
@@ -100,16 +103,16 @@ class Experiment:
     unfit: Callable[[Subject], str | None] = field(default=lambda subject: None)
 
 
-def too_few_samples(subject: Subject, plan: Plan) -> str:
-    """Why the samples cannot be judged; empty if they can."""
-    if subject.features is None:
-        return ""
+def too_few_samples(names: Sequence[str], subject: Subject, plan: Plan) -> str:
+    """Why the samples of these experiments cannot be judged; empty if they can."""
     judge = subject.features
-    count = judge.feature_count if isinstance(judge, Judge) else subject.reference.mean.size if subject.reference else 0
-    least = min(plan.sizes(name)["samples"] for name in ("degradation", "guidance", "guidance_interval", "frontier"))
-    if least > count:
+    if judge is None:
         return ""
-    return f"samples must be more than the {count} features, or their covariance is singular: got {least}"
+    count = judge.feature_count if isinstance(judge, Judge) else subject.reference.mean.size if subject.reference else 0
+    drawn = [plan.sizes(name)["samples"] for name in names if name in JUDGED]
+    if not drawn or min(drawn) > count:
+        return ""
+    return f"samples must be more than the {count} features, or their covariance is singular: got {min(drawn)}"
 
 
 def _reproducibility(subject: Subject, plan: Plan) -> Any:
@@ -220,14 +223,11 @@ def _frontier(subject: Subject, plan: Plan) -> Any:
 
 
 def _frontier_configurations(subject: Subject, ddpm_steps: int) -> list[SamplerChoice] | None:
-    """None, for all that ``frontier`` takes by itself, unless the model is a flow or DDPM is not to run in full."""
+    """None, for all that ``frontier`` takes by itself, unless DDPM is not to run in full: fewer of the others then."""
     info, total = subject.engine.info, _total(subject)
-    scale = float(info.defaults.get("guidance_scale", 1.0)) if in_turn(info, 1) else 1.0
-    scales = list(dict.fromkeys([1.0, scale]))
-    if info.schedule.is_flow:
-        return [("euler", {"steps": n, "guidance_scale": g}) for g in scales for n in (10, 20, 50, 100) if n <= total]
-    if ddpm_steps >= total:
+    if info.schedule.is_flow or ddpm_steps >= total:
         return None
+    scale = float(info.defaults.get("guidance_scale", 1.0)) if in_turn(info, 1) else 1.0
     few: list[tuple[str, int, float]] = [("ddpm", ddpm_steps, 1.0), ("ddpm_strided", 50, 1.0), ("ddim", 50, 1.0)]
     few += [("ddim", steps, scale) for steps in (10, 20, 50)] + [("dpmpp_2m", 10, scale)]
     return [(name, {"steps": steps, "guidance_scale": one}) for name, steps, one in dict.fromkeys(few) if steps < total]
@@ -333,8 +333,8 @@ EXPERIMENTS: Mapping[str, Experiment] = {
     ),
     "guidance": Experiment(
         "Guidance",
-        "The same samples at each guidance scale. A little makes them easier to name and brings them nearer to real"
-        " data; a lot saturates them.",
+        "The same samples at each guidance scale. Up to a point it makes them easier to name; more of it takes their"
+        " variety, and then saturates them.",
         _guidance,
         draw_guidance_sweep,
         findings.of_guidance,

@@ -86,16 +86,19 @@ def of_round_trip(result: RoundTrip) -> list[str]:
     best = min(rows, key=lambda row: row.mse)
     found = [
         f"DDIM {steps} + {steps} steps: {result.images_encoded} images come back with a mean squared error of"
-        f" {best.mse:.2g} ({best.mse_worst:.2g} the worst), {best.refinements} refinements a step,"
+        f" {best.mse:.2g} ({best.mse_worst:.2g} the worst), {_times(best.refinements)} a step,"
         f" {best.passes:g} passes both ways."
     ]
-    gains = ", ".join(f"{row.mse:.2g} with {row.refinements} ({row.passes:g} passes)" for row in rows)
-    found.append(f"By refinements a step, at DDIM {steps} + {steps} steps: {gains}.")
+    gains = ", ".join(f"{row.mse:.2g} with {_times(row.refinements)} ({row.passes:g} passes)" for row in rows)
+    found.append(f"At DDIM {steps} + {steps} steps: {gains}.")
     few = [row for row in result.rows if row.refinements == best.refinements]
-    found.append(
-        f"By steps, with {best.refinements}: {', '.join(f'{row.mse:.2g} at DDIM {row.steps}' for row in few)}."
-    )
+    by_steps = ", ".join(f"{row.mse:.2g} at DDIM {row.steps} + {row.steps}" for row in few)
+    found.append(f"With {_times(best.refinements)} a step: {by_steps}.")
     return found
+
+
+def _times(refinements: int) -> str:
+    return f"{refinements} refinement{'s' * (refinements != 1)}"
 
 
 def of_guidance(result: GuidanceSweep) -> list[str]:

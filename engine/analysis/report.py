@@ -100,7 +100,7 @@ def analyze(
     plan = Plan(quick=quick, seed=seed, samples=samples, progress=progress)
     outcomes = []
     with opened(model, student=student, judge=judge, features=features, real=real) as subject:
-        if reason := too_few_samples(subject, plan):
+        if reason := too_few_samples(names, subject, plan):
             raise ValueError(reason)
         folder.mkdir(parents=True, exist_ok=True)
         _require_same_model(folder, subject)
