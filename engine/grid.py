@@ -119,10 +119,8 @@ def read_image(path: Path, shape: tuple[int, ...], data_range: tuple[float, floa
             raise ValueError(f"{path.name} must be {width} x {height} pixels for this model, got {got}")
         levels = np.asarray(picture.convert("L" if channels == 1 else "RGB"), dtype=np.float32)
     low, high = data_range
-    sample: npt.NDArray[np.float32] = (
-        levels.reshape(height, width, channels).transpose(2, 0, 1) / 255 * (high - low) + low
-    )
-    return sample.astype(np.float32)
+    sample = levels.reshape(height, width, channels).transpose(2, 0, 1) / 255 * (high - low) + low
+    return np.asarray(sample, dtype=np.float32)
 
 
 def _pictures(samples: npt.NDArray[np.float32], data_range: tuple[float, float], least_width: int) -> list[Image.Image]:
