@@ -32,9 +32,11 @@ if TYPE_CHECKING:
 SCALES = (0.0, 1.0, 2.0, 3.0, 5.0, 7.5, 10.0, 15.0)
 
 #: Ways to guide strongly: by name, more arguments of ``Engine.sample``. The rescale is that of Lin et al. (2023), the
-#: threshold that of Saharia et al. (2022).
+#: thresholds those of Saharia et al. (2022), section 2.3. A dynamic one draws values in from the bounds of the range,
+#: which is wrong for data that lies at them by nature, such as a black background.
 VARIANTS: dict[str, dict[str, Any]] = {
     "rescale 0.7": {"guidance_rescale": 0.7},
+    "static threshold": {"dynamic_threshold": (0.995, 1.0)},
     "dynamic threshold": {"dynamic_threshold": (0.995, 2.0)},
 }
 VARIANT_SCALE = 7.5
@@ -201,13 +203,17 @@ def draw_guidance_sweep(result: GuidanceSweep) -> Figure:
         _draw_pictures(axes["pictures"], result, shown)
     row = result.rows[0]
     figure.suptitle(f"Guidance on {sampler_title(row.sampler, row.steps)}", x=0.01, ha="left")
+    handles, names = axes[panels[0]].get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, names, loc="outside upper right", ncols=len(names), handletextpad=0.2)
     return figure
 
 
+_SHADES = ("#e69f00", "#009e73", "#d55e00", "#cc79a7")
 _TITLES = {
-    "distance": "Fréchet distance to real images",
+    "distance": "Fréchet distance",
     "accuracy": "named as asked for",
-    "beyond_range": "values beyond the data range",
+    "beyond_range": "values out of range",
 }
 
 
@@ -226,6 +232,9 @@ def _draw_curve(axes: Axes, result: GuidanceSweep, column: str) -> None:
         axes.axvline(position[best.guidance_scale], color=PALE, linewidth=6, zorder=0)
     if column == "distance":
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:g}"[0] in "25" else "")
+        axes.tick_params(axis="y", which="minor", labelsize=8, length=0)
     else:
         axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
         axes.set_ylim(bottom=0)
