@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -17,10 +17,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.text import Annotation
 
+_Box: TypeAlias = tuple[float, float, float, float]  # pixels: left, bottom, right, top
+_Place: TypeAlias = tuple[
+    tuple[float, float], Literal["left", "center", "right"], Literal["bottom", "center", "top"]
+]  # direction from the marker, alignment
+
 PICTURES = 2  # of each row that is shown
 
 _GAP = 6  # points between a marker and its label
-_PLACES = (
+_PLACES: tuple[_Place, ...] = (
     ((0, 1), "center", "bottom"),
     ((0, -1), "center", "top"),
     ((1, 0), "left", "center"),
@@ -136,11 +141,11 @@ def _label(figure: Figure, axes: Axes, rows: Sequence[FrontierRow], column: str)
     figure.draw_without_rendering()  # lays the axes out, so that points have places
     place = {row: axes.transData.transform((row.latency_ms, getattr(row, column))) for row in rows}
     points = list(place.values())
-    taken = [(x - 6, y - 6, x + 6, y + 6) for x, y in points]
+    taken: list[_Box] = [(x - 6, y - 6, x + 6, y + 6) for x, y in points]
     for series in _series(rows):
         taken += _boxes_along([place[row] for row in series])
     if legend := axes.get_legend():
-        taken.append(tuple(legend.get_window_extent().extents))
+        taken.append(cast(_Box, tuple(legend.get_window_extent().extents)))
     frame = axes.get_window_extent().extents
     # The most crowded choose first: what has room finds it anyway.
     for index in sorted(range(len(rows)), key=lambda i: _nearest(points, i)):
@@ -153,9 +158,9 @@ def _label(figure: Figure, axes: Axes, rows: Sequence[FrontierRow], column: str)
         taken.append(_placed(label, best))
 
 
-def _boxes_along(corners: Sequence[npt.NDArray[np.float64]]) -> list[tuple[float, ...]]:
+def _boxes_along(corners: Sequence[npt.NDArray[np.float64]]) -> list[_Box]:
     """Small boxes that cover a line through these pixels."""
-    boxes = []
+    boxes: list[_Box] = []
     for start, stop in itertools.pairwise(corners):
         for share in np.linspace(0, 1, int(np.hypot(*(stop - start)) / 4) + 2):
             x, y = start + share * (stop - start)
@@ -168,8 +173,8 @@ def _nearest(points: Sequence[npt.NDArray[np.float64]], index: int) -> float:
     return min(others, default=0.0)
 
 
-def _placed(label: Annotation, place: tuple[tuple[float, float], str, str]) -> tuple[float, float, float, float]:
-    """Moves a label to a place, and returns what it covers in pixels: left, bottom, right, top."""
+def _placed(label: Annotation, place: _Place) -> _Box:
+    """Moves a label to a place, and returns what it covers."""
     (right, up), horizontal, vertical = place
     label.set_position((right * _GAP, up * _GAP))
     label.set_horizontalalignment(horizontal)
@@ -178,9 +183,7 @@ def _placed(label: Annotation, place: tuple[tuple[float, float], str, str]) -> t
     return left, bottom, right, top
 
 
-def _overlap(
-    box: tuple[float, float, float, float], taken: Sequence[tuple[float, ...]], frame: Sequence[float]
-) -> float:
+def _overlap(box: _Box, taken: Sequence[_Box], frame: Sequence[float]) -> float:
     """Pixels of a box that are taken, or lie out of the frame."""
     left, bottom, right, top = box
     inside = _common(box, frame)

@@ -193,9 +193,9 @@ def draw_guidance_sweep(result: GuidanceSweep) -> Figure:
     panels = [name for name in ("distance", "accuracy") if getattr(result.rows[0], name) is not None]
     panels.append("beyond_range")
     shown = min(result.images.shape[1], 5)
-    height = 3.2 + (0.5 + 8.4 * shown / len(result.rows) if pictures else 0)
+    height = 3.2 + (0.5 + 9.2 * shown / len(result.rows) if pictures else 0)
     figure = new_figure(3.2 * max(len(panels), 3), height)
-    layout = [panels, ["pictures"] * len(panels)] if pictures else [panels]
+    layout: Any = [panels, ["pictures"] * len(panels)] if pictures else [panels]
     axes = figure.subplot_mosaic(layout, height_ratios=[3.2, height - 3.2] if pictures else None)
     for name in panels:
         _draw_curve(axes[name], result, name)
