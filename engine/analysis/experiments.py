@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 SIZES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "reproducibility": ({"runs": 8}, {"runs": 4}),
     "degradation": (
-        {"samples": 128, "steps": (1000, 500, 250, 100, 50, 25)},
+        {"samples": 100, "steps": (1000, 500, 250, 100, 50, 25)},
         {"samples": 80, "steps": (50, 25, 10)},
     ),
     "smoothness": ({"frames": 10, "runs": 4}, {"frames": 6, "runs": 2}),

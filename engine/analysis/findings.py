@@ -50,13 +50,12 @@ def of_smoothness(result: Smoothness) -> list[str]:
     found = []
     smoothest, *others = sorted(result.rows, key=lambda row: row.neighbour_mse)
     for other in others:
-        ratio = (
-            f", {other.neighbour_mse / smoothest.neighbour_mse:.3g} times as much" if smoothest.neighbour_mse else ""
-        )
+        ratio = other.neighbour_mse / smoothest.neighbour_mse if smoothest.neighbour_mse else 0.0
+        more = f", {ratio:,.0f} times as much" if ratio > 100 else f", {ratio:.3g} times as much" if ratio else ""
         found.append(
             f"Mean MSE between neighbouring frames: {smoothest.neighbour_mse:.3g} with"
             f" {sampler_title(smoothest.sampler, smoothest.steps, smoothest.options)};"
-            f" {other.neighbour_mse:.3g} with {sampler_title(other.sampler, other.steps, other.options)}{ratio}."
+            f" {other.neighbour_mse:.3g} with {sampler_title(other.sampler, other.steps, other.options)}{more}."
         )
     for row in result.rows:
         again = "exactly 0" if row.variance == 0 else f"{row.variance:.3g}"
