@@ -8,11 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stepfuse.analysis.figures import drawable, new_figure, sampler_colour, sampler_title, show_images, styled
+from stepfuse.analysis.figures import FAINT, drawable, new_figure, sampler_colour, sampler_title, show_images, styled
 from stepfuse.analysis.frechet import FeatureFunction, Statistics
 from stepfuse.analysis.judge import Judge
 from stepfuse.analysis.sampling import Choice, choose, class_labels, counted, in_turn, mse, require_count
-from stepfuse.analysis.scoring import distance_to_real, require_reference, share_named_right
+from stepfuse.analysis.scoring import (
+    distance_to_real,
+    require_more_than_features,
+    require_reference,
+    share_named_right,
+)
 from stepfuse.draw import Images
 from stepfuse.engine import Engine
 from stepfuse.steptable import StepTable
@@ -41,8 +46,9 @@ class DegradationRow:
         steps: Its number of steps.
         passes: Network passes a sample, as the engine counted them.
         mse: Mean squared error to ``compared_with``, from the same starting noise and the same seeds.
-        compared_with: That run: DDIM's longest for deterministic samplers, which all solve one ODE; the longest run of
-            the same sampler for the others, whose step noise is another at another step count.
+        compared_with: That run: DDIM's longest for deterministic samplers, which all solve one ODE; DDPM's for the
+            naive one, which is DDPM if it takes all steps; the sampler's own for the others. Those with noise draw
+            another at another step count and cannot agree: ``Degradation.unrelated_mse`` is what that looks like.
         distance: Fréchet distance to the real data; None if nothing judges the samples.
         accuracy: Share of the samples that the judge names as asked for; None if none does.
     """
@@ -65,6 +71,8 @@ class Degradation:
         samples: Samples of each row.
         guidance_scale: Of all of them.
         seed: Of the first sample; sample i has seed + i.
+        unrelated_mse: Mean squared error between full runs from different starting noises, of one class where the
+            classes are taken in turn; None with too few samples.
         data_range: Least and greatest value of a sample.
         images: The first sample of each row, shape (rows, *shape).
     """
@@ -73,6 +81,7 @@ class Degradation:
     samples: int
     guidance_scale: float
     seed: int
+    unrelated_mse: float | None
     data_range: tuple[float, float]
     images: Images = field(repr=False)
 
@@ -111,6 +120,7 @@ def step_degradation(
     """
     require_count("samples", samples, 1)
     require_reference(features, reference)
+    require_more_than_features(samples, features, reference)
     info = engine.info
     if steps is None:
         steps = [count for count in STEPS if count <= info.schedule.num_train_timesteps]
@@ -125,7 +135,8 @@ def step_degradation(
             if count <= MOST_STEPS.get(sampler, count)
         ],
     )
-    cond = in_turn(info, samples) if cond is None else cond
+    turn = in_turn(info, samples) if cond is None else None
+    cond = cond if turn is None else turn
     drawn: dict[StepTable, tuple[Images, float]] = {}
 
     def draw(table: StepTable) -> tuple[Images, float]:
@@ -152,14 +163,16 @@ def step_degradation(
             )
         )
         shown.append(images[0])
-    return Degradation(tuple(rows), samples, guidance_scale, seed, info.data_range, np.stack(shown))
+    full_images = draw(_full_run(choices, choices[0]).table)[0]
+    apart = len(set(turn)) if turn else 1  # to the next sample of the same class
+    unrelated = mse(full_images[apart:], full_images[:-apart]) if samples > apart else None
+    return Degradation(tuple(rows), samples, guidance_scale, seed, unrelated, info.data_range, np.stack(shown))
 
 
 def _full_run(choices: Sequence[Choice], of: Choice) -> Choice:
-    """The run that a choice is compared with: the longest of its sampler, or of DDIM where no noise is added."""
-    peers = [one for one in choices if one.sampler == of.sampler]
-    if not of.table.uses_noise:
-        peers = [one for one in choices if one.sampler == "ddim"] or peers
+    """The run that a choice is compared with; see ``DegradationRow.compared_with``."""
+    right = "ddpm" if of.sampler == "ddpm_strided" else of.sampler if of.table.uses_noise else "ddim"
+    peers = [one for one in choices if one.sampler == right] or [one for one in choices if one.sampler == of.sampler]
     return max(peers, key=lambda one: one.steps)
 
 
@@ -178,12 +191,16 @@ def draw_degradation(result: Degradation) -> Figure:
     _draw_curve(axes["mse"], result, samplers, "mse")
     axes["mse"].set_title("how far from the full run")
     axes["mse"].set_ylabel("mean squared error")
+    if result.unrelated_mse:
+        label = "between full runs from\ndifferent starting noises"
+        axes["mse"].axhline(result.unrelated_mse, linestyle=":", color=FAINT, zorder=1, label=label)
     if judged:
         _draw_curve(axes["distance"], result, samplers, "distance")
         axes["distance"].set_title("how far from real data")
         axes["distance"].set_ylabel("Fréchet distance")
         _draw_published(axes["distance"], result)
-    axes[curves[-1]].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    lines = {str(line.get_label()): line for name in curves for line in axes[name].get_lines()}
+    axes[curves[-1]].legend(lines.values(), lines.keys(), loc="upper left", bbox_to_anchor=(1.0, 1.0))
     for name in curves:
         axes[name].set_xlabel("steps")
         axes[name].set_xscale("log")
@@ -191,6 +208,8 @@ def draw_degradation(result: Degradation) -> Figure:
         axes[name].minorticks_off()
         axes[name].invert_xaxis()
         axes[name].grid(visible=True, axis="y")
+        axes[name].margins(y=0.12)
+        _few_plain_numbers(axes[name])
     if pictures:
         grid = np.full((len(samplers), len(counts), *result.images.shape[1:]), np.nan)
         for row, image in zip(result.rows, result.images, strict=True):
@@ -220,11 +239,21 @@ def _draw_published(axes: Axes, result: Degradation) -> None:
     """The published collapse of naive striding, scaled to begin where this one does."""
     naive = {row.steps: row.distance for row in result.rows if row.sampler == "ddpm_strided"}
     common = [steps for steps in PUBLISHED_STRIDED if naive.get(steps)]
-    if len(common) < 2:
+    if len(common) < 2 or common[0] != max(PUBLISHED_STRIDED):  # its shape is told from its own full run
         return
     scale = (naive[common[0]] or 0.0) / PUBLISHED_STRIDED[common[0]]
     values = [scale * PUBLISHED_STRIDED[steps] for steps in common]
     axes.plot(
         common, values, linestyle=(0, (4, 3)), color=sampler_colour("ddpm_strided"), alpha=0.6,
-        label="the same, published\n(CIFAR-10 FID, scaled)",
+        label="naive striding, published\n(CIFAR-10 FID, scaled)",
     )  # fmt: skip
+
+
+def _few_plain_numbers(axes: Axes) -> None:
+    """Labels a logarithmic axis with 1, 2 and 5 too where it spans less than two decades."""
+    from matplotlib.ticker import FuncFormatter, LogLocator
+
+    low, high = axes.get_ylim()
+    if high < 100 * low:
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _position: f"{value:g}"))

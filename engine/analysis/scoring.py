@@ -24,6 +24,22 @@ def require_reference(features: Judge | FeatureFunction | None, reference: Stati
         raise ValueError(f"features and reference go together: {missing} must be given, got None")
 
 
+def require_more_than_features(
+    samples: int, features: Judge | FeatureFunction | None, reference: Statistics | None
+) -> None:
+    """Refuses before anything is drawn what ``Statistics.of`` would refuse afterwards.
+
+    Raises:
+        ValueError: If there are no more samples than features.
+    """
+    known = features.reference if isinstance(features, Judge) else reference
+    if known is not None and samples <= known.mean.size:
+        raise ValueError(
+            "samples must be more than there are features, or the covariance is singular:"
+            f" got {samples} images of {known.mean.size} features"
+        )
+
+
 def distance_to_real(
     images: Images, features: Judge | FeatureFunction | None, reference: Statistics | None
 ) -> float | None:

@@ -64,7 +64,25 @@ def test_deterministic_samplers_come_nearer_to_the_full_run_with_more_steps(meas
         assert errors == sorted(errors)
     assert column(measured, "ddim", "mse")[1000] == 0
     assert {row.compared_with for row in measured.rows if row.sampler == "dpmpp_2m"} == {"DDIM 1000 steps"}
-    assert {row.compared_with for row in measured.rows if row.sampler == "ddpm"} == {"DDPM 1000 steps"}
+    assert {row.compared_with for row in measured.rows if row.sampler.startswith("ddpm")} == {"DDPM 1000 steps"}
+
+
+def test_samples_with_step_noise_are_nearly_as_far_from_their_full_run_as_any_two_draws(measured):
+    """Two draws of the mixture are 2 (spread^2 + E|m|^2 / 2) apart; a shared starting noise changes little."""
+    expected = 2 * (SPREAD**2 + (MEANS**2).sum(1).mean() / 2)
+    assert measured.unrelated_mse == pytest.approx(expected, rel=0.1)
+    assert min(column(measured, "ddpm", "mse")[steps] for steps in (500, 250, 100, 50, 25)) > expected / 2
+    assert column(measured, "ddim", "mse")[25] < expected / 20
+
+
+def test_a_naive_run_is_compared_with_what_is_right_at_its_steps():
+    with sf.Engine.from_callable(exact_eps, shape=(2,), schedule=SCHEDULE) as engine:
+        found = step_degradation(engine, steps=(20, 5), samplers=("ddpm_strided", "ddpm"), samples=3)
+        right = engine.sample(3, sampler="ddpm", steps=20, seed=0)
+        with pytest.warns(sf.NaiveSamplerWarning):
+            wrong = engine.sample(3, sampler="ddpm_strided", steps=20, seed=0)
+    assert {row.compared_with for row in found.rows} == {"DDPM 20 steps"}
+    assert found.rows[0].mse == pytest.approx(np.mean((right - wrong) ** 2), rel=1e-5)
 
 
 def test_passes_are_counted_and_ddpm_of_all_steps_is_drawn_once(measured):
@@ -90,7 +108,8 @@ def test_all_of_it_is_drawn(measured):
     published = next(line for line in right.get_lines() if "published" in line.get_label())
     naive = next(line for line in right.get_lines() if line.get_label() == "naive strided DDPM")
     assert published.get_ydata()[0] == pytest.approx(naive.get_ydata()[0])
-    assert len(left.get_lines()) == 4
+    assert len(left.get_lines()) == 4 + 1
+    assert left.get_lines()[-1].get_ydata()[0] == measured.unrelated_mse
 
 
 @pytest.mark.parametrize(
