@@ -186,7 +186,7 @@ def draw_degradation(result: Degradation) -> Figure:
     curves = ["mse", "distance"] if judged else ["mse"]
     height = 3.6 + (0.4 + 0.85 * len(samplers) if pictures else 0)
     figure = new_figure(9.0, height)
-    layout = [curves, ["pictures"] * len(curves)] if pictures else [curves]
+    layout: list[Any] = [curves, ["pictures"] * len(curves)] if pictures else [curves]
     axes = figure.subplot_mosaic(layout, height_ratios=[3.4, height - 3.4] if pictures else None)
     _draw_curve(axes["mse"], result, samplers, "mse")
     axes["mse"].set_title("how far from the full run")
@@ -229,9 +229,10 @@ def _draw_curve(axes: Axes, result: Degradation, samplers: Sequence[str], column
     for sampler in samplers:
         points = [(row.steps, getattr(row, column)) for row in result.rows if row.sampler == sampler]
         above = [(steps, value) for steps, value in points if value]  # a run compared with itself is at 0: no logarithm
-        style = {"marker": "o", "color": sampler_colour(sampler), "label": sampler_title(sampler)}
         if above:
-            axes.plot(*zip(*above, strict=True), **style)
+            axes.plot(
+                *zip(*above, strict=True), marker="o", color=sampler_colour(sampler), label=sampler_title(sampler)
+            )
     axes.set_yscale("log")
 
 

@@ -112,7 +112,9 @@ def reproducibility(
     rows, images = [], []
     for choice in choose(engine, _default_samplers(engine) if samplers is None else samplers):
         # Starting noise is stream 0 of its seed and step noise stream 1: that both have the same seed ties nothing.
-        for seeds, run_seeds in (("different", range(seed, seed + runs)), ("same", [seed] * runs)):
+        seeds_of: dict[Literal["different", "same"], Sequence[int]]
+        seeds_of = {"different": range(seed, seed + runs), "same": [seed] * runs}
+        for seeds, run_seeds in seeds_of.items():
             drawn = [
                 engine.sample(
                     1, noise=noise, cond=cond, table=choice.table, seed=run_seed % (1 << 64), progress=progress

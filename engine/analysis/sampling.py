@@ -98,7 +98,7 @@ def told(info: ModelInfo, cond: Any) -> str:
     """What one sample is told, to be read; empty if nothing."""
     labels = class_labels(info, cond, 1)
     if labels is not None:
-        return _class_names(info)[labels[0]]
+        return _class_names(info)[int(labels[0])]
     return "" if cond is None else str(cond)
 
 

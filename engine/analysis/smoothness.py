@@ -116,7 +116,8 @@ def interpolation_smoothness(
     require_count("frames", frames, 2)
     require_count("runs", runs, 2)
     info = engine.info
-    cond = in_turn(info, 1)[0] if cond is None and in_turn(info, 1) else cond
+    if cond is None and (first := in_turn(info, 1)):
+        cond = first[0]
     walk = interpolate_noise(normal(seed, info.shape), normal(seed + 1, info.shape), frames, path)
     if samplers is None:
         steps = default_steps(info, "ddim")
