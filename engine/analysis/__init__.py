@@ -15,6 +15,8 @@ from stepfuse.analysis.judge import Judge
 from stepfuse.analysis.judge_folder import write_judge
 from stepfuse.analysis.mixture import GaussianMixture
 from stepfuse.analysis.orderings import Ordering, broken_orderings, orderings
+from stepfuse.analysis.paths import Paths, paths
+from stepfuse.analysis.paths_figure import draw_paths
 from stepfuse.analysis.reproducibility import Reproducibility, draw_reproducibility, reproducibility
 from stepfuse.analysis.roundtrip import RoundTrip, draw_round_trip, round_trip
 from stepfuse.analysis.smoothness import Smoothness, draw_smoothness, interpolation_smoothness
@@ -29,6 +31,7 @@ __all__ = [
     "IntervalSaving",
     "Judge",
     "Ordering",
+    "Paths",
     "Reproducibility",
     "RoundTrip",
     "Smoothness",
@@ -39,6 +42,7 @@ __all__ = [
     "draw_frontier",
     "draw_guidance_sweep",
     "draw_interval_saving",
+    "draw_paths",
     "draw_reproducibility",
     "draw_round_trip",
     "draw_smoothness",
@@ -49,6 +53,7 @@ __all__ = [
     "interpolation_smoothness",
     "interval_saving",
     "orderings",
+    "paths",
     "reproducibility",
     "round_trip",
     "save_figure",
