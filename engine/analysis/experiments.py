@@ -16,6 +16,7 @@ from stepfuse.analysis.guidance import SCALES, VARIANTS, draw_guidance_sweep, gu
 from stepfuse.analysis.interval import draw_interval_saving, interval_saving
 from stepfuse.analysis.judge import Judge
 from stepfuse.analysis.paths import paths
+from stepfuse.analysis.paths_figure import draw_paths
 from stepfuse.analysis.reproducibility import draw_reproducibility, reproducibility
 from stepfuse.analysis.roundtrip import draw_round_trip, round_trip
 from stepfuse.analysis.sampling import SamplerChoice, class_labels, in_turn
@@ -151,12 +152,6 @@ def _smoothness(subject: Subject, plan: Plan) -> Any:
 
 def _paths(_subject: Subject, plan: Plan) -> Any:
     return paths(**plan.sizes("paths"), seed=plan.seed, progress=plan.progress)
-
-
-def _draw_paths(result: Any) -> Figure:
-    from stepfuse.analysis.paths_figure import draw_paths
-
-    return draw_paths(result)
 
 
 def _round_trip(subject: Subject, plan: Plan, *, told: bool) -> Any:
@@ -311,7 +306,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         "How samplers get from noise to data, on a mixture of Gaussians whose noise prediction is exact, so that what"
         " differs is the sampler's own. This experiment does not use the model.",
         _paths,
-        _draw_paths,
+        draw_paths,
         findings.of_paths,
     ),
     "round_trip": Experiment(

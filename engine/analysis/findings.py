@@ -29,20 +29,30 @@ def of_reproducibility(result: Reproducibility) -> list[str]:
 
 
 def of_degradation(result: Degradation) -> list[str]:
-    """Each sampler from its longest run to its shortest, by distance where there is one."""
+    """Each sampler from its longest run to its shortest, by distance where there is one, DDIM first."""
+    samplers = list(dict.fromkeys(row.sampler for row in result.rows))
     found = []
-    for sampler in dict.fromkeys(row.sampler for row in result.rows):
+    for sampler in sorted(samplers, key=lambda name: name != "ddim"):
         rows = [row for row in result.rows if row.sampler == sampler]
         longest, shortest = rows[0], rows[-1]
         title = sampler_title(sampler)
         if longest.distance is not None and shortest.distance is not None:
             steps = ", ".join(f"{row.distance:.3g} in {row.steps}" for row in rows if row.distance is not None)
-            ratio = f"{shortest.distance / longest.distance:.2g} times" if longest.distance else "from 0"
-            found.append(f"{title}: Fréchet distance {steps} steps ({ratio} from first to last).")
+            ratio = (
+                f" ({shortest.distance / longest.distance:.2g} times the first)"
+                if longest.distance and len(rows) > 1
+                else ""
+            )
+            found.append(f"{title}: Fréchet distance {steps} steps{ratio}.")
         else:
             text = ", ".join(f"{row.mse:.3g} in {row.steps}" for row in rows)
             found.append(f"{title}: MSE to {longest.compared_with} {text} steps.")
-    return sorted(found, key=lambda text: not text.startswith("DDIM"))
+    if result.unrelated_mse is not None:
+        found.append(
+            f"Full runs from different starting noises have an MSE of {result.unrelated_mse:.3g}: where a sampler adds"
+            " noise, another step count comes near that, whatever its quality."
+        )
+    return found
 
 
 def of_smoothness(result: Smoothness) -> list[str]:

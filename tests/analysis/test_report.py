@@ -98,7 +98,7 @@ def test_distances_are_those_of_the_feature_function(judged):
     """The frontier's row, drawn and measured again by hand."""
     folder, _ = judged
     frontier = Frontier.from_json(folder / "frontier.json")
-    row = next(row for row in frontier.rows if (row.sampler, row.steps) == ("ddim", 10))
+    row = next(row for row in frontier.rows if row.label == "DDIM 10")
     with picture_engine() as engine:
         labels = [i % len(support.NAMES) for i in range(frontier.samples)]
         images = engine.sample(frontier.samples, cond=labels, sampler="ddim", steps=10, seed=0)
