@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SCALES = (0.0, 1.0, 2.0, 3.0, 5.0, 7.5, 10.0, 15.0)
+SCALES = (0.0, 1.0, 1.5, 2.0, 3.0, 5.0, 7.5, 10.0, 15.0)
 
 #: Ways to guide strongly: by name, more arguments of ``Engine.sample``. The rescale is that of Lin et al. (2023), the
 #: thresholds those of Saharia et al. (2022), section 2.3. A dynamic one draws values in from the bounds of the range,
