@@ -34,7 +34,11 @@ def analyze(
     ] = None,
     real: Annotated[Path | None, typer.Option(help="Real samples as .npy, shape (n, ...); with --features.")] = None,
 ) -> None:
-    """Run the experiments on a model and write a report: tables, pictures, one page."""
+    """Run the experiments on a model and write a report: tables, pictures, one page.
+
+    The experiments: reproducibility, degradation, smoothness, paths, round_trip, round_trip_told, guidance,
+    guidance_interval, frontier.
+    """
     with plain_errors():
         from stepfuse.analysis.report import REPORT
         from stepfuse.analysis.report import analyze as run

@@ -17,6 +17,7 @@ from stepfuse.analysis.mixture import GaussianMixture
 from stepfuse.analysis.orderings import Ordering, broken_orderings, orderings
 from stepfuse.analysis.paths import Paths, paths
 from stepfuse.analysis.paths_figure import draw_paths
+from stepfuse.analysis.report import analyze
 from stepfuse.analysis.reproducibility import Reproducibility, draw_reproducibility, reproducibility
 from stepfuse.analysis.roundtrip import RoundTrip, draw_round_trip, round_trip
 from stepfuse.analysis.smoothness import Smoothness, draw_smoothness, interpolation_smoothness
@@ -36,6 +37,7 @@ __all__ = [
     "RoundTrip",
     "Smoothness",
     "Statistics",
+    "analyze",
     "broken_orderings",
     "default_configurations",
     "draw_degradation",

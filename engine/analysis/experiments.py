@@ -41,8 +41,12 @@ SIZES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"images": 32, "steps": (10, 25, 50, 100, 200), "refinements": (0, 1, 2)},
         {"images": 8, "steps": (10, 25), "refinements": (0, 1)},
     ),
+    "round_trip_told": (
+        {"images": 32, "steps": (25, 50, 100), "refinements": (0, 1)},
+        {"images": 8, "steps": (10, 25), "refinements": (0, 1)},
+    ),
     "guidance": (
-        {"samples": 200, "scales": SCALES, "steps": None, "variants": VARIANTS},
+        {"samples": 150, "scales": SCALES, "steps": None, "variants": VARIANTS},
         {"samples": 80, "scales": (0.0, 1.0, 2.0, 3.0, 5.0, 7.5), "steps": 10, "variants": {}},
     ),
     "guidance_interval": ({"samples": 128, "repeats": 3, "steps": None}, {"samples": 80, "repeats": 1, "steps": 20}),
@@ -54,9 +58,6 @@ SIZES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 #: Experiments whose samples are judged.
 JUDGED = ("degradation", "guidance", "guidance_interval", "frontier")
-
-#: Experiments that are another's, told something else.
-_SIZED_AS = {"round_trip_told": "round_trip"}
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class Plan:
 
     def sizes(self, name: str) -> dict[str, Any]:
         """The experiment's sizes."""
-        sizes = dict(SIZES[_SIZED_AS.get(name, name)][self.quick])
+        sizes = dict(SIZES[name][self.quick])
         if self.samples is not None and name in JUDGED:
             sizes["samples"] = self.samples
         return sizes
@@ -155,7 +156,7 @@ def _paths(_subject: Subject, plan: Plan) -> Any:
 
 
 def _round_trip(subject: Subject, plan: Plan, *, told: bool) -> Any:
-    sizes = plan.sizes("round_trip")
+    sizes = plan.sizes("round_trip_told" if told else "round_trip")
     images, labels = _images_to_encode(subject, sizes["images"], plan)
     total = _total(subject)
     return round_trip(

@@ -13,9 +13,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import stepfuse as sf
-from stepfuse.analysis import Frontier, GaussianMixture, Judge, Statistics, frechet_distance
+from stepfuse import cli_analyze
+from stepfuse.analysis import Frontier, GaussianMixture, Judge, Statistics, analyze, frechet_distance
 from stepfuse.analysis.experiments import EXPERIMENTS, JUDGED, SIZES
-from stepfuse.analysis.report import analyze
 from stepfuse.analysis.subject import feature_function, opened
 from stepfuse.cli import app
 
@@ -290,6 +290,10 @@ def test_the_command_line_measures_by_features_from_files(bundle, tmp_path):
     assert all(row["distance"] > 0 for row in record["rows"])
 
 
+def test_the_command_line_names_every_experiment():
+    assert all(name in cli_analyze.analyze.__doc__ for name in EXPERIMENTS)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -310,7 +314,7 @@ def test_the_command_line_tells_bad_input_in_a_line(bundle, tmp_path, monkeypatc
 
 
 def test_every_experiment_has_sizes_and_the_quick_ones_are_no_larger():
-    assert set(SIZES) | {"round_trip_told"} == set(EXPERIMENTS)
+    assert set(SIZES) == set(EXPERIMENTS)
     for name in SIZES:
         default, quick = SIZES[name]
         assert set(default) == set(quick)
