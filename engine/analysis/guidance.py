@@ -237,7 +237,7 @@ def _draw_curve(axes: Axes, result: GuidanceSweep, column: str) -> None:
         axes.tick_params(axis="y", which="minor", labelsize=8, length=0)
     else:
         axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.05 if column == "accuracy" else None)
     if column == "accuracy" and result.real_accuracy is not None:
         axes.axhline(result.real_accuracy, color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
         axes.text(len(plain) - 1, result.real_accuracy, "real images", va="top", ha="right", color=FAINT, fontsize=8)
