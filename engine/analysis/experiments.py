@@ -33,7 +33,7 @@ SIZES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "reproducibility": ({"runs": 8}, {"runs": 4}),
     "degradation": (
         {"samples": 100, "steps": (1000, 500, 250, 100, 50, 25)},
-        {"samples": 80, "steps": (50, 25, 10)},
+        {"samples": 72, "steps": (50, 25, 10)},
     ),
     "smoothness": ({"frames": 10, "runs": 4}, {"frames": 6, "runs": 2}),
     "paths": ({"samples": 600}, {"samples": 200}),
@@ -47,12 +47,12 @@ SIZES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "guidance": (
         {"samples": 150, "scales": SCALES, "steps": None, "variants": VARIANTS},
-        {"samples": 80, "scales": (0.0, 1.0, 2.0, 3.0, 5.0, 7.5), "steps": 10, "variants": {}},
+        {"samples": 72, "scales": (0.0, 1.0, 2.0, 3.0, 5.0, 7.5), "steps": 10, "variants": {}},
     ),
-    "guidance_interval": ({"samples": 128, "repeats": 3, "steps": None}, {"samples": 80, "repeats": 1, "steps": 20}),
+    "guidance_interval": ({"samples": 128, "repeats": 3, "steps": None}, {"samples": 72, "repeats": 1, "steps": 20}),
     "frontier": (
         {"samples": 500, "latency_repeats": 3, "ddpm_steps": 1000},
-        {"samples": 80, "latency_repeats": 1, "ddpm_steps": 100},
+        {"samples": 72, "latency_repeats": 3, "ddpm_steps": 100},
     ),
 }
 
