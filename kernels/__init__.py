@@ -1,8 +1,42 @@
-"""Kernels of the fused step. Today the numpy oracle that every other implementation is checked against."""
+"""Kernels of the fused step: the numpy oracles, and the same in Triton for torch tensors on a GPU.
+
+The oracles need numpy alone. The rest is loaded when it is first used, and needs the extra ``stepfuse[kernels]``.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 if __name__ != "stepfuse.kernels":
     raise ImportError(f"this folder installs as 'stepfuse.kernels': import that, not {__name__!r}")
 
-from stepfuse.kernels.reference import fused_step_ref
+from stepfuse.kernels.reference import dynamic_threshold_ref, fused_step_ref, guidance_rescale_ref
 
-__all__ = ["fused_step_ref"]
+if TYPE_CHECKING:
+    from stepfuse.kernels.launch import fused_step
+    from stepfuse.kernels.launch_adapt import dynamic_threshold, guidance_rescale
+
+__all__ = [
+    "dynamic_threshold",
+    "dynamic_threshold_ref",
+    "fused_step",
+    "fused_step_ref",
+    "guidance_rescale",
+    "guidance_rescale_ref",
+]
+
+_MODULES = {"fused_step": "launch", "dynamic_threshold": "launch_adapt", "guidance_rescale": "launch_adapt"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        return getattr(import_module(f"stepfuse.kernels.{_MODULES[name]}"), name)
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", "triton"):
+            raise
+        raise ModuleNotFoundError(
+            f"stepfuse.kernels.{name} needs {error.name}: pip install 'stepfuse[kernels]'", name=error.name
+        ) from error

@@ -1,9 +1,11 @@
-"""The oracle of the fused step: the formulas as they stand, in float64."""
+"""The oracles of the kernels: the formulas as they stand, in float64."""
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+
+from stepfuse.kernels.layout import COLUMNS, OF_PREDICTION
 
 Array = npt.NDArray[np.float64]
 
@@ -38,3 +40,38 @@ def fused_step_ref(
     z = np.zeros_like(x) if z is None else np.asarray(z, dtype=np.float64)
     d = np.clip(p_x * x + p_e * e, lo, hi)
     return q_x * x + q_d * d + q_e * e + q_h * h + q_z * z, u_x * x + u_d * d + u_e * e + u_h * h, d
+
+
+def guidance_rescale_ref(row: npt.ArrayLike, phi: float, eps: npt.ArrayLike, eps_uncond: npt.ArrayLike) -> Array:
+    """The row of a guided step with p_e, q_e and u_e scaled so that the blend's deviation comes near to ``eps``'s.
+
+    Lin et al. (2023), section 3.4: the factor is phi std(e_c) / std(e) + 1 - phi.
+    """
+    adapted = np.array(row, dtype=np.float64)
+    e_c, e_u = np.asarray(eps, dtype=np.float64), np.asarray(eps_uncond, dtype=np.float64)
+    blend = e_u + adapted[COLUMNS.index("g")] * (e_c - e_u)
+    factor = phi * np.std(e_c) / np.std(blend) + 1 - phi
+    adapted[[COLUMNS.index(name) for name in OF_PREDICTION]] *= factor
+    return adapted
+
+
+def dynamic_threshold_ref(
+    row: npt.ArrayLike,
+    ratio: float,
+    largest: float,
+    x: npt.ArrayLike,
+    eps: npt.ArrayLike,
+    eps_uncond: npt.ArrayLike | None = None,
+) -> Array:
+    """The row that clamps d to [-s, s] and divides it by s, a quantile of its magnitude between 1 and ``largest``.
+
+    Saharia et al. (2022), section 2.3.
+    """
+    adapted = np.array(row, dtype=np.float64)
+    unclamped = adapted.copy()
+    unclamped[[COLUMNS.index("lo"), COLUMNS.index("hi")]] = -np.inf, np.inf
+    _, _, d = fused_step_ref(unclamped, x, eps, eps_uncond)
+    s = min(max(np.quantile(np.abs(d), ratio), 1.0), largest)
+    adapted[[COLUMNS.index("p_x"), COLUMNS.index("p_e")]] /= s
+    adapted[[COLUMNS.index("lo"), COLUMNS.index("hi")]] = -1, 1
+    return adapted

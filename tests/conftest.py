@@ -1,8 +1,14 @@
 """What all tests share. ``import tolerances`` works in every test module; see ``tolerances.py``."""
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
+
+# Without a GPU the Triton kernels run in its interpreter, which has to be chosen before anything imports Triton, and
+# diffusers does. With a GPU the same tests run what is compiled; TRITON_INTERPRET=1 asks for the interpreter there.
+if not Path("/dev/nvidiactl").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def _load(name: str) -> None:

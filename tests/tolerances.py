@@ -33,3 +33,10 @@ EMBEDDED_MODEL = 2e-5
 
 #: Noise found again by inversion with the fixed point reached, absolute: a hundred steps each way in float32.
 INVERSE = 2e-5
+
+#: A row with a whole sample's deviation or quantile folded in, against float64, relative: the blend is rounded to
+#: float32 first, and of two values that nearly cancel the deviation keeps less than they had.
+ADAPTED_ROW = 1e-6
+
+#: The same against the core: both add up the same float32 values in float64, in another order, and round once.
+ADAPTED_ROW_ORDER = 2**-23

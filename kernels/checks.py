@@ -1,0 +1,126 @@
+"""What the kernels ask of the tensors they are given. Nothing here waits for the device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import triton
+
+from stepfuse.kernels.layout import COLUMNS
+
+STORAGE = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def require(holds: bool, message: str) -> None:
+    """Raises ValueError unless the rule holds."""
+    if not holds:
+        raise ValueError(message)
+
+
+def require_state(name: str, tensor: torch.Tensor) -> None:
+    """The tensor that all others follow: one sample a slot, of a storage type, where a kernel can run."""
+    if tensor.dtype not in STORAGE:
+        raise TypeError(f"{name} must be float32, float16 or bfloat16, got {_plain(tensor.dtype)}")
+    require(tensor.ndim > 0, f"{name} must have a first dimension of samples, got shape ()")
+    device = tensor.device.type
+    require(
+        device == "cuda" or (device == "cpu" and triton.knobs.runtime.interpret),
+        f"{name} must be a CUDA tensor, got one on {tensor.device}"
+        + (" (TRITON_INTERPRET=1 runs the kernels on the CPU, slowly)" if device == "cpu" else ""),
+    )
+
+
+def require_like(
+    name: str, tensor: torch.Tensor, x: torch.Tensor, shape: Sequence[int], *dtypes: torch.dtype
+) -> torch.Tensor:
+    """Raises unless a tensor has this shape, one of these dtypes, and the device of ``x``; returns it."""
+    if tensor.dtype not in dtypes:
+        names = " or ".join(_plain(dtype) for dtype in dtypes)
+        raise TypeError(f"{name} must be {names}, got {_plain(tensor.dtype)}")
+    require(tensor.shape == tuple(shape), f"{name} must have shape {tuple(shape)}, got {tuple(tensor.shape)}")
+    require(tensor.device == x.device, f"{name} must be on {x.device} as x, got {tensor.device}")
+    return tensor
+
+
+def require_prediction(prediction: torch.Tensor, x: torch.Tensor) -> None:
+    """Raises unless the prediction is rows of samples like those of ``x``."""
+    require_state("prediction", prediction)
+    require_like("prediction", prediction, x, (*prediction.shape[:1], *x.shape[1:]), prediction.dtype)
+
+
+def rows_of(name: str, rows: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Rows as (B, 16), a single one repeated without a copy."""
+    width = len(COLUMNS)
+    shape = (width,) if rows.ndim == 1 else (x.shape[0], width)
+    require_like(name, rows, x, shape, torch.float32)
+    return (rows if rows.stride(-1) == 1 else rows.contiguous()).expand(x.shape[0], width)
+
+
+def slot_values(name: str, values: torch.Tensor, x: torch.Tensor, slots: int, dtype: torch.dtype) -> torch.Tensor:
+    """One number a slot, without gaps."""
+    return require_like(name, values, x, (slots,), dtype).contiguous()
+
+
+def row_maps(
+    x: torch.Tensor, prediction: torch.Tensor, row_cond: torch.Tensor | None, row_uncond: torch.Tensor | None
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Which rows of the prediction each slot reads."""
+    slots = x.shape[0]
+    require(
+        row_cond is not None or prediction.shape[0] == slots,
+        f"without row_cond slot i reads row i: prediction must have {slots} rows, got {prediction.shape[0]}",
+    )
+    maps = [
+        None if given is None else slot_values(name, given, x, slots, torch.int32)
+        for name, given in (("row_cond", row_cond), ("row_uncond", row_uncond))
+    ]
+    return maps[0], maps[1]
+
+
+def written(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor that is written in place, as (samples, elements); each sample is one piece of memory."""
+    samples = tensor.shape[0]
+    # Of no element, nothing is written, and no view of -1 is defined.
+    piece = tensor.numel() == 0 or tensor[0].is_contiguous()
+    apart = samples < 2 or tensor.numel() == 0 or tensor.stride(0) >= tensor[0].numel()
+    require(
+        piece and apart, f"{name} is written in place: each of its samples must be contiguous and apart from the others"
+    )
+    return tensor.view(samples, -1) if tensor.numel() else tensor
+
+
+def read(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor that is only read, as (samples, elements); copied unless each sample is one piece of memory."""
+    flat = tensor.reshape(tensor.shape[0], -1)
+    return flat if flat.stride(1) == 1 or flat.shape[1] == 1 else flat.contiguous()
+
+
+def require_apart(reads: Mapping[str, torch.Tensor | None], writes: Mapping[str, torch.Tensor | None]) -> None:
+    """Raises if a written tensor overlaps another one; x may be written by its own successor, ``out``.
+
+    Only dense tensors are compared: what lies in the gaps of one may be another.
+    """
+    spans = {
+        name: (tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes)
+        for name, tensor in (*reads.items(), *writes.items())
+        if tensor is not None and tensor.numel() and tensor.is_contiguous()
+    }
+    for name in spans.keys() & writes.keys():
+        for other in spans.keys() - {name}:
+            (begin, end), (other_begin, other_end) = spans[name], spans[other]
+            in_place = {name, other} == {"x", "out"} and begin == other_begin
+            require(
+                in_place or end <= other_begin or other_end <= begin,
+                f"{name} must be apart from {other}: it is written while {other} is still to be read or written",
+            )
+
+
+def on_device(device: torch.device) -> AbstractContextManager[object]:
+    """Triton launches on the current device, whatever its arguments are on."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def _plain(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,165 @@
+"""Guidance rescale and dynamic thresholding on torch tensors: checks, then launches. Needs ``stepfuse[kernels]``."""
+
+from __future__ import annotations
+
+import torch
+import triton
+
+from stepfuse.kernels.checks import (
+    on_device,
+    read,
+    require,
+    require_like,
+    require_prediction,
+    require_state,
+    row_maps,
+    rows_of,
+    slot_values,
+)
+from stepfuse.kernels.configs import (
+    COMPILE_OPTIONS,
+    GATHER_BLOCK,
+    GATHER_WARPS,
+    SELECT_BLOCK,
+    SELECT_WARPS,
+    SUMS_BLOCK,
+    SUMS_WARPS,
+)
+from stepfuse.kernels.layout import COLUMNS
+from stepfuse.kernels.triton_adapt import guidance_sums_kernel, rescaled_rows_kernel, thresholded_rows_kernel
+
+
+def guidance_rescale(
+    prediction: torch.Tensor,
+    rows: torch.Tensor,
+    phi: torch.Tensor,
+    row_cond: torch.Tensor,
+    row_uncond: torch.Tensor,
+) -> torch.Tensor:
+    """Rows with guidance rescale folded in: p_e, q_e and u_e times phi std(e_c) / std(e) + 1 - phi.
+
+    Lin et al. (2023), section 3.4. Slots that are not guided, and those whose prediction is constant or not finite,
+    keep their rows. Call it before ``dynamic_threshold``.
+
+    Args:
+        prediction: Network output, (R, ...), as for ``fused_step``.
+        rows: (B, 16) float32.
+        phi: (B,) float32, 0 (off) to 1.
+        row_cond: (B,) int32, as for ``fused_step``.
+        row_uncond: (B,) int32, as for ``fused_step``.
+
+    Returns:
+        New rows, (B, 16) float32.
+
+    Raises:
+        TypeError: If a dtype is not the one named above.
+        ValueError: If a shape or device differs.
+    """
+    require_state("prediction", prediction)
+    require(rows.ndim == 2, f"rows must have shape (B, {len(COLUMNS)}), got {tuple(rows.shape)}")
+    slots, n = rows.shape[0], prediction[:1].numel()
+    rows = require_like("rows", rows, prediction, (slots, len(COLUMNS)), torch.float32).contiguous()
+    phi = slot_values("phi", phi, prediction, slots, torch.float32)
+    row_cond = slot_values("row_cond", row_cond, prediction, slots, torch.int32)
+    row_uncond = slot_values("row_uncond", row_uncond, prediction, slots, torch.int32)
+    adapted = torch.empty_like(rows)
+    if slots == 0 or n == 0:
+        return adapted.copy_(rows)
+    outputs = read(prediction)
+    tiles = triton.cdiv(n, SUMS_BLOCK)
+    sums = torch.empty((slots, tiles, 4), dtype=torch.float64, device=prediction.device)
+    with on_device(prediction.device):
+        guidance_sums_kernel[(tiles, slots)](
+            prediction=outputs,
+            rows=rows,
+            row_cond=row_cond,
+            row_uncond=row_uncond,
+            sums=sums,
+            n=n,
+            prediction_rows=outputs.shape[0],
+            prediction_stride=outputs.stride(0),
+            rows_stride=rows.stride(0),
+            BLOCK=SUMS_BLOCK,
+            num_warps=SUMS_WARPS,
+            **COMPILE_OPTIONS,
+        )
+        rescaled_rows_kernel[(slots,)](
+            sums=sums,
+            rows=rows,
+            row_cond=row_cond,
+            row_uncond=row_uncond,
+            phi=phi,
+            adapted=adapted,
+            n=n,
+            tiles=tiles,
+            rows_stride=rows.stride(0),
+            BLOCK=GATHER_BLOCK,
+            num_warps=GATHER_WARPS,
+            **COMPILE_OPTIONS,
+        )
+    return adapted
+
+
+def dynamic_threshold(
+    x: torch.Tensor,
+    prediction: torch.Tensor,
+    rows: torch.Tensor,
+    ratio: torch.Tensor,
+    largest: torch.Tensor,
+    *,
+    row_cond: torch.Tensor | None = None,
+    row_uncond: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Rows with dynamic thresholding folded in: d is clamped to [-s, s] and divided by s, a quantile of its magnitude.
+
+    Saharia et al. (2022), section 2.3. s is at least 1; slots whose d is not finite keep their rows. A sample is read
+    by one program, nine times over: meant for the pixels and latents of images.
+
+    Args:
+        x: State, (B, ...), as for ``fused_step``.
+        prediction: Network output, (R, ...).
+        rows: (B, 16) float32, or (16,) for all.
+        ratio: (B,) float32, which quantile, up to 1; 0: off.
+        largest: (B,) float32, the largest s, at least 1.
+        row_cond: (B,) int32, as for ``fused_step``.
+        row_uncond: (B,) int32, as for ``fused_step``.
+
+    Returns:
+        New rows, (B, 16) float32.
+
+    Raises:
+        TypeError: If a dtype is not the one named above.
+        ValueError: If a shape or device differs.
+    """
+    require_state("x", x)
+    require_prediction(prediction, x)
+    slots, n = x.shape[0], x[:1].numel()
+    row_cond, row_uncond = row_maps(x, prediction, row_cond, row_uncond)
+    rows = rows_of("rows", rows, x)
+    ratio = slot_values("ratio", ratio, x, slots, torch.float32)
+    largest = slot_values("largest", largest, x, slots, torch.float32)
+    adapted = torch.empty((slots, len(COLUMNS)), dtype=torch.float32, device=x.device)
+    if slots == 0 or n == 0:
+        return adapted.copy_(rows)
+    require(n < 1 << 31, f"a sample must have fewer than 2^31 elements, got {n}")
+    state, outputs = read(x), read(prediction)
+    with on_device(x.device):
+        thresholded_rows_kernel[(slots,)](
+            x=state,
+            prediction=outputs,
+            rows=rows,
+            row_cond=row_cond,
+            row_uncond=row_uncond,
+            ratio=ratio,
+            largest=largest,
+            adapted=adapted,
+            n=n,
+            prediction_rows=outputs.shape[0],
+            x_stride=state.stride(0),
+            prediction_stride=outputs.stride(0),
+            rows_stride=rows.stride(0),
+            BLOCK=SELECT_BLOCK,
+            num_warps=SELECT_WARPS,
+            **COMPILE_OPTIONS,
+        )
+    return adapted

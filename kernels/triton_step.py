@@ -1,0 +1,172 @@
+"""The fused step in Triton. ``stepfuse.kernels.fused_step`` checks its arguments and launches it."""
+
+import triton
+import triton.language as tl
+
+from stepfuse.kernels.layout import STEP
+from stepfuse.kernels.triton_noise import normal
+from stepfuse.kernels.triton_row import (
+    HI,
+    LO,
+    P_E,
+    P_X,
+    Q_D,
+    Q_E,
+    Q_H,
+    Q_X,
+    Q_Z,
+    U_D,
+    U_E,
+    U_H,
+    U_X,
+    G,
+    S,
+    T,
+    load_blend,
+    rows_of_slot,
+)
+
+STEP_STREAM = tl.constexpr(STEP)
+
+
+# fused_step: guidance blend, line 1 and line 2 of the step, history, noise, and the next forward's input, in one pass
+# over x.
+#   x, out, h, z, x0 : (B, N) fp16/bf16/fp32, N = C·H·W; out may be x, h is overwritten.
+#   prediction       : (R, N) fp16/bf16/fp32, what the network gave; next_input: (R', N), what it is given next.
+#   rows, next_rows  : (B, 16) fp32, one StepTable row a slot; a slot may be at any step of any sampler. Of the next one
+#                      s scales the input and t is the timestep.
+#   row_*, next_*    : (B,) int32, which row of a forward is a slot's with conditioning and which without; -1: none. A
+#                      slot that reads none is left alone.
+#   seed, step       : (B,) int64 and int32, keys of the noise made in the kernel; neither z nor seed: none.
+#   nonfinite        : (B,) int32, 1 is stored where e or x' is not finite.
+#   Absent           : h, z, seed and step, x0, next_*, nonfinite may be None when compiled. Compiled in, h, x0, next_t,
+#                      next_t_int and nonfinite may be null at run time, and next_input if both its maps are -1.
+#   Grid             : (cdiv(N, BLOCK), B); each program owns one tile; no atomics.
+#   Numerics         : loads widen to fp32; products and sums round one by one (compiled without FMA), in the order of
+#                      csrc/core/isa_kernel.inl; one rounding at the store. Results do not depend on BLOCK.
+#   Bad rows         : what can be seen on the device alone comes out as NaN: a row that needs a history or noise that
+#                      is not given, or a map that points behind the last row.
+#   Traffic          : guided 3 reads + 3 writes of B·N elements (x, and the two input rows of the next forward), else
+#                      2 + 2. A history adds one read and one write, for the slots whose rows use it.
+#   Oracle           : fused_step_ref in reference.py.
+@triton.jit
+def fused_step_kernel(
+    x,
+    prediction,
+    rows,
+    row_cond,
+    row_uncond,
+    out,
+    h,
+    z,
+    seed,
+    step,
+    x0,
+    next_input,
+    next_rows,
+    next_cond,
+    next_uncond,
+    next_t,
+    next_t_int,
+    nonfinite,
+    n,
+    prediction_rows,
+    next_input_rows,
+    x_stride,
+    prediction_stride,
+    out_stride,
+    next_input_stride,
+    rows_stride,
+    next_rows_stride,
+    BLOCK: tl.constexpr,
+):
+    tile = tl.program_id(0)
+    slot = tl.program_id(1)
+    offsets = tile * BLOCK + tl.arange(0, BLOCK)
+    cond, uncond = rows_of_slot(row_cond, row_uncond, slot)
+    bad = (cond >= prediction_rows) | (uncond >= prediction_rows)
+    active = (cond >= 0) | (uncond >= 0)
+    length = tl.where(active, n, 0)
+
+    row = rows + slot * rows_stride
+    g = tl.load(row + G)
+    p_x = tl.load(row + P_X)
+    p_e = tl.load(row + P_E)
+    lo = tl.load(row + LO)
+    hi = tl.load(row + HI)
+    q_x = tl.load(row + Q_X)
+    q_d = tl.load(row + Q_D)
+    q_e = tl.load(row + Q_E)
+    q_h = tl.load(row + Q_H)
+    q_z = tl.load(row + Q_Z)
+    u_x = tl.load(row + U_X)
+    u_d = tl.load(row + U_D)
+    u_e = tl.load(row + U_E)
+    u_h = tl.load(row + U_H)
+
+    live = offsets < length
+    state = tl.load(x + slot.to(tl.int64) * x_stride + offsets, mask=live, other=0.0).to(tl.float32)
+    _, e = load_blend(prediction, prediction_stride, cond, uncond, g, offsets, tl.where(bad, 0, length))
+    own = slot.to(tl.int64) * n + offsets  # of h, z and x0
+    reads_history = (q_h != 0.0) | (u_h != 0.0)
+    uses_history = reads_history | (u_x != 0.0) | (u_d != 0.0) | (u_e != 0.0)
+
+    d = p_x * state + p_e * e
+    # Comparisons with a NaN are false, so it passes through, where a minimum or maximum would replace it by the bound.
+    d = tl.where(d < lo, lo, d)
+    d = tl.where(d > hi, hi, d)
+    following = q_x * state + q_d * d + q_e * e
+    if h is not None:
+        has_history = h.to(tl.int64) != 0
+        bad = bad | (uses_history & (has_history == 0))
+        # If the row does not read it, h may hold anything, NaN included.
+        readable = tl.where(reads_history & has_history, length, 0)
+        before = tl.load(h + own, mask=offsets < readable, other=0.0).to(tl.float32)
+        following = following + q_h * before
+        after = u_x * state + u_d * d + u_e * e + u_h * before
+        kept = tl.where(uses_history & has_history, length, 0)
+        tl.store(h + own, after.to(h.dtype.element_ty), mask=offsets < kept)
+    else:
+        bad = bad | uses_history
+    if z is not None:
+        noisy = tl.where(q_z != 0.0, length, 0)
+        following = following + q_z * tl.load(z + own, mask=offsets < noisy, other=0.0).to(tl.float32)
+    elif seed is not None:
+        if q_z != 0.0:
+            key = tl.load(seed + slot)
+            following = following + q_z * normal(key, tl.load(step + slot), STEP_STREAM, tile * (BLOCK // 4), BLOCK)
+    else:
+        bad = bad | (q_z != 0.0)
+
+    if next_input is not None:
+        to_cond = tl.load(next_cond + slot)
+        to_uncond = tl.load(next_uncond + slot)
+        bad = bad | (to_cond >= next_input_rows) | (to_uncond >= next_input_rows)
+    following = tl.where(bad, float("nan"), following)
+
+    tl.store(out + slot.to(tl.int64) * out_stride + offsets, following.to(out.dtype.element_ty), mask=live)
+    if x0 is not None:
+        shown = tl.where(x0.to(tl.int64) != 0, length, 0)
+        tl.store(x0 + own, d.to(x0.dtype.element_ty), mask=offsets < shown)
+    if next_input is not None:
+        goes_on = (to_cond >= 0) | (to_uncond >= 0)
+        scale = tl.load(next_rows + slot * next_rows_stride + S, mask=goes_on, other=0.0)
+        t = tl.load(next_rows + slot * next_rows_stride + T, mask=goes_on, other=0.0)
+        value = (scale * following).to(next_input.dtype.element_ty)
+        first = (tile == 0) & active
+        for to in tl.static_range(2):
+            to_row = to_cond if to == 0 else to_uncond
+            wanted = (to_row >= 0) & (to_row < next_input_rows)
+            to_input = next_input + to_row.to(tl.int64) * next_input_stride + offsets
+            tl.store(to_input, value, mask=offsets < tl.where(wanted, length, 0))
+            if next_t is not None:
+                tl.store(next_t + to_row, t, mask=first & wanted & (next_t.to(tl.int64) != 0))
+            if next_t_int is not None:
+                # To nearest, ties to even, as llrint: at 1.5 · 2^23 a float32 has no bit left for a fraction.
+                whole = ((t + 12582912.0) - 12582912.0).to(tl.int64)
+                tl.store(next_t_int + to_row, whole, mask=first & wanted & (next_t_int.to(tl.int64) != 0))
+
+    if nonfinite is not None:
+        finite = (tl.abs(e) < float("inf")) & (tl.abs(following) < float("inf"))
+        found = tl.max(tl.where(live & (finite == 0), 1, 0), axis=0) > 0
+        tl.store(nonfinite + slot, 1, mask=found & (nonfinite.to(tl.int64) != 0))

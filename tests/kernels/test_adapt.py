@@ -1,0 +1,111 @@
+"""What a step takes from its whole sample, reduced in Triton: against numpy's deviation and quantile, and the core."""
+
+import numpy as np
+import pytest
+import tolerances
+
+import stepfuse as sf
+from stepfuse.kernels import dynamic_threshold, dynamic_threshold_ref, guidance_rescale, guidance_rescale_ref
+from stepfuse.steptable import COLUMNS
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("triton", reason="Triton is not installed: it comes for x86-64 Linux")
+
+SIZES = {"one": 1, "two": 2, "odd": 111, "aligned": 1024, "one-more": 2049}
+#: Slots of a forward of six rows: guided, conditional alone, unconditional alone, guided, absent.
+ROW_COND, ROW_UNCOND = (1, 2, -1, 5, -1), (0, -1, 3, 4, -1)
+SLOTS = len(ROW_COND)
+
+
+@pytest.fixture
+def given(device):
+    return lambda values, dtype=np.float32: torch.from_numpy(np.array(values, dtype)).to(device)
+
+
+def random_inputs(n, *, scale=1.0):
+    rng = np.random.default_rng(n)
+    rows = rng.uniform(-1.5, 1.5, (SLOTS, len(COLUMNS))).astype(np.float32)
+    x, outputs = rng.standard_normal((SLOTS, n)), scale * rng.standard_normal((6, n))
+    return rows, x.astype(np.float32), outputs.astype(np.float32)
+
+
+def passes(outputs, slot):
+    """What a slot's step is given: (eps, eps_uncond)."""
+    cond, uncond = ROW_COND[slot], ROW_UNCOND[slot]
+    guided = cond >= 0 and uncond >= 0
+    return outputs[cond if cond >= 0 else uncond], outputs[uncond] if guided else None
+
+
+def core_row(row, x, eps, eps_uncond, **adaptive):
+    return sf._core.adapted_row(row, sf._core.Adaptive(**adaptive), x, eps, eps_uncond)
+
+
+@pytest.mark.parametrize("n", SIZES.values(), ids=SIZES)
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_rescaled_rows_are_the_reference(given, dtype, n):
+    rows, x, outputs = random_inputs(n)
+    phi = np.float32([0.7, 0.7, 0.7, 1.0, 0.7])
+    prediction = given(outputs).to(getattr(torch, dtype))
+    outputs = prediction.float().cpu().numpy()
+    maps = given(ROW_COND, np.int32), given(ROW_UNCOND, np.int32)
+    got = guidance_rescale(prediction, given(rows), given(phi), *maps).cpu().numpy()
+    for i in range(SLOTS):
+        eps, eps_uncond = passes(outputs, i)
+        if eps_uncond is None or n == 1:  # one value has no deviation
+            np.testing.assert_array_equal(got[i], rows[i])
+        else:
+            want = guidance_rescale_ref(rows[i], phi[i], eps, eps_uncond)
+            np.testing.assert_allclose(got[i], want, rtol=tolerances.ADAPTED_ROW)
+            by_core = core_row(rows[i], x[i], eps, eps_uncond, guidance_rescale=phi[i])
+            np.testing.assert_allclose(got[i], by_core, rtol=tolerances.ADAPTED_ROW_ORDER)
+
+
+@pytest.mark.parametrize("phi", [0.0, 1.0])
+@pytest.mark.parametrize("value", [np.nan, np.inf, 0.5])
+def test_what_has_no_deviation_is_left_to_the_step(given, value, phi):
+    rows, _, outputs = random_inputs(300)
+    outputs[1], outputs[0] = value, 0.25
+    maps = given(ROW_COND, np.int32), given(ROW_UNCOND, np.int32)
+    got = guidance_rescale(given(outputs), given(rows), given([phi] * SLOTS), *maps)
+    np.testing.assert_array_equal(got[0].cpu().numpy(), rows[0])
+
+
+@pytest.mark.parametrize("n", SIZES.values(), ids=SIZES)
+@pytest.mark.parametrize(
+    ("ratio", "largest"), [(0.995, 2.0), (0.5, np.inf), (1.0, np.inf), (0.9, 1.0), (1e-6, np.inf), (0.0, 2.0)]
+)
+def test_thresholded_rows_are_the_reference_and_the_core_to_the_bit(given, ratio, largest, n):
+    rows, x, outputs = random_inputs(n, scale=3.0)
+    x[1], outputs[2] = np.round(x[1]), np.round(outputs[2])  # ties
+    maps = {"row_cond": given(ROW_COND, np.int32), "row_uncond": given(ROW_UNCOND, np.int32)}
+    settings = given([ratio] * SLOTS), given([largest] * SLOTS)
+    got = dynamic_threshold(given(x), given(outputs), given(rows), *settings, **maps).cpu().numpy()
+    np.testing.assert_array_equal(got[-1], rows[-1])
+    for i in range(SLOTS - 1):
+        eps, eps_uncond = passes(outputs, i)
+        by_core = core_row(rows[i], x[i], eps, eps_uncond, threshold_ratio=ratio, largest_threshold=largest)
+        np.testing.assert_array_equal(got[i], by_core)
+        if ratio:
+            want = dynamic_threshold_ref(rows[i], np.float32(ratio), largest, x[i], eps, eps_uncond)
+            np.testing.assert_allclose(got[i], want, rtol=tolerances.ADAPTED_ROW)
+        else:
+            np.testing.assert_array_equal(got[i], rows[i])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_left_to_the_step(given, value):
+    rows, x, outputs = random_inputs(300)
+    outputs[2, 299] = value
+    maps = {"row_cond": given(ROW_COND, np.int32), "row_uncond": given(ROW_UNCOND, np.int32)}
+    settings = given([0.9] * SLOTS), given([2.0] * SLOTS)
+    got = dynamic_threshold(given(x), given(outputs), given(rows), *settings, **maps).cpu().numpy()
+    np.testing.assert_array_equal(got[1], rows[1])
+    assert got[0, COLUMNS.index("hi")] == 1
+
+
+def test_a_row_for_all_may_be_thresholded(given):
+    rows, x, outputs = random_inputs(50)
+    settings = given([0.9] * SLOTS), given([2.0] * SLOTS)
+    one = dynamic_threshold(given(x), given(outputs[:SLOTS]), given(rows[0]), *settings)
+    many = dynamic_threshold(given(x), given(outputs[:SLOTS]), given(rows[[0] * SLOTS]), *settings)
+    assert torch.equal(one, many)
