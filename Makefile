@@ -3,7 +3,7 @@
 PYTHON ?= python3
 SOURCES := setup.py pyproject.toml MANIFEST.in $(shell find engine kernels export csrc -type f -not -name '*.so' -not -path '*/__pycache__/*')
 
-.PHONY: sample test lint sanitize bench bench-load analyze format clean
+.PHONY: sample test lint sanitize cubins bench bench-load analyze format clean
 
 # Sampling needs no torch: this environment has the base dependencies alone.
 sample: .venv/.ready
@@ -21,6 +21,10 @@ lint: .venv-dev/.ready
 # The core alone, with a C++ compiler and nothing else.
 sanitize:
 	$(MAKE) -f tests/core/sanitize.mk -j $$(nproc)
+
+# Every Triton kernel for every architecture, on any machine: fails if one spills. A minute of one processor's time.
+cubins: .venv-dev/.ready
+	.venv-dev/bin/python -m stepfuse.kernels.aot --output build/cubins
 
 bench: .venv-dev/.ready
 	.venv-dev/bin/python benchmarks/run.py

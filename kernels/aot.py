@@ -1,0 +1,202 @@
+"""Ahead-of-time build: every kernel variant as a cubin for every architecture, with a manifest. Needs no GPU.
+
+``python -m stepfuse.kernels.aot -o DIR`` writes ``DIR/manifest.json`` and ``DIR/sm_<cc>/<variant>.cubin``. To load them
+takes the driver alone. Registers and stack are read from the cubins by the cuobjdump that comes with Triton.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from stepfuse.kernels.configs import COMPILE_OPTIONS
+from stepfuse.kernels.variants import Variant, variants
+
+FORMAT_VERSION = 1
+
+#: Compute capabilities, times ten: A100, A10 and GeForce 30, L4 and GeForce 40, H100 and H200, B200, GeForce 50.
+ARCHITECTURES = (80, 86, 89, 90, 100, 120)
+
+
+class BuildError(RuntimeError):
+    """A kernel could not be built as it must be."""
+
+
+def build(
+    folder: Path,
+    *,
+    architectures: Sequence[int] = ARCHITECTURES,
+    only: Sequence[str] = ("*",),
+    jobs: int | None = None,
+) -> dict[str, Any]:
+    """Compiles the variants whose names match one of ``only`` and writes them with their manifest.
+
+    Args:
+        folder: Where to; made if it does not exist.
+        architectures: Compute capabilities times ten.
+        only: Shell patterns of variants' names.
+        jobs: Processes at once; None takes as many as there are processors.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        BuildError: If Triton interprets, no name matches, a kernel uses local memory (a spill) or operations that round
+            in another way than the CPU's, or its parameters are not the ones that the manifest would name.
+    """
+    if triton.knobs.runtime.interpret:
+        raise BuildError("nothing is compiled under TRITON_INTERPRET: unset it")
+    names = [v.name for v in variants() if any(fnmatch.fnmatchcase(v.name, pattern) for pattern in only)]
+    if not names:
+        raise BuildError(f"no variant has a name like {' or '.join(only)}")
+    for cc in architectures:
+        (folder / f"sm_{cc}").mkdir(parents=True, exist_ok=True)
+    # Spawned: Triton's compiler has threads, and a fork would copy their locks.
+    jobs = min(jobs or os.cpu_count() or 1, len(names))
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        tasks = [pool.submit(_build_variant, name, folder, tuple(architectures)) for name in names]
+        built = {name: task.result() for name, task in zip(names, tasks, strict=True)}
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "triton": triton.__version__,
+        "ptxas": {str(cc): _ptxas_version(cc) for cc in architectures},
+        "variants": built,
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    return manifest
+
+
+def compile_variant(variant: Variant, cc: int) -> Any:
+    """One variant for one architecture, as Triton's compiled kernel."""
+    index = {name: (place,) for place, name in enumerate(variant.kernel.arg_names)}
+    constants: dict[tuple[int, ...], Any] = {
+        index[name]: None for name, kind in variant.signature.items() if kind is None
+    }
+    constants[index["BLOCK"]] = variant.config.block
+    source = ASTSource(
+        variant.kernel,
+        {name: kind or "constexpr" for name, kind in variant.signature.items()},
+        constants,
+        {index[name]: [["tt.divisibility", 16]] for name in variant.divisible_by_16},
+    )
+    options = {"num_warps": variant.config.num_warps, **COMPILE_OPTIONS}
+    return triton.compile(source, target=GPUTarget("cuda", cc, 32), options=options)
+
+
+def resources_of(cubin: Path) -> dict[str, int]:
+    """Registers and bytes of stack a thread, as the cubin says. A spill is on the stack."""
+    command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", str(cubin)]
+    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    found = dict(re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text))
+    return {"registers": int(found["REG"]), "stack_bytes": int(found["STACK"]) + int(found["LOCAL"])}
+
+
+def require_exact(name: str, ptx: str) -> None:
+    """Raises if a kernel contracts, flushes or approximates: it would not give the CPU's bits."""
+    inexact = sorted(set(re.findall(r"\b(?:fma|div\.full)\.\S*|\S+\.(?:ftz|approx)\S*", ptx)))
+    if inexact:
+        raise BuildError(f"{name} must round every operation as the CPU does, got {', '.join(inexact)}")
+
+
+def parameters_of(ptx: str) -> list[str]:
+    """Types of the kernel's parameters, as a launch has to pass them."""
+    [entry] = re.findall(r"\.entry\s+\w+\(([^)]*)\)", ptx)
+    return re.findall(r"\.param\s+\.(\w+)", entry)
+
+
+def arguments_of(variant: Variant, ptx: str) -> list[dict[str, str]]:
+    """Name and type of each argument of a launch, in order.
+
+    Behind ours Triton appends pointers to scratch memory, which these kernels do not use: they are passed as null.
+    """
+    named = [(name, kind) for name, kind in variant.signature.items() if kind]
+    passed = parameters_of(ptx)
+    expected = ["u64" if kind.startswith("*") or kind == "i64" else "u32" for _, kind in named]
+    if passed[: len(named)] != expected or set(passed[len(named) :]) - {"u64"}:
+        raise BuildError(f"{variant.name}: parameters are {passed}, where {expected} and null pointers were expected")
+    ours = [{"name": name, "type": kind} for name, kind in named]
+    return ours + [{"name": "null", "type": "*i8"} for _ in passed[len(named) :]]
+
+
+def _build_variant(name: str, folder: Path, architectures: Sequence[int]) -> dict[str, Any]:
+    [variant] = [variant for variant in variants() if variant.name == name]
+    triton.knobs.compilation.disable_line_info = True  # no path of this machine, and a third of the size
+    cubins, arguments, kernel_name = {}, None, None
+    with tempfile.TemporaryDirectory() as cache:
+        triton.knobs.cache.dir = cache
+        for cc in architectures:
+            kernel = compile_variant(variant, cc)
+            file = folder / f"sm_{cc}" / f"{name}.cubin"
+            file.write_bytes(kernel.asm["cubin"])
+            resources = resources_of(file)
+            if resources["stack_bytes"]:
+                raise BuildError(f"{name} for sm_{cc} must not use local memory, got {resources['stack_bytes']} bytes")
+            if kernel.metadata.global_scratch_size:
+                raise BuildError(f"{name} for sm_{cc} must not need scratch memory")
+            require_exact(name, kernel.asm["ptx"])
+            arguments, kernel_name = arguments_of(variant, kernel.asm["ptx"]), kernel.metadata.name
+            cubins[str(cc)] = {
+                "file": str(file.relative_to(folder)),
+                "bytes": file.stat().st_size,
+                "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+                "shared_bytes": kernel.metadata.shared,
+                **resources,
+            }
+    return {
+        "kernel": kernel_name,
+        "block": variant.config.block,
+        "num_warps": variant.config.num_warps,
+        "arguments": arguments,
+        "divisible_by_16": variant.divisible_by_16,
+        "cubins": cubins,
+    }
+
+
+def _ptxas_version(cc: int) -> str:
+    tool = triton.knobs.nvidia.ptxas_blackwell if cc >= 100 else triton.knobs.nvidia.ptxas
+    return str(tool.version)
+
+
+def summary_of(manifest: Mapping[str, Any]) -> str:
+    """What was built, in a line."""
+    cubins = [cubin for variant in manifest["variants"].values() for cubin in variant["cubins"].values()]
+    size = sum(cubin["bytes"] for cubin in cubins) / 1e6
+    registers = max(cubin["registers"] for cubin in cubins)
+    return f"{len(cubins)} cubins of {len(manifest['variants'])} variants, {size:.1f} MB, at most {registers} registers"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m stepfuse.kernels.aot", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder to write")
+    parser.add_argument("--arch", type=int, nargs="+", default=ARCHITECTURES, help="compute capabilities times ten")
+    parser.add_argument("--only", nargs="+", default=("*",), help="shell patterns of variants' names")
+    parser.add_argument("-j", "--jobs", type=int, help="processes at once")
+    options = parser.parse_args(arguments)
+    try:
+        manifest = build(options.output, architectures=options.arch, only=options.only, jobs=options.jobs)
+    except BuildError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(summary_of(manifest))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

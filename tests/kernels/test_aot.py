@@ -1,0 +1,101 @@
+"""The ahead-of-time build: on any machine, for every architecture, without a spill. ``make cubins`` builds all."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton is not installed: it comes for x86-64 Linux")
+
+from stepfuse.kernels.aot import ARCHITECTURES
+from stepfuse.kernels.variants import ARGUMENTS, OF_NETWORK, OF_STATE, variants
+
+#: Of each kernel one: what is built of the others differs in types, or is smaller.
+SOME = (
+    "fused_step.float32.bfloat16.noise.large",
+    "fused_step.float16.float16.plain.any",
+    "guidance_sums.float16.aligned",
+    "rescaled_rows",
+    "thresholded_rows.bfloat16.bfloat16.aligned",
+)
+
+
+def build(*arguments, interpret="0"):
+    # A process of its own: in the tests' one Triton may interpret, and then it compiles nothing.
+    command = [sys.executable, "-m", "stepfuse.kernels.aot", *map(str, arguments)]
+    environment = {**os.environ, "TRITON_INTERPRET": interpret}
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cubins")
+    done = build("-o", folder, "--only", *SOME)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{len(SOME) * len(ARCHITECTURES)} cubins of {len(SOME)} variants, ")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def manifest(folder):
+    return json.loads((folder / "manifest.json").read_text())
+
+
+def test_a_cubin_for_every_variant_and_architecture_is_as_the_manifest_says(folder, manifest):
+    assert set(manifest["variants"]) == set(SOME)
+    for variant in manifest["variants"].values():
+        assert set(variant["cubins"]) == {str(cc) for cc in ARCHITECTURES}
+        for cc, cubin in variant["cubins"].items():
+            data = (folder / cubin["file"]).read_bytes()
+            assert data[:4] == b"\x7fELF"
+            assert (len(data), hashlib.sha256(data).hexdigest()) == (cubin["bytes"], cubin["sha256"])
+            assert f"sm_{cc}" in cubin["file"]
+    assert len(list(folder.rglob("*.cubin"))) == len(SOME) * len(ARCHITECTURES)
+
+
+def test_nothing_spills_and_every_block_fits_a_processor(manifest):
+    for variant in manifest["variants"].values():
+        for cubin in variant["cubins"].values():
+            assert cubin["stack_bytes"] == 0
+            assert 0 < cubin["registers"] * 32 * variant["num_warps"] <= 65536
+            assert cubin["shared_bytes"] <= 48 << 10  # what a launch may ask for without an attribute
+
+
+def test_arguments_are_the_kernel_s_in_order(manifest):
+    by_name = {variant.name: variant for variant in variants()}
+    for name, built in manifest["variants"].items():
+        passed = [argument["name"] for argument in built["arguments"] if argument["name"] != "null"]
+        absent = {argument for argument, kind in by_name[name].signature.items() if kind is None}
+        assert passed == [argument for argument in by_name[name].kernel.arg_names if argument not in absent]
+        assert {argument["type"] for argument in built["arguments"] if argument["name"] == "null"} <= {"*i8"}
+        assert set(built["divisible_by_16"]) <= set(passed)
+
+
+def test_no_path_of_the_building_machine_is_in_a_cubin(folder):
+    for cubin in folder.rglob("*.cubin"):
+        data = cubin.read_bytes()
+        assert not [path for path in (b"triton_step", b"site-packages", os.fsencode(folder)) if path in data]
+
+
+def test_variants_are_named_apart_and_know_every_argument():
+    all_of_them = list(variants())
+    assert len({variant.name for variant in all_of_them}) == len(all_of_them)
+    assert set(SOME) <= {variant.name for variant in all_of_them}
+    taken = {name for variant in all_of_them for name in variant.kernel.arg_names}
+    assert taken == {*ARGUMENTS, *OF_STATE, *OF_NETWORK, "BLOCK"}
+
+
+@pytest.mark.parametrize(
+    ("only", "interpret", "message"),
+    [
+        pytest.param("fused_stop*", "0", "no variant has a name like fused_stop*", id="name"),
+        pytest.param("*", "1", "nothing is compiled under TRITON_INTERPRET", id="interpreter"),
+    ],
+)
+def test_refuses(tmp_path, only, interpret, message):
+    done = build("-o", tmp_path / "cubins", "--only", only, interpret=interpret)
+    assert done.returncode == 1
+    assert done.stderr.startswith(message)
