@@ -60,6 +60,7 @@ def test_rescaled_rows_are_the_reference(given, dtype, n):
             np.testing.assert_allclose(got[i], by_core, rtol=tolerances.ADAPTED_ROW_ORDER)
 
 
+@pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")  # numpy's, which the interpreter computes with
 @pytest.mark.parametrize("phi", [0.0, 1.0])
 @pytest.mark.parametrize("value", [np.nan, np.inf, 0.5])
 def test_what_has_no_deviation_is_left_to_the_step(given, value, phi):
@@ -92,6 +93,7 @@ def test_thresholded_rows_are_the_reference_and_the_core_to_the_bit(given, ratio
             np.testing.assert_array_equal(got[i], rows[i])
 
 
+@pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_is_left_to_the_step(given, value):
     rows, x, outputs = random_inputs(300)
