@@ -93,6 +93,16 @@ def test_thresholded_rows_are_the_reference_and_the_core_to_the_bit(given, ratio
             np.testing.assert_array_equal(got[i], rows[i])
 
 
+@pytest.mark.parametrize("ratio", [0.01, 0.25, 1 / 3, 0.5, 0.75, 0.99, 1.0])
+@pytest.mark.parametrize("d", [[3, 2, -2, 1], [2, 2, 2, 5], [-7, 7], [1, 2, 3, 4, 4, 5], [2, 0, -0.0, 0, 9]], ids=str)
+def test_equal_values_each_count(given, d, ratio):
+    x, row = np.float32([d]), sf.StepTable.from_columns({"p_x": 1.0})[0]
+    one = given([ratio]), given([np.inf])
+    got = dynamic_threshold(given(x), given(x), given(row), *one).cpu().numpy()
+    threshold = max(1.0, np.quantile(np.abs(x.astype(np.float64)), np.float32(ratio)))
+    assert got[0, COLUMNS.index("p_x")] == np.float32(1) / np.float32(threshold)
+
+
 @pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_is_left_to_the_step(given, value):
