@@ -44,6 +44,13 @@ def sample(
     guidance_scale: GuidanceScale = None,
     eta: Eta = None,
     seed: Annotated[int, typer.Option(help="Sample i has seed SEED + i.")] = 0,
+    image: Annotated[
+        Path | None, typer.Option(help="A picture of the model's size that all samples begin as, noised.")
+    ] = None,
+    mask: Annotated[Path | None, typer.Option(help="White where --image is drawn anew, black where it stays.")] = None,
+    strength: Annotated[
+        float | None, typer.Option(help="Share of the steps that --image leaves, to 1; 0.8, or 1 with a mask.")
+    ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="PNG grid, or .npy for the raw samples.")] = Path(
         "samples.png"
     ),
@@ -59,8 +66,11 @@ def sample(
         with sf.Engine.load(model, max_rows=max_rows, threads=threads) as engine:
             conds = _conds(engine.info, cond, number)
             table = engine.table(sampler=sampler, steps=steps, guidance_scale=guidance_scale, eta=eta)
+            begin = _pictures(engine.info, image, mask)
             began = time.perf_counter()
-            images = engine.sample(number, cond=conds, table=table, seed=seed, progress=console.is_terminal)
+            images = engine.sample(
+                number, cond=conds, table=table, seed=seed, strength=strength, progress=console.is_terminal, **begin
+            )
             seconds = time.perf_counter() - began
         title = f"{Path(model).name}: {describe(table)}, seed {seed}"
         if output.suffix == ".npy":
@@ -115,6 +125,18 @@ def doctor() -> None:
     console.print(table, highlight=False)
     if any(finding.required and not finding.ok for finding in findings):
         raise typer.Exit(1)
+
+
+def _pictures(facts: sf.ModelInfo, image: Path | None, mask: Path | None) -> dict[str, Any]:
+    """The pictures that a run begins with, as arguments of ``Engine.sample``."""
+    from stepfuse.grid import read_image
+
+    found: dict[str, Any] = {}
+    if image is not None:
+        found["image"] = read_image(image, facts.shape, facts.data_range)
+    if mask is not None:
+        found["mask"] = read_image(mask, (1, *facts.shape[1:]), (0.0, 1.0))
+    return found
 
 
 def _conds(facts: sf.ModelInfo, given: list[str] | None, number: int) -> list[Any] | None:

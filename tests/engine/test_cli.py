@@ -41,9 +41,31 @@ def test_sample_writes_raw_samples_that_the_api_gives_too(bundle, tmp_path):
     np.testing.assert_array_equal(np.load(path), expected)
 
 
+def test_sample_begins_with_a_picture_and_keeps_what_the_mask_does(bundle, tmp_path):
+    _, height, width = support.SHAPE
+    levels = np.linspace(0, 255, height * width).astype(np.uint8).reshape(height, width)
+    Image.fromarray(levels).save(tmp_path / "image.png")
+    keep = np.zeros((height, width), np.uint8)
+    keep[:, :2] = 255
+    Image.fromarray(keep).save(tmp_path / "mask.png")
+    path, pictures = tmp_path / "raw.npy", ["--image", tmp_path / "image.png", "--strength", 0.5]
+    common = [bundle.path, "-n", 2, "--cond", "1", "--steps", 4, "-g", 2, "--seed", 7, "-o", path]
+    image = levels[None] / np.float32(127.5) - 1
+    with sf.Engine.load(bundle.path) as engine:
+        settings = {"cond": 1, "steps": 4, "guidance_scale": 2.0, "seed": 7, "image": image, "strength": 0.5}
+        assert run("sample", *common, *pictures).exit_code == 0
+        np.testing.assert_allclose(np.load(path), engine.sample(2, **settings), atol=1e-5)
+        assert run("sample", *common, *pictures, "--mask", tmp_path / "mask.png").exit_code == 0
+    np.testing.assert_allclose(np.load(path)[..., 2:], np.stack([image] * 2)[..., 2:], atol=1e-6)
+    result = run("sample", *common, "--mask", tmp_path / "mask.png")
+    assert "mask needs an image" in result.output
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--image", "nowhere.png"], "nowhere.png"),
+        (["--strength", "0.5"], "strength needs an image, got image=None"),
         (["--steps", "0"], "steps must be between 1 and 1000, got 0"),
         (["--sampler", "magic"], "sampler must be one of"),
         (["--cond", "spaceship"], "spaceship"),
