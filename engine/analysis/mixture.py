@@ -32,7 +32,7 @@ class GaussianMixture:
     """
 
     def __init__(self, means: npt.ArrayLike, spreads: npt.ArrayLike, weights: npt.ArrayLike | None = None) -> None:
-        self.means = np.array(means, dtype=np.float64)
+        self.means: Float64Array = np.array(means, dtype=np.float64)
         if self.means.ndim != 2 or not self.means.size or not np.isfinite(self.means).all():
             raise ValueError(f"means must be finite, of shape (components, dimensions), got {means!r}")
         self.spreads = _one_each("spreads", spreads, len(self.means))
@@ -44,7 +44,7 @@ class GaussianMixture:
     @property
     def dimensions(self) -> int:
         """D."""
-        return self.means.shape[1]
+        return int(self.means.shape[1])
 
     def draw(self, n: int, seed: int = 0) -> Float64Array:
         """Exact draws, shape (n, D): the same for the same seed."""
@@ -138,7 +138,7 @@ def _one_each(name: str, values: npt.ArrayLike, count: int) -> Float64Array:
     if given.shape not in ((), (count,)):
         raise ValueError(f"{name} must be one number, or one for each of {count} components, got shape {given.shape}")
     if not (np.isfinite(given) & (given > 0)).all():
-        raise ValueError(f"{name} must be above 0 and finite, got {values}")
+        raise ValueError(f"{name} must be above 0 and finite, got {values!r}")
     return np.array(np.broadcast_to(given, (count,)))
 
 

@@ -19,6 +19,13 @@ from stepfuse.steptable import StepTable
 
 Trajectories = npt.NDArray[np.float32]
 
+#: From the most noise to none.
+DEFAULT_SAMPLERS: tuple[SamplerChoice, ...] = (
+    ("ddpm", {}),
+    ("ddim", {"steps": 50, "eta": 0.5}),
+    ("ddim", {"steps": 50, "eta": 0.0}),
+)
+
 _EXACT_DRAWS = 50_000
 _DIRECTIONS = 64
 
@@ -93,8 +100,8 @@ def paths(
         mixture: The data, in two dimensions; None is ``default_mixture()``.
         schedule: Noise levels; None is the linear schedule of Ho et al. (2020).
         samples: Number of samples n, at least 2.
-        samplers: Names, with more arguments of ``Engine.sample``. By default full DDPM, and DDIM of 50 steps with
-            eta 0 and with eta 0.5.
+        samplers: Names, with more arguments of ``Engine.sample``. By default those of
+            ``DEFAULT_SAMPLERS``: full DDPM, and DDIM of 50 steps with eta 0.5 and with eta 0.
         seed: Of the first sample.
         progress: Whether a bar is shown.
 
@@ -120,13 +127,6 @@ def paths(
     draws = mixture.draw(samples, seed + 1)
     floor, spread = sliced_wasserstein(draws, exact), _spread(exact, mixture)
     return Paths(tuple(rows), samples, seed, floor, spread, mixture, tuple(trajectories))
-
-
-DEFAULT_SAMPLERS: tuple[SamplerChoice, ...] = (
-    ("ddpm", {}),
-    ("ddim", {"steps": 50, "eta": 0.5}),
-    ("ddim", {"steps": 50, "eta": 0.0}),
-)
 
 
 def default_mixture() -> GaussianMixture:

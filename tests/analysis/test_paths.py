@@ -50,7 +50,8 @@ def test_ddim_s_paths_to_one_gaussian_are_known_in_closed_form():
     assert np.abs(offset - expected).max() < 0.02
     [row] = found.rows
     assert (row.reversals, row.runs_apart, row.passes) == (0, 0, 500)
-    assert row.spread == pytest.approx(0.5, rel=0.7)
+    ends = found.trajectories[0][:, -1]
+    assert row.spread == pytest.approx(np.sqrt(np.mean((ends - ONE.means[0]) ** 2)), rel=1e-6)
 
 
 def test_noise_makes_paths_long_and_crooked_and_their_ends_chance():
@@ -87,6 +88,31 @@ def test_they_are_drawn_a_panel_a_sampler():
         "DPM-Solver++ 2M 8 steps",
     ]
     assert "the same end in every run" in panels[1].get_xlabel()
+
+
+def test_a_start_has_one_colour_in_all_panels_and_its_neighbours_nearly_the_same():
+    pytest.importorskip("matplotlib")
+    found = paths(samples=40, samplers=FEW[:2])
+    clouds = [[cloud.get_facecolors()[:, :3] for cloud in panel.collections] for panel in draw_paths(found).axes]
+    for cloud in (clouds[0][1], *clouds[1]):
+        np.testing.assert_array_equal(cloud, clouds[0][0])
+    starts = found.trajectories[0][:, 0]
+    black = clouds[0][0].max(1) < 0.2
+    assert black.sum() == 1
+    order = np.argsort(np.arctan2(starts[:, 1], starts[:, 0])[~black])
+    around = clouds[0][0][~black][order]
+    neighbour, opposite = (np.linalg.norm(around - np.roll(around, far, axis=0), axis=1) for far in (1, 20))
+    assert neighbour.max() < opposite.min()
+
+
+def test_every_path_that_is_traced_lies_within_its_panel():
+    pytest.importorskip("matplotlib")
+    far = GaussianMixture([[20.0, 5.0], [24.0, 5.0]], 0.3)
+    for panel in draw_paths(paths(mixture=far, samples=20, samplers=FEW[:1])).axes:
+        for line in panel.lines:
+            x, y = line.get_data()
+            assert panel.get_xlim()[0] < min(x) <= max(x) < panel.get_xlim()[1]
+            assert panel.get_ylim()[0] < min(y) <= max(y) < panel.get_ylim()[1]
 
 
 @pytest.mark.parametrize(
