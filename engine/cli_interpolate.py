@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
 import typer
+from rich.markup import escape
 
 import stepfuse as sf
 from stepfuse.cli_common import (
@@ -27,7 +29,18 @@ from stepfuse.cli_common import (
 from stepfuse.interpolation import Path as WalkPath
 from stepfuse.interpolation import interpolate_noise, interpolate_noise_grid
 
-_ANIMATED = (".gif", ".apng", ".webp")
+_STILL, _MOVING = (".png", ".npy"), {".gif": "GIF", ".apng": "PNG", ".webp": "WEBP"}
+_MOST = 10_000  # samples of one picture: a slip of the finger shall not fill the memory
+
+
+@dataclass(frozen=True)
+class _Walk:
+    """Noises, shape (n, *shape) or (rows, columns, *shape), where they begin and end, and the seed of step noise."""
+
+    noises: npt.NDArray[np.float32]
+    ends: str
+    labels: list[str]
+    seed: int
 
 
 def interpolate(
@@ -62,56 +75,92 @@ def interpolate(
         _check_output(output, moving=size is None)
         if path not in get_args(WalkPath):
             raise ValueError(f"path must be slerp or lerp, got {path!r}")
-        way = cast("WalkPath", path)
         if (from_image is None) != (to_image is None):
             raise ValueError("--from-image and --to-image go together: a walk has two ends")
         if from_image and size:
             raise ValueError("--grid takes its corners from --seeds: leave out --from-image and --to-image")
+        if (count := size[0] * size[1] if size else number) > _MOST:
+            raise ValueError(f"a picture must have at most {_MOST:,} samples, got {count:,}")
+        way = cast("WalkPath", path)
         with sf.Engine.load(model, max_rows=max_rows, threads=threads) as engine:
             told = one_cond(engine.info, cond)
-            # Inverting is exact enough without guidance alone, and the way there and back have to be the same.
-            unguided = 1.0 if from_image else None
-            scale = unguided if guidance_scale is None else guidance_scale
-            table = engine.table(sampler=sampler, steps=steps, guidance_scale=scale, eta=eta)
-            if size is not None:
-                corners = _corner_seeds(seeds)
-                noises = interpolate_noise_grid([sf.normal(seed, engine.info.shape) for seed in corners], *size, way)
-                ends, step_seed = f"seeds {', '.join(map(str, corners))}", corners[0]
+            if from_image and guidance_scale is None:
+                guidance_scale = 1.0  # with guidance an inversion is far from exact
+            table = engine.table(sampler=sampler, steps=steps, guidance_scale=guidance_scale, eta=eta)
+            if size:
+                walk = _between_four(engine.info.shape, seeds, size, way)
+            elif from_image and to_image:
+                walk = _between_pictures(engine, (from_image, to_image), number, way, table, told)
             else:
-                if from_image and to_image:
-                    z0, z1 = _encode(engine, (from_image, to_image), table, told)
-                    names, step_seed = (from_image.name, to_image.name), 0
-                else:
-                    z0, z1 = (sf.normal(_checked_seed(seed), engine.info.shape) for seed in (seed_from, seed_to))
-                    names, step_seed = (f"seed {seed_from}", f"seed {seed_to}"), seed_from
-                noises = interpolate_noise(z0, z1, number, way)
-                ends = f"{names[0]} to {names[1]}"
-            flat = noises.reshape(-1, *engine.info.shape)
+                walk = _between_seeds(engine.info.shape, (seed_from, seed_to), number, way)
+            noises = walk.noises.reshape(-1, *engine.info.shape)
             # One seed for all: what noise a stochastic sampler adds is the same in every sample.
             images = engine.sample(
-                len(flat),
-                noise=flat,
+                len(noises),
+                noise=noises,
                 cond=told,
                 table=table,
-                seed=[step_seed] * len(flat),
+                seed=[walk.seed] * len(noises),
                 progress=console.is_terminal,
             )
         about = f"{Path(model).name}{f' {cond}' if cond else ''}: {describe(table, told=cond is not None)}"
-        title = f"{about}, {path}, {ends}"
+        title = f"{about}, {path}, {walk.ends}"
         output.parent.mkdir(parents=True, exist_ok=True)
         if output.suffix == ".npy":
-            np.save(output, images.reshape(*noises.shape))
-        elif output.suffix in _ANIMATED:
-            _save_animation(output, images, engine.info, title, frame_ms, back=back)
+            np.save(output, images.reshape(walk.noises.shape))
+        elif output.suffix in _MOVING:
+            frames = np.concatenate([images, images[-2:0:-1]]) if back else images
+            _save_animation(output, frames, engine.info, title, frame_ms)
         else:
-            labels = [""] * len(flat) if size else _shares(names, number)
-            _save_strip(output, images, engine.info, title, labels, size[1] if size else min(columns, number))
-    console.print(f"[bold]{title}" if "[" not in title else title, markup="[" not in title, highlight=False)
-    say(f"{len(flat)} samples, {engine.stats()['network_passes']} network passes; written to {output}")
+            _save_picture(output, images, engine.info, title, walk.labels, size[1] if size else min(columns, number))
+    console.print(f"[bold]{escape(title)}", highlight=False)
+    say(f"{len(images)} samples, {engine.stats()['network_passes']} network passes; written to {output}")
+
+
+def _between_seeds(shape: tuple[int, ...], seeds: tuple[int, int], number: int, path: WalkPath) -> _Walk:
+    z0, z1 = _noises(seeds, shape)
+    return _line(z0, z1, (f"seed {seeds[0]}", f"seed {seeds[1]}"), number, path, seeds[0])
+
+
+def _between_pictures(
+    engine: sf.Engine, pictures: tuple[Path, Path], number: int, path: WalkPath, table: sf.StepTable, cond: Any
+) -> _Walk:
+    """A walk between the noises of two pictures, by the inverse of the table that will draw them again."""
+    from stepfuse.grid import read_image
+
+    if table.sampler != "ddim" or table.options["eta"] != 0:
+        how = f"{table.sampler} with eta {table.options['eta']:g}" if table.sampler == "ddim" else table.sampler
+        raise ValueError(f"pictures can be inverted with sampler ddim and eta 0 alone, got {how}")
+    images = np.stack([read_image(one, engine.info.shape, engine.info.data_range) for one in pictures])
+    scale = table.options["guidance_scale"]
+    z0, z1 = engine.encode(images, steps=len(table), cond=cond, guidance_scale=scale, progress=console.is_terminal)
+    return _line(z0, z1, (pictures[0].name, pictures[1].name), number, path, 0)
+
+
+def _between_four(shape: tuple[int, ...], text: str, size: tuple[int, int], path: WalkPath) -> _Walk:
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) != 4 or not all(part.isdigit() for part in parts):
+        raise ValueError(f"--seeds must be four whole numbers such as 0,1,2,3, got {text!r}")
+    seeds = tuple(map(int, parts))
+    noises = interpolate_noise_grid(_noises(seeds, shape), *size, path)
+    return _Walk(noises, f"seeds {', '.join(map(str, seeds))}", [""] * (size[0] * size[1]), seeds[0])
+
+
+def _line(z0: Any, z1: Any, ends: tuple[str, str], number: int, path: WalkPath, seed: int) -> _Walk:
+    noises = interpolate_noise(z0, z1, number, path)
+    shares = [f"{share:.2f}" for share in np.linspace(0, 1, number)[1:-1]]
+    return _Walk(noises, f"{ends[0]} to {ends[1]}", [ends[0], *shares, ends[1]], seed)
+
+
+def _noises(seeds: tuple[int, ...], shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    for seed in seeds:
+        if not 0 <= seed < 1 << 64:
+            raise ValueError(f"seed must be between 0 and 2^64 - 1, got {seed}")
+    return np.stack([sf.normal(seed, shape) for seed in seeds])
 
 
 def _check_output(output: Path, *, moving: bool) -> None:
-    known = (".png", ".npy", *_ANIMATED) if moving else (".png", ".npy")
+    known = (*_STILL, *_MOVING) if moving else _STILL
     if output.suffix not in known:
         still = "" if moving else " for a grid"
         raise ValueError(f"output must end in {', '.join(known[:-1])} or {known[-1]}{still}, got {output.name}")
@@ -124,40 +173,11 @@ def _grid_size(text: str) -> tuple[int, int]:
     return int(rows), int(columns)
 
 
-def _corner_seeds(text: str) -> list[int]:
-    parts = [part.strip() for part in text.split(",")]
-    if len(parts) != 4 or not all(part.isdigit() for part in parts):
-        raise ValueError(f"--seeds must be four whole numbers such as 0,1,2,3, got {text!r}")
-    return [_checked_seed(int(part)) for part in parts]
-
-
-def _checked_seed(seed: int) -> int:
-    if not 0 <= seed < 1 << 64:
-        raise ValueError(f"seed must be between 0 and 2^64 - 1, got {seed}")
-    return seed
-
-
-def _encode(engine: sf.Engine, paths: tuple[Path, Path], table: sf.StepTable, cond: Any) -> npt.NDArray[np.float32]:
-    """The noises of two pictures, by the inverse of the table that will draw them again."""
-    from stepfuse.grid import read_image
-
-    if table.sampler != "ddim" or table.options["eta"] != 0:
-        how = f"{table.sampler} with eta {table.options['eta']:g}" if table.sampler == "ddim" else table.sampler
-        raise ValueError(f"pictures can be inverted with sampler ddim and eta 0 alone, got {how}")
-    images = np.stack([read_image(path, engine.info.shape, engine.info.data_range) for path in paths])
-    scale = table.options["guidance_scale"]
-    return engine.encode(images, steps=len(table), cond=cond, guidance_scale=scale, progress=console.is_terminal)
-
-
-def _shares(ends: tuple[str, str], number: int) -> list[str]:
-    return [ends[0], *(f"{share:.2f}" for share in np.linspace(0, 1, number)[1:-1]), ends[1]]
-
-
 def _facts(title: str) -> dict[str, str]:
     return {"Software": f"stepfuse {sf.__version__}", "Description": title}
 
 
-def _save_strip(
+def _save_picture(
     path: Path, images: npt.NDArray[np.float32], facts: sf.ModelInfo, title: str, labels: list[str], columns: int
 ) -> None:
     from stepfuse.grid import image_grid, save_png
@@ -167,10 +187,9 @@ def _save_strip(
 
 
 def _save_animation(
-    path: Path, images: npt.NDArray[np.float32], facts: sf.ModelInfo, title: str, frame_ms: int, *, back: bool
+    path: Path, frames: npt.NDArray[np.float32], facts: sf.ModelInfo, title: str, frame_ms: int
 ) -> None:
     from stepfuse.grid import save_animation
 
-    kind = cast('Literal["GIF", "PNG", "WEBP"]', {".gif": "GIF", ".apng": "PNG", ".webp": "WEBP"}[path.suffix])
-    frames = np.concatenate([images, images[-2:0:-1]]) if back else images
+    kind = cast('Literal["GIF", "PNG", "WEBP"]', _MOVING[path.suffix])
     save_animation(frames, path, kind, _facts(title), data_range=facts.data_range, frame_ms=frame_ms)

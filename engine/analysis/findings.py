@@ -140,7 +140,8 @@ def of_interval(result: IntervalSaving) -> list[str]:
     of = f"{sampler_title(result.sampler, result.steps)}, guidance {result.guidance_scale:g}"
     found = [
         f"{of} in {inside.interval[0]:g} to {inside.interval[1]:g} alone: {inside.passes:g} network passes a sample"
-        f" instead of {everywhere.passes:g} ({result.passes_saved:.0%} saved), {result.seconds_saved:.0%} of the time."
+        f" instead of {everywhere.passes:g}, which saves {result.passes_saved:.0%} of the passes and"
+        f" {result.seconds_saved:.0%} of the time."
     ]
     if everywhere.distance is not None and inside.distance is not None:
         found.append(f"Fréchet distance {inside.distance:.3g} instead of {everywhere.distance:.3g}.")

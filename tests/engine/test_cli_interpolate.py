@@ -127,6 +127,8 @@ def test_a_picture_is_read_as_it_was_written(pictures):
         (["--seed-to", "-1"], "seed must be between 0 and 2^64 - 1, got -1"),
         (["--cond", "spaceship"], "spaceship"),
         (["--grid", "5"], "--grid must be ROWSxCOLUMNS such as 5x8, got '5'"),
+        (["--grid", "999999x999999"], "a picture must have at most 10,000 samples, got 999,998,000,001"),
+        (["-n", "10001"], "a picture must have at most 10,000 samples, got 10,001"),
         (["--grid", "1x5"], "rows must be at least 2, got 1"),
         (["--grid", "2x2", "--seeds", "1,2,x"], "--seeds must be four whole numbers such as 0,1,2,3, got '1,2,x'"),
         (["--grid", "2x2", "-o", "grid.gif"], "output must end in .png or .npy for a grid, got grid.gif"),
