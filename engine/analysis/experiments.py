@@ -51,7 +51,7 @@ SIZES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "guidance_interval": ({"samples": 128, "repeats": 3, "steps": None}, {"samples": 72, "repeats": 1, "steps": 20}),
     "frontier": (
-        {"samples": 500, "latency_repeats": 3, "ddpm_steps": 1000},
+        {"samples": 500, "latency_repeats": 9, "ddpm_steps": 1000},
         {"samples": 72, "latency_repeats": 3, "ddpm_steps": 100},
     ),
 }
