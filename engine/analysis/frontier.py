@@ -30,6 +30,9 @@ LITTLE_GUIDANCE = 1.5
 #: A table of so many steps takes seconds a sample, which evens out by itself what disturbs a short one.
 LONG = 1000
 
+#: Seconds. The threads of the other model's engine spin for a while after its last forward, and would take a core.
+SETTLING = 0.15
+
 SHOWN = 10  # samples a row that are kept as pictures
 
 
@@ -257,6 +260,7 @@ def _latencies(runs: Sequence[_Run], repeats: int, seed: int) -> list[float]:
         for run, found in zip(runs, seconds, strict=True):
             if repeat and len(run.choice.table) >= LONG:
                 continue
+            time.sleep(SETTLING)
             run.engine.warmup([rows for rows in (1, 2) if rows <= run.engine.serving.max_rows])
             cond = in_turn(run.engine.info, 1)
             began = time.perf_counter()

@@ -95,7 +95,7 @@ def test_latency_is_of_one_sample_and_throughput_of_all(monkeypatch):
         forwards.append(len(x))
         return exact_eps(x, t, cond)
 
-    clock = types.SimpleNamespace(perf_counter=lambda: len(forwards) / 1000)
+    clock = types.SimpleNamespace(perf_counter=lambda: len(forwards) / 1000, sleep=lambda _: None)
     monkeypatch.setattr(sys.modules["stepfuse.analysis.frontier"], "time", clock)
     with sf.Engine.from_callable(count, shape=(2,), schedule=SCHEDULE, cond=COND) as engine:
         found = frontier(
