@@ -105,7 +105,7 @@ def run(
         step_options: Of ``scheduler.step``.
     """
     import torch
-    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
+    from diffusers.guiders.guider_utils import rescale_noise_cfg
 
     drawn = iter(range(len(scheduler.timesteps)))
 
