@@ -9,8 +9,12 @@ PACKAGES = {
     "stepfuse": "engine",
     "stepfuse.analysis": "engine/analysis",
     "stepfuse.backends": "engine/backends",
+    "stepfuse.integrations": "engine/integrations",
+    "stepfuse.pipeline": "engine/pipeline",
     "stepfuse.kernels": "kernels",
     "stepfuse.export": "export",
+    "stepfuse.export.pipelines": "export/pipelines",
+    "stepfuse.export.tensorrt": "export/tensorrt",
 }
 
 CORE = Path("csrc")

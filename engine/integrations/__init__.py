@@ -1,0 +1,1 @@
+"""stepfuse inside other libraries."""

@@ -1,0 +1,95 @@
+"""What a bundle of a whole pipeline holds beside the denoiser, as its manifest says it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+TEXT_ENCODER = "text_encoder.onnx"
+VAE_DECODER = "vae_decoder.onnx"
+VAE_ENCODER = "vae_encoder.onnx"
+
+
+@dataclass(frozen=True)
+class PromptInput:
+    """How a prompt becomes one input of the text encoder.
+
+    Attributes:
+        input: The text encoder's input, token ids of shape (R, length), int64.
+        tokenizer: A file of the ``tokenizers`` library in the bundle.
+        length: Tokens of its context; longer prompts are cut, shorter ones padded.
+        pad_id: Token that fills what a prompt leaves.
+    """
+
+    input: str
+    tokenizer: str
+    length: int
+    pad_id: int
+
+    def __post_init__(self) -> None:
+        for name in ("input", "tokenizer"):
+            if not isinstance(getattr(self, name), str) or not getattr(self, name):
+                raise ValueError(f"prompts: {name} must be a text, got {getattr(self, name)!r}")
+        if not _whole(self.length) or self.length < 1:
+            raise ValueError(f"prompts: length must be at least 1, got {self.length!r}")
+        if not _whole(self.pad_id) or self.pad_id < 0:
+            raise ValueError(f"prompts: pad_id must be at least 0, got {self.pad_id!r}")
+
+
+@dataclass(frozen=True)
+class PipelineInfo:
+    """What turns prompts into conditioning, and samples into pictures.
+
+    Attributes:
+        source: The diffusers class that it was exported from.
+        prompts: How a prompt becomes the text encoder's inputs; empty for a pipeline without text.
+        pixels_per_latent: Pixels a side of one cell of a sample: 8 for most, 1 without a VAE.
+        size_multiple: Height and width in pixels are multiples of this.
+        fixed_size: Whether only the size of ``ModelInfo.shape`` can be drawn.
+        max_size: Most pixels a side; None: no bound but memory.
+        size_input: Conditioning input, float32 (6,), that is told (height, width, top, left, height, width) of the
+            picture, as Stable Diffusion XL's ``time_ids`` (Podell et al., 2023, section 2.2); None where there is none.
+        zeros_without_negative: Whether a missing negative prompt means zeros instead of the embedding of "".
+    """
+
+    source: str
+    prompts: tuple[PromptInput, ...] = ()
+    pixels_per_latent: int = 8
+    size_multiple: int = 8
+    fixed_size: bool = False
+    max_size: int | None = None
+    size_input: str | None = None
+    zeros_without_negative: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.source, str) or not self.source:
+            raise ValueError(f"pipeline: source must be a text, got {self.source!r}")
+        for name in ("pixels_per_latent", "size_multiple"):
+            if not _whole(getattr(self, name)) or getattr(self, name) < 1:
+                raise ValueError(f"pipeline: {name} must be at least 1, got {getattr(self, name)!r}")
+        if self.size_multiple % self.pixels_per_latent:
+            raise ValueError(
+                f"pipeline: size_multiple must be a multiple of pixels_per_latent, {self.pixels_per_latent},"
+                f" got {self.size_multiple}"
+            )
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> PipelineInfo:
+        """From a manifest's entry.
+
+        Raises:
+            ValueError: If a value is out of bounds.
+            TypeError: If a name is unknown or missing.
+        """
+        prompts = tuple(PromptInput(**one) for one in config.get("prompts", ()))
+        return cls(**{**config, "prompts": prompts})
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The manifest's entry."""
+        return {**asdict(self), "prompts": [asdict(one) for one in self.prompts]}
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -1,0 +1,1 @@
+"""From diffusers folders to bundles: a module a pipeline class."""

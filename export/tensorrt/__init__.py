@@ -1,0 +1,1 @@
+"""TensorRT plans of a bundle's networks: built, cached by what they depend on, refitted."""
