@@ -18,6 +18,7 @@ import numpy as np
 from stepfuse.cond import CondInput
 from stepfuse.errors import BundleError
 from stepfuse.folder import MANIFEST, copy_files, entry, read_folder, write_folder
+from stepfuse.pipeline.info import TEXT_ENCODER, PipelineInfo
 from stepfuse.schedule import NoiseSchedule
 
 DENOISER = "denoiser.onnx"
@@ -89,6 +90,8 @@ class Bundle:
         provenance: Where the weights come from.
         licence: Under which terms.
         files: Size and SHA-256 of each file by name.
+        pipeline: What stands around the denoiser, where it is a whole pipeline's.
+        export: How it was exported: opset, precision, versions, measured errors; empty if nobody wrote it down.
     """
 
     path: Path
@@ -97,6 +100,8 @@ class Bundle:
     provenance: str
     licence: str
     files: Mapping[str, Mapping[str, Any]]
+    pipeline: PipelineInfo | None = None
+    export: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def load(cls, name_or_path: str | os.PathLike[str], *, verify: bool = True) -> Bundle:
@@ -121,12 +126,18 @@ class Bundle:
             provenance=entry(path, manifest, "provenance", str),
             licence=entry(path, manifest, "licence", str),
             files=files,
+            pipeline=_pipeline_info(path, manifest),
+            export=entry(path, manifest, "export", dict) if "export" in manifest else {},
         )
 
     @property
     def denoiser(self) -> Path:
         """The network's ONNX file."""
         return self.path / DENOISER
+
+    def file(self, name: str) -> Path | None:
+        """The path of a file that the manifest lists, or None."""
+        return self.path / name if name in self.files else None
 
 
 def embedded_models() -> list[str]:
@@ -142,6 +153,8 @@ def write_bundle(
     files: Mapping[str, str | os.PathLike[str]],
     provenance: str,
     licence: str,
+    pipeline: PipelineInfo | None = None,
+    export: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> Bundle:
     """Writes a bundle: all of it, or nothing.
@@ -153,6 +166,8 @@ def write_bundle(
         files: Files to copy, by their name in the bundle; ``denoiser.onnx`` is required.
         provenance: Where the weights come from.
         licence: Under which terms.
+        pipeline: What stands around the denoiser, if anything does.
+        export: How it was exported, as JSON can say it.
         overwrite: Whether a bundle that is there already is replaced.
 
     Returns:
@@ -162,7 +177,7 @@ def write_bundle(
         BundleError: If the folder is there already and ``overwrite`` is not set, or the result does not load.
     """
     target = Path(path)
-    manifest = {
+    manifest: dict[str, Any] = {
         "name": name,
         "shape": list(info.shape),
         "dtype": "float32",
@@ -171,7 +186,10 @@ def write_bundle(
         "schedule": info.schedule.config,
         "cond": {key: {**asdict(spec), "null": np.asarray(spec.null).tolist()} for key, spec in info.cond.items()},
         "data_range": list(info.data_range),
+        **({} if info.range_known else {"range_known": False}),
         "defaults": dict(info.defaults),
+        **({} if pipeline is None else {"pipeline": pipeline.config}),
+        **({} if export is None else {"export": dict(export)}),
         "files": None,
         "provenance": provenance,
         "licence": licence,
@@ -201,12 +219,31 @@ def _model_info(path: Path, manifest: Mapping[str, Any]) -> ModelInfo:
             cond=cond,
             timestep_dtype=manifest.get("timestep_dtype", "float32"),
             data_range=_data_range(entry(path, manifest, "data_range", list)),
+            range_known=manifest.get("range_known", True) is not False,
             defaults=entry(path, manifest, "defaults", dict),
         )
     except BundleError:
         raise
     except (TypeError, ValueError, OverflowError, MemoryError) as error:
         raise BundleError(f"{path / MANIFEST}: {error}") from error
+
+
+def _pipeline_info(path: Path, manifest: Mapping[str, Any]) -> PipelineInfo | None:
+    if "pipeline" not in manifest:
+        return None
+    try:
+        pipeline = PipelineInfo.from_config(entry(path, manifest, "pipeline", dict))
+    except (TypeError, ValueError) as error:
+        raise BundleError(f"{path / MANIFEST}: {error}") from error
+    listed, told = entry(path, manifest, "files", dict), entry(path, manifest, "cond", dict)
+    missing = {one.tokenizer for one in pipeline.prompts} | ({TEXT_ENCODER} if pipeline.prompts else set())
+    if missing := missing - set(listed):
+        raise BundleError(f"{path / MANIFEST}: files must list {', '.join(sorted(missing))}, which pipeline needs")
+    if pipeline.size_input is not None and pipeline.size_input not in told:
+        raise BundleError(
+            f"{path / MANIFEST}: pipeline: size_input must be one of cond's names, got {pipeline.size_input!r}"
+        )
+    return pipeline
 
 
 def _data_range(given: list[Any]) -> tuple[float, float]:

@@ -19,7 +19,7 @@ class CondInput:
     Attributes:
         dtype: ``float32``, ``float16``, ``int64``, ``int32`` or ``bool``.
         shape: Shape of one row; () is a number a row.
-        null: What stands for "no condition": a number, or an array of ``shape``.
+        null: What stands for "no condition": an array of ``shape``, or a number that fills it.
         names: Class names, for an integer input: a name stands for its index.
     """
 
@@ -33,7 +33,7 @@ class CondInput:
             raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, got {self.dtype!r}")
         object.__setattr__(self, "shape", tuple(int(size) for size in self.shape))
         object.__setattr__(self, "names", tuple(self.names))
-        self.value("null", self.null)
+        self.value("null", None)
 
     def value(self, name: str, given: Any) -> npt.NDArray[Any]:
         """One row's value as an array of this input's dtype and shape. ``None`` is the null value.
@@ -43,7 +43,7 @@ class CondInput:
             TypeError: If the value cannot be had in this dtype.
         """
         if given is None:
-            given = self.null
+            given = self.null if isinstance(self.null, str) or np.ndim(self.null) else np.full(self.shape, self.null)
         if isinstance(given, str):
             given = self._index(name, given)
         array = np.asarray(given)
@@ -96,13 +96,16 @@ def _same(value: npt.NDArray[Any], given: npt.NDArray[Any]) -> bool:
     return np.array_equal(value, given)
 
 
-def cond_per_sample(inputs: Mapping[str, CondInput], given: Any, count: int) -> list[list[npt.NDArray[Any]] | None]:
+def cond_per_sample(
+    inputs: Mapping[str, CondInput], given: Any, count: int, argument: str = "cond"
+) -> list[list[npt.NDArray[Any]] | None]:
     """What each sample is told: a value an input in the inputs' order, or None where it is told nothing at all.
 
     Args:
         inputs: The network's conditioning inputs by name.
         given: One value or one a sample where there is one input, otherwise a dict of these by name. None is null.
         count: Number of samples.
+        argument: What messages call ``given``.
 
     Raises:
         ValueError: If a name is unknown, or ``CondInput.value`` finds something.
@@ -114,11 +117,12 @@ def cond_per_sample(inputs: Mapping[str, CondInput], given: Any, count: int) -> 
         return [None] * count
     if not isinstance(given, Mapping):
         if len(inputs) > 1 and given is not None:
-            raise TypeError(f"cond must be a dict with any of {', '.join(inputs)}, got {type(given).__name__}")
+            raise TypeError(f"{argument} must be a dict with any of {', '.join(inputs)}, got {type(given).__name__}")
         given = {next(iter(inputs)): given}
     unknown = set(given) - set(inputs)
     if unknown:
-        raise ValueError(f"cond must have names among {', '.join(inputs)}, got {', '.join(map(str, sorted(unknown)))}")
+        names = ", ".join(map(str, sorted(unknown)))
+        raise ValueError(f"{argument} must have names among {', '.join(inputs)}, got {names}")
     columns = [spec.values(name, given.get(name), count) for name, spec in inputs.items()]
     nulls = [spec.value(name, None) for name, spec in inputs.items()]
     rows: list[list[npt.NDArray[Any]] | None] = []

@@ -22,7 +22,7 @@ from stepfuse.cond import CondInput
 from stepfuse.draw import Images
 from stepfuse.editing import as_images
 from stepfuse.interpolation import Path, interpolate_noise
-from stepfuse.owners import Batch, Callback, ImageFuture, as_completed
+from stepfuse.owners import Batch, Callback, ImageFuture, Looks, StateCallback, as_completed
 from stepfuse.policy import CostCurve, Serving
 from stepfuse.request import (
     Compiler,
@@ -58,19 +58,22 @@ class Engine:
     @classmethod
     def load(
         cls,
-        name_or_path: str | os.PathLike[str],
+        name_or_path: str | os.PathLike[str] | Bundle,
         *,
+        shape: tuple[int, ...] | None = None,
         max_rows: int | None = None,
         deterministic: bool | None = None,
         serving: Serving | None = None,
         threads: int = 0,
         spinning: bool = True,
         verify: bool = True,
+        session: Any = None,
     ) -> Engine:
         """Loads an embedded model by name or a bundle by path, on ONNX Runtime.
 
         Args:
-            name_or_path: Such as ``"fashion"``, or a folder with a ``manifest.json``.
+            name_or_path: Such as ``"fashion"``, a folder with a ``manifest.json``, or a bundle that is loaded already.
+            shape: Shape of one sample, where the network draws more sizes than the manifest's; None is the manifest's.
             max_rows: Most rows of one forward; a guided sample takes two. More samples than fit take turns.
             deterministic: Whether forwards are padded to ``max_rows`` rows, so that an image is the same to the bit
                 whatever shares them. By default its last bits may differ with the number of rows, as the network
@@ -79,21 +82,27 @@ class Engine:
             threads: ONNX Runtime's threads inside an operator; 0 is its own choice, a thread a core.
             spinning: Whether its idle threads wait actively: lowest latency, but a busy core.
             verify: Whether checksums are compared; False trusts the files' sizes, which spares reading huge ones twice.
+            session: The network in ONNX Runtime, of ``stepfuse.backends.onnxruntime.open_session``, for engines of
+                several shapes to share one; ``threads`` and ``spinning`` are then its own. None opens one.
 
         Raises:
-            BundleError: If the bundle cannot be used; the message names file, rule and value.
+            BundleError: If the bundle cannot be used, or its network not with this shape; the message names file, rule
+                and value.
             ValueError: If ``max_rows`` or ``threads`` is out of bounds.
         """
         if threads < 0:
             raise ValueError(f"threads must be at least 0, got {threads}")
-        from stepfuse.backends.onnxruntime import OnnxRuntimeDenoiser
+        from stepfuse.backends.onnxruntime import OnnxRuntimeDenoiser, open_session
 
-        bundle = Bundle.load(name_or_path, verify=verify)
+        bundle = name_or_path if isinstance(name_or_path, Bundle) else Bundle.load(name_or_path, verify=verify)
+        info = bundle.info if shape is None else replace(bundle.info, shape=tuple(shape))
+        if session is None:
+            session = open_session(bundle.denoiser, threads=threads, spinning=spinning)
 
         def make(buffers: Buffers) -> Denoiser:
-            return OnnxRuntimeDenoiser(bundle.denoiser, buffers, threads=threads, spinning=spinning)
+            return OnnxRuntimeDenoiser(session, bundle.denoiser, buffers)
 
-        return cls(bundle.info, make, _serving(serving, max_rows, deterministic))
+        return cls(info, make, _serving(serving, max_rows, deterministic))
 
     @classmethod
     def from_callable(
@@ -144,6 +153,7 @@ class Engine:
         n: int = 1,
         *,
         cond: Any = None,
+        negative_cond: Any = None,
         sampler: str | Sequence[str] | None = None,
         steps: int | Sequence[int] | None = None,
         guidance_scale: float | Sequence[float] | None = None,
@@ -156,6 +166,7 @@ class Engine:
         strength: float | Sequence[float] | None = None,
         progress: bool = False,
         callback: Callback | None = None,
+        on_state: StateCallback | None = None,
         **options: Any,
     ) -> Images:
         """Draws ``n`` samples. Every argument up to ``table`` is one value for all, or a sequence of one each.
@@ -164,6 +175,7 @@ class Engine:
             n: Number of samples.
             cond: What the network is told: a class name or index, an array, or None for nothing, where it has one
                 conditioning input; a dict of these by name otherwise.
+            negative_cond: What the unconditional pass of guidance is told, as ``cond``; None is the null value.
             sampler: A name of ``stepfuse.samplers.SAMPLERS``; None is the model's default.
             steps: Number of steps S; None is the model's default, and T for ``ddpm``.
             guidance_scale: Classifier-free guidance, at least 0; None is the model's default. Samples that are told
@@ -184,6 +196,8 @@ class Engine:
                 these, how many there will be (an estimate while others use the engine) and the clean samples implied so
                 far, shape (n, *shape), zero where one has not begun. The samples rest meanwhile. If it returns False or
                 raises StopIteration, the run stops and that preview is returned.
+            on_state: Called like ``callback``, before it, with the states themselves in place of the preview, shape
+                (n, *shape), which it may change in place: the next forward sees the change.
             **options: The sampler's own: ``spacing``, ``clip``, ``variance``, ``karras``, ..., and what every sampler
                 takes: ``guidance_interval``, and ``guidance_rescale`` and ``dynamic_threshold`` of ``StepTable.adapt``.
 
@@ -201,6 +215,7 @@ class Engine:
             self._compiler,
             n,
             cond=cond,
+            negative_cond=negative_cond,
             seed=seed,
             table=table,
             sampler=sampler,
@@ -214,9 +229,9 @@ class Engine:
         )
         self._service.require_other_thread()
         x = starting_state((len(requests), *self.info.shape), noise)
-        turns = self._service.turns_alone(requests) if progress or callback else 0
-        batch = Batch(self._service, requests, x, noise is not None, turns=turns, progress=progress, callback=callback)
-        return batch.run()
+        turns = self._service.turns_alone(requests) if progress or callback or on_state else 0
+        looks = Looks(progress, callback, on_state)
+        return Batch(self._service, requests, x, noise is not None, turns=turns, looks=looks).run()
 
     def submit(self, request: Request, *, wait: float = 0.0) -> Future[Images]:
         """Queues one image to be drawn with whatever else is drawn then.

@@ -7,6 +7,7 @@ import queue
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -19,6 +20,29 @@ from stepfuse.tracing import current_context
 
 #: ``callback(step, total, x0_preview)``: False stops the run, None or anything else goes on.
 Callback = Callable[[int, int, Images], bool | None]
+
+#: ``on_state(step, total, x)``: may change the states in place; its answer is as a callback's.
+StateCallback = Callable[[int, int, Images], bool | None]
+
+
+@dataclass(frozen=True)
+class Looks:
+    """What a caller sees of a run.
+
+    Attributes:
+        progress: Whether a bar is shown.
+        callback: As in ``Engine.sample``. The samples rest until it returns; those of other callers go on.
+        on_state: The same, with the states themselves.
+    """
+
+    progress: bool = False
+    callback: Callback | None = None
+    on_state: StateCallback | None = None
+
+    @property
+    def stops(self) -> bool:
+        """Whether samples rest after each step until the caller has looked."""
+        return self.callback is not None or self.on_state is not None
 
 
 class ImageFuture(Future[Images]):
@@ -120,8 +144,7 @@ class Batch:
         x: Shape (n, *shape); the samples are drawn in it.
         has_noise: Whether ``x`` holds starting noise.
         turns: Forwards that they would take alone; 0 if nobody asks.
-        progress: Whether a bar is shown.
-        callback: As in ``Engine.sample``. The samples rest until it returns; those of other callers go on.
+        looks: What the caller sees meanwhile.
     """
 
     def __init__(
@@ -132,15 +155,14 @@ class Batch:
         has_noise: bool,
         *,
         turns: int,
-        progress: bool,
-        callback: Callback | None,
+        looks: Looks,
     ) -> None:
         self._service = service
         self._requests, self._x, self._has_noise = requests, x, has_noise
         self._turns = turns
-        self._progress, self._callback = progress, callback
-        self._gate = None if callback is None else _core.Gate()
-        self._preview = None if callback is None else np.zeros_like(x)
+        self._looks = looks
+        self._gate = _core.Gate() if looks.stops else None
+        self._preview = np.zeros_like(x) if looks.stops else None
         self._ids: list[int] = []
         self._left = len(requests)
         self._error: BaseException | None = None
@@ -160,14 +182,14 @@ class Batch:
             with ExitStack() as stack:
                 if self._gate is not None:
                     stack.enter_context(self._service.waits_for_this_thread())
-                bar = stack.enter_context(ProgressBar(self._turns)) if self._progress else None
+                bar = stack.enter_context(ProgressBar(self._turns)) if self._looks.progress else None
                 return self._wait(bar)
         except BaseException:
             self._service.cancel(self._ids)
             raise
 
     def _draws(self) -> list[Draw]:
-        watched, context = self._progress or self._gate is not None, current_context()
+        watched, context = self._looks.progress or self._looks.stops, current_context()
         draws = [
             Draw(request, self._x[i], self._has_noise, self, gate=self._gate, watched=watched, context=context, index=i)
             for i, request in enumerate(self._requests)
@@ -183,9 +205,9 @@ class Batch:
             shown += 1
             if bar is not None:
                 bar.update(shown, max(shown, self._turns))
-            if self._callback is None or self._gate is None or self._preview is None or self._error is not None:
+            if self._gate is None or self._preview is None or self._error is not None:
                 continue
-            if not self._goes_on(self._callback, shown, self._preview):
+            if not self._goes_on(shown, self._preview):
                 self._service.cancel(self._ids)
                 while self._news.get():  # until nothing holds the arrays any more
                     pass
@@ -195,13 +217,16 @@ class Batch:
             raise self._error
         return self._x
 
-    def _goes_on(self, callback: Callback, shown: int, preview: Images) -> bool:
+    def _goes_on(self, shown: int, preview: Images) -> bool:
         total = shown if self._left == 0 else max(self._turns, shown + 1)
         try:
-            answer = callback(shown, total, preview.copy())
+            answers = [
+                None if self._looks.on_state is None else self._looks.on_state(shown, total, self._x),
+                None if self._looks.callback is None else self._looks.callback(shown, total, preview.copy()),
+            ]
         except StopIteration:
             return False
-        return answer is None or bool(answer)
+        return all(answer is None or bool(answer) for answer in answers)
 
     def stepped(self, draw: Draw, step: int) -> None:
         """Remembers that there is news."""

@@ -31,6 +31,7 @@ class Request:
 
     Attributes:
         cond: What the network is told.
+        negative_cond: What the unconditional pass is told instead of the null value.
         sampler: A name of ``stepfuse.samplers.SAMPLERS``; None is the model's default.
         steps: Number of steps; None is the model's default.
         guidance_scale: None is the model's default.
@@ -50,6 +51,7 @@ class Request:
     """
 
     cond: Any = None
+    negative_cond: Any = None
     sampler: str | None = None
     steps: int | None = None
     guidance_scale: float | None = None
@@ -75,6 +77,7 @@ class SampleRequest:
         table: Its sampler, compiled.
         seed: Key of all its noise.
         cond: A value for each conditioning input; None where it is told nothing.
+        negative_cond: The same for the unconditional pass; None where that is told the null values.
         known: What it begins with or keeps; None where it begins as noise.
         priority, deadline, timeout: As in ``Request``.
         name: The request's id, if it has one.
@@ -83,6 +86,7 @@ class SampleRequest:
     table: StepTable
     seed: int
     cond: list[npt.NDArray[Any]] | None
+    negative_cond: list[npt.NDArray[Any]] | None = None
     known: _core.Known | None = None
     priority: int = 0
     deadline: float | None = None
@@ -135,6 +139,7 @@ class Compiler:
             self,
             1,
             cond=request.cond,
+            negative_cond=request.negative_cond,
             seed=request.seed,
             table=request.table,
             sampler=request.sampler,
@@ -168,6 +173,7 @@ def resolve(
     n: int,
     *,
     cond: Any,
+    negative_cond: Any = None,
     seed: int | Sequence[int] | None,
     table: StepTable | Sequence[StepTable] | None,
     sampler: str | Sequence[str] | None,
@@ -191,6 +197,7 @@ def resolve(
         raise ValueError(f"n must be at least 1, got {n}")
     info = compiler.info
     conds = cond_per_sample(info.cond, cond, n)
+    negatives = cond_per_sample(info.cond, negative_cond, n, "negative_cond")
     seeds = _seeds(seed, n)
     if table is not None:
         given = {"sampler": sampler, "steps": steps, "guidance_scale": guidance_scale, "eta": eta, **options}
@@ -204,9 +211,11 @@ def resolve(
         tables = _tables(compiler, n, sampler, steps, guidance_scale, eta, options)
     edit = Edit(info, n, image, mask, _strengths(strength, n))
     requests = []
-    for index, (whole, seed, cond) in enumerate(zip(tables, seeds, conds, strict=True)):
+    for index, (whole, seed, cond, negative) in enumerate(zip(tables, seeds, conds, negatives, strict=True)):
         run, known = edit.apply(index, whole)
-        requests.append(SampleRequest(run, seed, cond, known))
+        if negative is not None and cond is None:  # then the null values are what it is told
+            cond = [spec.value(name, None) for name, spec in info.cond.items()]
+        requests.append(SampleRequest(run, seed, cond, negative, known))
     return requests
 
 

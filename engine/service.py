@@ -144,7 +144,7 @@ class Service:
             draw.x,
             draw.x0,
             request.cond or [],
-            self._nulls,
+            request.negative_cond or self._nulls,
             priority=request.priority,
             deadline=deadline,
             timeout=request.timeout,

@@ -20,29 +20,42 @@ except ImportError as error:  # installed without its dependencies, or both of i
 SAMPLE, TIMESTEP, PREDICTION = "sample", "timestep", "prediction"
 
 
-class OnnxRuntimeDenoiser:
-    """A bundle's ``denoiser.onnx`` in an ONNX Runtime session.
+def open_session(model: Path, *, threads: int = 0, spinning: bool = True) -> ort.InferenceSession:
+    """An ONNX file in a session on the CPU.
 
     Args:
         model: The ONNX file.
-        buffers: The loop's memory, which inputs and output are bound to.
         threads: Threads inside an operator; 0 leaves it to ONNX Runtime, which takes a thread a core.
         spinning: Whether idle threads wait actively: the lowest latency, at the price of a busy core.
 
     Raises:
-        BundleError: If the file is no ONNX model, or its inputs and output are not those of the manifest.
+        BundleError: If the file is no ONNX model.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
+    try:
+        return ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's exceptions share no base class
+        raise BundleError(f"{model} does not load in ONNX Runtime: {error}") from error
+
+
+class OnnxRuntimeDenoiser:
+    """A bundle's ``denoiser.onnx`` in an ONNX Runtime session, which several of these may share.
+
+    Args:
+        session: The network.
+        model: Its file, for messages.
+        buffers: The loop's memory, which inputs and output are bound to.
+
+    Raises:
+        BundleError: If the network's inputs and output are not those of the manifest.
     """
 
-    def __init__(self, model: Path, buffers: Buffers, *, threads: int = 0, spinning: bool = True) -> None:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
-        try:
-            self._session = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime's exceptions share no base class
-            raise BundleError(f"{model} does not load in ONNX Runtime: {error}") from error
+    def __init__(self, session: ort.InferenceSession, model: Path, buffers: Buffers) -> None:
+        self._session = session
         self._buffers = buffers
         self._bindings: dict[int, ort.IOBinding] = {}
         self._check_interface(model)
@@ -60,7 +73,7 @@ class OnnxRuntimeDenoiser:
             raise DenoiserError(f"ONNX Runtime could not run {rows} rows: {error}") from error
 
     def close(self) -> None:
-        """Frees the session."""
+        """Lets the session go: it is freed with the last that shares it."""
         self._bindings.clear()
         del self._session
 

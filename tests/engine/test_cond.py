@@ -67,7 +67,7 @@ def test_a_value_that_does_not_fit_is_refused(spec, given, error, message):
     ("arguments", "message"),
     [
         pytest.param({"dtype": "string", "null": 0}, "dtype must be one of float32, .*, got 'string'", id="dtype"),
-        pytest.param({"shape": (2,), "null": 0}, r"null must have shape \(2,\), got \(\)", id="null-shape"),
+        pytest.param({"shape": (2,), "null": [0] * 3}, r"null must have shape \(2,\), got \(3,\)", id="null-shape"),
     ],
 )
 def test_an_input_that_makes_no_sense_is_refused(arguments, message):
@@ -137,3 +137,8 @@ def test_null_everywhere_is_to_be_told_nothing(given):
 def test_inputs_are_named(inputs, given, error, message):
     with pytest.raises(error, match=message):
         cond_per_sample(inputs, given, 2)
+
+
+def test_a_null_number_fills_the_shape():
+    spec = sf.CondInput("float32", (4, 8), null=0.5)
+    np.testing.assert_array_equal(spec.value("y", None), np.full((4, 8), 0.5, np.float32))
