@@ -2,7 +2,7 @@
 
 With x the state, e the network's output and d the clean sample that it implies, a step is
 ``x' = q_x x + q_d d + q_e e + q_h h + q_z z``. Each function writes its paper's update in these terms, in float64.
-``ddim_inverse``, the way back, is in ``inversion.py``.
+``ddim_inverse``, the way back, is in ``inversion.py``; those that go by noise levels are in ``sigmas.py``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from stepfuse.coefficients import (
     clean_sample,
     eps_from,
     karras_sigmas,
-    match_count,
     next_timesteps,
     recorded,
     require_between,
@@ -32,7 +31,10 @@ from stepfuse.coefficients import (
     step_count,
 )
 from stepfuse.inversion import ddim_inverse as ddim_inverse
-from stepfuse.schedule import NoiseSchedule, Spacing, explicit_timesteps, spaced_timesteps
+from stepfuse.schedule import NoiseSchedule, Spacing, spaced_timesteps
+from stepfuse.sigmas import euler as euler
+from stepfuse.sigmas import euler_ancestral as euler_ancestral
+from stepfuse.sigmas import heun as heun
 from stepfuse.steptable import StepTable
 
 
@@ -289,114 +291,8 @@ def lcm(
     return build_table("lcm", schedule, t, columns, guidance_scale, guidance_interval)
 
 
-@recorded
-def heun(
-    schedule: NoiseSchedule,
-    steps: int | None = None,
-    *,
-    timesteps: Sequence[float] | None = None,
-    spacing: Spacing = "linspace",
-    steps_offset: int = 0,
-    prediction_type: PredictionType = "epsilon",
-    clip: float | None = None,
-    karras: bool = False,
-    guidance_scale: float = 1.0,
-    guidance_interval: tuple[float, float] = (0.0, 1.0),
-) -> StepTable:
-    """Heun's second-order method on the probability-flow ODE (Karras et al., 2022, Algorithm 1).
-
-    The state is ``x0 + sigma z``. An interval is two rows: Euler to its end, then the average of both slopes, for which
-    the history carries the state and half of the first slope. The last interval, to sigma = 0, is Euler alone.
-
-    Args:
-        schedule: As for ``ddim``, and so are the arguments not named here.
-        steps: Number of noise levels S; the table has 2 S - 1 rows.
-        timesteps: As for ``ddim``; they need not be whole.
-        spacing: As for ``ddim``; ``linspace`` is not rounded.
-        karras: Noise levels of Karras et al. (2022), Eq. 5 with ρ = 7, between those that ``spacing`` ends at.
-
-    Returns:
-        A table of 2 S - 1 rows, the noisiest timestep first.
-
-    Raises:
-        ValueError: If a bound is broken; the message carries the value received.
-    """
-    total = schedule.num_train_timesteps
-    t = choose_timesteps(schedule, steps, timesteps, spacing, steps_offset)
-    if timesteps is None and spacing == "linspace":
-        t = np.linspace(0, total - 1, len(t))[::-1]
-    all_sigmas = sigmas_of(schedule, prediction_type)
-    sigma = np.interp(t, np.arange(total), all_sigmas)
-    if karras:
-        sigma = karras_sigmas(sigma[::-1], len(t))
-        t = np.interp(np.log(sigma), np.log(all_sigmas), np.arange(total))
-    init_scale = float(sigma[0] if spacing in ("linspace", "trailing") else np.hypot(sigma[0], 1.0))
-
-    # Row 2 i is Euler's at sigma[i], row 2 i + 1 the correction at sigma[i + 1]; dt is that interval's width in both.
-    euler = np.arange(2 * len(t) - 1) % 2 == 0
-    t, sigma_here = np.repeat(t, 2)[1:], np.repeat(sigma, 2)[1:]
-    dt = np.repeat(np.append(np.diff(sigma), -sigma[-1]), 2)[:-1]
-    step = np.where(euler, dt, dt / 2)
-    corrected = euler & (np.arange(len(t)) < len(t) - 1)
-    scale = 1 / np.sqrt(1 + sigma_here**2)
-    # The slope is the noise estimate. As (x - d) / sigma it would lose all digits where sigma is small beside x.
-    x_to_slope, d_to_slope, e_to_slope = eps_from(prediction_type, scale**2, from_clipped=clip is not None)
-    x_to_slope = scale * x_to_slope  # the network's own state is scale * x
-    clean = clean_sample(prediction_type, scale**2, clip)
-    clean["p_x"] = scale * np.asarray(clean["p_x"])
-    columns: Columns = {
-        **clean,
-        "s": scale,
-        "q_x": np.where(euler, 1.0, 0.0) + step * x_to_slope,
-        "q_d": step * d_to_slope,
-        "q_e": step * e_to_slope,
-        "q_h": np.where(euler, 0.0, 1.0),
-        "u_x": np.where(corrected, 1 + step / 2 * x_to_slope, 0.0),
-        "u_d": np.where(corrected, step / 2 * d_to_slope, 0.0),
-        "u_e": np.where(corrected, step / 2 * e_to_slope, 0.0),
-    }
-    return build_table("heun", schedule, t, columns, guidance_scale, guidance_interval, init_scale)
-
-
-@recorded
-def euler(
-    schedule: NoiseSchedule,
-    steps: int | None = None,
-    *,
-    timesteps: Sequence[float] | None = None,
-    guidance_scale: float = 1.0,
-    guidance_interval: tuple[float, float] = (0.0, 1.0),
-) -> StepTable:
-    """Euler's method on a rectified flow (Esser et al., 2024): ``x' = x + (sigma' - sigma) v`` with ``v = z - x0``.
-
-    Args:
-        schedule: A flow schedule, ``NoiseSchedule.flow(shift)``.
-        steps: Number of network evaluations S, 1 ≤ S ≤ T.
-        timesteps: Timesteps of one's own, T σ from T down, strictly decreasing, taken as they are, without shift.
-
-    Returns:
-        A table of S rows, the noisiest timestep first.
-
-    Raises:
-        ValueError: If the schedule is no flow schedule, or a bound is broken; the message carries the value received.
-    """
-    if schedule.shift is None:
-        raise ValueError("euler needs a flow schedule, NoiseSchedule.flow(shift), got a variance-preserving one")
-    total = schedule.num_train_timesteps
-    if timesteps is not None:
-        sigma = explicit_timesteps(total + 1, timesteps) / total
-        match_count(steps, len(sigma))
-    else:
-        shift = schedule.shift
-        ends = [shift * end / (1 + (shift - 1) * end) for end in (1.0, 1.0 / total)]
-        sigma = np.linspace(ends[0], ends[1], step_count(steps, total))
-        sigma = shift * sigma / (1 + (shift - 1) * sigma)  # diffusers shifts both the ends and what lies between
-    columns: Columns = {"p_x": 1.0, "p_e": -sigma, "q_x": 1.0, "q_e": np.append(sigma[1:], 0.0) - sigma}
-    return build_table("euler", schedule, sigma * total, columns, guidance_scale, guidance_interval)
-
-
 #: Samplers by name, as ``Engine.sample(sampler=...)`` takes them.
 SAMPLERS: Mapping[str, Callable[..., StepTable]] = {
     function.__name__: cast("Callable[..., StepTable]", function)
-    for function in (ddim, ddpm, ddpm_strided, dpmpp_2m, lcm, heun, euler)
+    for function in (ddim, ddpm, ddpm_strided, dpmpp_2m, lcm, heun, euler, euler_ancestral)
 }

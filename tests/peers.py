@@ -21,8 +21,10 @@ SCHEDULERS = {
     "dpmpp_2m": "DPMSolverMultistepScheduler",
     "lcm": "LCMScheduler",
     "heun": "HeunDiscreteScheduler",
-    "euler": "FlowMatchEulerDiscreteScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "euler_ancestral": "EulerAncestralDiscreteScheduler",
 }
+FLOW_SCHEDULERS = {"euler": "FlowMatchEulerDiscreteScheduler"}
 TOLERANCES = dict.fromkeys(SCHEDULERS, tolerances.ONE_STEP) | dict.fromkeys(["dpmpp_2m", "heun"], tolerances.MULTISTEP)
 
 SCALED = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -80,7 +82,8 @@ def scheduler(sampler, schedule, options, **timesteps):
     if "dynamic_threshold" in options:
         ratio, largest = options["dynamic_threshold"]
         config |= {"thresholding": True, "dynamic_thresholding_ratio": ratio, "sample_max_value": largest}
-    found = getattr(diffusers, SCHEDULERS[sampler])(**SCHEDULES[schedule], **config)
+    names = FLOW_SCHEDULERS if "shift" in SCHEDULES[schedule] else SCHEDULERS
+    found = getattr(diffusers, names[sampler])(**SCHEDULES[schedule], **config)
     for name in {"alphas_cumprod", "final_alpha_cumprod"} & vars(found).keys():
         setattr(found, name, getattr(found, name).double())
     found.set_timesteps(**timesteps)

@@ -96,9 +96,11 @@ def test_samplers_of_preserving_schedules_refuse_flow(sampler):
         SAMPLERS[sampler](FLOW, 5)
 
 
-def test_euler_refuses_a_preserving_schedule():
-    with pytest.raises(ValueError, match="euler needs a flow schedule"):
-        sf.samplers.euler(LINEAR, 5)
+@pytest.mark.parametrize("option", [{"spacing": "trailing"}, {"steps_offset": 1}, {"karras": True}], ids=str)
+def test_euler_on_a_flow_refuses_what_is_of_other_schedules(option):
+    [[name, value]] = option.items()
+    with pytest.raises(ValueError, match=f"^{name} must be left out with a flow schedule, got {value!r}$"):
+        sf.samplers.euler(FLOW, 5, **option)
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm"])

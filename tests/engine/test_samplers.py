@@ -16,6 +16,8 @@ diffusers = pytest.importorskip("diffusers", reason="diffusers needs Python 3.11
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning:diffusers")
 
+FLOWS = [name for name, levels in peers.SCHEDULES.items() if "shift" in levels]
+PRESERVING = [name for name in peers.SCHEDULES if name not in FLOWS]
 STEPS = (1, 2, 5, 7, 10, 20, 50)
 
 V, X0 = {"prediction_type": "v_prediction"}, {"prediction_type": "sample"}
@@ -61,15 +63,15 @@ CASES = {
         "clip": {"clip": 1.0, "karras": True},
         "clip-v": {**V, "clip": 0.7, "karras": True},
     },
-    "euler": {"flow": {}, "guided": {"guidance_scale": 3.0}},
+    "euler": {**PREDICTIONS, **SPACED, "karras": {"karras": True}, "karras-v": {**V, "karras": True}},
+    "euler_ancestral": {"eps": {}, "v": V, "guided": {"guidance_scale": 3.0}, **SPACED},  # diffusers has no "sample"
 }
+FLOW_CASES = {"euler": {"flow": {}, "guided": {"guidance_scale": 3.0}}}
 
 
 def comparable(sampler, case, steps, schedule):
     """Whether both sides define the run, and float32 can hold it."""
     options = CASES[sampler][case]
-    if (sampler == "euler") != schedule.startswith("shift"):
-        return False
     if steps == 1000 and (sampler != "ddpm" or "steps_offset" in options):
         return False
     if schedule == "zero-snr":  # nothing follows from eps at pure noise; diffusers' Heun has no such schedule
@@ -82,9 +84,13 @@ def comparable(sampler, case, steps, schedule):
 
 def grid():
     for sampler, cases in CASES.items():
-        for case, steps, schedule in itertools.product(cases, (*STEPS, 1000), peers.SCHEDULES):
+        for case, steps, schedule in itertools.product(cases, (*STEPS, 1000), PRESERVING):
             if comparable(sampler, case, steps, schedule):
-                yield pytest.param(sampler, case, steps, schedule, id=f"{sampler}-{case}-{steps}-{schedule}")
+                options = CASES[sampler][case]
+                yield pytest.param(sampler, options, steps, schedule, id=f"{sampler}-{case}-{steps}-{schedule}")
+    for sampler, cases in FLOW_CASES.items():
+        for case, steps, schedule in itertools.product(cases, STEPS, FLOWS):
+            yield pytest.param(sampler, cases[case], steps, schedule, id=f"{sampler}-{case}-{steps}-{schedule}")
 
 
 def ours(schedule, table):
@@ -92,9 +98,9 @@ def ours(schedule, table):
         return engine.sample(peers.BATCH, cond=1.0, table=table, noise=peers.NOISE, seed=peers.SEED)
 
 
-@pytest.mark.parametrize(("sampler", "case", "steps", "schedule"), list(grid()))
-def test_sampler_is_diffusers(sampler, case, steps, schedule, monkeypatch):
-    options, levels = dict(CASES[sampler][case]), peers.noise_schedule(schedule)
+@pytest.mark.parametrize(("sampler", "options", "steps", "schedule"), list(grid()))
+def test_sampler_is_diffusers(sampler, options, steps, schedule, monkeypatch):
+    options, levels = dict(options), peers.noise_schedule(schedule)
     if "final_alpha_cumprod" in options:
         options["final_alpha_cumprod"] = levels.alphas_cumprod[0]
     step_options = {"eta": options.get("eta", 0.0), "use_clipped_model_output": "clipped_eps" in options}
@@ -108,9 +114,12 @@ def test_sampler_is_diffusers(sampler, case, steps, schedule, monkeypatch):
     assert np.abs(got - want).max() < peers.TOLERANCES[sampler] * np.abs(want).max()
 
 
-@pytest.mark.parametrize("sampler", ["ddpm", "dpmpp_2m", "lcm", "heun", "euler"])
-def test_explicit_timesteps_are_diffusers(sampler, monkeypatch):
-    timesteps, schedule = [979, 900, 519, 100, 99, 19], "shift-1" if sampler == "euler" else "scaled"
+EXPLICIT = dict.fromkeys(("ddpm", "dpmpp_2m", "lcm", "heun", "euler"), "scaled")
+
+
+@pytest.mark.parametrize(("sampler", "schedule"), [*EXPLICIT.items(), ("euler", "shift-1")])
+def test_explicit_timesteps_are_diffusers(sampler, schedule, monkeypatch):
+    timesteps = [979, 900, 519, 100, 99, 19]
     want = peers.run(peers.scheduler(sampler, schedule, {}, timesteps=timesteps), monkeypatch)
     levels = peers.noise_schedule(schedule)
     got = ours(levels, getattr(sf.samplers, sampler)(levels, timesteps=timesteps))
