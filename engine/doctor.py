@@ -11,6 +11,8 @@ from stepfuse import _core
 from stepfuse.bundle import Bundle, embedded_models
 from stepfuse.errors import BundleError
 
+_EXPORTERS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "safetensors")
+_EXPORT = "pip install 'stepfuse[export]'"
 _COLLISION = "pip uninstall onnxruntime onnxruntime-gpu, then pip install the one you want"
 
 
@@ -45,9 +47,9 @@ def examine() -> list[Finding]:
         Finding("instruction sets", ", ".join(_core.isas()), "the fused step on the CPU"),
         _onnxruntime(),
         *(_model(name) for name in embedded_models()),
-        _package("torch", "the recipes in examples/", "pip install 'stepfuse[torch]'"),
-        _package("onnx", "the recipes in examples/", "pip install 'stepfuse[export]'"),
-        _package("onnxscript", "the recipes in examples/", "pip install 'stepfuse[export]'"),
+        _package("tokenizers", "prompts", "pip install 'stepfuse[text]'"),
+        *(_package(package, "exporting models", _EXPORT) for package in _EXPORTERS),
+        _tensorrt(),
         _driver(),
     ]
 
@@ -84,6 +86,13 @@ def _model(name: str) -> Finding:
     except BundleError as error:
         return Finding(f"model {name}", "", f"sampling it ({error})", "pip install --force-reinstall stepfuse", True)
     return Finding(f"model {name}", "checksums match", "sampling it", required=True)
+
+
+def _tensorrt() -> Finding:
+    for package in ("tensorrt", "tensorrt-rtx-cu13"):
+        if found := _installed(package):
+            return Finding("TensorRT", f"{package} {found}", "building plans")
+    return Finding("TensorRT", "", "building plans", "pip install 'stepfuse[tensorrt]', or NVIDIA's tensorrt")
 
 
 def _driver() -> Finding:

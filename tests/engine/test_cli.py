@@ -117,7 +117,9 @@ def test_text_in_a_bundle_is_no_markup(tmp_path):
 
 def test_doctor_names_the_extra_to_install(monkeypatch):
     monkeypatch.setattr("stepfuse.doctor._installed", lambda package: "")
-    assert "stepfuse[torch]" in "".join(run("doctor").output.split())
+    output = "".join(run("doctor").output.split())
+    for extra in ("text", "export", "tensorrt"):
+        assert f"stepfuse[{extra}]" in output
 
 
 @pytest.mark.parametrize("cond", [support.NULL, "bag"], ids=["null-class", "name"])
