@@ -198,7 +198,7 @@ def resolve(
     info = compiler.info
     conds = cond_per_sample(info.cond, cond, n)
     negatives = cond_per_sample(info.cond, negative_cond, n, "negative_cond")
-    seeds = _seeds(seed, n)
+    seeds = seeds_of(seed, n)
     if table is not None:
         given = {"sampler": sampler, "steps": steps, "guidance_scale": guidance_scale, "eta": eta, **options}
         named = [name for name, value in given.items() if value is not None]
@@ -356,7 +356,8 @@ def _strengths(given: float | Sequence[float] | None, n: int) -> list[float | No
     return strengths
 
 
-def _seeds(seed: int | Sequence[int] | None, n: int) -> list[int]:
+def seeds_of(seed: int | Sequence[int] | None, n: int) -> list[int]:
+    """A seed a sample: of one seed s, s + i, beginning again at 0 after the last; None draws one."""
     if seed is None:
         seed = secrets.randbits(64)
     if isinstance(seed, int | np.integer) and not isinstance(seed, bool):
