@@ -1,0 +1,192 @@
+"""A scheduler's configuration as a table, against diffusers' scheduler of that configuration over whole runs."""
+
+import inspect
+import json
+
+import numpy as np
+import peers
+import pytest
+import tolerances
+
+from stepfuse.integrations.scheduler_config import COVERED, DEFAULTS, read_scheduler
+
+diffusers = pytest.importorskip("diffusers", reason="diffusers needs Python 3.11")
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning:diffusers")
+
+SCALED = peers.SCALED
+V = {"prediction_type": "v_prediction"}
+ZERO_SNR = {**SCALED, **V, "rescale_betas_zero_snr": True}
+COSINE = {"beta_schedule": "squaredcos_cap_v2"}
+UNCLIPPED = {"clip_sample": False}
+THRESHOLD = {"thresholding": True, "dynamic_thresholding_ratio": 0.8, "sample_max_value": 2.0}
+STABLE_DIFFUSION = {**SCALED, "steps_offset": 1, "timestep_spacing": "leading", "skip_prk_steps": True}
+CONFIGS = {
+    "DDIMScheduler": [
+        {},
+        {**STABLE_DIFFUSION, "clip_sample": False, "set_alpha_to_one": False},
+        {**ZERO_SNR, "timestep_spacing": "trailing", "clip_sample": False},
+        {**COSINE, "clip_sample_range": 0.7, "prediction_type": "sample"},
+        {**THRESHOLD, "timestep_spacing": "linspace"},
+        {"trained_betas": np.linspace(1e-3, 0.05, 100).tolist(), "num_train_timesteps": 100, **UNCLIPPED},
+    ],
+    "DDPMScheduler": [
+        {},
+        {"variance_type": "fixed_large", **UNCLIPPED},
+        {"variance_type": "fixed_small_log", **COSINE, **V},
+        {**THRESHOLD, **SCALED, "timestep_spacing": "trailing"},
+    ],
+    "DPMSolverMultistepScheduler": [
+        {},
+        STABLE_DIFFUSION,
+        {**SCALED, "use_karras_sigmas": True, "euler_at_final": True},
+        {**ZERO_SNR, "timestep_spacing": "trailing"},
+        {**SCALED, **V, "final_sigmas_type": "sigma_min", "lower_order_final": False},
+        {**SCALED, **THRESHOLD, "lambda_min_clipped": -5.1},
+    ],
+    "LCMScheduler": [
+        {},
+        {"original_inference_steps": 100, "clip_sample": True, "clip_sample_range": 0.8, "set_alpha_to_one": False},
+        {**THRESHOLD, **V, "beta_schedule": "linear"},
+    ],
+    "HeunDiscreteScheduler": [
+        {},
+        {**STABLE_DIFFUSION, "thresholding": True, "rescale_betas_zero_snr": True},  # it has neither
+        {**SCALED, **V, "use_karras_sigmas": True, "clip_sample": True, "timestep_spacing": "trailing"},
+    ],
+    "EulerDiscreteScheduler": [
+        {},
+        {**STABLE_DIFFUSION, "interpolation_type": "linear", "set_alpha_to_one": False},
+        {**SCALED, **V, "use_karras_sigmas": True},
+        {**ZERO_SNR, "timestep_spacing": "trailing", "sigma_min": 0.1},
+    ],
+    "EulerAncestralDiscreteScheduler": [{}, STABLE_DIFFUSION, {**ZERO_SNR, "timestep_spacing": "trailing"}],
+    "FlowMatchEulerDiscreteScheduler": [{}, {"shift": 3.0}, {"shift": 3.0, "num_train_timesteps": 500}],
+}
+CASES = [
+    pytest.param(name, config, steps, id=f"{name}-{index}-{steps}")
+    for name, configs in CONFIGS.items()
+    for index, config in enumerate(configs)
+    for steps in (1, 6, 25)
+]
+
+
+def the_scheduler(name, config, steps):
+    """diffusers' own, its noise levels in float64."""
+    scheduler = getattr(diffusers, name).from_config(config)
+    for levels in {"alphas_cumprod", "final_alpha_cumprod"} & vars(scheduler).keys():
+        setattr(scheduler, levels, getattr(scheduler, levels).double())
+    scheduler.set_timesteps(steps)
+    if hasattr(scheduler, "sigmas"):
+        scheduler.sigmas = scheduler.sigmas.double()
+    return scheduler
+
+
+def ours(settings, steps, **options):
+    with peers.engine(settings.schedule, settings.prediction_type) as engine:
+        arguments = {**settings.defaults, **options}
+        return engine.sample(peers.BATCH, cond=1.0, steps=steps, noise=peers.NOISE, seed=peers.SEED, **arguments)
+
+
+def test_what_is_filled_in_is_what_diffusers_fills_in():
+    assert tuple(DEFAULTS) == COVERED
+    for name, defaults in DEFAULTS.items():
+        parameters = inspect.signature(getattr(diffusers, name).__init__).parameters
+        assert defaults == {key: one.default for key, one in parameters.items() if key != "self"}, name
+
+
+@pytest.mark.parametrize(("name", "config", "steps"), CASES)
+def test_a_run_is_diffusers(name, config, steps, monkeypatch):
+    settings = read_scheduler({**config, "_class_name": name, "_diffusers_version": "0.42.1"})
+    want = peers.run(the_scheduler(name, config, steps), monkeypatch, 3.0)
+    got = ours(settings, steps, guidance_scale=3.0)
+    history = name in ("DPMSolverMultistepScheduler", "HeunDiscreteScheduler")
+    limit = tolerances.MULTISTEP if history else tolerances.ONE_STEP
+    scale = max(np.abs(want).max(), 1.0)  # a result of a few hundredths is the difference of states a hundred times 1
+    assert np.abs(got - want).max() < limit * scale
+
+
+@pytest.mark.parametrize("name", COVERED)
+def test_a_saved_file_is_read_alike(name, tmp_path):
+    """Infinities and tuples go through JSON; the defaults can be written to a manifest."""
+    getattr(diffusers, name)().save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "scheduler_config.json").read_text())
+    read, filled = read_scheduler(saved), read_scheduler({"_class_name": name})
+    assert read.defaults == filled.defaults
+    assert read.schedule.config == filled.schedule.config
+    json.dumps(read.defaults, allow_nan=False)
+
+
+def test_noise_that_cannot_be_told_from_signal_is_refused_by_the_sampler():
+    settings = read_scheduler({"_class_name": "DDIMScheduler", "rescale_betas_zero_snr": True, **UNCLIPPED})
+    with pytest.raises(ValueError, match="use v_prediction"):
+        ours(settings, 1, spacing="trailing")
+
+
+@pytest.mark.parametrize(
+    ("name", "entry", "value"),
+    [
+        ("DDIMScheduler", "beta_schedule", "sigmoid"),
+        ("DDIMScheduler", "prediction_type", "flow_prediction"),
+        ("DDIMScheduler", "timestep_spacing", "even"),
+        ("DDPMScheduler", "variance_type", "learned_range"),
+        ("DPMSolverMultistepScheduler", "algorithm_type", "sde-dpmsolver++"),
+        ("DPMSolverMultistepScheduler", "solver_order", 3),
+        ("DPMSolverMultistepScheduler", "solver_type", "heun"),
+        ("DPMSolverMultistepScheduler", "use_beta_sigmas", True),
+        ("DPMSolverMultistepScheduler", "use_flow_sigmas", True),
+        ("DPMSolverMultistepScheduler", "lambda_min_clipped", -2.0),
+        ("LCMScheduler", "timestep_scaling", 5.0),
+        ("HeunDiscreteScheduler", "use_exponential_sigmas", True),
+        ("EulerDiscreteScheduler", "interpolation_type", "log_linear"),
+        ("EulerDiscreteScheduler", "final_sigmas_type", "sigma_min"),
+        ("EulerAncestralDiscreteScheduler", "prediction_type", "sample"),
+        ("FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting", True),
+        ("FlowMatchEulerDiscreteScheduler", "shift_terminal", 0.1),
+        ("FlowMatchEulerDiscreteScheduler", "stochastic_sampling", True),
+    ],
+)
+def test_what_changes_the_numbers_is_refused_by_name_and_value(name, entry, value):
+    others = "change the scheduler's configuration, or take another of DDIMScheduler, DDPMScheduler"
+    with pytest.raises(ValueError, match=rf"^{name}: {entry} must be .*, got {value!r}: {others}"):
+        read_scheduler({"_class_name": name, entry: value})
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"_class_name": "PNDMScheduler"}, "scheduler must be one of DDIMScheduler, .*, got PNDMScheduler"),
+        ({}, "scheduler must be one of DDIMScheduler, .*, got None"),
+        ({"_class_name": "DDIMScheduler", "churn": 0.1}, "DDIMScheduler: entries must be known, got churn = 0.1"),
+        (
+            {"_class_name": "DDIMScheduler", "trained_betas": [0.1, 0.2]},
+            "trained_betas must be num_train_timesteps = 1000, got 2",
+        ),
+        (
+            {"_class_name": "DDIMScheduler", "thresholding": True, "sample_max_value": 0.5},
+            "sample_max_value must be at least 1 with thresholding, got 0.5",
+        ),
+        (
+            {"_class_name": "DPMSolverMultistepScheduler", "use_karras_sigmas": True, **COSINE},
+            "beta_schedule must be 'linear' or 'scaled_linear' with use_karras_sigmas, got 'squaredcos_cap_v2'",
+        ),
+        (
+            {"_class_name": "EulerDiscreteScheduler", "use_karras_sigmas": True, "sigma_max": 10.0},
+            "sigma_max must be None with use_karras_sigmas, got 10.0",
+        ),
+        (
+            {"_class_name": "EulerDiscreteScheduler", "timestep_type": "continuous", **V},
+            "timestep_type must be 'discrete' with prediction_type 'v_prediction', got 'continuous'",
+        ),
+    ],
+)
+def test_what_is_not_covered_is_refused(config, message):
+    with pytest.raises(ValueError, match=message):
+        read_scheduler(config)
+
+
+def test_a_bound_on_the_noise_is_refused_only_where_it_binds():
+    config = {"_class_name": "DPMSolverMultistepScheduler", "lambda_min_clipped": -5.1}
+    read_scheduler({**config, **SCALED})  # its noisiest level is -2.7
+    with pytest.raises(ValueError, match=r"lambda_min_clipped must be -inf, got -5\.1"):
+        read_scheduler({**config, **COSINE})
