@@ -156,6 +156,31 @@ def ancestral(
         }
 
 
+def implicit(
+    prediction_type: str, a: Float64Array, a_prev: Float64Array, eta: float, clip: float | None, *, clipped_eps: bool
+) -> Columns:
+    """Song et al. (2021), Eq. 12 with the variance of Eq. 16, for a jump from signal share ``a`` to ``a_prev``."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        sigma = eta * np.sqrt((1 - a_prev) / (1 - a) * (1 - a / a_prev))
+        # With eta = 1 at ᾱ = 0 the two cancel, and rounding may leave less than nothing.
+        towards_x = np.sqrt(np.maximum(1 - a_prev - sigma**2, 0.0))
+        x_to_eps, d_to_eps, e_to_eps = eps_from(prediction_type, a, from_clipped=clipped_eps)
+        return {
+            **clean_sample(prediction_type, a, clip),
+            "q_x": towards_x * x_to_eps,
+            "q_d": np.sqrt(a_prev) + towards_x * d_to_eps,
+            "q_e": towards_x * e_to_eps,
+            "q_z": sigma,
+        }
+
+
+def consistency(t: Float64Array, timestep_scaling: float = 10.0) -> tuple[Float64Array, Float64Array]:
+    """Weights of (x, d) in a consistency function: Luo et al. (2023), Eq. 4 and appendix."""
+    sigma_data = 0.5
+    scaled = timestep_scaling * t
+    return sigma_data**2 / (scaled**2 + sigma_data**2), scaled / np.sqrt(scaled**2 + sigma_data**2)
+
+
 def build_table(
     name: str,
     schedule: NoiseSchedule,

@@ -22,7 +22,8 @@ from stepfuse.coefficients import (
     build_table,
     choose_timesteps,
     clean_sample,
-    eps_from,
+    consistency,
+    implicit,
     karras_sigmas,
     next_timesteps,
     recorded,
@@ -86,18 +87,7 @@ def ddim(
     t = choose_timesteps(schedule, steps, timesteps, spacing, steps_offset)
     prev_t = next_timesteps(schedule, t, explicit=timesteps is not None)
     a, a_prev = alphas_at(schedule, t), alphas_at(schedule, prev_t, final_alpha_cumprod)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        sigma = eta * np.sqrt((1 - a_prev) / (1 - a) * (1 - a / a_prev))
-        # With eta = 1 at ᾱ = 0 the two cancel, and rounding may leave less than nothing.
-        towards_x = np.sqrt(np.maximum(1 - a_prev - sigma**2, 0.0))
-        x_to_eps, d_to_eps, e_to_eps = eps_from(prediction_type, a, from_clipped=clipped_eps)
-        columns: Columns = {
-            **clean_sample(prediction_type, a, clip),
-            "q_x": towards_x * x_to_eps,
-            "q_d": np.sqrt(a_prev) + towards_x * d_to_eps,
-            "q_e": towards_x * e_to_eps,
-            "q_z": sigma,
-        }
+    columns = implicit(prediction_type, a, a_prev, eta, clip, clipped_eps=clipped_eps)
     return build_table("ddim", schedule, t, columns, guidance_scale, guidance_interval)
 
 
@@ -278,9 +268,7 @@ def lcm(
         count = step_count(steps, original_steps)
         t = solver[np.floor(np.linspace(0, original_steps, count, endpoint=False)).astype(int)]
     a, a_prev = alphas_at(schedule, t), alphas_at(schedule, np.append(t[1:], -1.0))
-    sigma_data, timestep_scaling = 0.5, 10.0  # boundary condition scalings, Eq. 4 of that paper and its appendix
-    c_skip = sigma_data**2 / ((timestep_scaling * t) ** 2 + sigma_data**2)
-    c_out = timestep_scaling * t / np.sqrt((timestep_scaling * t) ** 2 + sigma_data**2)
+    c_skip, c_out = consistency(t)
     with np.errstate(divide="ignore", invalid="ignore"):
         columns: Columns = {
             **clean_sample(prediction_type, a, clip),
