@@ -6,6 +6,8 @@ A sampler is a table, a step is one 64-byte row, and one fused kernel runs any r
 if __name__ != "stepfuse":
     raise ImportError(f"this folder installs as 'stepfuse': pip install it and import that, not {__name__!r}")
 
+from typing import TYPE_CHECKING, Any
+
 from stepfuse import samplers
 from stepfuse.bundle import Bundle, ModelInfo, embedded_models, write_bundle
 from stepfuse.cond import CondInput
@@ -19,6 +21,9 @@ from stepfuse.samplers import NaiveSamplerWarning
 from stepfuse.schedule import NoiseSchedule
 from stepfuse.steptable import StepTable
 from stepfuse.stream import Preview
+
+if TYPE_CHECKING:
+    from stepfuse.pipeline.text_to_image import TextToImage
 
 __all__ = [
     "Bundle",
@@ -38,6 +43,7 @@ __all__ = [
     "RequestTimeout",
     "Serving",
     "StepTable",
+    "TextToImage",
     "__version__",
     "embedded_models",
     "normal",
@@ -47,7 +53,11 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> str:
+def __getattr__(name: str) -> Any:
+    if name == "TextToImage":
+        from stepfuse.pipeline.text_to_image import TextToImage  # with ONNX Runtime, which not every engine needs
+
+        return TextToImage
     if name != "__version__":
         raise AttributeError(f"module 'stepfuse' has no attribute {name!r}")
     from importlib.metadata import version  # a fiftieth of a cold start, for what few ask

@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from stepfuse import _core
 
-#: Streams of one seed: the starting state, and the noise that a step adds.
-INITIAL_STATE, STEP = 0, 1
+#: Streams of one seed: the starting state, the noise that a step adds, and what an encoded picture deviates by.
+INITIAL_STATE, STEP, POSTERIOR = 0, 1, 2
 
 _M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 _W0, _W1 = 0x9E3779B9, 0xBB67AE85
@@ -27,7 +27,7 @@ def normal(seed: int, shape: tuple[int, ...], *, step: int = 0, stream: int = IN
         seed: 64-bit key, 0 ≤ seed < 2^64.
         shape: Shape of the sample; elements are numbered in C order.
         step: Step that adds the noise.
-        stream: ``INITIAL_STATE`` or ``STEP``.
+        stream: ``INITIAL_STATE``, ``STEP`` or ``POSTERIOR``.
 
     Returns:
         Shape ``shape``, float32: what the engine uses for this seed, to the bit.

@@ -22,6 +22,7 @@ def _load(name: str) -> None:
 _load("tolerances")
 _load("support")
 _load("peers")
+_load("handmade")
 
 import stepfuse.engine  # noqa: E402
 

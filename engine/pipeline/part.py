@@ -1,0 +1,62 @@
+"""One network of a pipeline beside the denoiser: text encoder, VAE decoder, VAE encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from stepfuse.backends.onnxruntime import open_session
+from stepfuse.errors import BundleError, DenoiserError
+
+Array = npt.NDArray[Any]
+
+
+class Part:
+    """A network that runs a few times an image, in ONNX Runtime; calls from any number of threads are safe.
+
+    Args:
+        path: Its ONNX file.
+        inputs: Names of its inputs.
+        outputs: Names of outputs that it must have; None takes those it has.
+        threads: As in ``open_session``. Idle threads do not spin: the denoiser's need the cores.
+
+    Raises:
+        BundleError: If it does not load, or its inputs and outputs are others.
+    """
+
+    def __init__(
+        self, path: Path, inputs: tuple[str, ...], outputs: tuple[str, ...] | None = None, *, threads: int = 0
+    ) -> None:
+        self._name = path.name
+        self._session = open_session(path, threads=threads, spinning=False)
+        for kind, nodes, wanted in (
+            ("inputs", self._session.get_inputs(), inputs),
+            ("outputs", self._session.get_outputs(), outputs),
+        ):
+            found = [node.name for node in nodes]
+            if wanted is not None and set(found) != set(wanted):
+                raise BundleError(f"{path}: {kind} must be {', '.join(wanted)}, got {', '.join(found)}")
+        self.outputs = tuple(node.name for node in self._session.get_outputs())
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Its outputs by name.
+
+        Raises:
+            DenoiserError: If ONNX Runtime fails, or an output holds a number that is not finite.
+        """
+        try:
+            found = self._session.run(self.outputs, dict(feeds))
+        except Exception as error:  # ONNX Runtime's exceptions share no base class
+            shapes = ", ".join(f"{name} {array.shape}" for name, array in feeds.items())
+            raise DenoiserError(f"ONNX Runtime could not run {self._name} on {shapes}: {error}") from error
+        for name, array in zip(self.outputs, found, strict=True):
+            if not np.isfinite(array).all():
+                raise DenoiserError(
+                    f"{name} of {self._name} must be finite, got {array[~np.isfinite(array)][0]}: float16 weights"
+                    " overflow in some networks, which are to be exported in float32"
+                )
+        return dict(zip(self.outputs, found, strict=True))

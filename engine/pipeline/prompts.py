@@ -1,0 +1,125 @@
+"""From prompts to what the denoiser is told: tokenizers, and the text encoder."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from stepfuse.bundle import Bundle
+from stepfuse.errors import BundleError
+from stepfuse.pipeline.info import TEXT_ENCODER, PromptInput
+from stepfuse.pipeline.part import Part
+
+Array = npt.NDArray[Any]
+
+REMEMBERED = 16  # encoded prompts: a transformer's embeddings of a long context are megabytes each
+
+logger = logging.getLogger("stepfuse")
+
+
+class PromptCutWarning(UserWarning):
+    """A prompt is longer than the text encoder's context; the message shows what is not read."""
+
+
+class PromptEncoder:
+    """Encodes each prompt alone, so that its embedding is the same bits beside any other, and remembers the last ones.
+
+    Calls from any number of threads are safe.
+
+    Args:
+        bundle: Of a pipeline with prompts.
+        threads: As in ``open_session``.
+
+    Raises:
+        BundleError: If a tokenizer cannot be read, or the text encoder's inputs and outputs are not the manifest's.
+        ImportError: If ``tokenizers`` is not installed.
+    """
+
+    def __init__(self, bundle: Bundle, *, threads: int = 0) -> None:
+        assert bundle.pipeline is not None
+        self._prompts = bundle.pipeline.prompts
+        self._tokenizers = [_tokenizer(bundle, one) for one in self._prompts]
+        self._part = Part(bundle.path / TEXT_ENCODER, tuple(one.input for one in self._prompts), threads=threads)
+        if unknown := set(self._part.outputs) - set(bundle.info.cond):
+            raise BundleError(
+                f"{bundle.path / TEXT_ENCODER}: outputs must be among the denoiser's conditioning inputs,"
+                f" {', '.join(bundle.info.cond) or 'none'}, got {', '.join(sorted(unknown))}"
+            )
+        self._remembered = functools.lru_cache(maxsize=REMEMBERED)(self._run)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The conditioning inputs that it feeds."""
+        return self._part.outputs
+
+    def encode(self, prompts: Sequence[str]) -> dict[str, Array]:
+        """What the denoiser is told for each prompt.
+
+        Returns:
+            By conditioning input: shape (n, *shape of the input).
+
+        Raises:
+            DenoiserError: If the text encoder fails.
+
+        Warns:
+            PromptCutWarning: If a prompt is longer than the context.
+        """
+        rows = [self._remembered(self._tokens(prompt)) for prompt in prompts]
+        return {name: np.stack([row[name] for row in rows]) for name in self.outputs}
+
+    def _tokens(self, prompt: str) -> tuple[tuple[int, ...], ...]:
+        """Token ids for each input, cut and padded to its length."""
+        found, cuts = [], {}
+        for one, tokenizer in zip(self._prompts, self._tokenizers, strict=True):
+            encoded = tokenizer.encode(prompt)
+            if encoded.overflowing:
+                cuts[_unread(prompt, encoded.overflowing[0])] = one.length
+            found.append((*encoded.ids, *[one.pad_id] * (one.length - len(encoded.ids))))
+        for unread, length in cuts.items():
+            text = f"a prompt is cut after {length} tokens: {unread!r} is not read"
+            if len(self._prompts) > 1:
+                text += " by a text encoder of that context"
+            warnings.warn(text, PromptCutWarning, stacklevel=_frames_of_ours())
+            logger.warning("%s (in %r)", text, prompt, extra={"request_id": ""})
+        return tuple(found)
+
+    def _run(self, tokens: tuple[tuple[int, ...], ...]) -> dict[str, Array]:
+        feeds = {one.input: np.array([ids], dtype=np.int64) for one, ids in zip(self._prompts, tokens, strict=True)}
+        return {name: array[0] for name, array in self._part.run(feeds).items()}
+
+
+def _tokenizer(bundle: Bundle, prompt: PromptInput) -> Any:
+    try:
+        from tokenizers import Tokenizer
+    except ImportError as error:
+        raise ImportError("prompts need tokenizers: pip install 'stepfuse[text]'") from error
+    path = bundle.path / prompt.tokenizer
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises Exception itself
+        raise BundleError(f"{path} is no file of the tokenizers library: {error}") from error
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(prompt.length)
+    return tokenizer
+
+
+def _frames_of_ours() -> int:
+    """The ``stacklevel`` of whoever called this package."""
+    level, frame = 1, inspect.currentframe()
+    while frame is not None and frame.f_globals["__name__"].startswith("stepfuse."):
+        level, frame = level + 1, frame.f_back
+    return level - 1
+
+
+def _unread(prompt: str, overflow: Any) -> str:
+    """The rest of the prompt, from the first token that found no room."""
+    inside = zip(overflow.offsets, overflow.special_tokens_mask, strict=True)
+    start = next((offsets[0] for offsets, special in inside if not special), len(prompt))
+    return prompt[start:].strip()

@@ -1,0 +1,45 @@
+"""Sizes in pixels: which a pipeline can draw, and the samples' shape for one."""
+
+from __future__ import annotations
+
+import math
+
+from stepfuse.bundle import ModelInfo
+from stepfuse.pipeline.info import PipelineInfo
+
+FORWARD_PIXELS = 1 << 20  # that a forward's rows may hold by default
+
+
+def pixels_of(pipeline: PipelineInfo, shape: tuple[int, ...]) -> tuple[int, int]:
+    """Width and height of the picture that a sample of this shape is decoded to."""
+    return shape[2] * pipeline.pixels_per_latent, shape[1] * pipeline.pixels_per_latent
+
+
+def sample_shape(model: ModelInfo, pipeline: PipelineInfo, width: int, height: int) -> tuple[int, int, int]:
+    """Shape (C, h, w) of the sample of a picture of this size.
+
+    Raises:
+        ValueError: If the model cannot draw this size; the message says which it can.
+        TypeError: If a side is no whole number.
+    """
+    own = pixels_of(pipeline, model.shape)
+    for name, side in (("width", width), ("height", height)):
+        if isinstance(side, bool) or not isinstance(side, int):
+            raise TypeError(f"{name} must be a whole number of pixels, got {side!r}")
+    if pipeline.fixed_size and (width, height) != own:
+        raise ValueError(f"this model draws {own[0]} x {own[1]} pixels alone, got {width} x {height}")
+    step, most = pipeline.size_multiple, pipeline.max_size or math.inf
+    for name, side in (("width", width), ("height", height)):
+        if side % step or not 0 < side <= most:
+            allowed = [one for one in (side // step * step, (side // step + 1) * step) if 0 < one <= most]
+            nearest = " or ".join(map(str, allowed or [step if side <= 0 else int(most // step * step)]))
+            limit = f" up to {most}" if pipeline.max_size else ""
+            raise ValueError(f"{name} must be a multiple of {step} pixels{limit} for this model: {nearest}, got {side}")
+    cell = pipeline.pixels_per_latent
+    return model.shape[0], height // cell, width // cell
+
+
+def rows_for(pipeline: PipelineInfo, shape: tuple[int, ...]) -> int:
+    """Rows of a forward where the caller does not say: few for large pictures, and two, a guided one, for any."""
+    width, height = pixels_of(pipeline, shape)
+    return min(max(FORWARD_PIXELS // (width * height), 2), 64)

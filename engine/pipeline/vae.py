@@ -1,0 +1,131 @@
+"""The variational autoencoder of a latent model: from samples to pictures, and back."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from stepfuse.bundle import Bundle
+from stepfuse.errors import BundleError
+from stepfuse.pipeline.info import VAE_DECODER, VAE_ENCODER
+from stepfuse.pipeline.part import Part
+from stepfuse.pipeline.tiles import OVERLAP, tiled
+
+Images = npt.NDArray[np.float32]
+_Run = Callable[[Images], Images]
+
+#: Side in pixels of a tile, ``auto`` for tiles where a picture is large, None for none.
+Tile = int | Literal["auto"] | None
+
+AUTO_TILE = 512
+AUTO_PIXELS = 1 << 20  # of a picture that is not tiled
+
+
+class Vae:
+    """Decodes and encodes one picture at a time, as nothing else in a pipeline takes as much memory.
+
+    A picture is therefore the same bits whatever is decoded with it. Calls from any number of threads take turns.
+
+    Args:
+        bundle: Of a latent model.
+        threads: As in ``open_session``.
+        tile: Side in pixels of the tiles that a larger picture is worked on in, a multiple of four cells of a sample;
+            ``auto``: tiles of 512 pixels where a picture has more than 1024 x 1024. None: never. Tiles bound memory,
+            and their seams are blended, but each is normalised on its own: colours may differ a little.
+
+    Raises:
+        BundleError: If the bundle has no decoder, or one that cannot be used.
+        ValueError: If ``tile`` is out of bounds.
+    """
+
+    def __init__(self, bundle: Bundle, *, threads: int = 0, tile: Tile = "auto") -> None:
+        assert bundle.pipeline is not None
+        path = bundle.file(VAE_DECODER)
+        if path is None:
+            raise BundleError(f"{bundle.path}: has no {VAE_DECODER}")
+        self._cell = bundle.pipeline.pixels_per_latent
+        self._tile = _checked_tile(tile, self._cell * OVERLAP)
+        self._decoder = Part(path, ("latent",), ("image",), threads=threads)
+        self._encoder: Part | None = None
+        self._encoder_path, self._threads = bundle.file(VAE_ENCODER), threads
+        self._turn = threading.Lock()
+
+    def decode(self, latents: Images) -> Images:
+        """Pictures of samples.
+
+        Args:
+            latents: Shape (n, C, h, w), as the denoiser's samples are.
+
+        Returns:
+            Shape (n, 3, H, W), -1 to 1 and a little beyond.
+
+        Raises:
+            DenoiserError: If the decoder fails.
+        """
+
+        def run(x: Images) -> Images:
+            return self._decoder.run({"latent": x})["image"]
+
+        return np.concatenate([self._one(run, x[None], shrinks=False) for x in latents])
+
+    def encode(self, images: Images) -> tuple[Images, Images]:
+        """Samples of pictures: mean and standard deviation of the posterior.
+
+        Args:
+            images: Shape (n, 3, H, W), -1 to 1.
+
+        Returns:
+            Two of shape (n, C, h, w), in the denoiser's units.
+
+        Raises:
+            BundleError: If the bundle has no encoder, or one that cannot be used.
+            DenoiserError: If the encoder fails.
+        """
+        encoder = self._open_encoder()
+
+        def run(x: Images) -> Images:
+            found = encoder.run({"image": x})
+            return np.concatenate([found["latent"], found["std"]], axis=1)
+
+        both = np.concatenate([self._one(run, x[None], shrinks=True) for x in images])
+        mean, std = np.split(both, 2, axis=1)
+        return mean, std
+
+    def _one(self, run: _Run, x: Images, *, shrinks: bool) -> Images:
+        """One picture, in tiles if it is large."""
+        side = self._tile_for(x.shape[2] * x.shape[3] * (1 if shrinks else self._cell**2))
+        x = np.ascontiguousarray(x, dtype=np.float32)
+        with self._turn:
+            if side is None:
+                return run(x)
+            sides = side, side // self._cell
+            return tiled(run, x, *(sides if shrinks else sides[::-1]))
+
+    def _tile_for(self, pixels: int) -> int | None:
+        """Side in pixels of the tiles of a picture."""
+        if self._tile == "auto":
+            return None if pixels <= AUTO_PIXELS else max(AUTO_TILE, self._cell * OVERLAP)
+        return self._tile
+
+    def _open_encoder(self) -> Part:
+        """The encoder, opened when it is first wanted."""
+        with self._turn:
+            if self._encoder is None:
+                if self._encoder_path is None:
+                    raise BundleError(f"a picture to begin with needs {VAE_ENCODER}, which this bundle does not have")
+                self._encoder = Part(self._encoder_path, ("image",), ("latent", "std"), threads=self._threads)
+            return self._encoder
+
+
+def _checked_tile(tile: Tile, multiple: int) -> Tile:
+    if tile is None or tile == "auto":
+        return tile
+    if isinstance(tile, bool) or not isinstance(tile, int):
+        raise TypeError(f"tile must be a number of pixels, 'auto' or None, got {tile!r}")
+    if tile < multiple or tile % multiple:
+        raise ValueError(f"tile must be a multiple of {multiple} pixels for this model, got {tile}")
+    return tile
