@@ -1,15 +1,19 @@
 """A checked folder: ``manifest.json`` lists every other file with its size and SHA-256. Nothing is unpickled.
 
-Bundles and judges are such folders.
+Bundles and judges are such folders. What lies under ``plans/`` is a cache: added and removed while others read, listed
+like the rest, but not missed where it is gone.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
@@ -19,10 +23,11 @@ T = TypeVar("T")
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+CACHE = "plans/"
 
 
 def read_folder(path: Path, *, verify: bool = True) -> dict[str, Any]:
-    """The manifest of a folder whose every file is as it says.
+    """The manifest of a folder whose every file is as it says; a cached file that is gone is left out.
 
     Args:
         path: The folder.
@@ -31,12 +36,18 @@ def read_folder(path: Path, *, verify: bool = True) -> dict[str, Any]:
     Raises:
         BundleError: If anything is not as the manifest says, or a file is not listed.
     """
+    found = _found(path)  # before the manifest, which lists a cached file before it is there
     manifest = _read_manifest(path)
-    files = entry(path, manifest, "files", dict)
-    for name, expected in files.items():
-        _check_file(path, name, expected, verify=verify)
-    _refuse_unlisted(path, files)
-    return manifest
+    files = dict(entry(path, manifest, "files", dict))
+    for name, expected in list(files.items()):
+        try:
+            _check_file(path, name, expected, verify=verify)
+        except (BundleError, OSError):
+            if not _gone(path, name):
+                raise
+            del files[name]
+    _refuse_unlisted(path, found, files)
+    return {**manifest, "files": files}
 
 
 def entry(path: Path, manifest: Mapping[str, Any], key: str, kind: type) -> Any:
@@ -105,6 +116,67 @@ def copy_files(folder: Path, files: Mapping[str, Any]) -> None:
         shutil.copyfile(source, copy)
 
 
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds a folder's lock, which is the only one that changes its cache; waits for it."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def change_cache(path: Path, add: Mapping[str, bytes | memoryview], remove: Collection[str] = ()) -> None:
+    """Adds files under ``plans/`` to a folder, and removes some, in an order that whoever reads meanwhile can bear.
+
+    The manifest lists a file before it is there, and until it is gone. A writer that is killed leaves names of nothing,
+    which the next one drops. Hold ``locked(path)``.
+
+    Args:
+        path: The folder; what is written passes through a scratch folder beside it.
+        add: Contents by name; a name that is there already keeps its content, so let the name tell the content.
+        remove: Names to remove.
+
+    Raises:
+        BundleError: If a name is not under ``plans/``, or the manifest is not readable.
+    """
+    for name in (*add, *remove):
+        if not _inside(path, name).is_relative_to(path / CACHE):
+            raise BundleError(f"{path}: what is cached must be under {CACHE}, got {name!r}")
+    manifest = _read_manifest(path)
+    listed = entry(path, manifest, "files", dict)
+    files = {name: value for name, value in listed.items() if name not in remove and not _gone(path, name)}
+    new = {name: content for name, content in add.items() if name not in files}
+    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        for index, content in enumerate(new.values()):
+            _write_through(scratch / str(index), content)
+        for name in remove:
+            (path / name).unlink(missing_ok=True)
+        files |= {
+            name: {"size": memoryview(content).nbytes, "sha256": hashlib.sha256(content).hexdigest()}
+            for name, content in new.items()
+        }
+        text = json.dumps({**manifest, "files": files}, indent=2) + "\n"
+        _write_through(scratch / MANIFEST, text.encode())
+        shutil.copymode(path / MANIFEST, scratch / MANIFEST)
+        (scratch / MANIFEST).replace(path / MANIFEST)
+        for index, name in enumerate(new):
+            (path / name).parent.mkdir(parents=True, exist_ok=True)
+            (scratch / str(index)).replace(path / name)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _write_through(file: Path, content: bytes | memoryview) -> None:
+    """Writes a file to the disk itself: a rename must not overtake what it names."""
+    with file.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
 def _put_in_place(scratch: Path, target: Path) -> None:
     """Renames ``scratch`` to ``target``. What was there before is gone then, or back in its place if that fails."""
     if not target.exists():
@@ -166,10 +238,17 @@ def _check_file(path: Path, name: str, expected: Any, *, verify: bool) -> None:
         raise BundleError(f"{file}: sha256 must be {expected['sha256']}, got {digest}: the file was changed")
 
 
-def _refuse_unlisted(path: Path, files: Mapping[str, Any]) -> None:
+def _found(path: Path) -> set[str]:
+    return {file.relative_to(path).as_posix() for file in path.rglob("*") if not file.is_dir()}
+
+
+def _gone(path: Path, name: str) -> bool:
+    return name.startswith(CACHE) and not os.path.lexists(_inside(path, name))
+
+
+def _refuse_unlisted(path: Path, found: set[str], files: Mapping[str, Any]) -> None:
     """An ONNX file may point to weights in other files: what is not listed is not checked, so it must not be there."""
-    found = {file.relative_to(path).as_posix() for file in path.rglob("*") if not file.is_dir()}
-    if unlisted := sorted(found - {*files, MANIFEST}):
+    if unlisted := sorted(name for name in found - {*files, MANIFEST} if not _gone(path, name)):
         raise BundleError(f"{path}: every file must be listed in {MANIFEST}, got {', '.join(unlisted)}")
 
 
