@@ -29,10 +29,10 @@ class Engines:
     """
 
     def __init__(self, make: Callable[[Shape], Engine], limit: int = 4) -> None:
-        self._make, self._limit = make, limit
+        self._make: Callable[[Shape], Engine] | None = make
+        self._limit = limit
         self._held: OrderedDict[Shape, _Held] = OrderedDict()
-        self._lock = threading.Lock()
-        self._closed = False
+        self._changed = threading.Condition()
 
     @contextmanager
     def use(self, shape: Shape) -> Iterator[Engine]:
@@ -42,8 +42,8 @@ class Engines:
             EngineClosed: If they were closed.
             BundleError: If the network cannot draw this shape.
         """
-        with self._lock:
-            if self._closed:
+        with self._changed:
+            if self._make is None:
                 raise EngineClosed("the pipeline is closed")
             if shape not in self._held:
                 self._held[shape] = _Held(self._make(shape))
@@ -53,21 +53,33 @@ class Engines:
         try:
             yield held.engine
         finally:
-            with self._lock:
+            with self._changed:
                 held.users -= 1
                 idle = [key for key, one in self._held.items() if not one.users and key != shape]
                 surplus = [self._held.pop(key) for key in idle[: max(len(self._held) - self._limit, 0)]]
+                self._changed.notify_all()
             for one in surplus:
                 one.engine.close()
 
     def all(self) -> dict[Shape, Engine]:
         """Those that are kept, by shape."""
-        with self._lock:
+        with self._changed:
             return {shape: held.engine for shape, held in self._held.items()}
 
     def close(self) -> None:
-        """Lets each finish what it draws and closes it; closing twice is fine."""
-        with self._lock:
-            self._closed = True
-        for engine in self.all().values():
-            engine.close()
+        """Lets each finish what it draws and closes it, and waits until none is used; closing twice is fine.
+
+        Raises:
+            RuntimeError: If called from a callback of one of them, which then stay open.
+        """
+        with self._changed:
+            make, self._make = self._make, None
+        try:
+            for engine in self.all().values():
+                engine.close()
+        except RuntimeError:
+            self._make = make
+            raise
+        with self._changed:
+            self._changed.wait_for(lambda: not any(held.users for held in self._held.values()))
+            self._held.clear()

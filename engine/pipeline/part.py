@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stepfuse.backends.onnxruntime import open_session
-from stepfuse.errors import BundleError, DenoiserError
+from stepfuse.errors import BundleError, DenoiserError, EngineClosed
 
 Array = npt.NDArray[Any]
 
@@ -32,24 +32,29 @@ class Part:
         self, path: Path, inputs: tuple[str, ...], outputs: tuple[str, ...] | None = None, *, threads: int = 0
     ) -> None:
         self._name = path.name
-        self._session = open_session(path, threads=threads, spinning=False)
+        session = open_session(path, threads=threads, spinning=False)
         for kind, nodes, wanted in (
-            ("inputs", self._session.get_inputs(), inputs),
-            ("outputs", self._session.get_outputs(), outputs),
+            ("inputs", session.get_inputs(), inputs),
+            ("outputs", session.get_outputs(), outputs),
         ):
             found = [node.name for node in nodes]
             if wanted is not None and set(found) != set(wanted):
                 raise BundleError(f"{path}: {kind} must be {', '.join(wanted)}, got {', '.join(found)}")
-        self.outputs = tuple(node.name for node in self._session.get_outputs())
+        self.outputs = tuple(node.name for node in session.get_outputs())
+        self._session: Any = session
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Its outputs by name.
 
         Raises:
             DenoiserError: If ONNX Runtime fails, or an output holds a number that is not finite.
+            EngineClosed: If it is closed.
         """
+        session = self._session  # another thread may close this meanwhile
+        if session is None:
+            raise EngineClosed("the pipeline is closed")
         try:
-            found = self._session.run(self.outputs, dict(feeds))
+            found = session.run(self.outputs, dict(feeds))
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             shapes = ", ".join(f"{name} {array.shape}" for name, array in feeds.items())
             raise DenoiserError(f"ONNX Runtime could not run {self._name} on {shapes}: {error}") from error
@@ -60,3 +65,7 @@ class Part:
                     " overflow in some networks, which are to be exported in float32"
                 )
         return dict(zip(self.outputs, found, strict=True))
+
+    def close(self) -> None:
+        """Lets the network go; closing twice is fine."""
+        self._session = None

@@ -74,6 +74,10 @@ class PromptEncoder:
         rows = [self._remembered(self._tokens(prompt)) for prompt in prompts]
         return {name: np.stack([row[name] for row in rows]) for name in self.outputs}
 
+    def close(self) -> None:
+        """Lets the text encoder go."""
+        self._part.close()
+
     def _tokens(self, prompt: str) -> tuple[tuple[int, ...], ...]:
         """Token ids for each input, cut and padded to its length."""
         found, cuts = [], {}

@@ -194,11 +194,12 @@ class TextToImage:
                 callback=callback,
                 **known,
             )
+            pixels = self.decode(samples)
         facts = [
             self._facts(table, seeds[i], _text_of(texts, i, n), _text_of(negative_texts, i, n), strength)
             for i in range(n)
         ]
-        return Pictures(self.decode(samples), samples, facts, seeds)
+        return Pictures(pixels, samples, facts, seeds)
 
     def encode_prompt(self, prompt: str | Sequence[str]) -> dict[str, npt.NDArray[Any]]:
         """What the denoiser is told for a prompt, or for each of a list.
@@ -270,6 +271,8 @@ class TextToImage:
             RuntimeError: If called from a callback.
         """
         self._engines.close()
+        self._prompts.close()
+        self._vae.close()
 
     def _told(
         self, name: str, prompt: str | Sequence[str] | None, embeds: Embeddings | None

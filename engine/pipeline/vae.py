@@ -95,6 +95,12 @@ class Vae:
         mean, std = np.split(both, 2, axis=1)
         return mean, std
 
+    def close(self) -> None:
+        """Lets decoder and encoder go."""
+        for part in (self._decoder, self._encoder):
+            if part is not None:
+                part.close()
+
     def _one(self, run: _Run, x: Images, *, shrinks: bool) -> Images:
         """One picture, in tiles if it is large."""
         side = self._tile_for(x.shape[2] * x.shape[3] * (1 if shrinks else self._cell**2))

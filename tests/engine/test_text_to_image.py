@@ -314,7 +314,31 @@ def test_a_closed_pipeline_says_so(bundle):
     pipe = sf.TextToImage.load(bundle, threads=1)
     pipe.close()
     pipe.close()
+    for call in (pipe, pipe.encode_prompt):
+        with pytest.raises(sf.EngineClosed, match="the pipeline is closed"):
+            call("a cat")
     with pytest.raises(sf.EngineClosed, match="the pipeline is closed"):
-        pipe("a cat")
+        pipe.decode(noise(1))
     with pytest.raises(TypeError, match="neither pickled nor copied"):
         pipe.__reduce__()
+
+
+def test_closing_lets_calls_finish_and_is_refused_in_their_callbacks(bundle):
+    pipe = sf.TextToImage.load(bundle, threads=1)
+    drawn = []
+
+    def look(step, total, preview):
+        if step == 1:
+            with pytest.raises(RuntimeError, match="cannot be closed from a callback"):
+                pipe.close()
+        if step == 3:
+            closing.start()
+
+    closing = threading.Thread(target=pipe.close)
+    drawing = threading.Thread(target=lambda: drawn.append(pipe("a cat", seed=1, callback=look)))
+    drawing.start()
+    drawing.join()
+    closing.join()
+    np.testing.assert_allclose(drawn[0].pixels, expected(["a cat"], [1])[1], **NEAR)
+    with pytest.raises(sf.EngineClosed, match="the pipeline is closed"):
+        pipe("a cat")
