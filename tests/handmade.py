@@ -59,8 +59,8 @@ def draw(table, noise, text, negative, size):
     return x
 
 
-def write_bundle(folder, *, pipeline=None, **info):
-    """The bundle; ``pipeline`` and ``info`` change what its manifest says."""
+def write_bundle(folder, *, pipeline=None, without=(), **info):
+    """The bundle, ``without`` some files; ``pipeline`` and ``info`` change what its manifest says."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     parts = folder.with_name(f"{folder.name}-parts")
     parts.mkdir()
@@ -91,7 +91,7 @@ def write_bundle(folder, *, pipeline=None, **info):
         folder,
         name="handmade",
         info=sf.ModelInfo(**{**facts, **info}),
-        files={path.name: path for path in sorted(parts.iterdir())},
+        files={path.name: path for path in sorted(parts.iterdir()) if path.name not in without},
         provenance="made by a test",
         licence="Apache-2.0",
         pipeline=PipelineInfo(**{**told, **(pipeline or {})}),
