@@ -16,7 +16,6 @@ from stepfuse.cli_analyze import analyze
 from stepfuse.cli_common import (
     Eta,
     GuidanceScale,
-    MaxRows,
     Model,
     Sampler,
     Steps,
@@ -28,6 +27,7 @@ from stepfuse.cli_common import (
     say,
 )
 from stepfuse.cli_interpolate import interpolate
+from stepfuse.cli_prompt import begin_with, describe_pipeline, pictures_of, require_prompt, sample_prompt
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=sf.__doc__)
 
@@ -35,7 +35,13 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 @app.command()
 def sample(
     model: Model = "fashion",
-    number: Annotated[int, typer.Option("--number", "-n", help="How many samples.")] = 30,
+    prompt: Annotated[str | None, typer.Option(help="What to draw, for a text-to-image bundle.")] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="What guidance leads away from.")] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels, with --prompt; the model's own if left out.")] = None,
+    height: Annotated[int | None, typer.Option(help="Likewise.")] = None,
+    number: Annotated[
+        int | None, typer.Option("--number", "-n", help="How many samples; 30, or 1 with --prompt.")
+    ] = None,
     cond: Annotated[
         list[str] | None, typer.Option(help="Class name or index; repeat it for several. All classes if left out.")
     ] = None,
@@ -45,28 +51,59 @@ def sample(
     eta: Eta = None,
     seed: Annotated[int, typer.Option(help="Sample i has seed SEED + i.")] = 0,
     image: Annotated[
-        Path | None, typer.Option(help="A picture of the model's size that all samples begin as, noised.")
+        Path | None,
+        typer.Option(help="A picture that all samples begin as, noised; of the model's size without --prompt."),
     ] = None,
     mask: Annotated[Path | None, typer.Option(help="White where --image is drawn anew, black where it stays.")] = None,
     strength: Annotated[
         float | None, typer.Option(help="Share of the steps that --image leaves, to 1; 0.8, or 1 with a mask.")
     ] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="PNG grid, or .npy for the raw samples.")] = Path(
-        "samples.png"
-    ),
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            help="PNG grid, or .npy for the raw samples. With --prompt each picture is a PNG of its own, NAME-SEED.png"
+            " if there are several.",
+        ),
+    ] = Path("samples.png"),
     columns: Annotated[int, typer.Option(help="Samples a row of the grid.", min=1)] = 10,
-    max_rows: MaxRows = 64,
+    max_rows: Annotated[
+        int | None, typer.Option(help="Most rows of one forward; 64, or by size with --prompt.", min=1)
+    ] = None,
     threads: Threads = 0,
 ) -> None:
-    """Draw samples and write them as a labelled picture."""
+    """Draw samples and write them as a labelled picture, or pictures of a prompt."""
     with plain_errors():
         if output.suffix not in (".png", ".npy"):
             raise ValueError(f"output must end in .png or .npy, got {output.name}")
+        bundle = sf.Bundle.load(model)
+        options = {"prompt": prompt, "negative_prompt": negative_prompt, "width": width, "height": height}
+        prompted = require_prompt(bundle, {**options, "cond": cond})
         output.parent.mkdir(parents=True, exist_ok=True)
-        with sf.Engine.load(model, max_rows=max_rows, threads=threads) as engine:
+        if prompted:
+            sample_prompt(
+                bundle,
+                output,
+                max_rows=max_rows,
+                threads=threads,
+                **options,
+                num_images=1 if number is None else number,
+                sampler=sampler,
+                steps=steps,
+                guidance_scale=guidance_scale,
+                eta=eta,
+                seed=seed,
+                image=image,
+                mask=mask,
+                strength=strength,
+            )
+            return
+        number = 30 if number is None else number
+        with sf.Engine.load(bundle, max_rows=max_rows, threads=threads) as engine:
             conds = _conds(engine.info, cond, number)
             table = engine.table(sampler=sampler, steps=steps, guidance_scale=guidance_scale, eta=eta)
-            begin = _pictures(engine.info, image, mask)
+            begin = begin_with(bundle, image, mask, threads)
             began = time.perf_counter()
             images = engine.sample(
                 number, cond=conds, table=table, seed=seed, strength=strength, progress=console.is_terminal, **begin
@@ -76,7 +113,8 @@ def sample(
         if output.suffix == ".npy":
             np.save(output, images)
         else:
-            _save_grid(output, images, engine.info, conds, title, min(columns, number))
+            pictures, data_range = pictures_of(bundle, images, threads)
+            _save_grid(output, pictures, data_range, engine.info, conds, title, min(columns, number))
     _report(engine.stats(), title, number, seconds)
     say(f"written to {output}")
 
@@ -100,6 +138,7 @@ def info(model: Model) -> None:
         ("predicts", facts.prediction_type),
         ("schedule", f"{facts.schedule.config['type']}, T = {facts.schedule.num_train_timesteps}"),
         *((f"input {name}", _describe_input(spec)) for name, spec in facts.cond.items()),
+        *describe_pipeline(facts, bundle.pipeline),
         ("defaults", ", ".join(f"{name} {value}" for name, value in facts.defaults.items())),
         *((f"file {name}", f"{entry['size'] / 1e6:.1f} MB, checksum matches") for name, entry in bundle.files.items()),
         ("provenance", bundle.provenance),
@@ -127,18 +166,6 @@ def doctor() -> None:
         raise typer.Exit(1)
 
 
-def _pictures(facts: sf.ModelInfo, image: Path | None, mask: Path | None) -> dict[str, Any]:
-    """The pictures that a run begins with, as arguments of ``Engine.sample``."""
-    from stepfuse.grid import read_image
-
-    found: dict[str, Any] = {}
-    if image is not None:
-        found["image"] = read_image(image, facts.shape, facts.data_range)
-    if mask is not None:
-        found["mask"] = read_image(mask, (1, *facts.shape[1:]), (0.0, 1.0))
-    return found
-
-
 def _conds(facts: sf.ModelInfo, given: list[str] | None, number: int) -> list[Any] | None:
     """A condition a sample: those asked for, or all classes, in turn. None tells the network nothing."""
     names: list[str] | tuple[str, ...] = given or (
@@ -149,7 +176,13 @@ def _conds(facts: sf.ModelInfo, given: list[str] | None, number: int) -> list[An
 
 
 def _save_grid(
-    path: Path, images: np.ndarray, facts: sf.ModelInfo, conds: list[Any] | None, title: str, columns: int
+    path: Path,
+    images: np.ndarray,
+    data_range: tuple[float, float],
+    facts: sf.ModelInfo,
+    conds: list[Any] | None,
+    title: str,
+    columns: int,
 ) -> None:
     from stepfuse.grid import image_grid, save_png
 
@@ -157,7 +190,7 @@ def _save_grid(
     names = spec.names if spec else ()
     labels = ["" if one is None else str(one) for one in conds or [None] * len(images)]
     labels = [names[int(label)] if label.isdigit() and int(label) < len(names) else label for label in labels]
-    grid = image_grid(images, labels, title=title, data_range=facts.data_range, columns=columns)
+    grid = image_grid(images, labels, title=title, data_range=data_range, columns=columns)
     save_png(grid, path, {"Software": f"stepfuse {sf.__version__}", "Description": title})
 
 
