@@ -48,7 +48,8 @@ TILES = 2e-6
 INT8_WEIGHT = 0.501
 
 #: The embedded model's images in int8 against float32, root mean square as a share of the data range: four steps with
-#: guidance 3 were at 0.027 (static) and 0.003 (dynamic), and one scale of an outer block too small by 4 gives 0.07 to 0.3.
+#: guidance 3 were at 0.027 (static) and 0.003 (dynamic), and one scale of an outer block too small by four gives
+#: 0.07 to 0.3.
 INT8_IMAGE = 0.04
 
 #: Its prediction in int8 at the noisiest timestep, relative: there the network returns nearly its input.
