@@ -1,21 +1,24 @@
 """Rows of single steps of diffusers' schedulers, from the numbers that a scheduler holds at that step.
 
 A table of ``stepfuse.samplers`` knows its whole run. diffusers is told a timestep a call, in any order, so that here
-each row is made by itself, in float64, and kept. What a scheduler returns beside the next state is what the history
-register keeps: the clean sample, or what is built from it.
+each row is made by itself, and kept. Signal shares come in the precision in which the scheduler holds them, and rows
+are made in it: float32 rounds the β of one of DDPM's steps by 3e-4, and diffusers' images with it. What is returned
+beside the next state is what the history register keeps: the clean sample, or what is built from it.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from stepfuse.coefficients import Columns, ancestral, clean_sample, consistency, eps_from, implicit
 from stepfuse.schedule import Float64Array
 from stepfuse.steptable import Float32Array, StepTable
 
-_kept = lru_cache(maxsize=4096)
+_kept = lru_cache(maxsize=4096, typed=True)
 
 
 class Uncovered(Exception):  # noqa: N818 (no error: diffusers takes the step)
@@ -24,35 +27,37 @@ class Uncovered(Exception):  # noqa: N818 (no error: diffusers takes the step)
 
 @_kept
 def ddim_row(
-    prediction_type: str, a: float, a_prev: float, eta: float, clip: float | None, clipped_eps: bool
+    prediction_type: str, a: np.floating[Any], a_prev: float, eta: float, clip: float | None, clipped_eps: bool
 ) -> Float32Array:
     """A step of ``DDIMScheduler`` from signal share ``a`` to ``a_prev``; it keeps the clean sample.
 
     Raises:
         Uncovered: If a coefficient is not finite.
     """
-    columns = implicit(prediction_type, _scalar(a), _scalar(a_prev), eta, clip, clipped_eps=clipped_eps)
+    columns = implicit(prediction_type, _scalar(a), _scalar(a_prev, a.dtype), eta, clip, clipped_eps=clipped_eps)
     return _row({**columns, "u_d": 1.0})
 
 
 @_kept
-def ddpm_row(prediction_type: str, t: int, a: float, a_prev: float, variance: str, clip: float | None) -> Float32Array:
+def ddpm_row(
+    prediction_type: str, t: int, a: np.floating[Any], a_prev: float, variance: str, clip: float | None
+) -> Float32Array:
     """A step of ``DDPMScheduler``, as ``ddim_row``; no noise is added where t is 0."""
-    columns = ancestral(prediction_type, _scalar(t), _scalar(a), _scalar(a_prev), variance, clip)
+    columns = ancestral(prediction_type, _scalar(t), _scalar(a), _scalar(a_prev, a.dtype), variance, clip)
     return _row({**columns, "u_d": 1.0})
 
 
 @_kept
 def lcm_row(
-    prediction_type: str, t: int, a: float, a_prev: float | None, timestep_scaling: float, clip: float | None
+    prediction_type: str, t: int, a: np.floating[Any], a_prev: float | None, timestep_scaling: float, clip: float | None
 ) -> Float32Array:
     """A step of ``LCMScheduler``, as ``ddim_row``; it keeps the denoised sample, and ends there without ``a_prev``."""
     c_skip, c_out = consistency(_scalar(t), timestep_scaling)
-    a_prev = 1.0 if a_prev is None else a_prev
-    root = np.sqrt(a_prev)
+    signal = _scalar(1.0 if a_prev is None else a_prev, a.dtype)
+    root = np.sqrt(signal)
     columns: Columns = {
         **_clean(prediction_type, _scalar(a), clip),
-        **{"q_x": root * c_skip, "q_d": root * c_out, "q_z": np.sqrt(1 - a_prev)},
+        **{"q_x": root * c_skip, "q_d": root * c_out, "q_z": np.sqrt(1 - signal)},
         **{"u_x": c_skip, "u_d": c_out},
     }
     return _row(columns)
@@ -131,8 +136,8 @@ def _clean(prediction_type: str, a: Float64Array, clip: float | None) -> Columns
         return clean_sample(prediction_type, a, clip)
 
 
-def _scalar(value: float) -> Float64Array:
-    return np.array(value, dtype=np.float64)
+def _scalar(value: float | np.floating[Any], dtype: npt.DTypeLike = None) -> Any:
+    return np.array(value, dtype=dtype)
 
 
 def _row(columns: Columns) -> Float32Array:

@@ -11,6 +11,8 @@ from operator import index
 from typing import Any, cast
 
 import diffusers
+import numpy as np
+import numpy.typing as npt
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
@@ -34,12 +36,12 @@ class _Fused:
             scheduler.__module__ = "diffusers"  # which model_index.json names where a pipeline is saved
         return scheduler
 
-    def _numbers(self, name: str) -> list[Any]:
-        """A tensor among the attributes as numbers, which are read again when the attribute is another tensor."""
+    def _numbers(self, name: str) -> npt.NDArray[Any]:
+        """A tensor among the attributes as an array, which is made again when the attribute is another tensor."""
         tensor, known = getattr(self, name), self.__dict__.setdefault("_known_numbers", {})
         if name not in known or known[name][0] is not tensor:
-            known[name] = tensor, tensor.tolist()
-        return cast("list[Any]", known[name][1])
+            known[name] = tensor, tensor.cpu().numpy()
+        return cast("npt.NDArray[Any]", known[name][1])
 
     def _require_steps(self) -> int:
         steps: int | None = self.num_inference_steps  # type: ignore[attr-defined]
@@ -137,9 +139,10 @@ class DDPMScheduler(_Fused, diffusers.DDPMScheduler):  # type: ignore[misc]
         if not (self.custom_timesteps or self.num_inference_steps):
             return t - 1
         timesteps = self._numbers("timesteps")
-        if t not in timesteps:
+        (found,) = np.nonzero(timesteps == t)
+        if not len(found):
             raise ValueError(f"timestep must be one of the scheduler's timesteps, got {t}")
-        return [*timesteps, -1][timesteps.index(t) + 1]
+        return int(timesteps[found[0] + 1]) if found[0] + 1 < len(timesteps) else -1
 
 
 class LCMScheduler(_Fused, diffusers.LCMScheduler):  # type: ignore[misc]
@@ -200,7 +203,8 @@ class DPMSolverMultistepScheduler(_Fused, diffusers.DPMSolverMultistepScheduler)
             self._require_steps()
             if self.step_index is None:
                 self._init_step_index(timestep)
-            row = self._row(self.step_index)
+            first_order = self._is_first_order(self.step_index)
+            row = self._row(self.step_index, first_order)
         except Uncovered as why:
             say_once(type(self).__name__, str(why))
             return super().step(model_output, timestep, sample, generator, variance_noise, return_dict)
@@ -210,21 +214,25 @@ class DPMSolverMultistepScheduler(_Fused, diffusers.DPMSolverMultistepScheduler)
                 z = _noise(prediction, generator, torch.float32)
             else:
                 z = variance_noise.to(sample.device, torch.float32).expand_as(sample)
-        following, estimate = fused_step(row, sample, prediction, self.model_outputs[-1], z)
+        before = None if first_order else self.model_outputs[-1]
+        following, estimate = fused_step(row, sample, prediction, before, z)
         self.model_outputs[:-1] = self.model_outputs[1:]
         self.model_outputs[-1] = estimate
         self.lower_order_nums = min(self.lower_order_nums + 1, config.solver_order)
         self._step_index += 1
         return SchedulerOutput(following) if return_dict else (following,)
 
-    def _row(self, at: int) -> Float32Array:
-        config, sigmas, count = self.config, self._numbers("sigmas"), len(self.timesteps)
+    def _is_first_order(self, at: int) -> bool:
+        config, count = self.config, len(self.timesteps)
+        ends_low = config.euler_at_final or config.final_sigmas_type == "zero"
+        ends_low = ends_low or (config.lower_order_final and count < 15)
+        return config.solver_order == 1 or self.lower_order_nums < 1 or (at == count - 1 and ends_low)
+
+    def _row(self, at: int, first_order: bool) -> Float32Array:
+        config, sigmas = self.config, self._numbers("sigmas")
         kinds = ("flow_prediction",) if config.use_flow_sigmas else ("epsilon", "sample", "v_prediction")
         self._require(config.prediction_type in kinds, "prediction_type", "use_flow_sigmas")
         self._require(config.algorithm_type.endswith("++") or not config.use_flow_sigmas, "algorithm_type")
-        ends_low = config.euler_at_final or (config.lower_order_final and count < 15)
-        ends_low = ends_low or config.final_sigmas_type == "zero"
-        first_order = config.solver_order == 1 or self.lower_order_nums < 1 or (at == count - 1 and ends_low)
-        before = None if first_order else sigmas[at - 1]
-        kind = config.prediction_type
-        return dpm_row(config.algorithm_type, config.solver_type, kind, sigmas[at], sigmas[at + 1], before)
+        before = None if first_order else float(sigmas[at - 1])
+        solver = config.algorithm_type, config.solver_type, config.prediction_type
+        return dpm_row(*solver, float(sigmas[at]), float(sigmas[at + 1]), before)

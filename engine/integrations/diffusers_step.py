@@ -66,12 +66,14 @@ def fused_step(
     Returns:
         The next state, and what the row keeps, both new, contiguous, in the wider dtype of ``x`` and ``prediction``.
     """
-    dtype = torch.promote_types(x.dtype, prediction.dtype)
-    cpu = x.device.type == "cpu"
-    if (cpu and dtype is torch.bfloat16) or not all(t is None or t.dtype is dtype for t in (x, prediction, before, z)):
-        # Widened and rounded once, as the kernel does: numpy has no bfloat16, and all must be of one kind.
-        x, prediction, before, z = x.float(), prediction.float(), _float(before), _float(z)
-    following, kept = (_on_cpu if cpu else _by_kernel)(row, x, prediction, before, z)
+    dtype, on_cpu = x.dtype, x.device.type == "cpu"
+    step = _on_cpu if on_cpu else _by_kernel
+    alike = all(other is None or other.dtype is dtype for other in (prediction, before, z))
+    if alike and not (on_cpu and dtype is torch.bfloat16):
+        return step(row, x, prediction, before, z)
+    # Widened, and rounded once: all must be of one kind, and numpy has no bfloat16.
+    following, kept = step(row, x.float(), prediction.float(), _float(before), _float(z))
+    dtype = torch.promote_types(dtype, prediction.dtype)
     return following.to(dtype), kept.to(dtype)
 
 
@@ -86,7 +88,7 @@ def _on_cpu(
     before: torch.Tensor | None,
     z: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    following, kept = torch.empty(x.shape, dtype=x.dtype), _register(x, before)
+    following, kept = _new(x), _register(x, before)
     noise = None if z is None else _array(z)
     _core.step(_array(x), _array(prediction), row, None, kept.numpy(), noise, following.numpy(), None)
     return following, kept
@@ -108,8 +110,12 @@ def _by_kernel(
 def _register(x: torch.Tensor, before: torch.Tensor | None) -> torch.Tensor:
     """A history register for the step to overwrite, which the caller may hold on to afterwards."""
     if before is None:
-        return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        return _new(x)
     return before.detach().clone(memory_format=torch.contiguous_format)
+
+
+def _new(like: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(like, memory_format=torch.contiguous_format, requires_grad=False)
 
 
 def _array(tensor: torch.Tensor) -> Any:
