@@ -1,4 +1,4 @@
-"""The command line: ``stepfuse sample``, ``interpolate``, ``analyze``, ``info``, ``doctor``."""
+"""The command line: ``stepfuse sample``, ``interpolate``, ``analyze``, ``plan``, ``info``, ``doctor``."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from stepfuse.cli_common import (
     say,
 )
 from stepfuse.cli_interpolate import interpolate
+from stepfuse.cli_plan import plan
 from stepfuse.cli_prompt import begin_with, describe_pipeline, pictures_of, require_prompt, sample_prompt
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=sf.__doc__)
@@ -121,6 +122,7 @@ def sample(
 
 app.command()(interpolate)
 app.command()(analyze)
+app.command()(plan)
 
 
 @app.command()

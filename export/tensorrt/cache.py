@@ -1,0 +1,189 @@
+"""The plans of a bundle's networks: loaded where they fit, built where they do not."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from stepfuse.bundle import DENOISER, Bundle, embedded_models
+from stepfuse.export.errors import ExportError
+from stepfuse.export.tensorrt.build import build_plan
+from stepfuse.export.tensorrt.library import Library, find_library
+from stepfuse.export.tensorrt.listeners import logger_for
+from stepfuse.export.tensorrt.options import Options
+from stepfuse.export.tensorrt.plan import Plan, PlanKey
+from stepfuse.export.tensorrt.profile import Profile
+from stepfuse.export.tensorrt.store import PlanStore
+from stepfuse.export.tensorrt.target import Target, this_gpu
+from stepfuse.folder import CACHE
+from stepfuse.pipeline.info import TEXT_ENCODER
+
+log = logging.getLogger(__name__)
+
+
+def plan_for(
+    bundle: Bundle | str | os.PathLike[str],
+    network: str = DENOISER,
+    *,
+    profiles: Sequence[Profile] = (Profile(),),
+    target: Target | None = None,
+    options: Options | None = None,
+    library: Library | None = None,
+    cache: str | os.PathLike[str] | None = None,
+    timing_cache: str | os.PathLike[str] | None = None,
+    progress: bool = False,
+) -> Plan:
+    """The plan of a bundle's network: from the cache if one is there for the very same, else built and kept.
+
+    The same is: the network's and its weights' SHA-256, TensorRT's name and version, GPU, compute capability, driver,
+    profiles and options. Where any differs, or a kept plan was changed, the reason is logged and the plan built anew. A
+    plan that was built ahead of time serves every GPU that it was built for.
+
+    Args:
+        bundle: A bundle, its folder, or an embedded model's name.
+        network: Name of the ONNX file in it.
+        profiles: Shapes that the plan takes; sizes that are None are the bundle's own.
+        target: What it runs on; None: the GPU of this machine.
+        options: How it is built.
+        library: The TensorRT that builds it; None: the first that is installed.
+        cache: A folder where plans are kept; None: the bundle itself.
+        timing_cache: As for ``build_plan``.
+        progress: Whether bars are drawn on standard error while it builds.
+
+    Raises:
+        BundleError: If the bundle is not as its manifest says.
+        ExportError: If there is no such network or GPU, it cannot be built, or the plan cannot be kept.
+        ImportError: If no TensorRT is installed.
+    """
+    bundle, key, library = _asked(bundle, network, profiles, target, options, library)
+    store = _store(bundle, cache)
+    with store.locked():
+        try:
+            if found := _found(store, key, library):
+                return found
+            log.info("building a plan of %s: %s", network, store.nearest(key))
+        except ExportError as error:
+            log.warning("building a plan of %s anew: %s", network, error)
+        store.check_writable()
+        plan = build_plan(
+            bundle.path / network,
+            profiles=key.profiles,
+            target=key.target,
+            options=key.options,
+            library=library,
+            pixels_per_cell=key.pixels_per_cell,
+            timing_cache=timing_cache,
+            progress=progress,
+            source=key.source,
+        )
+        store.put(plan)
+    return plan
+
+
+def load_plan(
+    bundle: Bundle | str | os.PathLike[str],
+    network: str = DENOISER,
+    *,
+    profiles: Sequence[Profile] = (Profile(),),
+    target: Target | None = None,
+    options: Options | None = None,
+    library: Library | None = None,
+    cache: str | os.PathLike[str] | None = None,
+) -> Plan:
+    """As ``plan_for``, but never builds.
+
+    Raises:
+        ExportError: If no plan is there for the very same, with what differs; or the plan was changed.
+    """
+    bundle, key, library = _asked(bundle, network, profiles, target, options, library)
+    store = PlanStore(cache or bundle.path, bundle=cache is None)
+    if found := _found(store, key, library):
+        return found
+    raise ExportError(f"{bundle.path}: no plan of {network} fits ({store.nearest(key)}): build one with plan_for")
+
+
+def remove_plans(bundle: Bundle | str | os.PathLike[str], *, cache: str | os.PathLike[str] | None = None) -> list[str]:
+    """Removes all plans of a bundle, or of a folder ``cache``, and returns their names."""
+    return _store(bundle if isinstance(bundle, Bundle) else Bundle.load(bundle), cache).clear()
+
+
+def _asked(
+    bundle: Bundle | str | os.PathLike[str],
+    network: str,
+    profiles: Sequence[Profile],
+    target: Target | None,
+    options: Options | None,
+    library: Library | None,
+) -> tuple[Bundle, PlanKey, Library]:
+    bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
+    networks = [name for name in bundle.files if name.endswith(".onnx")]
+    if network not in networks:
+        raise ExportError(f"network must be one of {', '.join(networks)}, got {network!r}")
+    library = library or find_library()
+    key = PlanKey(
+        network=network,
+        source=_source(bundle, network),
+        library=library.name,
+        version=library.version,
+        target=target or this_gpu(),
+        profiles=tuple(_sized(profile, bundle, network) for profile in profiles),
+        pixels_per_cell=bundle.pipeline.pixels_per_latent if bundle.pipeline else 1,
+        options=options or Options(),
+    )
+    return bundle, key, library
+
+
+def _source(bundle: Bundle, network: str) -> str:
+    """Digest of what the manifest says of a network, and of every file that may hold its weights."""
+    others = (".json", ".onnx")
+    parts = [
+        f"{name} {about['sha256']}"
+        for name, about in sorted(bundle.files.items())
+        if name == network or not (name.endswith(others) or name.startswith(CACHE))
+    ]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _sized(profile: Profile, bundle: Bundle, network: str) -> Profile:
+    """A profile with the bundle's own size where it tells none, and with none for a network that takes no picture."""
+    if network == TEXT_ENCODER:
+        return replace(profile, sizes=None)
+    if profile.sizes is not None or len(bundle.info.shape) != 3:
+        return profile
+    cell = bundle.pipeline.pixels_per_latent if bundle.pipeline else 1
+    height, width = (side * cell for side in bundle.info.shape[1:])
+    return replace(profile, sizes=((height, width),) * 3)
+
+
+def _store(bundle: Bundle, cache: str | os.PathLike[str] | None) -> PlanStore:
+    """The store in the folder ``cache``, or in the bundle if that is not given."""
+    if cache is not None:
+        Path(cache).mkdir(parents=True, exist_ok=True)
+        return PlanStore(cache, bundle=False)
+    name = bundle.path.name
+    if name in embedded_models() and Bundle.load(name, verify=False).path == bundle.path:
+        raise ExportError(f"{name} comes with the package, which stays as it is: give a folder as cache")
+    return PlanStore(bundle.path, bundle=True)
+
+
+def _found(store: PlanStore, key: PlanKey, library: Library) -> Plan | None:
+    """A plan of the cache that fits, and that TensorRT itself takes for valid where there is a GPU to ask."""
+    plan = store.find(key)
+    if plan is not None and not key.target.ahead:
+        _ask_library(plan, library)
+    return plan
+
+
+def _ask_library(plan: Plan, library: Library) -> None:
+    trt: Any = library.module
+    runtime = trt.Runtime(logger_for(trt))
+    if not hasattr(runtime, "get_engine_validity"):
+        return  # tensorrt says so when it deserialises
+    validity, _ = runtime.get_engine_validity(plan.data)
+    if validity == trt.EngineValidity.INVALID:
+        raise ExportError(f"TensorRT {library.version} does not take the plan for {plan.key.target}")

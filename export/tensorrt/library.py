@@ -1,0 +1,49 @@
+"""Which TensorRT: NVIDIA's ``tensorrt`` for data-centre GPUs, or ``tensorrt_rtx``, which also builds without a GPU."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+NAMES = ("tensorrt", "tensorrt_rtx")
+_REMEDY = "pip install 'stepfuse[tensorrt]' for tensorrt_rtx, or NVIDIA's tensorrt, which comes from pypi.nvidia.com"
+
+
+@dataclass(frozen=True)
+class Library:
+    """A TensorRT that is installed.
+
+    Attributes:
+        module: Its Python module; both have the same interface.
+        name: ``tensorrt`` or ``tensorrt_rtx``.
+        version: As it says itself; a plan is of one version.
+    """
+
+    module: Any
+    name: str
+    version: str
+
+    @property
+    def is_rtx(self) -> bool:
+        """Whether it is TensorRT for RTX: builds ahead of time for GPUs by compute capability, and has no timings."""
+        return self.name == "tensorrt_rtx"
+
+
+def find_library(name: str | None = None) -> Library:
+    """Imports a TensorRT: the one that is named, or the first of ``tensorrt`` and ``tensorrt_rtx`` that is installed.
+
+    Raises:
+        ValueError: If there is no TensorRT of that name.
+        ImportError: If it is not installed, or does not load.
+    """
+    if name is not None and name not in NAMES:
+        raise ValueError(f"library must be one of {', '.join(NAMES)}, got {name!r}")
+    reasons = []
+    for candidate in NAMES if name is None else (name,):
+        try:
+            module = importlib.import_module(candidate)
+            return Library(module, candidate, str(module.__version__))
+        except (ImportError, OSError, AttributeError) as error:
+            reasons.append(f"{candidate}: {error}")
+    raise ImportError(f"building plans needs TensorRT ({'; '.join(reasons)}): {_REMEDY}")

@@ -1,0 +1,104 @@
+"""What hears TensorRT while it works: a logger, and a progress monitor. Both are classes of whichever is installed."""
+
+from __future__ import annotations
+
+import logging
+from types import TracebackType
+from typing import Any
+
+log = logging.getLogger("stepfuse.export.tensorrt")
+
+_LEVELS = {
+    "INTERNAL_ERROR": logging.CRITICAL,
+    "ERROR": logging.ERROR,
+    "WARNING": logging.INFO,  # such as of every int64 input that it must be bound as int64
+    "INFO": logging.DEBUG,  # dozens of lines a build
+    "VERBOSE": logging.DEBUG,
+}
+
+
+def logger_for(trt: Any) -> Any:
+    """An ``ILogger`` that hands on to ``logging``, and keeps the errors in its list ``errors``."""
+
+    class Logger(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            level = _LEVELS[severity.name]
+            if level >= logging.ERROR:
+                self.errors.append(message)
+                level = logging.DEBUG  # it is told once, by the exception
+            log.log(level, "%s", message)
+
+    return Logger()
+
+
+class Progress:
+    """Bars of what TensorRT does, on standard error, a line a phase; gone when it is done."""
+
+    def __init__(self, title: str) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import Progress as Bars
+
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+        self._bars = Bars(*columns, console=Console(stderr=True), transient=True)
+        self._bars.add_task(title, total=None)
+        self._tasks: dict[str, tuple[Any, int]] = {}
+
+    def begin(self, phase: str, parent: str | None, steps: int) -> None:
+        """A phase of so many steps begins, within another or none."""
+        depth = self._tasks[parent][1] + 1 if parent in self._tasks else 1
+        self._tasks[phase] = self._bars.add_task("  " * depth + phase, total=steps), depth
+
+    def advance(self, phase: str, step: int) -> None:
+        """A step, counted from 0, is done."""
+        if phase in self._tasks:
+            self._bars.update(self._tasks[phase][0], completed=step + 1)
+
+    def end(self, phase: str) -> None:
+        """A phase is done."""
+        if phase in self._tasks:
+            self._bars.remove_task(self._tasks.pop(phase)[0])
+
+    def __enter__(self) -> Progress:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+
+def monitor_for(trt: Any, progress: Any) -> Any:
+    """An ``IProgressMonitor`` that hands on to ``progress``.
+
+    No exception may pass through TensorRT: the first is kept as ``error``, Ctrl-C's too, and the build is cancelled.
+    """
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.error: BaseException | None = None
+
+        def _hand_on(self, method: str, *arguments: Any) -> None:
+            try:
+                if self.error is None:
+                    getattr(progress, method)(*arguments)
+            except BaseException as error:
+                self.error = error
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            self._hand_on("begin", phase_name, parent_phase, num_steps)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            self._hand_on("advance", phase_name, step)
+            return self.error is None
+
+        def phase_finish(self, phase_name: str) -> None:
+            self._hand_on("end", phase_name)
+
+    return Monitor()

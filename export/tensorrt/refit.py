@@ -1,0 +1,73 @@
+"""New weights for a plan without building it again. Needs the GPU that the plan is for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from stepfuse.export.errors import ExportError
+from stepfuse.export.tensorrt.library import Library, find_library
+from stepfuse.export.tensorrt.listeners import logger_for
+from stepfuse.export.tensorrt.plan import Plan
+
+
+def refit_engine(
+    engine: Any,
+    *,
+    onnx: str | os.PathLike[str] | None = None,
+    weights: Mapping[str, np.ndarray] | None = None,
+    library: Library | None = None,
+) -> None:
+    """Replaces weights of an ``ICudaEngine`` in place; contexts made of it go on with the new ones.
+
+    Args:
+        engine: Deserialised from a refittable or stripped plan.
+        onnx: A file whose weights are all taken, as a stripped plan needs it.
+        weights: Weights by the name of their ONNX initializer, such as a LoRA's sums; they go before those of ``onnx``.
+        library: The TensorRT that made the engine; None: the first that is installed.
+
+    Raises:
+        ExportError: If a weight is unknown, of another size or type, or missing; the engine must not be used then.
+    """
+    library = library or find_library()
+    trt = library.module
+    logger = logger_for(trt)
+    refitter = trt.Refitter(engine, logger)
+    if onnx is not None:
+        parser = trt.OnnxParserRefitter(refitter, logger)
+        if not parser.refit_from_file(os.fspath(onnx)):
+            told = [parser.get_error(index).desc() for index in range(parser.num_errors)] or logger.errors
+            raise ExportError(f"{onnx}: its weights do not fit the plan: {'; '.join(told)}")
+    kept = {name: np.ascontiguousarray(value) for name, value in (weights or {}).items()}
+    if unknown := sorted(set(kept) - set(refitter.get_all_weights())):
+        raise ExportError(f"weights: the plan cannot be refitted with {', '.join(unknown)}")
+    for name, value in kept.items():
+        if not refitter.set_named_weights(name, trt.Weights(value)):
+            raise ExportError(
+                f"weights: {name} of shape {value.shape}, {value.dtype} does not fit: {'; '.join(logger.errors)}"
+            )
+    if missing := refitter.get_missing_weights():
+        raise ExportError(f"weights: {', '.join(sorted(missing))} must be given too, or all by the ONNX file")
+    if not refitter.refit_cuda_engine():
+        raise ExportError(f"the plan could not be refitted: {'; '.join(logger.errors)}")
+
+
+def deserialise(plan: Plan, *, library: Library | None = None) -> Any:
+    """An ``ICudaEngine`` of a plan that ``plan_for`` or ``load_plan`` returned; a stripped one gets its weights next.
+
+    Raises:
+        ExportError: If it is another TensorRT's, or TensorRT refuses it.
+    """
+    library = library or find_library(plan.key.library)
+    if (library.name, library.version) != (plan.key.library, plan.key.version):
+        raise ExportError(
+            f"the plan must be of {library.name} {library.version}, got {plan.key.library} {plan.key.version}"
+        )
+    logger = logger_for(library.module)
+    engine = library.module.Runtime(logger).deserialize_cuda_engine(plan.data)
+    if engine is None:
+        raise ExportError(f"TensorRT does not take the plan for {plan.key.target}: {'; '.join(logger.errors)}")
+    return engine
