@@ -1,0 +1,120 @@
+"""An exported graph against the module that it was exported from."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from stepfuse.export.errors import ExportError
+from stepfuse.export.graph import Input, evaluating
+
+try:
+    import torch
+except ImportError as error:
+    raise ImportError(f"exporting needs torch ({error}): pip install 'stepfuse[export]'") from error
+
+if TYPE_CHECKING:
+    import os
+
+#: Worst error of an output relative to its largest magnitude. Float32: two libraries add up the same products in
+#: another order, through a hundred layers. Float16: each of these rounds to eleven bits, 5e-4.
+TOLERANCES = {"float32": 1e-4, "float16": 2e-2}
+
+
+def validate(
+    path: str | os.PathLike[str],
+    module: torch.nn.Module,
+    inputs: Sequence[Input],
+    outputs: Sequence[str],
+    *,
+    sizes: Mapping[str, Sequence[int]] | None = None,
+    row_counts: Sequence[int] = (1, 2, 3),
+    tolerance: float | None = None,
+    precision: str = "float32",
+    seed: int = 1,
+) -> dict[str, float]:
+    """Runs an exported graph in ONNX Runtime beside its module, on the same random inputs.
+
+    Args:
+        path: The graph.
+        module: What it was exported from, called as by ``export_onnx``.
+        inputs: Its inputs.
+        outputs: Names of its outputs.
+        sizes: Values of the sizes that ``inputs`` name; every combination is tried.
+        row_counts: Numbers of rows to try.
+        tolerance: Largest error allowed of any output, relative to its largest magnitude; None: by ``precision``.
+        precision: What the graph computes in.
+        seed: Of the inputs.
+
+    Returns:
+        The worst error of each output, relative to its largest magnitude.
+
+    Raises:
+        ExportError: If an error is above the tolerance, a shape differs, or a number is not finite.
+    """
+    limit = TOLERANCES[precision] if tolerance is None else tolerance
+    session = _session(Path(path))
+    rng = np.random.default_rng(seed)
+    worst = dict.fromkeys(outputs, 0.0)
+    for rows, chosen in itertools.product(row_counts, _combinations(sizes)):
+        feed = {one.name: one.example(rows, chosen, rng) for one in inputs}
+        told = ", ".join([f"{rows} rows", *(f"{name} {size}" for name, size in chosen.items())])
+        expected = _reference(module, list(feed.values()))
+        found = _run(session, outputs, feed, told)
+        for name, ours, theirs in zip(outputs, found, expected, strict=True):
+            worst[name] = max(worst[name], _error(name, told, ours, theirs, limit))
+    return worst
+
+
+def _session(path: Path) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.disable_prepacking", "1")  # a second copy of the weights
+    try:
+        return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's own exceptions have no common base
+        raise ExportError(f"{path.name} is refused by ONNX Runtime {ort.__version__}: {error}") from error
+
+
+def _combinations(sizes: Mapping[str, Sequence[int]] | None) -> list[dict[str, int]]:
+    given = sizes or {}
+    return [dict(zip(given, values, strict=True)) for values in itertools.product(*given.values())]
+
+
+def _reference(module: torch.nn.Module, feed: list[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
+    with evaluating(module):
+        found = module(*map(torch.from_numpy, feed))
+    return [one.numpy() for one in (found if isinstance(found, tuple | list) else (found,))]
+
+
+def _run(
+    session: ort.InferenceSession, outputs: Sequence[str], feed: dict[str, npt.NDArray[Any]], told: str
+) -> list[npt.NDArray[Any]]:
+    taken = {one.name for one in session.get_inputs()}  # what a network does not use is not an input of its graph
+    try:
+        return list(session.run(list(outputs), {name: value for name, value in feed.items() if name in taken}))
+    except Exception as error:
+        raise ExportError(f"the exported graph fails at {told}: {error}") from error
+
+
+def _error(name: str, told: str, ours: npt.NDArray[Any], theirs: npt.NDArray[Any], limit: float) -> float:
+    if ours.shape != theirs.shape:
+        raise ExportError(f"{name} at {told}: shape must be {theirs.shape} as in torch, got {ours.shape}")
+    for who, values in (("the module", theirs), ("the exported graph", ours)):
+        if not np.isfinite(values).all():
+            bad = int(np.count_nonzero(~np.isfinite(values)))
+            raise ExportError(f"{name} at {told}: every number must be finite, got {bad} from {who} that are not")
+    scale = float(np.abs(theirs).max(initial=0.0)) or 1.0
+    error = float(np.abs(ours.astype(np.float64) - theirs).max(initial=0.0)) / scale
+    if error > limit:
+        raise ExportError(
+            f"{name} at {told}: error must be at most {limit:g} of the largest magnitude, got {error:.3g}:"
+            " nothing is written; pass tolerance= if that is near enough"
+        )
+    return error
