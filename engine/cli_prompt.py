@@ -58,7 +58,7 @@ def sample_prompt(bundle: sf.Bundle, output: Path, *, max_rows: int | None, thre
         say(f"written to {path}")
 
 
-def _tell(message: Warning | str, *_: Any) -> None:
+def _tell(message: Warning | str, *_: Any, **__: Any) -> None:
     """A warning in a line, without the place in the code."""
     Console(stderr=True).print(f"[yellow]stepfuse:[/] {escape(str(message))}", highlight=False, soft_wrap=True)
 
@@ -96,7 +96,7 @@ def pictures_of(bundle: sf.Bundle, samples: Images, threads: int) -> tuple[Image
     return Vae(bundle, threads=threads).decode(samples), (-1.0, 1.0)
 
 
-def begin_with(bundle: sf.Bundle, image: Path | None, mask: Path | None, threads: int) -> dict[str, Images]:
+def begin_with(bundle: sf.Bundle, image: Path | None, mask: Path | None, threads: int) -> dict[str, Any]:
     """The pictures that samples begin with, as arguments of ``Engine.sample``: encoded where they are latents.
 
     Raises:
@@ -111,7 +111,7 @@ def begin_with(bundle: sf.Bundle, image: Path | None, mask: Path | None, threads
     if bundle.pipeline is not None and latent:
         width, height = pixels_of(bundle.pipeline, shape)
         shape, data_range, cell = (3, height, width), (-1.0, 1.0), bundle.pipeline.pixels_per_latent
-    found: dict[str, Images] = {}
+    found: dict[str, Any] = {}
     if image is not None:
         found["image"] = read_image(image, shape, data_range)
         if latent:

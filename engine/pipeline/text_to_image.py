@@ -169,9 +169,10 @@ class TextToImage:
         shape = self._shape(width, height, image, latents)
         width, height = pixels_of(self._pipeline, shape)
         if self._pipeline.size_input is not None:
-            size = np.float32([[height, width, 0, 0, height, width]])
+            size = np.array([[height, width, 0, 0, height, width]], dtype=np.float32)
             cond = {self._pipeline.size_input: size, **cond}
-        negative_texts, negative = [], None
+        negative_texts: list[str] = []
+        negative: dict[str, npt.NDArray[Any]] | None = None
         if (table["g"] != 1).any():
             negative_texts, told = self._told_negative(negative_prompt, negative_prompt_embeds, count)
             negative = {name: _spread(name, told.get(name, cond[name]), count, n) for name in cond}
@@ -331,9 +332,9 @@ class TextToImage:
     def _begin(self, pictures: Array, count: int, seeds: Sequence[int], sample_posterior: bool) -> Array:
         """Samples of the pictures that a run begins with, one a seed."""
         mean, std = (_spread("image", rows, count, len(seeds)) for rows in self._vae.encode(pictures))
-        if not sample_posterior:
-            return mean
-        return mean + std * np.stack([normal(seed, mean.shape[1:], stream=POSTERIOR) for seed in seeds])
+        if sample_posterior:
+            mean += std * np.stack([normal(seed, mean.shape[1:], stream=POSTERIOR) for seed in seeds])
+        return mean
 
     def _facts(self, table: StepTable, seed: int, prompt: str, negative: str, strength: float | None) -> dict[str, str]:
         scale = table.options.get("guidance_scale", 1.0)
