@@ -30,11 +30,11 @@ Generators = torch.Generator | list[torch.Generator] | None
 class _Fused:
     """What the schedulers share."""
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        scheduler = super().__new__(cls)
-        if cls.__module__ == __name__:
-            scheduler.__module__ = "diffusers"  # which model_index.json names where a pipeline is saved
-        return scheduler
+    def register_to_config(self, **kwargs: Any) -> None:
+        """As ``diffusers.ConfigMixin.register_to_config``, which the constructor calls."""
+        super().register_to_config(**kwargs)  # type: ignore[misc]
+        if type(self).__module__ == __name__:
+            self.__module__ = "diffusers"  # the library that model_index.json names where a pipeline is saved
 
     def _numbers(self, name: str) -> npt.NDArray[Any]:
         """A tensor among the attributes as an array, which is made again when the attribute is another tensor."""
