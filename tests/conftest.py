@@ -11,9 +11,9 @@ if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
-def _load(name: str) -> None:
+def _load(name: str, folder: str = "") -> None:
     # Tests are imported by file, without tests/ on sys.path: its folders are named like PyPI packages.
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / folder / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)
@@ -23,6 +23,7 @@ _load("tolerances")
 _load("support")
 _load("peers")
 _load("handmade")
+_load("tiny_pipelines", "export")
 
 import stepfuse.engine  # noqa: E402
 

@@ -1,0 +1,322 @@
+"""diffusers pipelines of a few thousand random weights, saved as folders. Vocabularies are their own: no hub is asked.
+
+``save_tiny("StableDiffusionPipeline", folder)`` writes one; ``NAMES`` lists them. torch, diffusers and transformers are
+imported where they are used.
+"""
+
+import json
+import math
+import tempfile
+import warnings
+from pathlib import Path
+
+NAMES = (
+    "DDPMPipeline",
+    "DDIMPipeline",
+    "DiTPipeline",
+    "StableDiffusionPipeline",
+    "StableDiffusionPipeline-v",
+    "StableDiffusionXLPipeline",
+    "StableDiffusion3Pipeline",
+)
+PROMPTS = ["a red cat in the rain", "blue dog"]
+LENGTH = 12  # tokens of a prompt
+LABELS = {index: f"thing {index}, also {index}" for index in range(1000)}
+SIZE = 8  # of latents; pixels are twice as many
+
+STABLE_DIFFUSION = {
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "steps_offset": 1,
+    "timestep_spacing": "leading",
+}
+
+
+def save_tiny(name: str, folder: Path, scheduler=None, **changes) -> Path:
+    """Writes a pipeline, the same weights each time.
+
+    Args:
+        name: One of ``NAMES``.
+        folder: The folder to make.
+        scheduler: A diffusers scheduler in the place of the usual one.
+        changes: Components in the place of the usual ones, by name, such as ``text_encoder_3=None``.
+
+    Returns:
+        The folder.
+    """
+    folder = Path(folder)
+    tiny_pipeline(name, scheduler, **changes).save_pretrained(folder, safe_serialization=True)
+    if name == "DiTPipeline":  # published ones have labels, which diffusers reads but does not save
+        index = folder / "model_index.json"
+        labels = {str(number): label for number, label in LABELS.items()}
+        index.write_text(json.dumps({**json.loads(index.read_text()), "id2label": labels}, indent=2))
+    return folder
+
+
+def tiny_pipeline(name: str, scheduler=None, **changes):
+    """The same as a diffusers pipeline, which need not be saved."""
+    import diffusers
+    import torch
+
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), tempfile.TemporaryDirectory() as scratch:
+        warnings.simplefilter("ignore")
+        torch.manual_seed(0)
+        parts = {**_PARTS[name](Path(scratch)), **changes}
+        if scheduler is not None:
+            parts["scheduler"] = scheduler
+        pipe = getattr(diffusers, name.removesuffix("-v"))(**parts)
+        for part in pipe.components.values():
+            if isinstance(part, torch.nn.Module):
+                part.eval()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def clip_tokenizer(folder: Path, pad_token="<|endoftext|>"):
+    """A CLIP tokenizer of single bytes and a few merges."""
+    from transformers import CLIPTokenizer
+
+    folder.mkdir(parents=True, exist_ok=True)
+    letters = list(_byte_letters().values())
+    merges = ["c a", "ca t</w>", "d o", "do g</w>", "r e", "re d</w>", "t h", "th e</w>", "i n</w>"]
+    words = [*letters, *(f"{one}</w>" for one in letters), *(merge.replace(" ", "") for merge in merges)]
+    words += ["<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {word: index for index, word in enumerate(dict.fromkeys(words))}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")
+    config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": LENGTH, "pad_token": pad_token}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    return CLIPTokenizer.from_pretrained(folder)
+
+
+def t5_tokenizer():
+    """A T5 tokenizer of letters and a few words."""
+    from transformers import T5TokenizerFast
+
+    words = ["▁", "▁the", "▁red", "▁cat", "▁in", "ain", *map(chr, range(33, 127))]
+    vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    vocabulary += [(word, -math.log(len(words)) - 1 / len(word)) for word in words]
+    return T5TokenizerFast(vocab=vocabulary, extra_ids=0, model_max_length=512)
+
+
+def clip(tokenizer, width, *, projected=False, layers=2, activation="quick_gelu"):
+    """A CLIP text encoder."""
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        max_position_embeddings=LENGTH,
+        projection_dim=width,
+        hidden_act=activation,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model = CLIPTextModelWithProjection if projected else CLIPTextModel
+    return _widen(model(config))
+
+
+def vae(channels=4, scaling_factor=0.18215, **config):
+    """A VAE of two levels: twice as many pixels as latents."""
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        layers_per_block=1,
+        latent_channels=channels,
+        norm_num_groups=4,
+        sample_size=2 * SIZE,
+        scaling_factor=scaling_factor,
+        **config,
+    )
+
+
+def unet(width, **config):
+    """A conditional UNet of two levels."""
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(
+        **{
+            "sample_size": SIZE,
+            "block_out_channels": (8, 16),
+            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+            "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+            "layers_per_block": 1,
+            "cross_attention_dim": width,
+            "attention_head_dim": 2,
+            "norm_num_groups": 4,
+            **config,
+        }
+    )
+
+
+def _pixels(scheduler):
+    def parts(scratch):
+        from diffusers import UNet2DModel
+
+        network = UNet2DModel(
+            sample_size=16,
+            block_out_channels=(8, 16),
+            down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+            up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+            layers_per_block=1,
+            attention_head_dim=4,
+            norm_num_groups=4,
+        )
+        return {"unet": network, "scheduler": _scheduler(scheduler)}
+
+    return parts
+
+
+def _dit(scratch):
+    from diffusers import DiTTransformer2DModel
+
+    network = DiTTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=8,
+        in_channels=4,
+        out_channels=8,
+        num_layers=2,
+        sample_size=SIZE,
+        patch_size=2,
+        num_embeds_ada_norm=1000,
+    )
+    return {
+        "transformer": network,
+        "vae": vae(),
+        "scheduler": _scheduler("DDIMScheduler", clip_sample=False),
+        "id2label": {str(index): label for index, label in LABELS.items()},
+    }
+
+
+def _stable_diffusion(scratch, **scheduler):
+    tokenizer = clip_tokenizer(scratch / "tokenizer")
+    return {
+        "vae": vae(),
+        "text_encoder": clip(tokenizer, 16),
+        "tokenizer": tokenizer,
+        "unet": unet(16),
+        "scheduler": _scheduler("DDIMScheduler", **STABLE_DIFFUSION, clip_sample=False, **scheduler),
+        "safety_checker": None,
+        "feature_extractor": None,
+        "requires_safety_checker": False,
+    }
+
+
+def _stable_diffusion_2(scratch):
+    tokenizer = clip_tokenizer(scratch / "tokenizer", pad_token="!")
+    return {
+        **_stable_diffusion(scratch, set_alpha_to_one=False, prediction_type="v_prediction"),
+        "tokenizer": tokenizer,
+        "text_encoder": clip(tokenizer, 16, activation="gelu"),
+        "unet": unet(16, attention_head_dim=(2, 4), use_linear_projection=True),
+    }
+
+
+def _stable_diffusion_xl(scratch):
+    first = clip_tokenizer(scratch / "tokenizer")
+    second = clip_tokenizer(scratch / "tokenizer_2", pad_token="!")
+    network = unet(
+        16 + 24,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=4,
+        projection_class_embeddings_input_dim=24 + 6 * 4,
+        transformer_layers_per_block=(1, 2),
+        use_linear_projection=True,
+    )
+    return {
+        "vae": vae(scaling_factor=0.13025),
+        "text_encoder": clip(first, 16),
+        "text_encoder_2": clip(second, 24, projected=True, activation="gelu"),
+        "tokenizer": first,
+        "tokenizer_2": second,
+        "unet": network,
+        "scheduler": _scheduler("EulerDiscreteScheduler", **STABLE_DIFFUSION),
+        "add_watermarker": False,
+    }
+
+
+def _stable_diffusion_3(scratch):
+    from diffusers import SD3Transformer2DModel
+    from transformers import T5Config, T5EncoderModel
+
+    first = clip_tokenizer(scratch / "tokenizer")
+    second = clip_tokenizer(scratch / "tokenizer_2", pad_token="!")
+    third = t5_tokenizer()
+    config = T5Config(
+        vocab_size=len(third),
+        d_model=48,
+        d_kv=8,
+        d_ff=32,
+        num_layers=2,
+        num_heads=2,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+    )
+    network = SD3Transformer2DModel(
+        sample_size=SIZE,
+        patch_size=2,
+        in_channels=16,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=48,
+        caption_projection_dim=16,
+        pooled_projection_dim=16 + 24,
+        out_channels=16,
+        pos_embed_max_size=12,
+        qk_norm="rms_norm",
+    )
+    return {
+        "transformer": _widen(network),
+        "scheduler": _scheduler("FlowMatchEulerDiscreteScheduler", shift=3.0),
+        "vae": vae(16, 1.5305, shift_factor=0.0609, use_quant_conv=False, use_post_quant_conv=False),
+        "text_encoder": clip(first, 16, projected=True),
+        "tokenizer": first,
+        "text_encoder_2": clip(second, 24, projected=True, activation="gelu"),
+        "tokenizer_2": second,
+        "text_encoder_3": T5EncoderModel(config),
+        "tokenizer_3": third,
+    }
+
+
+def _scheduler(name, **config):
+    import diffusers
+
+    return getattr(diffusers, name)(**config)
+
+
+def _widen(module):
+    """Initial weights are so small that what a network is told would hardly show."""
+    import torch
+
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(3)
+    return module
+
+
+def _byte_letters():
+    """The letter that byte-level BPE writes for each byte: itself where it prints, else one beyond Latin-1."""
+    prints = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in prints]
+    return {byte: chr(byte) for byte in prints} | {byte: chr(256 + index) for index, byte in enumerate(others)}
+
+
+_PARTS = {
+    "DDPMPipeline": _pixels("DDPMScheduler"),
+    "DDIMPipeline": _pixels("DDIMScheduler"),
+    "DiTPipeline": _dit,
+    "StableDiffusionPipeline": _stable_diffusion,
+    "StableDiffusionPipeline-v": _stable_diffusion_2,
+    "StableDiffusionXLPipeline": _stable_diffusion_xl,
+    "StableDiffusion3Pipeline": _stable_diffusion_3,
+}
