@@ -293,7 +293,7 @@ def starting_state(shape: tuple[int, ...], given: npt.ArrayLike | None, name: st
     if array.dtype.kind != "f":
         raise TypeError(f"{name} must be floating point, got {array.dtype}")
     with np.errstate(over="ignore"):  # too large for float32 is reported below
-        x = array.astype(np.float32)
+        x = array.astype(np.float32, order="C")
     finite = np.isfinite(x)
     if not finite.all():
         where = tuple(int(i) for i in np.argwhere(~finite)[0])

@@ -101,6 +101,7 @@ def test_without_a_seed_each_call_draws_its_own(engine):
         pytest.param(lambda z: z, id="float32"),
         pytest.param(lambda z: z.astype(np.float64), id="float64"),
         pytest.param(lambda z: np.repeat(z, 2, axis=-1)[..., ::2], id="strided"),
+        pytest.param(np.asfortranarray, id="fortran"),
         pytest.param(lambda z: z.tolist(), id="nested-list"),
     ],
 )
