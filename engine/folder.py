@@ -38,15 +38,18 @@ def read_folder(path: Path, *, verify: bool = True) -> dict[str, Any]:
     """
     found = _found(path)  # before the manifest, which lists a cached file before it is there
     manifest = _read_manifest(path)
-    files = dict(entry(path, manifest, "files", dict))
-    for name, expected in list(files.items()):
+    listed = entry(path, manifest, "files", dict)
+    files = {}
+    for name, expected in listed.items():
         try:
             _check_file(path, name, expected, verify=verify)
-        except (BundleError, OSError):
-            if not _gone(path, name):
-                raise
-            del files[name]
-    _refuse_unlisted(path, found, files)
+            files[name] = expected
+        except FileNotFoundError as error:
+            if not name.startswith(CACHE):
+                raise BundleError(
+                    f"{path / name} is listed in the manifest and must be a file of the bundle: it is missing"
+                ) from error
+    _refuse_unlisted(path, found, listed)
     return {**manifest, "files": files}
 
 
@@ -142,7 +145,7 @@ def change_cache(path: Path, add: Mapping[str, bytes | memoryview], remove: Coll
         BundleError: If a name is not under ``plans/``, or the manifest is not readable.
     """
     for name in (*add, *remove):
-        if not _inside(path, name).is_relative_to(path / CACHE):
+        if not (_inside(path, name) and name.startswith(CACHE)):
             raise BundleError(f"{path}: what is cached must be under {CACHE}, got {name!r}")
     manifest = _read_manifest(path)
     listed = entry(path, manifest, "files", dict)
@@ -228,7 +231,7 @@ def _check_file(path: Path, name: str, expected: Any, *, verify: bool) -> None:
     if not target.is_relative_to(path.resolve()):
         raise BundleError(f"{file} must stay inside the folder, but leads to {target}")
     if not exists:
-        raise BundleError(f"{file} is listed in the manifest and must be a file of the bundle: it is missing")
+        raise FileNotFoundError(file)
     size = file.stat().st_size
     if size != expected["size"]:
         raise BundleError(
@@ -246,9 +249,9 @@ def _gone(path: Path, name: str) -> bool:
     return name.startswith(CACHE) and not os.path.lexists(_inside(path, name))
 
 
-def _refuse_unlisted(path: Path, found: set[str], files: Mapping[str, Any]) -> None:
+def _refuse_unlisted(path: Path, found: set[str], listed: Mapping[str, Any]) -> None:
     """An ONNX file may point to weights in other files: what is not listed is not checked, so it must not be there."""
-    if unlisted := sorted(name for name in found - {*files, MANIFEST} if not _gone(path, name)):
+    if unlisted := sorted(name for name in found - {*listed, MANIFEST} if not _gone(path, name)):
         raise BundleError(f"{path}: every file must be listed in {MANIFEST}, got {', '.join(unlisted)}")
 
 
