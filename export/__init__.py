@@ -3,6 +3,27 @@
 if __name__ != "stepfuse.export":
     raise ImportError(f"this folder installs as 'stepfuse.export': import that, not {__name__!r}")
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from stepfuse.export.errors import ExportError
 
-__all__ = ["ExportError"]
+if TYPE_CHECKING:
+    from stepfuse.export.torch_module import to_bundle as to_bundle
+
+# Where each call lives. No module has its call's name: imported first, the module would hide the call.
+_CALLS = {
+    "to_bundle": "torch_module",
+}
+
+__all__ = ["ExportError", *_CALLS]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _CALLS:
+        return getattr(import_module(f"stepfuse.export.{_CALLS[name]}"), name)
+    raise AttributeError(f"module 'stepfuse.export' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -2,7 +2,7 @@
 
 Parameters keep the names that torch gives them, so that a LoRA or a refitted plan finds them again: nothing is folded
 into them, and equal ones are not merged. Matrices that the graph would transpose before every use are stored
-transposed; ``transposed_weights`` says which.
+transposed; ``initializers.transposed_weights`` says which.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stepfuse.export.errors import ExportError
+from stepfuse.export.initializers import TRANSPOSED
 from stepfuse.export.onnx_file import write_onnx
 from stepfuse.export.precision import FLOAT32_OPERATORS, PRECISIONS, to_float16
 
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     import os
 
 OPSETS = (18, 23)
-TRANSPOSED = "stepfuse.transposed"  # key of a model's metadata
 
 _SIZE = re.compile(r"(?:([1-9]\d*)\*)?([A-Za-z_]\w*)")
 _LOUD = ("torch.onnx", "torch.export", "torch._dynamo", "torch.fx", "onnxscript", "onnx_ir")
@@ -145,11 +145,6 @@ def export_onnx(
     model.metadata_props[TRANSPOSED] = json.dumps(sorted(_drop_prefix(model, transposed, prefix)))
     files, weight_bytes = write_onnx(model, Path(path), external)
     return Report({file.name: file for file in files}, opset, precision, kept, weight_bytes)
-
-
-def transposed_weights(metadata: Mapping[str, str]) -> frozenset[str]:
-    """Names of the parameters that a graph holds transposed, from its ``metadata_props`` as a dict."""
-    return frozenset(json.loads(metadata.get(TRANSPOSED, "[]")))
 
 
 def first_sizes(sizes: Mapping[str, Sequence[int]] | None) -> dict[str, int]:
