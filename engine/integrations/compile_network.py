@@ -1,4 +1,4 @@
-"""Engines for a pipeline's network: the torch module itself, or a bundle that was exported from it."""
+"""Who draws for a pipeline: the torch module itself, or a bundle that was exported from it."""
 
 from __future__ import annotations
 
@@ -6,22 +6,24 @@ import os
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from stepfuse.bundle import Bundle
+from stepfuse.backends.function import FunctionDenoiser
+from stepfuse.bundle import Bundle, ModelInfo
 from stepfuse.cond import CondInput
-from stepfuse.engine import Engine
+from stepfuse.integrations.compile_run import CallersThread
 from stepfuse.integrations.compile_standin import Told
 from stepfuse.integrations.scheduler_config import SchedulerSettings
 
 Array = npt.NDArray[Any]
 Conditions = dict[str, Array]
 
-_KEPT = 4  # engines of different sizes and batches
+_KEPT = 4  # of different sizes and batches
 
 
 class TorchNetwork:
@@ -31,15 +33,15 @@ class TorchNetwork:
     """
 
     def __init__(self) -> None:
-        self._engines = _Engines(self._open)
+        self._services = _Services(self._open)
         self._module: Any = None
         self._told: Told | None = None
         self._halves = 1
-        self.error: BaseException | None = None
+        self._error: BaseException | None = None
 
-    def engine(self, shape: tuple[int, ...], rows: int, settings: SchedulerSettings) -> Engine:
-        """The engine for samples of this shape, at most ``rows`` rows a forward."""
-        return self._engines.get(shape, rows, settings)
+    def service(self, shape: tuple[int, ...], rows: int, settings: SchedulerSettings) -> CallersThread:
+        """What draws samples of this shape, at most ``rows`` rows a forward."""
+        return self._services.get(shape, rows, settings)
 
     def tell(self, module: Any, told: Told, halves: int) -> None:
         """What the next run's rows mean.
@@ -49,9 +51,9 @@ class TorchNetwork:
             told: Its inputs.
             halves: How many times its output has the sample's channels; what follows the first is left aside.
         """
-        if torch.cuda.is_available() and told.sample.is_cuda:
+        if told.sample.is_cuda:
             _warn_of_host_memory(str(told.sample.device))
-        self._module, self._told, self._halves, self.error = module, told, halves, None
+        self._module, self._told, self._halves, self._error = module, told, halves, None
 
     def conditions(self, told: Told, which: npt.NDArray[np.int64]) -> Conditions:
         """What samples are told that are told these rows."""
@@ -59,32 +61,26 @@ class TorchNetwork:
 
     def forget(self) -> None:
         """Lets go of the module and its inputs."""
-        self._module = self._told = None
+        self._module = self._told = self._error = None
 
-    def _open(self, shape: tuple[int, ...], rows: int, settings: SchedulerSettings) -> Engine:
-        return Engine.from_callable(
-            self._predict,
-            shape=shape,
-            schedule=settings.schedule,
-            prediction_type=settings.prediction_type,
-            cond={"row": CondInput(dtype="int64", null=-1)},
-            max_rows=rows,
-        )
+    def _open(self, shape: tuple[int, ...], rows: int, settings: SchedulerSettings) -> CallersThread:
+        row = {"row": CondInput(dtype="int64", null=-1)}
+        info = ModelInfo(shape, settings.schedule, settings.prediction_type, row)
+        return CallersThread(info, lambda buffers: FunctionDenoiser(self._predict, buffers), rows)
 
     def _predict(self, x: Array, t: Array, cond: Mapping[str, Array]) -> Array:
+        if self._error is not None:  # the loop tries each sample alone, but they must step together
+            raise self._error
         try:
-            assert self._told is not None
-            with torch.no_grad(), self._told.autocast:
-                return self._forward(
-                    self._told, torch.from_numpy(x), torch.from_numpy(t), torch.from_numpy(cond["row"])
-                )
+            return self._forward(torch.from_numpy(x), torch.from_numpy(t), torch.from_numpy(cond["row"]))
         except BaseException as error:
-            self.error = error  # the loop would try each row alone
+            self._error = error
             raise
 
-    def _forward(self, told: Told, x: torch.Tensor, t: torch.Tensor, index: torch.Tensor) -> Array:
-        like = told.timestep
-        if not (isinstance(like, torch.Tensor) and like.is_floating_point()):
+    def _forward(self, x: torch.Tensor, t: torch.Tensor, index: torch.Tensor) -> Array:
+        told = self._told
+        assert told is not None
+        if not (isinstance(told.timestep, torch.Tensor) and told.timestep.is_floating_point()):
             t = t.round().long()
         args, kwargs = told.arguments(x.to(told.sample), t.to(told.sample.device), index)
         prediction = self._module(*args, **kwargs)[0]
@@ -104,16 +100,14 @@ class BundleNetwork:
         BundleError: If it cannot be used.
     """
 
-    error: BaseException | None = None
-
     def __init__(self, path: str | os.PathLike[str]) -> None:
         from stepfuse.backends.onnxruntime import open_session
 
         self._bundle = Bundle.load(path)
         self._session = open_session(self._bundle.denoiser)
-        self._engines = _Engines(self._open)
+        self._services = _Services(self._open)
 
-    def engine(self, shape: tuple[int, ...], rows: int, settings: SchedulerSettings) -> Engine:
+    def service(self, shape: tuple[int, ...], rows: int, settings: SchedulerSettings) -> CallersThread:
         """As of a torch network.
 
         Raises:
@@ -124,7 +118,7 @@ class BundleNetwork:
             raise ValueError(
                 f"the bundle's prediction_type must be the scheduler's, {settings.prediction_type!r}, got {predicts!r}"
             )
-        return self._engines.get(shape, rows, settings)
+        return self._services.get(shape, rows, settings)
 
     def tell(self, module: Any, told: Told, halves: int) -> None:
         """Nothing: all it is told are conditions."""
@@ -134,35 +128,43 @@ class BundleNetwork:
         named, inputs = told.named(), self._bundle.info.cond
         if set(named) != set(inputs):
             raise ValueError(
-                f"the bundle must take what the pipeline tells its network, {', '.join(named)}, got"
+                f"the bundle must take what the pipeline tells its network, {', '.join(named) or 'nothing'}, got"
                 f" {', '.join(inputs) or 'nothing'}"
             )
-        floats = {name: spec.dtype.startswith("float") for name, spec in inputs.items()}
-        return {name: (leaf.float() if floats[name] else leaf).cpu().numpy()[which] for name, leaf in named.items()}
+        return {name: _as_numpy(leaf)[which] for name, leaf in named.items()}
 
     def forget(self) -> None:
         """Nothing is held."""
 
-    def _open(self, shape: tuple[int, ...], rows: int, settings: SchedulerSettings) -> Engine:
-        return Engine.load(self._bundle, shape=shape, max_rows=rows, session=self._session)
+    def _open(self, shape: tuple[int, ...], rows: int, settings: SchedulerSettings) -> CallersThread:
+        from stepfuse.backends.onnxruntime import OnnxRuntimeDenoiser
+
+        info = replace(self._bundle.info, shape=shape, schedule=settings.schedule)
+        session, model = self._session, self._bundle.denoiser
+        return CallersThread(info, lambda buffers: OnnxRuntimeDenoiser(session, model, buffers), rows)
 
 
-class _Engines:
-    """The engines used last; what falls out is closed."""
+class _Services:
+    """Those used last; what falls out is closed."""
 
-    def __init__(self, open_engine: Callable[[tuple[int, ...], int, SchedulerSettings], Engine]) -> None:
-        self._open = open_engine
-        self._engines: OrderedDict[tuple[Any, ...], tuple[SchedulerSettings, Engine]] = OrderedDict()
+    def __init__(self, make: Callable[[tuple[int, ...], int, SchedulerSettings], CallersThread]) -> None:
+        self._make = make
+        self._kept: OrderedDict[tuple[Any, ...], tuple[SchedulerSettings, CallersThread]] = OrderedDict()
 
-    def get(self, shape: tuple[int, ...], rows: int, settings: SchedulerSettings) -> Engine:
+    def get(self, shape: tuple[int, ...], rows: int, settings: SchedulerSettings) -> CallersThread:
         key = shape, rows, id(settings)
-        if key not in self._engines:
-            self._engines[key] = settings, self._open(shape, rows, settings)  # settings too: its id must stay its own
-        self._engines.move_to_end(key)
-        while len(self._engines) > _KEPT:
-            _, (_, oldest) = self._engines.popitem(last=False)
+        if key not in self._kept:
+            self._kept[key] = settings, self._make(shape, rows, settings)  # its settings, so that their id stays theirs
+        self._kept.move_to_end(key)
+        while len(self._kept) > _KEPT:
+            _, (_, oldest) = self._kept.popitem(last=False)
             oldest.close()
-        return self._engines[key][1]
+        return self._kept[key][1]
+
+
+def _as_numpy(tensor: torch.Tensor) -> Array:
+    values: Array = (tensor.float() if tensor.is_floating_point() else tensor).cpu().numpy()
+    return values
 
 
 def _warn_of_host_memory(device: str) -> None:

@@ -1,66 +1,94 @@
-"""A run of the engine that goes on by one step at a time, as a pipeline's own loop asks for it."""
+"""A run that does a step at a time, on the thread of the pipeline whose own loop asks for it."""
 
 from __future__ import annotations
 
-import contextvars
-import threading
-from collections.abc import Callable
-from queue import SimpleQueue
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from stepfuse import _core
+from stepfuse.backends.buffers import Buffers
+from stepfuse.bundle import ModelInfo
+from stepfuse.draw import Draw
+from stepfuse.policy import Serving
+from stepfuse.request import Compiler, SampleRequest, resolve
+from stepfuse.service import Denoiser, Service
+from stepfuse.steptable import StepTable
+
 States = npt.NDArray[np.float32]
 
 
+class CallersThread(Service):
+    """A service that draws on the thread that asks: there holds what torch keeps a thread, such as autocast."""
+
+    def __init__(self, info: ModelInfo, make_denoiser: Callable[[Buffers], Denoiser], rows: int) -> None:
+        super().__init__(info, make_denoiser, Serving(max_rows=rows))
+        self._compiler = Compiler(info)
+
+    def requests(self, n: int, table: StepTable, **conditions: Any) -> list[SampleRequest]:
+        """``n`` samples of a table; ``cond`` and ``negative_cond`` as in ``Engine.sample``."""
+        rest: dict[str, Any] = dict.fromkeys(("sampler", "steps", "guidance_scale", "eta"))
+        return resolve(self._compiler, n, table=table, seed=0, options={}, **conditions, **rest)
+
+    def _start(self) -> None:
+        self._drive()
+
+
 class Run:
-    """Rests after each step until the next is asked for.
+    """Samples that rest after each step until the next is asked for.
 
     Args:
-        sample: ``Engine.sample`` with all arguments but ``on_state``. It runs in a thread of its own.
+        service: Draws them; nobody else uses it meanwhile.
+        requests: One a sample.
+        x: Shape (n, *shape), what they begin as.
+
+    Attributes:
+        x: The states, which may be changed between two steps.
     """
 
-    def __init__(self, sample: Callable[..., Any]) -> None:
-        self._sample = sample
-        self._news: SimpleQueue[BaseException | States] = SimpleQueue()
-        self._orders: SimpleQueue[bool] = SimpleQueue()
-        context = contextvars.copy_context()
-        self._thread = threading.Thread(target=context.run, args=(self._work,), name="stepfuse-run", daemon=True)
+    def __init__(self, service: CallersThread, requests: Sequence[SampleRequest], x: States) -> None:
+        self.x = x
+        self._service = service
+        self._requests = requests
+        self._gate = _core.Gate()
+        self._ids: list[int] = []
+        self._stepped = 0
+        self._error: BaseException | None = None
 
-    def step(self) -> States:
-        """Does a step.
-
-        Returns:
-            The states, shape (n, *shape), which may be changed until the next step is asked for.
+    def step(self) -> None:
+        """Does a step of every sample.
 
         Raises:
-            BaseException: What the run failed with.
+            BaseException: What the network has failed with.
         """
-        if self._thread.ident is None:
-            self._thread.start()
+        self._stepped = 0
+        if self._ids:
+            self._service.open(self._gate)
         else:
-            self._orders.put(True)
-        news = self._news.get()
-        if isinstance(news, BaseException):
-            raise news
-        return news
+            self._ids = self._service.submit_all(
+                [
+                    Draw(request, self.x[i], True, self, gate=self._gate, watched=True, index=i)
+                    for i, request in enumerate(self._requests)
+                ]
+            )
+        if self._error is not None:
+            raise self._error
+        if self._stepped != len(self.x):
+            raise RuntimeError(f"all {len(self.x)} samples must step together, got {self._stepped}")
 
     def stop(self) -> None:
-        """Ends the run wherever it is, and waits for it."""
-        self._orders.put(False)
-        if self._thread.ident is not None:
-            self._thread.join()
+        """Ends the run wherever it is."""
+        self._service.cancel(self._ids)
 
-    def _work(self) -> None:
-        try:
-            self._sample(on_state=self._rest)
-            self._news.put(RuntimeError("the run has no step left"))
-        except BaseException as error:
-            self._news.put(error)
-        finally:
-            del self._sample
+    def stepped(self, draw: Draw, step: int) -> None:
+        """Counts."""
+        self._stepped += 1
 
-    def _rest(self, step: int, total: int, x: States) -> bool:
-        self._news.put(x)
-        return self._orders.get()
+    def ended(self, draw: Draw, error: BaseException | None) -> None:
+        """Keeps the first error."""
+        self._error = self._error or error
+
+    def turn_over(self) -> None:
+        """Nothing to do."""

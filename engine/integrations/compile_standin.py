@@ -53,10 +53,6 @@ class Told:
         self._inputs = inputs
         self.rows = len(self.sample)
         self._picked: dict[bytes, dict[Any, Any]] = {}
-        device = self.sample.device.type
-        self.autocast = torch.autocast(
-            device, dtype=torch.get_autocast_dtype(device), enabled=torch.is_autocast_enabled(device)
-        )
 
     def __eq__(self, other: object) -> bool:
         """Whether the same tensors were told, states and timestep aside."""

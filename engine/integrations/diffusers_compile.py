@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial, wraps
+from functools import wraps
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from diffusers import DiffusionPipeline
 from diffusers.utils.torch_utils import randn_tensor
 
 from stepfuse.integrations.compile_network import BundleNetwork, TorchNetwork
-from stepfuse.integrations.compile_run import Run
+from stepfuse.integrations.compile_run import Run, States
 from stepfuse.integrations.compile_standin import NetworkStandIn, SchedulerStandIn, Told
 from stepfuse.integrations.compile_table import begun, settings_of, table_of
 
@@ -128,7 +128,6 @@ class _State:
             self._drawing = True
             try:
                 yield
-                loop.check()
             finally:
                 self._drawing = False
                 pipe.__dict__.update(components)
@@ -156,11 +155,6 @@ class _Loop:
             self._run.stop()
         self._state.network.forget()
 
-    def check(self) -> None:
-        """Raises what a run has failed with after its last step."""
-        if self._state.network.error is not None:
-            raise self._state.network.error
-
     def _step(
         self,
         timestep: Any,
@@ -181,13 +175,12 @@ class _Loop:
         facts = (*self._guidance(guided), told.rows, float(eta or 0.0), bool(use_clipped_model_output))
         if self._run is None or self._run_is[:-1] != facts or self._run_is[-1] != told:
             self._begin(facts, told, sample[:images], guided)
-        elif self._changed(sample):
-            self._x[...] = _states(sample[:images])
         assert self._run is not None
-        self._x = self._run.step()
-        self.check()
-        self._add_noise(sample, images, generator, eta)
-        after = torch.from_numpy(self._x.copy()).to(sample)
+        if self._changed(sample):
+            self._run.x[...] = _states(sample[:images])
+        self._run.step()
+        self._add_noise(self._run.x, sample, generator, eta)
+        after = torch.from_numpy(self._run.x.copy()).to(sample)
         after = torch.cat([after] * (len(sample) // images)) if len(sample) > images else after
         self._after = after, _version(after)
         return after
@@ -217,19 +210,16 @@ class _Loop:
         assert self._row is not None
         table, self._noise = begun(table, self._row)
         self._begun_at = self._row
-        network, images = self._state.network, len(sample)
-        engine = network.engine(tuple(sample.shape[1:]), told.rows, settings_of(self._real))
-        halves = 2 if self._predicted_channels() == 2 * sample.shape[1] else 1
+        network, images, rows = self._state.network, len(sample), np.arange(told.rows)
+        halves = 2 if getattr(self._module.config, "out_channels", None) == 2 * sample.shape[1] else 1
         network.tell(self._module, told, halves)
-        first, second = np.arange(images), np.arange(images) + images
-        conditions = {"cond": network.conditions(told, first)}
+        service = network.service(tuple(sample.shape[1:]), told.rows, settings_of(self._real))
+        conditions: dict[str, Any] = {"cond": network.conditions(told, rows[:images])}
         if guided:
-            with_condition, without = (first, second) if self._state.family.told_first else (second, first)
-            conditions = {
-                "cond": network.conditions(told, with_condition),
-                "negative_cond": network.conditions(told, without),
-            }
-        self._run = Run(partial(engine.sample, images, table=table, noise=_states(sample), seed=0, **conditions))
+            first, second = (network.conditions(told, half) for half in (rows[:images], rows[images:]))
+            cond, negative = (first, second) if self._state.family.told_first else (second, first)
+            conditions = {"cond": cond, "negative_cond": negative}
+        self._run = Run(service, service.requests(images, table, **conditions), _states(sample).copy())
         self._run_is = (*facts, told)
 
     def _first(self, timestep: Any) -> int:
@@ -248,26 +238,22 @@ class _Loop:
 
     def _changed(self, sample: torch.Tensor) -> bool:
         """Whether a callback has changed what the last step returned."""
-        assert self._after is not None
-        after, version = self._after
+        after, version = self._after or (sample, _version(sample))
         return sample is not after or _version(sample) != version
 
-    def _predicted_channels(self) -> int | None:
-        channels: int | None = getattr(self._module.config, "out_channels", None)
-        return channels
-
-    def _add_noise(self, sample: torch.Tensor, images: int, generator: Any, eta: float) -> None:
+    def _add_noise(self, x: States, sample: torch.Tensor, generator: Any, eta: float) -> None:
         """What the step adds, drawn as diffusers' schedulers draw it, also where they multiply it by 0."""
         assert self._row is not None
         scale = self._noise[self._row - self._begun_at]
         always = eta if type(self._real).__name__ == "DDIMScheduler" else self._noise.any()
         if scale or (always and type(self._real).__name__ in ("DDIMScheduler", "EulerAncestralDiscreteScheduler")):
             drawn = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=sample.dtype)
-            self._x += scale * _states(drawn[:images])
+            x += scale * _states(drawn[: len(x)])
 
 
-def _states(sample: torch.Tensor) -> Any:
-    return sample.detach().float().cpu().numpy()
+def _states(sample: torch.Tensor) -> States:
+    states: States = sample.detach().float().cpu().contiguous().numpy()
+    return states
 
 
 def _version(tensor: torch.Tensor) -> int:
