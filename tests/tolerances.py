@@ -54,3 +54,10 @@ INT8_IMAGE = 0.04
 
 #: Its prediction in int8 at the noisiest timestep, relative: there the network returns nearly its input.
 INT8_NOISY_PREDICTION = 1e-3
+
+#: Images of a diffusers pipeline with our scheduler in the place of its own, in [0, 1]: both step in float32, and the
+#: network and the decoder amplify what they round differently.
+SCHEDULER_IMAGES = 1e-4
+
+#: A network with a LoRA fused against PEFT, which adds it to the activations, relative to the largest output: float32.
+LORA = 1e-4

@@ -5,7 +5,8 @@
 
     pipe = stepfuse.integrations.diffusers.compile(pipe)              # or the whole loop
 
-The rest is loaded when it is first used, and needs torch and diffusers: the extra ``stepfuse[export]``.
+``DDIMPipeline`` makes a scheduler of diffusers' own from the one that it is given: set ``pipe.scheduler`` afterwards.
+What follows is loaded when it is first used, and needs torch and diffusers: the extra ``stepfuse[export]``.
 """
 
 from __future__ import annotations

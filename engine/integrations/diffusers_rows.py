@@ -136,7 +136,7 @@ def _clean(prediction_type: str, a: Float64Array, clip: float | None) -> Columns
         return clean_sample(prediction_type, a, clip)
 
 
-def _scalar(value: float | np.floating[Any], dtype: npt.DTypeLike = None) -> Any:
+def _scalar(value: float | np.floating[Any], dtype: npt.DTypeLike | None = None) -> Any:
     return np.array(value, dtype=dtype)
 
 

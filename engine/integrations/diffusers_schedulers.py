@@ -2,13 +2,13 @@
 
 A configuration or a tensor that the fused step does not cover goes through diffusers' own ``step``, and a warning says
 so once. Saved files name diffusers' classes: they load with diffusers alone, and ``from_pretrained`` of the classes
-here reads any of them.
+here reads any of them. A subclass that changes how diffusers steps, by ``_get_variance`` say, must change ``step``.
 """
 
 from __future__ import annotations
 
 from operator import index
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import diffusers
 import numpy as np
@@ -24,7 +24,7 @@ from stepfuse.integrations.diffusers_rows import ddim_row, ddpm_row, dpm_row, lc
 from stepfuse.integrations.diffusers_step import Uncovered, fused_step, require_covered, say_once
 from stepfuse.steptable import Float32Array
 
-Generators = torch.Generator | list[torch.Generator] | None
+Generators: TypeAlias = "torch.Generator | list[torch.Generator] | None"
 
 
 class _Fused:
@@ -68,7 +68,7 @@ def _noise(like: torch.Tensor, generator: Generators, dtype: torch.dtype | None 
 
 
 class DDIMScheduler(_Fused, diffusers.DDIMScheduler):  # type: ignore[misc]
-    """``diffusers.DDIMScheduler``, all but ``thresholding`` and ``eta`` above 1 by the fused step."""
+    """``diffusers.DDIMScheduler`` by the fused step; ``thresholding`` and an ``eta`` outside 0 to 1 are left to it."""
 
     def step(
         self,
@@ -99,7 +99,7 @@ class DDIMScheduler(_Fused, diffusers.DDIMScheduler):  # type: ignore[misc]
         return DDIMSchedulerOutput(following, clean) if return_dict else (following, clean)
 
     def _row(self, t: int, eta: float, clipped_eps: bool) -> Float32Array:
-        if eta > 1:
+        if not 0 <= eta <= 1:
             raise Uncovered(f"eta={eta}")
         alphas, before = self._numbers("alphas_cumprod"), t - self.config.num_train_timesteps // self._require_steps()
         a_prev = alphas[before] if before >= 0 else self.final_alpha_cumprod.item()
@@ -107,7 +107,7 @@ class DDIMScheduler(_Fused, diffusers.DDIMScheduler):  # type: ignore[misc]
 
 
 class DDPMScheduler(_Fused, diffusers.DDPMScheduler):  # type: ignore[misc]
-    """``diffusers.DDPMScheduler``, all but ``thresholding`` and variances that are learned by the fused step."""
+    """``diffusers.DDPMScheduler`` by the fused step; ``thresholding`` and a learned variance are left to it."""
 
     def step(
         self,
@@ -146,7 +146,7 @@ class DDPMScheduler(_Fused, diffusers.DDPMScheduler):  # type: ignore[misc]
 
 
 class LCMScheduler(_Fused, diffusers.LCMScheduler):  # type: ignore[misc]
-    """``diffusers.LCMScheduler``, all but ``thresholding`` by the fused step."""
+    """``diffusers.LCMScheduler`` by the fused step; ``thresholding`` is left to it."""
 
     def step(
         self,
@@ -178,7 +178,7 @@ class LCMScheduler(_Fused, diffusers.LCMScheduler):  # type: ignore[misc]
 
 
 class DPMSolverMultistepScheduler(_Fused, diffusers.DPMSolverMultistepScheduler):  # type: ignore[misc]
-    """``diffusers.DPMSolverMultistepScheduler``, all but ``thresholding`` and ``solver_order=3`` by the fused step.
+    """``diffusers.DPMSolverMultistepScheduler`` by the fused step; ``thresholding`` and order 3 are left to it.
 
     Every ``algorithm_type``, ``solver_type`` and way to choose noise levels is covered.
     """
@@ -218,7 +218,7 @@ class DPMSolverMultistepScheduler(_Fused, diffusers.DPMSolverMultistepScheduler)
         following, estimate = fused_step(row, sample, prediction, before, z)
         self.model_outputs[:-1] = self.model_outputs[1:]
         self.model_outputs[-1] = estimate
-        self.lower_order_nums = min(self.lower_order_nums + 1, config.solver_order)
+        self.lower_order_nums += self.lower_order_nums < config.solver_order
         self._step_index += 1
         return SchedulerOutput(following) if return_dict else (following,)
 

@@ -1,13 +1,15 @@
 """Our schedulers against diffusers' own: whole runs, and steps taken in any order, with the same generator."""
 
-import diffusers
 import numpy as np
 import pytest
 import tolerances
 import torch
 
 from stepfuse.integrations import diffusers as ours
-from stepfuse.integrations import diffusers_schedulers
+
+diffusers = pytest.importorskip("diffusers", reason="diffusers needs Python 3.11")
+
+from stepfuse.integrations import diffusers_schedulers  # noqa: E402 (imports diffusers)
 
 SHAPE = (2, 3, 5, 4)
 ONE_STEP = ("DDIMScheduler", "DDPMScheduler", "LCMScheduler")
@@ -64,7 +66,10 @@ RUNS = {
         for prediction in ("epsilon", "sample", "v_prediction")
     },
 }
-pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning")  # dpmsolver, by diffusers itself
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*is deprecated:FutureWarning",  # dpmsolver, by diffusers itself
+    "ignore:__array__ implementation:DeprecationWarning:diffusers",
+)
 
 
 @pytest.fixture(autouse=True)

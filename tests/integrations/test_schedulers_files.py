@@ -6,12 +6,18 @@ import json
 import pickle
 import sys
 
-import diffusers
 import pytest
+import tiny_pipelines
+import tolerances
 import torch
 
 from stepfuse.integrations import diffusers as ours
-from stepfuse.integrations import diffusers_schedulers
+
+diffusers = pytest.importorskip("diffusers", reason="diffusers needs Python 3.11")
+
+from stepfuse.integrations import diffusers_schedulers  # noqa: E402 (imports diffusers)
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning:diffusers")
 
 CONFIGS = {
     "DDIMScheduler": {"beta_schedule": "scaled_linear", "steps_offset": 1, "prediction_type": "v_prediction"},
@@ -100,7 +106,25 @@ def test_images_of_a_pipeline(pipeline, name, config, options, unet, monkeypatch
     theirs = images(pipe, getattr(diffusers, name)(**config), **options)
     mine = images(pipe, getattr(ours, name).from_config(pipe.scheduler.config), **options)
     assert theirs.std() > 0.05
-    assert abs(mine - theirs).max() <= 1e-4
+    assert abs(mine - theirs).max() <= tolerances.SCHEDULER_IMAGES
+
+
+@pytest.fixture(scope="module")
+def stable_diffusion():
+    return tiny_pipelines.tiny_pipeline("StableDiffusionPipeline")
+
+
+@pytest.mark.parametrize("name", ["DDIMScheduler", "LCMScheduler", "DPMSolverMultistepScheduler"])
+@pytest.mark.parametrize("guidance_scale", [1.0, 6.0])
+def test_images_of_stable_diffusion(name, guidance_scale, stable_diffusion, monkeypatch):
+    monkeypatch.setattr(diffusers_schedulers, "say_once", lambda *reason: pytest.fail(str(reason)))
+    pipe, results = stable_diffusion, []
+    for library in (diffusers, ours):
+        pipe.scheduler = getattr(library, name).from_config(pipe.scheduler.config)
+        options = {"guidance_scale": guidance_scale, "num_inference_steps": 5, "eta": 0.3, "output_type": "np"}
+        results.append(pipe(tiny_pipelines.PROMPTS, generator=torch.manual_seed(0), **options).images)
+    assert results[0].std() > 0.05
+    assert abs(results[1] - results[0]).max() <= tolerances.SCHEDULER_IMAGES
 
 
 def test_saved_pipeline_loads_with_diffusers_alone(unet, tmp_path):

@@ -2,7 +2,6 @@
 
 import logging
 
-import diffusers
 import pytest
 import tolerances
 import torch
@@ -11,7 +10,11 @@ from stepfuse.integrations import diffusers as ours
 from stepfuse.integrations.diffusers_rows import dpm_row
 from stepfuse.integrations.diffusers_step import _by_kernel, _on_cpu, say_once
 
+diffusers = pytest.importorskip("diffusers", reason="diffusers needs Python 3.11")
+
 ROUNDING = {torch.float16: tolerances.STEP_FLOAT16, torch.bfloat16: tolerances.STEP_BFLOAT16}
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning:diffusers")
+
 NAMES = ("DDIMScheduler", "DDPMScheduler", "LCMScheduler", "DPMSolverMultistepScheduler")
 
 
@@ -132,6 +135,7 @@ UNCOVERED = {
     ),
     "ddpm-learned": ("DDPMScheduler", {"variance_type": "fixed_large_log"}, {}, "variance_type='fixed_large_log'"),
     "ddim-eta": ("DDIMScheduler", {"set_alpha_to_one": False}, {"eta": 1.01}, "eta=1.01"),
+    "ddim-eta-below-0": ("DDIMScheduler", {}, {"eta": -0.5}, "eta=-0.5"),
     "ddim-zero-snr": (
         "DDIMScheduler",
         {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"},
