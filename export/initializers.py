@@ -1,0 +1,178 @@
+"""Where the weights of an ONNX file lie, byte by byte, so that they can be read and changed in place.
+
+A file that is parsed and written again is rarely the same to the byte, and is in memory twice. Here only the fields
+that lead to the weights are read, as Protocol Buffers' wire format has them: a varint of field number and wire type,
+then the value. Field numbers are those of onnx.proto.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from stepfuse.export.errors import ExportError
+
+Float = npt.NDArray[np.float32] | npt.NDArray[np.float16]
+
+TRANSPOSED = "stepfuse.transposed"  # key of a model's metadata
+
+_DTYPES = {1: np.dtype("<f4"), 10: np.dtype("<f2")}  # TensorProto.DataType
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types
+_MODEL_GRAPH, _MODEL_METADATA, _GRAPH_INITIALIZER = 7, 14, 5
+_DIMS, _DATA_TYPE, _FLOAT_DATA, _NAME, _RAW_DATA, _EXTERNAL_DATA = 1, 2, 4, 8, 9, 13
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A float32 or float16 initializer.
+
+    Attributes:
+        name: Its name in the graph.
+        file: The file that holds its values.
+        offset: Where they begin there, in bytes.
+        dtype: ``<f4`` or ``<f2``.
+        shape: Its shape.
+    """
+
+    name: str
+    file: Path
+    offset: int
+    dtype: np.dtype[np.float32] | np.dtype[np.float16]
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its values."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def read(self) -> Float:
+        """Its values."""
+        with self.file.open("rb") as stream:
+            stream.seek(self.offset)
+            return np.frombuffer(stream.read(self.nbytes), self.dtype).reshape(self.shape)
+
+    def write(self, values: Float) -> None:
+        """Replaces its values; all other bytes stay."""
+        if values.shape != self.shape or values.dtype != self.dtype:
+            raise ValueError(f"{self.name} must be {self.dtype} {self.shape}, got {values.dtype} {values.shape}")
+        with self.file.open("r+b") as stream:
+            stream.seek(self.offset)
+            stream.write(values.tobytes())
+
+
+def read_weights(model: Path) -> tuple[dict[str, Weight], dict[str, str]]:
+    """The weights of an ONNX file by name, and the model's metadata.
+
+    Args:
+        model: The file; weights outside it must lie beside it.
+
+    Raises:
+        ExportError: If it is no ONNX file, or points to a file elsewhere.
+    """
+    weights: dict[str, Weight] = {}
+    metadata: dict[str, str] = {}
+    with model.open("rb") as stream:
+        try:
+            with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                for number, start, end in _fields(data, 0, len(data)):
+                    if number == _MODEL_GRAPH:
+                        for inner, at, stop in _fields(data, start, end):
+                            if inner == _GRAPH_INITIALIZER and (found := _weight(data, at, stop, model)):
+                                weights[found.name] = found
+                    elif number == _MODEL_METADATA:
+                        metadata.update([_entry(data, start, end)])
+        except (IndexError, UnicodeDecodeError, ValueError, KeyError) as error:
+            if isinstance(error, ExportError):
+                raise
+            raise ExportError(f"{model} must be an ONNX file: {error}") from error
+    return weights, metadata
+
+
+def transposed_weights(metadata: Mapping[str, str]) -> frozenset[str]:
+    """Names of the parameters that a graph of ``stepfuse.export`` holds transposed, from its metadata.
+
+    Raises:
+        ExportError: If the metadata does not say, as that of other exporters.
+    """
+    if TRANSPOSED not in metadata:
+        raise ExportError(f"a graph must say which weights it holds transposed ({TRANSPOSED}): export it with stepfuse")
+    return frozenset(json.loads(metadata[TRANSPOSED]))
+
+
+def _fields(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Number, first and past-the-last byte of each field of a message. A number's own bytes are its value."""
+    at = start
+    while at < end:
+        key, at = _varint(data, at)
+        kind = key & 7
+        if kind == _BYTES:
+            length, at = _varint(data, at)
+        elif kind == _VARINT:
+            length = _varint(data, at)[1] - at
+        elif kind in (_FIXED64, _FIXED32):
+            length = 8 if kind == _FIXED64 else 4
+        else:
+            raise ValueError(f"wire type {kind} at byte {at}")
+        if at + length > end:
+            raise ValueError(f"a field of {length} bytes at byte {at} goes past {end}")
+        yield key >> 3, at, at + length
+        at += length
+
+
+def _varint(data: mmap.mmap, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7
+        if shift > 63:
+            raise ValueError(f"a number without end at byte {at}")
+
+
+def _weight(data: mmap.mmap, start: int, end: int, model: Path) -> Weight | None:
+    """A tensor, if it is of a kind that can be changed in place."""
+    dims: list[int] = []
+    name, dtype, values, outside = "", None, None, {}
+    for number, at, stop in _fields(data, start, end):
+        if number == _DIMS:
+            # A dimension each, or all of them packed: both are varints in a row.
+            while at < stop:
+                size, at = _varint(data, at)
+                dims.append(size)
+        elif number == _DATA_TYPE:
+            dtype = _DTYPES.get(_varint(data, at)[0])
+        elif number == _NAME:
+            name = data[at:stop].decode()
+        elif number in (_RAW_DATA, _FLOAT_DATA):
+            values = (at, stop - at)
+        elif number == _EXTERNAL_DATA:
+            outside.update([_entry(data, at, stop)])
+    file = model
+    if outside:
+        file = _beside(model, outside)
+        values = int(outside.get("offset", "0")), int(outside.get("length", str(file.stat().st_size)))
+    if dtype is None or values is None or values[1] != math.prod(dims) * dtype.itemsize:
+        return None
+    return Weight(name, file, values[0], dtype, tuple(dims))
+
+
+def _entry(data: mmap.mmap, start: int, end: int) -> tuple[str, str]:
+    found = {number: data[at:stop].decode() for number, at, stop in _fields(data, start, end)}
+    return found.get(1, ""), found.get(2, "")
+
+
+def _beside(model: Path, outside: Mapping[str, str]) -> Path:
+    location = outside["location"]
+    if Path(location).name != location or location in ("", ".", ".."):
+        raise ExportError(f"{model}: weights must lie beside it, got {location!r}")
+    return model.parent / location
