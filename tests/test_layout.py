@@ -10,6 +10,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 BASE = {"numpy", "onnxruntime", "PIL", "rich", "typer"}  # the import names of pyproject's base dependencies
+INTEGRATED = {
+    "integrations": {"diffusers", "torch"}
+}  # what the modules of a folder may import too, being loaded on use
 
 
 def modules(*folders):
@@ -46,7 +49,12 @@ def within(name, package):
 @pytest.mark.parametrize("path", modules("engine"))
 def test_the_engine_imports_base_dependencies_alone(path):
     names = {name.split(".")[0] for name in imported(path, lazily=False)}
-    assert names <= BASE | {"stepfuse"} | set(sys.stdlib_module_names)
+    assert names <= BASE | INTEGRATED.get(path.parent.name, set()) | {"stepfuse"} | set(sys.stdlib_module_names)
+
+
+def test_integrations_load_what_they_are_for_when_it_is_used():
+    code = "import sys, stepfuse.integrations.diffusers; assert not {'torch', 'diffusers'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT / "tests")
 
 
 @pytest.mark.parametrize("path", modules("engine"))

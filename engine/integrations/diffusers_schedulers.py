@@ -40,7 +40,8 @@ class _Fused:
         """A tensor among the attributes as an array, which is made again when the attribute is another tensor."""
         tensor, known = getattr(self, name), self.__dict__.setdefault("_known_numbers", {})
         if name not in known or known[name][0] is not tensor:
-            known[name] = tensor, tensor.cpu().numpy()
+            wide = tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+            known[name] = tensor, wide.cpu().numpy()
         return cast("npt.NDArray[Any]", known[name][1])
 
     def _require_steps(self) -> int:

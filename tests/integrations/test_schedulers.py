@@ -215,6 +215,26 @@ def test_second_run_with_other_steps_and_levels(name):
     require_same_walk(name, theirs, mine)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_levels_of_another_dtype(dtype):
+    scheduler, wide = ours.DDIMScheduler(), ours.DDIMScheduler()
+    scheduler.alphas_cumprod = scheduler.alphas_cumprod.to(dtype)
+    wide.alphas_cumprod = scheduler.alphas_cumprod.double()
+    results = []
+    for one in (scheduler, wide):
+        one.set_timesteps(5)
+        results.append(one.step(noise(1), 400, noise(2)).prev_sample)
+    require_near(*results, tolerances.ONE_STEP)
+
+
+def test_levels_changed_in_place():
+    scheduler = ours.DDIMScheduler()
+    scheduler.set_timesteps(5)
+    before = scheduler.step(noise(1), 400, noise(2)).prev_sample
+    scheduler.alphas_cumprod *= 0.9
+    assert not torch.allclose(scheduler.step(noise(1), 400, noise(2)).prev_sample, before, atol=0.01)
+
+
 @pytest.mark.parametrize(
     ("name", "config", "options"),
     [("DDIMScheduler", {}, {"eta": 0.7}), ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, {})],
