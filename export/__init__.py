@@ -9,11 +9,19 @@ from typing import TYPE_CHECKING, Any
 from stepfuse.export.errors import ExportError
 
 if TYPE_CHECKING:
+    from stepfuse.export.lora import fuse_lora as fuse_lora
+    from stepfuse.export.lora import lora_weights as lora_weights
+    from stepfuse.export.lora import unfuse_lora as unfuse_lora
+    from stepfuse.export.quantization import quantize as quantize
     from stepfuse.export.torch_module import to_bundle as to_bundle
 
 # Where each call lives. No module has its call's name: imported first, the module would hide the call.
 _CALLS = {
+    "fuse_lora": "lora",
+    "lora_weights": "lora",
+    "quantize": "quantization",
     "to_bundle": "torch_module",
+    "unfuse_lora": "lora",
 }
 
 __all__ = ["ExportError", *_CALLS]

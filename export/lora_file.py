@@ -171,7 +171,7 @@ def _pairs(file: Path, tensors: Mapping[str, Any], scales: _Scales) -> tuple[tup
         raise ExportError(f"{file}: {name} must have both matrices of a pair, got one")
     strays += [f"{name}.alpha" for name in alphas.keys() - downs.keys()]
     pairs = []
-    for name in downs:
+    for name in sorted(downs):  # safetensors has no order
         down, up = (_array(file, name, one) for one in (downs[name], ups[name]))
         if down.ndim not in (2, 4) or up.ndim not in (2, 4) or up.shape[1:] != (len(down), *[1] * (up.ndim - 2)):
             raise ExportError(f"{file}: {name} must be a pair (rank, in) and (out, rank), got {down.shape}, {up.shape}")

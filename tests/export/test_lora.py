@@ -78,26 +78,23 @@ def make_text_encoder():
     return CLIPTextModel(config).eval()
 
 
-def make_bundle(folder, precision="float32", external=None):
-    options = {"precision": precision, "external": external}
+def make_bundle(folder, precision="float32"):
     inputs = [Input("sample", SHAPE), Input("timestep", (), high=1000), Input("encoder_hidden_states", (TOKENS, CROSS))]
-    network = export_onnx(
-        Network(make_unet()), folder / "denoiser.onnx", inputs, ["prediction"], prefix="unet.", **options
-    )
     ids = [Input("input_ids", (TOKENS,), "int64", high=40)]
-    text = export_onnx(
-        TextEncoder(make_text_encoder()), folder / "text_encoder.onnx", ids, ["encoder_hidden_states"], **options
-    )
+    files = {}
+    for name, module, given, output, prefix in (
+        ("denoiser.onnx", Network(make_unet()), inputs, "prediction", "unet."),
+        ("text_encoder.onnx", TextEncoder(make_text_encoder()), ids, "encoder_hidden_states", ""),
+    ):
+        files |= export_onnx(module, folder / name, given, [output], prefix=prefix, precision=precision).files
+    return write_tiny(folder / "bundle", files, precision)
+
+
+def write_tiny(folder, files, precision):
     cond = {"encoder_hidden_states": sf.CondInput(dtype="float32", shape=(TOKENS, CROSS), null=0.0)}
-    return write_bundle(
-        folder / "bundle",
-        name="tiny",
-        info=sf.ModelInfo(SHAPE, sf.NoiseSchedule.scaled_linear(), cond=cond),
-        files={**network.files, **text.files},
-        provenance="random",
-        licence="none",
-        export={"precision": precision},
-    )
+    info = sf.ModelInfo(SHAPE, sf.NoiseSchedule.scaled_linear(), cond=cond)
+    said = {"provenance": "random", "licence": "none", "export": {"precision": precision}}
+    return write_bundle(folder, name="tiny", info=info, files=files, **said)
 
 
 @pytest.fixture(scope="module")
@@ -113,9 +110,13 @@ def half(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def external(tmp_path_factory):
-    """The same with weights in files of their own."""
-    return make_bundle(tmp_path_factory.mktemp("external"), external=True)
+def external(bundle, tmp_path_factory):
+    """The same with all weights in files of their own, as the onnx package writes them."""
+    folder = tmp_path_factory.mktemp("external")
+    for name in bundle.files:
+        beside = {"save_as_external_data": True, "location": f"{name}.data", "size_threshold": 0}
+        onnx.save_model(onnx.load(bundle.path / name), folder / name, **beside)
+    return write_tiny(folder / "bundle", {path.name: path for path in folder.iterdir()}, "float32")
 
 
 def random_lora(module, targets, prefix, *, alpha, rank=3, **options):
@@ -296,7 +297,7 @@ def test_a_fused_lora_is_what_diffusers_applies(bundle, lora, tmp_path, scale):
     [
         ("bundle", {"denoiser.onnx", "text_encoder.onnx"}),
         ("half", {"denoiser.onnx", "text_encoder.onnx"}),
-        ("external", {"denoiser.onnx", "denoiser.onnx.data", "text_encoder.onnx"}),  # its matrices are small, so inside
+        ("external", {"denoiser.onnx.data", "text_encoder.onnx.data"}),
     ],
 )
 def test_what_is_taken_out_leaves_the_bytes_that_were(request, kind, changed, kohya, tmp_path):
