@@ -61,3 +61,17 @@ SCHEDULER_IMAGES = 1e-4
 
 #: A network with a LoRA fused against PEFT, which adds it to the activations, relative to the largest output: float32.
 LORA = 1e-4
+
+#: Samples of an exported network against the torch module's own, relative to the largest: two libraries add up the same
+#: products in another order, and twenty guided steps amplify that.
+EXPORTED_TRAJECTORY = 1e-4
+
+#: A float16 graph's error in units of torch's own under autocast, which rounds in other places.
+FLOAT16_AGAINST_TORCH = 2.0
+
+#: Images in [0, 1] of a compiled pipeline against diffusers', absolute, and latents, relative: a few steps of networks of
+#: random weights, which amplify what diffusers' float32 coefficients round.
+COMPILED = 2e-5
+
+#: The same with the network in bfloat16, whose 8 bits turn a state's last bit into one of the prediction's.
+COMPILED_BFLOAT16 = 1e-2

@@ -1,0 +1,388 @@
+"""Compiled pipelines against the same pipelines stepped by diffusers: images, latents, callbacks, what a call takes."""
+
+import gc
+import inspect
+import threading
+import weakref
+
+import numpy as np
+import pytest
+import tolerances
+
+diffusers = pytest.importorskip("diffusers", reason="diffusers needs Python 3.11")
+
+import tiny_pipelines  # noqa: E402
+import torch  # noqa: E402
+
+from stepfuse.integrations.diffusers import compile  # noqa: E402
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning:diffusers"),
+    pytest.mark.filterwarnings("ignore::FutureWarning:diffusers"),
+]
+
+STABLE = tiny_pipelines.STABLE_DIFFUSION
+PROMPTS, NEGATIVE = tiny_pipelines.PROMPTS, ["grey", "a dog in the rain"]
+TEXT = ("StableDiffusionPipeline", "StableDiffusionPipeline-v", "StableDiffusionXLPipeline", "StableDiffusion3Pipeline")
+SKIP_LAYERS = {"skip_guidance_layers": [0], "skip_layer_guidance_stop": 0.9}
+IMAGE = np.random.default_rng(0).random((2, 16, 16, 3), dtype=np.float32)
+
+
+@pytest.fixture(scope="module")
+def pipelines():
+    """Pipelines by name, made once; their schedulers are assigned anew by each test."""
+    made = {}
+
+    def get(name, scheduler=None):
+        if name not in made:
+            made[name] = tiny_pipelines.tiny_pipeline(name)
+        pipe = object.__new__(type(made[name]))
+        pipe.__dict__.update(made[name].__dict__)
+        if scheduler is not None:
+            pipe.scheduler = scheduler
+        return pipe
+
+    torch.set_num_threads(1)
+    return get
+
+
+def scheduler(name, **config):
+    return getattr(diffusers, name)(**config)
+
+
+def arguments(name, **changes):
+    """Of a call that draws two pictures."""
+    if name in ("DDPMPipeline", "DDIMPipeline"):
+        given = {"batch_size": 2}
+    elif name == "DiTPipeline":
+        given = {"class_labels": [3, 700]}
+    else:
+        given = {"prompt": PROMPTS, "negative_prompt": NEGATIVE, "height": 16, "width": 16, "guidance_scale": 5.0}
+    return {**given, "num_inference_steps": 4, "output_type": "np", **changes}
+
+
+def draw(pipe, **given):
+    """A call from a fixed seed, also of what takes noise from torch's own generator."""
+    torch.manual_seed(5)
+    seeded = {"generator": torch.Generator().manual_seed(3)} | given
+    return pipe(**{key: value for key, value in seeded.items() if value is not None}).images
+
+
+def same(pipe, **given):
+    """Draws with both and compares; returns what diffusers has drawn."""
+    want, got = draw(pipe, **given), draw(compile(pipe), **given)
+    assert type(got) is type(want)
+    assert distance(got, want) < tolerances.COMPILED
+    return np.asarray(want)
+
+
+def distance(one, other):
+    """The largest difference; of latents, which a random network lets grow, as a share of the largest."""
+    one, other = np.asarray(one), np.asarray(other)
+    return np.abs(one - other).max() / max(1.0, np.abs(other).max())
+
+
+@pytest.mark.parametrize("name", tiny_pipelines.NAMES)
+def test_images_are_diffusers(name, pipelines):
+    images = same(pipelines(name), **arguments(name))
+    assert images.shape == (2, 16, 16, 3)
+    assert images.std() > 0.01
+
+
+@pytest.mark.parametrize("name", ["DiTPipeline", *TEXT])
+def test_so_they_are_without_guidance_and_guidance_shows(name, pipelines):
+    pipe = pipelines(name)
+    kind = {} if name == "DiTPipeline" else {"output_type": "latent"}
+    plain = same(pipe, **arguments(name, guidance_scale=1.0, **kind))
+    guided = same(pipe, **arguments(name, guidance_scale=5.0, **kind))
+    assert distance(plain, guided) > 100 * tolerances.COMPILED
+
+
+SCHEDULERS = {
+    "ddim": ("DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": False}),
+    "ddim-trailing": ("DDIMScheduler", {"clip_sample": False, "timestep_spacing": "trailing"}),
+    "ddpm": ("DDPMScheduler", {"clip_sample": False, "variance_type": "fixed_large"}),
+    "dpm": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
+    "heun": ("HeunDiscreteScheduler", {}),
+    "lcm": ("LCMScheduler", {}),
+    "euler": ("EulerDiscreteScheduler", {"use_karras_sigmas": True}),
+    "euler-a": ("EulerAncestralDiscreteScheduler", {}),
+}
+
+
+@pytest.mark.parametrize(("kind", "config"), SCHEDULERS.values(), ids=SCHEDULERS)
+@pytest.mark.parametrize("name", ["StableDiffusionPipeline", "StableDiffusionXLPipeline"])
+def test_with_every_scheduler(name, kind, config, pipelines):
+    """Noise too: it is drawn from the call's generator, as diffusers draws it."""
+    same(pipelines(name, scheduler(kind, **{**STABLE, **config})), **arguments(name, output_type="latent"))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "config", "given"),
+    [
+        ("DDIMPipeline", "DDIMScheduler", {}, {"eta": 0.7}),
+        ("DDIMPipeline", "DDIMScheduler", {}, {"eta": 0.3, "use_clipped_model_output": True}),
+        ("DDIMPipeline", "DDIMScheduler", {"thresholding": True, "sample_max_value": 1.5}, {}),
+        ("DDPMPipeline", "DDPMScheduler", {"variance_type": "fixed_small_log"}, {"generator": None}),
+        ("DiTPipeline", "DDPMScheduler", {"clip_sample": False}, {}),
+        ("DiTPipeline", "DPMSolverMultistepScheduler", {}, {"guidance_scale": 1.0}),
+        ("StableDiffusionPipeline", None, {}, {"guidance_rescale": 0.7}),
+        ("StableDiffusionPipeline", None, {}, {"eta": 1.0, "num_images_per_prompt": 2}),
+        ("StableDiffusionPipeline", "EulerDiscreteScheduler", STABLE, {"timesteps": [900, 500, 120]}),
+        ("StableDiffusionPipeline", "LCMScheduler", STABLE, {"timesteps": [999, 499]}),
+        ("StableDiffusionXLPipeline", "DPMSolverMultistepScheduler", STABLE, {"denoising_end": 0.6}),
+        ("StableDiffusionXLPipeline", None, {}, {"height": 32, "width": 16, "prompt_2": ["one", "two"]}),
+        ("StableDiffusion3Pipeline", None, {}, {"sigmas": [1.0, 0.8, 0.3]}),
+    ],
+)
+def test_arguments_mean_what_they_mean(name, kind, config, given, pipelines):
+    pipe = pipelines(name, kind and scheduler(kind, **config))
+    same(pipe, **arguments(name, **given))
+
+
+@pytest.mark.parametrize("kind", ["DDIMScheduler", "DPMSolverMultistepScheduler", "HeunDiscreteScheduler"])
+def test_image_to_image(kind, pipelines):
+    parts = pipelines("StableDiffusionPipeline", scheduler(kind, **STABLE)).components
+    pipe = diffusers.StableDiffusionImg2ImgPipeline(**parts, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    given = {"prompt": PROMPTS, "image": IMAGE, "num_inference_steps": 8, "output_type": "np"}
+    assert np.abs(same(pipe, **given, strength=0.5) - same(pipe, **given, strength=0.9)).max() > 0.01
+
+
+def test_the_result_is_a_pipeline_of_the_same_class(pipelines, tmp_path):
+    pipe = pipelines("StableDiffusionPipeline")
+    compiled = compile(pipe)
+    assert isinstance(compiled, diffusers.StableDiffusionPipeline)
+    assert inspect.signature(compiled) == inspect.signature(pipe)
+    assert compiled.unet is pipe.unet
+    assert compiled.to("cpu") is compiled
+    assert type(compiled.original) is diffusers.StableDiffusionPipeline
+    assert compile(compiled).unet is pipe.unet
+    given = arguments("StableDiffusionPipeline", output_type="latent")
+    torch.testing.assert_close(draw(compiled.original, **given), draw(pipe, **given), rtol=0, atol=0)
+
+    compiled.save_pretrained(tmp_path)
+    loaded = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path)
+    loaded.set_progress_bar_config(disable=True)
+    assert distance(draw(loaded, **given), draw(compiled, **given)) < tolerances.COMPILED
+
+
+def test_outputs_come_in_every_form(pipelines):
+    pipe = pipelines("StableDiffusionPipeline")
+    compiled = compile(pipe)
+    for form in ("pil", "np", "pt", "latent"):
+        given = arguments("StableDiffusionPipeline", output_type=form)
+        want, got = draw(pipe, **given), draw(compiled, **given)
+        assert type(got) is type(want)
+        if form == "pil":
+            assert np.abs(np.asarray(got[0], dtype=int) - np.asarray(want[0], dtype=int)).max() <= 1
+    images, nsfw = compiled(**arguments("StableDiffusionPipeline"), return_dict=False)
+    assert nsfw is None
+    assert images.shape == (2, 16, 16, 3)
+
+
+def test_the_scheduler_may_be_replaced_between_calls(pipelines):
+    pipe = pipelines("StableDiffusionPipeline")
+    compiled = compile(pipe)
+    given = arguments("StableDiffusionPipeline", output_type="latent")
+    first = draw(compiled, **given)
+    pipe.scheduler = compiled.scheduler = scheduler("LCMScheduler", **STABLE)
+    second = draw(compiled, **given)
+    assert distance(second, draw(pipe, **given)) < tolerances.COMPILED
+    assert distance(second, first) > 100 * tolerances.COMPILED
+
+
+def record(into, change=None):
+    def callback(pipe, step, timestep, tensors):
+        into.append((step, float(timestep), {name: value.clone() for name, value in tensors.items()}))
+        return change(pipe, step, tensors) or {} if change else {}
+
+    return callback
+
+
+@pytest.mark.parametrize("name", TEXT)
+def test_callbacks_see_what_they_see(name, pipelines):
+    pipe, seen = pipelines(name), ([], [])
+    names = pipe._callback_tensor_inputs
+    for one, into in zip((pipe, compile(pipe)), seen, strict=True):
+        given = arguments(name, callback_on_step_end=record(into), callback_on_step_end_tensor_inputs=names)
+        draw(one, **given)
+    assert len(seen[0]) == 4
+    for want, got in zip(*seen, strict=True):
+        assert got[:2] == want[:2]
+        assert got[2].keys() == want[2].keys() == set(names)
+        for tensor in names:
+            assert distance(got[2][tensor], want[2][tensor]) < tolerances.COMPILED
+
+
+def halved(pipe, step, tensors):
+    return {"latents": tensors["latents"] * 0.5}
+
+
+def halved_in_place(pipe, step, tensors):
+    tensors["latents"].mul_(0.5)
+
+
+def interrupted(pipe, step, tensors):
+    pipe._interrupt = step == 1
+
+
+def less_guided(pipe, step, tensors):
+    pipe._guidance_scale = 2.0 if step > 1 else 5.0
+
+
+def unguided(pipe, step, tensors):
+    if step == 1:
+        pipe._guidance_scale = 0.0
+        return {"prompt_embeds": tensors["prompt_embeds"].chunk(2)[-1]}
+
+
+def told_otherwise(pipe, step, tensors):
+    return {"prompt_embeds": -tensors["prompt_embeds"]} if step == 1 else {}
+
+
+@pytest.mark.parametrize("change", [halved, halved_in_place, interrupted, less_guided, told_otherwise])
+def test_callbacks_change_what_they_change(change, pipelines):
+    pipe, given = pipelines("StableDiffusion3Pipeline"), arguments("StableDiffusion3Pipeline", output_type="latent")
+    callback = {
+        "callback_on_step_end": record([], change),
+        "callback_on_step_end_tensor_inputs": ["latents", "prompt_embeds"],
+    }
+    changed = same(pipe, **given, **callback)
+    assert distance(changed, draw(pipe, **given)) > 100 * tolerances.COMPILED
+
+
+def test_callbacks_may_end_the_guidance(pipelines):
+    pipe, passes = pipelines("StableDiffusionPipeline"), []
+    given = arguments("StableDiffusionPipeline", callback_on_step_end=record([], unguided))
+    given["callback_on_step_end_tensor_inputs"] = ["prompt_embeds"]
+    handle = pipe.unet.register_forward_hook(lambda module, args, output: passes.append(len(args[0])))
+    same(pipe, **given)
+    handle.remove()
+    assert passes == [4, 4, 2, 2] * 2
+
+
+@pytest.mark.parametrize("change", [halved, interrupted])
+def test_so_they_do_where_steps_have_a_history(change, pipelines):
+    given = arguments("StableDiffusionPipeline", output_type="latent", callback_on_step_end=record([], change))
+    same(pipelines("StableDiffusionPipeline", scheduler("DPMSolverMultistepScheduler", **STABLE)), **given)
+
+
+def test_guidance_must_stay_where_steps_have_a_history(pipelines):
+    compiled = compile(pipelines("StableDiffusionPipeline", scheduler("DPMSolverMultistepScheduler", **STABLE)))
+    with pytest.raises(ValueError, match="guidance and prompts must stay as they are during a run of DPMSolver"):
+        draw(compiled, **arguments("StableDiffusionPipeline", callback_on_step_end=record([], less_guided)))
+
+
+def test_an_old_callback_and_the_progress_bar_go_on_by_the_step(pipelines, capsys):
+    compiled, steps = compile(pipelines("StableDiffusionPipeline")), []
+    compiled.set_progress_bar_config(disable=False, mininterval=0, miniters=1)
+    draw(
+        compiled,
+        **arguments("StableDiffusionPipeline"),
+        callback=lambda step, timestep, latents: steps.append((step, latents.mean().item())),
+        callback_steps=1,
+    )
+    assert [step for step, _ in steps] == [0, 1, 2, 3]
+    assert len({mean for _, mean in steps}) == 4
+    bar = capsys.readouterr().err
+    assert all(f"{done}/4" in bar for done in range(5))
+
+
+def test_what_it_raises_leaves_the_pipeline_usable(pipelines):
+    pipe = pipelines("StableDiffusionPipeline")
+    compiled, given = compile(pipe), arguments("StableDiffusionPipeline")
+
+    def broken(pipe, step, timestep, tensors):
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        draw(compiled, **given, callback_on_step_end=broken)
+    handle = compiled.unet.register_forward_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        draw(compiled, **given)
+    handle.remove()
+    assert compiled.unet is pipe.unet
+    assert compiled.scheduler is pipe.scheduler
+    same(pipe, **given)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (("PNDMScheduler", {}), "scheduler must be one of DDIMScheduler, .*, got PNDMScheduler"),
+        (("EulerDiscreteScheduler", {"final_sigmas_type": "sigma_min"}), "final_sigmas_type must be 'zero'"),
+    ],
+)
+def test_schedulers_that_are_not_covered_are_refused(config, message, pipelines):
+    compiled = compile(pipelines("StableDiffusionPipeline", scheduler(config[0], **STABLE, **config[1])))
+    with pytest.raises(ValueError, match=message):
+        draw(compiled, **arguments("StableDiffusionPipeline"))
+
+
+def test_a_scheduler_changed_behind_its_configuration_is_refused(pipelines):
+    changed = scheduler("DDIMScheduler", **STABLE, clip_sample=False)
+    changed.alphas_cumprod = changed.alphas_cumprod**2
+    with pytest.raises(ValueError, match="alphas_cumprod must be those of its configuration"):
+        draw(compile(pipelines("StableDiffusionPipeline", changed)), **arguments("StableDiffusionPipeline"))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "given", "message"),
+    [
+        ("StableDiffusion3Pipeline", None, SKIP_LAYERS, "once a step, got 2 calls: leave out"),
+        ("StableDiffusionPipeline", "EulerDiscreteScheduler", {"sigmas": [9.0, 1.0, 0.0]}, "sigmas must be left out"),
+        ("DDPMPipeline", "EulerDiscreteScheduler", {}, "DDPMPipeline does not scale its network's inputs as Euler"),
+        ("DDIMPipeline", None, {"eta": 1.5}, "eta must be between 0 and 1, got 1.5"),
+    ],
+)
+def test_what_only_the_pipeline_s_own_loop_does_is_refused(name, kind, given, message, pipelines):
+    compiled = compile(pipelines(name, kind and scheduler(kind, **STABLE)))
+    with pytest.raises(ValueError, match=message):
+        draw(compiled, **arguments(name, **given))
+
+
+def test_other_classes_are_refused():
+    with pytest.raises(ValueError, match=r"pipe must be one of DDPMPipeline, DDIMPipeline, .*, got UNet2DModel"):
+        compile(object.__new__(diffusers.UNet2DModel))
+
+
+def test_a_pipeline_is_not_called_within_its_own_call(pipelines):
+    compiled, given = compile(pipelines("StableDiffusionPipeline")), arguments("StableDiffusionPipeline")
+    with pytest.raises(RuntimeError, match="cannot be called from its own callback"):
+        draw(compiled, **given, callback_on_step_end=lambda *_: compiled(**given))
+
+
+def test_calls_from_several_threads_take_turns(pipelines):
+    pipe = pipelines("StableDiffusionPipeline")
+    compiled, given, got = compile(pipe), arguments("StableDiffusionPipeline", output_type="latent"), [None] * 4
+
+    def call(index):
+        got[index] = compiled(**given, generator=torch.Generator().manual_seed(index)).images
+
+    threads = [threading.Thread(target=call, args=(index,)) for index in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for index, images in enumerate(got):
+        want = pipe(**given, generator=torch.Generator().manual_seed(index)).images
+        assert distance(images, want) < tolerances.COMPILED
+
+
+def test_half_precision_and_autocast(pipelines):
+    """The network runs in bfloat16 in both; only the states between differ."""
+    pipe, given = pipelines("DiTPipeline"), arguments("DiTPipeline")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        want, got = draw(pipe, **given), draw(compile(pipe), **given)
+    assert distance(got, want) < tolerances.COMPILED_BFLOAT16
+    assert distance(got, draw(pipe, **given)) > tolerances.COMPILED
+
+
+def test_it_goes_when_its_last_user_lets_go(pipelines):
+    compiled = compile(pipelines("DDIMPipeline"))
+    draw(compiled, **arguments("DDIMPipeline"))
+    gone = weakref.ref(compiled._stepfuse)
+    del compiled
+    gc.collect()
+    assert gone() is None
