@@ -180,7 +180,7 @@ def _translate(
     rows = torch.export.Dim.DYNAMIC  # without bounds: diffusers' UNets treat 64 rows and more in their own way
     shapes = tuple({0: rows, **_dynamic(one, dims)} for one in inputs)
     arguments = tuple(torch.from_numpy(one.example(3, sizes, rng)) for one in inputs)
-    kind = type(module).__name__
+    kind = module._get_name()  # what torch prints; a wrapper gives that of what it wraps
     with evaluating(module), _quiet():
         try:
             program = torch.export.export(

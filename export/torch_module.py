@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import shutil
 import tempfile
@@ -15,17 +14,16 @@ import onnxruntime as ort
 
 from stepfuse.bundle import DENOISER, Bundle, ModelInfo, write_bundle
 from stepfuse.cond import CondInput
+from stepfuse.export.denoiser import PREDICTION, SAMPLE, TIMESTEP, Denoiser, check_module
 from stepfuse.export.errors import ExportError
-from stepfuse.export.graph import Input, Report, evaluating, export_onnx, first_sizes
-from stepfuse.export.validate import TOLERANCES, validate
+from stepfuse.export.graph import Input, Report, export_onnx, first_sizes
+from stepfuse.export.validate import TOLERANCES, require_trials, validate
 from stepfuse.schedule import NoiseSchedule
 
 try:
     import torch
 except ImportError as error:
     raise ImportError(f"exporting needs torch ({error}): pip install 'stepfuse[export]'") from error
-
-SAMPLE, TIMESTEP, PREDICTION = "sample", "timestep", "prediction"
 
 
 def to_bundle(
@@ -93,9 +91,10 @@ def to_bundle(
         tuple(shape), schedule, prediction_type, cond, timestep_dtype, data_range, defaults=dict(defaults or {})
     )
     inputs, sizes = _spec(info, dynamic_size)
+    require_trials(row_counts, tolerance)
     _check_target(target, overwrite)
-    denoiser = _Denoiser(module, tuple(cond))
-    _check_module(denoiser, inputs, sizes)
+    denoiser = Denoiser(module, tuple(cond))
+    check_module(denoiser, inputs, first_sizes(sizes))
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-export-", dir=target.parent) as scratch:
         report = export_onnx(
@@ -138,22 +137,6 @@ def to_bundle(
             ) from error
 
 
-class _Denoiser(torch.nn.Module):
-    """The module, called with what a bundle's network is given, in order."""
-
-    def __init__(self, module: torch.nn.Module, cond: tuple[str, ...]) -> None:
-        super().__init__()
-        self.module = module
-        self.cond = cond
-        self.train(module.training)
-
-    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-        """Sample and timestep, then the conditioning inputs; gives the prediction."""
-        sample, timestep, *told = inputs
-        found = self.module(sample, timestep, **dict(zip(self.cond, told, strict=True)))
-        return getattr(found, "sample", found) if not isinstance(found, torch.Tensor) else found
-
-
 def _spec(info: ModelInfo, dynamic_size: bool | int) -> tuple[list[Input], dict[str, tuple[int, ...]]]:
     """The network's inputs, and the sizes to try where it may draw several."""
     if taken := {SAMPLE, TIMESTEP, PREDICTION} & info.cond.keys():
@@ -184,60 +167,6 @@ def _check_target(target: Path, overwrite: bool) -> None:
     """What ``write_bundle`` would refuse after minutes of exporting."""
     if target.exists() and not overwrite:
         raise ExportError(f"{target} exists already: pass overwrite=True to replace it")
-
-
-def _check_module(denoiser: _Denoiser, inputs: Sequence[Input], sizes: Mapping[str, Sequence[int]]) -> None:
-    """Whether the module takes and gives what it must, in torch alone, where errors are plain.
-
-    Raises:
-        ExportError: If it does not.
-    """
-    module, kind = denoiser.module, type(denoiser.module).__name__
-    for name, parameter in module.named_parameters():
-        if parameter.device.type != "cpu" or parameter.dtype not in (torch.float32, torch.bool, torch.int64):
-            raise ExportError(
-                f"{kind} must be float32 on the CPU, got {parameter.dtype} on {parameter.device} for {name}:"
-                " pass module.float().cpu(), and precision='float16' for a float16 bundle"
-            )
-    rng = np.random.default_rng(0)
-    feed = [torch.from_numpy(one.example(2, first_sizes(sizes), rng)) for one in inputs]
-    _check_names(module, denoiser.cond, kind)
-    with evaluating(denoiser):
-        try:
-            found, alone = denoiser(*feed), denoiser(*(one[:1] for one in feed))
-        except Exception as error:
-            shapes = ", ".join(f"{one.name} {tuple(given.shape)}" for one, given in zip(inputs, feed, strict=True))
-            raise ExportError(f"{kind} must take {shapes}: {type(error).__name__}: {error}") from error
-    if not isinstance(found, torch.Tensor):
-        raise ExportError(
-            f"{kind} must return a tensor, or an object with one as .sample, got {type(found).__name__}:"
-            " wrap it in a module that returns the prediction"
-        )
-    _check_prediction(kind, found, feed[0])
-    if not torch.allclose(found[:1], alone, rtol=0, atol=1e-3 * float(found.abs().max())):
-        raise ExportError(
-            f"{kind} must give a row the same prediction whatever rows are beside it: they share batches with strangers"
-        )
-
-
-def _check_names(module: torch.nn.Module, cond: Sequence[str], kind: str) -> None:
-    try:
-        inspect.signature(module.forward).bind(None, None, **dict.fromkeys(cond))
-    except TypeError as error:
-        told = "".join(f", {name}={name}" for name in cond)
-        raise ExportError(f"{kind} must be callable as module(x, t{told}): {error}") from error
-
-
-def _check_prediction(kind: str, found: torch.Tensor, sample: torch.Tensor) -> None:
-    if found.shape != sample.shape:
-        learned = found.ndim > 1 and found.shape[1] == 2 * sample.shape[1] and found.shape[2:] == sample.shape[2:]
-        hint = ": its second half is a learned variance: wrap it to return the first C channels" if learned else ""
-        raise ExportError(f"{kind} must return the shape of x, {tuple(sample.shape)}, got {tuple(found.shape)}{hint}")
-    if found.dtype != torch.float32:
-        raise ExportError(f"{kind} must return float32, got {found.dtype}")
-    if not bool(found.isfinite().all()):
-        bad = int((~found.isfinite()).sum())
-        raise ExportError(f"{kind} must return finite numbers, got {bad} of {found.numel()} that are not, in torch")
 
 
 def _record(

@@ -60,7 +60,9 @@ def validate(
 
     Raises:
         ExportError: If an error is above the tolerance, a shape differs, or a number is not finite.
+        ValueError: If there are no rows to try, or the tolerance is not above 0.
     """
+    require_trials(row_counts, tolerance)
     limit = TOLERANCES[precision] if tolerance is None else tolerance
     session = _session(Path(path))
     rng = np.random.default_rng(seed)
@@ -75,6 +77,18 @@ def validate(
         for name, ours, theirs in zip(outputs, found, expected, strict=True):
             worst[name] = max(worst[name], _error(name, told, ours, theirs, limit))
     return worst
+
+
+def require_trials(row_counts: Sequence[int], tolerance: float | None) -> None:
+    """Checks what ``validate`` is asked for.
+
+    Raises:
+        ValueError: If it could not find an error.
+    """
+    if not row_counts or min(row_counts) < 1:
+        raise ValueError(f"row_counts must be one or more, each at least 1, got {tuple(row_counts)}")
+    if tolerance is not None and not tolerance > 0:
+        raise ValueError(f"tolerance must be above 0, got {tolerance}")
 
 
 def _session(path: Path) -> ort.InferenceSession:
