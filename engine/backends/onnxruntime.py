@@ -42,6 +42,13 @@ def open_session(model: Path, *, threads: int = 0, spinning: bool = True) -> ort
         raise BundleError(f"{model} does not load in ONNX Runtime: {error}") from error
 
 
+def returning_memory() -> ort.RunOptions:
+    """Options of a run after which the session gives back what its intermediate results took, which else it keeps."""
+    options = ort.RunOptions()
+    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    return options
+
+
 class OnnxRuntimeDenoiser:
     """A bundle's ``denoiser.onnx`` in an ONNX Runtime session, which several of these may share.
 

@@ -9,14 +9,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from stepfuse.backends.onnxruntime import open_session
+from stepfuse.backends.onnxruntime import open_session, returning_memory
 from stepfuse.errors import BundleError, DenoiserError, EngineClosed
 
 Array = npt.NDArray[Any]
 
 
 class Part:
-    """A network that runs a few times an image, in ONNX Runtime; calls from any number of threads are safe.
+    """A network that runs once or twice an image, in ONNX Runtime, and holds no more than its weights between runs.
+
+    Calls from any number of threads are safe.
 
     Args:
         path: Its ONNX file.
@@ -54,7 +56,7 @@ class Part:
         if session is None:
             raise EngineClosed("the pipeline is closed")
         try:
-            found = session.run(self.outputs, dict(feeds))
+            found = session.run(self.outputs, dict(feeds), returning_memory())
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             shapes = ", ".join(f"{name} {array.shape}" for name, array in feeds.items())
             raise DenoiserError(f"ONNX Runtime could not run {self._name} on {shapes}: {error}") from error
