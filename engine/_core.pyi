@@ -264,3 +264,173 @@ class Server:
 
     def status(self) -> dict[str, Any]:
         """Counters, ``waiting`` and ``running``; histograms as ``bounds``, ``counts`` (one more) and ``sum``."""
+
+class cuda:  # noqa: N801  a submodule, which one stub file can only write as a class
+    """The GPU through the CUDA driver, opened when it is first asked for; csrc/cuda says more of each."""
+
+    class CudaError(RuntimeError):
+        """A call of the driver failed: which, how, and what to do."""
+
+        code: int
+        out_of_memory: bool
+
+    class Context:
+        """The primary context of a GPU."""
+
+        @property
+        def device(self) -> int: ...
+        @property
+        def name(self) -> str: ...
+        @property
+        def compute_capability(self) -> int: ...
+        @property
+        def multiprocessors(self) -> int: ...
+        @property
+        def driver_version(self) -> str: ...
+        @property
+        def has_while_nodes(self) -> bool: ...
+        @property
+        def memory(self) -> tuple[int, int]: ...
+
+    @staticmethod
+    def open(device: int = 0, driver: str = "libcuda.so.1") -> cuda.Context: ...
+
+    class Event:
+        def __init__(self, context: cuda.Context) -> None: ...
+        def synchronize(self) -> None: ...
+        def seconds_since(self, start: cuda.Event) -> float: ...
+
+    class Stream:
+        def __init__(self, context: cuda.Context) -> None: ...
+        @staticmethod
+        def borrow(context: cuda.Context, address: int) -> cuda.Stream: ...
+        @property
+        def address(self) -> int: ...
+        def synchronize(self) -> None: ...
+        def record(self, event: cuda.Event) -> None: ...
+        def wait(self, event: cuda.Event) -> None: ...
+
+    class HostBuffer:
+        """Pinned memory, as a buffer of bytes."""
+
+        def __init__(self, context: cuda.Context, bytes: int) -> None: ...
+        def __buffer__(self, flags: int, /) -> memoryview: ...
+
+    class DeviceBuffer:
+        def __init__(self, context: cuda.Context, bytes: int) -> None: ...
+        @property
+        def address(self) -> int: ...
+        @property
+        def bytes(self) -> int: ...
+        def upload(self, stream: cuda.Stream, source: Any, offset: int = 0) -> None: ...
+        def download(self, stream: cuda.Stream, target: Any, offset: int = 0) -> None: ...
+
+    class Module:
+        def __init__(self, context: cuda.Context, image: bytes) -> None: ...
+        def info(self, name: str) -> dict[str, int]: ...
+
+    class StepKernel:
+        """A compiled kernel and its arguments, as (name, type, whether divisible by 16)."""
+
+        def __init__(
+            self,
+            module: cuda.Module,
+            name: str,
+            arguments: Sequence[tuple[str, str, bool]],
+            block: int,
+            num_warps: int,
+            shared_bytes: int = 0,
+        ) -> None: ...
+        def launch(self, stream: cuda.Stream, slots: int, values: dict[str, int]) -> None: ...
+
+    class Graph:
+        @staticmethod
+        def borrow(context: cuda.Context, address: int) -> cuda.Graph: ...
+        @property
+        def address(self) -> int: ...
+
+    class Capture:
+        """What is put on the stream is recorded from now on."""
+
+        def __init__(self, stream: cuda.Stream) -> None: ...
+        def end(self) -> cuda.Graph: ...
+
+    class GraphExec:
+        def __init__(self, graph: cuda.Graph) -> None: ...
+        def upload(self, stream: cuda.Stream) -> None: ...
+        def launch(self, stream: cuda.Stream) -> None: ...
+
+    class Form:
+        Unrolled: cuda.Form
+        While: cuda.Form
+
+    class NodeKind:
+        Begin: cuda.NodeKind
+        Loop: cuda.NodeKind
+        Forward: cuda.NodeKind
+        Step: cuda.NodeKind
+        Advance: cuda.NodeKind
+
+    class PlannedNode:
+        kind: cuda.NodeKind
+        in_body: bool
+        after: int
+        rows: int
+        frame: int
+
+    class TrajectoryPlan:
+        form: cuda.Form
+        slots: int
+        steps: int
+        forward_rows: list[int]
+        nodes: list[cuda.PlannedNode]
+        device_bytes: int
+        host_bytes: int
+
+    @staticmethod
+    def plan_trajectory(
+        form: cuda.Form, slots: int, forward_rows: Sequence[int], buckets: Sequence[int]
+    ) -> cuda.TrajectoryPlan:
+        """What nodes, in what order, and how much memory."""
+
+    class Frames:
+        """What a batch's steps take from its tables. A course: a table's rows, and whether it is told something."""
+
+        def __init__(self, courses: Sequence[tuple[Float32Array, bool]]) -> None: ...
+        slots: int
+        steps: int
+        forward_rows: list[int]
+        adds_noise: bool
+        uses_history: bool
+        @property
+        def slot_rows(self) -> list[tuple[int, int]]: ...
+
+    class Trajectory:
+        def __init__(
+            self,
+            context: cuda.Context,
+            plan: cuda.TrajectoryPlan,
+            kernel: cuda.StepKernel,
+            values: dict[str, int],
+            forwards: dict[int, cuda.Graph],
+        ) -> None: ...
+        def load(self, stream: cuda.Stream, frames: cuda.Frames) -> None: ...
+        def launch(self, stream: cuda.Stream) -> None: ...
+
+    @staticmethod
+    def bucket_rows(max_rows: int) -> list[int]:
+        """Row counts worth a graph of their own, the largest first."""
+
+    @staticmethod
+    def bucket_for(buckets: Sequence[int], rows: int) -> int:
+        """The smallest bucket of at least ``rows``, or -1."""
+
+    @staticmethod
+    def plan_budget(
+        buckets: Sequence[tuple[int, int, int]], fixed_bytes: int, available_bytes: int
+    ) -> tuple[list[int], list[int], int]:
+        """Buckets as (rows, pool_bytes, own_bytes) to (rows kept, rows given up, bytes)."""
+
+    @staticmethod
+    def capture_buckets(buckets: Sequence[int], capture: Callable[[int], bool]) -> tuple[list[int], list[int]]:
+        """Captures the largest first; ``capture(rows)`` says if there was memory."""

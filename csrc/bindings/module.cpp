@@ -6,4 +6,5 @@ PYBIND11_MODULE(_core, m) {
   stepfuse::bind_noise(m);
   stepfuse::bind_loop(m);
   stepfuse::bind_planner(m);
+  stepfuse::bind_cuda(m);
 }

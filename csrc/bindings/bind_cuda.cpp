@@ -1,0 +1,254 @@
+#include <pybind11/functional.h>
+
+#include <map>
+#include <memory>
+
+#include "../cuda/budget.h"
+#include "../cuda/trajectory.h"
+#include "bindings.h"
+
+namespace stepfuse {
+
+namespace {
+
+using namespace cuda;
+
+using NoGil = py::call_guard<py::gil_scoped_release>;
+
+template <class Handle>
+std::uintptr_t address_of(Handle handle) {
+  return reinterpret_cast<std::uintptr_t>(handle);
+}
+
+template <class T>
+std::unique_ptr<T> borrowed(const ContextPtr& context, std::uintptr_t address) {
+  return std::make_unique<T>(T::borrow(context, reinterpret_cast<decltype(std::declval<T>().get())>(address)));
+}
+
+void bind_errors(py::module_& m) {
+  static py::handle error;
+  error = py::exception<CudaError>(m, "CudaError", PyExc_RuntimeError).release();
+  py::register_exception_translator([](std::exception_ptr thrown) {
+    try {
+      if (thrown) std::rethrow_exception(thrown);
+    } catch (const CudaError& e) {
+      py::object value = error(e.what());
+      value.attr("code") = static_cast<int>(e.code);
+      value.attr("out_of_memory") = e.out_of_memory();
+      PyErr_SetObject(error.ptr(), value.ptr());
+    }
+  });
+}
+
+void bind_device(py::module_& m) {
+  py::class_<Context, std::shared_ptr<Context>>(m, "Context")
+      .def_property_readonly("device", &Context::device)
+      .def_property_readonly("name", &Context::name)
+      .def_property_readonly("compute_capability", &Context::compute_capability)
+      .def_property_readonly("multiprocessors", &Context::multiprocessors)
+      .def_property_readonly("driver_version", [](const Context& c) { return version_text(c.driver().version()); })
+      .def_property_readonly("has_while_nodes", [](const Context& c) { return c.driver().has(kWhileNodes); })
+      .def_property_readonly("memory", [](const Context& c) {
+        const MemoryInfo info = c.memory();
+        return std::pair(info.free, info.total);
+      });
+  m.def(
+      "open", [](int device, const std::string& driver) { return Context::open(Driver::load(driver), device); },
+      py::arg("device") = 0, py::arg("driver") = "libcuda.so.1", NoGil(), "The primary context of a GPU.");
+
+  py::class_<Event>(m, "Event")
+      .def(py::init([](std::shared_ptr<Context> context) { return Event(std::move(context)); }), py::arg("context"))
+      .def("synchronize", &Event::synchronize, NoGil())
+      .def("seconds_since", &Event::seconds_since, py::arg("start"));
+  py::class_<Stream>(m, "Stream")
+      .def(py::init([](std::shared_ptr<Context> context) { return Stream(std::move(context)); }), py::arg("context"))
+      .def_static(
+          "borrow",
+          [](std::shared_ptr<Context> context, std::uintptr_t address) { return borrowed<Stream>(context, address); },
+          py::arg("context"), py::arg("address"))
+      .def_property_readonly("address", [](const Stream& stream) { return address_of(stream.get()); })
+      .def("synchronize", &Stream::synchronize, NoGil())
+      .def("record", &Stream::record, py::arg("event"))
+      .def("wait", &Stream::wait, py::arg("event"));
+
+  py::class_<HostBuffer>(m, "HostBuffer", py::buffer_protocol())
+      .def(py::init([](std::shared_ptr<Context> context, std::size_t bytes) {
+             return std::make_unique<HostBuffer>(std::move(context), bytes);
+           }),
+           py::arg("context"), py::arg("bytes"))
+      .def_buffer([](HostBuffer& buffer) {
+        return py::buffer_info(static_cast<std::uint8_t*>(buffer.data()), static_cast<py::ssize_t>(buffer.bytes()));
+      });
+  py::class_<DeviceBuffer>(m, "DeviceBuffer")
+      .def(py::init([](std::shared_ptr<Context> context, std::size_t bytes) {
+             return std::make_unique<DeviceBuffer>(std::move(context), bytes);
+           }),
+           py::arg("context"), py::arg("bytes"))
+      .def_property_readonly("address", &DeviceBuffer::get)
+      .def_property_readonly("bytes", &DeviceBuffer::bytes)
+      .def(
+          "upload",
+          [](DeviceBuffer& buffer, const Stream& stream, const py::buffer& from, std::size_t offset) {
+            const py::buffer_info info = from.request();
+            buffer.upload(stream, info.ptr, static_cast<std::size_t>(info.size * info.itemsize), offset);
+          },
+          py::arg("stream"), py::arg("source"), py::arg("offset") = 0)
+      .def(
+          "download",
+          [](const DeviceBuffer& buffer, const Stream& stream, const py::buffer& to, std::size_t offset) {
+            const py::buffer_info info = to.request(true);
+            buffer.download(stream, info.ptr, static_cast<std::size_t>(info.size * info.itemsize), offset);
+          },
+          py::arg("stream"), py::arg("target"), py::arg("offset") = 0);
+}
+
+void bind_graphs(py::module_& m) {
+  py::class_<Module, std::shared_ptr<Module>>(m, "Module")
+      .def(py::init([](std::shared_ptr<Context> context, const py::bytes& image) {
+             return std::make_shared<Module>(std::move(context), std::string(image));
+           }),
+           py::arg("context"), py::arg("image"))
+      .def(
+          "info",
+          [](const Module& module, const std::string& name) {
+            const FunctionInfo info = module.info(module.function(name));
+            py::dict found;
+            found["registers"] = info.registers;
+            found["local_bytes"] = info.local_bytes;
+            found["max_threads"] = info.max_threads;
+            return found;
+          },
+          py::arg("name"));
+  py::class_<StepKernel, std::shared_ptr<StepKernel>>(m, "StepKernel")
+      .def(py::init([](std::shared_ptr<Module> module, const std::string& name,
+                       const std::vector<std::tuple<std::string, std::string, bool>>& arguments, int block,
+                       int num_warps, unsigned shared_bytes) {
+             KernelSignature signature{{}, block, num_warps, shared_bytes};
+             for (const auto& [argument, type, divisible_by_16] : arguments)
+               signature.arguments.push_back({argument, argument_type(type), divisible_by_16});
+             return std::make_shared<StepKernel>(std::move(module), name, std::move(signature));
+           }),
+           py::arg("module"), py::arg("name"), py::arg("arguments"), py::arg("block"), py::arg("num_warps"),
+           py::arg("shared_bytes") = 0)
+      .def(
+          "launch",
+          [](const StepKernel& kernel, const Stream& stream, int slots, const Values& values) {
+            launch(stream, kernel.launch(slots, values));
+          },
+          py::arg("stream"), py::arg("slots"), py::arg("values"));
+
+  py::class_<Graph>(m, "Graph")
+      .def_static(
+          "borrow",
+          [](std::shared_ptr<Context> context, std::uintptr_t address) { return borrowed<Graph>(context, address); },
+          py::arg("context"), py::arg("address"))
+      .def_property_readonly("address", [](const Graph& graph) { return address_of(graph.get()); });
+  py::class_<Capture>(m, "Capture")
+      .def(py::init<const Stream&>(), py::arg("stream"), py::keep_alive<1, 2>())
+      .def("end", &Capture::end);
+  py::class_<GraphExec>(m, "GraphExec")
+      .def(py::init<const Graph&>(), py::arg("graph"), NoGil())
+      .def("upload", &GraphExec::upload, py::arg("stream"), NoGil())
+      .def("launch", &GraphExec::launch, py::arg("stream"), NoGil());
+}
+
+Frames frames_of(const std::vector<std::pair<FloatArray, bool>>& courses) {
+  std::vector<Course> read;
+  for (const auto& [rows, conditioned] : courses) {
+    if (rows.ndim() != 2 || rows.shape(1) != kStepColumns)
+      throw py::value_error("a course's rows must have shape (steps, 16)");
+    read.push_back({{}, conditioned});
+    for (py::ssize_t i = 0; i < rows.shape(0); ++i) read.back().rows.push_back(row_from(rows.data(i, 0)));
+  }
+  return make_frames(read);
+}
+
+void bind_trajectory(py::module_& m) {
+  py::enum_<Form>(m, "Form").value("Unrolled", Form::Unrolled).value("While", Form::While);
+  py::enum_<NodeKind>(m, "NodeKind")
+      .value("Begin", NodeKind::Begin)
+      .value("Loop", NodeKind::Loop)
+      .value("Forward", NodeKind::Forward)
+      .value("Step", NodeKind::Step)
+      .value("Advance", NodeKind::Advance);
+  py::class_<PlannedNode>(m, "PlannedNode")
+      .def_readonly("kind", &PlannedNode::kind)
+      .def_readonly("in_body", &PlannedNode::in_body)
+      .def_readonly("after", &PlannedNode::after)
+      .def_readonly("rows", &PlannedNode::rows)
+      .def_readonly("frame", &PlannedNode::frame);
+  py::class_<TrajectoryPlan>(m, "TrajectoryPlan")
+      .def_readonly("form", &TrajectoryPlan::form)
+      .def_readonly("slots", &TrajectoryPlan::slots)
+      .def_readonly("steps", &TrajectoryPlan::steps)
+      .def_readonly("forward_rows", &TrajectoryPlan::forward_rows)
+      .def_readonly("nodes", &TrajectoryPlan::nodes)
+      .def_readonly("device_bytes", &TrajectoryPlan::device_bytes)
+      .def_readonly("host_bytes", &TrajectoryPlan::host_bytes);
+  m.def("plan_trajectory", &plan_trajectory, py::arg("form"), py::arg("slots"), py::arg("forward_rows"),
+        py::arg("buckets"), "What nodes, in what order, and how much memory.");
+
+  py::class_<Frames>(m, "Frames")
+      .def(py::init(&frames_of), py::arg("courses"))
+      .def_readonly("slots", &Frames::slots)
+      .def_readonly("steps", &Frames::steps)
+      .def_readonly("forward_rows", &Frames::forward_rows)
+      .def_readonly("adds_noise", &Frames::adds_noise)
+      .def_readonly("uses_history", &Frames::uses_history)
+      .def_property_readonly("slot_rows", [](const Frames& frames) {
+        std::vector<std::pair<int, int>> rows;
+        for (const auto& [cond, uncond] : frames.slot_rows) rows.emplace_back(cond, uncond);
+        return rows;
+      });
+  py::class_<Trajectory>(m, "Trajectory")
+      .def(py::init([](std::shared_ptr<Context> context, const TrajectoryPlan& plan, std::shared_ptr<StepKernel> kernel,
+                       const Values& values, const std::map<int, const Graph*>& forwards) {
+             py::gil_scoped_release nogil;
+             return std::make_unique<Trajectory>(std::move(context), plan, std::move(kernel), values, forwards);
+           }),
+           py::arg("context"), py::arg("plan"), py::arg("kernel"), py::arg("values"), py::arg("forwards"))
+      .def("load", &Trajectory::load, py::arg("stream"), py::arg("frames"), NoGil())
+      .def("launch", &Trajectory::launch, py::arg("stream"), NoGil());
+}
+
+void bind_budget(py::module_& m) {
+  m.def("bucket_rows", &bucket_rows, py::arg("max_rows"), "Row counts worth a graph of their own, the largest first.");
+  m.def("bucket_for", &bucket_for, py::arg("buckets"), py::arg("rows"), "The smallest bucket of at least rows, or -1.");
+  m.def(
+      "plan_budget",
+      [](const std::vector<std::tuple<int, std::size_t, std::size_t>>& buckets, std::size_t fixed_bytes,
+         std::size_t available_bytes) {
+        std::vector<Bucket> read;
+        for (const auto& [rows, pool_bytes, own_bytes] : buckets) read.push_back({rows, pool_bytes, own_bytes});
+        const Budget budget = plan_budget(read, fixed_bytes, available_bytes);
+        const auto rows_of = [](const std::vector<Bucket>& of) {
+          std::vector<int> rows;
+          for (const Bucket& bucket : of) rows.push_back(bucket.rows);
+          return rows;
+        };
+        return std::tuple(rows_of(budget.kept), rows_of(budget.given_up), budget.bytes);
+      },
+      py::arg("buckets"), py::arg("fixed_bytes"), py::arg("available_bytes"),
+      "Buckets as (rows, pool_bytes, own_bytes) to (rows kept, rows given up, bytes).");
+  m.def(
+      "capture_buckets",
+      [](std::vector<int> buckets, const std::function<bool(int)>& capture) {
+        const Captured captured = capture_buckets(std::move(buckets), capture);
+        return std::pair(captured.kept, captured.given_up);
+      },
+      py::arg("buckets"), py::arg("capture"), "Captures the largest first; capture(rows) says if there was memory.");
+}
+
+}  // namespace
+
+void bind_cuda(py::module_& m) {
+  py::module_ sub =
+      m.def_submodule("cuda", "The GPU through the CUDA driver, which is opened when it is first asked for.");
+  bind_errors(sub);
+  bind_device(sub);
+  bind_graphs(sub);
+  bind_trajectory(sub);
+  bind_budget(sub);
+}
+
+}  // namespace stepfuse

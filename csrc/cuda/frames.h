@@ -1,0 +1,48 @@
+// Everything that a batch's steps take from its tables, written out before it starts: a frame a step, which the fused
+// step reads where it lies. Pure: no driver, no device.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "../core/step_row.h"
+
+namespace stepfuse::cuda {
+
+// One sample's steps, and whether it is told something.
+struct Course {
+  std::vector<StepRow> rows;
+  bool conditioned;
+};
+
+// Which rows of every forward are a slot's, from the first step to the last, so that conditioning is written once.
+struct SlotRows {
+  int cond;    // -1: the slot is told nothing
+  int uncond;  // -1: no step of it computes an unconditional pass
+};
+
+// Words of a frame for B slots, and where in it each part begins.
+struct FrameLayout {
+  explicit FrameLayout(int slots);
+
+  std::size_t rows, next_rows;                               // (B, 16) float32
+  std::size_t row_cond, row_uncond, next_cond, next_uncond;  // (B,) int32
+  std::size_t step;                                          // (B,) int32
+  std::size_t words;                                         // a multiple of a cache line's
+};
+
+struct Frames {
+  int slots;
+  int steps;                        // of the longest course; a slot that has ended is left alone
+  std::vector<SlotRows> slot_rows;  // (B,)
+  std::vector<int> forward_rows;    // (steps,) rows of the forward that a step needs, used from 0
+  bool adds_noise;
+  bool uses_history;
+  std::vector<std::uint32_t> words;  // (steps, FrameLayout::words)
+};
+
+// Slot i has row i, and those that need an unconditional pass beside it a row behind all of these. Throws
+// std::invalid_argument if there is no slot or a course has no step.
+Frames make_frames(const std::vector<Course>& courses);
+
+}  // namespace stepfuse::cuda

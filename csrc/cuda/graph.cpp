@@ -1,0 +1,108 @@
+#include "graph.h"
+
+namespace stepfuse::cuda {
+
+Graph::Graph(ContextPtr context) : context_(context) {
+  const Context::Scope scope(*context);
+  CUgraph graph = nullptr;
+  context->driver().cuGraphCreate(&graph, 0);
+  graph_ = {std::move(context), graph};
+}
+
+Graph Graph::borrow(ContextPtr context, CUgraph graph) {
+  Graph borrowed;
+  borrowed.context_ = std::move(context);
+  borrowed.borrowed_ = graph;
+  return borrowed;
+}
+
+CUgraphNode Graph::add_kernel(After after, const Launch& launch) {
+  const Context::Scope scope(*context_);
+  std::vector<void*> pointers;
+  const CUDA_KERNEL_NODE_PARAMS_v2 params = launch.params(pointers);
+  CUgraphNode node = nullptr;
+  context_->driver().cuGraphAddKernelNode(&node, get(), after ? &after : nullptr, after ? 1 : 0, &params);
+  return node;
+}
+
+CUgraphNode Graph::add_child(After after, const Graph& child) {
+  const Context::Scope scope(*context_);
+  CUgraphNode node = nullptr;
+  context_->driver().cuGraphAddChildGraphNode(&node, get(), after ? &after : nullptr, after ? 1 : 0, child.get());
+  return node;
+}
+
+CUgraphConditionalHandle Graph::make_condition() {
+  context_->driver().require(kWhileNodes);
+  const Context::Scope scope(*context_);
+  CUgraphConditionalHandle condition = 0;
+  context_->driver().cuGraphConditionalHandleCreate(&condition, get(), context_->handle(), 0,
+                                                    CU_GRAPH_COND_ASSIGN_DEFAULT);
+  return condition;
+}
+
+Graph::While Graph::add_while(After after, CUgraphConditionalHandle condition) {
+  context_->driver().require(kWhileNodes);
+  const Context::Scope scope(*context_);
+  CUgraphNodeParams params{};
+  params.type = CU_GRAPH_NODE_TYPE_CONDITIONAL;
+  params.conditional.handle = condition;
+  params.conditional.type = CU_GRAPH_COND_TYPE_WHILE;
+  params.conditional.size = 1;
+  params.conditional.ctx = context_->handle();
+  CUgraphNode node = nullptr;
+  context_->driver().cuGraphAddNode(&node, get(), after ? &after : nullptr, after ? 1 : 0, &params);
+  return {node, params.conditional.phGraph_out[0]};
+}
+
+Capture::Capture(const Stream& stream) : context_(stream.context()), stream_(stream.get()) {
+  const Context::Scope scope(*context_);
+  context_->driver().cuStreamBeginCapture(stream_, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL);
+}
+
+Capture::~Capture() {
+  if (!active_) return;
+  context_->quietly([this](const Driver& driver) {
+    CUgraph graph = nullptr;
+    // Its result is that of the capture, which is given up; a capture that has become invalid leaves no graph.
+    driver.cuStreamEndCapture.result(stream_, &graph);
+    return graph ? driver.cuGraphDestroy.result(graph) : CUDA_SUCCESS;
+  });
+}
+
+Graph Capture::end() {
+  const Context::Scope scope(*context_);
+  active_ = false;
+  CUgraph graph = nullptr;
+  context_->driver().cuStreamEndCapture(stream_, &graph);
+  Graph captured;
+  captured.context_ = context_;
+  captured.graph_ = {context_, graph};
+  return captured;
+}
+
+GraphExec::GraphExec(const Graph& graph) {
+  const Context::Scope scope(*graph.context());
+  CUgraphExec exec = nullptr;
+  graph.context()->driver().cuGraphInstantiateWithFlags(&exec, graph.get(), 0);
+  exec_ = {graph.context(), exec};
+}
+
+void GraphExec::set_kernel(CUgraphNode node, const Launch& launch) {
+  const Context::Scope scope(*exec_.context());
+  std::vector<void*> pointers;
+  const CUDA_KERNEL_NODE_PARAMS_v2 params = launch.params(pointers);
+  exec_.driver().cuGraphExecKernelNodeSetParams(exec_.get(), node, &params);
+}
+
+void GraphExec::upload(const Stream& stream) const {
+  const Context::Scope scope(*exec_.context());
+  exec_.driver().cuGraphUpload(exec_.get(), stream.get());
+}
+
+void GraphExec::launch(const Stream& stream) const {
+  const Context::Scope scope(*exec_.context());
+  exec_.driver().cuGraphLaunch(exec_.get(), stream.get());
+}
+
+}  // namespace stepfuse::cuda

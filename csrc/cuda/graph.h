@@ -1,0 +1,71 @@
+// Graphs: captured from a stream or built node by node, then instantiated and launched as a whole.
+#pragma once
+
+#include <optional>
+
+#include "module.h"
+
+namespace stepfuse::cuda {
+
+class Graph {
+ public:
+  // What a node comes behind; null: nothing.
+  using After = CUgraphNode;
+
+  explicit Graph(ContextPtr context);                      // empty
+  static Graph borrow(ContextPtr context, CUgraph graph);  // somebody else's, such as torch's raw_cuda_graph()
+
+  CUgraphNode add_kernel(After after, const Launch& launch);
+  CUgraphNode add_child(After after, const Graph& child);  // a copy of it
+
+  struct While {
+    CUgraphNode node;
+    CUgraph body;  // owned by the node: what is added to it runs while the condition holds
+  };
+  // Needs kWhileNodes. The condition is 0 at every launch until a kernel that comes before sets it.
+  CUgraphConditionalHandle make_condition();
+  While add_while(After after, CUgraphConditionalHandle condition);
+
+  CUgraph get() const { return borrowed_ ? borrowed_ : graph_.get(); }
+  const ContextPtr& context() const { return context_; }
+
+ private:
+  friend class Capture;
+  Graph() = default;
+
+  ContextPtr context_;
+  Owned<CUgraph, &Driver::cuGraphDestroy> graph_;
+  CUgraph borrowed_ = nullptr;
+};
+
+// From construction on what is put on the stream is recorded, not run; `end` gives the graph. Other threads may use the
+// driver as they like meanwhile. Without `end`, when something threw, the recording is dropped and the stream is free.
+class Capture {
+ public:
+  explicit Capture(const Stream& stream);
+  ~Capture();
+  Capture(const Capture&) = delete;
+  Capture& operator=(const Capture&) = delete;
+
+  Graph end();
+
+ private:
+  ContextPtr context_;
+  CUstream stream_;
+  bool active_ = true;
+};
+
+class GraphExec {
+ public:
+  explicit GraphExec(const Graph& graph);
+
+  void set_kernel(CUgraphNode node, const Launch& launch);  // of a kernel node of the graph itself, in later launches
+  void upload(const Stream& stream) const;                  // so that the first launch does not have to
+  void launch(const Stream& stream) const;
+  CUgraphExec get() const { return exec_.get(); }
+
+ private:
+  Owned<CUgraphExec, &Driver::cuGraphExecDestroy> exec_;
+};
+
+}  // namespace stepfuse::cuda

@@ -1,0 +1,48 @@
+#include "memory.h"
+
+namespace stepfuse::cuda {
+
+DeviceBuffer::DeviceBuffer(ContextPtr context, std::size_t bytes) : bytes_(bytes) {
+  if (bytes == 0) throw std::invalid_argument("a buffer must have at least one byte");
+  const Context::Scope scope(*context);
+  const Driver& driver = context->driver();
+  CUdeviceptr memory = 0;
+  const CUresult code = driver.cuMemAlloc.result(&memory, bytes);
+  if (code == CUDA_ERROR_OUT_OF_MEMORY) {
+    std::size_t free = 0, total = 0;
+    driver.cuMemGetInfo.result(&free, &total);
+    throw CudaError(code, driver.describe(code, "cuMemAlloc") + "; asked for " + std::to_string(bytes) +
+                              " bytes, of the GPU's " + std::to_string(total) + " there are " + std::to_string(free) +
+                              " free: allow fewer rows, or stop what else uses this GPU");
+  }
+  if (code != CUDA_SUCCESS) throw CudaError(code, driver.describe(code, "cuMemAlloc"));
+  memory_ = {std::move(context), memory};
+}
+
+CUdeviceptr DeviceBuffer::at(std::size_t offset, std::size_t bytes) const {
+  if (offset > bytes_ || bytes > bytes_ - offset)
+    throw std::invalid_argument("a copy must stay within the buffer's " + std::to_string(bytes_) + " bytes, got " +
+                                std::to_string(bytes) + " at " + std::to_string(offset));
+  return memory_.get() + offset;
+}
+
+void DeviceBuffer::upload(const Stream& stream, const void* from, std::size_t bytes, std::size_t offset) {
+  const CUdeviceptr to = at(offset, bytes);
+  const Context::Scope scope(*memory_.context());
+  memory_.driver().cuMemcpyHtoDAsync(to, from, bytes, stream.get());
+}
+
+void DeviceBuffer::download(const Stream& stream, void* to, std::size_t bytes, std::size_t offset) const {
+  const CUdeviceptr from = at(offset, bytes);
+  const Context::Scope scope(*memory_.context());
+  memory_.driver().cuMemcpyDtoHAsync(to, from, bytes, stream.get());
+}
+
+HostBuffer::HostBuffer(ContextPtr context, std::size_t bytes) : bytes_(bytes) {
+  const Context::Scope scope(*context);
+  void* memory = nullptr;
+  context->driver().cuMemHostAlloc(&memory, bytes, 0);
+  memory_ = {std::move(context), memory};
+}
+
+}  // namespace stepfuse::cuda

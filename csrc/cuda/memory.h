@@ -1,0 +1,41 @@
+// Memory of the device, and memory of the host that the device copies from and to while the host goes on.
+#pragma once
+
+#include "stream.h"
+
+namespace stepfuse::cuda {
+
+class DeviceBuffer {
+ public:
+  // Throws CudaError if there is no room, with the bytes asked for and the bytes that are free.
+  DeviceBuffer(ContextPtr context, std::size_t bytes);
+
+  CUdeviceptr get() const { return memory_.get(); }
+  std::size_t bytes() const { return bytes_; }
+
+  // From and to `offset`. The host's memory must stay as it is until the stream has passed. Throw std::invalid_argument
+  // if it goes beyond the buffer.
+  void upload(const Stream& stream, const void* from, std::size_t bytes, std::size_t offset = 0);
+  void download(const Stream& stream, void* to, std::size_t bytes, std::size_t offset = 0) const;
+
+ private:
+  CUdeviceptr at(std::size_t offset, std::size_t bytes) const;
+
+  Owned<CUdeviceptr, &Driver::cuMemFree> memory_;
+  std::size_t bytes_;
+};
+
+// Pinned: copies of it run beside everything else.
+class HostBuffer {
+ public:
+  HostBuffer(ContextPtr context, std::size_t bytes);
+
+  void* data() const { return memory_.get(); }
+  std::size_t bytes() const { return bytes_; }
+
+ private:
+  Owned<void*, &Driver::cuMemFreeHost> memory_;
+  std::size_t bytes_;
+};
+
+}  // namespace stepfuse::cuda

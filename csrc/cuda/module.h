@@ -1,0 +1,44 @@
+// Compiled kernels, and a launch of one.
+#pragma once
+
+#include <array>
+#include <string>
+#include <vector>
+
+#include "stream.h"
+
+namespace stepfuse::cuda {
+
+// A kernel, how it is cut up, and its arguments' values: the low bytes of a word each, as the kernel's type has them.
+struct Launch {
+  CUfunction function;
+  std::array<unsigned, 3> grid;
+  std::array<unsigned, 3> block;
+  unsigned shared_bytes = 0;
+  std::vector<std::uint64_t> arguments;
+
+  // The driver's form, good while `pointers` and this live.
+  CUDA_KERNEL_NODE_PARAMS_v2 params(std::vector<void*>& pointers) const;
+};
+
+struct FunctionInfo {
+  int registers, local_bytes, max_threads;
+};
+
+class Module {
+ public:
+  // A cubin, a fat binary, or PTX, which the driver compiles. Throws CudaError with the compiler's log.
+  Module(ContextPtr context, const std::string& image);
+
+  // Allows launches of so many bytes of shared memory: above 48 KiB a kernel has to be told.
+  CUfunction function(const std::string& name, unsigned shared_bytes = 0) const;
+  FunctionInfo info(CUfunction function) const;
+  const ContextPtr& context() const { return module_.context(); }
+
+ private:
+  Owned<CUmodule, &Driver::cuModuleUnload> module_;
+};
+
+void launch(const Stream& stream, const Launch& launch);
+
+}  // namespace stepfuse::cuda

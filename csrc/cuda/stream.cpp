@@ -1,0 +1,53 @@
+#include "stream.h"
+
+namespace stepfuse::cuda {
+
+Event::Event(ContextPtr context) {
+  const Context::Scope scope(*context);
+  CUevent event = nullptr;
+  context->driver().cuEventCreate(&event, 0);
+  event_ = {std::move(context), event};
+}
+
+void Event::synchronize() const {
+  const Context::Scope scope(*event_.context());
+  event_.driver().cuEventSynchronize(event_.get());
+}
+
+double Event::seconds_since(const Event& start) const {
+  const Context::Scope scope(*event_.context());
+  float milliseconds = 0;
+  event_.driver().cuEventElapsedTime(&milliseconds, start.get(), get());
+  return milliseconds * 1e-3;
+}
+
+Stream::Stream(ContextPtr context) : context_(context) {
+  const Context::Scope scope(*context);
+  CUstream stream = nullptr;
+  context->driver().cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING);
+  stream_ = {std::move(context), stream};
+}
+
+Stream Stream::borrow(ContextPtr context, CUstream stream) {
+  Stream borrowed;
+  borrowed.context_ = std::move(context);
+  borrowed.borrowed_ = stream;
+  return borrowed;
+}
+
+void Stream::synchronize() const {
+  const Context::Scope scope(*context_);
+  context_->driver().cuStreamSynchronize(get());
+}
+
+void Stream::record(const Event& event) const {
+  const Context::Scope scope(*context_);
+  context_->driver().cuEventRecord(event.get(), get());
+}
+
+void Stream::wait(const Event& event) const {
+  const Context::Scope scope(*context_);
+  context_->driver().cuStreamWaitEvent(get(), event.get(), 0);
+}
+
+}  // namespace stepfuse::cuda

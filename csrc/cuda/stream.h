@@ -1,0 +1,38 @@
+// Streams and events. Nothing runs on the default stream.
+#pragma once
+
+#include "context.h"
+
+namespace stepfuse::cuda {
+
+class Event {
+ public:
+  explicit Event(ContextPtr context);
+  CUevent get() const { return event_.get(); }
+  void synchronize() const;
+  double seconds_since(const Event& start) const;  // on the device; both have been recorded and passed
+
+ private:
+  Owned<CUevent, &Driver::cuEventDestroy> event_;
+};
+
+class Stream {
+ public:
+  explicit Stream(ContextPtr context);
+  static Stream borrow(ContextPtr context, CUstream stream);  // somebody else's: never destroyed here
+
+  CUstream get() const { return borrowed_ ? borrowed_ : stream_.get(); }
+  const ContextPtr& context() const { return context_; }
+  void synchronize() const;
+  void record(const Event& event) const;
+  void wait(const Event& event) const;  // the stream waits, not the caller
+
+ private:
+  Stream() = default;
+
+  ContextPtr context_;
+  Owned<CUstream, &Driver::cuStreamDestroy> stream_;
+  CUstream borrowed_ = nullptr;
+};
+
+}  // namespace stepfuse::cuda

@@ -1,0 +1,173 @@
+#include "trajectory.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "budget.h"
+
+namespace stepfuse::cuda {
+
+namespace {
+
+constexpr char kAdvance[] =
+#include "advance.ptx.inl"
+    ;
+constexpr unsigned kAdvanceThreads = 256;
+constexpr std::size_t kStateWords = 16;  // which frame, of how many; the rest keeps frames on cache lines
+
+std::size_t bytes_of(const FrameLayout& layout, int frames) {
+  return (kStateWords + layout.words * static_cast<std::size_t>(frames)) * sizeof(std::uint32_t);
+}
+
+int bucket_of(const std::vector<int>& buckets, int rows) {
+  const int bucket = bucket_for(buckets, rows);
+  if (bucket >= 0) return bucket;
+  const int largest = buckets.empty() ? 0 : *std::max_element(buckets.begin(), buckets.end());
+  throw std::invalid_argument("a step needs a forward of " + std::to_string(rows) + " rows, the largest has " +
+                              std::to_string(largest));
+}
+
+}  // namespace
+
+TrajectoryPlan plan_trajectory(Form form, int slots, const std::vector<int>& forward_rows,
+                               const std::vector<int>& buckets) {
+  if (slots < 1 || forward_rows.empty()) throw std::invalid_argument("a trajectory needs a sample and a step");
+  const int steps = static_cast<int>(forward_rows.size());
+  const FrameLayout layout(slots);
+  TrajectoryPlan plan{form, slots, steps, {}, {}, bytes_of(layout, steps + 1), bytes_of(layout, steps)};
+  if (form == Form::While) {
+    const int rows = bucket_of(buckets, *std::max_element(forward_rows.begin(), forward_rows.end()));
+    plan.forward_rows.assign(forward_rows.size(), rows);
+    plan.nodes = {{NodeKind::Begin, false, -1, 0, -1},
+                  {NodeKind::Loop, false, 0, 0, -1},
+                  {NodeKind::Forward, true, -1, rows, -1},
+                  {NodeKind::Step, true, 2, 0, -1},
+                  {NodeKind::Advance, true, 3, 0, -1}};
+    return plan;
+  }
+  for (int step = 0; step < steps; ++step) {
+    const int rows = bucket_of(buckets, forward_rows[static_cast<std::size_t>(step)]);
+    plan.forward_rows.push_back(rows);
+    plan.nodes.push_back({NodeKind::Forward, false, 2 * step - 1, rows, -1});
+    plan.nodes.push_back({NodeKind::Step, false, 2 * step, 0, step});
+  }
+  return plan;
+}
+
+Trajectory::Trajectory(ContextPtr context, TrajectoryPlan plan, std::shared_ptr<const StepKernel> kernel, Values values,
+                       const std::map<int, const Graph*>& forwards)
+    : context_(std::move(context)),
+      plan_(std::move(plan)),
+      layout_(plan_.slots),
+      kernel_(std::move(kernel)),
+      values_(std::move(values)),
+      advance_module_(plan_.form == Form::While ? std::make_unique<Module>(context_, kAdvance) : nullptr),
+      device_(context_, plan_.device_bytes),
+      host_(context_, plan_.host_bytes),
+      uploaded_(context_),
+      exec_(build(forwards)) {}
+
+// The device's memory: the loop's state, the frames, and behind them the current one.
+CUdeviceptr Trajectory::frame_address(int frame) const {
+  const auto index = static_cast<std::size_t>(frame < 0 ? plan_.steps : frame);
+  return device_.get() + (kStateWords + layout_.words * index) * sizeof(std::uint32_t);
+}
+
+Launch Trajectory::step_launch(int frame) const {
+  const CUdeviceptr base = frame_address(frame);
+  Values values = values_;
+  const auto put = [&](const char* name, std::size_t word) {
+    if (kernel_->signature().takes(name)) values[name] = base + word * sizeof(std::uint32_t);
+  };
+  put("rows", layout_.rows);
+  put("next_rows", layout_.next_rows);
+  put("row_cond", layout_.row_cond);
+  put("row_uncond", layout_.row_uncond);
+  put("next_cond", layout_.next_cond);
+  put("next_uncond", layout_.next_uncond);
+  put("step", layout_.step);
+  values["rows_stride"] = kStepColumns;
+  values["next_rows_stride"] = kStepColumns;
+  return kernel_->launch(plan_.slots, values);
+}
+
+Launch Trajectory::advance_launch(CUgraphConditionalHandle condition, bool first) const {
+  return {advance_module_->function("stepfuse_advance"),
+          {1, 1, 1},
+          {kAdvanceThreads, 1, 1},
+          0,
+          {condition, device_.get(), frame_address(0), frame_address(-1), layout_.words, first}};
+}
+
+Graph Trajectory::build(const std::map<int, const Graph*>& forwards) const {
+  Graph graph(context_);
+  Graph body = Graph::borrow(context_, nullptr);
+  CUgraphConditionalHandle condition = plan_.form == Form::While ? graph.make_condition() : 0;
+  std::vector<CUgraphNode> built;
+  for (const PlannedNode& node : plan_.nodes) {
+    Graph& into = node.in_body ? body : graph;
+    const Graph::After after = node.after < 0 ? nullptr : built[static_cast<std::size_t>(node.after)];
+    switch (node.kind) {
+      case NodeKind::Begin:
+      case NodeKind::Advance:
+        built.push_back(into.add_kernel(after, advance_launch(condition, node.kind == NodeKind::Begin)));
+        break;
+      case NodeKind::Loop: {
+        const Graph::While loop = into.add_while(after, condition);
+        body = Graph::borrow(context_, loop.body);
+        built.push_back(loop.node);
+        break;
+      }
+      case NodeKind::Forward: {
+        const auto found = forwards.find(node.rows);
+        if (found == forwards.end())
+          throw std::invalid_argument("there is no forward of " + std::to_string(node.rows) + " rows");
+        built.push_back(into.add_child(after, *found->second));
+        break;
+      }
+      case NodeKind::Step:
+        built.push_back(into.add_kernel(after, step_launch(node.frame)));
+        break;
+    }
+  }
+  return graph;
+}
+
+void Trajectory::require_fits(const Frames& frames) const {
+  const bool steps_fit = plan_.form == Form::While ? frames.steps <= plan_.steps : frames.steps == plan_.steps;
+  if (frames.slots != plan_.slots || !steps_fit)
+    throw std::invalid_argument("this trajectory is of " + std::to_string(plan_.slots) + " samples and " +
+                                (plan_.form == Form::While ? "at most " : "") + std::to_string(plan_.steps) +
+                                " steps, got " + std::to_string(frames.slots) + " and " + std::to_string(frames.steps));
+  for (std::size_t step = 0; step < frames.forward_rows.size(); ++step)
+    if (frames.forward_rows[step] > plan_.forward_rows[step])
+      throw std::invalid_argument("step " + std::to_string(step) + " of this trajectory has " +
+                                  std::to_string(plan_.forward_rows[step]) + " rows, got " +
+                                  std::to_string(frames.forward_rows[step]));
+  const auto given = [&](const char* name) {
+    const auto found = values_.find(name);
+    return found != values_.end() && found->second != 0;
+  };
+  if (frames.adds_noise && !given("seed"))
+    throw std::invalid_argument("a step adds noise: the kernel must be one that makes it, and seed its keys");
+  if (frames.uses_history && !given("h")) throw std::invalid_argument("a step uses history: h must be memory like x");
+}
+
+void Trajectory::load(const Stream& stream, const Frames& frames) {
+  require_fits(frames);
+  if (loaded_) uploaded_.synchronize();  // of an upload that is still to read the host's memory
+  auto* words = static_cast<std::uint32_t*>(host_.data());
+  std::fill(words, words + kStateWords, 0u);
+  words[1] = static_cast<std::uint32_t>(frames.steps);
+  std::memcpy(words + kStateWords, frames.words.data(), frames.words.size() * sizeof(std::uint32_t));
+  device_.upload(stream, words, (kStateWords + frames.words.size()) * sizeof(std::uint32_t));
+  stream.record(uploaded_);
+  loaded_ = true;
+}
+
+void Trajectory::launch(const Stream& stream) const {
+  if (!loaded_) throw std::logic_error("a trajectory must be loaded before it is launched");
+  exec_.launch(stream);
+}
+
+}  // namespace stepfuse::cuda

@@ -1,0 +1,88 @@
+// A batch that nobody joins, as one graph: S times a forward and a fused step, launched once. Nothing waits for the
+// host until the result.
+//
+// Unrolled, every step is nodes of its own, which read their frame where it lies: S copies of the forward's graph, each
+// of the smallest bucket that does. As a loop, one forward, one step and `stepfuse_advance`, which moves the frames by:
+// the graph is of one step's size, and takes any number of steps up to those planned.
+#pragma once
+
+#include <map>
+
+#include "frames.h"
+#include "graph.h"
+#include "memory.h"
+#include "step_kernel.h"
+
+namespace stepfuse::cuda {
+
+enum class Form : std::uint8_t {
+  Unrolled,
+  While,  // needs kWhileNodes
+};
+
+enum class NodeKind : std::uint8_t {
+  Begin,    // the first frame becomes the current one
+  Loop,     // runs its body while frames are left
+  Forward,  // the network
+  Step,     // the fused step
+  Advance,  // the next frame becomes the current one
+};
+
+struct PlannedNode {
+  NodeKind kind;
+  bool in_body;  // of the loop
+  int after;     // index of the node it comes behind; -1: the first of its graph
+  int rows;      // of a forward: the bucket; else 0
+  int frame;     // of a step: which one it reads; -1: the current one
+};
+
+struct TrajectoryPlan {
+  Form form;
+  int slots, steps;
+  std::vector<int> forward_rows;  // (steps,) rows that each step's forward computes
+  std::vector<PlannedNode> nodes;
+  std::size_t device_bytes;  // state of the loop, the current frame, all frames
+  std::size_t host_bytes;    // pinned, for their upload
+};
+
+// `forward_rows` is Frames::forward_rows, `buckets` the row counts of the forwards at hand. Throws
+// std::invalid_argument if a step needs more rows than the largest has.
+TrajectoryPlan plan_trajectory(Form form, int slots, const std::vector<int>& forward_rows,
+                               const std::vector<int>& buckets);
+
+class Trajectory {
+ public:
+  // `values` are the step's arguments but those that frames hold; `forwards` captured graphs by their rows, all of
+  // which read and write the first rows of the same buffers. Copies are kept of the graphs, not of the memory they use.
+  Trajectory(ContextPtr context, TrajectoryPlan plan, std::shared_ptr<const StepKernel> kernel, Values values,
+             const std::map<int, const Graph*>& forwards);
+
+  // What the next launches run. On the stream that launches: it is ordered behind the launch before. Waits for nothing
+  // but a previous upload. Throws std::invalid_argument if the frames are not of this plan, or need noise or a history
+  // that the kernel has not been given.
+  void load(const Stream& stream, const Frames& frames);
+  void launch(const Stream& stream) const;  // one launch; the first input rows are in place
+
+  const TrajectoryPlan& plan() const { return plan_; }
+
+ private:
+  CUdeviceptr frame_address(int frame) const;  // -1: the current one
+  Launch step_launch(int frame) const;
+  Launch advance_launch(CUgraphConditionalHandle condition, bool first) const;
+  Graph build(const std::map<int, const Graph*>& forwards) const;
+  void require_fits(const Frames& frames) const;
+
+  ContextPtr context_;
+  TrajectoryPlan plan_;
+  FrameLayout layout_;
+  std::shared_ptr<const StepKernel> kernel_;
+  Values values_;
+  std::unique_ptr<Module> advance_module_;  // of a loop
+  DeviceBuffer device_;
+  HostBuffer host_;
+  Event uploaded_;
+  bool loaded_ = false;
+  GraphExec exec_;
+};
+
+}  // namespace stepfuse::cuda

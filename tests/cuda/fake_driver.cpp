@@ -1,0 +1,626 @@
+// A CUDA driver over the host's memory: the functions that csrc/cuda calls, under the names that libcuda.so.1 exports
+// them by. It records every call, runs what is launched at once and in an order as bad as the dependencies allow, holds
+// its caller to the rules of the real one, and fails where a test wants it to.
+//
+// A module's image is text, a line a kernel: its name and how many parameters it has; what it does is the test's.
+// stepfuse_advance comes as PTX and runs from its CUDA source.
+#include <dlfcn.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <set>
+#include <sstream>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "../../csrc/cuda/api.h"
+
+namespace stepfuse::cuda {
+
+namespace {
+
+using KernelBody = void (*)(const char* name, void** params, const unsigned* grid_and_block);
+
+struct Node {
+  enum Kind { Kernel, Child, While } kind = Kernel;
+  int id = 0;
+  std::vector<CUgraphNode> after{};
+  CUfunction function = nullptr;
+  std::array<unsigned, 7> shape{};  // grid, block, shared bytes
+  std::vector<std::uint64_t> arguments{};
+  CUgraph graph = nullptr;  // of a child, or the body of a loop
+  CUgraphConditionalHandle condition = 0;
+};
+
+struct Fault {
+  int call;  // how many calls from now on it fails, -1: none
+  CUresult code;
+};
+
+// Everything that a test may set or read; cleared by fake_reset.
+struct World {
+  int version = 13000;
+  std::size_t memory = std::size_t{1} << 30, used = 0;
+  std::set<std::string> hidden;
+  KernelBody body = nullptr;
+
+  bool initialised = false;
+  std::vector<CUcontext> current;
+  int retained = 0;
+  std::map<void*, std::pair<std::string, std::size_t>> live;  // what has to be released: its kind, and its bytes
+  std::map<CUgraphConditionalHandle, unsigned> conditions;
+  std::ostringstream log, violations;
+  int calls = 0, ids = 0;
+  Fault fault{-1, CUDA_SUCCESS};
+};
+
+World* world = new World;
+
+}  // namespace
+
+struct CUfunc_st {
+  std::string name;
+  std::size_t parameters;
+};
+struct CUmod_st {
+  std::vector<std::unique_ptr<CUfunc_st>> functions;
+};
+struct CUgraphNode_st : Node {};
+struct CUgraph_st {
+  int id;
+  std::vector<std::unique_ptr<CUgraphNode_st>> nodes;
+};
+struct CUgraphExec_st {
+  int id;
+  CUgraph graph;  // its own copy
+  std::map<CUgraphNode, CUgraphNode> copies;
+};
+struct CUstream_st {
+  int id;
+  CUgraph capturing = nullptr;
+  bool invalid = false;
+};
+struct CUevent_st {
+  int id;
+};
+struct CUctx_st {};
+
+namespace {
+
+CUctx_st primary;
+
+void violate(const std::string& what) { world->violations << what << "\n"; }
+
+// The fault that a test asked for, at the call it asked for.
+CUresult injected() {
+  if (world->fault.call < 0 || world->fault.call-- > 0) return CUDA_SUCCESS;
+  return world->fault.code;
+}
+
+template <class... Words>
+CUresult enter(const char* name, Words... words) {
+  ++world->calls;
+  world->log << name;
+  ((world->log << " " << words), ...);
+  world->log << "\n";
+  if (!world->initialised) return CUDA_ERROR_NOT_INITIALIZED;
+  return injected();
+}
+
+template <class... Words>
+CUresult enter_context(const char* name, Words... words) {
+  const CUresult code = enter(name, words...);
+  if (code == CUDA_SUCCESS && world->current.empty()) {
+    violate(std::string(name) + " without a context");
+    return static_cast<CUresult>(201);
+  }
+  return code;
+}
+
+void born(void* object, const char* kind, std::size_t bytes = 0) { world->live[object] = {kind, bytes}; }
+
+// False, and a violation, if there is no such thing: never made, or released before.
+bool dies(void* object, const char* kind) {
+  const auto found = world->live.find(object);
+  if (found == world->live.end() || found->second.first != kind) {
+    violate(std::string("released twice or never made: ") + kind);
+    return false;
+  }
+  world->live.erase(found);
+  return true;
+}
+
+bool alive(void* object, const char* kind) {
+  const auto found = world->live.find(object);
+  if (found != world->live.end() && found->second.first == kind) return true;
+  violate(std::string("used after its release: ") + kind);
+  return false;
+}
+
+CUgraph copy_of(CUgraph graph, std::map<CUgraphNode, CUgraphNode>* names) {
+  auto* copy = new CUgraph_st{++world->ids, {}};
+  std::map<CUgraphNode, CUgraphNode> own;
+  for (const auto& node : graph->nodes) {
+    auto twin = std::make_unique<CUgraphNode_st>(*node);
+    for (CUgraphNode& before : twin->after) before = own.at(before);
+    if (twin->graph) twin->graph = copy_of(node->graph, names);
+    own[node.get()] = twin.get();
+    if (names) (*names)[node.get()] = twin.get();
+    copy->nodes.push_back(std::move(twin));
+  }
+  return copy;
+}
+
+void discard(CUgraph graph) {
+  for (const auto& node : graph->nodes)
+    if (node->graph) discard(node->graph);
+  delete graph;
+}
+
+CUgraphNode add(CUgraph graph, Node node, const CUgraphNode* after, std::size_t count) {
+  node.id = ++world->ids;
+  for (std::size_t i = 0; i < count; ++i) {
+    const auto same = [&](const auto& other) { return other.get() == after[i]; };
+    if (std::none_of(graph->nodes.begin(), graph->nodes.end(), same))
+      violate("a node comes behind one of another graph");
+    node.after.push_back(after[i]);
+  }
+  graph->nodes.push_back(std::make_unique<CUgraphNode_st>());
+  static_cast<Node&>(*graph->nodes.back()) = std::move(node);
+  return graph->nodes.back().get();
+}
+
+std::string behind(const CUgraphNode* after, std::size_t count) {
+  std::string text = "after";
+  for (std::size_t i = 0; i < count; ++i) text += " node" + std::to_string(after[i]->id);
+  return count ? text : "first";
+}
+
+Node kernel_node(const CUDA_KERNEL_NODE_PARAMS_v2& params) {
+  Node node;
+  node.function = params.func;
+  node.shape = {params.gridDimX,  params.gridDimY,  params.gridDimZ,      params.blockDimX,
+                params.blockDimY, params.blockDimZ, params.sharedMemBytes};
+  // A kernel takes its parameters when the node is made, not when it runs.
+  for (std::size_t i = 0; i < params.func->parameters; ++i) {
+    std::uint64_t word = 0;
+    std::memcpy(&word, params.kernelParams[i], sizeof word);
+    node.arguments.push_back(word);
+  }
+  return node;
+}
+
+// stepfuse_advance as it is compiled for the device, for a block of one thread.
+struct {
+  unsigned x;
+} constexpr threadIdx{0}, blockDim{1};
+using cudaGraphConditionalHandle = CUgraphConditionalHandle;
+void __syncthreads() {}
+void cudaGraphSetConditional(cudaGraphConditionalHandle handle, unsigned value) {
+  if (!world->conditions.count(handle)) violate("a condition that no graph has");
+  world->conditions[handle] = value;
+}
+#define __global__
+#include "../../csrc/cuda/advance.cu"
+#undef __global__
+
+void run_kernel(const Node& node) {
+  std::vector<std::uint64_t> words = node.arguments;
+  std::vector<void*> params;
+  for (std::uint64_t& word : words) params.push_back(&word);
+  if (node.function->name == "stepfuse_advance") {
+    stepfuse_advance(words[0], reinterpret_cast<int*>(words[1]), reinterpret_cast<const unsigned*>(words[2]),
+                     reinterpret_cast<unsigned*>(words[3]), static_cast<unsigned>(words[4]),
+                     static_cast<int>(words[5]));
+  } else if (world->body) {
+    world->body(node.function->name.c_str(), params.data(), node.shape.data());
+  }
+}
+
+void run(CUgraph graph) {
+  std::set<CUgraphNode> done;
+  while (done.size() < graph->nodes.size()) {
+    // Of those that may run the one made last: an order that only dependencies put right.
+    const auto ready = std::find_if(graph->nodes.rbegin(), graph->nodes.rend(), [&](const auto& node) {
+      const auto ran = [&](CUgraphNode before) { return done.count(before) > 0; };
+      return !done.count(node.get()) && std::all_of(node->after.begin(), node->after.end(), ran);
+    });
+    const CUgraphNode_st& node = **ready;
+    if (node.kind == Node::Kernel) run_kernel(node);
+    if (node.kind == Node::Child) run(node.graph);
+    for (int turns = 0; node.kind == Node::While && world->conditions[node.condition]; ++turns) {
+      if (turns > 100000) {
+        violate("a loop without an end");
+        break;
+      }
+      run(node.graph);
+    }
+    done.insert(ready->get());
+  }
+}
+
+// Puts a kernel on a stream: run at once, or recorded behind what the stream recorded last.
+void put(CUstream stream, Node node) {
+  if (!stream->capturing) return run_kernel(node);
+  CUgraphNode last = stream->capturing->nodes.empty() ? nullptr : stream->capturing->nodes.back().get();
+  add(stream->capturing, std::move(node), &last, last ? 1 : 0);
+}
+
+// What may not be done while this thread captures.
+bool captured_meanwhile() {
+  for (auto& [object, kind] : world->live) {
+    if (kind.first != "stream" || !static_cast<CUstream>(object)->capturing) continue;
+    static_cast<CUstream>(object)->invalid = true;
+    return true;
+  }
+  return false;
+}
+
+}  // namespace
+
+extern "C" {
+
+// ---- for tests
+
+void fake_reset() {
+  delete world;
+  world = new World;
+}
+void fake_version(int version) { world->version = version; }
+void fake_memory(std::size_t bytes) { world->memory = bytes; }
+void fake_hide(const char* name) { world->hidden.insert(name); }
+void fake_kernels(KernelBody body) { world->body = body; }
+void fake_fail(int calls_from_now, int code) { world->fault = {calls_from_now, static_cast<CUresult>(code)}; }
+int fake_calls() { return world->calls; }
+const char* fake_text(int which) {
+  static std::string text;
+  if (which == 0) text = world->log.str();
+  if (which == 1) text = world->violations.str();
+  if (which == 2) {
+    text.clear();
+    for (const auto& [object, kind] : world->live) text += kind.first + "\n";
+    if (world->retained) text += "context\n";
+    if (!world->current.empty()) text += "current context\n";
+  }
+  return text.c_str();
+}
+
+// ---- the driver
+
+CUresult cuGetErrorName(CUresult code, const char** name) {
+  *name = code == CUDA_ERROR_OUT_OF_MEMORY       ? "CUDA_ERROR_OUT_OF_MEMORY"
+          : code == CUDA_ERROR_NO_BINARY_FOR_GPU ? "CUDA_ERROR_NO_BINARY_FOR_GPU"
+                                                 : "CUDA_ERROR_OF_THE_FAKE";
+  return CUDA_SUCCESS;
+}
+CUresult cuGetErrorString(CUresult code, const char** text) {
+  *text = code == CUDA_ERROR_OUT_OF_MEMORY ? "out of memory" : "as the test asked";
+  return CUDA_SUCCESS;
+}
+CUresult cuDriverGetVersion(int* version) {
+  *version = world->version;
+  return CUDA_SUCCESS;
+}
+CUresult cuInit(unsigned) {
+  world->initialised = true;
+  return enter("cuInit");
+}
+CUresult cuDeviceGetCount(int* count) {
+  *count = 1;
+  return enter("cuDeviceGetCount");
+}
+CUresult cuDeviceGet(CUdevice* device, int ordinal) {
+  *device = ordinal;
+  return enter("cuDeviceGet");
+}
+CUresult cuDeviceGetName(char* name, int bytes, CUdevice) {
+  std::strncpy(name, "Fake GPU", static_cast<std::size_t>(bytes));
+  return enter("cuDeviceGetName");
+}
+CUresult cuDeviceGetAttribute(int* value, CUdevice_attribute attribute, CUdevice) {
+  *value = attribute == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR   ? 9
+           : attribute == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR ? 0
+                                                                       : 132;
+  return enter("cuDeviceGetAttribute");
+}
+CUresult cuDevicePrimaryCtxRetain(CUcontext* context, CUdevice) {
+  if (const CUresult code = enter("cuDevicePrimaryCtxRetain")) return code;
+  ++world->retained;
+  *context = &primary;
+  return CUDA_SUCCESS;
+}
+CUresult cuDevicePrimaryCtxRelease_v2(CUdevice) {
+  if (--world->retained < 0) violate("the context was released twice");
+  return enter("cuDevicePrimaryCtxRelease");
+}
+CUresult cuCtxPushCurrent_v2(CUcontext context) {
+  if (!world->retained) violate("a context is made current that nobody holds");
+  world->current.push_back(context);
+  return CUDA_SUCCESS;
+}
+CUresult cuCtxPopCurrent_v2(CUcontext* context) {
+  if (world->current.empty()) {
+    violate("no context to pop");
+    return static_cast<CUresult>(201);
+  }
+  *context = world->current.back();
+  world->current.pop_back();
+  return CUDA_SUCCESS;
+}
+
+CUresult cuMemGetInfo_v2(std::size_t* free, std::size_t* total) {
+  *free = world->memory - world->used;
+  *total = world->memory;
+  return enter_context("cuMemGetInfo");
+}
+CUresult cuMemAlloc_v2(CUdeviceptr* memory, std::size_t bytes) {
+  if (const CUresult code = enter_context("cuMemAlloc", bytes)) return code;
+  if (captured_meanwhile()) return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+  if (bytes > world->memory - world->used) return CUDA_ERROR_OUT_OF_MEMORY;
+  void* pages = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
+  std::memset(pages, 0xEE, bytes);  // fresh memory holds anything
+  world->used += bytes;
+  born(pages, "device memory", bytes);
+  *memory = reinterpret_cast<CUdeviceptr>(pages);
+  return CUDA_SUCCESS;
+}
+CUresult cuMemFree_v2(CUdeviceptr memory) {
+  void* pages = reinterpret_cast<void*>(memory);
+  const auto found = world->live.find(pages);
+  if (found != world->live.end()) world->used -= found->second.second;
+  if (dies(pages, "device memory")) std::free(pages);
+  return enter_context("cuMemFree");
+}
+CUresult cuMemHostAlloc(void** memory, std::size_t bytes, unsigned) {
+  if (const CUresult code = enter_context("cuMemHostAlloc", bytes)) return code;
+  *memory = std::malloc(bytes);
+  born(*memory, "host memory");
+  return CUDA_SUCCESS;
+}
+CUresult cuMemFreeHost(void* memory) {
+  if (dies(memory, "host memory")) std::free(memory);
+  return enter_context("cuMemFreeHost");
+}
+CUresult cuMemcpyHtoDAsync_v2(CUdeviceptr to, const void* from, std::size_t bytes, CUstream stream) {
+  if (const CUresult code = enter_context("cuMemcpyHtoDAsync", bytes)) return code;
+  alive(stream, "stream");
+  std::memcpy(reinterpret_cast<void*>(to), from, bytes);
+  return CUDA_SUCCESS;
+}
+CUresult cuMemcpyDtoHAsync_v2(void* to, CUdeviceptr from, std::size_t bytes, CUstream stream) {
+  if (const CUresult code = enter_context("cuMemcpyDtoHAsync", bytes)) return code;
+  alive(stream, "stream");
+  std::memcpy(to, reinterpret_cast<const void*>(from), bytes);
+  return CUDA_SUCCESS;
+}
+
+CUresult cuStreamCreate(CUstream* stream, unsigned flags) {
+  if (const CUresult code = enter_context("cuStreamCreate", flags)) return code;
+  born(*stream = new CUstream_st{++world->ids}, "stream");
+  return CUDA_SUCCESS;
+}
+CUresult cuStreamDestroy_v2(CUstream stream) {
+  if (dies(stream, "stream")) delete stream;
+  return enter_context("cuStreamDestroy");
+}
+CUresult cuStreamSynchronize(CUstream stream) {
+  if (const CUresult code = enter_context("cuStreamSynchronize")) return code;
+  if (!stream->capturing) return CUDA_SUCCESS;
+  stream->invalid = true;
+  return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+}
+CUresult cuStreamWaitEvent(CUstream, CUevent, unsigned) { return enter_context("cuStreamWaitEvent"); }
+CUresult cuStreamBeginCapture_v2(CUstream stream, CUstreamCaptureMode mode) {
+  if (const CUresult code = enter_context("cuStreamBeginCapture", static_cast<int>(mode))) return code;
+  if (stream->capturing) return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+  stream->capturing = new CUgraph_st{++world->ids, {}};
+  stream->invalid = false;
+  return CUDA_SUCCESS;
+}
+CUresult cuStreamEndCapture(CUstream stream, CUgraph* graph) {
+  *graph = nullptr;
+  CUresult code = enter_context("cuStreamEndCapture");
+  if (!stream->capturing) {
+    violate("a capture was ended that had not begun");
+    return static_cast<CUresult>(903);
+  }
+  CUgraph captured = std::exchange(stream->capturing, nullptr);
+  if (stream->invalid) code = CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
+  if (code != CUDA_SUCCESS) {
+    discard(captured);
+    return code;
+  }
+  born(*graph = captured, "graph");
+  return CUDA_SUCCESS;
+}
+
+CUresult cuEventCreate(CUevent* event, unsigned) {
+  if (const CUresult code = enter_context("cuEventCreate")) return code;
+  born(*event = new CUevent_st{++world->ids}, "event");
+  return CUDA_SUCCESS;
+}
+CUresult cuEventDestroy_v2(CUevent event) {
+  if (dies(event, "event")) delete event;
+  return enter_context("cuEventDestroy");
+}
+CUresult cuEventRecord(CUevent event, CUstream) {
+  alive(event, "event");
+  return enter_context("cuEventRecord");
+}
+CUresult cuEventSynchronize(CUevent) { return enter_context("cuEventSynchronize"); }
+CUresult cuEventElapsedTime(float* milliseconds, CUevent, CUevent) {
+  *milliseconds = 2.5f;
+  return enter_context("cuEventElapsedTime");
+}
+
+CUresult cuModuleLoadDataEx(CUmodule* module, const void* image, unsigned options, CUjit_option* names, void** values) {
+  const CUresult code = enter_context("cuModuleLoadDataEx");
+  if (code != CUDA_SUCCESS) {
+    for (unsigned i = 0; i < options; ++i)
+      if (names[i] == CU_JIT_ERROR_LOG_BUFFER) std::strcpy(static_cast<char*>(values[i]), "a line of the log");
+    return code;
+  }
+  auto made = std::make_unique<CUmod_st>();
+  const std::string text = static_cast<const char*>(image);
+  const std::string entry = ".visible .entry ";
+  if (const std::size_t at = text.find(entry); at != std::string::npos) {
+    const std::string head = text.substr(at + entry.size(), text.find(')', at) - at - entry.size());
+    std::size_t parameters = 0;
+    for (std::size_t p = head.find(".param"); p != std::string::npos; p = head.find(".param", p + 1)) ++parameters;
+    made->functions.push_back(std::make_unique<CUfunc_st>(CUfunc_st{head.substr(0, head.find('(')), parameters}));
+  } else {
+    std::istringstream lines(text);
+    std::string name;
+    for (std::size_t parameters; lines >> name >> parameters;)
+      made->functions.push_back(std::make_unique<CUfunc_st>(CUfunc_st{name, parameters}));
+  }
+  born(*module = made.release(), "module");
+  return CUDA_SUCCESS;
+}
+CUresult cuModuleUnload(CUmodule module) {
+  if (dies(module, "module")) delete module;
+  return enter_context("cuModuleUnload");
+}
+CUresult cuModuleGetFunction(CUfunction* function, CUmodule module, const char* name) {
+  if (const CUresult code = enter_context("cuModuleGetFunction", name)) return code;
+  if (!alive(module, "module")) return CUDA_ERROR_NOT_FOUND;
+  for (const auto& known : module->functions)
+    if (known->name == name) return *function = known.get(), CUDA_SUCCESS;
+  return CUDA_ERROR_NOT_FOUND;
+}
+CUresult cuFuncGetAttribute(int* value, CUfunction_attribute attribute, CUfunction) {
+  *value = attribute == CU_FUNC_ATTRIBUTE_NUM_REGS ? 40 : attribute == CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES ? 0 : 1024;
+  return enter_context("cuFuncGetAttribute");
+}
+CUresult cuFuncSetAttribute(CUfunction, CUfunction_attribute attribute, int value) {
+  return enter_context("cuFuncSetAttribute", static_cast<int>(attribute), value);
+}
+CUresult cuLaunchKernel(CUfunction function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by,
+                        unsigned bz, unsigned shared, CUstream stream, void** params, void** extra) {
+  if (const CUresult code = enter_context("cuLaunchKernel", function->name, gx, gy, gz, bx, by, bz, shared))
+    return code;
+  put(stream, kernel_node({function, gx, gy, gz, bx, by, bz, shared, params, extra, nullptr, nullptr}));
+  return CUDA_SUCCESS;
+}
+
+CUresult cuGraphCreate(CUgraph* graph, unsigned) {
+  if (const CUresult code = enter_context("cuGraphCreate")) return code;
+  born(*graph = new CUgraph_st{++world->ids, {}}, "graph");
+  return CUDA_SUCCESS;
+}
+CUresult cuGraphDestroy(CUgraph graph) {
+  if (dies(graph, "graph")) discard(graph);
+  return enter_context("cuGraphDestroy");
+}
+CUresult cuGraphAddKernelNode_v2(CUgraphNode* node, CUgraph graph, const CUgraphNode* after, std::size_t count,
+                                 const CUDA_KERNEL_NODE_PARAMS_v2* params) {
+  const CUresult code = enter_context("cuGraphAddKernelNode", params->func->name, behind(after, count));
+  if (code == CUDA_SUCCESS) *node = add(graph, kernel_node(*params), after, count);
+  return code;
+}
+CUresult cuGraphAddChildGraphNode(CUgraphNode* node, CUgraph graph, const CUgraphNode* after, std::size_t count,
+                                  CUgraph child) {
+  if (const CUresult code = enter_context("cuGraphAddChildGraphNode", child->nodes.size(), behind(after, count)))
+    return code;
+  alive(child, "graph");
+  Node made;
+  made.kind = Node::Child;
+  made.graph = copy_of(child, nullptr);
+  *node = add(graph, made, after, count);
+  return CUDA_SUCCESS;
+}
+CUresult cuGraphConditionalHandleCreate(CUgraphConditionalHandle* handle, CUgraph graph, CUcontext context,
+                                        unsigned value, unsigned flags) {
+  if (const CUresult code = enter_context("cuGraphConditionalHandleCreate", value, flags)) return code;
+  if (context != &primary || !alive(graph, "graph")) violate("a condition of no context or no graph");
+  world->conditions[*handle = static_cast<CUgraphConditionalHandle>(++world->ids)] = value;
+  return CUDA_SUCCESS;
+}
+CUresult cuGraphAddNode(CUgraphNode* node, CUgraph graph, const CUgraphNode* after, std::size_t count,
+                        CUgraphNodeParams* params) {
+  if (const CUresult code = enter_context("cuGraphAddNode", static_cast<int>(params->type), behind(after, count)))
+    return code;
+  const CUDA_CONDITIONAL_NODE_PARAMS& loop = params->conditional;
+  if (params->type != CU_GRAPH_NODE_TYPE_CONDITIONAL || loop.type != CU_GRAPH_COND_TYPE_WHILE || loop.size != 1 ||
+      loop.ctx != &primary || !world->conditions.count(loop.handle) || params->reserved2 ||
+      params->reserved0[0] | params->reserved0[1] | params->reserved0[2])
+    return static_cast<CUresult>(1);
+  Node made;
+  made.kind = Node::While;
+  made.graph = new CUgraph_st{++world->ids, {}};
+  made.condition = loop.handle;
+  *node = add(graph, made, after, count);
+  params->conditional.phGraph_out = &(*node)->graph;
+  return CUDA_SUCCESS;
+}
+CUresult cuGraphInstantiateWithFlags(CUgraphExec* exec, CUgraph graph, unsigned long long) {
+  if (const CUresult code = enter_context("cuGraphInstantiateWithFlags")) return code;
+  alive(graph, "graph");
+  auto* made = new CUgraphExec_st{++world->ids, nullptr, {}};
+  made->graph = copy_of(graph, &made->copies);
+  born(*exec = made, "executable graph");
+  return CUDA_SUCCESS;
+}
+CUresult cuGraphExecDestroy(CUgraphExec exec) {
+  if (dies(exec, "executable graph")) {
+    discard(exec->graph);
+    delete exec;
+  }
+  return enter_context("cuGraphExecDestroy");
+}
+CUresult cuGraphExecKernelNodeSetParams_v2(CUgraphExec exec, CUgraphNode node,
+                                           const CUDA_KERNEL_NODE_PARAMS_v2* params) {
+  if (const CUresult code = enter_context("cuGraphExecKernelNodeSetParams")) return code;
+  Node& twin = *exec->copies.at(node);
+  Node changed = kernel_node(*params);
+  twin.shape = changed.shape;
+  twin.arguments = changed.arguments;
+  return CUDA_SUCCESS;
+}
+CUresult cuGraphUpload(CUgraphExec, CUstream) { return enter_context("cuGraphUpload"); }
+CUresult cuGraphLaunch(CUgraphExec exec, CUstream stream) {
+  if (const CUresult code = enter_context("cuGraphLaunch")) return code;
+  if (!alive(exec, "executable graph") || !alive(stream, "stream")) return CUDA_ERROR_NOT_FOUND;
+  for (auto& [handle, value] : world->conditions) value = 0;
+  run(exec->graph);
+  return CUDA_SUCCESS;
+}
+
+#ifndef FAKE_WITHOUT_PROC_ADDRESS
+// Finds what a driver of this version has: the first form of a function whose version the caller names.
+CUresult cuGetProcAddress_v2(const char* name, void** function, int version, std::uint64_t, int* status) {
+  struct Known {
+    const char* exported;
+    int version;
+  };
+  static const std::map<std::string, Known> known{
+#define FAKE_KNOWN(name, exported, version, ...) {#name, {exported, version}},
+      STEPFUSE_CUDA_CALLS(FAKE_KNOWN)
+#undef FAKE_KNOWN
+          {"cuDriverGetVersion", {"cuDriverGetVersion", 2020}},
+      {"cuGetErrorName", {"cuGetErrorName", 6000}},
+      {"cuGetErrorString", {"cuGetErrorString", 6000}}};
+  *function = nullptr;
+  *status = 1;
+  const auto found = known.find(name);
+  if (found == known.end() || world->hidden.count(name) || found->second.version > world->version)
+    return CUDA_ERROR_NOT_FOUND;
+  if (version != found->second.version) violate(std::string(name) + " was asked for in another form");
+  Dl_info info;
+  dladdr(reinterpret_cast<void*>(&fake_reset), &info);
+  void* self = dlopen(info.dli_fname, RTLD_NOW | RTLD_NOLOAD);
+  *function = dlsym(self, found->second.exported);
+  dlclose(self);
+  *status = 0;
+  return CUDA_SUCCESS;
+}
+#endif
+
+}  // extern "C"
+
+}  // namespace stepfuse::cuda

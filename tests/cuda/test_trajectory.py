@@ -1,0 +1,316 @@
+"""A whole trajectory as one graph: its plan, its frames, and that it gives what the engine's loop gives."""
+
+import gc
+
+import numpy as np
+import pytest
+import support
+
+import stepfuse as sf
+from stepfuse import _core
+from stepfuse._core import cuda
+from stepfuse._core.cuda import Form, NodeKind
+
+T, S, G, Q_H, Q_Z = (sf.steptable.COLUMNS.index(name) for name in ("t", "s", "g", "q_h", "q_z"))
+FORMS = pytest.mark.parametrize("form", [Form.Unrolled, Form.While], ids=["unrolled", "while"])
+
+
+def rows(*guidance, noise=0.0):
+    table = np.zeros((len(guidance), 16), np.float32)
+    table[:, G] = guidance
+    table[:, T] = np.arange(len(guidance))[::-1]
+    table[:, S] = 1
+    table[:, Q_Z] = noise
+    return table
+
+
+def told(node):
+    return (node.kind, node.in_body, node.after, node.rows, node.frame)
+
+
+def test_unrolled_each_step_is_a_forward_of_the_smallest_bucket_and_a_step():
+    plan = cuda.plan_trajectory(Form.Unrolled, 2, [4, 3, 2], [8, 4, 2])
+    assert [told(node) for node in plan.nodes] == [
+        (NodeKind.Forward, False, -1, 4, -1),
+        (NodeKind.Step, False, 0, 0, 0),
+        (NodeKind.Forward, False, 1, 4, -1),
+        (NodeKind.Step, False, 2, 0, 1),
+        (NodeKind.Forward, False, 3, 2, -1),
+        (NodeKind.Step, False, 4, 0, 2),
+    ]
+    assert plan.forward_rows == [4, 4, 2]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 1000])
+def test_a_loop_has_five_nodes_whatever_the_steps(steps):
+    plan = cuda.plan_trajectory(Form.While, 2, [3] * steps, [8, 4, 2])
+    assert [told(node) for node in plan.nodes] == [
+        (NodeKind.Begin, False, -1, 0, -1),
+        (NodeKind.Loop, False, 0, 0, -1),
+        (NodeKind.Forward, True, -1, 4, -1),
+        (NodeKind.Step, True, 2, 0, -1),
+        (NodeKind.Advance, True, 3, 0, -1),
+    ]
+    assert plan.forward_rows == [4] * steps
+
+
+@FORMS
+def test_memory_is_known_before_anything_is_built(form):
+    # Two slots: 2 * (16 + 16 + 5) words, rounded up to whole cache lines of 16.
+    frame = 80 * 4
+    plan = cuda.plan_trajectory(form, 2, [2] * 10, [2])
+    assert (plan.host_bytes, plan.device_bytes) == (64 + 10 * frame, 64 + 11 * frame)
+
+
+@FORMS
+@pytest.mark.parametrize(
+    ("slots", "forward_rows", "buckets", "message"),
+    [
+        pytest.param(2, [2, 9], [8, 4], "a step needs a forward of 9 rows, the largest has 8", id="rows"),
+        pytest.param(2, [2], [], "a step needs a forward of 2 rows, the largest has 0", id="no-bucket"),
+        pytest.param(0, [1], [1], "needs a sample and a step", id="no-slot"),
+        pytest.param(1, [], [1], "needs a sample and a step", id="no-step"),
+    ],
+)
+def test_what_cannot_be_planned_is_refused(form, slots, forward_rows, buckets, message):
+    with pytest.raises(ValueError, match=message):
+        cuda.plan_trajectory(form, slots, forward_rows, buckets)
+
+
+@pytest.mark.parametrize(
+    ("courses", "slot_rows", "forward_rows"),
+    [
+        pytest.param([(rows(1, 1), True)], [(0, -1)], [1, 1], id="conditional"),
+        pytest.param([(rows(3, 3), False)], [(-1, 0)], [1, 1], id="told-nothing"),
+        pytest.param([(rows(3, 1), True), (rows(1, 1), True)], [(0, 2), (1, -1)], [3, 2], id="guided-at-first"),
+        # Of a step that computes the unconditional pass alone, the row that holds the null condition.
+        pytest.param([(rows(0, 0), True)], [(0, 1)], [2, 2], id="unconditional-alone"),
+        pytest.param([(rows(3), True), (rows(3, 3, 3), True)], [(0, 2), (1, 3)], [4, 4, 4], id="one-ends-early"),
+        pytest.param([(rows(1, 1, 1), True), (rows(1), True)], [(0, -1), (1, -1)], [2, 1, 1], id="the-last-ends-early"),
+    ],
+)
+def test_a_slot_has_the_same_rows_in_every_forward(courses, slot_rows, forward_rows):
+    frames = cuda.Frames(courses)
+    assert (frames.slot_rows, frames.forward_rows) == (slot_rows, forward_rows)
+    assert frames.steps == max(len(course) for course, _ in courses)
+
+
+def test_frames_tell_what_the_steps_need():
+    assert not cuda.Frames([(rows(1), True)]).adds_noise
+    assert cuda.Frames([(rows(1), True), (rows(1, noise=0.5), True)]).adds_noise
+    history = rows(1, 1)
+    history[1, Q_H] = 1
+    assert cuda.Frames([(history, True)]).uses_history
+    for courses in ([], [(rows(), True)]):
+        with pytest.raises(ValueError, match="at least one"):
+            cuda.Frames(courses)
+    with pytest.raises(ValueError, match=r"must have shape \(steps, 16\)"):
+        cuda.Frames([(np.zeros((2, 15), np.float32), True)])
+
+
+#: Of every kind of step: deterministic, with noise, with history, guided in part, of different lengths, at once.
+SAMPLES = (
+    (sf.samplers.ddim(support.SCHEDULE, 6, eta=1.0, guidance_scale=3.0), 2),
+    (sf.samplers.dpmpp_2m(support.SCHEDULE, 5), 4),
+    (sf.samplers.ddim(support.SCHEDULE, 7, guidance_scale=2.0, guidance_interval=(0.0, 0.5)), 5),
+    (sf.samplers.ddpm(support.SCHEDULE, 4), None),
+)
+
+
+def engine_s(samples, seeds):
+    engine = support.make_engine()
+    with engine:
+        images = [
+            engine.sample(1, cond=cond, table=table, seed=seed)
+            for (table, cond), seed in zip(samples, seeds, strict=True)
+        ]
+    return np.concatenate(images).reshape(len(samples), support.ELEMENTS)
+
+
+def network_of(samples, slot_rows, max_rows):
+    labels = np.full(max_rows, support.NULL)
+    for (conditioned, _), (_, cond) in zip(slot_rows, samples, strict=True):
+        if conditioned >= 0:
+            labels[conditioned] = cond
+
+    def network(x, t):
+        shaped = x.reshape(len(x), *support.SHAPE)
+        return support.rowwise(shaped, t, {"class_labels": labels[: len(x)]}).reshape(x.shape)
+
+    return network
+
+
+def make_rig(rig, samples, seeds, **options):
+    courses = [(np.asarray(table), cond is not None) for table, cond in samples]
+    slot_rows = cuda.Frames(courses).slot_rows
+    options = {"max_rows": 8, "buckets": (8, 4, 2), **options}
+    network = network_of(samples, slot_rows, options["max_rows"])
+    return rig(courses, support.ELEMENTS, network=network, seeds=seeds, **options)
+
+
+def begin(made, samples, seeds):
+    noise = [_core.normal(seed, 0, 0, support.ELEMENTS) for seed in seeds]
+    made.begin(noise, [table for table, _ in samples])
+
+
+@FORMS
+def test_one_launch_gives_what_the_loop_gives(rig, fake, form):
+    seeds = [11, 12, 13, 14]
+    made = make_rig(rig, SAMPLES, seeds)
+    trajectory = made.trajectory(form)
+    for _ in range(2):  # a graph can be launched again
+        begin(made, SAMPLES, seeds)
+        fake.log()
+        trajectory.load(made.stream, made.frames)
+        trajectory.launch(made.stream)
+        names = fake.names()
+        assert names.count("cuGraphLaunch") == 1
+        assert "cuStreamSynchronize" not in names
+        np.testing.assert_array_equal(made.result(), engine_s(SAMPLES, seeds))
+    forwards = [made_by for made_by in made.host.ran if made_by[0] == "network"]
+    assert len(forwards) == 2 * made.frames.steps
+
+
+def test_unrolled_runs_the_smallest_forward_that_does(rig, fake):
+    made = make_rig(rig, SAMPLES, [1, 2, 3, 4])
+    trajectory = made.trajectory(Form.Unrolled)
+    begin(made, SAMPLES, [1, 2, 3, 4])
+    trajectory.load(made.stream, made.frames)
+    trajectory.launch(made.stream)
+    assert [rows for kind, rows in made.host.ran if kind == "network"] == [
+        cuda.bucket_for([8, 4, 2], rows) for rows in made.frames.forward_rows
+    ]
+
+
+def test_a_loop_takes_fewer_steps_and_other_tables_without_being_built_again(rig, fake):
+    seeds = [5, 6, 7, 8]
+    made = make_rig(rig, SAMPLES, seeds)
+    trajectory = made.trajectory(Form.While, steps=20)
+    fake.log()
+    for samples in (SAMPLES, tuple((sf.samplers.ddim(support.SCHEDULE, 3, guidance_scale=2.0), c) for _, c in SAMPLES)):
+        made.frames = cuda.Frames([(np.asarray(table), cond is not None) for table, cond in samples])
+        made.host.network = network_of(samples, made.frames.slot_rows, made.max_rows)
+        begin(made, samples, seeds)
+        trajectory.load(made.stream, made.frames)
+        trajectory.launch(made.stream)
+        np.testing.assert_array_equal(made.result(), engine_s(samples, seeds))
+    assert not {name for name in fake.names() if "Add" in name or "Instantiate" in name}
+
+
+@FORMS
+def test_the_nodes_are_those_of_the_plan(rig, fake, form):
+    made = make_rig(rig, SAMPLES, [1, 2, 3, 4])
+    fake.log()
+    made.trajectory(form)
+    added = [line.split()[:2] for line in fake.log() if line.startswith("cuGraphAdd")]
+    if form == Form.Unrolled:
+        pair = [["cuGraphAddChildGraphNode", "1"], ["cuGraphAddKernelNode", "fused_step_kernel"]]
+        assert added == pair * made.frames.steps
+    else:
+        assert added == [
+            ["cuGraphAddKernelNode", "stepfuse_advance"],
+            ["cuGraphAddNode", "13"],
+            ["cuGraphAddChildGraphNode", "1"],
+            ["cuGraphAddKernelNode", "fused_step_kernel"],
+            ["cuGraphAddKernelNode", "stepfuse_advance"],
+        ]
+
+
+def test_a_loop_needs_a_driver_that_has_them(rig, fake):
+    fake.set(version=12020)
+    made = make_rig(rig, SAMPLES, [1, 2, 3, 4])
+    assert not made.context.has_while_nodes
+    message = r"a loop on the device \(a conditional WHILE node\) needs a driver for CUDA 12.4 or newer, .* CUDA 12.2"
+    with pytest.raises(cuda.CudaError, match=message):
+        made.trajectory(Form.While)
+    made.trajectory(Form.Unrolled).load(made.stream, made.frames)
+
+
+def test_a_previous_upload_is_waited_for_before_its_memory_is_written_again(rig, fake):
+    made = make_rig(rig, SAMPLES, [1, 2, 3, 4])
+    trajectory = made.trajectory(Form.Unrolled)
+    fake.log()
+    trajectory.load(made.stream, made.frames)
+    assert fake.names() == ["cuMemcpyHtoDAsync", "cuEventRecord"]
+    trajectory.load(made.stream, made.frames)
+    assert fake.names() == ["cuEventSynchronize", "cuMemcpyHtoDAsync", "cuEventRecord"]
+
+
+def plain(steps, slots=2, **options):
+    return cuda.Frames([(rows(*[1] * steps, **options), True)] * slots)
+
+
+@pytest.mark.parametrize(
+    ("form", "frames", "message"),
+    [
+        pytest.param(Form.Unrolled, plain(2), "of 2 samples and 3 steps, got 2 and 2", id="fewer-steps-unrolled"),
+        pytest.param(Form.While, plain(4), "of 2 samples and at most 3 steps, got 2 and 4", id="more-steps"),
+        pytest.param(Form.While, plain(3, slots=1), "of 2 samples and at most 3 steps, got 1 and 3", id="slots"),
+        pytest.param(
+            Form.Unrolled,
+            cuda.Frames([(rows(1, 3, 1), True)] * 2),
+            "step 1 of this trajectory has 2 rows, got 4",
+            id="rows",
+        ),
+    ],
+)
+def test_frames_of_another_plan_are_refused(rig, form, frames, message):
+    made = rig([(rows(1, 1, 1), True)] * 2, 20, max_rows=2, buckets=(2,), network=None, seeds=[0, 0])
+    with pytest.raises(ValueError, match=message):
+        made.trajectory(form).load(made.stream, frames)
+
+
+@pytest.mark.parametrize(
+    ("course", "missing", "message"),
+    [
+        pytest.param(rows(1, noise=0.5), "seed", "a step adds noise: .*seed", id="noise"),
+        pytest.param(rows(1) + np.eye(16, dtype=np.float32)[Q_H], "h", "a step uses history: h must be", id="history"),
+    ],
+)
+def test_what_a_step_reads_must_be_given(rig, course, missing, message):
+    made = rig([(course, True)], 20, max_rows=1, buckets=(1,), network=None, seeds=[0])
+    made.values[missing] = 0
+    with pytest.raises(ValueError, match=message):
+        made.trajectory(Form.Unrolled).load(made.stream, made.frames)
+
+
+def test_a_trajectory_must_be_loaded_and_its_forwards_given(rig):
+    made = rig([(rows(1), True)], 20, max_rows=2, buckets=(2,), network=None, seeds=[0])
+    with pytest.raises(RuntimeError, match="must be loaded before it is launched"):
+        made.trajectory(Form.Unrolled).launch(made.stream)
+    plan = cuda.plan_trajectory(Form.Unrolled, 1, [1], [1])
+    with pytest.raises(ValueError, match="there is no forward of 1 rows"):
+        cuda.Trajectory(made.context, plan, made.kernel, made.values, made.forwards)
+
+
+@FORMS
+def test_whatever_fails_half_way_everything_is_released_once(rig, fake, form):
+    """Every call of a whole life is failed once: the error is told, nothing is left, nothing is released twice."""
+
+    def life():
+        made = make_rig(rig, SAMPLES[:2], [1, 2], buckets=(4,), max_rows=4)
+        trajectory = made.trajectory(form)
+        begin(made, SAMPLES[:2], [1, 2])
+        trajectory.load(made.stream, made.frames)
+        trajectory.launch(made.stream)
+        return made.result()
+
+    life()
+    gc.collect()
+    names = fake.names()
+    assert len(names) == fake.calls
+    for nth, name in enumerate(names):
+        fake.reset()
+        fake.fail(nth, 2)
+        message = ""
+        try:
+            life()
+        except cuda.CudaError as error:
+            message = str(error)
+        gc.collect()
+        assert fake.violations == [], name
+        assert fake.live == [], name
+        # What is released behind the last call has nobody to tell.
+        assert "CUDA_ERROR_OUT_OF_MEMORY" in message or name.endswith(
+            ("Destroy", "Free", "FreeHost", "Unload", "Release")
+        ), name
