@@ -59,7 +59,7 @@ def test_integrations_load_what_they_are_for_when_it_is_used():
 
 @pytest.mark.parametrize("path", modules("engine"))
 def test_only_the_command_line_knows_of_export(path):
-    if path.name != "cli.py":
+    if not path.name.startswith("cli"):
         assert not [name for name in imported(path, lazily=True) if within(name, "stepfuse.export")]
 
 
