@@ -14,8 +14,6 @@ from typing import Any
 
 import torch
 
-Tensor = torch.Tensor
-
 
 class StandIn:
     """Passes for another object in all but what a subclass does itself."""
@@ -23,7 +21,7 @@ class StandIn:
     def __init__(self, original: Any, **own: Any) -> None:
         self.__dict__.update(own, _original=original)
 
-    @property
+    @property  # type: ignore[misc]
     def __class__(self) -> Any:  # isinstance asks for it
         return type(self._original)
 
@@ -47,7 +45,7 @@ class Told:
         inputs = dict(enumerate(args)) | dict(kwargs)  # by position or name, in one
         self._sample_key = next(key for key in (0, "sample", "hidden_states") if key in inputs)
         self._timestep_key = 1 if 1 in inputs else "timestep"
-        self.sample: Tensor = inputs.pop(self._sample_key)
+        self.sample: torch.Tensor = inputs.pop(self._sample_key)
         self.timestep = inputs.pop(self._timestep_key)
         inputs.pop("return_dict", None)
         self._inputs = inputs
@@ -60,11 +58,15 @@ class Told:
 
     __hash__ = None  # type: ignore[assignment]
 
-    def named(self) -> dict[str, Tensor]:
+    def named(self) -> dict[str, torch.Tensor]:
         """The tensors that have a row for each of the batch, by the innermost name that they were told under."""
-        return {name: leaf for name, leaf in _leaves(self._inputs) if isinstance(leaf, Tensor) and self._is_rows(leaf)}
+        return {
+            name: leaf for name, leaf in _leaves(self._inputs) if isinstance(leaf, torch.Tensor) and self._is_rows(leaf)
+        }
 
-    def arguments(self, sample: Tensor, timestep: Tensor, index: Tensor) -> tuple[list[Any], dict[str, Any]]:
+    def arguments(
+        self, sample: torch.Tensor, timestep: torch.Tensor, index: torch.Tensor
+    ) -> tuple[list[Any], dict[str, Any]]:
         """The arguments of the same call for other states, with these of the rows told."""
         key = index.numpy().tobytes()
         if key not in self._picked:  # the same from step to step
@@ -74,7 +76,7 @@ class Told:
         args = [inputs.pop(place) for place in sorted(key for key in inputs if isinstance(key, int))]
         return args, {**inputs, "return_dict": False}
 
-    def _is_rows(self, leaf: Tensor) -> bool:
+    def _is_rows(self, leaf: torch.Tensor) -> bool:
         return leaf.ndim > 0 and len(leaf) == self.rows
 
     def _marks(self) -> list[tuple[str, Any]]:
@@ -101,7 +103,7 @@ class NetworkStandIn(StandIn):
         Raises:
             ValueError: If it was called more than once for one step, whose prediction is then more than guidance.
         """
-        calls = list(self._told)
+        calls: list[Told] = list(self._told)
         self._told.clear()
         if len(calls) != 1:
             raise ValueError(
@@ -123,21 +125,21 @@ class SchedulerStandIn(StandIn):
         scales: Whether the pipeline asks it to scale what the network sees.
     """
 
-    def __init__(self, scheduler: Any, step: Callable[..., Tensor]) -> None:
+    def __init__(self, scheduler: Any, step: Callable[..., torch.Tensor]) -> None:
         @wraps(scheduler.set_timesteps)  # pipelines look which arguments there are
         def set_timesteps(*args: Any, **kwargs: Any) -> None:
             self.__dict__["custom"] = {name: kwargs.get(name) for name in ("timesteps", "sigmas")}
             scheduler.set_timesteps(*args, **kwargs)
 
         @wraps(scheduler.step)
-        def stepped(prediction: Tensor, timestep: Any, sample: Tensor, **options: Any) -> Any:
+        def stepped(prediction: torch.Tensor, timestep: Any, sample: torch.Tensor, **options: Any) -> Any:
             as_object = options.pop("return_dict", True)
             after = step(timestep, sample, **options)
             return SimpleNamespace(prev_sample=after) if as_object else (after,)
 
         super().__init__(scheduler, set_timesteps=set_timesteps, step=stepped, custom={}, scales=False)
 
-    def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
+    def scale_model_input(self, sample: torch.Tensor, timestep: Any = None) -> torch.Tensor:
         """Leaves the sample as it is: the engine scales what its network sees."""
         self.__dict__["scales"] = True
         return sample
@@ -153,9 +155,9 @@ def _leaves(inputs: Mapping[Any, Any] | list[Any] | tuple[Any, ...], name: str =
             yield str(key), value
 
 
-def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+def _mapped(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     """The same dicts and lists with each tensor changed."""
-    if isinstance(value, Tensor):
+    if isinstance(value, torch.Tensor):
         return change(value)
     if isinstance(value, Mapping):
         return {key: _mapped(one, change) for key, one in value.items()}
@@ -166,6 +168,6 @@ def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 def _mark(leaf: Any) -> Any:
     """What tells whether a leaf is still the same; a tensor may be changed in place."""
-    if isinstance(leaf, Tensor):
+    if isinstance(leaf, torch.Tensor):
         return id(leaf), None if leaf.is_inference() else leaf._version
     return leaf

@@ -86,7 +86,7 @@ def compile(pipe: Any, *, bundle: str | os.PathLike[str] | None = None) -> Any:
 
     # Saved under its name, it is loaded as what it is.
     compiled_kind = type(kind.__name__, (_Compiled, kind), {"__call__": call, "__module__": kind.__module__})
-    compiled = object.__new__(compiled_kind)
+    compiled: Any = object.__new__(compiled_kind)
     network = TorchNetwork() if bundle is None else BundleNetwork(bundle)
     compiled.__dict__.update(pipe.__dict__, _stepfuse=_State(_FAMILIES[kind.__name__], network))
     return compiled
@@ -99,7 +99,7 @@ class _Compiled:
     def original(self) -> Any:
         """The pipeline with the same components, stepped by diffusers."""
         kind = type(self).__bases__[1]
-        pipe = object.__new__(kind)
+        pipe: Any = object.__new__(kind)
         pipe.__dict__.update({name: value for name, value in self.__dict__.items() if name != "_stepfuse"})
         return pipe
 
