@@ -1,0 +1,84 @@
+"""``DiTPipeline``: a transformer on a VAE's latents that is told a class (Peebles and Xie, 2023)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from stepfuse.cond import CondInput
+from stepfuse.export.graph import Input
+from stepfuse.export.pipelines.folder import Config, Folder
+from stepfuse.export.pipelines.parts import DENOISER, PREDICTION, SAMPLE, TIMESTEP, Part, Plan
+from stepfuse.export.pipelines.size import Size, own_size
+from stepfuse.export.pipelines.vae import pixels_per_latent, vae_config, vae_parts
+from stepfuse.pipeline.info import PipelineInfo
+
+try:
+    import torch
+except ImportError as error:
+    raise ImportError(f"exporting needs torch ({error}): pip install 'stepfuse[export]'") from error
+
+KIND = "DiTTransformer2DModel"
+LABELS = "class_labels"
+DATA_RANGE = (-4.0, 4.0)
+
+
+class Denoiser(torch.nn.Module):
+    """diffusers' ``DiTTransformer2DModel`` without the variance that it predicts beside the noise."""
+
+    def __init__(self, transformer: Any) -> None:
+        super().__init__()
+        self.transformer = transformer
+        self.channels = transformer.config.in_channels
+
+    def forward(self, sample: torch.Tensor, timestep: torch.Tensor, class_labels: torch.Tensor) -> torch.Tensor:
+        """Shape (R, C, h, w), (R,) and (R,) to (R, C, h, w)."""
+        found = self.transformer(sample, timestep=timestep, class_labels=class_labels, return_dict=False)[0]
+        return found[:, : self.channels]  # type: ignore[no-any-return]
+
+
+def plan(folder: Folder, size: Size) -> Plan:
+    """What becomes of the pipeline.
+
+    Raises:
+        ExportError: If a component is not covered, or the size is none that it can draw.
+    """
+    config, vae = folder.config("transformer", KIND), vae_config(folder)
+    config.require("norm_type", "'ada_norm_zero'", lambda value: value == "ada_norm_zero")
+    channels, classes = config.number("in_channels"), config.number("num_embeds_ada_norm")
+    vae.require("latent_channels", f"{channels}, the transformer's", lambda value: value == channels)
+    allowed = channels, 2 * channels
+    config.require("out_channels", " or ".join(map(str, allowed)), lambda value: value in (None, *allowed))
+    cell = pixels_per_latent(vae)
+    height, width = own_size(config, size, config.number("patch_size"), cell=cell, fixed=True)
+    inputs = [
+        Input(SAMPLE, (channels, height, width)),
+        Input(TIMESTEP, (), high=1000),
+        Input(LABELS, (), "int64", high=classes + 1),
+    ]
+    shape = (channels, height, width)
+    denoiser = Part(DENOISER, {"transformer": (KIND,)}, Denoiser, inputs, [PREDICTION], prefix="transformer.")
+    return Plan(
+        shape,
+        PipelineInfo(folder.class_name, pixels_per_latent=cell, size_multiple=cell, fixed_size=True),
+        [denoiser, *vae_parts(vae, shape)],
+        {LABELS: CondInput("int64", (), null=classes, names=_names(folder, config))},
+        {"steps": 50, "guidance_scale": 4.0},
+        data_range=DATA_RANGE,
+    )
+
+
+def _names(folder: Folder, config: Config) -> tuple[str, ...]:
+    """A name a class: the first of its labels; all of them where others have that one, too; its number if it has none.
+
+    Empty if the pipeline has no labels.
+    """
+    given = folder.index.get("id2label")
+    if not isinstance(given, dict) or not given:
+        return ()
+    whole = [str(given.get(str(number), number)) for number in range(config.number("num_embeds_ada_norm"))]
+    first = [label.split(",")[0].strip() for label in whole]
+    count = Counter(first)
+    names = [short if count[short] == 1 else label for short, label in zip(first, whole, strict=True)]
+    count = Counter(names)
+    return tuple(name if count[name] == 1 else f"{name} ({number})" for number, name in enumerate(names))

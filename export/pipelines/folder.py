@@ -1,0 +1,217 @@
+"""A diffusers pipeline's folder: what it says of itself, and its components, one at a time."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stepfuse.export.errors import ExportError
+
+if TYPE_CHECKING:
+    import torch
+
+    Module = torch.nn.Module
+
+INDEX = "model_index.json"
+
+_SHARD = re.compile(r"-\d{5}-of-\d{5}$")
+_PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+_OTHERS = (*_PICKLES, ".msgpack", ".h5", ".onnx", ".gguf")
+
+
+class Folder:
+    """A pipeline saved with ``save_pretrained``. Nothing is unpickled, and no hub is asked.
+
+    Args:
+        path: The folder.
+
+    Raises:
+        ExportError: If it is no such folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if not path.is_dir():
+            raise ExportError(f"{path} must be the folder of a diffusers pipeline: there is none")
+        if not (path / INDEX).is_file():
+            raise ExportError(f"{path} must hold a {INDEX}, as save_pretrained writes it: it does not")
+        self.path = path
+        self.index = _read_json(path / INDEX)
+        self.class_name = str(self.index.get("_class_name"))
+
+    def has(self, name: str) -> bool:
+        """Whether the pipeline has a component."""
+        entry = self.index.get(name)
+        return isinstance(entry, list) and len(entry) == 2 and entry[1] is not None
+
+    def kind(self, name: str, allowed: Collection[str]) -> str:
+        """The class of a component.
+
+        Raises:
+            ExportError: If it is missing, or none of these.
+        """
+        if not self.has(name):
+            raise ExportError(f"{self.path / INDEX}: {self.class_name} must have a {name}, got none")
+        kind = str(self.index[name][1])
+        if kind not in allowed:
+            raise ExportError(f"{self.path / INDEX}: {name} must be {' or '.join(allowed)}, got {kind}")
+        if not (self.path / name).is_dir():
+            raise ExportError(f"{self.path / name} is missing: {INDEX} says that {name} is there")
+        return kind
+
+    def json(self, name: str, file: str) -> dict[str, Any]:
+        """A file of a component."""
+        return _read_json(self.path / name / file)
+
+    def config(self, name: str, kind: str) -> Config:
+        """How a component of diffusers is built, its class's defaults filled in.
+
+        Raises:
+            ExportError: If it is missing, or of another class.
+        """
+        import diffusers
+
+        self.kind(name, (kind,))
+        file = self.path / name / "config.json"
+        parameters = inspect.signature(getattr(diffusers, kind).__init__).parameters.values()
+        defaults = {one.name: one.default for one in parameters if one.default is not one.empty}
+        return Config(f"{name} ({kind})", {**defaults, **_read_json(file)})
+
+    def text_config(self, name: str, allowed: Collection[str]) -> Config:
+        """How a text encoder of transformers is built, likewise."""
+        import transformers
+
+        kind = self.kind(name, allowed)
+        _read_json(self.path / name / "config.json")
+        found = getattr(transformers, kind).config_class.from_pretrained(self.path / name, local_files_only=True)
+        return Config(f"{name} ({kind})", found.to_dict())
+
+    def weights(self, name: str) -> str | None:
+        """The variant of a component's weights, such as ``fp16``; None for those without one, which go first.
+
+        Raises:
+            ExportError: If there are none as safetensors, or a part of them is missing.
+        """
+        folder = self.path / name
+        names = sorted(file.name for file in folder.iterdir() if file.is_file())
+        stems = {one.removesuffix(".safetensors") for one in names if one.endswith(".safetensors")}
+        whole = {_SHARD.sub("", stem) for stem in stems}
+        variants = {stem.partition(".")[2] or None for stem in whole if stem.partition(".")[0] in _WEIGHTS}
+        if not variants:
+            raise ExportError(self._no_weights(name, names))
+        variant = None if None in variants else min(one for one in variants if one is not None)
+        for index in (one for one in names if ".safetensors.index" in one):
+            if (variant or "") in index:
+                shards = set(_read_json(folder / index).get("weight_map", {}).values())
+                if missing := sorted(shards - set(names)):
+                    raise ExportError(f"{folder / missing[0]} is missing: {index} lists it")
+        return variant
+
+    def load(self, name: str, allowed: Collection[str]) -> Module:
+        """A component with its weights, in float32 and evaluation mode.
+
+        Raises:
+            ExportError: If they are not there, are not safetensors, or do not fit.
+        """
+        kind, variant = self.kind(name, allowed), self.weights(name)
+        library = __import__("transformers" if self.index[name][0] == "transformers" else "diffusers")
+        try:
+            module, report = getattr(library, kind).from_pretrained(
+                self.path / name,
+                variant=variant,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            raise ExportError(f"{self.path / name}: {kind} cannot be loaded: {error}") from error
+        if missing := sorted(report["missing_keys"]):
+            shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+            raise ExportError(f"{self.path / name}: weights of {kind} must be complete, {len(missing)} miss: {shown}")
+        found: Module = module.float().eval()
+        return found
+
+    def licence(self) -> str:
+        """What the front matter of README.md says."""
+        readme = self.path / "README.md"
+        text = readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else ""
+        matter = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
+        entries = re.findall(r"^(license\w*):[ \t]*(\S.*?)\s*$", matter[1] if matter else "", re.MULTILINE)
+        said = {key: value.strip("'\"") for key, value in entries}
+        named = said.get("license_name") if said.get("license") == "other" else said.get("license")
+        return " ".join(filter(None, (named or said.get("license"), said.get("license_link")))) or (
+            "not stated: that of the weights it was exported from"
+        )
+
+    def _no_weights(self, name: str, names: list[str]) -> str:
+        others = [one for one in names if one.endswith(_OTHERS)]
+        if not others:
+            return f"{self.path / name} must hold weights as safetensors, got {', '.join(names) or 'nothing'}"
+        convert = (
+            f'python -c "from diffusers import {self.class_name} as P;'
+            f" P.from_pretrained('{self.path}', use_safetensors=False)"
+            ".save_pretrained('CONVERTED', safe_serialization=True)\""
+        )
+        return (
+            f"{self.path / name} must hold weights as safetensors, got {others[0]}: files that can run code are not"
+            f" opened here. If you trust them, convert them: {convert}"
+        )
+
+
+class Config(Mapping[str, Any]):
+    """A component's configuration.
+
+    Args:
+        name: What messages call the component.
+        values: Entries by name.
+    """
+
+    def __init__(self, name: str, values: Mapping[str, Any]) -> None:
+        self.name, self._values = name, values
+
+    def __getitem__(self, key: str) -> Any:
+        return self._values[key]
+
+    def __iter__(self) -> Any:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def require(self, key: str, rule: str, check: Callable[[Any], bool]) -> Any:
+        """An entry's value.
+
+        Raises:
+            ExportError: If it does not pass.
+        """
+        value = self._values.get(key)
+        if not check(value):
+            raise ExportError(f"{self.name}: {key} must be {rule}, got {value!r}: this network is not covered")
+        return value
+
+    def require_none(self, *keys: str) -> None:
+        """Refuses a configuration in which one of these is set."""
+        for key in keys:
+            self.require(key, "None", lambda value: value is None)
+
+    def number(self, key: str) -> int:
+        """An entry that is one whole number."""
+        return int(self.require(key, "a number", lambda value: isinstance(value, int)))
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ExportError(f"{file} is missing") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise ExportError(f"{file} is not readable JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ExportError(f"{file} must hold an object, got {type(found).__name__}")
+    return found
+
+
+_WEIGHTS = ("diffusion_pytorch_model", "model")

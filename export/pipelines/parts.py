@@ -1,0 +1,87 @@
+"""What exporting a pipeline comes to, known from its configuration files before any weights are loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from stepfuse.cond import CondInput
+from stepfuse.export.graph import Input
+from stepfuse.pipeline.info import PipelineInfo
+
+if TYPE_CHECKING:
+    import torch
+
+    Module = torch.nn.Module
+
+DENOISER = "denoiser.onnx"
+SAMPLE, TIMESTEP, PREDICTION = "sample", "timestep", "prediction"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One graph of a bundle.
+
+    Attributes:
+        file: Its name in the bundle.
+        components: The components that it is made of, by name, with the classes that each may be of.
+        build: Makes the module to export of the loaded components, in their order.
+        inputs: The graph's inputs.
+        outputs: Names of its outputs.
+        sizes: Values to try for each size that ``inputs`` name.
+        prefix: Taken off the front of parameters' names.
+        float32: Whether it stays float32 in a float16 bundle.
+    """
+
+    file: str
+    components: Mapping[str, Sequence[str]]
+    build: Callable[..., Module]
+    inputs: Sequence[Input]
+    outputs: Sequence[str]
+    sizes: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    prefix: str = ""
+    float32: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What becomes of a pipeline.
+
+    Attributes:
+        shape: Shape of one sample at the model's own size.
+        pipeline: What the bundle says of the pipeline.
+        parts: Its graphs; neighbours of the same components share what is loaded.
+        cond: The denoiser's conditioning inputs.
+        defaults: Steps and guidance, as the pipeline's own call has them.
+        tokenizers: Contents of tokenizer files by name.
+        data_range: Least and greatest value of pictures, or of samples for drawing them.
+    """
+
+    shape: tuple[int, int, int]
+    pipeline: PipelineInfo
+    parts: Sequence[Part]
+    cond: Mapping[str, CondInput] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    tokenizers: Mapping[str, str] = field(default_factory=dict)
+    data_range: tuple[float, float] = (-1.0, 1.0)
+
+    @property
+    def is_latent(self) -> bool:
+        """Whether samples are a VAE's."""
+        return len(self.parts) > 1
+
+
+def sample_inputs(channels: int, multiple: int, trained_steps: int = 1000) -> list[Input]:
+    """The denoiser's first two inputs where height and width are any multiples."""
+    times = "" if multiple == 1 else f"{multiple}*"
+    return [
+        Input(SAMPLE, (channels, f"{times}height", f"{times}width")),
+        Input(TIMESTEP, (), high=trained_steps),
+    ]
+
+
+def trial_sizes(shape: Sequence[int], multiple: int) -> dict[str, tuple[int, ...]]:
+    """Heights and widths to try: one that is small and not square, and the model's own."""
+    height, width = (max(2, size // multiple) for size in shape[-2:])
+    return {"height": (2, height), "width": (3, width)}

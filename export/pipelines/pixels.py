@@ -1,0 +1,55 @@
+"""``DDPMPipeline`` and ``DDIMPipeline``: a UNet on pixels that is told nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stepfuse.export.pipelines.folder import Folder
+from stepfuse.export.pipelines.parts import DENOISER, PREDICTION, Part, Plan, sample_inputs, trial_sizes
+from stepfuse.export.pipelines.size import Size, own_size
+from stepfuse.pipeline.info import PipelineInfo
+
+try:
+    import torch
+except ImportError as error:
+    raise ImportError(f"exporting needs torch ({error}): pip install 'stepfuse[export]'") from error
+
+KIND = "UNet2DModel"
+
+
+class Denoiser(torch.nn.Module):
+    """diffusers' ``UNet2DModel``."""
+
+    def __init__(self, unet: Any) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(self, sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        """Shape (R, C, H, W) and (R,) to (R, C, H, W)."""
+        return self.unet(sample, timestep, return_dict=False)[0]  # type: ignore[no-any-return]
+
+
+def plan(folder: Folder, size: Size) -> Plan:
+    """What becomes of the pipeline.
+
+    Raises:
+        ExportError: If a component is not covered, or the size is none that it can draw.
+    """
+    config = folder.config("unet", KIND)
+    config.require_none("class_embed_type", "num_class_embeds")
+    channels = config.number("in_channels")
+    config.require("out_channels", f"in_channels, {channels}", lambda value: value == channels)
+    multiple = 2 ** (len(config["block_out_channels"]) - 1)
+    shape = (channels, *own_size(config, size, multiple))
+    denoiser = Part(
+        DENOISER,
+        {"unet": (KIND,)},
+        Denoiser,
+        sample_inputs(channels, multiple),
+        [PREDICTION],
+        trial_sizes(shape, multiple),
+        "unet.",
+    )
+    steps = {"DDPMPipeline": 1000, "DDIMPipeline": 50}[folder.class_name]
+    info = PipelineInfo(folder.class_name, pixels_per_latent=1, size_multiple=multiple)
+    return Plan(shape, info, [denoiser], defaults={"steps": steps})

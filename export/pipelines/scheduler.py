@@ -1,0 +1,55 @@
+"""The pipeline's scheduler as a schedule and a sampler, or another sampler on its noise levels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stepfuse.export.errors import ExportError
+from stepfuse.export.pipelines.folder import Folder
+from stepfuse.integrations.scheduler_config import COVERED, SchedulerSettings, read_scheduler
+
+CLASSES = {
+    "ddim": "DDIMScheduler",
+    "ddpm": "DDPMScheduler",
+    "dpmpp_2m": "DPMSolverMultistepScheduler",
+    "lcm": "LCMScheduler",
+    "heun": "HeunDiscreteScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "euler_ancestral": "EulerAncestralDiscreteScheduler",
+}
+FLOW = {"euler": "FlowMatchEulerDiscreteScheduler"}
+
+_OWN = {"DDIMPipeline": "DDIMScheduler"}  # whatever was saved, it is made this
+
+
+def read_settings(folder: Folder, sampler: str | None) -> SchedulerSettings:
+    """What the scheduler's configuration comes to.
+
+    Args:
+        folder: The pipeline.
+        sampler: One of ``CLASSES``, as if the pipeline had that scheduler made ``from_config`` of its own; None keeps
+            its own.
+
+    Raises:
+        ExportError: If a setting is not covered.
+    """
+    file = folder.path / "scheduler" / "scheduler_config.json"
+    config = folder.json("scheduler", file.name)
+    given = str(config.get("_class_name"))
+    classes = FLOW if given.startswith("FlowMatch") else CLASSES
+    if sampler is not None and sampler not in classes:
+        raise ExportError(f"sampler must be one of {', '.join(classes)} for {given}, got {sampler!r}")
+    name = classes[sampler] if sampler is not None else _OWN.get(folder.class_name, given)
+    if name not in COVERED:
+        raise ExportError(f"{file}: {name} is not covered: choose a sampler, one of {', '.join(classes)}")
+    try:
+        return read_scheduler({**config, **_overridden(folder, config), "_class_name": name})
+    except (ValueError, TypeError) as error:
+        raise ExportError(f"{file}: {error}") from error
+
+
+def _overridden(folder: Folder, config: dict[str, Any]) -> dict[str, Any]:
+    """Entries that the pipeline's constructor changes, as diffusers 0.42 does."""
+    if folder.class_name != "StableDiffusionPipeline":
+        return {}
+    return {"steps_offset": 1, **({"clip_sample": False} if config.get("clip_sample", True) is True else {})}

@@ -1,0 +1,81 @@
+"""``StableDiffusionPipeline``: Stable Diffusion 1.x and 2.x (Rombach et al., 2022)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stepfuse.cond import CondInput
+from stepfuse.export.graph import Input
+from stepfuse.export.pipelines.folder import Folder
+from stepfuse.export.pipelines.parts import DENOISER, PREDICTION, Part, Plan, sample_inputs, trial_sizes
+from stepfuse.export.pipelines.size import Size, own_size
+from stepfuse.export.pipelines.text import CLIP, TextEncoders, read_encoder, text_part
+from stepfuse.export.pipelines.unet import KIND, size_multiple, unet_config
+from stepfuse.export.pipelines.vae import pixels_per_latent, vae_config, vae_parts
+from stepfuse.pipeline.info import PipelineInfo
+
+try:
+    import torch
+except ImportError as error:
+    raise ImportError(f"exporting needs torch ({error}): pip install 'stepfuse[export]'") from error
+
+TEXT = "encoder_hidden_states"
+DATA_RANGE = (-4.0, 4.0)
+
+
+class Denoiser(torch.nn.Module):
+    """diffusers' ``UNet2DConditionModel``."""
+
+    def __init__(self, unet: Any) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(
+        self, sample: torch.Tensor, timestep: torch.Tensor, encoder_hidden_states: torch.Tensor
+    ) -> torch.Tensor:
+        """Shape (R, C, h, w), (R,) and (R, L, D) to (R, C, h, w)."""
+        return self.unet(sample, timestep, encoder_hidden_states, return_dict=False)[0]  # type: ignore[no-any-return]
+
+
+class LastState(TextEncoders):
+    """The normalised output of a CLIP text encoder's last layer."""
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Shape (R, L) to (R, L, D)."""
+        [found] = self.encode([input_ids])
+        return found.last_hidden_state  # type: ignore[no-any-return]
+
+
+def plan(folder: Folder, size: Size) -> Plan:
+    """What becomes of the pipeline.
+
+    Raises:
+        ExportError: If a component is not covered, or the size is none that it can draw.
+    """
+    vae, encoder = vae_config(folder), read_encoder(folder, 1, [CLIP])
+    config = unet_config(folder, vae, None)
+    width = encoder.config.number("hidden_size")
+    config.require("cross_attention_dim", f"{width}, the text encoder's width", lambda value: value == width)
+    channels, multiple, cell = config.number("in_channels"), size_multiple(config), pixels_per_latent(vae)
+    shape = (channels, *own_size(config, size, multiple, cell=cell))
+    text = (encoder.prompt.length, width)
+    denoiser = Part(
+        DENOISER,
+        {"unet": (KIND,)},
+        Denoiser,
+        [*sample_inputs(channels, multiple), Input(TEXT, text)],
+        [PREDICTION],
+        trial_sizes(shape, multiple),
+        "unet.",
+    )
+    return Plan(
+        shape,
+        PipelineInfo(
+            folder.class_name, (encoder.prompt,), pixels_per_latent=cell, size_multiple=cell * multiple
+        ),
+        [text_part([encoder], LastState, [TEXT]), denoiser, *vae_parts(vae, shape)],
+        {TEXT: CondInput("float32", text, null=0.0)},
+        {"steps": 50, "guidance_scale": 7.5},
+        {encoder.prompt.tokenizer: encoder.tokenizer},
+        DATA_RANGE,
+    )

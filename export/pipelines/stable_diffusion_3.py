@@ -1,0 +1,110 @@
+"""``StableDiffusion3Pipeline`` (Esser et al., 2024): a transformer, flow matching, and up to three text encoders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from stepfuse.cond import CondInput
+from stepfuse.export.graph import Input
+from stepfuse.export.pipelines.folder import Folder
+from stepfuse.export.pipelines.parts import DENOISER, PREDICTION, Part, Plan, sample_inputs, trial_sizes
+from stepfuse.export.pipelines.size import Size, own_size
+from stepfuse.export.pipelines.stable_diffusion import DATA_RANGE, TEXT
+from stepfuse.export.pipelines.text import CLIP_PROJECTED, T5, TextEncoders, read_encoder, text_part
+from stepfuse.export.pipelines.vae import pixels_per_latent, vae_config, vae_parts
+from stepfuse.pipeline.info import PipelineInfo
+
+try:
+    import torch
+except ImportError as error:
+    raise ImportError(f"exporting needs torch ({error}): pip install 'stepfuse[export]'") from error
+
+KIND = "SD3Transformer2DModel"
+POOLED = "pooled_projections"
+T5_LENGTH = 256  # max_sequence_length of the pipeline's call
+
+
+class Denoiser(torch.nn.Module):
+    """diffusers' ``SD3Transformer2DModel``."""
+
+    def __init__(self, transformer: Any) -> None:
+        super().__init__()
+        self.transformer = transformer
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        pooled_projections: torch.Tensor,
+    ) -> torch.Tensor:
+        """Shape (R, C, h, w), (R,), (R, L, D) and (R, P) to (R, C, h, w)."""
+        found = self.transformer(sample, encoder_hidden_states, pooled_projections, timestep, return_dict=False)
+        return found[0]  # type: ignore[no-any-return]
+
+
+class Joined(TextEncoders):
+    """Both CLIPs' last states but one side by side, filled up with zeros, then T5's, or zeros in its place."""
+
+    def __init__(self, encoders: Mapping[str, torch.nn.Module], *, width: int) -> None:
+        super().__init__(encoders)
+        self.width = width
+
+    def forward(self, *ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Shape (R, L) for each encoder to (R, L + 256, D) and (R, P)."""
+        first, second, *third = self.encode(ids)
+        text = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
+        text = torch.nn.functional.pad(text, (0, self.width - text.shape[-1]))
+        rest = third[0].last_hidden_state if third else text.new_zeros(text.shape[0], T5_LENGTH, self.width)
+        return torch.cat([text, rest], dim=-2), torch.cat([first.text_embeds, second.text_embeds], dim=-1)
+
+
+def plan(folder: Folder, size: Size) -> Plan:
+    """What becomes of the pipeline.
+
+    Raises:
+        ExportError: If a component is not covered, or the size is none that it can draw.
+    """
+    config, vae = folder.config("transformer", KIND), vae_config(folder)
+    encoders = [read_encoder(folder, 1, [CLIP_PROJECTED])]
+    length = encoders[0].prompt.length
+    encoders.append(read_encoder(folder, 2, [CLIP_PROJECTED], length))
+    if folder.has("text_encoder_3"):
+        encoders.append(read_encoder(folder, 3, [T5], T5_LENGTH))
+    width, pooled = config.number("joint_attention_dim"), config.number("pooled_projection_dim")
+    for one in encoders[2:]:
+        one.config.require("d_model", f"{width}, the transformer's joint_attention_dim", lambda value: value == width)
+    widths = sum(one.config.number("hidden_size") for one in encoders[:2])
+    config.require("joint_attention_dim", f"at least {widths}, the width of CLIP's states", lambda value: value >= widths)
+    projected = sum(one.config.number("projection_dim") for one in encoders[:2])
+    config.require("pooled_projection_dim", f"{projected}, CLIP's", lambda value: value == projected)
+    channels, patch, cell = config.number("in_channels"), config.number("patch_size"), pixels_per_latent(vae)
+    vae.require("latent_channels", f"{channels}, the transformer's", lambda value: value == channels)
+    config.require("out_channels", f"in_channels, {channels}", lambda value: value in (None, channels))
+    shape = (channels, *own_size(config, size, patch, cell=cell))
+    text = (length + T5_LENGTH, width)
+    denoiser = Part(
+        DENOISER,
+        {"transformer": (KIND,)},
+        Denoiser,
+        [*sample_inputs(channels, patch), Input(TEXT, text), Input(POOLED, (pooled,))],
+        [PREDICTION],
+        trial_sizes(shape, patch),
+        "transformer.",
+    )
+    return Plan(
+        shape,
+        PipelineInfo(
+            folder.class_name,
+            tuple(one.prompt for one in encoders),
+            pixels_per_latent=cell,
+            size_multiple=cell * patch,
+            max_size=config.number("pos_embed_max_size") * patch * cell,
+        ),
+        [text_part(encoders, Joined, [TEXT, POOLED], width=width), denoiser, *vae_parts(vae, shape)],
+        {TEXT: CondInput("float32", text, null=0.0), POOLED: CondInput("float32", (pooled,), null=0.0)},
+        {"steps": 28, "guidance_scale": 7.0},
+        {one.prompt.tokenizer: one.tokenizer for one in encoders},
+        DATA_RANGE,
+    )

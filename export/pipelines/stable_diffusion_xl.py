@@ -1,0 +1,102 @@
+"""``StableDiffusionXLPipeline`` (Podell et al., 2023): two text encoders, and a UNet that is told the picture's size."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stepfuse.cond import CondInput
+from stepfuse.export.graph import Input
+from stepfuse.export.pipelines.folder import Folder
+from stepfuse.export.pipelines.parts import DENOISER, PREDICTION, Part, Plan, sample_inputs, trial_sizes
+from stepfuse.export.pipelines.size import Size, own_size
+from stepfuse.export.pipelines.stable_diffusion import DATA_RANGE, TEXT
+from stepfuse.export.pipelines.text import CLIP, CLIP_PROJECTED, TextEncoders, read_encoder, text_part
+from stepfuse.export.pipelines.unet import KIND, size_multiple, unet_config
+from stepfuse.export.pipelines.vae import pixels_per_latent, vae_config, vae_parts
+from stepfuse.pipeline.info import PipelineInfo
+
+try:
+    import torch
+except ImportError as error:
+    raise ImportError(f"exporting needs torch ({error}): pip install 'stepfuse[export]'") from error
+
+POOLED, SIZE = "text_embeds", "time_ids"
+
+
+class Denoiser(torch.nn.Module):
+    """diffusers' ``UNet2DConditionModel`` with what XL adds to it."""
+
+    def __init__(self, unet: Any) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        text_embeds: torch.Tensor,
+        time_ids: torch.Tensor,
+    ) -> torch.Tensor:
+        """Shape (R, C, h, w), (R,), (R, L, D), (R, P) and (R, 6) to (R, C, h, w)."""
+        added = {POOLED: text_embeds, SIZE: time_ids}
+        found = self.unet(sample, timestep, encoder_hidden_states, added_cond_kwargs=added, return_dict=False)
+        return found[0]  # type: ignore[no-any-return]
+
+
+class Joined(TextEncoders):
+    """The last states but one of all encoders side by side, and the last encoder's projected summary."""
+
+    def forward(self, *ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Shape (R, L) for each encoder to (R, L, D) and (R, P)."""
+        found = self.encode(ids)
+        return torch.cat([one.hidden_states[-2] for one in found], dim=-1), found[-1].text_embeds
+
+
+def plan(folder: Folder, size: Size) -> Plan:
+    """What becomes of the pipeline.
+
+    Raises:
+        ExportError: If a component is not covered, or the size is none that it can draw.
+    """
+    vae = vae_config(folder)
+    first = [read_encoder(folder, 1, [CLIP])] if folder.has("text_encoder") else []
+    encoders = [*first, read_encoder(folder, 2, [CLIP_PROJECTED], first[0].prompt.length if first else None)]
+    config = unet_config(folder, vae, "text_time")
+    width = sum(one.config.number("hidden_size") for one in encoders)
+    pooled = encoders[-1].config.number("projection_dim")
+    config.require("cross_attention_dim", f"{width}, the text encoders' width", lambda value: value == width)
+    told = pooled + 6 * config.number("addition_time_embed_dim")
+    config.require("projection_class_embeddings_input_dim", f"{told} for six sizes", lambda value: value == told)
+    channels, multiple, cell = config.number("in_channels"), size_multiple(config), pixels_per_latent(vae)
+    shape = (channels, *own_size(config, size, multiple, cell=cell))
+    text = (encoders[-1].prompt.length, width)
+    denoiser = Part(
+        DENOISER,
+        {"unet": (KIND,)},
+        Denoiser,
+        [*sample_inputs(channels, multiple), Input(TEXT, text), Input(POOLED, (pooled,)), Input(SIZE, (6,), high=1024)],
+        [PREDICTION],
+        trial_sizes(shape, multiple),
+        "unet.",
+    )
+    return Plan(
+        shape,
+        PipelineInfo(
+            folder.class_name,
+            tuple(one.prompt for one in encoders),
+            pixels_per_latent=cell,
+            size_multiple=cell * multiple,
+            size_input=SIZE,
+            zeros_without_negative=bool(folder.index.get("force_zeros_for_empty_prompt", True)),
+        ),
+        [text_part(encoders, Joined, [TEXT, POOLED]), denoiser, *vae_parts(vae, shape, upcast=True)],
+        {
+            TEXT: CondInput("float32", text, null=0.0),
+            POOLED: CondInput("float32", (pooled,), null=0.0),
+            SIZE: CondInput("float32", (6,), null=0.0),
+        },
+        {"steps": 50, "guidance_scale": 5.0},
+        {one.prompt.tokenizer: one.tokenizer for one in encoders},
+        DATA_RANGE,
+    )

@@ -1,0 +1,89 @@
+"""Text encoders as one graph: what a pipeline's ``encode_prompt`` gives for token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from stepfuse.export.graph import Input
+from stepfuse.export.pipelines.folder import Config, Folder
+from stepfuse.export.pipelines.parts import Part
+from stepfuse.export.pipelines.tokenizer import read_tokenizer
+from stepfuse.pipeline.info import TEXT_ENCODER, PromptInput
+
+try:
+    import torch
+except ImportError as error:
+    raise ImportError(f"exporting needs torch ({error}): pip install 'stepfuse[export]'") from error
+
+CLIP, CLIP_PROJECTED, T5 = "CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel"
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A text encoder and its tokenizer.
+
+    Attributes:
+        component: The text encoder's name in the pipeline.
+        kind: Its class.
+        config: How it is built.
+        prompt: How a prompt becomes its input.
+        tokenizer: Content of the tokenizer's file.
+    """
+
+    component: str
+    kind: str
+    config: Config
+    prompt: PromptInput
+    tokenizer: str
+
+
+class TextEncoders(torch.nn.Module):
+    """One or more text encoders, under the names that they have in the pipeline."""
+
+    def __init__(self, encoders: Mapping[str, torch.nn.Module]) -> None:
+        super().__init__()
+        self.names = tuple(encoders)
+        for name, encoder in encoders.items():
+            self.add_module(name, encoder)
+
+    def encode(self, ids: Sequence[torch.Tensor]) -> list[Any]:
+        """What each gives, all hidden states among it."""
+        each = zip(self.names, ids, strict=True)
+        return [getattr(self, name)(one, output_hidden_states=True) for name, one in each]
+
+
+def read_encoder(folder: Folder, number: int, allowed: Sequence[str], length: int | None = None) -> Encoder:
+    """The pipeline's n-th text encoder with its tokenizer, counted from 1.
+
+    Args:
+        folder: The pipeline.
+        number: 1, 2 or 3.
+        allowed: Classes that it may be of.
+        length: Tokens of its context; None asks the tokenizer.
+
+    Raises:
+        ExportError: If one is missing or cannot be exported.
+    """
+    suffix = "" if number == 1 else f"_{number}"
+    component = f"text_encoder{suffix}"
+    config = folder.text_config(component, allowed)
+    config.require("use_attention_mask", "unset", lambda value: not value)
+    found = read_tokenizer(folder, f"tokenizer{suffix}", length)
+    config.require("vocab_size", f"at least {found.largest_id + 1}, the tokenizer's", lambda n: n > found.largest_id)
+    prompt = PromptInput(f"input_ids{suffix}", f"tokenizer{suffix}.json", found.length, found.pad_id)
+    if (most := config.get("max_position_embeddings")) is not None:
+        config.require("max_position_embeddings", f"at least {found.length}", lambda _: most >= found.length)
+    return Encoder(component, folder.kind(component, allowed), config, prompt, found.json)
+
+
+def text_part(encoders: Sequence[Encoder], kind: type[TextEncoders], outputs: Sequence[str], **options: Any) -> Part:
+    """The graph of a pipeline's text encoders."""
+    names = [one.component for one in encoders]
+
+    def build(*modules: torch.nn.Module) -> torch.nn.Module:
+        return kind(dict(zip(names, modules, strict=True)), **options)
+
+    inputs = [Input(one.prompt.input, (one.prompt.length,), "int64", high=one.config["vocab_size"]) for one in encoders]
+    return Part(TEXT_ENCODER, {one.component: (one.kind,) for one in encoders}, build, inputs, outputs)

@@ -1,0 +1,93 @@
+"""A pipeline's tokenizer as a file of the ``tokenizers`` library that gives the same ids."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from stepfuse.export.errors import ExportError
+from stepfuse.export.pipelines.folder import Folder
+
+KINDS = ("CLIPTokenizer", "CLIPTokenizerFast", "T5Tokenizer", "T5TokenizerFast")
+
+#: What the file is tried with: nothing, case, spaces, digits, apostrophes, accents, other scripts, emoji, words that
+#: are special tokens, and more than any context.
+TRIALS = (
+    "",
+    " ",
+    "a photo of an astronaut riding a horse on mars",
+    "  The QUICK\tbrown\n fox's  1234 jumps; it's (very:1.3) [fast]!? ",
+    "Crème brûlée, naïve Zoë, e\u0301 \u2126 ﬁ",
+    "一只红色的猫, кошка, قطة",
+    "🦊👩‍🚀 <|endoftext|> </s> <unk> !!!",
+    "overlong " * 600,
+)
+
+
+@dataclass(frozen=True)
+class TokenizerFile:
+    """A tokenizer.
+
+    Attributes:
+        json: Content of its file.
+        length: Tokens of its context.
+        pad_id: What fills it.
+        largest_id: The largest id that it gives.
+    """
+
+    json: str
+    length: int
+    pad_id: int
+    largest_id: int
+
+
+def read_tokenizer(folder: Folder, name: str, length: int | None = None) -> TokenizerFile:
+    """Converts a tokenizer, and compares the ids of ``TRIALS``.
+
+    Args:
+        folder: The pipeline.
+        name: The component.
+        length: Tokens of the context; None asks the tokenizer.
+
+    Raises:
+        ExportError: If it is missing, cannot be read, or the file gives other ids.
+    """
+    import transformers
+    from tokenizers import Tokenizer
+
+    kind = folder.kind(name, KINDS)
+    path = folder.path / name
+    try:
+        own = getattr(transformers, kind).from_pretrained(path, local_files_only=True)
+        fast_kind = getattr(transformers, kind.removesuffix("Fast") + "Fast")
+        fast = own if own.is_fast else fast_kind.from_pretrained(path, local_files_only=True)
+    except Exception as error:  # whatever the tokenizer's own libraries raise
+        raise ExportError(f"{path}: {kind} cannot be loaded: {error}") from error
+    if length is None:
+        length = own.model_max_length
+        if not isinstance(length, int) or not 0 < length < 1 << 16:
+            raise ExportError(f"{path}: model_max_length must be the length of the context, got {length}")
+    if own.pad_token_id is None:
+        raise ExportError(f"{path}: the tokenizer must have a pad_token, got none")
+    tokenizer = Tokenizer.from_str(fast.backend_tokenizer.to_str())
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    found = TokenizerFile(tokenizer.to_str(), length, own.pad_token_id, max(own.get_vocab().values()))
+    _compare(path, found, own)
+    return found
+
+
+def _compare(path: Any, found: TokenizerFile, own: Any) -> None:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_str(found.json)
+    tokenizer.enable_truncation(found.length)
+    for text in TRIALS:
+        expected = own(text, padding="max_length", max_length=found.length, truncation=True)["input_ids"]
+        ids = tokenizer.encode(text).ids
+        ids += [found.pad_id] * (found.length - len(ids))
+        if ids != list(expected):
+            raise ExportError(
+                f"{path}: tokenizer.json must give the ids of {type(own).__name__}, of {text[:40]!r} it gives"
+                f" {ids[:12]} instead of {list(expected)[:12]}"
+            )

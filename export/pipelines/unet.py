@@ -1,0 +1,32 @@
+"""The conditional UNet of Stable Diffusion 1.x, 2.x and XL, as its configuration tells of it."""
+
+from __future__ import annotations
+
+from stepfuse.export.pipelines.folder import Config, Folder
+
+KIND = "UNet2DConditionModel"
+
+
+def unet_config(folder: Folder, vae: Config, addition: str | None) -> Config:
+    """The UNet's configuration.
+
+    Args:
+        folder: The pipeline.
+        vae: The VAE's configuration.
+        addition: What it adds to the timestep's embedding.
+
+    Raises:
+        ExportError: If it is missing or not covered.
+    """
+    config = folder.config("unet", KIND)
+    config.require_none("class_embed_type", "num_class_embeds", "time_cond_proj_dim", "encoder_hid_dim")
+    config.require("addition_embed_type", repr(addition), lambda value: value == addition)
+    channels = vae.number("latent_channels")
+    for name in ("in_channels", "out_channels"):
+        config.require(name, f"{channels}, the VAE's latent_channels", lambda value: value == channels)
+    return config
+
+
+def size_multiple(config: Config) -> int:
+    """Sides of a sample are multiples of this: each level but the last halves it."""
+    return int(2 ** (len(config["block_out_channels"]) - 1))
