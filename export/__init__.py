@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from stepfuse.export.errors import ExportError
 
 if TYPE_CHECKING:
+    from stepfuse.export.diffusers_folder import from_diffusers as from_diffusers
     from stepfuse.export.lora import fuse_lora as fuse_lora
     from stepfuse.export.lora import lora_weights as lora_weights
     from stepfuse.export.lora import unfuse_lora as unfuse_lora
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 # Where each call lives. No module has its call's name: imported first, the module would hide the call.
 _CALLS = {
+    "from_diffusers": "diffusers_folder",
     "fuse_lora": "lora",
     "lora_weights": "lora",
     "quantize": "quantization",

@@ -214,6 +214,7 @@ def _translate(
     model: ir.Model = translated.model
     if len(model.graph.outputs) != len(outputs):
         raise ExportError(f"{kind} must return {', '.join(outputs)}, got {len(model.graph.outputs)} outputs")
+    _name_shared(model, module)
     return model
 
 
@@ -230,6 +231,15 @@ def _nest(module: torch.nn.Module, shapes: tuple[Any, ...]) -> Any:
     """``torch.export`` wants the shapes of ``*args`` as one tuple."""
     kinds = [parameter.kind for parameter in inspect.signature(module.forward).parameters.values()]
     return (shapes,) if kinds[:1] == [inspect.Parameter.VAR_POSITIONAL] else shapes
+
+
+def _name_shared(model: ir.Model, module: torch.nn.Module) -> None:
+    """Gives a parameter that has several names its first, where torch takes that of its use."""
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    for name, value in list(model.graph.initializers.items()):
+        first = names.get(id(value.const_value.raw), name)
+        if first not in model.graph.initializers:
+            value.name = first
 
 
 def _name_sizes(model: ir.Model, inputs: Sequence[Input], outputs: Sequence[str]) -> None:
@@ -281,10 +291,17 @@ def _simplify(model: ir.Model) -> None:
 
 
 def _drop_prefix(model: ir.Model, transposed: set[str], prefix: str) -> set[str]:
-    for name, value in list(model.graph.initializers.items()):
-        if prefix and name.startswith(prefix):
-            value.name = name.removeprefix(prefix)
-    return {name.removeprefix(prefix) for name in transposed}
+    """Shortens parameters' names, unless another value has the short one; gives those of ``transposed`` as they are."""
+    weights = model.graph.initializers
+    taken = {value.name for node in model.graph for value in node.outputs}
+    taken.update(value.name for value in model.graph.inputs)
+    taken.update(name for name in weights if not name.startswith(prefix))
+    final = {}
+    for name, value in list(weights.items()):
+        short = name.removeprefix(prefix)
+        final[name] = name if short in taken else short
+        value.name = final[name]
+    return {final[name] for name in transposed if name in final}
 
 
 def _first_line(error: BaseException) -> str:

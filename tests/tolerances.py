@@ -75,3 +75,12 @@ COMPILED = 2e-5
 
 #: The same with the network in bfloat16, whose 8 bits turn a state's last bit into one of the prediction's.
 COMPILED_BFLOAT16 = 1e-2
+
+#: A float16 graph of a few operators against float32, relative to the largest: each rounds to 2^-11.
+FLOAT16_OPERATOR = 4e-3
+
+#: Pictures of an exported pipeline against diffusers', in [0, 1]: two libraries' float32 through a whole run and decoder.
+PICTURE = 1e-3
+
+#: Embeddings of exported text encoders against diffusers', absolute: values up to 5 through a few layers in float32.
+EMBEDDING = 2e-5

@@ -186,11 +186,9 @@ def test_a_network_without_parameters_and_one_axis(tmp_path):
             return x * (t / 1000)[:, None].cos()
 
     bundle = to_bundle(Still(), shape=(3,), schedule=SCHEDULE, out=tmp_path / "still")
+    told = {"steps": 5, "seed": 2}
     with sf.Engine.load(bundle) as ours, in_torch(Still(), (3,), None) as theirs:
-        assert (
-            relative(ours.sample(2, steps=5, seed=2), theirs.sample(2, steps=5, seed=2))
-            < tolerances.EXPORTED_TRAJECTORY
-        )
+        assert relative(ours.sample(2, **told), theirs.sample(2, **told)) < tolerances.EXPORTED_TRAJECTORY
 
 
 class Wrong(nn.Module):
