@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from stepfuse.cond import CondInput
@@ -31,6 +32,7 @@ class Denoiser(torch.nn.Module):
     def __init__(self, transformer: Any) -> None:
         super().__init__()
         self.transformer = transformer
+        transformer.pos_embed.cropped_pos_embed = partial(_crop, transformer.pos_embed)
 
     def forward(
         self,
@@ -42,6 +44,20 @@ class Denoiser(torch.nn.Module):
         """Shape (R, C, h, w), (R,), (R, L, D) and (R, P) to (R, C, h, w)."""
         found = self.transformer(sample, encoder_hidden_states, pooled_projections, timestep, return_dict=False)
         return found[0]  # type: ignore[no-any-return]
+
+
+def _crop(embedding: Any, height: int, width: int) -> torch.Tensor:
+    """The middle of the position embeddings for a sample of this size, as diffusers' own ``cropped_pos_embed``.
+
+    That begins at ``(most - rows) // 2``, which torch rewrites to divide ``-rows``; but what it exports rounds quotients
+    towards zero. Here no dividend is negative.
+    """
+    most, patch = embedding.pos_embed_max_size, embedding.patch_size
+    rows, columns = height // patch, width // patch
+    top, left = (most // 2 - (size + 1 - most % 2) // 2 for size in (rows, columns))
+    grid = embedding.pos_embed.reshape(1, most, most, -1)
+    cut = grid[:, top : top + rows, left : left + columns]
+    return cut.reshape(1, rows * columns, -1)  # type: ignore[no-any-return]
 
 
 class Joined(TextEncoders):
