@@ -8,19 +8,20 @@ NUMERICS := -ffp-contract=off -fno-math-errno -fno-trapping-math
 FLAGS := -std=c++17 -g -pthread $(NUMERICS) -Wall -Wextra -Wno-psabi -MMD -MP
 
 CORE := $(wildcard csrc/core/*.cpp)
+CUDA := $(wildcard csrc/cuda/*.cpp)
 objects = $(patsubst %.cpp,$(OUT)/$(1)/%.o,$(CORE))
 
 plain := -O2 -DNDEBUG
 thread := -O1 -fsanitize=thread
 address := -O1 -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 
-.PHONY: all stress thread address allocations
+.PHONY: all stress thread address allocations lifetimes
 .SECONDARY:
 
-all: thread address allocations
+all: thread address allocations lifetimes
 
-# `stress 0` only starts and ends. Where that fails, the kernel spreads memory too widely for the thread sanitizer's own,
-# or forbids the tracing by which the address sanitizer looks for leaks.
+# `stress 0` only starts and ends, and so does `lifetimes` without a driver. Where that fails, the kernel spreads memory
+# too widely for the thread sanitizer's own, or forbids the tracing by which the address sanitizer looks for leaks.
 thread: $(OUT)/thread/stress
 	if $< 0 >/dev/null 2>&1; then $< $(SECONDS); else setarch "$$(uname -m)" -R $< $(SECONDS); fi
 
@@ -32,6 +33,17 @@ stress: $(OUT)/plain/stress
 
 allocations: $(OUT)/plain/allocations
 	$<
+
+# The CUDA side on a driver that records: neither a GPU nor its toolkit is needed.
+lifetimes: $(OUT)/address/lifetimes $(OUT)/address/libfake.so
+	if $< >/dev/null 2>&1; then $^; else ASAN_OPTIONS=detect_leaks=0 $^; fi
+
+$(OUT)/address/lifetimes: $(OUT)/address/tests/cuda/lifetimes.o \
+    $(patsubst %.cpp,$(OUT)/address/%.o,$(CUDA)) $(call objects,address)
+	$(CXX) $(FLAGS) $(address) $^ -ldl -o $@
+$(OUT)/address/libfake.so: tests/cuda/fake_driver.cpp
+	@mkdir -p $(@D)
+	$(CXX) $(FLAGS) $(address) -shared -fPIC $< -ldl -o $@
 
 define variant
 $(OUT)/$(1)/%.o: %.cpp

@@ -287,10 +287,12 @@ def test_a_trajectory_must_be_loaded_and_its_forwards_given(rig):
 def test_whatever_fails_half_way_everything_is_released_once(rig, fake, form):
     """Every call of a whole life is failed once: the error is told, nothing is left, nothing is released twice."""
 
+    samples = [(sf.samplers.ddim(support.SCHEDULE, 2, eta=1.0, guidance_scale=3.0), cond) for cond in (2, 4)]
+
     def life():
-        made = make_rig(rig, SAMPLES[:2], [1, 2], buckets=(4,), max_rows=4)
+        made = make_rig(rig, samples, [1, 2], buckets=(4,), max_rows=4)
         trajectory = made.trajectory(form)
-        begin(made, SAMPLES[:2], [1, 2])
+        begin(made, samples, [1, 2])
         trajectory.load(made.stream, made.frames)
         trajectory.launch(made.stream)
         return made.result()
