@@ -1,4 +1,4 @@
-"""The command line: ``stepfuse sample``, ``interpolate``, ``analyze``, ``plan``, ``info``, ``doctor``."""
+"""The command line: ``stepfuse`` and what it can be told to do."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import stepfuse as sf
+from stepfuse.cli_adapt import lora, quantize
 from stepfuse.cli_analyze import analyze
 from stepfuse.cli_common import (
     Eta,
@@ -123,6 +124,8 @@ def sample(
 app.command()(interpolate)
 app.command()(analyze)
 app.command()(plan)
+app.command()(lora)
+app.command()(quantize)
 
 
 @app.command()

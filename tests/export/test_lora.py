@@ -17,9 +17,11 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
+from typer.testing import CliRunner
 
 import stepfuse as sf
 from stepfuse.bundle import write_bundle
+from stepfuse.cli import app
 from stepfuse.export import ExportError
 from stepfuse.export.graph import Input, export_onnx
 from stepfuse.export.lora import fuse_lora, lora_weights, unfuse_lora
@@ -460,3 +462,22 @@ def test_keys_without_a_known_prefix_are_the_denoisers(tmp_path):
     )
     [pair] = Lora.read(tmp_path / "a.safetensors").pairs
     assert (pair.part, pair.module, pair.scale) == ("denoiser", "mid_block_conv", 1.0)
+
+
+def test_the_command_fuses_and_takes_out(bundle, kohya, tmp_path):
+    def run(*arguments):
+        return CliRunner().invoke(app, ["lora", *map(str, arguments)])
+
+    fused = run(bundle.path, kohya, "-o", tmp_path / "fused", "--scale", "0.5")
+    assert fused.exit_code == 0, fused.output
+    assert fused.output.endswith("with kohya at 0.5\n")
+    assert digests(sf.Bundle.load(tmp_path / "fused")) == digests(
+        fuse_lora(bundle, kohya, tmp_path / "same", scale=0.5)
+    )
+    removed = run(tmp_path / "fused", "--remove", "-o", tmp_path / "fused", "--overwrite")
+    assert removed.exit_code == 0, removed.output
+    assert digests(sf.Bundle.load(tmp_path / "fused")) == digests(bundle)
+    for wrong in ((), (kohya, "--remove")):
+        refused = run(bundle.path, *wrong, "-o", tmp_path / "other")
+        assert refused.exit_code == 1
+        assert "give either a LoRA to fuse or --remove" in refused.output
