@@ -13,17 +13,18 @@ import mmap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from stepfuse.export.errors import ExportError
 
-Float = npt.NDArray[np.float32] | npt.NDArray[np.float16]
+Float = npt.NDArray[Any]  # float32 or float16
 
 TRANSPOSED = "stepfuse.transposed"  # key of a model's metadata
 
-_DTYPES = {1: np.dtype("<f4"), 10: np.dtype("<f2")}  # TensorProto.DataType
+_DTYPES: dict[int, np.dtype[Any]] = {1: np.dtype("<f4"), 10: np.dtype("<f2")}  # TensorProto.DataType
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types
 _MODEL_GRAPH, _MODEL_METADATA, _GRAPH_INITIALIZER = 7, 14, 5
 _DIMS, _DATA_TYPE, _FLOAT_DATA, _NAME, _RAW_DATA, _EXTERNAL_DATA = 1, 2, 4, 8, 9, 13
@@ -44,7 +45,7 @@ class Weight:
     name: str
     file: Path
     offset: int
-    dtype: np.dtype[np.float32] | np.dtype[np.float16]
+    dtype: np.dtype[Any]
     shape: tuple[int, ...]
 
     @property
@@ -142,7 +143,8 @@ def _varint(data: mmap.mmap, at: int) -> tuple[int, int]:
 def _weight(data: mmap.mmap, start: int, end: int, model: Path) -> Weight | None:
     """A tensor, if it is of a kind that can be changed in place."""
     dims: list[int] = []
-    name, dtype, values, outside = "", None, None, {}
+    outside: dict[str, str] = {}
+    name, dtype, values = "", None, None
     for number, at, stop in _fields(data, start, end):
         if number == _DIMS:
             # A dimension each, or all of them packed: both are varints in a row.

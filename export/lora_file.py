@@ -108,7 +108,7 @@ class Lora:
             raise ExportError(f"a LoRA must be a file, got {file}, which is not there")
         content = file.read_bytes()
         try:
-            tensors = dict(deserialize(content))
+            tensors = dict(deserialize(content))  # type: ignore[no-untyped-call]
             with safe_open(file, framework="numpy") as opened:
                 metadata = opened.metadata() or {}
         except SafetensorError as error:
@@ -159,7 +159,10 @@ def _refuse_others(file: Path, keys: Mapping[str, Any]) -> None:
 
 
 def _pairs(file: Path, tensors: Mapping[str, Any], scales: _Scales) -> tuple[tuple[Pair, ...], tuple[str, ...]]:
-    downs, ups, alphas, strays = {}, {}, {}, []
+    downs: dict[str, Any] = {}
+    ups: dict[str, Any] = {}
+    alphas: dict[str, Any] = {}
+    strays = []
     for key, tensor in tensors.items():
         for pattern, found in ((_DOWN, downs), (_UP, ups), (_ALPHA, alphas)):
             if match := pattern.fullmatch(key):
