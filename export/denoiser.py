@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from stepfuse.export.capture import evaluating
 from stepfuse.export.errors import ExportError
-from stepfuse.export.graph import Input, evaluating
+from stepfuse.export.inputs import Input
 
 try:
     import torch

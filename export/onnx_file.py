@@ -44,6 +44,7 @@ def write_onnx(model: ir.Model, path: Path, external: bool | None = None) -> tup
     if (free := shutil.disk_usage(path.parent).free) < weight_bytes:
         raise ExportError(_too_small(path, weight_bytes, f"{free / 1e9:.2f} GB are free"))
     files = [path, data] if external else [path]
+    fragments: list[tuple[bytes, ir.TensorProtocol | None]]
     try:
         if external:
             headers = _write_data(data, tensors)
@@ -71,7 +72,7 @@ def _named(name: str, value: ir.Value) -> ir.TensorProtocol:
 
 def _header(tensor: ir.TensorProtocol) -> onnx.TensorProto:
     """All of a tensor but its values."""
-    return onnx.TensorProto(name=tensor.name, data_type=int(tensor.dtype), dims=[int(size) for size in tensor.shape])
+    return onnx.TensorProto(name=tensor.name, data_type=int(tensor.dtype), dims=tensor.shape.numpy())
 
 
 def _write_data(data: Path, tensors: list[ir.TensorProtocol]) -> list[onnx.TensorProto]:

@@ -125,14 +125,16 @@ def _halve(value: ir.Value) -> None:
         return ir.tensor(half)
 
     read: Callable[[], ir.TensorProtocol] = rounded
-    value.const_value = ir.LazyTensor(read, dtype=ir.DataType.FLOAT16, shape=ir.Shape(tensor.shape), name=value.name)
+    value.const_value = ir.LazyTensor(
+        read, dtype=ir.DataType.FLOAT16, shape=ir.Shape(tensor.shape.numpy()), name=value.name
+    )
     value.dtype = ir.DataType.FLOAT16
 
 
 def _retype(node: ir.Node) -> None:
     """Operators that are told which type to give."""
     name = _TYPE_ATTRIBUTES.get(node.op_type)
-    if name in node.attributes and node.attributes[name].as_int() == ir.DataType.FLOAT:
+    if name is not None and name in node.attributes and node.attributes[name].as_int() == ir.DataType.FLOAT:
         node.attributes[name] = ir.AttrInt64(name, int(ir.DataType.FLOAT16))
     if node.op_type == "ConstantOfShape":
         fill = node.attributes["value"].as_tensor().numpy() if "value" in node.attributes else np.zeros(1, np.float32)

@@ -16,7 +16,8 @@ from stepfuse.bundle import DENOISER, Bundle, ModelInfo, write_bundle
 from stepfuse.cond import CondInput
 from stepfuse.export.denoiser import PREDICTION, SAMPLE, TIMESTEP, Denoiser, check_module
 from stepfuse.export.errors import ExportError
-from stepfuse.export.graph import Input, Report, export_onnx, first_sizes
+from stepfuse.export.graph import Report, export_onnx
+from stepfuse.export.inputs import Input, first_sizes
 from stepfuse.export.validate import TOLERANCES, require_trials, validate
 from stepfuse.schedule import NoiseSchedule
 

@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
+from stepfuse.export.capture import evaluating
 from stepfuse.export.errors import ExportError
-from stepfuse.export.graph import Input, evaluating
+from stepfuse.export.inputs import Input
 
 try:
     import torch
