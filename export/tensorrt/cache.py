@@ -153,11 +153,14 @@ def _sized(profile: Profile, bundle: Bundle, network: str) -> Profile:
     """A profile with the bundle's own size where it tells none, and with none for a network that takes no picture."""
     if network == TEXT_ENCODER:
         return replace(profile, sizes=None)
+    multiple = bundle.pipeline.size_multiple if bundle.pipeline else 1
+    if uneven := [side for size in profile.sizes or () for side in size if side % multiple]:
+        raise ExportError(f"sizes must be multiples of {multiple} pixels for {bundle.name}, got {uneven[0]}")
     if profile.sizes is not None or len(bundle.info.shape) != 3:
         return profile
     cell = bundle.pipeline.pixels_per_latent if bundle.pipeline else 1
-    height, width = (side * cell for side in bundle.info.shape[1:])
-    return replace(profile, sizes=((height, width),) * 3)
+    _, height, width = bundle.info.shape
+    return replace(profile, sizes=((width * cell, height * cell),) * 3)
 
 
 def _store(bundle: Bundle, cache: str | os.PathLike[str] | None) -> PlanStore:

@@ -20,7 +20,7 @@ class Profile:
 
     Attributes:
         rows: Rows of a forward, as (min, opt, max); a guided sample takes two.
-        sizes: Heights and widths of pictures in pixels, as three pairs; None: the bundle's own.
+        sizes: Widths and heights of pictures in pixels, as three pairs; None: the bundle's own.
         shapes: For an input that neither rows nor sizes explain: its shapes by name, as (min, opt, max).
     """
 
@@ -41,7 +41,7 @@ class Profile:
 
     @classmethod
     def of(cls, rows: str, sizes: str | None = None) -> Profile:
-        """From texts such as ``1,2,8`` and ``512x512,512x768,1024x1024`` (height x width); one stands for all three.
+        """From texts such as ``1,2,8`` and ``512x512,768x512,1024x1024`` (width x height); one stands for all three.
 
         Raises:
             ValueError: If a text is not so.
@@ -49,7 +49,7 @@ class Profile:
         if not re.fullmatch(r"\d+(,\d+,\d+)?", rows):
             raise ValueError(f"rows must be as 8 or 1,2,8, got {rows!r}")
         if sizes is not None and not re.fullmatch(r"\d+x\d+(,\d+x\d+,\d+x\d+)?", sizes):
-            raise ValueError(f"sizes must be as 512x512 or 512x512,512x768,1024x1024, got {sizes!r}")
+            raise ValueError(f"sizes must be as 512x512 or 512x512,768x512,1024x1024, got {sizes!r}")
         counts = [int(one) for one in rows.split(",")]
         pairs = [tuple(map(int, one.split("x"))) for one in sizes.split(",")] if sizes else None
         return cls(
@@ -88,7 +88,8 @@ class Profile:
         if size is not None and len(dims) == 4 and (name in (*PIXELS, *CELLS) or -1 in dims[2:]):
             if uneven := [side for side in size if side % pixels_per_cell]:
                 raise ExportError(f"sizes must be multiples of {pixels_per_cell} pixels, got {uneven[0]}")
-            shape = (*shape[:2], *(side // pixels_per_cell for side in size))
+            width, height = (side // pixels_per_cell for side in size)
+            shape = (*shape[:2], height, width)
         if -1 in shape:
             missing = "sizes" if len(dims) == 4 and size is None else f"shapes={{{name!r}: (min, opt, max)}}"
             raise ExportError(f"{name}: shape {_text(dims)} is dynamic beyond its rows: give {missing}")

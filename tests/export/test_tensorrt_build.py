@@ -1,6 +1,7 @@
 """Real plans of real networks, built without a GPU: each parses, builds, and keeps its types."""
 
 import json
+import math
 
 import ml_dtypes
 import numpy as np
@@ -82,7 +83,7 @@ def exported(request, tmp_path_factory):
     module, inputs, sizes = make()
     file = tmp_path_factory.mktemp(request.param) / "network.onnx"
     export_onnx(module, file, inputs, ["out"], sizes=sizes, precision=precision)
-    return file, Profile(rows=(1, 2, 4), sizes=((16, 16), (16, 24), (32, 32)) if sizes else None), precision
+    return file, Profile(rows=(1, 2, 4), sizes=((16, 16), (24, 16), (32, 32)) if sizes else None), precision
 
 
 def build(onnx_file, profile=Profile(), target=ADA, **options):  # noqa: B008
@@ -101,6 +102,19 @@ def test_a_float16_file_is_a_float16_plan_and_a_float32_file_is_none(exported):
     else:
         with pytest.raises(ExportError, match=r"Turing.*FP32 GEMM is not supported"):
             build(file, profile, TURING)
+
+
+def test_every_parameter_can_be_refitted_by_its_name_in_the_file(exported):
+    file, _, _ = exported
+    trt = find_library("tensorrt_rtx").module
+    logger = logger_for(trt)
+    builder = trt.Builder(logger)
+    network = parse(trt, builder, file, logger)
+    floats = TensorProto.FLOAT, TensorProto.FLOAT16
+    sizes = {one.name: math.prod(one.dims) for one in onnx.load(file).graph.initializer if one.data_type in floats}
+    parameters = [name for name, size in sizes.items() if name.endswith(("weight", "bias")) and size > 0]
+    assert len(parameters) > 20
+    assert [name for name in parameters if not network.mark_weights_refittable(name)] == []
 
 
 def _typed(path, kind):

@@ -23,6 +23,7 @@ from stepfuse.export.tensorrt import (
     plan_for,
     remove_plans,
 )
+from stepfuse.pipeline.info import PipelineInfo
 
 TARGET = Target(("8.9",))
 RTX = find_library("tensorrt_rtx")
@@ -347,6 +348,19 @@ def test_a_full_disk_leaves_the_bundle_whole(bundle, monkeypatch):
 def test_a_network_that_is_not_in_the_bundle_is_refused(bundle):
     with pytest.raises(ExportError, match=r"network must be one of denoiser\.onnx, got 'vae_decoder\.onnx'"):
         plan_for(bundle, "vae_decoder.onnx", target=TARGET)
+
+
+def test_the_bundles_own_size_is_taken_and_another_refused(bundle):
+    width, height = support.SHAPE[2], support.SHAPE[1]
+    assert plan_for(bundle, target=TARGET).key.profiles[0].sizes == ((width, height),) * 3
+    with pytest.raises(ExportError, match=r"sample: the network takes shape \(\?, 1, 4, 5\), got \(1, 1, 5, 4\)"):
+        plan_for(bundle, target=TARGET, profiles=[Profile(sizes=((height, width),) * 3)])
+
+
+def test_sizes_are_multiples_of_the_pipelines(bundle):
+    pipeline = PipelineInfo("Tiny", pixels_per_latent=2, size_multiple=4)
+    with pytest.raises(ExportError, match="sizes must be multiples of 4 pixels for tiny, got 10"):
+        plan_for(replace(bundle, pipeline=pipeline), target=TARGET, profiles=[Profile(sizes=((8, 10),) * 3)])
 
 
 def test_without_a_gpu_the_target_must_be_named(bundle, monkeypatch):

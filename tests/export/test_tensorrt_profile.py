@@ -6,7 +6,7 @@ from stepfuse.export import ExportError
 from stepfuse.export.tensorrt import Options, Profile, Target
 
 LATENT = (-1, 4, -1, -1)
-SIZES = ((256, 256), (512, 768), (1024, 1024))
+SIZES = ((256, 256), (768, 512), (1024, 1024))  # (width, height)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_a_profile_ascends(arguments, message):
 def test_a_profile_is_read_from_text():
     assert Profile.of("8") == Profile(rows=(8, 8, 8))
     assert Profile.of("1,2,8", "64x32") == Profile(rows=(1, 2, 8), sizes=((64, 32),) * 3)
-    assert Profile.of("1,2,8", "256x256,512x768,1024x1024") == Profile(rows=(1, 2, 8), sizes=SIZES)
+    assert Profile.of("1,2,8", "256x256,768x512,1024x1024") == Profile(rows=(1, 2, 8), sizes=SIZES)
 
 
 @pytest.mark.parametrize(("rows", "sizes"), [("", None), ("1,2", None), ("-1", None), ("1", "64"), ("1", "64x64,8x8")])
