@@ -5,6 +5,8 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
+
 # Without a GPU the Triton kernels run in its interpreter, which has to be chosen before anything imports Triton, and
 # diffusers does. With a GPU the same tests run what is compiled; TRITON_INTERPRET=1 asks for the interpreter there.
 if not Path("/dev/nvidiactl").exists():
@@ -28,3 +30,20 @@ _load("tiny_pipelines", "export")
 import stepfuse.engine  # noqa: E402
 
 stepfuse.engine.CHECK_INVARIANTS = True
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory):
+    """``exported(name)``: the bundle of a tiny pipeline, exported once."""
+    made = {}
+
+    def export(name):
+        if name not in made:
+            from stepfuse.export import from_diffusers
+
+            folder = tmp_path_factory.mktemp("exported")
+            source = sys.modules["tiny_pipelines"].save_tiny(name, folder / name)
+            made[name] = from_diffusers(source, folder / "bundle")
+        return made[name]
+
+    return export
