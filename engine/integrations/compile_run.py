@@ -28,9 +28,10 @@ class CallersThread(Service):
         self._compiler = Compiler(info)
 
     def requests(self, n: int, table: StepTable, **conditions: Any) -> list[SampleRequest]:
-        """``n`` samples of a table; ``cond`` and ``negative_cond`` as in ``Engine.sample``."""
+        """``n`` samples of a table; ``cond`` and ``negative_cond`` as in ``Engine.sample``, by name."""
+        told: dict[str, Any] = {"cond": None, **{name: value or None for name, value in conditions.items()}}
         rest: dict[str, Any] = dict.fromkeys(("sampler", "steps", "guidance_scale", "eta"))
-        return resolve(self._compiler, n, table=table, seed=0, options={}, **conditions, **rest)
+        return resolve(self._compiler, n, table=table, seed=0, options={}, **told, **rest)
 
     def _start(self) -> None:
         self._drive()

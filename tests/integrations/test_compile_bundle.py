@@ -1,0 +1,105 @@
+"""Compiled pipelines whose network is a bundle's denoiser in ONNX Runtime, against diffusers on torch."""
+
+import numpy as np
+import pytest
+import tolerances
+
+diffusers = pytest.importorskip("diffusers", reason="diffusers needs Python 3.11")
+
+import tiny_pipelines  # noqa: E402
+import torch  # noqa: E402
+
+import stepfuse as sf  # noqa: E402
+from stepfuse.export import to_bundle  # noqa: E402
+from stepfuse.integrations.diffusers import compile  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+TEXT = {"encoder_hidden_states": sf.CondInput(dtype="float32", shape=(tiny_pipelines.LENGTH, 16), null=0.0)}
+CLASS = {"class_labels": sf.CondInput(dtype="int64", null=1000)}
+SCHEDULE = sf.NoiseSchedule.scaled_linear()
+
+
+class FirstHalf(torch.nn.Module):
+    """A transformer without the variance that it learned."""
+
+    def __init__(self, transformer):
+        super().__init__()
+        self.transformer = transformer
+
+    def forward(self, x, t, class_labels):
+        return self.transformer(x, timestep=t, class_labels=class_labels).sample.chunk(2, dim=1)[0]
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """Pairs of a pipeline and the same with its network in a bundle, by name."""
+    torch.set_num_threads(1)
+    folder, pairs = tmp_path_factory.mktemp("bundles"), {}
+    networks = {
+        "DDIMPipeline": ("unet", (3, 16, 16), {}),
+        "DiTPipeline": ("transformer", (4, 8, 8), CLASS),
+        "StableDiffusionPipeline": ("unet", (4, 8, 8), TEXT),
+    }
+    for name, (component, shape, cond) in networks.items():
+        pipe = tiny_pipelines.tiny_pipeline(name)
+        network = getattr(pipe, component)
+        network = FirstHalf(network) if name == "DiTPipeline" else network
+        to_bundle(network, shape=shape, schedule=SCHEDULE, cond=cond, out=folder / name)
+        pairs[name] = pipe, compile(pipe, bundle=folder / name)
+    return pairs
+
+
+CALLS = {
+    "DDIMPipeline": {"batch_size": 3},
+    "DiTPipeline": {"class_labels": [3, 700]},
+    "StableDiffusionPipeline": {"prompt": tiny_pipelines.PROMPTS, "negative_prompt": ["grey", "dog"]},
+}
+
+
+def draw(pipe, given, **changes):
+    seeded = {"generator": torch.Generator().manual_seed(3), "num_inference_steps": 4, "output_type": "np"}
+    return pipe(**{**given, **seeded, **changes}).images
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_images_are_diffusers(name, compiled):
+    pipe, ours = compiled[name]
+    guided = {} if name == "DDIMPipeline" else {"guidance_scale": 1.0}
+    want = draw(pipe, CALLS[name])
+    assert np.abs(draw(ours, CALLS[name]) - want).max() < tolerances.COMPILED
+    unguided = draw(ours, CALLS[name], **guided)
+    assert np.abs(unguided - draw(pipe, CALLS[name], **guided)).max() < tolerances.COMPILED
+
+
+def test_the_pipeline_s_own_network_does_not_run(compiled):
+    pipe, ours = compiled["StableDiffusionPipeline"]
+    handle = pipe.unet.register_forward_hook(lambda *_: pytest.fail("it has run"))
+    draw(ours, CALLS["StableDiffusionPipeline"])
+    handle.remove()
+
+
+def test_prompts_may_change_during_a_run(compiled):
+    def negated(pipe, step, timestep, tensors):
+        return {"prompt_embeds": -tensors["prompt_embeds"]} if step == 1 else {}
+
+    (pipe, ours), given = compiled["StableDiffusionPipeline"], CALLS["StableDiffusionPipeline"]
+    callback = {"callback_on_step_end": negated, "callback_on_step_end_tensor_inputs": ["prompt_embeds"]}
+    want, got = (draw(one, given, **callback, output_type="latent", guidance_scale=50.0) for one in (pipe, ours))
+    unchanged = draw(ours, given, output_type="latent", guidance_scale=50.0)
+    assert (got - want).abs().max() < tolerances.COMPILED * want.abs().max()
+    assert (unchanged - want).abs().max() > 10 * tolerances.COMPILED * want.abs().max()
+
+
+def test_a_bundle_of_another_pipeline_is_refused(compiled, tmp_path):
+    (pipe, _), (_, other) = compiled["StableDiffusionPipeline"], compiled["DiTPipeline"]
+    path = other._stepfuse.network._bundle.path
+    wrong = compile(pipe, bundle=path)
+    message = "must take what the pipeline tells its network, encoder_hidden_states, got class_labels"
+    with pytest.raises(ValueError, match=message):
+        draw(wrong, CALLS["StableDiffusionPipeline"])
+    velocity = compile(tiny_pipelines.tiny_pipeline("StableDiffusionPipeline-v"), bundle=path)
+    with pytest.raises(ValueError, match="prediction_type must be the scheduler's, 'v_prediction', got 'epsilon'"):
+        draw(velocity, CALLS["StableDiffusionPipeline"])
+    with pytest.raises(sf.BundleError, match="no-such-bundle"):
+        compile(pipe, bundle=tmp_path / "no-such-bundle")
