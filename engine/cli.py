@@ -27,6 +27,7 @@ from stepfuse.cli_common import (
     plain_errors,
     say,
 )
+from stepfuse.cli_export import export
 from stepfuse.cli_interpolate import interpolate
 from stepfuse.cli_plan import plan
 from stepfuse.cli_prompt import begin_with, describe_pipeline, pictures_of, require_prompt, sample_prompt
@@ -123,6 +124,7 @@ def sample(
 
 app.command()(interpolate)
 app.command()(analyze)
+app.command()(export)
 app.command()(plan)
 app.command()(lora)
 app.command()(quantize)
@@ -200,7 +202,8 @@ def _save_grid(
 
 
 def _describe_input(spec: sf.CondInput) -> str:
-    names = f": {', '.join(spec.names)}" if spec.names else ""
+    shown = (*spec.names[:20], "...") if len(spec.names) > 20 else spec.names
+    names = f", {len(spec.names)} classes: {', '.join(shown)}" if spec.names else ""
     return f"{spec.dtype} {spec.shape or 'a number'}, null {spec.null}{names}"
 
 

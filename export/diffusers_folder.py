@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
@@ -28,7 +28,7 @@ except ImportError as error:
 
 from stepfuse.export.graph import OPSETS, Report, export_onnx
 from stepfuse.export.pipelines.folder import Folder
-from stepfuse.export.pipelines.parts import DENOISER, Part, Plan
+from stepfuse.export.pipelines.parts import Part, Plan
 from stepfuse.export.pipelines.scheduler import read_settings
 from stepfuse.export.precision import PRECISIONS
 from stepfuse.export.validate import validate

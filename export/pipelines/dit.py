@@ -6,7 +6,7 @@ from collections import Counter
 from typing import Any
 
 from stepfuse.cond import CondInput
-from stepfuse.export.graph import Input
+from stepfuse.export.inputs import Input
 from stepfuse.export.pipelines.folder import Config, Folder
 from stepfuse.export.pipelines.parts import DENOISER, PREDICTION, SAMPLE, TIMESTEP, Part, Plan
 from stepfuse.export.pipelines.size import Size, own_size

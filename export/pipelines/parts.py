@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from stepfuse.cond import CondInput
-from stepfuse.export.graph import Input
+from stepfuse.export.inputs import Input
 from stepfuse.pipeline.info import PipelineInfo
 
 if TYPE_CHECKING:

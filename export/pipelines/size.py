@@ -26,13 +26,17 @@ def own_size(config: Config, size: Size, multiple: int, *, cell: int = 1, fixed:
     if size is not None and not fixed:
         for name, side in zip(("width", "height"), size, strict=True):
             if side < 1 or side % (multiple * cell):
-                raise ExportError(f"size: {name} must be a multiple of {multiple * cell} pixels for this model, got {side}")
+                raise ExportError(
+                    f"size: {name} must be a multiple of {multiple * cell} pixels for this model, got {side}"
+                )
         return size[1] // cell, size[0] // cell
     if given is None:
         raise ExportError(f"{config.name}: sample_size is not stated: give the size in pixels with size=")
     height, width = (int(side) for side in (given if isinstance(given, list | tuple) else (given, given)))
     if size is not None and size != (width * cell, height * cell):
-        raise ExportError(f"size must be {width * cell} x {height * cell}, all that this model draws, got {size[0]} x {size[1]}")
+        raise ExportError(
+            f"size must be {width * cell} x {height * cell}, all that this model draws, got {size[0]} x {size[1]}"
+        )
     if height < 1 or width < 1 or height % multiple or width % multiple:
         raise ExportError(f"{config.name}: sample_size must be multiples of {multiple}, got {given}")
     return height, width

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from stepfuse.cond import CondInput
-from stepfuse.export.graph import Input
+from stepfuse.export.inputs import Input
 from stepfuse.export.pipelines.folder import Folder
 from stepfuse.export.pipelines.parts import DENOISER, PREDICTION, Part, Plan, sample_inputs, trial_sizes
 from stepfuse.export.pipelines.size import Size, own_size
@@ -70,9 +70,7 @@ def plan(folder: Folder, size: Size) -> Plan:
     )
     return Plan(
         shape,
-        PipelineInfo(
-            folder.class_name, (encoder.prompt,), pixels_per_latent=cell, size_multiple=cell * multiple
-        ),
+        PipelineInfo(folder.class_name, (encoder.prompt,), pixels_per_latent=cell, size_multiple=cell * multiple),
         [text_part([encoder], LastState, [TEXT]), denoiser, *vae_parts(vae, shape)],
         {TEXT: CondInput("float32", text, null=0.0)},
         {"steps": 50, "guidance_scale": 7.5},

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from stepfuse.cond import CondInput
-from stepfuse.export.graph import Input
+from stepfuse.export.inputs import Input
 from stepfuse.export.pipelines.folder import Folder
 from stepfuse.export.pipelines.parts import DENOISER, PREDICTION, Part, Plan, sample_inputs, trial_sizes
 from stepfuse.export.pipelines.size import Size, own_size
@@ -49,8 +49,8 @@ class Denoiser(torch.nn.Module):
 def _crop(embedding: Any, height: int, width: int) -> torch.Tensor:
     """The middle of the position embeddings for a sample of this size, as diffusers' own ``cropped_pos_embed``.
 
-    That begins at ``(most - rows) // 2``, which torch rewrites to divide ``-rows``; but what it exports rounds quotients
-    towards zero. Here no dividend is negative.
+    That begins at ``(most - rows) // 2``, which torch rewrites to divide ``-rows``; but what it exports rounds
+    quotients towards zero. Here no dividend is negative.
     """
     most, patch = embedding.pos_embed_max_size, embedding.patch_size
     rows, columns = height // patch, width // patch
@@ -92,7 +92,7 @@ def plan(folder: Folder, size: Size) -> Plan:
     for one in encoders[2:]:
         one.config.require("d_model", f"{width}, the transformer's joint_attention_dim", lambda value: value == width)
     widths = sum(one.config.number("hidden_size") for one in encoders[:2])
-    config.require("joint_attention_dim", f"at least {widths}, the width of CLIP's states", lambda value: value >= widths)
+    config.require("joint_attention_dim", f"at least {widths}, CLIP's width", lambda value: value >= widths)
     projected = sum(one.config.number("projection_dim") for one in encoders[:2])
     config.require("pooled_projection_dim", f"{projected}, CLIP's", lambda value: value == projected)
     channels, patch, cell = config.number("in_channels"), config.number("patch_size"), pixels_per_latent(vae)

@@ -1,11 +1,11 @@
-"""``StableDiffusionXLPipeline`` (Podell et al., 2023): two text encoders, and a UNet that is told the picture's size."""
+"""``StableDiffusionXLPipeline`` (Podell et al., 2023): two text encoders, a UNet that is told the picture's size."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from stepfuse.cond import CondInput
-from stepfuse.export.graph import Input
+from stepfuse.export.inputs import Input
 from stepfuse.export.pipelines.folder import Folder
 from stepfuse.export.pipelines.parts import DENOISER, PREDICTION, Part, Plan, sample_inputs, trial_sizes
 from stepfuse.export.pipelines.size import Size, own_size

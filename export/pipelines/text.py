@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stepfuse.export.graph import Input
+from stepfuse.export.inputs import Input
 from stepfuse.export.pipelines.folder import Config, Folder
 from stepfuse.export.pipelines.parts import Part
 from stepfuse.export.pipelines.tokenizer import read_tokenizer

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from stepfuse.export.graph import Input
+from stepfuse.export.inputs import Input
 from stepfuse.export.pipelines.folder import Config, Folder
 from stepfuse.export.pipelines.parts import Part
 from stepfuse.pipeline.info import VAE_DECODER, VAE_ENCODER
