@@ -23,7 +23,7 @@ except ImportError as error:
 if TYPE_CHECKING:
     import os
 
-_LARGE = 200_000_000  # bytes of a graph that is run with one copy of its weights; smaller ones as an engine runs them
+_LARGE = 100_000_000  # bytes of a graph that is run with one copy of its weights; smaller ones as an engine runs them
 
 #: Worst error of an output relative to its largest magnitude. Float32: two libraries add up the same products in
 #: another order, through a hundred layers. Float16: each of these rounds to eleven bits, 5e-4.
