@@ -19,7 +19,16 @@ from harness import arguments
 from report import RESULTS, Target, targets_table
 from rich.console import Console
 
-BENCHMARKS = ("step_cpu", "diffusers_step", "step_bandwidth", "loop_overhead", "end_to_end", "cold_start", "simulate")
+BENCHMARKS = (
+    "step_cpu",
+    "diffusers_step",
+    "step_bandwidth",
+    "loop_overhead",
+    "end_to_end",
+    "pipeline_latency",
+    "cold_start",
+    "simulate",
+)
 RUN_A_MODEL = ("end_to_end", "cold_start", "simulate")
 
 

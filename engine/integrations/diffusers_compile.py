@@ -7,59 +7,38 @@ import os
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import wraps
 from typing import Any
 
-import numpy as np
-import torch
 from diffusers import DiffusionPipeline
-from diffusers.utils.torch_utils import randn_tensor
 
+from stepfuse.integrations.compile_loop import Family, Loop
 from stepfuse.integrations.compile_network import BundleNetwork, TorchNetwork
-from stepfuse.integrations.compile_run import Run, States
-from stepfuse.integrations.compile_standin import NetworkStandIn, SchedulerStandIn, Told
-from stepfuse.integrations.compile_table import begun, settings_of, table_of
+from stepfuse.integrations.compile_table import settings_of
 
-
-@dataclass(frozen=True)
-class _Family:
-    """What pipelines of one kind do alike.
-
-    Attributes:
-        network: The component that predicts.
-        told_first: Whether the rows with the condition come before those without.
-        doubled: Whether the scheduler steps both of these.
-    """
-
-    network: str = "unet"
-    told_first: bool = False
-    doubled: bool = False
-
-
-_FAMILIES: Mapping[str, _Family] = {
-    "DDPMPipeline": _Family(),
-    "DDIMPipeline": _Family(),
-    "DiTPipeline": _Family("transformer", told_first=True, doubled=True),
-    "StableDiffusionPipeline": _Family(),
-    "StableDiffusionImg2ImgPipeline": _Family(),
-    "StableDiffusionXLPipeline": _Family(),
-    "StableDiffusionXLImg2ImgPipeline": _Family(),
-    "StableDiffusion3Pipeline": _Family("transformer"),
-    "StableDiffusion3Img2ImgPipeline": _Family("transformer"),
+_FAMILIES: Mapping[str, Family] = {
+    "DDPMPipeline": Family(),
+    "DDIMPipeline": Family(),
+    "DiTPipeline": Family("transformer", told_first=True, doubled=True),
+    "StableDiffusionPipeline": Family(),
+    "StableDiffusionImg2ImgPipeline": Family(),
+    "StableDiffusionXLPipeline": Family(),
+    "StableDiffusionXLImg2ImgPipeline": Family(),
+    "StableDiffusion3Pipeline": Family("transformer"),
+    "StableDiffusion3Img2ImgPipeline": Family("transformer"),
 }
 
 
 def compile(pipe: Any, *, bundle: str | os.PathLike[str] | None = None) -> Any:
     """The same pipeline with its denoising loop run by the engine.
 
-    Its call takes and returns what it did: the pipeline's own code checks, encodes, noises, calls back and decodes; one
-    fused step takes the place of the copies, the guidance and the scheduler's step between two forwards. The scheduler
-    is read at each call, so that it may be changed or replaced; noise that its steps add is drawn from the call's
+    Its call takes and returns what it did: the pipeline's own code checks, encodes, noises, calls back and decodes; the
+    fused step makes the network's inputs and takes the place of guidance and the scheduler's step. The scheduler is
+    read at each call, so that it may be changed or replaced; noise that its steps add is drawn from the call's
     generators as diffusers draws it. States are kept in float32, whatever the network's precision.
 
     Args:
-        pipe: A pipeline of diffusers, of one of the classes that ``pipe`` is named after in the error that others get.
+        pipe: A pipeline of diffusers: DDPM, DDIM, DiT, Stable Diffusion 1, 2, XL and 3, these also from image to image.
             It is left as it is; the result shares its components.
         bundle: A bundle that was exported from the pipeline: its denoiser, in ONNX Runtime, then predicts in place of
             the pipeline's module.
@@ -107,7 +86,7 @@ class _Compiled:
 class _State:
     """What a compiled pipeline keeps from call to call."""
 
-    def __init__(self, family: _Family, network: TorchNetwork | BundleNetwork) -> None:
+    def __init__(self, family: Family, network: TorchNetwork | BundleNetwork) -> None:
         self.family = family
         self.network = network
         self._lock = threading.RLock()
@@ -123,7 +102,7 @@ class _State:
             name = self.family.network
             components = {name: getattr(pipe, name), "scheduler": pipe.scheduler}
             settings_of(pipe.scheduler)  # refused before anything is encoded
-            loop = _Loop(self, pipe, bound.arguments)
+            loop = Loop(self.family, self.network, pipe, bound.arguments)
             pipe.__dict__.update({name: loop.network, "scheduler": loop.scheduler})  # not a change of its configuration
             self._drawing = True
             try:
@@ -132,129 +111,3 @@ class _State:
                 self._drawing = False
                 pipe.__dict__.update(components)
                 loop.stop()
-
-
-class _Loop:
-    """The loop of one call."""
-
-    def __init__(self, state: _State, pipe: Any, arguments: Mapping[str, Any]) -> None:
-        self._state = state
-        self._pipe = pipe
-        self._arguments = arguments
-        self._module, self._real = getattr(pipe, state.family.network), pipe.scheduler
-        self.network = NetworkStandIn(self._module)
-        self.scheduler = SchedulerStandIn(pipe.scheduler, self._step)
-        self._row: int | None = None
-        self._run: Run | None = None
-        self._run_is: tuple[Any, ...] = ()
-        self._after: tuple[torch.Tensor, int] | None = None
-
-    def stop(self) -> None:
-        """Ends the run, and lets go of what it was told."""
-        if self._run is not None:
-            self._run.stop()
-        self._state.network.forget()
-
-    def _step(
-        self,
-        timestep: Any,
-        sample: torch.Tensor,
-        *,
-        eta: float = 0.0,
-        use_clipped_model_output: bool | None = False,
-        generator: Any = None,
-        **options: Any,
-    ) -> torch.Tensor:
-        given = [name for name, value in options.items() if value]
-        if given:
-            raise ValueError(f"the scheduler's step must be left without {', '.join(given)}: call pipe.original")
-        told = self.network.take()
-        images = told.rows // 2 if self._state.family.doubled and self._scale() > 1 else len(sample)
-        guided = told.rows > images
-        self._row = self._first(timestep) if self._row is None else self._row + 1
-        facts = (*self._guidance(guided), told.rows, float(eta or 0.0), bool(use_clipped_model_output))
-        if self._run is None or self._run_is[:-1] != facts or self._run_is[-1] != told:
-            self._begin(facts, told, sample[:images], guided)
-        assert self._run is not None
-        if self._changed(sample):
-            self._run.x[...] = _states(sample[:images])
-        self._run.step()
-        self._add_noise(self._run.x, sample, generator, eta)
-        after = torch.from_numpy(self._run.x.copy()).to(sample)
-        after = torch.cat([after] * (len(sample) // images)) if len(sample) > images else after
-        self._after = after, _version(after)
-        return after
-
-    def _begin(self, facts: tuple[Any, ...], told: Told, sample: torch.Tensor, guided: bool) -> None:
-        scale, rescale, _, eta, clipped = facts
-        table = table_of(
-            self._real,
-            self.scheduler.custom,
-            guidance_scale=scale,
-            guidance_rescale=rescale,
-            eta=eta,
-            clipped_eps=clipped,
-        )
-        if (table["s"] != 1).any() and not self.scheduler.scales:
-            raise ValueError(
-                f"{type(self._pipe).__name__} does not scale its network's inputs as {type(self._real).__name__} asks:"
-                " take DDIMScheduler, DDPMScheduler, or another that does not"
-            )
-        if self._run is not None:
-            if table.uses_history:
-                raise ValueError(
-                    f"guidance and prompts must stay as they are during a run of {type(self._real).__name__}, whose"
-                    " steps build on the steps before: change them with another scheduler, or call pipe.original"
-                )
-            self._run.stop()
-        assert self._row is not None
-        table, self._noise = begun(table, self._row)
-        self._begun_at = self._row
-        network, images, rows = self._state.network, len(sample), np.arange(told.rows)
-        halves = 2 if getattr(self._module.config, "out_channels", None) == 2 * sample.shape[1] else 1
-        network.tell(self._module, told, halves)
-        service = network.service(tuple(sample.shape[1:]), told.rows, settings_of(self._real))
-        conditions: dict[str, Any] = {"cond": network.conditions(told, rows[:images])}
-        if guided:
-            first, second = (network.conditions(told, half) for half in (rows[:images], rows[images:]))
-            cond, negative = (first, second) if self._state.family.told_first else (second, first)
-            conditions = {"cond": cond, "negative_cond": negative}
-        self._run = Run(service, service.requests(images, table, **conditions), _states(sample).copy())
-        self._run_is = (*facts, told)
-
-    def _first(self, timestep: Any) -> int:
-        """The row that a run begins with: image-to-image leaves out the noisiest."""
-        begin = getattr(self._real, "begin_index", None)
-        if begin is not None:
-            return int(begin)
-        return int((self._real.timesteps.cpu() == torch.as_tensor(timestep).cpu()).nonzero()[0, 0])
-
-    def _scale(self) -> float:
-        return float(getattr(self._pipe, "guidance_scale", self._arguments.get("guidance_scale", 1.0)))
-
-    def _guidance(self, guided: bool) -> tuple[float, float]:
-        rescale = float(getattr(self._pipe, "guidance_rescale", 0.0) or 0.0)
-        return (self._scale(), rescale) if guided else (1.0, 0.0)
-
-    def _changed(self, sample: torch.Tensor) -> bool:
-        """Whether a callback has changed what the last step returned."""
-        after, version = self._after or (sample, _version(sample))
-        return sample is not after or _version(sample) != version
-
-    def _add_noise(self, x: States, sample: torch.Tensor, generator: Any, eta: float) -> None:
-        """What the step adds, drawn as diffusers' schedulers draw it, also where they multiply it by 0."""
-        assert self._row is not None
-        scale = self._noise[self._row - self._begun_at]
-        always = eta if type(self._real).__name__ == "DDIMScheduler" else self._noise.any()
-        if scale or (always and type(self._real).__name__ in ("DDIMScheduler", "EulerAncestralDiscreteScheduler")):
-            drawn = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=sample.dtype)
-            x += scale * _states(drawn[: len(x)])
-
-
-def _states(sample: torch.Tensor) -> States:
-    states: States = sample.detach().float().cpu().contiguous().numpy()
-    return states
-
-
-def _version(tensor: torch.Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version

@@ -140,13 +140,23 @@ def test_arguments_mean_what_they_mean(name, kind, config, given, pipelines):
     same(pipe, **arguments(name, **given))
 
 
-@pytest.mark.parametrize("kind", ["DDIMScheduler", "DPMSolverMultistepScheduler", "HeunDiscreteScheduler"])
-def test_image_to_image(kind, pipelines):
-    parts = pipelines("StableDiffusionPipeline", scheduler(kind, **STABLE)).components
-    pipe = diffusers.StableDiffusionImg2ImgPipeline(**parts, requires_safety_checker=False)
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("StableDiffusion", "DDIMScheduler"),
+        ("StableDiffusion", "DPMSolverMultistepScheduler"),
+        ("StableDiffusion", "HeunDiscreteScheduler"),
+        ("StableDiffusionXL", "EulerDiscreteScheduler"),
+        ("StableDiffusion3", None),
+    ],
+)
+def test_image_to_image(name, kind, pipelines):
+    parts = pipelines(f"{name}Pipeline", kind and scheduler(kind, **STABLE)).components
+    extra = {"requires_safety_checker": False} if name == "StableDiffusion" else {}
+    pipe = getattr(diffusers, f"{name}Img2ImgPipeline")(**parts, **extra)
     pipe.set_progress_bar_config(disable=True)
     given = {"prompt": PROMPTS, "image": IMAGE, "num_inference_steps": 8, "output_type": "np"}
-    assert np.abs(same(pipe, **given, strength=0.5) - same(pipe, **given, strength=0.9)).max() > 0.01
+    assert distance(same(pipe, **given, strength=0.5), same(pipe, **given, strength=0.9)) > 0.01
 
 
 def test_the_result_is_a_pipeline_of_the_same_class(pipelines, tmp_path):
