@@ -23,7 +23,7 @@ from stepfuse.pipeline.prompts import PromptEncoder
 from stepfuse.pipeline.size import pixels_of, rows_for, sample_shape
 from stepfuse.pipeline.vae import Tile, Vae
 from stepfuse.policy import Serving
-from stepfuse.request import Compiler, seeds_of
+from stepfuse.request import Compiler, seeds_of, starting_state
 from stepfuse.steptable import StepTable
 
 Embeddings = Mapping[str, npt.ArrayLike]
@@ -168,6 +168,7 @@ class TextToImage:
         seeds = seeds_of(seed, n)
         shape = self._shape(width, height, image, latents)
         width, height = pixels_of(self._pipeline, shape)
+        noise = None if latents is None else starting_state((n, *shape), latents, "latents")
         if self._pipeline.size_input is not None:
             size = np.array([[height, width, 0, 0, height, width]], dtype=np.float32)
             cond = {self._pipeline.size_input: size, **cond}
@@ -189,7 +190,7 @@ class TextToImage:
                 negative_cond=negative,
                 table=table,
                 seed=seeds,
-                noise=latents,
+                noise=noise,
                 strength=strength,
                 progress=progress,
                 callback=callback,

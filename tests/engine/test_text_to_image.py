@@ -1,5 +1,6 @@
 """From prompts to pictures, on networks whose every result numpy gives too."""
 
+import sys
 import threading
 
 import handmade
@@ -266,7 +267,7 @@ def test_a_drawn_seed_is_told_and_draws_the_same_again(pipe):
         ({"prompt": "a", "steps": 0}, ValueError, "steps must be between 1 and 1000, got 0"),
         ({"prompt": "a", "num_inference_steps": 5}, TypeError, "got num_inference_steps"),
         ({"prompt": "a", "strength": 0.5}, ValueError, "strength needs an image"),
-        ({"prompt": "a", "latents": np.zeros((1, 4, 4))}, ValueError, r"noise must have shape \(1, 4, 4, 4\)"),
+        ({"prompt": "a", "latents": np.zeros((1, 4, 4))}, ValueError, r"latents must have shape \(1, 4, 4, 4\)"),
         (
             {"prompt": "a", "image": "cat.png"},
             ValueError,
@@ -307,6 +308,12 @@ def test_what_is_no_text_to_image_bundle_is_refused(tmp_path):
     with pytest.raises(sf.BundleError, match=r"tokenizer.json"):
         sf.TextToImage.load(bundle.path)
     with pytest.raises(sf.BundleError, match=r"tokenizer.json is no file of the tokenizers library"):
+        sf.TextToImage.load(bundle)
+
+
+def test_without_tokenizers_the_extra_is_named(bundle, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(ImportError, match=r"prompts need tokenizers: pip install 'stepfuse\[text\]'"):
         sf.TextToImage.load(bundle)
 
 

@@ -97,7 +97,7 @@ def test_guidance_and_the_negative_prompt_are_seen(ours, name):
         for arguments in ({}, {"guidance_scale": 1.0}, {"negative_prompt": "the dog"})
     ]
     for one, other in ((0, 1), (0, 2)):
-        assert np.abs(pictures[one] - pictures[other]).max() > 5 * tolerances.PICTURE
+        assert np.abs(pictures[one] - pictures[other]).max() > 100 * tolerances.PICTURE
 
 
 SCHEDULERS = {
