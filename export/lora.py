@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -179,10 +180,12 @@ def _match(bundle: Bundle, lora: Lora, scale: float, strict: bool) -> list[_Chan
         raise ValueError(f"scale must be finite, got {scale}")
     modules = _modules(bundle)
     changes: dict[tuple[str, str], _Change] = {}
-    unknown, misshapen = list(lora.strays), []
+    unknown, misshapen, unread = list(lora.strays), [], 0
     for pair in lora.pairs:
         place = modules.get((pair.part, pair.module))
-        if place is None:
+        if place is None and _is_unread(pair, modules):
+            unread += 1
+        elif place is None:
             unknown.append(pair.key)
         elif place.sizes != pair.sizes:
             misshapen.append(f"{pair.key} ({pair.sizes} for {place.sizes})")
@@ -191,10 +194,25 @@ def _match(bundle: Bundle, lora: Lora, scale: float, strict: bool) -> list[_Chan
         else:
             changes[change.key] = change
     if (unknown or misshapen) and (strict or not changes):
-        raise ExportError(_misfit(bundle, lora, modules, len(changes), unknown, misshapen))
+        raise ExportError(_misfit(bundle, lora, modules, len(changes) + unread, unknown, misshapen))
     if unknown or misshapen:
         log.warning("%s: %d of %d pairs fit %s and are fused", lora.name, len(changes), len(lora.pairs), bundle.path)
+    if not changes:
+        raise ExportError(f"{lora.name} must change a weight that {bundle.path} reads, got none")
     return list(changes.values())
+
+
+def _is_unread(pair: Pair, modules: _Modules) -> bool:
+    """Whether it changes the layer after a text encoder's last, which pipelines of penultimate states do not read.
+
+    The whole layer is missing then, and the one before it has such a weight.
+    """
+    match = re.fullmatch(r"(.*layers_)(\d+)(_.*)", pair.module)
+    if pair.part not in TEXT_PARTS or match is None:
+        return False
+    before = modules.get((pair.part, f"{match[1]}{int(match[2]) - 1}{match[3]}"))
+    is_missing = not any(part == pair.part and name.startswith(f"{match[1]}{match[2]}_") for part, name in modules)
+    return is_missing and before is not None and before.sizes == pair.sizes
 
 
 def _modules(bundle: Bundle) -> _Modules:
@@ -232,18 +250,18 @@ def _misfit(
         reasons.append(f"this pipeline has no {first_of(unknown)}")
     if misshapen:
         reasons.append(f"another shape have {first_of(misshapen)}")
-    if made_for := _made_for(lora):
-        width = next((place.sizes[1] for (_, name), place in modules.items() if _is_cross(name)), None)
+    width = next((place.sizes[1] for (_, name), place in modules.items() if _is_cross(name)), None)
+    if (made_for := _made_for(lora, width)) is not None:
         here = f", and this network has cross-attention of width {width}" if width else ""
         reasons.append(f"it seems made for {made_for}{here}")
     return "; ".join(reasons)
 
 
-def _made_for(lora: Lora) -> str | None:
+def _made_for(lora: Lora, width: int | None) -> str | None:
+    """What kind of network a LoRA tells of, unless it is of this one's width."""
     for pair in lora.pairs:
-        if _is_cross(pair.module):
-            width = pair.sizes[1]
-            return f"{_WIDTHS.get(width, 'another base')} (cross-attention of width {width})"
+        if _is_cross(pair.module) and (its := pair.sizes[1]) != width:
+            return f"{_WIDTHS.get(its, 'another base')} (cross-attention of width {its})"
         for mark, family in _FAMILIES.items():
             if mark in pair.module:
                 return family

@@ -41,7 +41,7 @@ _OTHERS = {
     r"\.(diff|diff_b|w_norm|b_norm)$": "a full difference of weights",
     r"\.(lora_B|lora_up|lora\.up)(\..+)?\.bias$": "a LoRA with biases",
 }
-_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
+_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4"}  # alphas may be whole numbers
 _DIFFUSERS_METADATA = "lora_adapter_metadata"
 
 
@@ -191,7 +191,7 @@ def _array(file: Path, name: str, tensor: Mapping[str, Any]) -> npt.NDArray[np.f
     elif kind in _DTYPES:
         values = np.frombuffer(data, _DTYPES[kind]).astype(np.float32)
     else:
-        raise ExportError(f"{file}: {name} must be float16, bfloat16, float32 or float64, got {kind}")
+        raise ExportError(f"{file}: {name} must be numbers of 16 bits or more, got {kind}")
     if not values.size or not np.isfinite(values).all():
         raise ExportError(f"{file}: {name} must be finite numbers, got NaN, infinity or nothing")
     return values.reshape(shape)

@@ -53,6 +53,7 @@ def quantize(
     samples: int = 8,
     steps: int | None = None,
     cond: Any = None,
+    negative_cond: Any = None,
     seed: int = 0,
     rows: Sequence[int] = (2, 16),
     rounds: int = 15,
@@ -82,7 +83,9 @@ def quantize(
         reduce_range: Whether weights take 7 bits, for AVX2 and AVX-512 without VNNI, whose sums of products saturate.
         samples: Samples of each run that is recorded, all drawn together.
         steps: Steps of these runs; None is the bundle's default, at most 20.
-        cond: What they are told, as in ``Engine.sample``; None takes class names in turn, where there are any.
+        cond: What they are told, as in ``Engine.sample``; None takes class names in turn, where there are any. For a
+            pipeline with prompts: ``TextToImage.encode_prompt`` of as many prompts as ``samples``.
+        negative_cond: What their unconditional passes are told, as in ``Engine.sample``.
         seed: Of the run that calibrates; that which is measured has the next one.
         rows: Numbers of rows at which it must be faster.
         rounds: Forwards of each network at each, taken in turn.
@@ -107,7 +110,15 @@ def quantize(
     _check(loaded, method, calibration, samples, rows, rounds)
     _require_room(out, overwrite)
     runs = [
-        record_runs(loaded, samples=samples, steps=steps, cond=cond, seed=seed + index, threads=threads)
+        record_runs(
+            loaded,
+            samples=samples,
+            steps=steps,
+            cond=cond,
+            negative_cond=negative_cond,
+            seed=seed + index,
+            threads=threads,
+        )
         for index in range(2)
     ]
     with tempfile.TemporaryDirectory(prefix="stepfuse-") as folder:

@@ -89,7 +89,16 @@ class Trial:
         return found
 
 
-def record_runs(bundle: Bundle, *, samples: int, steps: int | None, cond: Any, seed: int, threads: int = 0) -> Runs:
+def record_runs(
+    bundle: Bundle,
+    *,
+    samples: int,
+    steps: int | None,
+    cond: Any,
+    seed: int,
+    negative_cond: Any = None,
+    threads: int = 0,
+) -> Runs:
     """Draws samples by the bundle's defaults, and keeps what the network was given.
 
     Args:
@@ -98,6 +107,7 @@ def record_runs(bundle: Bundle, *, samples: int, steps: int | None, cond: Any, s
         steps: Of each; None is the default, at most 20.
         cond: What they are told; None takes class names in turn, where there are any.
         seed: Of the first.
+        negative_cond: What unconditional passes are told.
         threads: Of ONNX Runtime.
 
     Raises:
@@ -107,6 +117,8 @@ def record_runs(bundle: Bundle, *, samples: int, steps: int | None, cond: Any, s
         steps = min(default_steps(bundle.info, str(bundle.info.defaults.get("sampler", ""))), MOST_STEPS)
     told = _classes(bundle, samples) if cond is None else cond
     arguments: dict[str, Any] = {"n": samples, "cond": told, "steps": steps, "seed": seed}
+    if negative_cond is not None:
+        arguments["negative_cond"] = negative_cond
     session = open_session(bundle.denoiser, threads=threads)
     feeds: list[Feed] = []
 
@@ -167,8 +179,10 @@ def try_both(
     difference = draw(sessions[1], runs.arguments) - runs.images
     distances = None
     if judge is not None:
-        told = _classes(bundle, judged_samples) if cond is None else _repeated(cond, judged_samples)
+        told = _classes(bundle, judged_samples) if cond is None else _repeated(bundle.info, cond, judged_samples)
         arguments = {**runs.arguments, "n": judged_samples, "cond": told}
+        if "negative_cond" in arguments:
+            arguments["negative_cond"] = _repeated(bundle.info, arguments["negative_cond"], judged_samples)
         before, after = (_distance(draw(session, arguments), judge, reference) for session in sessions)
         distances = (before, after)
     return Trial(times, errors, float(np.sqrt(np.mean(difference**2)) / (high - low)), distances)
@@ -196,10 +210,17 @@ def _classes(bundle: Bundle, samples: int) -> Any:
     )
 
 
-def _repeated(cond: Any, count: int) -> Any:
-    if isinstance(cond, list):
-        return [cond[index % len(cond)] for index in range(count)]
-    return cond
+def _repeated(info: ModelInfo, told: Any, count: int) -> Any:
+    """What a few samples are told, for more of them in turn; what all are told stays."""
+    if isinstance(told, Mapping):
+        return {name: _in_order(info.cond[name].shape, value, count) for name, value in told.items()}
+    return _in_order(next(iter(info.cond.values())).shape, told, count)
+
+
+def _in_order(shape: tuple[int, ...], values: Any, count: int) -> Any:
+    if isinstance(values, str) or np.ndim(values) <= len(shape):
+        return values
+    return [values[index % len(values)] for index in range(count)]
 
 
 def _engine(info: ModelInfo, forward: Callable[..., Array], max_rows: int) -> Engine:

@@ -148,6 +148,28 @@ def test_nothing_is_said_on_the_way(tmp_path, timed, capfd, caplog):
     assert not caplog.records
 
 
+def test_a_pipeline_is_quantised_on_what_its_prompts_become(exported, tmp_path, timed):
+    timed(2.0, 1.0)
+    bundle = exported("StableDiffusionPipeline")
+    with sf.TextToImage.load(bundle, threads=1) as pipe:
+        told, negative = pipe.encode_prompt(["a cat", "", "dog", "red"]), pipe.encode_prompt("")
+    negative = {name: values[0] for name, values in negative.items()}
+    seen = []
+
+    def features(images):
+        seen.append(images)
+        return images.reshape(len(images), -1)[:, :3]
+
+    judge = {"judge": features, "reference": Statistics(np.zeros(3), np.eye(3), 9), "judged_samples": 6}
+    int8 = quantize(bundle, tmp_path / "int8", cond=told, negative_cond=negative, **judge, **QUICK)
+    assert int8.pipeline == bundle.pipeline
+    assert set(int8.files) == set(bundle.files)
+    with sf.Engine.load(bundle, threads=1) as engine:
+        told = {name: [*values, *values[:2]] for name, values in told.items()}
+        expected = engine.sample(6, cond=told, negative_cond=negative, steps=4, seed=1)
+    np.testing.assert_allclose(seen[0], expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
