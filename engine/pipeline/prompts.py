@@ -91,7 +91,7 @@ class PromptEncoder:
             if len(self._prompts) > 1:
                 text += " by a text encoder of that context"
             warnings.warn(text, PromptCutWarning, stacklevel=_frames_of_ours())
-            logger.warning("%s (in %r)", text, prompt, extra={"request_id": ""})
+            logger.info("%s (in %r)", text, prompt, extra={"request_id": ""})  # warnings are shown once, or not at all
         return tuple(found)
 
     def _run(self, tokens: tuple[tuple[int, ...], ...]) -> dict[str, Array]:

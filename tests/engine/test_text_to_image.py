@@ -162,6 +162,7 @@ def test_a_mask_keeps_its_black_part(pipe):
 
 
 def test_a_long_prompt_is_cut_and_says_where(pipe, caplog):
+    caplog.set_level("INFO", "stepfuse")
     with pytest.warns(PromptCutWarning, match=r"cut after 6 tokens: 'IN the rain' is not read$") as caught:
         drawn = pipe("a red  cat Dog IN the rain", seed=1)
     assert caught[0].filename == __file__
