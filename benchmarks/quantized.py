@@ -64,7 +64,7 @@ def quality(engine: sf.Engine, judge: Judge, expected: Images | None, number: in
 def main() -> None:
     """Quantises in every way, times all, and judges their images."""
     options = arguments(__doc__)
-    rounds, number, steps = (3, 200, 8) if options.quick else (15, 1000, 20)
+    rounds, number, steps = (3, 200, 8) if options.quick else (15, 500, 20)
     judge = Judge.load("fashion")
     configuration = {
         "model": "fashion",

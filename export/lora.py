@@ -18,7 +18,7 @@ from stepfuse.export.errors import ExportError
 from stepfuse.export.initializers import Float, Weight, read_weights, transposed_weights
 from stepfuse.export.lora_file import Lora, Pair, first_of
 from stepfuse.export.lora_names import DENOISER_PART, TEXT_PARTS, names_of_denoiser, names_of_text_encoder
-from stepfuse.export.lora_store import LORAS, ORIGINALS, store, stored
+from stepfuse.export.lora_store import LORAS, ORIGINALS, QUANTIZATION, store, stored
 from stepfuse.folder import CACHE, copy_files, read_folder, write_folder
 from stepfuse.pipeline.info import TEXT_ENCODER
 
@@ -178,6 +178,8 @@ def _match(bundle: Bundle, lora: Lora, scale: float, strict: bool) -> list[_Chan
     """The weights that a LoRA changes, in the file's order."""
     if not math.isfinite(scale):
         raise ValueError(f"scale must be finite, got {scale}")
+    if QUANTIZATION in bundle.export:
+        raise ExportError(f"{bundle.path} is in int8, which a LoRA cannot be added to: fuse it first, then quantize")
     modules = _modules(bundle)
     changes: dict[tuple[str, str], _Change] = {}
     unknown, misshapen, unread = list(lora.strays), [], 0

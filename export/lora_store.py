@@ -14,6 +14,7 @@ from stepfuse.export.initializers import Weight
 
 ORIGINALS = "lora_originals.safetensors"  # a file of the bundle
 LORAS = "loras"  # in a manifest's export entry: name, sha256, scale of each, the first fused first
+QUANTIZATION = "quantization"  # there too: what int8 was measured to be
 
 _DTYPES = {"F32": "<f4", "F16": "<f2"}
 

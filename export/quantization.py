@@ -17,8 +17,9 @@ import onnxruntime as ort
 
 from stepfuse.bundle import DENOISER, Bundle, write_bundle
 from stepfuse.export.errors import ExportError
-from stepfuse.export.lora_store import ORIGINALS
+from stepfuse.export.lora_store import ORIGINALS, QUANTIZATION
 from stepfuse.export.quantization_trial import Feed, record_runs, try_both
+from stepfuse.folder import CACHE
 
 if TYPE_CHECKING:
     from stepfuse.analysis import FeatureFunction, Judge, Statistics
@@ -31,13 +32,11 @@ except ImportError as error:
 
 METHODS = ("static", "dynamic")
 CALIBRATIONS = ("percentile", "minmax", "entropy")
-KIND = "quantization"  # in a manifest's export entry
 
 #: What each method is worth doing to. Dynamic convolutions run as ConvInteger, slower than in float32.
 OPERATORS = {"static": ("Conv", "Gemm", "MatMul"), "dynamic": ("Gemm", "MatMul")}
 WORTH_IT = 1.05  # times as fast, at every number of rows: what medians of one idle machine resolve
 PERCENTILE = 99.99
-PLANS = "plans/"  # of the float32 network
 _EXTERNAL_FROM = 1_900_000_000  # bytes of weights; a protobuf ends at 2 GiB
 
 
@@ -156,7 +155,7 @@ def quantize(
             "faster": not slow,
             **trial.figures,
         }
-        left = [one for one in loaded.files if not one.startswith((DENOISER, PLANS)) and one != ORIGINALS]
+        left = [one for one in loaded.files if not one.startswith((DENOISER, CACHE)) and one != ORIGINALS]
         files = {one: loaded.path / one for one in left} | {file.name: file for file in Path(folder).iterdir()}
         return write_bundle(
             out,
@@ -166,7 +165,7 @@ def quantize(
             provenance=loaded.provenance,
             licence=loaded.licence,
             pipeline=loaded.pipeline,
-            export={**loaded.export, KIND: noted},
+            export={**loaded.export, QUANTIZATION: noted},
             overwrite=overwrite,
         )
 
@@ -181,7 +180,7 @@ def _check(bundle: Bundle, method: str, calibration: str, samples: int, rows: Se
             raise ValueError(f"{label} must be at least 1, got {value}")
     if not rows:
         raise ValueError("rows must name a number of rows to measure, got none")
-    if KIND in bundle.export:
+    if QUANTIZATION in bundle.export:
         raise ExportError(f"{bundle.path} is quantised already: quantize needs the float32 bundle that it came from")
 
 

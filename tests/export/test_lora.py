@@ -26,6 +26,7 @@ from stepfuse.export import ExportError
 from stepfuse.export.graph import Input, export_onnx
 from stepfuse.export.lora import fuse_lora, lora_weights, unfuse_lora
 from stepfuse.export.lora_file import Lora
+from stepfuse.export.quantization import quantize
 
 CROSS, TOKENS, SHAPE = 12, 5, (4, 8, 8)
 LINEAR = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "time_emb_proj", "linear_1", "linear_2"]
@@ -448,6 +449,13 @@ def test_a_scale_too_large_for_float16_leaves_nothing(half, kohya, tmp_path):
 def test_bundles_of_other_exporters_are_refused(kohya, tmp_path):
     with pytest.raises(ExportError, match="must say which weights it holds transposed"):
         fuse_lora("fashion", kohya, tmp_path / "fused")
+
+
+def test_a_bundle_in_int8_takes_no_lora(kohya, tmp_path):
+    options = {"samples": 1, "steps": 1, "rows": (1,), "rounds": 1, "force": True}
+    int8 = quantize("fashion", tmp_path / "int8", method="dynamic", **options)
+    with pytest.raises(ExportError, match=r"int8 is in int8, .*: fuse it first, then quantize"):
+        fuse_lora(int8, kohya, tmp_path / "fused")
 
 
 def test_there_must_be_a_lora_to_take_out(bundle, tmp_path):
