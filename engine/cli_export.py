@@ -25,6 +25,9 @@ def export(
     ] = None,
     opset: Annotated[int, typer.Option(help="ONNX operator set.")] = 18,
     name: Annotated[str | None, typer.Option(help="The model's name; the folder's if left out.")] = None,
+    tolerance: Annotated[
+        float | None, typer.Option(help="Largest error allowed, relative; 1e-4, or 0.02 in float16.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there.")] = False,
 ) -> None:
     """Export a diffusers pipeline, every network compared with the original before anything is written."""
@@ -41,6 +44,7 @@ def export(
                 opset=opset,
                 size=None if size is None else _pixels(size),
                 name=name,
+                tolerance=tolerance,
                 overwrite=overwrite,
                 progress=progress,
             )

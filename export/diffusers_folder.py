@@ -64,6 +64,7 @@ def from_diffusers(
     opset: int = 18,
     size: int | tuple[int, int] | None = None,
     name: str | None = None,
+    tolerance: float | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Bundle:
@@ -83,11 +84,13 @@ def from_diffusers(
         opset: ONNX operator set, 18 to 23.
         size: What is drawn unless asked otherwise, in pixels: a side or (width, height); None is the model's own.
         name: The model's name; None is the folder's.
+        tolerance: Largest error allowed of any output, relative to its largest magnitude; None is
+            ``stepfuse.export.validate.TOLERANCES``.
         overwrite: Whether a bundle that is there already is replaced.
         progress: Called as each piece of work begins, ``progress(what, done, total)``.
 
     Returns:
-        The bundle; ``bundle.export`` says how it was exported, the error of every output, and what was left out.
+        The bundle; ``bundle.export`` says how it was exported, the errors found, and what was left out.
 
     Raises:
         ExportError: If the folder is incomplete, a class or setting in it is not covered, a file would have to be
@@ -112,7 +115,7 @@ def from_diffusers(
         logger.warning("%s: not exported: %s", folder.path, ", ".join(left_out))
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-export-", dir=target.parent) as scratch:
-        work = _Work(folder, Path(scratch), precision, opset, progress or (lambda what, done, total: None))
+        work = _Work(folder, Path(scratch), precision, opset, tolerance, progress or (lambda what, done, total: None))
         record = work.run(plan)
         try:
             return write_bundle(
@@ -143,6 +146,7 @@ class _Work:
     scratch: Path
     precision: str
     opset: int
+    tolerance: float | None
     progress: Progress
 
     def __post_init__(self) -> None:
@@ -154,30 +158,11 @@ class _Work:
         reports: dict[str, Report] = {}
         errors: dict[str, dict[str, float]] = {}
         for number, (part, module) in enumerate(self._modules(plan, total)):
-            done = 3 * number + 1
-            self.progress(f"{part.file}: exporting", done, total)
-            precision = "float32" if part.float32 else self.precision
-            reports[part.file] = export_onnx(
-                module,
-                self.scratch / part.file,
-                part.inputs,
-                part.outputs,
-                sizes=part.sizes,
-                opset=self.opset,
-                precision=precision,
-                prefix=part.prefix,
-            )
+            try:
+                reports[part.file], errors[part.file] = self._export(part, module, 3 * number, total)
+            except ExportError as error:
+                raise ExportError(f"{part.file}: {error}") from error
             self.files |= reports[part.file].files
-            self.progress(f"{part.file}: comparing with torch", done + 1, total)
-            errors[part.file] = validate(
-                self.scratch / part.file,
-                module,
-                part.inputs,
-                part.outputs,
-                sizes=part.sizes,
-                row_counts=ROW_COUNTS,
-                precision=precision,
-            )
         for file, content in plan.tokenizers.items():
             self.files[file] = self.scratch / file
             self.files[file].write_text(content, encoding="utf-8")
@@ -190,6 +175,33 @@ class _Work:
             "rows": list(ROW_COUNTS),
             "errors": errors,
         }
+
+    def _export(self, part: Part, module: Module, done: int, total: int) -> tuple[Report, dict[str, float]]:
+        """One graph, and the worst error of each of its outputs."""
+        precision = "float32" if part.float32 else self.precision
+        self.progress(f"{part.file}: exporting", done + 1, total)
+        report = export_onnx(
+            module,
+            self.scratch / part.file,
+            part.inputs,
+            part.outputs,
+            sizes=part.sizes,
+            opset=self.opset,
+            precision=precision,
+            prefix=part.prefix,
+        )
+        self.progress(f"{part.file}: comparing with torch", done + 2, total)
+        errors = validate(
+            self.scratch / part.file,
+            module,
+            part.inputs,
+            part.outputs,
+            sizes=part.sizes,
+            row_counts=ROW_COUNTS,
+            tolerance=self.tolerance,
+            precision=precision,
+        )
+        return report, errors
 
     def _modules(self, plan: Plan, total: int) -> Iterator[tuple[Part, Module]]:
         """Each part with its module; a component is gone before the next one is loaded."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,13 +120,14 @@ class Folder:
         kind, variant = self.kind(name, allowed), self.weights(name)
         library = __import__("transformers" if self.index[name][0] == "transformers" else "diffusers")
         try:
-            module, report = getattr(library, kind).from_pretrained(
-                self.path / name,
-                variant=variant,
-                use_safetensors=True,
-                local_files_only=True,
-                output_loading_info=True,
-            )
+            with _no_bars():
+                module, report = getattr(library, kind).from_pretrained(
+                    self.path / name,
+                    variant=variant,
+                    use_safetensors=True,
+                    local_files_only=True,
+                    output_loading_info=True,
+                )
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise ExportError(f"{self.path / name}: {kind} cannot be loaded: {error}") from error
         if missing := sorted(report["missing_keys"]):
@@ -200,6 +202,20 @@ class Config(Mapping[str, Any]):
     def number(self, key: str) -> int:
         """An entry that is one whole number."""
         return int(self.require(key, "a number", lambda value: isinstance(value, int)))
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Without the bars of transformers, which would draw over the caller's."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -60,8 +60,8 @@ def plan(folder: Folder, size: Size) -> Plan:
         ExportError: If a component is not covered, or the size is none that it can draw.
     """
     vae = vae_config(folder)
-    first = [read_encoder(folder, 1, [CLIP])] if folder.has("text_encoder") else []
-    encoders = [*first, read_encoder(folder, 2, [CLIP_PROJECTED], first[0].prompt.length if first else None)]
+    first = read_encoder(folder, 1, [CLIP])
+    encoders = [first, read_encoder(folder, 2, [CLIP_PROJECTED], first.prompt.length)]
     config = unet_config(folder, vae, "text_time")
     width = sum(one.config.number("hidden_size") for one in encoders)
     pooled = encoders[-1].config.number("projection_dim")

@@ -1,0 +1,224 @@
+"""What a pipeline's parts compute, in torch, against diffusers' own pipeline; exporting holds each graph to its part."""
+
+import json
+
+import numpy as np
+import pytest
+import tiny_pipelines
+import tolerances
+
+torch = pytest.importorskip("torch")
+diffusers = pytest.importorskip("diffusers", reason="diffusers needs Python 3.11")
+
+from stepfuse.export import ExportError  # noqa: E402
+from stepfuse.export.pipelines import dit, pixels, stable_diffusion, stable_diffusion_3, stable_diffusion_xl  # noqa: E402
+from stepfuse.export.pipelines.folder import Folder  # noqa: E402
+
+MODULES = {
+    "DDPMPipeline": pixels,
+    "DDIMPipeline": pixels,
+    "DiTPipeline": dit,
+    "StableDiffusionPipeline": stable_diffusion,
+    "StableDiffusionPipeline-v": stable_diffusion,
+    "StableDiffusionXLPipeline": stable_diffusion_xl,
+    "StableDiffusion3Pipeline": stable_diffusion_3,
+}
+TEXTS = ["a red cat in the rain", "", "Blue DOG 🐕 — l'été", "overlong " * 20]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """``saved(name, **changes)``: the folder of a tiny pipeline."""
+    made = {}
+
+    def save(name, **changes):
+        key = name, *changes
+        if key not in made:
+            made[key] = tiny_pipelines.save_tiny(name, tmp_path_factory.mktemp("saved") / name, **changes)
+        return made[key]
+
+    return save
+
+
+def plan_of(path, size=None):
+    folder = Folder(path)
+    return MODULES[path.name].plan(folder, size)
+
+
+def module_of(path, file):
+    """A part's module, its weights loaded."""
+    folder = Folder(path)
+    [part] = [one for one in plan_of(path).parts if one.file == file]
+    return part.build(*(folder.load(name, kinds) for name, kinds in part.components.items())).eval()
+
+
+def run(module, *inputs):
+    with torch.no_grad():
+        found = module(*inputs)
+    return found if isinstance(found, tuple) else (found,)
+
+
+def token_ids(plan, text):
+    """Ids for each prompt input, by the files that a bundle gets."""
+    from tokenizers import Tokenizer
+
+    found = []
+    for one in plan.pipeline.prompts:
+        tokenizer = Tokenizer.from_str(plan.tokenizers[one.tokenizer])
+        tokenizer.enable_truncation(one.length)
+        ids = tokenizer.encode(text).ids
+        found.append(torch.tensor([ids + [one.pad_id] * (one.length - len(ids))]))
+    return found
+
+
+def encoded(pipe, text):
+    """diffusers' own: the states, and the summary where there is one."""
+    with torch.no_grad():
+        if isinstance(pipe, diffusers.StableDiffusionPipeline):
+            return pipe.encode_prompt(text, "cpu", 1, False)[:1]
+        if isinstance(pipe, diffusers.StableDiffusionXLPipeline):
+            return pipe.encode_prompt(text, do_classifier_free_guidance=False)[::2][:2]
+        return pipe.encode_prompt(text, None, None, do_classifier_free_guidance=False)[::2]
+
+
+TEXT_CASES = {name: {} for name in tiny_pipelines.NAMES if name.startswith("Stable")}
+TEXT_CASES["without T5"] = {"text_encoder_3": None, "tokenizer_3": None}
+
+
+@pytest.mark.parametrize("case", TEXT_CASES)
+def test_prompts_become_what_the_pipeline_makes_of_them(saved, case):
+    name, changes = "StableDiffusion3Pipeline" if case == "without T5" else case, TEXT_CASES[case]
+    path, pipe = saved(name, **changes), tiny_pipelines.tiny_pipeline(name, **changes)
+    plan, module = plan_of(path), module_of(path, "text_encoder.onnx")
+    for text in TEXTS:
+        found = run(module, *token_ids(plan, text))
+        for ours, theirs in zip(found, encoded(pipe, text), strict=True):
+            assert ours.shape == theirs.shape
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerances.SAME_MODULE)
+    assert [tuple(one.shape) for one in found] == [
+        (1, *spec.shape) for key, spec in plan.cond.items() if key != plan.pipeline.size_input
+    ]
+
+
+UNITS = [
+    {"scaling_factor": 0.3},
+    {"scaling_factor": 1.5, "shift_factor": 0.2},
+    {"scaling_factor": 0.5, "latents_mean": [0.1, 0.2, -0.3, 0.4], "latents_std": [1.1, 0.9, 1.2, 2.0]},
+]
+
+
+@pytest.mark.parametrize("units", UNITS, ids=["scale", "shift", "channels"])
+def test_scale_and_shift_are_in_the_vae(saved, units, tmp_path):
+    path = tiny_pipelines.save_tiny(
+        "StableDiffusionPipeline", tmp_path / "StableDiffusionPipeline", vae=tiny_pipelines.vae(**units)
+    )
+    vae = Folder(path).load("vae", ["AutoencoderKL"])
+    scale = torch.tensor(units["scaling_factor"]) / torch.tensor(units.get("latents_std", 1.0)).reshape(1, -1, 1, 1)
+    shift = torch.tensor(units.get("latents_mean", units.get("shift_factor", 0.0))).reshape(1, -1, 1, 1)
+    image = torch.rand(2, 3, 8, 12) * 2 - 1
+    posterior = vae.encode(image).latent_dist
+    latent, std = run(module_of(path, "vae_encoder.onnx"), image)
+    torch.testing.assert_close(latent, (posterior.mean - shift) * scale)
+    torch.testing.assert_close(std, posterior.std * scale)
+    [back] = run(module_of(path, "vae_decoder.onnx"), latent)
+    with torch.no_grad():
+        torch.testing.assert_close(back, vae.decode(posterior.mean).sample, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("most", [11, 12])
+def test_position_embeddings_are_cropped_as_diffusers_crops_them(most):
+    from diffusers.models.embeddings import PatchEmbed
+
+    embedding = PatchEmbed(height=8, width=8, patch_size=2, in_channels=4, embed_dim=16, pos_embed_max_size=most)
+    for height in range(2, 2 * most + 1, 2):
+        for width in (2, 8, 2 * most):
+            ours = stable_diffusion_3._crop(embedding, height, width)
+            assert torch.equal(ours, embedding.cropped_pos_embed(height, width))
+
+
+def test_the_variance_that_a_transformer_learned_is_left_out(saved):
+    path = saved("DiTPipeline")
+    transformer = Folder(path).load("transformer", ["DiTTransformer2DModel"])
+    x, t, y = torch.randn(2, 4, 8, 8), torch.tensor([3.0, 700.0]), torch.tensor([1, 1000])
+    with torch.no_grad():
+        whole = transformer(x, timestep=t, class_labels=y).sample
+    assert whole.shape[1] == 8
+    assert torch.equal(run(module_of(path, "denoiser.onnx"), x, t, y)[0], whole[:, :4])
+
+
+def test_classes_have_names(saved, tmp_path):
+    names = plan_of(saved("DiTPipeline")).cond["class_labels"].names
+    assert names[:2] == ("thing 0", "thing 1")
+    assert len(names) == 1000
+    path = tiny_pipelines.save_tiny("DiTPipeline", tmp_path / "DiTPipeline")
+    index = path / "model_index.json"
+    labels = {"0": "tench, fish", "1": "crane, bird", "2": "crane, machine", "3": "twin", "4": "twin"}
+    index.write_text(json.dumps({**json.loads(index.read_text()), "id2label": labels}))
+    names = plan_of(path).cond["class_labels"].names
+    assert names[:6] == ("tench", "crane, bird", "crane, machine", "twin (3)", "twin (4)", "5")
+    index.write_text(
+        json.dumps({key: value for key, value in json.loads(index.read_text()).items() if key != "id2label"})
+    )
+    assert plan_of(path).cond["class_labels"].names == ()
+
+
+FACTS = {
+    "DDPMPipeline": ((3, 16, 16), {"steps": 1000}),
+    "DDIMPipeline": ((3, 16, 16), {"steps": 50}),
+    "DiTPipeline": ((4, 8, 8), {"steps": 50, "guidance_scale": 4.0}),
+    "StableDiffusionPipeline": ((4, 8, 8), {"steps": 50, "guidance_scale": 7.5}),
+    "StableDiffusionXLPipeline": ((4, 8, 8), {"steps": 50, "guidance_scale": 5.0}),
+    "StableDiffusion3Pipeline": ((16, 8, 8), {"steps": 28, "guidance_scale": 7.0}),
+}
+
+
+@pytest.mark.parametrize("name", FACTS)
+def test_size_and_defaults_are_those_of_the_pipelines_call(saved, name):
+    import inspect
+
+    plan = plan_of(saved(name))
+    assert (plan.shape, plan.defaults) == FACTS[name]
+    parameters = inspect.signature(getattr(diffusers, name).__call__).parameters
+    assert plan.defaults["steps"] == parameters["num_inference_steps"].default
+    assert plan.defaults.get("guidance_scale") == getattr(parameters.get("guidance_scale"), "default", None)
+
+
+@pytest.mark.parametrize("name", ["DDPMPipeline", "StableDiffusionPipeline", "StableDiffusion3Pipeline"])
+def test_another_size_to_begin_with(saved, name):
+    plan = plan_of(saved(name), (24, 16))
+    cell = plan.pipeline.pixels_per_latent
+    assert plan.shape[1:] == (16 // cell, 24 // cell)
+    multiple = plan.pipeline.size_multiple
+    with pytest.raises(ExportError, match=f"width must be a multiple of {multiple} pixels .* got 25"):
+        plan_of(saved(name), (25, 16))
+
+
+def test_a_transformer_with_one_size_refuses_others(saved):
+    assert plan_of(saved("DiTPipeline"), (16, 16)).shape == (4, 8, 8)
+    with pytest.raises(ExportError, match="size must be 16 x 16, all that this model draws, got 24 x 16"):
+        plan_of(saved("DiTPipeline"), (24, 16))
+
+
+def test_what_xl_is_told_beside_the_prompt(saved, tmp_path):
+    plan = plan_of(saved("StableDiffusionXLPipeline"))
+    assert plan.pipeline.size_input == "time_ids"
+    assert plan.pipeline.zeros_without_negative
+    path = tiny_pipelines.save_tiny(
+        "StableDiffusionXLPipeline", tmp_path / "StableDiffusionXLPipeline", force_zeros_for_empty_prompt=False
+    )
+    assert not plan_of(path).pipeline.zeros_without_negative
+
+
+def test_a_vae_that_overflows_in_float16_stays_float32(saved, tmp_path):
+    """XL's own says so with ``force_upcast``, which its pipeline heeds and the others do not."""
+    kept = {part.file: part.float32 for part in plan_of(saved("StableDiffusionXLPipeline")).parts}
+    assert kept == {
+        "text_encoder.onnx": False,
+        "denoiser.onnx": False,
+        "vae_decoder.onnx": True,
+        "vae_encoder.onnx": True,
+    }
+    assert not any(part.float32 for part in plan_of(saved("StableDiffusionPipeline")).parts)
+    vae = tiny_pipelines.vae(scaling_factor=0.13025, force_upcast=False)
+    path = tiny_pipelines.save_tiny("StableDiffusionXLPipeline", tmp_path / "StableDiffusionXLPipeline", vae=vae)
+    assert not any(part.float32 for part in plan_of(path).parts)

@@ -1,0 +1,111 @@
+"""Which schedule and sampler a pipeline's folder comes to, against the scheduler that diffusers makes of it."""
+
+import json
+
+import numpy as np
+import pytest
+import tiny_pipelines
+
+pytest.importorskip("torch")
+diffusers = pytest.importorskip("diffusers", reason="diffusers needs Python 3.11")
+
+from stepfuse.export import ExportError  # noqa: E402
+from stepfuse.export.pipelines.folder import Folder  # noqa: E402
+from stepfuse.export.pipelines.scheduler import CLASSES, read_settings  # noqa: E402
+from stepfuse.integrations.scheduler_config import read_scheduler  # noqa: E402
+
+
+@pytest.fixture
+def folder_of(tmp_path):
+    """``folder_of(class name, scheduler)``: a folder that holds these two facts alone."""
+
+    def make(name, scheduler):
+        (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": name}))
+        if isinstance(scheduler, dict):
+            (tmp_path / "scheduler").mkdir(exist_ok=True)
+            (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
+        else:
+            scheduler.save_pretrained(tmp_path / "scheduler")
+        return Folder(tmp_path)
+
+    return make
+
+
+def assert_same(ours, scheduler):
+    theirs = read_scheduler({**scheduler.config, "_class_name": type(scheduler).__name__})
+    np.testing.assert_array_equal(ours.schedule.alphas_cumprod, theirs.schedule.alphas_cumprod)
+    assert (ours.prediction_type, ours.defaults) == (theirs.prediction_type, theirs.defaults)
+
+
+def test_the_pipelines_own_scheduler(folder_of):
+    scheduler = diffusers.DPMSolverMultistepScheduler(use_karras_sigmas=True, **tiny_pipelines.STABLE_DIFFUSION)
+    settings = read_settings(folder_of("StableDiffusionXLPipeline", scheduler), None)
+    assert settings.defaults["sampler"] == "dpmpp_2m"
+    assert settings.defaults["karras"]
+    assert_same(settings, scheduler)
+
+
+OUTDATED = [
+    ("DDIMScheduler", {"steps_offset": 0, "clip_sample": True}),
+    ("DDIMScheduler", {"steps_offset": 1, "clip_sample": False, "set_alpha_to_one": False}),
+    ("DPMSolverMultistepScheduler", {"timestep_spacing": "leading", "steps_offset": 0}),
+    ("LCMScheduler", {"clip_sample": True}),
+]
+
+
+@pytest.mark.filterwarnings("ignore:.*:FutureWarning")
+@pytest.mark.parametrize(("kind", "config"), OUTDATED)
+def test_stable_diffusion_mends_outdated_configurations(folder_of, kind, config):
+    """Its constructor sets ``steps_offset`` and ``clip_sample`` whatever the file says."""
+    scheduler = getattr(diffusers, kind)(**config)
+    folder = folder_of("StableDiffusionPipeline", scheduler)
+    pipe = tiny_pipelines.tiny_pipeline("StableDiffusionPipeline", scheduler)
+    assert pipe.scheduler.config.steps_offset == 1
+    assert not pipe.scheduler.config.get("clip_sample")
+    assert_same(read_settings(folder, None), pipe.scheduler)
+
+
+def test_other_pipelines_keep_theirs(folder_of):
+    scheduler = diffusers.DDIMScheduler(steps_offset=0, clip_sample=True)
+    assert_same(read_settings(folder_of("DiTPipeline", scheduler), None), scheduler)
+
+
+def test_a_ddim_pipeline_makes_its_scheduler_ddim(folder_of):
+    scheduler = diffusers.DDPMScheduler(beta_schedule="squaredcos_cap_v2", clip_sample_range=0.7)
+    settings = read_settings(folder_of("DDIMPipeline", scheduler), None)
+    assert settings.defaults["sampler"] == "ddim"
+    assert_same(settings, tiny_pipelines.tiny_pipeline("DDIMPipeline", scheduler).scheduler)
+
+
+@pytest.mark.parametrize("sampler", CLASSES)
+def test_another_sampler_takes_over_the_configuration(folder_of, sampler):
+    """SD 1.5's own PNDM, which is not covered, replaced as its users replace it."""
+    scheduler = diffusers.PNDMScheduler(**tiny_pipelines.STABLE_DIFFUSION, skip_prk_steps=True, set_alpha_to_one=False)
+    folder = folder_of("StableDiffusionXLPipeline", scheduler)
+    settings = read_settings(folder, sampler)
+    assert settings.defaults["sampler"] == sampler
+    saved = json.loads((folder.path / "scheduler" / "scheduler_config.json").read_text())
+    assert_same(settings, getattr(diffusers, CLASSES[sampler]).from_config(saved))
+
+
+def test_what_is_not_covered_says_what_is(folder_of):
+    folder = folder_of("StableDiffusionPipeline", diffusers.PNDMScheduler())
+    with pytest.raises(ExportError, match="PNDMScheduler is not covered: choose a sampler, one of ddim, ddpm"):
+        read_settings(folder, None)
+    with pytest.raises(ExportError, match=r"sampler must be one of ddim, .* for PNDMScheduler, got 'plms'"):
+        read_settings(folder, "plms")
+    flow = folder_of("StableDiffusion3Pipeline", diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0))
+    with pytest.raises(ExportError, match=r"sampler must be one of euler for FlowMatchEuler.*, got 'ddim'"):
+        read_settings(flow, "ddim")
+    assert read_settings(flow, "euler").prediction_type == "flow"
+    moving = folder_of("StableDiffusion3Pipeline", diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True))
+    with pytest.raises(
+        ExportError, match="scheduler_config.json: FlowMatch.*: use_dynamic_shifting must be .* got True"
+    ):
+        read_settings(moving, None)
+
+
+@pytest.mark.parametrize("config", [{}, {"_class_name": None}, {"_class_name": "DDIMScheduler", "beta_start": "x"}])
+def test_a_configuration_that_is_none(folder_of, config):
+    with pytest.raises(ExportError, match=r"scheduler_config\.json: "):
+        read_settings(folder_of("DDPMPipeline", config), None)
