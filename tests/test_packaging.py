@@ -7,6 +7,7 @@ import venv
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -44,6 +45,13 @@ def python(wheel, tmp_path_factory):
     venv.create(folder, with_pip=True)
     python = folder / "bin" / "python"
     run(python, "-m", "pip", "install", "--quiet", wheel, cwd=folder)
+    return python
+
+
+@pytest.fixture(scope="session")
+def python_with_text(python, wheel):
+    """The same interpreter, for prompts."""
+    run(python, "-m", "pip", "install", "--quiet", f"{wheel}[text]", cwd=wheel.parent)
     return python
 
 
@@ -99,6 +107,35 @@ def test_a_fresh_environment_judges_without_an_extra(python, tmp_path):
 
 def test_the_command_line_is_installed(python, tmp_path):
     assert "doctor" in run(python.with_name("stepfuse"), "--help", cwd=tmp_path)
+
+
+PROMPT = ["--prompt", "a red cat", "--negative-prompt", "a dog"]
+DRAWN = {
+    "DDPMPipeline": [],
+    "DDIMPipeline": [],
+    "DiTPipeline": ["--cond", "3"],
+    **dict.fromkeys(
+        [
+            "StableDiffusionPipeline",
+            "StableDiffusionPipeline-v",
+            "StableDiffusionXLPipeline",
+            "StableDiffusion3Pipeline",
+        ],
+        PROMPT,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_a_fresh_environment_draws_what_was_exported_in_another(python_with_text, exported, name, tmp_path):
+    drawn = ["sample", exported(name).path, *DRAWN[name], "-n", 2, "--steps", 4, "--threads", 1]
+    run(python_with_text.with_name("stepfuse"), *drawn, "-o", "fresh.npy", cwd=tmp_path)
+    run(Path(sys.executable).with_name("stepfuse"), *drawn, "-o", "here.npy", cwd=tmp_path)
+    np.testing.assert_array_equal(np.load(tmp_path / "fresh.npy"), np.load(tmp_path / "here.npy"))
+    for package in ("torch", "transformers", "diffusers"):
+        assert f"No module named '{package}'" in run(
+            python_with_text, "-c", f"import {package}", cwd=tmp_path, ok=False
+        )
 
 
 @pytest.mark.parametrize("folder", FOLDERS)

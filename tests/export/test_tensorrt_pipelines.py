@@ -1,26 +1,26 @@
 """Plans of every network of exported pipelines: text encoders, denoisers, decoders and encoders, at several sizes."""
 
+import shutil
+
 import pytest
 import tiny_pipelines
 
 import stepfuse as sf
-from stepfuse.export import from_diffusers
 from stepfuse.export.tensorrt import Profile, Target, load_plan, plan_for
 
 TARGET = Target(("8.9", "12.0"))
-# Those whose networks differ most; UNet2DModel and a single text encoder's UNet are built in test_tensorrt_build.py.
-NAMES = ("DiTPipeline", "StableDiffusionXLPipeline", "StableDiffusion3Pipeline")
+NETWORKS = {"DDPMPipeline": 1, "DDIMPipeline": 1, "DiTPipeline": 3}  # the others have 4
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_all_networks_of_a_pipeline_become_plans_that_its_bundle_keeps(tmp_path, name):
-    folder = tiny_pipelines.save_tiny(name, tmp_path / "pipeline")
-    bundle = from_diffusers(folder, tmp_path / "bundle")
+@pytest.mark.parametrize("name", tiny_pipelines.NAMES)
+def test_all_networks_of_a_pipeline_become_plans_that_its_bundle_keeps(tmp_path, exported, name):
+    bundle = sf.Bundle.load(shutil.copytree(exported(name).path, tmp_path / "bundle"))
     networks = [file for file in bundle.files if file.endswith(".onnx")]
-    assert len(networks) == (3 if name == "DiTPipeline" else 4)
-    pixels = bundle.info.shape[-1] * bundle.pipeline.pixels_per_latent
-    wider = (pixels + 2 * bundle.pipeline.size_multiple, pixels)
-    sizes = None if bundle.pipeline.fixed_size else ((pixels, pixels), wider, (2 * pixels, 2 * pixels))
+    assert len(networks) == NETWORKS.get(name, 4)
+    pipeline, side = bundle.pipeline, bundle.info.shape[-1]
+    pixels = side * pipeline.pixels_per_latent if pipeline else side
+    wider = (pixels + 2 * pipeline.size_multiple, pixels) if pipeline else None
+    sizes = ((pixels, pixels), wider, (2 * pixels, 2 * pixels)) if wider and not pipeline.fixed_size else None
     profiles = [Profile(rows=(1, 2, 8), sizes=sizes)]
     for network in networks:
         plan_for(bundle, network, profiles=profiles, target=TARGET)
