@@ -59,6 +59,7 @@ def translate(
                 " values of tensors, fix the number of rows, or leave torch on the way: rewrite that part, or give a"
                 " size that it fixes as a number"
             ) from error
+        _give_attention_heads(program)
         try:
             translated = torch.onnx.export(
                 program,
@@ -109,6 +110,25 @@ def quiet() -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
 
 
+def _give_attention_heads(program: torch.export.ExportedProgram) -> None:
+    """Attention without an axis of heads gets one of size 1: torch's exporter asks for four axes."""
+    aten, graph = torch.ops.aten, program.graph
+    for node in list(graph.nodes):
+        if node.target is not aten.scaled_dot_product_attention.default or node.args[0].meta["val"].ndim != 3:
+            continue
+        with graph.inserting_before(node):
+            node.args = tuple(
+                graph.call_function(aten.unsqueeze.default, (one, 1))
+                if isinstance(one, torch.fx.Node) and one.meta["val"].ndim == 3
+                else one
+                for one in node.args
+            )
+        with graph.inserting_after(node):
+            flat = graph.call_function(aten.squeeze.dim, (node, 1))
+        node.replace_all_uses_with(flat, lambda user, flat=flat: user is not flat)
+    program.graph_module.recompile()
+
+
 def _dynamic(one: Input, dims: dict[str, Any]) -> dict[int, Any]:
     found: dict[int, Any] = {}
     for axis, size in enumerate(one.shape, start=1):
@@ -142,5 +162,5 @@ def _first_line(error: BaseException) -> str:
     """What went wrong first, in one line; torch wraps causes in pages of advice."""
     while error.__cause__ is not None:
         error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines()]
-    return next((line for line in lines if line), type(error).__name__)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]

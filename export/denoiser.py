@@ -53,6 +53,7 @@ def check_module(denoiser: Denoiser, inputs: Sequence[Input], sizes: Mapping[str
             )
     rng = np.random.default_rng(0)
     feed = [torch.from_numpy(one.example(2, sizes, rng)) for one in inputs]
+    before = [given.clone() for given in feed]
     _check_names(module, denoiser.cond, kind)
     with evaluating(denoiser):
         try:
@@ -60,6 +61,8 @@ def check_module(denoiser: Denoiser, inputs: Sequence[Input], sizes: Mapping[str
         except Exception as error:
             shapes = ", ".join(f"{one.name} {tuple(given.shape)}" for one, given in zip(inputs, feed, strict=True))
             raise ExportError(f"{kind} must take {shapes}: {type(error).__name__}: {error}") from error
+    if not all(torch.equal(given, again) for given, again in zip(feed, before, strict=True)):
+        raise ExportError(f"{kind} must not change its inputs: make that operation one that returns a new tensor")
     if not isinstance(found, torch.Tensor):
         raise ExportError(
             f"{kind} must return a tensor, or an object with one as .sample, got {type(found).__name__}:"

@@ -21,7 +21,13 @@ FLOAT32_OPERATORS = frozenset(
     [
         *("Exp", "Log", "Pow", "Reciprocal", "Sqrt", "Softmax", "LogSoftmax", "Sin", "Cos", "CumSum", "Range"),
         *("ReduceL2", "ReduceLogSumExp", "ReduceMean", "ReduceProd", "ReduceSum", "ReduceSumSquare"),
-        *("GroupNormalization", "InstanceNormalization", "LayerNormalization", "RMSNormalization"),
+        *(
+            "BatchNormalization",
+            "GroupNormalization",
+            "InstanceNormalization",
+            "LayerNormalization",
+            "RMSNormalization",
+        ),
     ]
 )
 
@@ -65,6 +71,7 @@ def to_float16(model: ir.Model, float32_operators: Collection[str] = FLOAT32_OPE
             _retype(node)
     _cast_inputs(graph, nodes, floats, kept)
     _cast_outputs(graph, floats)
+    _guard_transposes(graph)
     return dict(sorted(Counter(node.op_type for node in kept).items()))
 
 
@@ -176,3 +183,27 @@ def _cast(graph: ir.Graph, value: ir.Value, dtype: ir.DataType, first: ir.Node |
     else:
         graph.append(node)
     return node.outputs[0]
+
+
+def _guard_transposes(graph: ir.Graph) -> None:
+    """Puts a reshape that changes nothing after each transpose that moves the first axis to before the last.
+
+    ONNX Runtime, from 1.24 or before to 1.31, folds such a one into a float16 product and then follows a null pointer:
+    https://github.com/microsoft/onnxruntime/issues/28392.
+    """
+    for node in list(graph):
+        if node.op_type != "Transpose" or node.outputs[0].dtype != ir.DataType.FLOAT16:
+            continue
+        perm = list(node.attributes["perm"].as_ints())
+        if len(perm) < 3 or perm != [*range(1, len(perm) - 1), 0, len(perm) - 1]:
+            continue
+        same = ir.tensor(np.zeros(len(perm), np.int64), name=f"{node.outputs[0].name}_same")
+        shape = ir.Value(
+            name=same.name, const_value=same, type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([len(perm)])
+        )
+        graph.register_initializer(shape)
+        guard = ir.node("Reshape", [node.outputs[0], shape])
+        guard.outputs[0].name, guard.outputs[0].dtype = f"{node.outputs[0].name}_guarded", ir.DataType.FLOAT16
+        node.outputs[0].replace_all_uses_with(guard.outputs[0])
+        guard.replace_input_with(0, node.outputs[0])
+        graph.insert_after(node, guard)

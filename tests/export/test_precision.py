@@ -1,6 +1,8 @@
 """Float16 graphs: what stays float32 and why, and that the rest does not."""
 
 import collections
+import subprocess
+import sys
 
 import numpy as np
 import onnx
@@ -145,6 +147,22 @@ def test_an_operator_may_be_let_go(tmp_path):
     report = export_onnx(module, tmp_path / "net.onnx", [X], ["found"], precision="float16", float32_operators=kept)
     assert report.float32_operators == {}
     assert computed_in(onnx.load(tmp_path / "net.onnx"))[0] == {"Softmax": 1, "Cast": 1}
+
+
+def test_moved_rows_do_not_crash_onnxruntime(tmp_path):
+    class Moved(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(8, 8)
+
+        def forward(self, x):
+            return self.linear(x.transpose(0, 1)).transpose(0, 1)  # as nn.MultiheadAttention moves them
+
+    inputs, module = [Input("x", (5, 8))], Moved()
+    export_onnx(module, tmp_path / "net.onnx", inputs, ["found"], precision="float16")
+    load = f"import onnxruntime; onnxruntime.InferenceSession({str(tmp_path / 'net.onnx')!r})"
+    subprocess.run([sys.executable, "-c", load], check=True)  # it would take this process with it
+    validate(tmp_path / "net.onnx", module, inputs, ["found"], tolerance=tolerances.FLOAT16_OPERATOR)
 
 
 def test_branches_are_refused():

@@ -212,6 +212,7 @@ REFUSED = {
     "not finite": (lambda x, t: x / (x - x), "must return finite numbers, got 96 of 96 that are not, in torch"),
     "rows mixed": (lambda x, t: x - x.mean(dim=0), "the same prediction whatever rows are beside it"),
     "a wrong size": (lambda x, t: x @ torch.ones(7, 7), r"must take sample \(2, 2, 6, 4\), timestep \(2,\): .*7"),
+    "inputs changed": (lambda x, t: x.mul_(2), "must not change its inputs"),
     "values decide": (lambda x, t: x if x.sum() > 0 else -x * 1, "must not branch on the values of tensors"),
 }
 
