@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
@@ -157,9 +157,16 @@ class _Work:
         total = 3 * len(plan.parts) + 1
         reports: dict[str, Report] = {}
         errors: dict[str, dict[str, float]] = {}
-        for number, (part, module) in enumerate(self._modules(plan, total)):
+        loaded: dict[str, Module] = {}
+        for number, part in enumerate(plan.parts):
+            done = 3 * number
+            if loaded.keys() != part.components.keys():
+                loaded.clear()
+                gc.collect()  # a component is gone before the next one is loaded
+                self.progress(f"{part.file}: loading {' and '.join(part.components)}", done, total)
+                loaded = {name: self.folder.load(name, kinds) for name, kinds in part.components.items()}
             try:
-                reports[part.file], errors[part.file] = self._export(part, module, 3 * number, total)
+                reports[part.file], errors[part.file] = self._export(part, loaded, done, total)
             except ExportError as error:
                 raise ExportError(f"{part.file}: {error}") from error
             self.files |= reports[part.file].files
@@ -176,8 +183,11 @@ class _Work:
             "errors": errors,
         }
 
-    def _export(self, part: Part, module: Module, done: int, total: int) -> tuple[Report, dict[str, float]]:
+    def _export(
+        self, part: Part, loaded: Mapping[str, Module], done: int, total: int
+    ) -> tuple[Report, dict[str, float]]:
         """One graph, and the worst error of each of its outputs."""
+        module = part.build(*(loaded[name] for name in part.components))
         precision = "float32" if part.float32 else self.precision
         self.progress(f"{part.file}: exporting", done + 1, total)
         report = export_onnx(
@@ -202,17 +212,6 @@ class _Work:
             precision=precision,
         )
         return report, errors
-
-    def _modules(self, plan: Plan, total: int) -> Iterator[tuple[Part, Module]]:
-        """Each part with its module; a component is gone before the next one is loaded."""
-        loaded: dict[str, Module] = {}
-        for number, part in enumerate(plan.parts):
-            if loaded.keys() != part.components.keys():
-                loaded = {}
-                gc.collect()
-                self.progress(f"{part.file}: loading {' and '.join(part.components)}", 3 * number, total)
-                loaded = {name: self.folder.load(name, kinds) for name, kinds in part.components.items()}
-            yield part, part.build(*loaded.values())
 
 
 def _check_arguments(precision: str, opset: int, size: Any) -> None:

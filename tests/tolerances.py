@@ -86,9 +86,9 @@ PICTURE = 2e-5
 #: Embeddings of exported text encoders against diffusers', absolute: values up to 5 through a few layers in float32.
 EMBEDDING = 2e-5
 
-#: A part of a pipeline against the pipeline's own call of it, absolute: the same torch modules, in batches of another size.
+#: A part of a pipeline against the pipeline's own call of it, absolute: the same torch modules, in other batches.
 SAME_MODULE = 1e-6
 
-#: Latents of a float16 network against float32, absolute, of values up to 4: five steps with guidance 4, each of which
-#: rounds to 2^-11.
-HALF_LATENTS = 0.05
+#: Latents of a float16 network against float32, relative to the largest: five guided steps that each round to 2^-11
+#: were 6e-4 apart.
+HALF_LATENTS = 5e-3

@@ -24,6 +24,10 @@ TRIALS = (
 )
 
 
+# Without any of these transformers makes a tokenizer that knows no words.
+_VOCABULARIES = ({"tokenizer.json"}, {"vocab.json", "merges.txt"}, {"spiece.model"})
+
+
 @dataclass(frozen=True)
 class TokenizerFile:
     """A tokenizer.
@@ -57,6 +61,10 @@ def read_tokenizer(folder: Folder, name: str, length: int | None = None) -> Toke
 
     kind = folder.kind(name, KINDS)
     path = folder.path / name
+    files = {file.name for file in path.iterdir()}
+    if not any(vocabulary <= files for vocabulary in _VOCABULARIES):
+        wanted = ", or ".join(" and ".join(sorted(one, reverse=True)) for one in _VOCABULARIES)
+        raise ExportError(f"{path} must hold {wanted}, got {', '.join(sorted(files)) or 'nothing'}")
     try:
         own = getattr(transformers, kind).from_pretrained(path, local_files_only=True)
         fast_kind = getattr(transformers, kind.removesuffix("Fast") + "Fast")

@@ -1,4 +1,4 @@
-"""What a pipeline's parts compute, in torch, against diffusers' own pipeline; exporting holds each graph to its part."""
+"""What a pipeline's parts compute, in torch, against diffusers' own; exporting compares each graph with its part."""
 
 import json
 

@@ -98,10 +98,9 @@ def test_what_is_not_covered_says_what_is(folder_of):
     with pytest.raises(ExportError, match=r"sampler must be one of euler for FlowMatchEuler.*, got 'ddim'"):
         read_settings(flow, "ddim")
     assert read_settings(flow, "euler").prediction_type == "flow"
-    moving = folder_of("StableDiffusion3Pipeline", diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True))
-    with pytest.raises(
-        ExportError, match="scheduler_config.json: FlowMatch.*: use_dynamic_shifting must be .* got True"
-    ):
+    moving = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    moving = folder_of("StableDiffusion3Pipeline", moving)
+    with pytest.raises(ExportError, match=r"config\.json: FlowMatch.*: use_dynamic_shifting must be .* got True"):
         read_settings(moving, None)
 
 
