@@ -19,6 +19,7 @@ from stepfuse.export.errors import ExportError
 from stepfuse.export.graph import Report, export_onnx
 from stepfuse.export.inputs import Input, first_sizes
 from stepfuse.export.validate import TOLERANCES, require_trials, validate
+from stepfuse.folder import MANIFEST
 from stepfuse.schedule import NoiseSchedule
 
 try:
@@ -85,7 +86,6 @@ def to_bundle(
     Raises:
         ExportError: If the module does not keep to the above, cannot be exported or reproduced, or the disk is full.
         ValueError: If an argument is out of bounds.
-        BundleError: If the folder that ``overwrite`` is to replace is no bundle.
     """
     target, cond = Path(out), dict(cond or {})
     info = ModelInfo(
@@ -93,7 +93,8 @@ def to_bundle(
     )
     inputs, sizes = _spec(info, dynamic_size)
     require_trials(row_counts, tolerance)
-    _check_target(target, overwrite)
+    numbers = sum(tensor.numel() for tensor in module.state_dict().values())
+    _check_target(target, overwrite, numbers * (2 if precision == "float16" else 4))
     denoiser = Denoiser(module, tuple(cond))
     check_module(denoiser, inputs, first_sizes(sizes))
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -148,8 +149,10 @@ def _spec(info: ModelInfo, dynamic_size: bool | int) -> tuple[list[Input], dict[
         multiple = int(dynamic_size)
         if len(info.shape) < 2 or multiple < 1 or any(size % multiple for size in info.shape[-2:]):
             raise ValueError(f"dynamic_size must divide the last two sizes of {info.shape}, got {dynamic_size}")
-        height, width = (max(2, size // multiple) for size in info.shape[-2:])
-        sizes = {"height": (height, height + 1), "width": (width, width + 2)}
+        own = [size // multiple for size in info.shape[-2:]]
+        height, width = (max(2, size) for size in own)  # torch would take a size of 1 for a constant
+        sizes = {"height": (height, height + 1, *own[:1]), "width": (width, width + 2, *own[1:])}
+        sizes = {name: tuple(dict.fromkeys(values)) for name, values in sizes.items()}
         shape = (*info.shape[:-2], *(axis if multiple == 1 else f"{multiple}*{axis}" for axis in sizes))
     timesteps = info.schedule.max_timestep + 1
     inputs = [Input(SAMPLE, shape), Input(TIMESTEP, (), info.timestep_dtype, low=0, high=timesteps)]
@@ -164,10 +167,18 @@ def _cond_input(name: str, spec: CondInput) -> Input:
     return Input(name, spec.shape, spec.dtype, low=min(int(null.min()), 0), high=high)
 
 
-def _check_target(target: Path, overwrite: bool) -> None:
-    """What ``write_bundle`` would refuse after minutes of exporting."""
+def _check_target(target: Path, overwrite: bool, weight_bytes: int) -> None:
+    """What would be refused after minutes of exporting."""
     if target.exists() and not overwrite:
         raise ExportError(f"{target} exists already: pass overwrite=True to replace it")
+    if target.exists() and not (target / MANIFEST).is_file():
+        raise ExportError(f"{target} has no {MANIFEST}: only a bundle is replaced")
+    folder = next(parent for parent in target.absolute().parents if parent.exists())
+    if (free := shutil.disk_usage(folder).free) < 2 * weight_bytes:
+        raise ExportError(
+            f"{folder} must have room for {2 * weight_bytes / 1e9:.3g} GB, the weights and as much while they are"
+            f" copied: {free / 1e9:.3g} GB are free"
+        )
 
 
 def _record(

@@ -2,8 +2,10 @@
 
 import math
 import resource
+import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -262,6 +264,21 @@ def test_a_bundle_that_is_there_is_kept_until_another_is_whole(bundle, network, 
     to_bundle(network, shape=SHAPE, schedule=SCHEDULE, out=out, overwrite=True, row_counts=(1,))
     assert sf.Bundle.load(out).provenance == "exported from the torch module Network"
     assert [file.name for file in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_folder_that_is_no_bundle_is_not_replaced(network, tmp_path):
+    (tmp_path / "photo.png").touch()
+    with pytest.raises(ExportError, match=r"has no manifest.json: only a bundle is replaced"):
+        to_bundle(network, shape=SHAPE, schedule=SCHEDULE, out=tmp_path, overwrite=True)
+    assert [file.name for file in tmp_path.iterdir()] == ["photo.png"]
+
+
+def test_a_disk_too_small_is_found_out_before_exporting(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=7_000_000))
+    module = Wrong(lambda x, t: x * module.scale.sum(), scale=torch.ones(1000, 1000))
+    with pytest.raises(ExportError, match=r"must have room for 0.008 GB, .*: 0.007 GB are free"):
+        to_bundle(module, shape=SHAPE, schedule=SCHEDULE, out=tmp_path / "new" / "out")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("external", [False, True])
