@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from stepfuse.bundle import Bundle, ModelInfo, write_bundle
 from stepfuse.export.errors import ExportError
+from stepfuse.folder import MANIFEST
 from stepfuse.integrations.scheduler_config import SchedulerSettings
 
 try:
@@ -32,9 +33,6 @@ from stepfuse.export.pipelines.parts import Part, Plan
 from stepfuse.export.pipelines.scheduler import read_settings
 from stepfuse.export.precision import PRECISIONS
 from stepfuse.export.validate import validate
-
-if TYPE_CHECKING:
-    Module = torch.nn.Module
 
 #: The pipeline classes that can be exported, and the module in ``stepfuse.export.pipelines`` of each.
 PIPELINES = {
@@ -77,8 +75,9 @@ def from_diffusers(
     Args:
         path: The pipeline's folder; ``PIPELINES`` lists the classes that are covered.
         out: The folder to make.
-        precision: ``float32`` or ``float16``: weights and arithmetic in half the bytes, inputs and outputs float32. A
-            VAE that its pipeline runs in float32 (``force_upcast`` of XL's) stays float32.
+        precision: ``float32`` or ``float16``: weights and arithmetic in half the bytes, inputs and outputs float32.
+            What overflows in float16 stays float32: a VAE that its pipeline runs so (``force_upcast`` of XL's), and
+            text encoders with a T5.
         sampler: A sampler in the place of the pipeline's own scheduler, as if that were made ``from_config`` of it:
             ddim, ddpm, dpmpp_2m, lcm, heun, euler or euler_ancestral. The bundle takes any of them later, too.
         opset: ONNX operator set, 18 to 23.
@@ -94,14 +93,14 @@ def from_diffusers(
 
     Raises:
         ExportError: If the folder is incomplete, a class or setting in it is not covered, a file would have to be
-            unpickled, a network cannot be reproduced, or the disk is too small.
+            unpickled, a network cannot be reproduced, the disk is too small, or ``out`` is there already.
         ValueError: If an argument is out of bounds.
-        BundleError: If the folder that ``overwrite`` is to replace is no bundle.
     """
     target = Path(out)
     _check_arguments(precision, opset, size)
-    if target.exists() and not overwrite:
-        raise ExportError(f"{target} exists already: pass overwrite=True to replace it")
+    if target.exists() and not (overwrite and (target / MANIFEST).is_file()):  # found now, not when all is exported
+        rule = f"only a folder with a {MANIFEST} is replaced" if overwrite else "pass overwrite=True to replace it"
+        raise ExportError(f"{target} exists already: {rule}")
     folder = Folder(Path(path))
     if folder.class_name not in PIPELINES:
         raise ExportError(f"{folder.path}: pipeline must be one of {', '.join(PIPELINES)}, got {folder.class_name}")
@@ -116,8 +115,8 @@ def from_diffusers(
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-export-", dir=target.parent) as scratch:
         work = _Work(folder, Path(scratch), precision, opset, tolerance, progress or (lambda what, done, total: None))
-        record = work.run(plan)
         try:
+            record = work.run(plan)
             return write_bundle(
                 target,
                 name=name or folder.path.resolve().name,
@@ -131,7 +130,7 @@ def from_diffusers(
             )
         except OSError as error:
             free = shutil.disk_usage(target.parent).free / 1e9
-            needed = sum(file.stat().st_size for file in work.files.values()) / 1e9
+            needed = sum(file.stat().st_size for file in work.files.values() if file.exists()) / 1e9
             raise ExportError(
                 f"{target} cannot be written: {error}: it takes {needed:.2f} GB beside as much while it is copied,"
                 f" {free:.2f} GB are free"
@@ -157,7 +156,7 @@ class _Work:
         total = 3 * len(plan.parts) + 1
         reports: dict[str, Report] = {}
         errors: dict[str, dict[str, float]] = {}
-        loaded: dict[str, Module] = {}
+        loaded: dict[str, torch.nn.Module] = {}
         for number, part in enumerate(plan.parts):
             done = 3 * number
             if loaded.keys() != part.components.keys():
@@ -176,7 +175,8 @@ class _Work:
         self.progress("writing", total - 1, total)
         return {
             "opset": self.opset,
-            "precision": {file: report.precision for file, report in reports.items()},
+            "precision": self.precision,
+            "precisions": {file: report.precision for file, report in reports.items()},
             "float32_operators": {file: dict(report.float32_operators) for file, report in reports.items()},
             **{package: version(package) for package in ("torch", "diffusers", "transformers", "onnxruntime")},
             "rows": list(ROW_COUNTS),
@@ -184,7 +184,7 @@ class _Work:
         }
 
     def _export(
-        self, part: Part, loaded: Mapping[str, Module], done: int, total: int
+        self, part: Part, loaded: Mapping[str, torch.nn.Module], done: int, total: int
     ) -> tuple[Report, dict[str, float]]:
         """One graph, and the worst error of each of its outputs."""
         module = part.build(*(loaded[name] for name in part.components))

@@ -34,7 +34,7 @@ class Denoiser(torch.nn.Module):
     def forward(self, sample: torch.Tensor, timestep: torch.Tensor, class_labels: torch.Tensor) -> torch.Tensor:
         """Shape (R, C, h, w), (R,) and (R,) to (R, C, h, w)."""
         found = self.transformer(sample, timestep=timestep, class_labels=class_labels, return_dict=False)[0]
-        return found[:, : self.channels]  # type: ignore[no-any-return]
+        return found[:, : self.channels]
 
 
 def plan(folder: Folder, size: Size) -> Plan:

@@ -15,7 +15,6 @@ from stepfuse.export.errors import ExportError
 if TYPE_CHECKING:
     import torch
 
-    Module = torch.nn.Module
 
 INDEX = "model_index.json"
 
@@ -111,7 +110,7 @@ class Folder:
                     raise ExportError(f"{folder / missing[0]} is missing: {index} lists it")
         return variant
 
-    def load(self, name: str, allowed: Collection[str]) -> Module:
+    def load(self, name: str, allowed: Collection[str]) -> torch.nn.Module:
         """A component with its weights, in float32 and evaluation mode.
 
         Raises:
@@ -133,7 +132,7 @@ class Folder:
         if missing := sorted(report["missing_keys"]):
             shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
             raise ExportError(f"{self.path / name}: weights of {kind} must be complete, {len(missing)} miss: {shown}")
-        found: Module = module.float().eval()
+        found: torch.nn.Module = module.float().eval()
         return found
 
     def licence(self) -> str:

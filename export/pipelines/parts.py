@@ -13,7 +13,6 @@ from stepfuse.pipeline.info import PipelineInfo
 if TYPE_CHECKING:
     import torch
 
-    Module = torch.nn.Module
 
 DENOISER = "denoiser.onnx"
 SAMPLE, TIMESTEP, PREDICTION = "sample", "timestep", "prediction"
@@ -36,7 +35,7 @@ class Part:
 
     file: str
     components: Mapping[str, Sequence[str]]
-    build: Callable[..., Module]
+    build: Callable[..., torch.nn.Module]
     inputs: Sequence[Input]
     outputs: Sequence[str]
     sizes: Mapping[str, Sequence[int]] = field(default_factory=dict)

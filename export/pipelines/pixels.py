@@ -26,7 +26,7 @@ class Denoiser(torch.nn.Module):
 
     def forward(self, sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         """Shape (R, C, H, W) and (R,) to (R, C, H, W)."""
-        return self.unet(sample, timestep, return_dict=False)[0]  # type: ignore[no-any-return]
+        return self.unet(sample, timestep, return_dict=False)[0]
 
 
 def plan(folder: Folder, size: Size) -> Plan:

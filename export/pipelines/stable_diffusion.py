@@ -34,7 +34,7 @@ class Denoiser(torch.nn.Module):
         self, sample: torch.Tensor, timestep: torch.Tensor, encoder_hidden_states: torch.Tensor
     ) -> torch.Tensor:
         """Shape (R, C, h, w), (R,) and (R, L, D) to (R, C, h, w)."""
-        return self.unet(sample, timestep, encoder_hidden_states, return_dict=False)[0]  # type: ignore[no-any-return]
+        return self.unet(sample, timestep, encoder_hidden_states, return_dict=False)[0]
 
 
 class LastState(TextEncoders):
@@ -43,7 +43,7 @@ class LastState(TextEncoders):
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Shape (R, L) to (R, L, D)."""
         [found] = self.encode([input_ids])
-        return found.last_hidden_state  # type: ignore[no-any-return]
+        return found.last_hidden_state
 
 
 def plan(folder: Folder, size: Size) -> Plan:

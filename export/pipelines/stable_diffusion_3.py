@@ -43,7 +43,7 @@ class Denoiser(torch.nn.Module):
     ) -> torch.Tensor:
         """Shape (R, C, h, w), (R,), (R, L, D) and (R, P) to (R, C, h, w)."""
         found = self.transformer(sample, encoder_hidden_states, pooled_projections, timestep, return_dict=False)
-        return found[0]  # type: ignore[no-any-return]
+        return found[0]
 
 
 def _crop(embedding: Any, height: int, width: int) -> torch.Tensor:
@@ -57,7 +57,7 @@ def _crop(embedding: Any, height: int, width: int) -> torch.Tensor:
     top, left = (most // 2 - (size + 1 - most % 2) // 2 for size in (rows, columns))
     grid = embedding.pos_embed.reshape(1, most, most, -1)
     cut = grid[:, top : top + rows, left : left + columns]
-    return cut.reshape(1, rows * columns, -1)  # type: ignore[no-any-return]
+    return cut.reshape(1, rows * columns, -1)
 
 
 class Joined(TextEncoders):

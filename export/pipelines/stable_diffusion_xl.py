@@ -41,7 +41,7 @@ class Denoiser(torch.nn.Module):
         """Shape (R, C, h, w), (R,), (R, L, D), (R, P) and (R, 6) to (R, C, h, w)."""
         added = {POOLED: text_embeds, SIZE: time_ids}
         found = self.unet(sample, timestep, encoder_hidden_states, added_cond_kwargs=added, return_dict=False)
-        return found[0]  # type: ignore[no-any-return]
+        return found[0]
 
 
 class Joined(TextEncoders):

@@ -79,11 +79,16 @@ def read_encoder(folder: Folder, number: int, allowed: Sequence[str], length: in
 
 
 def text_part(encoders: Sequence[Encoder], kind: type[TextEncoders], outputs: Sequence[str], **options: Any) -> Part:
-    """The graph of a pipeline's text encoders."""
+    """The graph of a pipeline's text encoders.
+
+    With a T5 it stays float32: transformers, too, keeps part of T5 in float32 (``_keep_in_fp32_modules``) and clamps
+    what overflows in the rest.
+    """
     names = [one.component for one in encoders]
 
     def build(*modules: torch.nn.Module) -> torch.nn.Module:
         return kind(dict(zip(names, modules, strict=True)), **options)
 
     inputs = [Input(one.prompt.input, (one.prompt.length,), "int64", high=one.config["vocab_size"]) for one in encoders]
-    return Part(TEXT_ENCODER, {one.component: (one.kind,) for one in encoders}, build, inputs, outputs)
+    float32 = any(one.kind == T5 for one in encoders)
+    return Part(TEXT_ENCODER, {one.component: (one.kind,) for one in encoders}, build, inputs, outputs, float32=float32)

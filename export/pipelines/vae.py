@@ -33,13 +33,13 @@ class Decoder(torch.nn.Module):
 
     def forward(self, latent: torch.Tensor) -> torch.Tensor:
         """Shape (R, C, h, w) to (R, 3, H, W)."""
-        return self.vae.decode(latent / self.scale + self.shift, return_dict=False)[0]  # type: ignore[no-any-return]
+        return self.vae.decode(latent / self.scale + self.shift, return_dict=False)[0]
 
 
 class Encoder(Decoder):
     """Samples of pictures."""
 
-    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Shape (R, 3, H, W) to mean and standard deviation of the posterior, (R, C, h, w) each."""
         posterior = self.vae.encode(image, return_dict=False)[0]
         return (posterior.mean - self.shift) * self.scale, posterior.std * self.scale

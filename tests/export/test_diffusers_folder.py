@@ -225,6 +225,8 @@ def test_a_bundle_that_is_there_is_kept(pristine, tmp_path):
     (tmp_path / "bundle").mkdir()
     with pytest.raises(ExportError, match="exists already: pass overwrite=True"):
         from_diffusers(pristine("DDIMPipeline"), tmp_path / "bundle")
+    with pytest.raises(ExportError, match=r"exists already: only a folder with a manifest\.json is replaced"):
+        from_diffusers(pristine("DDIMPipeline"), tmp_path / "bundle", overwrite=True)
 
 
 ARGUMENTS = [

@@ -209,16 +209,18 @@ def test_what_xl_is_told_beside_the_prompt(saved, tmp_path):
     assert not plan_of(path).pipeline.zeros_without_negative
 
 
-def test_a_vae_that_overflows_in_float16_stays_float32(saved, tmp_path):
-    """XL's own says so with ``force_upcast``, which its pipeline heeds and the others do not."""
-    kept = {part.file: part.float32 for part in plan_of(saved("StableDiffusionXLPipeline")).parts}
+def test_what_overflows_in_float16_stays_float32(saved, tmp_path):
+    """XL's VAE says so with ``force_upcast``, which its pipeline heeds and the others do not; and T5."""
+    parts = {name: plan_of(saved(name)).parts for name in FACTS if name.startswith("Stable")}
+    kept = {name: [part.file for part in found if part.float32] for name, found in parts.items()}
     assert kept == {
-        "text_encoder.onnx": False,
-        "denoiser.onnx": False,
-        "vae_decoder.onnx": True,
-        "vae_encoder.onnx": True,
+        "StableDiffusionPipeline": [],
+        "StableDiffusionXLPipeline": ["vae_decoder.onnx", "vae_encoder.onnx"],
+        "StableDiffusion3Pipeline": ["text_encoder.onnx"],
     }
-    assert not any(part.float32 for part in plan_of(saved("StableDiffusionPipeline")).parts)
+    assert not any(
+        part.float32 for part in plan_of(saved("StableDiffusion3Pipeline", **TEXT_CASES["without T5"])).parts
+    )
     vae = tiny_pipelines.vae(scaling_factor=0.13025, force_upcast=False)
     path = tiny_pipelines.save_tiny("StableDiffusionXLPipeline", tmp_path / "StableDiffusionXLPipeline", vae=vae)
     assert not any(part.float32 for part in plan_of(path).parts)
