@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,11 +104,11 @@ class Folder:
         if not variants:
             raise ExportError(self._no_weights(name, names))
         variant = None if None in variants else min(one for one in variants if one is not None)
-        for index in (one for one in names if ".safetensors.index" in one):
-            if (variant or "") in index:
-                shards = set(_read_json(folder / index).get("weight_map", {}).values())
-                if missing := sorted(shards - set(names)):
-                    raise ExportError(f"{folder / missing[0]} is missing: {index} lists it")
+        ending = f".safetensors.index.{variant}.json" if variant else ".safetensors.index.json"
+        for index in (one for one in names if one.endswith(ending)):
+            shards = set(_read_json(folder / index).get("weight_map", {}).values())
+            if missing := sorted(shards - set(names)):
+                raise ExportError(f"{folder / missing[0]} is missing: {index} lists it")
         return variant
 
     def load(self, name: str, allowed: Collection[str]) -> torch.nn.Module:
@@ -117,7 +118,7 @@ class Folder:
             ExportError: If they are not there, are not safetensors, or do not fit.
         """
         kind, variant = self.kind(name, allowed), self.weights(name)
-        library = __import__("transformers" if self.index[name][0] == "transformers" else "diffusers")
+        library = import_module("transformers" if self.index[name][0] == "transformers" else "diffusers")
         try:
             with _no_bars():
                 module, report = getattr(library, kind).from_pretrained(
@@ -127,7 +128,7 @@ class Folder:
                     local_files_only=True,
                     output_loading_info=True,
                 )
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
+        except Exception as error:  # whatever the libraries raise, safetensors' own among it
             raise ExportError(f"{self.path / name}: {kind} cannot be loaded: {error}") from error
         if missing := sorted(report["missing_keys"]):
             shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")

@@ -195,6 +195,9 @@ def test_weights_of_another_variant(pristine, copied):
     assert loaded.dtype == torch.float32
     kept = Folder(pristine("DDIMPipeline")).load("unet", ["UNet2DModel"]).state_dict()
     torch.testing.assert_close(loaded.state_dict(), kept, rtol=1e-3, atol=1e-3)
+    (folder / "unet" / "diffusion_pytorch_model.safetensors.index.json").write_text('{"weight_map": {"a": "nowhere"}}')
+    assert Folder(folder).weights("unet") == "fp16"  # that list is of the other variant
+    (folder / "unet" / "diffusion_pytorch_model.safetensors.index.json").unlink()
     shard = sorted((folder / "unet").glob("*.safetensors"))[0]
     shard.unlink()
     with pytest.raises(ExportError, match=rf"{shard.name} is missing"):
@@ -346,6 +349,11 @@ SPOILED = {
         "DDIMPipeline",
         lambda folder: (folder / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"\x08" + bytes(30)),
         "UNet2DModel cannot be loaded",
+    ),
+    "truncated text encoder": (
+        "StableDiffusionPipeline",
+        lambda folder: (folder / "text_encoder" / "model.safetensors").write_bytes(b"\x08" + bytes(30)),
+        "CLIPTextModel cannot be loaded",
     ),
 }
 
