@@ -266,7 +266,7 @@ def _kept(nodes: Sequence[Any], keep: Sequence[str] | None, operators: Sequence[
 def _reader(feeds: Sequence[Feed]) -> Any:
     """The feeds as ONNX Runtime's calibration asks for them, a range at a time."""
 
-    class Reader(ort_quantization.CalibrationDataReader):  # type: ignore[misc]  # untyped base
+    class Reader(ort_quantization.CalibrationDataReader):
         def __init__(self) -> None:
             self._left = iter(feeds)
 

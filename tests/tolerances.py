@@ -69,8 +69,8 @@ EXPORTED_TRAJECTORY = 1e-4
 #: A float16 graph's error in units of torch's own under autocast, which rounds in other places.
 FLOAT16_AGAINST_TORCH = 2.0
 
-#: Images in [0, 1] of a compiled pipeline against diffusers', absolute, and latents, relative: a few steps of networks of
-#: random weights, which amplify what diffusers' float32 coefficients round.
+#: Images in [0, 1] of a compiled pipeline against diffusers', absolute, and latents, relative: a few steps of networks
+#: of random weights, which amplify what diffusers' float32 coefficients round.
 COMPILED = 2e-5
 
 #: The same with the network in bfloat16, whose 8 bits turn a state's last bit into one of the prediction's.
@@ -79,8 +79,8 @@ COMPILED_BFLOAT16 = 1e-2
 #: A float16 graph of a few operators against float32, relative to the largest: each rounds to 2^-11.
 FLOAT16_OPERATOR = 4e-3
 
-#: Pictures of an exported pipeline against diffusers', in [0, 1], where 1e-3 is promised: two libraries' float32 through
-#: a whole run and decoder were 2e-6 apart.
+#: Pictures of an exported pipeline against diffusers', in [0, 1], where 1e-3 is promised: two libraries' float32
+#: through a whole run and decoder were 2e-6 apart.
 PICTURE = 2e-5
 
 #: Embeddings of exported text encoders against diffusers', absolute: values up to 5 through a few layers in float32.

@@ -68,7 +68,7 @@ def _noise(like: torch.Tensor, generator: Generators, dtype: torch.dtype | None 
     return cast("torch.Tensor", noise)
 
 
-class DDIMScheduler(_Fused, diffusers.DDIMScheduler):  # type: ignore[misc]
+class DDIMScheduler(_Fused, diffusers.DDIMScheduler):
     """``diffusers.DDIMScheduler`` by the fused step; ``thresholding`` and an ``eta`` outside 0 to 1 are left to it."""
 
     def step(
@@ -107,7 +107,7 @@ class DDIMScheduler(_Fused, diffusers.DDIMScheduler):  # type: ignore[misc]
         return ddim_row(self.config.prediction_type, alphas[t], a_prev, eta, self._clip(), clipped_eps)
 
 
-class DDPMScheduler(_Fused, diffusers.DDPMScheduler):  # type: ignore[misc]
+class DDPMScheduler(_Fused, diffusers.DDPMScheduler):
     """``diffusers.DDPMScheduler`` by the fused step; ``thresholding`` and a learned variance are left to it."""
 
     def step(
@@ -146,7 +146,7 @@ class DDPMScheduler(_Fused, diffusers.DDPMScheduler):  # type: ignore[misc]
         return int(timesteps[found[0] + 1]) if found[0] + 1 < len(timesteps) else -1
 
 
-class LCMScheduler(_Fused, diffusers.LCMScheduler):  # type: ignore[misc]
+class LCMScheduler(_Fused, diffusers.LCMScheduler):
     """``diffusers.LCMScheduler`` by the fused step; ``thresholding`` is left to it."""
 
     def step(
@@ -178,7 +178,7 @@ class LCMScheduler(_Fused, diffusers.LCMScheduler):  # type: ignore[misc]
         return LCMSchedulerOutput(following, denoised) if return_dict else (following, denoised)
 
 
-class DPMSolverMultistepScheduler(_Fused, diffusers.DPMSolverMultistepScheduler):  # type: ignore[misc]
+class DPMSolverMultistepScheduler(_Fused, diffusers.DPMSolverMultistepScheduler):
     """``diffusers.DPMSolverMultistepScheduler`` by the fused step; ``thresholding`` and order 3 are left to it.
 
     Every ``algorithm_type``, ``solver_type`` and way to choose noise levels is covered.

@@ -20,7 +20,7 @@ _LEVELS = {
 def logger_for(trt: Any) -> Any:
     """An ``ILogger`` that hands on to ``logging``, and keeps the errors in its list ``errors``."""
 
-    class Logger(trt.ILogger):  # type: ignore[misc]
+    class Logger(trt.ILogger):
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.errors: list[str] = []
@@ -79,7 +79,7 @@ def monitor_for(trt: Any, progress: Any) -> Any:
     No exception may pass through TensorRT: the first is kept as ``error``, Ctrl-C's too, and the build is cancelled.
     """
 
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+    class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
             self.error: BaseException | None = None
