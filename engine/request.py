@@ -324,9 +324,13 @@ def require_guidable(info: ModelInfo, guidance_scale: float) -> None:
 
 
 def default_steps(info: ModelInfo, sampler: str) -> int:
-    """Steps where the caller gives none: the model's default, and all of T for the original sampler."""
+    """Steps where the caller gives none: the model's default, and all of T for the original sampler.
+
+    A model whose own sampler is the original one, respaced, says so with its steps.
+    """
     total = info.schedule.num_train_timesteps
-    if sampler == "ddpm":
+    respaced = info.defaults.get("sampler") == "ddpm" and "steps" in info.defaults
+    if sampler == "ddpm" and not respaced:
         return total
     return min(int(info.defaults.get("steps", _DEFAULT_STEPS)), total)
 

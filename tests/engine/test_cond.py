@@ -7,6 +7,7 @@ import stepfuse as sf
 from stepfuse.cond import cond_per_sample
 
 CLASS = sf.CondInput(dtype="int64", null=3, names=("boot", "bag", "coat"))
+MANY = sf.CondInput(dtype="int64", null=1000, names=tuple(map(str, range(1000))))
 INDEX = sf.CondInput(dtype="int32", null=-1)
 FLAG = sf.CondInput(dtype="bool", null=False)
 TEXT = sf.CondInput(dtype="float32", shape=(4, 8), null=np.zeros((4, 8)))
@@ -46,6 +47,7 @@ def test_a_value_has_the_input_s_dtype_shape_and_layout(spec, given, value):
     ("spec", "given", "error", "message"),
     [
         pytest.param(CLASS, "hat", ValueError, "y must be one of boot, bag, coat, got 'hat'", id="unknown-name"),
+        pytest.param(MANY, "hat", ValueError, "y must be one of 0, .*, 19 and 980 more, got 'hat'", id="many-names"),
         pytest.param(INDEX, "bag", ValueError, "y has no class names, got 'bag'", id="name-without-names"),
         pytest.param(CLASS, 4, ValueError, "y must be a class from 0 to 2, got 4", id="above-the-classes"),
         pytest.param(CLASS, [1], ValueError, r"y must have shape \(\), got \(1,\)", id="shape"),

@@ -28,6 +28,7 @@ def requests(info, n=1, **given):
         pytest.param({}, {}, "ddim", {"steps": 50}, id="nothing-said"),
         pytest.param({}, {"sampler": "ddpm"}, "ddpm", {"steps": 1000}, id="ddpm-takes-every-step"),
         pytest.param({"defaults": {"steps": 7}}, {"sampler": "ddpm"}, "ddpm", {"steps": 1000}, id="ddpm-on-any-model"),
+        pytest.param({"defaults": {"sampler": "ddpm", "steps": 9}}, {}, "ddpm", {"steps": 9}, id="ddpm-respaced"),
         pytest.param(SHORT, {}, "ddim", {"steps": 20}, id="short-schedule"),
         pytest.param(FLOW, {}, "euler", {"steps": 50}, id="flow"),
         pytest.param(
