@@ -404,6 +404,13 @@ class cuda:  # noqa: N801  a submodule, which one stub file can only write as a 
         uses_history: bool
         @property
         def slot_rows(self) -> list[tuple[int, int]]: ...
+        @property
+        def words(self) -> npt.NDArray[np.uint32]:
+            """A frame a step, (steps, words), laid out as ``frame_layout`` says."""
+
+    @staticmethod
+    def frame_layout(slots: int) -> dict[str, int]:
+        """Where in a frame each of the step's arguments begins, in words."""
 
     class Trajectory:
         def __init__(

@@ -10,9 +10,10 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 BASE = {"numpy", "onnxruntime", "PIL", "rich", "typer"}  # the import names of pyproject's base dependencies
-INTEGRATED = {
-    "integrations": {"diffusers", "torch"}
-}  # what the modules of a folder may import too, being loaded on use
+INTEGRATED = {  # what the modules of a folder, or a file, may import too, being loaded on use
+    "integrations": {"diffusers", "torch"},
+    "cuda_torch.py": {"torch"},
+}
 
 
 def modules(*folders):
@@ -49,7 +50,13 @@ def within(name, package):
 @pytest.mark.parametrize("path", modules("engine"))
 def test_the_engine_imports_base_dependencies_alone(path):
     names = {name.split(".")[0] for name in imported(path, lazily=False)}
-    assert names <= BASE | INTEGRATED.get(path.parent.name, set()) | {"stepfuse"} | set(sys.stdlib_module_names)
+    also = INTEGRATED.get(path.parent.name, set()) | INTEGRATED.get(path.name, set())
+    assert names <= BASE | also | {"stepfuse"} | set(sys.stdlib_module_names)
+
+
+def test_the_cuda_back_end_loads_torch_and_triton_when_a_module_is_given():
+    code = "import sys, stepfuse.backends.cuda; assert not {'torch', 'triton'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT / "tests")
 
 
 def test_integrations_load_what_they_are_for_when_it_is_used():

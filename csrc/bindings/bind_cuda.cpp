@@ -195,11 +195,29 @@ void bind_trajectory(py::module_& m) {
       .def_readonly("forward_rows", &Frames::forward_rows)
       .def_readonly("adds_noise", &Frames::adds_noise)
       .def_readonly("uses_history", &Frames::uses_history)
-      .def_property_readonly("slot_rows", [](const Frames& frames) {
-        std::vector<std::pair<int, int>> rows;
-        for (const auto& [cond, uncond] : frames.slot_rows) rows.emplace_back(cond, uncond);
-        return rows;
+      .def_property_readonly("slot_rows",
+                             [](const Frames& frames) {
+                               std::vector<std::pair<int, int>> rows;
+                               for (const auto& [cond, uncond] : frames.slot_rows) rows.emplace_back(cond, uncond);
+                               return rows;
+                             })
+      .def_property_readonly("words", [](const Frames& frames) {
+        const auto words = static_cast<py::ssize_t>(frames.words.size()) / frames.steps;
+        return py::array_t<std::uint32_t>({static_cast<py::ssize_t>(frames.steps), words}, frames.words.data());
       });
+  m.def(
+      "frame_layout",
+      [](int slots) {
+        const FrameLayout layout(slots);
+        return std::map<std::string, std::size_t>{{"rows", layout.rows},
+                                                  {"next_rows", layout.next_rows},
+                                                  {"row_cond", layout.row_cond},
+                                                  {"row_uncond", layout.row_uncond},
+                                                  {"next_cond", layout.next_cond},
+                                                  {"next_uncond", layout.next_uncond},
+                                                  {"step", layout.step}};
+      },
+      py::arg("slots"), "Where in a frame each of the step's arguments begins, in words.");
   py::class_<Trajectory>(m, "Trajectory")
       .def(py::init([](std::shared_ptr<Context> context, const TrajectoryPlan& plan, std::shared_ptr<StepKernel> kernel,
                        const Values& values, const std::map<int, const Graph*>& forwards) {

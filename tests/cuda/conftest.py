@@ -270,3 +270,25 @@ def rig(fake):
 @pytest.fixture
 def old_driver(old_library):
     return Fake(old_library)
+
+
+@pytest.fixture
+def step_on(fake):
+    """``step_on(context, network)``: the step's kernels by whether they make noise, and a network's, on the fake."""
+
+    def make(context, network):
+        arguments = {noise: step_arguments(noise=noise) for noise in (True, False)}
+        hosts = {noise: StepOnHost(arguments[noise], network) for noise in arguments}
+        names = {True: "fused_step_kernel", False: "plain_step_kernel"}
+
+        def body(name, words, shape):
+            hosts[name != names[False]](name.replace("plain", "fused"), words, shape)
+
+        fake.run_kernels(body)
+        image = "".join(f"{names[noise]} {len(arguments[noise])}\n" for noise in names) + "network 5\n"
+        module = cuda.Module(context, image.encode())
+        types = [("rows", "i64"), ("sample", "*fp32"), ("t", "*fp32"), ("prediction", "*fp32"), ("n", "i64")]
+        steps = {noise: cuda.StepKernel(module, names[noise], arguments[noise], BLOCK, WARPS) for noise in names}
+        return steps, cuda.StepKernel(module, "network", [(*argument, False) for argument in types], BLOCK, WARPS)
+
+    return make

@@ -1,0 +1,291 @@
+"""Whole trajectories on an NVIDIA GPU: a batch that nobody joins is one launch, from its noise to its images."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy.typing as npt
+
+from stepfuse._core import cuda
+from stepfuse.backends.cuda_batch import Batch, batch_of, frames_of, split
+from stepfuse.backends.cuda_kernels import StepKernels
+from stepfuse.bundle import ModelInfo
+from stepfuse.cond import CondInput
+from stepfuse.request import Compiler, SampleRequest, resolve, starting_state
+from stepfuse.schedule import NoiseSchedule
+from stepfuse.steptable import StepTable
+
+if TYPE_CHECKING:
+    import torch
+
+FORMS = {"unrolled": cuda.Form.Unrolled, "loop": cuda.Form.While}
+
+_KEPT = 8  # trajectories: one a number of samples and of rows in each step
+_SMALLEST_LOOP = 64  # steps that a loop has room for; it doubles
+
+logger = logging.getLogger("stepfuse")
+
+
+class Network(Protocol):
+    """A network on a GPU, and the memory that it and the step share.
+
+    Attributes:
+        stream: What all work is ordered on.
+        graphs: Its captured forwards by their rows; empty where it runs eagerly.
+        max_rows: Rows of its memory.
+        values: The step's arguments that never change: addresses, strides, lengths.
+    """
+
+    context: cuda.Context
+    stream: cuda.Stream
+    graphs: dict[int, cuda.Graph]
+    max_rows: int
+    values: dict[str, int]
+
+    def ordered(self) -> AbstractContextManager[object]:
+        """Behind what the caller's stream has, and before what it gets next."""
+
+    def begin(self, batch: Batch) -> None:
+        """Copies a batch to the first rows of the memory."""
+
+    def upload(self, words: npt.NDArray[Any]) -> int:
+        """Copies words to memory that holds them until the next call; returns its address."""
+
+    def forward(self, rows: int) -> None:
+        """Runs the first ``rows`` rows, kernel by kernel."""
+
+    def result(self, slots: int) -> torch.Tensor:
+        """A copy of the first states, (slots, *shape) float32."""
+
+
+class Trajectories:
+    """Draws batches from a network on a GPU. Calls from several threads take turns.
+
+    A batch's forwards and steps are one CUDA graph, which is built when it is first asked for and kept for the next
+    batch of as many samples. A batch of more samples than fit the largest forward takes several launches.
+
+    Args:
+        info: What the network is.
+        network: The network.
+        kernels: The step, compiled.
+        form: ``unrolled``, every step a piece of the graph: each as small as it can be, and any driver runs it; or
+            ``loop``, one piece that the device repeats (CUDA 12.4): built once for all numbers of steps, each of which
+            has the rows of the largest.
+
+    Raises:
+        ValueError: If the form is another.
+    """
+
+    def __init__(self, info: ModelInfo, network: Network, kernels: StepKernels, *, form: str = "unrolled") -> None:
+        if form not in FORMS:
+            raise ValueError(f"form must be one of {', '.join(FORMS)}, got {form!r}")
+        self.info = info
+        self._network = network
+        self._kernels = kernels
+        self._form = FORMS[form]
+        self._compiler = Compiler(info)
+        self._built: OrderedDict[tuple[Any, ...], cuda.Trajectory] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @classmethod
+    def from_torch(
+        cls,
+        module: Any,
+        *,
+        shape: tuple[int, ...],
+        schedule: NoiseSchedule,
+        prediction_type: str = "epsilon",
+        cond: Mapping[str, CondInput] | None = None,
+        timestep_dtype: str = "float32",
+        defaults: Mapping[str, Any] | None = None,
+        max_rows: int = 16,
+        buckets: Sequence[int] | None = None,
+        memory_bytes: int | None = None,
+        cubins: str | os.PathLike[str] | None = None,
+        form: str = "unrolled",
+        eager: bool | None = False,
+    ) -> Trajectories:
+        """Captures a torch module that is on a GPU, in evaluation mode and in the dtype that it is to run in.
+
+        Args:
+            module: ``module(sample (R, *shape), timestep (R,), **cond)`` to the prediction, or a tuple of which that is
+                the first. It may be compiled (``torch.compile``, without graphs of its own). Floating-point inputs but
+                the timestep have the dtype of its parameters.
+            shape: Shape of one sample, without the batch.
+            schedule: Noise levels that it was trained with.
+            prediction_type: ``epsilon``, ``v_prediction``, ``sample`` or ``flow``.
+            cond: Conditioning inputs by name.
+            timestep_dtype: ``float32``, or ``int64`` to have timesteps rounded.
+            defaults: Arguments of ``sample`` where the caller gives none.
+            max_rows: Most rows of a forward; a guided sample takes two.
+            buckets: Row counts that are captured; None: 1, 2, 3, 4, 6, 8, 12, ... to ``max_rows``.
+            memory_bytes: Most device memory that captured forwards may work in; None: what is free. Where it does not
+                suffice the largest forwards are given up, and a warning says so.
+            cubins: Folder of kernels built ahead of time; None compiles them with Triton.
+            form: As of the class.
+            eager: Whether the forward runs kernel by kernel, each launched by the host: False never, True always, None
+                where it cannot be captured, with a warning. ``self.eager`` says whether it does.
+
+        Raises:
+            ImportError: If torch is missing.
+            CaptureError: If the module cannot be captured and ``eager`` is False.
+            CudaError: If there is no driver, or it is too old.
+            KernelError: If there is no compiled step for this GPU.
+            ValueError: If a bound is broken, or the module is not on a GPU.
+        """
+        try:
+            from stepfuse.backends.cuda_torch import TorchNetwork
+        except ModuleNotFoundError as error:
+            raise ImportError(f"a torch module needs {error.name}: pip install 'stepfuse[kernels]'") from error
+        info = ModelInfo(
+            shape=shape,
+            schedule=schedule,
+            prediction_type=prediction_type,
+            cond=cond or {},
+            timestep_dtype=timestep_dtype,
+            defaults=defaults or {},
+        )
+        network = TorchNetwork(module, info, max_rows)
+        kernels = StepKernels(network.context, network.storage, None if cubins is None else Path(cubins))
+        made = cls(info, network, kernels, form=form)
+        if eager is not True:
+            network.capture(buckets or cuda.bucket_rows(max_rows), memory_bytes, optional=eager is None)
+        return made
+
+    @property
+    def eager(self) -> bool:
+        """Whether forwards run kernel by kernel, each launched by the host."""
+        return not self._network.graphs
+
+    @property
+    def rows(self) -> list[int]:
+        """Row counts of the captured forwards, the largest first."""
+        return sorted(self._network.graphs, reverse=True)
+
+    def sample(
+        self,
+        n: int = 1,
+        *,
+        cond: Any = None,
+        negative_cond: Any = None,
+        sampler: str | Sequence[str] | None = None,
+        steps: int | Sequence[int] | None = None,
+        guidance_scale: float | Sequence[float] | None = None,
+        eta: float | Sequence[float] | None = None,
+        seed: int | Sequence[int] | None = None,
+        table: StepTable | Sequence[StepTable] | None = None,
+        noise: npt.ArrayLike | None = None,
+        **options: Any,
+    ) -> torch.Tensor:
+        """Draws ``n`` samples; the arguments are those of ``Engine.sample``, and the same seed gives the same noise.
+
+        Nothing waits for the device: the tensor is there for what is put on the caller's stream next.
+
+        Returns:
+            (n, *shape) float32 on the network's GPU.
+
+        Raises:
+            ValueError: If a bound is broken, or a table takes something from the whole of a sample
+                (``StepTable.adapt``), which one launch has no place for.
+            TypeError: If a value is of the wrong kind.
+            CudaError: If a call of the driver failed. What was drawn is lost, later calls are not concerned.
+        """
+        requests = resolve(
+            self._compiler,
+            n,
+            cond=cond,
+            negative_cond=negative_cond,
+            seed=seed,
+            table=table,
+            sampler=sampler,
+            steps=steps,
+            guidance_scale=guidance_scale,
+            eta=eta,
+            options=options,
+        )
+        for request in requests:
+            _require_plain(request.table)
+        first = None if noise is None else starting_state((n, *self.info.shape), noise)
+        largest = max(self._network.graphs, default=self._network.max_rows)
+        parts = split(requests, largest)
+        with self._lock, self._network.ordered():
+            drawn = [self._draw(requests[part], None if first is None else first[part]) for part in parts]
+        if len(drawn) == 1:
+            return drawn[0]
+        import torch
+
+        return torch.cat(drawn)
+
+    def _draw(self, requests: Sequence[SampleRequest], noise: npt.NDArray[Any] | None) -> torch.Tensor:
+        frames = frames_of(requests)
+        self._network.begin(batch_of(self.info, requests, frames, noise))
+        if self.eager:
+            self._run_eagerly(frames)
+        else:
+            trajectory = self._trajectory(frames)
+            trajectory.load(self._network.stream, frames)
+            trajectory.launch(self._network.stream)
+        return self._network.result(frames.slots)
+
+    def _trajectory(self, frames: cuda.Frames) -> cuda.Trajectory:
+        """The graph that these frames run in, built if there is none yet."""
+        forward_rows = frames.forward_rows
+        if self._form == cuda.Form.While:
+            room = max(_SMALLEST_LOOP, 1 << (frames.steps - 1).bit_length())
+            forward_rows = [max(forward_rows)] * room
+        plan = cuda.plan_trajectory(self._form, frames.slots, forward_rows, self.rows)
+        key = frames.slots, tuple(plan.forward_rows), frames.adds_noise
+        if key in self._built:
+            self._built.move_to_end(key)
+            return self._built[key]
+        while len(self._built) >= _KEPT:
+            self._built.popitem(last=False)
+        try:
+            built = self._build(plan, frames.adds_noise)
+        except cuda.CudaError as error:
+            if not (error.out_of_memory and self._built):
+                raise
+            logger.warning("no memory for a trajectory of %d steps: the kept ones are given up", plan.steps)
+            self._built.clear()
+            built = self._build(plan, frames.adds_noise)
+        self._built[key] = built
+        return built
+
+    def _build(self, plan: cuda.TrajectoryPlan, noise: bool) -> cuda.Trajectory:
+        network = self._network
+        kernel = self._kernels.get(plan.slots, network.values["n"], noise=noise)
+        return cuda.Trajectory(network.context, plan, kernel, self._values(noise), network.graphs)
+
+    def _values(self, noise: bool) -> dict[str, int]:
+        """The step's arguments but those that frames hold."""
+        values = dict(self._network.values)
+        if not noise:
+            del values["seed"]
+        return values
+
+    def _run_eagerly(self, frames: cuda.Frames) -> None:
+        """Every forward and every step launched by the host."""
+        network, layout, noise = self._network, cuda.frame_layout(frames.slots), frames.adds_noise
+        kernel = self._kernels.get(frames.slots, network.values["n"], noise=noise)
+        words = frames.words
+        base = network.upload(words)
+        values = self._values(noise) | {"rows_stride": 16, "next_rows_stride": 16}
+        for step, rows in enumerate(frames.forward_rows):
+            network.forward(rows)
+            at = base + step * words.shape[1] * words.itemsize
+            placed = {name: at + first * words.itemsize for name, first in layout.items() if noise or name != "step"}
+            kernel.launch(network.stream, frames.slots, values | placed)
+
+
+def _require_plain(table: StepTable) -> None:
+    adaptive = {"guidance_rescale": table.guidance_rescale, "dynamic_threshold": table.dynamic_threshold}
+    for name, value in adaptive.items():
+        if value:
+            raise ValueError(f"{name} must be left out where a trajectory is one launch, got {value}")

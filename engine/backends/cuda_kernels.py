@@ -1,0 +1,164 @@
+"""The compiled fused step for one GPU: from a folder of cubins, or compiled on the spot where Triton is installed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stepfuse._core import cuda
+from stepfuse.kernels.configs import LARGE, SMALL, UNALIGNED, config_for
+
+FORMAT_VERSION = 1
+_LAYOUTS = {SMALL: "small", LARGE: "large", UNALIGNED: "any"}
+_FIRST_SPECIFIC = 90  # from here on cubins are for one architecture alone, before for later ones of the same major too
+
+
+class KernelError(RuntimeError):
+    """There is no compiled kernel for this GPU; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Cubin:
+    """A kernel as the driver loads it, and how it is launched.
+
+    Attributes:
+        image: The cubin.
+        kernel: The function's name in it.
+        arguments: Name, Triton's type, and whether a multiple of 16 is asked for, of each argument in order.
+        block: Elements a tile.
+        num_warps: Warps a tile.
+        shared_bytes: Shared memory of a launch.
+    """
+
+    image: bytes
+    kernel: str
+    arguments: tuple[tuple[str, str, bool], ...]
+    block: int
+    num_warps: int
+    shared_bytes: int
+
+    def load(self, context: cuda.Context) -> cuda.StepKernel:
+        """The kernel in a GPU's context."""
+        module = cuda.Module(context, self.image)
+        return cuda.StepKernel(
+            module, self.kernel, self.arguments, self.block, self.num_warps, shared_bytes=self.shared_bytes
+        )
+
+
+class StepKernels:
+    """The variants of the step that a network needs, each loaded when it is first asked for.
+
+    Args:
+        context: Of the GPU.
+        storage: What the network computes in: ``float32``, ``float16`` or ``bfloat16``. States are float32.
+        pack: Folder written by ``python -m stepfuse.kernels.aot``; None compiles with Triton.
+    """
+
+    def __init__(self, context: cuda.Context, storage: str, pack: Path | None = None) -> None:
+        self._context = context
+        self._storage = storage
+        self._pack = pack
+        self._loaded: dict[str, cuda.StepKernel] = {}
+
+    def get(self, slots: int, n: int, *, noise: bool) -> cuda.StepKernel:
+        """The step over ``slots`` samples of ``n`` elements.
+
+        Raises:
+            KernelError: If there is none for this GPU.
+            CudaError: If the driver does not take it.
+        """
+        layout = _LAYOUTS[config_for(slots, n)]
+        name = f"fused_step.float32.{self._storage}.{'noise' if noise else 'plain'}.{layout}"
+        if name not in self._loaded:
+            cc = self._context.compute_capability
+            cubin = compiled(name, cc) if self._pack is None else packed(self._pack, name, cc)
+            self._loaded[name] = cubin.load(self._context)
+        return self._loaded[name]
+
+
+def packed(folder: Path, name: str, cc: int) -> Cubin:
+    """A variant from a folder of cubins.
+
+    Args:
+        folder: With a ``manifest.json``.
+        name: Of the variant.
+        cc: The GPU's compute capability times ten.
+
+    Raises:
+        KernelError: If the folder is none, has no such variant or none for this GPU, or a file has changed.
+    """
+    manifest = _manifest(folder)
+    try:
+        variant = manifest["variants"][name]
+        cubins: dict[int, Any] = {int(built): cubin for built, cubin in variant["cubins"].items()}
+        chosen = runs_on(list(cubins), cc)
+        if chosen is None:
+            built = ", ".join(f"sm_{one}" for one in sorted(cubins))
+            raise KernelError(
+                f"{folder} has kernels for {built}, the GPU is sm_{cc}: build them with python -m stepfuse.kernels.aot"
+                f" --arch {cc}, or pass no folder and install Triton: pip install 'stepfuse[kernels]'"
+            )
+        file = folder / f"sm_{chosen}" / f"{name}.cubin"
+        image = file.read_bytes()
+        if hashlib.sha256(image).hexdigest() != cubins[chosen]["sha256"]:
+            raise KernelError(f"{file} must have the checksum that the manifest has, got another: build the pack anew")
+        return _cubin(image, variant, cubins[chosen]["shared_bytes"])
+    except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
+        raise KernelError(f"{folder} must hold {name}, whole and as its manifest says: {error!r}") from error
+
+
+def compiled(name: str, cc: int) -> Cubin:
+    """A variant, compiled by Triton now.
+
+    Raises:
+        KernelError: If Triton is not installed, or interprets.
+    """
+    try:
+        import triton
+
+        from stepfuse.kernels import aot
+        from stepfuse.kernels.variants import variants
+    except ModuleNotFoundError as error:
+        raise KernelError(
+            "without a folder of cubins (python -m stepfuse.kernels.aot) the kernels are compiled here, which needs"
+            f" {error.name}: pip install 'stepfuse[kernels]'"
+        ) from error
+    if triton.knobs.runtime.interpret:
+        raise KernelError("nothing is compiled under TRITON_INTERPRET: unset it, or pass a folder of cubins")
+    [variant] = [variant for variant in variants() if variant.name == name]
+    kernel = aot.compile_variant(variant, cc)
+    aot.require_exact(name, kernel.asm["ptx"])
+    told = {
+        "kernel": kernel.metadata.name,
+        "block": variant.config.block,
+        "num_warps": variant.config.num_warps,
+        "arguments": aot.arguments_of(variant, kernel.asm["ptx"]),
+        "divisible_by_16": variant.divisible_by_16,
+    }
+    return _cubin(kernel.asm["cubin"], told, kernel.metadata.shared)
+
+
+def runs_on(architectures: list[int], cc: int) -> int | None:
+    """Which of the architectures that cubins were built for a GPU takes: its own, or an older one of its major."""
+    fits = [one for one in architectures if one == cc or (one // 10 == cc // 10 and one < min(cc, _FIRST_SPECIFIC))]
+    return max(fits, default=None)
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        version = manifest["format_version"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise KernelError(f"{folder} must be a folder written by python -m stepfuse.kernels.aot: {error!r}") from error
+    if version != FORMAT_VERSION:
+        raise KernelError(f"{folder} must have format_version {FORMAT_VERSION}, got {version!r}")
+    return dict(manifest)
+
+
+def _cubin(image: bytes, variant: dict[str, Any], shared_bytes: int) -> Cubin:
+    divisible = set(variant["divisible_by_16"])
+    arguments = tuple((one["name"], one["type"], one["name"] in divisible) for one in variant["arguments"])
+    return Cubin(image, variant["kernel"], arguments, variant["block"], variant["num_warps"], shared_bytes)
