@@ -1,0 +1,122 @@
+"""Everything here runs on a GPU, and is skipped with the reason where there is none. ``make gpu-check`` runs it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import support
+
+import stepfuse as sf
+
+
+def missing():
+    """Why nothing here can run, or None."""
+    try:
+        import torch
+        import triton
+    except ModuleNotFoundError as error:
+        return f"needs {error.name}: pip install 'stepfuse[kernels]'"
+    if not torch.cuda.is_available():
+        return "there is no GPU that torch can use"
+    return "TRITON_INTERPRET is set: nothing is compiled" if triton.knobs.runtime.interpret else None
+
+
+def pytest_collection_modifyitems(items):
+    reason = missing()
+    for item in items:
+        if item.path.parent.name == "gpu":
+            item.add_marker(pytest.mark.gpu)
+            if reason:
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def torch():
+    torch = pytest.importorskip("torch")
+    # TF32 keeps 10 bits of a product's operands: nothing here is to be compared at that.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    torch.set_float32_matmul_precision("highest")
+    return torch
+
+
+@pytest.fixture(scope="session")
+def context(torch):
+    torch.cuda.init()
+    return sf._core.cuda.open()
+
+
+@pytest.fixture(scope="session")
+def cubins(context, tmp_path_factory):
+    """Every variant of the step for this GPU, built ahead of time; where ``STEPFUSE_CUBINS`` is set, from there."""
+    if given := os.environ.get("STEPFUSE_CUBINS"):
+        return Path(given)
+    folder = tmp_path_factory.mktemp("cubins")
+    wanted = ["--only", "fused_step.*", "--arch", str(context.compute_capability)]
+    subprocess.run([sys.executable, "-m", "stepfuse.kernels.aot", "-o", str(folder), *wanted], check=True)
+    return folder
+
+
+SHAPE = (3, 16, 16)
+COND = {"class_labels": sf.CondInput(dtype="int64", null=support.NULL)}
+MODEL = {"shape": SHAPE, "schedule": support.SCHEDULE, "cond": COND}
+
+
+@pytest.fixture(scope="session")
+def model():
+    """Arguments that say what ``make_module``'s network is."""
+    return MODEL
+
+
+@pytest.fixture
+def make_module(torch):
+    """A small convolutional network with weights from a seed; ``spoil`` is called on its hidden layer."""
+
+    class Net(torch.nn.Module):
+        def __init__(self, width, spoil):
+            super().__init__()
+            self.classes = torch.nn.Embedding(support.NULL + 1, width)
+            self.first = torch.nn.Conv2d(SHAPE[0], width, 3, padding=1)
+            self.middle = torch.nn.Conv2d(width, width, 3, padding=1)
+            self.last = torch.nn.Conv2d(width, SHAPE[0], 3, padding=1)
+            self.spoil = spoil
+
+        def forward(self, sample, timestep, class_labels):
+            told = self.classes(class_labels) + torch.cos(timestep / 300).to(sample.dtype)[:, None]
+            hidden = torch.tanh(self.first(sample) + told[:, :, None, None])
+            if self.spoil:
+                hidden = self.spoil(hidden)
+            return self.last(torch.tanh(self.middle(hidden))) + 0.5 * sample
+
+    def make(*, width=16, spoil=None):
+        torch.manual_seed(0)
+        return Net(width, spoil).eval().requires_grad_(False)
+
+    return make
+
+
+@pytest.fixture
+def on_cpu(torch):
+    """``on_cpu(module, n, ...)``: what the engine draws on the CPU with the same module."""
+
+    def draw(module, n, **arguments):
+        def call(x, t, cond):
+            with torch.no_grad():
+                told = {name: torch.from_numpy(values) for name, values in cond.items()}
+                return module(torch.from_numpy(x), torch.from_numpy(t), **told).numpy()
+
+        with sf.Engine.from_callable(call, **MODEL) as engine:
+            return engine.sample(n, **arguments)
+
+    return draw
+
+
+@pytest.fixture
+def near():
+    def check(got, want, tolerance):
+        difference = np.abs(got.float().cpu().numpy() - np.asarray(want)).max()
+        assert difference <= tolerance, difference
+
+    return check
