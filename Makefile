@@ -3,7 +3,7 @@
 PYTHON ?= python3
 SOURCES := setup.py pyproject.toml MANIFEST.in $(shell find engine kernels export csrc -type f -not -name '*.so' -not -path '*/__pycache__/*')
 
-.PHONY: sample test lint sanitize cubins bench bench-load analyze format clean
+.PHONY: sample test lint sanitize cubins bench bench-load gpu-check analyze format clean
 
 # Sampling needs no torch: this environment has the base dependencies alone.
 sample: .venv/.ready
@@ -33,6 +33,11 @@ bench: .venv-dev/.ready
 bench-load: .venv-dev/.ready
 	.venv-dev/bin/python benchmarks/mixed_load.py
 	.venv-dev/bin/python benchmarks/saturated.py
+
+# On a machine with an NVIDIA GPU, torch with Triton, pybind11 and a C++ compiler; nothing is downloaded. Five minutes, or
+# one of STAGE=kernels, graphs, compare. RESULTS says where results go, WHEELS where packages that are missing lie.
+gpu-check:
+	$(PYTHON) benchmarks/gpu/check.py --stage $(or $(STAGE),all) $(if $(RESULTS),--output $(RESULTS)) $(if $(WHEELS),--wheels $(WHEELS))
 
 # Half an hour on two cores: all experiments on the embedded models, and whether the frontier's orderings hold.
 analyze: .venv-dev/.ready
