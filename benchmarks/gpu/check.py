@@ -63,6 +63,7 @@ def _benchmark(file: str, writes: str, seconds: int) -> Part:
 
 STAGES: dict[str, tuple[Part, ...]] = {
     "kernels": (
+        Part("cubins", ("-P", "-m", *"stepfuse.kernels.aot -o {cubins} --arch {cc} --only fused_step.*".split()), 120),
         _tests("tests/gpu: driver and cubins", 120, "tests/gpu/test_driver.py", "tests/gpu/test_cubins.py"),
         _tests("tests/kernels", 240, "tests/kernels"),
         _benchmark("step", "gpu-step", 90),
@@ -113,7 +114,7 @@ def environment() -> dict[str, str]:
 
 
 def run(command: Sequence[str], seconds: float) -> tuple[int, str]:
-    """Exit status and output; 124 if it was stopped."""
+    """Exit status and output, without this folder's path; 124 if it was stopped."""
     try:
         done = subprocess.run(
             [sys.executable, *command],
@@ -128,30 +129,23 @@ def run(command: Sequence[str], seconds: float) -> tuple[int, str]:
     except subprocess.TimeoutExpired as error:
         text = error.stdout or b""  # bytes, also where text is asked for
         said = text if isinstance(text, str) else text.decode(errors="replace")
-        return 124, f"{said}\nstopped after {seconds:g} s"
-    return done.returncode, done.stdout
+        return 124, f"{said}\nstopped after {seconds:g} s".replace(str(ROOT), ".")
+    return done.returncode, done.stdout.replace(str(ROOT), ".")
 
 
-def build(wheels: Path, cc: int, version: str) -> tuple[int, str]:
-    """Installs wheels that lie ready and this tree into a folder of its own, and compiles the kernels."""
+def build(wheels: Path, version: str) -> tuple[int, str]:
+    """Installs wheels that lie ready, and this tree, into a folder of their own."""
     install = ("-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--upgrade", "--target", str(SITE))
     log = ""
     if given := sorted(str(path) for path in wheels.glob("*.whl")):
         status, log = run((*install, *given), 120)
         if status != 0:
             return status, log
-    kernels = ("--arch", str(cc), "--only", "fused_step.*")
-    for command in (
-        (*install, "--no-build-isolation", "."),
-        ("-P", "-m", "stepfuse.kernels.aot", "-o", str(CUBINS), *kernels),
-    ):
-        status, text = run(command, 240)
-        log += text
-        if status != 0:
-            return status, log
-    STATE.mkdir(parents=True, exist_ok=True)
-    (STATE / "built").write_text(version)
-    return 0, log
+    status, text = run((*install, "--no-build-isolation", "."), 240)
+    if status == 0:
+        STATE.mkdir(parents=True, exist_ok=True)
+        (STATE / "built").write_text(version)
+    return status, log + text
 
 
 def shortened(text: str, lines: int = LOG_LINES) -> str:
@@ -167,11 +161,11 @@ def counts(text: str) -> dict[str, int]:
     return {kind.rstrip("s") if kind.startswith("error") else kind: int(number) for number, kind in found[-6:]}
 
 
-def run_part(part: Part, version: str) -> dict[str, Any]:
-    """Runs a part; its finding is kept for a run that is resumed."""
+def run_part(part: Part, cc: int, version: str) -> dict[str, Any]:
+    """Runs a part for a GPU of this compute capability; returns what it found."""
     BUILD.mkdir(parents=True, exist_ok=True)
     scratch = BUILD / "results"
-    command = part.command
+    command = tuple(word.replace("{cubins}", str(CUBINS)).replace("{cc}", str(cc)) for word in part.command)
     if part.writes:
         (scratch / f"{part.writes}.json").unlink(missing_ok=True)
         command = (*command, "--output", str(scratch), "--seconds", str(0.6 * part.seconds))
@@ -186,7 +180,7 @@ def run_part(part: Part, version: str) -> dict[str, Any]:
     if part.writes:
         written = scratch / f"{part.writes}.json"
         finding["report"] = json.loads(written.read_text()) if written.exists() else None
-    else:
+    elif "pytest" in command:
         finding["tests"] = counts(text)
         if status == 0 and not finding["tests"].get("passed"):
             finding |= {"status": FAILED, "log": f"{finding['log']}\nno test ran"}
@@ -238,7 +232,7 @@ def check(stages: Sequence[str], output: Path, wheels: Path, *, again: bool = Fa
     built = STATE / "built"
     if again or not built.exists() or built.read_text() != version:
         print(f"building for {name}, sm_{cc}", flush=True)
-        status, text = build(wheels, cc, version)
+        status, text = build(wheels, version)
         if status != 0:
             print(f"{shortened(text)}\nthe build failed with status {status}")
             return NOT_BUILT
@@ -251,7 +245,7 @@ def check(stages: Sequence[str], output: Path, wheels: Path, *, again: bool = Fa
             old = json.loads(file.read_text()) if file.exists() else None
             if stage in stages and (again or old is None or old["version"] != version or old["status"] != 0):
                 print(f"{stage}: {part.name}", flush=True)
-                old = run_part(part, version)
+                old = run_part(part, cc, version)
                 file.write_text(json.dumps(old))
                 print(old["log"], flush=True)
             if old is not None:

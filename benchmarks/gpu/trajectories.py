@@ -85,10 +85,10 @@ def measure(report: GpuReport, subject: Subject, n: int, rounds: int) -> None:
     rows = n * subject.passes
     steps = STEPS_OF_LARGE if rows >= LARGE_ROWS and subject.dtype == torch.bfloat16 else STEPS
     module = subject.module()
-    made = {
-        form: Trajectories.from_torch(module, **subject.info, max_rows=rows, buckets=[rows], form=form)
-        for form in ("unrolled", "loop")
-    }
+    unrolled = Trajectories.from_torch(module, **subject.info, max_rows=rows, buckets=[rows])
+    # Of the same captured forward.
+    loop = Trajectories(unrolled.info, unrolled._network, unrolled._kernels, form="loop")
+    made = {"unrolled": unrolled, "loop": loop}
     launches = {form: launch_of(trajectories, subject, n, steps) for form, trajectories in made.items()}
     launches[PEER] = forwards_of(launches["unrolled"], made["unrolled"], rows, steps)
     clock = Clock()

@@ -66,8 +66,8 @@ def test_noise_that_is_given_is_where_it_begins(make, make_module, on_cpu, near)
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_a_loop_on_the_device_is_the_unrolled_graph_to_the_bit(torch, make, make_module, dtype):
-    dtype = getattr(torch, dtype)
-    unrolled, loop = (make(make_module(), dtype=dtype, form=form, buckets=[8]) for form in ("unrolled", "loop"))
+    unrolled = make(make_module(), dtype=getattr(torch, dtype), buckets=[8])
+    loop = Trajectories(unrolled.info, unrolled._network, unrolled._kernels, form="loop")  # the same captured forward
     for steps in (1, 2, 20, 63, 64, 65):
         arguments = {**GUIDED, "steps": steps}
         assert torch.equal(loop.sample(4, **arguments), unrolled.sample(4, **arguments))
@@ -187,6 +187,7 @@ def test_torch_s_own_work_goes_on_after_captures_that_failed(torch, make, make_m
         with pytest.raises(RuntimeError, match="cannot be captured"):
             make(make_module(spoil=waits))
     graph, x = torch.cuda.CUDAGraph(), torch.ones(8, device="cuda")
+    assert (x @ x.reshape(8, 1)).item() == 8
     with torch.cuda.graph(graph):
         y = x @ x.reshape(8, 1)
     graph.replay()
@@ -221,9 +222,9 @@ def test_a_module_elsewhere_and_kernels_of_another_gpu_are_refused(torch, make, 
     assert torch.isfinite(make(make_module()).sample(1, cond=1, steps=2)).all()
 
 
-def test_without_a_pack_triton_compiles(torch, make, make_module):
-    ahead, now = make(make_module()), make(make_module(), cubins=None)
-    assert torch.equal(ahead.sample(2, **GUIDED), now.sample(2, **GUIDED))
+def test_without_a_pack_triton_compiles(make, make_module, near):
+    ahead, now = (made.sample(2, **GUIDED) for made in (make(make_module()), make(make_module(), cubins=None)))
+    near(now, ahead.cpu().numpy(), tolerances.GPU_IMAGES * ahead.abs().max().item())
 
 
 def test_a_compiled_module_is_captured(torch, make, make_module, near):
