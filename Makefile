@@ -34,7 +34,7 @@ bench-load: .venv-dev/.ready
 	.venv-dev/bin/python benchmarks/mixed_load.py
 	.venv-dev/bin/python benchmarks/saturated.py
 
-# On a machine with an NVIDIA GPU, torch with Triton, pybind11 and a C++ compiler; nothing is downloaded. Five minutes, or
+# On a machine with an NVIDIA GPU, torch with Triton, pybind11 and a C++ compiler; nothing is downloaded. All stages, or
 # one of STAGE=kernels, graphs, compare. RESULTS says where results go, WHEELS where packages that are missing lie.
 gpu-check:
 	$(PYTHON) benchmarks/gpu/check.py --stage $(or $(STAGE),all) $(if $(RESULTS),--output $(RESULTS)) $(if $(WHEELS),--wheels $(WHEELS))
