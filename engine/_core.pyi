@@ -330,7 +330,10 @@ class cuda:  # noqa: N801  a submodule, which one stub file can only write as a 
         def info(self, name: str) -> dict[str, int]: ...
 
     class StepKernel:
-        """A compiled kernel and its arguments, as (name, type, whether divisible by 16)."""
+        """A compiled kernel and its arguments, as (name, type, whether divisible by 16).
+
+        Its grid is (tiles, slots) if ``grid`` is ``tiles``, (slots,) if it is ``slots``.
+        """
 
         def __init__(
             self,
@@ -340,6 +343,7 @@ class cuda:  # noqa: N801  a submodule, which one stub file can only write as a 
             block: int,
             num_warps: int,
             shared_bytes: int = 0,
+            grid: str = "tiles",
         ) -> None: ...
         def launch(self, stream: cuda.Stream, slots: int, values: dict[str, int]) -> None: ...
 

@@ -122,14 +122,15 @@ void bind_graphs(py::module_& m) {
   py::class_<StepKernel, std::shared_ptr<StepKernel>>(m, "StepKernel")
       .def(py::init([](std::shared_ptr<Module> module, const std::string& name,
                        const std::vector<std::tuple<std::string, std::string, bool>>& arguments, int block,
-                       int num_warps, unsigned shared_bytes) {
-             KernelSignature signature{{}, block, num_warps, shared_bytes};
+                       int num_warps, unsigned shared_bytes, const std::string& grid) {
+             if (grid != "tiles" && grid != "slots") throw py::value_error("grid must be tiles or slots, got " + grid);
+             KernelSignature signature{{}, block, num_warps, shared_bytes, grid == "tiles" ? Grid::Tiles : Grid::Slots};
              for (const auto& [argument, type, divisible_by_16] : arguments)
                signature.arguments.push_back({argument, argument_type(type), divisible_by_16});
              return std::make_shared<StepKernel>(std::move(module), name, std::move(signature));
            }),
            py::arg("module"), py::arg("name"), py::arg("arguments"), py::arg("block"), py::arg("num_warps"),
-           py::arg("shared_bytes") = 0)
+           py::arg("shared_bytes") = 0, py::arg("grid") = "tiles")
       .def(
           "launch",
           [](const StepKernel& kernel, const Stream& stream, int slots, const Values& values) {

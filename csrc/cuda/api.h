@@ -116,6 +116,7 @@ static_assert(sizeof(CUgraphNodeParams) == 256 && offsetof(CUgraphNodeParams, co
   CALL(cuMemFreeHost, "cuMemFreeHost", 2000, void*)                                                                    \
   CALL(cuMemcpyHtoDAsync, "cuMemcpyHtoDAsync_v2", 3020, CUdeviceptr, const void*, std::size_t, CUstream)               \
   CALL(cuMemcpyDtoHAsync, "cuMemcpyDtoHAsync_v2", 3020, void*, CUdeviceptr, std::size_t, CUstream)                     \
+  CALL(cuMemcpyDtoDAsync, "cuMemcpyDtoDAsync_v2", 3020, CUdeviceptr, CUdeviceptr, std::size_t, CUstream)               \
   CALL(cuStreamCreate, "cuStreamCreate", 2000, CUstream*, unsigned)                                                    \
   CALL(cuStreamDestroy, "cuStreamDestroy_v2", 4000, CUstream)                                                          \
   CALL(cuStreamSynchronize, "cuStreamSynchronize", 2000, CUstream)                                                     \

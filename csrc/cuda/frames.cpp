@@ -27,14 +27,40 @@ Rows rows_at(const Course& course, const SlotRows& slot, std::size_t step) {
 
 FrameLayout::FrameLayout(int slots) {
   const auto b = static_cast<std::size_t>(slots);
-  rows = 0;
-  next_rows = rows + b * kStepColumns;
-  row_cond = next_rows + b * kStepColumns;
-  row_uncond = row_cond + b;
-  next_cond = row_uncond + b;
-  next_uncond = next_cond + b;
-  step = next_uncond + b;
-  words = (step + b + kLineWords - 1) / kLineWords * kLineWords;
+  words = 0;
+  const auto part = [&](std::size_t of_a_slot) {
+    const std::size_t begin = words;
+    words += of_a_slot * b;
+    return begin;
+  };
+  rows = part(kStepColumns);
+  next_rows = part(kStepColumns);
+  levels = part(2);
+  row_cond = part(1);
+  row_uncond = part(1);
+  next_cond = part(1);
+  next_uncond = part(1);
+  step = part(1);
+  known_row = part(1);
+  phi = part(1);
+  ratio = part(1);
+  largest = part(1);
+  words = (words + kLineWords - 1) / kLineWords * kLineWords;
+}
+
+std::map<std::string, std::size_t> FrameLayout::parts() const {
+  return {{"rows", rows},
+          {"next_rows", next_rows},
+          {"levels", levels},
+          {"row_cond", row_cond},
+          {"row_uncond", row_uncond},
+          {"next_cond", next_cond},
+          {"next_uncond", next_uncond},
+          {"step", step},
+          {"known_row", known_row},
+          {"phi", phi},
+          {"ratio", ratio},
+          {"largest", largest}};
 }
 
 Frames make_frames(const std::vector<Course>& courses) {
@@ -74,6 +100,7 @@ Frames make_frames(const std::vector<Course>& courses) {
       frame[layout.next_cond + i] = static_cast<std::uint32_t>(next.cond);
       frame[layout.next_uncond + i] = static_cast<std::uint32_t>(next.uncond);
       frame[layout.step + i] = static_cast<std::uint32_t>(step);
+      frame[layout.known_row + i] = static_cast<std::uint32_t>(-1);
       highest = std::max({highest, now.cond, now.uncond});
     }
     frames.forward_rows.push_back(highest + 1);

@@ -3,6 +3,8 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
+#include <string>
 #include <vector>
 
 #include "../core/step_row.h"
@@ -26,9 +28,16 @@ struct FrameLayout {
   explicit FrameLayout(int slots);
 
   std::size_t rows, next_rows;                               // (B, 16) float32
-  std::size_t row_cond, row_uncond, next_cond, next_uncond;  // (B,) int32
+  std::size_t levels;                                        // (B, 2) float32, of what is known behind this step
+  std::size_t row_cond, row_uncond, next_cond, next_uncond;  // (B,) int32, -1: none
   std::size_t step;                                          // (B,) int32
+  std::size_t known_row;                                     // (B,) int32, -1: nothing is kept
+  std::size_t phi;                                           // (B,) float32, guidance rescale; 0: off
+  std::size_t ratio, largest;                                // (B,) float32, dynamic threshold; ratio 0: off
   std::size_t words;                                         // a multiple of a cache line's
+
+  // By the names that kernels have for them.
+  std::map<std::string, std::size_t> parts() const;
 };
 
 struct Frames {

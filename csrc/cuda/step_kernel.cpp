@@ -66,11 +66,22 @@ Launch StepKernel::launch(int slots, const Values& values) const {
                                 " slots of at least 1 element, got " + std::to_string(slots) + " of " +
                                 std::to_string(n));
   const auto tiles = static_cast<unsigned>((n + signature_.block - 1) / signature_.block);
+  const auto batch = static_cast<unsigned>(slots);
+  const bool tiled = signature_.grid == Grid::Tiles;
   return {function_,
-          {tiles, static_cast<unsigned>(slots), 1},
+          {tiled ? tiles : batch, tiled ? batch : 1, 1},
           {static_cast<unsigned>(kWarp * signature_.num_warps), 1, 1},
           signature_.shared_bytes,
           std::move(packed)};
+}
+
+Launch StepKernel::launch_of(int slots, const Values& values) const {
+  Values own;
+  for (const Argument& argument : signature_.arguments) {
+    const auto found = values.find(argument.name);
+    if (found != values.end()) own.insert(*found);
+  }
+  return launch(slots, own);
 }
 
 }  // namespace stepfuse::cuda

@@ -1,5 +1,5 @@
-// The fused step as a launch: which arguments a compiled kernel takes, and in what order, is told by the manifest that
-// kernels/aot.py writes beside the cubins.
+// The fused step, and what runs beside it, as a launch: which arguments a compiled kernel takes, and in what order, is
+// told by the manifest that kernels/aot.py writes beside the cubins.
 #pragma once
 
 #include <map>
@@ -19,11 +19,18 @@ struct Argument {
   bool divisible_by_16;
 };
 
+// What a kernel's programs are numbered by.
+enum class Grid : std::uint8_t {
+  Tiles,  // (tiles of a sample, slots)
+  Slots,  // (slots,): each looks at a whole sample
+};
+
 struct KernelSignature {
   std::vector<Argument> arguments;
   int block;  // elements a tile
   int num_warps;
   unsigned shared_bytes;
+  Grid grid = Grid::Tiles;
 
   bool takes(const std::string& name) const;
 };
@@ -45,6 +52,8 @@ class StepKernel {
   const KernelSignature& signature() const { return signature_; }
   // Over `slots` samples of values["n"] elements.
   Launch launch(int slots, const Values& values) const;
+  // The same, of values that others take too: its own are picked.
+  Launch launch_of(int slots, const Values& values) const;
 
  private:
   std::shared_ptr<const Module> module_;

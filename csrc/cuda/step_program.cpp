@@ -1,0 +1,67 @@
+#include "step_program.h"
+
+#include <stdexcept>
+
+namespace stepfuse::cuda {
+
+namespace {
+
+constexpr std::int64_t kSums = 4;  // of each tile, float64
+
+// The kernel meant for so many slots, or else the one for the most.
+const StepKernel& chosen(const std::map<int, KernelPtr>& kernels, int slots) {
+  const auto found = kernels.lower_bound(slots);
+  return found == kernels.end() ? *kernels.rbegin()->second : *found->second;
+}
+
+const StepKernel& at_hand(const KernelPtr& kernel, const char* what) {
+  if (!kernel) throw std::invalid_argument(std::string("there is no kernel for ") + what + ": build the kernels anew");
+  return *kernel;
+}
+
+std::int64_t tiles_of(const StepKernel& kernel, std::int64_t n) {
+  const int block = kernel.signature().block;
+  return (n + block - 1) / block;
+}
+
+}  // namespace
+
+void StepNeeds::add(const StepNeeds& other) {
+  noise |= other.noise;
+  rescale |= other.rescale;
+  threshold |= other.threshold;
+  keep |= other.keep;
+}
+
+StepProgram::StepProgram(Kernels kernels) : kernels_(std::move(kernels)) {
+  if (kernels_.plain.empty() || kernels_.noise.empty())
+    throw std::invalid_argument("a step needs a fused step without noise, and one with");
+}
+
+const StepKernel& StepProgram::plain(int slots) const { return chosen(kernels_.plain, slots); }
+
+std::size_t StepProgram::sums_bytes(int slots, std::int64_t n) const {
+  const std::int64_t tiles = tiles_of(at_hand(kernels_.guidance_sums, "guidance_rescale"), n);
+  return static_cast<std::size_t>(slots * tiles * kSums) * sizeof(double);
+}
+
+std::vector<Launch> StepProgram::launches(int slots, const StepNeeds& needs, Values values, CUdeviceptr frame) const {
+  const FrameLayout layout(slots);
+  for (const auto& [name, word] : layout.parts()) values[name] = frame + word * sizeof(std::uint32_t);
+  values["adapted"] = values["rows"];
+  values["rows_stride"] = values["next_rows_stride"] = kStepColumns;
+  std::vector<Launch> found;
+  if (needs.rescale) {
+    const StepKernel& sums = at_hand(kernels_.guidance_sums, "guidance_rescale");
+    values["tiles"] = static_cast<std::uint64_t>(tiles_of(sums, static_cast<std::int64_t>(values.at("n"))));
+    found.push_back(sums.launch_of(slots, values));
+    found.push_back(at_hand(kernels_.rescaled_rows, "guidance_rescale").launch_of(slots, values));
+  }
+  if (needs.threshold)
+    found.push_back(at_hand(kernels_.thresholded_rows, "dynamic_threshold").launch_of(slots, values));
+  found.push_back(chosen(needs.noise ? kernels_.noise : kernels_.plain, slots).launch_of(slots, values));
+  if (needs.keep) found.push_back(at_hand(kernels_.keep_known, "masks").launch_of(slots, values));
+  return found;
+}
+
+}  // namespace stepfuse::cuda

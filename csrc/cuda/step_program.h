@@ -1,0 +1,49 @@
+// The kernels of a step, one after the other: what it takes from the whole of a sample is folded into the sample's row,
+// then comes the fused step, then what a mask keeps is put back. Most steps are the fused step alone.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <vector>
+
+#include "frames.h"
+#include "step_kernel.h"
+
+namespace stepfuse::cuda {
+
+using KernelPtr = std::shared_ptr<const StepKernel>;
+
+// What any slot of a step asks for beside the fused step.
+struct StepNeeds {
+  bool noise = false;
+  bool rescale = false;
+  bool threshold = false;
+  bool keep = false;
+
+  void add(const StepNeeds& other);
+};
+
+class StepProgram {
+ public:
+  struct Kernels {
+    std::map<int, KernelPtr> plain, noise;  // the fused step, without and with noise, by the most slots it is meant for
+    KernelPtr guidance_sums, rescaled_rows, thresholded_rows, keep_known;  // null: not at hand
+  };
+
+  // Throws std::invalid_argument if there is no fused step.
+  explicit StepProgram(Kernels kernels);
+
+  // `values` are the arguments of all kernels but those that the frame holds; the frame lies at `frame`. What a step
+  // does not need may be missing. Throws std::invalid_argument if it needs a kernel that is not at hand.
+  std::vector<Launch> launches(int slots, const StepNeeds& needs, Values values, CUdeviceptr frame) const;
+
+  // The fused step over so many slots, without noise.
+  const StepKernel& plain(int slots) const;
+  // Bytes of "sums", which guidance rescale works in.
+  std::size_t sums_bytes(int slots, std::int64_t n) const;
+
+ private:
+  Kernels kernels_;
+};
+
+}  // namespace stepfuse::cuda
