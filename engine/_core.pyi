@@ -347,6 +347,21 @@ class cuda:  # noqa: N801  a submodule, which one stub file can only write as a 
         ) -> None: ...
         def launch(self, stream: cuda.Stream, slots: int, values: dict[str, int]) -> None: ...
 
+    class StepProgram:
+        """The kernels of a step: the fused step by the most slots it is meant for, and what goes before and behind."""
+
+        def __init__(
+            self,
+            plain: dict[int, cuda.StepKernel],
+            noise: dict[int, cuda.StepKernel],
+            guidance_sums: cuda.StepKernel | None = None,
+            rescaled_rows: cuda.StepKernel | None = None,
+            thresholded_rows: cuda.StepKernel | None = None,
+            keep_known: cuda.StepKernel | None = None,
+        ) -> None: ...
+        def sums_bytes(self, slots: int, n: int) -> int:
+            """Of the memory that guidance rescale works in."""
+
     class Graph:
         @staticmethod
         def borrow(context: cuda.Context, address: int) -> cuda.Graph: ...

@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "../cuda/budget.h"
+#include "../cuda/step_program.h"
 #include "../cuda/trajectory.h"
 #include "bindings.h"
 
@@ -137,6 +138,22 @@ void bind_graphs(py::module_& m) {
             launch(stream, kernel.launch(slots, values));
           },
           py::arg("stream"), py::arg("slots"), py::arg("values"));
+
+  using Kernels = std::map<int, std::shared_ptr<StepKernel>>;
+  using Kernel = std::shared_ptr<StepKernel>;
+  py::class_<StepProgram, std::shared_ptr<StepProgram>>(m, "StepProgram")
+      .def(py::init([](const Kernels& plain, const Kernels& noise, Kernel sums, Kernel rescaled, Kernel thresholded,
+                       Kernel keep) {
+             return std::make_shared<StepProgram>(StepProgram::Kernels{{plain.begin(), plain.end()},
+                                                                       {noise.begin(), noise.end()},
+                                                                       std::move(sums),
+                                                                       std::move(rescaled),
+                                                                       std::move(thresholded),
+                                                                       std::move(keep)});
+           }),
+           py::arg("plain"), py::arg("noise"), py::arg("guidance_sums") = Kernel(), py::arg("rescaled_rows") = Kernel(),
+           py::arg("thresholded_rows") = Kernel(), py::arg("keep_known") = Kernel())
+      .def("sums_bytes", &StepProgram::sums_bytes, py::arg("slots"), py::arg("n"));
 
   py::class_<Graph>(m, "Graph")
       .def_static(
