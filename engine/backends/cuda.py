@@ -9,8 +9,9 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
+import numpy as np
 import numpy.typing as npt
 
 from stepfuse._core import cuda
@@ -33,7 +34,11 @@ _SMALLEST_LOOP = 64  # steps that a loop has room for; it doubles
 logger = logging.getLogger("stepfuse")
 
 
-class Network(Protocol):
+#: What samples come back as: a tensor on the GPU of a torch module, else an array.
+Samples = TypeVar("Samples", covariant=True)
+
+
+class Network(Protocol[Samples]):
     """A network on a GPU, and the memory that it and the step share.
 
     Attributes:
@@ -41,6 +46,9 @@ class Network(Protocol):
         graphs: Its captured forwards by their rows; empty where it runs eagerly.
         max_rows: Rows of its memory.
         values: The step's arguments that never change: addresses, strides, lengths.
+        storage: What it takes samples and gives predictions in: ``float32``, ``float16`` or ``bfloat16``.
+        addresses: Device memory of ``sample``, ``timestep``, ``prediction`` and each conditioning input by name.
+        cond_storage: Dtype of each conditioning input in that memory.
     """
 
     context: cuda.Context
@@ -48,6 +56,9 @@ class Network(Protocol):
     graphs: dict[int, cuda.Graph]
     max_rows: int
     values: dict[str, int]
+    storage: str
+    addresses: dict[str, int]
+    cond_storage: dict[str, str]
 
     def ordered(self) -> AbstractContextManager[object]:
         """Behind what the caller's stream has, and before what it gets next."""
@@ -61,11 +72,14 @@ class Network(Protocol):
     def forward(self, rows: int) -> None:
         """Runs the first ``rows`` rows, kernel by kernel."""
 
-    def result(self, slots: int) -> torch.Tensor:
-        """A copy of the first states, (slots, *shape) float32."""
+    def result(self, slots: int) -> Samples:
+        """A copy of the first states, (slots, *shape) float32: on the GPU, or an array once they are there."""
+
+    def capture(self, buckets: Sequence[int], memory_bytes: int | None = None, *, optional: bool = False) -> None:
+        """Captures a forward for each number of rows, the largest first."""
 
 
-class Trajectories:
+class Trajectories(Generic[Samples]):
     """Draws batches from a network on a GPU. Calls from several threads take turns.
 
     A batch's forwards and steps are one CUDA graph, which is built when it is first asked for and kept for the next
@@ -83,7 +97,9 @@ class Trajectories:
         ValueError: If the form is another.
     """
 
-    def __init__(self, info: ModelInfo, network: Network, kernels: StepKernels, *, form: str = "unrolled") -> None:
+    def __init__(
+        self, info: ModelInfo, network: Network[Samples], kernels: StepKernels, *, form: str = "unrolled"
+    ) -> None:
         if form not in FORMS:
             raise ValueError(f"form must be one of {', '.join(FORMS)}, got {form!r}")
         self.info = info
@@ -111,7 +127,7 @@ class Trajectories:
         cubins: str | os.PathLike[str] | None = None,
         form: str = "unrolled",
         eager: bool | None = False,
-    ) -> Trajectories:
+    ) -> Trajectories[torch.Tensor]:
         """Captures a torch module that is on a GPU, in evaluation mode and in the dtype that it is to run in.
 
         Args:
@@ -183,13 +199,12 @@ class Trajectories:
         table: StepTable | Sequence[StepTable] | None = None,
         noise: npt.ArrayLike | None = None,
         **options: Any,
-    ) -> torch.Tensor:
+    ) -> Samples:
         """Draws ``n`` samples; the arguments are those of ``Engine.sample``, and the same seed gives the same noise.
 
-        Nothing waits for the device: the tensor is there for what is put on the caller's stream next.
-
         Returns:
-            (n, *shape) float32 on the network's GPU.
+            (n, *shape) float32. Of a torch module a tensor on its GPU, which nothing waits for: it is there for what is
+            put on the caller's stream next. Else an array.
 
         Raises:
             ValueError: If a bound is broken, or a table takes something from the whole of a sample
@@ -217,13 +232,9 @@ class Trajectories:
         parts = split(requests, largest)
         with self._lock, self._network.ordered():
             drawn = [self._draw(requests[part], None if first is None else first[part]) for part in parts]
-        if len(drawn) == 1:
-            return drawn[0]
-        import torch
+        return drawn[0] if len(drawn) == 1 else _joined(drawn)
 
-        return torch.cat(drawn)
-
-    def _draw(self, requests: Sequence[SampleRequest], noise: npt.NDArray[Any] | None) -> torch.Tensor:
+    def _draw(self, requests: Sequence[SampleRequest], noise: npt.NDArray[Any] | None) -> Samples:
         frames = frames_of(requests)
         self._network.begin(batch_of(self.info, requests, frames, noise))
         if self.eager:
@@ -282,6 +293,14 @@ class Trajectories:
             at = base + step * words.shape[1] * words.itemsize
             placed = {name: at + first * words.itemsize for name, first in layout.items() if noise or name != "step"}
             kernel.launch(network.stream, frames.slots, values | placed)
+
+
+def _joined(drawn: Sequence[Any]) -> Any:
+    if isinstance(drawn[0], np.ndarray):
+        return np.concatenate(drawn)
+    import torch
+
+    return torch.cat(drawn)
 
 
 def _require_plain(table: StepTable) -> None:

@@ -96,3 +96,25 @@ def batch_of(
     seeds = np.array([request.seed for request in requests], np.uint64).view(np.int64)
     whole = info.timestep_dtype == "int64"
     return Batch(x, seeds, sample, np.rint(timestep).astype(np.int64) if whole else timestep, cond)
+
+
+def step_values(at: dict[str, int], rows: int, n: int, *, whole: bool) -> dict[str, int]:
+    """The step's arguments that never change, over contiguous memory.
+
+    Args:
+        at: Addresses of ``x``, ``h``, ``seed``, ``sample``, ``timestep`` and ``prediction``, ``rows`` rows each.
+        rows: Most rows of a forward.
+        n: Elements of a sample.
+        whole: Whether the network is given timesteps rounded, as int64.
+    """
+    return {
+        **dict.fromkeys(("x", "out"), at["x"]),
+        **dict.fromkeys(("x_stride", "out_stride", "prediction_stride", "next_input_stride", "n"), n),
+        **dict.fromkeys(("prediction_rows", "next_input_rows"), rows),
+        **{name: at[name] for name in ("h", "seed", "prediction")},
+        "next_input": at["sample"],
+        "next_t": 0 if whole else at["timestep"],
+        "next_t_int": at["timestep"] if whole else 0,
+        "x0": 0,
+        "nonfinite": 0,
+    }

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import gc
-import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -13,26 +12,21 @@ import numpy.typing as npt
 import torch
 
 from stepfuse._core import cuda
-from stepfuse.backends.cuda_batch import Batch
+from stepfuse.backends.cuda_batch import Batch, step_values
+from stepfuse.backends.cuda_capture import WARM_UPS, CapturedForwards, not_captured
 from stepfuse.bundle import ModelInfo
 from stepfuse.errors import DenoiserError
 
-#: Forwards before a capture: libraries choose algorithms, load kernels and allocate in the first ones.
-WARM_UPS = 3
-
-#: Device memory of a graph itself, about: the driver keeps some hundred bytes a kernel, and forwards have a thousand.
-GRAPH_BYTES = 1 << 20
-
 _STORAGE = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
-logger = logging.getLogger("stepfuse")
+#: What a module may not do while it is captured.
+_RULE = (
+    "A captured module must neither wait for the device (.item(), .cpu(), printing a tensor, branching on one) nor copy"
+    " from the host's pageable memory"
+)
 
 
-class CaptureError(RuntimeError):
-    """A module's forward cannot be made a graph; the message says why and what to do."""
-
-
-class TorchNetwork:
+class TorchNetwork(CapturedForwards):
     """A module, the memory that its forwards and the step share, and its captured forwards.
 
     Args:
@@ -75,20 +69,13 @@ class TorchNetwork:
             null = torch.from_numpy(spec.value(name, None))
             dtype = self._dtype if null.is_floating_point() else null.dtype
             self._cond[name] = null.to(self.device, dtype).expand(rows, *spec.shape).contiguous()
-        n = self._x[0].numel()
-        self.values = {
-            **dict.fromkeys(("x", "out"), self._x.data_ptr()),
-            **dict.fromkeys(("x_stride", "out_stride", "prediction_stride", "next_input_stride", "n"), n),
-            **dict.fromkeys(("prediction_rows", "next_input_rows"), rows),
-            "h": self._h.data_ptr(),
-            "seed": self._seed.data_ptr(),
-            "prediction": self._prediction.data_ptr(),
-            "next_input": self._sample.data_ptr(),
-            "next_t": 0 if whole else self._timestep.data_ptr(),
-            "next_t_int": self._timestep.data_ptr() if whole else 0,
-            "x0": 0,
-            "nonfinite": 0,
-        }
+        memory = {"x": self._x, "h": self._h, "seed": self._seed, "prediction": self._prediction}
+        memory |= {"sample": self._sample, "timestep": self._timestep}
+        at = {name: tensor.data_ptr() for name, tensor in memory.items()}
+        self.values = step_values(at, rows, self._x[0].numel(), whole=whole)
+        self.addresses = {name: at[name] for name in ("sample", "timestep", "prediction")}
+        self.addresses |= {name: tensor.data_ptr() for name, tensor in self._cond.items()}
+        self.cond_storage = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in self._cond.items()}
 
     @contextmanager
     def ordered(self) -> Iterator[None]:
@@ -136,55 +123,6 @@ class TorchNetwork:
         copy = self._x[:slots].clone()
         copy.record_stream(self._callers)
         return copy
-
-    def capture(self, buckets: Sequence[int], memory_bytes: int | None = None, *, optional: bool = False) -> None:
-        """Captures a forward for each number of rows, the largest first.
-
-        Those that memory does not suffice for are given up, with a warning.
-
-        Args:
-            buckets: Row counts.
-            memory_bytes: Most memory for all of them; None: what is free.
-            optional: Whether a module that cannot be captured is left to run eagerly, with a warning, and not refused.
-
-        Raises:
-            CaptureError: If it cannot be captured, or memory does not suffice for the smallest.
-            ValueError: If a row count is out of bounds.
-        """
-        wrong = [rows for rows in buckets if not 1 <= rows <= self.max_rows]
-        if wrong or not buckets:
-            raise ValueError(f"buckets must be row counts from 1 to {self.max_rows}, got {list(buckets)}")
-        try:
-            self._capture(sorted(set(buckets), reverse=True), memory_bytes)
-        except CaptureError as error:
-            self.graphs.clear()
-            self._captured.clear()
-            if not optional:
-                raise
-            reason = str(error)  # a log that keeps the error would keep the network
-            logger.warning("the network runs eagerly, a launch a kernel: %s", reason)
-
-    def _capture(self, buckets: list[int], memory_bytes: int | None) -> None:
-        with self.ordered():
-            needs = {rows: self._warm_up(rows) for rows in buckets}
-            tried = [(rows, need, GRAPH_BYTES) for rows, need in needs.items() if need is not None]
-            free = self._free_memory()
-            available = free if memory_bytes is None else min(free, memory_bytes)
-            try:
-                kept, _, total = cuda.plan_budget(tried, 0, available)
-            except ValueError as error:
-                raise CaptureError(
-                    f"no forward can be captured: {error}; give it more memory, or a smaller network"
-                ) from error
-            logger.info(
-                "capturing forwards of %s rows: about %.1f MiB of %.1f MiB free", kept, total / 2**20, free / 2**20
-            )
-            captured, _ = cuda.capture_buckets(kept, self._captures)
-        given_up = sorted(set(buckets) - set(captured), reverse=True)
-        if given_up:
-            logger.warning("forwards of %s rows are given up: memory suffices for %s", given_up, captured)
-        if not captured:
-            raise CaptureError("no forward can be captured: memory does not suffice for the smallest")
 
     def _warm_up(self, rows: int) -> int | None:
         """Bytes that a forward works in, or None if there was no memory for it."""
@@ -240,11 +178,11 @@ class TorchNetwork:
             return False
         if not isinstance(error, RuntimeError):
             raise error
-        raise CaptureError(
-            f"a forward of {rows} rows cannot be captured: {str(error).splitlines()[0]}. A captured module must neither"
-            " wait for the device (.item(), .cpu(), printing a tensor, branching on one) nor copy from the host's"
-            " pageable memory: change that, or pass eager=None to run it kernel by kernel"
-        ) from error
+        raise not_captured(rows, error, _RULE) from error
+
+    def _forget(self) -> None:
+        super()._forget()
+        self._captured.clear()
 
     def _zeros(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         return torch.zeros(shape, dtype=dtype, device=self.device)

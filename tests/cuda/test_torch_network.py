@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 
 from stepfuse.backends import cuda as backend  # noqa: E402
 from stepfuse.backends import cuda_torch  # noqa: E402
-from stepfuse.backends.cuda_torch import CaptureError  # noqa: E402
+from stepfuse.backends.cuda_capture import CaptureError  # noqa: E402
 
 MODEL = {"shape": support.SHAPE, "schedule": support.SCHEDULE, "cond": support.COND}
 ARGUMENTS = {"cond": 3, "steps": 4, "guidance_scale": 2.0, "eta": 1.0, "seed": 5}

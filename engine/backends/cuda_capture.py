@@ -1,0 +1,119 @@
+"""Captured forwards: a graph for each number of rows, the largest first, as many as memory suffices for."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+
+from stepfuse._core import cuda
+
+#: Forwards before a capture: libraries choose algorithms, load kernels and allocate in the first ones.
+WARM_UPS = 3
+
+#: Device memory of a graph itself, about: the driver keeps some hundred bytes a kernel, and forwards have a thousand.
+GRAPH_BYTES = 1 << 20
+
+logger = logging.getLogger("stepfuse")
+
+
+class CaptureError(RuntimeError):
+    """A network's forward cannot be made a graph; the message says why and what to do."""
+
+
+class CapturedForwards(ABC):
+    """A network whose forwards are captured.
+
+    Attributes:
+        graphs: The captured forwards by their rows; empty where it runs eagerly.
+        max_rows: Rows of its memory.
+    """
+
+    graphs: dict[int, cuda.Graph]
+    max_rows: int
+
+    def capture(self, buckets: Sequence[int], memory_bytes: int | None = None, *, optional: bool = False) -> None:
+        """Captures a forward for each number of rows, the largest first.
+
+        Those that memory does not suffice for are given up, with a warning.
+
+        Args:
+            buckets: Row counts.
+            memory_bytes: Most memory for all of them; None: what is free.
+            optional: Whether a network that cannot be captured is left to run eagerly, with a warning, and not refused.
+
+        Raises:
+            CaptureError: If it cannot be captured, or memory does not suffice for the smallest.
+            ValueError: If a row count is out of bounds.
+        """
+        wrong = [rows for rows in buckets if not 1 <= rows <= self.max_rows]
+        if wrong or not buckets:
+            raise ValueError(f"buckets must be row counts from 1 to {self.max_rows}, got {list(buckets)}")
+        try:
+            with self.ordered():
+                self._capture(sorted(set(buckets), reverse=True), memory_bytes)
+        except CaptureError as error:
+            self._forget()
+            if not optional:
+                raise
+            reason = str(error)  # a log that keeps the error would keep the network
+            logger.warning("the network runs eagerly, a launch a kernel: %s", reason)
+
+    def _capture(self, buckets: list[int], memory_bytes: int | None) -> None:
+        needs = {rows: self._warm_up(rows) for rows in buckets}
+        tried = [(rows, need, GRAPH_BYTES) for rows, need in needs.items() if need is not None]
+        free = self._free_memory()
+        available = free if memory_bytes is None else min(free, memory_bytes)
+        try:
+            kept, _, total = cuda.plan_budget(tried, 0, available)
+        except ValueError as error:
+            raise CaptureError(
+                f"no forward can be captured: {error}; give it more memory, or a smaller network"
+            ) from error
+        logger.info("capturing forwards of %s rows: about %.1f MiB of %.1f MiB free", kept, total / 2**20, free / 2**20)
+        captured, _ = cuda.capture_buckets(kept, self._captures)
+        given_up = sorted(set(buckets) - set(captured), reverse=True)
+        if given_up:
+            logger.warning("forwards of %s rows are given up: memory suffices for %s", given_up, captured)
+        if not captured:
+            raise CaptureError("no forward can be captured: memory does not suffice for the smallest")
+
+    @abstractmethod
+    def ordered(self) -> AbstractContextManager[object]:
+        """Behind what the caller's stream has, and before what it gets next."""
+
+    @abstractmethod
+    def _warm_up(self, rows: int) -> int | None:
+        """Bytes that a forward works in, or None if there was no memory for it. The largest comes first."""
+
+    @abstractmethod
+    def _free_memory(self) -> int:
+        """Bytes of device memory that captured forwards can have."""
+
+    @abstractmethod
+    def _captures(self, rows: int) -> bool:
+        """Captures one forward; False if there was no memory for it.
+
+        Raises:
+            CaptureError: If it cannot be captured.
+        """
+
+    def _forget(self) -> None:
+        """Drops what was captured."""
+        self.graphs.clear()
+
+
+def not_captured(rows: int, error: BaseException, rule: str) -> CaptureError:
+    """What is raised where a capture came to nothing.
+
+    Args:
+        rows: Of the forward.
+        error: Why; the first line of it is told.
+        rule: What a captured network must be like, to end a sentence.
+    """
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    return CaptureError(
+        f"a forward of {rows} rows cannot be captured: {reason}. {rule}: change that, or pass eager=None to run it"
+        " kernel by kernel"
+    )
