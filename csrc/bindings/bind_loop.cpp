@@ -2,8 +2,10 @@
 #include <exception>
 
 #include "../core/server.h"
+#include "../core/stepper_cpu.h"
 #include "bindings.h"
 #include "counters.h"
+#include "stepper_box.h"
 
 namespace stepfuse {
 
@@ -96,8 +98,10 @@ double absolute(std::optional<double> seconds_from_now) {
 
 class BoundServer {
  public:
-  BoundServer(const ModelSpec& spec, const LoopOptions& options, std::size_t max_waiting, bool check)
-      : spec_(spec), server_(spec, options, max_waiting, check) {}
+  // `buffers` are the stepper's, if it has them in the host's memory.
+  BoundServer(std::unique_ptr<Stepper> stepper, ForwardBuffers* buffers, const LoopOptions& options,
+              std::size_t max_waiting, bool check)
+      : spec_(stepper->spec()), buffers_(buffers), server_(std::move(stepper), options, max_waiting, check) {}
 
   bool submit(Request& request, std::optional<double> wait) {
     const double until = absolute(wait);
@@ -143,9 +147,15 @@ class BoundServer {
             keep_alive(py::make_tuple(x, x0, cond, null_cond, known))};
   }
 
-  void run(py::function forward, py::function happened) {
-    PyDenoiser denoiser(std::move(forward));
+  // `forward` is a Denoiser, or a function of the number of rows.
+  void run(py::object forward, py::function happened) {
     PyListener listener(std::move(happened));
+    if (py::isinstance<Denoiser>(forward)) {
+      auto& denoiser = forward.cast<Denoiser&>();
+      py::gil_scoped_release nogil;
+      return server_.run(denoiser, listener);
+    }
+    PyDenoiser denoiser(forward.cast<py::function>());
     py::gil_scoped_release nogil;
     server_.run(denoiser, listener);
   }
@@ -166,6 +176,10 @@ class BoundServer {
   }
 
   Server& server() { return server_; }
+  ForwardBuffers& buffers() {
+    if (!buffers_) throw std::logic_error("this server's rows are on a device");
+    return *buffers_;
+  }
 
  private:
   static constexpr double kSignalSeconds = 0.05;
@@ -179,8 +193,16 @@ class BoundServer {
   }
 
   ModelSpec spec_;
+  ForwardBuffers* buffers_;
   Server server_;
 };
+
+std::unique_ptr<BoundServer> server_on_host(const ModelSpec& spec, const LoopOptions& options, std::size_t max_waiting,
+                                            bool check) {
+  auto stepper = std::make_unique<HostStepper>(spec);
+  ForwardBuffers& buffers = stepper->buffers();
+  return std::make_unique<BoundServer>(std::move(stepper), &buffers, options, max_waiting, check);
+}
 
 template <class T>
 py::array view(AlignedBuffer& buffer, int rows, py::handle owner) {
@@ -189,7 +211,7 @@ py::array view(AlignedBuffer& buffer, int rows, py::handle owner) {
 }
 
 py::dict buffer_views(py::object self) {
-  ForwardBuffers& b = self.cast<BoundServer&>().server().buffers();
+  ForwardBuffers& b = self.cast<BoundServer&>().buffers();
   const int rows = b.spec.max_rows;
   const bool integer = b.spec.timestep == TimestepType::Int64;
   py::list cond;
@@ -212,6 +234,7 @@ std::shared_ptr<Table> table_from(const FloatArray& rows, float init_scale, cons
 }  // namespace
 
 void bind_loop(py::module_& m) {
+  const auto nogil = py::call_guard<py::gil_scoped_release>();
   py::class_<Table, std::shared_ptr<Table>>(m, "Table")
       .def(py::init(&table_from), py::arg("rows"), py::arg("init_scale"), py::arg("adaptive") = Adaptive{});
   py::enum_<EventKind>(m, "EventKind")
@@ -225,21 +248,30 @@ void bind_loop(py::module_& m) {
   py::register_exception<Closed>(m, "Closed", PyExc_RuntimeError);
   py::register_exception<DeadlineError>(m, "DeadlineError", PyExc_RuntimeError);
 
+  py::class_<StepperBox>(m, "Stepper");
+  py::class_<Denoiser>(m, "Denoiser").def("forward", &Denoiser::forward, py::arg("rows"), nogil);
   py::class_<KnownArrays>(m, "Known")
       .def(py::init<FloatArray, std::optional<FloatArray>, const FloatArray&>(), py::arg("image").noconvert(),
            py::arg("mask").noconvert(), py::arg("levels"));
   py::class_<Request>(m, "Request");
   py::class_<Gate, std::shared_ptr<Gate>>(m, "Gate").def(py::init());
-  const auto nogil = py::call_guard<py::gil_scoped_release>();
   py::class_<BoundServer>(m, "Server")
       .def(py::init([](std::int64_t elements, bool integer_timestep, std::vector<std::size_t> cond_bytes, int max_rows,
                        const LoopOptions& options, std::size_t max_waiting, bool check) {
              const auto timestep = integer_timestep ? TimestepType::Int64 : TimestepType::Float32;
              const ModelSpec spec{elements, timestep, std::move(cond_bytes), max_rows};
-             return std::make_unique<BoundServer>(spec, options, max_waiting, check);
+             return server_on_host(spec, options, max_waiting, check);
            }),
            py::arg("elements"), py::arg("integer_timestep"), py::arg("cond_bytes"), py::arg("max_rows"),
            py::arg("options"), py::arg("max_waiting"), py::arg("check") = false)
+      .def_static(
+          "on_device",
+          [](StepperBox& box, const LoopOptions& options, std::size_t max_waiting, bool check) {
+            if (!box.stepper) throw py::value_error("a stepper belongs to one server");
+            return std::make_unique<BoundServer>(std::move(box.stepper), nullptr, options, max_waiting, check);
+          },
+          py::arg("stepper"), py::arg("options"), py::arg("max_waiting"), py::arg("check") = false,
+          "A server whose samples are where `stepper` holds them.")
       .def("buffers", &buffer_views, "Views of the shared input and output memory, a row a sample.")
       .def("request", &BoundServer::request, py::arg("id"), py::arg("table"), py::arg("seed"), py::arg("has_noise"),
            py::arg("x").noconvert(), py::arg("x0").noconvert(), py::arg("cond"), py::arg("null_cond"), py::kw_only(),

@@ -23,6 +23,7 @@ void bind_noise(py::module_& m);
 void bind_planner(py::module_& m);
 void bind_loop(py::module_& m);
 void bind_cuda(py::module_& m);
+void bind_cuda_loop(py::module_& m);
 
 inline FloatArray row_to_array(const StepRow& row) {
   FloatArray columns(kStepColumns);

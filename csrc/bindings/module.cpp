@@ -7,4 +7,5 @@ PYBIND11_MODULE(_core, m) {
   stepfuse::bind_loop(m);
   stepfuse::bind_planner(m);
   stepfuse::bind_cuda(m);
+  stepfuse::bind_cuda_loop(m);
 }

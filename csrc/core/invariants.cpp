@@ -18,21 +18,22 @@ std::string name_of(const Sample& sample) { return "sample " + std::to_string(sa
 
 void check_life_cycles(const Loop& loop, Report& report) {
   std::set<std::uint64_t> arrivals;
+  std::set<int> slots;
   int ungated = 0;  // gated ones that rest make room for others, and may come back when there is none left
   for (const auto& sample : loop.running()) {
     ungated += !sample->request.gate;
     const std::string name = name_of(*sample);
     report.require(sample->state != SampleState::Waiting, name + ": has begun, but its state says that it waits");
     report.require(!sample->live() || sample->steps_left() > 0, name + ": has no step left");
-    report.require(sample->history.empty() != sample->request.table->uses_history,
-                   name + ": history does not match its table");
+    report.require(sample->slot >= 0 && slots.insert(sample->slot).second, name + ": has no slot of its own");
     report.require(!sample->in_forward, name + ": is in a forward between turns");
     report.require(arrivals.insert(sample->standing.arrival).second, name + ": stands twice among the running");
   }
   std::int64_t rows = 0;
   for (const auto& [order, sample] : loop.waiting()) {
     const std::string name = name_of(*sample);
-    report.require(sample->state != SampleState::Running && sample->step == 0, name + ": waits, but has begun");
+    report.require(sample->state != SampleState::Running && sample->step == 0 && sample->slot < 0,
+                   name + ": waits, but has begun");
     report.require(arrivals.insert(sample->standing.arrival).second, name + ": both waits and runs");
     rows += rows_of(sample->passes());
   }
@@ -56,7 +57,7 @@ void check_rows(const Sample& sample, const PlanEntry& entry, const StepPlan& pl
 }
 
 void check_turn(const Loop& loop, Report& report) {
-  const Loop::Turn& turn = loop.turn();
+  const Turn& turn = loop.turn();
   const StepPlan& plan = turn.plan;
   report.require(plan.rows <= loop.spec().max_rows, "the plan has more rows than a forward may have");
   report.require(plan.entries.size() == turn.samples.size(), "the plan's entries and samples differ in number");

@@ -5,9 +5,6 @@
 #include <stdexcept>
 #include <string>
 
-#include "noise.h"
-#include "step_cpu.h"
-
 namespace stepfuse {
 
 namespace {
@@ -42,11 +39,11 @@ double Loop::Stopwatch::add_to(double& seconds) {
   return passed;
 }
 
-Loop::Loop(const ModelSpec& spec, const LoopOptions& options)
-    : staging_(spec), options_(options), scratch_(static_cast<std::size_t>(spec.elements) * sizeof(float)) {
+Loop::Loop(std::unique_ptr<Stepper> stepper, const LoopOptions& options)
+    : stepper_(std::move(stepper)), options_(options) {
   if (options.max_running < 1) throw std::invalid_argument("max_running must be at least 1");
   // All that a turn needs, so that none allocates.
-  const auto rows = static_cast<std::size_t>(spec.max_rows);
+  const auto rows = static_cast<std::size_t>(spec().max_rows);
   const auto slots = static_cast<std::size_t>(options.max_running);
   running_.reserve(slots);
   running_views_.reserve(slots);
@@ -117,14 +114,13 @@ void Loop::cancel_all() {
 bool Loop::prepare(double now) {
   watch_.restart();
   expire(now);
-  if (stale_) {
+  do {
+    if (!stale_) continue;
     sweep(now);
     if (suspects_ == 0 || !plan_suspect()) plan(When::Now);
     std::swap(turn_, next_);
     stale_ = false;
-  }
-  enter(now);
-  if (options_.pad && !turn_.plan.empty()) staging_.pad(turn_.plan.rows);
+  } while (!enter(now));
   began_ = now;
   in_forward_ = !turn_.plan.empty();
   for (Sample* sample : turn_.samples) sample->in_forward = true;
@@ -132,7 +128,7 @@ bool Loop::prepare(double now) {
   return in_forward_;
 }
 
-void Loop::complete(double now) {
+bool Loop::complete(double now) {
   end_forward(now);
   expire(now);
   for (Sample* sample : turn_.samples)
@@ -144,14 +140,28 @@ void Loop::complete(double now) {
     plan(When::AfterThis);  // knows already who came and went during the forward
   }
   watch_.add_to(counters_.loop_seconds);
-  for (std::size_t i = 0; i < turn_.samples.size(); ++i) {
-    Sample& sample = *turn_.samples[i];
-    if (!sample.live()) continue;  // cancelled meanwhile
-    const PlanEntry* next = sample.entry < 0 ? nullptr : &next_.plan.entries[static_cast<std::size_t>(sample.entry)];
-    step(sample, turn_.plan.entries[i], next);
+  try {
+    stepper_->step(turn_, next_);
+  } catch (...) {
+    fail_turn(std::current_exception(), now);
+    return false;
   }
   watch_.add_to(counters_.step_seconds);
+  end_failed(turn_);
   for (Sample* sample : turn_.samples) advance(*sample);
+  return true;
+}
+
+void Loop::conclude(std::exception_ptr error, double now) {
+  watch_.add_to(counters_.step_seconds);
+  if (error) {
+    for (Sample* sample : ended_) {
+      if (sample->state != SampleState::Finished) continue;
+      sample->state = SampleState::Failed;
+      sample->error = error;
+    }
+  }
+  end_failed(turn_);
   sweep(now);
   std::swap(turn_, next_);
   watch_.add_to(counters_.loop_seconds);
@@ -159,6 +169,10 @@ void Loop::complete(double now) {
 
 void Loop::fail(std::exception_ptr error, double now) {
   end_forward(now);
+  fail_turn(error, now);
+}
+
+void Loop::fail_turn(const std::exception_ptr& error, double now) {
   ++counters_.failed_forwards;
   const bool alone = turn_.samples.size() == 1;
   int suspects = 0;
@@ -245,13 +259,28 @@ bool Loop::plan_suspect() {
   return !next_.plan.empty();
 }
 
-// Begins those of turn_ who waited, and stages what its rows do not hold yet.
-void Loop::enter(double now) {
-  for (std::size_t i = 0; i < turn_.samples.size(); ++i) {
-    Sample& sample = *turn_.samples[i];
-    if (sample.state == SampleState::Waiting) begin(sample, now);
-    staging_.stage(sample, turn_.plan.entries[i]);
+// Begins those of turn_ who waited, and stages what its rows do not hold yet. False if one could not begin: the turn is
+// to be planned anew.
+bool Loop::enter(double now) {
+  for (Sample* sample : turn_.samples) {
+    if (sample->state != SampleState::Waiting) continue;
+    try {
+      stepper_->begin(*sample);
+    } catch (...) {
+      sample->error = std::current_exception();
+      mark_ended(*sample, SampleState::Failed);
+      return false;
+    }
+    begin(*sample, now);
   }
+  if (turn_.plan.empty()) return true;
+  try {
+    stepper_->stage(turn_, forward_rows());
+  } catch (...) {
+    fail_turn(std::current_exception(), now);
+    return false;
+  }
+  return true;
 }
 
 void Loop::begin(Sample& sample, double now) {
@@ -260,36 +289,15 @@ void Loop::begin(Sample& sample, double now) {
   sample.state = SampleState::Running;
   sample.begun_at = now;
   counters_.wait_seconds.add(now - sample.submitted_at);
-  const Request& request = sample.request;
-  const auto n = spec().elements;
-  if (request.table->uses_history) sample.history.assign(static_cast<std::size_t>(n), 0.0f);
-  if (!request.has_noise) fill_normal(request.seed, 0, NoiseStream::InitialState, 0, n, request.x);
-  if (request.keeps()) sample.noise.assign(request.x, request.x + n);
-  if (request.known) return start_from(*request.known, n, request.x);
-  for (std::int64_t k = 0; k < n; ++k) request.x[k] *= request.table->init_scale;
 }
 
-void Loop::step(Sample& sample, const PlanEntry& entry, const PlanEntry* next) {
-  const Request& request = sample.request;
-  StepRow row = sample.row();
-  const bool guided = entry.row_cond >= 0 && entry.row_uncond >= 0;
-  StepSpan<float> span{};
-  span.n = spec().elements;
-  span.x = span.out = request.x;
-  span.eps = buffers().prediction_row(entry.row_cond >= 0 ? entry.row_cond : entry.row_uncond);
-  span.eps_uncond = guided ? buffers().prediction_row(entry.row_uncond) : nullptr;
-  span.h = sample.history.empty() ? nullptr : sample.history.data();
-  span.x0 = request.x0;
-  auto* scratch = static_cast<float*>(scratch_.data());
-  const Adaptive& adaptive = request.table->adaptive;
-  if (adaptive.any()) row = adapted(row, adaptive, span.n, span.x, span.eps, span.eps_uncond, scratch);
-  if (row.adds_noise()) {
-    fill_normal(request.seed, static_cast<std::uint32_t>(sample.step), NoiseStream::Step, 0, span.n, scratch);
-    span.z = scratch;
+// Those whose state is known not to be finite.
+void Loop::end_failed(const Turn& turn) {
+  for (Sample* sample : turn.samples) {
+    if (sample->failed_step < 0) continue;
+    if (sample->live()) mark_ended(*sample, SampleState::Failed);
+    if (sample->state == SampleState::Finished) sample->state = SampleState::Failed;
   }
-  if (next) staging_.aim(sample, *next, span);
-  if (!fused_step(row, span)) return mark_ended(sample, SampleState::Failed);
-  if (request.keeps()) keep_known(*request.known, sample.step, sample.noise.data(), span);
 }
 
 // What the step of a turn has changed.
@@ -383,6 +391,7 @@ void Loop::sweep(double now) {
 void Loop::retire(Sample& sample, double now) {
   Event event{EventKind::Finished, sample.request.id, sample.step};
   const bool begun = !sample.was_waiting;
+  if (begun) stepper_->end(sample);
   event.wait_seconds = (begun ? sample.begun_at : now) - sample.submitted_at;
   event.run_seconds = begun ? now - sample.begun_at : 0;
   switch (sample.state) {
@@ -394,7 +403,10 @@ void Loop::retire(Sample& sample, double now) {
     case SampleState::Failed:
       ++counters_.failures;
       event.kind = EventKind::Failed;
-      event.row = sample.row();
+      if (sample.failed_step >= 0) {
+        event.step = sample.failed_step;
+        event.row = sample.request.table->rows[static_cast<std::size_t>(sample.failed_step)];
+      }
       break;
     case SampleState::Expired:
       ++counters_.expired;

@@ -18,9 +18,7 @@
 #include <vector>
 
 #include "metrics.h"
-#include "planner.h"
-#include "sample.h"
-#include "staging.h"
+#include "stepper.h"
 
 namespace stepfuse {
 
@@ -39,7 +37,7 @@ struct DeadlineError : std::runtime_error {
 
 class Loop {
  public:
-  Loop(const ModelSpec& spec, const LoopOptions& options);
+  Loop(std::unique_ptr<Stepper> stepper, const LoopOptions& options);
 
   // `now` is in seconds on any clock that the caller keeps to.
   void check(const Request& request) const;  // throws std::invalid_argument if it could never run
@@ -48,10 +46,12 @@ class Loop {
   void open(Gate& gate);
   void cancel_all();
 
-  // A turn: prepare, the caller runs the forward of forward_rows(), then complete or fail. Samples may be submitted,
-  // cancelled and gates opened at any time between these calls.
-  bool prepare(double now);  // false if there is nothing to do
-  void complete(double now);
+  // A turn: prepare; the caller runs the forward of forward_rows(); complete, and where the stepper is unsettled then,
+  // the caller settles it; conclude. Or else fail, in place of complete. Samples may be submitted, cancelled and gates
+  // opened at any time between these calls.
+  bool prepare(double now);                             // false if there is nothing to do
+  bool complete(double now);                            // false if the step could not be run: the turn has failed
+  void conclude(std::exception_ptr error, double now);  // `error`: settling has failed, and all who ended with it
   void fail(std::exception_ptr error, double now);
   int forward_rows() const { return options_.pad ? spec().max_rows : turn_.plan.rows; }
 
@@ -59,16 +59,12 @@ class Loop {
   void set_cost(const CostCurve& cost) { options_.cost = cost; }
   std::vector<Event>& events() { return events_; }  // to be taken or cleared between turns
 
-  ForwardBuffers& buffers() { return staging_.buffers(); }
-  const ModelSpec& spec() const { return staging_.spec(); }
+  Stepper& stepper() { return *stepper_; }
+  const ModelSpec& spec() const { return stepper_->spec(); }
   const LoopOptions& options() const { return options_; }
   const Counters& counters() const { return counters_; }
 
   // For invariants.h and the server: nothing below changes anything.
-  struct Turn {
-    StepPlan plan;
-    std::vector<Sample*> samples;  // plan.entries[i] is of samples[i]
-  };
   using Waiting = std::map<Order, std::unique_ptr<Sample>>;
   const Turn& turn() const { return turn_; }
   const std::vector<std::unique_ptr<Sample>>& running() const { return running_; }
@@ -94,18 +90,19 @@ class Loop {
   SampleView view(const Sample& sample, When when) const;
   void plan(When when);
   bool plan_suspect();
-  void enter(double now);
+  bool enter(double now);
   void begin(Sample& sample, double now);
-  void step(Sample& sample, const PlanEntry& entry, const PlanEntry* next);
+  void end_failed(const Turn& turn);
   void advance(Sample& sample);
   void end_forward(double now);
+  void fail_turn(const std::exception_ptr& error, double now);
   void require_in_time(const Sample& sample, double now) const;
   void expire(double now);
   void mark_ended(Sample& sample, SampleState state);
   void sweep(double now);
   void retire(Sample& sample, double now);
 
-  Staging staging_;
+  std::unique_ptr<Stepper> stepper_;
   LoopOptions options_;
   Waiting waiting_;
   std::vector<std::unique_ptr<Sample>> running_;  // in the order of their beginning
@@ -124,7 +121,6 @@ class Loop {
 
   std::vector<Sample*> candidates_;                        // scratch of plan()
   std::vector<SampleView> running_views_, waiting_views_;  // scratch of the planner
-  AlignedBuffer scratch_;                                  // (elements,) of one step
   std::vector<Event> events_;
   Counters counters_;
   Stopwatch watch_;

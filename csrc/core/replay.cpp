@@ -3,12 +3,14 @@
 #include <cmath>
 #include <stdexcept>
 
+#include "stepper_cpu.h"
+
 namespace stepfuse {
 
 namespace {
 
 void record(const Loop& loop, double began, double ended, Replay& found) {
-  const Loop::Turn& turn = loop.turn();
+  const Turn& turn = loop.turn();
   const auto number = static_cast<std::int64_t>(loop.counters().forwards);
   for (std::size_t i = 0; i < turn.samples.size(); ++i) {
     const Sample& sample = *turn.samples[i];
@@ -23,7 +25,7 @@ void record(const Loop& loop, double began, double ended, Replay& found) {
 
 Replay replay(const std::vector<Arrival>& arrivals, int max_rows, const LoopOptions& options, const CostCurve& cost,
               bool trace) {
-  Loop loop(ModelSpec{1, TimestepType::Float32, {1}, max_rows}, options);
+  Loop loop(std::make_unique<HostStepper>(ModelSpec{1, TimestepType::Float32, {1}, max_rows}), options);
   const std::uint8_t label = 0;
   std::vector<float> states(arrivals.size());
   Replay found;
@@ -55,6 +57,7 @@ Replay replay(const std::vector<Arrival>& arrivals, int max_rows, const LoopOpti
     now = ended;
     submit_until(now);  // they came during the forward: the next plan knows of them
     loop.complete(now);
+    loop.conclude(nullptr, now);
     for (const Event& event : loop.events()) {
       found.began[event.id] = arrivals[event.id].at + event.wait_seconds;
       found.finished[event.id] = now;

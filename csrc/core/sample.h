@@ -75,13 +75,13 @@ struct Sample {
   SampleState state = SampleState::Waiting;
   int step = 0;              // steps done: its next row is rows[step]
   int entry = -1;            // its place in the plan made last, -1 if it has none
+  int slot = -1;             // where the stepper holds it, from its beginning to its end
+  int failed_step = -1;      // whose state was not finite, -1: none so far
   bool in_forward = false;   // the forward in progress computes its next step
   bool suspect = false;      // was in a forward that raised: is run alone next
   bool was_waiting = false;  // when it ended
   double submitted_at = 0;
   double begun_at = 0;
-  std::vector<float> history;
-  std::vector<float> noise;  // that it began with, where a part of it is kept
   std::exception_ptr error;
 
   bool gate_open() const { return !request.gate || request.gate->open; }

@@ -32,8 +32,11 @@ double Server::now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-Server::Server(const ModelSpec& spec, const LoopOptions& options, std::size_t max_waiting, bool check_invariants)
-    : loop_(spec, options), max_waiting_(max_waiting), check_invariants_(check_invariants || kDebugBuild) {
+Server::Server(std::unique_ptr<Stepper> stepper, const LoopOptions& options, std::size_t max_waiting,
+               bool check_invariants)
+    : loop_(std::move(stepper), options),
+      max_waiting_(max_waiting),
+      check_invariants_(check_invariants || kDebugBuild) {
   if (max_waiting < 1) throw std::invalid_argument("the queue must hold at least 1 request");
 }
 
@@ -108,25 +111,41 @@ void Server::run(Denoiser& denoiser, Listener& listener) {
   running_ = false;
 }
 
-void Server::turn(Denoiser& denoiser, std::unique_lock<std::mutex>& lock) {
-  const int rows = loop_.forward_rows();
-  std::exception_ptr error;
-  lock.unlock();
+namespace {
+
+// What `work` throws, but for what ends the thread, as Python does when it is torn down.
+template <class Work>
+std::exception_ptr error_of(Work work) {
   try {
-    denoiser.forward(rows);
+    work();
 #ifdef __GLIBCXX__
-  } catch (const abi::__forced_unwind&) {  // the thread is being ended, as Python does when it is torn down
+  } catch (const abi::__forced_unwind&) {
     throw;
 #endif
   } catch (...) {
-    error = std::current_exception();
+    return std::current_exception();
   }
+  return nullptr;
+}
+
+}  // namespace
+
+void Server::turn(Denoiser& denoiser, std::unique_lock<std::mutex>& lock) {
+  const int rows = loop_.forward_rows();
+  lock.unlock();
+  std::exception_ptr error = error_of([&] {
+    loop_.stepper().await();
+    denoiser.forward(rows);
+  });
   lock.lock();
-  if (error) {
-    loop_.fail(std::move(error), now());
-  } else {
-    loop_.complete(now());
+  if (error) return loop_.fail(std::move(error), now());
+  if (!loop_.complete(now())) return;
+  if (loop_.stepper().unsettled()) {
+    lock.unlock();
+    error = error_of([&] { loop_.stepper().settle(); });
+    lock.lock();
   }
+  loop_.conclude(std::move(error), now());
 }
 
 void Server::deliver(Listener& listener, std::unique_lock<std::mutex>& lock) {

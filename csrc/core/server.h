@@ -38,7 +38,7 @@ struct Status {
 
 class Server {
  public:
-  Server(const ModelSpec& spec, const LoopOptions& options, std::size_t max_waiting, bool check_invariants);
+  Server(std::unique_ptr<Stepper> stepper, const LoopOptions& options, std::size_t max_waiting, bool check_invariants);
 
   // Each returns true if nobody runs: then the caller has to see to it that run() is called. Being told once too often
   // does no harm, as a second run() returns at once.
@@ -60,9 +60,7 @@ class Server {
   void set_cost(const CostCurve& cost);
   Status status() const;
   std::optional<Status> status_now() const;  // null if that would have to wait
-  ForwardBuffers& buffers() { return loop_.buffers(); }
-
-  static double now();  // seconds on the monotonic clock
+  static double now();                       // seconds on the monotonic clock
 
  private:
   void turn(Denoiser& denoiser, std::unique_lock<std::mutex>& lock);

@@ -2,7 +2,7 @@
 
 namespace stepfuse {
 
-Staging::Staging(const ModelSpec& spec) : buffers_(spec), contents_(static_cast<std::size_t>(spec.max_rows)) {}
+Staging::Staging(const ModelSpec& spec) : buffers_(spec), owners_(spec.max_rows) {}
 
 void Staging::stage(const Sample& sample, const PlanEntry& entry) {
   for (const int row : {entry.row_cond, entry.row_uncond}) {
@@ -21,25 +21,21 @@ void Staging::aim(const Sample& sample, const PlanEntry& entry, StepSpan<float>&
     if (row >= 0) claim(row, sample, sample.step + 1, row == entry.row_cond);
 }
 
-void Staging::pad(int rows) {
-  for (int row = rows; row < spec().max_rows; ++row) {
+void Staging::pad(int from, int to) {
+  for (int row = from; row < to; ++row) {
     buffers_.copy_inputs(0, row);
-    contents_[static_cast<std::size_t>(row)] = {};
+    owners_.release(row);
   }
 }
 
 // Sets the timestep and the conditioning of a row; true if it holds the state of that step already.
 bool Staging::claim(int row, const Sample& sample, int step, bool conditional) {
-  Content& content = contents_[static_cast<std::size_t>(row)];
-  const bool same_sample = content.arrival == sample.standing.arrival;
-  const bool same_owner = same_sample && content.conditional == conditional;
-  const bool same_state = same_sample && content.step == step;
-  content = {sample.standing.arrival, step, conditional};
+  const RowOwners::Held held = owners_.claim(row, sample, step, conditional);
   buffers_.set_timestep(row, sample.request.table->rows[static_cast<std::size_t>(step)].t);
-  if (same_owner) return same_state;
+  if (held.conditioning) return held.state;
   const auto& values = conditional ? sample.request.cond : sample.request.null_cond;
   for (std::size_t input = 0; input < values.size(); ++input) buffers_.set_cond(input, row, values[input]);
-  return same_state;
+  return held.state;
 }
 
 }  // namespace stepfuse

@@ -1,13 +1,9 @@
-// The input rows of a forward. Each remembers whose it is and which step it holds, so that it is written only when it
-// has to be: the fused step has filled most of them, and conditioning changes only when a row changes hands.
+// The input rows of a forward in the host's memory.
 #pragma once
-
-#include <cstdint>
-#include <vector>
 
 #include "denoiser.h"
 #include "planner.h"
-#include "sample.h"
+#include "row_owners.h"
 #include "step_cpu.h"
 
 namespace stepfuse {
@@ -23,20 +19,14 @@ class Staging {
   void stage(const Sample& sample, const PlanEntry& entry);
   // The step described by `span` writes the rows of `entry`, for the step after it.
   void aim(const Sample& sample, const PlanEntry& entry, StepSpan<float>& span);
-  // Rows from `rows` on repeat the first: what they held may belong to a sample that the network refused.
-  void pad(int rows);
+  // Rows from `from` to `to` repeat the first: what they held may belong to a sample that the network refused.
+  void pad(int from, int to);
 
  private:
-  struct Content {
-    std::uint64_t arrival = 0;
-    int step = -1;
-    bool conditional = false;
-  };
-
   bool claim(int row, const Sample& sample, int step, bool conditional);
 
   ForwardBuffers buffers_;
-  std::vector<Content> contents_;
+  RowOwners owners_;
 };
 
 }  // namespace stepfuse

@@ -38,6 +38,12 @@ void DeviceBuffer::download(const Stream& stream, void* to, std::size_t bytes, s
   memory_.driver().cuMemcpyDtoHAsync(to, from, bytes, stream.get());
 }
 
+void DeviceBuffer::copy(const Stream& stream, const DeviceBuffer& from, std::size_t bytes) {
+  const CUdeviceptr source = from.at(0, bytes), target = at(0, bytes);
+  const Context::Scope scope(*memory_.context());
+  memory_.driver().cuMemcpyDtoDAsync(target, source, bytes, stream.get());
+}
+
 HostBuffer::HostBuffer(ContextPtr context, std::size_t bytes) : bytes_(bytes) {
   const Context::Scope scope(*context);
   void* memory = nullptr;

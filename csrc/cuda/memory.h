@@ -17,6 +17,7 @@ class DeviceBuffer {
   // if it goes beyond the buffer.
   void upload(const Stream& stream, const void* from, std::size_t bytes, std::size_t offset = 0);
   void download(const Stream& stream, void* to, std::size_t bytes, std::size_t offset = 0) const;
+  void copy(const Stream& stream, const DeviceBuffer& from, std::size_t bytes);  // from its beginning to this one's
 
  private:
   CUdeviceptr at(std::size_t offset, std::size_t bytes) const;

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "../../csrc/core/server.h"
+#include "../../csrc/core/stepper_cpu.h"
 #include "draws.h"
 
 namespace {
@@ -112,14 +113,17 @@ void predict_rows(ForwardBuffers& buffers, int rows) {
 }
 
 long of_loop(const Scenario& scenario) {
-  Loop loop(spec_of(scenario), options_of(scenario));
+  auto owned = std::make_unique<HostStepper>(spec_of(scenario));
+  ForwardBuffers& buffers = owned->buffers();
+  Loop loop(std::move(owned), options_of(scenario));
   Samples samples(kSlots + scenario.waiting);
   double now = 0;
   const auto turn = [&] {
     now += 1e-3;
     require(loop.prepare(now), "a turn has nothing to do");
-    predict_rows(loop.buffers(), loop.forward_rows());
+    predict_rows(buffers, loop.forward_rows());
     loop.complete(now);
+    loop.conclude(nullptr, now);
     loop.events().clear();
     loop.open(*samples.gate);
   };
@@ -142,7 +146,9 @@ class Driven final : public Denoiser, public Listener {
  public:
   explicit Driven(const Scenario& scenario)
       : scenario_(scenario),
-        server_(spec_of(scenario), options_of(scenario), 1, false),
+        stepper_(std::make_unique<HostStepper>(spec_of(scenario))),
+        buffers_(stepper_->buffers()),
+        server_(std::move(stepper_), options_of(scenario), 1, false),
         samples_(kSlots + scenario.waiting) {}
 
   long run() {
@@ -161,7 +167,7 @@ class Driven final : public Denoiser, public Listener {
       counting = true;
     }
     if (turns_ == kSlots + kWarmUp + kCounted) end();
-    predict_rows(server_.buffers(), rows);
+    predict_rows(buffers_, rows);
   }
 
   void happened(const std::vector<Event>&) override { server_.open(*samples_.gate); }
@@ -180,6 +186,8 @@ class Driven final : public Denoiser, public Listener {
   }
 
   const Scenario scenario_;
+  std::unique_ptr<HostStepper> stepper_;  // until the server has it
+  ForwardBuffers& buffers_;
   Server server_;
   Samples samples_;
   int turns_ = 0;

@@ -25,6 +25,7 @@
 #include <vector>
 
 #include "../../csrc/core/server.h"
+#include "../../csrc/core/stepper_cpu.h"
 #include "draws.h"
 
 namespace {
@@ -104,8 +105,10 @@ class Round final : public Listener {
         ending(static_cast<Ending>(random_.from(0, 3))),
         spec(random_spec(random_)),
         options_(random_options(random_)),
-        server(spec, options_, static_cast<std::size_t>(random_.from(1, 20)), true),
-        network_(server.buffers(), options_.pad, random_.bits()),
+        stepper_(std::make_unique<HostStepper>(spec)),
+        buffers_(stepper_->buffers()),
+        server(std::move(stepper_), options_, static_cast<std::size_t>(random_.from(1, 20)), true),
+        network_(buffers_, options_.pad, random_.bits()),
         listening_(random_.bits()),
         draws_(kClients * kRequests) {
     for (std::size_t i = 0; i < draws_.size(); ++i) draws_[i].id = i + 1;  // 0: a row that nobody has had yet
@@ -134,6 +137,8 @@ class Round final : public Listener {
 
  private:
   const LoopOptions options_;
+  std::unique_ptr<HostStepper> stepper_;  // until the server has it
+  ForwardBuffers& buffers_;
 
  public:
   Server server;

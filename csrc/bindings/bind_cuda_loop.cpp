@@ -1,0 +1,47 @@
+#include "../cuda/device_stepper.h"
+#include "../cuda/graph_denoiser.h"
+#include "bindings.h"
+#include "stepper_box.h"
+
+namespace stepfuse {
+
+namespace {
+
+using namespace cuda;
+
+Stored stored_as(const std::string& name) {
+  if (name == "as_is") return Stored::AsIs;
+  if (name == "float16") return Stored::Float32AsFloat16;
+  if (name == "bfloat16") return Stored::Float32AsBFloat16;
+  throw py::value_error("conditioning is stored as_is, or as float16 or bfloat16, got " + name);
+}
+
+std::unique_ptr<StepperBox> device_stepper(const Stream& stream, std::int64_t elements, bool integer_timestep,
+                                           int max_rows, CUdeviceptr sample, CUdeviceptr timestep,
+                                           CUdeviceptr prediction,
+                                           const std::vector<std::tuple<CUdeviceptr, std::size_t, std::string>>& cond,
+                                           const StepProgram& program) {
+  ModelSpec spec{elements, integer_timestep ? TimestepType::Int64 : TimestepType::Float32, {}, max_rows};
+  DeviceRows rows{sample, timestep, prediction, {}};
+  for (const auto& [address, host_bytes, stored] : cond) {
+    spec.cond_bytes.push_back(host_bytes);
+    rows.cond.push_back({address, stored_as(stored)});
+  }
+  py::gil_scoped_release nogil;
+  return std::make_unique<StepperBox>(
+      StepperBox{std::make_unique<DeviceStepper>(stream, std::move(spec), std::move(rows), program)});
+}
+
+}  // namespace
+
+void bind_cuda_loop(py::module_& m) {
+  auto sub = m.attr("cuda").cast<py::module_>();
+  sub.def("device_stepper", &device_stepper, py::arg("stream"), py::arg("elements"), py::arg("integer_timestep"),
+          py::arg("max_rows"), py::arg("sample"), py::arg("timestep"), py::arg("prediction"), py::arg("cond"),
+          py::arg("program"),
+          "Samples in a GPU's memory, for Server.on_device. cond: (address, host bytes, stored as).");
+  py::class_<GraphDenoiser, Denoiser>(sub, "GraphDenoiser")
+      .def(py::init<const Stream&, const std::map<int, const Graph*>&>(), py::arg("stream"), py::arg("forwards"));
+}
+
+}  // namespace stepfuse

@@ -1,0 +1,14 @@
+// How a stepper gets from where it is made to the server that owns it.
+#pragma once
+
+#include <memory>
+
+#include "../core/stepper.h"
+
+namespace stepfuse {
+
+struct StepperBox {
+  std::unique_ptr<Stepper> stepper;  // null once a server has it
+};
+
+}  // namespace stepfuse

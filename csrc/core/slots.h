@@ -1,0 +1,28 @@
+// Numbers for things that come and go: the lowest that is free.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+namespace stepfuse {
+
+class Slots {
+ public:
+  int take() {
+    const auto free = std::find(taken_.begin(), taken_.end(), false);
+    const auto slot = static_cast<int>(free - taken_.begin());
+    if (free == taken_.end()) taken_.push_back(false);
+    taken_[static_cast<std::size_t>(slot)] = true;
+    return slot;
+  }
+  void give_back(int slot) {
+    taken_[static_cast<std::size_t>(slot)] = false;
+    while (!taken_.empty() && !taken_.back()) taken_.pop_back();
+  }
+  int end() const { return static_cast<int>(taken_.size()); }  // one behind the highest that is taken
+
+ private:
+  std::vector<bool> taken_;
+};
+
+}  // namespace stepfuse

@@ -1,0 +1,321 @@
+#include "device_stepper.h"
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+#include <stdexcept>
+#include <utility>
+
+#include "../core/dtype.h"
+
+namespace stepfuse::cuda {
+
+namespace {
+
+constexpr std::int64_t kKnownParts = 3;  // image, mask, noise
+
+// A step that leaves the state as it is: all it does is to fill the next forward's rows.
+StepRow resting() {
+  StepRow row{};
+  row.g = 1;
+  row.lo = -std::numeric_limits<float>::infinity();
+  row.hi = std::numeric_limits<float>::infinity();
+  row.q_x = 1;
+  return row;
+}
+
+std::size_t stored_bytes(Stored stored, std::size_t host_bytes) {
+  return stored == Stored::AsIs ? host_bytes : host_bytes / 2;
+}
+
+template <class T>
+void narrow_all(const void* from, void* to, std::size_t bytes) {
+  const auto* source = static_cast<const float*>(from);
+  auto* target = static_cast<T*>(to);
+  for (std::size_t i = 0; i < bytes / sizeof(float); ++i) target[i] = narrow<T>(source[i]);
+}
+
+void store(Stored stored, const void* from, void* to, std::size_t host_bytes) {
+  if (stored == Stored::Float32AsFloat16) return narrow_all<Half>(from, to, host_bytes);
+  if (stored == Stored::Float32AsBFloat16) return narrow_all<BFloat16>(from, to, host_bytes);
+  std::memcpy(to, from, host_bytes);
+}
+
+bool watched(const Sample& sample) { return sample.request.watched || sample.request.gate; }
+
+}  // namespace
+
+DeviceStepper::State::State(const ContextPtr& context, int count, std::int64_t elements)
+    : slots(count),
+      x(context, static_cast<std::size_t>(count * elements) * sizeof(float)),
+      h(context, x.bytes()),
+      x0(context, x.bytes()),
+      seed(context, static_cast<std::size_t>(count) * sizeof(std::uint64_t)),
+      nonfinite(context, static_cast<std::size_t>(count) * sizeof(std::int32_t)) {}
+
+DeviceStepper::DeviceStepper(const Stream& stream, ModelSpec spec, DeviceRows rows, StepProgram program)
+    : context_(stream.context()),
+      stream_(Stream::borrow(context_, stream.get())),
+      spec_(std::move(spec)),
+      state_bytes_(static_cast<std::size_t>(spec_.elements) * sizeof(float)),
+      rows_(std::move(rows)),
+      program_(std::move(program)),
+      owners_(spec_.max_rows),
+      zeros_(context_, state_bytes_),
+      flights_{Flight(context_), Flight(context_), Flight(context_)} {
+  if (rows_.cond.size() != spec_.cond_bytes.size())
+    throw std::invalid_argument("a network's rows need memory for each conditioning input");
+  void* zeros = flight().pinned.take(state_bytes_);
+  std::memset(zeros, 0, state_bytes_);
+  zeros_.upload(stream_, zeros, state_bytes_);
+  reserve(spec_.max_rows);
+  stream_.synchronize();
+}
+
+// What is under way reads pinned memory and writes slots.
+DeviceStepper::~DeviceStepper() {
+  context_->quietly([this](const Driver& driver) { return driver.cuStreamSynchronize.result(stream_.get()); });
+}
+
+// Of a turn that fails half-way nothing is left but what costs nothing: rows are filled anew, nobody is told to have
+// stepped.
+DeviceStepper::Unwinding::~Unwinding() {
+  if (std::uncaught_exceptions() == before) return;
+  stepper.owners_ = RowOwners(stepper.spec_.max_rows);
+  stepper.flight().stepped.clear();
+  stepper.flight().downloads.clear();
+}
+
+void DeviceStepper::begin(Sample& sample) {
+  const int slot = slots_.take();
+  try {
+    reserve(slots_.end());
+    fill(sample, slot);
+  } catch (...) {
+    slots_.give_back(slot);
+    throw;
+  }
+  samples_.resize(std::max(samples_.size(), static_cast<std::size_t>(slot) + 1));
+  samples_[static_cast<std::size_t>(slot)] = &sample;
+  sample.slot = slot;
+}
+
+void DeviceStepper::fill(Sample& sample, int slot) {
+  const Request& request = sample.request;
+  const auto at = static_cast<std::size_t>(slot);
+  const std::int32_t finite = 0;
+  std::vector<float> noise(request.keeps() ? static_cast<std::size_t>(spec_.elements) : 0);
+  first_state(request, spec_.elements, request.keeps() ? noise.data() : nullptr);
+  upload(state_->x, request.x, state_bytes_, at * state_bytes_);
+  upload(state_->seed, &request.seed, sizeof request.seed, at * sizeof request.seed);
+  upload(state_->nonfinite, &finite, sizeof finite, at * sizeof finite);
+  if (request.table->uses_history) {
+    const std::vector<float> none(static_cast<std::size_t>(spec_.elements));
+    upload(state_->h, none.data(), state_bytes_, at * state_bytes_);
+  }
+  if (!request.keeps()) return;
+  reserve(known_, static_cast<std::size_t>(state_->slots * kKnownParts) * state_bytes_);
+  std::size_t part = at * static_cast<std::size_t>(kKnownParts);
+  for (const float* values : {request.known->image, request.known->mask, static_cast<const float*>(noise.data())})
+    upload(*known_, values, state_bytes_, part++ * state_bytes_);
+}
+
+void DeviceStepper::stage(const Turn& turn, int) {
+  const Unwinding unwinding(*this);
+  if (std::exchange(staged_, true)) {  // the turn before has failed: what was taken for it is under way all the same
+    depart();
+    pass(flight());
+  }
+  Frame frame(slots_.end(), flight().pinned.take(FrameLayout(slots_.end()).words * sizeof(std::uint32_t)));
+  bool moves = false;
+  for (std::size_t i = 0; i < turn.samples.size(); ++i) {
+    const Sample& sample = *turn.samples[i];
+    const PlanEntry to = claim(sample, sample.step, turn.plan.entries[i]);
+    if (to.row_cond < 0 && to.row_uncond < 0) continue;
+    moves = true;
+    // Behind a gate its owner may have changed the state.
+    if (sample.request.gate && sample.step > 0)
+      upload(state_->x, sample.request.x, state_bytes_, static_cast<std::size_t>(sample.slot) * state_bytes_);
+    frame.step(sample.slot, resting(), 0, -1, 0);
+    frame.next(sample.slot, sample.row(), to.row_cond, to.row_uncond);
+  }
+  if (!moves) return;
+  Values values = this->values(false);
+  values["prediction"] = zeros_.get();
+  values["prediction_rows"] = 1;
+  values["nonfinite"] = 0;
+  launch(frame, {}, std::move(values));
+}
+
+void DeviceStepper::await() { pass(flight(1)); }
+
+void DeviceStepper::step(const Turn& turn, const Turn& next) {
+  const Unwinding unwinding(*this);
+  Flight& now = flight();
+  Frame frame(slots_.end(), now.pinned.take(FrameLayout(slots_.end()).words * sizeof(std::uint32_t)));
+  StepNeeds needs;
+  bool previews = false;
+  // All that may fail comes before the launch: a step that has been launched must not be told to have failed, since it
+  // would be done again.
+  for (std::size_t i = 0; i < turn.samples.size(); ++i) {
+    Sample& sample = *turn.samples[i];
+    if (!sample.live() || sample.failed_step >= 0) continue;
+    const PlanEntry& entry = turn.plan.entries[i];
+    const Request& request = sample.request;
+    const Adaptive& adaptive = request.table->adaptive;
+    frame.step(sample.slot, sample.row(), entry.row_cond, entry.row_uncond, sample.step);
+    if (const PlanEntry* to = next.entry_of(sample)) {
+      claim(sample, sample.step + 1, *to);
+      frame.next(sample.slot, sample.row(1), to->row_cond, to->row_uncond);
+    }
+    if (adaptive.any()) frame.adapt(sample.slot, adaptive);
+    if (request.keeps())
+      frame.keep(sample.slot, sample.slot, request.known->levels[static_cast<std::size_t>(sample.step) + 1]);
+    needs.add(
+        {sample.row().adds_noise(), adaptive.guidance_rescale > 0, adaptive.threshold_ratio > 0, request.keeps()});
+    previews |= request.x0 != nullptr;
+    now.stepped.push_back({sample.slot, sample.standing.arrival, sample.step});
+    if (sample.steps_left() > 1 && !watched(sample)) continue;
+    const std::size_t offset = static_cast<std::size_t>(sample.slot) * state_bytes_;
+    now.downloads.push_back({&State::x, offset, now.pinned.take(state_bytes_), request.x});
+    if (request.x0) now.downloads.push_back({&State::x0, offset, now.pinned.take(state_bytes_), request.x0});
+  }
+  if (!now.stepped.empty()) {
+    const std::size_t bytes = static_cast<std::size_t>(frame.slots()) * sizeof(std::int32_t);
+    void* flags = now.pinned.take(bytes);
+    now.nonfinite = static_cast<const std::int32_t*>(flags);
+    launch(frame, needs, values(previews));
+    state_->nonfinite.download(stream_, flags, bytes);
+    for (const Download& one : now.downloads)
+      ((*state_).*one.from).download(stream_, one.pinned, state_bytes_, one.offset);
+  }
+  unsettled_ = !now.downloads.empty();
+  staged_ = false;
+  depart();
+}
+
+void DeviceStepper::settle() {
+  unsettled_ = false;
+  for (std::size_t behind = 1; behind < kFlights; ++behind) pass(flight(behind));
+}
+
+void DeviceStepper::end(const Sample& sample) {
+  samples_[static_cast<std::size_t>(sample.slot)] = nullptr;
+  slots_.give_back(sample.slot);
+}
+
+// By way of pinned memory: `from` may be gone when this returns.
+void DeviceStepper::upload(DeviceBuffer& to, const void* from, std::size_t bytes, std::size_t offset) {
+  void* pinned = flight().pinned.take(bytes);
+  std::memcpy(pinned, from, bytes);
+  to.upload(stream_, pinned, bytes, offset);
+}
+
+void DeviceStepper::upload_cond(int row, const Sample& sample, bool conditional) {
+  const auto& given = conditional ? sample.request.cond : sample.request.null_cond;
+  for (std::size_t input = 0; input < given.size(); ++input) {
+    const DeviceRows::Cond& cond = rows_.cond[input];
+    const std::size_t host_bytes = spec_.cond_bytes[input], bytes = stored_bytes(cond.stored, host_bytes);
+    void* pinned = flight().pinned.take(bytes);
+    store(cond.stored, given[input], pinned, host_bytes);
+    const Context::Scope scope(*context_);
+    context_->driver().cuMemcpyHtoDAsync(cond.address + static_cast<std::size_t>(row) * bytes, pinned, bytes,
+                                         stream_.get());
+  }
+}
+
+// The rows are the sample's from now on, for its step `step`, and hold what it is told. Returns those of them that do
+// not hold its state yet.
+PlanEntry DeviceStepper::claim(const Sample& sample, int step, const PlanEntry& rows) {
+  PlanEntry to = rows;
+  for (int* row : {&to.row_cond, &to.row_uncond}) {
+    if (*row < 0) continue;
+    const bool conditional = row == &to.row_cond;
+    const RowOwners::Held held = owners_.claim(*row, sample, step, conditional);
+    if (!held.conditioning) upload_cond(*row, sample, conditional);
+    if (held.state) *row = -1;
+  }
+  return to;
+}
+
+void DeviceStepper::reserve(int slots) {
+  if (state_ && slots <= state_->slots) return;
+  auto grown = std::make_unique<State>(context_, std::max(slots, state_ ? 2 * state_->slots : 0), spec_.elements);
+  if (state_) {
+    for (DeviceBuffer State::* buffer : {&State::x, &State::h, &State::seed, &State::nonfinite})
+      ((*grown).*buffer).copy(stream_, (*state_).*buffer, ((*state_).*buffer).bytes());
+    stream_.synchronize();
+  }
+  state_ = std::move(grown);
+  if (known_) reserve(known_, static_cast<std::size_t>(state_->slots * kKnownParts) * state_bytes_);
+}
+
+// Keeps what is there.
+void DeviceStepper::reserve(std::unique_ptr<DeviceBuffer>& buffer, std::size_t bytes) {
+  if (buffer && bytes <= buffer->bytes()) return;
+  auto grown = std::make_unique<DeviceBuffer>(context_, bytes);
+  if (buffer) {
+    grown->copy(stream_, *buffer, buffer->bytes());
+    stream_.synchronize();
+  }
+  buffer = std::move(grown);
+}
+
+void DeviceStepper::launch(const Frame& frame, const StepNeeds& needs, Values values) {
+  reserve(frame_, frame.bytes());
+  frame_->upload(stream_, frame.data(), frame.bytes());
+  if (needs.rescale) {
+    reserve(sums_, program_.sums_bytes(state_->slots, spec_.elements));
+    values["sums"] = sums_->get();
+  }
+  if (needs.keep) values["known"] = known_->get();
+  for (const Launch& one : program_.launches(frame.slots(), needs, std::move(values), frame_->get()))
+    cuda::launch(stream_, one);
+}
+
+Values DeviceStepper::values(bool previews) const {
+  const auto n = static_cast<std::uint64_t>(spec_.elements), rows = static_cast<std::uint64_t>(spec_.max_rows);
+  const bool whole = spec_.timestep == TimestepType::Int64;
+  return {{"x", state_->x.get()},
+          {"out", state_->x.get()},
+          {"h", state_->h.get()},
+          {"x0", previews ? state_->x0.get() : 0},
+          {"seed", state_->seed.get()},
+          {"nonfinite", state_->nonfinite.get()},
+          {"prediction", rows_.prediction},
+          {"next_input", rows_.sample},
+          {"next_t", whole ? 0 : rows_.timestep},
+          {"next_t_int", whole ? rows_.timestep : 0},
+          {"prediction_rows", rows},
+          {"next_input_rows", rows},
+          {"n", n},
+          {"x_stride", n},
+          {"out_stride", n},
+          {"prediction_stride", n},
+          {"next_input_stride", n}};
+}
+
+// What the current flight was given is under way.
+void DeviceStepper::depart() {
+  stream_.record(flight().passed);
+  flight().under_way = true;
+  current_ = (current_ + 1) % kFlights;
+}
+
+// Waits until the device is through with a flight, and takes what it has brought.
+void DeviceStepper::pass(Flight& flight) {
+  if (!std::exchange(flight.under_way, false)) return;
+  const std::vector<Download> downloads = std::exchange(flight.downloads, {});
+  const std::vector<Stepped> stepped = std::exchange(flight.stepped, {});
+  flight.passed.synchronize();
+  for (const Download& one : downloads) std::memcpy(one.to, one.pinned, state_bytes_);
+  for (const auto& [slot, arrival, step] : stepped) {
+    const auto at = static_cast<std::size_t>(slot);
+    Sample* sample = at < samples_.size() ? samples_[at] : nullptr;
+    const bool same = sample && sample->standing.arrival == arrival && sample->failed_step < 0;
+    if (same && flight.nonfinite[slot] != 0) sample->failed_step = step;
+  }
+  flight.pinned.clear();
+}
+
+}  // namespace stepfuse::cuda

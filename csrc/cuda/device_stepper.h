@@ -1,0 +1,129 @@
+// Samples in a GPU's memory, for the loop of csrc/core: states and histories lie in slots, all of which one launch of
+// the fused step runs over, whatever each is at.
+//
+// The host goes ahead of the device: it plans and launches a turn while the device is at the one before. Nothing waits
+// but `await`, which keeps it from going further, and `settle`, where somebody wants what the device has made. So a
+// state that is not finite is seen a turn or two late.
+#pragma once
+
+#include <array>
+#include <exception>
+#include <memory>
+#include <vector>
+
+#include "../core/row_owners.h"
+#include "../core/slots.h"
+#include "../core/stepper.h"
+#include "frame.h"
+#include "pinned_arena.h"
+#include "step_program.h"
+
+namespace stepfuse::cuda {
+
+// What conditioning is kept in on the device; on the host it is as the request has it.
+enum class Stored : std::uint8_t { AsIs, Float32AsFloat16, Float32AsBFloat16 };
+
+// A network's rows, memory that its back end owns: (max_rows, ...) each.
+struct DeviceRows {
+  struct Cond {
+    CUdeviceptr address;
+    Stored stored;
+  };
+
+  CUdeviceptr sample, timestep, prediction;
+  std::vector<Cond> cond;
+};
+
+class DeviceStepper final : public Stepper {
+ public:
+  // The stream is borrowed, and the network's forwards run on it. The program's kernels are for float32 states and the
+  // rows' type.
+  DeviceStepper(const Stream& stream, ModelSpec spec, DeviceRows rows, StepProgram program);
+  ~DeviceStepper() override;
+
+  const ModelSpec& spec() const override { return spec_; }
+  void begin(Sample& sample) override;
+  void stage(const Turn& turn, int rows) override;
+  void await() override;
+  void step(const Turn& turn, const Turn& next) override;
+  bool unsettled() const override { return unsettled_; }
+  void settle() override;
+  void end(const Sample& sample) override;
+
+ private:
+  // Memory of as many slots as have been asked for, (slots, ...) each.
+  struct State {
+    State(const ContextPtr& context, int slots, std::int64_t elements);
+
+    int slots;
+    DeviceBuffer x, h, x0, seed, nonfinite;
+  };
+
+  // A sample's copy to pinned memory, and where it goes when it is there.
+  struct Download {
+    DeviceBuffer State::* from;
+    std::size_t offset;
+    void *pinned, *to;
+  };
+  struct Stepped {
+    int slot;
+    std::uint64_t arrival;
+    int step;
+  };
+
+  // What the device is given for a turn, and what it gives back.
+  struct Flight {
+    explicit Flight(const ContextPtr& context) : pinned(context), passed(context) {}
+
+    PinnedArena pinned;
+    Event passed;
+    bool under_way = false;
+    std::vector<Stepped> stepped;
+    std::vector<Download> downloads;
+    const std::int32_t* nonfinite = nullptr;
+  };
+  static constexpr std::size_t kFlights = 3;  // being filled, at the device, and one whose end was waited for
+
+  struct Unwinding {
+    explicit Unwinding(DeviceStepper& of) : stepper(of) {}
+    ~Unwinding();
+
+    DeviceStepper& stepper;
+    const int before = std::uncaught_exceptions();
+  };
+
+  Flight& flight(std::size_t ahead = 0) { return flights_[(current_ + ahead) % kFlights]; }
+  void upload(DeviceBuffer& to, const void* from, std::size_t bytes, std::size_t offset);
+  void upload_cond(int row, const Sample& sample, bool conditional);
+  PlanEntry claim(const Sample& sample, int step, const PlanEntry& rows);
+  void reserve(int slots);
+  void reserve(std::unique_ptr<DeviceBuffer>& buffer, std::size_t bytes);
+  void fill(Sample& sample, int slot);
+  void launch(const Frame& frame, const StepNeeds& needs, Values values);
+  Values values(bool previews) const;
+  void depart();
+  void pass(Flight& flight);
+
+  const ContextPtr context_;
+  Stream stream_;
+  ModelSpec spec_;
+  std::size_t state_bytes_;  // of one sample
+  DeviceRows rows_;
+  StepProgram program_;
+  RowOwners owners_;
+
+  Slots slots_;
+  std::vector<Sample*> samples_;  // a slot each
+  std::unique_ptr<State> state_;
+  std::unique_ptr<DeviceBuffer> known_;  // (slots, 3, elements) image, mask, noise; null until a mask comes
+  std::unique_ptr<DeviceBuffer> sums_;   // null until a guidance is rescaled
+  std::unique_ptr<DeviceBuffer> frame_;
+  DeviceBuffer zeros_;  // (elements,): the prediction of a step that only moves states
+
+  std::array<Flight, kFlights> flights_;
+  std::size_t current_ = 0;
+  bool staged_ = false;  // a turn has been staged, and not stepped
+  bool unsettled_ = false;
+};
+
+}  // namespace stepfuse::cuda

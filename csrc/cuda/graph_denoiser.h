@@ -1,0 +1,25 @@
+// The network as captured forwards: a forward is the launch of the smallest that has the rows.
+#pragma once
+
+#include <map>
+#include <vector>
+
+#include "../core/denoiser.h"
+#include "graph.h"
+
+namespace stepfuse::cuda {
+
+class GraphDenoiser final : public Denoiser {
+ public:
+  // The graphs by their rows; the stream is borrowed.
+  GraphDenoiser(const Stream& stream, const std::map<int, const Graph*>& forwards);
+
+  // Waits for nothing. Throws std::invalid_argument if no graph has so many rows, and CudaError.
+  void forward(int rows) override;
+
+ private:
+  Stream stream_;
+  std::map<int, GraphExec> forwards_;
+};
+
+}  // namespace stepfuse::cuda
