@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from stepfuse import samplers
 from stepfuse.bundle import Bundle, ModelInfo, embedded_models, write_bundle
 from stepfuse.cond import CondInput
+from stepfuse.device import Cuda
 from stepfuse.engine import Engine
 from stepfuse.errors import BundleError, DeadlineError, DenoiserError, EngineClosed, QueueFull, RequestTimeout
 from stepfuse.fused import step
@@ -30,6 +31,7 @@ __all__ = [
     "BundleError",
     "CondInput",
     "CostCurve",
+    "Cuda",
     "DeadlineError",
     "DenoiserError",
     "Engine",

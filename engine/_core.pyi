@@ -183,6 +183,14 @@ class Gate:
 class Request:
     """A sample to draw; made by ``Server.request``, used up by ``Server.submit``."""
 
+class Stepper:
+    """Where samples are while they are drawn, until a server has it."""
+
+class Denoiser:
+    """A network that the loop runs without Python."""
+
+    def forward(self, rows: int) -> None: ...
+
 class Server:
     """The loop, which one thread runs and any thread feeds.
 
@@ -200,6 +208,10 @@ class Server:
         check: bool = False,
     ) -> None:
         """``cond_bytes``: a row of each conditioning input; ``check``: whether each turn's invariants are."""
+
+    @staticmethod
+    def on_device(stepper: Stepper, options: LoopOptions, max_waiting: int, check: bool = False) -> Server:
+        """A server whose samples are where ``stepper`` holds them; it takes the stepper for itself."""
 
     def buffers(self) -> dict[str, Any]:
         """Views of the memory, a row a sample: ``sample``, ``timestep``, ``prediction``, and a list, ``cond``."""
@@ -250,7 +262,7 @@ class Server:
     def open(self, gate: Gate) -> bool:
         """Lets those behind it do a turn."""
 
-    def run(self, forward: Callable[[int], None], happened: Callable[[list[_Event]], None]) -> None:
+    def run(self, forward: Callable[[int], None] | Denoiser, happened: Callable[[list[_Event]], None]) -> None:
         """Turns until nothing is left to do; ``forward(rows)`` computes, ``happened`` is told after each turn.
 
         What ``happened`` raises ends the run and withdraws every sample, untold.
@@ -460,3 +472,26 @@ class cuda:  # noqa: N801  a submodule, which one stub file can only write as a 
     @staticmethod
     def capture_buckets(buckets: Sequence[int], capture: Callable[[int], bool]) -> tuple[list[int], list[int]]:
         """Captures the largest first; ``capture(rows)`` says if there was memory."""
+
+    @staticmethod
+    def device_stepper(
+        stream: cuda.Stream,
+        elements: int,
+        integer_timestep: bool,
+        max_rows: int,
+        sample: int,
+        timestep: int,
+        prediction: int,
+        cond: Sequence[tuple[int, int, str]],
+        program: cuda.StepProgram,
+    ) -> Stepper:
+        """Samples in a GPU's memory.
+
+        ``sample``, ``timestep`` and ``prediction`` are addresses of ``max_rows`` rows each; ``cond``: address, bytes of
+        a value on the host, and what it is stored as: ``as_is``, or of float32 ``float16`` or ``bfloat16``.
+        """
+
+    class GraphDenoiser(Denoiser):
+        """Captured forwards: the smallest that has the rows is launched."""
+
+        def __init__(self, stream: cuda.Stream, forwards: dict[int, cuda.Graph]) -> None: ...

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
 from types import TracebackType
 from typing import Any, NoReturn, cast
 
 import numpy.typing as npt
 
 from stepfuse import samplers
-from stepfuse.backends.buffers import Buffers
-from stepfuse.backends.function import DenoiserFunction, FunctionDenoiser
-from stepfuse.bundle import Bundle, ModelInfo
+from stepfuse.bundle import ModelInfo
 from stepfuse.calibration import measure_cost
 from stepfuse.coefficients import PredictionType
-from stepfuse.cond import CondInput
+from stepfuse.constructors import Constructors
 from stepfuse.draw import Images
 from stepfuse.editing import as_images
 from stepfuse.interpolation import Path, interpolate_noise
 from stepfuse.owners import Batch, Callback, ImageFuture, Looks, StateCallback, as_completed
+from stepfuse.place import Denoiser, Place
 from stepfuse.policy import CostCurve, Serving
 from stepfuse.request import (
     Compiler,
@@ -33,8 +30,7 @@ from stepfuse.request import (
     resolve,
     starting_state,
 )
-from stepfuse.schedule import NoiseSchedule
-from stepfuse.service import Denoiser, Service
+from stepfuse.service import Service
 from stepfuse.steptable import StepTable
 from stepfuse.stream import Stream
 
@@ -42,111 +38,18 @@ from stepfuse.stream import Stream
 CHECK_INVARIANTS = False
 
 
-class Engine:
-    """Draws samples from one network. Made by ``load`` or ``from_callable``; a context manager, or to be closed.
+class Engine(Constructors):
+    """Draws samples from one network. A context manager, or to be closed.
 
     Calls from any number of threads are safe. One thread of the engine's own runs the network and the loop: requests
     join and leave it between steps, and share its forwards whatever their samplers, steps and guidance scales.
     """
 
-    def __init__(self, info: ModelInfo, make_denoiser: Callable[[Buffers], Denoiser], serving: Serving) -> None:
+    def __init__(self, info: ModelInfo, place: Place, serving: Serving) -> None:
         self.info = info
         self.serving = serving
         self._compiler = Compiler(info)
-        self._service = Service(info, make_denoiser, serving, check=CHECK_INVARIANTS)
-
-    @classmethod
-    def load(
-        cls,
-        name_or_path: str | os.PathLike[str] | Bundle,
-        *,
-        shape: tuple[int, ...] | None = None,
-        max_rows: int | None = None,
-        deterministic: bool | None = None,
-        serving: Serving | None = None,
-        threads: int = 0,
-        spinning: bool = True,
-        verify: bool = True,
-        session: Any = None,
-    ) -> Engine:
-        """Loads an embedded model by name or a bundle by path, on ONNX Runtime.
-
-        Args:
-            name_or_path: Such as ``"fashion"``, a folder with a ``manifest.json``, or a bundle that is loaded already.
-            shape: Shape of one sample, where the network draws more sizes than the manifest's; None is the manifest's.
-            max_rows: Most rows of one forward; a guided sample takes two. More samples than fit take turns.
-            deterministic: Whether forwards are padded to ``max_rows`` rows, so that an image is the same to the bit
-                whatever shares them. By default its last bits may differ with the number of rows, as the network
-                library computes each number of rows in its own way.
-            serving: More of how requests share the engine; ``max_rows`` and ``deterministic`` change what it says.
-            threads: ONNX Runtime's threads inside an operator; 0 is its own choice, a thread a core.
-            spinning: Whether its idle threads wait actively: lowest latency, but a busy core.
-            verify: Whether checksums are compared; False trusts the files' sizes, which spares reading huge ones twice.
-            session: The network in ONNX Runtime, of ``stepfuse.backends.onnxruntime.open_session``, for engines of
-                several shapes to share one; ``threads`` and ``spinning`` are then its own. None opens one.
-
-        Raises:
-            BundleError: If the bundle cannot be used, or its network not with this shape; the message names file, rule
-                and value.
-            ValueError: If ``max_rows`` or ``threads`` is out of bounds.
-        """
-        if threads < 0:
-            raise ValueError(f"threads must be at least 0, got {threads}")
-        from stepfuse.backends.onnxruntime import OnnxRuntimeDenoiser, open_session
-
-        bundle = name_or_path if isinstance(name_or_path, Bundle) else Bundle.load(name_or_path, verify=verify)
-        info = bundle.info if shape is None else replace(bundle.info, shape=tuple(shape))
-        if session is None:
-            session = open_session(bundle.denoiser, threads=threads, spinning=spinning)
-
-        def make(buffers: Buffers) -> Denoiser:
-            return OnnxRuntimeDenoiser(session, bundle.denoiser, buffers)
-
-        return cls(info, make, _serving(serving, max_rows, deterministic))
-
-    @classmethod
-    def from_callable(
-        cls,
-        fn: DenoiserFunction,
-        *,
-        shape: tuple[int, ...],
-        schedule: NoiseSchedule,
-        prediction_type: str = "epsilon",
-        cond: Mapping[str, CondInput] | None = None,
-        timestep_dtype: str = "float32",
-        data_range: tuple[float, float] | None = None,
-        max_rows: int | None = None,
-        deterministic: bool | None = None,
-        serving: Serving | None = None,
-    ) -> Engine:
-        """Makes any Python function the network.
-
-        Args:
-            fn: ``fn(x (R, *shape) float32, t (R,), {name: (R, ...)}) -> prediction (R, *shape)``, a row a pass. It is
-                called on the engine's own thread: what is set for a thread, such as torch.no_grad(), is set inside it.
-            shape: Shape of one sample, without the batch.
-            schedule: Noise levels that ``fn`` was made for.
-            prediction_type: ``epsilon``, ``v_prediction``, ``sample``, or ``flow`` with a flow schedule.
-            cond: Conditioning inputs by name; without them the dict that ``fn`` gets is empty.
-            timestep_dtype: ``float32``, or ``int64`` to have timesteps rounded.
-            data_range: Least and greatest value of its samples, to which images given are held; None: unknown.
-            max_rows: Most rows of one call.
-            deterministic: As in ``load``.
-            serving: As in ``load``.
-
-        Raises:
-            ValueError: If a bound is broken; the message carries the value received.
-        """
-        info = ModelInfo(
-            tuple(shape),
-            schedule,
-            prediction_type,
-            dict(cond or {}),
-            timestep_dtype,
-            data_range or (-1.0, 1.0),
-            range_known=data_range is not None,
-        )
-        return cls(info, lambda buffers: FunctionDenoiser(fn, buffers), _serving(serving, max_rows, deterministic))
+        self._service = Service(info, place, serving, check=CHECK_INVARIANTS)
 
     def sample(
         self,
@@ -466,11 +369,6 @@ class Engine:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("an engine can be neither pickled nor copied: load it in each process")
-
-
-def _serving(serving: Serving | None, max_rows: int | None, deterministic: bool | None) -> Serving:
-    changes: dict[str, Any] = {"max_rows": max_rows, "deterministic": deterministic}
-    return replace(serving or Serving(), **{name: value for name, value in changes.items() if value is not None})
 
 
 def _checked_wait(wait: float) -> float:

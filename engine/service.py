@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import math
 import os
 import threading
 import time
@@ -12,17 +11,14 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from typing import Any, Protocol, TypeVar
-
-import numpy as np
+from typing import Any, TypeVar
 
 from stepfuse import _core
-from stepfuse.backends.buffers import Buffers
 from stepfuse.bundle import ModelInfo
-from stepfuse.cond import CondInput
 from stepfuse.draw import Draw, Owner
 from stepfuse.errors import DeadlineError, EngineClosed, QueueFull
 from stepfuse.outcome import OUTCOMES, error_of, public_form
+from stepfuse.place import Denoiser, Place
 from stepfuse.policy import CostCurve, Serving
 from stepfuse.request import SampleRequest
 from stepfuse.steptable import StepTable
@@ -33,35 +29,21 @@ T = TypeVar("T")
 logger = logging.getLogger("stepfuse")
 
 
-class Denoiser(Protocol):
-    """What a back end is: a network on the loop's memory."""
-
-    def forward(self, rows: int) -> None:
-        """Turns the first ``rows`` rows of the inputs into predictions."""
-
-    def close(self) -> None:
-        """Frees the network."""
-
-
 class Service:
     """Calls from any thread are safe; those that wait for the loop are refused on the loop's own thread.
 
     Args:
         info: What the network is.
-        make_denoiser: Makes the back end on the loop's memory.
+        place: Makes the loop and the network, in the memory of a device.
         serving: How samples share it.
         check: Whether the loop's invariants are checked after each turn.
     """
 
-    def __init__(
-        self, info: ModelInfo, make_denoiser: Callable[[Buffers], Denoiser], serving: Serving, *, check: bool = False
-    ) -> None:
+    def __init__(self, info: ModelInfo, place: Place, serving: Serving, *, check: bool = False) -> None:
         self.serving = serving
-        elements, integer = math.prod(info.shape), info.timestep_dtype == "int64"
-        cond_bytes = [_row_bytes(spec) for spec in info.cond.values()]
-        options = serving.loop_options()
-        self._core = _core.Server(elements, integer, cond_bytes, serving.max_rows, options, serving.max_queue, check)
-        self._denoiser: Denoiser | None = make_denoiser(Buffers.of(self._core, info))
+        placed = place(info, serving, check)
+        self._core, self._forward = placed.server, placed.forward
+        self._denoiser: Denoiser | None = placed.denoiser
         self._nulls = [spec.value(name, None) for name, spec in info.cond.items()]
         self._tables: weakref.WeakKeyDictionary[StepTable, _core.Table] = weakref.WeakKeyDictionary()
         self._draws: dict[int, Draw] = {}
@@ -231,6 +213,7 @@ class Service:
             self._all_ended.wait_for(lambda: not self._draws)
         self._executor.shutdown(wait=True)
         denoiser, self._denoiser = self._denoiser, None
+        self._forward = _refuse
         if denoiser is not None:
             denoiser.close()
 
@@ -290,7 +273,8 @@ class Service:
     def _drive(self) -> None:
         self._thread_id = threading.get_ident()
         try:
-            self._core.run(self._network().forward, self._happened)
+            self._network()
+            self._core.run(self._forward, self._happened)
         except BaseException as error:  # a bug of ours: nobody may be left waiting
             draws = [draw for id in list(self._draws) if (draw := self._draws.get(id)) is not None]
             for draw in draws:
@@ -376,7 +360,3 @@ def _text_of(error: BaseException, form: Callable[[object], str] = str) -> str:
 
 def _refuse(rows: int) -> None:
     raise EngineClosed("the engine is closed")
-
-
-def _row_bytes(spec: CondInput) -> int:
-    return math.prod(spec.shape) * np.dtype(spec.dtype).itemsize

@@ -17,6 +17,7 @@ from stepfuse.backends.onnxruntime import PREDICTION, SAMPLE, TIMESTEP, open_ses
 from stepfuse.bundle import Bundle, ModelInfo
 from stepfuse.engine import Engine
 from stepfuse.export.errors import ExportError
+from stepfuse.place import on_host
 from stepfuse.policy import Serving
 from stepfuse.request import default_steps
 
@@ -227,7 +228,7 @@ def _engine(info: ModelInfo, forward: Callable[..., Array], max_rows: int) -> En
     def make(buffers: Buffers) -> FunctionDenoiser:
         return FunctionDenoiser(forward, buffers)
 
-    return Engine(info, make, Serving(max_rows=max_rows))
+    return Engine(info, on_host(make), Serving(max_rows=max_rows))
 
 
 def _predict(session: Any, feed: Feed) -> Array:

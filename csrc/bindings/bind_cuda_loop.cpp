@@ -41,7 +41,8 @@ void bind_cuda_loop(py::module_& m) {
           py::arg("program"),
           "Samples in a GPU's memory, for Server.on_device. cond: (address, host bytes, stored as).");
   py::class_<GraphDenoiser, Denoiser>(sub, "GraphDenoiser")
-      .def(py::init<const Stream&, const std::map<int, const Graph*>&>(), py::arg("stream"), py::arg("forwards"));
+      .def(py::init<const Stream&, const std::map<int, const Graph*>&>(), py::arg("stream"), py::arg("forwards"),
+           py::keep_alive<1, 2>());
 }
 
 }  // namespace stepfuse

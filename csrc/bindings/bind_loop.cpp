@@ -271,7 +271,7 @@ void bind_loop(py::module_& m) {
             return std::make_unique<BoundServer>(std::move(box.stepper), nullptr, options, max_waiting, check);
           },
           py::arg("stepper"), py::arg("options"), py::arg("max_waiting"), py::arg("check") = false,
-          "A server whose samples are where `stepper` holds them.")
+          py::keep_alive<0, 1>(), "A server whose samples are where `stepper` holds them.")
       .def("buffers", &buffer_views, "Views of the shared input and output memory, a row a sample.")
       .def("request", &BoundServer::request, py::arg("id"), py::arg("table"), py::arg("seed"), py::arg("has_noise"),
            py::arg("x").noconvert(), py::arg("x0").noconvert(), py::arg("cond"), py::arg("null_cond"), py::kw_only(),

@@ -1,0 +1,57 @@
+"""Which device an engine draws on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+#: How a bundle's network runs on a GPU.
+BACKENDS = ("onnxruntime", "onnxruntime-tensorrt", "tensorrt")
+
+
+@dataclass(frozen=True)
+class Cuda:
+    """An NVIDIA GPU, and how a bundle's network runs on it.
+
+    Attributes:
+        index: Of the GPU, from 0.
+        backend: ``onnxruntime`` (its CUDA provider), ``onnxruntime-tensorrt`` (its TensorRT provider), or ``tensorrt``
+            (a plan that ``stepfuse plan`` has put into the bundle).
+        cubins: Folder of the step's kernels, built ahead of time by ``python -m stepfuse.kernels.aot``; None compiles
+            them with Triton.
+        buckets: Row counts whose forwards are captured as CUDA graphs; None: 1, 2, 3, 4, 6, 8, 12, ... to ``max_rows``.
+        memory_bytes: Most device memory that captured forwards may work in; None: what is free. Where it does not
+            suffice the largest forwards are given up, and a warning says so.
+        eager: Whether forwards run kernel by kernel, each launched by the host: False never, True always, None where
+            they cannot be captured, with a warning.
+    """
+
+    index: int = 0
+    backend: str = "onnxruntime"
+    cubins: str | os.PathLike[str] | None = None
+    buckets: Sequence[int] | None = None
+    memory_bytes: int | None = None
+    eager: bool | None = False
+
+    def __post_init__(self) -> None:
+        if self.index < 0:
+            raise ValueError(f"index must be at least 0, got {self.index}")
+        if self.backend not in BACKENDS:
+            raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {self.backend!r}")
+
+
+def device_of(device: str | Cuda) -> Cuda | None:
+    """A device by its name: ``cpu`` (None), ``cuda`` or ``cuda:1``.
+
+    Raises:
+        ValueError: If it is none of these.
+    """
+    if isinstance(device, Cuda):
+        return device
+    if device == "cpu":
+        return None
+    kind, _, index = str(device).partition(":")
+    if kind != "cuda" or not (index or device == "cuda") or (index and not index.isdecimal()):
+        raise ValueError(f"device must be 'cpu', 'cuda', 'cuda:N' or stepfuse.Cuda(...), got {device!r}")
+    return Cuda(int(index or 0))
