@@ -17,7 +17,8 @@ import numpy.typing as npt
 from stepfuse._core import cuda
 from stepfuse.backends.cuda_batch import Batch, batch_of, frames_of, split
 from stepfuse.backends.cuda_kernels import StepKernels
-from stepfuse.bundle import ModelInfo
+from stepfuse.backends.cuda_networks import open_network
+from stepfuse.bundle import Bundle, ModelInfo
 from stepfuse.cond import CondInput
 from stepfuse.request import Compiler, SampleRequest, resolve, starting_state
 from stepfuse.schedule import NoiseSchedule
@@ -169,10 +170,70 @@ class Trajectories(Generic[Samples]):
             defaults=defaults or {},
         )
         network = TorchNetwork(module, info, max_rows)
+        return cls._captured(info, network, buckets, memory_bytes, cubins, form, eager)
+
+    @classmethod
+    def load(
+        cls,
+        name_or_path: str | os.PathLike[str] | Bundle,
+        *,
+        device: int = 0,
+        backend: str = "onnxruntime",
+        options: Mapping[str, str] | None = None,
+        max_rows: int = 16,
+        buckets: Sequence[int] | None = None,
+        memory_bytes: int | None = None,
+        cubins: str | os.PathLike[str] | None = None,
+        form: str = "unrolled",
+        eager: bool | None = False,
+        verify: bool = True,
+    ) -> Trajectories[npt.NDArray[Any]]:
+        """Loads an embedded model by name or a bundle by path, and captures its network.
+
+        Args:
+            name_or_path: Such as ``"fashion"``, a folder with a ``manifest.json``, or a bundle that is loaded already.
+            device: Which GPU.
+            backend: What runs the network: ``onnxruntime`` by its CUDA execution provider, ``onnxruntime-tensorrt`` by
+                its TensorRT execution provider, or ``tensorrt`` by a plan that ``stepfuse plan`` has put in the bundle.
+            options: Of ONNX Runtime's execution provider, by the names that it has for them, such as
+                ``{"use_tf32": "1"}`` or ``{"trt_engine_cache_enable": "1", "trt_engine_cache_path": "engines"}``.
+            max_rows: As in ``from_torch``, like what follows.
+            buckets: Row counts that are captured.
+            memory_bytes: Most device memory that captured forwards may work in.
+            cubins: Folder of kernels built ahead of time.
+            form: As of the class.
+            eager: Whether the forward runs kernel by kernel.
+            verify: Whether checksums are compared; False trusts the files' sizes.
+
+        Raises:
+            ImportError: If the library is missing.
+            ProviderError: If ONNX Runtime has not the execution provider; it never falls back to the CPU.
+            BundleError: If the bundle cannot be used; the message names file, rule and value.
+            DenoiserError: If the GPU has no memory for the network, or it cannot run.
+            CaptureError: If the network cannot be captured and ``eager`` is False.
+            CudaError: If there is no driver, or it is too old.
+            KernelError: If there is no compiled step for this GPU.
+            ValueError: If a bound is broken.
+        """
+        bundle = name_or_path if isinstance(name_or_path, Bundle) else Bundle.load(name_or_path, verify=verify)
+        network = open_network(bundle, bundle.info, device=device, backend=backend, max_rows=max_rows, options=options)
+        return cls._captured(bundle.info, network, buckets, memory_bytes, cubins, form, eager)
+
+    @classmethod
+    def _captured(
+        cls,
+        info: ModelInfo,
+        network: Network[Any],
+        buckets: Sequence[int] | None,
+        memory_bytes: int | None,
+        cubins: str | os.PathLike[str] | None,
+        form: str,
+        eager: bool | None,
+    ) -> Trajectories[Any]:
         kernels = StepKernels(network.context, network.storage, None if cubins is None else Path(cubins))
         made = cls(info, network, kernels, form=form)
         if eager is not True:
-            network.capture(buckets or cuda.bucket_rows(max_rows), memory_bytes, optional=eager is None)
+            network.capture(buckets or cuda.bucket_rows(network.max_rows), memory_bytes, optional=eager is None)
         return made
 
     @property

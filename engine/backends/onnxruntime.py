@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from stepfuse.backends.buffers import Array, Buffers
+from stepfuse.backends.buffers import Buffers
 from stepfuse.errors import BundleError, DenoiserError
 
 try:
@@ -36,8 +38,17 @@ def open_session(model: Path, *, threads: int = 0, spinning: bool = True) -> ort
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
+    return session_of(model, options, ["CPUExecutionProvider"])
+
+
+def session_of(model: Path, options: ort.SessionOptions, providers: Sequence[Any]) -> ort.InferenceSession:
+    """An ONNX file in a session on these execution providers; where they fail no other is tried.
+
+    Raises:
+        BundleError: If it does not load.
+    """
     try:
-        return ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(str(model), options, providers=providers, enable_fallback=0)
     except Exception as error:  # ONNX Runtime's exceptions share no base class
         raise BundleError(f"{model} does not load in ONNX Runtime: {error}") from error
 
@@ -47,6 +58,13 @@ def returning_memory() -> ort.RunOptions:
     options = ort.RunOptions()
     options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
     return options
+
+
+class Row(NamedTuple):
+    """One row of a network's input or output."""
+
+    dtype: str
+    shape: tuple[int, ...]
 
 
 class OnnxRuntimeDenoiser:
@@ -65,7 +83,9 @@ class OnnxRuntimeDenoiser:
         self._session = session
         self._buffers = buffers
         self._bindings: dict[int, ort.IOBinding] = {}
-        self._check_interface(model)
+        memory = {SAMPLE: buffers.sample, TIMESTEP: buffers.timestep, **buffers.cond}
+        inputs = {name: Row(str(rows.dtype), rows.shape[1:]) for name, rows in memory.items()}
+        check_interface(model, session, inputs, Row(str(buffers.prediction.dtype), buffers.prediction.shape[1:]))
 
     def forward(self, rows: int) -> None:
         """Runs the first ``rows`` rows; the session releases the GIL while it computes.
@@ -95,17 +115,28 @@ class OnnxRuntimeDenoiser:
         self._bindings[rows] = binding
         return binding
 
-    def _check_interface(self, model: Path) -> None:
-        expected = {SAMPLE: self._buffers.sample, TIMESTEP: self._buffers.timestep, **self._buffers.cond}
-        found = {node.name: node for node in self._session.get_inputs()}
-        if set(found) != set(expected):
-            raise BundleError(f"{model}: inputs must be {', '.join(expected)}, got {', '.join(found)}")
-        for name, memory in expected.items():
-            _check_node(model, found[name], memory)
-        outputs = {node.name: node for node in self._session.get_outputs()}
-        if PREDICTION not in outputs:
-            raise BundleError(f"{model}: must have an output {PREDICTION}, got {', '.join(outputs)}")
-        _check_node(model, outputs[PREDICTION], self._buffers.prediction)
+
+def check_interface(model: Path, session: ort.InferenceSession, inputs: Mapping[str, Row], prediction: Row) -> None:
+    """Checks that a network takes and gives what is said of it.
+
+    Args:
+        model: Its file, for messages.
+        session: The network.
+        inputs: A row of each of its inputs, by name.
+        prediction: A row of its output.
+
+    Raises:
+        BundleError: If it does not.
+    """
+    found = {node.name: node for node in session.get_inputs()}
+    if set(found) != set(inputs):
+        raise BundleError(f"{model}: inputs must be {', '.join(inputs)}, got {', '.join(found)}")
+    for name, row in inputs.items():
+        _check_node(model, found[name], row)
+    outputs = {node.name: node for node in session.get_outputs()}
+    if PREDICTION not in outputs:
+        raise BundleError(f"{model}: must have an output {PREDICTION}, got {', '.join(outputs)}")
+    _check_node(model, outputs[PREDICTION], prediction)
 
 
 _ORT_TYPES = {
@@ -117,14 +148,13 @@ _ORT_TYPES = {
 }
 
 
-def _check_node(model: Path, node: ort.NodeArg, memory: Array) -> None:
+def _check_node(model: Path, node: ort.NodeArg, row: Row) -> None:
     dtype = _ORT_TYPES.get(node.type, node.type)
-    if dtype != str(memory.dtype):
-        raise BundleError(f"{model}: {node.name} must be {memory.dtype}, got {node.type}")
+    if dtype != row.dtype:
+        raise BundleError(f"{model}: {node.name} must be {row.dtype}, got {node.type}")
     if not node.shape or isinstance(node.shape[0], int):
         raise BundleError(f"{model}: the first dimension of {node.name} must be dynamic, got shape {node.shape}")
-    wanted = memory.shape[1:]
     given = tuple(size if isinstance(size, int) else None for size in node.shape[1:])
-    fits = len(given) == len(wanted) and all(a in (b, None) for a, b in zip(given, wanted, strict=True))
+    fits = len(given) == len(row.shape) and all(a in (b, None) for a, b in zip(given, row.shape, strict=True))
     if not fits:
-        raise BundleError(f"{model}: a row of {node.name} must have shape {wanted}, got {tuple(node.shape[1:])}")
+        raise BundleError(f"{model}: a row of {node.name} must have shape {row.shape}, got {tuple(node.shape[1:])}")
