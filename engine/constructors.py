@@ -78,7 +78,7 @@ class Constructors:
         bundle = name_or_path if isinstance(name_or_path, Bundle) else Bundle.load(name_or_path, verify=verify)
         info = bundle.info if shape is None else replace(bundle.info, shape=tuple(shape))
         if gpu is not None:
-            from stepfuse.backends.cuda import open_network
+            from stepfuse.backends.cuda_networks import open_network
 
             serving = _serving(serving, max_rows, deterministic, default_rows=GPU_ROWS)
             network = open_network(bundle, info, device=gpu.index, backend=gpu.backend, max_rows=serving.max_rows)

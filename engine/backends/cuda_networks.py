@@ -6,13 +6,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from stepfuse.bundle import Bundle, ModelInfo
+from stepfuse.device import BACKENDS
 
 if TYPE_CHECKING:
     from stepfuse.backends.cuda_driver import DriverNetwork
-
-#: What may run a bundle's network on a GPU: ONNX Runtime by its CUDA execution provider, or by TensorRT's; or TensorRT
-#: itself, by a plan in the bundle.
-BACKENDS = ("onnxruntime", "onnxruntime-tensorrt", "tensorrt")
 
 
 def open_network(
@@ -30,7 +27,7 @@ def open_network(
         bundle: The model folder.
         info: What the network is.
         device: Which GPU.
-        backend: One of ``BACKENDS``.
+        backend: One of ``stepfuse.device.BACKENDS``.
         max_rows: Most rows of a forward.
         options: Of ONNX Runtime's execution provider, by the names that it has for them.
 
