@@ -132,6 +132,10 @@ class Known:
     """What is given of a sample: flat image and mask, and signal and noise of each state, (S + 1, 2)."""
 
     def __init__(self, image: Float32Array, mask: Float32Array | None, levels: Float32Array) -> None: ...
+    image: Float32Array
+    mask: Float32Array | None
+    @property
+    def levels(self) -> Float32Array: ...
 
 def replay(
     tables: Sequence[Table],
@@ -359,6 +363,17 @@ class cuda:  # noqa: N801  a submodule, which one stub file can only write as a 
         ) -> None: ...
         def launch(self, stream: cuda.Stream, slots: int, values: dict[str, int]) -> None: ...
 
+    class StepNeeds:
+        """What any slot of a step asks for beside the fused step. Equal ones have the same hash."""
+
+        def __init__(
+            self, *, noise: bool = False, rescale: bool = False, threshold: bool = False, keep: bool = False
+        ) -> None: ...
+        noise: bool
+        rescale: bool
+        threshold: bool
+        keep: bool
+
     class StepProgram:
         """The kernels of a step: the fused step by the most slots it is meant for, and what goes before and behind."""
 
@@ -373,6 +388,10 @@ class cuda:  # noqa: N801  a submodule, which one stub file can only write as a 
         ) -> None: ...
         def sums_bytes(self, slots: int, n: int) -> int:
             """Of the memory that guidance rescale works in."""
+        def launch(
+            self, stream: cuda.Stream, slots: int, needs: cuda.StepNeeds, values: dict[str, int], frame: int
+        ) -> None:
+            """One run over the frame at that address, whose rows are adapted in place."""
 
     class Graph:
         @staticmethod
@@ -425,12 +444,24 @@ class cuda:  # noqa: N801  a submodule, which one stub file can only write as a 
         """What nodes, in what order, and how much memory."""
 
     class Frames:
-        """What a batch's steps take from its tables. A course: a table's rows, and whether it is told something."""
+        """What a batch's steps take from its tables.
 
-        def __init__(self, courses: Sequence[tuple[Float32Array, bool]]) -> None: ...
+        A course: a table's rows, whether it is told something, and if there are any what it takes from whole samples
+        and, where a part of an image is kept, its levels.
+        """
+
+        def __init__(
+            self,
+            courses: Sequence[
+                tuple[Float32Array, bool]
+                | tuple[Float32Array, bool, Adaptive]
+                | tuple[Float32Array, bool, Adaptive, Float32Array | None]
+            ],
+        ) -> None: ...
         slots: int
         steps: int
         forward_rows: list[int]
+        needs: cuda.StepNeeds
         adds_noise: bool
         uses_history: bool
         @property
@@ -448,7 +479,8 @@ class cuda:  # noqa: N801  a submodule, which one stub file can only write as a 
             self,
             context: cuda.Context,
             plan: cuda.TrajectoryPlan,
-            kernel: cuda.StepKernel,
+            program: cuda.StepProgram,
+            needs: cuda.StepNeeds,
             values: dict[str, int],
             forwards: dict[int, cuda.Graph],
         ) -> None: ...

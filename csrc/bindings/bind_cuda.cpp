@@ -141,6 +141,20 @@ void bind_graphs(py::module_& m) {
 
   using Kernels = std::map<int, std::shared_ptr<StepKernel>>;
   using Kernel = std::shared_ptr<StepKernel>;
+  py::class_<StepNeeds>(m, "StepNeeds")
+      .def(py::init([](bool noise, bool rescale, bool threshold, bool keep) {
+             return StepNeeds{noise, rescale, threshold, keep};
+           }),
+           py::kw_only(), py::arg("noise") = false, py::arg("rescale") = false, py::arg("threshold") = false,
+           py::arg("keep") = false)
+      .def_readonly("noise", &StepNeeds::noise)
+      .def_readonly("rescale", &StepNeeds::rescale)
+      .def_readonly("threshold", &StepNeeds::threshold)
+      .def_readonly("keep", &StepNeeds::keep)
+      .def("__eq__", &StepNeeds::operator==, py::is_operator())
+      .def("__hash__", [](const StepNeeds& needs) {
+        return needs.noise | needs.rescale << 1 | needs.threshold << 2 | needs.keep << 3;
+      });
   py::class_<StepProgram, std::shared_ptr<StepProgram>>(m, "StepProgram")
       .def(py::init([](const Kernels& plain, const Kernels& noise, Kernel sums, Kernel rescaled, Kernel thresholded,
                        Kernel keep) {
@@ -153,7 +167,15 @@ void bind_graphs(py::module_& m) {
            }),
            py::arg("plain"), py::arg("noise"), py::arg("guidance_sums") = Kernel(), py::arg("rescaled_rows") = Kernel(),
            py::arg("thresholded_rows") = Kernel(), py::arg("keep_known") = Kernel())
-      .def("sums_bytes", &StepProgram::sums_bytes, py::arg("slots"), py::arg("n"));
+      .def("sums_bytes", &StepProgram::sums_bytes, py::arg("slots"), py::arg("n"))
+      .def(
+          "launch",
+          [](const StepProgram& program, const Stream& stream, int slots, const StepNeeds& needs, const Values& values,
+             CUdeviceptr frame) {
+            for (const Launch& one : program.launches(slots, needs, values, frame)) launch(stream, one);
+          },
+          py::arg("stream"), py::arg("slots"), py::arg("needs"), py::arg("values"), py::arg("frame"),
+          "One run over a frame: its rows are adapted in place.");
 
   py::class_<Graph>(m, "Graph")
       .def_static(
@@ -170,15 +192,37 @@ void bind_graphs(py::module_& m) {
       .def("launch", &GraphExec::launch, py::arg("stream"), NoGil());
 }
 
-Frames frames_of(const std::vector<std::pair<FloatArray, bool>>& courses) {
+// (rows, conditioned), and if there are any its Adaptive and its levels.
+Course course_of(const py::tuple& given) {
+  if (given.size() < 2 || given.size() > 4)
+    throw py::value_error("a course is (rows, conditioned, adaptive, levels), of which the first two suffice");
+  const auto rows = given[0].cast<FloatArray>();
+  if (rows.ndim() != 2 || rows.shape(1) != kStepColumns)
+    throw py::value_error("a course's rows must have shape (steps, 16)");
+  Course course{{}, given[1].cast<bool>()};
+  for (py::ssize_t i = 0; i < rows.shape(0); ++i) course.rows.push_back(row_from(rows.data(i, 0)));
+  if (given.size() > 2) course.adaptive = given[2].cast<Adaptive>();
+  if (given.size() < 4 || given[3].is_none()) return course;
+  const auto levels = given[3].cast<FloatArray>();
+  if (levels.ndim() != 2 || levels.shape(1) != 2) throw py::value_error("levels must have shape (steps + 1, 2)");
+  for (py::ssize_t i = 0; i < levels.shape(0); ++i) course.levels.push_back({levels.at(i, 0), levels.at(i, 1)});
+  return course;
+}
+
+Frames frames_of(const std::vector<py::tuple>& courses) {
   std::vector<Course> read;
-  for (const auto& [rows, conditioned] : courses) {
-    if (rows.ndim() != 2 || rows.shape(1) != kStepColumns)
-      throw py::value_error("a course's rows must have shape (steps, 16)");
-    read.push_back({{}, conditioned});
-    for (py::ssize_t i = 0; i < rows.shape(0); ++i) read.back().rows.push_back(row_from(rows.data(i, 0)));
-  }
+  for (const py::tuple& given : courses) read.push_back(course_of(given));
   return make_frames(read);
+}
+
+// Built around one kernel: all its steps are that.
+std::unique_ptr<Trajectory> of_one_kernel(std::shared_ptr<Context> context, const TrajectoryPlan& plan,
+                                          const std::shared_ptr<StepKernel>& kernel, const Values& values,
+                                          const std::map<int, const Graph*>& forwards) {
+  StepNeeds needs;
+  needs.noise = kernel->signature().takes("seed");
+  StepProgram program({{{plan.slots, kernel}}, {{plan.slots, kernel}}, {}, {}, {}, {}});
+  return std::make_unique<Trajectory>(std::move(context), plan, std::move(program), needs, values, forwards);
 }
 
 void bind_trajectory(py::module_& m) {
@@ -211,7 +255,8 @@ void bind_trajectory(py::module_& m) {
       .def_readonly("slots", &Frames::slots)
       .def_readonly("steps", &Frames::steps)
       .def_readonly("forward_rows", &Frames::forward_rows)
-      .def_readonly("adds_noise", &Frames::adds_noise)
+      .def_readonly("needs", &Frames::needs)
+      .def_property_readonly("adds_noise", [](const Frames& frames) { return frames.needs.noise; })
       .def_readonly("uses_history", &Frames::uses_history)
       .def_property_readonly("slot_rows",
                              [](const Frames& frames) {
@@ -240,9 +285,16 @@ void bind_trajectory(py::module_& m) {
       .def(py::init([](std::shared_ptr<Context> context, const TrajectoryPlan& plan, std::shared_ptr<StepKernel> kernel,
                        const Values& values, const std::map<int, const Graph*>& forwards) {
              py::gil_scoped_release nogil;
-             return std::make_unique<Trajectory>(std::move(context), plan, std::move(kernel), values, forwards);
+             return of_one_kernel(std::move(context), plan, kernel, values, forwards);
            }),
            py::arg("context"), py::arg("plan"), py::arg("kernel"), py::arg("values"), py::arg("forwards"))
+      .def(py::init([](std::shared_ptr<Context> context, const TrajectoryPlan& plan, const StepProgram& program,
+                       const StepNeeds& needs, const Values& values, const std::map<int, const Graph*>& forwards) {
+             py::gil_scoped_release nogil;
+             return std::make_unique<Trajectory>(std::move(context), plan, program, needs, values, forwards);
+           }),
+           py::arg("context"), py::arg("plan"), py::arg("program"), py::arg("needs"), py::arg("values"),
+           py::arg("forwards"))
       .def("load", &Trajectory::load, py::arg("stream"), py::arg("frames"), NoGil())
       .def("launch", &Trajectory::launch, py::arg("stream"), NoGil());
 }

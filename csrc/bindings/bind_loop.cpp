@@ -252,7 +252,14 @@ void bind_loop(py::module_& m) {
   py::class_<Denoiser>(m, "Denoiser").def("forward", &Denoiser::forward, py::arg("rows"), nogil);
   py::class_<KnownArrays>(m, "Known")
       .def(py::init<FloatArray, std::optional<FloatArray>, const FloatArray&>(), py::arg("image").noconvert(),
-           py::arg("mask").noconvert(), py::arg("levels"));
+           py::arg("mask").noconvert(), py::arg("levels"))
+      .def_readonly("image", &KnownArrays::image)
+      .def_readonly("mask", &KnownArrays::mask)
+      .def_property_readonly("levels", [](const KnownArrays& known) {
+        const auto& levels = known.known->levels;
+        return FloatArray({static_cast<py::ssize_t>(levels.size()), py::ssize_t{2}},
+                          levels.empty() ? nullptr : &levels.front().signal);
+      });
   py::class_<Request>(m, "Request");
   py::class_<Gate, std::shared_ptr<Gate>>(m, "Gate").def(py::init());
   py::class_<BoundServer>(m, "Server")

@@ -1,10 +1,10 @@
 #include "frames.h"
 
 #include <algorithm>
-#include <cstring>
 #include <stdexcept>
 
 #include "../core/planner.h"
+#include "frame.h"
 
 namespace stepfuse::cuda {
 
@@ -16,11 +16,29 @@ struct Rows {
   int cond, uncond;
 };
 
-// Of one step; both -1 behind the last.
 Rows rows_at(const Course& course, const SlotRows& slot, std::size_t step) {
-  if (step >= course.rows.size()) return {-1, -1};
   const Passes passes = passes_of(course.rows[step], course.conditioned);
   return {passes == Passes::Unconditional ? -1 : slot.cond, passes == Passes::Conditional ? -1 : slot.uncond};
+}
+
+void require_whole(const Course& course) {
+  if (course.rows.empty()) throw std::invalid_argument("a trajectory's samples need at least one step each");
+  if (!course.levels.empty() && course.levels.size() != course.rows.size() + 1)
+    throw std::invalid_argument("what is known of a sample needs " + std::to_string(course.rows.size() + 1) +
+                                " levels, one for each step and one for the result, got " +
+                                std::to_string(course.levels.size()));
+}
+
+StepNeeds needs_of(const Course& course) {
+  StepNeeds needs;
+  needs.threshold = course.adaptive.threshold_ratio > 0;
+  needs.keep = !course.levels.empty();
+  for (const StepRow& row : course.rows) {
+    const bool guided = passes_of(row, course.conditioned) == Passes::Both;
+    needs.noise |= row.adds_noise();
+    needs.rescale |= guided && course.adaptive.guidance_rescale > 0;
+  }
+  return needs;
 }
 
 }  // namespace
@@ -63,45 +81,52 @@ std::map<std::string, std::size_t> FrameLayout::parts() const {
           {"largest", largest}};
 }
 
+void StepNeeds::add(const StepNeeds& other) {
+  noise |= other.noise;
+  rescale |= other.rescale;
+  threshold |= other.threshold;
+  keep |= other.keep;
+}
+
+bool StepNeeds::operator==(const StepNeeds& other) const {
+  return noise == other.noise && rescale == other.rescale && threshold == other.threshold && keep == other.keep;
+}
+
 Frames make_frames(const std::vector<Course>& courses) {
   if (courses.empty()) throw std::invalid_argument("a trajectory needs at least one sample");
-  Frames frames{static_cast<int>(courses.size()), 0, {}, {}, false, false, {}};
+  Frames frames{static_cast<int>(courses.size()), 0, {}, {}, {}, false, {}};
   int behind = frames.slots;
   for (std::size_t i = 0; i < courses.size(); ++i) {
     const Course& course = courses[i];
-    if (course.rows.empty()) throw std::invalid_argument("a trajectory's samples need at least one step each");
+    require_whole(course);
     frames.steps = std::max(frames.steps, static_cast<int>(course.rows.size()));
+    frames.needs.add(needs_of(course));
     bool unconditional = false;
     for (const StepRow& row : course.rows) {
       unconditional |= passes_of(row, course.conditioned) != Passes::Conditional;
-      frames.adds_noise |= row.adds_noise();
       frames.uses_history |= row.reads_history() || row.keeps_history();
     }
     const int own = static_cast<int>(i);
     frames.slot_rows.push_back(course.conditioned ? SlotRows{own, unconditional ? behind++ : -1} : SlotRows{-1, own});
   }
 
-  const FrameLayout layout(frames.slots);
-  frames.words.resize(layout.words * static_cast<std::size_t>(frames.steps));
+  const std::size_t words = FrameLayout(frames.slots).words;
+  frames.words.resize(words * static_cast<std::size_t>(frames.steps));
   for (std::size_t step = 0; step < static_cast<std::size_t>(frames.steps); ++step) {
-    std::uint32_t* frame = frames.words.data() + step * layout.words;
+    Frame frame(frames.slots, frames.words.data() + step * words);
     int highest = -1;
     for (std::size_t i = 0; i < courses.size(); ++i) {
       const Course& course = courses[i];
-      const auto put_row = [&](std::size_t part, std::size_t at) {
-        if (at < course.rows.size()) std::memcpy(frame + part + i * kStepColumns, &course.rows[at], sizeof(StepRow));
-      };
+      if (step >= course.rows.size()) continue;
+      const int slot = static_cast<int>(i);
       const Rows now = rows_at(course, frames.slot_rows[i], step);
-      const Rows next = rows_at(course, frames.slot_rows[i], step + 1);
-      put_row(layout.rows, step);
-      put_row(layout.next_rows, step + 1);
-      frame[layout.row_cond + i] = static_cast<std::uint32_t>(now.cond);
-      frame[layout.row_uncond + i] = static_cast<std::uint32_t>(now.uncond);
-      frame[layout.next_cond + i] = static_cast<std::uint32_t>(next.cond);
-      frame[layout.next_uncond + i] = static_cast<std::uint32_t>(next.uncond);
-      frame[layout.step + i] = static_cast<std::uint32_t>(step);
-      frame[layout.known_row + i] = static_cast<std::uint32_t>(-1);
+      frame.step(slot, course.rows[step], now.cond, now.uncond, static_cast<int>(step));
+      frame.adapt(slot, course.adaptive);
+      if (!course.levels.empty()) frame.keep(slot, slot, course.levels[step + 1]);
       highest = std::max({highest, now.cond, now.uncond});
+      if (step + 1 == course.rows.size()) continue;
+      const Rows next = rows_at(course, frames.slot_rows[i], step + 1);
+      frame.next(slot, course.rows[step + 1], next.cond, next.uncond);
     }
     frames.forward_rows.push_back(highest + 1);
   }

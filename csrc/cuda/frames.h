@@ -7,6 +7,8 @@
 #include <string>
 #include <vector>
 
+#include "../core/adapt.h"
+#include "../core/known.h"
 #include "../core/step_row.h"
 
 namespace stepfuse::cuda {
@@ -15,6 +17,19 @@ namespace stepfuse::cuda {
 struct Course {
   std::vector<StepRow> rows;
   bool conditioned;
+  Adaptive adaptive{};
+  std::vector<Level> levels{};  // as of Known, where a part of the sample is kept; else empty
+};
+
+// What any slot of a step asks for beside the fused step.
+struct StepNeeds {
+  bool noise = false;
+  bool rescale = false;
+  bool threshold = false;
+  bool keep = false;
+
+  void add(const StepNeeds& other);
+  bool operator==(const StepNeeds& other) const;
 };
 
 // Which rows of every forward are a slot's, from the first step to the last, so that conditioning is written once.
@@ -45,13 +60,14 @@ struct Frames {
   int steps;                        // of the longest course; a slot that has ended is left alone
   std::vector<SlotRows> slot_rows;  // (B,)
   std::vector<int> forward_rows;    // (steps,) rows of the forward that a step needs, used from 0
-  bool adds_noise;
+  StepNeeds needs;                  // of all steps together
   bool uses_history;
   std::vector<std::uint32_t> words;  // (steps, FrameLayout::words)
 };
 
-// Slot i has row i, and those that need an unconditional pass beside it a row behind all of these. Throws
-// std::invalid_argument if there is no slot or a course has no step.
+// Slot i has row i, and those that need an unconditional pass beside it a row behind all of these; what is known of it
+// lies in row i too. Throws std::invalid_argument if there is no slot, or a course has no step or another number of
+// levels.
 Frames make_frames(const std::vector<Course>& courses);
 
 }  // namespace stepfuse::cuda

@@ -7,9 +7,11 @@ namespace stepfuse::cuda {
 namespace {
 
 constexpr std::int64_t kSums = 4;  // of each tile, float64
+constexpr char kPlain[] = "steps without noise", kNoise[] = "steps with noise";
 
 // The kernel meant for so many slots, or else the one for the most.
-const StepKernel& chosen(const std::map<int, KernelPtr>& kernels, int slots) {
+const StepKernel& chosen(const std::map<int, KernelPtr>& kernels, int slots, const char* what) {
+  if (kernels.empty()) throw std::invalid_argument(std::string("there is no kernel for ") + what);
   const auto found = kernels.lower_bound(slots);
   return found == kernels.end() ? *kernels.rbegin()->second : *found->second;
 }
@@ -26,19 +28,12 @@ std::int64_t tiles_of(const StepKernel& kernel, std::int64_t n) {
 
 }  // namespace
 
-void StepNeeds::add(const StepNeeds& other) {
-  noise |= other.noise;
-  rescale |= other.rescale;
-  threshold |= other.threshold;
-  keep |= other.keep;
-}
-
 StepProgram::StepProgram(Kernels kernels) : kernels_(std::move(kernels)) {
-  if (kernels_.plain.empty() || kernels_.noise.empty())
-    throw std::invalid_argument("a step needs a fused step without noise, and one with");
+  if (kernels_.plain.empty() && kernels_.noise.empty())
+    throw std::invalid_argument("a step needs a kernel, without noise or with");
 }
 
-const StepKernel& StepProgram::plain(int slots) const { return chosen(kernels_.plain, slots); }
+const StepKernel& StepProgram::plain(int slots) const { return chosen(kernels_.plain, slots, kPlain); }
 
 std::size_t StepProgram::sums_bytes(int slots, std::int64_t n) const {
   const std::int64_t tiles = tiles_of(at_hand(kernels_.guidance_sums, "guidance_rescale"), n);
@@ -48,7 +43,7 @@ std::size_t StepProgram::sums_bytes(int slots, std::int64_t n) const {
 std::vector<Launch> StepProgram::launches(int slots, const StepNeeds& needs, Values values, CUdeviceptr frame) const {
   const FrameLayout layout(slots);
   for (const auto& [name, word] : layout.parts()) values[name] = frame + word * sizeof(std::uint32_t);
-  values["adapted"] = values["rows"];
+  values.try_emplace("adapted", values["rows"]);
   values["rows_stride"] = values["next_rows_stride"] = kStepColumns;
   std::vector<Launch> found;
   if (needs.rescale) {
@@ -56,10 +51,14 @@ std::vector<Launch> StepProgram::launches(int slots, const StepNeeds& needs, Val
     values["tiles"] = static_cast<std::uint64_t>(tiles_of(sums, static_cast<std::int64_t>(values.at("n"))));
     found.push_back(sums.launch_of(slots, values));
     found.push_back(at_hand(kernels_.rescaled_rows, "guidance_rescale").launch_of(slots, values));
+    values["rows"] = values["adapted"];
   }
-  if (needs.threshold)
+  if (needs.threshold) {
     found.push_back(at_hand(kernels_.thresholded_rows, "dynamic_threshold").launch_of(slots, values));
-  found.push_back(chosen(needs.noise ? kernels_.noise : kernels_.plain, slots).launch_of(slots, values));
+    values["rows"] = values["adapted"];
+  }
+  const StepKernel& step = needs.noise ? chosen(kernels_.noise, slots, kNoise) : chosen(kernels_.plain, slots, kPlain);
+  found.push_back(step.launch_of(slots, values));
   if (needs.keep) found.push_back(at_hand(kernels_.keep_known, "masks").launch_of(slots, values));
   return found;
 }

@@ -13,16 +13,6 @@ namespace stepfuse::cuda {
 
 using KernelPtr = std::shared_ptr<const StepKernel>;
 
-// What any slot of a step asks for beside the fused step.
-struct StepNeeds {
-  bool noise = false;
-  bool rescale = false;
-  bool threshold = false;
-  bool keep = false;
-
-  void add(const StepNeeds& other);
-};
-
 class StepProgram {
  public:
   struct Kernels {
@@ -30,11 +20,12 @@ class StepProgram {
     KernelPtr guidance_sums, rescaled_rows, thresholded_rows, keep_known;  // null: not at hand
   };
 
-  // Throws std::invalid_argument if there is no fused step.
+  // Of the fused steps one may be missing if no step needs it. Throws std::invalid_argument if both are.
   explicit StepProgram(Kernels kernels);
 
   // `values` are the arguments of all kernels but those that the frame holds; the frame lies at `frame`. What a step
-  // does not need may be missing. Throws std::invalid_argument if it needs a kernel that is not at hand.
+  // does not need may be missing. Rows are adapted where "adapted" says, (slots, 16) float32: without it in the frame,
+  // which then serves one run. Throws std::invalid_argument if it needs a kernel that is not at hand.
   std::vector<Launch> launches(int slots, const StepNeeds& needs, Values values, CUdeviceptr frame) const;
 
   // The fused step over so many slots, without noise.

@@ -54,12 +54,13 @@ TrajectoryPlan plan_trajectory(Form form, int slots, const std::vector<int>& for
   return plan;
 }
 
-Trajectory::Trajectory(ContextPtr context, TrajectoryPlan plan, std::shared_ptr<const StepKernel> kernel, Values values,
-                       const std::map<int, const Graph*>& forwards)
+Trajectory::Trajectory(ContextPtr context, TrajectoryPlan plan, StepProgram program, const StepNeeds& needs,
+                       Values values, const std::map<int, const Graph*>& forwards)
     : context_(std::move(context)),
       plan_(std::move(plan)),
       layout_(plan_.slots),
-      kernel_(std::move(kernel)),
+      program_(std::move(program)),
+      needs_(needs),
       values_(std::move(values)),
       advance_module_(plan_.form == Form::While ? std::make_unique<Module>(context_, kAdvance) : nullptr),
       device_(context_, plan_.device_bytes),
@@ -73,22 +74,10 @@ CUdeviceptr Trajectory::frame_address(int frame) const {
   return device_.get() + (kStateWords + layout_.words * index) * sizeof(std::uint32_t);
 }
 
-Launch Trajectory::step_launch(int frame) const {
-  const CUdeviceptr base = frame_address(frame);
+std::vector<Launch> Trajectory::step_launches(int frame) const {
   Values values = values_;
-  const auto put = [&](const char* name, std::size_t word) {
-    if (kernel_->signature().takes(name)) values[name] = base + word * sizeof(std::uint32_t);
-  };
-  put("rows", layout_.rows);
-  put("next_rows", layout_.next_rows);
-  put("row_cond", layout_.row_cond);
-  put("row_uncond", layout_.row_uncond);
-  put("next_cond", layout_.next_cond);
-  put("next_uncond", layout_.next_uncond);
-  put("step", layout_.step);
-  values["rows_stride"] = kStepColumns;
-  values["next_rows_stride"] = kStepColumns;
-  return kernel_->launch(plan_.slots, values);
+  values["adapted"] = frame_address(-1) + layout_.rows * sizeof(std::uint32_t);
+  return program_.launches(plan_.slots, needs_, std::move(values), frame_address(frame));
 }
 
 Launch Trajectory::advance_launch(CUgraphConditionalHandle condition, bool first) const {
@@ -125,9 +114,12 @@ Graph Trajectory::build(const std::map<int, const Graph*>& forwards) const {
         built.push_back(into.add_child(after, *found->second));
         break;
       }
-      case NodeKind::Step:
-        built.push_back(into.add_kernel(after, step_launch(node.frame)));
+      case NodeKind::Step: {
+        CUgraphNode last = after;
+        for (const Launch& launch : step_launches(node.frame)) last = into.add_kernel(last, launch);
+        built.push_back(last);
         break;
+      }
     }
   }
   return graph;
@@ -144,13 +136,18 @@ void Trajectory::require_fits(const Frames& frames) const {
       throw std::invalid_argument("step " + std::to_string(step) + " of this trajectory has " +
                                   std::to_string(plan_.forward_rows[step]) + " rows, got " +
                                   std::to_string(frames.forward_rows[step]));
-  const auto given = [&](const char* name) {
+  const auto require = [&](bool needed, bool built, const char* what, const char* name) {
+    if (!needed) return;
+    if (!built) throw std::invalid_argument(std::string(what) + ", which this trajectory was built without");
     const auto found = values_.find(name);
-    return found != values_.end() && found->second != 0;
+    if (found == values_.end() || found->second == 0)
+      throw std::invalid_argument(std::string(what) + ": " + name + " must be memory, got none");
   };
-  if (frames.adds_noise && !given("seed"))
-    throw std::invalid_argument("a step adds noise: the kernel must be one that makes it, and seed its keys");
-  if (frames.uses_history && !given("h")) throw std::invalid_argument("a step uses history: h must be memory like x");
+  require(frames.needs.noise, needs_.noise, "a step adds noise", "seed");
+  require(frames.needs.rescale, needs_.rescale, "a step rescales its guidance", "sums");
+  require(frames.needs.threshold, needs_.threshold, "a step has a dynamic threshold", "x");
+  require(frames.needs.keep, needs_.keep, "a step keeps a part of an image", "known");
+  require(frames.uses_history, true, "a step uses history", "h");
 }
 
 void Trajectory::load(const Stream& stream, const Frames& frames) {

@@ -1,9 +1,13 @@
-// A batch that nobody joins, as one graph: S times a forward and a fused step, launched once. Nothing waits for the
-// host until the result.
+// A batch that nobody joins, as one graph: S times a forward and a step, launched once. Nothing waits for the host
+// until the result. A step is a kernel, or a few in a row (StepProgram).
 //
 // Unrolled, every step is nodes of its own, which read their frame where it lies: S copies of the forward's graph, each
 // of the smallest bucket that does. As a loop, one forward, one step and `stepfuse_advance`, which moves the frames by:
 // the graph is of one step's size, and takes any number of steps up to those planned.
+//
+// What a step takes from the whole of its sample is folded into the rows of the current frame, which a loop fills anew
+// for each step and which unrolled steps use for nothing else: frames stay as they were loaded, and a trajectory may be
+// launched again.
 #pragma once
 
 #include <map>
@@ -11,7 +15,7 @@
 #include "frames.h"
 #include "graph.h"
 #include "memory.h"
-#include "step_kernel.h"
+#include "step_program.h"
 
 namespace stepfuse::cuda {
 
@@ -24,7 +28,7 @@ enum class NodeKind : std::uint8_t {
   Begin,    // the first frame becomes the current one
   Loop,     // runs its body while frames are left
   Forward,  // the network
-  Step,     // the fused step
+  Step,     // the kernels of a step
   Advance,  // the next frame becomes the current one
 };
 
@@ -52,14 +56,16 @@ TrajectoryPlan plan_trajectory(Form form, int slots, const std::vector<int>& for
 
 class Trajectory {
  public:
-  // `values` are the step's arguments but those that frames hold; `forwards` captured graphs by their rows, all of
-  // which read and write the first rows of the same buffers. Copies are kept of the graphs, not of the memory they use.
-  Trajectory(ContextPtr context, TrajectoryPlan plan, std::shared_ptr<const StepKernel> kernel, Values values,
+  // `needs` is what any frames that are loaded may need. `values` are the step's arguments but those that frames hold;
+  // `forwards` captured graphs by their rows, all of which read and write the first rows of the same buffers. Copies
+  // are kept of the graphs, not of the memory they use. Throws std::invalid_argument if a kernel, an argument or a
+  // forward is missing.
+  Trajectory(ContextPtr context, TrajectoryPlan plan, StepProgram program, const StepNeeds& needs, Values values,
              const std::map<int, const Graph*>& forwards);
 
   // What the next launches run. On the stream that launches: it is ordered behind the launch before. Waits for nothing
-  // but a previous upload. Throws std::invalid_argument if the frames are not of this plan, or need noise or a history
-  // that the kernel has not been given.
+  // but a previous upload. Throws std::invalid_argument if the frames are not of this plan, or need what this
+  // trajectory was built without or memory that it has not been given.
   void load(const Stream& stream, const Frames& frames);
   void launch(const Stream& stream) const;  // one launch; the first input rows are in place
 
@@ -67,7 +73,7 @@ class Trajectory {
 
  private:
   CUdeviceptr frame_address(int frame) const;  // -1: the current one
-  Launch step_launch(int frame) const;
+  std::vector<Launch> step_launches(int frame) const;
   Launch advance_launch(CUgraphConditionalHandle condition, bool first) const;
   Graph build(const std::map<int, const Graph*>& forwards) const;
   void require_fits(const Frames& frames) const;
@@ -75,7 +81,8 @@ class Trajectory {
   ContextPtr context_;
   TrajectoryPlan plan_;
   FrameLayout layout_;
-  std::shared_ptr<const StepKernel> kernel_;
+  StepProgram program_;
+  StepNeeds needs_;
   Values values_;
   std::unique_ptr<Module> advance_module_;  // of a loop
   DeviceBuffer device_;

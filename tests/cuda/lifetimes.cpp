@@ -52,6 +52,7 @@ void live(const std::string& path, Form form) {
   DeviceBuffer x(context, 4096);
   const auto module = std::make_shared<Module>(context, "step 6\nnetwork 0\n");
   const auto kernel = std::make_shared<StepKernel>(module, "step", kSignature);
+  const StepProgram program({{{1, kernel}}, {}, kernel, kernel, kernel, kernel});
 
   Capture capture(stream);
   launch(stream, {module->function("network"), {1, 1, 1}, {32, 1, 1}, 0, {}});
@@ -59,9 +60,11 @@ void live(const std::string& path, Form form) {
 
   StepRow row{};
   row.g = 1;
-  const Frames frames = make_frames({{{row, row, row}, true}, {{row}, true}});
+  const Adaptive adaptive{0.5f, 0.9f, 2.0f};
+  const Frames frames = make_frames({{{row, row, row}, true}, {{row}, true, adaptive, {{0, 1}, {1, 0}}}});
   const TrajectoryPlan plan = plan_trajectory(form, frames.slots, frames.forward_rows, {2});
-  Trajectory trajectory(context, plan, kernel, {{"x", x.get()}, {"n", 500}}, {{2, &forward}});
+  const Values values{{"x", x.get()}, {"n", 500}, {"sums", x.get()}, {"known", x.get()}};
+  Trajectory trajectory(context, plan, program, {false, true, true, true}, values, {{2, &forward}});
   for (int i = 0; i < 2; ++i) {
     trajectory.load(stream, frames);
     trajectory.launch(stream);
