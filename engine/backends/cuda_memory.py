@@ -56,7 +56,7 @@ class Staging:
         sizes = [values.size * rows.dtype.itemsize for rows, values in copies]
         starts = np.cumsum([0, *(-(-size // _LINE) * _LINE for size in sizes)])
         if starts[-1] > len(self._host):
-            self._host = np.frombuffer(cuda.HostBuffer(self._context, int(starts[-1])), np.uint8)
+            self._host = np.asarray(memoryview(cuda.HostBuffer(self._context, int(starts[-1]))))
         parts = [self._host[start : start + size] for start, size in zip(starts, sizes, strict=False)]
         for (rows, values), part in zip(copies, parts, strict=True):
             _convert(rows, values, part)

@@ -18,11 +18,25 @@ import numpy as np
 
 from stepfuse._core import cuda
 from stepfuse.backends.cuda_driver import DriverNetwork
-from stepfuse.backends.onnxruntime import PREDICTION, SAMPLE, TIMESTEP, Row, check_interface, ort, session_of
+from stepfuse.backends.onnxruntime import (
+    CPU,
+    PREDICTION,
+    SAMPLE,
+    TIMESTEP,
+    Row,
+    available_providers,
+    check_interface,
+    preload_libraries,
+    run_options,
+    session_of,
+    session_options,
+)
 from stepfuse.bundle import Bundle, ModelInfo
 from stepfuse.errors import BundleError, DenoiserError
 
-CUDA, TENSORRT, CPU = "CUDAExecutionProvider", "TensorrtExecutionProvider", "CPUExecutionProvider"
+CUDA, TENSORRT = "CUDAExecutionProvider", "TensorrtExecutionProvider"
+
+_NO_WAIT = {"disable_synchronize_execution_providers": "1"}
 
 #: What the capture rests on, which a caller may not set.
 _OURS = {"device_id", "user_compute_stream", "has_user_compute_stream", "enable_cuda_graph", "trt_cuda_graph_enable"}
@@ -75,9 +89,8 @@ class OnnxRuntimeNetwork(DriverNetwork):
         self._session = _open(bundle.denoiser, providers)
         self._rows = self._interface(bundle.denoiser)
         self._bindings: dict[int, Any] = {}
-        self._run_options = _run_options()
-        self._shrink = _run_options()
-        self._shrink.add_run_config_entry("memory.enable_memory_arena_shrinkage", f"gpu:{device}")
+        self._run_options = run_options(_NO_WAIT)
+        self._shrink = run_options({**_NO_WAIT, "memory.enable_memory_arena_shrinkage": f"gpu:{device}"})
         self._on_cpu = _nodes_on_cpu(self._session)
         if self._on_cpu:
             logger.warning("%s: on the CPU, each forward: %s", bundle.denoiser, self._on_cpu)
@@ -161,7 +174,7 @@ class OnnxRuntimeNetwork(DriverNetwork):
 
 
 def _require(wanted: list[str]) -> None:
-    there = ort.get_available_providers()
+    there = available_providers()
     missing = [name for name in wanted if name not in there]
     if missing:
         raise ProviderError(
@@ -171,12 +184,8 @@ def _require(wanted: list[str]) -> None:
 
 
 def _open(model: Path, providers: list[tuple[str, dict[str, str]]]) -> Any:
-    preload = getattr(ort, "preload_dlls", None)  # since 1.21; finds the libraries that pip installed
-    if preload is not None:
-        preload(msvc=False)
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    preload_libraries()
+    options = session_options({"session.record_ep_graph_assignment_info": "1"})
     try:
         session = session_of(model, options, providers)
     except BundleError as error:
@@ -194,12 +203,6 @@ def _open(model: Path, providers: list[tuple[str, dict[str, str]]]) -> Any:
             f"{' tensorrt' if TENSORRT in names else ''}, or set LD_LIBRARY_PATH"
         )
     return session
-
-
-def _run_options() -> Any:
-    options = ort.RunOptions()
-    options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-    return options
 
 
 def _nodes_on_cpu(session: Any) -> str:

@@ -20,6 +20,7 @@ except ImportError as error:  # installed without its dependencies, or both of i
     ) from error
 
 SAMPLE, TIMESTEP, PREDICTION = "sample", "timestep", "prediction"
+CPU = "CPUExecutionProvider"
 
 
 def open_session(model: Path, *, threads: int = 0, spinning: bool = True) -> ort.InferenceSession:
@@ -33,12 +34,19 @@ def open_session(model: Path, *, threads: int = 0, spinning: bool = True) -> ort
     Raises:
         BundleError: If the file is no ONNX model.
     """
-    options = ort.SessionOptions()
+    options = session_options({"session.intra_op.allow_spinning": "1" if spinning else "0"})
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
+    return session_of(model, options, [CPU])
+
+
+def session_options(entries: Mapping[str, str]) -> ort.SessionOptions:
+    """Options of a session that logs errors alone, with these configuration entries."""
+    options = ort.SessionOptions()
     options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
-    return session_of(model, options, ["CPUExecutionProvider"])
+    for key, value in entries.items():
+        options.add_session_config_entry(key, value)
+    return options
 
 
 def session_of(model: Path, options: ort.SessionOptions, providers: Sequence[Any]) -> ort.InferenceSession:
@@ -53,11 +61,29 @@ def session_of(model: Path, options: ort.SessionOptions, providers: Sequence[Any
         raise BundleError(f"{model} does not load in ONNX Runtime: {error}") from error
 
 
+def run_options(entries: Mapping[str, str]) -> ort.RunOptions:
+    """Options of a run with these configuration entries."""
+    options = ort.RunOptions()
+    for key, value in entries.items():
+        options.add_run_config_entry(key, value)
+    return options
+
+
 def returning_memory() -> ort.RunOptions:
     """Options of a run after which the session gives back what its intermediate results took, which else it keeps."""
-    options = ort.RunOptions()
-    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-    return options
+    return run_options({"memory.enable_memory_arena_shrinkage": "cpu:0"})
+
+
+def available_providers() -> list[str]:
+    """Execution providers that this ONNX Runtime was built with; their libraries may be missing all the same."""
+    return list(ort.get_available_providers())
+
+
+def preload_libraries() -> None:
+    """Loads the CUDA and cuDNN libraries that pip has installed, where nothing else looks for them."""
+    preload = getattr(ort, "preload_dlls", None)  # since 1.21
+    if preload is not None:
+        preload(msvc=False)
 
 
 class Row(NamedTuple):
