@@ -67,11 +67,21 @@ class PyListener final : public Listener {
     if (!event.error) return event.kind == EventKind::Failed ? py::object(row_to_array(event.row)) : py::none();
     try {
       std::rethrow_exception(event.error);
-    } catch (const py::error_already_set& error) {
-      return error.value();
-    } catch (const std::exception& error) {
-      return py::reinterpret_borrow<py::object>(PyExc_RuntimeError)(error.what());
+    } catch (const py::error_already_set& raised) {
+      return raised.value();
+    } catch (...) {
+      return in_python();
     }
+  }
+
+  // The exception that is being handled, as what a bound function would raise.
+  static py::object in_python() {
+    try {
+      py::cpp_function([] { throw; })();
+    } catch (const py::error_already_set& raised) {
+      return raised.value();
+    }
+    return py::none();
   }
 
   py::function happened_;

@@ -154,12 +154,11 @@ bool Loop::complete(double now) {
 
 void Loop::conclude(std::exception_ptr error, double now) {
   watch_.add_to(counters_.step_seconds);
-  if (error) {
-    for (Sample* sample : ended_) {
-      if (sample->state != SampleState::Finished) continue;
-      sample->state = SampleState::Failed;
-      sample->error = error;
-    }
+  for (Sample* sample : turn_.samples) {
+    if (!error) break;
+    if (sample->live()) mark_ended(*sample, SampleState::Failed);
+    if (sample->state == SampleState::Finished) sample->state = SampleState::Failed;
+    if (sample->state == SampleState::Failed) sample->error = error;
   }
   end_failed(turn_);
   sweep(now);

@@ -51,7 +51,7 @@ class Loop {
   // opened at any time between these calls.
   bool prepare(double now);                             // false if there is nothing to do
   bool complete(double now);                            // false if the step could not be run: the turn has failed
-  void conclude(std::exception_ptr error, double now);  // `error`: settling has failed, and all who ended with it
+  void conclude(std::exception_ptr error, double now);  // `error`: of settling, which fails all who stepped
   void fail(std::exception_ptr error, double now);
   int forward_rows() const { return options_.pad ? spec().max_rows : turn_.plan.rows; }
 

@@ -144,7 +144,7 @@ void DeviceStepper::stage(const Turn& turn, int) {
   values["prediction"] = zeros_.get();
   values["prediction_rows"] = 1;
   values["nonfinite"] = 0;
-  launch(frame, {}, std::move(values));
+  for (const Launch& one : prepare(frame, {}, std::move(values))) launch(stream_, one);
 }
 
 void DeviceStepper::await() { pass(flight(1)); }
@@ -155,8 +155,8 @@ void DeviceStepper::step(const Turn& turn, const Turn& next) {
   Frame frame(slots_.end(), now.pinned.take(FrameLayout(slots_.end()).words * sizeof(std::uint32_t)));
   StepNeeds needs;
   bool previews = false;
-  // All that may fail comes before the launch: a step that has been launched must not be told to have failed, since it
-  // would be done again.
+  // What throws here is done again. So all that may fail comes before the launch, and what fails behind it all the same
+  // is told by `settle`.
   for (std::size_t i = 0; i < turn.samples.size(); ++i) {
     Sample& sample = *turn.samples[i];
     if (!sample.live() || sample.failed_step >= 0) continue;
@@ -180,22 +180,31 @@ void DeviceStepper::step(const Turn& turn, const Turn& next) {
     now.downloads.push_back({&State::x, offset, now.pinned.take(state_bytes_), request.x});
     if (request.x0) now.downloads.push_back({&State::x0, offset, now.pinned.take(state_bytes_), request.x0});
   }
-  if (!now.stepped.empty()) {
-    const std::size_t bytes = static_cast<std::size_t>(frame.slots()) * sizeof(std::int32_t);
-    void* flags = now.pinned.take(bytes);
-    now.nonfinite = static_cast<const std::int32_t*>(flags);
-    launch(frame, needs, values(previews));
-    state_->nonfinite.download(stream_, flags, bytes);
-    for (const Download& one : now.downloads)
-      ((*state_).*one.from).download(stream_, one.pinned, state_bytes_, one.offset);
-  }
+  const std::size_t flag_bytes = static_cast<std::size_t>(frame.slots()) * sizeof(std::int32_t);
+  void* flags = now.pinned.take(flag_bytes);
+  now.nonfinite = static_cast<const std::int32_t*>(flags);
+  const std::vector<Launch> launches =
+      now.stepped.empty() ? std::vector<Launch>{} : prepare(frame, needs, values(previews));
   unsettled_ = !now.downloads.empty();
   staged_ = false;
-  depart();
+  try {
+    for (const Launch& one : launches) launch(stream_, one);
+    if (!launches.empty()) state_->nonfinite.download(stream_, flags, flag_bytes);
+    for (const Download& one : now.downloads)
+      ((*state_).*one.from).download(stream_, one.pinned, state_bytes_, one.offset);
+    depart();
+  } catch (...) {
+    now.stepped.clear();
+    now.downloads.clear();
+    owners_ = RowOwners(spec_.max_rows);
+    broken_ = std::current_exception();
+    unsettled_ = true;
+  }
 }
 
 void DeviceStepper::settle() {
   unsettled_ = false;
+  if (broken_) std::rethrow_exception(std::exchange(broken_, nullptr));
   for (std::size_t behind = 1; behind < kFlights; ++behind) pass(flight(behind));
 }
 
@@ -261,7 +270,8 @@ void DeviceStepper::reserve(std::unique_ptr<DeviceBuffer>& buffer, std::size_t b
   buffer = std::move(grown);
 }
 
-void DeviceStepper::launch(const Frame& frame, const StepNeeds& needs, Values values) {
+// Puts the frame on the device; returns what is to be launched on it.
+std::vector<Launch> DeviceStepper::prepare(const Frame& frame, const StepNeeds& needs, Values values) {
   reserve(frame_, frame.bytes());
   frame_->upload(stream_, frame.data(), frame.bytes());
   if (needs.rescale) {
@@ -269,8 +279,7 @@ void DeviceStepper::launch(const Frame& frame, const StepNeeds& needs, Values va
     values["sums"] = sums_->get();
   }
   if (needs.keep) values["known"] = known_->get();
-  for (const Launch& one : program_.launches(frame.slots(), needs, std::move(values), frame_->get()))
-    cuda::launch(stream_, one);
+  return program_.launches(frame.slots(), needs, std::move(values), frame_->get());
 }
 
 Values DeviceStepper::values(bool previews) const {

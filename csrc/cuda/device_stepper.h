@@ -99,7 +99,7 @@ class DeviceStepper final : public Stepper {
   void reserve(int slots);
   void reserve(std::unique_ptr<DeviceBuffer>& buffer, std::size_t bytes);
   void fill(Sample& sample, int slot);
-  void launch(const Frame& frame, const StepNeeds& needs, Values values);
+  std::vector<Launch> prepare(const Frame& frame, const StepNeeds& needs, Values values);
   Values values(bool previews) const;
   void depart();
   void pass(Flight& flight);
@@ -124,6 +124,7 @@ class DeviceStepper final : public Stepper {
   std::size_t current_ = 0;
   bool staged_ = false;  // a turn has been staged, and not stepped
   bool unsettled_ = false;
+  std::exception_ptr broken_;  // what failed behind the last launch
 };
 
 }  // namespace stepfuse::cuda

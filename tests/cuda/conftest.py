@@ -18,7 +18,8 @@ from stepfuse._core import cuda
 HERE = Path(__file__).parent
 KERNELS = HERE.parent.parent / "kernels"
 BLOCK, WARPS = 256, 2
-T, S, Q_H, Q_Z, U_X = (sf.steptable.COLUMNS.index(name) for name in ("t", "s", "q_h", "q_z", "u_x"))
+NAMES = ("t", "s", "g", "p_x", "p_e", "lo", "q_x", "q_h", "q_z", "u_x")
+T, S, G, P_X, P_E, LO, Q_X, Q_H, Q_Z, U_X = (sf.steptable.COLUMNS.index(name) for name in NAMES)
 
 
 def compiled(folder, *flags):
@@ -72,6 +73,10 @@ class Fake:
 
     def fail(self, calls_from_now, code):
         self._library.fake_fail(calls_from_now, code)
+
+    def late(self, late):
+        """Whether the device does nothing before somebody waits for it."""
+        self._library.fake_late(int(late))
 
     def run_kernels(self, body):
         self._body = self.BODY(lambda name, words, shape: body(name.decode(), words, shape))
@@ -179,8 +184,16 @@ class StepOnHost:
                 seed, step = array_at(a["seed"], (slots,), np.int64)[i], array_at(a["step"], (slots,), np.int32)[i]
                 noise = _core.normal(int(seed), int(step), 1, n)
             h = history[i] if row[Q_H] or row[U_X:].any() else None
-            e = prediction[cond[i] if cond[i] >= 0 else uncond[i]]
-            x[i] = sf.step(x[i], e, row, eps_uncond=prediction[uncond[i]] if guided else None, h=h, z=noise)
+            e, e_uncond = prediction[cond[i] if cond[i] >= 0 else uncond[i]], prediction[uncond[i]] if guided else None
+            if a["x0"]:
+                blend = e if e_uncond is None else e_uncond + row[G] * (e - e_uncond)
+                array_at(a["x0"], (slots, n), np.float32)[i] = np.clip(row[P_X] * x[i] + row[P_E] * blend, *row[LO:Q_X])
+            try:
+                x[i] = sf.step(x[i], e, row, eps_uncond=e_uncond, h=h, z=noise)
+            except ValueError:  # of what is not finite
+                x[i] = np.nan
+            if a["nonfinite"] and not np.isfinite(x[i]).all():
+                array_at(a["nonfinite"], (slots,), np.int32)[i] = 1
             for to in (next_cond[i], next_uncond[i]):
                 if to >= 0:
                     next_input[to] = next_rows[i][S] * x[i]

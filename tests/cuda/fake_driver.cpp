@@ -1,6 +1,7 @@
 // A CUDA driver over the host's memory: the functions that csrc/cuda calls, under the names that libcuda.so.1 exports
-// them by. It records every call, runs what is launched at once and in an order as bad as the dependencies allow, holds
-// its caller to the rules of the real one, and fails where a test wants it to.
+// them by. It records every call, runs what is launched in an order as bad as the dependencies allow, at once or, where
+// a test wants it so, not before somebody waits, holds its caller to the rules of the real one, and fails where a test
+// wants it to.
 //
 // A module's image is text, a line a kernel: its name and how many parameters it has; what it does is the test's.
 // stepfuse_advance comes as PTX and runs from its CUDA source.
@@ -10,6 +11,8 @@
 #include <array>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
+#include <functional>
 #include <map>
 #include <memory>
 #include <set>
@@ -56,6 +59,8 @@ struct World {
   std::map<CUgraphConditionalHandle, unsigned> conditions;
   std::ostringstream log, violations;
   int calls = 0, ids = 0;
+  bool late = false;
+  std::deque<std::pair<CUevent, std::function<void()>>> pending;  // what streams have been given, and recorded events
   Fault fault{-1, CUDA_SUCCESS};
 };
 
@@ -244,9 +249,27 @@ void run(CUgraph graph) {
   }
 }
 
-// Puts a kernel on a stream: run at once, or recorded behind what the stream recorded last.
+// What a stream is given: done at once, or when somebody waits.
+void soon(std::function<void()> work, CUevent event = nullptr) {
+  if (!world->late) return work();
+  world->pending.emplace_back(event, std::move(work));
+}
+
+// Does what is pending, up to an event's last record; null: all.
+void catch_up(CUevent event = nullptr) {
+  const auto is_it = [&](const auto& one) { return one.first == event; };
+  const auto last = std::find_if(world->pending.rbegin(), world->pending.rend(), is_it);
+  std::ptrdiff_t left = event ? world->pending.rend() - last : static_cast<std::ptrdiff_t>(world->pending.size());
+  for (; left > 0; --left) {
+    const auto work = std::move(world->pending.front().second);
+    world->pending.pop_front();
+    work();
+  }
+}
+
+// Puts a kernel on a stream: run, or recorded behind what the stream recorded last.
 void put(CUstream stream, Node node) {
-  if (!stream->capturing) return run_kernel(node);
+  if (!stream->capturing) return soon([node = std::move(node)] { run_kernel(node); });
   CUgraphNode last = stream->capturing->nodes.empty() ? nullptr : stream->capturing->nodes.back().get();
   add(stream->capturing, std::move(node), &last, last ? 1 : 0);
 }
@@ -276,6 +299,10 @@ void fake_memory(std::size_t bytes) { world->memory = bytes; }
 void fake_hide(const char* name) { world->hidden.insert(name); }
 void fake_kernels(KernelBody body) { world->body = body; }
 void fake_fail(int calls_from_now, int code) { world->fault = {calls_from_now, static_cast<CUresult>(code)}; }
+void fake_late(int late) {
+  catch_up();
+  world->late = late != 0;
+}
 int fake_calls() { return world->calls; }
 const char* fake_text(int which) {
   static std::string text;
@@ -370,6 +397,7 @@ CUresult cuMemAlloc_v2(CUdeviceptr* memory, std::size_t bytes) {
   return CUDA_SUCCESS;
 }
 CUresult cuMemFree_v2(CUdeviceptr memory) {
+  catch_up();  // the real one waits, too
   void* pages = reinterpret_cast<void*>(memory);
   const auto found = world->live.find(pages);
   if (found != world->live.end()) world->used -= found->second.second;
@@ -383,25 +411,26 @@ CUresult cuMemHostAlloc(void** memory, std::size_t bytes, unsigned) {
   return CUDA_SUCCESS;
 }
 CUresult cuMemFreeHost(void* memory) {
+  catch_up();
   if (dies(memory, "host memory")) std::free(memory);
   return enter_context("cuMemFreeHost");
 }
 CUresult cuMemcpyHtoDAsync_v2(CUdeviceptr to, const void* from, std::size_t bytes, CUstream stream) {
   if (const CUresult code = enter_context("cuMemcpyHtoDAsync", bytes)) return code;
   alive(stream, "stream");
-  std::memcpy(reinterpret_cast<void*>(to), from, bytes);
+  soon([=] { std::memcpy(reinterpret_cast<void*>(to), from, bytes); });
   return CUDA_SUCCESS;
 }
 CUresult cuMemcpyDtoHAsync_v2(void* to, CUdeviceptr from, std::size_t bytes, CUstream stream) {
   if (const CUresult code = enter_context("cuMemcpyDtoHAsync", bytes)) return code;
   alive(stream, "stream");
-  std::memcpy(to, reinterpret_cast<const void*>(from), bytes);
+  soon([=] { std::memcpy(to, reinterpret_cast<const void*>(from), bytes); });
   return CUDA_SUCCESS;
 }
 CUresult cuMemcpyDtoDAsync_v2(CUdeviceptr to, CUdeviceptr from, std::size_t bytes, CUstream stream) {
   if (const CUresult code = enter_context("cuMemcpyDtoDAsync", bytes)) return code;
   alive(stream, "stream");
-  std::memcpy(reinterpret_cast<void*>(to), reinterpret_cast<const void*>(from), bytes);
+  soon([=] { std::memcpy(reinterpret_cast<void*>(to), reinterpret_cast<const void*>(from), bytes); });
   return CUDA_SUCCESS;
 }
 
@@ -411,12 +440,16 @@ CUresult cuStreamCreate(CUstream* stream, unsigned flags) {
   return CUDA_SUCCESS;
 }
 CUresult cuStreamDestroy_v2(CUstream stream) {
+  catch_up();
   if (dies(stream, "stream")) delete stream;
   return enter_context("cuStreamDestroy");
 }
 CUresult cuStreamSynchronize(CUstream stream) {
   if (const CUresult code = enter_context("cuStreamSynchronize")) return code;
-  if (!stream->capturing) return CUDA_SUCCESS;
+  if (!stream->capturing) {
+    catch_up();
+    return CUDA_SUCCESS;
+  }
   stream->invalid = true;
   return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
 }
@@ -456,9 +489,14 @@ CUresult cuEventDestroy_v2(CUevent event) {
 }
 CUresult cuEventRecord(CUevent event, CUstream) {
   alive(event, "event");
+  soon([] {}, event);
   return enter_context("cuEventRecord");
 }
-CUresult cuEventSynchronize(CUevent) { return enter_context("cuEventSynchronize"); }
+CUresult cuEventSynchronize(CUevent event) {
+  if (const CUresult code = enter_context("cuEventSynchronize")) return code;
+  catch_up(event);
+  return CUDA_SUCCESS;
+}
 CUresult cuEventElapsedTime(float* milliseconds, CUevent, CUevent) {
   *milliseconds = 2.5f;
   return enter_context("cuEventElapsedTime");
@@ -489,6 +527,7 @@ CUresult cuModuleLoadDataEx(CUmodule* module, const void* image, unsigned option
   return CUDA_SUCCESS;
 }
 CUresult cuModuleUnload(CUmodule module) {
+  catch_up();
   if (dies(module, "module")) delete module;
   return enter_context("cuModuleUnload");
 }
@@ -573,6 +612,7 @@ CUresult cuGraphInstantiateWithFlags(CUgraphExec* exec, CUgraph graph, unsigned 
   return CUDA_SUCCESS;
 }
 CUresult cuGraphExecDestroy(CUgraphExec exec) {
+  catch_up();  // the real one keeps it until it has run
   if (dies(exec, "executable graph")) {
     discard(exec->graph);
     delete exec;
@@ -592,8 +632,11 @@ CUresult cuGraphUpload(CUgraphExec, CUstream) { return enter_context("cuGraphUpl
 CUresult cuGraphLaunch(CUgraphExec exec, CUstream stream) {
   if (const CUresult code = enter_context("cuGraphLaunch")) return code;
   if (!alive(exec, "executable graph") || !alive(stream, "stream")) return CUDA_ERROR_NOT_FOUND;
-  for (auto& [handle, value] : world->conditions) value = 0;
-  run(exec->graph);
+  soon([exec] {
+    if (!alive(exec, "executable graph")) return;
+    for (auto& [handle, value] : world->conditions) value = 0;
+    run(exec->graph);
+  });
   return CUDA_SUCCESS;
 }
 

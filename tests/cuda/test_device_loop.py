@@ -1,0 +1,274 @@
+"""The engine's loop on a GPU, on the recording driver: what the loop draws in the host's memory, to the bit."""
+
+import contextlib
+
+import numpy as np
+import pytest
+import support
+
+import stepfuse as sf
+from stepfuse import _core
+from stepfuse._core import cuda
+from stepfuse.backends import cuda_loop
+from stepfuse.bundle import ModelInfo
+from stepfuse.engine import Engine
+
+INFO = ModelInfo(shape=support.SHAPE, schedule=support.SCHEDULE, cond=support.COND, range_known=False)
+BUCKETS = (8, 4, 2)
+GUIDED = {"steps": 6, "guidance_scale": 3.0, "eta": 1.0}
+
+
+class Network:
+    """The tests' network on the fake: captured forwards of some row counts, or eager ones."""
+
+    storage = "float32"
+
+    def __init__(self, fake, step_on, rows=8, buckets=BUCKETS, fn=support.rowwise):
+        self.context = fake.open()
+        self.stream = cuda.Stream(self.context)
+        self.max_rows = rows
+        n = support.ELEMENTS
+        self.memory = {
+            "sample": np.zeros((rows, n), np.float32),
+            "prediction": np.zeros((rows, n), np.float32),
+            "timestep": np.zeros(rows, np.float32),
+            "class_labels": np.full(rows, support.NULL, np.int64),
+        }
+        self.addresses = {name: memory.ctypes.data for name, memory in self.memory.items()}
+        self.cond_storage = {"class_labels": "int64"}
+        self.forwards = forwards = []  # rows of each
+        labels = self.memory["class_labels"]
+
+        def network(x, t):  # no method: the fake keeps it, and must not keep what is to be released
+            forwards.append(len(x))
+            shaped = x.reshape(len(x), *support.SHAPE)
+            return fn(shaped, t, {"class_labels": labels[: len(x)]}).reshape(x.shape)
+
+        self._steps, self._forward = step_on(self.context, network)
+        self.graphs = {}
+        for bucket in buckets:
+            capture = cuda.Capture(self.stream)
+            self.forward(bucket)
+            self.graphs[bucket] = capture.end()
+
+    def forward(self, rows):
+        at = {"sample": self.addresses["sample"], "t": self.addresses["timestep"]}
+        values = {"rows": rows, "n": support.ELEMENTS, "prediction": self.addresses["prediction"], **at}
+        self._forward.launch(self.stream, rows, values)
+
+    def ordered(self):
+        return contextlib.nullcontext()
+
+    def program(self, kernels, storage, n, slots):
+        return cuda.StepProgram({slots: self._steps[False]}, {slots: self._steps[True]})
+
+
+@pytest.fixture
+def made(fake, step_on, monkeypatch):
+    """``made(**options)``: an engine on the fake, which does what it is given as late as it may."""
+    engines = []
+
+    def make(*, late=True, serving=None, **options):
+        fake.late(late)
+        network = Network(fake, step_on, **options)
+        monkeypatch.setattr(cuda_loop, "step_program", network.program)
+        serving = serving or sf.Serving(max_rows=network.max_rows)
+        engine = Engine(INFO, cuda_loop.on_gpu(network, None), serving)
+        engines.append(engine)
+        engine.network = network
+        return engine
+
+    yield make
+    for engine in engines:
+        engine.close()
+        del engine.network
+        engine._service._core = None
+    engines.clear()
+    monkeypatch.undo()
+
+
+def hosts(n, **arguments):
+    with support.make_engine() as engine:
+        return engine.sample(n, **arguments)
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["at-once", "late"])
+@pytest.mark.parametrize("buckets", [BUCKETS, ()], ids=["captured", "eager"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param({"cond": 3, "steps": 4, "guidance_scale": 2.0}, id="guided"),
+        pytest.param({"cond": 3, **GUIDED}, id="noise"),
+        pytest.param({"cond": "bag", "sampler": "dpmpp_2m", "steps": 5}, id="history"),
+        pytest.param({"sampler": "heun", "steps": 3}, id="told-nothing"),
+        pytest.param({"cond": 1, "negative_cond": 4, "steps": 3, "guidance_scale": 3.0}, id="negative"),
+        pytest.param({"cond": 2, "steps": 5, "guidance_scale": 2.0, "guidance_interval": (0.2, 0.6)}, id="interval"),
+        pytest.param(
+            {"cond": 1, "steps": 5, "image": np.full(support.SHAPE, 0.5), "strength": 0.6, "guidance_scale": 1.0},
+            id="image",
+        ),
+    ],
+)
+def test_samples_are_the_host_s_to_the_bit(made, late, buckets, arguments):
+    engine = made(late=late, buckets=buckets)
+    for n in (1, 3, 9):
+        np.testing.assert_array_equal(engine.sample(n, seed=5, **arguments), hosts(n, seed=5, **arguments))
+    rows = engine.network.forwards
+    assert set(rows) <= set(buckets or range(1, 9))
+
+
+def test_samplers_steps_and_scales_mix(made):
+    tables = (
+        sf.samplers.ddim(support.SCHEDULE, 6, eta=1.0, guidance_scale=3.0),
+        sf.samplers.dpmpp_2m(support.SCHEDULE, 5),
+        sf.samplers.ddim(support.SCHEDULE, 7, guidance_scale=2.0, guidance_interval=(0.0, 0.5)),
+        sf.samplers.ddpm(support.SCHEDULE, 9, guidance_scale=0.0),
+    )
+    mixed = {"table": tables, "cond": [2, 4, 5, None], "seed": [11, 1 << 63, 13, 14]}
+    np.testing.assert_array_equal(made().sample(4, **mixed), hosts(4, **mixed))
+
+
+def test_requests_join_and_leave_between_steps(made):
+    engine = made()
+    requests = [sf.Request(cond=i % 7, seed=i, steps=3 + i % 5, guidance_scale=[1.0, 3.0][i % 2]) for i in range(40)]
+    futures = [engine.submit(request) for request in requests]
+    for i, future in enumerate(futures):
+        one = {"cond": i % 7, "seed": i, "steps": 3 + i % 5, "guidance_scale": [1.0, 3.0][i % 2]}
+        np.testing.assert_array_equal(future.result(), hosts(1, **one)[0])
+    assert engine.stats()["samples"] == 40
+    assert max(engine.network.forwards) == 8
+
+
+def test_more_samples_than_slots_are_held_behind_a_gate(made):
+    seen = []
+    engine = made(rows=4, buckets=(4, 2), serving=sf.Serving(max_rows=4, max_running=2))
+    arguments = {"cond": 3, "steps": 3, "seed": 1, "guidance_scale": 2.0}
+    images = engine.sample(11, callback=lambda step, total, x0: seen.append(x0.copy()), **arguments)
+    np.testing.assert_array_equal(images, hosts(11, **arguments))
+    previews = []
+    with support.make_engine(max_rows=4, serving=sf.Serving(max_rows=4, max_running=2)) as engine:
+        engine.sample(11, callback=lambda step, total, x0: previews.append(x0.copy()), **arguments)
+    np.testing.assert_array_equal(seen, previews)
+
+
+def test_a_state_that_its_owner_changes_is_the_next_forward_s(made):
+    def double(step, total, x):
+        if step == 2:
+            x *= 2
+
+    arguments = {"cond": 3, "steps": 4, "seed": 1, "on_state": double}
+    np.testing.assert_array_equal(made().sample(3, **arguments), hosts(3, **arguments))
+
+
+def test_previews_stream(made):
+    previews = list(made().stream(sf.Request(cond=3, steps=4, seed=2)))
+    image = hosts(1, cond=3, steps=4, seed=2)[0]
+    assert previews[-1].step == previews[-1].total == 4
+    np.testing.assert_array_equal(previews[-1].x0, image)
+
+
+def test_padded_forwards_have_all_rows(made):
+    engine = made(serving=sf.Serving(max_rows=8, deterministic=True))
+    np.testing.assert_array_equal(engine.sample(1, cond=3, seed=1, **GUIDED), hosts(1, cond=3, seed=1, **GUIDED))
+    assert set(engine.network.forwards) == {8}
+
+
+@pytest.mark.parametrize("others", [0, 3])
+def test_a_state_that_is_not_finite_fails_its_own_request_and_says_where(made, others):
+    bad = 6
+
+    def network(x, t, cond):
+        predictions = support.rowwise(x, t, cond)
+        predictions[(cond["class_labels"] == bad) & (t < 500)] = np.nan
+        return predictions
+
+    engine = made(fn=network)
+    good = [engine.submit(sf.Request(cond=i, seed=i, steps=6)) for i in range(others)]
+    with pytest.raises(sf.DenoiserError, match=r"went non-finite at step 2 of 6 \(ddim\)"):
+        engine.submit(sf.Request(cond=bad, seed=1, steps=6)).result()
+    for i, future in enumerate(good):
+        np.testing.assert_array_equal(future.result(), hosts(1, cond=i, seed=i, steps=6)[0])
+    # Its slot is somebody else's now, whose flag is his own.
+    np.testing.assert_array_equal(engine.sample(2, cond=1, seed=3, steps=5), hosts(2, cond=1, seed=3, steps=5))
+
+
+def test_the_host_is_a_turn_ahead_and_waits_for_nothing_else(made, fake):
+    engine = made()
+    engine.sample(1, cond=3, steps=20, seed=1)
+    fake.log()
+    engine.sample(1, cond=3, steps=20, seed=1)
+    names = fake.names()
+    turns = [i for i, name in enumerate(names) if name == "cuGraphLaunch"]
+    waits = [i for i, name in enumerate(names) if name == "cuEventSynchronize"]
+    assert len(turns) == 20
+    assert "cuStreamSynchronize" not in names
+    # Each wait is for the turn before the last; the result waits for the two that are under way.
+    assert len(waits) <= 20
+    between = names[turns[9] : turns[10]]
+    step = {"cuMemcpyHtoDAsync", "cuLaunchKernel", "cuMemcpyDtoHAsync", "cuEventRecord"}
+    assert sorted(between) == sorted({"cuGraphLaunch", "cuEventSynchronize", *step})
+
+
+def test_cancelled_requests_leave_and_their_slots_are_free(made):
+    engine = made()
+    futures = [engine.submit(sf.Request(cond=3, steps=900, seed=i)) for i in range(6)]
+    kept = engine.submit(sf.Request(cond=2, steps=30, seed=7))
+    for future in futures:
+        future.cancel()
+    np.testing.assert_array_equal(kept.result(), hosts(1, cond=2, steps=30, seed=7)[0])
+    np.testing.assert_array_equal(engine.sample(8, cond=2, steps=3, seed=7), hosts(8, cond=2, steps=3, seed=7))
+
+
+def test_calibrating_waits_for_the_forward(made):
+    cost = made().calibrate()
+    assert cost.row > 0
+
+
+def test_more_slots_than_memory_has_room_for_are_refused_one_by_one(made, fake):
+    engine = made(rows=2, buckets=(2, 1), serving=sf.Serving(max_rows=2, max_running=8, policy="shortest"))
+    long = engine.submit(sf.Request(cond=1, steps=400, seed=0))
+    free, total = engine.network.context.memory
+    fake.set(memory=total - free)
+    # Two slots are there from the beginning. Each newcomer has fewer passes left than those before, and steps at once.
+    futures = [engine.submit(sf.Request(cond=1, steps=300 - 50 * i, seed=i)) for i in range(5)]
+    outcomes = [future.exception() for future in futures]
+    assert any(isinstance(one, cuda.CudaError) and one.out_of_memory for one in outcomes)
+    for i, outcome in enumerate(outcomes):
+        if outcome is None:
+            np.testing.assert_array_equal(futures[i].result(), hosts(1, cond=1, steps=300 - 50 * i, seed=i)[0])
+    np.testing.assert_array_equal(long.result(), hosts(1, cond=1, steps=400, seed=0)[0])
+    fake.set(memory=1 << 30)
+
+
+@pytest.mark.parametrize("calls", range(60))
+def test_whatever_call_fails_the_request_is_told_or_drawn_and_the_next_is_drawn(made, fake, calls):
+    engine = made()
+    arguments = {"cond": 3, "steps": 4, "seed": 1}
+    expected = hosts(2, **arguments)
+    np.testing.assert_array_equal(engine.sample(2, **arguments), expected)
+    fake.fail(calls, 999)
+    with contextlib.suppress(cuda.CudaError):
+        np.testing.assert_array_equal(engine.sample(2, **arguments), expected)
+    fake.fail(-1, 0)
+    np.testing.assert_array_equal(engine.sample(2, **arguments), expected)
+
+
+def test_a_loop_is_checked_after_each_turn(made, monkeypatch):
+    monkeypatch.setattr("stepfuse.engine.CHECK_INVARIANTS", True)
+    engine = made()
+    np.testing.assert_array_equal(engine.sample(5, cond=3, seed=1, **GUIDED), hosts(5, cond=3, seed=1, **GUIDED))
+
+
+def test_a_stepper_belongs_to_one_server(fake, step_on):
+    network = Network(fake, step_on)
+    program = network.program(None, None, None, 8)
+    rows = {name: network.addresses[name] for name in ("sample", "timestep", "prediction")}
+    stepper = cuda.device_stepper(
+        network.stream, elements=support.ELEMENTS, integer_timestep=False, max_rows=8, cond=[], program=program, **rows
+    )
+    options = sf.Serving().loop_options()
+    server = _core.Server.on_device(stepper, options, 4)
+    with pytest.raises(ValueError, match="belongs to one server"):
+        _core.Server.on_device(stepper, options, 4)
+    with pytest.raises(RuntimeError, match="rows are on a device"):
+        server.buffers()
