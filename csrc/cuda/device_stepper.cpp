@@ -41,6 +41,8 @@ void store(Stored stored, const void* from, void* to, std::size_t host_bytes) {
   std::memcpy(to, from, host_bytes);
 }
 
+std::size_t frame_bytes(int slots) { return FrameLayout(slots).words * sizeof(std::uint32_t); }
+
 bool watched(const Sample& sample) { return sample.request.watched || sample.request.gate; }
 
 }  // namespace
@@ -51,7 +53,8 @@ DeviceStepper::State::State(const ContextPtr& context, int count, std::int64_t e
       h(context, x.bytes()),
       x0(context, x.bytes()),
       seed(context, static_cast<std::size_t>(count) * sizeof(std::uint64_t)),
-      nonfinite(context, static_cast<std::size_t>(count) * sizeof(std::int32_t)) {}
+      nonfinite(context, static_cast<std::size_t>(count) * sizeof(std::int32_t)),
+      frame(context, frame_bytes(count)) {}
 
 DeviceStepper::DeviceStepper(const Stream& stream, ModelSpec spec, DeviceRows rows, StepProgram program)
     : context_(stream.context()),
@@ -126,7 +129,7 @@ void DeviceStepper::stage(const Turn& turn, int) {
     depart();
     pass(flight());
   }
-  Frame frame(slots_.end(), flight().pinned.take(FrameLayout(slots_.end()).words * sizeof(std::uint32_t)));
+  Frame frame(slots_.end(), flight().pinned.take(frame_bytes(slots_.end())));
   bool moves = false;
   for (std::size_t i = 0; i < turn.samples.size(); ++i) {
     const Sample& sample = *turn.samples[i];
@@ -152,7 +155,7 @@ void DeviceStepper::await() { pass(flight(1)); }
 void DeviceStepper::step(const Turn& turn, const Turn& next) {
   const Unwinding unwinding(*this);
   Flight& now = flight();
-  Frame frame(slots_.end(), now.pinned.take(FrameLayout(slots_.end()).words * sizeof(std::uint32_t)));
+  Frame frame(slots_.end(), now.pinned.take(frame_bytes(slots_.end())));
   StepNeeds needs;
   bool previews = false;
   // What throws here is done again. So all that may fail comes before the launch, and what fails behind it all the same
@@ -272,14 +275,13 @@ void DeviceStepper::reserve(std::unique_ptr<DeviceBuffer>& buffer, std::size_t b
 
 // Puts the frame on the device; returns what is to be launched on it.
 std::vector<Launch> DeviceStepper::prepare(const Frame& frame, const StepNeeds& needs, Values values) {
-  reserve(frame_, frame.bytes());
-  frame_->upload(stream_, frame.data(), frame.bytes());
+  state_->frame.upload(stream_, frame.data(), frame.bytes());
   if (needs.rescale) {
     reserve(sums_, program_.sums_bytes(state_->slots, spec_.elements));
     values["sums"] = sums_->get();
   }
   if (needs.keep) values["known"] = known_->get();
-  return program_.launches(frame.slots(), needs, std::move(values), frame_->get());
+  return program_.launches(frame.slots(), needs, std::move(values), state_->frame.get());
 }
 
 Values DeviceStepper::values(bool previews) const {

@@ -57,6 +57,7 @@ class DeviceStepper final : public Stepper {
 
     int slots;
     DeviceBuffer x, h, x0, seed, nonfinite;
+    DeviceBuffer frame;  // of the launch that comes next
   };
 
   // A sample's copy to pinned memory, and where it goes when it is there.
@@ -117,8 +118,7 @@ class DeviceStepper final : public Stepper {
   std::unique_ptr<State> state_;
   std::unique_ptr<DeviceBuffer> known_;  // (slots, 3, elements) image, mask, noise; null until a mask comes
   std::unique_ptr<DeviceBuffer> sums_;   // null until a guidance is rescaled
-  std::unique_ptr<DeviceBuffer> frame_;
-  DeviceBuffer zeros_;  // (elements,): the prediction of a step that only moves states
+  DeviceBuffer zeros_;                   // (elements,): the prediction of a step that only moves states
 
   std::array<Flight, kFlights> flights_;
   std::size_t current_ = 0;
