@@ -53,6 +53,7 @@ class Fake:
         self._library.fake_text.restype = ctypes.c_char_p
         self._library.fake_memory.argtypes = [ctypes.c_size_t]
         self._library.fake_kernels.argtypes = [self.BODY]
+        self._library.fake_spend.argtypes = [ctypes.c_double]
         self._body = None
         self.reset()
 
@@ -77,6 +78,10 @@ class Fake:
     def late(self, late):
         """Whether the device does nothing before somebody waits for it."""
         self._library.fake_late(int(late))
+
+    def spend(self, seconds):
+        """Lets time pass on the device."""
+        self._library.fake_spend(seconds)
 
     def run_kernels(self, body):
         self._body = self.BODY(lambda name, words, shape: body(name.decode(), words, shape))

@@ -59,6 +59,7 @@ struct World {
   std::map<CUgraphConditionalHandle, unsigned> conditions;
   std::ostringstream log, violations;
   int calls = 0, ids = 0;
+  double clock = 0;  // the device's, in milliseconds: kernels take as long as a test says
   bool late = false;
   std::deque<std::pair<CUevent, std::function<void()>>> pending;  // what streams have been given, and recorded events
   Fault fault{-1, CUDA_SUCCESS};
@@ -92,6 +93,7 @@ struct CUstream_st {
 };
 struct CUevent_st {
   int id;
+  std::shared_ptr<double> at = std::make_shared<double>(0);  // when it was last reached
 };
 struct CUctx_st {};
 
@@ -299,6 +301,7 @@ void fake_memory(std::size_t bytes) { world->memory = bytes; }
 void fake_hide(const char* name) { world->hidden.insert(name); }
 void fake_kernels(KernelBody body) { world->body = body; }
 void fake_fail(int calls_from_now, int code) { world->fault = {calls_from_now, static_cast<CUresult>(code)}; }
+void fake_spend(double seconds) { world->clock += seconds * 1e3; }
 void fake_late(int late) {
   catch_up();
   world->late = late != 0;
@@ -489,7 +492,7 @@ CUresult cuEventDestroy_v2(CUevent event) {
 }
 CUresult cuEventRecord(CUevent event, CUstream) {
   alive(event, "event");
-  soon([] {}, event);
+  soon([at = event->at] { *at = world->clock; }, event);
   return enter_context("cuEventRecord");
 }
 CUresult cuEventSynchronize(CUevent event) {
@@ -497,8 +500,8 @@ CUresult cuEventSynchronize(CUevent event) {
   catch_up(event);
   return CUDA_SUCCESS;
 }
-CUresult cuEventElapsedTime(float* milliseconds, CUevent, CUevent) {
-  *milliseconds = 2.5f;
+CUresult cuEventElapsedTime(float* milliseconds, CUevent start, CUevent end) {
+  *milliseconds = static_cast<float>(*end->at - *start->at);
   return enter_context("cuEventElapsedTime");
 }
 

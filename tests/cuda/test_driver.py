@@ -120,6 +120,7 @@ def test_streams_and_events(fake):
     fake.log()
     first.record(begin)
     second.wait(begin)
+    fake.spend(0.0025)
     second.record(end)
     end.synchronize()
     assert end.seconds_since(begin) == pytest.approx(0.0025)
