@@ -1,5 +1,5 @@
-// Whole lives of a trajectory on the recording driver, each with another call of it failing, under the sanitizers: what
-// failed is told, and nothing is left, used after its release or released twice.
+// Whole lives of a trajectory, and of a loop, on the recording driver, each with another call of it failing, under the
+// sanitizers: what failed is told, and nothing is left, used after its release or released twice.
 //
 //   lifetimes PATH_OF_THE_FAKE_DRIVER
 //
@@ -9,7 +9,13 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
+#include <vector>
 
+#include "../../csrc/core/invariants.h"
+#include "../../csrc/core/loop.h"
+#include "../../csrc/cuda/device_stepper.h"
+#include "../../csrc/cuda/graph_denoiser.h"
 #include "../../csrc/cuda/trajectory.h"
 
 using namespace stepfuse;
@@ -20,6 +26,7 @@ namespace {
 struct Fake {
   void (*reset)();
   void (*fail)(int, int);
+  void (*late)(int);
   int (*calls)();
   const char* (*text)(int);
 };
@@ -46,22 +53,108 @@ const KernelSignature kSignature{{{"x", ArgumentType::Pointer, true},
                                  2,
                                  0};
 
-void live(const std::string& path, Form form) {
-  const ContextPtr context = Context::open(Driver::load(path), 0);
-  const Stream stream(context);
-  DeviceBuffer x(context, 4096);
-  const auto module = std::make_shared<Module>(context, "step 6\nnetwork 0\n");
-  const auto kernel = std::make_shared<StepKernel>(module, "step", kSignature);
-  const StepProgram program({{{1, kernel}}, {}, kernel, kernel, kernel, kernel});
+constexpr Adaptive kAdaptive{0.5f, 0.9f, 2.0f};
 
-  Capture capture(stream);
-  launch(stream, {module->function("network"), {1, 1, 1}, {32, 1, 1}, 0, {}});
-  const Graph forward = capture.end();
+// A stream, a step of every kind, and a network.
+struct Rig {
+  explicit Rig(const std::string& path) : context(Context::open(Driver::load(path), 0)), stream(context) {}
+
+  StepProgram program() const { return StepProgram({{{1, kernel}}, {{1, kernel}}, kernel, kernel, kernel, kernel}); }
+  Graph forward() const {
+    Capture capture(stream);
+    launch(stream, {module->function("network"), {1, 1, 1}, {32, 1, 1}, 0, {}});
+    return capture.end();
+  }
+
+  ContextPtr context;
+  Stream stream;
+  std::shared_ptr<Module> module = std::make_shared<Module>(context, "step 6\nnetwork 0\n");
+  std::shared_ptr<StepKernel> kernel = std::make_shared<StepKernel>(module, "step", kSignature);
+};
+
+StepRow noisy_row() {
+  StepRow row{};
+  row.g = 3;
+  row.q_h = row.u_e = row.q_z = 1;
+  return row;
+}
+
+// A loop whose samples join, are watched, rest behind a gate, keep a part of an image and are withdrawn, and of which
+// there are more than the slots that it begins with.
+void draw(const std::string& path) {
+  constexpr std::int64_t kElements = 20;
+  const Rig rig(path);
+  DeviceBuffer rows(rig.context, 4096);
+  const Graph forward = rig.forward();
+  GraphDenoiser denoiser(rig.stream, {{4, &forward}});
+  DeviceRows memory{rows.get(), rows.get() + 1024, rows.get() + 2048, {{rows.get() + 3072, Stored::Float32AsFloat16}}};
+  const ModelSpec spec{kElements, TimestepType::Float32, {8}, 4};
+  Loop loop(std::make_unique<DeviceStepper>(rig.stream, spec, std::move(memory), rig.program()), LoopOptions{8, {}});
+  Stepper& stepper = loop.stepper();
+
+  const auto plain = std::make_shared<Table>(std::vector<StepRow>(3, StepRow{}), 1.0f);
+  const auto rich = std::make_shared<Table>(std::vector<StepRow>(4, noisy_row()), 1.0f, kAdaptive);
+  std::vector<float> states(7 * kElements), previews(states.size()), image(kElements, 0.5f);
+  const std::array<float, 2> told{1, 2};
+  const auto known = std::make_shared<const Known>(Known{image.data(), image.data(), std::vector<Level>(5)});
+  const auto gate = std::make_shared<Gate>();
+  const auto submit = [&](std::uint64_t id, double now) {
+    Request request{};
+    const bool is_rich = id % 2 == 1;
+    request.id = id;
+    request.table = is_rich ? rich : plain;
+    request.x = &states[id * kElements];
+    request.cond = {told.data()};
+    request.null_cond = {told.data()};
+    if (is_rich) request.known = known;
+    if (id == 3) request.x0 = &previews[id * kElements];
+    request.watched = id == 3;
+    if (id == 4) request.gate = gate;
+    loop.submit(std::move(request), now);
+  };
+  std::exception_ptr first;
+  for (int turn = 0; turn < 40; ++turn) {
+    if (turn < 7) submit(static_cast<std::uint64_t>(turn), turn);
+    if (turn == 4) loop.cancel(2);
+    loop.open(*gate);
+    if (loop.prepare(turn)) {
+      std::exception_ptr error;
+      try {
+        stepper.await();
+        denoiser.forward(loop.forward_rows());
+      } catch (...) {
+        error = std::current_exception();
+      }
+      if (error) {
+        loop.fail(error, turn);
+      } else if (loop.complete(turn)) {
+        try {
+          if (stepper.unsettled()) stepper.settle();
+        } catch (...) {
+          error = std::current_exception();
+        }
+        loop.conclude(error, turn);
+      }
+    }
+    for (const std::string& broken : violations(loop)) throw std::logic_error(broken);
+    for (const stepfuse::Event& event : loop.events())
+      if (event.error && !first) first = event.error;
+    loop.events().clear();
+  }
+  if (!loop.running().empty() || !loop.waiting().empty()) throw std::logic_error("samples are left");
+  if (first) std::rethrow_exception(first);
+}
+
+void live(const std::string& path, Form form) {
+  const Rig rig(path);
+  const auto& [context, stream, module, kernel] = rig;
+  DeviceBuffer x(context, 4096);
+  const StepProgram program = rig.program();
+  const Graph forward = rig.forward();
 
   StepRow row{};
   row.g = 1;
-  const Adaptive adaptive{0.5f, 0.9f, 2.0f};
-  const Frames frames = make_frames({{{row, row, row}, true}, {{row}, true, adaptive, {{0, 1}, {1, 0}}}});
+  const Frames frames = make_frames({{{row, row, row}, true}, {{row}, true, kAdaptive, {{0, 1}, {1, 0}}}});
   const TrajectoryPlan plan = plan_trajectory(form, frames.slots, frames.forward_rows, {2});
   const Values values{{"x", x.get()}, {"n", 500}, {"sums", x.get()}, {"known", x.get()}};
   Trajectory trajectory(context, plan, program, {false, true, true, true}, values, {{2, &forward}});
@@ -89,18 +182,26 @@ int main(int count, char** arguments) {
   Fake fake{};
   find(library, "fake_reset", fake.reset);
   find(library, "fake_fail", fake.fail);
+  find(library, "fake_late", fake.late);
   find(library, "fake_calls", fake.calls);
   find(library, "fake_text", fake.text);
-  for (const Form form : {Form::Unrolled, Form::While}) {
+  const std::string path = arguments[1];
+  const std::function<void()> lives[] = {[&] { live(path, Form::Unrolled); }, [&] { live(path, Form::While); },
+                                         [&] { draw(path); },
+                                         [&] {
+                                           fake.late(1);
+                                           draw(path);
+                                         }};
+  for (const auto& life : lives) {
     fake.reset();
-    live(arguments[1], form);
+    life();
     const int calls = fake.calls();
     int told = 0;
     for (int at = 0; at <= calls; ++at) {
       fake.reset();
       fake.fail(at, CUDA_ERROR_OUT_OF_MEMORY);
       try {
-        live(arguments[1], form);
+        life();
       } catch (const CudaError& error) {
         ++told;
         require(error.out_of_memory(), error.what(), at);
