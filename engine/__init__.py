@@ -13,7 +13,16 @@ from stepfuse.bundle import Bundle, ModelInfo, embedded_models, write_bundle
 from stepfuse.cond import CondInput
 from stepfuse.device import Cuda
 from stepfuse.engine import Engine
-from stepfuse.errors import BundleError, DeadlineError, DenoiserError, EngineClosed, QueueFull, RequestTimeout
+from stepfuse.errors import (
+    BundleError,
+    CudaError,
+    DeadlineError,
+    DenoiserError,
+    EngineClosed,
+    GpuError,
+    QueueFull,
+    RequestTimeout,
+)
 from stepfuse.fused import step
 from stepfuse.noise import normal
 from stepfuse.policy import CostCurve, Serving
@@ -32,10 +41,12 @@ __all__ = [
     "CondInput",
     "CostCurve",
     "Cuda",
+    "CudaError",
     "DeadlineError",
     "DenoiserError",
     "Engine",
     "EngineClosed",
+    "GpuError",
     "ModelInfo",
     "NaiveSamplerWarning",
     "NoiseSchedule",

@@ -15,6 +15,7 @@ import stepfuse as sf
 from stepfuse.cli_adapt import lora, quantize
 from stepfuse.cli_analyze import analyze
 from stepfuse.cli_common import (
+    Device,
     Eta,
     GuidanceScale,
     Model,
@@ -72,8 +73,10 @@ def sample(
     ] = Path("samples.png"),
     columns: Annotated[int, typer.Option(help="Samples a row of the grid.", min=1)] = 10,
     max_rows: Annotated[
-        int | None, typer.Option(help="Most rows of one forward; 64, or by size with --prompt.", min=1)
+        int | None,
+        typer.Option(help="Most rows of one forward; 64, on a GPU 16, or by size with --prompt.", min=1),
     ] = None,
+    device: Device = "cpu",
     threads: Threads = 0,
 ) -> None:
     """Draw samples and write them as a labelled picture, or pictures of a prompt."""
@@ -85,6 +88,8 @@ def sample(
         prompted = require_prompt(bundle, {**options, "cond": cond})
         output.parent.mkdir(parents=True, exist_ok=True)
         if prompted:
+            if device != "cpu":
+                raise ValueError(f"--prompt draws on the CPU: leave out --device, got {device}")
             sample_prompt(
                 bundle,
                 output,
@@ -103,7 +108,7 @@ def sample(
             )
             return
         number = 30 if number is None else number
-        with sf.Engine.load(bundle, max_rows=max_rows, threads=threads) as engine:
+        with sf.Engine.load(bundle, device=device, max_rows=max_rows, threads=threads) as engine:
             conds = _conds(engine.info, cond, number)
             table = engine.table(sampler=sampler, steps=steps, guidance_scale=guidance_scale, eta=eta)
             begin = begin_with(bundle, image, mask, threads)

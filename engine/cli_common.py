@@ -14,12 +14,16 @@ import stepfuse as sf
 
 console = Console()
 
+#: Of a GPU that cannot be used, or not as asked.
+GPU_ERRORS = (sf.GpuError, sf.CudaError)
+
 Model = Annotated[str, typer.Argument(help="An embedded model's name, or a bundle folder.")]
 Sampler = Annotated[str | None, typer.Option(help=f"One of {', '.join(sf.samplers.SAMPLERS)}.")]
 Steps = Annotated[int | None, typer.Option(help="Steps; the model's default if left out.")]
 GuidanceScale = Annotated[float | None, typer.Option("--guidance-scale", "-g", help="1 is no guidance.")]
 Eta = Annotated[float | None, typer.Option(help="DDIM's share of added noise, 0 to 1.")]
-MaxRows = Annotated[int, typer.Option(help="Most rows of one forward.", min=1)]
+MaxRows = Annotated[int | None, typer.Option(help="Most rows of one forward; 64, on a GPU 16.", min=1)]
+Device = Annotated[str, typer.Option(help="cpu, cuda, or cuda:N for one of several GPUs.")]
 Threads = Annotated[int, typer.Option(help="Threads of the network; 0 is one a core.", min=0)]
 
 
@@ -28,7 +32,7 @@ def plain_errors() -> Iterator[None]:
     """What a caller did wrong is told in a line; a bug of ours keeps its traceback."""
     try:
         yield
-    except (ValueError, TypeError, OSError, MemoryError, ImportError, sf.DenoiserError) as error:
+    except (ValueError, TypeError, OSError, MemoryError, ImportError, sf.DenoiserError, *GPU_ERRORS) as error:
         Console(stderr=True).print(f"[red]stepfuse:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error
 

@@ -13,6 +13,7 @@ from rich.markup import escape
 
 import stepfuse as sf
 from stepfuse.cli_common import (
+    Device,
     Eta,
     GuidanceScale,
     MaxRows,
@@ -66,7 +67,8 @@ def interpolate(
     columns: Annotated[int, typer.Option(help="Samples a row of the strip.", min=1)] = 10,
     frame_ms: Annotated[int, typer.Option(help="Milliseconds a frame of an animation.", min=10)] = 120,
     back: Annotated[bool, typer.Option("--back/--no-back", help="An animation also walks back, so it loops.")] = True,
-    max_rows: MaxRows = 64,
+    max_rows: MaxRows = None,
+    device: Device = "cpu",
     threads: Threads = 0,
 ) -> None:
     """Draw samples along a walk between two noises, or between four: a strip, a grid or an animation."""
@@ -82,7 +84,7 @@ def interpolate(
         if (count := size[0] * size[1] if size else number) > _MOST:
             raise ValueError(f"a picture must have at most {_MOST:,} samples, got {count:,}")
         way = cast("WalkPath", path)
-        with sf.Engine.load(model, max_rows=max_rows, threads=threads) as engine:
+        with sf.Engine.load(model, device=device, max_rows=max_rows, threads=threads) as engine:
             told = one_cond(engine.info, cond)
             if from_image and guidance_scale is None:
                 guidance_scale = 1.0  # with guidance an inversion is far from exact

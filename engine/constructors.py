@@ -81,7 +81,9 @@ class Constructors:
             from stepfuse.backends.cuda_networks import open_network
 
             serving = _serving(serving, max_rows, deterministic, default_rows=GPU_ROWS)
-            network = open_network(bundle, info, device=gpu.index, backend=gpu.backend, max_rows=serving.max_rows)
+            network = open_network(
+                bundle, info, device=gpu.index, backend=gpu.backend, max_rows=serving.max_rows, options=gpu.options
+            )
             return cls._on_gpu(info, network, gpu, serving)
 
         from stepfuse.backends.onnxruntime import OnnxRuntimeDenoiser, open_session

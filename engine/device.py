@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 #: How a bundle's network runs on a GPU.
@@ -25,6 +25,7 @@ class Cuda:
             suffice the largest forwards are given up, and a warning says so.
         eager: Whether forwards run kernel by kernel, each launched by the host: False never, True always, None where
             they cannot be captured, with a warning.
+        options: Of ONNX Runtime's execution provider, by the names that it has for them.
     """
 
     index: int = 0
@@ -33,6 +34,7 @@ class Cuda:
     buckets: Sequence[int] | None = None
     memory_bytes: int | None = None
     eager: bool | None = False
+    options: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
         if self.index < 0:

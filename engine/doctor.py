@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import platform
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -41,7 +40,7 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Looks at this machine; imports none of the extras."""
+    """Looks at this machine; imports none of the extras, but opens the GPU if there is one."""
     return [
         Finding("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}", "everything"),
         Finding("instruction sets", ", ".join(_core.isas()), "the fused step on the CPU"),
@@ -50,6 +49,7 @@ def examine() -> list[Finding]:
         _package("tokenizers", "prompts", "pip install 'stepfuse[text]'"),
         *(_package(package, "exporting models", _EXPORT) for package in _EXPORTERS),
         _tensorrt(),
+        _package("triton", "compiling the step for GPUs", "pip install 'stepfuse[kernels]'"),
         _driver(),
     ]
 
@@ -97,7 +97,10 @@ def _tensorrt() -> Finding:
 
 def _driver() -> Finding:
     try:
-        ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return Finding("CUDA driver", "", "GPUs", "install NVIDIA's driver, if this machine has a GPU")
-    return Finding("CUDA driver", "libcuda.so.1 loads", "GPUs")
+        gpu = _core.cuda.open()
+    except _core.cuda.CudaError as error:
+        return Finding("CUDA", "", "GPUs", str(error))
+    free, total = (round(size / 2**30, 1) for size in gpu.memory)
+    capability = f"{gpu.compute_capability // 10}.{gpu.compute_capability % 10}"
+    found = f"{gpu.name}, compute capability {capability}, driver {gpu.driver_version}, {free} of {total} GiB free"
+    return Finding("CUDA", found, "GPUs")

@@ -1,8 +1,18 @@
 """What can go wrong beyond a bad argument, which is a ``ValueError`` or ``TypeError``."""
 
+from stepfuse._core import cuda
+
 
 class BundleError(ValueError):
     """A bundle cannot be used; the message names file, rule and value."""
+
+
+class GpuError(RuntimeError):
+    """A network cannot run on a GPU as asked; the message says what to do."""
+
+
+#: A call of the CUDA driver failed; ``code`` is its number, ``out_of_memory`` whether that was why.
+CudaError = cuda.CudaError
 
 
 class DenoiserError(RuntimeError):

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
 from stepfuse._core import cuda
+from stepfuse.errors import GpuError
 
 #: Forwards before a capture: libraries choose algorithms, load kernels and allocate in the first ones.
 WARM_UPS = 3
@@ -18,7 +19,7 @@ GRAPH_BYTES = 1 << 20
 logger = logging.getLogger("stepfuse")
 
 
-class CaptureError(RuntimeError):
+class CaptureError(GpuError):
     """A network's forward cannot be made a graph; the message says why and what to do."""
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from stepfuse._core import cuda
+from stepfuse.errors import GpuError
 from stepfuse.kernels.configs import LARGE, SMALL, UNALIGNED, config_for
 
 FORMAT_VERSION = 1
@@ -16,7 +17,7 @@ _LAYOUTS = {SMALL: "small", LARGE: "large", UNALIGNED: "any"}
 _FIRST_SPECIFIC = 90  # from here on cubins are for one architecture alone, before for later ones of the same major too
 
 
-class KernelError(RuntimeError):
+class KernelError(GpuError):
     """There is no compiled kernel for this GPU; the message says what to do."""
 
 

@@ -32,7 +32,7 @@ from stepfuse.backends.onnxruntime import (
     session_options,
 )
 from stepfuse.bundle import Bundle, ModelInfo
-from stepfuse.errors import BundleError, DenoiserError
+from stepfuse.errors import BundleError, DenoiserError, GpuError
 
 CUDA, TENSORRT = "CUDAExecutionProvider", "TensorrtExecutionProvider"
 
@@ -44,7 +44,7 @@ _OURS = {"device_id", "user_compute_stream", "has_user_compute_stream", "enable_
 logger = logging.getLogger("stepfuse")
 
 
-class ProviderError(RuntimeError):
+class ProviderError(GpuError):
     """An execution provider of ONNX Runtime's is not there; the message says what to install."""
 
 
