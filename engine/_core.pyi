@@ -398,6 +398,8 @@ class cuda:  # noqa: N801  a submodule, which one stub file can only write as a 
         def borrow(context: cuda.Context, address: int) -> cuda.Graph: ...
         @property
         def address(self) -> int: ...
+        def unrepeatable(self) -> list[str]:
+            """What a trajectory cannot repeat, a word for each node: copies of the host's memory, calls, allocations."""
 
     class Capture:
         """What is put on the stream is recorded from now on."""

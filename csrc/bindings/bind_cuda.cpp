@@ -182,7 +182,8 @@ void bind_graphs(py::module_& m) {
           "borrow",
           [](std::shared_ptr<Context> context, std::uintptr_t address) { return borrowed<Graph>(context, address); },
           py::arg("context"), py::arg("address"))
-      .def_property_readonly("address", [](const Graph& graph) { return address_of(graph.get()); });
+      .def_property_readonly("address", [](const Graph& graph) { return address_of(graph.get()); })
+      .def("unrepeatable", &Graph::unrepeatable, "What a trajectory cannot repeat, a word for each node.");
   py::class_<Capture>(m, "Capture")
       .def(py::init<const Stream&>(), py::arg("stream"), py::keep_alive<1, 2>())
       .def("end", &Capture::end);

@@ -56,7 +56,19 @@ enum CUjit_option : int { CU_JIT_ERROR_LOG_BUFFER = 5, CU_JIT_ERROR_LOG_BUFFER_S
 
 enum CUstreamCaptureMode : int { CU_STREAM_CAPTURE_MODE_THREAD_LOCAL = 1 };
 
-enum CUgraphNodeType : int { CU_GRAPH_NODE_TYPE_CONDITIONAL = 13 };
+enum CUgraphNodeType : int {
+  CU_GRAPH_NODE_TYPE_KERNEL = 0,
+  CU_GRAPH_NODE_TYPE_MEMCPY = 1,
+  CU_GRAPH_NODE_TYPE_HOST = 3,
+  CU_GRAPH_NODE_TYPE_GRAPH = 4,
+  CU_GRAPH_NODE_TYPE_MEM_ALLOC = 10,
+  CU_GRAPH_NODE_TYPE_MEM_FREE = 11,
+  CU_GRAPH_NODE_TYPE_CONDITIONAL = 13,
+};
+
+enum CUmemorytype : unsigned { CU_MEMORYTYPE_HOST = 1, CU_MEMORYTYPE_DEVICE = 2, CU_MEMORYTYPE_UNIFIED = 4 };
+
+enum CUpointer_attribute : int { CU_POINTER_ATTRIBUTE_MEMORY_TYPE = 2 };
 
 enum CUgraphConditionalNodeType : int { CU_GRAPH_COND_TYPE_WHILE = 1 };
 
@@ -93,6 +105,19 @@ struct CUgraphNodeParams {
   long long reserved2;
 };
 
+struct CUDA_MEMCPY3D_v2 {
+  struct Side {
+    std::size_t x, y, z, lod;
+    CUmemorytype type;
+    void* host;
+    CUdeviceptr device;  // of unified memory, too
+    void *array, *reserved;
+    std::size_t pitch, height;
+  } from, to;
+  std::size_t width, height, depth;
+};
+
+static_assert(sizeof(CUDA_MEMCPY3D_v2) == 200 && offsetof(CUDA_MEMCPY3D_v2, to) == 88);
 static_assert(sizeof(CUDA_KERNEL_NODE_PARAMS_v2) == 72 && offsetof(CUDA_KERNEL_NODE_PARAMS_v2, kernelParams) == 40);
 static_assert(sizeof(CUDA_CONDITIONAL_NODE_PARAMS) == 32 && offsetof(CUDA_CONDITIONAL_NODE_PARAMS, phGraph_out) == 16);
 static_assert(sizeof(CUgraphNodeParams) == 256 && offsetof(CUgraphNodeParams, conditional) == 16);
@@ -141,6 +166,11 @@ static_assert(sizeof(CUgraphNodeParams) == 256 && offsetof(CUgraphNodeParams, co
        const CUDA_KERNEL_NODE_PARAMS_v2*)                                                                              \
   CALL(cuGraphAddChildGraphNode, "cuGraphAddChildGraphNode", 10000, CUgraphNode*, CUgraph, const CUgraphNode*,         \
        std::size_t, CUgraph)                                                                                           \
+  CALL(cuGraphGetNodes, "cuGraphGetNodes", 10000, CUgraph, CUgraphNode*, std::size_t*)                                 \
+  CALL(cuGraphNodeGetType, "cuGraphNodeGetType", 10000, CUgraphNode, CUgraphNodeType*)                                 \
+  CALL(cuGraphMemcpyNodeGetParams, "cuGraphMemcpyNodeGetParams", 10000, CUgraphNode, CUDA_MEMCPY3D_v2*)                \
+  CALL(cuGraphChildGraphNodeGetGraph, "cuGraphChildGraphNodeGetGraph", 10000, CUgraphNode, CUgraph*)                   \
+  CALL(cuPointerGetAttribute, "cuPointerGetAttribute", 4000, void*, CUpointer_attribute, CUdeviceptr)                  \
   CALL(cuGraphInstantiateWithFlags, "cuGraphInstantiateWithFlags", 11040, CUgraphExec*, CUgraph, unsigned long long)   \
   CALL(cuGraphExecDestroy, "cuGraphExecDestroy", 10000, CUgraphExec)                                                   \
   CALL(cuGraphExecKernelNodeSetParams, "cuGraphExecKernelNodeSetParams_v2", 12000, CUgraphExec, CUgraphNode,           \

@@ -2,6 +2,42 @@
 
 namespace stepfuse::cuda {
 
+namespace {
+
+bool on_device(const Driver& driver, const CUDA_MEMCPY3D_v2::Side& side) {
+  if (side.type != CU_MEMORYTYPE_UNIFIED) return side.type != CU_MEMORYTYPE_HOST;
+  CUmemorytype type = CU_MEMORYTYPE_HOST;
+  const CUresult known = driver.cuPointerGetAttribute.result(&type, CU_POINTER_ATTRIBUTE_MEMORY_TYPE, side.device);
+  return known == CUDA_SUCCESS && type == CU_MEMORYTYPE_DEVICE;  // of the host's pageable memory it knows nothing
+}
+
+void find_unrepeatable(const Driver& driver, CUgraph graph, std::vector<std::string>& found) {
+  std::size_t count = 0;
+  driver.cuGraphGetNodes(graph, nullptr, &count);
+  std::vector<CUgraphNode> nodes(count);
+  if (count > 0) driver.cuGraphGetNodes(graph, nodes.data(), &count);
+  for (CUgraphNode node : nodes) {
+    CUgraphNodeType type{};
+    driver.cuGraphNodeGetType(node, &type);
+    if (type == CU_GRAPH_NODE_TYPE_GRAPH) {
+      CUgraph child = nullptr;
+      driver.cuGraphChildGraphNodeGetGraph(node, &child);
+      find_unrepeatable(driver, child, found);
+    } else if (type == CU_GRAPH_NODE_TYPE_MEMCPY) {
+      CUDA_MEMCPY3D_v2 copy{};
+      driver.cuGraphMemcpyNodeGetParams(node, &copy);
+      if (!on_device(driver, copy.from)) found.push_back("copy from the host");
+      if (!on_device(driver, copy.to)) found.push_back("copy to the host");
+    } else if (type == CU_GRAPH_NODE_TYPE_HOST) {
+      found.push_back("call of the host");
+    } else if (type == CU_GRAPH_NODE_TYPE_MEM_ALLOC || type == CU_GRAPH_NODE_TYPE_MEM_FREE) {
+      found.push_back("allocation");
+    }
+  }
+}
+
+}  // namespace
+
 Graph::Graph(ContextPtr context) : context_(context) {
   const Context::Scope scope(*context);
   CUgraph graph = nullptr;
@@ -53,6 +89,13 @@ Graph::While Graph::add_while(After after, CUgraphConditionalHandle condition) {
   CUgraphNode node = nullptr;
   context_->driver().cuGraphAddNode(&node, get(), after ? &after : nullptr, after ? 1 : 0, &params);
   return {node, params.conditional.phGraph_out[0]};
+}
+
+std::vector<std::string> Graph::unrepeatable() const {
+  const Context::Scope scope(*context_);
+  std::vector<std::string> found;
+  find_unrepeatable(context_->driver(), get(), found);
+  return found;
 }
 
 Capture::Capture(const Stream& stream) : context_(stream.context()), stream_(stream.get()) {

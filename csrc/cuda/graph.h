@@ -2,6 +2,8 @@
 #pragma once
 
 #include <optional>
+#include <string>
+#include <vector>
 
 #include "module.h"
 
@@ -25,6 +27,10 @@ class Graph {
   // Needs kWhileNodes. The condition is 0 at every launch until a kernel that comes before sets it.
   CUgraphConditionalHandle make_condition();
   While add_while(After after, CUgraphConditionalHandle condition);
+
+  // What of the graph a trajectory cannot repeat, a word for each node: copies from or to the host's memory, which is
+  // another's by then; calls of the host, which a loop's body may not hold; allocations, which no child graph may.
+  std::vector<std::string> unrepeatable() const;
 
   CUgraph get() const { return borrowed_ ? borrowed_ : graph_.get(); }
   const ContextPtr& context() const { return context_; }

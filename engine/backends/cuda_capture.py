@@ -105,16 +105,16 @@ class CapturedForwards(ABC):
         self.graphs.clear()
 
 
-def not_captured(rows: int, error: BaseException, rule: str) -> CaptureError:
+def not_captured(rows: int, reason: BaseException | str, rule: str) -> CaptureError:
     """What is raised where a capture came to nothing.
 
     Args:
         rows: Of the forward.
-        error: Why; the first line of it is told.
-        rule: What a captured network must be like, to end a sentence.
+        reason: Why; of an error the first line is told.
+        rule: What a captured network must be like, a sentence without its full stop.
     """
-    reason = (str(error) or type(error).__name__).splitlines()[0]
+    told = (str(reason) or type(reason).__name__).splitlines()[0]
     return CaptureError(
-        f"a forward of {rows} rows cannot be captured: {reason}. {rule}: change that, or pass eager=None to run it"
+        f"a forward of {rows} rows cannot be captured: {told}. {rule}: change that, or pass eager=None to run it"
         " kernel by kernel"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -46,8 +47,8 @@ class DriverNetwork(CapturedForwards):
         CudaError: If there is no memory.
     """
 
-    #: What may not be done while the library's forward is captured, as a sentence without its full stop.
-    rule = "A captured forward must neither wait for the device nor copy from the host's pageable memory"
+    #: What a captured forward must be like, a sentence without its full stop.
+    rule = "A captured forward must neither wait for the device nor copy from or to the host, call it, or allocate"
 
     def __init__(
         self,
@@ -154,11 +155,15 @@ class DriverNetwork(CapturedForwards):
         capture = cuda.Capture(self.stream)
         try:
             self.forward(rows)
-            self.graphs[rows] = capture.end()
+            graph = capture.end()
         except Exception as error:
             if self._is_out_of_memory(error):
                 return False
             raise not_captured(rows, error, self.rule) from error
         finally:
             del capture  # an error keeps this frame: without this it would keep the stream recording
+        if found := Counter(graph.unrepeatable()):
+            parts = ", ".join(f"{part} ({count})" for part, count in sorted(found.items()))
+            raise not_captured(rows, f"it holds what a replay cannot repeat: {parts}", self.rule)
+        self.graphs[rows] = graph
         return True

@@ -3,7 +3,8 @@
 Its own CUDA graphs (``enable_cuda_graph``) stay off: it launches them itself, and a launch cannot become part of a
 trajectory. What it puts on our stream is recorded instead, as onnxruntime.ai/docs/execution-providers has it for
 ``user_compute_stream``. That asks of a forward what ONNX Runtime asks of its own capture: no wait, and nothing of the
-network on the CPU but arithmetic on shapes.
+network on the CPU but arithmetic on shapes. Some of its CUDA kernels read small arrays from the host's memory, which is
+gone when a graph is replayed (GatherND, and a Concat of many inputs); a forward that holds such a copy is refused.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ class OnnxRuntimeNetwork(DriverNetwork):
         self._on_cpu = _nodes_on_cpu(self._session)
         if self._on_cpu:
             logger.warning("%s: on the CPU, each forward: %s", bundle.denoiser, self._on_cpu)
-            self.rule += f". On the CPU are {self._on_cpu}: what copies to or from it must not be there"
+            self.rule += f". On the CPU are {self._on_cpu}; what copies to or from it must not be there"
 
     def _cuda_options(self) -> dict[str, str]:
         return {

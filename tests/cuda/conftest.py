@@ -64,13 +64,14 @@ class Fake:
     def open(self):
         return cuda.open(driver=self.path)
 
-    def set(self, *, version=None, memory=None, hidden=()):
+    def set(self, *, version=None, memory=None, hidden=(), unified=False):
         if version is not None:
             self._library.fake_version(version)
         if memory is not None:
             self._library.fake_memory(memory)
         for name in hidden:
             self._library.fake_hide(name.encode())
+        self._library.fake_unified(int(unified))
 
     def fail(self, calls_from_now, code):
         self._library.fake_fail(calls_from_now, code)
@@ -78,6 +79,10 @@ class Fake:
     def late(self, late):
         """Whether the device does nothing before somebody waits for it."""
         self._library.fake_late(int(late))
+
+    def put(self, stream, kind):
+        """Work of another kind, by its CUgraphNodeType, as a library puts it on a stream that is captured."""
+        self._library.fake_put(ctypes.c_void_p(stream.address), kind)
 
     def spend(self, seconds):
         """Lets time pass on the device."""

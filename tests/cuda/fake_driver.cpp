@@ -30,7 +30,7 @@ namespace {
 using KernelBody = void (*)(const char* name, void** params, const unsigned* grid_and_block);
 
 struct Node {
-  enum Kind { Kernel, Child, While } kind = Kernel;
+  enum Kind { Kernel, Child, While, Copy, Other } kind = Kernel;
   int id = 0;
   std::vector<CUgraphNode> after{};
   CUfunction function = nullptr;
@@ -38,6 +38,11 @@ struct Node {
   std::vector<std::uint64_t> arguments{};
   CUgraph graph = nullptr;  // of a child, or the body of a loop
   CUgraphConditionalHandle condition = 0;
+  struct {
+    void *to, *from;
+    std::size_t bytes;
+  } copy{};
+  CUgraphNodeType other{};
 };
 
 struct Fault {
@@ -60,7 +65,7 @@ struct World {
   std::ostringstream log, violations;
   int calls = 0, ids = 0;
   double clock = 0;  // the device's, in milliseconds: kernels take as long as a test says
-  bool late = false;
+  bool late = false, unified = false;
   std::deque<std::pair<CUevent, std::function<void()>>> pending;  // what streams have been given, and recorded events
   Fault fault{-1, CUDA_SUCCESS};
 };
@@ -240,6 +245,7 @@ void run(CUgraph graph) {
     const CUgraphNode_st& node = **ready;
     if (node.kind == Node::Kernel) run_kernel(node);
     if (node.kind == Node::Child) run(node.graph);
+    if (node.kind == Node::Copy) std::memcpy(node.copy.to, node.copy.from, node.copy.bytes);
     for (int turns = 0; node.kind == Node::While && world->conditions[node.condition]; ++turns) {
       if (turns > 100000) {
         violate("a loop without an end");
@@ -269,11 +275,34 @@ void catch_up(CUevent event = nullptr) {
   }
 }
 
-// Puts a kernel on a stream: run, or recorded behind what the stream recorded last.
+// Puts a kernel or a copy on a stream: done, or recorded behind what the stream recorded last.
 void put(CUstream stream, Node node) {
-  if (!stream->capturing) return soon([node = std::move(node)] { run_kernel(node); });
+  if (!stream->capturing)
+    return soon([node = std::move(node)] {
+      if (node.kind == Node::Kernel) run_kernel(node);
+      if (node.kind == Node::Copy) std::memcpy(node.copy.to, node.copy.from, node.copy.bytes);
+    });
   CUgraphNode last = stream->capturing->nodes.empty() ? nullptr : stream->capturing->nodes.back().get();
   add(stream->capturing, std::move(node), &last, last ? 1 : 0);
+}
+
+template <class To, class From>
+void put_copy(CUstream stream, To to, From from, std::size_t bytes) {
+  Node node;
+  node.kind = Node::Copy;
+  node.copy = {(void*)(to), (void*)(from), bytes};
+  put(stream, std::move(node));
+}
+
+// Where an address is, as CUDA_MEMCPY3D has it.
+CUDA_MEMCPY3D_v2::Side side_of(void* address) {
+  CUDA_MEMCPY3D_v2::Side side{};
+  const auto found = world->live.find(address);
+  const bool device = found != world->live.end() && found->second.first == "device memory";
+  side.type = world->unified ? CU_MEMORYTYPE_UNIFIED : device ? CU_MEMORYTYPE_DEVICE : CU_MEMORYTYPE_HOST;
+  side.host = address;
+  side.device = reinterpret_cast<CUdeviceptr>(address);
+  return side;
 }
 
 // What may not be done while this thread captures.
@@ -301,6 +330,14 @@ void fake_memory(std::size_t bytes) { world->memory = bytes; }
 void fake_hide(const char* name) { world->hidden.insert(name); }
 void fake_kernels(KernelBody body) { world->body = body; }
 void fake_fail(int calls_from_now, int code) { world->fault = {calls_from_now, static_cast<CUresult>(code)}; }
+void fake_unified(int unified) { world->unified = unified != 0; }
+// Work of another kind, as a library puts it on a stream that is captured.
+void fake_put(void* stream, int type) {
+  Node node;
+  node.kind = Node::Other;
+  node.other = static_cast<CUgraphNodeType>(type);
+  put(static_cast<CUstream>(stream), std::move(node));
+}
 void fake_spend(double seconds) { world->clock += seconds * 1e3; }
 void fake_late(int late) {
   catch_up();
@@ -421,19 +458,19 @@ CUresult cuMemFreeHost(void* memory) {
 CUresult cuMemcpyHtoDAsync_v2(CUdeviceptr to, const void* from, std::size_t bytes, CUstream stream) {
   if (const CUresult code = enter_context("cuMemcpyHtoDAsync", bytes)) return code;
   alive(stream, "stream");
-  soon([=] { std::memcpy(reinterpret_cast<void*>(to), from, bytes); });
+  put_copy(stream, to, from, bytes);
   return CUDA_SUCCESS;
 }
 CUresult cuMemcpyDtoHAsync_v2(void* to, CUdeviceptr from, std::size_t bytes, CUstream stream) {
   if (const CUresult code = enter_context("cuMemcpyDtoHAsync", bytes)) return code;
   alive(stream, "stream");
-  soon([=] { std::memcpy(to, reinterpret_cast<const void*>(from), bytes); });
+  put_copy(stream, to, from, bytes);
   return CUDA_SUCCESS;
 }
 CUresult cuMemcpyDtoDAsync_v2(CUdeviceptr to, CUdeviceptr from, std::size_t bytes, CUstream stream) {
   if (const CUresult code = enter_context("cuMemcpyDtoDAsync", bytes)) return code;
   alive(stream, "stream");
-  soon([=] { std::memcpy(reinterpret_cast<void*>(to), reinterpret_cast<const void*>(from), bytes); });
+  put_copy(stream, to, from, bytes);
   return CUDA_SUCCESS;
 }
 
@@ -604,6 +641,37 @@ CUresult cuGraphAddNode(CUgraphNode* node, CUgraph graph, const CUgraphNode* aft
   made.condition = loop.handle;
   *node = add(graph, made, after, count);
   params->conditional.phGraph_out = &(*node)->graph;
+  return CUDA_SUCCESS;
+}
+CUresult cuGraphGetNodes(CUgraph graph, CUgraphNode* nodes, std::size_t* count) {
+  const CUresult code = enter_context("cuGraphGetNodes");
+  if (nodes)
+    for (std::size_t i = 0; i < *count; ++i) nodes[i] = graph->nodes.at(i).get();
+  *count = graph->nodes.size();
+  return code;
+}
+CUresult cuGraphNodeGetType(CUgraphNode node, CUgraphNodeType* type) {
+  *type = node->kind == Node::Kernel  ? CU_GRAPH_NODE_TYPE_KERNEL
+          : node->kind == Node::Child ? CU_GRAPH_NODE_TYPE_GRAPH
+          : node->kind == Node::While ? CU_GRAPH_NODE_TYPE_CONDITIONAL
+          : node->kind == Node::Copy  ? CU_GRAPH_NODE_TYPE_MEMCPY
+                                      : node->other;
+  return enter_context("cuGraphNodeGetType");
+}
+CUresult cuGraphMemcpyNodeGetParams(CUgraphNode node, CUDA_MEMCPY3D_v2* params) {
+  *params = {side_of(node->copy.from), side_of(node->copy.to), node->copy.bytes, 1, 1};
+  return enter_context("cuGraphMemcpyNodeGetParams");
+}
+CUresult cuGraphChildGraphNodeGetGraph(CUgraphNode node, CUgraph* graph) {
+  *graph = node->graph;
+  return enter_context("cuGraphChildGraphNodeGetGraph");
+}
+CUresult cuPointerGetAttribute(void* value, CUpointer_attribute, CUdeviceptr address) {
+  if (const CUresult code = enter_context("cuPointerGetAttribute")) return code;
+  const auto found = world->live.find(reinterpret_cast<void*>(address));
+  if (found == world->live.end()) return static_cast<CUresult>(1);  // as of pageable memory
+  *static_cast<CUmemorytype*>(value) =
+      found->second.first == "device memory" ? CU_MEMORYTYPE_DEVICE : CU_MEMORYTYPE_HOST;
   return CUDA_SUCCESS;
 }
 CUresult cuGraphInstantiateWithFlags(CUgraphExec* exec, CUgraph graph, unsigned long long) {

@@ -248,6 +248,43 @@ def test_a_forward_that_waits_is_told_and_leaves_the_stream_usable(made, fake, c
     np.testing.assert_array_equal(trajectories.sample(2, **ARGUMENTS), engine_s(2, **ARGUMENTS))
 
 
+HOST_CALL, EMPTY, ALLOCATION = 3, 5, 10  # CUgraphNodeType
+
+
+def holds(fake, kind):
+    """A library whose forward puts something on the stream beside the kernel, by its kind."""
+    host = np.zeros(4, np.float32)
+
+    def before(network, rows):
+        memory = network._memory["h"].buffer
+        if kind == "copy from the host":
+            memory.upload(network.stream, host)
+        elif kind == "copy to the host":
+            memory.download(network.stream, host)
+        else:
+            fake.put(network.stream, {"call of the host": HOST_CALL, "allocation": ALLOCATION, "nothing": EMPTY}[kind])
+
+    return before
+
+
+@pytest.mark.parametrize("unified", [False, True], ids=["typed", "unified"])
+@pytest.mark.parametrize("kind", ["copy from the host", "copy to the host", "call of the host", "allocation"])
+def test_what_a_replay_cannot_repeat_is_refused(made, fake, kind, unified):
+    fake.set(unified=unified)
+    with pytest.raises(CaptureError, match=rf"of 2 rows cannot be .* cannot repeat: {kind} \(1\)\. A captured forward"):
+        made(before=holds(fake, kind), buckets=[2])
+    trajectories, _ = made(before=holds(fake, kind), buckets=[2], optional=True)
+    assert trajectories.eager
+
+
+@pytest.mark.parametrize("unified", [False, True], ids=["typed", "unified"])
+def test_what_stays_on_the_device_is_captured(made, fake, unified):
+    fake.set(unified=unified)
+    trajectories, _ = made(before=holds(fake, "nothing"), buckets=[8])
+    assert not trajectories.eager
+    np.testing.assert_array_equal(trajectories.sample(2, **ARGUMENTS), engine_s(2, **ARGUMENTS))
+
+
 def test_what_a_library_raises_when_it_is_first_run_is_told_as_it_is(made):
     def before(network, rows):
         raise KeyError("weights")

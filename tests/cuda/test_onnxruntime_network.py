@@ -254,7 +254,7 @@ def test_a_forward_that_waits_is_refused_and_may_run_eagerly(gpu, tiny, caplog):
     gpu.on_cpu = ["NonZero"]
     gpu.before = lambda stream, rows: stream.synchronize()
     message = (
-        r"of 8 rows cannot be captured: ONNX Runtime could not run 8 rows: cuStreamSynchronize.*are 1 NonZero: what"
+        r"of 8 rows cannot be captured: ONNX Runtime could not run 8 rows: cuStreamSynchronize.*are 1 NonZero; what"
     )
     with pytest.raises(CaptureError, match=message):
         load(tiny)
