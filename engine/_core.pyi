@@ -525,6 +525,10 @@ class cuda:  # noqa: N801  a submodule, which one stub file can only write as a 
         a value on the host, and what it is stored as: ``as_is``, or of float32 ``float16`` or ``bfloat16``.
         """
 
+    @staticmethod
+    def slot_bytes(slots: int, elements: int) -> int:
+        """Device memory that so many samples' states take."""
+
     class GraphDenoiser(Denoiser):
         """Captured forwards: the smallest that has the rows is launched."""
 

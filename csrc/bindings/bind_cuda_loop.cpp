@@ -40,6 +40,8 @@ void bind_cuda_loop(py::module_& m) {
           py::arg("max_rows"), py::arg("sample"), py::arg("timestep"), py::arg("prediction"), py::arg("cond"),
           py::arg("program"),
           "Samples in a GPU's memory, for Server.on_device. cond: (address, host bytes, stored as).");
+  sub.def("slot_bytes", &DeviceStepper::bytes, py::arg("slots"), py::arg("elements"),
+          "Device memory that so many samples' states take.");
   py::class_<GraphDenoiser, Denoiser>(sub, "GraphDenoiser")
       .def(py::init<const Stream&, const std::map<int, const Graph*>&>(), py::arg("stream"), py::arg("forwards"),
            py::keep_alive<1, 2>());

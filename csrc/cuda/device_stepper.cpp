@@ -75,6 +75,13 @@ DeviceStepper::DeviceStepper(const Stream& stream, ModelSpec spec, DeviceRows ro
   stream_.synchronize();
 }
 
+std::size_t DeviceStepper::bytes(int slots, std::int64_t elements) {
+  constexpr std::size_t kStates = 3;  // x, h, x0
+  const std::size_t slot =
+      kStates * static_cast<std::size_t>(elements) * sizeof(float) + sizeof(std::uint64_t) + sizeof(std::int32_t);
+  return static_cast<std::size_t>(slots) * slot + frame_bytes(slots);
+}
+
 // What is under way reads pinned memory and writes slots.
 DeviceStepper::~DeviceStepper() {
   context_->quietly([this](const Driver& driver) { return driver.cuStreamSynchronize.result(stream_.get()); });

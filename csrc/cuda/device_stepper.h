@@ -41,6 +41,9 @@ class DeviceStepper final : public Stepper {
   DeviceStepper(const Stream& stream, ModelSpec spec, DeviceRows rows, StepProgram program);
   ~DeviceStepper() override;
 
+  // Device memory of so many slots, what masks and rescaled guidance take when they first come left out.
+  static std::size_t bytes(int slots, std::int64_t elements);
+
   const ModelSpec& spec() const override { return spec_; }
   void begin(Sample& sample) override;
   void stage(const Turn& turn, int rows) override;
