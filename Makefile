@@ -22,9 +22,10 @@ lint: .venv-dev/.ready
 sanitize:
 	$(MAKE) -f tests/core/sanitize.mk -j $$(nproc)
 
-# Every Triton kernel for every architecture, on any machine: fails if one spills. A minute of one processor's time.
+# Every Triton kernel for every architecture, on any machine: fails if one spills, records what each takes. A minute and
+# a half of one processor's time.
 cubins: .venv-dev/.ready
-	.venv-dev/bin/python -m stepfuse.kernels.aot --output build/cubins
+	.venv-dev/bin/python -m stepfuse.kernels.aot --output build/cubins --record benchmarks/results/cubins.json
 
 bench: .venv-dev/.ready
 	.venv-dev/bin/python benchmarks/run.py

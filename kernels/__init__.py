@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 if __name__ != "stepfuse.kernels":
     raise ImportError(f"this folder installs as 'stepfuse.kernels': import that, not {__name__!r}")
 
-from stepfuse.kernels.reference import dynamic_threshold_ref, fused_step_ref, guidance_rescale_ref
+from stepfuse.kernels.reference import dynamic_threshold_ref, fused_step_ref, guidance_rescale_ref, keep_known_ref
 
 if TYPE_CHECKING:
     from stepfuse.kernels.launch import fused_step
     from stepfuse.kernels.launch_adapt import dynamic_threshold, guidance_rescale
+    from stepfuse.kernels.launch_keep import keep_known
+    from stepfuse.kernels.tuning import tune
 
 __all__ = [
     "dynamic_threshold",
@@ -24,9 +26,18 @@ __all__ = [
     "fused_step_ref",
     "guidance_rescale",
     "guidance_rescale_ref",
+    "keep_known",
+    "keep_known_ref",
+    "tune",
 ]
 
-_MODULES = {"fused_step": "launch", "dynamic_threshold": "launch_adapt", "guidance_rescale": "launch_adapt"}
+_MODULES = {
+    "fused_step": "launch",
+    "dynamic_threshold": "launch_adapt",
+    "guidance_rescale": "launch_adapt",
+    "keep_known": "launch_keep",
+    "tune": "tuning",
+}
 
 
 def __getattr__(name: str) -> Any:

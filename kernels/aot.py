@@ -162,6 +162,7 @@ def _build_variant(name: str, folder: Path, architectures: Sequence[int]) -> dic
         "kernel": kernel_name,
         "block": variant.config.block,
         "num_warps": variant.config.num_warps,
+        "grid": variant.grid,
         "arguments": arguments,
         "divisible_by_16": variant.divisible_by_16,
         "cubins": cubins,
@@ -173,12 +174,35 @@ def _ptxas_version(cc: int) -> str:
     return str(tool.version)
 
 
+def record_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What the compiler made of each variant: its registers, spilled bytes and shared bytes by architecture."""
+    columns = ("registers", "stack_bytes", "shared_bytes")
+    return {
+        "triton": manifest["triton"],
+        "ptxas": manifest["ptxas"],
+        "columns": columns,
+        "variants": {
+            name: {cc: [cubin[column] for column in columns] for cc, cubin in variant["cubins"].items()}
+            for name, variant in manifest["variants"].items()
+        },
+    }
+
+
+def write_record(manifest: Mapping[str, Any], file: Path) -> None:
+    """Writes the record, a line a variant."""
+    record = record_of(manifest)
+    built = ",\n".join(f"  {json.dumps(name)}: {json.dumps(one)}" for name, one in record.pop("variants").items())
+    head = "".join(f" {json.dumps(key)}: {json.dumps(value)},\n" for key, value in record.items())
+    file.write_text(f'{{\n{head} "variants": {{\n{built}\n }}\n}}\n')
+
+
 def summary_of(manifest: Mapping[str, Any]) -> str:
     """What was built, in a line."""
     cubins = [cubin for variant in manifest["variants"].values() for cubin in variant["cubins"].values()]
     size = sum(cubin["bytes"] for cubin in cubins) / 1e6
-    registers = max(cubin["registers"] for cubin in cubins)
-    return f"{len(cubins)} cubins of {len(manifest['variants'])} variants, {size:.1f} MB, at most {registers} registers"
+    registers = [cubin["registers"] for cubin in cubins]
+    counts = f"{len(cubins)} cubins of {len(manifest['variants'])} variants"
+    return f"{counts}, {size:.1f} MB, {min(registers)} to {max(registers)} registers"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -188,12 +212,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--arch", type=int, nargs="+", default=ARCHITECTURES, help="compute capabilities times ten")
     parser.add_argument("--only", nargs="+", default=("*",), help="shell patterns of variants' names")
     parser.add_argument("-j", "--jobs", type=int, help="processes at once")
+    parser.add_argument("--record", type=Path, help="file for registers, spills and shared memory of what was built")
     options = parser.parse_args(arguments)
     try:
         manifest = build(options.output, architectures=options.arch, only=options.only, jobs=options.jobs)
     except BuildError as error:
         print(error, file=sys.stderr)
         return 1
+    if options.record:
+        write_record(manifest, options.record)
     print(summary_of(manifest))
     return 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import triton
@@ -77,6 +78,44 @@ def row_maps(
         for name, given in (("row_cond", row_cond), ("row_uncond", row_uncond))
     ]
     return maps[0], maps[1]
+
+
+def next_inputs(
+    x: torch.Tensor,
+    dtypes: Sequence[torch.dtype],
+    next_input: torch.Tensor | None,
+    next_rows: torch.Tensor | None,
+    next_cond: torch.Tensor | None,
+    next_uncond: torch.Tensor | None,
+) -> dict[str, Any]:
+    """A kernel's arguments that say where the next forward's samples go."""
+    given = {"next_rows": next_rows, "next_cond": next_cond, "next_uncond": next_uncond}
+    if next_input is None:
+        for name, tensor in given.items():
+            require(tensor is None, f"{name} says how next_input is written: pass next_input too")
+        names = (*given, "next_input")
+        return {**dict.fromkeys(names), "next_input_rows": 0, "next_input_stride": 0, "next_rows_stride": 0}
+    if next_rows is None or next_cond is None or next_uncond is None:
+        missing = [name for name, tensor in given.items() if tensor is None]
+        raise ValueError(f"next_input needs next_rows, next_cond and next_uncond: {', '.join(missing)} missing")
+    count, slots = next_input.shape[0], x.shape[0]
+    target = written("next_input", require_like("next_input", next_input, x, (count, *x.shape[1:]), *dtypes))
+    rows = rows_of("next_rows", next_rows, x)
+    return {
+        "next_input": target,
+        "next_rows": rows,
+        "next_cond": slot_values("next_cond", next_cond, x, slots, torch.int32),
+        "next_uncond": slot_values("next_uncond", next_uncond, x, slots, torch.int32),
+        "next_input_rows": count,
+        "next_input_stride": target.stride(0),
+        "next_rows_stride": rows.stride(0),
+    }
+
+
+def require_launchable(slots: int, n: int) -> None:
+    """Raises if one launch cannot run over so many samples, or such long ones."""
+    require(n < 1 << 31, f"a sample must have fewer than 2^31 elements, got {n}")
+    require(slots < 1 << 16, f"a launch takes fewer than 2^16 slots, got {slots}")
 
 
 def written(name: str, tensor: torch.Tensor) -> torch.Tensor:

@@ -6,10 +6,12 @@ import torch
 import triton
 
 from stepfuse.kernels.checks import (
+    next_inputs,
     on_device,
     read,
     require,
     require_apart,
+    require_launchable,
     require_like,
     require_prediction,
     require_state,
@@ -103,8 +105,7 @@ def fused_step(
     require_apart({"x": x, "prediction": prediction, "z": z}, {"out": out, "h": h, "x0": x0, "next_input": next_input})
     if slots == 0 or n == 0:
         return out
-    require(n < 1 << 31, f"a sample must have fewer than 2^31 elements, got {n}")
-    require(slots < 1 << 16, f"a launch takes fewer than 2^16 slots, got {slots}")
+    require_launchable(slots, n)
     state, outputs, target = read(x), read(prediction), written("out", out)
     config = config or config_for(slots, n)
     with on_device(x.device):
@@ -145,30 +146,12 @@ def _next_forward(
     next_timestep: torch.Tensor | None,
 ) -> dict[str, torch.Tensor | int | None]:
     """The kernel's arguments that say where the next forward's rows go."""
-    given = {"next_rows": next_rows, "next_cond": next_cond, "next_uncond": next_uncond}
-    if next_input is None:
-        for name, tensor in (*given.items(), ("next_timestep", next_timestep)):
-            require(tensor is None, f"{name} says how next_input is written: pass next_input too")
-        names = (*given, "next_input", "next_t", "next_t_int")
-        return {**dict.fromkeys(names), "next_input_rows": 0, "next_input_stride": 0, "next_rows_stride": 0}
-    if next_rows is None or next_cond is None or next_uncond is None:
-        missing = [name for name, tensor in given.items() if tensor is None]
-        raise ValueError(f"next_input needs next_rows, next_cond and next_uncond: {', '.join(missing)} missing")
-    count, slots = next_input.shape[0], x.shape[0]
-    target = written("next_input", require_like("next_input", next_input, x, (count, *x.shape[1:]), prediction.dtype))
-    rows = rows_of("next_rows", next_rows, x)
+    following = next_inputs(x, (prediction.dtype,), next_input, next_rows, next_cond, next_uncond)
     if next_timestep is not None:
+        require(next_input is not None, "next_timestep says how next_input is written: pass next_input too")
+        count = following["next_input_rows"]
         written("next_timestep", require_like("next_timestep", next_timestep, x, (count,), torch.float32, torch.int64))
         require(next_timestep.is_contiguous(), "next_timestep is written in place: it must be contiguous")
     whole = next_timestep is not None and next_timestep.dtype == torch.int64
-    return {
-        "next_input": target,
-        "next_rows": rows,
-        "next_cond": slot_values("next_cond", next_cond, x, slots, torch.int32),
-        "next_uncond": slot_values("next_uncond", next_uncond, x, slots, torch.int32),
-        "next_t": None if whole else next_timestep,
-        "next_t_int": next_timestep if whole else None,
-        "next_input_rows": count,
-        "next_input_stride": target.stride(0),
-        "next_rows_stride": rows.stride(0),
-    }
+    timesteps = {"next_t": None if whole else next_timestep, "next_t_int": next_timestep if whole else None}
+    return {**following, **timesteps}

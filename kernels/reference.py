@@ -42,6 +42,28 @@ def fused_step_ref(
     return q_x * x + q_d * d + q_e * e + q_h * h + q_z * z, u_x * x + u_d * d + u_e * e + u_h * h, d
 
 
+def keep_known_ref(
+    known: npt.ArrayLike, level: tuple[float, float], x: npt.ArrayLike, x0: npt.ArrayLike | None = None
+) -> tuple[Array, Array | None]:
+    """A state, and the implied clean sample if there is one, with an image put back where a mask keeps it.
+
+    Lugmayr et al. (2022), Eq. 8, with the noise that the sample began with in the place of new noise.
+
+    Args:
+        known: Shape (3, ...): image, mask (1: drawn, 0: the image's), and that noise.
+        level: Signal and noise of the state.
+        x: State.
+        x0: Clean sample, or None.
+
+    Returns:
+        State and clean sample, float64.
+    """
+    image, mask, noise = np.asarray(known, dtype=np.float64)
+    signal, sigma = level
+    x = mask * np.asarray(x, dtype=np.float64) + (1 - mask) * (signal * image + sigma * noise)
+    return x, None if x0 is None else mask * np.asarray(x0, dtype=np.float64) + (1 - mask) * image
+
+
 def guidance_rescale_ref(row: npt.ArrayLike, phi: float, eps: npt.ArrayLike, eps_uncond: npt.ArrayLike) -> Array:
     """The row of a guided step with p_e, q_e and u_e scaled so that the blend's deviation comes near to ``eps``'s.
 

@@ -8,18 +8,19 @@ from itertools import product
 from typing import Any
 
 from stepfuse.kernels.configs import (
+    ALIGNED_LAYOUTS,
+    ANY_LAYOUT,
     GATHER_BLOCK,
     GATHER_WARPS,
-    LARGE,
+    KEEP,
     SELECT_BLOCK,
     SELECT_WARPS,
-    SMALL,
     SUMS_BLOCK,
     SUMS_WARPS,
-    UNALIGNED,
     Config,
 )
 from stepfuse.kernels.triton_adapt import guidance_sums_kernel, rescaled_rows_kernel, thresholded_rows_kernel
+from stepfuse.kernels.triton_keep import keep_known_kernel
 from stepfuse.kernels.triton_step import fused_step_kernel
 
 #: Triton's names of the storage types, by ours.
@@ -46,6 +47,9 @@ ARGUMENTS = {
     "phi": "*fp32",
     "ratio": "*fp32",
     "largest": "*fp32",
+    "known": "*fp32",
+    "known_row": "*i32",
+    "levels": "*fp32",
     "adapted": "*fp32",
     "n": "i32",
     "tiles": "i32",
@@ -61,7 +65,7 @@ ARGUMENTS = {
 OF_STATE, OF_NETWORK = ("x", "out", "h", "x0"), ("prediction", "next_input")
 
 #: What an aligned variant asks of its caller: pointers, the length and strides that are multiples of 16.
-ALIGNED = (*OF_STATE, *OF_NETWORK, "n", "x_stride", "prediction_stride", "out_stride", "next_input_stride")
+ALIGNED = (*OF_STATE, *OF_NETWORK, "known", "n", "x_stride", "prediction_stride", "out_stride", "next_input_stride")
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,7 @@ class Variant:
     config: Config
     types: Mapping[str, str | None] = field(repr=False)  # of arguments that ARGUMENTS does not name, or names otherwise
     aligned: bool = False
+    grid: str = "tiles"  # programs: "tiles" (tiles of a sample, slots), "slots" (slots,)
 
     @property
     def signature(self) -> dict[str, str | None]:
@@ -88,20 +93,23 @@ class Variant:
 
 def variants() -> Iterator[Variant]:
     """All of them."""
-    layouts = {"small": (SMALL, True), "large": (LARGE, True), "any": (UNALIGNED, False)}
-    for (state, network), noise, layout in product(STORAGE, ("plain", "noise"), layouts):
-        config, aligned = layouts[layout]
+    layouts = {**ALIGNED_LAYOUTS, **ANY_LAYOUT}
+    for (state, network), noise, (layout, config) in product(STORAGE, ("plain", "noise"), layouts.items()):
         types = _storage(state, network) | ({} if noise == "noise" else {"seed": None, "step": None})
-        yield Variant(f"fused_step.{state}.{network}.{noise}.{layout}", fused_step_kernel, config, types, aligned)
+        name = f"fused_step.{state}.{network}.{noise}.{layout}"
+        yield Variant(name, fused_step_kernel, config, types, aligned=layout in ALIGNED_LAYOUTS)
     for network, aligned in product(TYPES, (True, False)):
         name = f"guidance_sums.{network}.{'aligned' if aligned else 'any'}"
         config = Config(SUMS_BLOCK, SUMS_WARPS)
         yield Variant(name, guidance_sums_kernel, config, _storage(network, network), aligned)
-    yield Variant("rescaled_rows", rescaled_rows_kernel, Config(GATHER_BLOCK, GATHER_WARPS), {})
+    yield Variant("rescaled_rows", rescaled_rows_kernel, Config(GATHER_BLOCK, GATHER_WARPS), {}, grid="slots")
     for (state, network), aligned in product(STORAGE, (True, False)):
         name = f"thresholded_rows.{state}.{network}.{'aligned' if aligned else 'any'}"
         config = Config(SELECT_BLOCK, SELECT_WARPS)
-        yield Variant(name, thresholded_rows_kernel, config, _storage(state, network), aligned)
+        yield Variant(name, thresholded_rows_kernel, config, _storage(state, network), aligned, grid="slots")
+    for network, aligned in product(TYPES, (True, False)):
+        name = f"keep_known.float32.{network}.{'aligned' if aligned else 'any'}"
+        yield Variant(name, keep_known_kernel, KEEP, _storage("float32", network), aligned)
 
 
 def _storage(state: str, network: str) -> dict[str, str | None]:

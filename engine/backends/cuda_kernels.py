@@ -1,20 +1,25 @@
-"""The compiled fused step for one GPU: from a folder of cubins, or compiled on the spot where Triton is installed."""
+"""The compiled kernels of a step for one GPU: from a folder of cubins, or by Triton on the spot where it is there."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stepfuse._core import cuda
+from stepfuse.backends.cuda_tune import step_seconds
 from stepfuse.errors import GpuError
-from stepfuse.kernels.configs import LARGE, SMALL, UNALIGNED, config_for
+from stepfuse.kernels.configs import layout_for, layouts_for
 
 FORMAT_VERSION = 1
-_LAYOUTS = {SMALL: "small", LARGE: "large", UNALIGNED: "any"}
+_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+_WORTH = 0.98  # of the time of the rule of thumb's layout: what is hardly faster is noise
 _FIRST_SPECIFIC = 90  # from here on cubins are for one architecture alone, before for later ones of the same major too
+
+logger = logging.getLogger("stepfuse")
 
 
 class KernelError(GpuError):
@@ -32,6 +37,7 @@ class Cubin:
         block: Elements a tile.
         num_warps: Warps a tile.
         shared_bytes: Shared memory of a launch.
+        grid: ``tiles``, a program a tile of a slot; or ``slots``, one a slot.
     """
 
     image: bytes
@@ -40,29 +46,33 @@ class Cubin:
     block: int
     num_warps: int
     shared_bytes: int
+    grid: str
 
     def load(self, context: cuda.Context) -> cuda.StepKernel:
         """The kernel in a GPU's context."""
         module = cuda.Module(context, self.image)
-        return cuda.StepKernel(
-            module, self.kernel, self.arguments, self.block, self.num_warps, shared_bytes=self.shared_bytes
-        )
+        shape = self.block, self.num_warps, self.shared_bytes, self.grid
+        return cuda.StepKernel(module, self.kernel, self.arguments, *shape)
 
 
 class StepKernels:
-    """The variants of the step that a network needs, each loaded when it is first asked for.
+    """The kernels that a network's steps need, each loaded when it is first asked for.
 
     Args:
         context: Of the GPU.
         storage: What the network computes in: ``float32``, ``float16`` or ``bfloat16``. States are float32.
         pack: Folder written by ``python -m stepfuse.kernels.aot``; None compiles with Triton.
+        tune: Whether a step's layouts are timed, when one of its size is first asked for; else a rule of thumb says
+            which. Samples do not depend on it.
     """
 
-    def __init__(self, context: cuda.Context, storage: str, pack: Path | None = None) -> None:
+    def __init__(self, context: cuda.Context, storage: str, pack: Path | None = None, *, tune: bool = True) -> None:
         self._context = context
         self._storage = storage
         self._pack = pack
+        self._tune = tune
         self._loaded: dict[str, cuda.StepKernel] = {}
+        self._fastest: dict[tuple[int, int, bool], str | None] = {}  # layouts, by the power of two up to the slots
 
     def get(self, slots: int, n: int, *, noise: bool) -> cuda.StepKernel:
         """The step over ``slots`` samples of ``n`` elements.
@@ -71,13 +81,46 @@ class StepKernels:
             KernelError: If there is none for this GPU.
             CudaError: If the driver does not take it.
         """
-        layout = _LAYOUTS[config_for(slots, n)]
-        name = f"fused_step.float32.{self._storage}.{'noise' if noise else 'plain'}.{layout}"
+        layout = layout_for(slots, n)
+        if self._tune and len(layouts_for(n)) > 1:
+            measured = 1 << (slots.bit_length() - 1), n, noise
+            if measured not in self._fastest:
+                self._fastest[measured] = self._measure(*measured)
+            layout = self._fastest[measured] or layout
+        return self.named(self._name(layout, noise))
+
+    def named(self, name: str) -> cuda.StepKernel:
+        """A kernel by the whole name of its variant, such as ``rescaled_rows``.
+
+        Raises:
+            KernelError: If there is none of that name, or none for this GPU.
+            CudaError: If the driver does not take it.
+        """
         if name not in self._loaded:
             cc = self._context.compute_capability
             cubin = compiled(name, cc) if self._pack is None else packed(self._pack, name, cc)
             self._loaded[name] = cubin.load(self._context)
         return self._loaded[name]
+
+    def _name(self, layout: str, noise: bool) -> str:
+        return f"fused_step.float32.{self._storage}.{'noise' if noise else 'plain'}.{layout}"
+
+    def _measure(self, slots: int, n: int, noise: bool) -> str | None:
+        """The fastest layout, None if it could not be measured."""
+        kernels = {layout: self.named(self._name(layout, noise)) for layout in layouts_for(n)}
+        what = f"a step over {slots} samples of {n} elements, {'with' if noise else 'without'} noise"
+        try:
+            found = step_seconds(list(kernels.values()), self._context, slots, n, _BYTES[self._storage], noise=noise)
+        except cuda.CudaError as error:
+            logger.debug("%s was not timed: %s", what, error)
+            return None
+        seconds = dict(zip(kernels, found, strict=True))
+        usual = layout_for(slots, n)
+        best = min(seconds, key=seconds.__getitem__)
+        chosen = best if seconds[best] < _WORTH * seconds[usual] else usual
+        told = ", ".join(f"{layout} {1e6 * one:.2f} us" for layout, one in seconds.items())
+        logger.debug("%s: %s of %s", what, chosen, told)
+        return chosen
 
 
 def packed(folder: Path, name: str, cc: int) -> Cubin:
@@ -129,13 +172,17 @@ def compiled(name: str, cc: int) -> Cubin:
         ) from error
     if triton.knobs.runtime.interpret:
         raise KernelError("nothing is compiled under TRITON_INTERPRET: unset it, or pass a folder of cubins")
-    [variant] = [variant for variant in variants() if variant.name == name]
+    found = [variant for variant in variants() if variant.name == name]
+    if not found:
+        raise KernelError(f"there is no kernel {name}")
+    [variant] = found
     kernel = aot.compile_variant(variant, cc)
     aot.require_exact(name, kernel.asm["ptx"])
     told = {
         "kernel": kernel.metadata.name,
         "block": variant.config.block,
         "num_warps": variant.config.num_warps,
+        "grid": variant.grid,
         "arguments": aot.arguments_of(variant, kernel.asm["ptx"]),
         "divisible_by_16": variant.divisible_by_16,
     }
@@ -162,4 +209,5 @@ def _manifest(folder: Path) -> dict[str, Any]:
 def _cubin(image: bytes, variant: dict[str, Any], shared_bytes: int) -> Cubin:
     divisible = set(variant["divisible_by_16"])
     arguments = tuple((one["name"], one["type"], one["name"] in divisible) for one in variant["arguments"])
-    return Cubin(image, variant["kernel"], arguments, variant["block"], variant["num_warps"], shared_bytes)
+    shape = variant["block"], variant["num_warps"], shared_bytes, variant["grid"]
+    return Cubin(image, variant["kernel"], arguments, *shape)
