@@ -12,9 +12,10 @@ from stepfuse import _core
 from stepfuse.backends.buffers import Buffers
 from stepfuse.bundle import ModelInfo
 from stepfuse.draw import Draw
+from stepfuse.place import Denoiser, on_host
 from stepfuse.policy import Serving
 from stepfuse.request import Compiler, SampleRequest, resolve
-from stepfuse.service import Denoiser, Service
+from stepfuse.service import Service
 from stepfuse.steptable import StepTable
 
 States = npt.NDArray[np.float32]
@@ -24,7 +25,7 @@ class CallersThread(Service):
     """A service that draws on the thread that asks: there holds what torch keeps a thread, such as autocast."""
 
     def __init__(self, info: ModelInfo, make_denoiser: Callable[[Buffers], Denoiser], rows: int) -> None:
-        super().__init__(info, make_denoiser, Serving(max_rows=rows))
+        super().__init__(info, on_host(make_denoiser), Serving(max_rows=rows))
         self._compiler = Compiler(info)
 
     def requests(self, n: int, table: StepTable, **conditions: Any) -> list[SampleRequest]:
