@@ -399,7 +399,7 @@ class cuda:  # noqa: N801  a submodule, which one stub file can only write as a 
         @property
         def address(self) -> int: ...
         def unrepeatable(self) -> list[str]:
-            """What a trajectory cannot repeat, a word for each node: copies of the host's memory, calls, allocations."""
+            """What a trajectory cannot repeat, a word a node: copies of the host's memory, calls, allocations."""
 
     class Capture:
         """What is put on the stream is recorded from now on."""
@@ -464,7 +464,6 @@ class cuda:  # noqa: N801  a submodule, which one stub file can only write as a 
         steps: int
         forward_rows: list[int]
         needs: cuda.StepNeeds
-        adds_noise: bool
         uses_history: bool
         @property
         def slot_rows(self) -> list[tuple[int, int]]: ...
@@ -474,7 +473,7 @@ class cuda:  # noqa: N801  a submodule, which one stub file can only write as a 
 
     @staticmethod
     def frame_layout(slots: int) -> dict[str, int]:
-        """Where in a frame each of the step's arguments begins, in words."""
+        """Where in a frame each part begins, in words, by the names that kernels have for them."""
 
     class Trajectory:
         def __init__(

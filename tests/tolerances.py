@@ -96,3 +96,7 @@ HALF_LATENTS = 5e-3
 #: Images of a float32 network on a GPU against the engine's on the CPU, relative to the largest: the step is the same
 #: to the bit, and the network's sums of products are in another order, which twenty guided steps amplify.
 GPU_IMAGES = 1e-4
+
+#: Samples with rescaled guidance of a trajectory against the engine's, relative to the largest: a row may differ by
+#: ADAPTED_ROW_ORDER, which a few guided steps amplify.
+ADAPTED_SAMPLES = 1e-5

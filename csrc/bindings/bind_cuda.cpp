@@ -216,16 +216,6 @@ Frames frames_of(const std::vector<py::tuple>& courses) {
   return make_frames(read);
 }
 
-// Built around one kernel: all its steps are that.
-std::unique_ptr<Trajectory> of_one_kernel(std::shared_ptr<Context> context, const TrajectoryPlan& plan,
-                                          const std::shared_ptr<StepKernel>& kernel, const Values& values,
-                                          const std::map<int, const Graph*>& forwards) {
-  StepNeeds needs;
-  needs.noise = kernel->signature().takes("seed");
-  StepProgram program({{{plan.slots, kernel}}, {{plan.slots, kernel}}, {}, {}, {}, {}});
-  return std::make_unique<Trajectory>(std::move(context), plan, std::move(program), needs, values, forwards);
-}
-
 void bind_trajectory(py::module_& m) {
   py::enum_<Form>(m, "Form").value("Unrolled", Form::Unrolled).value("While", Form::While);
   py::enum_<NodeKind>(m, "NodeKind")
@@ -257,7 +247,6 @@ void bind_trajectory(py::module_& m) {
       .def_readonly("steps", &Frames::steps)
       .def_readonly("forward_rows", &Frames::forward_rows)
       .def_readonly("needs", &Frames::needs)
-      .def_property_readonly("adds_noise", [](const Frames& frames) { return frames.needs.noise; })
       .def_readonly("uses_history", &Frames::uses_history)
       .def_property_readonly("slot_rows",
                              [](const Frames& frames) {
@@ -270,25 +259,9 @@ void bind_trajectory(py::module_& m) {
         return py::array_t<std::uint32_t>({static_cast<py::ssize_t>(frames.steps), words}, frames.words.data());
       });
   m.def(
-      "frame_layout",
-      [](int slots) {
-        const FrameLayout layout(slots);
-        return std::map<std::string, std::size_t>{{"rows", layout.rows},
-                                                  {"next_rows", layout.next_rows},
-                                                  {"row_cond", layout.row_cond},
-                                                  {"row_uncond", layout.row_uncond},
-                                                  {"next_cond", layout.next_cond},
-                                                  {"next_uncond", layout.next_uncond},
-                                                  {"step", layout.step}};
-      },
-      py::arg("slots"), "Where in a frame each of the step's arguments begins, in words.");
+      "frame_layout", [](int slots) { return FrameLayout(slots).parts(); }, py::arg("slots"),
+      "Where in a frame each part begins, in words.");
   py::class_<Trajectory>(m, "Trajectory")
-      .def(py::init([](std::shared_ptr<Context> context, const TrajectoryPlan& plan, std::shared_ptr<StepKernel> kernel,
-                       const Values& values, const std::map<int, const Graph*>& forwards) {
-             py::gil_scoped_release nogil;
-             return of_one_kernel(std::move(context), plan, kernel, values, forwards);
-           }),
-           py::arg("context"), py::arg("plan"), py::arg("kernel"), py::arg("values"), py::arg("forwards"))
       .def(py::init([](std::shared_ptr<Context> context, const TrajectoryPlan& plan, const StepProgram& program,
                        const StepNeeds& needs, const Values& values, const std::map<int, const Graph*>& forwards) {
              py::gil_scoped_release nogil;

@@ -18,6 +18,7 @@ from stepfuse._core import cuda
 from stepfuse.backends.cuda_batch import Batch, batch_of, frames_of, split
 from stepfuse.backends.cuda_kernels import StepKernels
 from stepfuse.backends.cuda_networks import open_network
+from stepfuse.backends.cuda_program import beside_step
 from stepfuse.bundle import Bundle, ModelInfo
 from stepfuse.cond import CondInput
 from stepfuse.request import Compiler, SampleRequest, resolve, starting_state
@@ -31,6 +32,7 @@ FORMS = {"unrolled": cuda.Form.Unrolled, "loop": cuda.Form.While}
 
 _KEPT = 8  # trajectories: one a number of samples and of rows in each step
 _SMALLEST_LOOP = 64  # steps that a loop has room for; it doubles
+_KNOWN_BYTES = 3 * 4  # an element: image, mask and noise, float32
 
 logger = logging.getLogger("stepfuse")
 
@@ -65,7 +67,10 @@ class Network(Protocol[Samples]):
         """Behind what the caller's stream has, and before what it gets next."""
 
     def begin(self, batch: Batch) -> None:
-        """Copies a batch to the first rows of the memory."""
+        """Copies a batch to the first rows of the memory; what it keeps of images to ``extra("known", ...)``."""
+
+    def extra(self, name: str, size: int) -> int:
+        """Memory of ``size`` bytes that some batches take beside, kept from its first use on; returns its address."""
 
     def upload(self, words: npt.NDArray[Any]) -> int:
         """Copies words to memory that holds them until the next call; returns its address."""
@@ -259,6 +264,9 @@ class Trajectories(Generic[Samples]):
         seed: int | Sequence[int] | None = None,
         table: StepTable | Sequence[StepTable] | None = None,
         noise: npt.ArrayLike | None = None,
+        image: npt.ArrayLike | None = None,
+        mask: npt.ArrayLike | None = None,
+        strength: float | Sequence[float] | None = None,
         **options: Any,
     ) -> Samples:
         """Draws ``n`` samples; the arguments are those of ``Engine.sample``, and the same seed gives the same noise.
@@ -268,8 +276,7 @@ class Trajectories(Generic[Samples]):
             put on the caller's stream next. Else an array.
 
         Raises:
-            ValueError: If a bound is broken, or a table takes something from the whole of a sample
-                (``StepTable.adapt``), which one launch has no place for.
+            ValueError: If a bound is broken.
             TypeError: If a value is of the wrong kind.
             CudaError: If a call of the driver failed. What was drawn is lost, later calls are not concerned.
         """
@@ -284,10 +291,11 @@ class Trajectories(Generic[Samples]):
             steps=steps,
             guidance_scale=guidance_scale,
             eta=eta,
+            image=image,
+            mask=mask,
+            strength=strength,
             options=options,
         )
-        for request in requests:
-            _require_plain(request.table)
         first = None if noise is None else starting_state((n, *self.info.shape), noise)
         largest = max(self._network.graphs, default=self._network.max_rows)
         parts = split(requests, largest)
@@ -297,11 +305,12 @@ class Trajectories(Generic[Samples]):
 
     def _draw(self, requests: Sequence[SampleRequest], noise: npt.NDArray[Any] | None) -> Samples:
         frames = frames_of(requests)
-        self._network.begin(batch_of(self.info, requests, frames, noise))
+        batch = batch_of(self.info, requests, frames, noise)
         if self.eager:
-            self._run_eagerly(frames)
+            self._run_eagerly(frames, batch)
         else:
             trajectory = self._trajectory(frames)
+            self._network.begin(batch)
             trajectory.load(self._network.stream, frames)
             trajectory.launch(self._network.stream)
         return self._network.result(frames.slots)
@@ -313,47 +322,56 @@ class Trajectories(Generic[Samples]):
             room = max(_SMALLEST_LOOP, 1 << (frames.steps - 1).bit_length())
             forward_rows = [max(forward_rows)] * room
         plan = cuda.plan_trajectory(self._form, frames.slots, forward_rows, self.rows)
-        key = frames.slots, tuple(plan.forward_rows), frames.adds_noise
+        key = frames.slots, tuple(plan.forward_rows), frames.needs
         if key in self._built:
             self._built.move_to_end(key)
             return self._built[key]
         while len(self._built) >= _KEPT:
             self._built.popitem(last=False)
         try:
-            built = self._build(plan, frames.adds_noise)
+            built = self._build(plan, frames.needs)
         except cuda.CudaError as error:
             if not (error.out_of_memory and self._built):
                 raise
             logger.warning("no memory for a trajectory of %d steps: the kept ones are given up", plan.steps)
             self._built.clear()
-            built = self._build(plan, frames.adds_noise)
+            built = self._build(plan, frames.needs)
         self._built[key] = built
         return built
 
-    def _build(self, plan: cuda.TrajectoryPlan, noise: bool) -> cuda.Trajectory:
+    def _build(self, plan: cuda.TrajectoryPlan, needs: cuda.StepNeeds) -> cuda.Trajectory:
         network = self._network
-        kernel = self._kernels.get(plan.slots, network.values["n"], noise=noise)
-        return cuda.Trajectory(network.context, plan, kernel, self._values(noise), network.graphs)
+        program = self._program(plan.slots, needs)
+        return cuda.Trajectory(network.context, plan, program, needs, self._values(program, needs), network.graphs)
 
-    def _values(self, noise: bool) -> dict[str, int]:
-        """The step's arguments but those that frames hold."""
-        values = dict(self._network.values)
-        if not noise:
-            del values["seed"]
+    def _program(self, slots: int, needs: cuda.StepNeeds) -> cuda.StepProgram:
+        """The kernels of a step with these needs."""
+        n = self._network.values["n"]
+        step = {slots: self._kernels.get(slots, n, noise=needs.noise)}
+        beside = beside_step(self._kernels, self._network.storage, n, needs)
+        return cuda.StepProgram({} if needs.noise else step, step if needs.noise else {}, **beside)
+
+    def _values(self, program: cuda.StepProgram, needs: cuda.StepNeeds) -> dict[str, int]:
+        """The kernels' arguments but those that frames hold."""
+        network = self._network
+        values, rows = dict(network.values), network.max_rows
+        if needs.rescale:
+            values["sums"] = network.extra("sums", program.sums_bytes(rows, values["n"]))
+        if needs.keep:
+            values["known"] = network.extra("known", rows * _KNOWN_BYTES * values["n"])
         return values
 
-    def _run_eagerly(self, frames: cuda.Frames) -> None:
+    def _run_eagerly(self, frames: cuda.Frames, batch: Batch) -> None:
         """Every forward and every step launched by the host."""
-        network, layout, noise = self._network, cuda.frame_layout(frames.slots), frames.adds_noise
-        kernel = self._kernels.get(frames.slots, network.values["n"], noise=noise)
-        words = frames.words
-        base = network.upload(words)
-        values = self._values(noise) | {"rows_stride": 16, "next_rows_stride": 16}
-        for step, rows in enumerate(frames.forward_rows):
+        network, words = self._network, frames.words
+        program = self._program(frames.slots, frames.needs)
+        values = self._values(program, frames.needs)
+        network.begin(batch)
+        frame = network.upload(words)
+        for rows in frames.forward_rows:
             network.forward(rows)
-            at = base + step * words.shape[1] * words.itemsize
-            placed = {name: at + first * words.itemsize for name, first in layout.items() if noise or name != "step"}
-            kernel.launch(network.stream, frames.slots, values | placed)
+            program.launch(network.stream, frames.slots, frames.needs, values, frame)
+            frame += words.shape[1] * words.itemsize
 
 
 def _joined(drawn: Sequence[Any]) -> Any:
@@ -362,10 +380,3 @@ def _joined(drawn: Sequence[Any]) -> Any:
     import torch
 
     return torch.cat(drawn)
-
-
-def _require_plain(table: StepTable) -> None:
-    adaptive = {"guidance_rescale": table.guidance_rescale, "dynamic_threshold": table.dynamic_threshold}
-    for name, value in adaptive.items():
-        if value:
-            raise ValueError(f"{name} must be left out where a trajectory is one launch, got {value}")

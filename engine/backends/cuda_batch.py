@@ -30,6 +30,8 @@ class Batch:
         sample: The first forward's input, (R, *shape) float32.
         timestep: Its timesteps, (R,), of the network's dtype for them.
         cond: (R, *input shape) by input name; what no sample says is null.
+        known: Image, mask and first noise of the samples that keep a part of an image, (B, 3, *shape) float32, zero of
+            others; None where none does.
     """
 
     x: Array
@@ -37,6 +39,7 @@ class Batch:
     sample: Array
     timestep: Array
     cond: dict[str, Array]
+    known: Array | None = None
 
 
 def rows_of(request: SampleRequest) -> int:
@@ -64,7 +67,17 @@ def split(requests: Sequence[SampleRequest], max_rows: int) -> list[slice]:
 
 def frames_of(requests: Sequence[SampleRequest]) -> cuda.Frames:
     """All that the steps of these samples take from their tables."""
-    return cuda.Frames([(request.table.rows, request.cond is not None) for request in requests])
+    return cuda.Frames(
+        [
+            (
+                request.table.rows,
+                request.cond is not None,
+                request.table.adaptive,
+                None if (known := request.known) is None or known.mask is None else known.levels,
+            )
+            for request in requests
+        ]
+    )
 
 
 def batch_of(
@@ -80,8 +93,7 @@ def batch_of(
     """
     if noise is None:
         noise = np.stack([normal(request.seed, info.shape) for request in requests])
-    scales = np.array([request.table.init_scale for request in requests], np.float32)
-    x = noise * scales.reshape(-1, *[1] * len(info.shape))
+    x = np.stack([_first_state(request, one) for request, one in zip(requests, noise, strict=True)])
     rows = 1 + max(max(pair) for pair in frames.slot_rows)
     sample, timestep = np.zeros((rows, *info.shape), np.float32), np.zeros(rows, np.float32)
     cond = {name: np.repeat(spec.value(name, None)[np.newaxis], rows, axis=0) for name, spec in info.cond.items()}
@@ -95,7 +107,25 @@ def batch_of(
                 values[row] = value
     seeds = np.array([request.seed for request in requests], np.uint64).view(np.int64)
     whole = info.timestep_dtype == "int64"
-    return Batch(x, seeds, sample, np.rint(timestep).astype(np.int64) if whole else timestep, cond)
+    timestep = np.rint(timestep).astype(np.int64) if whole else timestep
+    return Batch(x, seeds, sample, timestep, cond, _known(requests, noise) if frames.needs.keep else None)
+
+
+def _first_state(request: SampleRequest, noise: Array) -> Array:
+    if request.known is None:
+        return noise * np.float32(request.table.init_scale)
+    signal, share = request.known.levels[0]
+    state: Array = signal * request.known.image.reshape(noise.shape) + share * noise
+    return state
+
+
+def _known(requests: Sequence[SampleRequest], noise: Array) -> Array:
+    known = np.zeros((len(requests), 3, *noise.shape[1:]), np.float32)
+    for parts, request, first in zip(known, requests, noise, strict=True):
+        if request.known is not None and request.known.mask is not None:
+            given = request.known.image, request.known.mask, first
+            parts[:] = [values.reshape(first.shape) for values in given]
+    return known
 
 
 def step_values(at: dict[str, int], rows: int, n: int, *, whole: bool) -> dict[str, int]:

@@ -86,6 +86,7 @@ class DriverNetwork(CapturedForwards):
         self.values = step_values(at, max_rows, math.prod(info.shape), whole=info.timestep_dtype == "int64")
         self.addresses = {name: at[name] for name in ("sample", "timestep", "prediction")}
         self.addresses |= {name: rows.address for name, rows in self._cond.items()}
+        self._extra: dict[str, Rows] = {}
         self._staging, self._words = Staging(context, self.stream), Words(context, self.stream)
         self._clear()
 
@@ -103,8 +104,17 @@ class DriverNetwork(CapturedForwards):
 
     def begin(self, batch: Batch) -> None:
         """Copies a batch to the first rows of the memory."""
-        first = [(self._memory[name], getattr(batch, name)) for name in ("x", "seed", "sample", "timestep")]
-        self._staging.put([*first, *((self._cond[name], values) for name, values in batch.cond.items())])
+        copies = [(self._memory[name], getattr(batch, name)) for name in ("x", "seed", "sample", "timestep")]
+        copies += [(self._cond[name], values) for name, values in batch.cond.items()]
+        if batch.known is not None:
+            copies.append((self._extra["known"], batch.known))
+        self._staging.put(copies)
+
+    def extra(self, name: str, size: int) -> int:
+        """Memory of ``size`` bytes that some batches take beside, kept from its first use on; returns its address."""
+        if name not in self._extra:
+            self._extra[name] = Rows(self.context, name, size // np.dtype("float32").itemsize, (), "float32")
+        return self._extra[name].address
 
     def upload(self, words: Array) -> int:
         """Copies words to memory that holds them until the next call; returns its address."""

@@ -13,6 +13,7 @@ from typing import Protocol
 from stepfuse import _core
 from stepfuse._core import cuda
 from stepfuse.backends.cuda_kernels import StepKernels
+from stepfuse.backends.cuda_program import beside_step
 from stepfuse.bundle import ModelInfo
 from stepfuse.device import Cuda
 from stepfuse.place import Place, Placed, row_bytes
@@ -112,14 +113,11 @@ def step_program(kernels: StepKernels, storage: str, n: int, slots: int) -> cuda
         KernelError: If one is missing.
     """
     counts = [1 << i for i in range((slots - 1).bit_length() + 1)]
-    layout = "any" if n % 16 else "aligned"
+    needs = cuda.StepNeeds(rescale=True, threshold=True, keep=True)
     return cuda.StepProgram(
         {count: kernels.get(count, n, noise=False) for count in counts},
         {count: kernels.get(count, n, noise=True) for count in counts},
-        guidance_sums=kernels.named(f"guidance_sums.{storage}.{layout}"),
-        rescaled_rows=kernels.named("rescaled_rows"),
-        thresholded_rows=kernels.named(f"thresholded_rows.float32.{storage}.{layout}"),
-        keep_known=kernels.named(f"keep_known.float32.{storage}.{layout}"),
+        **beside_step(kernels, storage, n, needs),
     )
 
 

@@ -54,6 +54,7 @@ class TorchNetwork(CapturedForwards):
         self._captured: list[torch.cuda.CUDAGraph] = []  # they own the memory that the graphs work in
         self._pool = torch.cuda.graph_pool_handle()
         self._words = self._zeros((1,), torch.int32)
+        self._extra: dict[str, torch.Tensor] = {}
         with self.ordered():
             self._allocate(info)
 
@@ -96,6 +97,14 @@ class TorchNetwork(CapturedForwards):
         _put(self._timestep, batch.timestep)
         for name, values in batch.cond.items():
             _put(self._cond[name], values)
+        if batch.known is not None:
+            _put(self._extra["known"], batch.known.reshape(-1))
+
+    def extra(self, name: str, size: int) -> int:
+        """Memory of ``size`` bytes that some batches take beside, kept from its first use on; returns its address."""
+        if name not in self._extra:
+            self._extra[name] = self._zeros((size // torch.float32.itemsize,), torch.float32)
+        return int(self._extra[name].data_ptr())
 
     def upload(self, words: npt.NDArray[Any]) -> int:
         """Copies words to memory that holds them until the next call; returns its address."""

@@ -1,4 +1,4 @@
-"""A recording CUDA driver, compiled for the tests, and the fused step as a kernel for it."""
+"""A recording CUDA driver, compiled for the tests, and the step's kernels for it."""
 
 import ast
 import ctypes
@@ -18,8 +18,10 @@ from stepfuse._core import cuda
 HERE = Path(__file__).parent
 KERNELS = HERE.parent.parent / "kernels"
 BLOCK, WARPS = 256, 2
-NAMES = ("t", "s", "g", "p_x", "p_e", "lo", "q_x", "q_h", "q_z", "u_x")
-T, S, G, P_X, P_E, LO, Q_X, Q_H, Q_Z, U_X = (sf.steptable.COLUMNS.index(name) for name in NAMES)
+SUMS_BLOCK = 8  # several tiles, the last of which is not full
+NAMES = ("t", "s", "g", "p_x", "p_e", "lo", "hi", "q_x", "q_h", "q_z", "u_x")
+T, S, G, P_X, P_E, LO, HI, Q_X, Q_H, Q_Z, U_X = (sf.steptable.COLUMNS.index(name) for name in NAMES)
+OF_PREDICTION = [sf.steptable.COLUMNS.index(name) for name in ("p_e", "q_e", "u_e")]
 
 
 def compiled(folder, *flags):
@@ -122,13 +124,23 @@ def fake(library):
     fake.reset()
 
 
-def step_arguments(*, noise=True, aligned=False):
-    """The compiled step's arguments in order, from its source: what the ahead-of-time build's manifest says."""
-    [kernel] = [
-        node
-        for node in ast.parse((KERNELS / "triton_step.py").read_text()).body
-        if isinstance(node, ast.FunctionDef) and node.name == "fused_step_kernel"
-    ]
+#: The step's kernels: where each is written, and its block and grid here. The fused step is compiled twice.
+STEP_KERNELS = {
+    "fused_step_kernel": ("triton_step.py", BLOCK, "tiles"),
+    "plain_step_kernel": ("triton_step.py", BLOCK, "tiles"),
+    "guidance_sums_kernel": ("triton_adapt.py", SUMS_BLOCK, "tiles"),
+    "rescaled_rows_kernel": ("triton_adapt.py", BLOCK, "slots"),
+    "thresholded_rows_kernel": ("triton_adapt.py", BLOCK, "slots"),
+    "keep_known_kernel": ("triton_keep.py", BLOCK, "tiles"),
+}
+NETWORK = [("rows", "i64"), ("sample", "*fp32"), ("t", "*fp32"), ("prediction", "*fp32"), ("n", "i64")]
+
+
+def arguments_of(kernel):
+    """A compiled kernel's arguments in order, from its source: what the ahead-of-time build's manifest says."""
+    tree = ast.parse((KERNELS / STEP_KERNELS[kernel][0]).read_text())
+    name = kernel.replace("plain", "fused")
+    [found] = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name]
     tree = ast.parse((KERNELS / "variants.py").read_text())
     [types] = [
         ast.literal_eval(node.value)
@@ -136,10 +148,11 @@ def step_arguments(*, noise=True, aligned=False):
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == "ARGUMENTS"
     ]
     tensors = ("x", "out", "h", "x0", "prediction", "next_input")
-    divisible = (*tensors, "n", "x_stride", "prediction_stride", "out_stride", "next_input_stride") if aligned else ()
-    absent = {"z", "BLOCK"} if noise else {"z", "BLOCK", "seed", "step"}
-    names = [argument.arg for argument in kernel.args.args if argument.arg not in absent]
-    ours = [(name, "*fp32" if name in tensors else types[name], name in divisible) for name in names]
+    types |= dict.fromkeys(tensors, "*fp32") | {"BLOCK": None}
+    if kernel == "plain_step_kernel":
+        types |= {"seed": None, "step": None}
+    names = [argument.arg for argument in found.args.args]
+    ours = [(name, types[name], False) for name in names if types[name]]
     return [*ours, ("null", "*i8", False), ("null", "*i8", False)]
 
 
@@ -149,12 +162,24 @@ def array_at(address, shape, dtype):
 
 
 class StepOnHost:
-    """What fused_step_kernel does, by its documented header, over the host's memory; and a network."""
+    """What the step's kernels do, by their documented headers, over the host's memory; and a network."""
 
-    def __init__(self, arguments, network):
-        self.names = [(name, kind) for name, kind, _ in arguments]
+    def __init__(self, network):
+        self.arguments = {name: arguments_of(name) for name in STEP_KERNELS}
         self.network = network
         self.ran = []
+
+    def module(self, context):
+        """An image of all of them, loaded."""
+        counts = {name: len(arguments) for name, arguments in self.arguments.items()} | {"network": len(NETWORK)}
+        return cuda.Module(context, "".join(f"{name} {count}\n" for name, count in counts.items()).encode())
+
+    def kernels(self, module):
+        """By name."""
+        return {
+            name: cuda.StepKernel(module, name, self.arguments[name], block, WARPS, grid=grid)
+            for name, (_, block, grid) in STEP_KERNELS.items()
+        }
 
     def __call__(self, name, words, shape):
         if name == "network":
@@ -163,51 +188,126 @@ class StepOnHost:
             out[:] = self.network(x, array_at(t, (rows,), np.float32))
             self.ran.append(("network", rows))
             return
-        assert name == "fused_step_kernel"
         given = {}
-        for i, (argument, kind) in enumerate(self.names):
+        for i, (argument, kind, _) in enumerate(self.arguments[name]):
             wide = kind[0] == "*" or kind == "i64"
             given[argument] = (ctypes.c_int64 if wide else ctypes.c_int32).from_address(words[i]).value
         assert given.pop("null") == 0
-        slots, n = shape[1], given["n"]
-        assert list(shape[:7]) == [-(-n // BLOCK), slots, 1, 32 * WARPS, 1, 1, 0]
-        self.step(given, slots, n)
-        self.ran.append(("step", slots))
+        _, block, grid = STEP_KERNELS[name]
+        n, slots = given["n"], shape[1] if grid == "tiles" else shape[0]
+        want = [-(-n // block), slots, 1] if grid == "tiles" else [slots, 1, 1]
+        assert list(shape[:7]) == [*want, 32 * WARPS, 1, 1, 0]
+        given["maps"] = {key: array_at(given[key], (slots,), np.int32) for key in ("row_cond", "row_uncond")}
+        run = {"fused_step_kernel": self.step, "plain_step_kernel": self.step}.get(name)
+        (run or getattr(self, name.removesuffix("_kernel")))(given, slots, n)
+        self.ran.append((name.removesuffix("_kernel").replace("fused_", "").replace("plain_", ""), slots))
 
     def step(self, a, slots, n):
         rows = array_at(a["rows"], (slots, a["rows_stride"]), np.float32)
-        next_rows = array_at(a["next_rows"], (slots, a["next_rows_stride"]), np.float32)
-        maps = ("row_cond", "row_uncond", "next_cond", "next_uncond")
-        cond, uncond, next_cond, next_uncond = (array_at(a[name], (slots,), np.int32) for name in maps)
         x = array_at(a["x"], (slots, n), np.float32)
         history = array_at(a["h"], (slots, n), np.float32) if a["h"] else None
-        prediction = array_at(a["prediction"], (a["prediction_rows"], n), np.float32)
-        next_input = array_at(a["next_input"], (a["next_input_rows"], n), np.float32)
-        next_t = array_at(a["next_t"], (a["next_input_rows"],), np.float32)
-        for i in range(slots):
-            if cond[i] < 0 and uncond[i] < 0:
-                continue
-            guided = cond[i] >= 0 and uncond[i] >= 0
+        for i, e, e_u in predictions(a, slots, n):
             row = rows[i].copy()
             noise = None
             if row[Q_Z]:
                 seed, step = array_at(a["seed"], (slots,), np.int64)[i], array_at(a["step"], (slots,), np.int32)[i]
                 noise = _core.normal(int(seed), int(step), 1, n)
             h = history[i] if row[Q_H] or row[U_X:].any() else None
-            e, e_uncond = prediction[cond[i] if cond[i] >= 0 else uncond[i]], prediction[uncond[i]] if guided else None
             if a["x0"]:
-                blend = e if e_uncond is None else e_uncond + row[G] * (e - e_uncond)
-                array_at(a["x0"], (slots, n), np.float32)[i] = np.clip(row[P_X] * x[i] + row[P_E] * blend, *row[LO:Q_X])
+                clean = np.clip(row[P_X] * x[i] + row[P_E] * blend(row, e, e_u), *row[LO:Q_X])
+                array_at(a["x0"], (slots, n), np.float32)[i] = clean
             try:
-                x[i] = sf.step(x[i], e, row, eps_uncond=e_uncond, h=h, z=noise)
+                x[i] = sf.step(x[i], e, row, eps_uncond=e_u, h=h, z=noise)
             except ValueError:  # of what is not finite
                 x[i] = np.nan
             if a["nonfinite"] and not np.isfinite(x[i]).all():
                 array_at(a["nonfinite"], (slots,), np.int32)[i] = 1
-            for to in (next_cond[i], next_uncond[i]):
-                if to >= 0:
-                    next_input[to] = next_rows[i][S] * x[i]
-                    next_t[to] = next_rows[i][T]
+            write_next(a, slots, i, x[i])
+
+    def guidance_sums(self, a, slots, n):
+        rows = array_at(a["rows"], (slots, a["rows_stride"]), np.float32)
+        tiles = -(-n // SUMS_BLOCK)
+        sums = array_at(a["sums"], (slots, tiles, 4), np.float64)
+        sums[:] = 0
+        for i, e_c, e_u in predictions(a, slots, n):
+            if e_u is None:
+                continue
+            e = blend(rows[i], e_c, e_u)
+            for tile in range(tiles):
+                part = slice(tile * SUMS_BLOCK, (tile + 1) * SUMS_BLOCK)
+                one, other = e_c[part].astype(np.float64), e[part].astype(np.float64)
+                sums[i, tile] = one.sum(), (one * one).sum(), other.sum(), (other * other).sum()
+
+    def rescaled_rows(self, a, slots, n):
+        rows = array_at(a["rows"], (slots, a["rows_stride"]), np.float32)
+        adapted = array_at(a["adapted"], (slots, 16), np.float32)
+        sums = array_at(a["sums"], (slots, a["tiles"], 4), np.float64)
+        phi = array_at(a["phi"], (slots,), np.float32).astype(np.float64)
+        for i in range(slots):
+            row = rows[i].copy()
+            total_c, squares_c, total, squares = sums[i].sum(axis=0)
+            of_cond, of_blend = squares_c / n - (total_c / n) ** 2, squares / n - (total / n) ** 2
+            guided = all(rows_of[i] >= 0 for rows_of in a["maps"].values())
+            if guided and of_cond > 0 and of_blend > 0 and np.isfinite(of_cond / of_blend):
+                row[OF_PREDICTION] *= np.float32(phi[i] * np.sqrt(of_cond / of_blend) + 1 - phi[i])
+            adapted[i] = row
+
+    def thresholded_rows(self, a, slots, n):
+        rows = array_at(a["rows"], (slots, a["rows_stride"]), np.float32)
+        adapted = array_at(a["adapted"], (slots, 16), np.float32)
+        x = array_at(a["x"], (slots, n), np.float32)
+        ratio, largest = (array_at(a[name], (slots,), np.float32) for name in ("ratio", "largest"))
+        adapted[:] = rows.copy()
+        for i, e_c, e_u in predictions(a, slots, n):
+            row = rows[i].copy()
+            magnitudes = np.abs(row[P_X] * x[i] + row[P_E] * blend(row, e_c, e_u))
+            if ratio[i] > 0 and np.isfinite(magnitudes).all():
+                quantile = np.float32(np.quantile(magnitudes.astype(np.float64), float(ratio[i])))
+                row[[P_X, P_E]] /= min(max(quantile, np.float32(1)), largest[i])
+                row[[LO, HI]] = -1, 1
+                adapted[i] = row
+
+    def keep_known(self, a, slots, n):
+        x = array_at(a["x"], (slots, n), np.float32)
+        x0 = array_at(a["x0"], (slots, n), np.float32) if a["x0"] else np.zeros_like(x)
+        known_row = array_at(a["known_row"], (slots,), np.int32)
+        levels = array_at(a["levels"], (slots, 2), np.float32)
+        for i in range(slots):
+            if known_row[i] < 0 or all(rows_of[i] < 0 for rows_of in a["maps"].values()):
+                continue
+            image, mask, noise = array_at(a["known"], (known_row[i] + 1, 3, n), np.float32)[-1]
+            x[i] = mask * x[i] + (1 - mask) * (levels[i, 0] * image + levels[i, 1] * noise)
+            x0[i] = mask * x0[i] + (1 - mask) * image
+            write_next(a, slots, i, x[i], timestep=False)
+
+
+def predictions(a, slots, n):
+    """Of each slot that takes part: its index, its prediction, and the unconditional one if it is guided."""
+    prediction = array_at(a["prediction"], (a["prediction_rows"], n), np.float32)
+    for i, (cond, uncond) in enumerate(zip(*a["maps"].values(), strict=True)):
+        if cond >= 0 or uncond >= 0:
+            yield i, prediction[cond if cond >= 0 else uncond], prediction[uncond] if min(cond, uncond) >= 0 else None
+
+
+def blend(row, e, e_uncond):
+    return e if e_uncond is None else e_uncond + row[G] * (e - e_uncond)
+
+
+def write_next(a, slots, slot, x, *, timestep=True):
+    """The next forward's rows of a slot."""
+    next_rows = array_at(a["next_rows"], (slots, a["next_rows_stride"]), np.float32)
+    next_input = array_at(a["next_input"], (a["next_input_rows"], x.size), np.float32)
+    for name in ("next_cond", "next_uncond"):
+        to = array_at(a[name], (slots,), np.int32)[slot]
+        if to < 0:
+            continue
+        next_input[to] = next_rows[slot][S] * x
+        if timestep:
+            array_at(a["next_t"], (a["next_input_rows"],), np.float32)[to] = next_rows[slot][T]
+
+
+def network_on(module):
+    return cuda.StepKernel(module, "network", [(*argument, False) for argument in NETWORK], BLOCK, WARPS)
 
 
 class Rig:
@@ -218,12 +318,15 @@ class Rig:
         self.stream = cuda.Stream(self.context)
         self.frames = cuda.Frames(courses)
         slots = len(courses)
-        arguments = step_arguments()
-        self.host = StepOnHost(arguments, network)
+        self.host = StepOnHost(network)
         fake.run_kernels(self.host)
-        image = f"fused_step_kernel {len(arguments)}\nnetwork 5\n".encode()
-        self.module = cuda.Module(self.context, image)
-        self.kernel = cuda.StepKernel(self.module, "fused_step_kernel", arguments, BLOCK, WARPS)
+        self.module = self.host.module(self.context)
+        kernels = self.host.kernels(self.module)
+        self.program = cuda.StepProgram(
+            {slots: kernels.pop("plain_step_kernel")},
+            {slots: kernels.pop("fused_step_kernel")},
+            **{name.removesuffix("_kernel"): kernel for name, kernel in kernels.items()},
+        )
         self.memory = {
             name: cuda.DeviceBuffer(self.context, words * 4)
             for name, words in {
@@ -233,6 +336,8 @@ class Rig:
                 "sample": max_rows * n,
                 "t": max_rows,
                 "prediction": max_rows * n,
+                "known": slots * 3 * n,
+                "sums": self.program.sums_bytes(slots, n) // 4,
             }.items()
         }
         at = {name: buffer.address for name, buffer in self.memory.items()}
@@ -243,14 +348,12 @@ class Rig:
             **dict.fromkeys(("x_stride", "out_stride", "prediction_stride", "next_input_stride", "n"), n),
             **dict.fromkeys(("prediction_rows", "next_input_rows"), max_rows),
             "h": at["h"] if history else 0,
-            "seed": at["seed"],
-            "prediction": at["prediction"],
+            **{name: at[name] for name in ("seed", "prediction", "known", "sums")},
             "next_input": at["sample"],
             "next_t": at["t"],
         }
         self.put("seed", np.array(seeds, dtype=np.int64))
-        types = [("rows", "i64"), ("sample", "*fp32"), ("t", "*fp32"), ("prediction", "*fp32"), ("n", "i64")]
-        forward = cuda.StepKernel(self.module, "network", [(*argument, False) for argument in types], BLOCK, WARPS)
+        forward = network_on(self.module)
         self.forwards = {}
         for rows in buckets:
             capture = cuda.Capture(self.stream)
@@ -258,10 +361,11 @@ class Rig:
             forward.launch(self.stream, rows, {"rows": rows, "n": n, **tensors})
             self.forwards[rows] = capture.end()
 
-    def trajectory(self, form, *, steps=None):
+    def trajectory(self, form, *, steps=None, needs=None):
         rows = self.frames.forward_rows if steps is None else [max(self.frames.forward_rows)] * steps
         plan = cuda.plan_trajectory(form, self.slots, rows, list(self.forwards))
-        return cuda.Trajectory(self.context, plan, self.kernel, self.values, self.forwards)
+        needs = needs or self.frames.needs
+        return cuda.Trajectory(self.context, plan, self.program, needs, self.values, self.forwards)
 
     def put(self, name, values):
         self.memory[name].upload(self.stream, np.ascontiguousarray(values))
@@ -295,23 +399,31 @@ def old_driver(old_library):
     return Fake(old_library)
 
 
+class KernelsOnHost:
+    """As StepKernels, on the fake."""
+
+    def __init__(self, fake, context, network):
+        host = StepOnHost(network)
+        fake.run_kernels(host)
+        self.module = host.module(context)
+        self._kernels = host.kernels(self.module)
+
+    def __getitem__(self, noise):
+        return self._kernels["fused_step_kernel" if noise else "plain_step_kernel"]
+
+    def get(self, slots, n, *, noise):
+        return self[noise]
+
+    def named(self, name):
+        return self._kernels[f"{name.split('.')[0]}_kernel"]
+
+
 @pytest.fixture
 def step_on(fake):
-    """``step_on(context, network)``: the step's kernels by whether they make noise, and a network's, on the fake."""
+    """``step_on(context, network)``: the step's kernels, and a network's, on the fake."""
 
     def make(context, network):
-        arguments = {noise: step_arguments(noise=noise) for noise in (True, False)}
-        hosts = {noise: StepOnHost(arguments[noise], network) for noise in arguments}
-        names = {True: "fused_step_kernel", False: "plain_step_kernel"}
-
-        def body(name, words, shape):
-            hosts[name != names[False]](name.replace("plain", "fused"), words, shape)
-
-        fake.run_kernels(body)
-        image = "".join(f"{names[noise]} {len(arguments[noise])}\n" for noise in names) + "network 5\n"
-        module = cuda.Module(context, image.encode())
-        types = [("rows", "i64"), ("sample", "*fp32"), ("t", "*fp32"), ("prediction", "*fp32"), ("n", "i64")]
-        steps = {noise: cuda.StepKernel(module, names[noise], arguments[noise], BLOCK, WARPS) for noise in names}
-        return steps, cuda.StepKernel(module, "network", [(*argument, False) for argument in types], BLOCK, WARPS)
+        kernels = KernelsOnHost(fake, context, network)
+        return kernels, network_on(kernels.module)
 
     return make

@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import support
+from tolerances import ADAPTED_SAMPLES
 
 import stepfuse as sf
 from stepfuse._core import cuda
@@ -20,6 +21,12 @@ from stepfuse.bundle import ModelInfo
 
 INFO = ModelInfo(shape=support.SHAPE, schedule=support.SCHEDULE, cond=support.COND)
 ARGUMENTS = {"cond": 3, "steps": 4, "guidance_scale": 2.0, "eta": 1.0, "seed": 5}
+#: Takes all the memory that a step may work in.
+KEPT = {
+    "guidance_rescale": 0.5,
+    "image": np.full(support.SHAPE, 0.5, np.float32),
+    "mask": np.float32([[1, 1, 0.5, 0, 0]] * 4),
+}
 OUT_OF_MEMORY = 2
 
 
@@ -51,6 +58,9 @@ class HostNetwork(DriverNetwork):
         """As of StepKernels."""
         return self._steps[noise]
 
+    def named(self, name):
+        return self._steps.named(name)
+
 
 class Bare(DriverNetwork):
     def forward(self, rows):
@@ -81,6 +91,18 @@ def test_samples_are_the_engine_s_to_the_bit(made, options):
         got = trajectories.sample(n, **ARGUMENTS)
         assert isinstance(got, np.ndarray)
         np.testing.assert_array_equal(got, engine_s(n, **ARGUMENTS))
+
+
+@pytest.mark.parametrize("options", [{}, {"form": "loop"}, {"buckets": ()}], ids=str)
+def test_parts_of_images_are_kept_in_memory_that_is_there_once(made, fake, options):
+    trajectories, _ = made(**options)
+    want = engine_s(3, **ARGUMENTS, **KEPT)
+    np.testing.assert_allclose(
+        trajectories.sample(3, **ARGUMENTS, **KEPT), want, rtol=0, atol=ADAPTED_SAMPLES * np.abs(want).max()
+    )
+    fake.log()
+    trajectories.sample(3, **ARGUMENTS, **KEPT)
+    assert "cuMemAlloc" not in fake.names()
 
 
 def test_a_batch_is_a_copy_each_a_launch_and_the_wait_for_its_result(made, fake):

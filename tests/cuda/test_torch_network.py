@@ -6,6 +6,7 @@ import logging
 import numpy as np
 import pytest
 import support
+from tolerances import ADAPTED_SAMPLES
 
 from stepfuse._core import cuda
 
@@ -109,6 +110,9 @@ def made(gpu, step_on, monkeypatch):
             def get(self, slots, n, *, noise):
                 return steps[noise]
 
+            def named(self, name):
+                return steps.named(name)
+
         def module(sample, timestep, class_labels):
             nonlocal labels
             rows = len(sample)
@@ -145,6 +149,17 @@ def test_a_module_draws_what_the_engine_draws(made, options):
     trajectories = made(**options)
     for n in (1, 3, 9):
         np.testing.assert_array_equal(trajectories.sample(n, **ARGUMENTS).numpy(), engine_s(n, **ARGUMENTS))
+
+
+@pytest.mark.parametrize("options", [{}, {"form": "loop"}, {"eager": True}], ids=str)
+def test_parts_of_images_are_kept(made, options):
+    trajectories = made(**options)
+    kept = {"image": np.full(support.SHAPE, 0.5, np.float32), "mask": np.float32([[1, 1, 0.5, 0, 0]] * 4)}
+    for rescale in (0.0, 0.5):
+        arguments = {**ARGUMENTS, **kept, "guidance_rescale": rescale}
+        want = engine_s(3, **arguments)
+        bound = ADAPTED_SAMPLES * np.abs(want).max() if rescale else 0
+        np.testing.assert_allclose(trajectories.sample(3, **arguments).numpy(), want, rtol=0, atol=bound)
 
 
 def test_the_largest_is_captured_first_and_all_work_in_one_pool(made, gpu):

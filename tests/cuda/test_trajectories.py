@@ -6,6 +6,7 @@ import logging
 import numpy as np
 import pytest
 import support
+from tolerances import ADAPTED_SAMPLES
 
 import stepfuse as sf
 from stepfuse._core import cuda
@@ -24,6 +25,16 @@ TABLES = (
     sf.samplers.ddpm(support.SCHEDULE, 4, guidance_scale=0.0),
 )
 MIXED = {"table": TABLES, "cond": [2, 4, 5, None], "seed": [11, 1 << 63, 13, 14]}
+#: Guided far enough for clean estimates to leave the data range.
+STRONG = {"cond": 2, "negative_cond": 6, "steps": 4, "guidance_scale": 6.0, "seed": 4}
+ADAPTED = (
+    sf.samplers.ddim(support.SCHEDULE, 6, eta=1.0, guidance_scale=3.0).adapt(guidance_rescale=0.6),
+    sf.samplers.dpmpp_2m(support.SCHEDULE, 5, guidance_scale=4.0).adapt(dynamic_threshold=(0.8, 3.0)),
+    sf.samplers.ddim(support.SCHEDULE, 3, guidance_scale=5.0).adapt(guidance_rescale=1.0, dynamic_threshold=(1.0, 2.0)),
+    sf.samplers.ddpm(support.SCHEDULE, 4),
+)
+PICTURES = np.random.default_rng(5).uniform(-1, 1, (4, *support.SHAPE)).astype(np.float32)
+MASK = np.float32([[1, 1, 0, 0, 0]] * 2 + [[0.5, 0.25, 0, 1, 1]] * 2)
 #: What the driver is asked for a batch. The wait is for the upload before, whose memory the host is about to overwrite.
 LOADED = ("cuEventSynchronize", "cuMemcpyHtoDAsync", "cuEventRecord", "cuGraphLaunch")
 FORMS = pytest.mark.parametrize("form", ["unrolled", "loop"])
@@ -32,7 +43,9 @@ FORMS = pytest.mark.parametrize("form", ["unrolled", "loop"])
 class HostNetwork:
     """The engine's test network in the host's memory, with forwards captured on the fake driver."""
 
-    def __init__(self, fake, step_on, buckets=(8, 4, 2), max_rows=8):
+    storage = "float32"
+
+    def __init__(self, fake, step_on, buckets=(8, 4, 2), max_rows=8, fn=support.rowwise):
         self.context = fake.open()
         self.stream = cuda.Stream(self.context)
         self.max_rows = max_rows
@@ -44,7 +57,7 @@ class HostNetwork:
 
         def network(x, t):  # no method: the fake keeps it, and must not keep what is to be released
             shaped = x.reshape(len(x), *support.SHAPE)
-            return support.rowwise(shaped, t, {"class_labels": labels[: len(x)]}).reshape(x.shape)
+            return fn(shaped, t, {"class_labels": labels[: len(x)]}).reshape(x.shape)
 
         at = {name: getattr(self, name).ctypes.data for name in ("x", "h", "sample", "prediction", "t", "seed")}
         self.values = {
@@ -57,6 +70,7 @@ class HostNetwork:
             "next_t": at["t"],
         }
         self._tensors = {name: at[name] for name in ("sample", "t", "prediction")}
+        self._extra = {}
         self._steps, self._forward = step_on(self.context, network)
         self.graphs = {}
         for rows in buckets:
@@ -67,6 +81,10 @@ class HostNetwork:
     def get(self, slots, n, *, noise):
         """As of StepKernels."""
         return self._steps[noise]
+
+    def named(self, name):
+        """As of StepKernels."""
+        return self._steps.named(name)
 
     def ordered(self):
         return contextlib.nullcontext()
@@ -80,6 +98,13 @@ class HostNetwork:
             (self.labels, batch.cond["class_labels"]),
         ):
             mine[: len(theirs)] = theirs.reshape(len(theirs), *mine.shape[1:])
+        if batch.known is not None:
+            self._extra["known"][: batch.known.size] = batch.known.reshape(-1)
+
+    def extra(self, name, size):
+        self._extra.setdefault(name, np.full(size // 4, np.nan, np.float32))
+        assert self._extra[name].nbytes == size
+        return self._extra[name].ctypes.data
 
     def upload(self, words):
         self.words = words.copy()
@@ -101,9 +126,83 @@ def made(fake, step_on):
     return make
 
 
-def engine_s(n, **arguments):
-    with support.make_engine() as engine:
+@pytest.fixture
+def drawn(made):
+    """``drawn(way, n, arguments)``: samples, twice, since a graph is launched again."""
+
+    def draw(way, n, arguments, **options):
+        eager = way == "eager"
+        trajectories, _ = made("unrolled" if eager else way, buckets=() if eager else (8, 4, 2), **options)
+        assert trajectories.eager == eager
+        return [trajectories.sample(n, **arguments).numpy() for _ in range(2)]
+
+    return draw
+
+
+def contrasted(x, t, cond):
+    """The engine's test network, its contrast another for each class: guidance changes its deviation."""
+    contrast = 1 + cond["class_labels"] / np.float32(5)
+    return support.rowwise(x, t, cond) * contrast.astype(np.float32).reshape(-1, 1, 1, 1)
+
+
+def engine_s(n, fn=support.rowwise, **arguments):
+    with support.make_engine(fn) as engine:
         return engine.sample(n, **arguments)
+
+
+#: Parts of an image put back, one plane's, blended, among other samples; or only begun with; clean estimates clamped.
+KEPT = {
+    "plane": (2, {"cond": 2, "steps": 4, "guidance_scale": 2.0, "image": PICTURES[0], "mask": MASK, "seed": 3}),
+    "late": (2, {"cond": 2, "steps": 5, "eta": 1.0, "image": PICTURES[:2], "mask": MASK, "strength": 0.7, "seed": 3}),
+    "multistep": (1, {"sampler": "dpmpp_2m", "steps": 5, "image": PICTURES[0], "mask": 0.4 * MASK, "seed": 9}),
+    "image-alone": (3, {"cond": 2, "steps": 5, "image": PICTURES[:3], "strength": [0.9, 0.5, 0.3], "seed": 3}),
+    "mixed": (4, {**MIXED, "image": PICTURES, "mask": MASK, "strength": [1, 0.6, 0.5, 1.0]}),
+    "noise": (2, {"cond": 1, "steps": 3, "image": PICTURES[:2], "mask": MASK, "noise": 2 * PICTURES[2:], "seed": 1}),
+    "more-than-fit": (6, {"cond": 3, "steps": 3, "guidance_scale": 2.0, "image": PICTURES[0], "mask": MASK, "seed": 5}),
+    "threshold": (2, {"cond": 3, "steps": 4, "dynamic_threshold": (0.9, 1.5), "eta": 1.0, "seed": 5}),
+    "threshold-guided": (2, {**STRONG, "dynamic_threshold": (0.7, 4.0), "image": PICTURES[1], "mask": MASK}),
+}
+#: Sums over whole samples, which are added up in another order than the engine adds them.
+RESCALED = {
+    "rescale": (2, {**STRONG, "guidance_rescale": 0.7}),
+    "rescale-and-threshold": (2, {**STRONG, "guidance_rescale": 0.4, "dynamic_threshold": (0.7, 4.0)}),
+    "all": (4, {"table": ADAPTED, "cond": [2, 4, 5, None], "seed": 8, "image": PICTURES, "mask": MASK}),
+}
+
+
+@pytest.mark.parametrize("way", ["unrolled", "loop", "eager"])
+@pytest.mark.parametrize(("n", "arguments"), [pytest.param(*one, id=name) for name, one in KEPT.items()])
+def test_what_is_kept_or_thresholded_is_the_engine_s_to_the_bit(drawn, n, arguments, way):
+    for got in drawn(way, n, arguments):
+        np.testing.assert_array_equal(got, engine_s(n, **arguments))
+
+
+@pytest.mark.parametrize("way", ["unrolled", "loop", "eager"])
+@pytest.mark.parametrize(("n", "arguments"), [pytest.param(*one, id=name) for name, one in RESCALED.items()])
+def test_rescaled_guidance_is_the_engine_s(drawn, n, arguments, way):
+    want = engine_s(n, contrasted, **arguments)
+    for got in drawn(way, n, arguments, fn=contrasted):
+        np.testing.assert_allclose(got, want, rtol=0, atol=ADAPTED_SAMPLES * np.abs(want).max())
+    plain = {name: value for name, value in arguments.items() if name != "guidance_rescale"}
+    if "table" in plain:
+        plain["table"] = [one.adapt(dynamic_threshold=one.dynamic_threshold) for one in ADAPTED]
+    assert np.abs(engine_s(n, contrasted, **plain) - want).max() > 1e-2 * np.abs(want).max()
+
+
+@FORMS
+def test_needs_have_a_trajectory_of_their_own_and_memory_once(made, fake, form):
+    trajectories, network = made(form)
+    kept = {"image": PICTURES[0], "mask": MASK, "cond": 1, "steps": 3, "seed": 0}
+    trajectories.sample(2, cond=1, steps=3, seed=0)
+    assert network._extra == {}
+    trajectories.sample(2, **kept)
+    trajectories.sample(2, cond=1, steps=3, guidance_scale=2.0, guidance_rescale=0.5, seed=0)
+    assert set(network._extra) == {"known", "sums"}
+    fake.log()
+    for image in PICTURES:
+        trajectories.sample(2, **{**kept, "image": image})
+        trajectories.sample(2, cond=1, steps=3, seed=0)
+    assert not {name for name in fake.names() if "Add" in name or "Instantiate" in name or "Alloc" in name}
 
 
 @pytest.mark.parametrize(
@@ -121,13 +220,9 @@ def engine_s(n, **arguments):
     ],
 )
 @pytest.mark.parametrize("way", ["unrolled", "loop", "eager"])
-def test_samples_are_the_engine_s_to_the_bit(made, n, arguments, way):
-    eager = way == "eager"
-    trajectories, _ = made("unrolled" if eager else way, buckets=() if eager else (8, 4, 2))
-    assert trajectories.eager == eager
-    for _ in range(2):
-        got = trajectories.sample(n, **arguments)
-        np.testing.assert_array_equal(got.numpy(), engine_s(n, **arguments))
+def test_samples_are_the_engine_s_to_the_bit(drawn, n, arguments, way):
+    for got in drawn(way, n, arguments):
+        np.testing.assert_array_equal(got, engine_s(n, **arguments))
 
 
 @FORMS
@@ -190,8 +285,11 @@ def test_what_fails_once_does_not_concern_the_next_call(made, fake):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        pytest.param({"guidance_rescale": 0.5}, "guidance_rescale must be left .* one launch, got 0.5", id="rescale"),
-        pytest.param({"dynamic_threshold": (0.9, 2.0)}, "dynamic_threshold must be left out", id="threshold"),
+        pytest.param({"guidance_rescale": 2.0}, "guidance_rescale must be between 0 and 1, got 2.0", id="rescale"),
+        pytest.param({"mask": np.ones((1, 4, 5))}, "mask needs an image, got image=None", id="mask-alone"),
+        pytest.param({"strength": 0.5}, "strength needs an image, got image=None", id="strength-alone"),
+        pytest.param({"image": np.zeros((3, 3), "f4")}, r"image must have shape \(1, 4, 5\) or", id="image"),
+        pytest.param({"image": PICTURES[0], "mask": np.ones(3)}, r"mask must have shape .* got \(3,\)", id="mask"),
         pytest.param({"steps": 0}, "steps must be between 1 and 1000, got 0", id="steps"),
         pytest.param({"noise": np.zeros((2, 3), "f4")}, r"noise must have shape \(2, 1, 4, 5\), got", id="noise"),
     ],

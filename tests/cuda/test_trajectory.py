@@ -5,6 +5,7 @@ import gc
 import numpy as np
 import pytest
 import support
+from tolerances import ADAPTED_SAMPLES
 
 import stepfuse as sf
 from stepfuse import _core
@@ -56,8 +57,8 @@ def test_a_loop_has_five_nodes_whatever_the_steps(steps):
 
 @FORMS
 def test_memory_is_known_before_anything_is_built(form):
-    # Two slots: 2 * (16 + 16 + 5) words, rounded up to whole cache lines of 16.
-    frame = 80 * 4
+    # Two slots: 2 * (16 + 16 + 2 + 5 + 1 + 3) words, rounded up to whole cache lines of 16.
+    frame = 96 * 4
     plan = cuda.plan_trajectory(form, 2, [2] * 10, [2])
     assert (plan.host_bytes, plan.device_bytes) == (64 + 10 * frame, 64 + 11 * frame)
 
@@ -96,8 +97,21 @@ def test_a_slot_has_the_same_rows_in_every_forward(courses, slot_rows, forward_r
 
 
 def test_frames_tell_what_the_steps_need():
-    assert not cuda.Frames([(rows(1), True)]).adds_noise
-    assert cuda.Frames([(rows(1), True), (rows(1, noise=0.5), True)]).adds_noise
+    plain, levels = (rows(1), True, _core.Adaptive()), np.float32([[0, 1], [1, 0]])
+    for other, needs in (
+        (plain, {}),
+        ((rows(1, noise=0.5), True), {"noise": True}),
+        ((rows(3), True, _core.Adaptive(0.5)), {"rescale": True}),
+        ((rows(1), True, _core.Adaptive(0.5)), {}),  # nothing is guided
+        ((rows(3), False, _core.Adaptive(0.5)), {}),
+        ((rows(1), True, _core.Adaptive(0.0, 0.9, 2.0)), {"threshold": True}),
+        ((rows(1), True, _core.Adaptive(), None), {}),
+        ((rows(1), True, _core.Adaptive(), levels), {"keep": True}),
+    ):
+        found, want = cuda.Frames([plain, other]).needs, cuda.StepNeeds(**needs)
+        assert (found == want, hash(found)) == (True, hash(want))
+        assert {name for name in ("noise", "rescale", "threshold", "keep") if getattr(found, name)} == set(needs)
+    assert len({hash(cuda.StepNeeds(**{name: True})) for name in ("noise", "rescale", "threshold", "keep")}) == 4
     history = rows(1, 1)
     history[1, Q_H] = 1
     assert cuda.Frames([(history, True)]).uses_history
@@ -106,6 +120,38 @@ def test_frames_tell_what_the_steps_need():
             cuda.Frames(courses)
     with pytest.raises(ValueError, match=r"must have shape \(steps, 16\)"):
         cuda.Frames([(np.zeros((2, 15), np.float32), True)])
+    with pytest.raises(ValueError, match="needs 2 levels, one for each step and one for the result, got 3"):
+        cuda.Frames([(*plain, np.zeros((3, 2), np.float32))])
+    with pytest.raises(ValueError, match=r"levels must have shape \(steps \+ 1, 2\)"):
+        cuda.Frames([(*plain, np.zeros((2, 3), np.float32))])
+    with pytest.raises(ValueError, match=r"a course is \(rows, conditioned, adaptive, levels\)"):
+        cuda.Frames([(rows(1),)])
+
+
+def test_a_frame_has_each_slot_s_own_and_what_is_known_behind_its_step():
+    levels = np.arange(6, dtype=np.float32).reshape(3, 2)
+    courses = [(rows(1, 1, 1), True), (rows(1, 3), True, _core.Adaptive(0.5, 0.75, 2.0), levels)]
+    frames = cuda.Frames(courses)
+    layout = cuda.frame_layout(2)
+    widths = {"rows": 16, "next_rows": 16, "levels": 2}
+    floats = (*widths, "phi", "ratio", "largest")
+
+    def part(step, name):
+        words = frames.words[step, layout[name] :][: 2 * widths.get(name, 1)]
+        return words.view(np.float32 if name in floats else np.int32).reshape(2, -1)
+
+    for step in range(3):
+        assert part(step, "known_row").ravel().tolist() == [-1, 1 if step < 2 else -1]
+        np.testing.assert_array_equal(part(step, "rows")[0], courses[0][0][step])
+        assert part(step, "row_cond")[:, 0].tolist() == [0, 1 if step < 2 else -1]
+        assert part(step, "row_uncond")[:, 0].tolist() == [-1, 2 if step == 1 else -1]
+        assert part(step, "next_uncond")[:, 0].tolist() == [-1, 2 if step == 0 else -1]
+        assert part(step, "phi")[0] == part(step, "ratio")[0] == 0
+        if step == 2:
+            continue
+        np.testing.assert_array_equal(part(step, "levels")[1], levels[step + 1])
+        assert [part(step, name)[1, 0] for name in ("phi", "ratio", "largest")] == [0.5, 0.75, 2.0]
+    np.testing.assert_array_equal(part(0, "next_rows")[1], courses[1][0][1])
 
 
 #: Of every kind of step: deterministic, with noise, with history, guided in part, of different lengths, at once.
@@ -140,8 +186,12 @@ def network_of(samples, slot_rows, max_rows):
     return network
 
 
-def make_rig(rig, samples, seeds, **options):
-    courses = [(np.asarray(table), cond is not None) for table, cond in samples]
+def course(table, cond, levels=None):
+    return np.asarray(table), cond is not None, table.adaptive, levels
+
+
+def make_rig(rig, samples, seeds, levels=None, **options):
+    courses = [course(*sample, levels) for sample in samples]
     slot_rows = cuda.Frames(courses).slot_rows
     options = {"max_rows": 8, "buckets": (8, 4, 2), **options}
     network = network_of(samples, slot_rows, options["max_rows"])
@@ -188,7 +238,7 @@ def test_a_loop_takes_fewer_steps_and_other_tables_without_being_built_again(rig
     trajectory = made.trajectory(Form.While, steps=20)
     fake.log()
     for samples in (SAMPLES, tuple((sf.samplers.ddim(support.SCHEDULE, 3, guidance_scale=2.0), c) for _, c in SAMPLES)):
-        made.frames = cuda.Frames([(np.asarray(table), cond is not None) for table, cond in samples])
+        made.frames = cuda.Frames([course(*sample) for sample in samples])
         made.host.network = network_of(samples, made.frames.slot_rows, made.max_rows)
         begin(made, samples, seeds)
         trajectory.load(made.stream, made.frames)
@@ -214,6 +264,42 @@ def test_the_nodes_are_those_of_the_plan(rig, fake, form):
             ["cuGraphAddKernelNode", "fused_step_kernel"],
             ["cuGraphAddKernelNode", "stepfuse_advance"],
         ]
+
+
+@FORMS
+@pytest.mark.parametrize("needs", [("noise", "rescale", "threshold", "keep"), ("threshold",), ("keep",)])
+def test_a_step_s_kernels_run_one_behind_the_other(rig, fake, form, needs):
+    table = sf.samplers.ddim(support.SCHEDULE, 3, guidance_scale=3.0, eta=1.0 if "noise" in needs else 0.0)
+    made = make_rig(rig, [(table, 2), (table, 4)], [1, 2])
+    trajectory = made.trajectory(form, needs=cuda.StepNeeds(**dict.fromkeys(needs, True)))
+    begin(made, [(table, 2), (table, 4)], [1, 2])
+    trajectory.load(made.stream, made.frames)
+    trajectory.launch(made.stream)
+    of_a_step = ["network"]
+    of_a_step += ["guidance_sums", "rescaled_rows"] if "rescale" in needs else []
+    of_a_step += ["thresholded_rows"] if "threshold" in needs else []
+    of_a_step += ["step"] + (["keep_known"] if "keep" in needs else [])
+    assert [name for name, _ in made.host.ran] == of_a_step * 3
+
+
+@FORMS
+def test_rows_are_adapted_once_however_often_a_trajectory_is_launched(rig, fake, form):
+    """Frames stay as they were loaded: a second launch without a load gives the same bits."""
+    table = sf.samplers.ddim(support.SCHEDULE, 4, guidance_scale=5.0)
+    samples = [(table.adapt(guidance_rescale=0.7, dynamic_threshold=(0.8, 9.0)), cond) for cond in (2, 4)]
+    made = make_rig(rig, samples, [1, 2])
+    trajectory = made.trajectory(form)
+    trajectory.load(made.stream, made.frames)
+    drawn = []
+    for _ in range(3):
+        begin(made, samples, [1, 2])
+        trajectory.launch(made.stream)
+        drawn.append(made.result())
+    want = engine_s(samples, [1, 2])
+    for got in drawn:
+        np.testing.assert_array_equal(got, drawn[0])
+        np.testing.assert_allclose(got, want, rtol=0, atol=ADAPTED_SAMPLES * np.abs(want).max())
+    assert np.abs(engine_s([(table, 2), (table, 4)], [1, 2]) - want).max() > 1e-2 * np.abs(want).max()
 
 
 def test_a_loop_needs_a_driver_that_has_them(rig, fake):
@@ -260,18 +346,66 @@ def test_frames_of_another_plan_are_refused(rig, form, frames, message):
         made.trajectory(form).load(made.stream, frames)
 
 
+RESCALED = rows(3), True, _core.Adaptive(0.5)
+THRESHOLDED = rows(1), True, _core.Adaptive(0.0, 0.9, 2.0)
+KEPT = rows(1), True, _core.Adaptive(), np.zeros((2, 2), np.float32)
+
+
 @pytest.mark.parametrize(
     ("course", "missing", "message"),
     [
-        pytest.param(rows(1, noise=0.5), "seed", "a step adds noise: .*seed", id="noise"),
-        pytest.param(rows(1) + np.eye(16, dtype=np.float32)[Q_H], "h", "a step uses history: h must be", id="history"),
+        pytest.param((rows(1, noise=0.5), True), "seed", "a step adds noise: seed must be memory", id="noise"),
+        pytest.param((rows(1) + np.eye(16, dtype=np.float32)[Q_H], True), "h", "uses history: h must be", id="history"),
+        pytest.param(RESCALED, "sums", "a step rescales its guidance: sums must be memory", id="rescale"),
+        pytest.param(KEPT, "known", "a step keeps a part of an image: known must be memory", id="keep"),
     ],
 )
 def test_what_a_step_reads_must_be_given(rig, course, missing, message):
-    made = rig([(course, True)], 20, max_rows=1, buckets=(1,), network=None, seeds=[0])
+    made = rig([course], 20, max_rows=2, buckets=(2,), network=None, seeds=[0])
     made.values[missing] = 0
     with pytest.raises(ValueError, match=message):
         made.trajectory(Form.Unrolled).load(made.stream, made.frames)
+
+
+@pytest.mark.parametrize(
+    ("course", "message"),
+    [
+        pytest.param((rows(1, noise=0.5), True), "a step adds noise, which this trajectory was built", id="noise"),
+        pytest.param(RESCALED, "a step rescales its guidance, which", id="rescale"),
+        pytest.param(THRESHOLDED, "a step has a dynamic threshold, which", id="threshold"),
+        pytest.param(KEPT, "a step keeps a part of an image, which", id="keep"),
+    ],
+)
+def test_what_a_trajectory_was_built_without_is_refused(rig, course, message):
+    made = rig([course], 20, max_rows=2, buckets=(2,), network=None, seeds=[0])
+    with pytest.raises(ValueError, match=message):
+        made.trajectory(Form.Unrolled, needs=cuda.StepNeeds()).load(made.stream, made.frames)
+
+
+@pytest.mark.parametrize(
+    ("needs", "message"),
+    [
+        pytest.param({}, "no kernel for steps without noise", id="plain"),
+        pytest.param({"noise": True, "rescale": True}, "no kernel for guidance_rescale", id="rescale"),
+        pytest.param({"noise": True, "threshold": True}, "no kernel for dynamic_threshold", id="threshold"),
+        pytest.param({"noise": True, "keep": True}, "no kernel for masks", id="keep"),
+    ],
+)
+def test_what_a_step_needs_must_be_at_hand(rig, needs, message):
+    made = rig([(rows(1), True)], 20, max_rows=1, buckets=(1,), network=None, seeds=[0])
+    kernels = made.host.kernels(made.module)
+    made.program = cuda.StepProgram({}, {1: kernels["fused_step_kernel"]})
+    with pytest.raises(ValueError, match=message):
+        made.trajectory(Form.Unrolled, needs=cuda.StepNeeds(**needs))
+    with pytest.raises(ValueError, match="a step needs a kernel, without noise or with"):
+        cuda.StepProgram({}, {})
+
+
+def test_a_kernel_without_an_argument_is_refused(rig):
+    made = rig([KEPT], 20, max_rows=1, buckets=(1,), network=None, seeds=[0])
+    del made.values["known"]
+    with pytest.raises(ValueError, match="the kernel takes known, which has no value"):
+        made.trajectory(Form.Unrolled)
 
 
 def test_a_trajectory_must_be_loaded_and_its_forwards_given(rig):
@@ -280,17 +414,19 @@ def test_a_trajectory_must_be_loaded_and_its_forwards_given(rig):
         made.trajectory(Form.Unrolled).launch(made.stream)
     plan = cuda.plan_trajectory(Form.Unrolled, 1, [1], [1])
     with pytest.raises(ValueError, match="there is no forward of 1 rows"):
-        cuda.Trajectory(made.context, plan, made.kernel, made.values, made.forwards)
+        cuda.Trajectory(made.context, plan, made.program, made.frames.needs, made.values, made.forwards)
 
 
 @FORMS
 def test_whatever_fails_half_way_everything_is_released_once(rig, fake, form):
     """Every call of a whole life is failed once: the error is told, nothing is left, nothing is released twice."""
 
-    samples = [(sf.samplers.ddim(support.SCHEDULE, 2, eta=1.0, guidance_scale=3.0), cond) for cond in (2, 4)]
+    table = sf.samplers.ddim(support.SCHEDULE, 2, eta=1.0, guidance_scale=3.0)
+    samples = [(table.adapt(guidance_rescale=0.5, dynamic_threshold=(0.9, 2.0)), cond) for cond in (2, 4)]
 
     def life():
-        made = make_rig(rig, samples, [1, 2], buckets=(4,), max_rows=4)
+        made = make_rig(rig, samples, [1, 2], np.zeros((3, 2), np.float32), buckets=(4,), max_rows=4)
+        made.put("known", np.zeros((2, 3, support.ELEMENTS), np.float32))
         trajectory = made.trajectory(form)
         begin(made, samples, [1, 2])
         trajectory.load(made.stream, made.frames)
