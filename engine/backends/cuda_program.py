@@ -27,7 +27,7 @@ def beside_step(kernels: NamedKernels, storage: str, n: int, needs: cuda.StepNee
         KernelError: If one is missing.
     """
     layout = "any" if n % 16 else "aligned"
-    names = {}
+    names: dict[str, str] = {}
     if needs.rescale:
         names |= {"guidance_sums": f"guidance_sums.{storage}.{layout}", "rescaled_rows": "rescaled_rows"}
     if needs.threshold:
