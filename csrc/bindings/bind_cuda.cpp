@@ -183,7 +183,7 @@ void bind_graphs(py::module_& m) {
           [](std::shared_ptr<Context> context, std::uintptr_t address) { return borrowed<Graph>(context, address); },
           py::arg("context"), py::arg("address"))
       .def_property_readonly("address", [](const Graph& graph) { return address_of(graph.get()); })
-      .def("unrepeatable", &Graph::unrepeatable, "What a trajectory cannot repeat, a word for each node.");
+      .def("unrepeatable", &Graph::unrepeatable, "What a trajectory cannot repeat, a node each.");
   py::class_<Capture>(m, "Capture")
       .def(py::init<const Stream&>(), py::arg("stream"), py::keep_alive<1, 2>())
       .def("end", &Capture::end);

@@ -4,11 +4,12 @@ namespace stepfuse::cuda {
 
 namespace {
 
-bool on_device(const Driver& driver, const CUDA_MEMCPY3D_v2::Side& side) {
-  if (side.type != CU_MEMORYTYPE_UNIFIED) return side.type != CU_MEMORYTYPE_HOST;
-  CUmemorytype type = CU_MEMORYTYPE_HOST;
-  const CUresult known = driver.cuPointerGetAttribute.result(&type, CU_POINTER_ATTRIBUTE_MEMORY_TYPE, side.device);
-  return known == CUDA_SUCCESS && type == CU_MEMORYTYPE_DEVICE;  // of the host's pageable memory it knows nothing
+// The driver knows all memory but the host's pageable one, which is whoever's it is when a graph is replayed.
+bool is_pageable(const Driver& driver, const CUDA_MEMCPY3D_v2::Side& side) {
+  if (side.type != CU_MEMORYTYPE_HOST && side.type != CU_MEMORYTYPE_UNIFIED) return false;
+  const auto address = side.type == CU_MEMORYTYPE_HOST ? reinterpret_cast<CUdeviceptr>(side.host) : side.device;
+  CUmemorytype type{};
+  return driver.cuPointerGetAttribute.result(&type, CU_POINTER_ATTRIBUTE_MEMORY_TYPE, address) != CUDA_SUCCESS;
 }
 
 void find_unrepeatable(const Driver& driver, CUgraph graph, std::vector<std::string>& found) {
@@ -26,8 +27,8 @@ void find_unrepeatable(const Driver& driver, CUgraph graph, std::vector<std::str
     } else if (type == CU_GRAPH_NODE_TYPE_MEMCPY) {
       CUDA_MEMCPY3D_v2 copy{};
       driver.cuGraphMemcpyNodeGetParams(node, &copy);
-      if (!on_device(driver, copy.from)) found.push_back("copy from the host");
-      if (!on_device(driver, copy.to)) found.push_back("copy to the host");
+      if (is_pageable(driver, copy.from)) found.push_back("copy from pageable memory");
+      if (is_pageable(driver, copy.to)) found.push_back("copy to pageable memory");
     } else if (type == CU_GRAPH_NODE_TYPE_HOST) {
       found.push_back("call of the host");
     } else if (type == CU_GRAPH_NODE_TYPE_MEM_ALLOC || type == CU_GRAPH_NODE_TYPE_MEM_FREE) {

@@ -28,8 +28,9 @@ class Graph {
   CUgraphConditionalHandle make_condition();
   While add_while(After after, CUgraphConditionalHandle condition);
 
-  // What of the graph a trajectory cannot repeat, a word for each node: copies from or to the host's memory, which is
-  // another's by then; calls of the host, which a loop's body may not hold; allocations, which no child graph may.
+  // What of the graph a trajectory cannot repeat, in words, a node each: copies from or to the host's pageable memory,
+  // which is another's by then; calls of the host, such as release what is used once, and which a loop's body may not
+  // hold; allocations, which a child graph may not.
   std::vector<std::string> unrepeatable() const;
 
   CUgraph get() const { return borrowed_ ? borrowed_ : graph_.get(); }

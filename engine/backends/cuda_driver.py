@@ -48,7 +48,7 @@ class DriverNetwork(CapturedForwards):
     """
 
     #: What a captured forward must be like, a sentence without its full stop.
-    rule = "A captured forward must neither wait for the device nor copy from or to the host, call it, or allocate"
+    rule = "A captured forward must not wait for the device, copy from or to pageable memory, call the host or allocate"
 
     def __init__(
         self,

@@ -1,10 +1,11 @@
 """ONNX Runtime on a GPU, through its CUDA or TensorRT execution provider, as a network whose forwards are captured.
 
 Its own CUDA graphs (``enable_cuda_graph``) stay off: it launches them itself, and a launch cannot become part of a
-trajectory. What it puts on our stream is recorded instead, as onnxruntime.ai/docs/execution-providers has it for
-``user_compute_stream``. That asks of a forward what ONNX Runtime asks of its own capture: no wait, and nothing of the
-network on the CPU but arithmetic on shapes. Some of its CUDA kernels read small arrays from the host's memory, which is
-gone when a graph is replayed (GatherND, and a Concat of many inputs); a forward that holds such a copy is refused.
+trajectory. What it puts on our stream (``user_compute_stream``) is recorded instead. That asks of a forward what ONNX
+Runtime asks of its own capture: no wait, and nothing of the network on the CPU but arithmetic on shapes. Some of its
+CUDA kernels copy small arrays from the host, which a graph copies anew whenever it is replayed: GatherND from memory
+that is gone by then, Concat and Split from memory that is let go behind the run, and kept since its pull request 32121.
+What cannot be replayed is refused.
 """
 
 from __future__ import annotations
@@ -96,6 +97,11 @@ class OnnxRuntimeNetwork(DriverNetwork):
         if self._on_cpu:
             logger.warning("%s: on the CPU, each forward: %s", bundle.denoiser, self._on_cpu)
             self.rule += f". On the CPU are {self._on_cpu}; what copies to or from it must not be there"
+
+    def __del__(self) -> None:
+        """The session goes before the stream that it works on."""
+        for name in ("_bindings", "_session"):
+            self.__dict__.pop(name, None)
 
     def _cuda_options(self) -> dict[str, str]:
         return {

@@ -294,14 +294,23 @@ void put_copy(CUstream stream, To to, From from, std::size_t bytes) {
   put(stream, std::move(node));
 }
 
+// What was asked of the driver at or around an address: "device memory", "host memory", or nothing.
+std::string owner_of(const void* address) {
+  const auto* at = static_cast<const char*>(address);
+  for (const auto& [object, kind] : world->live) {
+    const auto* first = static_cast<const char*>(object);
+    if (kind.second > 0 && at >= first && at < first + kind.second) return kind.first;
+  }
+  return "";
+}
+
 // Where an address is, as CUDA_MEMCPY3D has it.
 CUDA_MEMCPY3D_v2::Side side_of(void* address) {
   CUDA_MEMCPY3D_v2::Side side{};
-  const auto found = world->live.find(address);
-  const bool device = found != world->live.end() && found->second.first == "device memory";
+  const bool device = owner_of(address) == "device memory";
   side.type = world->unified ? CU_MEMORYTYPE_UNIFIED : device ? CU_MEMORYTYPE_DEVICE : CU_MEMORYTYPE_HOST;
-  side.host = address;
-  side.device = reinterpret_cast<CUdeviceptr>(address);
+  (device || world->unified ? side.device : reinterpret_cast<CUdeviceptr&>(side.host)) =
+      reinterpret_cast<CUdeviceptr>(address);
   return side;
 }
 
@@ -447,7 +456,7 @@ CUresult cuMemFree_v2(CUdeviceptr memory) {
 CUresult cuMemHostAlloc(void** memory, std::size_t bytes, unsigned) {
   if (const CUresult code = enter_context("cuMemHostAlloc", bytes)) return code;
   *memory = std::malloc(bytes);
-  born(*memory, "host memory");
+  born(*memory, "host memory", bytes);
   return CUDA_SUCCESS;
 }
 CUresult cuMemFreeHost(void* memory) {
@@ -668,10 +677,9 @@ CUresult cuGraphChildGraphNodeGetGraph(CUgraphNode node, CUgraph* graph) {
 }
 CUresult cuPointerGetAttribute(void* value, CUpointer_attribute, CUdeviceptr address) {
   if (const CUresult code = enter_context("cuPointerGetAttribute")) return code;
-  const auto found = world->live.find(reinterpret_cast<void*>(address));
-  if (found == world->live.end()) return static_cast<CUresult>(1);  // as of pageable memory
-  *static_cast<CUmemorytype*>(value) =
-      found->second.first == "device memory" ? CU_MEMORYTYPE_DEVICE : CU_MEMORYTYPE_HOST;
+  const std::string owner = owner_of(reinterpret_cast<void*>(address));
+  if (owner.empty()) return static_cast<CUresult>(1);  // as of pageable memory
+  *static_cast<CUmemorytype*>(value) = owner == "device memory" ? CU_MEMORYTYPE_DEVICE : CU_MEMORYTYPE_HOST;
   return CUDA_SUCCESS;
 }
 CUresult cuGraphInstantiateWithFlags(CUgraphExec* exec, CUgraph graph, unsigned long long) {

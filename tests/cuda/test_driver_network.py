@@ -261,7 +261,7 @@ def test_a_forward_that_waits_is_told_and_leaves_the_stream_usable(made, fake, c
             if raises:
                 raise
 
-    with pytest.raises(CaptureError, match=r"of 2 rows cannot be captured: cuStream.* neither wait .*pass eager=None"):
+    with pytest.raises(CaptureError, match=r"of 2 rows cannot be captured: cuStream.* must not wait .*pass eager=None"):
         made(before=before, buckets=[2, 1])
     with caplog.at_level(logging.WARNING, logger="stepfuse"):
         trajectories, _ = made(before=before, buckets=[2, 1], optional=True)
@@ -270,27 +270,38 @@ def test_a_forward_that_waits_is_told_and_leaves_the_stream_usable(made, fake, c
     np.testing.assert_array_equal(trajectories.sample(2, **ARGUMENTS), engine_s(2, **ARGUMENTS))
 
 
+def test_a_capture_that_failed_is_over_while_its_error_is_kept(fake, step_on):
+    network = HostNetwork(fake.open(), step_on, before=lambda network, rows: network.stream.synchronize())
+    with pytest.raises(CaptureError) as kept:
+        network.capture([2])
+    network.stream.synchronize()
+    del kept
+
+
 HOST_CALL, EMPTY, ALLOCATION = 3, 5, 10  # CUgraphNodeType
 
 
 def holds(fake, kind):
     """A library whose forward puts something on the stream beside the kernel, by its kind."""
-    host = np.zeros(4, np.float32)
+    kept = []
 
     def before(network, rows):
         memory = network._memory["h"].buffer
-        if kind == "copy from the host":
-            memory.upload(network.stream, host)
-        elif kind == "copy to the host":
-            memory.download(network.stream, host)
+        if not kept:
+            kept.append(np.zeros(4, np.float32) if "pageable" in kind else cuda.HostBuffer(network.context, 16))
+        if "copy" in kind:
+            (memory.upload if "from" in kind else memory.download)(network.stream, kept[0])
         else:
             fake.put(network.stream, {"call of the host": HOST_CALL, "allocation": ALLOCATION, "nothing": EMPTY}[kind])
 
     return before
 
 
+KINDS = ("copy from pageable memory", "copy to pageable memory", "call of the host", "allocation")
+
+
 @pytest.mark.parametrize("unified", [False, True], ids=["typed", "unified"])
-@pytest.mark.parametrize("kind", ["copy from the host", "copy to the host", "call of the host", "allocation"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_what_a_replay_cannot_repeat_is_refused(made, fake, kind, unified):
     fake.set(unified=unified)
     with pytest.raises(CaptureError, match=rf"of 2 rows cannot be .* cannot repeat: {kind} \(1\)\. A captured forward"):
@@ -300,9 +311,10 @@ def test_what_a_replay_cannot_repeat_is_refused(made, fake, kind, unified):
 
 
 @pytest.mark.parametrize("unified", [False, True], ids=["typed", "unified"])
-def test_what_stays_on_the_device_is_captured(made, fake, unified):
+@pytest.mark.parametrize("kind", ["copy from pinned memory", "copy to pinned memory", "nothing"])
+def test_what_a_replay_can_repeat_is_captured(made, fake, kind, unified):
     fake.set(unified=unified)
-    trajectories, _ = made(before=holds(fake, "nothing"), buckets=[8])
+    trajectories, _ = made(before=holds(fake, kind), buckets=[8])
     assert not trajectories.eager
     np.testing.assert_array_equal(trajectories.sample(2, **ARGUMENTS), engine_s(2, **ARGUMENTS))
 

@@ -57,7 +57,12 @@ class Session:
         for own in self._options.values():
             assert own["device_id"] == "0"
         self._stream = cuda.Stream.borrow(gpu.context, int(self._options[CUDA]["user_compute_stream"]))
+        self._scratch = cuda.DeviceBuffer(gpu.context, 8)
         gpu.sessions.append(self._options)
+
+    def __del__(self):  # what it lets go of is let go of behind what it has put on the stream, which must be there
+        if hasattr(self, "_scratch"):
+            self._scratch.upload(self._stream, bytes(8))
 
     def get_providers(self):
         return [*([] if self._gpu.libraries_missing else self._providers), CPU]

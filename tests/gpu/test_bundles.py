@@ -1,0 +1,43 @@
+"""A bundle's network on a GPU through ONNX Runtime, where it has its CUDA execution provider: the CPU's images."""
+
+import numpy as np
+import onnxruntime
+import pytest
+import support
+import tolerances
+
+import stepfuse as sf
+from stepfuse.backends.cuda import Trajectories
+
+GUIDED = {"cond": 3, "steps": 20, "eta": 1.0, "guidance_scale": 3.0, "seed": 7}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def provider():
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime has no CUDA execution provider: pip install 'onnxruntime-gpu[cuda,cudnn]'")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return support.write_tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny")
+
+
+def near(got, bundle, n, **arguments):
+    with sf.Engine.load(bundle) as engine:
+        want = engine.sample(n, **arguments)
+    np.testing.assert_allclose(got, want, rtol=0, atol=tolerances.GPU_IMAGES * np.abs(want).max())
+
+
+@pytest.mark.parametrize("options", [{}, {"form": "loop"}, {"eager": True}], ids=str)
+def test_a_captured_session_draws_the_cpu_s_images(tiny, cubins, options):
+    trajectories = Trajectories.load(tiny, max_rows=8, cubins=cubins, **options)
+    for n in (1, 4, 6):
+        near(trajectories.sample(n, **GUIDED), tiny, n, **GUIDED)
+
+
+def test_the_embedded_model_draws_the_cpu_s_images(cubins):
+    # Its GatherND copies from pageable memory, which no graph can repeat: it may have to run kernel by kernel.
+    trajectories = Trajectories.load("fashion", max_rows=8, cubins=cubins, eager=None)
+    arguments = {"cond": "sneaker", "steps": 20, "guidance_scale": 3.0, "seed": 0}
+    near(trajectories.sample(3, **arguments), "fashion", 3, **arguments)
