@@ -399,7 +399,7 @@ class cuda:  # noqa: N801  a submodule, which one stub file can only write as a 
         @property
         def address(self) -> int: ...
         def unrepeatable(self) -> list[str]:
-            """What a trajectory cannot repeat, a node each: copies of pageable memory, the host's calls, allocations."""
+            """What a trajectory cannot repeat: copies of pageable memory, calls of the host, allocations."""
 
     class Capture:
         """What is put on the stream is recorded from now on."""
