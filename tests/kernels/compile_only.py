@@ -10,7 +10,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from stepfuse.kernels import checks, launch, launch_adapt
+from stepfuse.kernels import checks, launch, launch_adapt, launch_keep
 
 
 class Driver:
@@ -35,7 +35,7 @@ def compile_only(self, *args, grid, warmup, **options):
 
 driver.set_active(Driver())
 run, JITFunction.run = JITFunction.run, compile_only
-for module in (checks, launch, launch_adapt):
+for module in (checks, launch, launch_adapt, launch_keep):
     module.require_state = lambda *args: None  # which would ask for CUDA tensors
 
 
@@ -66,10 +66,21 @@ def adapt(slots, n):
     launch_adapt.dynamic_threshold(x, x, rows, each, each)
 
 
+def keep(slots, n, network=None):
+    x, known, rows = torch.zeros(slots, n), torch.zeros(slots, 3, n), torch.zeros(slots, dtype=torch.int32)
+    following = {}
+    if network is not None:
+        following = {"x0": torch.zeros(slots, n), "next_input": torch.zeros(slots, n, dtype=network)}
+        following |= {"next_rows": torch.zeros(16), "next_cond": rows, "next_uncond": rows.clone()}
+    launch_keep.keep_known(x, known, rows, torch.zeros(slots, 2), **following)
+
+
 step(1, 1, torch.float32, torch.float32)  # Triton turns integers that are 1 into constants
 step(1, 1, torch.float32, torch.float32, torch.int64, "made")
 step(3, 111, torch.float16, torch.float16, torch.int64, "given")
 step(64, 16384, torch.float32, torch.bfloat16, torch.float32, "made")
 adapt(1, 1)
 adapt(2, 4096)
+keep(1, 1)
+keep(3, 111, torch.bfloat16)
 sys.stdout.write(" ".join(compiled))

@@ -91,7 +91,14 @@ def test_a_cpu_tensor_needs_the_interpreter(plain, monkeypatch):
 
 @pytest.mark.parametrize(
     ("name", "missing"),
-    [("fused_step", "torch"), ("fused_step", "triton"), ("guidance_rescale", "torch"), ("dynamic_threshold", "torch")],
+    [
+        ("fused_step", "torch"),
+        ("fused_step", "triton"),
+        ("guidance_rescale", "torch"),
+        ("dynamic_threshold", "torch"),
+        ("keep_known", "torch"),
+        ("tune", "triton"),
+    ],
 )
 def test_a_missing_package_is_named_with_its_extra(name, missing):
     code = f"""
