@@ -112,7 +112,7 @@ class StepKernels:
         try:
             found = step_seconds(list(kernels.values()), self._context, slots, n, _BYTES[self._storage], noise=noise)
         except cuda.CudaError as error:
-            logger.debug("%s was not timed: %s", what, error)
+            logger.debug("%s was not timed: %s", what, str(error))  # the error itself holds on to the memory
             return None
         seconds = dict(zip(kernels, found, strict=True))
         usual = layout_for(slots, n)
@@ -170,11 +170,11 @@ def compiled(name: str, cc: int) -> Cubin:
             "without a folder of cubins (python -m stepfuse.kernels.aot) the kernels are compiled here, which needs"
             f" {error.name}: pip install 'stepfuse[kernels]'"
         ) from error
-    if triton.knobs.runtime.interpret:
-        raise KernelError("nothing is compiled under TRITON_INTERPRET: unset it, or pass a folder of cubins")
     found = [variant for variant in variants() if variant.name == name]
     if not found:
         raise KernelError(f"there is no kernel {name}")
+    if triton.knobs.runtime.interpret:
+        raise KernelError("nothing is compiled under TRITON_INTERPRET: unset it, or pass a folder of cubins")
     [variant] = found
     kernel = aot.compile_variant(variant, cc)
     aot.require_exact(name, kernel.asm["ptx"])
