@@ -23,6 +23,9 @@ MIXED = {
     "cond": [2, 4, 5, 1, None],
     "seed": [11, 1 << 63, 13, 14, (1 << 64) - 1],
 }
+IMAGE = np.random.default_rng(3).uniform(-1, 1, (3, 16, 16)).astype(np.float32)
+KEPT = {"image": IMAGE, "mask": np.float32([[1] * 6 + [0.5] * 2 + [0] * 8] * 16)}
+ADAPTED = {"guidance_rescale": 0.7, "dynamic_threshold": (0.95, 1.5)}
 GUIDED = {"cond": 3, "steps": 20, "eta": 1.0, "guidance_scale": 3.0, "seed": 7}
 WAYS = pytest.mark.parametrize("way", ["unrolled", "loop", "eager"])
 
@@ -47,6 +50,10 @@ def in_way(way):
         pytest.param({"n": 5, **MIXED}, id="mixed"),
         pytest.param({"n": 4, **GUIDED}, id="guided"),
         pytest.param({"n": 7, **GUIDED}, id="more-than-fit"),
+        pytest.param({"n": 2, **GUIDED, **ADAPTED}, id="adapted"),
+        pytest.param({"n": 2, **GUIDED, **KEPT, "strength": 0.7}, id="kept"),
+        pytest.param({"n": 5, **MIXED, **KEPT}, id="mixed-and-kept"),
+        pytest.param({"n": 3, **GUIDED, "image": IMAGE}, id="image"),
     ],
 )
 def test_images_are_the_cpu_s(make, make_module, on_cpu, near, way, arguments):
