@@ -1,0 +1,42 @@
+"""Which kernels a step asks for beside the fused step."""
+
+import json
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from stepfuse._core import cuda
+from stepfuse.backends.cuda_program import beside_step
+
+#: What is compiled for each architecture, as recorded by ``make cubins``.
+COMPILED = json.loads((Path(__file__).parents[2] / "benchmarks/results/cubins.json").read_text())["variants"]
+
+
+class Named:
+    def named(self, name):
+        return name
+
+
+@pytest.mark.parametrize(("storage", "n"), list(product(("float32", "float16", "bfloat16"), (16, 20))))
+def test_what_is_asked_for_is_compiled(storage, n):
+    found = beside_step(Named(), storage, n, cuda.StepNeeds(noise=True, rescale=True, threshold=True, keep=True))
+    assert list(found) == ["guidance_sums", "rescaled_rows", "thresholded_rows", "keep_known"]
+    for name, variant in found.items():
+        assert variant in COMPILED
+        assert variant.split(".")[0] == name
+        assert variant == name or (storage in variant and variant.endswith("any" if n % 16 else "aligned"))
+
+
+@pytest.mark.parametrize(
+    ("needs", "names"),
+    [
+        ({"noise": True}, set()),
+        ({"rescale": True}, {"guidance_sums", "rescaled_rows"}),
+        ({"threshold": True}, {"thresholded_rows"}),
+        ({"keep": True}, {"keep_known"}),
+    ],
+    ids=str,
+)
+def test_nothing_is_loaded_that_no_step_needs(needs, names):
+    assert set(beside_step(Named(), "float32", 16, cuda.StepNeeds(**needs))) == names
