@@ -60,8 +60,8 @@ def keep_known_ref(
     """
     image, mask, noise = np.asarray(known, dtype=np.float64)
     signal, sigma = level
-    x = mask * np.asarray(x, dtype=np.float64) + (1 - mask) * (signal * image + sigma * noise)
-    return x, None if x0 is None else mask * np.asarray(x0, dtype=np.float64) + (1 - mask) * image
+    kept = mask * np.asarray(x, dtype=np.float64) + (1 - mask) * (signal * image + sigma * noise)
+    return kept, None if x0 is None else mask * np.asarray(x0, dtype=np.float64) + (1 - mask) * image
 
 
 def guidance_rescale_ref(row: npt.ArrayLike, phi: float, eps: npt.ArrayLike, eps_uncond: npt.ArrayLike) -> Array:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import median
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from stepfuse._core import cuda
 from stepfuse.steptable import COLUMNS
@@ -63,7 +65,7 @@ def _problem(
     """Memory, and the arguments of a step in it. States and predictions hold anything: no time depends on them."""
     memory = []
 
-    def placed(values: np.ndarray) -> int:
+    def placed(values: npt.NDArray[Any]) -> int:
         buffer = cuda.DeviceBuffer(context, values.nbytes)
         buffer.upload(stream, values)
         stream.synchronize()

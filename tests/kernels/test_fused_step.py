@@ -9,7 +9,7 @@ import tolerances
 
 import stepfuse as sf
 from stepfuse.kernels import fused_step, fused_step_ref
-from stepfuse.kernels.configs import LARGE, SMALL, UNALIGNED, Config
+from stepfuse.kernels.configs import ALIGNED_LAYOUTS, ANY_LAYOUT, LARGE, Config
 from stepfuse.noise import normal_oracle
 from stepfuse.steptable import COLUMNS
 
@@ -30,6 +30,7 @@ TOLERANCES = {
     "float16": tolerances.STEP_FLOAT16,
     "bfloat16": tolerances.STEP_BFLOAT16,
 }
+LAYOUTS = {**ALIGNED_LAYOUTS, **ANY_LAYOUT}
 #: Every size in float32; in the others, which take the same path, what begins and ends apart from a vector.
 SIZES = {"one": 1, "below-a-vector": 3, "odd": 111, "odd-long": 989, "aligned": 1024, "one-more": 4097}
 CASES = [
@@ -184,7 +185,7 @@ def test_slots_of_all_kinds_are_the_reference_and_the_cpu_to_the_bit(given, stor
     assert into["nonfinite"].tolist() == [0] * slots
 
 
-@pytest.mark.parametrize("config", [SMALL, LARGE, UNALIGNED], ids=["small", "large", "unaligned"])
+@pytest.mark.parametrize("config", LAYOUTS.values(), ids=LAYOUTS)
 def test_results_do_not_depend_on_the_configuration(given, config):
     rng = np.random.default_rng(0)
     x, eps = rng.standard_normal((2, 2, 1501)).astype(np.float32)
