@@ -7,12 +7,20 @@ import pytest
 
 import stepfuse as sf
 from stepfuse._core import cuda
-from stepfuse.backends.cuda_kernels import packed
+from stepfuse.backends.cuda_kernels import StepKernels, packed
+from stepfuse.backends.cuda_tune import step_seconds
+from stepfuse.kernels.configs import ALIGNED_LAYOUTS
 from stepfuse.steptable import COLUMNS
 
 STORAGE = ("float32.float32", "float16.float16", "bfloat16.bfloat16", "float32.float16", "float32.bfloat16")
 #: Elements of a sample: one tile and more of each; where nothing is aligned also fewer than a vector.
-SIZES = {"small": (16, 1040), "large": (1040, 4096), "any": (3, 1111)}
+SIZES = {
+    "small": (16, 1040),
+    "medium": (528, 2048),
+    "large": (1040, 4096),
+    "wide": (2064, 8192),
+    "any": (3, 1111),
+}
 COND, UNCOND = (2, 0, -1, -1), (3, -1, 1, -1)  # guided, told, told nothing, absent
 NEXT_COND, NEXT_UNCOND = (0, -1, 2, 4), (-1, 3, 1, -1)
 ROWS = 5
@@ -40,6 +48,26 @@ def test_a_cubin_gives_the_cpu_s_bits(torch, context, cubins, storage, noise, la
     kernel = packed(cubins, f"fused_step.{storage}.{noise}.{layout}", context.compute_capability).load(context)
     for n in SIZES[layout]:
         check(torch, context, kernel, n, state_type, network_type, noise == "noise", as_graph)
+
+
+@pytest.mark.parametrize("slots", [1, 16])
+def test_layouts_are_timed_and_one_of_them_is_taken(context, cubins, slots):
+    kernels, n = StepKernels(context, "bfloat16", cubins), 4 * 64 * 64
+    layouts = [kernels.named(f"fused_step.float32.bfloat16.plain.{layout}") for layout in ALIGNED_LAYOUTS]
+    assert kernels.get(slots, n, noise=False) in layouts
+    for seconds in step_seconds(layouts, context, slots, n, 2, noise=False):
+        assert 2e-7 < seconds < 1e-3
+
+
+def test_a_torch_loop_s_configuration_is_one_of_the_layouts_and_its_tensors_are_left_alone(torch):
+    from stepfuse.kernels import tune
+
+    x, prediction = torch.ones(2, 4, 64, 64, device="cuda"), torch.zeros(4, 4, 64, 64, device="cuda")
+    maps = (torch.tensor(rows, dtype=torch.int32, device="cuda") for rows in ([0, 1], [2, 3]))
+    arguments = dict(zip(("row_cond", "row_uncond"), maps, strict=True))
+    rows = torch.zeros(16, device="cuda")
+    assert tune(x, prediction, rows, out=x, **arguments) in ALIGNED_LAYOUTS.values()
+    assert (x == 1).all()
 
 
 def check(torch, context, kernel, n, state_type, network_type, noise, as_graph):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +58,22 @@ def test_nothing_spills_and_every_block_fits_a_processor(manifest):
             assert cubin["stack_bytes"] == 0
             assert 0 < cubin["registers"] * 32 * variant["num_warps"] <= 65536
             assert cubin["shared_bytes"] <= 48 << 10  # what a launch may ask for without an attribute
+
+
+def test_aligned_kernels_read_and_write_sixteen_bytes_at_a_time(folder):
+    import triton
+
+    elementwise = [name for name in VARIANTS if name.startswith(("fused_step.", "keep_known.")) and "noise" not in name]
+    for name in elementwise:
+        _, state, *_, layout = name.split(".")
+        if layout == "any":
+            continue
+        command = [triton.knobs.nvidia.nvdisasm.path, "-c", str(folder / f"sm_90/{name}.cubin")]
+        code = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        widths = {access: set(re.findall(rf"\b{access}\.E(?:\.\w+)*?\.(U16|128)\b", code)) for access in ("LDG", "STG")}
+        # Four elements of half precision, which small tiles have a thread, are eight bytes.
+        wide = {"128"} if state == "float32" or layout in ("large", "wide") else set()
+        assert widths == {"LDG": wide, "STG": wide}, name
 
 
 def test_the_record_that_is_kept_is_of_these_kernels(folder):
