@@ -100,3 +100,11 @@ GPU_IMAGES = 1e-4
 #: Samples with rescaled guidance of a trajectory against the engine's, relative to the largest: a row may differ by
 #: ADAPTED_ROW_ORDER, which a few guided steps amplify.
 ADAPTED_SAMPLES = 1e-5
+
+#: Images of a network in half precision, of the loop against a trajectory's, relative to the largest: a row's products
+#: may be summed in another order at another place of a forward, and bfloat16 rounds to 2^-9.
+GPU_HALF_IMAGES = 5e-2
+
+#: Images of a network that TensorRT may multiply in TF32, relative to the largest: a factor is rounded to 2^-11, which
+#: eight guided steps amplify.
+GPU_TF32_IMAGES = 2e-2

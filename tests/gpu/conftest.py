@@ -1,5 +1,6 @@
 """Everything here runs on a GPU, and is skipped with the reason where there is none. ``make gpu-check`` runs it."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -60,6 +61,17 @@ def cubins(context, tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def traced():
+    """``traced(work)``: what the profiler sees of it, as the benchmarks have it."""
+    file = Path(__file__).parents[2] / "benchmarks" / "gpu" / "traces.py"
+    spec = importlib.util.spec_from_file_location("gpu_traces", file)
+    traces = importlib.util.module_from_spec(spec)
+    sys.modules["gpu_traces"] = traces
+    spec.loader.exec_module(traces)
+    return traces.traced
+
+
 SHAPE = (3, 16, 16)
 COND = {"class_labels": sf.CondInput(dtype="int64", null=support.NULL)}
 MODEL = {"shape": SHAPE, "schedule": support.SCHEDULE, "cond": COND}
@@ -99,25 +111,61 @@ def make_module(torch):
 
 
 @pytest.fixture
-def on_cpu(torch):
-    """``on_cpu(module, n, ...)``: what the engine draws on the CPU with the same module."""
+def waiting():
+    """What spoils a module: it waits for the device, which nothing that is captured may."""
+    return lambda hidden: hidden * (hidden.sum().item() * 0 + 1)
 
-    def draw(module, n, **arguments):
+
+@pytest.fixture
+def on_host(torch):
+    """``on_host(module)``: an engine on the CPU with a module that is there."""
+    engines = []
+
+    def make(module, model=MODEL, **options):
         def call(x, t, cond):
             with torch.no_grad():
                 told = {name: torch.from_numpy(values) for name, values in cond.items()}
                 return module(torch.from_numpy(x), torch.from_numpy(t), **told).numpy()
 
-        with sf.Engine.from_callable(call, **MODEL) as engine:
-            return engine.sample(n, **arguments)
+        engines.append(sf.Engine.from_callable(call, **{**model, **options}))
+        return engines[-1]
 
-    return draw
+    yield make
+    for engine in engines:
+        engine.close()
+
+
+@pytest.fixture
+def on_cpu(on_host):
+    """``on_cpu(module, n, ...)``: what the engine draws on the CPU with the same module."""
+    return lambda module, n, **arguments: on_host(module).sample(n, **arguments)
+
+
+@pytest.fixture
+def on_gpu(torch, cubins):
+    """``on_gpu(module, ...)``: an engine whose loop is on the GPU, captured unless ``device`` says otherwise."""
+    engines = []
+
+    def make(module, *, model=MODEL, dtype=None, serving=None, max_rows=8, **device):
+        engine = sf.Engine.from_torch(
+            module.to("cuda", dtype or torch.float32),
+            **model,
+            device=sf.Cuda(**{"cubins": cubins, "eager": False, **device}),
+            **({"max_rows": max_rows} if serving is None else {"serving": serving}),
+        )
+        engines.append(engine)
+        return engine
+
+    yield make
+    for engine in engines:
+        engine.close(abort=True)
 
 
 @pytest.fixture
 def near():
     def check(got, want, tolerance):
-        difference = np.abs(got.float().cpu().numpy() - np.asarray(want)).max()
+        got = got.float().cpu().numpy() if hasattr(got, "cpu") else got
+        difference = np.abs(got - np.asarray(want)).max()
         assert difference <= tolerance, difference
 
     return check

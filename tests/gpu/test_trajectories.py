@@ -1,6 +1,5 @@
 """Whole trajectories of a torch module: the CPU's images, one launch, a loop on the device, and what goes wrong."""
 
-import json
 import logging
 
 import numpy as np
@@ -96,30 +95,19 @@ def test_integer_timesteps_are_rounded(torch, make, make_module, near):
     near(got, want.cpu().numpy(), tolerances.GPU_IMAGES * want.abs().max().item())
 
 
-def test_a_batch_is_one_launch_and_nothing_waits(torch, make, make_module, tmp_path):
+def test_a_batch_is_one_launch_and_nothing_waits(make, make_module, traced):
     trajectories = make(make_module(), form="unrolled")
     arguments = {**GUIDED, "steps": 30}
     trajectories.sample(4, **arguments)
-    torch.cuda.synchronize()
-    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
-    with torch.profiler.profile(activities=activities) as profile:
-        trajectories.sample(4, **arguments)
-        with torch.profiler.record_function("launched"):
-            pass
-        torch.cuda.synchronize()
-    profile.export_chrome_trace(str(tmp_path / "trace.json"))
-    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
-    until = min(event["ts"] for event in events if event.get("name") == "launched")
-    steps = [event for event in events if event.get("cat") == "kernel" and "fused_step" in event["name"]]
+    trace = traced(lambda: trajectories.sample(4, **arguments))
+    steps = trace.kernels_named("fused_step")
     assert len(steps) == 30
-    assert len({event["args"]["correlation"] for event in steps}) == 1
-    calls = [
-        event["name"] for event in events if event.get("cat") in ("cuda_runtime", "cuda_driver") and event["ts"] < until
-    ]
+    assert len({step.launch for step in steps}) == 1
     # What may be waited for is the copy of the frames before, whose memory on the host is about to be overwritten.
-    assert not [name for name in calls if "Synchronize" in name and name != "cuEventSynchronize"], calls
+    assert len(trace.waits) <= 1
+    assert all("Event" in wait.name for wait in trace.waits)
     # Beside the graph only copies of a few numbers, whatever the number of steps.
-    assert len([name for name in calls if "Launch" in name]) <= 8, calls
+    assert len([call for call in trace.calls if "Launch" in call.name]) <= 8
 
 
 @pytest.mark.parametrize("form", ["unrolled", "loop"])
@@ -173,26 +161,22 @@ def test_without_memory_for_any_forward_it_is_refused(make, make_module):
         make(make_module(), memory_bytes=1)
 
 
-def waits(hidden):
-    return hidden * (hidden.sum().item() * 0 + 1)
-
-
-def test_a_module_that_waits_is_told_and_leaves_all_usable(torch, make, make_module, on_cpu, near, caplog):
+def test_a_module_that_waits_is_told_and_leaves_all_usable(make, make_module, on_cpu, near, waiting, caplog):
     want = on_cpu(make_module(), 2, **GUIDED)
     with pytest.raises(RuntimeError, match=r"a forward of 8 rows cannot be captured: .*must neither wait"):
-        make(make_module(spoil=waits))
+        make(make_module(spoil=waiting))
     near(make(make_module()).sample(2, **GUIDED), want, tolerances.GPU_IMAGES * np.abs(want).max())
     with caplog.at_level(logging.WARNING, logger="stepfuse"):
-        fallen_back = make(make_module(spoil=waits), eager=None)
+        fallen_back = make(make_module(spoil=waiting), eager=None)
     assert fallen_back.eager
     assert "the network runs eagerly, a launch a kernel: a forward of 8 rows cannot be captured" in caplog.text
     near(fallen_back.sample(2, **GUIDED), want, tolerances.GPU_IMAGES * np.abs(want).max())
 
 
-def test_torch_s_own_work_goes_on_after_captures_that_failed(torch, make, make_module):
+def test_torch_s_own_work_goes_on_after_captures_that_failed(torch, make, make_module, waiting):
     for _ in range(3):
         with pytest.raises(RuntimeError, match="cannot be captured"):
-            make(make_module(spoil=waits))
+            make(make_module(spoil=waiting))
     graph, x = torch.cuda.CUDAGraph(), torch.ones(8, device="cuda")
     assert (x @ x.reshape(8, 1)).item() == 8
     with torch.cuda.graph(graph):

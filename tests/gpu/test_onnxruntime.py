@@ -10,6 +10,7 @@ import stepfuse as sf
 from stepfuse.backends.cuda import Trajectories
 
 GUIDED = {"cond": 3, "steps": 20, "eta": 1.0, "guidance_scale": 3.0, "seed": 7}
+SNEAKERS = {"cond": "sneaker", "steps": 20, "guidance_scale": 3.0, "seed": 0}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -39,5 +40,26 @@ def test_a_captured_session_draws_the_cpu_s_images(tiny, cubins, options):
 def test_the_embedded_model_draws_the_cpu_s_images(cubins):
     # Its GatherND copies from pageable memory, which no graph can repeat: it may have to run kernel by kernel.
     trajectories = Trajectories.load("fashion", max_rows=8, cubins=cubins, eager=None)
-    arguments = {"cond": "sneaker", "steps": 20, "guidance_scale": 3.0, "seed": 0}
-    near(trajectories.sample(3, **arguments), "fashion", 3, **arguments)
+    near(trajectories.sample(3, **SNEAKERS), "fashion", 3, **SNEAKERS)
+
+
+@pytest.mark.parametrize("eager", [False, True], ids=["captured", "eager"])
+def test_the_engine_s_loop_draws_the_cpu_s_images(tiny, cubins, eager):
+    with sf.Engine.load(tiny, device=sf.Cuda(cubins=cubins, eager=eager), max_rows=8) as engine:
+        for n in (1, 4, 9):
+            near(engine.sample(n, **GUIDED), tiny, n, **GUIDED)
+        requests = [
+            sf.Request(cond=i % 7, seed=i, steps=3 + i % 5, guidance_scale=(1.0, 3.0)[i % 2]) for i in range(20)
+        ]
+        futures = [engine.submit(request) for request in requests]
+        with sf.Engine.load(tiny) as host:
+            wanted = [host.submit(request) for request in requests]
+            for future, want in zip(futures, wanted, strict=True):
+                image = want.result(timeout=60)
+                bound = tolerances.GPU_IMAGES * np.abs(image).max()
+                np.testing.assert_allclose(future.result(timeout=60), image, rtol=0, atol=bound)
+
+
+def test_the_embedded_model_is_drawn_by_the_loop(cubins):
+    with sf.Engine.load("fashion", device=sf.Cuda(cubins=cubins, eager=None), max_rows=8) as engine:
+        near(engine.sample(3, **SNEAKERS), "fashion", 3, **SNEAKERS)
