@@ -69,7 +69,7 @@ class Constructors:
             ValueError: If an argument is out of bounds.
             CudaError: If there is no driver or it is too old.
             KernelError: If there is no compiled step for the GPU.
-            CaptureError: If the network's forwards cannot be captured.
+            CaptureError: If the network cannot be captured, and the device says that it must.
             DenoiserError: If the library that is to run the network on the GPU cannot.
         """
         if threads < 0:
@@ -173,7 +173,7 @@ class Constructors:
             ImportError: If torch is missing.
             ValueError: If a bound is broken, or the module is not on one GPU.
             TypeError: If it computes in a type that the step has no kernel for.
-            CaptureError: If it cannot be captured.
+            CaptureError: If it cannot be captured, and ``device`` says that it must.
             CudaError: If there is no driver or it is too old.
             KernelError: If there is no compiled step for the GPU.
         """
@@ -189,7 +189,7 @@ class Constructors:
     def _on_gpu(cls: type[Made], info: ModelInfo, network: Any, device: Cuda, serving: Serving) -> Made:
         from stepfuse.backends.cuda_loop import captured, kernels_for, on_gpu
 
-        serving = captured(network, device, serving)
+        serving = captured(info, network, device, serving)
         return cls(info, on_gpu(network, kernels_for(network, device.cubins)), serving)
 
 

@@ -23,8 +23,8 @@ class Cuda:
         buckets: Row counts whose forwards are captured as CUDA graphs; None: 1, 2, 3, 4, 6, 8, 12, ... to ``max_rows``.
         memory_bytes: Most device memory that captured forwards may work in; None: what is free. Where it does not
             suffice the largest forwards are given up, and a warning says so.
-        eager: Whether forwards run kernel by kernel, each launched by the host: False never, True always, None where
-            they cannot be captured, with a warning.
+        eager: Whether forwards run kernel by kernel, each launched by the host: None where they cannot be captured,
+            with a warning that says why; False never, True always.
         options: Of ONNX Runtime's execution provider, by the names that it has for them.
     """
 
@@ -33,7 +33,7 @@ class Cuda:
     cubins: str | os.PathLike[str] | None = None
     buckets: Sequence[int] | None = None
     memory_bytes: int | None = None
-    eager: bool | None = False
+    eager: bool | None = None
     options: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:

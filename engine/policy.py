@@ -73,10 +73,15 @@ class Serving:
         if not (math.isfinite(self.ageing) and self.ageing >= 0):
             raise ValueError(f"ageing must be finite and at least 0, got {self.ageing}")
 
+    @property
+    def most_running(self) -> int:
+        """``max_running``, said or not."""
+        return self.max_running or 4 * self.max_rows
+
     def loop_options(self, cost: CostCurve | None = None) -> _core.LoopOptions:
         """The same for the compiled loop."""
         return _core.LoopOptions(
-            max_running=self.max_running or 4 * self.max_rows,
+            max_running=self.most_running,
             policy=POLICIES[self.policy],
             ageing=self.ageing,
             pad=self.deterministic,

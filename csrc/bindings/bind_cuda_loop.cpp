@@ -38,7 +38,7 @@ void bind_cuda_loop(py::module_& m) {
   auto sub = m.attr("cuda").cast<py::module_>();
   sub.def("device_stepper", &device_stepper, py::arg("stream"), py::arg("elements"), py::arg("integer_timestep"),
           py::arg("max_rows"), py::arg("sample"), py::arg("timestep"), py::arg("prediction"), py::arg("cond"),
-          py::arg("program"),
+          py::arg("program"), py::keep_alive<0, 1>(),
           "Samples in a GPU's memory, for Server.on_device. cond: (address, host bytes, stored as).");
   sub.def("slot_bytes", &DeviceStepper::bytes, py::arg("slots"), py::arg("elements"),
           "Device memory that so many samples' states take.");

@@ -34,7 +34,14 @@ class CapturedForwards(ABC):
     graphs: dict[int, cuda.Graph]
     max_rows: int
 
-    def capture(self, buckets: Sequence[int], memory_bytes: int | None = None, *, optional: bool = False) -> None:
+    def capture(
+        self,
+        buckets: Sequence[int],
+        memory_bytes: int | None = None,
+        *,
+        optional: bool = False,
+        beside_bytes: int = 0,
+    ) -> None:
         """Captures a forward for each number of rows, the largest first.
 
         Those that memory does not suffice for are given up, with a warning.
@@ -43,6 +50,7 @@ class CapturedForwards(ABC):
             buckets: Row counts.
             memory_bytes: Most memory for all of them; None: what is free.
             optional: Whether a network that cannot be captured is left to run eagerly, with a warning, and not refused.
+            beside_bytes: What is to stay free for others, such as the loop's states.
 
         Raises:
             CaptureError: If it cannot be captured, or memory does not suffice for the smallest.
@@ -53,7 +61,7 @@ class CapturedForwards(ABC):
             raise ValueError(f"buckets must be row counts from 1 to {self.max_rows}, got {list(buckets)}")
         try:
             with self.ordered():
-                self._capture(sorted(set(buckets), reverse=True), memory_bytes)
+                self._capture(sorted(set(buckets), reverse=True), memory_bytes, beside_bytes)
         except CaptureError as error:
             self._forget()
             if not optional:
@@ -61,10 +69,10 @@ class CapturedForwards(ABC):
             reason = str(error)  # a log that keeps the error would keep the network
             logger.warning("the network runs eagerly, a launch a kernel: %s", reason)
 
-    def _capture(self, buckets: list[int], memory_bytes: int | None) -> None:
+    def _capture(self, buckets: list[int], memory_bytes: int | None, beside_bytes: int) -> None:
         needs = {rows: self._warm_up(rows) for rows in buckets}
         tried = [(rows, need, GRAPH_BYTES) for rows, need in needs.items() if need is not None]
-        free = self._free_memory()
+        free = max(0, self._free_memory() - beside_bytes)
         available = free if memory_bytes is None else min(free, memory_bytes)
         try:
             kept, _, total = cuda.plan_budget(tried, 0, available)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -37,7 +37,9 @@ class Network(Protocol):
     def forward(self, rows: int) -> None:
         """Puts the first ``rows`` rows on the stream."""
 
-    def capture(self, buckets: Sequence[int], memory_bytes: int | None = None, *, optional: bool = False) -> None:
+    def capture(
+        self, buckets: Sequence[int], memory_bytes: int | None = None, *, optional: bool = False, beside_bytes: int = 0
+    ) -> None:
         """Captures a forward for each number of rows."""
 
 
@@ -64,7 +66,9 @@ class GpuDenoiser:
         self._stream.synchronize()
 
     def close(self) -> None:
-        """Lets the network go."""
+        """Lets the network go, when the device is through with it: of samples withdrawn it may still be at work."""
+        with suppress(cuda.CudaError):
+            self._stream.synchronize()
         self._network = None
         del self.enqueue
 
@@ -121,8 +125,10 @@ def step_program(kernels: StepKernels, storage: str, n: int, slots: int) -> cuda
     )
 
 
-def captured(network: Network, device: Cuda, serving: Serving) -> Serving:
+def captured(info: ModelInfo, network: Network, device: Cuda, serving: Serving) -> Serving:
     """Captures the network's forwards as ``device`` says, and returns the rows that are left where memory is short.
+
+    Room stays for the states of as many samples as may run at once.
 
     Raises:
         CaptureError: If they cannot be captured, and ``device.eager`` is False.
@@ -130,7 +136,8 @@ def captured(network: Network, device: Cuda, serving: Serving) -> Serving:
     """
     if device.eager is not True:
         buckets = device.buckets or cuda.bucket_rows(serving.max_rows)
-        network.capture(buckets, device.memory_bytes, optional=device.eager is None)
+        states = cuda.slot_bytes(serving.most_running, math.prod(info.shape))
+        network.capture(buckets, device.memory_bytes, optional=device.eager is None, beside_bytes=states)
     rows = max(network.graphs, default=serving.max_rows)
     return serving if rows >= serving.max_rows else replace(serving, max_rows=rows)
 

@@ -1,10 +1,12 @@
 """The engine's loop on a GPU, on the recording driver: what the loop draws in the host's memory, to the bit."""
 
 import contextlib
+import threading
 
 import numpy as np
 import pytest
 import support
+from tolerances import ADAPTED_SAMPLES
 
 import stepfuse as sf
 from stepfuse import _core
@@ -15,6 +17,7 @@ from stepfuse.engine import Engine
 
 INFO = ModelInfo(shape=support.SHAPE, schedule=support.SCHEDULE, cond=support.COND, range_known=False)
 BUCKETS = (8, 4, 2)
+MASK = np.linspace(0, 1, support.ELEMENTS).reshape(support.SHAPE).round(1)
 GUIDED = {"steps": 6, "guidance_scale": 3.0, "eta": 1.0}
 
 
@@ -44,7 +47,7 @@ class Network:
             shaped = x.reshape(len(x), *support.SHAPE)
             return fn(shaped, t, {"class_labels": labels[: len(x)]}).reshape(x.shape)
 
-        self._steps, self._forward = step_on(self.context, network)
+        self.kernels, self._forward = step_on(self.context, network)
         self.graphs = {}
         for bucket in buckets:
             capture = cuda.Capture(self.stream)
@@ -59,21 +62,17 @@ class Network:
     def ordered(self):
         return contextlib.nullcontext()
 
-    def program(self, kernels, storage, n, slots):
-        return cuda.StepProgram({slots: self._steps[False]}, {slots: self._steps[True]})
-
 
 @pytest.fixture
-def made(fake, step_on, monkeypatch):
+def made(fake, step_on):
     """``made(**options)``: an engine on the fake, which does what it is given as late as it may."""
     engines = []
 
     def make(*, late=True, serving=None, **options):
         fake.late(late)
         network = Network(fake, step_on, **options)
-        monkeypatch.setattr(cuda_loop, "step_program", network.program)
         serving = serving or sf.Serving(max_rows=network.max_rows)
-        engine = Engine(INFO, cuda_loop.on_gpu(network, None), serving)
+        engine = Engine(INFO, cuda_loop.on_gpu(network, network.kernels), serving)
         engines.append(engine)
         engine.network = network
         return engine
@@ -84,7 +83,6 @@ def made(fake, step_on, monkeypatch):
         del engine.network
         engine._service._core = None
     engines.clear()
-    monkeypatch.undo()
 
 
 def hosts(n, **arguments):
@@ -107,6 +105,7 @@ def hosts(n, **arguments):
             {"cond": 1, "steps": 5, "image": np.full(support.SHAPE, 0.5), "strength": 0.6, "guidance_scale": 1.0},
             id="image",
         ),
+        pytest.param({"cond": 1, **GUIDED, "image": np.full(support.SHAPE, 0.5), "mask": MASK}, id="mask"),
     ],
 )
 def test_samples_are_the_host_s_to_the_bit(made, late, buckets, arguments):
@@ -115,6 +114,27 @@ def test_samples_are_the_host_s_to_the_bit(made, late, buckets, arguments):
         np.testing.assert_array_equal(engine.sample(n, seed=5, **arguments), hosts(n, seed=5, **arguments))
     rows = engine.network.forwards
     assert set(rows) <= set(buckets or range(1, 9))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({"guidance_rescale": 0.7}, id="rescale"),
+        pytest.param({"dynamic_threshold": (0.9, 2.0)}, id="threshold"),
+        pytest.param({"guidance_rescale": 0.7, "dynamic_threshold": (0.9, 2.0)}, id="both"),
+    ],
+)
+def test_what_is_taken_from_a_whole_sample_is_taken_on_the_device(made, options):
+    arguments = {"cond": 3, "steps": 5, "guidance_scale": 4.0, "seed": 5, "sampler": "ddim"}
+
+    def louder(x, t, cond):  # what a sample is told changes the deviation of what is predicted
+        return support.rowwise(x, t, cond) * (1 + cond["class_labels"].reshape(-1, 1, 1, 1).astype(np.float32) / 8)
+
+    with support.make_engine(louder) as engine:
+        plain, want = engine.sample(3, **arguments), engine.sample(3, **arguments, **options)
+    bound = ADAPTED_SAMPLES * np.abs(want).max()
+    np.testing.assert_allclose(made(fn=louder).sample(3, **arguments, **options), want, rtol=0, atol=bound)
+    assert np.abs(want - plain).max() > 100 * bound
 
 
 def test_samplers_steps_and_scales_mix(made):
@@ -225,18 +245,27 @@ def test_calibrating_waits_for_the_forward(made):
 
 
 def test_more_slots_than_memory_has_room_for_are_refused_one_by_one(made, fake):
-    engine = made(rows=2, buckets=(2, 1), serving=sf.Serving(max_rows=2, max_running=8, policy="shortest"))
-    long = engine.submit(sf.Request(cond=1, steps=400, seed=0))
+    submitted = threading.Event()
+
+    def network(x, t, cond):
+        assert submitted.wait(10)
+        return support.rowwise(x, t, cond)
+
+    engine = made(late=False, rows=2, buckets=(), fn=network, serving=sf.Serving(max_rows=2, policy="shortest"))
+    # There are two slots to begin with. Each newcomer has fewer passes left than those before, and steps at once.
+    arguments = [{"cond": 1, "steps": 60 - 10 * i, "seed": i} for i in range(6)]
     free, total = engine.network.context.memory
     fake.set(memory=total - free)
-    # Two slots are there from the beginning. Each newcomer has fewer passes left than those before, and steps at once.
-    futures = [engine.submit(sf.Request(cond=1, steps=300 - 50 * i, seed=i)) for i in range(5)]
+    futures = [engine.submit(sf.Request(**one)) for one in arguments]
+    submitted.set()
     outcomes = [future.exception() for future in futures]
-    assert any(isinstance(one, cuda.CudaError) and one.out_of_memory for one in outcomes)
-    for i, outcome in enumerate(outcomes):
+    refused = [one for one in outcomes if one is not None]
+    assert refused
+    assert all(isinstance(one, cuda.CudaError) and one.out_of_memory for one in refused)
+    for one, outcome, future in zip(arguments, outcomes, futures, strict=True):
         if outcome is None:
-            np.testing.assert_array_equal(futures[i].result(), hosts(1, cond=1, steps=300 - 50 * i, seed=i)[0])
-    np.testing.assert_array_equal(long.result(), hosts(1, cond=1, steps=400, seed=0)[0])
+            np.testing.assert_array_equal(future.result(), hosts(1, **one)[0])
+    assert outcomes[0] is None
     fake.set(memory=1 << 30)
 
 
@@ -261,7 +290,7 @@ def test_a_loop_is_checked_after_each_turn(made, monkeypatch):
 
 def test_a_stepper_belongs_to_one_server(fake, step_on):
     network = Network(fake, step_on)
-    program = network.program(None, None, None, 8)
+    program = cuda_loop.step_program(network.kernels, "float32", support.ELEMENTS, 8)
     rows = {name: network.addresses[name] for name in ("sample", "timestep", "prediction")}
     stepper = cuda.device_stepper(
         network.stream, elements=support.ELEMENTS, integer_timestep=False, max_rows=8, cond=[], program=program, **rows
