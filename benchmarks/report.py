@@ -109,6 +109,10 @@ class Report:
             console.print(targets_table(self.targets))
         for reason in self.unfair:
             console.print(f"unfair: {reason}", style="dim", highlight=False)
+        self.save()
+
+    def save(self) -> None:
+        """Writes the file."""
         path = RESULTS / f"{self.name}{'.quick' if self.quick else ''}.json"
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(self._document(), indent=2) + "\n")

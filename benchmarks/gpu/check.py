@@ -4,10 +4,18 @@
     make gpu-check STAGE=kernels                    # one; what the others found is kept
     make gpu-check RESULTS=folder WHEELS=folder     # where results go, and where packages that are missing here lie
 
-Stages are ``kernels`` (every compiled step against the CPU's bits; bandwidth and latency), ``graphs`` (a torch module's
-trajectories: the CPU's images, one launch, a loop on the device, what goes wrong; what all but the network costs) and
-``compare`` (diffusers' loop around the same weights, which needs diffusers). A part that is done and whose sources are
-the same is not done again, unless ``--again``.
+Stages are ``kernels`` (every compiled step against the CPU's bits; bandwidth, latency, layouts), ``graphs`` (a torch
+module's trajectories and the engine's loop: the CPU's images, launches and waits, what goes wrong; what all but the
+network costs) and ``compare`` (diffusers' loop around the same weights, which needs diffusers). A part that is done and
+whose sources are the same is not done again, unless ``--again``. Each part is a process of its own, and a benchmark
+writes its report after every case: what fails or is stopped takes nothing else with it.
+
+The JSON has ``gpu``, its name; ``promises``, those of the design, each with ``promise``, ``target``, ``unit``,
+``value`` (the worst case's), ``cases`` (measured, and how many there should be) and ``met`` (null: nothing was
+measured); ``targets``, the cases one by one, with ``part``, ``claim``, ``unit``, ``wanted``, ``measured``, ``at_least``
+and ``met``; and ``stages``, by stage and part what was found: ``status``, ``seconds``, ``tests`` (how many passed,
+failed, were skipped) or ``report`` (of a benchmark: machine, versions, configuration, results, remarks, skipped,
+failed).
 
 Exit status: 0 if all tests passed, 1 if not, 2 if the build failed, 3 if there is no GPU.
 """
@@ -22,7 +30,8 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,37 +52,100 @@ class Part:
         name: What the JSON and the log call it.
         command: After the interpreter.
         seconds: It is stopped after so long.
+        expected: Seconds that it is thought to take.
         writes: Name of the JSON that it leaves, if it is a benchmark.
+        may_skip: Whether all of its tests may be skipped: what they need need not be there.
+        beside: Whether it runs at the same time as the part before. If it fails then, it is done again alone.
     """
 
     name: str
     command: tuple[str, ...]
     seconds: int
+    expected: int
     writes: str | None = None
+    may_skip: bool = False
+    beside: bool = False
 
 
-def _tests(name: str, seconds: int, *paths: str) -> Part:
+@dataclass(frozen=True)
+class Promise:
+    """What the design promises of the H200, by the beginning of the claims that prove it.
+
+    Attributes:
+        claims: How they begin.
+        cases: How many are to be measured at least.
+    """
+
+    claims: str
+    cases: int
+
+
+PROMISES = (
+    Promise("step, share of the copy's bandwidth", 6),
+    Promise("step in a graph at", 1),
+    Promise("step in a graph against diffusers' blend, step and cat", 1),
+    Promise("trajectory, times its forwards alone", 6),
+    Promise("launches of a trajectory", 6),
+    Promise("waits in a trajectory", 6),
+    Promise("images against the CPU's", 2),
+    Promise("against diffusers' loop", 1),
+    Promise("against torch.compile reduce-overhead", 1),
+    Promise("never slower than", 14),
+)
+
+
+def _tests(name: str, seconds: int, expected: int, *files: str, may_skip: bool = False, beside: bool = False) -> Part:
     # -P: the root's folders kernels/ and export/ must not shadow packages of those names.
-    return Part(name, ("-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", *paths), seconds)
+    options = ("-q", "-rs", "-p", "no:cacheprovider", "-o", f"faulthandler_timeout={seconds // 2}")
+    paths = tuple(f"tests/{file}.py" for file in files)
+    return Part(name, ("-P", "-m", "pytest", *options, *paths), seconds, expected, None, may_skip, beside)
 
 
-def _benchmark(file: str, writes: str, seconds: int) -> Part:
-    return Part(f"{file}.py", (f"benchmarks/gpu/{file}.py",), seconds, writes)
+def _benchmark(file: str, writes: str, seconds: int, expected: int) -> Part:
+    return Part(f"{file}.py", (f"benchmarks/gpu/{file}.py",), seconds, expected, writes)
 
+
+BUILD_SECONDS = 40  # expected
+
+#: Of the tests in tests/kernels all but test_aot.py: it compiles for other GPUs, which needs none, and takes minutes.
+KERNEL_TESTS = tuple(f"kernels/test_{name}" for name in ("arguments", "jit", "keep", "layout", "tune"))
 
 STAGES: dict[str, tuple[Part, ...]] = {
     "kernels": (
-        Part("cubins", ("-P", "-m", "stepfuse.kernels.aot", "-o", "{cubins}", "--arch", "{cc}"), 120),
-        _tests("tests/gpu: driver and cubins", 120, "tests/gpu/test_driver.py", "tests/gpu/test_cubins.py"),
-        _tests("tests/kernels", 240, "tests/kernels"),
-        _benchmark("step", "gpu-step", 90),
+        Part("cubins", ("-P", "-m", "stepfuse.kernels.aot", "-o", "{cubins}", "--arch", "{cc}"), 120, 15),
+        _tests("tests/gpu: kernels", 120, 25, "gpu/test_driver", "gpu/test_cubins", "gpu/test_kernels"),
+        _tests("tests/kernels: step", 180, 45, "kernels/test_fused_step"),
+        _tests("tests/kernels: reductions", 180, 45, "kernels/test_adapt", beside=True),
+        _tests("tests/kernels: others", 180, 45, *KERNEL_TESTS, beside=True),
+        _benchmark("step", "gpu-step", 90, 35),
     ),
     "graphs": (
-        _tests("tests/gpu: trajectories", 180, "tests/gpu/test_trajectories.py"),
-        _benchmark("trajectories", "gpu-trajectories", 300),
+        _tests("tests/gpu: trajectories", 100, 25, "gpu/test_trajectories"),
+        _tests("tests/gpu: engine", 100, 30, "gpu/test_engine"),
+        _tests("tests/gpu: onnxruntime", 60, 5, "gpu/test_onnxruntime", may_skip=True),
+        _tests("tests/gpu: tensorrt", 60, 5, "gpu/test_tensorrt", may_skip=True),
+        _benchmark("trajectories", "gpu-trajectories", 120, 55),
+        _benchmark("serving", "gpu-serving", 160, 85),
     ),
-    "compare": (_benchmark("diffusers_loop", "gpu-diffusers", 480),),
+    "compare": (_benchmark("diffusers_loop", "gpu-diffusers", 180, 95),),
 }
+
+
+def at_once(parts: Sequence[Part]) -> list[list[Part]]:
+    """Parts of a stage in order, those together that run at the same time."""
+    groups: list[list[Part]] = []
+    for part in parts:
+        if part.beside:
+            groups[-1].append(part)
+        else:
+            groups.append([part])
+    return groups
+
+
+def expected_seconds() -> int:
+    """Of all stages, the build included; nobody has measured it."""
+    groups = [group for parts in STAGES.values() for group in at_once(parts)]
+    return BUILD_SECONDS + sum(max(part.expected for part in group) for group in groups)
 
 
 def find_gpu() -> tuple[str, int] | str:
@@ -110,7 +182,8 @@ def environment() -> dict[str, str]:
     """What the parts run in: our build before all else, and kernels compiled."""
     inherited = os.environ.get("PYTHONPATH")
     path = os.pathsep.join([str(SITE), *([inherited] if inherited else [])])
-    return {**os.environ, "PYTHONPATH": path, "TRITON_INTERPRET": "0", "STEPFUSE_CUBINS": str(CUBINS)}
+    ours = {"TRITON_INTERPRET": "0", "STEPFUSE_CUBINS": str(CUBINS), "PYTHONUNBUFFERED": "1"}
+    return {**os.environ, "PYTHONPATH": path, **ours}
 
 
 def run(command: Sequence[str], seconds: float) -> tuple[int, str]:
@@ -178,13 +251,40 @@ def run_part(part: Part, cc: int, version: str) -> dict[str, Any]:
         "log": shortened(text),
     }
     if part.writes:
-        written = scratch / f"{part.writes}.json"
-        finding["report"] = json.loads(written.read_text()) if written.exists() else None
+        finding["report"] = report_in(scratch / f"{part.writes}.json")
     elif "pytest" in command:
         finding["tests"] = counts(text)
+        if part.may_skip and status == 0:
+            return finding
         if status == 0 and not finding["tests"].get("passed"):
             finding |= {"status": FAILED, "log": f"{finding['log']}\nno test ran"}
     return finding
+
+
+def report_in(file: Path) -> dict[str, Any] | None:
+    """A benchmark's report as far as it came; None if there is none."""
+    try:
+        report: dict[str, Any] = json.loads(file.read_text())
+    except (OSError, ValueError):  # stopped while it was written
+        return None
+    return report
+
+
+def kept(promise: Promise, targets: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What became of a promise: its worst case, and whether all that prove it are met."""
+    cases = [target for target in targets if target["claim"].startswith(promise.claims)]
+    counts = [len(cases), promise.cases]
+    if not cases:
+        return {"promise": promise.claims, "target": None, "unit": "", "value": None, "met": None, "cases": counts}
+    worst = (min if cases[0]["at_least"] else max)(cases, key=lambda target: target["measured"])
+    return {
+        "promise": promise.claims,
+        "target": worst["wanted"],
+        "unit": worst["unit"],
+        "value": worst["measured"],
+        "met": len(cases) >= promise.cases and all(target["met"] for target in cases),
+        "cases": counts,
+    }
 
 
 def merged(gpu: str, before: Mapping[str, Any], stage: str, parts: Mapping[str, Any]) -> dict[str, Any]:
@@ -196,7 +296,8 @@ def merged(gpu: str, before: Mapping[str, Any], stage: str, parts: Mapping[str, 
         for name, finding in findings.items()
         for target in ((finding.get("report") or {}).get("targets") or [])
     ]
-    return {"gpu": gpu, "stages": stages, "targets": targets}
+    promises = [kept(promise, targets) for promise in PROMISES]
+    return {"gpu": gpu, "promises": promises, "targets": targets, "stages": stages}
 
 
 def write(output: Path, document: Mapping[str, Any]) -> Path:
@@ -220,6 +321,31 @@ def saved(name: str) -> Path:
     return STATE / f"{slug(name)}.json"
 
 
+def found_before(part: Part) -> dict[str, Any] | None:
+    """What a part found when it last ran; None if it has not."""
+    return report_in(saved(part.name))
+
+
+def is_done(found: Mapping[str, Any] | None, version: str) -> bool:
+    """Whether a part need not run again."""
+    return found is not None and found["version"] == version and found["status"] == 0
+
+
+def run_parts(parts: Sequence[Part], cc: int, version: str) -> Iterator[tuple[Part, dict[str, Any]]]:
+    """Runs parts at the same time, and those that fail then again, alone."""
+    if not parts:
+        return
+    print(f"running {', '.join(part.name for part in parts)}", flush=True)
+    with ThreadPoolExecutor(len(parts)) as pool:
+        tasks = [pool.submit(run_part, part, cc, version) for part in parts]
+        found = [task.result() for task in tasks]
+    for part, finding in zip(parts, found, strict=True):
+        if finding["status"] != 0 and len(parts) > 1:
+            print(f"running {part.name} again, alone", flush=True)
+            finding = run_part(part, cc, version)
+        yield part, finding
+
+
 def check(stages: Sequence[str], output: Path, wheels: Path, *, again: bool = False) -> int:
     """Runs stages; returns the exit status."""
     gpu = find_gpu()
@@ -227,33 +353,31 @@ def check(stages: Sequence[str], output: Path, wheels: Path, *, again: bool = Fa
         for stage in stages:
             print(f"{stage}: not run: {gpu}")
         return NO_GPU
-    name, cc = gpu
+    gpu_name, cc = gpu
     version = fingerprint()
     built = STATE / "built"
     if again or not built.exists() or built.read_text() != version:
-        print(f"building for {name}, sm_{cc}", flush=True)
+        print(f"building for {gpu_name}, sm_{cc}", flush=True)
         status, text = build(wheels, version)
         if status != 0:
             print(f"{shortened(text)}\nthe build failed with status {status}")
             return NOT_BUILT
-    document: dict[str, Any] = {"gpu": name}
+    document: dict[str, Any] = {"gpu": gpu_name}
     failed = False
     for stage in STAGES:
-        findings = {}
-        for part in STAGES[stage]:
-            file = saved(part.name)
-            old = json.loads(file.read_text()) if file.exists() else None
-            if stage in stages and (again or old is None or old["version"] != version or old["status"] != 0):
-                print(f"{stage}: {part.name}", flush=True)
-                old = run_part(part, cc, version)
-                file.write_text(json.dumps(old))
-                print(old["log"], flush=True)
-            if old is not None:
-                findings[part.name] = old
-                failed |= stage in stages and old["status"] != 0
-        if findings:
-            document = merged(name, document, stage, findings)
-            path = write(output, document)
+        findings: dict[str, Any] = {}
+        for group in at_once(STAGES[stage]):
+            old = {part.name: found_before(part) for part in group}
+            due = [part for part in group if stage in stages and (again or not is_done(old[part.name], version))]
+            for part, found in run_parts(due, cc, version):
+                saved(part.name).write_text(json.dumps(found))
+                old[part.name] = found
+                print(f"== {part.name}\n{found['log']}", flush=True)
+            findings |= {name: found for name, found in old.items() if found is not None}
+            if findings:
+                document = merged(gpu_name, document, stage, findings)
+                path = write(output, document)
+        failed |= stage in stages and any(found["status"] != 0 for found in findings.values())
     print(f"written: {path}, {path.with_suffix('.log').name}")
     return FAILED if failed else 0
 

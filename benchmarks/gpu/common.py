@@ -7,7 +7,8 @@ import sys
 import time
 import traceback
 from argparse import Namespace
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import report
 from timing import clocks, machine
+
+SAID = 400  # characters of an error
+GAIN = 1.05  # times as fast: less is none
 
 
 def options(description: str | None) -> Namespace:
@@ -29,34 +33,56 @@ def options(description: str | None) -> Namespace:
 
 
 class GpuReport(report.Report):
-    """A report of what was measured on a GPU. ``skipped`` says what was not, and why."""
+    """A report of what was measured on a GPU, written anew after every case: what comes later takes nothing with it.
+
+    Attributes:
+        skipped: What was not measured, and why.
+        failed: What could not be, and how it ended.
+        remarks: What a reader should know of the figures.
+    """
 
     def __init__(self, name: str, given: Namespace, configuration: Mapping[str, Any], unfair: Sequence[str]) -> None:
         super().__init__(name, given.quick, configuration, unfair)
         self._until = time.monotonic() + given.seconds
-        self._output = given.output
         self._machine = machine()
         self.skipped: list[str] = []
         self.failed: list[str] = []
+        self.remarks: list[str] = []
+        report.RESULTS = given.output
+
+    @contextmanager
+    def noting(self, what: str) -> Iterator[None]:
+        """What fails inside is noted, and the rest goes on."""
+        try:
+            yield
+        except ModuleNotFoundError as error:
+            self.skipped.append(f"{what}: {error.name} is not installed")
+        except Exception as error:
+            traceback.print_exc()
+            told = "; ".join(str(error).splitlines())[:SAID]
+            self.failed.append(f"{what}: {type(error).__name__}: {told}")
 
     def attempt(self, case: str, measure: Callable[[], object]) -> None:
         """Measures a case if there is time. One that fails is noted, and the next ones are measured."""
         if time.monotonic() >= self._until:
             self.skipped.append(f"{case}: no time was left")
             return
-        try:
+        print(f"{case} ...", flush=True)
+        with self.noting(case):
             measure()
-        except ModuleNotFoundError as error:
-            self.skipped.append(f"{case}: {error.name} is not installed")
-        except Exception as error:
-            traceback.print_exc()
-            self.failed.append(f"{case}: {type(error).__name__}: {error}")
-        torch.cuda.empty_cache()
+        with suppress(RuntimeError):  # where the device is lost, all that follows says so
+            torch.cuda.empty_cache()
+        self.save()
+
+    def never_slower(self, peer: str, case: str, ratio: float) -> None:
+        """Adds the target that we are not slower than a peer; where there is no gain a remark says so."""
+        self.at_least(f"never slower than {peer}: {case}", "x", 1, ratio)
+        if ratio < GAIN:
+            self.remarks.append(f"no gain over {peer}: {case}, {ratio:.3f} times as fast")
 
     def publish(self) -> int:  # type: ignore[override]
         """Prints the tables and writes the file; returns 1 if a case failed, else 0."""
-        report.RESULTS = self._output
-        for word, lines in (("skipped", self.skipped), ("failed", self.failed)):
+        for word, lines in (("remark", self.remarks), ("skipped", self.skipped), ("failed", self.failed)):
             for line in lines:
                 print(f"{word}: {line}")
         super().publish()
@@ -65,4 +91,4 @@ class GpuReport(report.Report):
     def _document(self) -> dict[str, Any]:
         document = super()._document()
         document["machine"] |= self._machine | {"clocks_after": clocks()}
-        return document | {"skipped": self.skipped, "failed": self.failed}
+        return document | {"remarks": self.remarks, "skipped": self.skipped, "failed": self.failed}

@@ -14,6 +14,8 @@ import torch
 
 import stepfuse as sf
 
+_MADE: dict[str, Any] = {}
+
 FASHION = Path(__file__).parents[2] / "examples" / "fashion" / "model.py"
 
 
@@ -47,6 +49,11 @@ class Subject:
         return 1 if self.guidance_scale == 1 else 2
 
     @property
+    def is_large(self) -> bool:
+        """Whether a forward takes so long that few steps are enough."""
+        return self.dtype == torch.bfloat16
+
+    @property
     def arguments(self) -> dict[str, Any]:
         """How a sample of it is drawn, but for the steps: deterministic DDIM."""
         return {"cond": self.told, "sampler": "ddim", "guidance_scale": self.guidance_scale, "seed": 0}
@@ -57,14 +64,17 @@ class Subject:
         return {"shape": self.shape, "cond": self.cond, "schedule": self.schedule}
 
     def module(self) -> Any:
-        """The module, ready to be run."""
-        with torch.device("cuda"):
-            made = self.make()
-        made = made.to("cuda", self.dtype).eval().requires_grad_(False)
-        for parameter in made.parameters():
-            if not parameter.any():  # begun at zero to be trained: zeros take less power, and run faster
-                parameter.normal_(std=0.02)
-        return made
+        """The module, ready to be run; the same until another's is asked for."""
+        if self.name not in _MADE:
+            _MADE.clear()
+            with torch.device("cuda"):
+                made = self.make()
+            made = made.to("cuda", self.dtype).eval().requires_grad_(False)
+            for parameter in made.parameters():
+                if not parameter.any():  # begun at zero to be trained: zeros take less power, and run faster
+                    parameter.normal_(std=0.02)
+            _MADE[self.name] = made
+        return _MADE[self.name]
 
 
 class Predicts(torch.nn.Module):

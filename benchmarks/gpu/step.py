@@ -6,12 +6,14 @@ import sys
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from common import GpuReport, options
 from timing import Clock, graph_of, in_turn
 
 import stepfuse as sf
-from stepfuse.kernels import fused_step
+from stepfuse.kernels import fused_step, tune
+from stepfuse.kernels.configs import Config, layout_for, layouts_for
 
 MEBIBYTE = 1 << 20
 STORAGE = {
@@ -22,6 +24,8 @@ STORAGE = {
 SLOTS = 16
 SMALL = (1, 4, 64, 64)
 IN_A_GRAPH = 100
+BUDGET = 3.0  # seconds of rounds a case
+RULE, TUNED = "step, by the rule of thumb", "step, tuned"
 
 UNFAIR = (
     "Bytes are counted plainly: a guided step reads x, e_c and e_u and writes x and the two rows of the next forward."
@@ -56,19 +60,56 @@ def guided(slots: int, n: int, state: torch.dtype, network: torch.dtype) -> dict
 
 def bandwidth(report: GpuReport, rounds: int, mebibytes: int) -> None:
     """Tensors of so many MiB each."""
-    clock = Clock()
     for name, (state, network) in STORAGE.items():
-        n = mebibytes * MEBIBYTE // state.itemsize // SLOTS
-        arguments = guided(SLOTS, n, state, network)
-        moved = 2 * SLOTS * n * state.itemsize + 4 * SLOTS * n * network.itemsize
-        source = torch.randn(moved // 8, device="cuda")
-        target = torch.empty_like(source)
-        contenders = {"copy": lambda t=target, s=source: t.copy_(s), "step": lambda a=arguments: fused_step(**a)}
-        samples = in_turn(contenders, clock.device_seconds, rounds=rounds)
-        bytes_moved = dict.fromkeys(contenders, moved)
-        ratios = report.add(f"{mebibytes} MiB a tensor, {name}", samples, "copy", bytes_moved=bytes_moved)
-        report.at_least(f"step, share of the copy's bandwidth, {mebibytes} MiB, {name}", "%", 85, 100 * ratios["step"])
-        del arguments, source, target
+        with report.noting(f"bandwidth at {mebibytes} MiB, {name}"):
+            one_bandwidth(report, rounds, mebibytes, name, state, network)
+
+
+def one_bandwidth(
+    report: GpuReport, rounds: int, mebibytes: int, name: str, state: torch.dtype, network: torch.dtype
+) -> None:
+    """Of one kind of storage."""
+    n = mebibytes * MEBIBYTE // state.itemsize // SLOTS
+    arguments = guided(SLOTS, n, state, network)
+    moved = 2 * SLOTS * n * state.itemsize + 4 * SLOTS * n * network.itemsize
+    source = torch.randn(moved // 8, device="cuda")
+    target = torch.empty_like(source)
+    contenders = {"copy": lambda: target.copy_(source), RULE: lambda: fused_step(**arguments)}
+    chosen = tuned(report, f"{mebibytes} MiB, {name}", arguments)
+    if chosen is not None:
+        contenders[TUNED] = lambda: fused_step(**arguments, config=chosen)
+    samples = in_turn(contenders, Clock().device_seconds, rounds=rounds, budget=BUDGET)
+    bytes_moved = dict.fromkeys(contenders, moved)
+    ratios = report.add(f"{mebibytes} MiB a tensor, {name}", samples, "copy", bytes_moved=bytes_moved)
+    share = 100 * ratios[TUNED if TUNED in ratios else RULE]
+    report.at_least(f"step, share of the copy's bandwidth: {mebibytes} MiB, {name}", "%", 85, share)
+
+
+def tuned(report: GpuReport, case: str, arguments: dict[str, Any]) -> Config | None:
+    """The configuration that is measured to be the fastest, None if that failed."""
+    with report.noting(f"{case}, tuning"):
+        chosen: Config = tune(**arguments)
+        report.remarks.append(f"{case}: tuned to {chosen.block} elements a tile, {chosen.num_warps} warps")
+        return chosen
+    return None
+
+
+def layouts(report: GpuReport, rounds: int, slots: int, dtype: torch.dtype) -> None:
+    """Every layout in a graph: what tuning chooses among, and what the rule of thumb would take."""
+    n = SMALL[1] * SMALL[2] * SMALL[3]
+    arguments = guided(slots, n, torch.float32, dtype)
+    usual = layout_for(slots, n)
+    chosen = tuned(report, f"{slots} slots of {SMALL[1:]}, network {dtype}", arguments)
+    graphs = {
+        f"{name}{' (rule of thumb)' if name == usual else ''}{' (tuned)' if config == chosen else ''}": graph_of(
+            partial(fused_step, **arguments, config=config), IN_A_GRAPH
+        ).replay
+        for name, config in layouts_for(n).items()
+    }
+    calls = dict.fromkeys(graphs, IN_A_GRAPH)
+    samples = in_turn(graphs, Clock(flush=False).device_seconds, rounds=rounds, calls=calls, budget=BUDGET)
+    [peer] = [name for name in graphs if "rule of thumb" in name]
+    report.add(f"layouts, {slots} slots of {SMALL[1:]}, float32, network {dtype}", samples, peer)
 
 
 def latency(report: GpuReport, rounds: int) -> None:
@@ -84,18 +125,17 @@ def latency(report: GpuReport, rounds: int) -> None:
         following = 0.95 * clean + 0.3 * blended
         return torch.cat([following, following])
 
-    fused, plain = (graph_of(work, IN_A_GRAPH) for work in (lambda: fused_step(**arguments), operators))
+    chosen = tuned(report, f"{SMALL}", arguments)
+    fused, plain = (graph_of(work, IN_A_GRAPH) for work in (partial(fused_step, **arguments, config=chosen), operators))
     contenders: dict[str, Any] = {"step in a graph": fused.replay, "torch operators in a graph": plain.replay}
-    calls = dict.fromkeys(contenders, IN_A_GRAPH)
+    calls = dict.fromkeys(contenders, float(IN_A_GRAPH))
     peer = "torch operators in a graph"
-    try:
+    with report.noting("diffusers' step"):
         contenders["diffusers"], peer = diffusers_step(x, e), "diffusers"
         calls["diffusers"] = IN_A_GRAPH
-    except ModuleNotFoundError as error:
-        report.skipped.append(f"diffusers' step: {error.name} is not installed")
-    samples = in_turn(contenders, Clock(flush=False).wall_seconds, rounds=rounds, calls=calls)
+    samples = in_turn(contenders, Clock(flush=False).wall_seconds, rounds=rounds, calls=calls, budget=BUDGET)
     ratios = report.add(f"{SMALL}, float32", samples, peer)
-    seconds = sorted(samples["step in a graph"])[rounds // 2]
+    seconds = float(np.median(samples["step in a graph"]))
     report.at_most(f"step in a graph at {SMALL}", "us", 4, 1e6 * seconds)
     if peer == "diffusers":
         report.at_least("step in a graph against diffusers' blend, step and cat", "x", 8, ratios["step in a graph"])
@@ -128,6 +168,8 @@ def main() -> int:
         for mebibytes in (64,) if given.quick else (64, 256):
             report.attempt(f"bandwidth at {mebibytes} MiB", partial(bandwidth, report, rounds, mebibytes))
         report.attempt("latency", partial(latency, report, rounds))
+        for slots, dtype in ((1, torch.float32), (8, torch.bfloat16), (64, torch.bfloat16)):
+            report.attempt(f"layouts of {slots} slots", partial(layouts, report, rounds, slots, dtype))
     return report.publish()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import subprocess
 import time
@@ -12,6 +13,7 @@ import torch
 
 FLUSHED_BYTES = 256 << 20  # several times the second-level cache of any GPU so far
 WARM_UPS = 3
+LEAST_ROUNDS = 3
 
 Work = Callable[[], object]
 AnyWork = TypeVar("AnyWork", bound=Callable[[], object])
@@ -52,7 +54,9 @@ def in_turn(
     seconds: Callable[[AnyWork], float],
     *,
     rounds: int,
-    calls: Mapping[str, int] | None = None,
+    calls: Mapping[str, float] | None = None,
+    warm_ups: int = WARM_UPS,
+    budget: float = math.inf,
 ) -> dict[str, list[float]]:
     """Times every contender once a round.
 
@@ -61,17 +65,22 @@ def in_turn(
         seconds: Times one call.
         rounds: Samples of each; sample i of all of them was taken in round i.
         calls: How many times a contender does the work in one call, where it is not once.
+        warm_ups: Calls of each before.
+        budget: Seconds of rounds behind which no further one begins, though three are done in any case.
 
     Returns:
         Seconds by contender, a sample a round.
     """
     for work in contenders.values():
-        for _ in range(WARM_UPS):
+        for _ in range(warm_ups):
             work()
     torch.cuda.synchronize()
     samples: dict[str, list[float]] = {name: [] for name in contenders}
     order, shuffle = list(contenders), random.Random(0).shuffle
-    for _ in range(rounds):
+    until = time.monotonic() + budget
+    for done in range(rounds):
+        if done >= LEAST_ROUNDS and time.monotonic() >= until:
+            break
         shuffle(order)
         for name in order:
             samples[name].append(seconds(contenders[name]) / (calls or {}).get(name, 1))
