@@ -11,6 +11,7 @@ PACKAGES = {
     "stepfuse.backends": "engine/backends",
     "stepfuse.integrations": "engine/integrations",
     "stepfuse.pipeline": "engine/pipeline",
+    "stepfuse.plans": "engine/plans",
     "stepfuse.kernels": "kernels",
     "stepfuse.export": "export",
     "stepfuse.export.pipelines": "export/pipelines",

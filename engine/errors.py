@@ -7,6 +7,10 @@ class BundleError(ValueError):
     """A bundle cannot be used; the message names file, rule and value."""
 
 
+class ExportError(ValueError):
+    """A model cannot be exported; the message names the part, the rule and the value, and what to do."""
+
+
 class GpuError(RuntimeError):
     """A network cannot run on a GPU as asked; the message says what to do."""
 

@@ -1,5 +1,5 @@
 """What can go wrong when a model is exported."""
 
+from stepfuse.errors import ExportError
 
-class ExportError(ValueError):
-    """A model cannot be exported; the message names the part, the rule and the value, and what to do."""
+__all__ = ["ExportError"]

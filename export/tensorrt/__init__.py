@@ -2,12 +2,13 @@
 
 from stepfuse.export.tensorrt.build import build_plan
 from stepfuse.export.tensorrt.cache import load_plan, plan_for, remove_plans
-from stepfuse.export.tensorrt.library import Library, find_library
-from stepfuse.export.tensorrt.options import Options
-from stepfuse.export.tensorrt.plan import Plan, PlanKey
-from stepfuse.export.tensorrt.profile import Profile
-from stepfuse.export.tensorrt.refit import deserialise, refit_engine
-from stepfuse.export.tensorrt.target import Target, this_gpu
+from stepfuse.export.tensorrt.refit import refit_engine
+from stepfuse.plans.library import Library, find_library
+from stepfuse.plans.options import Options
+from stepfuse.plans.plan import Plan, PlanKey
+from stepfuse.plans.profile import Profile
+from stepfuse.plans.runtime import deserialise
+from stepfuse.plans.target import Target, this_gpu
 
 __all__ = [
     "Library",

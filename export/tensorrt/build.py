@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from stepfuse.export.errors import ExportError
-from stepfuse.export.tensorrt.library import Library, find_library
-from stepfuse.export.tensorrt.listeners import Progress, logger_for, monitor_for
-from stepfuse.export.tensorrt.options import Options
-from stepfuse.export.tensorrt.plan import Plan, PlanKey
-from stepfuse.export.tensorrt.profile import Profile
-from stepfuse.export.tensorrt.target import Target, this_gpu
+from stepfuse.export.tensorrt.listeners import Progress, monitor_for
+from stepfuse.plans.library import Library, find_library
+from stepfuse.plans.logger import logger_for
+from stepfuse.plans.options import Options
+from stepfuse.plans.plan import Plan, PlanKey
+from stepfuse.plans.profile import Profile
+from stepfuse.plans.target import Target, this_gpu
 
 log = logging.getLogger(__name__)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 from collections.abc import Sequence
@@ -13,15 +12,15 @@ from typing import Any
 from stepfuse.bundle import DENOISER, Bundle, embedded_models
 from stepfuse.export.errors import ExportError
 from stepfuse.export.tensorrt.build import build_plan
-from stepfuse.export.tensorrt.library import Library, find_library
-from stepfuse.export.tensorrt.listeners import logger_for
-from stepfuse.export.tensorrt.options import Options
-from stepfuse.export.tensorrt.plan import Plan, PlanKey
-from stepfuse.export.tensorrt.profile import Profile
-from stepfuse.export.tensorrt.store import PlanStore
-from stepfuse.export.tensorrt.target import Target, this_gpu
-from stepfuse.folder import CACHE
 from stepfuse.pipeline.info import TEXT_ENCODER
+from stepfuse.plans.library import Library, find_library
+from stepfuse.plans.logger import logger_for
+from stepfuse.plans.options import Options
+from stepfuse.plans.plan import Plan, PlanKey
+from stepfuse.plans.profile import Profile
+from stepfuse.plans.runtime import source_of
+from stepfuse.plans.store import PlanStore
+from stepfuse.plans.target import Target, this_gpu
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +126,7 @@ def _asked(
     library = library or find_library()
     key = PlanKey(
         network=network,
-        source=_source(bundle, network),
+        source=source_of(bundle, network),
         library=library.name,
         version=library.version,
         target=target or this_gpu(),
@@ -136,17 +135,6 @@ def _asked(
         options=options or Options(),
     )
     return bundle, key, library
-
-
-def _source(bundle: Bundle, network: str) -> str:
-    """Digest of what the manifest says of a network, and of every file that may hold its weights."""
-    others = (".json", ".onnx")
-    parts = [
-        f"{name} {about['sha256']}"
-        for name, about in sorted(bundle.files.items())
-        if name == network or not (name.endswith(others) or name.startswith(CACHE))
-    ]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def _sized(profile: Profile, bundle: Bundle, network: str) -> Profile:

@@ -1,38 +1,9 @@
-"""What hears TensorRT while it works: a logger, and a progress monitor. Both are classes of whichever is installed."""
+"""What is told how far TensorRT is: a progress monitor, a class of whichever TensorRT is installed."""
 
 from __future__ import annotations
 
-import logging
 from types import TracebackType
 from typing import Any
-
-log = logging.getLogger("stepfuse.export.tensorrt")
-
-_LEVELS = {
-    "INTERNAL_ERROR": logging.CRITICAL,
-    "ERROR": logging.ERROR,
-    "WARNING": logging.INFO,  # such as of every int64 input that it must be bound as int64
-    "INFO": logging.DEBUG,  # dozens of lines a build
-    "VERBOSE": logging.DEBUG,
-}
-
-
-def logger_for(trt: Any) -> Any:
-    """An ``ILogger`` that hands on to ``logging``, and keeps the errors in its list ``errors``."""
-
-    class Logger(trt.ILogger):
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            level = _LEVELS[severity.name]
-            if level >= logging.ERROR:
-                self.errors.append(message)
-                level = logging.DEBUG  # it is told once, by the exception
-            log.log(level, "%s", message)
-
-    return Logger()
 
 
 class Progress:

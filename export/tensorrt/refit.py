@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 
 from stepfuse.export.errors import ExportError
-from stepfuse.export.tensorrt.library import Library, find_library
-from stepfuse.export.tensorrt.listeners import logger_for
-from stepfuse.export.tensorrt.plan import Plan
+from stepfuse.plans.library import Library, find_library
+from stepfuse.plans.logger import logger_for
 
 
 def refit_engine(
@@ -53,21 +52,3 @@ def refit_engine(
         raise ExportError(f"weights: {', '.join(sorted(missing))} must be given too, or all by the ONNX file")
     if not refitter.refit_cuda_engine():
         raise ExportError(f"the plan could not be refitted: {'; '.join(logger.errors)}")
-
-
-def deserialise(plan: Plan, *, library: Library | None = None) -> Any:
-    """An ``ICudaEngine`` of a plan that ``plan_for`` or ``load_plan`` returned; a stripped one gets its weights next.
-
-    Raises:
-        ExportError: If it is another TensorRT's, or TensorRT refuses it.
-    """
-    library = library or find_library(plan.key.library)
-    if (library.name, library.version) != (plan.key.library, plan.key.version):
-        raise ExportError(
-            f"the plan must be of {library.name} {library.version}, got {plan.key.library} {plan.key.version}"
-        )
-    logger = logger_for(library.module)
-    engine = library.module.Runtime(logger).deserialize_cuda_engine(plan.data)
-    if engine is None:
-        raise ExportError(f"TensorRT does not take the plan for {plan.key.target}: {'; '.join(logger.errors)}")
-    return engine

@@ -16,7 +16,7 @@ from stepfuse.export import ExportError
 from stepfuse.export.graph import Input, export_onnx
 from stepfuse.export.tensorrt import Options, Profile, Target, build_plan, find_library
 from stepfuse.export.tensorrt.build import parse
-from stepfuse.export.tensorrt.listeners import logger_for
+from stepfuse.plans.logger import logger_for
 
 ADA = Target(("8.9",))
 TURING = Target(("7.5",))  # which has no float32 or bfloat16 products: TensorRT refuses the types that it must keep

@@ -12,9 +12,10 @@ import support
 from stepfuse.export import ExportError
 from stepfuse.export.tensorrt import Options, Plan, Target, build, build_plan, deserialise, find_library, refit_engine
 from stepfuse.export.tensorrt import this_gpu as ask
-from stepfuse.export.tensorrt.library import Library
-from stepfuse.export.tensorrt.listeners import logger_for, monitor_for
-from stepfuse.export.tensorrt.plan import PlanKey
+from stepfuse.export.tensorrt.listeners import monitor_for
+from stepfuse.plans.library import Library
+from stepfuse.plans.logger import logger_for
+from stepfuse.plans.plan import PlanKey
 
 RTX = find_library("tensorrt_rtx")
 

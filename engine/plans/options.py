@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from stepfuse.export.errors import ExportError
-from stepfuse.export.tensorrt.library import Library
-from stepfuse.export.tensorrt.target import Target
+from stepfuse.errors import ExportError
+from stepfuse.plans.library import Library
+from stepfuse.plans.target import Target
 
 HARDWARE = ("ampere_plus", "same_compute_capability")
 

@@ -6,7 +6,7 @@ import ctypes
 import re
 from dataclasses import dataclass
 
-from stepfuse.export.errors import ExportError
+from stepfuse.errors import ExportError
 
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_* of cuda.h
 _NAME_BYTES = 256

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from stepfuse.export.tensorrt.options import Options
-from stepfuse.export.tensorrt.profile import Profile
-from stepfuse.export.tensorrt.target import Target
+from stepfuse.plans.options import Options
+from stepfuse.plans.profile import Profile
+from stepfuse.plans.target import Target
 
 FORMAT_VERSION = 1
 

@@ -12,9 +12,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from stepfuse.export.errors import ExportError
-from stepfuse.export.tensorrt.plan import FORMAT_VERSION, Plan, PlanKey
+from stepfuse.errors import ExportError
 from stepfuse.folder import CACHE, change_cache, locked, read_folder
+from stepfuse.plans.plan import FORMAT_VERSION, Plan, PlanKey
 
 log = logging.getLogger(__name__)
 _SCRATCH = ".plan-"

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from stepfuse.export.errors import ExportError
+from stepfuse.errors import ExportError
 
 Shape = tuple[int, ...]
 Three = tuple[Shape, Shape, Shape]
