@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 import traceback
@@ -21,6 +22,12 @@ from timing import clocks, machine
 
 SAID = 400  # characters of an error
 GAIN = 1.05  # times as fast: less is none
+
+
+def cubins() -> Path | None:
+    """The kernels that were built for this GPU, where ``check.py`` has built them; else Triton compiles."""
+    folder = Path(os.environ.get("STEPFUSE_CUBINS", ""))
+    return folder if (folder / "manifest.json").exists() else None
 
 
 def options(description: str | None) -> Namespace:

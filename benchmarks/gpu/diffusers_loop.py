@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from common import GpuReport, options
+from common import GpuReport, cubins, options
 from networks import SUBJECTS, Predicts, Subject
 from timing import Clock, in_turn
 
@@ -77,7 +77,7 @@ def measure(report: GpuReport, subject: Subject, n: int, rounds: int, *, compile
 
     def ours(network: Any) -> Callable[..., torch.Tensor]:
         rows = n * subject.passes
-        made = Trajectories.from_torch(network, **subject.info, max_rows=rows, buckets=[rows])
+        made = Trajectories.from_torch(network, **subject.info, max_rows=rows, buckets=[rows], cubins=cubins())
         return lambda noise=None: made.sample(n, steps=steps, noise=noise, **subject.arguments)
 
     def theirs_compiled() -> Callable[..., torch.Tensor]:

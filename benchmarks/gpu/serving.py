@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import GpuReport, options
+from common import GpuReport, cubins, options
 from diffusers_loop import scheduler_of
 from networks import SUBJECTS, Subject
 from timing import Clock, in_turn
@@ -106,9 +106,9 @@ class Contenders:
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
         self.module = subject.module()
-        device = sf.Cuda(eager=False)
+        device = sf.Cuda(cubins=cubins(), eager=False)
         self.engine = sf.Engine.from_torch(self.module, **subject.info, device=device, max_rows=ROWS)
-        self.trajectories = Trajectories.from_torch(self.module, **subject.info, max_rows=ROWS)
+        self.trajectories = Trajectories.from_torch(self.module, **subject.info, max_rows=ROWS, cubins=cubins())
         self._replays: dict[int, cuda.GraphExec] = {}
 
     def forwards(self, rows: int, count: int) -> None:
@@ -225,7 +225,7 @@ def main() -> int:
     """Runs all networks."""
     given = options(__doc__)
     rounds = 3 if given.quick else 20
-    configuration = {"rounds": rounds, "rows": ROWS, "steps": STEPS, "steps_of_large": STEPS_OF_LARGE}
+    configuration: dict[str, Any] = {"rounds": rounds, "rows": ROWS, "steps": STEPS, "steps_of_large": STEPS_OF_LARGE}
     configuration |= {"mixed_steps": MIXED_STEPS, "mixed_steps_of_large": MIXED_STEPS_OF_LARGE}
     configuration |= {"mixed_scales": MIXED_SCALES, "mixed_requests": BLOCKS * len(MIXED_STEPS)}
     report = GpuReport("gpu-serving", given, configuration, UNFAIR)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from common import GpuReport, options
+from common import GpuReport, cubins, options
 from networks import SUBJECTS, Subject
 from timing import Clock, in_turn
 from traces import traced
@@ -95,7 +95,7 @@ def measure(report: GpuReport, subject: Subject, n: int, rounds: int) -> None:
     steps = STEPS_OF_LARGE if subject.is_large else STEPS
     case = f"{subject.name}, {n} samples, {steps} steps"
     module = subject.module()
-    unrolled = Trajectories.from_torch(module, **subject.info, max_rows=rows, buckets=[rows])
+    unrolled = Trajectories.from_torch(module, **subject.info, max_rows=rows, buckets=[rows], cubins=cubins())
     made = {"unrolled": unrolled}
     launches = {"unrolled": launch_of(unrolled, subject, n, steps)}
     launches[PEER] = forwards_of(launches["unrolled"], unrolled, rows, steps)
@@ -147,7 +147,9 @@ def compare(report: GpuReport, module: torch.nn.Module, subject: Subject) -> Non
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     try:
-        trajectories = Trajectories.from_torch(module, **subject.info, max_rows=2, buckets=[subject.passes])
+        trajectories = Trajectories.from_torch(
+            module, **subject.info, max_rows=2, buckets=[subject.passes], cubins=cubins()
+        )
         got = trajectories.sample(1, **arguments).cpu().numpy()
     finally:
         torch.backends.cudnn.allow_tf32 = before
