@@ -10,12 +10,14 @@ network costs) and ``compare`` (diffusers' loop around the same weights, which n
 whose sources are the same is not done again, unless ``--again``. Each part is a process of its own, and a benchmark
 writes its report after every case: what fails or is stopped takes nothing else with it.
 
-The JSON has ``gpu``, its name; ``promises``, those of the design, each with ``promise``, ``target``, ``unit``,
-``value`` (the worst case's), ``cases`` (measured, and how many there should be) and ``met`` (null: nothing was
-measured); ``targets``, the cases one by one, with ``part``, ``claim``, ``unit``, ``wanted``, ``measured``, ``at_least``
-and ``met``; and ``stages``, by stage and part what was found: ``status``, ``seconds``, ``tests`` (how many passed,
-failed, were skipped) or ``report`` (of a benchmark: machine, versions, configuration, results, remarks, skipped,
-failed).
+The JSON has:
+
+- ``gpu``, its name, and ``missing``, packages that were not there;
+- ``promises``, those of the design, each with ``promise``, ``target``, ``unit``, ``value`` (the worst case's),
+  ``cases`` (measured, and how many there should be) and ``met`` (null: nothing was measured);
+- ``targets``, the cases one by one: ``part``, ``claim``, ``unit``, ``wanted``, ``measured``, ``at_least``, ``met``;
+- ``stages``, by stage and part: ``status``, ``seconds``, and ``tests`` (how many passed, failed, were skipped) or a
+  benchmark's ``report`` (machine, versions, configuration, results, remarks, skipped, failed).
 
 Exit status: 0 if all tests passed, 1 if not, 2 if the build failed, 3 if there is no GPU.
 """
@@ -41,6 +43,7 @@ BUILD = ROOT / "build" / "gpu"
 SITE, CUBINS, STATE = BUILD / "site", BUILD / "cubins", BUILD / "state"
 
 NO_GPU, NOT_BUILT, FAILED = 3, 2, 1
+NEEDED = ("pytest", "hypothesis", "ml_dtypes", "onnx", "onnxruntime", "tokenizers", "diffusers")
 LOG_LINES = 60  # of each part in the log that is kept
 
 
@@ -160,6 +163,12 @@ def find_gpu() -> tuple[str, int] | str:
         return f"torch cannot be asked for a GPU: {lines[-1] if lines else 'it ended without a word'}"
     lines = found.stdout.split("\n")
     return (lines[0], int(lines[1])) if lines[0] else "no GPU: torch.cuda.is_available() is False"
+
+
+def missing() -> list[str]:
+    """Packages that tests or benchmarks import, and cannot."""
+    script = "import importlib.util, sys; print(*(one for one in sys.argv[1:] if not importlib.util.find_spec(one)))"
+    return run(("-P", "-c", script, *NEEDED), 60)[1].split()
 
 
 def slug(name: str) -> str:
@@ -297,7 +306,7 @@ def merged(gpu: str, before: Mapping[str, Any], stage: str, parts: Mapping[str, 
         for target in ((finding.get("report") or {}).get("targets") or [])
     ]
     promises = [kept(promise, targets) for promise in PROMISES]
-    return {"gpu": gpu, "promises": promises, "targets": targets, "stages": stages}
+    return {**before, "gpu": gpu, "promises": promises, "targets": targets, "stages": stages}
 
 
 def write(output: Path, document: Mapping[str, Any]) -> Path:
@@ -362,7 +371,10 @@ def check(stages: Sequence[str], output: Path, wheels: Path, *, again: bool = Fa
         if status != 0:
             print(f"{shortened(text)}\nthe build failed with status {status}")
             return NOT_BUILT
-    document: dict[str, Any] = {"gpu": gpu_name}
+    absent = missing()
+    if absent:
+        print(f"without {', '.join(absent)} some parts fail or are left out: put wheels into {wheels}", flush=True)
+    document: dict[str, Any] = {"gpu": gpu_name, "missing": absent}
     failed = False
     for stage in STAGES:
         findings: dict[str, Any] = {}

@@ -194,6 +194,7 @@ def test_what_is_done_is_not_done_again(check, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(check, "run_part", run_part)
     monkeypatch.setattr(check, "build", build)
     monkeypatch.setattr(check, "fingerprint", lambda: "one")
+    monkeypatch.setattr(check, "NEEDED", ("json", "no_such_package"))
     kernels = [part.name for part in check.STAGES["kernels"]]
     assert check.check(["kernels"], tmp_path, tmp_path) == 1
     assert ran[0] == "build"
@@ -205,7 +206,13 @@ def test_what_is_done_is_not_done_again(check, monkeypatch, tmp_path, capsys):
     assert ran == ["step.py"]
     assert check.check(["compare"], tmp_path, tmp_path) == 0
     assert ran[1:] == ["diffusers_loop.py"]
-    stages = json.loads((tmp_path / "gpu-a-gpu.json").read_text())["stages"]
+    assert (
+        f"without no_such_package some parts fail or are left out: put wheels into {tmp_path}"
+        in capsys.readouterr().out
+    )
+    written = json.loads((tmp_path / "gpu-a-gpu.json").read_text())
+    assert written["missing"] == ["no_such_package"]
+    stages = written["stages"]
     assert {stage: len(parts) for stage, parts in stages.items()} == {"kernels": len(kernels), "compare": 1}
     monkeypatch.setattr(check, "fingerprint", lambda: "two")
     check.check(["compare"], tmp_path, tmp_path)
