@@ -41,6 +41,18 @@ void bind_errors(py::module_& m) {
   });
 }
 
+// A context for libraries that work in the calling thread's, such as TensorRT.
+class Current {
+ public:
+  explicit Current(std::shared_ptr<Context> context) : context_(std::move(context)) {}
+  void enter() { scope_.emplace(*context_); }
+  void exit() { scope_.reset(); }
+
+ private:
+  std::shared_ptr<Context> context_;
+  std::optional<Context::Scope> scope_;
+};
+
 void bind_device(py::module_& m) {
   py::class_<Context, std::shared_ptr<Context>>(m, "Context")
       .def_property_readonly("device", &Context::device)
@@ -53,6 +65,10 @@ void bind_device(py::module_& m) {
         const MemoryInfo info = c.memory();
         return std::pair(info.free, info.total);
       });
+  py::class_<Current>(m, "Current")
+      .def(py::init<std::shared_ptr<Context>>(), py::arg("context"))
+      .def("__enter__", &Current::enter)
+      .def("__exit__", [](Current& self, const py::args&) { self.exit(); });
   m.def(
       "open", [](int device, const std::string& driver) { return Context::open(Driver::load(driver), device); },
       py::arg("device") = 0, py::arg("driver") = "libcuda.so.1", NoGil(), "The primary context of a GPU.");

@@ -8,6 +8,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from stepfuse.errors import ExportError
 from stepfuse.folder import CACHE, change_cache, locked, read_folder
 from stepfuse.plans.plan import FORMAT_VERSION, Plan, PlanKey
+from stepfuse.plans.target import Target
 
 log = logging.getLogger(__name__)
 _SCRATCH = ".plan-"
@@ -42,6 +44,26 @@ class PlanStore:
             if not about.key.differences(key):
                 return Plan(about.key, self._checked(name, about), about.seconds)
         return None
+
+    def find_all(self, network: str, source: str, library: str, version: str, target: Target) -> list[Plan]:
+        """Plans of a network for a GPU, whatever their profiles and options. Checked.
+
+        Raises:
+            ExportError: If there is none, with how the one that differs least differs; or one is not what its
+                description says.
+        """
+        found, reasons = [], []
+        for name, about in self._descriptions():
+            if about.key.network != network:
+                continue
+            wanted = replace(about.key, source=source, library=library, version=version, target=target)
+            if differences := about.key.differences(wanted):
+                reasons.append((len(differences), f"{name}: {'; '.join(differences)}"))
+            else:
+                found.append(Plan(about.key, self._checked(name, about), about.seconds))
+        if not found:
+            raise ExportError(min(reasons)[1] if reasons else f"there is none of {network}")
+        return found
 
     def nearest(self, key: PlanKey) -> str:
         """In words, why no plan is found: how the one that differs least differs."""

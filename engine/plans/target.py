@@ -79,6 +79,24 @@ def this_gpu() -> Target:
     return Target((f"{major.value}.{minor.value}",), gpu=name.value.decode(), driver=_driver_version(nvml))
 
 
+def target_of(gpu: str, compute_capability: int) -> Target:
+    """The target that a GPU is which the driver has been asked for already.
+
+    Args:
+        gpu: Its name.
+        compute_capability: Times ten.
+
+    Raises:
+        ExportError: If the driver's version cannot be asked.
+    """
+    try:
+        nvml = ctypes.CDLL("libnvidia-ml.so.1")
+    except OSError as error:
+        raise ExportError(f"the driver's version cannot be asked: {error}") from error
+    capability = f"{compute_capability // 10}.{compute_capability % 10}"
+    return Target((capability,), gpu=gpu, driver=_driver_version(nvml))
+
+
 def _driver_version(nvml: ctypes.CDLL) -> str:
     version = ctypes.create_string_buffer(_VERSION_BYTES)
     _check("nvmlInit_v2", nvml.nvmlInit_v2())
