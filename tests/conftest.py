@@ -26,6 +26,7 @@ _load("support")
 _load("peers")
 _load("handmade")
 _load("tiny_pipelines", "export")
+_load("fake_tensorrt", "cuda")
 
 import stepfuse.engine  # noqa: E402
 

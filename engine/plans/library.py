@@ -46,4 +46,4 @@ def find_library(name: str | None = None) -> Library:
             return Library(module, candidate, str(module.__version__))
         except (ImportError, OSError, AttributeError) as error:
             reasons.append(f"{candidate}: {error}")
-    raise ImportError(f"building plans needs TensorRT ({'; '.join(reasons)}): {_REMEDY}")
+    raise ImportError(f"plans need TensorRT ({'; '.join(reasons)}): {_REMEDY}")

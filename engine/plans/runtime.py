@@ -1,47 +1,21 @@
-"""A bundle's plan on the GPU that it is for."""
+"""A plan's engine on a GPU, and its forwards, as a library that captures them itself must have them.
+
+The rules are NVIDIA's. Every captured graph has an execution context of its own, which no other work goes through. It
+has run with its shapes before, outside of the capture. How much memory it needs is asked once all its shapes are set
+(``update_device_memory_size_for_shapes``), and the memory given to it after that.
+"""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-from stepfuse.bundle import Bundle
-from stepfuse.errors import ExportError
-from stepfuse.folder import CACHE
+from stepfuse.errors import DenoiserError, ExportError
 from stepfuse.plans.library import Library, find_library
 from stepfuse.plans.logger import logger_for
 from stepfuse.plans.plan import Plan
-from stepfuse.plans.store import PlanStore
-from stepfuse.plans.target import Target
 
 _TYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT64": "int64", "INT32": "int32", "BOOL": "bool"}
-_ATTRIBUTES = {
-    "DynamicShapesKernelSpecializationStrategy": "dynamic_shapes_kernel_specialization_strategy",
-    "CudaGraphStrategy": "cuda_graph_strategy",
-}
-
-
-def source_of(bundle: Bundle, network: str) -> str:
-    """Digest of what the manifest says of a network, and of every file that may hold its weights."""
-    others = (".json", ".onnx")
-    parts = [
-        f"{name} {about['sha256']}"
-        for name, about in sorted(bundle.files.items())
-        if name == network or not (name.endswith(others) or name.startswith(CACHE))
-    ]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-
-def plan_on(bundle: Bundle, network: str, target: Target, library: Library, rows: int) -> Plan:
-    """The plan that a bundle has of a network for a GPU: the one of most rows, or the first that has enough.
-
-    Raises:
-        ExportError: If there is none, with why.
-    """
-    store = PlanStore(bundle.path, bundle=True)
-    plans = store.find_all(network, source_of(bundle, network), library.name, library.version, target)
-    return max(plans, key=lambda plan: min(rows, max(profile.rows[2] for profile in plan.key.profiles)))
 
 
 def deserialise(plan: Plan, *, library: Library | None = None) -> Any:
@@ -50,108 +24,144 @@ def deserialise(plan: Plan, *, library: Library | None = None) -> Any:
     Raises:
         ExportError: If it is another TensorRT's, or TensorRT refuses it.
     """
-    library = library or find_library(plan.key.library)
-    if (library.name, library.version) != (plan.key.library, plan.key.version):
-        raise ExportError(
-            f"the plan must be of {library.name} {library.version}, got {plan.key.library} {plan.key.version}"
-        )
-    logger = logger_for(library.module)
-    engine = library.module.Runtime(logger).deserialize_cuda_engine(plan.data)
-    if engine is None:
-        raise ExportError(f"TensorRT does not take the plan for {plan.key.target}: {'; '.join(logger.errors)}")
-    return engine
+    return Runtime(plan, library or find_library(plan.key.library)).engine
 
 
 class Runtime:
-    """A plan's engine, from which execution contexts are made.
+    """A plan's engine.
 
     Args:
         plan: The plan.
         library: The TensorRT that it is of.
 
+    Attributes:
+        engine: TensorRT's ``ICudaEngine``.
+
     Raises:
-        ExportError: If TensorRT refuses it.
+        ExportError: If it is another TensorRT's, or TensorRT refuses it.
     """
 
     def __init__(self, plan: Plan, library: Library) -> None:
-        self._trt = library.module
-        self._logger = logger_for(self._trt)
-        self._runtime = self._trt.Runtime(self._logger)
-        self._engine = self._runtime.deserialize_cuda_engine(plan.data)
-        if self._engine is None:
-            raise ExportError(f"TensorRT does not take the plan for {plan.key.target}: {self.last_error()}")
+        if (library.name, library.version) != (plan.key.library, plan.key.version):
+            raise ExportError(
+                f"the plan must be of {library.name} {library.version}, got {plan.key.library} {plan.key.version}"
+            )
+        self._library = library
+        self._logger = logger_for(library.module)
+        self.engine = library.module.Runtime(self._logger).deserialize_cuda_engine(plan.data)
+        if self.engine is None:
+            raise ExportError(f"TensorRT does not take the plan for {plan.key.target}: {self.told()}")
+        self._config: Any = None
 
-    def last_error(self) -> str:
-        """What TensorRT has said last."""
-        return self._logger.errors[-1] if self._logger.errors else "it says nothing"
+    def close(self) -> None:
+        """Lets TensorRT's engine go; what it runs goes before."""
+        self.engine = self._config = None
+
+    def told(self) -> str:
+        """The errors that TensorRT has told since it was last asked."""
+        errors = "; ".join(self._logger.errors)
+        self._logger.errors.clear()
+        return errors or "it says no reason"
 
     def tensors(self) -> dict[str, tuple[str, tuple[int, ...]]]:
         """Type and shape, -1 where that is dynamic, of each input and output by name."""
         found = {}
-        for index in range(self._engine.num_io_tensors):
-            name = self._engine.get_tensor_name(index)
-            dtype = self._engine.get_tensor_dtype(name)
-            found[name] = _TYPES.get(dtype.name, dtype.name), tuple(self._engine.get_tensor_shape(name))
+        for index in range(self.engine.num_io_tensors):
+            name = self.engine.get_tensor_name(index)
+            dtype = self.engine.get_tensor_dtype(name).name
+            found[name] = _TYPES.get(dtype, dtype), tuple(self.engine.get_tensor_shape(name))
         return found
 
-    def rows(self, name: str) -> tuple[int, int]:
-        """Fewest and most rows that an input may have."""
-        ranges = [self._range(name, profile) for profile in range(self._engine.num_optimization_profiles)]
-        return min(least[0] for least, _ in ranges), max(most[0] for _, most in ranges)
+    def rows(self, row: Mapping[str, tuple[int, ...]]) -> list[range]:
+        """Row counts that each profile takes, where a row of each input has the shape that is given by name."""
+        return [self._rows(profile, row) for profile in range(self.engine.num_optimization_profiles)]
 
-    def context(self, shapes: Mapping[str, tuple[int, ...]], stream: int) -> Any:
-        """An execution context for these shapes of the inputs, which works in memory that it is given.
+    def _rows(self, profile: int, row: Mapping[str, tuple[int, ...]]) -> range:
+        ranges = {name: self.engine.get_tensor_profile_shape(name, profile) for name in row}
+        if not all(_within(shape, *ranges[name]) for name, shape in row.items()):
+            return range(0)
+        return range(max(least[0] for least, _, _ in ranges.values()), 1 + min(most[0] for *_, most in ranges.values()))
+
+    def execution(
+        self, rows: int, row: Mapping[str, tuple[int, ...]], addresses: Mapping[str, int], stream: int
+    ) -> Execution:
+        """What runs ``rows`` rows, by the profile that is tuned for the nearest number; it has no memory yet.
 
         Args:
-            shapes: By the input's name.
-            stream: Address of the stream on which it is made ready.
+            rows: A row count that a profile takes.
+            row: Shape of a row of each input, by name.
+            addresses: Device memory of all inputs and outputs, by name.
+            stream: Address of the stream that it is made ready on, which the caller waits for.
 
         Raises:
-            ExportError: If no profile of the plan has them.
+            DenoiserError: If TensorRT refuses.
         """
-        profile = self._profile(shapes)
+        taking = [index for index, counts in enumerate(self.rows(row)) if rows in counts]
+        first = next(iter(row))
+        profile = min(taking, key=lambda index: abs(self.engine.get_tensor_profile_shape(first, index)[1][0] - rows))
         context = self._new_context()
-        if context is None:
-            raise ExportError(f"TensorRT could not make a context: {self.last_error()}")
-        ready = context.set_optimization_profile_async(profile, stream) and all(
-            context.set_input_shape(name, shape) for name, shape in shapes.items()
+        ready = (
+            context is not None
+            and context.set_optimization_profile_async(profile, stream)
+            and all(context.set_input_shape(name, (rows, *shape)) for name, shape in row.items())
+            and all(context.set_tensor_address(name, address) for name, address in addresses.items())
         )
         if not ready:
-            raise ExportError(f"TensorRT does not take shapes {dict(shapes)}: {self.last_error()}")
-        return context
+            del context  # the error keeps this frame, and would keep it beyond the GPU's context
+            raise DenoiserError(f"TensorRT does not take {rows} rows: {self.told()}")
+        return Execution(self, context, rows)
 
     def _new_context(self) -> Any:
-        managed = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        if not hasattr(self._engine, "create_runtime_config"):
-            return self._engine.create_execution_context(managed)
-        # TensorRT for RTX compiles kernels when shapes come first, some of them behind the caller's back, and can
-        # capture graphs of its own: all is to be there when we capture.
-        config = self._engine.create_runtime_config()
-        config.set_execution_context_allocation_strategy(managed)
-        for strategies, value in (
-            ("DynamicShapesKernelSpecializationStrategy", "EAGER"),
-            ("CudaGraphStrategy", "DISABLED"),
-        ):
-            if hasattr(self._trt, strategies):
-                setattr(config, _ATTRIBUTES[strategies], getattr(getattr(self._trt, strategies), value))
-        return self._engine.create_execution_context(config)
-
-    def _profile(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
-        """The profile that has these shapes and is tuned for the nearest number of rows."""
-        fitting = []
-        for profile in range(self._engine.num_optimization_profiles):
-            ranges = {name: self._range(name, profile) for name in shapes}
-            if all(_within(shape, *ranges[name]) for name, shape in shapes.items()):
-                tuned = self._engine.get_tensor_profile_shape(next(iter(shapes)), profile)[1]
-                fitting.append((abs(tuned[0] - next(iter(shapes.values()))[0]), profile))
-        if not fitting:
-            raise ExportError(f"no profile of the plan has shapes {dict(shapes)}")
-        return min(fitting)[1]
-
-    def _range(self, name: str, profile: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        least, _, most = self._engine.get_tensor_profile_shape(name, profile)
-        return tuple(least), tuple(most)
+        trt = self._library.module
+        managed = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        if not self._library.is_rtx:
+            return self.engine.create_execution_context(managed)
+        if self._config is None:
+            # It compiles kernels for the shapes that it meets, if it may behind the caller's back, and it may capture
+            # and launch graphs of its own: what we capture must be there, and its last word.
+            self._config = self.engine.create_runtime_config()
+            self._config.set_execution_context_allocation_strategy(managed)
+            eager = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+            self._config.dynamic_shapes_kernel_specialization_strategy = eager
+            self._config.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED
+        return self.engine.create_execution_context(self._config)
 
 
-def _within(shape: tuple[int, ...], least: tuple[int, ...], most: tuple[int, ...]) -> bool:
-    return len(shape) == len(least) and all(a <= b <= c for a, b, c in zip(least, shape, most, strict=True))
+class Execution:
+    """A number of rows in an execution context of their own.
+
+    Attributes:
+        bytes: Memory that it works in, which is given to it before it runs.
+    """
+
+    def __init__(self, runtime: Runtime, context: Any, rows: int) -> None:
+        self._runtime, self._context, self._rows = runtime, context, rows
+        self.bytes = int(context.update_device_memory_size_for_shapes())  # of these shapes, not of the profile's
+
+    def close(self) -> None:
+        """Lets TensorRT's context go."""
+        self._context = None
+
+    def work_in(self, address: int, size: int) -> None:
+        """Gives it memory of ``size`` bytes, aligned to 256."""
+        self._context.set_device_memory(address, size)
+
+    def enqueue(self, stream: int) -> None:
+        """Puts it on a stream, without waiting for it.
+
+        Raises:
+            DenoiserError: If TensorRT cannot.
+        """
+        if not self._context.execute_async_v3(stream):
+            raise DenoiserError(f"TensorRT could not run {self._rows} rows: {self._runtime.told()}")
+
+    def is_capturable(self, stream: int) -> bool:
+        """Whether TensorRT says that it can be captured; ``tensorrt`` does not say."""
+        asked = getattr(self._context, "is_stream_capturable", None)
+        return asked is None or bool(asked(stream))
+
+
+def _within(row: tuple[int, ...], least: Any, _: Any, most: Any) -> bool:
+    """Whether a row is in the bounds of a profile, whose shapes begin with the number of rows."""
+    low, high = tuple(least)[1:], tuple(most)[1:]
+    return len(row) == len(low) and all(a <= b <= c for a, b, c in zip(low, row, high, strict=True))

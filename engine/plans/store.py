@@ -6,9 +6,8 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from typing import Any
 from stepfuse.errors import ExportError
 from stepfuse.folder import CACHE, change_cache, locked, read_folder
 from stepfuse.plans.plan import FORMAT_VERSION, Plan, PlanKey
-from stepfuse.plans.target import Target
 
 log = logging.getLogger(__name__)
 _SCRATCH = ".plan-"
@@ -45,25 +43,33 @@ class PlanStore:
                 return Plan(about.key, self._checked(name, about), about.seconds)
         return None
 
-    def find_all(self, network: str, source: str, library: str, version: str, target: Target) -> list[Plan]:
-        """Plans of a network for a GPU, whatever their profiles and options. Checked.
+    def libraries(self, network: str) -> set[str]:
+        """Names of the TensorRTs that have built the plans of a network."""
+        return {about.key.library for _, about in self._descriptions() if about.key.network == network}
+
+    def best(self, network: str, unfit: Callable[[PlanKey], list[str]], rank: Callable[[PlanKey], Any]) -> Plan:
+        """The plan of the highest rank among those that fit. Checked.
+
+        Args:
+            network: Name of the ONNX file.
+            unfit: In words, why a plan of this key is not to be used; empty if it may be.
+            rank: What is compared; of the same rank the first is taken, built on the GPU itself before ahead of time.
 
         Raises:
-            ExportError: If there is none, with how the one that differs least differs; or one is not what its
-                description says.
+            ExportError: If none fits, with why the nearest does not; or it is not what its description says.
         """
-        found, reasons = [], []
+        fitting, reasons = [], []
         for name, about in self._descriptions():
             if about.key.network != network:
                 continue
-            wanted = replace(about.key, source=source, library=library, version=version, target=target)
-            if differences := about.key.differences(wanted):
-                reasons.append((len(differences), f"{name}: {'; '.join(differences)}"))
+            if told := unfit(about.key):
+                reasons.append((len(told), f"{name}: {'; '.join(told)}"))
             else:
-                found.append(Plan(about.key, self._checked(name, about), about.seconds))
-        if not found:
+                fitting.append((name, about))
+        if not fitting:
             raise ExportError(min(reasons)[1] if reasons else f"there is none of {network}")
-        return found
+        name, about = max(fitting, key=lambda one: rank(one[1].key))
+        return Plan(about.key, self._checked(name, about), about.seconds)
 
     def nearest(self, key: PlanKey) -> str:
         """In words, why no plan is found: how the one that differs least differs."""

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from stepfuse.bundle import DENOISER
 from stepfuse.export.errors import ExportError
 from stepfuse.export.tensorrt.listeners import Progress, monitor_for
 from stepfuse.plans.library import Library, find_library
@@ -76,6 +77,8 @@ def build_plan(
     builder = trt.Builder(logger)
     config = builder.create_builder_config()
     options.configure(config, library, target)
+    if library.is_rtx and file.name == DENOISER:  # it runs in captured graphs, where none of its layers may allocate
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     network = parse(trt, builder, file, logger)
     for profile in profiles:
         config.add_optimization_profile(_filled(builder, network, profile, pixels_per_cell))

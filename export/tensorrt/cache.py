@@ -13,12 +13,12 @@ from stepfuse.bundle import DENOISER, Bundle, embedded_models
 from stepfuse.export.errors import ExportError
 from stepfuse.export.tensorrt.build import build_plan
 from stepfuse.pipeline.info import TEXT_ENCODER
+from stepfuse.plans.choice import source_of
 from stepfuse.plans.library import Library, find_library
 from stepfuse.plans.logger import logger_for
 from stepfuse.plans.options import Options
 from stepfuse.plans.plan import Plan, PlanKey
 from stepfuse.plans.profile import Profile
-from stepfuse.plans.runtime import source_of
 from stepfuse.plans.store import PlanStore
 from stepfuse.plans.target import Target, this_gpu
 
