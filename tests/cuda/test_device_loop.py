@@ -245,9 +245,10 @@ def test_calibrating_waits_for_the_forward(made):
 
 
 def test_more_slots_than_memory_has_room_for_are_refused_one_by_one(made, fake):
-    submitted = threading.Event()
+    begun, submitted = threading.Event(), threading.Event()
 
     def network(x, t, cond):
+        begun.set()
         assert submitted.wait(10)
         return support.rowwise(x, t, cond)
 
@@ -256,7 +257,9 @@ def test_more_slots_than_memory_has_room_for_are_refused_one_by_one(made, fake):
     arguments = [{"cond": 1, "steps": 60 - 10 * i, "seed": i} for i in range(6)]
     free, total = engine.network.context.memory
     fake.set(memory=total - free)
-    futures = [engine.submit(sf.Request(**one)) for one in arguments]
+    futures = [engine.submit(sf.Request(**arguments[0]))]
+    assert begun.wait(10)
+    futures += [engine.submit(sf.Request(**one)) for one in arguments[1:]]
     submitted.set()
     outcomes = [future.exception() for future in futures]
     refused = [one for one in outcomes if one is not None]
