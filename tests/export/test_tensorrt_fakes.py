@@ -16,6 +16,7 @@ from stepfuse.export.tensorrt.listeners import monitor_for
 from stepfuse.plans.library import Library
 from stepfuse.plans.logger import logger_for
 from stepfuse.plans.plan import PlanKey
+from stepfuse.plans.target import target_of
 
 RTX = find_library("tensorrt_rtx")
 
@@ -87,6 +88,12 @@ def test_the_driver_says_which_gpu_a_plan_is_for(monkeypatch, current, gpu):
     _install(monkeypatch, Cuda(current), nvml)
     assert ask() == Target((gpu[1],), gpu=gpu[0], driver="580.95.05")
     assert not nvml.open
+
+
+@pytest.mark.parametrize(("number", "capability"), [(90, "9.0"), (121, "12.1")])
+def test_a_gpu_that_is_known_already_is_a_target(monkeypatch, number, capability):
+    _install(monkeypatch, None, Nvml())
+    assert target_of("NVIDIA H200", number) == Target((capability,), gpu="NVIDIA H200", driver="580.95.05")
 
 
 def test_a_driver_that_fails_is_told(monkeypatch):
@@ -202,6 +209,19 @@ def test_tensorrts_options_are_set(network):
     assert fake.config.hardware_compatibility_level == RTX.module.HardwareCompatibilityLevel.AMPERE_PLUS
     assert fake.config.builder_optimization_level == 5
     assert (bytes(plan.data), plan.key.library, plan.key.target) == (b"plan", "tensorrt", gpu)
+
+
+@pytest.mark.parametrize(("name", "alone"), [("denoiser.onnx", True), ("vae_decoder.onnx", False)])
+def test_what_is_captured_takes_its_memory_from_the_caller(network, monkeypatch, name, alone):
+    configs, configure = [], Options.configure
+
+    def kept(self, config, *others):
+        configs.append(config)
+        configure(self, config, *others)
+
+    monkeypatch.setattr(Options, "configure", kept)
+    build_plan(network.rename(network.with_name(name)), target=Target(("8.9",)), library=RTX)
+    assert configs[0].get_flag(RTX.module.BuilderFlag.REQUIRE_USER_ALLOCATION) is alone
 
 
 def test_tensorrt_does_not_build_ahead_of_time(network):
