@@ -50,6 +50,8 @@ class TensorRTNetwork(DriverNetwork):
         types = _types(bundle, info, self._runtime.tensors())
         self._row = {SAMPLE: info.shape, TIMESTEP: (), **{name: spec.shape for name, spec in info.cond.items()}}
         profiles = [rows for rows in self._runtime.rows(self._row) if rows]
+        if not profiles:
+            raise BundleError(f"{bundle.path}: a profile of the plan must take rows of {self._row}: none does")
         if not any(max_rows in rows for rows in profiles):
             taken = " or ".join(f"{rows[0]} to {rows[-1]}" for rows in profiles)
             raise ValueError(f"max_rows must be {taken}, which the plan is for, got {max_rows}")

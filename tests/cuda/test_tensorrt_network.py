@@ -289,6 +289,15 @@ def test_a_plan_of_another_network_is_refused(made, tensors, message):
         made(Trt(tensors=tensors))
 
 
+def test_a_plan_of_any_size_is_run_in_that_of_the_bundle_or_refused(made):
+    any_size = dict.fromkeys(("sample", "prediction"), ("FLOAT", (-1, 1, -1, -1)))
+    network, kernels = made(Trt(tensors=any_size, rows_of={"sample": support.SHAPE}))
+    network.capture((8, 2))
+    draws_the_engine_s(network, kernels, 1)
+    with pytest.raises(sf.BundleError, match=r"a profile of the plan must take rows of .*\(1, 4, 5\).*: none does"):
+        made(Trt(tensors=any_size, rows_of={"sample": (1, 8, 8)}))
+
+
 def test_rows_that_the_plan_does_not_take_are_refused(made):
     with pytest.raises(ValueError, match="max_rows must be 1 to 8, which the plan is for, got 9"):
         made(max_rows=9)
