@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,10 @@ logger = logging.getLogger("stepfuse")
 
 class KernelError(GpuError):
     """There is no compiled kernel for this GPU; the message says what to do."""
+
+
+class OtherGpuError(KernelError):
+    """A folder's kernels are for other GPUs."""
 
 
 @dataclass(frozen=True)
@@ -97,10 +102,22 @@ class StepKernels:
             CudaError: If the driver does not take it.
         """
         if name not in self._loaded:
-            cc = self._context.compute_capability
-            cubin = compiled(name, cc) if self._pack is None else packed(self._pack, name, cc)
-            self._loaded[name] = cubin.load(self._context)
+            self._loaded[name] = self._cubin(name).load(self._context)
         return self._loaded[name]
+
+    def _cubin(self, name: str) -> Cubin:
+        """From the folder; where that is for other GPUs Triton compiles it, if it is installed, with a warning."""
+        cc = self._context.compute_capability
+        if self._pack is None:
+            return compiled(name, cc)
+        try:
+            return packed(self._pack, name, cc)
+        except OtherGpuError as error:
+            with suppress(KernelError):
+                cubin = compiled(name, cc)
+                logger.warning("%s is compiled here, by Triton: %s", name, error)
+                return cubin
+            raise
 
     def _name(self, layout: str, noise: bool) -> str:
         return f"fused_step.float32.{self._storage}.{'noise' if noise else 'plain'}.{layout}"
@@ -132,7 +149,8 @@ def packed(folder: Path, name: str, cc: int) -> Cubin:
         cc: The GPU's compute capability times ten.
 
     Raises:
-        KernelError: If the folder is none, has no such variant or none for this GPU, or a file has changed.
+        KernelError: If the folder is none, has no such variant, or a file has changed.
+        OtherGpuError: If it has none for this GPU.
     """
     manifest = _manifest(folder)
     try:
@@ -141,7 +159,7 @@ def packed(folder: Path, name: str, cc: int) -> Cubin:
         chosen = runs_on(list(cubins), cc)
         if chosen is None:
             built = ", ".join(f"sm_{one}" for one in sorted(cubins))
-            raise KernelError(
+            raise OtherGpuError(
                 f"{folder} has kernels for {built}, the GPU is sm_{cc}: build them with python -m stepfuse.kernels.aot"
                 f" --arch {cc}, or pass no folder and install Triton: pip install 'stepfuse[kernels]'"
             )

@@ -5,11 +5,13 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from stepfuse.backends import cuda_kernels
-from stepfuse.backends.cuda_kernels import KernelError, packed, runs_on
+from stepfuse.backends.cuda_kernels import KernelError, OtherGpuError, StepKernels, packed, runs_on
 
 NAME = "fused_step.float32.float32.plain.small"
 ARCHITECTURES = ("80", "90")
@@ -102,3 +104,27 @@ def test_a_pack_that_does_not_do_is_told(folder, spoil, name, cc, message):
     spoil(folder)
     with pytest.raises(KernelError, match=message):
         packed(folder, name, cc)
+
+
+@pytest.fixture
+def other_gpu(monkeypatch):
+    """A folder whose kernels are for other GPUs than the one at hand."""
+
+    def packed(folder, name, cc):
+        raise OtherGpuError(f"{folder} has kernels for sm_80, the GPU is sm_{cc}")
+
+    monkeypatch.setattr(cuda_kernels, "packed", packed)
+    return StepKernels(SimpleNamespace(compute_capability=90), "float32", Path("cubins"))
+
+
+def test_kernels_for_other_gpus_are_compiled_by_triton_with_a_warning(other_gpu, monkeypatch, caplog):
+    cubin = SimpleNamespace(load=lambda context: "loaded")
+    monkeypatch.setattr(cuda_kernels, "compiled", lambda name, cc: cubin)
+    assert other_gpu.named(NAME) == "loaded"
+    assert f"{NAME} is compiled here, by Triton: cubins has kernels for sm_80, the GPU is sm_90" in caplog.text
+
+
+def test_kernels_for_other_gpus_are_refused_without_triton(other_gpu, monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", None)
+    with pytest.raises(OtherGpuError, match="cubins has kernels for sm_80, the GPU is sm_90"):
+        other_gpu.named(NAME)
