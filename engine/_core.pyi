@@ -522,13 +522,15 @@ class cuda:  # noqa: N801  a submodule, which one stub file can only write as a 
         sample: int,
         timestep: int,
         prediction: int,
+        sample_bytes: int,
         cond: Sequence[tuple[int, int, str]],
         program: cuda.StepProgram,
     ) -> Stepper:
         """Samples in a GPU's memory.
 
-        ``sample``, ``timestep`` and ``prediction`` are addresses of ``max_rows`` rows each; ``cond``: address, bytes of
-        a value on the host, and what it is stored as: ``as_is``, or of float32 ``float16`` or ``bfloat16``.
+        ``sample``, ``timestep`` and ``prediction`` are addresses of ``max_rows`` rows each, of a sample's
+        ``sample_bytes``; ``cond``: address, bytes of a value on the host, and what it is stored as: ``as_is``, or of
+        float32 ``float16`` or ``bfloat16``.
         """
 
     @staticmethod

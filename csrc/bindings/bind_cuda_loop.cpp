@@ -18,11 +18,11 @@ Stored stored_as(const std::string& name) {
 
 std::unique_ptr<StepperBox> device_stepper(const Stream& stream, std::int64_t elements, bool integer_timestep,
                                            int max_rows, CUdeviceptr sample, CUdeviceptr timestep,
-                                           CUdeviceptr prediction,
+                                           CUdeviceptr prediction, std::size_t sample_bytes,
                                            const std::vector<std::tuple<CUdeviceptr, std::size_t, std::string>>& cond,
                                            const StepProgram& program) {
   ModelSpec spec{elements, integer_timestep ? TimestepType::Int64 : TimestepType::Float32, {}, max_rows};
-  DeviceRows rows{sample, timestep, prediction, {}};
+  DeviceRows rows{sample, timestep, prediction, sample_bytes, {}};
   for (const auto& [address, host_bytes, stored] : cond) {
     spec.cond_bytes.push_back(host_bytes);
     rows.cond.push_back({address, stored_as(stored)});
@@ -37,8 +37,8 @@ std::unique_ptr<StepperBox> device_stepper(const Stream& stream, std::int64_t el
 void bind_cuda_loop(py::module_& m) {
   auto sub = m.attr("cuda").cast<py::module_>();
   sub.def("device_stepper", &device_stepper, py::arg("stream"), py::arg("elements"), py::arg("integer_timestep"),
-          py::arg("max_rows"), py::arg("sample"), py::arg("timestep"), py::arg("prediction"), py::arg("cond"),
-          py::arg("program"), py::keep_alive<0, 1>(),
+          py::arg("max_rows"), py::arg("sample"), py::arg("timestep"), py::arg("prediction"), py::arg("sample_bytes"),
+          py::arg("cond"), py::arg("program"), py::keep_alive<0, 1>(),
           "Samples in a GPU's memory, for Server.on_device. cond: (address, host bytes, stored as).");
   sub.def("slot_bytes", &DeviceStepper::bytes, py::arg("slots"), py::arg("elements"),
           "Device memory that so many samples' states take.");

@@ -53,6 +53,8 @@ class Denoiser {
   virtual ~Denoiser() = default;
   // Reads rows [0, rows) of the inputs, writes rows [0, rows) of the prediction. Throws if it cannot.
   virtual void forward(int rows) = 0;
+  // Rows that such a forward computes: more, where there are forwards of some sizes only.
+  virtual int computed(int rows) const { return rows; }
 };
 
 }  // namespace stepfuse

@@ -122,17 +122,15 @@ bool Loop::prepare(double now) {
     stale_ = false;
   } while (!enter(now));
   began_ = now;
-  in_forward_ = !turn_.plan.empty();
   for (Sample* sample : turn_.samples) sample->in_forward = true;
   watch_.add_to(counters_.loop_seconds);
-  return in_forward_;
+  return !turn_.plan.empty();
 }
 
 bool Loop::complete(double now) {
   end_forward(now);
   expire(now);
-  for (Sample* sample : turn_.samples)
-    if (sample->request.gate && sample->live()) sample->request.gate->open = false;
+  close_gates();
   stale_ = suspects_ > 0;  // each of them runs alone: nothing is known of the turn behind it
   if (stale_) {
     for (Sample* sample : turn_.samples) sample->entry = -1;
@@ -146,21 +144,17 @@ bool Loop::complete(double now) {
     fail_turn(std::current_exception(), now);
     return false;
   }
-  watch_.add_to(counters_.step_seconds);
-  end_failed(turn_);
-  for (Sample* sample : turn_.samples) advance(*sample);
   return true;
 }
 
 void Loop::conclude(std::exception_ptr error, double now) {
   watch_.add_to(counters_.step_seconds);
+  reopen_gates();
+  if (!error) close_gates();  // not those of whom all have left by now
   for (Sample* sample : turn_.samples) {
-    if (!error) break;
-    if (sample->live()) mark_ended(*sample, SampleState::Failed);
-    if (sample->state == SampleState::Finished) sample->state = SampleState::Failed;
-    if (sample->state == SampleState::Failed) sample->error = error;
+    if (error || sample->failed_step >= 0) end_failed(*sample, error);
+    advance(*sample);
   }
-  end_failed(turn_);
   sweep(now);
   std::swap(turn_, next_);
   watch_.add_to(counters_.loop_seconds);
@@ -168,20 +162,20 @@ void Loop::conclude(std::exception_ptr error, double now) {
 
 void Loop::fail(std::exception_ptr error, double now) {
   end_forward(now);
+  ++counters_.failed_forwards;
   fail_turn(error, now);
 }
 
+// The turn in progress has not been: its samples are tried again, each alone.
 void Loop::fail_turn(const std::exception_ptr& error, double now) {
-  ++counters_.failed_forwards;
+  reopen_gates();
   const bool alone = turn_.samples.size() == 1;
-  int suspects = 0;
-  for (Sample* sample : turn_.samples) suspects += sample->live();
+  const auto retried = [&](const Sample* sample) { return sample->live() && sample->failed_step < 0 && !alone; };
+  const auto suspects = static_cast<int>(std::count_if(turn_.samples.begin(), turn_.samples.end(), retried));
   for (Sample* sample : turn_.samples) {
     sample->in_forward = false;
-    if (alone) sample->error = error;  // let go with its event, not under anybody's lock
-    if (!sample->live()) continue;
-    if (alone) {
-      mark_ended(*sample, SampleState::Failed);
+    if (!retried(sample)) {
+      end_failed(*sample, error);
       continue;
     }
     suspects_ += !sample->suspect;
@@ -192,6 +186,12 @@ void Loop::fail_turn(const std::exception_ptr& error, double now) {
   }
   stale_ = true;
   sweep(now);
+}
+
+// Of one that has ended meanwhile nothing changes, but it lets the error go with its event, not under anybody's lock.
+void Loop::end_failed(Sample& sample, const std::exception_ptr& error) {
+  if (sample.failed_step < 0) sample.error = error;  // what went wrong first is told
+  if (sample.live()) mark_ended(sample, SampleState::Failed);
 }
 
 bool Loop::may_step(const Sample& sample, When when) const {
@@ -290,13 +290,15 @@ void Loop::begin(Sample& sample, double now) {
   counters_.wait_seconds.add(now - sample.submitted_at);
 }
 
-// Those whose state is known not to be finite.
-void Loop::end_failed(const Turn& turn) {
-  for (Sample* sample : turn.samples) {
-    if (sample->failed_step < 0) continue;
-    if (sample->live()) mark_ended(*sample, SampleState::Failed);
-    if (sample->state == SampleState::Finished) sample->state = SampleState::Failed;
-  }
+// The turn goes through the gates of those whose owners are told of it.
+void Loop::close_gates() {
+  for (Sample* sample : turn_.samples)
+    if (sample->request.gate && sample->live()) sample->request.gate->open = false;
+}
+
+void Loop::reopen_gates() {
+  for (Sample* sample : turn_.samples)
+    if (sample->request.gate) sample->request.gate->open = true;
 }
 
 // What the step of a turn has changed.
@@ -320,7 +322,6 @@ void Loop::advance(Sample& sample) {
 void Loop::end_forward(double now) {
   constexpr double kNewest = 0.1;  // weight of the newest turn
   const int rows = turn_.plan.rows;
-  in_forward_ = false;
   counters_.forward_seconds.add(watch_.add_to(counters_.network_seconds));
   counters_.forward_rows.add(rows);
   ++counters_.forwards;

@@ -55,6 +55,7 @@ class Loop {
   void fail(std::exception_ptr error, double now);
   int forward_rows() const { return options_.pad ? spec().max_rows : turn_.plan.rows; }
 
+  void count_padding(int rows) { counters_.padded_rows += static_cast<std::uint64_t>(rows); }  // of the denoiser's own
   void count_telling(double seconds) { counters_.telling_seconds += seconds; }
   void set_cost(const CostCurve& cost) { options_.cost = cost; }
   std::vector<Event>& events() { return events_; }  // to be taken or cleared between turns
@@ -92,7 +93,9 @@ class Loop {
   bool plan_suspect();
   bool enter(double now);
   void begin(Sample& sample, double now);
-  void end_failed(const Turn& turn);
+  void close_gates();
+  void reopen_gates();
+  void end_failed(Sample& sample, const std::exception_ptr& error);
   void advance(Sample& sample);
   void end_forward(double now);
   void fail_turn(const std::exception_ptr& error, double now);
@@ -115,7 +118,6 @@ class Loop {
   Turn turn_;                                    // in progress, or to come with its input rows staged
   Turn next_;                                    // the one after it
   bool stale_ = true;                            // turn_ is to be planned anew
-  bool in_forward_ = false;                      // between prepare and complete or fail: running_ and turn_ keep still
   double began_ = 0;                             // when the turn was prepared
   double recent_seconds_ = 0, recent_rows_ = 0;  // of a forward, averaged over the last ten or so
 

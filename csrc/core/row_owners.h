@@ -2,7 +2,9 @@
 // it has to be: the fused step has filled most rows, and conditioning changes only when a row changes hands.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "sample.h"
@@ -26,11 +28,16 @@ class RowOwners {
     content = {sample.standing.arrival, step, conditional};
     return held;
   }
-  void release(int row) { contents_[static_cast<std::size_t>(row)] = {}; }
+  // Returns whether the row may have been somebody's.
+  bool release(int row) { return std::exchange(contents_[static_cast<std::size_t>(row)], {}).arrival != 0; }
+  // What the rows hold is not known.
+  void forget() { std::fill(contents_.begin(), contents_.end(), Content{kUnknown, -1, false}); }
 
  private:
+  static constexpr std::uint64_t kUnknown = ~std::uint64_t{0};
+
   struct Content {
-    std::uint64_t arrival = 0;
+    std::uint64_t arrival = 0;  // 0: nobody's, as at first
     int step = -1;
     bool conditional = false;
   };

@@ -132,12 +132,15 @@ std::exception_ptr error_of(Work work) {
 
 void Server::turn(Denoiser& denoiser, std::unique_lock<std::mutex>& lock) {
   const int rows = loop_.forward_rows();
+  int padding = 0;
   lock.unlock();
   std::exception_ptr error = error_of([&] {
     loop_.stepper().await();
     denoiser.forward(rows);
+    padding = denoiser.computed(rows) - rows;
   });
   lock.lock();
+  loop_.count_padding(padding);
   if (error) return loop_.fail(std::move(error), now());
   if (!loop_.complete(now())) return;
   if (loop_.stepper().unsettled()) {

@@ -89,49 +89,48 @@ DeviceStepper::~DeviceStepper() {
 
 // Of a turn that fails half-way nothing is left but what costs nothing: rows are filled anew, nobody is told to have
 // stepped.
-DeviceStepper::Unwinding::~Unwinding() {
-  if (std::uncaught_exceptions() == before) return;
-  stepper.owners_ = RowOwners(stepper.spec_.max_rows);
-  stepper.flight().stepped.clear();
-  stepper.flight().downloads.clear();
+void DeviceStepper::forget_turn() {
+  owners_.forget();
+  flight().stepped.clear();
+  downloads_.clear();
 }
 
 void DeviceStepper::begin(Sample& sample) {
   const int slot = slots_.take();
   try {
     reserve(slots_.end());
+    samples_.resize(std::max(samples_.size(), static_cast<std::size_t>(slot) + 1));
     fill(sample, slot);
   } catch (...) {
     slots_.give_back(slot);
     throw;
   }
-  samples_.resize(std::max(samples_.size(), static_cast<std::size_t>(slot) + 1));
   samples_[static_cast<std::size_t>(slot)] = &sample;
   sample.slot = slot;
 }
 
 void DeviceStepper::fill(Sample& sample, int slot) {
   const Request& request = sample.request;
-  const auto at = static_cast<std::size_t>(slot);
+  const auto n = static_cast<std::size_t>(spec_.elements), at = static_cast<std::size_t>(slot);
   const std::int32_t finite = 0;
-  std::vector<float> noise(request.keeps() ? static_cast<std::size_t>(spec_.elements) : 0);
+  if (request.keeps()) reserve(known_, static_cast<std::size_t>(state_->slots * kKnownParts) * state_bytes_);
+  std::vector<float> noise(request.keeps() ? n : 0);
   first_state(request, spec_.elements, request.keeps() ? noise.data() : nullptr);
-  upload(state_->x, request.x, state_bytes_, at * state_bytes_);
-  upload(state_->seed, &request.seed, sizeof request.seed, at * sizeof request.seed);
-  upload(state_->nonfinite, &finite, sizeof finite, at * sizeof finite);
-  if (request.table->uses_history) {
-    const std::vector<float> none(static_cast<std::size_t>(spec_.elements));
-    upload(state_->h, none.data(), state_bytes_, at * state_bytes_);
-  }
+  upload(state_->x.get() + at * state_bytes_, request.x, state_bytes_);
+  upload(state_->seed.get() + at * sizeof request.seed, &request.seed, sizeof request.seed);
+  upload(state_->nonfinite.get() + at * sizeof finite, &finite, sizeof finite);
+  if (request.table->uses_history)
+    upload(state_->h.get() + at * state_bytes_, std::vector<float>(n).data(), state_bytes_);
   if (!request.keeps()) return;
-  reserve(known_, static_cast<std::size_t>(state_->slots * kKnownParts) * state_bytes_);
-  std::size_t part = at * static_cast<std::size_t>(kKnownParts);
-  for (const float* values : {request.known->image, request.known->mask, static_cast<const float*>(noise.data())})
-    upload(*known_, values, state_bytes_, part++ * state_bytes_);
+  CUdeviceptr part = known_->get() + at * static_cast<std::size_t>(kKnownParts) * state_bytes_;
+  for (const float* values : {request.known->image, request.known->mask, static_cast<const float*>(noise.data())}) {
+    upload(part, values, state_bytes_);
+    part += state_bytes_;
+  }
 }
 
-void DeviceStepper::stage(const Turn& turn, int) {
-  const Unwinding unwinding(*this);
+void DeviceStepper::stage(const Turn& turn, int rows) {
+  const Unwinding unwinding{*this};
   if (std::exchange(staged_, true)) {  // the turn before has failed: what was taken for it is under way all the same
     depart();
     pass(flight());
@@ -145,10 +144,12 @@ void DeviceStepper::stage(const Turn& turn, int) {
     moves = true;
     // Behind a gate its owner may have changed the state.
     if (sample.request.gate && sample.step > 0)
-      upload(state_->x, sample.request.x, state_bytes_, static_cast<std::size_t>(sample.slot) * state_bytes_);
+      upload(state_->x.get() + static_cast<std::size_t>(sample.slot) * state_bytes_, sample.request.x, state_bytes_);
     frame.step(sample.slot, resting(), 0, -1, 0);
     frame.next(sample.slot, sample.row(), to.row_cond, to.row_uncond);
   }
+  for (int row = turn.plan.rows; row < rows; ++row)
+    if (owners_.release(row)) blank(row);
   if (!moves) return;
   Values values = this->values(false);
   values["prediction"] = zeros_.get();
@@ -160,7 +161,7 @@ void DeviceStepper::stage(const Turn& turn, int) {
 void DeviceStepper::await() { pass(flight(1)); }
 
 void DeviceStepper::step(const Turn& turn, const Turn& next) {
-  const Unwinding unwinding(*this);
+  const Unwinding unwinding{*this};
   Flight& now = flight();
   Frame frame(slots_.end(), now.pinned.take(frame_bytes(slots_.end())));
   StepNeeds needs;
@@ -187,35 +188,32 @@ void DeviceStepper::step(const Turn& turn, const Turn& next) {
     now.stepped.push_back({sample.slot, sample.standing.arrival, sample.step});
     if (sample.steps_left() > 1 && !watched(sample)) continue;
     const std::size_t offset = static_cast<std::size_t>(sample.slot) * state_bytes_;
-    now.downloads.push_back({&State::x, offset, now.pinned.take(state_bytes_), request.x});
-    if (request.x0) now.downloads.push_back({&State::x0, offset, now.pinned.take(state_bytes_), request.x0});
+    downloads_.push_back({&state_->x, offset, now.pinned.take(state_bytes_), request.x});
+    if (request.x0) downloads_.push_back({&state_->x0, offset, now.pinned.take(state_bytes_), request.x0});
   }
   const std::size_t flag_bytes = static_cast<std::size_t>(frame.slots()) * sizeof(std::int32_t);
   void* flags = now.pinned.take(flag_bytes);
   now.nonfinite = static_cast<const std::int32_t*>(flags);
   const std::vector<Launch> launches =
       now.stepped.empty() ? std::vector<Launch>{} : prepare(frame, needs, values(previews));
-  unsettled_ = !now.downloads.empty();
   staged_ = false;
   try {
     for (const Launch& one : launches) launch(stream_, one);
     if (!launches.empty()) state_->nonfinite.download(stream_, flags, flag_bytes);
-    for (const Download& one : now.downloads)
-      ((*state_).*one.from).download(stream_, one.pinned, state_bytes_, one.offset);
+    for (const Download& one : downloads_) one.from->download(stream_, one.pinned, state_bytes_, one.offset);
     depart();
   } catch (...) {
-    now.stepped.clear();
-    now.downloads.clear();
-    owners_ = RowOwners(spec_.max_rows);
+    forget_turn();
     broken_ = std::current_exception();
-    unsettled_ = true;
   }
 }
 
 void DeviceStepper::settle() {
-  unsettled_ = false;
+  // Whatever fails here: what they would be copied to goes with those who asked for it.
+  const std::vector<Download> downloads = std::exchange(downloads_, {});
   if (broken_) std::rethrow_exception(std::exchange(broken_, nullptr));
   for (std::size_t behind = 1; behind < kFlights; ++behind) pass(flight(behind));
+  for (const Download& one : downloads) std::memcpy(one.to, one.pinned, state_bytes_);
 }
 
 void DeviceStepper::end(const Sample& sample) {
@@ -224,23 +222,32 @@ void DeviceStepper::end(const Sample& sample) {
 }
 
 // By way of pinned memory: `from` may be gone when this returns.
-void DeviceStepper::upload(DeviceBuffer& to, const void* from, std::size_t bytes, std::size_t offset) {
+void DeviceStepper::upload(CUdeviceptr to, const void* from, std::size_t host_bytes, Stored stored) {
+  const std::size_t bytes = stored_bytes(stored, host_bytes);
   void* pinned = flight().pinned.take(bytes);
-  std::memcpy(pinned, from, bytes);
-  to.upload(stream_, pinned, bytes, offset);
+  store(stored, from, pinned, host_bytes);
+  const Context::Scope scope(*context_);
+  context_->driver().cuMemcpyHtoDAsync(to, pinned, bytes, stream_.get());
 }
 
-void DeviceStepper::upload_cond(int row, const Sample& sample, bool conditional) {
-  const auto& given = conditional ? sample.request.cond : sample.request.null_cond;
-  for (std::size_t input = 0; input < given.size(); ++input) {
+void DeviceStepper::upload_cond(int row, const std::vector<const void*>& values) {
+  for (std::size_t input = 0; input < values.size(); ++input) {
     const DeviceRows::Cond& cond = rows_.cond[input];
-    const std::size_t host_bytes = spec_.cond_bytes[input], bytes = stored_bytes(cond.stored, host_bytes);
-    void* pinned = flight().pinned.take(bytes);
-    store(cond.stored, given[input], pinned, host_bytes);
-    const Context::Scope scope(*context_);
-    context_->driver().cuMemcpyHtoDAsync(cond.address + static_cast<std::size_t>(row) * bytes, pinned, bytes,
-                                         stream_.get());
+    const std::size_t bytes = spec_.cond_bytes[input];
+    upload(cond.address + static_cast<std::size_t>(row) * stored_bytes(cond.stored, bytes), values[input], bytes,
+           cond.stored);
   }
+}
+
+// What the row held may be of a sample that has ended, and that the network refuses: zeros, it is nobody's.
+void DeviceStepper::blank(int row) {
+  const auto put = [&](CUdeviceptr rows, std::size_t bytes) {
+    upload(rows + static_cast<std::size_t>(row) * bytes, std::vector<std::byte>(bytes).data(), bytes);
+  };
+  put(rows_.sample, rows_.sample_bytes);
+  put(rows_.timestep, spec_.timestep == TimestepType::Int64 ? sizeof(std::int64_t) : sizeof(float));
+  for (std::size_t input = 0; input < rows_.cond.size(); ++input)
+    put(rows_.cond[input].address, stored_bytes(rows_.cond[input].stored, spec_.cond_bytes[input]));
 }
 
 // The rows are the sample's from now on, for its step `step`, and hold what it is told. Returns those of them that do
@@ -251,7 +258,7 @@ PlanEntry DeviceStepper::claim(const Sample& sample, int step, const PlanEntry& 
     if (*row < 0) continue;
     const bool conditional = row == &to.row_cond;
     const RowOwners::Held held = owners_.claim(*row, sample, step, conditional);
-    if (!held.conditioning) upload_cond(*row, sample, conditional);
+    if (!held.conditioning) upload_cond(*row, conditional ? sample.request.cond : sample.request.null_cond);
     if (held.state) *row = -1;
   }
   return to;
@@ -266,7 +273,6 @@ void DeviceStepper::reserve(int slots) {
     stream_.synchronize();
   }
   state_ = std::move(grown);
-  if (known_) reserve(known_, static_cast<std::size_t>(state_->slots * kKnownParts) * state_bytes_);
 }
 
 // Keeps what is there.
@@ -320,13 +326,11 @@ void DeviceStepper::depart() {
   current_ = (current_ + 1) % kFlights;
 }
 
-// Waits until the device is through with a flight, and takes what it has brought.
+// Waits until the device is through with a flight, and takes what it has found.
 void DeviceStepper::pass(Flight& flight) {
   if (!std::exchange(flight.under_way, false)) return;
-  const std::vector<Download> downloads = std::exchange(flight.downloads, {});
   const std::vector<Stepped> stepped = std::exchange(flight.stepped, {});
   flight.passed.synchronize();
-  for (const Download& one : downloads) std::memcpy(one.to, one.pinned, state_bytes_);
   for (const auto& [slot, arrival, step] : stepped) {
     const auto at = static_cast<std::size_t>(slot);
     Sample* sample = at < samples_.size() ? samples_[at] : nullptr;

@@ -31,6 +31,7 @@ struct DeviceRows {
   };
 
   CUdeviceptr sample, timestep, prediction;
+  std::size_t sample_bytes;  // of one sample
   std::vector<Cond> cond;
 };
 
@@ -49,7 +50,7 @@ class DeviceStepper final : public Stepper {
   void stage(const Turn& turn, int rows) override;
   void await() override;
   void step(const Turn& turn, const Turn& next) override;
-  bool unsettled() const override { return unsettled_; }
+  bool unsettled() const override { return broken_ || !downloads_.empty(); }
   void settle() override;
   void end(const Sample& sample) override;
 
@@ -63,9 +64,9 @@ class DeviceStepper final : public Stepper {
     DeviceBuffer frame;  // of the launch that comes next
   };
 
-  // A sample's copy to pinned memory, and where it goes when it is there.
+  // A sample's copy to pinned memory, of the flight that departs with it, and where it goes when it is there.
   struct Download {
-    DeviceBuffer State::* from;
+    const DeviceBuffer* from;
     std::size_t offset;
     void *pinned, *to;
   };
@@ -83,22 +84,24 @@ class DeviceStepper final : public Stepper {
     Event passed;
     bool under_way = false;
     std::vector<Stepped> stepped;
-    std::vector<Download> downloads;
     const std::int32_t* nonfinite = nullptr;
   };
   static constexpr std::size_t kFlights = 3;  // being filled, at the device, and one whose end was waited for
 
   struct Unwinding {
-    explicit Unwinding(DeviceStepper& of) : stepper(of) {}
-    ~Unwinding();
-
     DeviceStepper& stepper;
     const int before = std::uncaught_exceptions();
+
+    ~Unwinding() {
+      if (std::uncaught_exceptions() > before) stepper.forget_turn();
+    }
   };
 
   Flight& flight(std::size_t ahead = 0) { return flights_[(current_ + ahead) % kFlights]; }
-  void upload(DeviceBuffer& to, const void* from, std::size_t bytes, std::size_t offset);
-  void upload_cond(int row, const Sample& sample, bool conditional);
+  void forget_turn();
+  void upload(CUdeviceptr to, const void* from, std::size_t host_bytes, Stored stored = Stored::AsIs);
+  void upload_cond(int row, const std::vector<const void*>& values);
+  void blank(int row);
   PlanEntry claim(const Sample& sample, int step, const PlanEntry& rows);
   void reserve(int slots);
   void reserve(std::unique_ptr<DeviceBuffer>& buffer, std::size_t bytes);
@@ -125,9 +128,9 @@ class DeviceStepper final : public Stepper {
 
   std::array<Flight, kFlights> flights_;
   std::size_t current_ = 0;
-  bool staged_ = false;  // a turn has been staged, and not stepped
-  bool unsettled_ = false;
-  std::exception_ptr broken_;  // what failed behind the last launch
+  bool staged_ = false;              // a turn has been staged, and not stepped
+  std::vector<Download> downloads_;  // of the last step
+  std::exception_ptr broken_;        // what failed behind the last launch
 };
 
 }  // namespace stepfuse::cuda

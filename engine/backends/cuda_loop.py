@@ -91,6 +91,7 @@ def on_gpu(network: Network, kernels: StepKernels) -> Place:
             sample=network.addresses["sample"],
             timestep=network.addresses["timestep"],
             prediction=network.addresses["prediction"],
+            sample_bytes=elements * (4 if network.storage == "float32" else 2),
             cond=[
                 (network.addresses[name], row_bytes(spec), _stored(name, spec.dtype, network.cond_storage[name]))
                 for name, spec in info.cond.items()

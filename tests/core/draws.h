@@ -82,7 +82,11 @@ inline StepRow random_row(Random& random, int steps_left, bool history, bool noi
 inline std::shared_ptr<const Table> random_table(Random& random, int steps) {
   const bool history = random.one_in(3), noise = random.one_in(3);
   std::vector<StepRow> rows;
-  for (int i = 0; i < steps; ++i) rows.push_back(random_row(random, steps - i, history && i % 3 != 2, noise && i % 2));
+  for (int i = 0; i < steps; ++i) {
+    rows.push_back(random_row(random, steps - i, history && i % 3 != 2, noise && i % 2));
+    // What a row leaves that keeps no history is not for the next to read: a device leaves what was there.
+    if (i > 0 && i % 3 == 0) rows.back().q_h = rows.back().u_h = 0;
+  }
   Adaptive adaptive;
   if (random.one_in(4)) adaptive.guidance_rescale = random.coefficient(0.1, 1.0);
   if (random.one_in(4)) adaptive.threshold_ratio = random.coefficient(0.5, 1.0);

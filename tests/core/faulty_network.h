@@ -28,7 +28,7 @@ struct Guilty : std::runtime_error {
   std::uint64_t id;
 };
 
-// Raised once: whoever is tried again passes.
+// Raised once: whoever is tried again passes. Empty: the network has not looked who was there.
 struct Unlucky : std::runtime_error {
   explicit Unlucky(std::set<std::uint64_t> present) : std::runtime_error("unlucky"), ids(std::move(present)) {}
   std::set<std::uint64_t> ids;
@@ -49,55 +49,69 @@ class Alone {
   Flag& busy_;
 };
 
-class Network final : public Denoiser {
- public:
-  Network(ForwardBuffers& buffers, bool padded, std::uint64_t seed)
-      : buffers_(buffers), padded_(padded), random_(seed), bad_luck_(random_.one_in(2)), slow_(random_.one_in(2)) {}
+// What the network is given and gives, row by row, wherever it lies.
+struct NetworkRows {
+  ModelSpec spec;
+  const float* sample;
+  const void* timestep;
+  const float* label;
+  const Tag* tag;
+  float* prediction;
 
-  void forward(int rows) override {
+  double timestep_of(int row) const {
+    if (spec.timestep == TimestepType::Float32) return static_cast<const float*>(timestep)[row];
+    return static_cast<double>(static_cast<const std::int64_t*>(timestep)[row]);
+  }
+  bool is_faulty(int row, Fault fault) const {
+    return tag[row].fault == fault && timestep_of(row) <= tag[row].faulty_from;
+  }
+};
+
+class Network : public Denoiser {
+ public:
+  Network(NetworkRows rows, bool padded, std::uint64_t seed)
+      : rows_(std::move(rows)),
+        padded_(padded),
+        random_(seed),
+        bad_luck_(random_.one_in(2)),
+        slow_(random_.one_in(2)) {}
+
+  void forward(int rows) final {
     const Alone alone(busy_);
-    require(rows >= 1 && rows <= buffers_.spec.max_rows, "a forward has rows that the buffers have not");
-    require(!padded_ || rows == buffers_.spec.max_rows, "a forward is not padded");
+    require(rows >= 1 && rows <= rows_.spec.max_rows, "a forward has rows that the memory has not");
+    require(!padded_ || rows == rows_.spec.max_rows, "a forward is not padded");
     if (slow_ && random_.one_in(4)) pause(random_.from(0.0, 3e-4));
-    const std::int64_t n = buffers_.spec.elements;
-    std::fill_n(buffers_.prediction_row(0), rows * n, 1e30f);  // what a network leaves that raises halfway
-    raise_if_faulty(rows);
-    for (int row = 0; row < rows; ++row) {
-      float* out = buffers_.prediction_row(row);
-      predict(buffers_.sample_row(row), timestep(row), label(row), n, out);
-      if (is_faulty(row, Fault::NotFinite)) out[random_.bits() % static_cast<std::uint64_t>(n)] = NAN;
-    }
+    run(rows);
   }
 
- private:
+ protected:
+  virtual void run(int rows) = 0;
+
   void raise_if_faulty(int rows) {
     std::set<std::uint64_t> ids;
     for (int row = 0; row < rows; ++row) {
-      if (is_faulty(row, Fault::Raises)) throw Guilty(tag(row).id);
-      if (tag(row).id != 0) ids.insert(tag(row).id);
+      if (rows_.is_faulty(row, Fault::Raises)) throw Guilty(rows_.tag[row].id);
+      if (rows_.tag[row].id != 0) ids.insert(rows_.tag[row].id);
     }
-    if (bad_luck_ && random_.one_in(ids.size() > 1 ? 12 : 100)) throw Unlucky(std::move(ids));
+    raise_by_chance(std::move(ids));
+  }
+  void raise_by_chance(std::set<std::uint64_t> ids) {
+    if (bad_luck_ && random_.one_in(ids.size() == 1 ? 100 : 12)) throw Unlucky(std::move(ids));
+  }
+  void predict_all(int rows) {
+    const std::int64_t n = rows_.spec.elements;
+    for (int row = 0; row < rows; ++row) {
+      float* out = rows_.prediction + row * n;
+      predict(rows_.sample + row * n, rows_.timestep_of(row), rows_.label[row], n, out);
+      if (rows_.is_faulty(row, Fault::NotFinite)) out[random_.bits() % static_cast<std::uint64_t>(n)] = NAN;
+    }
   }
 
-  Tag tag(int row) {
-    Tag tag;
-    std::memcpy(&tag, static_cast<std::byte*>(buffers_.cond[1].data()) + row * sizeof tag, sizeof tag);
-    return tag;
-  }
-
-  float label(int row) { return static_cast<const float*>(buffers_.cond[0].data())[row]; }
-
-  double timestep(int row) {
-    const void* data = buffers_.timestep.data();
-    if (buffers_.spec.timestep == TimestepType::Float32) return static_cast<const float*>(data)[row];
-    return static_cast<double>(static_cast<const std::int64_t*>(data)[row]);
-  }
-
-  bool is_faulty(int row, Fault fault) { return tag(row).fault == fault && timestep(row) <= tag(row).faulty_from; }
-
-  ForwardBuffers& buffers_;
+  const NetworkRows rows_;
   const bool padded_;
   Random random_;
+
+ private:
   const bool bad_luck_, slow_;
   Flag busy_;
 };

@@ -3,6 +3,7 @@
 
 OUT := build/sanitize
 SECONDS := 15
+DEVICE_SECONDS := 8
 # As in setup.py: the stress test compares bits.
 NUMERICS := -ffp-contract=off -fno-math-errno -fno-trapping-math
 FLAGS := -std=c++17 -g -pthread $(NUMERICS) -Wall -Wextra -Wno-psabi -MMD -MP
@@ -10,23 +11,27 @@ FLAGS := -std=c++17 -g -pthread $(NUMERICS) -Wall -Wextra -Wno-psabi -MMD -MP
 CORE := $(wildcard csrc/core/*.cpp)
 CUDA := $(wildcard csrc/cuda/*.cpp)
 objects = $(patsubst %.cpp,$(OUT)/$(1)/%.o,$(CORE))
+device_objects = $(call objects,$(1)) $(patsubst %.cpp,$(OUT)/$(1)/%.o,$(CUDA))
 
 plain := -O2 -DNDEBUG
 thread := -O1 -fsanitize=thread
 address := -O1 -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 
-.PHONY: all stress thread address allocations lifetimes
+.PHONY: all stress thread address thread_device address_device allocations lifetimes
 .SECONDARY:
 
-all: thread address allocations lifetimes
+all: thread address thread_device address_device allocations lifetimes
 
 # `stress 0` only starts and ends, and so does `lifetimes` without a driver. Where that fails, the kernel spreads memory
 # too widely for the thread sanitizer's own, or forbids the tracing by which the address sanitizer looks for leaks.
+without_races = if $< 0 >/dev/null 2>&1; then $< $(1); else setarch "$$(uname -m)" -R $< $(1); fi
+without_leaks = if $< 0 >/dev/null 2>&1; then $< $(1); else ASAN_OPTIONS=detect_leaks=0 $< $(1); fi
+
 thread: $(OUT)/thread/stress
-	if $< 0 >/dev/null 2>&1; then $< $(SECONDS); else setarch "$$(uname -m)" -R $< $(SECONDS); fi
+	$(call without_races,$(SECONDS))
 
 address: $(OUT)/address/stress
-	if $< 0 >/dev/null 2>&1; then $< $(SECONDS); else ASAN_OPTIONS=detect_leaks=0 $< $(SECONDS); fi
+	$(call without_leaks,$(SECONDS))
 
 stress: $(OUT)/plain/stress
 	$< $(SECONDS)
@@ -35,22 +40,29 @@ allocations: $(OUT)/plain/allocations
 	$<
 
 # The CUDA side on a driver that records: neither a GPU nor its toolkit is needed.
+thread_device: $(OUT)/thread/stress_device
+	$(call without_races,$(DEVICE_SECONDS))
+
+address_device: $(OUT)/address/stress_device
+	$(call without_leaks,$(DEVICE_SECONDS))
+
 lifetimes: $(OUT)/address/lifetimes $(OUT)/address/libfake.so
 	if $< >/dev/null 2>&1; then $^; else ASAN_OPTIONS=detect_leaks=0 $^; fi
-
-$(OUT)/address/lifetimes: $(OUT)/address/tests/cuda/lifetimes.o \
-    $(patsubst %.cpp,$(OUT)/address/%.o,$(CUDA)) $(call objects,address)
-	$(CXX) $(FLAGS) $(address) $^ -ldl -o $@
-$(OUT)/address/libfake.so: tests/cuda/fake_driver.cpp
-	@mkdir -p $(@D)
-	$(CXX) $(FLAGS) $(address) -shared -fPIC $< -ldl -o $@
 
 define variant
 $(OUT)/$(1)/%.o: %.cpp
 	@mkdir -p $$(@D)
 	$(CXX) $(FLAGS) $($(1)) -c $$< -o $$@
-$(OUT)/$(1)/%: $(OUT)/$(1)/tests/core/%.o $(call objects,$(1))
-	$(CXX) $(FLAGS) $($(1)) $$^ -o $$@
+$(OUT)/$(1)/allocations: $(OUT)/$(1)/tests/core/allocations.o $(call objects,$(1))
+$(OUT)/$(1)/stress: $(patsubst %,$(OUT)/$(1)/tests/core/%.o,stress stress_host) $(call objects,$(1))
+$(OUT)/$(1)/stress_device: $(patsubst %,$(OUT)/$(1)/tests/%.o,core/stress cuda/stress_device) \
+    $(call device_objects,$(1)) | $(OUT)/$(1)/libfake.so
+$(OUT)/$(1)/lifetimes: $(OUT)/$(1)/tests/cuda/lifetimes.o $(call device_objects,$(1))
+$(OUT)/$(1)/allocations $(OUT)/$(1)/stress $(OUT)/$(1)/stress_device $(OUT)/$(1)/lifetimes:
+	$(CXX) $(FLAGS) $($(1)) $$^ -ldl -Wl,--disable-new-dtags,-rpath,'$$$$ORIGIN' -o $$@
+$(OUT)/$(1)/libfake.so: tests/cuda/fake_driver.cpp
+	@mkdir -p $$(@D)
+	$(CXX) $(FLAGS) $($(1)) -shared -fPIC $$< -ldl -o $$@
 endef
 $(foreach name,plain thread address,$(eval $(call variant,$(name))))
 

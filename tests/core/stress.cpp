@@ -25,8 +25,8 @@
 #include <vector>
 
 #include "../../csrc/core/server.h"
-#include "../../csrc/core/stepper_cpu.h"
 #include "draws.h"
+#include "place.h"
 
 namespace {
 
@@ -41,7 +41,7 @@ constexpr std::uint64_t kManyRounds = 100;  // after so many, everything must ha
 // How often what happened, over all rounds.
 struct Tally {
   Count finished, raised, not_finite, unlucky, cancelled, expired, dropped, retried, full, late, closed, invalid,
-      previews;
+      previews, broken;
 } tally;
 
 struct Rude : std::runtime_error {
@@ -105,10 +105,8 @@ class Round final : public Listener {
         ending(static_cast<Ending>(random_.from(0, 3))),
         spec(random_spec(random_)),
         options_(random_options(random_)),
-        stepper_(std::make_unique<HostStepper>(spec)),
-        buffers_(stepper_->buffers()),
-        server(std::move(stepper_), options_, static_cast<std::size_t>(random_.from(1, 20)), true),
-        network_(buffers_, options_.pad, random_.bits()),
+        place(make_place(spec, options_.pad, random_.bits())),
+        server(place->stepper(), options_, static_cast<std::size_t>(random_.from(1, 20)), true),
         listening_(random_.bits()),
         draws_(kClients * kRequests) {
     for (std::size_t i = 0; i < draws_.size(); ++i) draws_[i].id = i + 1;  // 0: a row that nobody has had yet
@@ -137,14 +135,12 @@ class Round final : public Listener {
 
  private:
   const LoopOptions options_;
-  std::unique_ptr<HostStepper> stepper_;  // until the server has it
-  ForwardBuffers& buffers_;
 
  public:
+  const std::unique_ptr<Place> place;
   Server server;
 
  private:
-  Network network_;
   Random listening_;  // of the listener
   Flag heard_by_one_;
   std::deque<Draw> draws_;
@@ -183,6 +179,8 @@ void Round::hear(const Event& event, Draw& draw) {
   }
   if (event.kind == EventKind::Stepped) {
     require(draw.watched && event.step == ++draw.steps, "a step is told of twice, out of order or unasked", event.id);
+    require(draw.fault != Fault::NotFinite || event.step <= draw.faulty_step, "the state told of is not finite",
+            event.id);
     return;
   }
   ++draw.answers;
@@ -216,8 +214,9 @@ void Round::hear(const Event& event, Draw& draw) {
 void Round::hear_failure(const Event& event, const Draw& draw) {
   require(draw.timeout > 0, "stepped in spite of its timeout", event.id);
   if (!event.error) {
-    require(draw.fault == Fault::NotFinite && event.step == draw.faulty_step, "not finite, but not its fault",
-            event.id);
+    // What a device reports in a turn that breaks down is lost, and reported again with the next.
+    const bool on_time = event.step == draw.faulty_step || (place->breaks_down() && event.step > draw.faulty_step);
+    require(draw.fault == Fault::NotFinite && on_time, "not finite, but not its fault", event.id);
     const StepRow& row = draw.table->rows[static_cast<std::size_t>(event.step)];
     require(std::memcmp(&event.row, &row, sizeof row) == 0, "the failed row is another one", event.id);
     ++tally.not_finite;
@@ -230,8 +229,12 @@ void Round::hear_failure(const Event& event, const Draw& draw) {
             "failed for another's fault", event.id);
     ++tally.raised;
   } catch (const Unlucky& unlucky) {
-    require(unlucky.ids == std::set<std::uint64_t>{event.id}, "failed in company, without a trial alone", event.id);
+    require(unlucky.ids.empty() || unlucky.ids == std::set<std::uint64_t>{event.id},
+            "failed in company, without a trial alone", event.id);
     ++tally.unlucky;
+  } catch (const std::exception& error) {
+    require(place->breaks_down(), error.what(), event.id);
+    ++tally.broken;
   }
 }
 
@@ -249,7 +252,7 @@ void Round::drive_when_told() {
     --to_drive_;
     lock.unlock();
     try {
-      server.run(network_, *this);
+      server.run(place->network(), *this);
     } catch (const Rude&) {
       require(ending == Ending::Rude, "the listener raised unasked");
     } catch (const std::exception& error) {
@@ -338,7 +341,7 @@ class Client {
     draw.conditioned = !random_.one_in(4);
     draw.label = random_.coefficient(-1, 1);
     draw.null_label = random_.coefficient(-1, 1);
-    if (random_.one_in(12)) draw.fault = Fault::Raises;
+    if (round_.place->looks() && random_.one_in(12)) draw.fault = Fault::Raises;
     if (random_.one_in(12)) draw.fault = Fault::NotFinite;
     draw.faulty_step = random_.from(0, draw.table->size() - 1);
     draw.gateway = gateway;
@@ -542,6 +545,7 @@ void report(std::uint64_t seed, std::uint64_t rounds) {
     std::printf("  %-36s %llu\n", name, static_cast<unsigned long long>(count->value()));
     require(count->value() > 0 || rounds < kManyRounds, "something never happened: see the counts");
   }
+  std::printf("  %-36s %llu\n", "failed, the device broke down", static_cast<unsigned long long>(tally.broken.value()));
 }
 
 }  // namespace

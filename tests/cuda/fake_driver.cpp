@@ -58,7 +58,6 @@ struct World {
   KernelBody body = nullptr;
 
   bool initialised = false;
-  std::vector<CUcontext> current;
   int retained = 0;
   std::map<void*, std::pair<std::string, std::size_t>> live;  // what has to be released: its kind, and its bytes
   std::map<CUgraphConditionalHandle, unsigned> conditions;
@@ -71,6 +70,7 @@ struct World {
 };
 
 World* world = new World;
+thread_local std::vector<CUcontext> current;  // the calling thread's contexts
 
 }  // namespace
 
@@ -127,7 +127,7 @@ CUresult enter(const char* name, Words... words) {
 template <class... Words>
 CUresult enter_context(const char* name, Words... words) {
   const CUresult code = enter(name, words...);
-  if (code == CUDA_SUCCESS && world->current.empty()) {
+  if (code == CUDA_SUCCESS && current.empty()) {
     violate(std::string(name) + " without a context");
     return static_cast<CUresult>(201);
   }
@@ -333,6 +333,7 @@ extern "C" {
 void fake_reset() {
   delete world;
   world = new World;
+  current.clear();
 }
 void fake_version(int version) { world->version = version; }
 void fake_memory(std::size_t bytes) { world->memory = bytes; }
@@ -361,7 +362,7 @@ const char* fake_text(int which) {
     text.clear();
     for (const auto& [object, kind] : world->live) text += kind.first + "\n";
     if (world->retained) text += "context\n";
-    if (!world->current.empty()) text += "current context\n";
+    if (!current.empty()) text += "current context\n";
   }
   return text.c_str();
 }
@@ -416,16 +417,16 @@ CUresult cuDevicePrimaryCtxRelease_v2(CUdevice) {
 }
 CUresult cuCtxPushCurrent_v2(CUcontext context) {
   if (!world->retained) violate("a context is made current that nobody holds");
-  world->current.push_back(context);
+  current.push_back(context);
   return CUDA_SUCCESS;
 }
 CUresult cuCtxPopCurrent_v2(CUcontext* context) {
-  if (world->current.empty()) {
+  if (current.empty()) {
     violate("no context to pop");
     return static_cast<CUresult>(201);
   }
-  *context = world->current.back();
-  world->current.pop_back();
+  *context = current.back();
+  current.pop_back();
   return CUDA_SUCCESS;
 }
 

@@ -4,8 +4,6 @@
 //   lifetimes PATH_OF_THE_FAKE_DRIVER
 //
 // Without a driver it only starts and ends.
-#include <dlfcn.h>
-
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -17,25 +15,12 @@
 #include "../../csrc/cuda/device_stepper.h"
 #include "../../csrc/cuda/graph_denoiser.h"
 #include "../../csrc/cuda/trajectory.h"
+#include "fake.h"
 
 using namespace stepfuse;
 using namespace stepfuse::cuda;
 
 namespace {
-
-struct Fake {
-  void (*reset)();
-  void (*fail)(int, int);
-  void (*late)(int);
-  int (*calls)();
-  const char* (*text)(int);
-};
-
-template <class Function>
-void find(void* library, const char* name, Function*& function) {
-  function = reinterpret_cast<Function*>(dlsym(library, name));
-  if (!function) std::abort();
-}
 
 void require(bool holds, const char* what, int at) {
   if (holds) return;
@@ -87,7 +72,11 @@ void draw(const std::string& path) {
   DeviceBuffer rows(rig.context, 4096);
   const Graph forward = rig.forward();
   GraphDenoiser denoiser(rig.stream, {{4, &forward}});
-  DeviceRows memory{rows.get(), rows.get() + 1024, rows.get() + 2048, {{rows.get() + 3072, Stored::Float32AsFloat16}}};
+  DeviceRows memory{rows.get(),
+                    rows.get() + 1024,
+                    rows.get() + 2048,
+                    kElements * sizeof(float),
+                    {{rows.get() + 3072, Stored::Float32AsFloat16}}};
   const ModelSpec spec{kElements, TimestepType::Float32, {8}, 4};
   Loop loop(std::make_unique<DeviceStepper>(rig.stream, spec, std::move(memory), rig.program()), LoopOptions{8, {}});
   Stepper& stepper = loop.stepper();
@@ -177,15 +166,8 @@ void live(const std::string& path, Form form) {
 
 int main(int count, char** arguments) {
   if (count != 2) return 0;
-  void* library = dlopen(arguments[1], RTLD_NOW);
-  if (!library) return 2;
-  Fake fake{};
-  find(library, "fake_reset", fake.reset);
-  find(library, "fake_fail", fake.fail);
-  find(library, "fake_late", fake.late);
-  find(library, "fake_calls", fake.calls);
-  find(library, "fake_text", fake.text);
   const std::string path = arguments[1];
+  const Fake fake(path);
   const std::function<void()> lives[] = {[&] { live(path, Form::Unrolled); }, [&] { live(path, Form::While); },
                                          [&] { draw(path); },
                                          [&] {

@@ -193,6 +193,38 @@ def test_padded_forwards_have_all_rows(made):
     assert set(engine.network.forwards) == {8}
 
 
+def test_padding_up_to_a_captured_forward_is_counted(made):
+    engine = made()
+    engine.sample(3, cond=3, seed=1, steps=5, guidance_scale=1.0)
+    stats = engine.stats()
+    assert engine.network.forwards == [4] * stats["forwards"]
+    assert (stats["network_passes"], stats["padded_rows"]) == (15, 5)
+
+
+def test_rows_that_a_padded_forward_has_beside_are_nobody_s(made, monkeypatch):
+    bad = 6
+
+    def network(x, t, cond):
+        predictions = support.rowwise(x, t, cond)
+        predictions[(cond["class_labels"] == bad) & (t < 500)] = np.nan
+        return predictions
+
+    def forward(self, rows):  # as a module that looks at what it is given
+        self.stream.synchronize()
+        assert np.isfinite(self.memory["sample"][:rows]).all(), "refused"
+        launch(self, rows)
+
+    launch = Network.forward
+    monkeypatch.setattr(Network, "forward", forward)
+    engine = made(buckets=(), fn=network, serving=sf.Serving(max_rows=8, deterministic=True))
+    labels = [1, 2, bad]
+    futures = [engine.submit(sf.Request(cond=label, seed=label, steps=6)) for label in labels]
+    with pytest.raises(sf.DenoiserError, match="went non-finite at step 2 of 6"):
+        futures.pop().result()
+    for label, future in zip(labels, futures, strict=False):
+        np.testing.assert_array_equal(future.result(), hosts(1, cond=label, seed=label, steps=6)[0])
+
+
 @pytest.mark.parametrize("others", [0, 3])
 def test_a_state_that_is_not_finite_fails_its_own_request_and_says_where(made, others):
     bad = 6
@@ -296,7 +328,14 @@ def test_a_stepper_belongs_to_one_server(fake, step_on):
     program = cuda_loop.step_program(network.kernels, "float32", support.ELEMENTS, 8)
     rows = {name: network.addresses[name] for name in ("sample", "timestep", "prediction")}
     stepper = cuda.device_stepper(
-        network.stream, elements=support.ELEMENTS, integer_timestep=False, max_rows=8, cond=[], program=program, **rows
+        network.stream,
+        elements=support.ELEMENTS,
+        integer_timestep=False,
+        max_rows=8,
+        sample_bytes=4 * support.ELEMENTS,
+        cond=[],
+        program=program,
+        **rows,
     )
     options = sf.Serving().loop_options()
     server = _core.Server.on_device(stepper, options, 4)

@@ -1,0 +1,46 @@
+// The stress test in the host's memory.
+#include <algorithm>
+
+#include "../../csrc/core/stepper_cpu.h"
+#include "place.h"
+
+namespace stepfuse {
+
+namespace {
+
+class HostNetwork final : public Network {
+ public:
+  HostNetwork(ForwardBuffers& buffers, bool padded, std::uint64_t seed)
+      : Network({buffers.spec, buffers.sample_row(0), buffers.timestep.data(),
+                 static_cast<const float*>(buffers.cond[0].data()), static_cast<const Tag*>(buffers.cond[1].data()),
+                 buffers.prediction_row(0)},
+                padded, seed) {}
+
+ private:
+  void run(int rows) override {
+    std::fill_n(rows_.prediction, rows * rows_.spec.elements, 1e30f);  // what a network leaves that raises halfway
+    raise_if_faulty(rows);
+    predict_all(rows);
+  }
+};
+
+class HostPlace final : public Place {
+ public:
+  HostPlace(const ModelSpec& spec, bool padded, std::uint64_t seed)
+      : stepper_(std::make_unique<HostStepper>(spec)), network_(stepper_->buffers(), padded, seed) {}
+
+  std::unique_ptr<Stepper> stepper() override { return std::move(stepper_); }
+  Denoiser& network() override { return network_; }
+
+ private:
+  std::unique_ptr<HostStepper> stepper_;
+  HostNetwork network_;
+};
+
+}  // namespace
+
+std::unique_ptr<Place> make_place(const ModelSpec& spec, bool padded, std::uint64_t seed) {
+  return std::make_unique<HostPlace>(spec, padded, seed);
+}
+
+}  // namespace stepfuse

@@ -1,0 +1,361 @@
+// The stress test on the recording driver, whose device does nothing before somebody waits for it, in some rounds, and
+// whose calls fail, in some. What the kernels do, by their documented headers, is csrc/core's own arithmetic.
+#include <cmath>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <optional>
+#include <sstream>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "../../csrc/core/adapt.h"
+#include "../../csrc/core/known.h"
+#include "../../csrc/core/noise.h"
+#include "../../csrc/core/step_cpu.h"
+#include "../../csrc/cuda/device_stepper.h"
+#include "../../csrc/cuda/graph_denoiser.h"
+#include "../core/place.h"
+#include "fake.h"
+
+namespace stepfuse {
+
+namespace {
+
+using namespace cuda;
+
+constexpr char kDriver[] = "libfake.so";  // beside the program
+constexpr int kBlock = 64;                // elements a tile: a whole sample
+constexpr int kSums = 4;                  // of a tile
+
+KernelSignature signature(const char* pointers, const char* integers, Grid grid) {
+  KernelSignature found{{}, kBlock, 1, 0, grid};
+  for (const auto& [names, type] : {std::pair(pointers, ArgumentType::Pointer), {integers, ArgumentType::Int32}}) {
+    std::istringstream words(names);
+    for (std::string name; words >> name;) found.arguments.push_back({name, type, false});
+  }
+  return found;
+}
+
+const std::map<std::string, KernelSignature> kKernels{
+    {"fused_step",
+     signature("x prediction rows row_cond row_uncond out h seed step x0 next_input next_rows next_cond next_uncond "
+               "next_t next_t_int nonfinite",
+               "n prediction_rows next_input_rows x_stride prediction_stride out_stride next_input_stride rows_stride "
+               "next_rows_stride",
+               Grid::Tiles)},
+    {"plain_step",
+     signature("x prediction rows row_cond row_uncond out h x0 next_input next_rows next_cond next_uncond next_t "
+               "next_t_int nonfinite",
+               "n prediction_rows next_input_rows x_stride prediction_stride out_stride next_input_stride rows_stride "
+               "next_rows_stride",
+               Grid::Tiles)},
+    {"guidance_sums", signature("prediction rows row_cond row_uncond sums",
+                                "n prediction_rows prediction_stride rows_stride", Grid::Tiles)},
+    {"rescaled_rows", signature("sums rows row_cond row_uncond phi adapted", "n tiles rows_stride", Grid::Slots)},
+    {"thresholded_rows", signature("x prediction rows row_cond row_uncond ratio largest adapted",
+                                   "n prediction_rows x_stride prediction_stride rows_stride", Grid::Slots)},
+    {"keep_known",
+     signature("x known known_row levels x0 row_cond row_uncond next_input next_rows next_cond next_uncond",
+               "n next_input_rows x_stride next_input_stride next_rows_stride", Grid::Tiles)},
+};
+
+// A launch's arguments by name.
+class Given {
+ public:
+  Given(const KernelSignature& signature, void** params) : signature_(signature), params_(params) {}
+
+  std::uint64_t word(const char* name) const {
+    for (std::size_t i = 0; i < signature_.arguments.size(); ++i)
+      if (signature_.arguments[i].name == name) return *static_cast<const std::uint64_t*>(params_[i]);
+    return 0;  // not compiled in
+  }
+  int integer(const char* name) const { return static_cast<int>(word(name)); }
+  // Its (stride,) elements of index i; null if the argument is.
+  template <class T>
+  T* at(const char* name, int i = 0, std::int64_t stride = 1) const {
+    auto* first = reinterpret_cast<T*>(word(name));
+    return first ? first + i * stride : nullptr;
+  }
+
+ private:
+  const KernelSignature& signature_;
+  void** params_;
+};
+
+// What kernels look at first of a slot.
+struct Slot {
+  Slot(const Given& given, int index)
+      : i(index),
+        n(given.integer("n")),
+        cond(*given.at<int>("row_cond", i)),
+        uncond(*given.at<int>("row_uncond", i)),
+        steps(cond >= 0 || uncond >= 0),
+        guided(cond >= 0 && uncond >= 0) {
+    if (!given.word("rows")) return;
+    row = row_from(given.at<float>("rows", i, given.integer("rows_stride")));
+    if (!steps || !given.word("prediction")) return;
+    const std::int64_t stride = given.integer("prediction_stride");
+    require(std::max(cond, uncond) < given.integer("prediction_rows"), "a slot reads a row that is not there");
+    eps = given.at<float>("prediction", cond >= 0 ? cond : uncond, stride);
+    if (guided) eps_uncond = given.at<float>("prediction", uncond, stride);
+  }
+
+  int i;
+  std::int64_t n;
+  int cond, uncond;
+  bool steps, guided;
+  StepRow row{};
+  const float *eps = nullptr, *eps_uncond = nullptr;
+};
+
+// The span has the rows of the next forward that a slot's state goes to.
+void aim(const Given& given, const Slot& slot, StepSpan<float>& span) {
+  const int to_cond = *given.at<int>("next_cond", slot.i), to_uncond = *given.at<int>("next_uncond", slot.i);
+  require(std::max(to_cond, to_uncond) < given.integer("next_input_rows"), "a slot fills a row that is not there");
+  const std::int64_t stride = given.integer("next_input_stride");
+  if (to_cond >= 0) span.next_cond = given.at<float>("next_input", to_cond, stride);
+  if (to_uncond >= 0) span.next_uncond = given.at<float>("next_input", to_uncond, stride);
+  const StepRow next = row_from(given.at<float>("next_rows", slot.i, given.integer("next_rows_stride")));
+  span.next_scale = next.s;
+  for (const int to : {to_cond, to_uncond}) {
+    if (to < 0) continue;
+    if (auto* t = given.at<float>("next_t", to)) *t = next.t;
+    if (auto* t = given.at<std::int64_t>("next_t_int", to)) *t = std::llrint(next.t);
+  }
+}
+
+void fused_step(const Given& given, const Slot& slot) {
+  if (!slot.steps) return;
+  std::vector<float> noise(static_cast<std::size_t>(slot.n));
+  StepSpan<float> span{};
+  span.n = slot.n;
+  span.x = given.at<float>("x", slot.i, given.integer("x_stride"));
+  span.out = given.at<float>("out", slot.i, given.integer("out_stride"));
+  span.eps = slot.eps;
+  span.eps_uncond = slot.eps_uncond;
+  if (slot.row.reads_history() || slot.row.keeps_history()) span.h = given.at<float>("h", slot.i, slot.n);
+  if (slot.row.adds_noise()) {
+    require(given.word("seed"), "a step with noise is given a kernel without");
+    const auto step = static_cast<std::uint32_t>(*given.at<int>("step", slot.i));
+    fill_normal(*given.at<std::uint64_t>("seed", slot.i), step, NoiseStream::Step, 0, slot.n, noise.data());
+    span.z = noise.data();
+  }
+  span.x0 = given.at<float>("x0", slot.i, slot.n);
+  aim(given, slot, span);
+  const bool finite = stepfuse::fused_step(slot.row, span);
+  if (auto* nonfinite = given.at<std::int32_t>("nonfinite", slot.i); nonfinite && !finite) *nonfinite = 1;
+}
+
+// As csrc/core/adapt.cpp adds them up, so that the bits are the same.
+void guidance_sums(const Given& given, const Slot& slot) {
+  if (!slot.guided) return;
+  double four[kSums][4] = {};
+  for (std::int64_t k = 0; k < slot.n; ++k) {
+    const double e_c = slot.eps[k];
+    const double e = slot.eps_uncond[k] + slot.row.g * (slot.eps[k] - slot.eps_uncond[k]);
+    const double values[kSums] = {e_c, e_c * e_c, e, e * e};
+    for (int i = 0; i < kSums; ++i) four[i][k % 4] += values[i];
+  }
+  double* sums = given.at<double>("sums", slot.i, kSums);
+  for (int i = 0; i < kSums; ++i) sums[i] = four[i][0] + four[i][1] + four[i][2] + four[i][3];
+}
+
+void rescaled_rows(const Given& given, const Slot& slot) {
+  require(given.integer("tiles") == 1, "a sample has more tiles than it should");
+  StepRow row = slot.row;
+  const double* sums = given.at<double>("sums", slot.i, kSums);
+  const auto n = static_cast<double>(slot.n);
+  const auto variance = [&](int i) { return sums[i + 1] / n - (sums[i] / n) * (sums[i] / n); };
+  const double phi = *given.at<float>("phi", slot.i), ratio = slot.guided ? variance(0) / variance(2) : 0;
+  if (phi > 0 && ratio > 0 && std::isfinite(ratio)) {
+    const auto factor = static_cast<float>(phi * std::sqrt(ratio) + 1 - phi);
+    row.p_e *= factor;
+    row.q_e *= factor;
+    row.u_e *= factor;
+  }
+  std::memcpy(given.at<float>("adapted", slot.i, kStepColumns), &row, sizeof row);
+}
+
+void thresholded_rows(const Given& given, const Slot& slot) {
+  StepRow row = slot.row;
+  const Adaptive adaptive{0, *given.at<float>("ratio", slot.i), *given.at<float>("largest", slot.i)};
+  std::vector<float> scratch(static_cast<std::size_t>(slot.n));
+  const float* x = given.at<float>("x", slot.i, given.integer("x_stride"));
+  if (slot.steps) row = adapted(row, adaptive, slot.n, x, slot.eps, slot.eps_uncond, scratch.data());
+  std::memcpy(given.at<float>("adapted", slot.i, kStepColumns), &row, sizeof row);
+}
+
+void keep_known(const Given& given, const Slot& slot) {
+  const int kept = *given.at<int>("known_row", slot.i);
+  if (!slot.steps || kept < 0) return;
+  const float* image = given.at<float>("known", kept, 3 * slot.n);
+  const Level level = *given.at<Level>("levels", slot.i);
+  StepSpan<float> span{};
+  span.n = slot.n;
+  span.out = given.at<float>("x", slot.i, given.integer("x_stride"));
+  span.x0 = given.at<float>("x0", slot.i, slot.n);
+  aim(given, slot, span);
+  stepfuse::keep_known({image, image + slot.n, {level, level}}, 0, image + 2 * slot.n, span);
+}
+
+class DeviceNetwork;
+DeviceNetwork* network_here = nullptr;  // what the kernel "network" is
+
+void run_kernel(const char* name, void** params, const unsigned* shape);
+
+// A context with all that a round needs of it.
+struct Rig {
+  Rig(const ModelSpec& model, const Fake& fake)
+      : spec(model),
+        context(Context::open(Driver::load(kDriver), 0)),
+        stream(context),
+        sample(zeros(static_cast<std::size_t>(spec.elements) * sizeof(float))),
+        timestep(zeros(sizeof(std::int64_t))),
+        label(zeros(sizeof(float))),
+        tag(zeros(sizeof(Tag))),
+        prediction(zeros(static_cast<std::size_t>(spec.elements) * sizeof(float))) {
+    fake.kernels(&run_kernel);
+    std::string image = "network 1\n";
+    for (const auto& [name, signature] : kKernels)
+      image += name + " " + std::to_string(signature.arguments.size()) + "\n";
+    module = std::make_shared<Module>(context, image);
+  }
+
+  StepProgram program() const {
+    const auto kernel = [&](const std::string& name) {
+      return std::make_shared<StepKernel>(module, name, kKernels.at(name));
+    };
+    return StepProgram({{{1, kernel("plain_step")}},
+                        {{1, kernel("fused_step")}},
+                        kernel("guidance_sums"),
+                        kernel("rescaled_rows"),
+                        kernel("thresholded_rows"),
+                        kernel("keep_known")});
+  }
+  std::unique_ptr<Stepper> stepper() const {
+    DeviceRows rows{sample.get(),
+                    timestep.get(),
+                    prediction.get(),
+                    static_cast<std::size_t>(spec.elements) * sizeof(float),
+                    {{label.get(), Stored::AsIs}, {tag.get(), Stored::AsIs}}};
+    return std::make_unique<DeviceStepper>(stream, spec, std::move(rows), program());
+  }
+  NetworkRows rows() const {
+    return {spec,
+            reinterpret_cast<const float*>(sample.get()),
+            reinterpret_cast<const void*>(timestep.get()),
+            reinterpret_cast<const float*>(label.get()),
+            reinterpret_cast<const Tag*>(tag.get()),
+            reinterpret_cast<float*>(prediction.get())};
+  }
+  void forward(int rows) const {
+    launch(stream, {module->function("network"), {1, 1, 1}, {32, 1, 1}, 0, {static_cast<std::uint64_t>(rows)}});
+  }
+
+  const ModelSpec spec;
+  const ContextPtr context;
+  const Stream stream;
+  DeviceBuffer sample, timestep, label, tag, prediction;
+  std::shared_ptr<Module> module;
+
+ private:
+  DeviceBuffer zeros(std::size_t row_bytes) const {
+    const std::vector<std::byte> none(row_bytes * static_cast<std::size_t>(spec.max_rows));
+    DeviceBuffer buffer(context, none.size());
+    buffer.upload(stream, none.data(), none.size());
+    stream.synchronize();
+    return buffer;
+  }
+};
+
+// Puts forwards on the stream, captured or one by one. One that looks waits for the device first, as a module does that
+// asks for a value.
+class DeviceNetwork final : public Network {
+ public:
+  DeviceNetwork(const Rig& rig, const Fake& fake, bool padded, std::uint64_t seed)
+      : Network(rig.rows(), padded, seed),
+        looks(random_.one_in(2)),
+        breaks_down(random_.one_in(3)),
+        rig_(rig),
+        fake_(fake) {
+    network_here = this;
+    if (!random_.one_in(2)) return;
+    std::map<int, Graph> graphs;
+    std::map<int, const Graph*> forwards;
+    for (int rows = rig.spec.max_rows; rows > 0; rows /= 2) {
+      Capture capture(rig.stream);
+      rig.forward(rows);
+      forwards[rows] = &graphs.emplace(rows, capture.end()).first->second;
+    }
+    captured_.emplace(rig.stream, forwards);
+  }
+
+  void compute(int rows) { predict_all(rows); }
+
+  const bool looks, breaks_down;
+
+ private:
+  void run(int rows) override {
+    if (breaks_down && random_.one_in(8)) fake_.fail(random_.from(0, 40), CUDA_ERROR_OUT_OF_MEMORY);
+    if (looks) {
+      rig_.stream.synchronize();
+      raise_if_faulty(rows);
+    } else {
+      raise_by_chance({});
+    }
+    captured_ ? captured_->forward(rows) : rig_.forward(rows);
+  }
+
+  const Rig& rig_;
+  const Fake& fake_;
+  std::optional<GraphDenoiser> captured_;
+};
+
+void run_kernel(const char* name, void** params, const unsigned* shape) {
+  using Body = void (*)(const Given&, const Slot&);
+  static const std::map<std::string, Body> kBodies{
+      {"fused_step", fused_step},       {"plain_step", fused_step}, {"guidance_sums", guidance_sums},
+      {"rescaled_rows", rescaled_rows}, {"keep_known", keep_known}, {"thresholded_rows", thresholded_rows}};
+  if (!std::strcmp(name, "network")) return network_here->compute(*static_cast<const int*>(params[0]));
+  const KernelSignature& signature = kKernels.at(name);
+  const Given given(signature, params);
+  const auto slots = static_cast<int>(shape[signature.grid == Grid::Tiles ? 1 : 0]);
+  for (int i = 0; i < slots; ++i) kBodies.at(name)(given, Slot(given, i));
+}
+
+class DevicePlace final : public Place {
+ public:
+  DevicePlace(const ModelSpec& spec, bool padded, std::uint64_t seed) {
+    Random random(seed);
+    fake_.reset();
+    rig_.emplace(spec, fake_);
+    network_.emplace(*rig_, fake_, padded, random.bits());
+    fake_.late(random.one_in(2));
+  }
+  ~DevicePlace() override {
+    network_.reset();
+    rig_.reset();
+    require(!*fake_.text(1), fake_.text(1));
+    require(!*fake_.text(2), fake_.text(2));
+  }
+
+  std::unique_ptr<Stepper> stepper() override { return rig_->stepper(); }
+  Denoiser& network() override { return *network_; }
+  bool looks() const override { return network_->looks; }
+  bool breaks_down() const override { return network_->breaks_down; }
+
+ private:
+  const Fake fake_{kDriver};
+  std::optional<Rig> rig_;
+  std::optional<DeviceNetwork> network_;
+};
+
+}  // namespace
+
+std::unique_ptr<Place> make_place(const ModelSpec& spec, bool padded, std::uint64_t seed) {
+  return std::make_unique<DevicePlace>(spec, padded, seed);
+}
+
+}  // namespace stepfuse
