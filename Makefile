@@ -16,7 +16,7 @@ lint: .venv-dev/.ready
 	.venv-dev/bin/ruff check .
 	.venv-dev/bin/ruff format --check .
 	.venv-dev/bin/mypy
-	.venv-dev/bin/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.inl' 'tests/core/*.h' 'tests/core/*.cpp' 'tests/cuda/*.cpp')
+	.venv-dev/bin/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.inl' 'tests/core/*.h' 'tests/core/*.cpp' 'tests/cuda/*.h' 'tests/cuda/*.cpp')
 
 # The core alone, with a C++ compiler and nothing else.
 sanitize:
@@ -48,7 +48,7 @@ analyze: .venv-dev/.ready
 format: .venv-dev/.ready
 	.venv-dev/bin/ruff check --fix .
 	.venv-dev/bin/ruff format .
-	.venv-dev/bin/clang-format -i $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.inl' 'tests/core/*.h' 'tests/core/*.cpp' 'tests/cuda/*.cpp')
+	.venv-dev/bin/clang-format -i $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.inl' 'tests/core/*.h' 'tests/core/*.cpp' 'tests/cuda/*.h' 'tests/cuda/*.cpp')
 
 # A venv that stopped halfway has no pip: make it anew.
 .venv/.ready: $(SOURCES)
