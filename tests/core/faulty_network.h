@@ -81,8 +81,11 @@ class Network : public Denoiser {
     require(rows >= 1 && rows <= rows_.spec.max_rows, "a forward has rows that the memory has not");
     require(!padded_ || rows == rows_.spec.max_rows, "a forward is not padded");
     if (slow_ && random_.one_in(4)) pause(random_.from(0.0, 3e-4));
+    asked_ += static_cast<std::uint64_t>(rows);
     run(rows);
+    asked_ += static_cast<std::uint64_t>(computed(rows) - rows);
   }
+  std::uint64_t asked() const { return asked_; }  // rows in all, and what they were padded to
 
  protected:
   virtual void run(int rows) = 0;
@@ -113,6 +116,7 @@ class Network : public Denoiser {
 
  private:
   const bool bad_luck_, slow_;
+  std::uint64_t asked_ = 0;
   Flag busy_;
 };
 

@@ -13,7 +13,7 @@ class Place {
  public:
   virtual ~Place() = default;
   virtual std::unique_ptr<Stepper> stepper() = 0;  // once; it goes before the place does
-  virtual Denoiser& network() = 0;
+  virtual Network& network() = 0;
   virtual bool looks() const { return true; }         // the network sees who is in its rows, and may refuse them
   virtual bool breaks_down() const { return false; }  // now and then, and whoever is there with it
 };

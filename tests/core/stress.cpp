@@ -282,8 +282,9 @@ void Round::disturb() {
 void Round::check_counters() const {
   const Status status = server.status();
   const Counters& counters = status.counters;
-  std::uint64_t answers[6] = {}, dropped = 0;
+  std::uint64_t answers[6] = {}, dropped = 0, steps = 0;
   for (const Draw& draw : draws_) {
+    if (draw.answers > 0 && draw.answer == EventKind::Finished) steps += static_cast<std::uint64_t>(draw.table->size());
     if (draw.answers > 0) ++answers[static_cast<int>(draw.answer)];
     dropped += draw.answers == 0 && draw.memory != nullptr;
   }
@@ -293,6 +294,11 @@ void Round::check_counters() const {
   require(counters.expired == answers[static_cast<int>(EventKind::Expired)], "the expired are miscounted");
   require(counters.submitted == counters.samples + counters.failures + counters.cancelled + counters.expired,
           "the submitted are miscounted");
+  require(counters.steps >= steps && counters.steps <= counters.network_passes, "the steps are miscounted");
+  require(counters.failed_forwards <= counters.forwards, "more forwards failed than were");
+  // One that breaks down may do so before the network is asked.
+  require(place->breaks_down() || counters.network_passes + counters.padded_rows == place->network().asked(),
+          "the rows are miscounted");
   tally.dropped += dropped;
 }
 

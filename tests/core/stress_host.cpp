@@ -30,7 +30,7 @@ class HostPlace final : public Place {
       : stepper_(std::make_unique<HostStepper>(spec)), network_(stepper_->buffers(), padded, seed) {}
 
   std::unique_ptr<Stepper> stepper() override { return std::move(stepper_); }
-  Denoiser& network() override { return network_; }
+  Network& network() override { return network_; }
 
  private:
   std::unique_ptr<HostStepper> stepper_;

@@ -292,6 +292,7 @@ class DeviceNetwork final : public Network {
     captured_.emplace(rig.stream, forwards);
   }
 
+  int computed(int rows) const override { return captured_ ? captured_->computed(rows) : rows; }
   void compute(int rows) { predict_all(rows); }
 
   const bool looks, breaks_down;
@@ -342,7 +343,7 @@ class DevicePlace final : public Place {
   }
 
   std::unique_ptr<Stepper> stepper() override { return rig_->stepper(); }
-  Denoiser& network() override { return *network_; }
+  Network& network() override { return *network_; }
   bool looks() const override { return network_->looks; }
   bool breaks_down() const override { return network_->breaks_down; }
 
