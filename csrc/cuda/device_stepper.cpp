@@ -47,15 +47,6 @@ bool watched(const Sample& sample) { return sample.request.watched || sample.req
 
 }  // namespace
 
-DeviceStepper::State::State(const ContextPtr& context, int count, std::int64_t elements)
-    : slots(count),
-      x(context, static_cast<std::size_t>(count * elements) * sizeof(float)),
-      h(context, x.bytes()),
-      x0(context, x.bytes()),
-      seed(context, static_cast<std::size_t>(count) * sizeof(std::uint64_t)),
-      nonfinite(context, static_cast<std::size_t>(count) * sizeof(std::int32_t)),
-      frame(context, frame_bytes(count)) {}
-
 DeviceStepper::DeviceStepper(const Stream& stream, ModelSpec spec, DeviceRows rows, StepProgram program)
     : context_(stream.context()),
       stream_(Stream::borrow(context_, stream.get())),
@@ -113,14 +104,13 @@ void DeviceStepper::fill(Sample& sample, int slot) {
   const Request& request = sample.request;
   const auto n = static_cast<std::size_t>(spec_.elements), at = static_cast<std::size_t>(slot);
   const std::int32_t finite = 0;
-  if (request.keeps()) reserve(known_, static_cast<std::size_t>(state_->slots * kKnownParts) * state_bytes_);
+  if (request.keeps()) reserve(known_, static_cast<std::size_t>(capacity_ * kKnownParts) * state_bytes_);
   std::vector<float> noise(request.keeps() ? n : 0);
   first_state(request, spec_.elements, request.keeps() ? noise.data() : nullptr);
-  upload(state_->x.get() + at * state_bytes_, request.x, state_bytes_);
-  upload(state_->seed.get() + at * sizeof request.seed, &request.seed, sizeof request.seed);
-  upload(state_->nonfinite.get() + at * sizeof finite, &finite, sizeof finite);
-  if (request.table->uses_history)
-    upload(state_->h.get() + at * state_bytes_, std::vector<float>(n).data(), state_bytes_);
+  upload(x_->get() + at * state_bytes_, request.x, state_bytes_);
+  upload(seed_->get() + at * sizeof request.seed, &request.seed, sizeof request.seed);
+  upload(nonfinite_->get() + at * sizeof finite, &finite, sizeof finite);
+  if (request.table->uses_history) upload(h_->get() + at * state_bytes_, std::vector<float>(n).data(), state_bytes_);
   if (!request.keeps()) return;
   CUdeviceptr part = known_->get() + at * static_cast<std::size_t>(kKnownParts) * state_bytes_;
   for (const float* values : {request.known->image, request.known->mask, static_cast<const float*>(noise.data())}) {
@@ -144,7 +134,7 @@ void DeviceStepper::stage(const Turn& turn, int rows) {
     moves = true;
     // Behind a gate its owner may have changed the state.
     if (sample.request.gate && sample.step > 0)
-      upload(state_->x.get() + static_cast<std::size_t>(sample.slot) * state_bytes_, sample.request.x, state_bytes_);
+      upload(x_->get() + static_cast<std::size_t>(sample.slot) * state_bytes_, sample.request.x, state_bytes_);
     frame.step(sample.slot, resting(), 0, -1, 0);
     frame.next(sample.slot, sample.row(), to.row_cond, to.row_uncond);
   }
@@ -188,8 +178,8 @@ void DeviceStepper::step(const Turn& turn, const Turn& next) {
     now.stepped.push_back({sample.slot, sample.standing.arrival, sample.step});
     if (sample.steps_left() > 1 && !watched(sample)) continue;
     const std::size_t offset = static_cast<std::size_t>(sample.slot) * state_bytes_;
-    downloads_.push_back({&state_->x, offset, now.pinned.take(state_bytes_), request.x});
-    if (request.x0) downloads_.push_back({&state_->x0, offset, now.pinned.take(state_bytes_), request.x0});
+    downloads_.push_back({x_.get(), offset, now.pinned.take(state_bytes_), request.x});
+    if (request.x0) downloads_.push_back({x0_.get(), offset, now.pinned.take(state_bytes_), request.x0});
   }
   const std::size_t flag_bytes = static_cast<std::size_t>(frame.slots()) * sizeof(std::int32_t);
   void* flags = now.pinned.take(flag_bytes);
@@ -199,7 +189,7 @@ void DeviceStepper::step(const Turn& turn, const Turn& next) {
   staged_ = false;
   try {
     for (const Launch& one : launches) launch(stream_, one);
-    if (!launches.empty()) state_->nonfinite.download(stream_, flags, flag_bytes);
+    if (!launches.empty()) nonfinite_->download(stream_, flags, flag_bytes);
     for (const Download& one : downloads_) one.from->download(stream_, one.pinned, state_bytes_, one.offset);
     depart();
   } catch (...) {
@@ -265,18 +255,18 @@ PlanEntry DeviceStepper::claim(const Sample& sample, int step, const PlanEntry& 
 }
 
 void DeviceStepper::reserve(int slots) {
-  if (state_ && slots <= state_->slots) return;
-  auto grown = std::make_unique<State>(context_, std::max(slots, state_ ? 2 * state_->slots : 0), spec_.elements);
-  if (state_) {
-    for (DeviceBuffer State::* buffer : {&State::x, &State::h, &State::seed, &State::nonfinite})
-      ((*grown).*buffer).copy(stream_, (*state_).*buffer, ((*state_).*buffer).bytes());
-    stream_.synchronize();
-  }
-  state_ = std::move(grown);
+  if (slots <= capacity_) return;
+  const int grown = std::max(slots, 2 * capacity_);
+  const auto count = static_cast<std::size_t>(grown);
+  for (Buffer* states : {&x_, &h_, &x0_}) reserve(*states, count * state_bytes_);
+  reserve(seed_, count * sizeof(std::uint64_t));
+  reserve(nonfinite_, count * sizeof(std::int32_t));
+  reserve(frame_, frame_bytes(grown));
+  capacity_ = grown;
 }
 
 // Keeps what is there.
-void DeviceStepper::reserve(std::unique_ptr<DeviceBuffer>& buffer, std::size_t bytes) {
+void DeviceStepper::reserve(Buffer& buffer, std::size_t bytes) {
   if (buffer && bytes <= buffer->bytes()) return;
   auto grown = std::make_unique<DeviceBuffer>(context_, bytes);
   if (buffer) {
@@ -288,24 +278,24 @@ void DeviceStepper::reserve(std::unique_ptr<DeviceBuffer>& buffer, std::size_t b
 
 // Puts the frame on the device; returns what is to be launched on it.
 std::vector<Launch> DeviceStepper::prepare(const Frame& frame, const StepNeeds& needs, Values values) {
-  state_->frame.upload(stream_, frame.data(), frame.bytes());
+  frame_->upload(stream_, frame.data(), frame.bytes());
   if (needs.rescale) {
-    reserve(sums_, program_.sums_bytes(state_->slots, spec_.elements));
+    reserve(sums_, program_.sums_bytes(capacity_, spec_.elements));
     values["sums"] = sums_->get();
   }
   if (needs.keep) values["known"] = known_->get();
-  return program_.launches(frame.slots(), needs, std::move(values), state_->frame.get());
+  return program_.launches(frame.slots(), needs, std::move(values), frame_->get());
 }
 
 Values DeviceStepper::values(bool previews) const {
   const auto n = static_cast<std::uint64_t>(spec_.elements), rows = static_cast<std::uint64_t>(spec_.max_rows);
   const bool whole = spec_.timestep == TimestepType::Int64;
-  return {{"x", state_->x.get()},
-          {"out", state_->x.get()},
-          {"h", state_->h.get()},
-          {"x0", previews ? state_->x0.get() : 0},
-          {"seed", state_->seed.get()},
-          {"nonfinite", state_->nonfinite.get()},
+  return {{"x", x_->get()},
+          {"out", x_->get()},
+          {"h", h_->get()},
+          {"x0", previews ? x0_->get() : 0},
+          {"seed", seed_->get()},
+          {"nonfinite", nonfinite_->get()},
           {"prediction", rows_.prediction},
           {"next_input", rows_.sample},
           {"next_t", whole ? 0 : rows_.timestep},

@@ -55,14 +55,7 @@ class DeviceStepper final : public Stepper {
   void end(const Sample& sample) override;
 
  private:
-  // Memory of as many slots as have been asked for, (slots, ...) each.
-  struct State {
-    State(const ContextPtr& context, int slots, std::int64_t elements);
-
-    int slots;
-    DeviceBuffer x, h, x0, seed, nonfinite;
-    DeviceBuffer frame;  // of the launch that comes next
-  };
+  using Buffer = std::unique_ptr<DeviceBuffer>;
 
   // A sample's copy to pinned memory, of the flight that departs with it, and where it goes when it is there.
   struct Download {
@@ -104,7 +97,7 @@ class DeviceStepper final : public Stepper {
   void blank(int row);
   PlanEntry claim(const Sample& sample, int step, const PlanEntry& rows);
   void reserve(int slots);
-  void reserve(std::unique_ptr<DeviceBuffer>& buffer, std::size_t bytes);
+  void reserve(Buffer& buffer, std::size_t bytes);
   void fill(Sample& sample, int slot);
   std::vector<Launch> prepare(const Frame& frame, const StepNeeds& needs, Values values);
   Values values(bool previews) const;
@@ -120,11 +113,13 @@ class DeviceStepper final : public Stepper {
   RowOwners owners_;
 
   Slots slots_;
-  std::vector<Sample*> samples_;  // a slot each
-  std::unique_ptr<State> state_;
-  std::unique_ptr<DeviceBuffer> known_;  // (slots, 3, elements) image, mask, noise; null until a mask comes
-  std::unique_ptr<DeviceBuffer> sums_;   // null until a guidance is rescaled
-  DeviceBuffer zeros_;                   // (elements,): the prediction of a step that only moves states
+  std::vector<Sample*> samples_;          // a slot each
+  int capacity_ = 0;                      // slots that there is memory for
+  Buffer x_, h_, x0_, seed_, nonfinite_;  // (slots, ...) each
+  Buffer frame_;                          // of the launch that comes next
+  Buffer known_;                          // (slots, 3, elements) image, mask, noise; null until a mask comes
+  Buffer sums_;                           // null until a guidance is rescaled
+  DeviceBuffer zeros_;                    // (elements,): the prediction of a step that only moves states
 
   std::array<Flight, kFlights> flights_;
   std::size_t current_ = 0;
