@@ -33,8 +33,6 @@ StepProgram::StepProgram(Kernels kernels) : kernels_(std::move(kernels)) {
     throw std::invalid_argument("a step needs a kernel, without noise or with");
 }
 
-const StepKernel& StepProgram::plain(int slots) const { return chosen(kernels_.plain, slots, kPlain); }
-
 std::size_t StepProgram::sums_bytes(int slots, std::int64_t n) const {
   const std::int64_t tiles = tiles_of(at_hand(kernels_.guidance_sums, "guidance_rescale"), n);
   return static_cast<std::size_t>(slots * tiles * kSums) * sizeof(double);

@@ -28,8 +28,6 @@ class StepProgram {
   // which then serves one run. Throws std::invalid_argument if it needs a kernel that is not at hand.
   std::vector<Launch> launches(int slots, const StepNeeds& needs, Values values, CUdeviceptr frame) const;
 
-  // The fused step over so many slots, without noise.
-  const StepKernel& plain(int slots) const;
   // Bytes of "sums", which guidance rescale works in.
   std::size_t sums_bytes(int slots, std::int64_t n) const;
 
