@@ -9,16 +9,27 @@ PACKAGES = {
     "stepfuse": "engine",
     "stepfuse.analysis": "engine/analysis",
     "stepfuse.backends": "engine/backends",
+    "stepfuse.backends.cuda": "engine/backends/cuda",
+    "stepfuse.backends.host": "engine/backends/host",
+    "stepfuse.bundle": "engine/bundle",
+    "stepfuse.cli": "engine/cli",
     "stepfuse.integrations": "engine/integrations",
+    "stepfuse.integrations.diffusers": "engine/integrations/diffusers",
     "stepfuse.pipeline": "engine/pipeline",
-    "stepfuse.plans": "engine/plans",
+    "stepfuse.requests": "engine/requests",
+    "stepfuse.samplers": "engine/samplers",
+    "stepfuse.serving": "engine/serving",
+    "stepfuse.tensorrt": "engine/tensorrt",
     "stepfuse.kernels": "kernels",
     "stepfuse.export": "export",
+    "stepfuse.export.lora": "export/lora",
+    "stepfuse.export.onnx": "export/onnx",
     "stepfuse.export.pipelines": "export/pipelines",
+    "stepfuse.export.quantize": "export/quantize",
     "stepfuse.export.tensorrt": "export/tensorrt",
 }
 
-CORE = Path("csrc")
+SOURCES = Path("csrc")
 FLAGS = [
     "-O3",
     "-ffp-contract=off",  # no FMA: all instruction sets, chosen at run time, give the same bits
@@ -31,8 +42,8 @@ FLAGS = [
 
 core = Pybind11Extension(
     "stepfuse._core",
-    sorted(str(path) for path in CORE.glob("*/*.cpp")),
-    depends=sorted(str(path) for path in [*CORE.glob("*/*.h"), *CORE.glob("*/*.inl")]),
+    sorted(str(path) for path in SOURCES.rglob("*.cpp")),
+    depends=sorted(str(path) for path in [*SOURCES.rglob("*.h"), *SOURCES.rglob("*.inl")]),
     cxx_std=17,
     extra_compile_args=FLAGS,
 )

@@ -102,9 +102,9 @@ def export(module: Any, case: dict[str, Any], contender: str, precision: str, fo
 
     import stepfuse as sf
     from stepfuse.export import to_bundle
-    from stepfuse.export.denoiser import Denoiser
-    from stepfuse.export.graph import export_onnx
-    from stepfuse.export.inputs import Input
+    from stepfuse.export.onnx.denoiser import Denoiser
+    from stepfuse.export.onnx.graph import export_onnx
+    from stepfuse.export.onnx.inputs import Input
 
     cond = {}
     if case["text"] is not None:

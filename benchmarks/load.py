@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 import stepfuse as sf
 from stepfuse import _core
-from stepfuse.policy import CostCurve, Serving
+from stepfuse.serving.config import CostCurve, Serving
 
 SEED = 0
 STEPS = (8, 100)

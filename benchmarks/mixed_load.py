@@ -42,7 +42,7 @@ from plots import draw_load
 from queued_diffusers import Diffusers
 from report import Report, TablesReport, figures_table
 
-from stepfuse.policy import CostCurve, Serving
+from stepfuse.serving.config import CostCurve, Serving
 
 ROOT = Path(__file__).parent.parent
 KEPT = ROOT / "build" / "mixed_load"

@@ -12,7 +12,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from load import Asked
 
 import stepfuse as sf
-from stepfuse.policy import CostCurve
+from stepfuse.serving.config import CostCurve
 
 MAX_DIFFERENCE = 2e-3
 STEPS = 50

@@ -19,7 +19,7 @@ from load import DESCRIPTION, GUIDANCE, burst, drawn, new_engine
 from report import Report
 
 import stepfuse as sf
-from stepfuse.policy import Serving
+from stepfuse.serving.config import Serving
 
 STEPS, INTERVAL = 50, (0.2, 0.8)
 REQUESTS, ROUNDS = 64, 5

@@ -19,7 +19,7 @@ from load import DESCRIPTION, Asked, Load, Outcome, burst, poisson, replayed, sa
 from report import TablesReport, figures_table, percentiles
 
 import stepfuse as sf
-from stepfuse.policy import CostCurve, Serving
+from stepfuse.serving.config import CostCurve, Serving
 
 PICTURE = Path(__file__).parent.parent / "docs" / "trace.png"
 LOADS = (0.5, 0.8, 0.95)

@@ -9,9 +9,10 @@ if __name__ != "stepfuse":
 from typing import TYPE_CHECKING, Any
 
 from stepfuse import samplers
-from stepfuse.bundle import Bundle, ModelInfo, embedded_models, write_bundle
-from stepfuse.cond import CondInput
-from stepfuse.device import Cuda
+from stepfuse.backends.cuda.config import Cuda
+from stepfuse.bundle.bundle import Bundle, embedded_models, write_bundle
+from stepfuse.bundle.cond_input import CondInput
+from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.engine import Engine
 from stepfuse.errors import (
     BundleError,
@@ -23,14 +24,14 @@ from stepfuse.errors import (
     QueueFull,
     RequestTimeout,
 )
-from stepfuse.fused import step
-from stepfuse.noise import normal
-from stepfuse.policy import CostCurve, Serving
-from stepfuse.request import Request
+from stepfuse.requests.request import Request
 from stepfuse.samplers import NaiveSamplerWarning
-from stepfuse.schedule import NoiseSchedule
-from stepfuse.steptable import StepTable
-from stepfuse.stream import Preview
+from stepfuse.samplers.noise import normal
+from stepfuse.samplers.schedule import NoiseSchedule
+from stepfuse.samplers.step import step
+from stepfuse.samplers.table import StepTable
+from stepfuse.serving.config import CostCurve, Serving
+from stepfuse.serving.stream import Preview
 
 if TYPE_CHECKING:
     from stepfuse.pipeline.text_to_image import TextToImage

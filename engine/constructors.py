@@ -8,14 +8,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from stepfuse.backends.base import Denoiser, Place, on_host
 from stepfuse.backends.buffers import Buffers
-from stepfuse.backends.function import DenoiserFunction, FunctionDenoiser
-from stepfuse.bundle import Bundle, ModelInfo
-from stepfuse.cond import CondInput
-from stepfuse.device import Cuda, device_of
-from stepfuse.place import Denoiser, Place, on_host
-from stepfuse.policy import Serving
-from stepfuse.schedule import NoiseSchedule
+from stepfuse.backends.cuda.config import Cuda, device_of
+from stepfuse.backends.host.callable import DenoiserFunction, FunctionDenoiser
+from stepfuse.bundle.bundle import Bundle
+from stepfuse.bundle.cond_input import CondInput
+from stepfuse.bundle.model_info import ModelInfo
+from stepfuse.samplers.schedule import NoiseSchedule
+from stepfuse.serving.config import Serving
 
 Made = TypeVar("Made", bound="Constructors")
 
@@ -60,7 +61,7 @@ class Constructors:
             threads: ONNX Runtime's threads inside an operator on the CPU; 0 is its own choice, a thread a core.
             spinning: Whether its idle threads wait actively: lowest latency, but a busy core.
             verify: Whether checksums are compared; False trusts the files' sizes, which spares reading huge ones twice.
-            session: The network in ONNX Runtime on the CPU, of ``stepfuse.backends.onnxruntime.open_session``, for
+            session: The network in ONNX Runtime on the CPU, of ``stepfuse.backends.host.onnxruntime.open_session``, for
                 engines of several shapes to share one; ``threads`` and ``spinning`` are then its own. None opens one.
 
         Raises:
@@ -78,7 +79,7 @@ class Constructors:
         bundle = name_or_path if isinstance(name_or_path, Bundle) else Bundle.load(name_or_path, verify=verify)
         info = bundle.info if shape is None else replace(bundle.info, shape=tuple(shape))
         if gpu is not None:
-            from stepfuse.backends.cuda_networks import open_network
+            from stepfuse.backends.cuda.networks import open_network
 
             serving = _serving(serving, max_rows, deterministic, default_rows=GPU_ROWS)
             network = open_network(
@@ -86,7 +87,7 @@ class Constructors:
             )
             return cls._on_gpu(info, network, gpu, serving)
 
-        from stepfuse.backends.onnxruntime import OnnxRuntimeDenoiser, open_session
+        from stepfuse.backends.host.onnxruntime import OnnxRuntimeDenoiser, open_session
 
         if session is None:
             session = open_session(bundle.denoiser, threads=threads, spinning=spinning)
@@ -178,7 +179,7 @@ class Constructors:
             KernelError: If there is no compiled step for the GPU.
         """
         try:
-            from stepfuse.backends.cuda_torch import TorchNetwork
+            from stepfuse.backends.cuda.torch import TorchNetwork
         except ModuleNotFoundError as error:
             raise ImportError(f"a torch module needs {error.name}: pip install 'stepfuse[kernels]'") from error
         info = _info(shape, schedule, prediction_type, cond, timestep_dtype, data_range)
@@ -187,7 +188,7 @@ class Constructors:
 
     @classmethod
     def _on_gpu(cls: type[Made], info: ModelInfo, network: Any, device: Cuda, serving: Serving) -> Made:
-        from stepfuse.backends.cuda_loop import captured, kernels_for, on_gpu
+        from stepfuse.backends.cuda.loop import captured, kernels_for, on_gpu
 
         serving = captured(info, network, device, serving)
         return cls(info, on_gpu(network, kernels_for(network, device.cubins)), serving)

@@ -11,28 +11,29 @@ from typing import Any, NoReturn, cast
 import numpy.typing as npt
 
 from stepfuse import samplers
-from stepfuse.bundle import ModelInfo
-from stepfuse.calibration import measure_cost
-from stepfuse.coefficients import PredictionType
+from stepfuse.backends.base import Denoiser, Place
+from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.constructors import Constructors
-from stepfuse.draw import Images
-from stepfuse.editing import as_images
-from stepfuse.interpolation import Path, interpolate_noise
-from stepfuse.owners import Batch, Callback, ImageFuture, Looks, StateCallback, as_completed
-from stepfuse.place import Denoiser, Place
-from stepfuse.policy import CostCurve, Serving
-from stepfuse.request import (
+from stepfuse.requests.editing import as_images
+from stepfuse.requests.interpolation import Path, interpolate_noise
+from stepfuse.requests.request import Request
+from stepfuse.requests.resolution import (
     Compiler,
-    Request,
     default_options,
     default_steps,
     require_guidable,
     resolve,
     starting_state,
 )
-from stepfuse.service import Service
-from stepfuse.steptable import StepTable
-from stepfuse.stream import Stream
+from stepfuse.samplers.coefficients import PredictionType
+from stepfuse.samplers.table import StepTable
+from stepfuse.serving.batch import Batch, Callback, Looks, StateCallback
+from stepfuse.serving.calibration import measure_cost
+from stepfuse.serving.config import CostCurve, Serving
+from stepfuse.serving.future import ImageFuture, as_completed
+from stepfuse.serving.inflight import Images
+from stepfuse.serving.service import Service
+from stepfuse.serving.stream import Stream
 
 #: Whether every engine checks its loop's invariants after each turn: slow, for tests.
 CHECK_INVARIANTS = False

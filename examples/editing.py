@@ -10,7 +10,7 @@ import numpy as np
 import typer
 
 import stepfuse as sf
-from stepfuse.grid import image_grid
+from stepfuse.pipeline.image_files import image_grid
 
 STRENGTHS = (0.2, 0.4, 0.6, 0.8, 1.0)
 

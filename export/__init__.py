@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING, Any
 from stepfuse.export.errors import ExportError
 
 if TYPE_CHECKING:
-    from stepfuse.export.diffusers_folder import from_diffusers as from_diffusers
-    from stepfuse.export.lora import fuse_lora as fuse_lora
-    from stepfuse.export.lora import lora_weights as lora_weights
-    from stepfuse.export.lora import unfuse_lora as unfuse_lora
-    from stepfuse.export.quantization import quantize as quantize
-    from stepfuse.export.torch_module import to_bundle as to_bundle
+    from stepfuse.export.lora.fuse import fuse_lora as fuse_lora
+    from stepfuse.export.lora.fuse import lora_weights as lora_weights
+    from stepfuse.export.lora.fuse import unfuse_lora as unfuse_lora
+    from stepfuse.export.onnx.torch_module import to_bundle as to_bundle
+    from stepfuse.export.pipelines.export_folder import from_diffusers as from_diffusers
+    from stepfuse.export.quantize.quantize import quantize as quantize
 
 # Where each call lives. No module has its call's name: imported first, the module would hide the call.
 _CALLS = {
-    "from_diffusers": "diffusers_folder",
-    "fuse_lora": "lora",
-    "lora_weights": "lora",
-    "quantize": "quantization",
-    "to_bundle": "torch_module",
-    "unfuse_lora": "lora",
+    "from_diffusers": "pipelines.export_folder",
+    "fuse_lora": "lora.fuse",
+    "lora_weights": "lora.fuse",
+    "quantize": "quantize.quantize",
+    "to_bundle": "onnx.torch_module",
+    "unfuse_lora": "lora.fuse",
 }
 
 __all__ = ["ExportError", *_CALLS]

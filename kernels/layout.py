@@ -1,7 +1,7 @@
 """The columns of a row, for the kernels.
 
-``csrc/core/step_row.h`` and ``stepfuse.steptable`` say the same in their words; ``tests/kernels/test_layout.py`` reads
-all of them. No torch, no Triton: what builds without either may import this.
+``csrc/core/step/row.h`` and ``stepfuse.samplers.table`` say the same in their words;
+``tests/kernels/test_layout.py`` reads all of them. No torch, no Triton: what builds without either may import this.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ def fused_step_ref(
     """One row over arrays of one shape.
 
     Args:
-        row: Shape (16,), columns as in ``stepfuse.steptable.COLUMNS``.
+        row: Shape (16,), columns as in ``stepfuse.samplers.table.COLUMNS``.
         x: State.
         eps: Network output; the conditional one if ``eps_uncond`` is given.
         eps_uncond: Unconditional output, or None.

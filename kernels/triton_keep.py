@@ -19,7 +19,7 @@ from stepfuse.kernels.triton_row import S, rows_of_slot
 #                           next_input if both its maps are -1.
 #   Grid                  : (cdiv(N, BLOCK), B); each program owns one tile; no atomics.
 #   Numerics              : products and sums round one by one (compiled without FMA), in the order of
-#                           csrc/core/known.cpp; one rounding at the store. Results do not depend on BLOCK.
+#                           csrc/core/step/known.cpp; one rounding at the store. Results do not depend on BLOCK.
 #   Traffic               : 4 reads + 3 writes of B·N elements of the slots that keep something; a preview adds one of
 #                           each.
 #   Oracle                : keep_known_ref in reference.py.

@@ -1,8 +1,8 @@
-"""Standard normal noise inside a kernel: the words, the bits and the formulas of csrc/core/isa_kernel.inl.
+"""Standard normal noise inside a kernel: the words, the bits and the formulas of csrc/core/step/isa_kernel.inl.
 
 Philox is Triton's own. Logarithm, sine and cosine are ours, as on the CPU: of nothing but correctly rounded operations,
 so that a seed gives the same bits everywhere, and without the stack that a library takes to reduce any argument at all.
-Oracle: ``stepfuse.noise.normal_oracle``.
+Oracle: ``stepfuse.samplers.noise.normal_oracle``.
 """
 
 import triton

@@ -43,7 +43,7 @@ STEP_STREAM = tl.constexpr(STEP)
 #                      next_t_int and nonfinite may be null at run time, and next_input if both its maps are -1.
 #   Grid             : (cdiv(N, BLOCK), B); each program owns one tile; no atomics.
 #   Numerics         : loads widen to fp32; products and sums round one by one (compiled without FMA), in the order of
-#                      csrc/core/isa_kernel.inl; one rounding at the store. Results do not depend on BLOCK.
+#                      csrc/core/step/isa_kernel.inl; one rounding at the store. Results do not depend on BLOCK.
 #   Bad rows         : what can be seen on the device alone comes out as NaN: a row that needs a history or noise that
 #                      is not given, or a map that points behind the last row.
 #   Traffic          : guided 3 reads + 3 writes of B·N elements (x, and the two input rows of the next forward), else

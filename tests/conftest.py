@@ -26,11 +26,17 @@ _load("support")
 _load("peers")
 _load("handmade")
 _load("tiny_pipelines", "export")
-_load("fake_tensorrt", "cuda")
+_load("fake_tensorrt", "engine/backends/cuda")
+_load("recording_driver", "cuda")
 
 import stepfuse.engine  # noqa: E402
 
 stepfuse.engine.CHECK_INVARIANTS = True
+
+
+def pytest_configure(config):
+    """The recording driver's fixtures serve the tests of csrc/cuda and of the back ends."""
+    config.pluginmanager.register(sys.modules["recording_driver"])
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 import stepfuse as sf
-from stepfuse.pipeline.info import PipelineInfo, PromptInput
+from stepfuse.bundle.pipeline_info import PipelineInfo, PromptInput
 
 WORDS = ("<s>", "</s>", "?", "a", "red", "blue", "cat", "dog", "in", "the", "rain")
 LENGTH, WIDTH, CELL = 6, 3, 2

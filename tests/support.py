@@ -51,7 +51,7 @@ def replay(table, *, seed=0, cond=None, fn=rowwise):
         uncond = outputs[1] if len(labels) == 2 else None
         eps = outputs[0] if uncond is None else uncond + g * (outputs[0] - uncond)
         previews.append(np.clip(p_x * x + p_e * eps, lo, hi))
-        z = sf.normal(seed, SHAPE, step=step, stream=1) if row[sf.steptable.COLUMNS.index("q_z")] else None
+        z = sf.normal(seed, SHAPE, step=step, stream=1) if row[sf.samplers.table.COLUMNS.index("q_z")] else None
         x = sf.step(x, outputs[0], row, eps_uncond=uncond, h=h, z=z)
         forwards.append(rows)
     return x, np.stack(previews), forwards

@@ -13,7 +13,7 @@ from networks import SUBJECTS, Predicts, Subject
 from timing import Clock, in_turn
 
 import stepfuse as sf
-from stepfuse.backends.cuda import Trajectories
+from stepfuse.backends.cuda.trajectories import Trajectories
 
 STEPS = 50
 STEPS_OF_LARGE = 10

@@ -18,7 +18,7 @@ from timing import Clock, in_turn
 
 import stepfuse as sf
 from stepfuse._core import cuda
-from stepfuse.backends.cuda import Trajectories
+from stepfuse.backends.cuda.trajectories import Trajectories
 
 ROWS = 16
 STEPS, STEPS_OF_LARGE = 50, 20

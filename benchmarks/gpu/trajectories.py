@@ -19,9 +19,9 @@ from traces import traced
 
 import stepfuse as sf
 from stepfuse._core import cuda
-from stepfuse.backends.cuda import Trajectories
-from stepfuse.backends.cuda_batch import batch_of, frames_of
-from stepfuse.request import Compiler, resolve
+from stepfuse.backends.cuda.static_batch import batch_of, frames_of
+from stepfuse.backends.cuda.trajectories import Trajectories
+from stepfuse.requests.resolution import Compiler, resolve
 
 BATCHES = (1, 16)
 STEPS, STEPS_OF_LARGE, STEPS_COMPARED = 50, 10, 20

@@ -1,8 +1,8 @@
 #include <algorithm>
 #include <exception>
 
-#include "../core/server.h"
-#include "../core/stepper_cpu.h"
+#include "../core/loop/server.h"
+#include "../core/loop/stepper_cpu.h"
 #include "bindings.h"
 #include "counters.h"
 #include "stepper_box.h"

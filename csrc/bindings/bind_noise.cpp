@@ -1,4 +1,4 @@
-#include "../core/noise.h"
+#include "../core/step/noise.h"
 #include "bindings.h"
 
 namespace stepfuse {

@@ -1,5 +1,5 @@
-#include "../core/planner.h"
-#include "../core/replay.h"
+#include "../core/loop/planner.h"
+#include "../core/loop/replay.h"
 #include "bindings.h"
 #include "counters.h"
 

@@ -1,6 +1,6 @@
-#include "../core/adapt.h"
-#include "../core/dtype.h"
-#include "../core/step_cpu.h"
+#include "../core/step/adapt.h"
+#include "../core/step/dtype.h"
+#include "../core/step/step_cpu.h"
 #include "bindings.h"
 
 namespace stepfuse {

@@ -9,8 +9,8 @@
 #include <optional>
 #include <string>
 
-#include "../core/isa.h"
-#include "../core/step_row.h"
+#include "../core/step/isa.h"
+#include "../core/step/row.h"
 
 namespace stepfuse {
 

@@ -1,7 +1,7 @@
 // The loop's counters as plain Python numbers.
 #pragma once
 
-#include "../core/metrics.h"
+#include "../core/loop/metrics.h"
 #include "bindings.h"
 
 namespace stepfuse {

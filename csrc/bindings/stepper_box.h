@@ -3,7 +3,7 @@
 
 #include <memory>
 
-#include "../core/stepper.h"
+#include "../core/loop/stepper.h"
 
 namespace stepfuse {
 

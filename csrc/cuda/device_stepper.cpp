@@ -6,7 +6,7 @@
 #include <stdexcept>
 #include <utility>
 
-#include "../core/dtype.h"
+#include "../core/step/dtype.h"
 
 namespace stepfuse::cuda {
 

@@ -11,9 +11,9 @@
 #include <memory>
 #include <vector>
 
-#include "../core/row_owners.h"
-#include "../core/slots.h"
-#include "../core/stepper.h"
+#include "../core/loop/row_owners.h"
+#include "../core/loop/slots.h"
+#include "../core/loop/stepper.h"
 #include "frame.h"
 #include "pinned_arena.h"
 #include "step_program.h"

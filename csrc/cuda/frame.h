@@ -4,9 +4,9 @@
 #include <algorithm>
 #include <cstring>
 
-#include "../core/adapt.h"
-#include "../core/known.h"
-#include "../core/planner.h"
+#include "../core/loop/planner.h"
+#include "../core/step/adapt.h"
+#include "../core/step/known.h"
 #include "frames.h"
 
 namespace stepfuse::cuda {

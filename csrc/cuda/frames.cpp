@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <stdexcept>
 
-#include "../core/planner.h"
+#include "../core/loop/planner.h"
 #include "frame.h"
 
 namespace stepfuse::cuda {

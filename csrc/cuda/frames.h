@@ -7,9 +7,9 @@
 #include <string>
 #include <vector>
 
-#include "../core/adapt.h"
-#include "../core/known.h"
-#include "../core/step_row.h"
+#include "../core/step/adapt.h"
+#include "../core/step/known.h"
+#include "../core/step/row.h"
 
 namespace stepfuse::cuda {
 

@@ -4,7 +4,7 @@
 #include <map>
 #include <vector>
 
-#include "../core/denoiser.h"
+#include "../core/loop/denoiser.h"
 #include "graph.h"
 
 namespace stepfuse::cuda {

@@ -18,9 +18,9 @@ from stepfuse.analysis.scoring import (
     require_reference,
     share_named_right,
 )
-from stepfuse.draw import Images
 from stepfuse.engine import Engine
-from stepfuse.steptable import StepTable
+from stepfuse.samplers.table import StepTable
+from stepfuse.serving.inflight import Images
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -22,7 +22,7 @@ from stepfuse.analysis.roundtrip import draw_round_trip, round_trip
 from stepfuse.analysis.sampling import SamplerChoice, class_labels, in_turn
 from stepfuse.analysis.smoothness import draw_smoothness, interpolation_smoothness
 from stepfuse.analysis.subject import Subject
-from stepfuse.request import default_steps
+from stepfuse.requests.resolution import default_steps
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -18,10 +18,10 @@ from stepfuse.analysis.frechet import FeatureFunction, Statistics
 from stepfuse.analysis.judge import Judge
 from stepfuse.analysis.sampling import Choice, SamplerChoice, choose, class_labels, counted, in_turn, require_count
 from stepfuse.analysis.scoring import distance_to_real, require_reference, share_named_right
-from stepfuse.bundle import ModelInfo
-from stepfuse.draw import Images
+from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.engine import Engine
-from stepfuse.request import default_steps
+from stepfuse.requests.resolution import default_steps
+from stepfuse.serving.inflight import Images
 
 #: A little guidance, near the least Fréchet distance of the embedded model: it names the class better and costs little
 #: of the variety. The models' own defaults guide more, for pictures that are easy to name.

@@ -22,8 +22,8 @@ from stepfuse.analysis.frechet import FeatureFunction, Statistics
 from stepfuse.analysis.judge import Judge
 from stepfuse.analysis.sampling import choose, class_labels, counted, in_turn, require_count
 from stepfuse.analysis.scoring import distance_to_real, require_reference, share_named_right
-from stepfuse.draw import Images
 from stepfuse.engine import Engine
+from stepfuse.serving.inflight import Images
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

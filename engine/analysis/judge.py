@@ -18,8 +18,8 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from stepfuse.analysis.frechet import Images, Statistics, frechet_distance
+from stepfuse.bundle.folder import MANIFEST, entry, read_folder
 from stepfuse.errors import BundleError
-from stepfuse.folder import MANIFEST, entry, read_folder
 
 NETWORK, REFERENCE = "judge.onnx", "reference.npz"
 BATCH = 256  # images a forward; more only costs memory

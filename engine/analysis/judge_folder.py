@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from stepfuse.analysis.frechet import Statistics
 from stepfuse.analysis.judge import NETWORK, REFERENCE, Judge, open_network, run_network, to_model_range
-from stepfuse.folder import copy_files, write_folder
+from stepfuse.bundle.folder import copy_files, write_folder
 
 
 def write_judge(

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from stepfuse.backends.function import DenoiserFunction
+from stepfuse.backends.host.callable import DenoiserFunction
 from stepfuse.engine import Engine
-from stepfuse.schedule import NoiseSchedule
+from stepfuse.samplers.schedule import NoiseSchedule
 
 Float64Array = npt.NDArray[np.float64]
 

@@ -11,11 +11,11 @@ import numpy.typing as npt
 
 from stepfuse.analysis.mixture import GaussianMixture
 from stepfuse.analysis.sampling import Choice, SamplerChoice, choose, counted, require_count
-from stepfuse.cond import CondInput
+from stepfuse.bundle.cond_input import CondInput
 from stepfuse.engine import Engine
-from stepfuse.noise import normal
-from stepfuse.schedule import NoiseSchedule
-from stepfuse.steptable import StepTable
+from stepfuse.samplers.noise import normal
+from stepfuse.samplers.schedule import NoiseSchedule
+from stepfuse.samplers.table import StepTable
 
 Trajectories = npt.NDArray[np.float32]
 

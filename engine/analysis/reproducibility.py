@@ -20,10 +20,10 @@ from stepfuse.analysis.sampling import (
     told,
     variance,
 )
-from stepfuse.draw import Images
 from stepfuse.engine import Engine
-from stepfuse.noise import normal
-from stepfuse.request import default_steps
+from stepfuse.requests.resolution import default_steps
+from stepfuse.samplers.noise import normal
+from stepfuse.serving.inflight import Images
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

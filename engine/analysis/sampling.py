@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from stepfuse.bundle import ModelInfo
-from stepfuse.draw import Images
+from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.engine import Engine
 from stepfuse.samplers import NaiveSamplerWarning
-from stepfuse.steptable import StepTable
+from stepfuse.samplers.table import StepTable
+from stepfuse.serving.inflight import Images
 
 #: A sampler's name and more arguments of ``Engine.sample``: steps, eta, guidance_scale, options of its own.
 SamplerChoice = tuple[str, Mapping[str, Any]]

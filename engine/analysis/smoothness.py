@@ -10,11 +10,11 @@ import numpy as np
 
 from stepfuse.analysis.figures import drawable, new_figure, sampler_colour, sampler_title, show_images, styled
 from stepfuse.analysis.sampling import SamplerChoice, choose, in_turn, mse, require_count, told, variance
-from stepfuse.draw import Images
 from stepfuse.engine import Engine
-from stepfuse.interpolation import Path, interpolate_noise
-from stepfuse.noise import normal
-from stepfuse.request import default_steps
+from stepfuse.requests.interpolation import Path, interpolate_noise
+from stepfuse.requests.resolution import default_steps
+from stepfuse.samplers.noise import normal
+from stepfuse.serving.inflight import Images
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -15,9 +15,10 @@ import numpy.typing as npt
 from stepfuse.analysis.flops import flops_of
 from stepfuse.analysis.frechet import FeatureFunction, Statistics
 from stepfuse.analysis.judge import BATCH, Judge
-from stepfuse.bundle import Bundle, ModelInfo
-from stepfuse.draw import Images
+from stepfuse.bundle.bundle import Bundle
+from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.engine import Engine
+from stepfuse.serving.inflight import Images
 
 #: What was distilled from an embedded model.
 STUDENTS = {"fashion": "fashion-8step"}

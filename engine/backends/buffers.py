@@ -8,7 +8,7 @@ from typing import Any
 import numpy.typing as npt
 
 from stepfuse import _core
-from stepfuse.bundle import ModelInfo
+from stepfuse.bundle.model_info import ModelInfo
 
 Array = npt.NDArray[Any]
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from stepfuse.schedule import NoiseSchedule
+from stepfuse.samplers.schedule import NoiseSchedule
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from stepfuse.backends.onnxruntime import open_session, returning_memory
+from stepfuse.backends.host.onnxruntime import open_session, returning_memory
 from stepfuse.errors import BundleError, DenoiserError, EngineClosed
 
 Array = npt.NDArray[Any]

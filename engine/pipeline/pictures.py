@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from stepfuse.grid import save_png
+from stepfuse.pipeline.image_files import save_png
 
 Array = npt.NDArray[np.float32]
 

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from stepfuse.bundle import Bundle
+from stepfuse.bundle.bundle import Bundle
+from stepfuse.bundle.pipeline_info import TEXT_ENCODER, PromptInput
 from stepfuse.errors import BundleError
-from stepfuse.pipeline.info import TEXT_ENCODER, PromptInput
 from stepfuse.pipeline.part import Part
 
 Array = npt.NDArray[Any]

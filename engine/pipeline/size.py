@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from stepfuse.bundle import ModelInfo
-from stepfuse.pipeline.info import PipelineInfo
+from stepfuse.bundle.model_info import ModelInfo
+from stepfuse.bundle.pipeline_info import PipelineInfo
 
 FORWARD_PIXELS = 1 << 20  # that a forward's rows may hold by default
 

@@ -11,20 +11,20 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from stepfuse.backends.onnxruntime import open_session
-from stepfuse.bundle import Bundle
+from stepfuse.backends.host.onnxruntime import open_session
+from stepfuse.bundle.bundle import Bundle
 from stepfuse.engine import Engine
 from stepfuse.errors import BundleError
-from stepfuse.noise import POSTERIOR, normal
-from stepfuse.owners import Callback
 from stepfuse.pipeline.engines import Engines, Shape
 from stepfuse.pipeline.pictures import Array, Pictures, from_masks, from_pictures, size_of, to_pixels
 from stepfuse.pipeline.prompts import PromptEncoder
 from stepfuse.pipeline.size import pixels_of, rows_for, sample_shape
 from stepfuse.pipeline.vae import Tile, Vae
-from stepfuse.policy import Serving
-from stepfuse.request import Compiler, seeds_of, starting_state
-from stepfuse.steptable import StepTable
+from stepfuse.requests.resolution import Compiler, seeds_of, starting_state
+from stepfuse.samplers.noise import POSTERIOR, normal
+from stepfuse.samplers.table import StepTable
+from stepfuse.serving.batch import Callback
+from stepfuse.serving.config import Serving
 
 Embeddings = Mapping[str, npt.ArrayLike]
 

@@ -9,9 +9,9 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from stepfuse.bundle import Bundle
+from stepfuse.bundle.bundle import Bundle
+from stepfuse.bundle.pipeline_info import VAE_DECODER, VAE_ENCODER
 from stepfuse.errors import BundleError
-from stepfuse.pipeline.info import VAE_DECODER, VAE_ENCODER
 from stepfuse.pipeline.part import Part
 from stepfuse.pipeline.tiles import OVERLAP, tiled
 

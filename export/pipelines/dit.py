@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from stepfuse.cond import CondInput
-from stepfuse.export.inputs import Input
+from stepfuse.bundle.cond_input import CondInput
+from stepfuse.bundle.pipeline_info import PipelineInfo
+from stepfuse.export.onnx.inputs import Input
 from stepfuse.export.pipelines.folder import Config, Folder
 from stepfuse.export.pipelines.parts import DENOISER, PREDICTION, SAMPLE, TIMESTEP, Part, Plan
 from stepfuse.export.pipelines.size import Size, own_size
 from stepfuse.export.pipelines.vae import pixels_per_latent, vae_config, vae_parts
-from stepfuse.pipeline.info import PipelineInfo
 
 try:
     import torch

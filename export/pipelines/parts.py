@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from stepfuse.cond import CondInput
-from stepfuse.export.inputs import Input
-from stepfuse.pipeline.info import PipelineInfo
+from stepfuse.bundle.cond_input import CondInput
+from stepfuse.bundle.pipeline_info import PipelineInfo
+from stepfuse.export.onnx.inputs import Input
 
 if TYPE_CHECKING:
     import torch

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from stepfuse.bundle.pipeline_info import PipelineInfo
 from stepfuse.export.pipelines.folder import Folder
 from stepfuse.export.pipelines.parts import DENOISER, PREDICTION, Part, Plan, sample_inputs, trial_sizes
 from stepfuse.export.pipelines.size import Size, own_size
-from stepfuse.pipeline.info import PipelineInfo
 
 try:
     import torch

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from stepfuse.cond import CondInput
-from stepfuse.export.inputs import Input
+from stepfuse.bundle.cond_input import CondInput
+from stepfuse.bundle.pipeline_info import PipelineInfo
+from stepfuse.export.onnx.inputs import Input
 from stepfuse.export.pipelines.folder import Folder
 from stepfuse.export.pipelines.parts import DENOISER, PREDICTION, Part, Plan, sample_inputs, trial_sizes
 from stepfuse.export.pipelines.size import Size, own_size
 from stepfuse.export.pipelines.text import CLIP, TextEncoders, read_encoder, text_part
 from stepfuse.export.pipelines.unet import KIND, size_multiple, unet_config
 from stepfuse.export.pipelines.vae import pixels_per_latent, vae_config, vae_parts
-from stepfuse.pipeline.info import PipelineInfo
 
 try:
     import torch

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stepfuse.export.inputs import Input
+from stepfuse.bundle.pipeline_info import TEXT_ENCODER, PromptInput
+from stepfuse.export.onnx.inputs import Input
 from stepfuse.export.pipelines.folder import Config, Folder
 from stepfuse.export.pipelines.parts import Part
 from stepfuse.export.pipelines.tokenizer import read_tokenizer
-from stepfuse.pipeline.info import TEXT_ENCODER, PromptInput
 
 try:
     import torch

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from stepfuse.export.inputs import Input
+from stepfuse.bundle.pipeline_info import VAE_DECODER, VAE_ENCODER
+from stepfuse.export.onnx.inputs import Input
 from stepfuse.export.pipelines.folder import Config, Folder
 from stepfuse.export.pipelines.parts import Part
-from stepfuse.pipeline.info import VAE_DECODER, VAE_ENCODER
 
 try:
     import torch

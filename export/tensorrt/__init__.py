@@ -3,12 +3,12 @@
 from stepfuse.export.tensorrt.build import build_plan
 from stepfuse.export.tensorrt.cache import load_plan, plan_for, remove_plans
 from stepfuse.export.tensorrt.refit import refit_engine
-from stepfuse.plans.library import Library, find_library
-from stepfuse.plans.options import Options
-from stepfuse.plans.plan import Plan, PlanKey
-from stepfuse.plans.profile import Profile
-from stepfuse.plans.runtime import deserialise
-from stepfuse.plans.target import Target, this_gpu
+from stepfuse.tensorrt.library import Library, find_library
+from stepfuse.tensorrt.options import Options
+from stepfuse.tensorrt.plan import Plan, PlanKey
+from stepfuse.tensorrt.profile import Profile
+from stepfuse.tensorrt.runtime import deserialise
+from stepfuse.tensorrt.target import Target, this_gpu
 
 __all__ = [
     "Library",

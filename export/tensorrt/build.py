@@ -12,15 +12,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from stepfuse.bundle import DENOISER
+from stepfuse.bundle.bundle import DENOISER
 from stepfuse.export.errors import ExportError
 from stepfuse.export.tensorrt.listeners import Progress, monitor_for
-from stepfuse.plans.library import Library, find_library
-from stepfuse.plans.logger import logger_for
-from stepfuse.plans.options import Options
-from stepfuse.plans.plan import Plan, PlanKey
-from stepfuse.plans.profile import Profile
-from stepfuse.plans.target import Target, this_gpu
+from stepfuse.tensorrt.library import Library, find_library
+from stepfuse.tensorrt.logger import logger_for
+from stepfuse.tensorrt.options import Options
+from stepfuse.tensorrt.plan import Plan, PlanKey
+from stepfuse.tensorrt.profile import Profile
+from stepfuse.tensorrt.target import Target, this_gpu
 
 log = logging.getLogger(__name__)
 

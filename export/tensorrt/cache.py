@@ -9,18 +9,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from stepfuse.bundle import DENOISER, Bundle, embedded_models
+from stepfuse.bundle.bundle import DENOISER, Bundle, embedded_models
+from stepfuse.bundle.pipeline_info import TEXT_ENCODER
 from stepfuse.export.errors import ExportError
 from stepfuse.export.tensorrt.build import build_plan
-from stepfuse.pipeline.info import TEXT_ENCODER
-from stepfuse.plans.choice import source_of
-from stepfuse.plans.library import Library, find_library
-from stepfuse.plans.logger import logger_for
-from stepfuse.plans.options import Options
-from stepfuse.plans.plan import Plan, PlanKey
-from stepfuse.plans.profile import Profile
-from stepfuse.plans.store import PlanStore
-from stepfuse.plans.target import Target, this_gpu
+from stepfuse.tensorrt.choice import source_of
+from stepfuse.tensorrt.library import Library, find_library
+from stepfuse.tensorrt.logger import logger_for
+from stepfuse.tensorrt.options import Options
+from stepfuse.tensorrt.plan import Plan, PlanKey
+from stepfuse.tensorrt.profile import Profile
+from stepfuse.tensorrt.store import PlanStore
+from stepfuse.tensorrt.target import Target, this_gpu
 
 log = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from stepfuse.export.errors import ExportError
-from stepfuse.plans.library import Library, find_library
-from stepfuse.plans.logger import logger_for
+from stepfuse.tensorrt.library import Library, find_library
+from stepfuse.tensorrt.logger import logger_for
 
 
 def refit_engine(

@@ -9,8 +9,8 @@
 #include <new>
 #include <vector>
 
-#include "../../csrc/core/server.h"
-#include "../../csrc/core/stepper_cpu.h"
+#include "../../csrc/core/loop/server.h"
+#include "../../csrc/core/loop/stepper_cpu.h"
 #include "draws.h"
 
 namespace {

@@ -8,9 +8,9 @@
 #include <utility>
 #include <vector>
 
-#include "../../csrc/core/noise.h"
-#include "../../csrc/core/sample.h"
-#include "../../csrc/core/step_cpu.h"
+#include "../../csrc/core/loop/sample.h"
+#include "../../csrc/core/step/noise.h"
+#include "../../csrc/core/step/step_cpu.h"
 #include "faulty_network.h"
 
 namespace stepfuse {

@@ -9,7 +9,7 @@
 #include <stdexcept>
 #include <utility>
 
-#include "../../csrc/core/denoiser.h"
+#include "../../csrc/core/loop/denoiser.h"
 #include "basics.h"
 
 namespace stepfuse {

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <memory>
 
-#include "../../csrc/core/stepper.h"
+#include "../../csrc/core/loop/stepper.h"
 #include "faulty_network.h"
 
 namespace stepfuse {

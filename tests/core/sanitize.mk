@@ -8,7 +8,7 @@ DEVICE_SECONDS := 8
 NUMERICS := -ffp-contract=off -fno-math-errno -fno-trapping-math
 FLAGS := -std=c++17 -g -pthread $(NUMERICS) -Wall -Wextra -Wno-psabi -MMD -MP
 
-CORE := $(wildcard csrc/core/*.cpp)
+CORE := $(wildcard csrc/core/*/*.cpp)
 CUDA := $(wildcard csrc/cuda/*.cpp)
 objects = $(patsubst %.cpp,$(OUT)/$(1)/%.o,$(CORE))
 device_objects = $(call objects,$(1)) $(patsubst %.cpp,$(OUT)/$(1)/%.o,$(CUDA))

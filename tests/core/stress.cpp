@@ -1,4 +1,4 @@
-// Many threads against csrc/core/server.h, and a network that fails in every way that networks do.
+// Many threads against csrc/core/loop/server.h, and a network that fails in every way that networks do.
 //
 //   stress [seconds] [seed]
 //
@@ -24,7 +24,7 @@
 #include <utility>
 #include <vector>
 
-#include "../../csrc/core/server.h"
+#include "../../csrc/core/loop/server.h"
 #include "draws.h"
 #include "place.h"
 

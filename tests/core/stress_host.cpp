@@ -1,7 +1,7 @@
 // The stress test in the host's memory.
 #include <algorithm>
 
-#include "../../csrc/core/stepper_cpu.h"
+#include "../../csrc/core/loop/stepper_cpu.h"
 #include "place.h"
 
 namespace stepfuse {

@@ -10,7 +10,7 @@ from scipy import stats
 
 import stepfuse as sf
 from stepfuse import _core
-from stepfuse.noise import INITIAL_STATE, STEP, normal_oracle, philox4x32
+from stepfuse.samplers.noise import INITIAL_STATE, STEP, normal_oracle, philox4x32
 
 ISAS = _core.isas()
 SEEDS = {"zero": 0, "small": 7, "above-32-bits": 7 + (1 << 32), "largest": (1 << 64) - 1}

@@ -10,7 +10,7 @@ from hypothesis import event, example, given
 from hypothesis import strategies as st
 
 from stepfuse._core import CostCurve, LoopOptions, Policy, Table, replay, rows_worthwhile
-from stepfuse.steptable import COLUMNS
+from stepfuse.samplers.table import COLUMNS
 
 PLAIN = {"s": 1.0, "lo": -np.inf, "hi": np.inf, "q_x": 1.0}  # a step that leaves the state as it is
 

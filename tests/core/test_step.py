@@ -9,7 +9,7 @@ import tolerances
 
 import stepfuse as sf
 from stepfuse.kernels.reference import fused_step_ref
-from stepfuse.steptable import COLUMNS
+from stepfuse.samplers.table import COLUMNS
 
 ISAS = sf._core.isas()
 SIZES = {"one": 1, "below-a-vector": 3, "odd": 111, "odd-long": 989, "aligned": 4096, "large": (1 << 16) + 5}

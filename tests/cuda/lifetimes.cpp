@@ -10,8 +10,8 @@
 #include <functional>
 #include <vector>
 
-#include "../../csrc/core/invariants.h"
-#include "../../csrc/core/loop.h"
+#include "../../csrc/core/loop/invariants.h"
+#include "../../csrc/core/loop/loop.h"
 #include "../../csrc/cuda/device_stepper.h"
 #include "../../csrc/cuda/graph_denoiser.h"
 #include "../../csrc/cuda/trajectory.h"

@@ -10,10 +10,10 @@
 #include <utility>
 #include <vector>
 
-#include "../../csrc/core/adapt.h"
-#include "../../csrc/core/known.h"
-#include "../../csrc/core/noise.h"
-#include "../../csrc/core/step_cpu.h"
+#include "../../csrc/core/step/adapt.h"
+#include "../../csrc/core/step/known.h"
+#include "../../csrc/core/step/noise.h"
+#include "../../csrc/core/step/step_cpu.h"
 #include "../../csrc/cuda/device_stepper.h"
 #include "../../csrc/cuda/graph_denoiser.h"
 #include "../core/place.h"
@@ -148,7 +148,7 @@ void fused_step(const Given& given, const Slot& slot) {
   if (auto* nonfinite = given.at<std::int32_t>("nonfinite", slot.i); nonfinite && !finite) *nonfinite = 1;
 }
 
-// As csrc/core/adapt.cpp adds them up, so that the bits are the same.
+// As csrc/core/step/adapt.cpp adds them up, so that the bits are the same.
 void guidance_sums(const Given& given, const Slot& slot) {
   if (!slot.guided) return;
   double four[kSums][4] = {};

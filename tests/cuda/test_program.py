@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from stepfuse._core import cuda
-from stepfuse.backends.cuda_program import beside_step
+from stepfuse.backends.cuda.program import beside_step
 
 #: What is compiled for each architecture, as recorded by ``make cubins``.
 COMPILED = json.loads((Path(__file__).parents[2] / "benchmarks/results/cubins.json").read_text())["variants"]

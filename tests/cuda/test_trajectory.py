@@ -12,7 +12,7 @@ from stepfuse import _core
 from stepfuse._core import cuda
 from stepfuse._core.cuda import Form, NodeKind
 
-T, S, G, Q_H, Q_Z = (sf.steptable.COLUMNS.index(name) for name in ("t", "s", "g", "q_h", "q_z"))
+T, S, G, Q_H, Q_Z = (sf.samplers.table.COLUMNS.index(name) for name in ("t", "s", "g", "q_h", "q_z"))
 FORMS = pytest.mark.parametrize("form", [Form.Unrolled, Form.While], ids=["unrolled", "while"])
 
 

@@ -7,10 +7,10 @@ import pytest
 
 import stepfuse as sf
 from stepfuse._core import cuda
-from stepfuse.backends.cuda_kernels import StepKernels, packed
-from stepfuse.backends.cuda_tune import step_seconds
+from stepfuse.backends.cuda.kernels import StepKernels, packed
+from stepfuse.backends.cuda.tuning import step_seconds
 from stepfuse.kernels.configs import ALIGNED_LAYOUTS
-from stepfuse.steptable import COLUMNS
+from stepfuse.samplers.table import COLUMNS
 
 STORAGE = ("float32.float32", "float16.float16", "bfloat16.bfloat16", "float32.float16", "float32.bfloat16")
 #: Elements of a sample: one tile and more of each; where nothing is aligned also fewer than a vector.

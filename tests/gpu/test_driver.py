@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from stepfuse._core import cuda
-from stepfuse.backends.cuda_kernels import packed
+from stepfuse.backends.cuda.kernels import packed
 
 NAME = "fused_step.float32.float32.plain.small"
 

@@ -12,8 +12,8 @@ import tolerances
 
 import stepfuse as sf
 from stepfuse._core import cuda
-from stepfuse.backends.cuda import Trajectories
-from stepfuse.backends.cuda_capture import CaptureError
+from stepfuse.backends.cuda.capture import CaptureError
+from stepfuse.backends.cuda.trajectories import Trajectories
 
 GUIDED = {"cond": 3, "steps": 20, "eta": 1.0, "guidance_scale": 3.0, "seed": 7}
 SHORT = {"cond": 3, "steps": 6, "guidance_scale": 2.0, "seed": 5}

@@ -7,9 +7,9 @@ import pytest
 import support
 
 from stepfuse._core import cuda
-from stepfuse.backends.cuda import Trajectories
-from stepfuse.backends.cuda_kernels import StepKernels
-from stepfuse.steptable import COLUMNS
+from stepfuse.backends.cuda.kernels import StepKernels
+from stepfuse.backends.cuda.trajectories import Trajectories
+from stepfuse.samplers.table import COLUMNS
 
 #: Elements of a sample: fewer than a tile and more than one; where nothing is aligned also fewer than a vector.
 SIZES = {"aligned": (16, 1040), "any": (3, 1111)}
@@ -72,7 +72,7 @@ def test_tuned_or_not_the_images_are_the_same_bits_and_the_choice_is_told(torch,
 
 
 def test_a_loop_s_kernels_are_all_in_the_pack(context, cubins):
-    from stepfuse.backends.cuda_loop import step_program
+    from stepfuse.backends.cuda.loop import step_program
 
     for storage in ("float32", "float16", "bfloat16"):
         for n in (support.ELEMENTS, 768):

@@ -7,7 +7,7 @@ import support
 import tolerances
 
 import stepfuse as sf
-from stepfuse.backends.cuda import Trajectories
+from stepfuse.backends.cuda.trajectories import Trajectories
 
 GUIDED = {"cond": 3, "steps": 20, "eta": 1.0, "guidance_scale": 3.0, "seed": 7}
 SNEAKERS = {"cond": "sneaker", "steps": 20, "guidance_scale": 3.0, "seed": 0}

@@ -8,7 +8,7 @@ import tolerances
 from typer.testing import CliRunner
 
 import stepfuse as sf
-from stepfuse.backends.cuda import Trajectories
+from stepfuse.backends.cuda.trajectories import Trajectories
 from stepfuse.cli import app
 from stepfuse.errors import GpuError
 

@@ -8,8 +8,8 @@ import support
 import tolerances
 
 import stepfuse as sf
-from stepfuse.backends.cuda import Trajectories
-from stepfuse.backends.cuda_kernels import KernelError
+from stepfuse.backends.cuda.kernels import KernelError
+from stepfuse.backends.cuda.trajectories import Trajectories
 
 MIXED = {
     "table": [

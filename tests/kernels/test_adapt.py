@@ -6,7 +6,7 @@ import tolerances
 
 import stepfuse as sf
 from stepfuse.kernels import dynamic_threshold, dynamic_threshold_ref, guidance_rescale, guidance_rescale_ref
-from stepfuse.steptable import COLUMNS
+from stepfuse.samplers.table import COLUMNS
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton", reason="Triton is not installed: it comes for x86-64 Linux")

@@ -10,8 +10,8 @@ import tolerances
 import stepfuse as sf
 from stepfuse.kernels import fused_step, fused_step_ref
 from stepfuse.kernels.configs import ALIGNED_LAYOUTS, ANY_LAYOUT, LARGE, Config
-from stepfuse.noise import normal_oracle
-from stepfuse.steptable import COLUMNS
+from stepfuse.samplers.noise import normal_oracle
+from stepfuse.samplers.table import COLUMNS
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton", reason="Triton is not installed: it comes for x86-64 Linux")

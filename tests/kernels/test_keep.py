@@ -10,8 +10,8 @@ import tolerances
 
 import stepfuse as sf
 from stepfuse.kernels import fused_step, keep_known, keep_known_ref
-from stepfuse.request import Compiler
-from stepfuse.steptable import COLUMNS
+from stepfuse.requests.resolution import Compiler
+from stepfuse.samplers.table import COLUMNS
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton", reason="Triton is not installed: it comes for x86-64 Linux")

@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 
 from stepfuse.kernels import layout
-from stepfuse.noise import INITIAL_STATE, STEP
-from stepfuse.steptable import COLUMNS
+from stepfuse.samplers.noise import INITIAL_STATE, STEP
+from stepfuse.samplers.table import COLUMNS
 
-CORE = Path(__file__).parents[2] / "csrc/core"
+CORE = Path(__file__).parents[2] / "csrc/core/step"
 
 
 def members_of_step_row():
     """Names of the floats of StepRow, as they are declared."""
-    [body] = re.findall(r"struct alignas\(64\) StepRow \{(.*?)\n\n", (CORE / "step_row.h").read_text(), re.DOTALL)
+    [body] = re.findall(r"struct alignas\(64\) StepRow \{(.*?)\n\n", (CORE / "row.h").read_text(), re.DOTALL)
     declarations = re.findall(r"^\s*(\w+) ([\w, ]+);", body, re.MULTILINE)
     assert {kind for kind, _ in declarations} == {"float"}
     return tuple(name for _, names in declarations for name in names.split(", "))

@@ -1,0 +1,227 @@
+"""ONNX Runtime on a GPU, through its CUDA or TensorRT execution provider, as a network whose forwards are captured.
+
+Its own CUDA graphs (``enable_cuda_graph``) stay off: it launches them itself, and a launch cannot become part of a
+trajectory. What it puts on our stream (``user_compute_stream``) is recorded instead. That asks of a forward what ONNX
+Runtime asks of its own capture: no wait, and nothing of the network on the CPU but arithmetic on shapes. Some of its
+CUDA kernels copy small arrays from the host, which a graph copies anew whenever it is replayed: GatherND from memory
+that is gone by then, Concat and Split from memory that is let go behind the run, and kept since its pull request 32121.
+What cannot be replayed is refused.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stepfuse._core import cuda
+from stepfuse.backends.cuda.driver_network import DriverNetwork
+from stepfuse.backends.host.onnxruntime import (
+    CPU,
+    PREDICTION,
+    SAMPLE,
+    TIMESTEP,
+    Row,
+    available_providers,
+    check_interface,
+    preload_libraries,
+    run_options,
+    session_of,
+    session_options,
+)
+from stepfuse.bundle.bundle import Bundle
+from stepfuse.bundle.model_info import ModelInfo
+from stepfuse.errors import BundleError, DenoiserError, GpuError
+
+CUDA, TENSORRT = "CUDAExecutionProvider", "TensorrtExecutionProvider"
+
+_NO_WAIT = {"disable_synchronize_execution_providers": "1"}
+
+#: What the capture rests on, which a caller may not set.
+_OURS = {"device_id", "user_compute_stream", "has_user_compute_stream", "enable_cuda_graph", "trt_cuda_graph_enable"}
+
+logger = logging.getLogger("stepfuse")
+
+
+class ProviderError(GpuError):
+    """An execution provider of ONNX Runtime's is not there; the message says what to install."""
+
+
+class OnnxRuntimeNetwork(DriverNetwork):
+    """A bundle's ``denoiser.onnx`` in an ONNX Runtime session on a GPU.
+
+    Args:
+        bundle: The model folder.
+        info: What the network is.
+        max_rows: Most rows of a forward.
+        device: Which GPU.
+        tensorrt: Whether TensorRT runs what it can of it, as ONNX Runtime has it, and CUDA the rest.
+        options: Of the first execution provider, beside and before our own.
+
+    Raises:
+        ProviderError: If the execution provider is not there. Nothing falls back to the CPU.
+        BundleError: If the network does not load, or is not what the manifest says.
+        DenoiserError: If the GPU has no memory for it.
+        ValueError: If a bound is broken, or an option is one that captures rest on.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        info: ModelInfo,
+        max_rows: int,
+        *,
+        device: int = 0,
+        tensorrt: bool = False,
+        options: Mapping[str, str] | None = None,
+    ) -> None:
+        taken = _OURS & set(options or {})
+        if taken:
+            raise ValueError(f"options must leave {', '.join(sorted(_OURS))} alone, got {', '.join(sorted(taken))}")
+        wanted = [TENSORRT, CUDA] if tensorrt else [CUDA]
+        _require(wanted)
+        super().__init__(cuda.open(device), info, max_rows)
+        self._device = device
+        own = {CUDA: self._cuda_options(), TENSORRT: self._tensorrt_options()}
+        providers = [(name, own[name]) for name in wanted]
+        providers[0][1].update(options or {})
+        self._session = _open(bundle.denoiser, providers)
+        self._rows = self._interface(bundle.denoiser)
+        self._bindings: dict[int, Any] = {}
+        self._run_options = run_options(_NO_WAIT)
+        self._shrink = run_options({**_NO_WAIT, "memory.enable_memory_arena_shrinkage": f"gpu:{device}"})
+        self._on_cpu = _nodes_on_cpu(self._session)
+        if self._on_cpu:
+            logger.warning("%s: on the CPU, each forward: %s", bundle.denoiser, self._on_cpu)
+            self.rule += f". On the CPU are {self._on_cpu}; what copies to or from it must not be there"
+
+    def __del__(self) -> None:
+        """The session goes before the stream that it works on."""
+        for name in ("_bindings", "_session"):
+            self.__dict__.pop(name, None)
+
+    def _cuda_options(self) -> dict[str, str]:
+        return {
+            "device_id": str(self._device),
+            "user_compute_stream": str(self.stream.address),
+            "do_copy_in_default_stream": "1",  # copies are put on the same stream, behind what they copy
+            "arena_extend_strategy": "kSameAsRequested",  # as much memory as forwards take, and all can be given back
+            "use_tf32": "0",  # float32 is float32, as on the CPU
+        }
+
+    def _tensorrt_options(self) -> dict[str, str]:
+        """With its bounds told, it builds one engine for all row counts, when the session is made."""
+        rows = {SAMPLE: self.info.shape, TIMESTEP: (), **{name: spec.shape for name, spec in self.info.cond.items()}}
+
+        def shapes(count: int) -> str:
+            return ",".join(f"{name}:{'x'.join(map(str, (count, *shape)))}" for name, shape in rows.items())
+
+        return {
+            "device_id": str(self._device),
+            "user_compute_stream": str(self.stream.address),
+            "trt_profile_min_shapes": shapes(1),
+            "trt_profile_opt_shapes": shapes(self.max_rows),
+            "trt_profile_max_shapes": shapes(self.max_rows),
+        }
+
+    def _interface(self, model: Path) -> dict[str, Row]:
+        rows = {SAMPLE: Row(self.storage, self.info.shape), TIMESTEP: Row(self.info.timestep_dtype, ())}
+        rows |= {name: Row(self.cond_storage[name], spec.shape) for name, spec in self.info.cond.items()}
+        check_interface(model, self._session, rows, rows[SAMPLE])
+        return rows
+
+    def forward(self, rows: int) -> None:
+        """Puts the first ``rows`` rows on the stream, without waiting for them.
+
+        Raises:
+            DenoiserError: If ONNX Runtime cannot.
+        """
+        self._run(rows, self._run_options)
+
+    def _run(self, rows: int, options: Any) -> None:
+        binding = self._bindings.get(rows) or self._bind(rows)
+        try:
+            self._session.run_with_iobinding(binding, options)
+        except Exception as error:  # ONNX Runtime's exceptions share no base class
+            raise DenoiserError(f"ONNX Runtime could not run {rows} rows: {error}") from error
+
+    def _bind(self, rows: int) -> Any:
+        binding = self._session.io_binding()
+        for name, (dtype, shape) in self._rows.items():
+            kind = np.dtype(dtype).type
+            binding.bind_input(name, "cuda", self._device, kind, (rows, *shape), self.addresses[name])
+        kind, shape = np.dtype(self.storage).type, (rows, *self.info.shape)
+        binding.bind_output(PREDICTION, "cuda", self._device, kind, shape, self.addresses[PREDICTION])
+        self._bindings[rows] = binding
+        return binding
+
+    def _give_back(self) -> None:
+        """The arena keeps what forwards have taken; behind a run that asks for it, it frees what is not in use."""
+        self._run(1, self._shrink)
+        self.stream.synchronize()
+
+    def _captures(self, rows: int) -> bool:
+        # The arena must have the memory before: none can be allocated while a stream is captured. The first run of a
+        # row count finds out in what pattern it takes memory, the second takes it.
+        try:
+            for _ in range(2):
+                self.forward(rows)
+            self.stream.synchronize()
+        except DenoiserError as error:
+            if self._is_out_of_memory(error):
+                return False
+            raise
+        return super()._captures(rows)
+
+    def _is_out_of_memory(self, error: BaseException) -> bool:
+        return super()._is_out_of_memory(error) or _tells_of_memory(error)
+
+
+def _require(wanted: list[str]) -> None:
+    there = available_providers()
+    missing = [name for name in wanted if name not in there]
+    if missing:
+        raise ProviderError(
+            f"ONNX Runtime must have {', '.join(missing)}, it has {', '.join(there)}: 'pip uninstall onnxruntime' and"
+            " 'pip install onnxruntime-gpu[cuda,cudnn]' (never both)"
+        )
+
+
+def _open(model: Path, providers: list[tuple[str, dict[str, str]]]) -> Any:
+    preload_libraries()
+    options = session_options({"session.record_ep_graph_assignment_info": "1"})
+    try:
+        session = session_of(model, options, providers)
+    except BundleError as error:
+        if _tells_of_memory(error):
+            raise DenoiserError(f"the GPU has no memory for {model}: {error}") from error
+        raise
+    names = [name for name, _ in providers]
+    got = session.get_providers()
+    left_out = [name for name in names if name not in got]
+    if left_out:
+        raise ProviderError(
+            f"ONNX Runtime has {', '.join(left_out)} but could not load it, and would run on {', '.join(got)}: the CUDA"
+            f"{', cuDNN and TensorRT' if TENSORRT in names else ' and cuDNN'} libraries that this onnxruntime-gpu was"
+            " built for must be found (its log says which is not): pip install 'onnxruntime-gpu[cuda,cudnn]'"
+            f"{' tensorrt' if TENSORRT in names else ''}, or set LD_LIBRARY_PATH"
+        )
+    return session
+
+
+def _nodes_on_cpu(session: Any) -> str:
+    """Kinds of the nodes that no GPU runs, with how many there are; empty if none, or ONNX Runtime cannot tell."""
+    assigned = getattr(session, "get_provider_graph_assignment_info", None)  # since 1.24
+    if assigned is None:
+        return ""
+    kinds = Counter(node.op_type for part in assigned() if part.ep_name == CPU for node in part.get_nodes())
+    return ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+
+
+def _tells_of_memory(error: BaseException) -> bool:
+    text = str(error)
+    return any(words in text for words in ("out of memory", "Failed to allocate memory", "CUDA failure 2:"))

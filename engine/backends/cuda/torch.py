@@ -1,0 +1,226 @@
+"""A torch module on a GPU as a network: static memory, and a captured forward for each number of rows."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from stepfuse._core import cuda
+from stepfuse.backends.cuda.capture import WARM_UPS, CapturedForwards, not_captured
+from stepfuse.backends.cuda.static_batch import Batch, step_values
+from stepfuse.bundle.model_info import ModelInfo
+from stepfuse.errors import DenoiserError
+
+_STORAGE = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
+
+#: What a module may not do while it is captured.
+_RULE = (
+    "A captured module must neither wait for the device (.item(), .cpu(), printing a tensor, branching on one) nor copy"
+    " from the host's pageable memory"
+)
+
+
+class TorchNetwork(CapturedForwards):
+    """A module, the memory that its forwards and the step share, and its captured forwards.
+
+    Args:
+        module: ``module(sample (R, *shape), timestep (R,), **cond)``, on a GPU.
+        info: What it is.
+        max_rows: Most rows of a forward.
+
+    Raises:
+        ValueError: If a bound is broken, the module has no parameter, or is not on a GPU.
+        TypeError: If it computes in a type that the step has no kernel for.
+    """
+
+    def __init__(self, module: Any, info: ModelInfo, max_rows: int) -> None:
+        if max_rows < 1:
+            raise ValueError(f"max_rows must be at least 1, got {max_rows}")
+        self.device, self._dtype = _where(module)
+        self.storage = _STORAGE[self._dtype]
+        self.max_rows = max_rows
+        self.graphs: dict[int, cuda.Graph] = {}
+        self._module = module
+        torch.cuda.init()
+        self.context = cuda.open(self.device.index or 0)
+        self._torch_stream = torch.cuda.Stream(self.device)
+        self.stream = cuda.Stream.borrow(self.context, self._torch_stream.cuda_stream)
+        self._captured: list[torch.cuda.CUDAGraph] = []  # they own the memory that the graphs work in
+        self._pool = torch.cuda.graph_pool_handle()
+        self._words = self._zeros((1,), torch.int32)
+        self._extra: dict[str, torch.Tensor] = {}
+        with self.ordered():
+            self._allocate(info)
+
+    def _allocate(self, info: ModelInfo) -> None:
+        rows, shape = self.max_rows, info.shape
+        whole = info.timestep_dtype == "int64"
+        self._x, self._h = (self._zeros((rows, *shape), torch.float32) for _ in range(2))
+        self._seed = self._zeros((rows,), torch.int64)
+        self._sample, self._prediction = (self._zeros((rows, *shape), self._dtype) for _ in range(2))
+        self._timestep = self._zeros((rows,), torch.int64 if whole else torch.float32)
+        self._cond = {}
+        for name, spec in info.cond.items():
+            null = torch.from_numpy(spec.value(name, None))
+            dtype = self._dtype if null.is_floating_point() else null.dtype
+            self._cond[name] = null.to(self.device, dtype).expand(rows, *spec.shape).contiguous()
+        memory = {"x": self._x, "h": self._h, "seed": self._seed, "prediction": self._prediction}
+        memory |= {"sample": self._sample, "timestep": self._timestep}
+        at = {name: tensor.data_ptr() for name, tensor in memory.items()}
+        self.values = step_values(at, rows, self._x[0].numel(), whole=whole)
+        self.addresses = {name: at[name] for name in ("sample", "timestep", "prediction")}
+        self.addresses |= {name: tensor.data_ptr() for name, tensor in self._cond.items()}
+        self.cond_storage = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in self._cond.items()}
+
+    @contextmanager
+    def ordered(self) -> Iterator[None]:
+        """Our stream is the current one: behind what the caller's has, and before what that gets next."""
+        self._callers = torch.cuda.current_stream(self.device)
+        self._torch_stream.wait_stream(self._callers)
+        try:
+            with torch.cuda.stream(self._torch_stream), torch.no_grad():
+                yield
+        finally:
+            self._callers.wait_stream(self._torch_stream)
+
+    def begin(self, batch: Batch) -> None:
+        """Copies a batch to the first rows of the memory."""
+        _put(self._x, batch.x)
+        _put(self._seed, batch.seed)
+        _put(self._sample, batch.sample)
+        _put(self._timestep, batch.timestep)
+        for name, values in batch.cond.items():
+            _put(self._cond[name], values)
+        if batch.known is not None:
+            _put(self._extra["known"], batch.known.reshape(-1))
+
+    def extra(self, name: str, size: int) -> int:
+        """Memory of ``size`` bytes that some batches take beside, kept from its first use on; returns its address."""
+        if name not in self._extra:
+            self._extra[name] = self._zeros((size // torch.float32.itemsize,), torch.float32)
+        return int(self._extra[name].data_ptr())
+
+    def upload(self, words: npt.NDArray[Any]) -> int:
+        """Copies words to memory that holds them until the next call; returns its address."""
+        self._words = self._zeros((words.size,), torch.int32)
+        _put(self._words, words.reshape(-1).view(np.int32))
+        return int(self._words.data_ptr())
+
+    def forward(self, rows: int) -> None:
+        """Runs the first ``rows`` rows on the current stream.
+
+        Raises:
+            DenoiserError: If what comes back has another shape, or is no tensor.
+        """
+        cond = {name: values[:rows] for name, values in self._cond.items()}
+        got = self._module(self._sample[:rows], self._timestep[:rows], **cond)
+        prediction = got if isinstance(got, torch.Tensor) else got[0]
+        target = self._prediction[:rows]
+        if not isinstance(prediction, torch.Tensor) or prediction.shape != target.shape:
+            shape = tuple(getattr(prediction, "shape", ())) or type(prediction).__name__
+            raise DenoiserError(f"the module must return shape {tuple(target.shape)}, got {shape}")
+        target.copy_(prediction)
+
+    def result(self, slots: int) -> torch.Tensor:
+        """A copy of the first states, (slots, *shape) float32, for the stream that called ``ordered``."""
+        copy = self._x[:slots].clone()
+        copy.record_stream(self._callers)
+        return copy
+
+    def _warm_up(self, rows: int) -> int | None:
+        """Bytes that a forward works in, or None if there was no memory for it."""
+        before = torch.cuda.memory_allocated(self.device)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        try:
+            for _ in range(WARM_UPS):
+                self.forward(rows)
+            self._torch_stream.synchronize()
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            return None
+        return max(1, int(torch.cuda.max_memory_allocated(self.device) - before))
+
+    def _free_memory(self) -> int:
+        gc.collect()
+        torch.cuda.empty_cache()
+        return self.context.memory[0]
+
+    def _captures(self, rows: int) -> bool:
+        """Captures one forward; False if there was no memory for it."""
+        graph = torch.cuda.CUDAGraph(keep_graph=True)
+        # A workspace that is made during the capture belongs to the graph's pool, and nobody else frees it.
+        _clear_workspaces()
+        graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+        error: BaseException | None = None
+        try:
+            self.forward(rows)
+        except BaseException as raised:
+            error = raised
+        try:
+            graph.capture_end()
+        except RuntimeError as raised:  # where the forward has raised, that is the reason
+            error = error or raised
+            self._end_allocation()
+        finally:
+            _clear_workspaces()
+        if error is not None:
+            if not self._captured:
+                self._pool = torch.cuda.graph_pool_handle()  # that of a graph that came to nothing is closed
+            return self._explain(error, rows)
+        self._captured.append(graph)
+        self.graphs[rows] = cuda.Graph.borrow(self.context, graph.raw_cuda_graph())
+        return True
+
+    def _end_allocation(self) -> None:
+        """Torch leaves its allocator directed to the pool where the end of a capture fails."""
+        with suppress(RuntimeError, AttributeError):
+            torch._C._cuda_endAllocateToPool(self.device.index or 0, self._pool)
+
+    def _explain(self, error: BaseException, rows: int) -> bool:
+        if isinstance(error, torch.OutOfMemoryError):
+            return False
+        if not isinstance(error, RuntimeError):
+            raise error
+        raise not_captured(rows, error, _RULE) from error
+
+    def _forget(self) -> None:
+        super()._forget()
+        self._captured.clear()
+
+    def _zeros(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        return torch.zeros(shape, dtype=dtype, device=self.device)
+
+
+def _where(module: Any) -> tuple[torch.device, torch.dtype]:
+    """Device and dtype of a module's parameters."""
+    parameters = [one for one in getattr(module, "parameters", list)() if one.is_floating_point()]
+    if not parameters:
+        raise ValueError("the module must have floating-point parameters, which say where and in what it computes")
+    devices = {parameter.device for parameter in parameters}
+    if len(devices) > 1 or next(iter(devices)).type != "cuda":
+        raise ValueError(
+            f"the module must be on one GPU, got {', '.join(sorted(map(str, devices)))}: module.to('cuda')"
+        )
+    dtype = parameters[0].dtype
+    if dtype not in _STORAGE:
+        raise TypeError(f"the module must compute in float32, float16 or bfloat16, got {dtype}")
+    return parameters[0].device, dtype
+
+
+def _put(tensor: torch.Tensor, values: npt.NDArray[Any]) -> None:
+    """Copies values to the first rows, from pinned memory: the host does not wait."""
+    source = torch.from_numpy(np.ascontiguousarray(values)).to(tensor.dtype).pin_memory()
+    tensor[: len(values)].copy_(source, non_blocking=True)
+
+
+def _clear_workspaces() -> None:
+    """Of cuBLAS, which torch keeps for the next product; torch's own graph trees do the same around a capture."""
+    clear = getattr(torch._C, "_cuda_clearCublasWorkspaces", None)
+    if clear is not None:
+        clear()

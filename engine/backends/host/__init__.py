@@ -1,0 +1,1 @@
+"""Networks in the host's memory."""

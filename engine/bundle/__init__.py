@@ -1,0 +1,1 @@
+"""Models on disk: checked folders, and what a bundle says of its network."""

@@ -1,0 +1,200 @@
+"""The bundle: a trained network as a folder that can be checked before it is trusted.
+
+``manifest.json`` says what the network takes and gives; every other file is listed there with its size and SHA-256.
+Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stepfuse.bundle.cond_input import CondInput
+from stepfuse.bundle.folder import MANIFEST, copy_files, entry, read_folder, write_folder
+from stepfuse.bundle.model_info import ModelInfo
+from stepfuse.bundle.pipeline_info import TEXT_ENCODER, PipelineInfo
+from stepfuse.errors import BundleError
+from stepfuse.samplers.schedule import NoiseSchedule
+
+DENOISER = "denoiser.onnx"
+
+
+_MODELS = Path(__file__).resolve().parents[1] / "models"  # a strict editable install is a tree of links
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A model folder, read and checked.
+
+    Attributes:
+        path: The folder.
+        name: The model's name.
+        info: What the network is.
+        provenance: Where the weights come from.
+        licence: Under which terms.
+        files: Size and SHA-256 of each file by name.
+        pipeline: What stands around the denoiser, where it is a whole pipeline's.
+        export: How it was exported: opset, precision, versions, measured errors; empty if nobody wrote it down.
+    """
+
+    path: Path
+    name: str
+    info: ModelInfo
+    provenance: str
+    licence: str
+    files: Mapping[str, Mapping[str, Any]]
+    pipeline: PipelineInfo | None = None
+    export: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, name_or_path: str | os.PathLike[str], *, verify: bool = True) -> Bundle:
+        """Opens an embedded model by name or a bundle by path, and checks every file against the manifest.
+
+        Args:
+            name_or_path: Such as ``"fashion"``, or a folder with a ``manifest.json``.
+            verify: Whether checksums are compared; False trusts the files' sizes.
+
+        Raises:
+            BundleError: If there is no such bundle, or anything in it is not as its manifest says.
+        """
+        path = _locate(name_or_path)
+        manifest = read_folder(path, verify=verify)
+        files = manifest["files"]
+        if DENOISER not in files:
+            raise BundleError(f"{path / MANIFEST}: files must list {DENOISER}, got {', '.join(files) or 'nothing'}")
+        return cls(
+            path=path,
+            name=entry(path, manifest, "name", str),
+            info=_model_info(path, manifest),
+            provenance=entry(path, manifest, "provenance", str),
+            licence=entry(path, manifest, "licence", str),
+            files=files,
+            pipeline=_pipeline_info(path, manifest),
+            export=entry(path, manifest, "export", dict) if "export" in manifest else {},
+        )
+
+    @property
+    def denoiser(self) -> Path:
+        """The network's ONNX file."""
+        return self.path / DENOISER
+
+    def file(self, name: str) -> Path | None:
+        """The path of a file that the manifest lists, or None."""
+        return self.path / name if name in self.files else None
+
+
+def embedded_models() -> list[str]:
+    """Names of the models that come with the package."""
+    return sorted(manifest.parent.name for manifest in _MODELS.glob(f"*/{MANIFEST}"))
+
+
+def write_bundle(
+    path: str | os.PathLike[str],
+    *,
+    name: str,
+    info: ModelInfo,
+    files: Mapping[str, str | os.PathLike[str]],
+    provenance: str,
+    licence: str,
+    pipeline: PipelineInfo | None = None,
+    export: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> Bundle:
+    """Writes a bundle: all of it, or nothing.
+
+    Args:
+        path: The folder to make.
+        name: The model's name.
+        info: What the network is.
+        files: Files to copy, by their name in the bundle; ``denoiser.onnx`` is required.
+        provenance: Where the weights come from.
+        licence: Under which terms.
+        pipeline: What stands around the denoiser, if anything does.
+        export: How it was exported, as JSON can say it.
+        overwrite: Whether a bundle that is there already is replaced.
+
+    Returns:
+        The bundle, read back and checked.
+
+    Raises:
+        BundleError: If the folder is there already and ``overwrite`` is not set, or the result does not load.
+    """
+    target = Path(path)
+    manifest: dict[str, Any] = {
+        "name": name,
+        "shape": list(info.shape),
+        "dtype": "float32",
+        "prediction_type": info.prediction_type,
+        "timestep_dtype": info.timestep_dtype,
+        "schedule": info.schedule.config,
+        "cond": {key: {**asdict(spec), "null": np.asarray(spec.null).tolist()} for key, spec in info.cond.items()},
+        "data_range": list(info.data_range),
+        **({} if info.range_known else {"range_known": False}),
+        "defaults": dict(info.defaults),
+        **({} if pipeline is None else {"pipeline": pipeline.config}),
+        **({} if export is None else {"export": dict(export)}),
+        "files": None,
+        "provenance": provenance,
+        "licence": licence,
+    }
+    bundle = write_folder(target, manifest, lambda folder: copy_files(folder, files), Bundle.load, overwrite=overwrite)
+    return replace(bundle, path=target)
+
+
+def _locate(name_or_path: str | os.PathLike[str]) -> Path:
+    given = os.fspath(name_or_path)
+    if given in embedded_models():
+        return _MODELS / given
+    path = Path(given)
+    if (path / MANIFEST).is_file():
+        return path
+    known = ", ".join(embedded_models()) or "none"
+    raise BundleError(f"{given!r} is neither an embedded model ({known}) nor a folder with a {MANIFEST}")
+
+
+def _model_info(path: Path, manifest: Mapping[str, Any]) -> ModelInfo:
+    try:
+        cond = {name: CondInput(**spec) for name, spec in entry(path, manifest, "cond", dict).items()}
+        return ModelInfo(
+            shape=tuple(entry(path, manifest, "shape", list)),
+            schedule=NoiseSchedule.from_config(entry(path, manifest, "schedule", dict)),
+            prediction_type=entry(path, manifest, "prediction_type", str),
+            cond=cond,
+            timestep_dtype=manifest.get("timestep_dtype", "float32"),
+            data_range=_data_range(entry(path, manifest, "data_range", list)),
+            range_known=manifest.get("range_known", True) is not False,
+            defaults=entry(path, manifest, "defaults", dict),
+        )
+    except BundleError:
+        raise
+    except (TypeError, ValueError, OverflowError, MemoryError) as error:
+        raise BundleError(f"{path / MANIFEST}: {error}") from error
+
+
+def _pipeline_info(path: Path, manifest: Mapping[str, Any]) -> PipelineInfo | None:
+    if "pipeline" not in manifest:
+        return None
+    try:
+        pipeline = PipelineInfo.from_config(entry(path, manifest, "pipeline", dict))
+    except (TypeError, ValueError) as error:
+        raise BundleError(f"{path / MANIFEST}: {error}") from error
+    listed, told = entry(path, manifest, "files", dict), entry(path, manifest, "cond", dict)
+    missing = {one.tokenizer for one in pipeline.prompts} | ({TEXT_ENCODER} if pipeline.prompts else set())
+    if missing := missing - set(listed):
+        raise BundleError(f"{path / MANIFEST}: files must list {', '.join(sorted(missing))}, which pipeline needs")
+    if pipeline.size_input is not None and pipeline.size_input not in told:
+        raise BundleError(
+            f"{path / MANIFEST}: pipeline: size_input must be one of cond's names, got {pipeline.size_input!r}"
+        )
+    return pipeline
+
+
+def _data_range(given: list[Any]) -> tuple[float, float]:
+    if len(given) != 2:
+        raise ValueError(f"data_range must be two numbers, got {given}")
+    return float(given[0]), float(given[1])

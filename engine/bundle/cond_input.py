@@ -1,0 +1,100 @@
+"""The conditioning inputs that a network declares."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+_NAMES_TOLD = 20  # of a thousand classes a message names so many
+
+
+_DTYPES = ("float32", "float16", "int64", "int32", "bool")
+
+
+@dataclass(frozen=True)
+class CondInput:
+    """One conditioning input of a network, a row at a time.
+
+    Attributes:
+        dtype: ``float32``, ``float16``, ``int64``, ``int32`` or ``bool``.
+        shape: Shape of one row; () is a number a row.
+        null: What stands for "no condition": an array of ``shape``, or a number that fills it.
+        names: Class names, for an integer input: a name stands for its index.
+    """
+
+    dtype: str = "int64"
+    shape: tuple[int, ...] = ()
+    null: Any = field(kw_only=True)  # no default: whatever it were, some model has it as a class
+    names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.dtype not in _DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, got {self.dtype!r}")
+        object.__setattr__(self, "shape", tuple(int(size) for size in self.shape))
+        object.__setattr__(self, "names", tuple(self.names))
+        self.value("null", None)
+
+    def value(self, name: str, given: Any) -> npt.NDArray[Any]:
+        """One row's value as an array of this input's dtype and shape. ``None`` is the null value.
+
+        Raises:
+            ValueError: If a class name is unknown, a number out of range, or the shape differs.
+            TypeError: If the value cannot be had in this dtype.
+        """
+        if given is None:
+            given = self.null if isinstance(self.null, str) or np.ndim(self.null) else np.full(self.shape, self.null)
+        if isinstance(given, str):
+            given = self._index(name, given)
+        array = np.asarray(given)
+        if array.shape != self.shape:
+            raise ValueError(f"{name} must have shape {self.shape}, got {array.shape}")
+        if array.dtype.kind not in "biuf" or (array.dtype.kind == "f" and np.dtype(self.dtype).kind != "f"):
+            raise TypeError(f"{name} must be {self.dtype}, got {given!r} of type {array.dtype}")
+        if self.names and not self._known(array):
+            raise ValueError(f"{name} must be a class from 0 to {len(self.names) - 1}, got {given}")
+        with np.errstate(over="ignore"):
+            value = np.array(array, dtype=self.dtype, order="C")
+        if not _same(value, array):
+            raise ValueError(f"{name} must fit {self.dtype}, got {given}")
+        return value
+
+    def values(self, name: str, given: Any, count: int) -> list[npt.NDArray[Any]]:
+        """A value a sample, from one for all or a sequence of one each."""
+        if self._is_sequence(given):
+            if len(given) != count:
+                raise ValueError(f"{name} must be one value, or one for each of the {count} samples, got {len(given)}")
+            return [self.value(name, one) for one in given]
+        return [self.value(name, given)] * count
+
+    def _is_sequence(self, given: Any) -> bool:
+        if given is None or isinstance(given, str | bytes):
+            return False
+        if isinstance(given, np.ndarray):
+            return given.ndim == len(self.shape) + 1
+        if not isinstance(given, Sequence):
+            return False
+        # A plain list is one value only where it nests as deeply as the shape.
+        holds_values = any(one is None or isinstance(one, str) for one in given)
+        return holds_values or np.ndim(given) == len(self.shape) + 1
+
+    def _index(self, name: str, given: str) -> int:
+        if not self.names:
+            raise ValueError(f"{name} has no class names, got {given!r}")
+        if given not in self.names:
+            more = f" and {len(self.names) - _NAMES_TOLD} more" if len(self.names) > _NAMES_TOLD else ""
+            raise ValueError(f"{name} must be one of {', '.join(self.names[:_NAMES_TOLD])}{more}, got {given!r}")
+        return self.names.index(given)
+
+    def _known(self, array: npt.NDArray[Any]) -> bool:
+        return bool(np.all((array >= 0) & (array < len(self.names)) | (array == self.null)))
+
+
+def _same(value: npt.NDArray[Any], given: npt.NDArray[Any]) -> bool:
+    """Whether a conversion kept the value: floats may be rounded, but must not overflow."""
+    if value.dtype.kind == "f":
+        return np.array_equal(np.isfinite(value), np.isfinite(given))
+    return np.array_equal(value, given)

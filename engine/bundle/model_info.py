@@ -1,0 +1,68 @@
+"""What a network is, apart from where its weights are and where it runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from stepfuse.bundle.cond_input import CondInput
+from stepfuse.samplers.schedule import NoiseSchedule
+
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow")
+
+
+MAX_ELEMENTS = 1 << 31  # of one sample; a manifest may say anything
+
+
+_DEFAULT_KINDS: dict[str, tuple[type, ...]] = {
+    "sampler": (str,),
+    "steps": (int,),
+    "guidance_scale": (float, int),
+    "eta": (float, int),
+}
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a network is: everything a sampler and a loop must know of it, and nothing of where it runs.
+
+    Attributes:
+        shape: Shape of one sample, such as (C, H, W).
+        schedule: Noise levels it was trained with.
+        prediction_type: ``epsilon``, ``v_prediction``, ``sample`` or ``flow``.
+        cond: Its conditioning inputs by name.
+        timestep_dtype: ``float32``, or ``int64`` for a network that is given timesteps rounded.
+        data_range: Least and greatest value of its samples.
+        range_known: Whether images are held to that; False where it is only what pictures are drawn with.
+        defaults: Arguments of ``Engine.sample`` where the caller gives none: sampler, steps, guidance_scale, ...
+    """
+
+    shape: tuple[int, ...]
+    schedule: NoiseSchedule
+    prediction_type: str = "epsilon"
+    cond: Mapping[str, CondInput] = field(default_factory=dict)
+    timestep_dtype: str = "float32"
+    data_range: tuple[float, float] = (-1.0, 1.0)
+    range_known: bool = True
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(int(size) for size in self.shape))
+        if not self.shape or min(self.shape) < 1 or math.prod(self.shape) > MAX_ELEMENTS:
+            raise ValueError(f"shape must be one or more sizes of at least 1, at most 2^31 in all, got {self.shape}")
+        low, high = self.data_range
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            raise ValueError(f"data_range must be two finite numbers, the lower first, got {self.data_range}")
+        for name, kinds in _DEFAULT_KINDS.items():
+            if not isinstance(self.defaults.get(name, kinds[0]()), kinds):
+                raise ValueError(f"defaults: {name} must be {kinds[0].__name__}, got {self.defaults[name]!r}")
+        if self.prediction_type not in PREDICTION_TYPES:
+            raise ValueError(
+                f"prediction_type must be one of {', '.join(PREDICTION_TYPES)}, got {self.prediction_type!r}"
+            )
+        if (self.prediction_type == "flow") != self.schedule.is_flow:
+            raise ValueError(f"prediction_type 'flow' and a flow schedule go together, got {self.prediction_type!r}")
+        if self.timestep_dtype not in ("float32", "int64"):
+            raise ValueError(f"timestep_dtype must be 'float32' or 'int64', got {self.timestep_dtype!r}")

@@ -1,0 +1,68 @@
+"""The command ``stepfuse analyze``: all experiments on a model, and the report that gathers them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+
+from stepfuse.cli.common import Model, console, plain_errors, say
+
+if TYPE_CHECKING:
+    from stepfuse.analysis.report import Outcome
+
+
+def analyze(
+    model: Model = "fashion",
+    output: Annotated[Path, typer.Option("--output", "-o", help="The report's folder.")] = Path("report"),
+    quick: Annotated[bool, typer.Option("--quick", help="Small sizes: to see it work, not to quote.")] = False,
+    only: Annotated[list[str] | None, typer.Option(help="An experiment's name; repeat it for several.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of all noise.")] = 0,
+    samples: Annotated[
+        int | None, typer.Option(help="Samples of each row where they are judged; more than there are features.")
+    ] = None,
+    student: Annotated[
+        str | None, typer.Option(help="Model distilled from this one, for the frontier; fashion brings its own.")
+    ] = None,
+    judge: Annotated[
+        str | None, typer.Option(help="A judge's name or folder; an embedded model brings its own.")
+    ] = None,
+    features: Annotated[
+        Path | None, typer.Option(help="Instead of a judge: an ONNX file from samples to features; with --real.")
+    ] = None,
+    real: Annotated[Path | None, typer.Option(help="Real samples as .npy, shape (n, ...); with --features.")] = None,
+) -> None:
+    """Run the experiments on a model and write a report: tables, pictures, one page.
+
+    The experiments: reproducibility, degradation, smoothness, paths, round_trip, round_trip_told, guidance,
+    guidance_interval, frontier.
+    """
+    with plain_errors():
+        from stepfuse.analysis.report import REPORT
+        from stepfuse.analysis.report import analyze as run
+
+        outcomes = run(
+            model,
+            output,
+            quick=quick,
+            only=only or None,
+            seed=seed,
+            samples=samples,
+            student=student,
+            judge=judge,
+            features=features,
+            real=real,
+            progress=console.is_terminal,
+            finished=_tell,
+        )
+    say(f"{sum(outcome.seconds for outcome in outcomes):.0f} s; written to {output / REPORT}")
+
+
+def _tell(outcome: Outcome) -> None:
+    if outcome.skipped:
+        text, time = f"not run: {outcome.skipped}", ""
+    else:
+        text, time = outcome.findings[0], f"{outcome.seconds:.1f} s"
+    console.print(f"[bold]{outcome.name:18}[/]{time:>9}  {escape(text)}", highlight=False, soft_wrap=True)

@@ -1,0 +1,106 @@
+"""What this machine can run, and the command that installs what is missing."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+from stepfuse import _core
+from stepfuse.bundle.bundle import Bundle, embedded_models
+from stepfuse.errors import BundleError
+
+_EXPORTERS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "safetensors")
+_EXPORT = "pip install 'stepfuse[export]'"
+_COLLISION = "pip uninstall onnxruntime onnxruntime-gpu, then pip install the one you want"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report.
+
+    Attributes:
+        subject: What was looked at.
+        found: What is there; empty if it is missing.
+        needed_for: What cannot be done without it.
+        remedy: The command that installs it; empty if nothing is to be done.
+        required: Whether sampling on the CPU needs it.
+    """
+
+    subject: str
+    found: str
+    needed_for: str
+    remedy: str = ""
+    required: bool = False
+
+    @property
+    def ok(self) -> bool:
+        """Whether it is there and whole."""
+        return bool(self.found) and not self.remedy
+
+
+def examine() -> list[Finding]:
+    """Looks at this machine; imports none of the extras, but opens the GPU if there is one."""
+    return [
+        Finding("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}", "everything"),
+        Finding("instruction sets", ", ".join(_core.isas()), "the fused step on the CPU"),
+        _onnxruntime(),
+        *(_model(name) for name in embedded_models()),
+        _package("tokenizers", "prompts", "pip install 'stepfuse[text]'"),
+        *(_package(package, "exporting models", _EXPORT) for package in _EXPORTERS),
+        _tensorrt(),
+        _package("triton", "compiling the step for GPUs", "pip install 'stepfuse[kernels]'"),
+        _driver(),
+    ]
+
+
+def _installed(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+def _package(package: str, needed_for: str, remedy: str) -> Finding:
+    found = _installed(package)
+    return Finding(package, found, needed_for, "" if found else remedy)
+
+
+def _onnxruntime() -> Finding:
+    cpu, gpu = _installed("onnxruntime"), _installed("onnxruntime-gpu")
+    if cpu and gpu:
+        found = f"onnxruntime {cpu} and onnxruntime-gpu {gpu} in one folder: each overwrites the other"
+        return Finding("onnxruntime", found, "running networks", _COLLISION, required=True)
+    try:
+        import onnxruntime
+
+        providers = ", ".join(name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers())
+    except ImportError as error:
+        return Finding("onnxruntime", "", f"running networks ({error})", "pip install onnxruntime", required=True)
+    return Finding("onnxruntime", f"{gpu or cpu}: {providers}", "running networks", required=True)
+
+
+def _model(name: str) -> Finding:
+    try:
+        Bundle.load(name)
+    except BundleError as error:
+        return Finding(f"model {name}", "", f"sampling it ({error})", "pip install --force-reinstall stepfuse", True)
+    return Finding(f"model {name}", "checksums match", "sampling it", required=True)
+
+
+def _tensorrt() -> Finding:
+    for package in ("tensorrt", "tensorrt-rtx-cu13"):
+        if found := _installed(package):
+            return Finding("TensorRT", f"{package} {found}", "building plans")
+    return Finding("TensorRT", "", "building plans", "pip install 'stepfuse[tensorrt]', or NVIDIA's tensorrt")
+
+
+def _driver() -> Finding:
+    try:
+        gpu = _core.cuda.open()
+    except _core.cuda.CudaError as error:
+        return Finding("CUDA", "", "GPUs", str(error))
+    free, total = (round(size / 2**30, 1) for size in gpu.memory)
+    capability = f"{gpu.compute_capability // 10}.{gpu.compute_capability % 10}"
+    found = f"{gpu.name}, compute capability {capability}, driver {gpu.driver_version}, {free} of {total} GiB free"
+    return Finding("CUDA", found, "GPUs")

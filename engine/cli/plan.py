@@ -1,0 +1,70 @@
+"""The command ``stepfuse plan``: TensorRT plans of a bundle's networks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import stepfuse as sf
+from stepfuse.cli.common import Model, console, plain_errors, say
+
+
+def plan(
+    model: Model,
+    network: Annotated[list[str] | None, typer.Option(help="An ONNX file of the bundle; all if left out.")] = None,
+    ahead: Annotated[
+        list[str] | None,
+        typer.Option("--for", help="Compute capability, such as 8.9, to build ahead of time; repeat it for several."),
+    ] = None,
+    rows: Annotated[str, typer.Option(help="Rows of a forward: min,opt,max. A guided sample takes two.")] = "1,2,8",
+    size: Annotated[
+        str | None,
+        typer.Option(help="Width x height in pixels, or min,opt,max of it; the model's own if left out."),
+    ] = None,
+    refittable: Annotated[bool, typer.Option("--refittable", help="Weights can be replaced, as a LoRA does.")] = False,
+    stripped: Annotated[
+        bool, typer.Option("--stripped", help="Without weights: to be refitted from the bundle.")
+    ] = False,
+    hardware: Annotated[
+        str | None, typer.Option(help="tensorrt alone: ampere_plus or same_compute_capability, to run on those too.")
+    ] = None,
+    version_compatible: Annotated[
+        bool, typer.Option("--version-compatible", help="tensorrt alone: later versions of it may run the plan.")
+    ] = False,
+    level: Annotated[int | None, typer.Option(help="Effort of the builder; TensorRT's own is 3.", min=0, max=5)] = None,
+    workspace: Annotated[int | None, typer.Option(help="Most MiB of scratch memory a layer.", min=1)] = None,
+    library: Annotated[str | None, typer.Option(help="tensorrt or tensorrt_rtx; the first installed.")] = None,
+    timing_cache: Annotated[
+        Path | None, typer.Option(help="tensorrt alone: a file that measured kernels are kept in.")
+    ] = None,
+    cache: Annotated[Path | None, typer.Option(help="Where plans are kept; in the bundle if left out.")] = None,
+) -> None:
+    """Build the TensorRT plans that are not there yet, for this machine's GPU or ahead of time for others."""
+    with plain_errors():
+        from stepfuse.export import tensorrt as plans
+
+        bundle = sf.Bundle.load(model)
+        for name in network or [name for name in bundle.files if name.endswith(".onnx")]:
+            built = plans.plan_for(
+                bundle,
+                name,
+                profiles=[plans.Profile.of(rows, size)],
+                target=plans.Target(tuple(ahead)) if ahead else None,
+                options=plans.Options(
+                    refittable=refittable,
+                    stripped=stripped,
+                    version_compatible=version_compatible,
+                    hardware=hardware,
+                    level=level,
+                    workspace=None if workspace is None else workspace << 20,
+                ),
+                library=plans.find_library(library),
+                cache=cache,
+                timing_cache=timing_cache,
+                progress=console.is_terminal,
+            )
+            megabytes = memoryview(built.data).nbytes / 1e6
+            say(f"{name}: {megabytes:.1f} MB for {built.key.target}, built in {built.seconds:.1f} s")
+    say(f"kept in {cache or bundle.path / 'plans'}")

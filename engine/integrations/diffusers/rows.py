@@ -1,0 +1,149 @@
+"""Rows of single steps of diffusers' schedulers, from the numbers that a scheduler holds at that step.
+
+A table of ``stepfuse.samplers`` knows its whole run. diffusers is told a timestep a call, in any order, so that here
+each row is made by itself, and kept. Signal shares come in the precision in which the scheduler holds them, and rows
+are made in it: float32 rounds the β of one of DDPM's steps by 3e-4, and diffusers' images with it. What is returned
+beside the next state is what the history register keeps: the clean sample, or what is built from it.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from stepfuse.samplers.coefficients import Columns, ancestral, clean_sample, consistency, eps_from, implicit
+from stepfuse.samplers.schedule import Float64Array
+from stepfuse.samplers.table import Float32Array, StepTable
+
+_kept = lru_cache(maxsize=4096, typed=True)
+
+
+class Uncovered(Exception):  # noqa: N818 (no error: diffusers takes the step)
+    """What is asked for is not covered by the fused step; the message says what."""
+
+
+@_kept
+def ddim_row(
+    prediction_type: str, a: np.floating[Any], a_prev: float, eta: float, clip: float | None, clipped_eps: bool
+) -> Float32Array:
+    """A step of ``DDIMScheduler`` from signal share ``a`` to ``a_prev``; it keeps the clean sample.
+
+    Raises:
+        Uncovered: If a coefficient is not finite.
+    """
+    columns = implicit(prediction_type, _scalar(a), _scalar(a_prev, a.dtype), eta, clip, clipped_eps=clipped_eps)
+    return _row({**columns, "u_d": 1.0})
+
+
+@_kept
+def ddpm_row(
+    prediction_type: str, t: int, a: np.floating[Any], a_prev: float, variance: str, clip: float | None
+) -> Float32Array:
+    """A step of ``DDPMScheduler``, as ``ddim_row``; no noise is added where t is 0."""
+    columns = ancestral(prediction_type, _scalar(t), _scalar(a), _scalar(a_prev, a.dtype), variance, clip)
+    return _row({**columns, "u_d": 1.0})
+
+
+@_kept
+def lcm_row(
+    prediction_type: str, t: int, a: np.floating[Any], a_prev: float | None, timestep_scaling: float, clip: float | None
+) -> Float32Array:
+    """A step of ``LCMScheduler``, as ``ddim_row``; it keeps the denoised sample, and ends there without ``a_prev``."""
+    c_skip, c_out = consistency(_scalar(t), timestep_scaling)
+    signal = _scalar(1.0 if a_prev is None else a_prev, a.dtype)
+    root = np.sqrt(signal)
+    columns: Columns = {
+        **_clean(prediction_type, _scalar(a), clip),
+        **{"q_x": root * c_skip, "q_d": root * c_out, "q_z": np.sqrt(1 - signal)},
+        **{"u_x": c_skip, "u_d": c_out},
+    }
+    return _row(columns)
+
+
+@_kept
+def dpm_row(
+    algorithm_type: str,
+    solver_type: str,
+    prediction_type: str,
+    sigma: float,
+    sigma_next: float,
+    sigma_before: float | None = None,
+) -> Float32Array:
+    """A step of ``DPMSolverMultistepScheduler`` from noise level ``sigma`` to ``sigma_next``, as ``ddim_row``.
+
+    Lu et al. (2022): DPM-Solver, which integrates the noise estimate, and DPM-Solver++, which integrates the clean
+    sample; ``sde-`` is the stochastic form of either. The row keeps what it integrates.
+
+    Args:
+        algorithm_type: ``dpmsolver``, ``dpmsolver++``, ``sde-dpmsolver`` or ``sde-dpmsolver++``.
+        solver_type: ``midpoint`` or ``heun``.
+        prediction_type: ``epsilon``, ``v_prediction``, ``sample``, or ``flow_prediction``, for which levels are shares
+            of noise and not its ratio to the signal.
+        sigma: Noise level that the step starts from.
+        sigma_next: The one it leads to.
+        sigma_before: The one a step earlier, whose estimate is in the history; None: a step of first order.
+    """
+    flow = prediction_type == "flow_prediction"
+    alpha, noise = _amplitudes(sigma, flow)
+    alpha_next, noise_next = _amplitudes(sigma_next, flow)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        half_log_snr = np.log(alpha) - np.log(noise)
+        h = np.log(alpha_next) - np.log(noise_next) - half_log_snr
+        stochastic = algorithm_type.startswith("sde-")
+        share = 2.0 if stochastic else 1.0  # of the estimate, next to that of the deterministic solver
+        on_data = algorithm_type.endswith("++")
+        if on_data:
+            on_x = noise_next / noise * (np.exp(-h) if stochastic else 1.0)
+            on_estimate = -alpha_next * np.expm1(-share * h)
+            on_slope = alpha_next * (np.expm1(-share * h) / (share * h) + 1)
+            on_noise = noise_next * np.sqrt(-np.expm1(-2 * h))
+        else:
+            on_x = alpha_next / alpha
+            on_estimate = -share * noise_next * np.expm1(h)
+            on_slope = -share * noise_next * (np.expm1(h) / h - 1)
+            on_noise = noise_next * np.sqrt(np.expm1(2 * h))
+        if solver_type == "midpoint":
+            on_slope = 0.5 * on_estimate
+        on_before = np.float64(0.0)
+        if sigma_before is not None:
+            alpha_before, noise_before = _amplitudes(sigma_before, flow)
+            ratio = (half_log_snr - (np.log(alpha_before) - np.log(noise_before))) / h
+            on_before = -on_slope / ratio
+    columns: Columns = {"q_x": on_x, "q_h": on_before, "q_z": on_noise if stochastic else 0.0}
+    on_estimate = on_estimate - on_before  # the slope is (estimate - the one before) / ratio
+    a = _scalar(alpha**2)
+    if on_data:
+        line = {"p_x": 1.0, "p_e": -sigma} if flow else _clean(prediction_type, a, None)
+        return _row({**line, **columns, "q_d": on_estimate, "u_d": 1.0})
+    x_to_eps, _, e_to_eps = eps_from(prediction_type, a, from_clipped=False)
+    columns |= {"q_x": on_x + on_estimate * x_to_eps, "q_e": on_estimate * e_to_eps}
+    return _row({**columns, "u_x": x_to_eps, "u_e": e_to_eps})
+
+
+def _amplitudes(sigma: float, flow: bool) -> tuple[np.float64, np.float64]:
+    """Signal and noise at a noise level."""
+    if flow:
+        return np.float64(1 - sigma), np.float64(sigma)
+    alpha = 1 / np.sqrt(np.float64(sigma) ** 2 + 1)
+    return alpha, sigma * alpha
+
+
+def _clean(prediction_type: str, a: Float64Array, clip: float | None) -> Columns:
+    with np.errstate(divide="ignore"):
+        return clean_sample(prediction_type, a, clip)
+
+
+def _scalar(value: float | np.floating[Any], dtype: npt.DTypeLike | None = None) -> Any:
+    return np.array(value, dtype=dtype)
+
+
+def _row(columns: Columns) -> Float32Array:
+    try:
+        return StepTable.from_columns(columns)[0]
+    except ValueError as error:
+        raise Uncovered(
+            "a coefficient is not finite, as where alphas_cumprod is 0 with prediction_type='epsilon'"
+        ) from error

@@ -1,0 +1,96 @@
+"""A run that does a step at a time, on the thread of the pipeline whose own loop asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from stepfuse import _core
+from stepfuse.backends.base import Denoiser, on_host
+from stepfuse.backends.buffers import Buffers
+from stepfuse.bundle.model_info import ModelInfo
+from stepfuse.requests.resolution import Compiler, SampleRequest, resolve
+from stepfuse.samplers.table import StepTable
+from stepfuse.serving.config import Serving
+from stepfuse.serving.inflight import Draw
+from stepfuse.serving.service import Service
+
+States = npt.NDArray[np.float32]
+
+
+class CallersThread(Service):
+    """A service that draws on the thread that asks: there holds what torch keeps a thread, such as autocast."""
+
+    def __init__(self, info: ModelInfo, make_denoiser: Callable[[Buffers], Denoiser], rows: int) -> None:
+        super().__init__(info, on_host(make_denoiser), Serving(max_rows=rows))
+        self._compiler = Compiler(info)
+
+    def requests(self, n: int, table: StepTable, **conditions: Any) -> list[SampleRequest]:
+        """``n`` samples of a table; ``cond`` and ``negative_cond`` as in ``Engine.sample``, by name."""
+        told: dict[str, Any] = {"cond": None, **{name: value or None for name, value in conditions.items()}}
+        rest: dict[str, Any] = dict.fromkeys(("sampler", "steps", "guidance_scale", "eta"))
+        return resolve(self._compiler, n, table=table, seed=0, options={}, **told, **rest)
+
+    def _start(self) -> None:
+        self._drive()
+
+
+class Run:
+    """Samples that rest after each step until the next is asked for.
+
+    Args:
+        service: Draws them; nobody else uses it meanwhile.
+        requests: One a sample.
+        x: Shape (n, *shape), what they begin as.
+
+    Attributes:
+        x: The states, which may be changed between two steps.
+    """
+
+    def __init__(self, service: CallersThread, requests: Sequence[SampleRequest], x: States) -> None:
+        self.x = x
+        self._service = service
+        self._requests = requests
+        self._gate = _core.Gate()
+        self._ids: list[int] = []
+        self._stepped = 0
+        self._error: BaseException | None = None
+
+    def step(self) -> None:
+        """Does a step of every sample.
+
+        Raises:
+            BaseException: What the network has failed with.
+        """
+        self._stepped = 0
+        if self._ids:
+            self._service.open(self._gate)
+        else:
+            self._ids = self._service.submit_all(
+                [
+                    Draw(request, self.x[i], True, self, gate=self._gate, watched=True, index=i)
+                    for i, request in enumerate(self._requests)
+                ]
+            )
+        if self._error is not None:
+            raise self._error
+        if self._stepped != len(self.x):
+            raise RuntimeError(f"all {len(self.x)} samples must step together, got {self._stepped}")
+
+    def stop(self) -> None:
+        """Ends the run wherever it is."""
+        self._service.cancel(self._ids)
+
+    def stepped(self, draw: Draw, step: int) -> None:
+        """Counts."""
+        self._stepped += 1
+
+    def ended(self, draw: Draw, error: BaseException | None) -> None:
+        """Keeps the first error."""
+        self._error = self._error or error
+
+    def turn_over(self) -> None:
+        """Nothing to do."""

@@ -1,0 +1,239 @@
+"""diffusers' schedulers with the step replaced: timesteps, noise levels, configuration and files are theirs.
+
+A configuration or a tensor that the fused step does not cover goes through diffusers' own ``step``, and a warning says
+so once. Saved files name diffusers' classes: they load with diffusers alone, and ``from_pretrained`` of the classes
+here reads any of them. A subclass that changes how diffusers steps, by ``_get_variance`` say, must change ``step``.
+"""
+
+from __future__ import annotations
+
+from operator import index
+from typing import Any, TypeAlias, cast
+
+import diffusers
+import numpy as np
+import numpy.typing as npt
+import torch
+from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
+from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
+from diffusers.schedulers.scheduling_lcm import LCMSchedulerOutput
+from diffusers.schedulers.scheduling_utils import SchedulerOutput
+from diffusers.utils.torch_utils import randn_tensor
+
+from stepfuse.integrations.diffusers.rows import ddim_row, ddpm_row, dpm_row, lcm_row
+from stepfuse.integrations.diffusers.step import Uncovered, fused_step, require_covered, say_once
+from stepfuse.samplers.table import Float32Array
+
+Generators: TypeAlias = "torch.Generator | list[torch.Generator] | None"
+
+
+class _Fused:
+    """What the schedulers share."""
+
+    def register_to_config(self, **kwargs: Any) -> None:
+        """As ``diffusers.ConfigMixin.register_to_config``, which the constructor calls."""
+        super().register_to_config(**kwargs)  # type: ignore[misc]
+        if type(self).__module__ == __name__:
+            self.__module__ = "diffusers"  # the library that model_index.json names where a pipeline is saved
+
+    def _numbers(self, name: str) -> npt.NDArray[Any]:
+        """A tensor among the attributes as an array, which is made again when the attribute is another tensor."""
+        tensor, known = getattr(self, name), self.__dict__.setdefault("_known_numbers", {})
+        if name not in known or known[name][0] is not tensor:
+            wide = tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+            known[name] = tensor, wide.cpu().numpy()
+        return cast("npt.NDArray[Any]", known[name][1])
+
+    def _require_steps(self) -> int:
+        steps: int | None = self.num_inference_steps  # type: ignore[attr-defined]
+        if steps is None:
+            raise ValueError("set_timesteps must be called before step, got num_inference_steps None")
+        return steps
+
+    def _require(self, covered: bool, *settings: str) -> None:
+        """Leaves a step to diffusers where these settings are not covered."""
+        if not covered:
+            raise Uncovered(", ".join(f"{name}={self.config[name]!r}" for name in settings))  # type: ignore[attr-defined]
+
+    def _clip(self) -> float | None:
+        """The bound of the clean sample. What else becomes of it is not covered."""
+        config = self.config  # type: ignore[attr-defined]
+        self._require(not config.thresholding, "thresholding")
+        self._require(config.prediction_type in ("epsilon", "sample", "v_prediction"), "prediction_type")
+        return config.clip_sample_range if config.clip_sample else None
+
+
+def _noise(like: torch.Tensor, generator: Generators, dtype: torch.dtype | None = None) -> torch.Tensor:
+    noise = randn_tensor(like.shape, generator=generator, device=like.device, dtype=dtype or like.dtype)
+    return cast("torch.Tensor", noise)
+
+
+class DDIMScheduler(_Fused, diffusers.DDIMScheduler):
+    """``diffusers.DDIMScheduler`` by the fused step; ``thresholding`` and an ``eta`` outside 0 to 1 are left to it."""
+
+    def step(
+        self,
+        model_output: torch.Tensor,
+        timestep: int,
+        sample: torch.Tensor,
+        eta: float = 0.0,
+        use_clipped_model_output: bool = False,
+        generator: Generators = None,
+        variance_noise: torch.Tensor | None = None,
+        return_dict: bool = True,
+    ) -> DDIMSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
+        """As ``diffusers.DDIMScheduler.step``."""
+        try:
+            require_covered(sample, model_output)
+            row = self._row(index(timestep), float(eta), bool(use_clipped_model_output))
+        except Uncovered as why:
+            say_once(type(self).__name__, str(why))
+            return super().step(
+                model_output, timestep, sample, eta, use_clipped_model_output, generator, variance_noise, return_dict
+            )
+        z = None
+        if eta > 0:
+            if variance_noise is not None and generator is not None:
+                raise ValueError("pass generator or variance_noise, got both")
+            z = _noise(model_output, generator) if variance_noise is None else variance_noise.expand_as(sample)
+        following, clean = fused_step(row, sample, model_output, z=z)
+        return DDIMSchedulerOutput(following, clean) if return_dict else (following, clean)
+
+    def _row(self, t: int, eta: float, clipped_eps: bool) -> Float32Array:
+        if not 0 <= eta <= 1:
+            raise Uncovered(f"eta={eta}")
+        alphas, before = self._numbers("alphas_cumprod"), t - self.config.num_train_timesteps // self._require_steps()
+        a_prev = alphas[before] if before >= 0 else self.final_alpha_cumprod.item()
+        return ddim_row(self.config.prediction_type, alphas[t], a_prev, eta, self._clip(), clipped_eps)
+
+
+class DDPMScheduler(_Fused, diffusers.DDPMScheduler):
+    """``diffusers.DDPMScheduler`` by the fused step; ``thresholding`` and a learned variance are left to it."""
+
+    def step(
+        self,
+        model_output: torch.Tensor,
+        timestep: int,
+        sample: torch.Tensor,
+        generator: Generators = None,
+        return_dict: bool = True,
+    ) -> DDPMSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
+        """As ``diffusers.DDPMScheduler.step``."""
+        try:
+            kind = self.config.variance_type
+            self._require(kind not in ("learned", "learned_range", "fixed_large_log"), "variance_type")
+            require_covered(sample, model_output)
+            t, alphas = index(timestep), self._numbers("alphas_cumprod")
+            before = self._before(t)
+            a_prev = alphas[before] if before >= 0 else 1.0
+            variance = "beta" if kind == "fixed_large" else "posterior"
+            row = ddpm_row(self.config.prediction_type, t, alphas[t], a_prev, variance, self._clip())
+        except Uncovered as why:
+            say_once(type(self).__name__, str(why))
+            return super().step(model_output, timestep, sample, generator, return_dict)
+        z = _noise(model_output, generator) if t > 0 else None
+        following, clean = fused_step(row, sample, model_output, z=z)
+        return DDPMSchedulerOutput(following, clean) if return_dict else (following, clean)
+
+    def _before(self, t: int) -> int:
+        """The timestep that a step from ``t`` leads to; below 0: the clean sample."""
+        if not (self.custom_timesteps or self.num_inference_steps):
+            return t - 1
+        timesteps = self._numbers("timesteps")
+        (found,) = np.nonzero(timesteps == t)
+        if not len(found):
+            raise ValueError(f"timestep must be one of the scheduler's timesteps, got {t}")
+        return int(timesteps[found[0] + 1]) if found[0] + 1 < len(timesteps) else -1
+
+
+class LCMScheduler(_Fused, diffusers.LCMScheduler):
+    """``diffusers.LCMScheduler`` by the fused step; ``thresholding`` is left to it."""
+
+    def step(
+        self,
+        model_output: torch.Tensor,
+        timestep: int,
+        sample: torch.Tensor,
+        generator: Generators = None,
+        return_dict: bool = True,
+    ) -> LCMSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
+        """As ``diffusers.LCMScheduler.step``."""
+        try:
+            require_covered(sample, model_output)
+            clip, steps = self._clip(), self._require_steps()
+            if self.step_index is None:
+                self._init_step_index(timestep)
+            at, t, timesteps = self.step_index, index(timestep), self._numbers("timesteps")
+            alphas, last = self._numbers("alphas_cumprod"), at == steps - 1
+            before = timesteps[at + 1] if at + 1 < len(timesteps) else t
+            a_prev = alphas[before] if before >= 0 else self.final_alpha_cumprod.item()
+            scaling = self.config.timestep_scaling
+            row = lcm_row(self.config.prediction_type, t, alphas[t], None if last else a_prev, scaling, clip)
+        except Uncovered as why:
+            say_once(type(self).__name__, str(why))
+            return super().step(model_output, timestep, sample, generator, return_dict)
+        z = None if last else _noise(model_output, generator)
+        following, denoised = fused_step(row, sample, model_output, z=z)
+        self._step_index += 1
+        return LCMSchedulerOutput(following, denoised) if return_dict else (following, denoised)
+
+
+class DPMSolverMultistepScheduler(_Fused, diffusers.DPMSolverMultistepScheduler):
+    """``diffusers.DPMSolverMultistepScheduler`` by the fused step; ``thresholding`` and order 3 are left to it.
+
+    Every ``algorithm_type``, ``solver_type`` and way to choose noise levels is covered.
+    """
+
+    def step(
+        self,
+        model_output: torch.Tensor,
+        timestep: int,
+        sample: torch.Tensor,
+        generator: Generators = None,
+        variance_noise: torch.Tensor | None = None,
+        return_dict: bool = True,
+    ) -> SchedulerOutput | tuple[torch.Tensor]:
+        """As ``diffusers.DPMSolverMultistepScheduler.step``."""
+        config, prediction = self.config, model_output
+        if config.prediction_type == "epsilon" and config.variance_type in ("learned", "learned_range"):
+            prediction = model_output[:, :3]  # the variance is not used
+        try:
+            self._require(not config.thresholding, "thresholding")
+            self._require(config.solver_order in (1, 2), "solver_order")
+            require_covered(sample, prediction)
+            self._require_steps()
+            if self.step_index is None:
+                self._init_step_index(timestep)
+            first_order = self._is_first_order(self.step_index)
+            row = self._row(self.step_index, first_order)
+        except Uncovered as why:
+            say_once(type(self).__name__, str(why))
+            return super().step(model_output, timestep, sample, generator, variance_noise, return_dict)
+        z = None
+        if config.algorithm_type.startswith("sde-"):
+            if variance_noise is None:
+                z = _noise(prediction, generator, torch.float32)
+            else:
+                z = variance_noise.to(sample.device, torch.float32).expand_as(sample)
+        before = None if first_order else self.model_outputs[-1]
+        following, estimate = fused_step(row, sample, prediction, before, z)
+        self.model_outputs[:-1] = self.model_outputs[1:]
+        self.model_outputs[-1] = estimate
+        self.lower_order_nums += self.lower_order_nums < config.solver_order
+        self._step_index += 1
+        return SchedulerOutput(following) if return_dict else (following,)
+
+    def _is_first_order(self, at: int) -> bool:
+        config, count = self.config, len(self.timesteps)
+        ends_low = config.euler_at_final or config.final_sigmas_type == "zero"
+        ends_low = ends_low or (config.lower_order_final and count < 15)
+        return config.solver_order == 1 or self.lower_order_nums < 1 or (at == count - 1 and ends_low)
+
+    def _row(self, at: int, first_order: bool) -> Float32Array:
+        config, sigmas = self.config, self._numbers("sigmas")
+        kinds = ("flow_prediction",) if config.use_flow_sigmas else ("epsilon", "sample", "v_prediction")
+        self._require(config.prediction_type in kinds, "prediction_type", "use_flow_sigmas")
+        self._require(config.algorithm_type.endswith("++") or not config.use_flow_sigmas, "algorithm_type")
+        before = None if first_order else float(sigmas[at - 1])
+        solver = config.algorithm_type, config.solver_type, config.prediction_type
+        return dpm_row(*solver, float(sigmas[at]), float(sigmas[at + 1]), before)

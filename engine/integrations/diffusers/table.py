@@ -1,0 +1,116 @@
+"""A diffusers scheduler that is set to its timesteps, as a table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from stepfuse.integrations.scheduler_config import SchedulerSettings, read_scheduler
+from stepfuse.samplers import SAMPLERS
+from stepfuse.samplers.table import COLUMNS, StepTable
+
+# Relative: diffusers keeps timesteps, and adds up what is left of the signal, in float32.
+_TIMESTEPS, _SIGNAL = 1e-5, 1e-4
+
+
+def settings_of(scheduler: Any) -> SchedulerSettings:
+    """What a scheduler is set to now.
+
+    Raises:
+        ValueError: If it is not covered, or something in it was changed that its configuration does not say.
+    """
+    config = {**scheduler.config, "_class_name": type(scheduler).__name__}
+    settings = _read(json.dumps(config, sort_keys=True, default=lambda one: np.asarray(one).tolist()))
+    name = type(scheduler).__name__
+    if settings.schedule.is_flow:
+        if scheduler.shift != settings.schedule.shift:
+            raise ValueError(
+                f"{name}: shift must be the configuration's {settings.schedule.shift}, got {scheduler.shift}"
+            )
+    elif not np.allclose(scheduler.alphas_cumprod, settings.schedule.alphas_cumprod, rtol=_SIGNAL, atol=1e-6):
+        raise ValueError(f"{name}: alphas_cumprod must be those of its configuration, got others")
+    return settings
+
+
+def table_of(
+    scheduler: Any,
+    custom: Mapping[str, Any],
+    *,
+    guidance_scale: float = 1.0,
+    guidance_rescale: float = 0.0,
+    eta: float = 0.0,
+    clipped_eps: bool = False,
+) -> StepTable:
+    """The steps that a scheduler would do at its timesteps.
+
+    Args:
+        scheduler: After ``set_timesteps``.
+        custom: ``timesteps`` or ``sigmas`` that it was set to, if any.
+        guidance_scale: Of the pipeline's call.
+        guidance_rescale: As in ``StepTable.adapt``.
+        eta: Of the pipeline's call; only DDIM reads it.
+        clipped_eps: The same.
+
+    Raises:
+        ValueError: If no sampler does these steps.
+    """
+    settings = settings_of(scheduler)
+    options = dict(settings.defaults)
+    sampler, threshold = options.pop("sampler"), options.pop("dynamic_threshold", None)
+    if not settings.schedule.is_flow:
+        options["prediction_type"] = settings.prediction_type
+    if sampler == "ddim":
+        options.update(eta=float(eta or 0.0), clipped_eps=bool(clipped_eps))
+    table = SAMPLERS[sampler](
+        settings.schedule, guidance_scale=float(guidance_scale), **options, **_timesteps(scheduler, custom, settings)
+    )
+    wanted = np.asarray(scheduler.timesteps.cpu(), dtype=np.float64)
+    if len(wanted) != len(table) or not np.allclose(table["t"], wanted, rtol=_TIMESTEPS, atol=_TIMESTEPS):
+        raise ValueError(
+            f"{type(scheduler).__name__}: timesteps must be those of sampler {sampler!r},"
+            f" {np.array2string(table['t'], threshold=6)}, got {np.array2string(wanted, threshold=6)}"
+        )
+    return table.adapt(guidance_rescale=float(guidance_rescale), dynamic_threshold=threshold)
+
+
+def begun(table: StepTable, row: int) -> tuple[StepTable, npt.NDArray[np.float32]]:
+    """The steps from a row on, for a state that is given, and without the noise, which diffusers' generators draw.
+
+    Returns:
+        The table, and how much noise each of its steps is to be given, shape (S,).
+    """
+    rows = np.array(table.rows[row:])
+    q_d, q_h, q_z = (COLUMNS.index(name) for name in ("q_d", "q_h", "q_z"))
+    if row:  # the first step of a multistep solver is of first order: it takes its own estimate for the one before
+        rows[0, q_d] += rows[0, q_h]
+        rows[0, q_h] = 0
+    noise = rows[:, q_z].copy()
+    rows[:, q_z] = 0
+    return replace(table, rows=rows, init_scale=1.0), noise
+
+
+@lru_cache(maxsize=16)
+def _read(config: str) -> SchedulerSettings:
+    return read_scheduler(json.loads(config))
+
+
+def _timesteps(scheduler: Any, custom: Mapping[str, Any], settings: SchedulerSettings) -> dict[str, Any]:
+    """The sampler's argument that has it step where the scheduler does."""
+    given = [name for name, value in custom.items() if value is not None]
+    if not given:
+        return {"steps": int(scheduler.num_inference_steps)}
+    if settings.schedule.is_flow:
+        sigmas = np.asarray(scheduler.sigmas[:-1], dtype=np.float64)
+        return {"timesteps": sigmas * settings.schedule.num_train_timesteps}
+    if "sigmas" in given:
+        raise ValueError(
+            f"sigmas must be left out with {type(scheduler).__name__}, whose steps are at timesteps, got"
+            f" {custom['sigmas']}: give timesteps, or call pipe.original"
+        )
+    return {"timesteps": list(custom["timesteps"])}

@@ -1,0 +1,47 @@
+"""Conditioning inputs: what a network is told, what "nothing" is, and how a caller says it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from stepfuse.bundle.cond_input import CondInput
+
+
+def cond_per_sample(
+    inputs: Mapping[str, CondInput], given: Any, count: int, argument: str = "cond"
+) -> list[list[npt.NDArray[Any]] | None]:
+    """What each sample is told: a value an input in the inputs' order, or None where it is told nothing at all.
+
+    Args:
+        inputs: The network's conditioning inputs by name.
+        given: One value or one a sample where there is one input, otherwise a dict of these by name. None is null.
+        count: Number of samples.
+        argument: What messages call ``given``.
+
+    Raises:
+        ValueError: If a name is unknown, or ``CondInput.value`` finds something.
+        TypeError: If there are several inputs and ``given`` is no dict.
+    """
+    if not inputs:
+        if given is not None:
+            raise ValueError(f"this model takes no conditioning, got {given!r}")
+        return [None] * count
+    if not isinstance(given, Mapping):
+        if len(inputs) > 1 and given is not None:
+            raise TypeError(f"{argument} must be a dict with any of {', '.join(inputs)}, got {type(given).__name__}")
+        given = {next(iter(inputs)): given}
+    unknown = set(given) - set(inputs)
+    if unknown:
+        names = ", ".join(map(str, sorted(unknown)))
+        raise ValueError(f"{argument} must have names among {', '.join(inputs)}, got {names}")
+    columns = [spec.values(name, given.get(name), count) for name, spec in inputs.items()]
+    nulls = [spec.value(name, None) for name, spec in inputs.items()]
+    rows: list[list[npt.NDArray[Any]] | None] = []
+    for values in zip(*columns, strict=True):
+        told = any(not np.array_equal(value, null) for value, null in zip(values, nulls, strict=True))
+        rows.append(list(values) if told else None)
+    return rows

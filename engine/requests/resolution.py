@@ -1,0 +1,353 @@
+"""From the arguments of ``Engine.sample`` to one request a sample: a table, a seed, and what the sample is told."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from stepfuse import _core
+from stepfuse.bundle.model_info import ModelInfo
+from stepfuse.requests.conditioning import cond_per_sample
+from stepfuse.requests.editing import Edit
+from stepfuse.requests.request import Request
+from stepfuse.samplers import SAMPLERS
+from stepfuse.samplers.table import StepTable
+
+_DEFAULT_STEPS = 50
+_SEED_LIMIT = 1 << 64
+_ADAPTIVE = ("guidance_rescale", "dynamic_threshold")  # options of every sampler: StepTable.adapt
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """One sample to draw, its arguments checked and compiled.
+
+    Attributes:
+        table: Its sampler, compiled.
+        seed: Key of all its noise.
+        cond: A value for each conditioning input; None where it is told nothing.
+        negative_cond: The same for the unconditional pass; None where that is told the null values.
+        known: What it begins with or keeps; None where it begins as noise.
+        priority, deadline, timeout: As in ``Request``.
+        name: The request's id, if it has one.
+    """
+
+    table: StepTable
+    seed: int
+    cond: list[npt.NDArray[Any]] | None
+    negative_cond: list[npt.NDArray[Any]] | None = None
+    known: _core.Known | None = None
+    priority: int = 0
+    deadline: float | None = None
+    timeout: float | None = None
+    name: str | None = None
+
+
+class Compiler:
+    """Compiles samplers for one model and remembers the tables: those asked for often are compiled once."""
+
+    def __init__(self, info: ModelInfo) -> None:
+        self.info = info
+        self._remembered = functools.lru_cache(maxsize=256)(self._compile_hashable)
+
+    def compile(
+        self,
+        sampler: str | None = None,
+        steps: int | None = None,
+        guidance_scale: float | None = None,
+        eta: float | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> StepTable:
+        """The table of a named sampler for this model; None is the model's default.
+
+        Raises:
+            ValueError: If there is no such sampler, or it refuses an argument.
+            TypeError: If it does not have one of the options.
+        """
+        items = tuple((options or {}).items())
+        arguments = sampler, steps, guidance_scale, eta, items
+        kinds = tuple(type(one) for one in (*arguments[:4], *(value for _, value in items)))  # True equals 1, 1.0 too
+        try:
+            hash(arguments)
+        except TypeError:
+            return compile_table(self.info, sampler, steps, guidance_scale, eta, options or {})
+        return self._remembered(arguments, kinds)
+
+    def _compile_hashable(self, arguments: tuple[Any, ...], kinds: tuple[type, ...]) -> StepTable:
+        sampler, steps, guidance_scale, eta, items = arguments
+        return compile_table(self.info, sampler, steps, guidance_scale, eta, dict(items))
+
+    def one(self, request: Request) -> SampleRequest:
+        """A request, checked and compiled.
+
+        Raises:
+            ValueError: If a bound is broken; the message carries the value received.
+            TypeError: If a value is of the wrong kind.
+        """
+        [resolved] = resolve(
+            self,
+            1,
+            cond=request.cond,
+            negative_cond=request.negative_cond,
+            seed=request.seed,
+            table=request.table,
+            sampler=request.sampler,
+            steps=request.steps,
+            guidance_scale=request.guidance_scale,
+            eta=request.eta,
+            image=request.image,
+            mask=request.mask,
+            strength=request.strength,
+            options=request.options,
+        )
+        priority = request.priority
+        if isinstance(priority, bool) or not isinstance(priority, int):
+            raise TypeError(f"priority must be a whole number, got {priority!r}")
+        if not -(1 << 31) <= priority < 1 << 31:
+            raise ValueError(f"priority must fit 32 bits, got {priority}")
+        if request.id is not None and not (isinstance(request.id, str) and request.id):
+            raise TypeError(f"id must be a text of at least one character, got {request.id!r}")
+        for name, seconds in (("deadline", request.deadline), ("timeout", request.timeout)):
+            if seconds is not None:
+                _require_number(name, seconds)
+                if not math.isfinite(seconds):
+                    raise ValueError(f"{name} must be finite, got {seconds}")
+        if request.timeout is not None and request.timeout <= 0:
+            raise ValueError(f"timeout must be above 0 seconds, got {request.timeout}")
+        return replace(resolved, priority=priority, deadline=request.deadline, timeout=request.timeout, name=request.id)
+
+
+def resolve(
+    compiler: Compiler,
+    n: int,
+    *,
+    cond: Any,
+    negative_cond: Any = None,
+    seed: int | Sequence[int] | None,
+    table: StepTable | Sequence[StepTable] | None,
+    sampler: str | Sequence[str] | None,
+    steps: int | Sequence[int] | None,
+    guidance_scale: float | Sequence[float] | None,
+    eta: float | Sequence[float] | None,
+    image: npt.ArrayLike | None = None,
+    mask: npt.ArrayLike | None = None,
+    strength: float | Sequence[float] | None = None,
+    options: Mapping[str, Any],
+) -> list[SampleRequest]:
+    """One request a sample; every argument is one value for all or a sequence of one each.
+
+    Raises:
+        ValueError: If a bound is broken or lengths differ; the message carries the value received.
+        TypeError: If a value is of the wrong kind.
+    """
+    if isinstance(n, bool) or not isinstance(n, int | np.integer):
+        raise TypeError(f"n must be a whole number, got {n!r}")
+    if n < 1:
+        raise ValueError(f"n must be at least 1, got {n}")
+    info = compiler.info
+    conds = cond_per_sample(info.cond, cond, n)
+    negatives = cond_per_sample(info.cond, negative_cond, n, "negative_cond")
+    seeds = seeds_of(seed, n)
+    if table is not None:
+        given = {"sampler": sampler, "steps": steps, "guidance_scale": guidance_scale, "eta": eta, **options}
+        named = [name for name, value in given.items() if value is not None]
+        if named:
+            raise ValueError(f"table says all about the sampler: leave out {', '.join(named)}")
+        tables = _each("table", table, n)
+        for distinct in {id(one): one for one in tables}.values():
+            _check(info, distinct)
+    else:
+        tables = _tables(compiler, n, sampler, steps, guidance_scale, eta, options)
+    edit = Edit(info, n, image, mask, _strengths(strength, n))
+    requests = []
+    for index, (whole, seed, cond, negative) in enumerate(zip(tables, seeds, conds, negatives, strict=True)):
+        run, known = edit.apply(index, whole)
+        if negative is not None and cond is None:  # then the null values are what it is told
+            cond = [spec.value(name, None) for name, spec in info.cond.items()]
+        requests.append(SampleRequest(run, seed, cond, negative, known))
+    return requests
+
+
+def compile_table(
+    info: ModelInfo,
+    sampler: str | None,
+    steps: int | None,
+    guidance_scale: float | None,
+    eta: float | None,
+    options: Mapping[str, Any],
+) -> StepTable:
+    """The table of a named sampler for this model; None is the model's default.
+
+    Raises:
+        ValueError: If there is no such sampler, or it refuses an argument.
+        TypeError: If it does not have one of the options.
+    """
+    if sampler is None:
+        sampler = info.defaults.get("sampler", "euler" if info.schedule.is_flow else "ddim")
+    if sampler not in SAMPLERS:
+        raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {sampler!r}")
+    if steps is None and options.get("timesteps") is None:
+        steps = default_steps(info, sampler)
+    if guidance_scale is None:
+        guidance_scale = info.defaults.get("guidance_scale", 1.0)
+    require_guidable(info, guidance_scale)
+    _require_number("guidance_scale", guidance_scale)
+
+    function = SAMPLERS[sampler]
+    accepted = inspect.signature(function).parameters
+    adaptive = {name: info.defaults[name] for name in _ADAPTIVE if name in info.defaults}
+    adaptive.update({name: value for name, value in options.items() if name in _ADAPTIVE})
+    arguments = {**default_options(info, function), **{k: v for k, v in options.items() if k not in _ADAPTIVE}}
+    if "prediction_type" in accepted:
+        arguments["prediction_type"] = info.prediction_type
+    if "eta" in accepted:
+        arguments["eta"] = info.defaults.get("eta", 0.0) if eta is None else eta
+        _require_number("eta", arguments["eta"])
+    elif eta:
+        raise ValueError(f"eta must be left out with sampler {sampler!r}, which has none, got {eta}")
+    unknown = [name for name in arguments if name not in accepted]
+    if unknown:
+        known = ", ".join([*(name for name in accepted if name != "schedule"), *_ADAPTIVE])
+        raise TypeError(f"sampler {sampler!r} takes {known}, got {', '.join(unknown)}")
+    return _adapt(function(info.schedule, steps, guidance_scale=guidance_scale, **arguments), adaptive)
+
+
+def _adapt(table: StepTable, options: Mapping[str, Any]) -> StepTable:
+    """The table with those of ``StepTable.adapt``'s arguments that are given."""
+    rescale, threshold = options.get("guidance_rescale"), options.get("dynamic_threshold")
+    if rescale is None and threshold is None:
+        return table
+    _require_number("guidance_rescale", rescale or 0.0)
+    if threshold is not None:
+        if not isinstance(threshold, Sequence | np.ndarray) or len(threshold) != 2:
+            raise TypeError(f"dynamic_threshold must be two numbers, (ratio, largest), got {threshold!r}")
+        for one in threshold:
+            _require_number("dynamic_threshold", one)
+        threshold = float(threshold[0]), float(threshold[1])
+    return table.adapt(guidance_rescale=float(rescale or 0.0), dynamic_threshold=threshold)
+
+
+def starting_state(shape: tuple[int, ...], given: npt.ArrayLike | None, name: str = "noise") -> npt.NDArray[np.float32]:
+    """The array that a run works in, of this shape: a copy of what is given, or memory for the loop to fill.
+
+    Raises:
+        ValueError: If the shape differs, or a number is not finite.
+        TypeError: If it does not hold floating-point numbers.
+    """
+    if given is None:
+        return np.empty(shape, dtype=np.float32)
+    array = np.asarray(given)
+    if array.shape != shape:
+        raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
+    if array.dtype.kind != "f":
+        raise TypeError(f"{name} must be floating point, got {array.dtype}")
+    with np.errstate(over="ignore"):  # too large for float32 is reported below
+        x = array.astype(np.float32, order="C")
+    finite = np.isfinite(x)
+    if not finite.all():
+        where = tuple(int(i) for i in np.argwhere(~finite)[0])
+        raise ValueError(f"{name} must be finite, got {array[where]} at {where}")
+    return x
+
+
+def _tables(
+    compiler: Compiler,
+    n: int,
+    sampler: str | Sequence[str] | None,
+    steps: int | Sequence[int] | None,
+    guidance_scale: float | Sequence[float] | None,
+    eta: float | Sequence[float] | None,
+    options: Mapping[str, Any],
+) -> list[StepTable]:
+    """A table a sample."""
+    samplers, counts = _each("sampler", sampler, n), _each("steps", steps, n)
+    scales, shares = _each("guidance_scale", guidance_scale, n), _each("eta", eta, n)
+    each = zip(samplers, counts, scales, shares, strict=True)
+    return [compiler.compile(*arguments, options) for arguments in each]
+
+
+def require_guidable(info: ModelInfo, guidance_scale: float) -> None:
+    """Refuses guidance where there is nothing to guide by."""
+    if guidance_scale != 1 and not info.cond:
+        raise ValueError(f"guidance_scale must be 1 for a model that takes no conditioning, got {guidance_scale}")
+
+
+def default_steps(info: ModelInfo, sampler: str) -> int:
+    """Steps where the caller gives none: the model's default, and all of T for the original sampler.
+
+    A model whose own sampler is the original one, respaced, says so with its steps.
+    """
+    total = info.schedule.num_train_timesteps
+    respaced = info.defaults.get("sampler") == "ddpm" and "steps" in info.defaults
+    if sampler == "ddpm" and not respaced:
+        return total
+    return min(int(info.defaults.get("steps", _DEFAULT_STEPS)), total)
+
+
+def default_options(info: ModelInfo, function: Callable[..., StepTable]) -> dict[str, Any]:
+    """Those of the model's defaults that are options of this function: spacing, clip, ..."""
+    named = ("sampler", "steps", "guidance_scale", "eta")
+    accepted = inspect.signature(function).parameters
+    return {name: value for name, value in info.defaults.items() if name in accepted and name not in named}
+
+
+def _check(info: ModelInfo, table: Any) -> None:
+    if not isinstance(table, StepTable):
+        raise TypeError(f"table must be a StepTable, got {type(table).__name__}")
+    table.check()
+    limit = info.schedule.max_timestep
+    for t in (float(table["t"].max()), float(table["t"].min())):
+        if not 0 <= t <= limit:
+            raise ValueError(f"table's timesteps must be between 0 and {limit:g} for this model, got {t:g}")
+
+
+def _strengths(given: float | Sequence[float] | None, n: int) -> list[float | None]:
+    strengths = _each("strength", given, n)
+    for one in strengths:
+        if one is not None:
+            _require_number("strength", one)
+    return strengths
+
+
+def seeds_of(seed: int | Sequence[int] | None, n: int) -> list[int]:
+    """A seed a sample: of one seed s, s + i, beginning again at 0 after the last; None draws one."""
+    if seed is None:
+        seed = secrets.randbits(64)
+    if isinstance(seed, int | np.integer) and not isinstance(seed, bool):
+        _require_seed(int(seed))
+        return [(int(seed) + i) % _SEED_LIMIT for i in range(n)]
+    seeds = _each("seed", seed, n)
+    for one in seeds:
+        if isinstance(one, bool) or not isinstance(one, int | np.integer):
+            raise TypeError(f"seed must be a whole number, got {one!r}")
+        _require_seed(int(one))
+    return [int(one) for one in seeds]
+
+
+def _require_seed(seed: int) -> None:
+    if not 0 <= seed < _SEED_LIMIT:
+        raise ValueError(f"seed must be between 0 and 2^64 - 1, got {seed}")
+
+
+def _require_number(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+
+
+def _each(name: str, given: Any, n: int) -> list[Any]:
+    """One value a sample."""
+    if isinstance(given, np.ndarray) and given.ndim == 1:
+        given = given.tolist()
+    if isinstance(given, str | StepTable) or not isinstance(given, Sequence):
+        return [given] * n
+    if len(given) != n:
+        raise ValueError(f"{name} must be one value, or one for each of the {n} samples, got {len(given)}")
+    return list(given)

@@ -1,0 +1,208 @@
+"""What samplers are written with: timesteps, noise levels, and the coefficients that most of them share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import wraps
+from inspect import signature
+from typing import Literal, ParamSpec, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from stepfuse.samplers.schedule import Float64Array, NoiseSchedule, Spacing, explicit_timesteps, spaced_timesteps
+from stepfuse.samplers.table import StepTable
+
+PredictionType = Literal["epsilon", "v_prediction", "sample"]
+Columns = dict[str, npt.ArrayLike]
+
+# The smallest positive float16: what diffusers puts in the place of a terminal ᾱ of 0 where a sampler divides by it.
+TINY_ALPHA = 2.0**-24
+
+Arguments = ParamSpec("Arguments")
+
+
+def recorded(function: Callable[Arguments, StepTable]) -> Callable[Arguments, StepTable]:
+    """Has a sampler's tables carry all arguments that they were made with, but for the schedule."""
+    parameters = signature(function)
+
+    @wraps(function)
+    def sampler(*args: Arguments.args, **kwargs: Arguments.kwargs) -> StepTable:
+        table = function(*args, **kwargs)
+        bound = parameters.bind(*args, **kwargs)
+        bound.apply_defaults()
+        del bound.arguments["schedule"]
+        return replace(table, options=bound.arguments)
+
+    return sampler
+
+
+def step_count(steps: int | None, most: int, name: str = "steps") -> int:
+    """A checked number of steps, 1 to ``most``."""
+    if steps is None:
+        raise ValueError(f"{name} must be given where timesteps are not")
+    if isinstance(steps, bool) or not isinstance(steps, int | np.integer):
+        raise TypeError(f"{name} must be a whole number, got {steps!r}")
+    require_between(name, steps, 1, most)
+    return int(steps)
+
+
+def match_count(steps: int | None, given: int) -> None:
+    """Refuses a number of steps that contradicts the timesteps given."""
+    if steps is not None and steps != given:
+        raise ValueError(f"steps must be the number of timesteps, {given}, or left out, got {steps}")
+
+
+def choose_timesteps(
+    schedule: NoiseSchedule, steps: int | None, timesteps: Sequence[float] | None, spacing: Spacing, steps_offset: int
+) -> Float64Array:
+    """The caller's timesteps if there are any, else ``steps`` of them spaced as named; the noisiest first."""
+    total = schedule.num_train_timesteps
+    if timesteps is not None:
+        chosen = explicit_timesteps(total, timesteps)
+        match_count(steps, len(chosen))
+        return chosen
+    return spaced_timesteps(total, step_count(steps, total), spacing, steps_offset)
+
+
+def next_timesteps(schedule: NoiseSchedule, t: Float64Array, *, explicit: bool) -> Float64Array:
+    """The timestep that each DDIM step leads to; below 0 where that is the clean sample.
+
+    With a spacing, diffusers steps to t - T // S whatever the next timestep is; so do we, to give the same images.
+    """
+    return np.append(t[1:], -1.0) if explicit else t - schedule.num_train_timesteps // len(t)
+
+
+def require_between(name: str, value: float, low: float, high: float) -> None:
+    """Refuses a value out of bounds, NaN included."""
+    if not low <= value <= high:
+        raise ValueError(f"{name} must be between {low:g} and {high:g}, got {value}")
+
+
+def alphas_at(schedule: NoiseSchedule, t: Float64Array, final: float = 1.0) -> Float64Array:
+    """ᾱ at each timestep; ``final`` where t is below 0, past the last one."""
+    alphas = schedule.alphas_cumprod
+    index = t.round().astype(int)
+    if index.max() >= len(alphas):
+        raise ValueError(f"timesteps[{int(np.argmax(index))}] must be at most {len(alphas) - 1}, got {index.max()}")
+    return np.where(index >= 0, alphas[np.maximum(index, 0)], final)
+
+
+def sigmas_of(schedule: NoiseSchedule, prediction_type: str) -> Float64Array:
+    """Noise over signal at every training timestep, finite also where ᾱ is 0."""
+    alphas = schedule.alphas_cumprod
+    if alphas[-1] == 0 and prediction_type == "epsilon":
+        raise ValueError(
+            f"alphas_cumprod[{len(alphas) - 1}] must be above 0 with epsilon prediction, got 0.0: use v_prediction or"
+            " sample, or a schedule without zero terminal SNR"
+        )
+    alphas = np.where(alphas == 0, TINY_ALPHA, alphas)
+    return cast("Float64Array", np.sqrt((1 - alphas) / alphas))
+
+
+def karras_sigmas(sigmas: Float64Array, count: int) -> Float64Array:
+    """Noise levels of Karras et al. (2022), Eq. 5, from the last (noisiest) of ``sigmas`` to the first."""
+    rho = 7.0
+    low, high = sigmas[0] ** (1 / rho), sigmas[-1] ** (1 / rho)
+    return cast("Float64Array", (high + np.linspace(0, 1, count) * (low - high)) ** rho)
+
+
+def clean_sample(prediction_type: str, a: Float64Array, clip: float | None) -> Columns:
+    """Line 1: the clean sample that the network's output implies at signal share ``a``, and its bounds."""
+    if clip is not None and not clip > 0:
+        raise ValueError(f"clip must be above 0, or None, got {clip}")
+    bounds: Columns = {} if clip is None else {"lo": -clip, "hi": clip}
+    root, noise = np.sqrt(a), np.sqrt(1 - a)
+    if prediction_type == "epsilon":
+        with np.errstate(divide="ignore"):
+            return {"p_x": 1 / root, "p_e": -noise / root, **bounds}
+    if prediction_type == "v_prediction":
+        return {"p_x": root, "p_e": -noise, **bounds}
+    if prediction_type == "sample":
+        return {"p_x": np.zeros_like(a), "p_e": np.ones_like(a), **bounds}
+    raise ValueError(f"prediction_type must be 'epsilon', 'v_prediction' or 'sample', got {prediction_type!r}")
+
+
+def eps_from(
+    prediction_type: str, a: Float64Array, *, from_clipped: bool
+) -> tuple[Float64Array, Float64Array, Float64Array]:
+    """The noise estimate as weights of (x, d, e)."""
+    root, noise, zero = np.sqrt(a), np.sqrt(1 - a), np.zeros_like(a)
+    if from_clipped:
+        return 1 / noise, -root / noise, zero
+    if prediction_type == "epsilon":
+        return zero, zero, np.ones_like(a)
+    if prediction_type == "v_prediction":
+        return noise, zero, root
+    return 1 / noise, zero, -root / noise
+
+
+def ancestral(
+    prediction_type: str, t: Float64Array, a: Float64Array, a_prev: Float64Array, variance: str, clip: float | None
+) -> Columns:
+    """Mean and variance of Ho et al. (2020), Eq. 6 and 7, for a jump from signal share ``a`` to ``a_prev``."""
+    if variance not in ("beta", "posterior"):
+        raise ValueError(f"variance must be 'beta' or 'posterior', got {variance!r}")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        alpha = a / a_prev
+        beta = 1 - alpha
+        posterior = beta * (1 - a_prev) / (1 - a)
+        return {
+            **clean_sample(prediction_type, a, clip),
+            "q_x": np.sqrt(alpha) * (1 - a_prev) / (1 - a),
+            "q_d": np.sqrt(a_prev) * beta / (1 - a),
+            "q_z": np.where(t > 0, np.sqrt(beta if variance == "beta" else posterior), 0.0),
+        }
+
+
+def implicit(
+    prediction_type: str, a: Float64Array, a_prev: Float64Array, eta: float, clip: float | None, *, clipped_eps: bool
+) -> Columns:
+    """Song et al. (2021), Eq. 12 with the variance of Eq. 16, for a jump from signal share ``a`` to ``a_prev``."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        sigma = eta * np.sqrt((1 - a_prev) / (1 - a) * (1 - a / a_prev))
+        # With eta = 1 at ᾱ = 0 the two cancel, and rounding may leave less than nothing.
+        towards_x = np.sqrt(np.maximum(1 - a_prev - sigma**2, 0.0))
+        x_to_eps, d_to_eps, e_to_eps = eps_from(prediction_type, a, from_clipped=clipped_eps)
+        return {
+            **clean_sample(prediction_type, a, clip),
+            "q_x": towards_x * x_to_eps,
+            "q_d": np.sqrt(a_prev) + towards_x * d_to_eps,
+            "q_e": towards_x * e_to_eps,
+            "q_z": sigma,
+        }
+
+
+def consistency(t: Float64Array, timestep_scaling: float = 10.0) -> tuple[Float64Array, Float64Array]:
+    """Weights of (x, d) in a consistency function: Luo et al. (2023), Eq. 4 and appendix."""
+    sigma_data = 0.5
+    scaled = timestep_scaling * t
+    return sigma_data**2 / (scaled**2 + sigma_data**2), scaled / np.sqrt(scaled**2 + sigma_data**2)
+
+
+def build_table(
+    name: str,
+    schedule: NoiseSchedule,
+    t: Float64Array,
+    columns: Columns,
+    guidance_scale: float,
+    guidance_interval: tuple[float, float],
+    init_scale: float = 1.0,
+) -> StepTable:
+    """A checked table of these columns, with guidance where the interval has it on."""
+    if not (np.isfinite(guidance_scale) and guidance_scale >= 0):
+        raise ValueError(f"guidance_scale must be at least 0 and finite, got {guidance_scale}")
+    start, stop = guidance_interval
+    if not 0 <= start < stop <= 1:
+        raise ValueError(
+            f"guidance_interval must be (start, stop) with 0 <= start < stop <= 1, got {guidance_interval}"
+        )
+    time = t / max(schedule.max_timestep, 1.0)
+    guided = (time >= start) & (time <= stop)
+    return StepTable.from_columns(
+        {"t": t, "g": np.where(guided, guidance_scale, 1.0), **columns},
+        sampler=name,
+        init_scale=init_scale,
+        max_timestep=schedule.max_timestep,
+    )

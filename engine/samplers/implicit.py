@@ -1,0 +1,66 @@
+"""DDIM."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from stepfuse.samplers.coefficients import (
+    PredictionType,
+    alphas_at,
+    build_table,
+    choose_timesteps,
+    implicit,
+    next_timesteps,
+    recorded,
+    require_between,
+)
+from stepfuse.samplers.schedule import NoiseSchedule, Spacing
+from stepfuse.samplers.table import StepTable
+
+
+@recorded
+def ddim(
+    schedule: NoiseSchedule,
+    steps: int | None = None,
+    *,
+    timesteps: Sequence[float] | None = None,
+    spacing: Spacing = "leading",
+    steps_offset: int = 0,
+    prediction_type: PredictionType = "epsilon",
+    clip: float | None = None,
+    clipped_eps: bool = False,
+    eta: float = 0.0,
+    final_alpha_cumprod: float = 1.0,
+    guidance_scale: float = 1.0,
+    guidance_interval: tuple[float, float] = (0.0, 1.0),
+) -> StepTable:
+    """DDIM of Song et al. (2021), Eq. 12: any subset of the training timesteps, taken backwards.
+
+    Args:
+        schedule: Noise levels the network was trained with, variance-preserving.
+        steps: Number of network evaluations S, 1 ≤ S ≤ T. May be left out where ``timesteps`` are given.
+        timesteps: Timesteps of one's own, strictly decreasing, instead of ``spacing``; each step leads to the next one.
+        spacing: Which S timesteps are taken: ``leading``, ``trailing`` or ``linspace``.
+        steps_offset: Added to ``leading`` timesteps.
+        prediction_type: What the network predicts: ``epsilon``, ``v_prediction`` or ``sample``.
+        clip: The implied clean sample is clamped to [-clip, clip]; None leaves it alone.
+        clipped_eps: Whether the noise estimate is derived again from the clamped sample.
+        eta: Share of DDPM's noise that is added back (Eq. 16), 0 (deterministic) to 1.
+        final_alpha_cumprod: ᾱ of the state after the last step: 1 for a clean sample.
+        guidance_scale: Classifier-free guidance (Ho & Salimans, 2022); 1 means one network pass a step instead of two.
+        guidance_interval: Guidance is on while t / (T - 1) lies within these bounds, 1 being the noisiest
+            (Kynkäänniemi et al., 2024); elsewhere the conditional pass stands alone.
+
+    Returns:
+        A table of S rows, the noisiest timestep first.
+
+    Raises:
+        ValueError: If a bound is broken; the message carries the value received.
+    """
+    require_between("eta", eta, 0.0, 1.0)
+    require_between("final_alpha_cumprod", final_alpha_cumprod, 0.0, 1.0)
+    t = choose_timesteps(schedule, steps, timesteps, spacing, steps_offset)
+    prev_t = next_timesteps(schedule, t, explicit=timesteps is not None)
+    a, a_prev = alphas_at(schedule, t), alphas_at(schedule, prev_t, final_alpha_cumprod)
+    columns = implicit(prediction_type, a, a_prev, eta, clip, clipped_eps=clipped_eps)
+    return build_table("ddim", schedule, t, columns, guidance_scale, guidance_interval)

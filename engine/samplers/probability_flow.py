@@ -1,0 +1,217 @@
+"""Samplers whose states are ``x0 + sigma z``: Euler's and Heun's methods on the probability-flow ODE, and on flows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from stepfuse.samplers.coefficients import (
+    Columns,
+    PredictionType,
+    build_table,
+    choose_timesteps,
+    clean_sample,
+    eps_from,
+    karras_sigmas,
+    match_count,
+    recorded,
+    sigmas_of,
+    step_count,
+)
+from stepfuse.samplers.schedule import Float64Array, NoiseSchedule, Spacing, explicit_timesteps
+from stepfuse.samplers.table import StepTable
+
+Weights = tuple[Float64Array, Float64Array, Float64Array]
+
+
+@recorded
+def euler(
+    schedule: NoiseSchedule,
+    steps: int | None = None,
+    *,
+    timesteps: Sequence[float] | None = None,
+    spacing: Spacing = "linspace",
+    steps_offset: int = 0,
+    prediction_type: PredictionType = "epsilon",
+    karras: bool = False,
+    guidance_scale: float = 1.0,
+    guidance_interval: tuple[float, float] = (0.0, 1.0),
+) -> StepTable:
+    """Euler's method: on the probability-flow ODE (Karras et al., 2022, section 3), or on a rectified flow.
+
+    On a variance-preserving schedule the state is ``x0 + sigma z`` and the slope is the noise estimate; on a flow
+    schedule it is ``(1 - sigma) x0 + sigma z`` and the slope is the network's ``v = z - x0`` (Esser et al., 2024).
+
+    Args:
+        schedule: As for ``ddim``, and so are the arguments not named here; or ``NoiseSchedule.flow(shift)``.
+        steps: Number of network evaluations S, 1 ≤ S ≤ T.
+        timesteps: Timesteps of one's own, strictly decreasing; they need not be whole. On a flow they are T σ, from T
+            down, taken as they are, without shift.
+        spacing: As for ``ddim``; ``linspace`` is not rounded. Not for flows, and neither are the three below.
+        karras: Noise levels of Karras et al. (2022), Eq. 5 with ρ = 7, between those that ``spacing`` ends at.
+
+    Returns:
+        A table of S rows, the noisiest timestep first.
+
+    Raises:
+        ValueError: If a bound is broken; the message carries the value received.
+    """
+    if schedule.is_flow:
+        _refuse_on_flows(spacing=(spacing, "linspace"), steps_offset=(steps_offset, 0), karras=(karras, False))
+        return _flow(schedule, steps, timesteps, guidance_scale, guidance_interval)
+    t, sigma, init_scale = _levels(schedule, steps, timesteps, spacing, steps_offset, prediction_type, karras)
+    columns = _ode_step(prediction_type, sigma, np.append(sigma[1:], 0.0) - sigma)
+    return build_table("euler", schedule, t, columns, guidance_scale, guidance_interval, init_scale)
+
+
+@recorded
+def euler_ancestral(
+    schedule: NoiseSchedule,
+    steps: int | None = None,
+    *,
+    timesteps: Sequence[float] | None = None,
+    spacing: Spacing = "linspace",
+    steps_offset: int = 0,
+    prediction_type: PredictionType = "epsilon",
+    guidance_scale: float = 1.0,
+    guidance_interval: tuple[float, float] = (0.0, 1.0),
+) -> StepTable:
+    """Euler's method to a lower noise level than the next, and noise added back up to it: ancestral sampling.
+
+    Of the variance at the next level, ``sigma'^2 (sigma^2 - sigma'^2) / sigma^2`` is new noise: the posterior's, as in
+    Song et al. (2021, "Score-based generative modeling through SDEs"), Eq. 47.
+
+    Args:
+        schedule: As for ``euler``, variance-preserving alone; and so are the arguments not named here.
+        steps: Number of network evaluations S, 1 ≤ S ≤ T.
+
+    Returns:
+        A table of S rows, the noisiest timestep first.
+
+    Raises:
+        ValueError: If a bound is broken; the message carries the value received.
+    """
+    t, sigma, init_scale = _levels(schedule, steps, timesteps, spacing, steps_offset, prediction_type, karras=False)
+    after = np.append(sigma[1:], 0.0)
+    noise = after * np.sqrt(sigma**2 - after**2) / sigma
+    below = after**2 / sigma  # sqrt(after^2 - noise^2)
+    columns = {**_ode_step(prediction_type, sigma, below - sigma), "q_z": noise}
+    return build_table("euler_ancestral", schedule, t, columns, guidance_scale, guidance_interval, init_scale)
+
+
+@recorded
+def heun(
+    schedule: NoiseSchedule,
+    steps: int | None = None,
+    *,
+    timesteps: Sequence[float] | None = None,
+    spacing: Spacing = "linspace",
+    steps_offset: int = 0,
+    prediction_type: PredictionType = "epsilon",
+    clip: float | None = None,
+    karras: bool = False,
+    guidance_scale: float = 1.0,
+    guidance_interval: tuple[float, float] = (0.0, 1.0),
+) -> StepTable:
+    """Heun's second-order method on the probability-flow ODE (Karras et al., 2022, Algorithm 1).
+
+    The state is ``x0 + sigma z``. An interval is two rows: Euler to its end, then the average of both slopes, for which
+    the history carries the state and half of the first slope. The last interval, to sigma = 0, is Euler alone.
+
+    Args:
+        schedule: As for ``ddim``, and so are the arguments not named here.
+        steps: Number of noise levels S; the table has 2 S - 1 rows.
+        timesteps: As for ``ddim``; they need not be whole.
+        spacing: As for ``ddim``; ``linspace`` is not rounded.
+        karras: As for ``euler``.
+
+    Returns:
+        A table of 2 S - 1 rows, the noisiest timestep first.
+
+    Raises:
+        ValueError: If a bound is broken; the message carries the value received.
+    """
+    t, sigma, init_scale = _levels(schedule, steps, timesteps, spacing, steps_offset, prediction_type, karras)
+
+    # Row 2 i is Euler's at sigma[i], row 2 i + 1 the correction at sigma[i + 1]; dt is that interval's width in both.
+    predicts = np.arange(2 * len(t) - 1) % 2 == 0
+    t, sigma_here = np.repeat(t, 2)[1:], np.repeat(sigma, 2)[1:]
+    dt = np.repeat(np.append(np.diff(sigma), -sigma[-1]), 2)[:-1]
+    step = np.where(predicts, dt, dt / 2)
+    corrected = predicts & (np.arange(len(t)) < len(t) - 1)
+    clean, (x_to_slope, d_to_slope, e_to_slope) = _slope(prediction_type, sigma_here, clip)
+    columns: Columns = {
+        **clean,
+        "q_x": np.where(predicts, 1.0, 0.0) + step * x_to_slope,
+        "q_d": step * d_to_slope,
+        "q_e": step * e_to_slope,
+        "q_h": np.where(predicts, 0.0, 1.0),
+        "u_x": np.where(corrected, 1 + step / 2 * x_to_slope, 0.0),
+        "u_d": np.where(corrected, step / 2 * d_to_slope, 0.0),
+        "u_e": np.where(corrected, step / 2 * e_to_slope, 0.0),
+    }
+    return build_table("heun", schedule, t, columns, guidance_scale, guidance_interval, init_scale)
+
+
+def _levels(
+    schedule: NoiseSchedule,
+    steps: int | None,
+    timesteps: Sequence[float] | None,
+    spacing: Spacing,
+    steps_offset: int,
+    prediction_type: PredictionType,
+    karras: bool,
+) -> tuple[Float64Array, Float64Array, float]:
+    """Timesteps, noise levels, and the scale of the initial state."""
+    total = schedule.num_train_timesteps
+    t = choose_timesteps(schedule, steps, timesteps, spacing, steps_offset)
+    if timesteps is None and spacing == "linspace":
+        t = np.linspace(0, total - 1, len(t))[::-1]
+    all_sigmas = sigmas_of(schedule, prediction_type)
+    sigma = np.interp(t, np.arange(total), all_sigmas)
+    if karras:
+        sigma = karras_sigmas(sigma[::-1], len(t))
+        t = np.interp(np.log(sigma), np.log(all_sigmas), np.arange(total))
+    return t, sigma, float(sigma[0] if spacing in ("linspace", "trailing") else np.hypot(sigma[0], 1.0))
+
+
+def _slope(prediction_type: PredictionType, sigma: Float64Array, clip: float | None) -> tuple[Columns, Weights]:
+    """Input scale and line 1 at these noise levels, and the ODE's slope as weights of (x, d, e)."""
+    scale = 1 / np.sqrt(1 + sigma**2)  # the network's own state is scale * x
+    clean = clean_sample(prediction_type, scale**2, clip)
+    clean["p_x"] = scale * np.asarray(clean["p_x"])
+    # The slope is the noise estimate. As (x - d) / sigma it would lose all digits where sigma is small beside x.
+    x_to_slope, d_to_slope, e_to_slope = eps_from(prediction_type, scale**2, from_clipped=clip is not None)
+    return {**clean, "s": scale}, (scale * x_to_slope, d_to_slope, e_to_slope)
+
+
+def _ode_step(prediction_type: PredictionType, sigma: Float64Array, dt: Float64Array) -> Columns:
+    """Euler's step of width ``dt`` at each noise level."""
+    clean, (x_to_slope, d_to_slope, e_to_slope) = _slope(prediction_type, sigma, None)
+    return {**clean, "q_x": 1 + dt * x_to_slope, "q_d": dt * d_to_slope, "q_e": dt * e_to_slope}
+
+
+def _flow(
+    schedule: NoiseSchedule,
+    steps: int | None,
+    timesteps: Sequence[float] | None,
+    guidance_scale: float,
+    guidance_interval: tuple[float, float],
+) -> StepTable:
+    total, shift = schedule.num_train_timesteps, schedule.shift or 1.0
+    if timesteps is not None:
+        sigma = explicit_timesteps(total + 1, timesteps) / total
+        match_count(steps, len(sigma))
+    else:
+        ends = [shift * end / (1 + (shift - 1) * end) for end in (1.0, 1.0 / total)]
+        sigma = np.linspace(ends[0], ends[1], step_count(steps, total))
+        sigma = shift * sigma / (1 + (shift - 1) * sigma)  # diffusers shifts both the ends and what lies between
+    columns: Columns = {"p_x": 1.0, "p_e": -sigma, "q_x": 1.0, "q_e": np.append(sigma[1:], 0.0) - sigma}
+    return build_table("euler", schedule, sigma * total, columns, guidance_scale, guidance_interval)
+
+
+def _refuse_on_flows(**given: tuple[object, object]) -> None:
+    for name, (value, default) in given.items():
+        if value != default:
+            raise ValueError(f"{name} must be left out with a flow schedule, got {value!r}")

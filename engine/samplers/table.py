@@ -1,0 +1,259 @@
+"""A sampler, compiled: one row of sixteen numbers a step."""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from stepfuse import _core
+
+Float32Array = npt.NDArray[np.float32]
+
+#: The columns of a row, in memory order; ``csrc/core/step/row.h`` says what each does.
+COLUMNS = ("t", "s", "g", "p_x", "p_e", "lo", "hi", "q_x", "q_d", "q_e", "q_h", "q_z", "u_x", "u_d", "u_e", "u_h")
+
+#: What a column holds where a sampler does not set it.
+DEFAULTS = {"s": 1.0, "g": 1.0, "lo": -np.inf, "hi": np.inf}
+
+_UNBOUNDED = {"lo": -np.inf, "hi": np.inf}
+
+
+@dataclass(frozen=True, eq=False)
+class StepTable:
+    """A sampler as data: ``(S, 16)`` float32, the noisiest step first.
+
+    Attributes:
+        rows: Shape (S, 16), float32, read-only; columns as in ``COLUMNS``.
+        sampler: Name of the function that made it.
+        options: All of that function's arguments but the schedule.
+        init_scale: The first state is ``init_scale`` times standard normal noise.
+        max_timestep: Largest timestep of the schedule it was made for; None if it is not bound to one.
+        guidance_rescale: As in ``adapt``.
+        dynamic_threshold: As in ``adapt``.
+    """
+
+    rows: Float32Array
+    sampler: str = "custom"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    init_scale: float = 1.0
+    max_timestep: float | None = None
+    guidance_rescale: float = 0.0
+    dynamic_threshold: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        rows = np.array(self.rows, dtype=np.float32, order="C")
+        if rows.ndim != 2 or rows.shape[1] != len(COLUMNS):
+            raise ValueError(f"a table's rows must have shape (S, {len(COLUMNS)}), got {rows.shape}")
+        rows.flags.writeable = False
+        object.__setattr__(self, "rows", rows)
+
+    @classmethod
+    def from_columns(cls, columns: Mapping[str, npt.ArrayLike], **attributes: Any) -> StepTable:
+        """A checked table from float64 columns; those not named take their neutral value, scalars fill a column.
+
+        Raises:
+            ValueError: If a column is unknown, lengths differ, or ``check`` finds something.
+        """
+        unknown = set(columns) - set(COLUMNS)
+        if unknown:
+            raise ValueError(f"columns must be among {', '.join(COLUMNS)}, got {', '.join(sorted(unknown))}")
+        steps = np.broadcast_shapes((1,), *(np.shape(values) for values in columns.values()))[0]
+        rows = np.zeros((steps, len(COLUMNS)))
+        for index, name in enumerate(COLUMNS):
+            rows[:, index] = columns.get(name, DEFAULTS.get(name, 0.0))
+        with np.errstate(over="ignore"):  # check() reports it with its row
+            table = cls(rows.astype(np.float32), **attributes)
+        return table.check()
+
+    def check(self) -> StepTable:
+        """Returns the table itself if a run of it makes sense.
+
+        Raises:
+            ValueError: If it is empty, a number is not finite, bounds cross, or a timestep lies outside the schedule;
+                the message names row, column and value.
+        """
+        if len(self) == 0:
+            raise ValueError("a table must have at least one row, got 0")
+        if not (np.isfinite(self.init_scale) and self.init_scale > 0):
+            raise ValueError(f"init_scale must be positive and finite, got {self.init_scale}")
+        self._check_adaptive()
+        for index, name in enumerate(COLUMNS):
+            column = self.rows[:, index]
+            unbounded = column == _UNBOUNDED.get(name, np.nan)
+            self._require(np.isfinite(column) | unbounded, name, "must be finite")
+        self._require(self["lo"] <= self["hi"], "lo", "must be at most hi")
+        self._require(self["s"] != 0, "s", "must not be 0")
+        if self.max_timestep is not None:
+            inside = (self["t"] >= 0) & (self["t"] <= self.max_timestep)
+            self._require(inside, "t", f"must be between 0 and {self.max_timestep:g}")
+        return self
+
+    def _require(self, holds: npt.NDArray[np.bool_], column: str, rule: str) -> None:
+        if holds.all():
+            return
+        row = int(np.argmin(holds))
+        message = f"{self.sampler}: row {row} (t = {self['t'][row]:g}): {column} {rule}, got {self[column][row]:g}"
+        if column == "p_x" and self["p_x"][row] == np.inf:
+            message += (
+                " (alphas_cumprod is 0 there, and epsilon prediction cannot tell the clean sample from pure noise:"
+                " use v_prediction or sample, or a schedule without zero terminal SNR)"
+            )
+        raise ValueError(message)
+
+    def _check_adaptive(self) -> None:
+        if not 0 <= self.guidance_rescale <= 1:
+            raise ValueError(f"guidance_rescale must be between 0 and 1, got {self.guidance_rescale}")
+        if self.dynamic_threshold is None:
+            return
+        ratio, largest = self.dynamic_threshold
+        if not (0 < ratio <= 1 and largest >= 1):
+            raise ValueError(
+                "dynamic_threshold must be (ratio, largest) with 0 < ratio <= 1 and largest >= 1,"
+                f" got {self.dynamic_threshold}"
+            )
+        if np.isfinite(self["lo"]).any() or np.isfinite(self["hi"]).any():
+            raise ValueError(f"clip must be left out with dynamic_threshold, which clamps too, got {self['hi'][0]:g}")
+
+    def adapt(
+        self, *, guidance_rescale: float = 0.0, dynamic_threshold: tuple[float, float] | None = None
+    ) -> StepTable:
+        """The same steps, each of which takes something from the whole of its sample.
+
+        Args:
+            guidance_rescale: φ of Lin et al. (2023), section 3.4: the share, 0 to 1, to which a guided prediction is
+                given the standard deviation of the conditional one. It keeps strong guidance from over-exposing.
+            dynamic_threshold: ``(ratio, largest)`` of Saharia et al. (2022), section 2.3: the clean estimate is clamped
+                to that quantile of its absolute values, 0 to 1, which is taken to lie between 1 and ``largest``, and
+                divided by it. For models of pixels in [-1, 1].
+
+        Raises:
+            ValueError: If a bound is broken, or the table clips already.
+        """
+        return replace(self, guidance_rescale=guidance_rescale, dynamic_threshold=dynamic_threshold).check()
+
+    def adapted_row(
+        self, index: int, x: npt.ArrayLike, eps: npt.ArrayLike, eps_uncond: npt.ArrayLike | None = None
+    ) -> Float32Array:
+        """A row for one sample, with what ``adapt`` says folded in, as ``stepfuse.step`` takes it.
+
+        Args:
+            index: Step.
+            x: State of one sample, any shape.
+            eps: Network output, the shape of ``x``; the conditional one if ``eps_uncond`` is given.
+            eps_uncond: Unconditional output.
+
+        Returns:
+            Shape (16,), float32.
+
+        Raises:
+            ValueError: If sizes differ.
+        """
+        return _core.adapted_row(self.rows[index], self.adaptive, x, eps, eps_uncond)
+
+    @property
+    def adaptive(self) -> _core.Adaptive:
+        """What ``adapt`` says, as the core takes it."""
+        ratio, largest = self.dynamic_threshold or (0.0, np.inf)
+        return _core.Adaptive(self.guidance_rescale, ratio, largest)
+
+    @property
+    def passes(self) -> int:
+        """Network passes that one conditioned sample costs: 2 a guided step, 1 where g is 0 or 1."""
+        return len(self) + int(self.guided.sum())
+
+    @property
+    def guided(self) -> npt.NDArray[np.bool_]:
+        """Which steps need both passes, shape (S,): g is neither 0 nor 1."""
+        guided: npt.NDArray[np.bool_] = (self["g"] != 0) & (self["g"] != 1)
+        return guided
+
+    @property
+    def uses_history(self) -> bool:
+        """Whether any step reads or keeps the history register."""
+        return any(bool(self[name].any()) for name in ("q_h", "u_x", "u_d", "u_e", "u_h"))
+
+    @property
+    def uses_noise(self) -> bool:
+        """Whether any step adds noise: the sampler is stochastic, and its result depends on the seed."""
+        return bool(self["q_z"].any())
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[Float32Array]:
+        return iter(self.rows)
+
+    @overload
+    def __getitem__(self, key: int | str) -> Float32Array: ...
+    @overload
+    def __getitem__(self, key: slice) -> StepTable: ...
+    def __getitem__(self, key: int | str | slice) -> Float32Array | StepTable:
+        """``table[i]`` is a row, shape (16,); ``table["q_x"]`` a column, shape (S,); ``table[a:b]`` a shorter table."""
+        if isinstance(key, str):
+            if key not in COLUMNS:
+                raise KeyError(f"columns are {', '.join(COLUMNS)}, got {key!r}")
+            column: Float32Array = self.rows[:, COLUMNS.index(key)]
+            return column
+        if isinstance(key, slice):
+            return replace(self, rows=self.rows[key])
+        row: Float32Array = self.rows[key]
+        return row
+
+    def __eq__(self, other: object) -> bool:
+        """Tables are equal if they compute the same thing; names and options do not count."""
+        if not isinstance(other, StepTable):
+            return NotImplemented
+        return self._scalars == other._scalars and np.array_equal(self.rows, other.rows)
+
+    def __hash__(self) -> int:
+        return hash((self._scalars, (self.rows + 0.0).tobytes()))  # -0.0 equals 0.0
+
+    @property
+    def _scalars(self) -> tuple[Any, ...]:
+        return self.init_scale, self.guidance_rescale, self.dynamic_threshold
+
+    def __repr__(self) -> str:
+        return f"<StepTable {self.sampler}: {len(self)} steps, {self.passes} passes>"
+
+    def __str__(self) -> str:
+        """All rows as text, a line a step."""
+        lines = [repr(self), " ".join(f"{name:>10}" for name in ("step", *COLUMNS))]
+        lines += [" ".join(f"{value:>10.5g}" for value in (step, *row)) for step, row in enumerate(self.rows)]
+        return "\n".join(lines)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the table as an ``.npz`` without pickled objects."""
+        header = {
+            "sampler": self.sampler,
+            "options": dict(self.options),
+            "init_scale": self.init_scale,
+            "max_timestep": self.max_timestep,
+            "guidance_rescale": self.guidance_rescale,
+            "dynamic_threshold": self.dynamic_threshold,
+        }
+        with Path(path).open("wb") as file:
+            np.savez(file, rows=self.rows, header=np.array(json.dumps(header, default=np.ndarray.tolist)))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> StepTable:
+        """Reads what ``save`` wrote, and checks it.
+
+        Raises:
+            ValueError: If the file is no saved table, or the table does not pass ``check``.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                header = json.loads(str(file["header"]))
+                threshold = header.pop("dynamic_threshold", None)
+                table = cls(file["rows"], **header, dynamic_threshold=threshold and tuple(threshold)).check()
+        except (KeyError, TypeError, ValueError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{os.fspath(path)} is not a saved StepTable: {error}") from error
+        return table

@@ -1,0 +1,89 @@
+"""How an engine shares its forwards among requests."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from stepfuse import _core
+
+#: Which request steps next, by name; ``csrc/core/loop/planner.h`` says how each orders them.
+POLICIES = {
+    "fifo": _core.Policy.FirstCome,
+    "shortest": _core.Policy.ShortestFirst,
+    "deadline": _core.Policy.EarliestDeadline,
+}
+
+
+@dataclass(frozen=True)
+class CostCurve:
+    """Time of one forward, ``fixed + row * rows``.
+
+    Attributes:
+        fixed: Seconds that a forward takes whatever its rows, at least 0.
+        row: Seconds that each row adds, above 0.
+    """
+
+    fixed: float
+    row: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.fixed) and self.fixed >= 0 and math.isfinite(self.row) and self.row > 0):
+            raise ValueError(f"a cost curve needs fixed >= 0 and row > 0 seconds, got {self.fixed} and {self.row}")
+
+    def seconds(self, rows: int) -> float:
+        """Time of a forward of this many rows."""
+        return self.fixed + self.row * rows
+
+
+@dataclass(frozen=True)
+class Serving:
+    """How requests share an engine.
+
+    Attributes:
+        max_rows: Most rows of one forward; a guided sample takes two.
+        policy: Who steps next: ``fifo`` (first come, first served), ``shortest`` (fewest network passes left first) or
+            ``deadline`` (earliest first, those without one last). A higher priority goes before any of that.
+        ageing: Of ``shortest``: passes of credit a request gains on those yet to come for each pass computed while it
+            waits. A request of p passes is overtaken only by what arrives before p / ageing passes more are computed.
+        max_queue: Most requests that wait to begin; ``submit`` refuses more.
+        max_running: Most samples that have begun and not ended: each holds its state and history. None is 4 max_rows.
+        deterministic: Whether every forward is padded to ``max_rows`` rows, so that an image is the same to the bit
+            whatever shares its forwards.
+    """
+
+    max_rows: int = 64
+    policy: str = "fifo"
+    ageing: float = 0.002
+    max_queue: int = 1024
+    max_running: int | None = None
+    deterministic: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("max_rows", "max_queue", "max_running"):
+            value = getattr(self, name)
+            if name == "max_running" and value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"{name} must be a whole number, got {value!r}")
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.policy not in POLICIES:
+            raise ValueError(f"policy must be one of {', '.join(POLICIES)}, got {self.policy!r}")
+        if not (math.isfinite(self.ageing) and self.ageing >= 0):
+            raise ValueError(f"ageing must be finite and at least 0, got {self.ageing}")
+
+    @property
+    def most_running(self) -> int:
+        """``max_running``, said or not."""
+        return self.max_running or 4 * self.max_rows
+
+    def loop_options(self, cost: CostCurve | None = None) -> _core.LoopOptions:
+        """The same for the compiled loop."""
+        return _core.LoopOptions(
+            max_running=self.most_running,
+            policy=POLICIES[self.policy],
+            ageing=self.ageing,
+            pad=self.deterministic,
+            cost=_core.CostCurve() if cost is None else _core.CostCurve(cost.fixed, cost.row),
+        )

@@ -1,0 +1,195 @@
+"""Plans kept in a bundle, or in a folder beside: found by what they depend on, and never loaded unchecked."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from stepfuse.bundle.folder import CACHE, change_cache, locked, read_folder
+from stepfuse.errors import ExportError
+from stepfuse.tensorrt.plan import FORMAT_VERSION, Plan, PlanKey
+
+log = logging.getLogger(__name__)
+_SCRATCH = ".plan-"
+
+
+class PlanStore:
+    """A folder of plans. Of each there are two files, named by the key's digest and the plan's own.
+
+    ``KEY-PLAN.json`` says what the plan depends on, its size and SHA-256; ``KEY-PLAN.plan`` is the plan. In a bundle
+    they are under ``plans/`` and in the manifest, like all of its files.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], *, bundle: bool) -> None:
+        self._root = Path(folder)
+        self._bundle = bundle
+        self._plans = self._root / CACHE if bundle else self._root
+
+    def find(self, key: PlanKey) -> Plan | None:
+        """A plan that may be used for ``key``: made for the same, or ahead of time for its GPU among others. Checked.
+
+        Raises:
+            ExportError: If there is such a plan, but it is not what its description says.
+        """
+        for name, about in self._descriptions():
+            if not about.key.differences(key):
+                return Plan(about.key, self._checked(name, about), about.seconds)
+        return None
+
+    def libraries(self, network: str) -> set[str]:
+        """Names of the TensorRTs that have built the plans of a network."""
+        return {about.key.library for _, about in self._descriptions() if about.key.network == network}
+
+    def best(self, network: str, unfit: Callable[[PlanKey], list[str]], rank: Callable[[PlanKey], Any]) -> Plan:
+        """The plan of the highest rank among those that fit. Checked.
+
+        Args:
+            network: Name of the ONNX file.
+            unfit: In words, why a plan of this key is not to be used; empty if it may be.
+            rank: What is compared; of the same rank the first is taken, built on the GPU itself before ahead of time.
+
+        Raises:
+            ExportError: If none fits, with why the nearest does not; or it is not what its description says.
+        """
+        fitting, reasons = [], []
+        for name, about in self._descriptions():
+            if about.key.network != network:
+                continue
+            if told := unfit(about.key):
+                reasons.append((len(told), f"{name}: {'; '.join(told)}"))
+            else:
+                fitting.append((name, about))
+        if not fitting:
+            raise ExportError(min(reasons)[1] if reasons else f"there is none of {network}")
+        name, about = max(fitting, key=lambda one: rank(one[1].key))
+        return Plan(about.key, self._checked(name, about), about.seconds)
+
+    def nearest(self, key: PlanKey) -> str:
+        """In words, why no plan is found: how the one that differs least differs."""
+        reasons = [
+            (len(differences), f"{name}: {'; '.join(differences)}")
+            for name, about in self._descriptions()
+            if about.key.network == key.network and (differences := about.key.differences(key))
+        ]
+        return min(reasons)[1] if reasons else f"there is none of {key.network}"
+
+    def check_writable(self) -> None:
+        """Refuses a store that a plan cannot be put into, before one is built.
+
+        Raises:
+            ExportError: If that is so.
+        """
+        for folder in (self._root, self._root.parent) if self._bundle else (self._root,):
+            if not os.access(folder, os.W_OK):
+                raise ExportError(f"{folder} must be writable to keep plans here: give a folder as cache")
+
+    def put(self, plan: Plan) -> None:
+        """Adds a plan in place of any of the same key. Hold ``locked()``.
+
+        Raises:
+            ExportError: If the store cannot be written to.
+        """
+        digest = sha256(plan.data).hexdigest()
+        stem = f"{plan.key.digest}-{digest[:16]}"
+        about = {
+            "format_version": FORMAT_VERSION,
+            "key": plan.key.config,
+            "size": memoryview(plan.data).nbytes,
+            "sha256": digest,
+            "seconds": round(plan.seconds, 3),
+        }
+        text = (json.dumps(about, indent=2) + "\n").encode()
+        old = [file.name for file in self._plans.glob(f"{plan.key.digest}-*")]
+        self._change({f"{stem}.plan": plan.data, f"{stem}.json": text}, old)
+
+    def clear(self) -> list[str]:
+        """Removes all plans, and returns their names."""
+        with self.locked():
+            names = sorted(file.name for file in self._plans.glob("*-*.*") if file.suffix in (".plan", ".json"))
+            self._change({}, names)
+        return [name for name in names if name.endswith(".plan")]
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the store: one build at a time, and whoever waited finds what was built."""
+        with locked(self._root):
+            yield
+
+    def _change(self, add: Mapping[str, bytes | memoryview], remove: list[str]) -> None:
+        try:
+            if self._bundle:
+                change_cache(
+                    self._root,
+                    {CACHE + name: content for name, content in add.items()},
+                    [CACHE + name for name in remove],
+                )
+                return
+            for stale in (*remove, *(file.name for file in self._plans.glob(f"{_SCRATCH}*"))):
+                (self._plans / stale).unlink(missing_ok=True)
+            for name, content in add.items():
+                _write(self._plans / name, content)
+        except OSError as error:
+            raise ExportError(f"{self._root}: plans cannot be kept here ({error}): give a folder as cache") from error
+
+    def _descriptions(self) -> Iterator[tuple[str, _Description]]:
+        """What can be read; what cannot is no plan. Built on the GPU itself first, ahead of time after."""
+        listed = read_folder(self._root, verify=False)["files"] if self._bundle else None
+        found = []
+        for file in sorted(self._plans.glob("*-*.json")):
+            name = file.with_suffix(".plan").name
+            if listed is not None and not {CACHE + file.name, CACHE + name} <= listed.keys():
+                continue
+            try:
+                about = _Description(json.loads(file.read_text(encoding="utf-8")))
+            except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+                log.warning("%s is no description of a plan (%s): it is passed over", file, error)
+                continue
+            if name != f"{about.key.digest}-{about.sha256[:16]}.plan":
+                log.warning("%s describes another plan than its name says: it is passed over", file)
+                continue
+            found.append((name, about))
+        yield from sorted(found, key=lambda one: one[1].key.target.ahead)
+
+    def _checked(self, name: str, about: _Description) -> bytes:
+        file = self._plans / name
+        try:
+            data = file.read_bytes()
+        except OSError as error:
+            raise ExportError(f"{file} must be a plan, but is not readable: {error}") from error
+        digest = sha256(data).hexdigest()
+        if len(data) != about.size or digest != about.sha256:
+            raise ExportError(
+                f"{file} must be {about.size} bytes with sha256 {about.sha256}, got {len(data)} with {digest}: the plan"
+                " was changed, delete it"
+            )
+        return data
+
+
+class _Description:
+    """A plan's JSON, read. Raises what wrong JSON makes it raise."""
+
+    def __init__(self, about: Any) -> None:
+        if about["format_version"] != FORMAT_VERSION:
+            raise ValueError(f"format_version must be {FORMAT_VERSION}, got {about['format_version']!r}")
+        self.key = PlanKey.from_config(about["key"])
+        self.size, self.sha256, self.seconds = int(about["size"]), str(about["sha256"]), float(about["seconds"])
+
+
+def _write(file: Path, content: bytes | memoryview) -> None:
+    """Writes a file whole or not at all; a plan's description comes after it."""
+    with tempfile.NamedTemporaryFile(dir=file.parent, prefix=_SCRATCH, delete=False) as scratch:
+        try:
+            scratch.write(content)
+            scratch.flush()
+            os.fsync(scratch.fileno())
+            Path(scratch.name).chmod(0o644)  # its own mode would lock other users out
+            Path(scratch.name).replace(file)
+        finally:
+            Path(scratch.name).unlink(missing_ok=True)

@@ -1,0 +1,197 @@
+"""A LoRA as a file: pairs of small matrices, each a change of one weight (Hu et al., 2021, section 4.1)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from stepfuse.export.errors import ExportError
+from stepfuse.export.lora.names import split_name
+
+try:
+    from safetensors import SafetensorError, deserialize, safe_open
+except ImportError as error:
+    raise ImportError(f"LoRAs need safetensors ({error}): pip install 'stepfuse[export]'") from error
+
+_DOWN = re.compile(
+    r"(.+?)(?:\.lora_A(?:\.[^.]+)?|\.lora_down|\.lora\.down|\.lora_linear_layer\.down|(?<=_lora)\.down)\.weight"
+)
+_UP = re.compile(r"(.+?)(?:\.lora_B(?:\.[^.]+)?|\.lora_up|\.lora\.up|\.lora_linear_layer\.up|(?<=_lora)\.up)\.weight")
+_ALPHA = re.compile(r"(.+?)(?:\.lora|\.lora_linear_layer)?\.alpha")
+
+#: Kinds of adapters that are no LoRA, by what their keys hold.
+_OTHERS = {
+    r"dora_scale|lora_magnitude_vector": "DoRA",
+    r"hada_w\d": "LoHa",
+    r"lokr_w\d|lokr_t\d": "LoKr",
+    r"lora_mid|lora_t1|lora_t2": "LoCon with a Tucker core",
+    r"oft_blocks|oft_diag|oft_R": "OFT",
+    r"on_input": "IA3",
+    r"lora_embedding_": "a LoRA of an embedding",
+    r"\.(diff|diff_b|w_norm|b_norm)$": "a full difference of weights",
+    r"\.(lora_B|lora_up|lora\.up)(\..+)?\.bias$": "a LoRA with biases",
+}
+_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4"}  # alphas may be whole numbers
+_DIFFUSERS_METADATA = "lora_adapter_metadata"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The change of one weight: ``scale * up @ down``, of shape (out, in) or (out, in, height, width).
+
+    Attributes:
+        key: The module as the file names it.
+        part: ``denoiser``, ``text_encoder``, ``text_encoder_2`` or ``text_encoder_3``.
+        module: The module's name, flat.
+        down: (rank, in) or (rank, in, height, width).
+        up: (out, rank) or (out, rank, 1, 1).
+        scale: alpha / rank, or alpha / sqrt(rank) where the file says so (rsLoRA; Kalajdzievski, 2023).
+    """
+
+    key: str
+    part: str
+    module: str
+    down: npt.NDArray[np.float32]
+    up: npt.NDArray[np.float32]
+    scale: float
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """(out, in) of a matrix and of a 1 x 1 convolution, (out, in, height, width) of others."""
+        kernel = self.down.shape[2:]
+        return (len(self.up), self.down.shape[1], *(() if math.prod(kernel) == 1 else kernel))
+
+    def delta(self, scale: float) -> npt.NDArray[np.float32]:
+        """The change, times ``scale``, as a matrix (out, in * height * width) in float32."""
+        rank = len(self.down)
+        product = self.up.reshape(-1, rank) @ self.down.reshape(rank, -1)
+        return np.float32(self.scale * scale) * product
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A file of pairs.
+
+    Attributes:
+        name: The file's name, without its ending.
+        sha256: Of the file.
+        pairs: One a weight.
+        strays: Keys that belong to no pair.
+    """
+
+    name: str
+    sha256: str
+    pairs: tuple[Pair, ...]
+    strays: tuple[str, ...]
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Lora:
+        """Reads a safetensors file with the keys of diffusers, PEFT or kohya's scripts.
+
+        Raises:
+            ExportError: If it is no such file, or an adapter of another kind; the message names it.
+        """
+        file = Path(path)
+        if file.suffix != ".safetensors":
+            raise ExportError(f"a LoRA must be a .safetensors file, got {file}: pickled ones are not read")
+        if not file.is_file():
+            raise ExportError(f"a LoRA must be a file, got {file}, which is not there")
+        content = file.read_bytes()
+        try:
+            tensors = dict(deserialize(content))  # type: ignore[no-untyped-call]
+            with safe_open(file, framework="numpy") as opened:
+                metadata = opened.metadata() or {}
+        except SafetensorError as error:
+            raise ExportError(f"{file} must be a safetensors file: {error}") from error
+        _refuse_others(file, tensors)
+        pairs, strays = _pairs(file, tensors, _Scales(file, metadata))
+        if not pairs:
+            raise ExportError(f"{file} must hold pairs of matrices of a LoRA, got {first_of(tensors) or 'no keys'}")
+        return cls(file.stem, hashlib.sha256(content).hexdigest(), pairs, strays)
+
+
+class _Scales:
+    """What the metadata of diffusers says of alphas."""
+
+    def __init__(self, file: Path, metadata: Mapping[str, str]) -> None:
+        try:
+            self._said = json.loads(metadata.get(_DIFFUSERS_METADATA, "{}"))
+        except ValueError as error:
+            raise ExportError(f"{file}: {_DIFFUSERS_METADATA} must be JSON: {error}") from error
+        if not isinstance(self._said, dict):
+            raise ExportError(f"{file}: {_DIFFUSERS_METADATA} must be an object, got {self._said!r}")
+
+    def scale(self, name: str, rank: int, alpha: float | None) -> float:
+        """Of one pair. Without an alpha anywhere it is 1."""
+        component, _, module = name.partition(".")
+        if alpha is None:
+            alpha = self._said.get(f"{component}.lora_alpha")
+            for pattern, value in (self._said.get(f"{component}.alpha_pattern") or {}).items():
+                if re.fullmatch(rf"(.*\.)?({pattern})", module):  # as PEFT reads it
+                    alpha = value
+                    break
+        if alpha is None:
+            return 1.0
+        return float(alpha) / (math.sqrt(rank) if self._said.get(f"{component}.use_rslora") else rank)
+
+
+def first_of(names: Iterable[str], count: int = 3) -> str:
+    """The first few names, and how many more there are."""
+    listed = list(names)
+    more = f" and {len(listed) - count} more" if len(listed) > count else ""
+    return ", ".join(listed[:count]) + more
+
+
+def _refuse_others(file: Path, keys: Mapping[str, Any]) -> None:
+    for pattern, kind in _OTHERS.items():
+        if found := next((key for key in keys if re.search(pattern, key)), None):
+            raise ExportError(f"{file} must be a LoRA of linear layers and convolutions, got {kind} ({found})")
+
+
+def _pairs(file: Path, tensors: Mapping[str, Any], scales: _Scales) -> tuple[tuple[Pair, ...], tuple[str, ...]]:
+    downs: dict[str, Any] = {}
+    ups: dict[str, Any] = {}
+    alphas: dict[str, Any] = {}
+    strays = []
+    for key, tensor in tensors.items():
+        for pattern, found in ((_DOWN, downs), (_UP, ups), (_ALPHA, alphas)):
+            if match := pattern.fullmatch(key):
+                found[match[1]] = tensor
+                break
+        else:
+            strays.append(key)
+    for name in sorted(downs.keys() ^ ups.keys()):
+        raise ExportError(f"{file}: {name} must have both matrices of a pair, got one")
+    strays += [f"{name}.alpha" for name in alphas.keys() - downs.keys()]
+    pairs = []
+    for name in sorted(downs):  # safetensors has no order
+        down, up = (_array(file, name, one) for one in (downs[name], ups[name]))
+        if down.ndim not in (2, 4) or up.ndim not in (2, 4) or up.shape[1:] != (len(down), *[1] * (up.ndim - 2)):
+            raise ExportError(f"{file}: {name} must be a pair (rank, in) and (out, rank), got {down.shape}, {up.shape}")
+        alpha = float(_array(file, name, alphas[name]).reshape(-1)[0]) if name in alphas else None
+        part, module = split_name(name)
+        pairs.append(Pair(name, part, module, down, up, scales.scale(name, len(down), alpha)))
+    return tuple(pairs), tuple(sorted(strays))
+
+
+def _array(file: Path, name: str, tensor: Mapping[str, Any]) -> npt.NDArray[np.float32]:
+    kind, data, shape = tensor["dtype"], tensor["data"], tensor["shape"]
+    if kind == "BF16":  # the upper half of a float32
+        values = (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4")
+    elif kind in _DTYPES:
+        values = np.frombuffer(data, _DTYPES[kind]).astype(np.float32)
+    else:
+        raise ExportError(f"{file}: {name} must be numbers of 16 bits or more, got {kind}")
+    if not values.size or not np.isfinite(values).all():
+        raise ExportError(f"{file}: {name} must be finite numbers, got NaN, infinity or nothing")
+    return values.reshape(shape)

@@ -1,0 +1,303 @@
+"""LoRAs fused into a bundle's weights, and taken out again to the byte."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stepfuse.bundle.bundle import DENOISER, Bundle
+from stepfuse.bundle.folder import CACHE, copy_files, read_folder, write_folder
+from stepfuse.bundle.pipeline_info import TEXT_ENCODER
+from stepfuse.export.errors import ExportError
+from stepfuse.export.lora.file import Lora, Pair, first_of
+from stepfuse.export.lora.names import DENOISER_PART, TEXT_PARTS, names_of_denoiser, names_of_text_encoder
+from stepfuse.export.lora.store import LORAS, ORIGINALS, QUANTIZATION, store, stored
+from stepfuse.export.onnx.initializers import Float, Weight, read_weights, transposed_weights
+
+log = logging.getLogger("stepfuse")
+
+_WIDTHS = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "Stable Diffusion XL"}
+_FAMILIES = {"joint_blocks": "Stable Diffusion 3", "double_blocks": "Flux", "single_transformer_blocks": "Flux"}
+
+
+def fuse_lora(
+    bundle: str | os.PathLike[str] | Bundle,
+    lora: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    scale: float = 1.0,
+    strict: bool = True,
+    overwrite: bool = False,
+) -> Bundle:
+    """Writes a bundle with a LoRA added to its weights: W + scale * (alpha / rank) * up @ down.
+
+    The sum is taken in float32 and rounded once, to the weights' own type. What the weights were is kept in the
+    bundle, so that ``unfuse_lora`` restores them to the byte; another LoRA is fused on top.
+
+    Args:
+        bundle: A folder, or a bundle, written by ``stepfuse.export``.
+        lora: A safetensors file, with keys as diffusers, PEFT or kohya's scripts write them.
+        out: The folder to make.
+        scale: Strength; a negative one subtracts it.
+        strict: Whether all of it must fit; False fuses what does and logs how much.
+        overwrite: Whether a bundle that is there already is replaced, which may be ``bundle`` itself.
+
+    Raises:
+        ExportError: If the file is no LoRA of a supported kind, or does not fit: the message counts what does, names
+            what does not, and says what it seems made for.
+        BundleError: If the bundle cannot be used, or ``out`` is there already.
+        ValueError: If ``scale`` is not finite.
+    """
+    loaded = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
+    adapter = Lora.read(lora)
+    changes = _match(loaded, adapter, scale, strict)
+    before = stored(loaded)
+    touched = {change.key: change.place.weight for change in changes}
+
+    def change_copy(folder: Path) -> None:
+        for change in changes:
+            weight = _moved(change.place.weight, folder)
+            weight.write(change.apply(weight.read()))
+        store(folder / ORIGINALS, touched | before)
+
+    noted = {"name": adapter.name, "sha256": adapter.sha256, "scale": scale}
+    return _rewrite(loaded, out, [*loaded.export.get(LORAS, []), noted], change_copy, overwrite)
+
+
+def unfuse_lora(
+    bundle: str | os.PathLike[str] | Bundle, out: str | os.PathLike[str], *, overwrite: bool = False
+) -> Bundle:
+    """Writes a bundle without the LoRAs that were fused into it: its ONNX files are what they were, to the byte.
+
+    Args:
+        bundle: A folder, or a bundle, that ``fuse_lora`` wrote.
+        out: The folder to make.
+        overwrite: Whether a bundle that is there already is replaced, which may be ``bundle`` itself.
+
+    Raises:
+        ExportError: If there is no LoRA in it.
+        BundleError: If the bundle cannot be used, or ``out`` is there already.
+    """
+    loaded = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
+    before = stored(loaded)
+    if not before:
+        raise ExportError(f"{loaded.path} must hold weights from before a LoRA ({ORIGINALS}), got none")
+    weights = {model: read_weights(loaded.path / model)[0] for model in {model for model, _ in before}}
+
+    def restore(folder: Path) -> None:
+        for (model, name), original in before.items():
+            _moved(weights[model][name], folder).write(original.read())
+
+    return _rewrite(loaded, out, [], restore, overwrite)
+
+
+def lora_weights(
+    bundle: str | os.PathLike[str] | Bundle,
+    lora: str | os.PathLike[str],
+    *,
+    scale: float = 1.0,
+    model: str = DENOISER,
+) -> dict[str, Float]:
+    """The weights of one ONNX file that a LoRA changes, as they are with it: what a TensorRT plan is refitted with.
+
+    Args:
+        bundle: As in ``fuse_lora``.
+        lora: As in ``fuse_lora``.
+        scale: Strength.
+        model: ``denoiser.onnx`` or ``text_encoder.onnx``.
+
+    Returns:
+        Values by initializer, in the shape and type that the graph has them in.
+
+    Raises:
+        ExportError: As in ``fuse_lora``.
+    """
+    loaded = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
+    changes = _match(loaded, Lora.read(lora), scale, strict=True)
+    mine = [(change.place.weight, change) for change in changes if change.place.model == model]
+    return {weight.name: change.apply(weight.read()) for weight, change in mine}
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A weight that a pair may change.
+
+    Attributes:
+        model: The ONNX file.
+        weight: Where its values lie.
+        transposed: Whether the graph holds the matrix as (in, out).
+    """
+
+    model: str
+    weight: Weight
+    transposed: bool
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """As ``Pair.sizes``."""
+        sizes = self.weight.shape[::-1] if self.transposed else self.weight.shape
+        return sizes[:2] if math.prod(sizes[2:]) == 1 else sizes
+
+
+@dataclass(frozen=True)
+class _Change:
+    """A weight and what is added to it."""
+
+    place: _Place
+    pair: Pair
+    scale: float
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """ONNX file and initializer."""
+        return self.place.model, self.place.weight.name
+
+    def apply(self, values: Float) -> Float:
+        """The weight with the pair added, in its own type."""
+        delta = self.pair.delta(self.scale)
+        delta = delta.T if self.place.transposed else delta
+        with np.errstate(over="ignore"):
+            changed: Float = (values.astype(np.float32) + delta.reshape(values.shape)).astype(values.dtype)
+        if not np.isfinite(changed).all():
+            raise ExportError(f"{self.pair.key}: scale {self.scale:g} must leave {values.dtype} weights finite")
+        return changed
+
+
+_Modules = Mapping[tuple[str, str], _Place]
+
+
+def _match(bundle: Bundle, lora: Lora, scale: float, strict: bool) -> list[_Change]:
+    """The weights that a LoRA changes, in the file's order."""
+    if not math.isfinite(scale):
+        raise ValueError(f"scale must be finite, got {scale}")
+    if QUANTIZATION in bundle.export:
+        raise ExportError(f"{bundle.path} is in int8, which a LoRA cannot be added to: fuse it first, then quantize")
+    modules = _modules(bundle)
+    changes: dict[tuple[str, str], _Change] = {}
+    unknown, misshapen, unread = list(lora.strays), [], 0
+    for pair in lora.pairs:
+        place = modules.get((pair.part, pair.module))
+        if place is None and _is_unread(pair, modules):
+            unread += 1
+        elif place is None:
+            unknown.append(pair.key)
+        elif place.sizes != pair.sizes:
+            misshapen.append(f"{pair.key} ({pair.sizes} for {place.sizes})")
+        elif (change := _Change(place, pair, scale)).key in changes:
+            raise ExportError(f"{lora.name}: {pair.key} and {changes[change.key].pair.key} are the same weight")
+        else:
+            changes[change.key] = change
+    if (unknown or misshapen) and (strict or not changes):
+        raise ExportError(_misfit(bundle, lora, modules, len(changes) + unread, unknown, misshapen))
+    if unknown or misshapen:
+        log.warning("%s: %d of %d pairs fit %s and are fused", lora.name, len(changes), len(lora.pairs), bundle.path)
+    if not changes:
+        raise ExportError(f"{lora.name} must change a weight that {bundle.path} reads, got none")
+    return list(changes.values())
+
+
+def _is_unread(pair: Pair, modules: _Modules) -> bool:
+    """Whether it changes the layer after a text encoder's last, which pipelines of penultimate states do not read.
+
+    The whole layer is missing then, and the one before it has such a weight.
+    """
+    match = re.fullmatch(r"(.*layers_)(\d+)(_.*)", pair.module)
+    if pair.part not in TEXT_PARTS or match is None:
+        return False
+    before = modules.get((pair.part, f"{match[1]}{int(match[2]) - 1}{match[3]}"))
+    is_missing = not any(part == pair.part and name.startswith(f"{match[1]}{match[2]}_") for part, name in modules)
+    return is_missing and before is not None and before.sizes == pair.sizes
+
+
+def _modules(bundle: Bundle) -> _Modules:
+    """Every weight by part and flat module name, under all names that it goes by."""
+    found: dict[tuple[str, str], _Place] = {}
+    for model in (DENOISER, TEXT_ENCODER):
+        if model not in bundle.files:
+            continue
+        weights, metadata = read_weights(bundle.path / model)
+        transposed = transposed_weights(metadata)
+        parts: dict[str, dict[str, _Place]] = {}
+        for name, weight in weights.items():
+            if name.endswith(".weight") and weight.file.name in bundle.files:
+                part, module = _part_of(model, name.removesuffix(".weight"))
+                parts.setdefault(part, {})[module] = _Place(model, weight, name in transposed)
+        for part, places in parts.items():
+            names = names_of_denoiser(places) if model == DENOISER else names_of_text_encoder(places)
+            found |= {(part, alias): places[module] for alias, module in names.items()}
+    return found
+
+
+def _part_of(model: str, module: str) -> tuple[str, str]:
+    """The part of the pipeline that a module of an ONNX file is of, and its name in there."""
+    if model == DENOISER:
+        return DENOISER_PART, module
+    part, _, rest = module.partition(".")
+    return (part, rest) if part in TEXT_PARTS else (TEXT_PARTS[0], module)
+
+
+def _misfit(
+    bundle: Bundle, lora: Lora, modules: _Modules, fitting: int, unknown: list[str], misshapen: list[str]
+) -> str:
+    reasons = [f"{lora.name} must fit {bundle.path}: {fitting} of {len(lora.pairs)} pairs do"]
+    if unknown:
+        reasons.append(f"this pipeline has no {first_of(unknown)}")
+    if misshapen:
+        reasons.append(f"another shape have {first_of(misshapen)}")
+    width = next((place.sizes[1] for (_, name), place in modules.items() if _is_cross(name)), None)
+    if (made_for := _made_for(lora, width)) is not None:
+        here = f", and this network has cross-attention of width {width}" if width else ""
+        reasons.append(f"it seems made for {made_for}{here}")
+    return "; ".join(reasons)
+
+
+def _made_for(lora: Lora, width: int | None) -> str | None:
+    """What kind of network a LoRA tells of, unless it is of this one's width."""
+    for pair in lora.pairs:
+        if _is_cross(pair.module) and (its := pair.sizes[1]) != width:
+            return f"{_WIDTHS.get(its, 'another base')} (cross-attention of width {its})"
+        for mark, family in _FAMILIES.items():
+            if mark in pair.module:
+                return family
+    return None
+
+
+def _is_cross(module: str) -> bool:
+    return module.endswith("attn2_to_k")
+
+
+def _rewrite(
+    bundle: Bundle,
+    out: str | os.PathLike[str],
+    loras: list[dict[str, Any]],
+    change: Callable[[Path], None],
+    overwrite: bool,
+) -> Bundle:
+    """Writes a copy of a bundle with some weights changed in it; plans, which hold other weights, stay behind."""
+    files = {name: bundle.path / name for name in bundle.files if not name.startswith(CACHE) and name != ORIGINALS}
+    manifest = read_folder(bundle.path, verify=False)
+    export = {key: value for key, value in bundle.export.items() if key != LORAS}
+    if loras:
+        export[LORAS] = loras
+    manifest.pop("export", None)
+    if export:
+        manifest["export"] = export
+
+    def fill(folder: Path) -> None:
+        copy_files(folder, files)
+        change(folder)
+
+    written = write_folder(Path(out), manifest, fill, Bundle.load, overwrite=overwrite)
+    return replace(written, path=Path(out))
+
+
+def _moved(weight: Weight, folder: Path) -> Weight:
+    return replace(weight, file=folder / weight.file.name)

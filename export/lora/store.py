@@ -1,0 +1,61 @@
+"""What a bundle's weights were before its LoRAs, as a file of the bundle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from stepfuse.bundle.bundle import Bundle
+from stepfuse.errors import BundleError
+from stepfuse.export.onnx.initializers import Weight
+
+ORIGINALS = "lora_originals.safetensors"  # a file of the bundle
+LORAS = "loras"  # in a manifest's export entry: name, sha256, scale of each, the first fused first
+QUANTIZATION = "quantization"  # there too: what int8 was measured to be
+
+_DTYPES = {"F32": "<f4", "F16": "<f2"}
+
+
+def stored(bundle: Bundle) -> dict[tuple[str, str], Weight]:
+    """Where the values before any LoRA lie, by ONNX file and initializer; empty for a bundle without.
+
+    Raises:
+        BundleError: If the file is damaged.
+    """
+    path = bundle.file(ORIGINALS)
+    if path is None:
+        return {}
+    try:
+        with path.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            entries = json.loads(stream.read(length))
+        found = {}
+        for key, entry in entries.items():
+            model, name = key.split("/", 1)
+            begin, _ = entry["data_offsets"]
+            shape = tuple(entry["shape"])
+            found[model, name] = Weight(name, path, 8 + length + begin, np.dtype(_DTYPES[entry["dtype"]]), shape)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, MemoryError) as error:
+        raise BundleError(f"{path} must hold the weights before the LoRAs: {error!r}") from error
+    return found
+
+
+def store(path: Path, weights: Mapping[tuple[str, str], Weight]) -> None:
+    """Writes the values that these weights have now, one at a time, as a safetensors file."""
+    header, end = {}, 0
+    for (model, name), weight in weights.items():
+        header[f"{model}/{name}"] = {
+            "dtype": next(code for code, dtype in _DTYPES.items() if dtype == weight.dtype.str),
+            "shape": list(weight.shape),
+            "data_offsets": [end, end + weight.nbytes],
+        }
+        end += weight.nbytes
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # so that values are aligned
+    with path.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for weight in weights.values():
+            stream.write(weight.read().tobytes())

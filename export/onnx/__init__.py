@@ -1,0 +1,1 @@
+"""From torch modules to ONNX graphs that ONNX Runtime computes as torch does."""

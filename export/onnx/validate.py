@@ -1,0 +1,145 @@
+"""An exported graph against the module that it was exported from."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from stepfuse.export.errors import ExportError
+from stepfuse.export.onnx.capture import evaluating
+from stepfuse.export.onnx.inputs import Input
+
+try:
+    import torch
+except ImportError as error:
+    raise ImportError(f"exporting needs torch ({error}): pip install 'stepfuse[export]'") from error
+
+if TYPE_CHECKING:
+    import os
+
+_LARGE = 100_000_000  # bytes of a graph that is run with one copy of its weights; smaller ones as an engine runs them
+
+#: Worst error of an output relative to its largest magnitude. Float32: two libraries add up the same products in
+#: another order, through a hundred layers. Float16: each of these rounds to eleven bits, 5e-4.
+TOLERANCES = {"float32": 1e-4, "float16": 2e-2}
+
+
+def validate(
+    path: str | os.PathLike[str],
+    module: torch.nn.Module,
+    inputs: Sequence[Input],
+    outputs: Sequence[str],
+    *,
+    sizes: Mapping[str, Sequence[int]] | None = None,
+    row_counts: Sequence[int] = (1, 2, 3),
+    tolerance: float | None = None,
+    precision: str = "float32",
+    seed: int = 1,
+) -> dict[str, float]:
+    """Runs an exported graph in ONNX Runtime beside its module, on the same random inputs.
+
+    Args:
+        path: The graph.
+        module: What it was exported from, called as by ``export_onnx``.
+        inputs: Its inputs.
+        outputs: Names of its outputs.
+        sizes: Values of the sizes that ``inputs`` name: the first of each with every number of rows, all combinations
+            with the first number of rows.
+        row_counts: Numbers of rows to try.
+        tolerance: Largest error allowed of any output, relative to its largest magnitude; None: by ``precision``.
+        precision: What the graph computes in.
+        seed: Of the inputs.
+
+    Returns:
+        The worst error of each output, relative to its largest magnitude.
+
+    Raises:
+        ExportError: If an error is above the tolerance, a shape differs, or a number is not finite.
+        ValueError: If there are no rows to try, or the tolerance is not above 0.
+    """
+    require_trials(row_counts, tolerance)
+    limit = TOLERANCES[precision] if tolerance is None else tolerance
+    session = _session(Path(path))
+    rng = np.random.default_rng(seed)
+    worst = dict.fromkeys(outputs, 0.0)
+    chosen_sizes = _combinations(sizes)
+    trials = [(rows, chosen_sizes[0]) for rows in row_counts] + [(row_counts[0], one) for one in chosen_sizes[1:]]
+    for rows, chosen in trials:
+        feed = {one.name: one.example(rows, chosen, rng) for one in inputs}
+        told = ", ".join([f"{rows} rows", *(f"{name} {size}" for name, size in chosen.items())])
+        expected = _reference(module, list(feed.values()))
+        found = _run(session, outputs, feed, told)
+        for name, ours, theirs in zip(outputs, found, expected, strict=True):
+            worst[name] = max(worst[name], _error(name, told, ours, theirs, limit))
+    return worst
+
+
+def require_trials(row_counts: Sequence[int], tolerance: float | None) -> None:
+    """Checks what ``validate`` is asked for.
+
+    Raises:
+        ValueError: If it could not find an error.
+    """
+    if not row_counts or min(row_counts) < 1:
+        raise ValueError(f"row_counts must be one or more, each at least 1, got {tuple(row_counts)}")
+    if tolerance is not None and not tolerance > 0:
+        raise ValueError(f"tolerance must be above 0, got {tolerance}")
+
+
+def _session(path: Path) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    if sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*")) >= _LARGE:
+        # What would copy the weights, rearranged for speed or cast to float32 all at once.
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
+        options.enable_cpu_mem_arena = False
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    try:
+        return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's exceptions share no base class
+        raise ExportError(f"{path.name} is refused by ONNX Runtime {ort.__version__}: {error}") from error
+
+
+def _combinations(sizes: Mapping[str, Sequence[int]] | None) -> list[dict[str, int]]:
+    given = sizes or {}
+    return [dict(zip(given, values, strict=True)) for values in itertools.product(*given.values())]
+
+
+def _reference(module: torch.nn.Module, feed: list[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
+    with evaluating(module):
+        found = module(*map(torch.from_numpy, feed))
+    return [one.numpy() for one in (found if isinstance(found, tuple | list) else (found,))]
+
+
+def _run(
+    session: ort.InferenceSession, outputs: Sequence[str], feed: dict[str, npt.NDArray[Any]], told: str
+) -> list[npt.NDArray[Any]]:
+    taken = {one.name for one in session.get_inputs()}  # what a network does not use is not an input of its graph
+    try:
+        return list(session.run(list(outputs), {name: value for name, value in feed.items() if name in taken}))
+    except Exception as error:
+        raise ExportError(f"the exported graph fails at {told}: {error}") from error
+
+
+def _error(name: str, told: str, ours: npt.NDArray[Any], theirs: npt.NDArray[Any], limit: float) -> float:
+    if ours.shape != theirs.shape:
+        raise ExportError(f"{name} at {told}: shape must be {theirs.shape} as in torch, got {ours.shape}")
+    for who, values in (("the module", theirs), ("the exported graph", ours)):
+        if not np.isfinite(values).all():
+            bad = int(np.count_nonzero(~np.isfinite(values)))
+            raise ExportError(f"{name} at {told}: every number must be finite, got {bad} from {who} that are not")
+    scale = float(np.abs(theirs).max(initial=0.0)) or 1.0
+    error = float(np.abs(ours.astype(np.float64) - theirs).max(initial=0.0)) / scale
+    if error > limit:
+        raise ExportError(
+            f"{name} at {told}: error must be at most {limit:g} of the largest magnitude, got {error:.3g}:"
+            " nothing is written; pass tolerance= if that is near enough"
+        )
+    return error

@@ -1,0 +1,244 @@
+"""A diffusers pipeline's folder becomes a bundle: read the configurations, export part by part, and only then write."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from stepfuse.bundle.bundle import Bundle, write_bundle
+from stepfuse.bundle.folder import MANIFEST
+from stepfuse.bundle.model_info import ModelInfo
+from stepfuse.export.errors import ExportError
+from stepfuse.integrations.scheduler_config import SchedulerSettings
+
+try:
+    import diffusers  # noqa: F401
+    import tokenizers  # noqa: F401
+    import torch
+    import transformers  # noqa: F401
+except ImportError as error:
+    raise ImportError(f"exporting a diffusers pipeline needs {error.name}: pip install 'stepfuse[export]'") from error
+
+from stepfuse.export.onnx.graph import OPSETS, Report, export_onnx
+from stepfuse.export.onnx.precision import PRECISIONS
+from stepfuse.export.onnx.validate import validate
+from stepfuse.export.pipelines.folder import Folder
+from stepfuse.export.pipelines.parts import Part, Plan
+from stepfuse.export.pipelines.scheduler import read_settings
+
+#: The pipeline classes that can be exported, and the module in ``stepfuse.export.pipelines`` of each.
+PIPELINES = {
+    "DDPMPipeline": "pixels",
+    "DDIMPipeline": "pixels",
+    "DiTPipeline": "dit",
+    "StableDiffusionPipeline": "stable_diffusion",
+    "StableDiffusionXLPipeline": "stable_diffusion_xl",
+    "StableDiffusion3Pipeline": "stable_diffusion_3",
+}
+
+LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder")
+ROW_COUNTS = (1, 3)
+
+#: Called as each piece of work begins: what it is, how many are done, how many there are.
+Progress = Callable[[str, int, int], None]
+
+logger = logging.getLogger("stepfuse")
+
+
+def from_diffusers(
+    path: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    precision: str = "float32",
+    sampler: str | None = None,
+    opset: int = 18,
+    size: int | tuple[int, int] | None = None,
+    name: str | None = None,
+    tolerance: float | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Bundle:
+    """Writes a folder that diffusers' ``save_pretrained`` has made as a bundle.
+
+    Every network is run in ONNX Runtime beside the original on the same random inputs, and every tokenizer on the same
+    texts; a bundle whose error is too large is not written, and nothing is left of a failed export. Components are
+    loaded one at a time, text encoders together. Nothing is unpickled, and no hub is asked.
+
+    Args:
+        path: The pipeline's folder; ``PIPELINES`` lists the classes that are covered.
+        out: The folder to make.
+        precision: ``float32`` or ``float16``: weights and arithmetic in half the bytes, inputs and outputs float32.
+            What overflows in float16 stays float32: a VAE that its pipeline runs so (``force_upcast`` of XL's), and
+            text encoders with a T5.
+        sampler: A sampler in the place of the pipeline's own scheduler, as if that were made ``from_config`` of it:
+            ddim, ddpm, dpmpp_2m, lcm, heun, euler or euler_ancestral. The bundle takes any of them later, too.
+        opset: ONNX operator set, 18 to 23.
+        size: What is drawn unless asked otherwise, in pixels: a side or (width, height); None is the model's own.
+        name: The model's name; None is the folder's.
+        tolerance: Largest error allowed of any output, relative to its largest magnitude; None is
+            ``stepfuse.export.onnx.validate.TOLERANCES``.
+        overwrite: Whether a bundle that is there already is replaced.
+        progress: Called as each piece of work begins, ``progress(what, done, total)``.
+
+    Returns:
+        The bundle; ``bundle.export`` says how it was exported, the errors found, and what was left out.
+
+    Raises:
+        ExportError: If the folder is incomplete, a class or setting in it is not covered, a file would have to be
+            unpickled, a network cannot be reproduced, the disk is too small, or ``out`` is there already.
+        ValueError: If an argument is out of bounds.
+    """
+    target = Path(out)
+    _check_arguments(precision, opset, size)
+    if target.exists() and not (overwrite and (target / MANIFEST).is_file()):  # found now, not when all is exported
+        rule = f"only a folder with a {MANIFEST} is replaced" if overwrite else "pass overwrite=True to replace it"
+        raise ExportError(f"{target} exists already: {rule}")
+    folder = Folder(Path(path))
+    if folder.class_name not in PIPELINES:
+        raise ExportError(f"{folder.path}: pipeline must be one of {', '.join(PIPELINES)}, got {folder.class_name}")
+    settings = read_settings(folder, sampler)
+    module = import_module(f"stepfuse.export.pipelines.{PIPELINES[folder.class_name]}")
+    plan: Plan = module.plan(folder, (size, size) if isinstance(size, int) else size)
+    for component in {component for part in plan.parts for component in part.components}:
+        folder.weights(component)
+    left_out = [component for component in LEFT_OUT if folder.has(component)]
+    if left_out:
+        logger.warning("%s: not exported: %s", folder.path, ", ".join(left_out))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}-export-", dir=target.parent) as scratch:
+        work = _Work(folder, Path(scratch), precision, opset, tolerance, progress or (lambda what, done, total: None))
+        try:
+            record = work.run(plan)
+            return write_bundle(
+                target,
+                name=name or folder.path.resolve().name,
+                info=_model_info(plan, settings),
+                files=work.files,
+                provenance=_provenance(folder),
+                licence=folder.licence(),
+                pipeline=plan.pipeline,
+                export={**record, "left_out": left_out},
+                overwrite=overwrite,
+            )
+        except OSError as error:
+            free = shutil.disk_usage(target.parent).free / 1e9
+            needed = sum(file.stat().st_size for file in work.files.values() if file.exists()) / 1e9
+            raise ExportError(
+                f"{target} cannot be written: {error}: it takes {needed:.2f} GB beside as much while it is copied,"
+                f" {free:.2f} GB are free"
+            ) from error
+
+
+@dataclass
+class _Work:
+    """An export under way."""
+
+    folder: Folder
+    scratch: Path
+    precision: str
+    opset: int
+    tolerance: float | None
+    progress: Progress
+
+    def __post_init__(self) -> None:
+        self.files: dict[str, Path] = {}
+
+    def run(self, plan: Plan) -> dict[str, Any]:
+        """Exports and validates all parts, and returns what the manifest is to say of it."""
+        total = 3 * len(plan.parts) + 1
+        reports: dict[str, Report] = {}
+        errors: dict[str, dict[str, float]] = {}
+        loaded: dict[str, torch.nn.Module] = {}
+        for number, part in enumerate(plan.parts):
+            done = 3 * number
+            if loaded.keys() != part.components.keys():
+                loaded.clear()
+                gc.collect()  # a component is gone before the next one is loaded
+                self.progress(f"{part.file}: loading {' and '.join(part.components)}", done, total)
+                loaded = {name: self.folder.load(name, kinds) for name, kinds in part.components.items()}
+            try:
+                reports[part.file], errors[part.file] = self._export(part, loaded, done, total)
+            except ExportError as error:
+                raise ExportError(f"{part.file}: {error}") from error
+            self.files |= reports[part.file].files
+        for file, content in plan.tokenizers.items():
+            self.files[file] = self.scratch / file
+            self.files[file].write_text(content, encoding="utf-8")
+        self.progress("writing", total - 1, total)
+        return {
+            "opset": self.opset,
+            "precision": self.precision,
+            "precisions": {file: report.precision for file, report in reports.items()},
+            "float32_operators": {file: dict(report.float32_operators) for file, report in reports.items()},
+            **{package: version(package) for package in ("torch", "diffusers", "transformers", "onnxruntime")},
+            "rows": list(ROW_COUNTS),
+            "errors": errors,
+        }
+
+    def _export(
+        self, part: Part, loaded: Mapping[str, torch.nn.Module], done: int, total: int
+    ) -> tuple[Report, dict[str, float]]:
+        """One graph, and the worst error of each of its outputs."""
+        module = part.build(*(loaded[name] for name in part.components))
+        precision = "float32" if part.float32 else self.precision
+        self.progress(f"{part.file}: exporting", done + 1, total)
+        report = export_onnx(
+            module,
+            self.scratch / part.file,
+            part.inputs,
+            part.outputs,
+            sizes=part.sizes,
+            opset=self.opset,
+            precision=precision,
+            prefix=part.prefix,
+        )
+        self.progress(f"{part.file}: comparing with torch", done + 2, total)
+        errors = validate(
+            self.scratch / part.file,
+            module,
+            part.inputs,
+            part.outputs,
+            sizes=part.sizes,
+            row_counts=ROW_COUNTS,
+            tolerance=self.tolerance,
+            precision=precision,
+        )
+        return report, errors
+
+
+def _check_arguments(precision: str, opset: int, size: Any) -> None:
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    if not OPSETS[0] <= opset <= OPSETS[1]:
+        raise ValueError(f"opset must be between {OPSETS[0]} and {OPSETS[1]}, got {opset}")
+    sides = size if isinstance(size, tuple) and len(size) == 2 else (size, size)
+    if size is not None and not all(isinstance(side, int) and not isinstance(side, bool) for side in sides):
+        raise ValueError(f"size must be a whole number of pixels or (width, height), got {size!r}")
+
+
+def _model_info(plan: Plan, settings: SchedulerSettings) -> ModelInfo:
+    steps = min(plan.defaults["steps"], settings.schedule.num_train_timesteps)
+    return ModelInfo(
+        plan.shape,
+        settings.schedule,
+        settings.prediction_type,
+        plan.cond,
+        data_range=plan.data_range,
+        range_known=not plan.is_latent,
+        defaults={**plan.defaults, "steps": steps, **settings.defaults},
+    )
+
+
+def _provenance(folder: Folder) -> str:
+    said = folder.index.get("_name_or_path")
+    source = f", {said}" if isinstance(said, str) and said and not Path(said).is_absolute() else ""
+    return f"exported from diffusers' {folder.class_name} {folder.path.resolve().name}{source}"

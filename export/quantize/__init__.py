@@ -1,0 +1,1 @@
+"""int8 bundles for the CPU, measured before they are kept."""

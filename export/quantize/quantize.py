@@ -1,0 +1,301 @@
+"""Int8 bundles for the CPU, by ONNX Runtime's own quantiser, kept only where they are faster than what they replace."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import platform
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnxruntime as ort
+
+from stepfuse.bundle.bundle import DENOISER, Bundle, write_bundle
+from stepfuse.bundle.folder import CACHE
+from stepfuse.export.errors import ExportError
+from stepfuse.export.lora.store import ORIGINALS, QUANTIZATION
+from stepfuse.export.quantize.trial import Feed, record_runs, try_both
+
+if TYPE_CHECKING:
+    from stepfuse.analysis import FeatureFunction, Judge, Statistics
+
+try:
+    import onnx
+    import onnxruntime.quantization as ort_quantization
+except ImportError as error:
+    raise ImportError(f"quantising needs onnx ({error}): pip install 'stepfuse[export]'") from error
+
+METHODS = ("static", "dynamic")
+CALIBRATIONS = ("percentile", "minmax", "entropy")
+
+#: What each method is worth doing to. Dynamic convolutions run as ConvInteger, slower than in float32.
+OPERATORS = {"static": ("Conv", "Gemm", "MatMul"), "dynamic": ("Gemm", "MatMul")}
+WORTH_IT = 1.05  # times as fast, at every number of rows: what medians of one idle machine resolve
+PERCENTILE = 99.99
+_EXTERNAL_FROM = 1_900_000_000  # bytes of weights; a protobuf ends at 2 GiB
+
+
+def quantize(
+    bundle: str | os.PathLike[str] | Bundle,
+    out: str | os.PathLike[str],
+    *,
+    method: str = "static",
+    operators: Sequence[str] | None = None,
+    keep: Sequence[str] | None = None,
+    calibration: str = "percentile",
+    reduce_range: bool = False,
+    samples: int = 8,
+    steps: int | None = None,
+    cond: Any = None,
+    negative_cond: Any = None,
+    seed: int = 0,
+    rows: Sequence[int] = (2, 16),
+    rounds: int = 15,
+    threads: int = 0,
+    judge: Judge | FeatureFunction | None = None,
+    reference: Statistics | None = None,
+    judged_samples: int = 1000,
+    name: str | None = None,
+    force: bool = False,
+    overwrite: bool = False,
+) -> Bundle:
+    """Writes a bundle whose denoiser computes in int8, if that is faster on this machine.
+
+    Weights are int8 with a scale an output channel. ``static`` fixes the activations' scales beforehand, uint8, from
+    runs of the bundle itself, and suits convolutions; ``dynamic`` finds them anew in every forward, needs no runs, and
+    suits matrix products. Inputs, outputs and all other operators stay float32. It pays on CPUs with int8 dot
+    products (VNNI, Arm's dotprod); the result is a bundle for machines like this one.
+
+    Args:
+        bundle: An embedded model's name, a folder, or a bundle, of a float32 network.
+        out: The folder to make.
+        method: ``static`` or ``dynamic``.
+        operators: ONNX operators to quantise; None is ``OPERATORS[method]``.
+        keep: Names of nodes to leave in float32; None is the first and the last convolution, which touch the sample
+            itself and cost little.
+        calibration: How ``static`` finds ranges: ``percentile`` (99.99 % of the values), ``minmax`` or ``entropy``.
+        reduce_range: Whether weights take 7 bits, for AVX2 and AVX-512 without VNNI, whose sums of products saturate.
+        samples: Samples of each run that is recorded, all drawn together.
+        steps: Steps of these runs; None is the bundle's default, at most 20.
+        cond: What they are told, as in ``Engine.sample``; None takes class names in turn, where there are any. For a
+            pipeline with prompts: ``TextToImage.encode_prompt`` of as many prompts as ``samples``.
+        negative_cond: What their unconditional passes are told, as in ``Engine.sample``.
+        seed: Of the run that calibrates; that which is measured has the next one.
+        rows: Numbers of rows at which it must be faster.
+        rounds: Forwards of each network at each, taken in turn.
+        threads: Of ONNX Runtime; 0 is a thread a core.
+        judge: Also measures the Fréchet distance of images to real ones, before and after.
+        reference: Moments of the real data's features, where ``judge`` is a function and no ``Judge``.
+        judged_samples: Images of each distance.
+        name: The new bundle's name; None adds ``-int8`` to the old one.
+        force: Whether a bundle that is not faster is written as well.
+        overwrite: Whether a bundle that is there already is replaced.
+
+    Returns:
+        The bundle; ``export["quantization"]`` of its manifest has what was measured.
+
+    Raises:
+        ExportError: If it is not faster and ``force`` is not set; the message has the figures. Also if nothing was
+            there to quantise, or its predictions are not finite.
+        BundleError: If the bundle cannot be used, or ``out`` is there already.
+        ValueError: If a bound is broken; the message carries the value received.
+    """
+    loaded = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
+    _check(loaded, method, calibration, samples, rows, rounds)
+    _require_room(out, overwrite)
+    runs = [
+        record_runs(
+            loaded,
+            samples=samples,
+            steps=steps,
+            cond=cond,
+            negative_cond=negative_cond,
+            seed=seed + index,
+            threads=threads,
+        )
+        for index in range(2)
+    ]
+    with tempfile.TemporaryDirectory(prefix="stepfuse-") as folder:
+        network = Path(folder) / DENOISER
+        options: dict[str, Any] = {
+            "operators": list(OPERATORS[method] if operators is None else operators),
+            "reduce_range": reduce_range,
+        }
+        kept = _write_int8(loaded.denoiser, network, method, keep, calibration, runs[0].feeds, options)
+        trial = try_both(
+            loaded,
+            network,
+            runs[1],
+            rows=rows,
+            rounds=rounds,
+            threads=threads,
+            cond=cond,
+            judge=judge,
+            reference=reference,
+            judged_samples=judged_samples,
+        )
+        slow = trial.slowest_gain < WORTH_IT
+        if slow and not force:
+            raise ExportError(
+                f"{method} int8 must be at least {WORTH_IT} times as fast as float32 on this machine, got"
+                f" {trial.describe()}: keep the float32 bundle, try method={_other(method)!r}, or pass force=True"
+            )
+        noted = {
+            "method": method,
+            **options,
+            "kept_float32": kept,
+            **({"calibration": calibration} if method == "static" else {}),
+            "machine": platform.processor() or platform.machine(),
+            "onnxruntime": ort.__version__,
+            "faster": not slow,
+            **trial.figures,
+        }
+        left = [one for one in loaded.files if not one.startswith((DENOISER, CACHE)) and one != ORIGINALS]
+        files = {one: loaded.path / one for one in left} | {file.name: file for file in Path(folder).iterdir()}
+        return write_bundle(
+            out,
+            name=f"{loaded.name}-int8" if name is None else name,
+            info=loaded.info,
+            files=files,
+            provenance=loaded.provenance,
+            licence=loaded.licence,
+            pipeline=loaded.pipeline,
+            export={**loaded.export, QUANTIZATION: noted},
+            overwrite=overwrite,
+        )
+
+
+def _check(bundle: Bundle, method: str, calibration: str, samples: int, rows: Sequence[int], rounds: int) -> None:
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    if calibration not in CALIBRATIONS:
+        raise ValueError(f"calibration must be one of {', '.join(CALIBRATIONS)}, got {calibration!r}")
+    for label, value in (("samples", samples), ("rounds", rounds), *(("rows", one) for one in rows)):
+        if value < 1:
+            raise ValueError(f"{label} must be at least 1, got {value}")
+    if not rows:
+        raise ValueError("rows must name a number of rows to measure, got none")
+    if QUANTIZATION in bundle.export:
+        raise ExportError(f"{bundle.path} is quantised already: quantize needs the float32 bundle that it came from")
+
+
+def _require_room(out: str | os.PathLike[str], overwrite: bool) -> None:
+    """Refuses before the minutes of work what ``write_bundle`` would refuse after them."""
+    if Path(out).exists() and not overwrite:
+        raise ExportError(f"{Path(out)} exists already: pass overwrite=True to replace it")
+
+
+def _other(method: str) -> str:
+    return METHODS[1 - METHODS.index(method)]
+
+
+def _write_int8(
+    source: Path,
+    target: Path,
+    method: str,
+    keep: Sequence[str] | None,
+    calibration: str,
+    feeds: Sequence[Feed],
+    options: Mapping[str, Any],
+) -> list[str]:
+    """Writes the quantised network; returns the names of the nodes that were kept in float32."""
+    model = onnx.load(source, load_external_data=False)
+    if any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in model.graph.initializer):
+        raise ExportError(f"{source}: weights must be float32, got float16: export with precision='float32' first")
+    external = sum(file.stat().st_size for file in source.parent.glob(f"{DENOISER}*")) > _EXTERNAL_FROM
+    with tempfile.TemporaryDirectory(prefix="stepfuse-") as folder, _quiet():
+        prepared = Path(folder) / DENOISER
+        ort_quantization.quant_pre_process(
+            str(source),
+            str(prepared),
+            skip_symbolic_shape=True,
+            save_as_external_data=external,
+            all_tensors_to_one_file=external,
+            external_data_location=f"{DENOISER}.data" if external else None,
+        )
+        nodes = onnx.load(prepared, load_external_data=False).graph.node
+        kept = _kept(nodes, keep, options["operators"])
+        shared: dict[str, Any] = {
+            "op_types_to_quantize": options["operators"],
+            "nodes_to_exclude": kept,
+            "per_channel": True,
+            "reduce_range": options["reduce_range"],
+            "weight_type": ort_quantization.QuantType.QInt8,
+            "use_external_data_format": external,
+        }
+        if method == "dynamic":
+            ort_quantization.quantize_dynamic(prepared, target, **shared)
+        else:
+            ort_quantization.quantize_static(
+                prepared,
+                target,
+                _reader(feeds),
+                quant_format=ort_quantization.QuantFormat.QDQ,
+                activation_type=ort_quantization.QuantType.QUInt8,
+                calibrate_method=ort_quantization.CalibrationMethod[_CALIBRATION_NAMES[calibration]],
+                # A feed at a time: all of them at once would hold every activation of a whole run.
+                extra_options={"CalibStridedMinMax": 1, "CalibPercentile": PERCENTILE},
+                **shared,
+            )
+    return kept
+
+
+_CALIBRATION_NAMES = {"percentile": "Percentile", "minmax": "MinMax", "entropy": "Entropy"}
+
+
+def _kept(nodes: Sequence[Any], keep: Sequence[str] | None, operators: Sequence[str]) -> list[str]:
+    names = {node.name for node in nodes}
+    if keep is None:
+        convolutions = [node.name for node in nodes if node.op_type == "Conv"]
+        kept = list(dict.fromkeys([*convolutions[:1], *convolutions[-1:]]))
+    elif unknown := sorted(set(keep) - names):
+        raise ExportError(f"keep must name nodes of the network, got {', '.join(unknown)}")
+    else:
+        kept = list(keep)
+    if not any(node.op_type in operators and node.name not in kept for node in nodes):
+        found = ", ".join(sorted({node.op_type for node in nodes}))
+        raise ExportError(f"operators must name some that the network has beside those kept ({found}), got {operators}")
+    return kept
+
+
+def _reader(feeds: Sequence[Feed]) -> Any:
+    """The feeds as ONNX Runtime's calibration asks for them, a range at a time."""
+
+    class Reader(ort_quantization.CalibrationDataReader):
+        def __init__(self) -> None:
+            self._left = iter(feeds)
+
+        def __len__(self) -> int:
+            return len(feeds)
+
+        def set_range(self, start_index: int, end_index: int) -> None:
+            self._left = iter(feeds[start_index:end_index])
+
+        def get_next(self) -> dict[str, np.ndarray[Any, Any]] | None:
+            feed = next(self._left, None)
+            return None if feed is None else dict(feed)
+
+    return Reader()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps what the quantiser prints, and logs as the root logger, off the terminal."""
+    root, handler = logging.getLogger(), logging.NullHandler()
+
+    def refuse(record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.ERROR
+
+    root.addHandler(handler)  # without any, the first message would install one that stays
+    root.addFilter(refuse)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        root.removeFilter(refuse)
+        root.removeHandler(handler)

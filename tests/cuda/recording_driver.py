@@ -1,0 +1,429 @@
+"""A recording CUDA driver, compiled for the tests, and the step's kernels for it."""
+
+import ast
+import ctypes
+import gc
+import shlex
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import stepfuse as sf
+from stepfuse import _core
+from stepfuse._core import cuda
+
+HERE = Path(__file__).parent
+KERNELS = HERE.parent.parent / "kernels"
+BLOCK, WARPS = 256, 2
+SUMS_BLOCK = 8  # several tiles, the last of which is not full
+NAMES = ("t", "s", "g", "p_x", "p_e", "lo", "hi", "q_x", "q_h", "q_z", "u_x")
+T, S, G, P_X, P_E, LO, HI, Q_X, Q_H, Q_Z, U_X = (sf.samplers.table.COLUMNS.index(name) for name in NAMES)
+OF_PREDICTION = [sf.samplers.table.COLUMNS.index(name) for name in ("p_e", "q_e", "u_e")]
+
+
+def compiled(folder, *flags):
+    library = folder / "libfake.so"
+    compiler = shlex.split(sysconfig.get_config_var("CXX") or "c++")
+    options = ["-std=c++17", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", *flags]
+    command = [*compiler, *options, str(HERE / "fake_driver.cpp"), "-o", str(library), "-ldl"]
+    subprocess.run(command, check=True)
+    return library
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory):
+    return compiled(tmp_path_factory.mktemp("driver"))
+
+
+@pytest.fixture(scope="session")
+def old_library(tmp_path_factory):
+    """A driver without cuGetProcAddress_v2: its functions are found by their exported names."""
+    return compiled(tmp_path_factory.mktemp("old_driver"), "-DFAKE_WITHOUT_PROC_ADDRESS")
+
+
+class Fake:
+    """What the driver was asked, and what it is to do. After a test nothing may be left, and no rule broken."""
+
+    BODY = ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.POINTER(ctypes.c_void_p), ctypes.POINTER(ctypes.c_uint))
+
+    def __init__(self, path):
+        self.path = str(path)
+        self._library = ctypes.CDLL(self.path)
+        self._library.fake_text.restype = ctypes.c_char_p
+        self._library.fake_memory.argtypes = [ctypes.c_size_t]
+        self._library.fake_kernels.argtypes = [self.BODY]
+        self._library.fake_spend.argtypes = [ctypes.c_double]
+        self._body = None
+        self.reset()
+
+    def reset(self):
+        self._library.fake_reset()
+        self._seen = 0
+
+    def open(self):
+        return cuda.open(driver=self.path)
+
+    def set(self, *, version=None, memory=None, hidden=(), unified=False):
+        if version is not None:
+            self._library.fake_version(version)
+        if memory is not None:
+            self._library.fake_memory(memory)
+        for name in hidden:
+            self._library.fake_hide(name.encode())
+        self._library.fake_unified(int(unified))
+
+    def fail(self, calls_from_now, code):
+        self._library.fake_fail(calls_from_now, code)
+
+    def late(self, late):
+        """Whether the device does nothing before somebody waits for it."""
+        self._library.fake_late(int(late))
+
+    def put(self, stream, kind):
+        """Work of another kind, by its CUgraphNodeType, as a library puts it on a stream that is captured."""
+        self._library.fake_put(ctypes.c_void_p(stream.address), kind)
+
+    def spend(self, seconds):
+        """Lets time pass on the device."""
+        self._library.fake_spend(seconds)
+
+    def run_kernels(self, body):
+        self._body = self.BODY(lambda name, words, shape: body(name.decode(), words, shape))
+        self._library.fake_kernels(self._body)
+
+    @property
+    def calls(self):
+        return self._library.fake_calls()
+
+    def _lines(self, which):
+        return self._library.fake_text(which).decode().splitlines()
+
+    def log(self):
+        """Calls since the last time, without those that only look."""
+        lines = self._lines(0)
+        new, self._seen = lines[self._seen :], len(lines)
+        return new
+
+    def names(self):
+        return [line.split()[0] for line in self.log()]
+
+    violations = property(lambda self: self._lines(1))
+    live = property(lambda self: self._lines(2))
+
+
+@pytest.fixture
+def fake(library):
+    fake = Fake(library)
+    yield fake
+    gc.collect()
+    assert fake.violations == []
+    assert fake.live == []
+    fake.reset()
+
+
+#: The step's kernels: where each is written, and its block and grid here. The fused step is compiled twice.
+STEP_KERNELS = {
+    "fused_step_kernel": ("triton_step.py", BLOCK, "tiles"),
+    "plain_step_kernel": ("triton_step.py", BLOCK, "tiles"),
+    "guidance_sums_kernel": ("triton_adapt.py", SUMS_BLOCK, "tiles"),
+    "rescaled_rows_kernel": ("triton_adapt.py", BLOCK, "slots"),
+    "thresholded_rows_kernel": ("triton_adapt.py", BLOCK, "slots"),
+    "keep_known_kernel": ("triton_keep.py", BLOCK, "tiles"),
+}
+NETWORK = [("rows", "i64"), ("sample", "*fp32"), ("t", "*fp32"), ("prediction", "*fp32"), ("n", "i64")]
+
+
+def arguments_of(kernel):
+    """A compiled kernel's arguments in order, from its source: what the ahead-of-time build's manifest says."""
+    tree = ast.parse((KERNELS / STEP_KERNELS[kernel][0]).read_text())
+    name = kernel.replace("plain", "fused")
+    [found] = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name]
+    tree = ast.parse((KERNELS / "variants.py").read_text())
+    [types] = [
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == "ARGUMENTS"
+    ]
+    tensors = ("x", "out", "h", "x0", "prediction", "next_input")
+    types |= dict.fromkeys(tensors, "*fp32") | {"BLOCK": None}
+    if kernel == "plain_step_kernel":
+        types |= {"seed": None, "step": None}
+    names = [argument.arg for argument in found.args.args]
+    ours = [(name, types[name], False) for name in names if types[name]]
+    return [*ours, ("null", "*i8", False), ("null", "*i8", False)]
+
+
+def array_at(address, shape, dtype):
+    count = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    return np.frombuffer((ctypes.c_char * count).from_address(address), dtype=dtype).reshape(shape)
+
+
+class StepOnHost:
+    """What the step's kernels do, by their documented headers, over the host's memory; and a network."""
+
+    def __init__(self, network):
+        self.arguments = {name: arguments_of(name) for name in STEP_KERNELS}
+        self.network = network
+        self.ran = []
+
+    def module(self, context):
+        """An image of all of them, loaded."""
+        counts = {name: len(arguments) for name, arguments in self.arguments.items()} | {"network": len(NETWORK)}
+        return cuda.Module(context, "".join(f"{name} {count}\n" for name, count in counts.items()).encode())
+
+    def kernels(self, module):
+        """By name."""
+        return {
+            name: cuda.StepKernel(module, name, self.arguments[name], block, WARPS, grid=grid)
+            for name, (_, block, grid) in STEP_KERNELS.items()
+        }
+
+    def __call__(self, name, words, shape):
+        if name == "network":
+            rows, sample, t, prediction, n = (ctypes.c_uint64.from_address(words[i]).value for i in range(5))
+            x, out = (array_at(address, (rows, n), np.float32) for address in (sample, prediction))
+            out[:] = self.network(x, array_at(t, (rows,), np.float32))
+            self.ran.append(("network", rows))
+            return
+        given = {}
+        for i, (argument, kind, _) in enumerate(self.arguments[name]):
+            wide = kind[0] == "*" or kind == "i64"
+            given[argument] = (ctypes.c_int64 if wide else ctypes.c_int32).from_address(words[i]).value
+        assert given.pop("null") == 0
+        _, block, grid = STEP_KERNELS[name]
+        n, slots = given["n"], shape[1] if grid == "tiles" else shape[0]
+        want = [-(-n // block), slots, 1] if grid == "tiles" else [slots, 1, 1]
+        assert list(shape[:7]) == [*want, 32 * WARPS, 1, 1, 0]
+        given["maps"] = {key: array_at(given[key], (slots,), np.int32) for key in ("row_cond", "row_uncond")}
+        run = {"fused_step_kernel": self.step, "plain_step_kernel": self.step}.get(name)
+        (run or getattr(self, name.removesuffix("_kernel")))(given, slots, n)
+        self.ran.append((name.removesuffix("_kernel").replace("fused_", "").replace("plain_", ""), slots))
+
+    def step(self, a, slots, n):
+        rows = array_at(a["rows"], (slots, a["rows_stride"]), np.float32)
+        x = array_at(a["x"], (slots, n), np.float32)
+        history = array_at(a["h"], (slots, n), np.float32) if a["h"] else None
+        for i, e, e_u in predictions(a, slots, n):
+            row = rows[i].copy()
+            noise = None
+            if row[Q_Z]:
+                seed, step = array_at(a["seed"], (slots,), np.int64)[i], array_at(a["step"], (slots,), np.int32)[i]
+                noise = _core.normal(int(seed), int(step), 1, n)
+            h = history[i] if row[Q_H] or row[U_X:].any() else None
+            if a["x0"]:
+                clean = np.clip(row[P_X] * x[i] + row[P_E] * blend(row, e, e_u), *row[LO:Q_X])
+                array_at(a["x0"], (slots, n), np.float32)[i] = clean
+            try:
+                x[i] = sf.step(x[i], e, row, eps_uncond=e_u, h=h, z=noise)
+            except ValueError:  # of what is not finite
+                x[i] = np.nan
+            if a["nonfinite"] and not np.isfinite(x[i]).all():
+                array_at(a["nonfinite"], (slots,), np.int32)[i] = 1
+            write_next(a, slots, i, x[i])
+
+    def guidance_sums(self, a, slots, n):
+        rows = array_at(a["rows"], (slots, a["rows_stride"]), np.float32)
+        tiles = -(-n // SUMS_BLOCK)
+        sums = array_at(a["sums"], (slots, tiles, 4), np.float64)
+        sums[:] = 0
+        for i, e_c, e_u in predictions(a, slots, n):
+            if e_u is None:
+                continue
+            e = blend(rows[i], e_c, e_u)
+            for tile in range(tiles):
+                part = slice(tile * SUMS_BLOCK, (tile + 1) * SUMS_BLOCK)
+                one, other = e_c[part].astype(np.float64), e[part].astype(np.float64)
+                sums[i, tile] = one.sum(), (one * one).sum(), other.sum(), (other * other).sum()
+
+    def rescaled_rows(self, a, slots, n):
+        rows = array_at(a["rows"], (slots, a["rows_stride"]), np.float32)
+        adapted = array_at(a["adapted"], (slots, 16), np.float32)
+        sums = array_at(a["sums"], (slots, a["tiles"], 4), np.float64)
+        phi = array_at(a["phi"], (slots,), np.float32).astype(np.float64)
+        for i in range(slots):
+            row = rows[i].copy()
+            total_c, squares_c, total, squares = sums[i].sum(axis=0)
+            of_cond, of_blend = squares_c / n - (total_c / n) ** 2, squares / n - (total / n) ** 2
+            guided = all(rows_of[i] >= 0 for rows_of in a["maps"].values())
+            if guided and of_cond > 0 and of_blend > 0 and np.isfinite(of_cond / of_blend):
+                row[OF_PREDICTION] *= np.float32(phi[i] * np.sqrt(of_cond / of_blend) + 1 - phi[i])
+            adapted[i] = row
+
+    def thresholded_rows(self, a, slots, n):
+        rows = array_at(a["rows"], (slots, a["rows_stride"]), np.float32)
+        adapted = array_at(a["adapted"], (slots, 16), np.float32)
+        x = array_at(a["x"], (slots, n), np.float32)
+        ratio, largest = (array_at(a[name], (slots,), np.float32) for name in ("ratio", "largest"))
+        adapted[:] = rows.copy()
+        for i, e_c, e_u in predictions(a, slots, n):
+            row = rows[i].copy()
+            magnitudes = np.abs(row[P_X] * x[i] + row[P_E] * blend(row, e_c, e_u))
+            if ratio[i] > 0 and np.isfinite(magnitudes).all():
+                quantile = np.float32(np.quantile(magnitudes.astype(np.float64), float(ratio[i])))
+                row[[P_X, P_E]] /= min(max(quantile, np.float32(1)), largest[i])
+                row[[LO, HI]] = -1, 1
+                adapted[i] = row
+
+    def keep_known(self, a, slots, n):
+        x = array_at(a["x"], (slots, n), np.float32)
+        x0 = array_at(a["x0"], (slots, n), np.float32) if a["x0"] else np.zeros_like(x)
+        known_row = array_at(a["known_row"], (slots,), np.int32)
+        levels = array_at(a["levels"], (slots, 2), np.float32)
+        for i in range(slots):
+            if known_row[i] < 0 or all(rows_of[i] < 0 for rows_of in a["maps"].values()):
+                continue
+            image, mask, noise = array_at(a["known"], (known_row[i] + 1, 3, n), np.float32)[-1]
+            x[i] = mask * x[i] + (1 - mask) * (levels[i, 0] * image + levels[i, 1] * noise)
+            x0[i] = mask * x0[i] + (1 - mask) * image
+            write_next(a, slots, i, x[i], timestep=False)
+
+
+def predictions(a, slots, n):
+    """Of each slot that takes part: its index, its prediction, and the unconditional one if it is guided."""
+    prediction = array_at(a["prediction"], (a["prediction_rows"], n), np.float32)
+    for i, (cond, uncond) in enumerate(zip(*a["maps"].values(), strict=True)):
+        if cond >= 0 or uncond >= 0:
+            yield i, prediction[cond if cond >= 0 else uncond], prediction[uncond] if min(cond, uncond) >= 0 else None
+
+
+def blend(row, e, e_uncond):
+    return e if e_uncond is None else e_uncond + row[G] * (e - e_uncond)
+
+
+def write_next(a, slots, slot, x, *, timestep=True):
+    """The next forward's rows of a slot."""
+    next_rows = array_at(a["next_rows"], (slots, a["next_rows_stride"]), np.float32)
+    next_input = array_at(a["next_input"], (a["next_input_rows"], x.size), np.float32)
+    for name in ("next_cond", "next_uncond"):
+        to = array_at(a[name], (slots,), np.int32)[slot]
+        if to < 0:
+            continue
+        next_input[to] = next_rows[slot][S] * x
+        if timestep:
+            array_at(a["next_t"], (a["next_input_rows"],), np.float32)[to] = next_rows[slot][T]
+
+
+def network_on(module):
+    return cuda.StepKernel(module, "network", [(*argument, False) for argument in NETWORK], BLOCK, WARPS)
+
+
+class Rig:
+    """A batch on the fake: its memory, its network's captured graphs, and the step as the engine's own C++ does it."""
+
+    def __init__(self, fake, courses, n, *, max_rows, buckets, network, seeds, history=True):
+        self.context = fake.open()
+        self.stream = cuda.Stream(self.context)
+        self.frames = cuda.Frames(courses)
+        slots = len(courses)
+        self.host = StepOnHost(network)
+        fake.run_kernels(self.host)
+        self.module = self.host.module(self.context)
+        kernels = self.host.kernels(self.module)
+        self.program = cuda.StepProgram(
+            {slots: kernels.pop("plain_step_kernel")},
+            {slots: kernels.pop("fused_step_kernel")},
+            **{name.removesuffix("_kernel"): kernel for name, kernel in kernels.items()},
+        )
+        self.memory = {
+            name: cuda.DeviceBuffer(self.context, words * 4)
+            for name, words in {
+                "x": slots * n,
+                "h": slots * n,
+                "seed": slots * 2,
+                "sample": max_rows * n,
+                "t": max_rows,
+                "prediction": max_rows * n,
+                "known": slots * 3 * n,
+                "sums": self.program.sums_bytes(slots, n) // 4,
+            }.items()
+        }
+        at = {name: buffer.address for name, buffer in self.memory.items()}
+        self.slots, self.n, self.max_rows = slots, n, max_rows
+        self.values = {
+            **dict.fromkeys(("x", "out"), at["x"]),
+            **dict.fromkeys(("x0", "nonfinite", "next_t_int"), 0),
+            **dict.fromkeys(("x_stride", "out_stride", "prediction_stride", "next_input_stride", "n"), n),
+            **dict.fromkeys(("prediction_rows", "next_input_rows"), max_rows),
+            "h": at["h"] if history else 0,
+            **{name: at[name] for name in ("seed", "prediction", "known", "sums")},
+            "next_input": at["sample"],
+            "next_t": at["t"],
+        }
+        self.put("seed", np.array(seeds, dtype=np.int64))
+        forward = network_on(self.module)
+        self.forwards = {}
+        for rows in buckets:
+            capture = cuda.Capture(self.stream)
+            tensors = {name: at[name] for name in ("sample", "t", "prediction")}
+            forward.launch(self.stream, rows, {"rows": rows, "n": n, **tensors})
+            self.forwards[rows] = capture.end()
+
+    def trajectory(self, form, *, steps=None, needs=None):
+        rows = self.frames.forward_rows if steps is None else [max(self.frames.forward_rows)] * steps
+        plan = cuda.plan_trajectory(form, self.slots, rows, list(self.forwards))
+        needs = needs or self.frames.needs
+        return cuda.Trajectory(self.context, plan, self.program, needs, self.values, self.forwards)
+
+    def put(self, name, values):
+        self.memory[name].upload(self.stream, np.ascontiguousarray(values))
+
+    def begin(self, noise, tables):
+        """The first state and the first forward's rows, as a back end writes them."""
+        x = np.stack([np.float32(table.init_scale) * z for z, table in zip(noise, tables, strict=True)])
+        self.put("x", x)
+        sample, t = np.zeros((self.max_rows, self.n), np.float32), np.zeros(self.max_rows, np.float32)
+        for slot, rows in enumerate(self.frames.slot_rows):
+            for row in rows:
+                if row >= 0:
+                    sample[row], t[row] = tables[slot][0][S] * x[slot], tables[slot][0][T]
+        self.put("sample", sample)
+        self.put("t", t)
+
+    def result(self):
+        x = np.empty((self.slots, self.n), np.float32)
+        self.memory["x"].download(self.stream, x)
+        self.stream.synchronize()
+        return x
+
+
+@pytest.fixture
+def rig(fake):
+    return lambda *arguments, **options: Rig(fake, *arguments, **options)
+
+
+@pytest.fixture
+def old_driver(old_library):
+    return Fake(old_library)
+
+
+class KernelsOnHost:
+    """As StepKernels, on the fake."""
+
+    def __init__(self, fake, context, network):
+        host = StepOnHost(network)
+        fake.run_kernels(host)
+        self.module = host.module(context)
+        self._kernels = host.kernels(self.module)
+
+    def __getitem__(self, noise):
+        return self._kernels["fused_step_kernel" if noise else "plain_step_kernel"]
+
+    def get(self, slots, n, *, noise):
+        return self[noise]
+
+    def named(self, name):
+        return self._kernels[f"{name.split('.')[0]}_kernel"]
+
+
+@pytest.fixture
+def step_on(fake):
+    """``step_on(context, network)``: the step's kernels, and a network's, on the fake."""
+
+    def make(context, network):
+        kernels = KernelsOnHost(fake, context, network)
+        return kernels, network_on(kernels.module)
+
+    return make

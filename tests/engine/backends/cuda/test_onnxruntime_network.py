@@ -1,0 +1,331 @@
+"""ONNX Runtime on a GPU, as far as none is needed: a stand-in holds its caller to the rules of the real one.
+
+The stand-in puts its forward on the stream that it was given, as a kernel of the recording driver's; what runs when the
+kernel does is the network itself, in a session on the CPU. So captured forwards are replayed with real predictions.
+"""
+
+import ctypes
+import logging
+import math
+import types
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+import support
+import tolerances
+
+import stepfuse as sf
+from stepfuse._core import cuda
+from stepfuse.backends.cuda import trajectories as backend
+from stepfuse.backends.cuda.capture import CaptureError
+from stepfuse.backends.cuda.networks import open_network
+from stepfuse.backends.cuda.onnxruntime import CPU, CUDA, TENSORRT, ProviderError
+from stepfuse.errors import DenoiserError
+
+ARGUMENTS = {"cond": 3, "steps": 4, "guidance_scale": 2.0, "eta": 1.0, "seed": 5}
+MIB = 1 << 20
+
+
+def array_at(address, shape, dtype):
+    count = math.prod(shape) * np.dtype(dtype).itemsize
+    return np.frombuffer((ctypes.c_char * count).from_address(address), dtype=dtype).reshape(shape)
+
+
+class Binding:
+    """What was bound; every tensor must be the GPU's memory."""
+
+    def __init__(self, device):
+        self._device, self.at = device, {}
+
+    def bind_input(self, name, device_type, device_id, element_type, shape, buffer_ptr):
+        assert (device_type, device_id) == ("cuda", self._device)
+        self.at[name] = element_type, shape, buffer_ptr
+
+    bind_output = bind_input
+
+
+class Session:
+    """What of a session is used. Its arena keeps what forwards have taken until a run that asks to have it shrunk."""
+
+    def __init__(self, gpu, model, options, providers):
+        assert options.get_session_config_entry("session.record_ep_graph_assignment_info") == "1"
+        self._gpu, self._providers, self._options = gpu, [name for name, _ in providers], dict(providers)
+        self._cpu = gpu.real(model, providers=[CPU])
+        self.get_inputs, self.get_outputs = self._cpu.get_inputs, self._cpu.get_outputs
+        self._arena = None
+        for own in self._options.values():
+            assert own["device_id"] == "0"
+        self._stream = cuda.Stream.borrow(gpu.context, int(self._options[CUDA]["user_compute_stream"]))
+        self._scratch = cuda.DeviceBuffer(gpu.context, 8)
+        gpu.sessions.append(self._options)
+
+    def __del__(self):  # what it lets go of is let go of behind what it has put on the stream, which must be there
+        if hasattr(self, "_scratch"):
+            self._scratch.upload(self._stream, bytes(8))
+
+    def get_providers(self):
+        return [*([] if self._gpu.libraries_missing else self._providers), CPU]
+
+    def get_provider_graph_assignment_info(self):
+        node = types.SimpleNamespace
+        on_cpu = [node(op_type=kind) for kind in self._gpu.on_cpu]
+        parts = {CPU: on_cpu, self._providers[0]: [node(op_type="Conv")]}
+        return [types.SimpleNamespace(ep_name=name, get_nodes=lambda n=nodes: n) for name, nodes in parts.items()]
+
+    def io_binding(self):
+        return Binding(0)
+
+    def run_with_iobinding(self, binding, options):
+        assert options.get_run_config_entry("disable_synchronize_execution_providers") == "1"
+        element, (rows, *_), _ = binding.at["sample"]
+        assert element is np.float32
+        self._gpu.before(self._stream, rows)
+        need = rows * MIB
+        if self._arena is None or self._arena.bytes < need:
+            try:
+                self._arena = None
+                self._arena = cuda.DeviceBuffer(self._gpu.context, need)
+            except cuda.CudaError as error:
+                if not error.out_of_memory:
+                    raise RuntimeError(f"CUDA failure {error.code}: operation not permitted when capturing") from None
+                text = f"Failed to allocate memory for requested buffer of size {need}"
+                raise RuntimeError(f"[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : {text}") from None
+        self._gpu.run(self._cpu, self._stream, rows, binding)
+        try:
+            if options.get_run_config_entry("memory.enable_memory_arena_shrinkage") == "gpu:0":
+                self._arena = None
+        except RuntimeError:  # there is no such entry
+            pass
+
+
+class Gpu:
+    """ONNX Runtime as it is where there is a GPU, over the recording driver."""
+
+    def __init__(self, fake, step_on, patch):
+        self.context, self.sessions, self.ran = fake.open(), [], []
+        self.real = ort.InferenceSession
+        self.available, self.libraries_missing, self.on_cpu = [TENSORRT, CUDA, CPU], False, []
+        self.before = lambda stream, rows: None
+        steps, self._kernel = step_on(self.context, self._network())
+
+        class Kernels:
+            def __init__(self, context, storage, pack):
+                assert (storage, pack) == ("float32", None)
+
+            def get(self, slots, n, *, noise):
+                return steps[noise]
+
+        def session(model, options=None, providers=None, **others):
+            if providers == [CPU]:
+                return self.real(model, options, providers=providers, **others)
+            assert others == {"enable_fallback": 0}
+            return Session(self, model, options, providers)
+
+        patch.setattr(ort, "InferenceSession", session)
+        patch.setattr(ort, "get_available_providers", lambda: self.available)
+        patch.setattr(cuda, "open", lambda device: self.context)
+        patch.setattr(backend, "StepKernels", Kernels)
+
+    def _network(self):
+        bound = self._launched = {}
+
+        def network(x, t):
+            session, (dtype, shape, labels) = bound["network"]
+            told = array_at(labels, (len(x),), dtype)
+            inputs = {"sample": x.reshape(len(x), *shape), "timestep": t, "class_labels": told}
+            return session.run(None, inputs)[0].reshape(x.shape)
+
+        return network
+
+    def run(self, session, stream, rows, binding):
+        self.ran.append(rows)
+        _, (_, *shape), sample = binding.at["sample"]
+        labels, _, address = binding.at["class_labels"]
+        self._launched["network"] = session, (labels, tuple(shape), address)
+        at = {"sample": sample, "t": binding.at["timestep"][2], "prediction": binding.at["prediction"][2]}
+        self._kernel.launch(stream, rows, {"rows": rows, "n": math.prod(shape), **at})
+
+
+@pytest.fixture
+def gpu(fake, step_on, monkeypatch):
+    gpu = Gpu(fake, step_on, monkeypatch)
+    yield gpu
+    monkeypatch.undo()
+    vars(gpu).clear()  # pytest keeps it until all is released, which is to be checked before
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return support.write_tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny")
+
+
+def load(bundle, **options):
+    return sf.backends.cuda.Trajectories.load(bundle, **{"max_rows": 8, **options})
+
+
+def engine_s(bundle, n, **arguments):
+    with sf.Engine.load(bundle) as engine:
+        return engine.sample(n, **arguments)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"form": "loop"}, {"eager": True}, {"buckets": [3]}, {"backend": "onnxruntime-tensorrt"}], ids=str
+)
+def test_a_bundle_draws_what_the_engine_draws(gpu, tiny, options):
+    trajectories = load(tiny.path, **options)
+    assert trajectories.eager == options.get("eager", False)
+    for n in (1, 3, 9):
+        want = engine_s(tiny, n, **ARGUMENTS)
+        got = trajectories.sample(n, **ARGUMENTS)
+        np.testing.assert_allclose(got, want, rtol=0, atol=tolerances.BATCH_ONNXRUNTIME)
+    mixed = {"cond": ["bag", None], "steps": [3, 5], "guidance_scale": [3.0, 1.0], "seed": [1, 2]}
+    want = engine_s(tiny, 2, **mixed)
+    np.testing.assert_allclose(trajectories.sample(2, **mixed), want, rtol=0, atol=tolerances.BATCH_ONNXRUNTIME)
+
+
+def test_the_embedded_model_draws_what_the_engine_draws(gpu):
+    trajectories = load("fashion", max_rows=4)
+    arguments = {"cond": "sneaker", "steps": 3, "guidance_scale": 3.0, "seed": 0}
+    want = engine_s("fashion", 2, **arguments)
+    np.testing.assert_allclose(trajectories.sample(2, **arguments), want, rtol=0, atol=tolerances.BATCH_ONNXRUNTIME)
+
+
+def test_nothing_waits_but_for_the_result(gpu, tiny, fake):
+    trajectories = load(tiny)
+    trajectories.sample(2, **ARGUMENTS)
+    fake.log()
+    gpu.ran.clear()
+    trajectories.sample(2, **ARGUMENTS)
+    names = fake.names()
+    assert (names.count("cuGraphLaunch"), names.count("cuLaunchKernel")) == (1, 0)
+    assert [name for name in names if name == "cuStreamSynchronize"] == names[-1:]
+    assert gpu.ran == []  # ONNX Runtime is not called again
+
+
+def test_what_the_execution_providers_are_told(gpu, tiny):
+    network = open_network(
+        tiny, tiny.info, backend="onnxruntime-tensorrt", max_rows=6, options={"trt_fp16_enable": "1"}
+    )
+    [told] = gpu.sessions
+    assert list(told) == [TENSORRT, CUDA]
+    assert told[TENSORRT] == {
+        "device_id": "0",
+        "user_compute_stream": str(network.stream.address),
+        "trt_profile_min_shapes": "sample:1x1x4x5,timestep:1,class_labels:1",
+        "trt_profile_opt_shapes": "sample:6x1x4x5,timestep:6,class_labels:6",
+        "trt_profile_max_shapes": "sample:6x1x4x5,timestep:6,class_labels:6",
+        "trt_fp16_enable": "1",
+    }
+    assert told[CUDA]["user_compute_stream"] == str(network.stream.address)
+    assert told[CUDA]["use_tf32"] == "0"
+    assert not {"enable_cuda_graph", "trt_cuda_graph_enable"} & {*told[CUDA], *told[TENSORRT]}
+
+
+def test_an_option_of_the_caller_s_comes_before_ours(gpu, tiny):
+    open_network(tiny, tiny.info, options={"use_tf32": "1"})
+    assert gpu.sessions[0][CUDA]["use_tf32"] == "1"
+
+
+@pytest.mark.parametrize("backend_name", ["onnxruntime", "onnxruntime-tensorrt"])
+def test_a_provider_that_is_not_there_is_told(gpu, tiny, backend_name):
+    gpu.available = [CPU]
+    missing = CUDA if backend_name == "onnxruntime" else f"{TENSORRT}, {CUDA}"
+    with pytest.raises(ProviderError, match=rf"must have {missing}, it has {CPU}: .*onnxruntime-gpu\[cuda,cudnn\]"):
+        load(tiny, backend=backend_name)
+
+
+def test_a_provider_that_fell_back_in_silence_is_told(gpu, tiny):
+    gpu.libraries_missing = True
+    with pytest.raises(ProviderError, match=f"has {CUDA} but could not load it, and would run on {CPU}: the CUDA and"):
+        load(tiny)
+    with pytest.raises(ProviderError, match=f"has {TENSORRT}, {CUDA} but .* TensorRT libraries .* tensorrt, or set"):
+        load(tiny, backend="onnxruntime-tensorrt")
+
+
+def test_without_a_gpu_the_real_one_is_refused(tiny, fake, monkeypatch):
+    monkeypatch.setattr(cuda, "open", lambda device: fake.open())
+    with pytest.raises(ProviderError, match=f"must have {CUDA}, it has .*{CPU}"):
+        load(tiny)
+
+
+def test_what_of_the_network_is_on_the_cpu_is_said(gpu, tiny, caplog):
+    gpu.on_cpu = ["NonZero", "Gather", "Gather"]
+    load(tiny)
+    assert "denoiser.onnx: on the CPU, each forward: 2 Gather, 1 NonZero" in caplog.text
+
+
+def test_a_forward_that_waits_is_refused_and_may_run_eagerly(gpu, tiny, caplog):
+    gpu.on_cpu = ["NonZero"]
+    gpu.before = lambda stream, rows: stream.synchronize()
+    message = (
+        r"of 8 rows cannot be captured: ONNX Runtime could not run 8 rows: cuStreamSynchronize.*are 1 NonZero; what"
+    )
+    with pytest.raises(CaptureError, match=message):
+        load(tiny)
+    with caplog.at_level(logging.WARNING, logger="stepfuse"):
+        trajectories = load(tiny, eager=None)
+    assert trajectories.eager
+    assert "the network runs eagerly, a launch a kernel: a forward of 8 rows cannot be captured" in caplog.text
+    want = engine_s(tiny, 2, **ARGUMENTS)
+    np.testing.assert_allclose(trajectories.sample(2, **ARGUMENTS), want, rtol=0, atol=tolerances.BATCH_ONNXRUNTIME)
+
+
+def test_a_budget_gives_up_the_largest_and_the_arena_keeps_nothing_of_it(gpu, tiny, caplog):
+    free = gpu.context.memory[0]
+    with caplog.at_level(logging.INFO, logger="stepfuse"):
+        trajectories = load(tiny, buckets=[8, 4, 2], memory_bytes=6 * MIB)
+    assert trajectories.rows == [4, 2]
+    assert "capturing forwards of [4, 2] rows: about 6.0 MiB of 1024.0 MiB free" in caplog.text
+    assert "forwards of [8] rows are given up: memory suffices for [4, 2]" in caplog.text
+    assert 4 * MIB <= free - gpu.context.memory[0] < 5 * MIB
+
+
+def test_out_of_memory_gives_up_the_largest(gpu, tiny, fake, caplog):
+    fake.set(memory=5 * MIB)
+    trajectories = load(tiny, buckets=[8, 4, 2])
+    assert trajectories.rows == [2]  # the graph of one of four rows would need a fifth MiB
+    assert "forwards of [8, 4] rows are given up: memory suffices for [2]" in caplog.text
+
+
+def test_no_memory_at_all_is_refused(gpu, tiny, fake):
+    fake.set(memory=MIB)
+    with pytest.raises(CaptureError, match=r"no forward can be captured: .*smaller network"):
+        load(tiny, buckets=[8, 4])
+
+
+def test_another_interface_is_refused(gpu, tmp_path):
+    bundle = support.write_tiny_bundle(tmp_path / "tiny", shape=(1, 8, 8))
+    with pytest.raises(sf.BundleError, match=r"a row of sample must have shape \(1, 8, 8\), got \(1, 4, 5\)"):
+        load(bundle)
+
+
+def test_a_file_that_is_no_network_is_refused(gpu, tmp_path):
+    (tmp_path / "text").write_bytes(b"no network")
+    bundle = support.write_tiny_bundle(tmp_path / "tiny", network=tmp_path / "text")
+    with pytest.raises(sf.BundleError, match="does not load in ONNX Runtime: "):
+        load(bundle)
+
+
+def test_no_memory_for_the_weights_is_no_fault_of_the_bundle(gpu, tiny, monkeypatch):
+    def session(*arguments, **options):
+        raise RuntimeError("CUDA failure 2: out of memory")
+
+    monkeypatch.setattr(ort, "InferenceSession", session)
+    with pytest.raises(DenoiserError, match=r"the GPU has no memory for .*denoiser\.onnx: .*out of memory"):
+        load(tiny)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        pytest.param({"backend": "cuda"}, "backend must be one of onnxruntime, .*, got 'cuda'", id="backend"),
+        pytest.param({"backend": "tensorrt", "options": {"a": "1"}}, "none for tensorrt, got", id="tensorrt"),
+        pytest.param({"options": {"enable_cuda_graph": "1"}}, "must leave .* alone, got enable_cuda_graph", id="own"),
+        pytest.param({"max_rows": 0}, "max_rows must be at least 1, got 0", id="rows"),
+        pytest.param({"form": "rolled"}, "form must be one of unrolled, loop", id="form"),
+    ],
+)
+def test_bounds_are_told(gpu, tiny, options, message):
+    with pytest.raises(ValueError, match=message):
+        load(tiny, **options)

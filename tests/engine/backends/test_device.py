@@ -1,0 +1,66 @@
+"""Which device an engine draws on, and what is said where there is none."""
+
+import pytest
+import support
+
+import stepfuse as sf
+from stepfuse.backends.cuda.config import device_of
+from stepfuse.constructors import GPU_ROWS, _serving
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [("cpu", None), ("cuda", sf.Cuda()), ("cuda:0", sf.Cuda(0)), ("cuda:12", sf.Cuda(12)), (sf.Cuda(3), sf.Cuda(3))],
+)
+def test_a_device_is_a_name_or_says_more(given, wanted):
+    assert device_of(given) == wanted
+
+
+@pytest.mark.parametrize("given", ["gpu", "cuda:", "cuda:one", "cuda:-1", "CUDA", "", 0, None])
+def test_other_devices_are_refused(given):
+    with pytest.raises(ValueError, match=r"device must be 'cpu', 'cuda', 'cuda:N' or stepfuse.Cuda\(...\), got"):
+        sf.Engine.load("fashion", device=given)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        pytest.param({"index": -1}, "index must be at least 0, got -1", id="index"),
+        pytest.param(
+            {"backend": "tvm"},
+            "backend must be one of onnxruntime, .*, tensorrt, got .tvm",
+            id="tvm",
+        ),
+    ],
+)
+def test_bounds_are_told(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        sf.Cuda(**arguments)
+
+
+def test_an_onnx_runtime_without_gpus_is_told_with_the_package_that_has_them():
+    with pytest.raises(sf.GpuError, match=r"must have CUDAExecutionProvider, .*pip install onnxruntime-gpu"):
+        sf.Engine.load("fashion", device="cuda")
+
+
+def test_a_module_on_the_cpu_is_refused():
+    torch = pytest.importorskip("torch")
+    with pytest.raises(ValueError, match=r"must be on one GPU, got cpu: module.to\('cuda'\)"):
+        sf.Engine.from_torch(torch.nn.Linear(1, 1), shape=support.SHAPE, schedule=support.SCHEDULE)
+
+
+def test_rows_are_fewer_on_a_gpu_unless_somebody_says():
+    assert _serving(None, None, None, default_rows=GPU_ROWS).max_rows == GPU_ROWS
+    assert _serving(None, 5, None, default_rows=GPU_ROWS).max_rows == 5
+    assert _serving(sf.Serving(max_queue=3), None, True, default_rows=GPU_ROWS) == sf.Serving(
+        max_queue=3, deterministic=True
+    )
+    assert _serving(None, None, None).max_rows == sf.Serving().max_rows
+
+
+def test_slots_take_three_states_each():
+    from stepfuse._core import cuda
+
+    one, many = cuda.slot_bytes(1, 1 << 16), cuda.slot_bytes(64, 1 << 16)
+    assert 3 * 4 * (1 << 16) < one < 3.01 * 4 * (1 << 16)
+    assert many == pytest.approx(64 * one, rel=1e-2)

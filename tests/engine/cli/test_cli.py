@@ -1,0 +1,141 @@
+"""The command line, as a user types it."""
+
+import numpy as np
+import pytest
+import support
+from PIL import Image
+from typer.testing import CliRunner
+
+import stepfuse as sf
+from stepfuse.cli import _conds, app
+
+runner = CliRunner()
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return support.write_tiny_bundle(tmp_path_factory.mktemp("cli") / "tiny")
+
+
+def run(*arguments):
+    return runner.invoke(app, [str(argument) for argument in arguments])
+
+
+def test_sample_writes_a_grid_that_says_how_it_was_made(bundle, tmp_path):
+    path = tmp_path / "deep" / "grid.png"
+    result = run("sample", bundle.path, "-n", 5, "--steps", 4, "-g", 3, "--columns", 3, "-o", path)
+    assert result.exit_code == 0, result.output
+    assert "ddim, 4 steps, guidance 3" in result.output
+    assert "40 network passes in 4 forwards" in result.output  # 5 samples, 4 steps, 2 passes
+    with Image.open(path) as picture:
+        assert "ddim, 4 steps, guidance 3" in picture.text["Description"]
+        assert picture.width > picture.height  # three columns, two rows
+
+
+def test_sample_writes_raw_samples_that_the_api_gives_too(bundle, tmp_path):
+    path = tmp_path / "raw.npy"
+    result = run("sample", bundle.path, "-n", 2, "--cond", "1", "--steps", 3, "-g", 2, "--seed", 7, "-o", path)
+    assert result.exit_code == 0, result.output
+    with sf.Engine.load(bundle.path) as engine:
+        expected = engine.sample(2, cond=1, steps=3, guidance_scale=2.0, seed=7)
+    np.testing.assert_array_equal(np.load(path), expected)
+
+
+def test_sample_begins_with_a_picture_and_keeps_what_the_mask_does(bundle, tmp_path):
+    _, height, width = support.SHAPE
+    levels = np.linspace(0, 255, height * width).astype(np.uint8).reshape(height, width)
+    Image.fromarray(levels).save(tmp_path / "image.png")
+    keep = np.zeros((height, width), np.uint8)
+    keep[:, :2] = 255
+    Image.fromarray(keep).save(tmp_path / "mask.png")
+    path, pictures = tmp_path / "raw.npy", ["--image", tmp_path / "image.png", "--strength", 0.5]
+    common = [bundle.path, "-n", 2, "--cond", "1", "--steps", 4, "-g", 2, "--seed", 7, "-o", path]
+    image = levels[None] / np.float32(127.5) - 1
+    with sf.Engine.load(bundle.path) as engine:
+        settings = {"cond": 1, "steps": 4, "guidance_scale": 2.0, "seed": 7, "image": image, "strength": 0.5}
+        assert run("sample", *common, *pictures).exit_code == 0
+        np.testing.assert_allclose(np.load(path), engine.sample(2, **settings), atol=1e-5)
+        assert run("sample", *common, *pictures, "--mask", tmp_path / "mask.png").exit_code == 0
+    np.testing.assert_allclose(np.load(path)[..., 2:], np.stack([image] * 2)[..., 2:], atol=1e-6)
+    result = run("sample", *common, "--mask", tmp_path / "mask.png")
+    assert "mask needs an image" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--image", "nowhere.png"], "nowhere.png"),
+        (["--strength", "0.5"], "strength needs an image, got image=None"),
+        (["--steps", "0"], "steps must be between 1 and 1000, got 0"),
+        (["--sampler", "magic"], "sampler must be one of"),
+        (["--cond", "spaceship"], "spaceship"),
+        (["-g", "nan"], "guidance_scale must be at least 0 and finite, got nan"),
+        (["-n", "0"], "n must be at least 1, got 0"),
+    ],
+)
+def test_bad_input_is_told_in_a_line(bundle, tmp_path, arguments, message):
+    path = tmp_path / "none.png"
+    result = run("sample", bundle.path, "-o", path, *arguments)
+    assert result.exit_code == 1
+    assert message in result.output
+    assert "Traceback" not in result.output
+    assert not path.exists()
+
+
+def test_a_missing_bundle_says_what_there_is(tmp_path):
+    result = run("sample", tmp_path / "nothing")
+    assert result.exit_code == 1
+    assert "neither an embedded model" in result.output
+
+
+def test_info_says_what_a_bundle_is(bundle):
+    result = run("info", bundle.path)
+    assert result.exit_code == 0, result.output
+    for fact in ("epsilon", "linear, T = 1000", "class_labels", "checksum matches"):
+        assert fact in result.output
+
+
+def test_doctor_finds_this_machine_fit_to_sample():
+    result = run("doctor")
+    assert result.exit_code == 0, result.output
+    assert "instruction sets" in result.output
+
+
+def test_doctor_names_the_two_packages_that_collide(monkeypatch):
+    monkeypatch.setattr("stepfuse.cli.doctor._installed", lambda package: "1.0")
+    result = run("doctor")
+    assert result.exit_code == 1
+    assert "pip uninstall" in " ".join(result.output.split())
+
+
+def test_text_in_a_bundle_is_no_markup(tmp_path):
+    bundle = support.write_tiny_bundle(tmp_path / "odd", defaults={"sampler": "[/bold]"})
+    result = run("info", bundle.path)
+    assert result.exit_code == 0, result.output
+    assert "[/bold]" in result.output
+
+
+def test_doctor_names_the_extra_to_install(monkeypatch):
+    monkeypatch.setattr("stepfuse.cli.doctor._installed", lambda package: "")
+    output = "".join(run("doctor").output.split())
+    for extra in ("text", "export", "tensorrt"):
+        assert f"stepfuse[{extra}]" in output
+
+
+@pytest.mark.parametrize("cond", [support.NULL, "bag"], ids=["null-class", "name"])
+def test_any_class_can_be_drawn(bundle, tmp_path, cond):
+    result = run("sample", bundle.path, "-n", 1, "--cond", cond, "--steps", 2, "-o", tmp_path / "one.png")
+    assert result.exit_code == 0, result.output
+
+
+def test_a_model_with_two_inputs_is_drawn_without_conditioning_or_not_at_all():
+    facts = sf.ModelInfo(support.SHAPE, support.SCHEDULE, cond={**support.COND, "style": sf.CondInput(null=0)})
+    assert _conds(facts, None, 3) is None
+    with pytest.raises(ValueError, match="--cond needs a model with one conditioning input, this one has 2"):
+        _conds(facts, ["bag"], 3)
+
+
+def test_other_formats_are_refused(bundle, tmp_path):
+    result = run("sample", bundle.path, "-o", tmp_path / "picture.jpg")
+    assert result.exit_code == 1
+    assert "output must end in .png or .npy, got picture.jpg" in result.output

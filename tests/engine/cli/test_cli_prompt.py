@@ -1,0 +1,150 @@
+"""``stepfuse sample --prompt``, as a user types it."""
+
+import handmade
+import numpy as np
+import pytest
+import support
+from PIL import Image
+from typer.testing import CliRunner
+
+import stepfuse as sf
+from stepfuse.cli import app
+
+runner = CliRunner()
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return handmade.write_bundle(tmp_path_factory.mktemp("cli") / "bundle")
+
+
+@pytest.fixture(scope="module")
+def classes(tmp_path_factory):
+    """A latent model without prompts, told two inputs that the command line leaves alone."""
+    folder = tmp_path_factory.mktemp("classes") / "bundle"
+    parts = ("text_encoder.onnx", "tokenizer.json")
+    defaults = {"sampler": "ddim", "steps": 4, "guidance_scale": 1.0}
+    return handmade.write_bundle(folder, pipeline={"prompts": ()}, without=parts, defaults=defaults)
+
+
+def run(*arguments):
+    return runner.invoke(app, [str(argument) for argument in arguments])
+
+
+def test_a_prompt_is_drawn_as_the_api_draws_it(bundle, tmp_path):
+    path = tmp_path / "deep" / "cat.png"
+    options = ["--negative-prompt", "blue", "--width", 12, "--height", 16, "--steps", 3, "-g", 5, "--seed", 4]
+    result = run("sample", bundle.path, "--prompt", "a red cat", *options, "--sampler", "dpmpp_2m", "-o", path)
+    assert result.exit_code == 0, result.output
+    assert "handmade: dpmpp_2m, 3 steps, guidance 5, seed 4" in result.output
+    assert "1 of 12 x 16 pixels in" in result.output
+    with sf.TextToImage.load(bundle) as pipe:
+        settings = {"negative_prompt": "blue", "width": 12, "height": 16, "steps": 3, "guidance_scale": 5.0, "seed": 4}
+        want = pipe("a red cat", sampler="dpmpp_2m", **settings)[0]
+    with Image.open(path) as picture:
+        np.testing.assert_array_equal(np.asarray(picture), np.asarray(want))
+        assert picture.text["prompt"] == "a red cat"
+        assert picture.text["seed"] == "4"
+
+
+def test_several_pictures_are_files_named_by_their_seeds(bundle, tmp_path):
+    result = run("sample", bundle.path, "--prompt", "a cat", "-n", 3, "--seed", 7, "-o", tmp_path / "cat.png")
+    assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cat-7.png", "cat-8.png", "cat-9.png"]
+    assert result.output.count("written to") == 3
+    path = tmp_path / "cats.npy"
+    assert run("sample", bundle.path, "--prompt", "a cat", "-n", 3, "--seed", 7, "-o", path).exit_code == 0
+    pixels = np.load(path)
+    assert pixels.shape == (3, 8, 8, 3)
+    with Image.open(tmp_path / "cat-8.png") as picture:
+        np.testing.assert_array_equal(np.asarray(picture), (pixels[1] * 255).round().astype(np.uint8))
+
+
+def test_a_picture_and_a_mask_to_begin_with(bundle, tmp_path):
+    rng = np.random.default_rng(0)
+    begin = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+    mask = Image.fromarray(np.repeat(np.uint8([[0] * 4 + [255] * 4]), 8, axis=0))
+    begin.save(tmp_path / "begin.png")
+    mask.save(tmp_path / "mask.png")
+    files = ["--image", tmp_path / "begin.png", "--mask", tmp_path / "mask.png"]
+    path = tmp_path / "drawn.npy"
+    result = run("sample", bundle.path, "--prompt", "a cat", *files, "--strength", 0.5, "-o", path)
+    assert result.exit_code == 0, result.output
+    with sf.TextToImage.load(bundle) as pipe:
+        want = pipe("a cat", image=begin, mask=mask, strength=0.5, seed=0)
+    np.testing.assert_allclose(np.load(path), want.pixels, rtol=0, atol=1e-6)
+
+
+def test_a_long_prompt_is_told_in_a_line(bundle, tmp_path):
+    result = run("sample", bundle.path, "--prompt", "a red cat dog in the rain", "-o", tmp_path / "cat.png")
+    assert result.exit_code == 0, result.output
+    assert "stepfuse: a prompt is cut after 6 tokens: 'in the rain' is not read\n" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "handmade draws what a prompt says: give --prompt"),
+        (["--prompt", "a", "--cond", "1"], "--cond is for models with classes, handmade takes --prompt"),
+        (["--prompt", "a", "--width", "10"], "width must be a multiple of 4 pixels"),
+        (["--prompt", "a", "-n", "0"], "num_images must be at least 1, got 0"),
+        (["--prompt", "a", "--image", "nowhere.png"], "nowhere.png"),
+        (["--prompt", "a", "--strength", "0.5"], "strength needs an image"),
+    ],
+)
+def test_bad_input_is_told_in_a_line(bundle, tmp_path, arguments, message):
+    path = tmp_path / "none.png"
+    result = run("sample", bundle.path, "-o", path, *arguments)
+    assert result.exit_code == 1
+    assert message in result.output
+    assert "Traceback" not in result.output
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(("option", "value"), [("--prompt", "a"), ("--negative-prompt", "a"), ("--width", "8")])
+def test_a_bundle_without_prompts_says_so(tmp_path, option, value):
+    bundle = support.write_tiny_bundle(tmp_path / "tiny")
+    result = run("sample", bundle.path, option, value)
+    assert result.exit_code == 1
+    assert f"{option} needs a pipeline with prompts, tiny has none" in result.output
+
+
+def test_latents_without_prompts_are_decoded(classes, tmp_path):
+    path, raw = tmp_path / "grid.png", tmp_path / "raw.npy"
+    assert run("sample", classes.path, "-n", 2, "-o", raw).exit_code == 0
+    latents = np.load(raw)
+    assert latents.shape == (2, *handmade.SHAPE)
+    result = run("sample", classes.path, "-n", 2, "-o", path)
+    assert result.exit_code == 0, result.output
+    from stepfuse.cli.prompt import pictures_of
+
+    pictures, data_range = pictures_of(classes, latents, 1)
+    assert data_range == (-1.0, 1.0)
+    want = handmade.decode(latents).transpose(0, 3, 1, 2)
+    np.testing.assert_allclose(np.clip((pictures + 1) / 2, 0, 1), want, rtol=0, atol=1e-6)
+    with Image.open(path) as grid:
+        assert "ddim, 4 steps" in grid.text["Description"]
+
+
+def test_latents_without_prompts_begin_with_an_encoded_picture(classes, tmp_path):
+    levels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    Image.fromarray(levels).save(tmp_path / "begin.png")
+    Image.fromarray(np.repeat(np.uint8([[0] * 4 + [255] * 4]), 8, axis=0)).save(tmp_path / "mask.png")
+    path = tmp_path / "raw.npy"
+    files = ["--image", tmp_path / "begin.png", "--mask", tmp_path / "mask.png"]
+    result = run("sample", classes.path, "-n", 1, *files, "-o", path)
+    assert result.exit_code == 0, result.output
+    kept = handmade.encode(np.float32(levels)[None] / 255)
+    np.testing.assert_allclose(np.load(path)[..., :2], kept[..., :2], rtol=0, atol=1e-5)
+    assert np.abs(np.load(path)[..., 2:] - kept[..., 2:]).max() > 0.1
+
+
+def test_info_says_what_a_pipeline_takes(bundle, tmp_path):
+    result = run("info", bundle.path)
+    assert result.exit_code == 0, result.output
+    for fact in ("HandMade", "8 x 8 pixels, or any multiples of 4", "prompt as input_ids", "6 tokens, tokenizer.json"):
+        assert fact in result.output
+    fixed = handmade.write_bundle(tmp_path / "fixed", pipeline={"fixed_size": True})
+    assert "8 x 8 pixels alone" in run("info", fixed.path).output
+    bounded = handmade.write_bundle(tmp_path / "bounded", pipeline={"max_size": 16})
+    assert "multiples of 4 up to 16" in run("info", bounded.path).output

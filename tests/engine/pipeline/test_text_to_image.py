@@ -1,0 +1,352 @@
+"""From prompts to pictures, on networks whose every result numpy gives too."""
+
+import sys
+import threading
+
+import handmade
+import numpy as np
+import pytest
+from PIL import Image
+
+import stepfuse as sf
+from stepfuse.pipeline.prompts import PromptCutWarning
+from stepfuse.samplers.noise import POSTERIOR
+
+NEAR = {"rtol": 0, "atol": 2e-6}
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return handmade.write_bundle(tmp_path_factory.mktemp("pipeline") / "bundle")
+
+
+@pytest.fixture(scope="module")
+def pipe(bundle):
+    with sf.TextToImage.load(bundle.path, threads=1) as pipe:
+        yield pipe
+
+
+def noise(*seeds, shape=handmade.SHAPE):
+    return np.stack([sf.normal(seed, shape) for seed in seeds])
+
+
+def expected(prompts, seeds, *, negative="", size=(8, 8), shape=handmade.SHAPE, start=None, table=None, **options):
+    """What the pipeline should draw: latents and pixels."""
+    settings = {"guidance_scale": 3.0, **options}
+    table = table or sf.samplers.ddim(handmade.SCHEDULE, settings.pop("steps", 4), **settings)
+    negatives = [negative] * len(prompts) if isinstance(negative, str) else negative
+    text, away = (np.stack([handmade.embed(one) for one in many]) for many in (prompts, negatives))
+    width, height = size
+    sizes = height, width, 0, 0, height, width
+    start = noise(*seeds, shape=shape) if start is None else start
+    latents = handmade.draw(table, start, text, away, sizes)
+    return latents, handmade.decode(latents)
+
+
+def test_a_prompt_becomes_the_picture_that_its_parts_make_of_it(pipe):
+    drawn = pipe("a red cat", seed=5)
+    latents, pixels = expected(["a red cat"], [5])
+    np.testing.assert_allclose(drawn.latents, latents, **NEAR)
+    np.testing.assert_allclose(drawn.pixels, pixels, **NEAR)
+    assert drawn.pixels.shape == (1, 8, 8, 3)
+    assert pixels.std() > 0.05  # clipping would hide a difference
+    np.testing.assert_array_equal(np.asarray(drawn[0]), (pixels[0] * 255).round().astype(np.uint8))
+
+
+def test_prompts_and_their_images_have_seeds_of_their_own(pipe):
+    drawn = pipe(["a cat", "the dog in rain"], num_images=2, seed=7, negative_prompt="blue")
+    prompts = ["a cat"] * 2 + ["the dog in rain"] * 2
+    np.testing.assert_allclose(drawn.latents, expected(prompts, [7, 8, 9, 10], negative="blue")[0], **NEAR)
+    assert list(drawn.seeds) == [7, 8, 9, 10]
+    each = pipe(["a cat", "a dog"], negative_prompt=["red", "blue"], seed=[3, 3])
+    np.testing.assert_allclose(each.latents, expected(["a cat", "a dog"], [3, 3], negative=["red", "blue"])[0], **NEAR)
+
+
+def test_without_guidance_a_negative_prompt_is_nothing_and_a_step_is_one_pass(bundle):
+    with sf.TextToImage.load(bundle, threads=1) as pipe:
+        drawn = pipe("a cat", negative_prompt="a dog", guidance_scale=1.0, steps=3, seed=1)
+        assert pipe.stats()[8, 8]["network_passes"] == 3
+    np.testing.assert_allclose(drawn.latents, expected(["a cat"], [1], guidance_scale=1.0, steps=3)[0], **NEAR)
+    assert "negative_prompt" not in drawn.facts[0]
+
+
+def test_a_pipeline_that_takes_zeros_for_no_negative_prompt(tmp_path):
+    bundle = handmade.write_bundle(tmp_path / "zeros", pipeline={"zeros_without_negative": True})
+    table = sf.samplers.ddim(handmade.SCHEDULE, 4, guidance_scale=3.0)
+    zeros = np.zeros((1, handmade.LENGTH, handmade.WIDTH), dtype=np.float32)
+    with sf.TextToImage.load(bundle, threads=1) as pipe:
+        want = handmade.draw(table, noise(2), handmade.embed("a cat")[None], zeros, (8, 8, 0, 0, 8, 8))
+        np.testing.assert_allclose(pipe("a cat", seed=2).latents, want, **NEAR)
+        got = pipe("a cat", negative_prompt="", seed=2).latents
+        np.testing.assert_allclose(got, expected(["a cat"], [2])[0], **NEAR)
+
+
+def test_any_size_by_the_rule(pipe):
+    drawn = pipe("a cat", width=12, height=16, seed=3)
+    latents, pixels = expected(["a cat"], [3], size=(12, 16), shape=(4, 8, 6))
+    np.testing.assert_allclose(drawn.latents, latents, **NEAR)
+    np.testing.assert_allclose(drawn.pixels, pixels, **NEAR)
+    assert drawn[0].size == (12, 16)
+
+
+def test_sizes_that_the_rule_forbids(pipe, tmp_path):
+    with pytest.raises(ValueError, match=r"width must be a multiple of 4 pixels for this model: 8 or 12, got 10"):
+        pipe("a cat", width=10)
+    with pytest.raises(ValueError, match="height must be a multiple of 4 pixels for this model: 4, got 0"):
+        pipe("a cat", height=0)
+    with pytest.raises(TypeError, match=r"height must be a whole number of pixels, got 8\.0"):
+        pipe("a cat", height=8.0)
+    fixed = handmade.write_bundle(tmp_path / "fixed", pipeline={"fixed_size": True})
+    with sf.TextToImage.load(fixed) as small, pytest.raises(ValueError, match="draws 8 x 8 pixels alone, got 12 x 8"):
+        small("a cat", width=12)
+    bounded = handmade.write_bundle(tmp_path / "bounded", pipeline={"max_size": 16})
+    with sf.TextToImage.load(bounded) as small, pytest.raises(ValueError, match="up to 16 for this model: 16, got 20"):
+        small("a cat", width=20)
+
+
+def test_latents_are_the_starting_noise_and_tell_the_size(pipe):
+    start = noise(11, 12, shape=(4, 6, 8))
+    drawn = pipe("a cat", num_images=2, latents=start, seed=0)
+    want, _ = expected(["a cat"] * 2, [0, 1], size=(16, 12), shape=(4, 6, 8), start=start)
+    np.testing.assert_allclose(drawn.latents, want, **NEAR)
+
+
+def test_embeddings_take_the_place_of_prompts(pipe):
+    told, away = pipe.encode_prompt(["a cat", "a dog"]), pipe.encode_prompt("blue")
+    np.testing.assert_array_equal(told["text"], [handmade.embed("a cat"), handmade.embed("a dog")])
+    drawn = pipe(prompt_embeds=told, negative_prompt_embeds=away, seed=4)
+    np.testing.assert_array_equal(drawn.latents, pipe(["a cat", "a dog"], negative_prompt="blue", seed=4).latents)
+    one = pipe(prompt_embeds={"text": told["text"][1]}, negative_prompt_embeds=away, seed=5)
+    np.testing.assert_allclose(one.latents, drawn.latents[1:], **NEAR)
+    # What no prompt feeds can be told, too.
+    sizes = 32, 32, 4, 4, 8, 8
+    cropped = pipe(prompt_embeds={**pipe.encode_prompt("a cat"), "size": np.float32(sizes)}, seed=4)
+    table = sf.samplers.ddim(handmade.SCHEDULE, 4, guidance_scale=3.0)
+    want = handmade.draw(table, noise(4), handmade.embed("a cat")[None], handmade.embed("")[None], sizes)
+    np.testing.assert_allclose(cropped.latents, want, **NEAR)
+
+
+def test_a_picture_to_begin_with(pipe):
+    rng = np.random.default_rng(1)
+    picture = Image.fromarray(rng.integers(0, 256, (12, 8, 3), dtype=np.uint8))
+    pixels = np.asarray(picture, dtype=np.float32)[None] / 255
+    mean = handmade.encode(pixels)
+    np.testing.assert_allclose(pipe.encode_image(picture), mean, **NEAR)
+    drawn = pipe("a cat", image=picture, strength=0.5, seed=6)
+    np.testing.assert_array_equal(drawn.latents, pipe("a cat", image=pixels, strength=0.5, seed=6).latents)
+    # As the engine alone, of the same latents.
+    told = {"text": handmade.embed("a cat"), "size": np.float32([12, 8, 0, 0, 12, 8])}
+    with sf.Engine.load(pipe.bundle, shape=(4, 6, 4), threads=1) as engine:
+        settings = {"cond": told, "negative_cond": {**told, "text": handmade.embed("")}, "seed": 6, "strength": 0.5}
+        np.testing.assert_allclose(drawn.latents, engine.sample(1, image=mean, **settings), **NEAR)
+    # A draw of the posterior, of each seed its own.
+    draws = pipe.encode_image([picture, picture], sample_posterior=True, seed=6)
+    deviation = [handmade.STD * sf.normal(seed, (4, 6, 4), stream=POSTERIOR) for seed in (6, 7)]
+    np.testing.assert_allclose(draws, mean + np.stack(deviation), **NEAR)
+    assert pipe("a cat", image=picture, width=12, height=12, strength=0.5)[0].size == (12, 12)  # scaled
+
+
+def test_a_mask_keeps_its_black_part(pipe):
+    rng = np.random.default_rng(2)
+    pixels = rng.uniform(0, 1, (8, 8, 3)).astype(np.float32)
+    mask = np.zeros((8, 8), dtype=np.float32)
+    mask[:, 4:] = 1
+    drawn = pipe("a cat", image=pixels, mask=mask, num_images=2, seed=3)
+    kept = handmade.encode(pixels[None])
+    np.testing.assert_allclose(drawn.latents[..., :2], kept.repeat(2, 0)[..., :2], **NEAR)
+    assert np.abs(drawn.latents[..., 2:] - kept[..., 2:]).max() > 0.1
+    picture = Image.fromarray((mask * 255).astype(np.uint8))
+    np.testing.assert_array_equal(
+        pipe("a cat", image=pixels, mask=picture, num_images=2, seed=3).latents, drawn.latents
+    )
+
+
+def test_a_long_prompt_is_cut_and_says_where(pipe, caplog):
+    caplog.set_level("INFO", "stepfuse")
+    with pytest.warns(PromptCutWarning, match=r"cut after 6 tokens: 'IN the rain' is not read$") as caught:
+        drawn = pipe("a red  cat Dog IN the rain", seed=1)
+    assert caught[0].filename == __file__
+    assert "'IN the rain' is not read (in 'a red  cat Dog IN the rain')" in caplog.text
+    np.testing.assert_array_equal(drawn.latents, pipe("a red cat dog", seed=1).latents)
+    with pytest.warns(PromptCutWarning):  # again, although its embedding is remembered
+        pipe.encode_prompt("a red  cat Dog IN the rain")
+
+
+def test_calls_of_many_threads_share_forwards_and_give_what_each_gives_alone(bundle):
+    with sf.TextToImage.load(bundle, threads=1) as pipe:
+        alone = [pipe("a cat", seed=seed, steps=20).latents for seed in range(8)]
+        before = pipe.stats()[8, 8]["forwards"]
+        drawn = [None] * 8
+        barrier = threading.Barrier(8)
+
+        def work(seed):
+            barrier.wait()
+            drawn[seed] = pipe("a cat", seed=seed, steps=20).latents
+
+        threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert pipe.stats()[8, 8]["forwards"] - before < 8 * 20
+    np.testing.assert_allclose(np.concatenate(drawn), np.concatenate(alone), **NEAR)
+
+
+def test_engines_of_many_sizes_come_and_go(bundle):
+    with sf.TextToImage.load(bundle, threads=1) as pipe:
+        first = pipe("a cat", seed=1).latents
+        for side in range(8, 40, 4):
+            assert pipe("a cat", width=side, height=8)[0].size == (side, 8)
+        assert list(pipe.stats()) == [(side, 8) for side in (24, 28, 32, 36)]
+        np.testing.assert_array_equal(pipe("a cat", seed=1).latents, first)
+
+
+def test_a_callback_sees_latents_that_decode(pipe):
+    seen = []
+    drawn = pipe("a cat", seed=2, callback=lambda step, total, x0: seen.append((step, total, pipe.decode(x0))))
+    assert [one[:2] for one in seen] == [(step, 4) for step in (1, 2, 3, 4)]
+    np.testing.assert_allclose(seen[-1][2], drawn.pixels, **NEAR)
+    stopped = pipe("a cat", seed=2, callback=lambda step, total, x0: step < 2)
+    np.testing.assert_array_equal(stopped.pixels, seen[1][2])
+
+
+def test_pictures_carry_how_they_were_made(pipe, tmp_path):
+    drawn = pipe("a cat, naïve 猫", negative_prompt="blue", num_images=2, seed=9, sampler="dpmpp_2m", steps=3)
+    paths = drawn.save(tmp_path / "cat.png")
+    assert [path.name for path in paths] == ["cat-9.png", "cat-10.png"]
+    with Image.open(paths[1]) as picture:
+        facts = {
+            "prompt": "a cat, naïve 猫",
+            "negative_prompt": "blue",
+            "seed": "10",
+            "sampler": "dpmpp_2m",
+            "steps": "3",
+        }
+        assert facts.items() <= picture.text.items()
+        assert picture.text["Description"] == "handmade: dpmpp_2m, 3 steps, guidance 3, seed 10"
+        np.testing.assert_array_equal(np.asarray(picture), np.asarray(drawn[1]))
+    assert drawn[0].info["seed"] == "9"
+    assert pipe("a cat", seed=1).save(tmp_path / "one.png") == [tmp_path / "one.png"]
+    shared = pipe("a cat", num_images=2, seed=[4, 4]).save(tmp_path / "same.png")
+    assert [path.name for path in shared] == ["same-0.png", "same-1.png"]
+    assert len(drawn) == len(list(drawn)) == 2
+    with pytest.raises(ValueError, match=r"written as .png, got cat.jpg"):
+        drawn.save(tmp_path / "cat.jpg")
+
+
+def test_a_drawn_seed_is_told_and_draws_the_same_again(pipe):
+    drawn = pipe("a cat")
+    np.testing.assert_array_equal(pipe("a cat", seed=drawn.seeds[0]).latents, drawn.latents)
+    assert drawn.facts[0]["seed"] == str(drawn.seeds[0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "message"),
+    [
+        ({}, ValueError, "give prompt or prompt_embeds, and not both"),
+        ({"prompt": "a", "prompt_embeds": {}}, ValueError, "give prompt or prompt_embeds, and not both"),
+        ({"prompt": []}, ValueError, r"prompt must hold at least one text, got \[\]"),
+        ({"prompt": 3}, TypeError, "prompt must be a text or a list of texts, got 3"),
+        ({"prompt": ["a", None]}, TypeError, r"prompt must be a text or a list of texts, got \['a', None\]"),
+        (
+            {"prompt": "a", "negative_prompt": ["b", "c"]},
+            ValueError,
+            "negative_prompt must be one, or one for each of the 1 prompts, got 2",
+        ),
+        (
+            {"prompt": "a", "negative_prompt": "b", "negative_prompt_embeds": {}},
+            ValueError,
+            "give negative_prompt or negative_prompt_embeds, and not both",
+        ),
+        ({"prompt": "a", "num_images": 0}, ValueError, "num_images must be at least 1, got 0"),
+        ({"prompt": "a", "num_images": 2.0}, TypeError, "num_images must be a whole number, got 2.0"),
+        (
+            {"prompt": "a", "seed": [1, 2]},
+            ValueError,
+            "seed must be one value, or one for each of the 1 samples, got 2",
+        ),
+        ({"prompt": "a", "steps": 0}, ValueError, "steps must be between 1 and 1000, got 0"),
+        ({"prompt": "a", "num_inference_steps": 5}, TypeError, "got num_inference_steps"),
+        ({"prompt": "a", "strength": 0.5}, ValueError, "strength needs an image"),
+        ({"prompt": "a", "latents": np.zeros((1, 4, 4))}, ValueError, r"latents must have shape \(1, 4, 4, 4\)"),
+        (
+            {"prompt": "a", "image": "cat.png"},
+            ValueError,
+            r"image must have shape \(8, 8, 3\) or \(n, 8, 8, 3\), got \(\)",
+        ),
+        ({"prompt": "a", "image": np.zeros((8, 8, 3), np.uint8)}, TypeError, "floating point from 0 to 1, got uint8"),
+        ({"prompt": "a", "image": np.full((8, 8, 3), 1.5)}, ValueError, r"between 0 and 1, got 1.5 at \(0, 0, 0, 0\)"),
+        (
+            {"prompt": "a", "image": np.zeros((3, 8, 8, 3))},
+            ValueError,
+            "image must be one, .* 1 prompts or 1 pictures, got 3",
+        ),
+        (
+            {"prompt": "a", "image": np.zeros((8, 8, 3)), "mask": np.zeros((4, 4))},
+            ValueError,
+            r"mask must have shape \(8, 8\)",
+        ),
+        ({"prompt_embeds": [1]}, TypeError, "prompt_embeds must be a dict by conditioning input, got list"),
+        ({"prompt_embeds": {"size": np.zeros(6)}}, ValueError, "prompt_embeds must hold text, and .*, got size"),
+        ({"prompt_embeds": {"text": np.zeros((2, 3))}}, ValueError, r"text of prompt_embeds must have shape \(6, 3\)"),
+        (
+            {"prompt_embeds": {"text": np.zeros((2, 6, 3)), "size": np.zeros((3, 6))}},
+            ValueError,
+            "prompt_embeds must hold as many rows of each input, got text 2, size 3",
+        ),
+    ],
+)
+def test_bad_arguments_say_the_rule_and_the_value(pipe, arguments, kind, message):
+    with pytest.raises(kind, match=message):
+        pipe(**arguments)
+
+
+def test_what_is_no_text_to_image_bundle_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="must be a pipeline's with prompts"):
+        sf.TextToImage.load("fashion")
+    bundle = handmade.write_bundle(tmp_path / "bundle")
+    (bundle.path / "tokenizer.json").write_text("{}")
+    with pytest.raises(sf.BundleError, match=r"tokenizer.json"):
+        sf.TextToImage.load(bundle.path)
+    with pytest.raises(sf.BundleError, match=r"tokenizer.json is no file of the tokenizers library"):
+        sf.TextToImage.load(bundle)
+
+
+def test_without_tokenizers_the_extra_is_named(bundle, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(ImportError, match=r"prompts need tokenizers: pip install 'stepfuse\[text\]'"):
+        sf.TextToImage.load(bundle)
+
+
+def test_a_closed_pipeline_says_so(bundle):
+    pipe = sf.TextToImage.load(bundle, threads=1)
+    pipe.close()
+    pipe.close()
+    for call in (pipe, pipe.encode_prompt):
+        with pytest.raises(sf.EngineClosed, match="the pipeline is closed"):
+            call("a cat")
+    with pytest.raises(sf.EngineClosed, match="the pipeline is closed"):
+        pipe.decode(noise(1))
+    with pytest.raises(TypeError, match="neither pickled nor copied"):
+        pipe.__reduce__()
+
+
+def test_closing_lets_calls_finish_and_is_refused_in_their_callbacks(bundle):
+    pipe = sf.TextToImage.load(bundle, threads=1)
+    drawn = []
+
+    def look(step, total, preview):
+        if step == 1:
+            with pytest.raises(RuntimeError, match="cannot be closed from a callback"):
+                pipe.close()
+        if step == 3:
+            closing.start()
+
+    closing = threading.Thread(target=pipe.close)
+    drawing = threading.Thread(target=lambda: drawn.append(pipe("a cat", seed=1, callback=look)))
+    drawing.start()
+    drawing.join()
+    closing.join()
+    np.testing.assert_allclose(drawn[0].pixels, expected(["a cat"], [1])[1], **NEAR)
+    with pytest.raises(sf.EngineClosed, match="the pipeline is closed"):
+        pipe("a cat")
