@@ -25,7 +25,7 @@ PACKAGES = {
     "stepfuse.export.lora": "export/lora",
     "stepfuse.export.onnx": "export/onnx",
     "stepfuse.export.pipelines": "export/pipelines",
-    "stepfuse.export.quantize": "export/quantize",
+    "stepfuse.export.quantization": "export/quantization",
     "stepfuse.export.tensorrt": "export/tensorrt",
 }
 

@@ -16,13 +16,19 @@ from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.engine import Engine
 from stepfuse.errors import (
     BundleError,
+    CaptureError,
     CudaError,
     DeadlineError,
     DenoiserError,
     EngineClosed,
+    ExportError,
     GpuError,
+    KernelError,
+    PlanError,
+    ProviderError,
     QueueFull,
     RequestTimeout,
+    StepfuseError,
 )
 from stepfuse.requests.request import Request
 from stepfuse.samplers import NaiveSamplerWarning
@@ -31,6 +37,7 @@ from stepfuse.samplers.schedule import NoiseSchedule
 from stepfuse.samplers.step import step
 from stepfuse.samplers.table import StepTable
 from stepfuse.serving.config import CostCurve, Serving
+from stepfuse.serving.stats import EngineStats
 from stepfuse.serving.stream import Preview
 
 if TYPE_CHECKING:
@@ -39,6 +46,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Bundle",
     "BundleError",
+    "CaptureError",
     "CondInput",
     "CostCurve",
     "Cuda",
@@ -47,16 +55,22 @@ __all__ = [
     "DenoiserError",
     "Engine",
     "EngineClosed",
+    "EngineStats",
+    "ExportError",
     "GpuError",
+    "KernelError",
     "ModelInfo",
     "NaiveSamplerWarning",
     "NoiseSchedule",
+    "PlanError",
     "Preview",
+    "ProviderError",
     "QueueFull",
     "Request",
     "RequestTimeout",
     "Serving",
     "StepTable",
+    "StepfuseError",
     "TextToImage",
     "__version__",
     "embedded_models",

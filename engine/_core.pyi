@@ -128,7 +128,7 @@ class Table:
 
     def __init__(self, rows: Float32Array, init_scale: float, adaptive: Adaptive = ...) -> None: ...
 
-class Known:
+class KnownRegion:
     """What is given of a sample: flat image and mask, and signal and noise of each state, (S + 1, 2)."""
 
     def __init__(self, image: Float32Array, mask: Float32Array | None, levels: Float32Array) -> None: ...
@@ -151,7 +151,7 @@ def replay(
 
     Returns:
         ``began`` and ``finished``, seconds by arrival; ``counters``, as ``Server.status`` has them; and ``trace``: a
-        tuple (turn, began, ended, sample, step, row) for each row of each forward if asked for.
+        tuple (iteration, began, ended, sample, step, row) for each row of each forward if asked for.
     """
 
 class EventKind:
@@ -175,12 +175,20 @@ The error of a failure is what the network raised, or the (16,) row whose step w
 have ended: to the first step, and from there.
 """
 
-class QueueFull(RuntimeError): ...  # noqa: N818
-class Closed(RuntimeError): ...  # noqa: N818
-class DeadlineError(RuntimeError): ...
+class StepfuseError(Exception):
+    """Any error of stepfuse's own."""
+
+class QueueFull(StepfuseError, RuntimeError):  # noqa: N818
+    """As many requests wait as may; the message says how many."""
+
+class DeadlineError(StepfuseError, RuntimeError):
+    """A request's deadline cannot be met; the message holds the estimate."""
+
+class EngineClosed(StepfuseError, RuntimeError):  # noqa: N818
+    """The engine takes no more requests, or was closed before this one was finished."""
 
 class Gate:
-    """Open at first, closed by each turn that a sample behind it steps in."""
+    """Open at first, closed by each iteration that a sample behind it steps in."""
 
     def __init__(self) -> None: ...
 
@@ -188,7 +196,20 @@ class Request:
     """A sample to draw; made by ``Server.request``, used up by ``Server.submit``."""
 
 class Stepper:
-    """Where samples are while they are drawn, until a server has it."""
+    """Holds states and histories, fills a forward's rows and runs the fused step."""
+
+class HostStepper(Stepper):
+    """The stepper of the host's memory."""
+
+    def __init__(self, elements: int, integer_timestep: bool, cond_bytes: Sequence[int], max_rows: int) -> None:
+        """``cond_bytes``: bytes a row of each conditioning input.
+
+        Raises:
+            ValueError: If a size is below 1, or the memory does not fit the address space.
+        """
+
+    def buffers(self) -> dict[str, Any]:
+        """Views of a forward's memory, a row each: ``sample``, ``timestep``, ``prediction``, and a list, ``cond``."""
 
 class Denoiser:
     """A network that the loop runs without Python."""
@@ -201,24 +222,12 @@ class Server:
     A call that returns a bool tells its caller to see to it that ``run`` is called now.
     """
 
-    def __init__(
-        self,
-        elements: int,
-        integer_timestep: bool,
-        cond_bytes: Sequence[int],
-        max_rows: int,
-        options: LoopOptions,
-        max_waiting: int,
-        check: bool = False,
-    ) -> None:
-        """``cond_bytes``: a row of each conditioning input; ``check``: whether each turn's invariants are."""
+    def __init__(self, stepper: Stepper, options: LoopOptions, max_waiting: int, check: bool = False) -> None:
+        """Drives ``stepper``, which belongs to this server alone; ``check``: the invariants after each iteration.
 
-    @staticmethod
-    def on_device(stepper: Stepper, options: LoopOptions, max_waiting: int, check: bool = False) -> Server:
-        """A server whose samples are where ``stepper`` holds them; it takes the stepper for itself."""
-
-    def buffers(self) -> dict[str, Any]:
-        """Views of the memory, a row a sample: ``sample``, ``timestep``, ``prediction``, and a list, ``cond``."""
+        Raises:
+            ValueError: If another server has the stepper, or an option is out of bounds.
+        """
 
     def request(
         self,
@@ -236,7 +245,7 @@ class Server:
         timeout: float | None = None,
         watched: bool = False,
         gate: Gate | None = None,
-        known: Known | None = None,
+        known_region: KnownRegion | None = None,
     ) -> Request:
         """A sample drawn in ``x``; its arrays are kept until its end is told. Times in seconds from now.
 
@@ -249,7 +258,7 @@ class Server:
 
         Raises:
             QueueFull: If there was no room; the request may be submitted again.
-            Closed: If the server is closed.
+            EngineClosed: If the server is closed.
             DeadlineError: If the deadline cannot be met.
             ValueError: If it could never run, or its id is taken.
         """
@@ -264,12 +273,12 @@ class Server:
         """Withdraws all."""
 
     def open(self, gate: Gate) -> bool:
-        """Lets those behind it do a turn."""
+        """Lets those behind it do an iteration."""
 
-    def run(self, forward: Callable[[int], None] | Denoiser, happened: Callable[[list[_Event]], None]) -> None:
-        """Turns until nothing is left to do; ``forward(rows)`` computes, ``happened`` is told after each turn.
+    def run(self, forward: Callable[[int], None] | Denoiser, on_events: Callable[[list[_Event]], None]) -> None:
+        """Iterates until nothing is left to do; ``forward(rows)`` computes, ``on_events`` gets their events.
 
-        What ``happened`` raises ends the run and withdraws every sample, untold.
+        What ``on_events`` raises ends the run and withdraws every sample, without an event.
         """
 
     def close(self) -> None:
@@ -284,7 +293,7 @@ class Server:
 class cuda:  # noqa: N801  a submodule, which one stub file can only write as a class
     """The GPU through the CUDA driver, opened when it is first asked for; csrc/cuda says more of each."""
 
-    class CudaError(RuntimeError):
+    class CudaError(StepfuseError, RuntimeError):
         """A call of the driver failed: which, how, and what to do."""
 
         code: int

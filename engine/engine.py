@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, NoReturn, cast
 
 import numpy.typing as npt
 
 from stepfuse import samplers
-from stepfuse.backends.base import Denoiser, Place
+from stepfuse.backends.base import Backend
+from stepfuse.backends.cuda.config import BACKENDS, Cuda, device_of
+from stepfuse.backends.host.callable import CallableBackend, DenoiserFunction
+from stepfuse.bundle.bundle import Bundle
+from stepfuse.bundle.cond_input import CondInput
 from stepfuse.bundle.model_info import ModelInfo
-from stepfuse.constructors import Constructors
 from stepfuse.requests.editing import as_images
 from stepfuse.requests.interpolation import Path, interpolate_noise
 from stepfuse.requests.request import Request
@@ -26,31 +31,209 @@ from stepfuse.requests.resolution import (
     starting_state,
 )
 from stepfuse.samplers.coefficients import PredictionType
+from stepfuse.samplers.schedule import NoiseSchedule
 from stepfuse.samplers.table import StepTable
-from stepfuse.serving.batch import Batch, Callback, Looks, StateCallback
+from stepfuse.serving.batch import Callback, Observers, SampleBatch, StateCallback
 from stepfuse.serving.calibration import measure_cost
-from stepfuse.serving.config import CostCurve, Serving
+from stepfuse.serving.config import GPU_ROWS, HOST_ROWS, CostCurve, Serving
 from stepfuse.serving.future import ImageFuture, as_completed
-from stepfuse.serving.inflight import Images
+from stepfuse.serving.in_flight import Images
 from stepfuse.serving.service import Service
+from stepfuse.serving.stats import EngineStats
 from stepfuse.serving.stream import Stream
 
 #: Whether every engine checks its loop's invariants after each turn: slow, for tests.
 CHECK_INVARIANTS = False
 
 
-class Engine(Constructors):
+class Engine:
     """Draws samples from one network. A context manager, or to be closed.
 
     Calls from any number of threads are safe. One thread of the engine's own runs the network and the loop: requests
     join and leave it between steps, and share its forwards whatever their samplers, steps and guidance scales.
     """
 
-    def __init__(self, info: ModelInfo, place: Place, serving: Serving) -> None:
+    def __init__(self, info: ModelInfo, backend: Backend, serving: Serving) -> None:
         self.info = info
         self.serving = serving
         self._compiler = Compiler(info)
-        self._service = Service(info, place, serving, check=CHECK_INVARIANTS)
+        self._service = Service(info, backend, serving, check=CHECK_INVARIANTS)
+
+    @classmethod
+    def load(
+        cls,
+        name_or_path: str | os.PathLike[str] | Bundle,
+        *,
+        device: str | Cuda = "cpu",
+        shape: tuple[int, ...] | None = None,
+        max_rows: int | None = None,
+        deterministic: bool | None = None,
+        serving: Serving | None = None,
+        threads: int = 0,
+        spinning: bool = True,
+        verify: bool = True,
+        session: Any = None,
+    ) -> Engine:
+        """Loads an embedded model by name or a bundle by path.
+
+        Args:
+            name_or_path: Such as ``"fashion"``, a folder with a ``manifest.json``, or a bundle that is loaded already.
+            device: ``cpu``, ``cuda``, ``cuda:1``, or a ``Cuda`` that says how the network runs there.
+            shape: Shape of one sample, where the network draws more sizes than the manifest's; None is the manifest's.
+            max_rows: Most rows of one forward; a guided sample takes two. More samples than fit take turns. On a GPU 16
+                unless said otherwise, and fewer, with a warning, if memory does not suffice.
+            deterministic: Whether forwards are padded to ``max_rows`` rows, so that an image is the same to the bit
+                whatever shares them. By default its last bits may differ with the number of rows, as the network
+                library computes each number of rows in its own way.
+            serving: More of how requests share the engine; ``max_rows`` and ``deterministic`` change what it says.
+            threads: ONNX Runtime's threads inside an operator on the CPU; 0 is its own choice, a thread a core.
+            spinning: Whether its idle threads wait actively: lowest latency, but a busy core.
+            verify: Whether checksums are compared; False trusts the files' sizes, which spares reading huge ones twice.
+            session: The network in ONNX Runtime on the CPU, of ``stepfuse.backends.host.onnxruntime.open_session``, for
+                engines of several shapes to share one; ``threads`` and ``spinning`` are then its own. None opens one.
+
+        Raises:
+            BundleError: If the bundle cannot be used, or its network not with this shape; the message names file, rule
+                and value.
+            ValueError: If an argument is out of bounds.
+            CudaError: If there is no driver or it is too old.
+            KernelError: If there is no compiled step for the GPU.
+            CaptureError: If the network cannot be captured, and the device says that it must.
+            DenoiserError: If the library that is to run the network on the GPU cannot.
+        """
+        gpu = device_of(device)
+        only_on_host = {"threads": threads != 0, "spinning": not spinning, "session": session is not None}
+        _refuse_unused(only_on_host if gpu else {}, f"an engine on {device!r}")
+        _refuse_unused(
+            {name: session is not None and only_on_host[name] for name in ("threads", "spinning")}, "a session"
+        )
+        if threads < 0:
+            raise ValueError(f"threads must be at least 0, got {threads}")
+        bundle = name_or_path if isinstance(name_or_path, Bundle) else Bundle.load(name_or_path, verify=verify)
+        info = bundle.info if shape is None else replace(bundle.info, shape=tuple(shape))
+        serving = _serving(serving, max_rows, deterministic, GPU_ROWS if gpu else HOST_ROWS)
+        if gpu is not None:
+            from stepfuse.backends.cuda.networks import open_network
+
+            network = open_network(
+                bundle,
+                info,
+                device=gpu.index,
+                backend=gpu.backend or BACKENDS[0],
+                max_rows=serving.row_limit,
+                options=gpu.options,
+            )
+            return cls._on_gpu(info, network, gpu, serving)
+
+        from stepfuse.backends.host.onnxruntime import OnnxRuntimeBackend, open_session
+
+        if session is None:
+            session = open_session(bundle.denoiser, threads=threads, spinning=spinning)
+        return cls(info, OnnxRuntimeBackend(session, bundle.denoiser, info, serving.row_limit), serving)
+
+    @classmethod
+    def from_callable(
+        cls,
+        fn: DenoiserFunction,
+        *,
+        shape: tuple[int, ...],
+        schedule: NoiseSchedule,
+        prediction_type: str = "epsilon",
+        cond: Mapping[str, CondInput] | None = None,
+        timestep_dtype: str = "float32",
+        data_range: tuple[float, float] | None = None,
+        max_rows: int | None = None,
+        deterministic: bool | None = None,
+        serving: Serving | None = None,
+    ) -> Engine:
+        """Makes any Python function the network.
+
+        Args:
+            fn: ``fn(x (R, *shape) float32, t (R,), {name: (R, ...)}) -> prediction (R, *shape)``, a row a pass. It is
+                called on the engine's own thread: what is set for a thread, such as torch.no_grad(), is set inside it.
+            shape: Shape of one sample, without the batch.
+            schedule: Noise levels that ``fn`` was made for.
+            prediction_type: ``epsilon``, ``v_prediction``, ``sample``, or ``flow`` with a flow schedule.
+            cond: Conditioning inputs by name; without them the dict that ``fn`` gets is empty.
+            timestep_dtype: ``float32``, or ``int64`` to have timesteps rounded.
+            data_range: Least and greatest value of its samples, to which images given are held; None: unknown.
+            max_rows: Most rows of one call.
+            deterministic: As in ``load``.
+            serving: As in ``load``.
+
+        Raises:
+            ValueError: If a bound is broken; the message carries the value received.
+        """
+        info = _info(shape, schedule, prediction_type, cond, timestep_dtype, data_range)
+        serving = _serving(serving, max_rows, deterministic, HOST_ROWS)
+        return cls(info, CallableBackend(fn, info, serving.row_limit), serving)
+
+    @classmethod
+    def from_torch(
+        cls,
+        module: Any,
+        *,
+        shape: tuple[int, ...],
+        schedule: NoiseSchedule,
+        prediction_type: str = "epsilon",
+        cond: Mapping[str, CondInput] | None = None,
+        timestep_dtype: str = "float32",
+        data_range: tuple[float, float] | None = None,
+        device: str | Cuda | None = None,
+        max_rows: int | None = None,
+        deterministic: bool | None = None,
+        serving: Serving | None = None,
+    ) -> Engine:
+        """Makes a torch module the network that is on a GPU, in evaluation mode and in the dtype that it is to run in.
+
+        Its forwards are captured as CUDA graphs, so it may neither wait for the device nor change what it reads but in
+        place. It may be compiled (``torch.compile``, without graphs of its own).
+
+        Args:
+            module: ``module(sample (R, *shape), timestep (R,), **cond)`` to the prediction, or a tuple of which that is
+                the first. Floating-point inputs but the timestep have the dtype of its parameters.
+            shape: Shape of one sample, without the batch.
+            schedule: Noise levels that it was trained with.
+            prediction_type: As in ``from_callable``.
+            cond: Conditioning inputs by name.
+            timestep_dtype: ``float32``, or ``int64`` to have timesteps rounded.
+            data_range: As in ``from_callable``.
+            device: Where the module is: ``cpu``, ``cuda``, ``cuda:1``, or a ``Cuda`` that says how it is captured. None
+                is the GPU that it is on. A ``Cuda`` names no ``backend`` or ``options``: the module is the network.
+            max_rows: Most rows of one forward; 16 unless said otherwise, and fewer, with a warning, if memory does not
+                suffice.
+            deterministic: As in ``load``.
+            serving: As in ``load``.
+
+        Raises:
+            ImportError: If torch is missing.
+            ValueError: If a bound is broken, or the module is not on one GPU.
+            TypeError: If it computes in a type that the step has no kernel for.
+            CaptureError: If it cannot be captured, and ``device`` says that it must.
+            CudaError: If there is no driver or it is too old.
+            KernelError: If there is no compiled step for the GPU.
+        """
+        gpu = Cuda() if device is None else device_of(device)
+        info = _info(shape, schedule, prediction_type, cond, timestep_dtype, data_range)
+        serving = _serving(serving, max_rows, deterministic, GPU_ROWS if gpu else HOST_ROWS)
+        try:
+            if gpu is None:
+                from stepfuse.backends.host.torch import module_on_cpu
+
+                return cls(info, CallableBackend(module_on_cpu(module, info), info, serving.row_limit), serving)
+            from stepfuse.backends.cuda.torch import TorchNetwork
+        except ModuleNotFoundError as error:
+            raise ImportError(f"a torch module needs {error.name}: pip install 'stepfuse[kernels]'") from error
+        network = TorchNetwork(module, info, serving.row_limit, device=None if device is None else gpu)
+        return cls._on_gpu(info, network, gpu, serving)
+
+    @classmethod
+    def _on_gpu(cls, info: ModelInfo, network: Any, device: Cuda, serving: Serving) -> Engine:
+        from stepfuse.backends.cuda.loop import LoopBackend, capture_forwards, kernels_for
+
+        rows = capture_forwards(info, network, device, serving.row_limit, serving.most_running)
+        serving = replace(serving, max_rows=rows)
+        return cls(info, LoopBackend(network, info, kernels_for(network, device.cubins), rows), serving)
 
     def sample(
         self,
@@ -133,9 +316,10 @@ class Engine(Constructors):
         )
         self._service.require_other_thread()
         x = starting_state((len(requests), *self.info.shape), noise)
-        turns = self._service.turns_alone(requests) if progress or callback or on_state else 0
-        looks = Looks(progress, callback, on_state)
-        return Batch(self._service, requests, x, noise is not None, turns=turns, looks=looks).run()
+        observers = Observers(progress, callback, on_state)
+        iterations = self._service.iterations_alone(requests) if observers.any else 0
+        has_noise = noise is not None
+        return SampleBatch(self._service, requests, x, has_noise, iterations=iterations, observers=observers).run()
 
     def submit(self, request: Request, *, wait: float = 0.0) -> Future[Images]:
         """Queues one image to be drawn with whatever else is drawn then.
@@ -156,9 +340,8 @@ class Engine(Constructors):
             DeadlineError: If the deadline cannot be met, by ``calibrate``'s costs or those of the forwards of late.
             EngineClosed: If the engine is closed.
         """
-        future = ImageFuture(self._service)
-        future.submit(self._compiler.one(request), *self._state(request), _checked_wait(wait))
-        return future
+        resolved = self._compiler.one(request)
+        return ImageFuture(self._service, resolved, *self._state(request), _checked_wait(wait))
 
     def stream(self, request: Request, *, wait: float = 0.0) -> Stream:
         """Queues one image and gives previews of it as it comes into being, the last one the image itself.
@@ -173,9 +356,8 @@ class Engine(Constructors):
         Raises:
             Exception: As ``submit`` does; walking it raises what the future of ``submit`` would hold.
         """
-        stream = Stream(self._service)
-        stream.submit(self._compiler.one(request), *self._state(request), _checked_wait(wait))
-        return stream
+        resolved = self._compiler.one(request)
+        return Stream(self._service, resolved, *self._state(request), _checked_wait(wait))
 
     def as_completed(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Future[Images]]]:
         """Draws any number of requests and yields each as it ends, with its settled future.
@@ -293,14 +475,14 @@ class Engine(Constructors):
             ValueError: If a count is below 1 or above ``max_rows``.
             EngineClosed: If the engine is closed.
         """
-        limit = self.serving.max_rows
+        limit = self.serving.row_limit
         for count in rows:
             if not 1 <= count <= limit:
                 raise ValueError(f"rows must be between 1 and {limit}, got {count}")
 
-        def run(denoiser: Denoiser) -> None:
+        def run(backend: Backend) -> None:
             for count in rows:
-                denoiser.forward(count)
+                backend.forward(count)
 
         self._service.run_alone(run)
 
@@ -322,25 +504,14 @@ class Engine(Constructors):
             EngineClosed: If the engine is closed, and has to measure.
         """
         if cost is None:
-            limit = self.serving.max_rows
-            cost = self._service.run_alone(lambda denoiser: measure_cost(denoiser.forward, limit))
+            limit = self.serving.row_limit
+            cost = self._service.run_alone(lambda backend: measure_cost(backend.forward, limit))
         self._service.set_cost(cost)
         return cost
 
-    def stats(self) -> dict[str, Any]:
-        """Counts since the engine was made, as plain numbers.
-
-        Returns:
-            ``submitted``; what became of those: ``samples`` finished, ``failures``, ``cancelled``, ``expired``;
-            ``deadline_misses``; ``queue_refusals`` and ``deadline_refusals``, which were not taken; ``waiting`` and
-            ``running`` now. Fused ``steps``, ``forwards`` of the network, ``failed_forwards``, ``network_passes`` (the
-            rows that were asked for) and ``padded_rows``; ``network_seconds``, ``step_seconds``, ``loop_seconds`` and
-            ``telling_seconds`` (callbacks, logs, traces) add up to the busy time. Histograms ``wait_seconds``
-            (submission to first step), ``latency_seconds`` (submission to image), ``forward_seconds`` and
-            ``forward_rows``, each a dict of ``bounds`` (upper, one fewer),
-            ``counts`` and ``sum``.
-        """
-        return self._service.status()
+    def stats(self) -> EngineStats:
+        """Counts since the engine was made, as of the last finished iteration of the loop."""
+        return self._service.stats()
 
     def close(self, *, abort: bool = False) -> None:
         """Draws what was submitted, then frees the network; closing twice is fine.
@@ -365,7 +536,7 @@ class Engine(Constructors):
         self.close()
 
     def __repr__(self) -> str:
-        state = "closed" if self._service.closed else f"up to {self.serving.max_rows} rows"
+        state = "closed" if self._service.closed else f"up to {self.serving.row_limit} rows"
         return f"<Engine {self.info.shape} {self.info.prediction_type}, {state}>"
 
     def __reduce__(self) -> NoReturn:
@@ -376,3 +547,41 @@ def _checked_wait(wait: float) -> float:
     if not wait >= 0:
         raise ValueError(f"wait must be at least 0 seconds, got {wait}")
     return wait
+
+
+def _info(
+    shape: tuple[int, ...],
+    schedule: NoiseSchedule,
+    prediction_type: str,
+    cond: Mapping[str, CondInput] | None,
+    timestep_dtype: str,
+    data_range: tuple[float, float] | None,
+) -> ModelInfo:
+    return ModelInfo(
+        tuple(shape),
+        schedule,
+        prediction_type,
+        dict(cond or {}),
+        timestep_dtype,
+        data_range or (-1.0, 1.0),
+        range_known=data_range is not None,
+    )
+
+
+def _serving(serving: Serving | None, max_rows: int | None, deterministic: bool | None, default_rows: int) -> Serving:
+    """What the caller asks for, in full: ``max_rows`` and ``deterministic`` change what ``serving`` says."""
+    asked = serving or Serving()
+    rows = asked.max_rows if max_rows is None else max_rows
+    return replace(
+        asked,
+        max_rows=default_rows if rows is None else rows,
+        deterministic=asked.deterministic if deterministic is None else deterministic,
+    )
+
+
+def _refuse_unused(given: Mapping[str, bool], by: str) -> None:
+    """Refuses arguments that would have no effect."""
+    if named := [name for name, is_given in given.items() if is_given]:
+        raise ValueError(
+            f"{', '.join(named)} must be left out for {by}, which does not use {'it' if len(named) == 1 else 'them'}"
+        )

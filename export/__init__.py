@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from stepfuse.export.lora.fuse import unfuse_lora as unfuse_lora
     from stepfuse.export.onnx.torch_module import to_bundle as to_bundle
     from stepfuse.export.pipelines.export_folder import from_diffusers as from_diffusers
-    from stepfuse.export.quantize.quantize import quantize as quantize
+    from stepfuse.export.quantization.quantize import quantize as quantize
 
 # Where each call lives. No module has its call's name: imported first, the module would hide the call.
 _CALLS = {
     "from_diffusers": "pipelines.export_folder",
     "fuse_lora": "lora.fuse",
     "lora_weights": "lora.fuse",
-    "quantize": "quantize.quantize",
+    "quantize": "quantization.quantize",
     "to_bundle": "onnx.torch_module",
     "unfuse_lora": "lora.fuse",
 }

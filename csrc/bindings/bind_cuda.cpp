@@ -26,21 +26,6 @@ std::unique_ptr<T> borrowed(const ContextPtr& context, std::uintptr_t address) {
   return std::make_unique<T>(T::borrow(context, reinterpret_cast<decltype(std::declval<T>().get())>(address)));
 }
 
-void bind_errors(py::module_& m) {
-  static py::handle error;
-  error = py::exception<CudaError>(m, "CudaError", PyExc_RuntimeError).release();
-  py::register_exception_translator([](std::exception_ptr thrown) {
-    try {
-      if (thrown) std::rethrow_exception(thrown);
-    } catch (const CudaError& e) {
-      py::object value = error(e.what());
-      value.attr("code") = static_cast<int>(e.code);
-      value.attr("out_of_memory") = e.out_of_memory();
-      PyErr_SetObject(error.ptr(), value.ptr());
-    }
-  });
-}
-
 // A context for libraries that work in the calling thread's, such as TensorRT.
 class Current {
  public:
@@ -322,7 +307,6 @@ void bind_budget(py::module_& m) {
 void bind_cuda(py::module_& m) {
   py::module_ sub =
       m.def_submodule("cuda", "The GPU through the CUDA driver, which is opened when it is first asked for.");
-  bind_errors(sub);
   bind_device(sub);
   bind_graphs(sub);
   bind_trajectory(sub);

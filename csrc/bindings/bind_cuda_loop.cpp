@@ -29,7 +29,7 @@ std::unique_ptr<StepperBox> device_stepper(const Stream& stream, std::int64_t el
   }
   py::gil_scoped_release nogil;
   return std::make_unique<StepperBox>(
-      StepperBox{std::make_unique<DeviceStepper>(stream, std::move(spec), std::move(rows), program)});
+      std::make_shared<DeviceStepper>(stream, std::move(spec), std::move(rows), program));
 }
 
 }  // namespace
@@ -39,7 +39,7 @@ void bind_cuda_loop(py::module_& m) {
   sub.def("device_stepper", &device_stepper, py::arg("stream"), py::arg("elements"), py::arg("integer_timestep"),
           py::arg("max_rows"), py::arg("sample"), py::arg("timestep"), py::arg("prediction"), py::arg("sample_bytes"),
           py::arg("cond"), py::arg("program"), py::keep_alive<0, 1>(),
-          "Samples in a GPU's memory, for Server.on_device. cond: (address, host bytes, stored as).");
+          "Samples in a GPU's memory, for a Server. cond: (address, host bytes, stored as).");
   sub.def("slot_bytes", &DeviceStepper::bytes, py::arg("slots"), py::arg("elements"),
           "Device memory that so many samples' states take.");
   py::class_<GraphDenoiser, Denoiser>(sub, "GraphDenoiser")

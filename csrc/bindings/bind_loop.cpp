@@ -2,7 +2,6 @@
 #include <exception>
 
 #include "../core/loop/server.h"
-#include "../core/loop/stepper_cpu.h"
 #include "bindings.h"
 #include "counters.h"
 #include "stepper_box.h"
@@ -48,18 +47,18 @@ std::vector<const void*> pointers(const char* name, const std::vector<py::array>
   return found;
 }
 
-// Hands a turn's events to Python as tuples (kind, id, step, error, wait_seconds, run_seconds). The error of a failure
-// is the exception that the network raised, or the row whose step was not finite.
+// Hands an iteration's events to Python as tuples (kind, id, step, error, wait_seconds, run_seconds). The error of a
+// failure is the exception that the network raised, or the row whose step was not finite.
 class PyListener final : public Listener {
  public:
-  explicit PyListener(py::function happened) : happened_(std::move(happened)) {}
-  void happened(const std::vector<Event>& events) override {
+  explicit PyListener(py::function on_events) : on_events_(std::move(on_events)) {}
+  void on_events(const std::vector<Event>& events) override {
     py::gil_scoped_acquire gil;
     py::list found;
     for (const Event& event : events)
       found.append(
           py::make_tuple(event.kind, event.id, event.step, cause(event), event.wait_seconds, event.run_seconds));
-    happened_(found);
+    on_events_(found);
   }
 
  private:
@@ -84,22 +83,22 @@ class PyListener final : public Listener {
     return py::none();
   }
 
-  py::function happened_;
+  py::function on_events_;
 };
 
 // What is known of a sample, with the arrays that it points into.
-struct KnownArrays {
-  KnownArrays(FloatArray image_array, std::optional<FloatArray> mask_array, const FloatArray& levels)
+struct KnownRegionArrays {
+  KnownRegionArrays(FloatArray image_array, std::optional<FloatArray> mask_array, const FloatArray& levels)
       : image(std::move(image_array)), mask(std::move(mask_array)) {
     if (levels.ndim() != 2 || levels.shape(1) != 2) throw py::value_error("levels have shape (S + 1, 2)");
-    Known found{image.data(), mask ? mask->data() : nullptr, {}};
+    KnownRegion found{image.data(), mask ? mask->data() : nullptr, {}};
     for (py::ssize_t i = 0; i < levels.shape(0); ++i) found.levels.push_back({levels.at(i, 0), levels.at(i, 1)});
-    known = std::make_shared<const Known>(std::move(found));
+    known = std::make_shared<const KnownRegion>(std::move(found));
   }
 
   FloatArray image;
   std::optional<FloatArray> mask;
-  std::shared_ptr<const Known> known;
+  std::shared_ptr<const KnownRegion> known;
 };
 
 double absolute(std::optional<double> seconds_from_now) {
@@ -108,10 +107,8 @@ double absolute(std::optional<double> seconds_from_now) {
 
 class BoundServer {
  public:
-  // `buffers` are the stepper's, if it has them in the host's memory.
-  BoundServer(std::unique_ptr<Stepper> stepper, ForwardBuffers* buffers, const LoopOptions& options,
-              std::size_t max_waiting, bool check)
-      : spec_(stepper->spec()), buffers_(buffers), server_(std::move(stepper), options, max_waiting, check) {}
+  BoundServer(std::shared_ptr<Stepper> stepper, const LoopOptions& options, std::size_t max_waiting, bool check)
+      : spec_(stepper->spec()), server_(std::move(stepper), options, max_waiting, check) {}
 
   bool submit(Request& request, std::optional<double> wait) {
     const double until = absolute(wait);
@@ -136,7 +133,7 @@ class BoundServer {
   Request request(std::uint64_t id, std::shared_ptr<Table> table, std::uint64_t seed, bool has_noise, FloatArray x,
                   std::optional<FloatArray> x0, std::vector<py::array> cond, std::vector<py::array> null_cond,
                   int priority, std::optional<double> deadline, std::optional<double> timeout, bool watched,
-                  std::shared_ptr<Gate> gate, py::object known) const {
+                  std::shared_ptr<Gate> gate, py::object known_region) const {
     const std::size_t state_bytes = static_cast<std::size_t>(spec_.elements) * sizeof(float);
     require_bytes("x", x, state_bytes);
     if (x0) require_bytes("x0", *x0, state_bytes);
@@ -153,13 +150,13 @@ class BoundServer {
             absolute(timeout),
             watched,
             std::move(gate),
-            known.is_none() ? nullptr : known_of(known),
-            keep_alive(py::make_tuple(x, x0, cond, null_cond, known))};
+            known_region.is_none() ? nullptr : known_region_of(known_region),
+            keep_alive(py::make_tuple(x, x0, cond, null_cond, known_region))};
   }
 
   // `forward` is a Denoiser, or a function of the number of rows.
-  void run(py::object forward, py::function happened) {
-    PyListener listener(std::move(happened));
+  void run(py::object forward, py::function on_events) {
+    PyListener listener(std::move(on_events));
     if (py::isinstance<Denoiser>(forward)) {
       auto& denoiser = forward.cast<Denoiser&>();
       py::gil_scoped_release nogil;
@@ -186,16 +183,12 @@ class BoundServer {
   }
 
   Server& server() { return server_; }
-  ForwardBuffers& buffers() {
-    if (!buffers_) throw std::logic_error("this server's rows are on a device");
-    return *buffers_;
-  }
 
  private:
   static constexpr double kSignalSeconds = 0.05;
 
-  std::shared_ptr<const Known> known_of(const py::object& given) const {
-    const auto& arrays = given.cast<const KnownArrays&>();
+  std::shared_ptr<const KnownRegion> known_region_of(const py::object& given) const {
+    const auto& arrays = given.cast<const KnownRegionArrays&>();
     const std::size_t state_bytes = static_cast<std::size_t>(spec_.elements) * sizeof(float);
     require_bytes("image", arrays.image, state_bytes);
     if (arrays.mask) require_bytes("mask", *arrays.mask, state_bytes);
@@ -203,36 +196,8 @@ class BoundServer {
   }
 
   ModelSpec spec_;
-  ForwardBuffers* buffers_;
   Server server_;
 };
-
-std::unique_ptr<BoundServer> server_on_host(const ModelSpec& spec, const LoopOptions& options, std::size_t max_waiting,
-                                            bool check) {
-  auto stepper = std::make_unique<HostStepper>(spec);
-  ForwardBuffers& buffers = stepper->buffers();
-  return std::make_unique<BoundServer>(std::move(stepper), &buffers, options, max_waiting, check);
-}
-
-template <class T>
-py::array view(AlignedBuffer& buffer, int rows, py::handle owner) {
-  const auto columns = static_cast<py::ssize_t>(buffer.bytes() / sizeof(T)) / rows;
-  return py::array_t<T>({static_cast<py::ssize_t>(rows), columns}, static_cast<const T*>(buffer.data()), owner);
-}
-
-py::dict buffer_views(py::object self) {
-  ForwardBuffers& b = self.cast<BoundServer&>().buffers();
-  const int rows = b.spec.max_rows;
-  const bool integer = b.spec.timestep == TimestepType::Int64;
-  py::list cond;
-  for (AlignedBuffer& buffer : b.cond) cond.append(view<std::uint8_t>(buffer, rows, self));
-  py::dict found;
-  found["sample"] = view<float>(b.sample, rows, self);
-  found["timestep"] = integer ? view<std::int64_t>(b.timestep, rows, self) : view<float>(b.timestep, rows, self);
-  found["cond"] = cond;
-  found["prediction"] = view<float>(b.prediction, rows, self);
-  return found;
-}
 
 std::shared_ptr<Table> table_from(const FloatArray& rows, float init_scale, const Adaptive& adaptive) {
   if (rows.ndim() != 2 || rows.shape(1) != kStepColumns) throw py::value_error("a table has shape (S, 16)");
@@ -254,18 +219,13 @@ void bind_loop(py::module_& m) {
       .value("Cancelled", EventKind::Cancelled)
       .value("Expired", EventKind::Expired)
       .value("Retried", EventKind::Retried);
-  py::register_exception<QueueFull>(m, "QueueFull", PyExc_RuntimeError);
-  py::register_exception<Closed>(m, "Closed", PyExc_RuntimeError);
-  py::register_exception<DeadlineError>(m, "DeadlineError", PyExc_RuntimeError);
 
-  py::class_<StepperBox>(m, "Stepper");
-  py::class_<Denoiser>(m, "Denoiser").def("forward", &Denoiser::forward, py::arg("rows"), nogil);
-  py::class_<KnownArrays>(m, "Known")
+  py::class_<KnownRegionArrays>(m, "KnownRegion")
       .def(py::init<FloatArray, std::optional<FloatArray>, const FloatArray&>(), py::arg("image").noconvert(),
            py::arg("mask").noconvert(), py::arg("levels"))
-      .def_readonly("image", &KnownArrays::image)
-      .def_readonly("mask", &KnownArrays::mask)
-      .def_property_readonly("levels", [](const KnownArrays& known) {
+      .def_readonly("image", &KnownRegionArrays::image)
+      .def_readonly("mask", &KnownRegionArrays::mask)
+      .def_property_readonly("levels", [](const KnownRegionArrays& known) {
         const auto& levels = known.known->levels;
         return FloatArray({static_cast<py::ssize_t>(levels.size()), py::ssize_t{2}},
                           levels.empty() ? nullptr : &levels.front().signal);
@@ -273,39 +233,28 @@ void bind_loop(py::module_& m) {
   py::class_<Request>(m, "Request");
   py::class_<Gate, std::shared_ptr<Gate>>(m, "Gate").def(py::init());
   py::class_<BoundServer>(m, "Server")
-      .def(py::init([](std::int64_t elements, bool integer_timestep, std::vector<std::size_t> cond_bytes, int max_rows,
-                       const LoopOptions& options, std::size_t max_waiting, bool check) {
-             const auto timestep = integer_timestep ? TimestepType::Int64 : TimestepType::Float32;
-             const ModelSpec spec{elements, timestep, std::move(cond_bytes), max_rows};
-             return server_on_host(spec, options, max_waiting, check);
+      .def(py::init([](StepperBox& box, const LoopOptions& options, std::size_t max_waiting, bool check) {
+             return std::make_unique<BoundServer>(box.take(), options, max_waiting, check);
            }),
-           py::arg("elements"), py::arg("integer_timestep"), py::arg("cond_bytes"), py::arg("max_rows"),
-           py::arg("options"), py::arg("max_waiting"), py::arg("check") = false)
-      .def_static(
-          "on_device",
-          [](StepperBox& box, const LoopOptions& options, std::size_t max_waiting, bool check) {
-            if (!box.stepper) throw py::value_error("a stepper belongs to one server");
-            return std::make_unique<BoundServer>(std::move(box.stepper), nullptr, options, max_waiting, check);
-          },
-          py::arg("stepper"), py::arg("options"), py::arg("max_waiting"), py::arg("check") = false,
-          py::keep_alive<0, 1>(), "A server whose samples are where `stepper` holds them.")
-      .def("buffers", &buffer_views, "Views of the shared input and output memory, a row a sample.")
+           py::arg("stepper"), py::arg("options"), py::arg("max_waiting"), py::arg("check") = false,
+           py::keep_alive<1, 2>())
       .def("request", &BoundServer::request, py::arg("id"), py::arg("table"), py::arg("seed"), py::arg("has_noise"),
            py::arg("x").noconvert(), py::arg("x0").noconvert(), py::arg("cond"), py::arg("null_cond"), py::kw_only(),
            py::arg("priority") = 0, py::arg("deadline") = py::none(), py::arg("timeout") = py::none(),
-           py::arg("watched") = false, py::arg("gate") = std::shared_ptr<Gate>(), py::arg("known") = py::none(),
+           py::arg("watched") = false, py::arg("gate") = std::shared_ptr<Gate>(), py::arg("known_region") = py::none(),
            "A request for this server. Times in seconds from now.")
       .def("submit", &BoundServer::submit, py::arg("request"), py::arg("wait") = 0.0,
            "Queues a sample; true if run() is to be called. wait: seconds for room, None: however full.")
-      .def("submit_all", &BoundServer::submit_all, py::arg("requests"), "Queues samples in one turn, however full.")
+      .def("submit_all", &BoundServer::submit_all, py::arg("requests"),
+           "Queues samples in one iteration, however full.")
       .def(
           "cancel", [](BoundServer& self, std::uint64_t id) { return self.server().cancel(id); }, py::arg("id"), nogil)
       .def(
           "open", [](BoundServer& self, Gate& gate) { return self.server().open(gate); }, py::arg("gate"), nogil)
       .def(
           "cancel_all", [](BoundServer& self) { return self.server().cancel_all(); }, nogil)
-      .def("run", &BoundServer::run, py::arg("forward"), py::arg("happened"),
-           "Turns until nothing is left to do; hands each turn's events to `happened`.")
+      .def("run", &BoundServer::run, py::arg("forward"), py::arg("on_events"),
+           "Iterations until nothing is left to do; hands each iteration's events to `on_events`.")
       .def(
           "close", [](BoundServer& self) { self.server().close(); }, nogil)
       .def(

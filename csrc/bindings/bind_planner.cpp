@@ -24,7 +24,7 @@ py::dict replay_loads(const std::vector<std::shared_ptr<Table>>& tables, const s
   found["counters"] = counters_dict(replayed.counters);
   py::list entries;
   for (const TraceEntry& e : replayed.trace)
-    entries.append(py::make_tuple(e.turn, e.began, e.ended, e.sample, e.step, e.row));
+    entries.append(py::make_tuple(e.iteration, e.began, e.ended, e.sample, e.step, e.row));
   found["trace"] = entries;
   return found;
 }

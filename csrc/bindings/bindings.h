@@ -18,9 +18,11 @@ namespace py = pybind11;
 
 using FloatArray = py::array_t<float, py::array::c_style>;
 
+void bind_errors(py::module_& m);  // before all that may throw one
 void bind_step(py::module_& m);
 void bind_noise(py::module_& m);
 void bind_planner(py::module_& m);
+void bind_stepper(py::module_& m);
 void bind_loop(py::module_& m);
 void bind_cuda(py::module_& m);
 void bind_cuda_loop(py::module_& m);

@@ -36,7 +36,7 @@ inline py::dict counters_dict(const Counters& c) {
   found["network_seconds"] = c.network_seconds;
   found["step_seconds"] = c.step_seconds;
   found["loop_seconds"] = c.loop_seconds;
-  found["telling_seconds"] = c.telling_seconds;
+  found["callback_seconds"] = c.callback_seconds;
   found["wait_seconds"] = histogram_dict(c.wait_seconds);
   found["latency_seconds"] = histogram_dict(c.latency_seconds);
   found["forward_seconds"] = histogram_dict(c.forward_seconds);

@@ -1,14 +1,27 @@
-// How a stepper gets from where it is made to the server that owns it.
+// A stepper on its way from where it is made to the one server that drives it.
 #pragma once
 
 #include <memory>
+#include <stdexcept>
+#include <utility>
 
 #include "../core/loop/stepper.h"
 
 namespace stepfuse {
 
-struct StepperBox {
-  std::unique_ptr<Stepper> stepper;  // null once a server has it
+class StepperBox {
+ public:
+  explicit StepperBox(std::shared_ptr<Stepper> stepper) : stepper_(std::move(stepper)) {}
+
+  // Throws std::invalid_argument if a server has it already.
+  std::shared_ptr<Stepper> take() {
+    if (std::exchange(taken_, true)) throw std::invalid_argument("a stepper belongs to one server");
+    return stepper_;
+  }
+
+ private:
+  std::shared_ptr<Stepper> stepper_;
+  bool taken_ = false;
 };
 
 }  // namespace stepfuse

@@ -54,7 +54,7 @@ DeviceStepper::DeviceStepper(const Stream& stream, ModelSpec spec, DeviceRows ro
       state_bytes_(static_cast<std::size_t>(spec_.elements) * sizeof(float)),
       rows_(std::move(rows)),
       program_(std::move(program)),
-      owners_(spec_.max_rows),
+      row_contents_(spec_.max_rows),
       zeros_(context_, state_bytes_),
       flights_{Flight(context_), Flight(context_), Flight(context_)} {
   if (rows_.cond.size() != spec_.cond_bytes.size())
@@ -78,10 +78,10 @@ DeviceStepper::~DeviceStepper() {
   context_->quietly([this](const Driver& driver) { return driver.cuStreamSynchronize.result(stream_.get()); });
 }
 
-// Of a turn that fails half-way nothing is left but what costs nothing: rows are filled anew, nobody is told to have
-// stepped.
+// Of an iteration that fails half-way nothing is left but what costs nothing: rows are filled anew, nobody is told to
+// have stepped.
 void DeviceStepper::forget_turn() {
-  owners_.forget();
+  row_contents_.forget();
   flight().stepped.clear();
   downloads_.clear();
 }
@@ -113,23 +113,25 @@ void DeviceStepper::fill(Sample& sample, int slot) {
   if (request.table->uses_history) upload(h_->get() + at * state_bytes_, std::vector<float>(n).data(), state_bytes_);
   if (!request.keeps()) return;
   CUdeviceptr part = known_->get() + at * static_cast<std::size_t>(kKnownParts) * state_bytes_;
-  for (const float* values : {request.known->image, request.known->mask, static_cast<const float*>(noise.data())}) {
+  for (const float* values :
+       {request.known_region->image, request.known_region->mask, static_cast<const float*>(noise.data())}) {
     upload(part, values, state_bytes_);
     part += state_bytes_;
   }
 }
 
-void DeviceStepper::stage(const Turn& turn, int rows) {
+void DeviceStepper::stage(const Iteration& iteration, int rows) {
   const Unwinding unwinding{*this};
-  if (std::exchange(staged_, true)) {  // the turn before has failed: what was taken for it is under way all the same
+  if (std::exchange(staged_,
+                    true)) {  // the iteration before has failed: what was taken for it is under way all the same
     depart();
     pass(flight());
   }
   Frame frame(slots_.end(), flight().pinned.take(frame_bytes(slots_.end())));
   bool moves = false;
-  for (std::size_t i = 0; i < turn.samples.size(); ++i) {
-    const Sample& sample = *turn.samples[i];
-    const PlanEntry to = claim(sample, sample.step, turn.plan.entries[i]);
+  for (std::size_t i = 0; i < iteration.samples.size(); ++i) {
+    const Sample& sample = *iteration.samples[i];
+    const PlanEntry to = claim(sample, sample.step, iteration.plan.entries[i]);
     if (to.row_cond < 0 && to.row_uncond < 0) continue;
     moves = true;
     // Behind a gate its owner may have changed the state.
@@ -138,8 +140,8 @@ void DeviceStepper::stage(const Turn& turn, int rows) {
     frame.step(sample.slot, resting(), 0, -1, 0);
     frame.next(sample.slot, sample.row(), to.row_cond, to.row_uncond);
   }
-  for (int row = turn.plan.rows; row < rows; ++row)
-    if (owners_.release(row)) blank(row);
+  for (int row = iteration.plan.rows; row < rows; ++row)
+    if (row_contents_.release(row)) blank(row);
   if (!moves) return;
   Values values = this->values(false);
   values["prediction"] = zeros_.get();
@@ -148,9 +150,9 @@ void DeviceStepper::stage(const Turn& turn, int rows) {
   for (const Launch& one : prepare(frame, {}, std::move(values))) launch(stream_, one);
 }
 
-void DeviceStepper::await() { pass(flight(1)); }
+void DeviceStepper::throttle() { pass(flight(1)); }
 
-void DeviceStepper::step(const Turn& turn, const Turn& next) {
+void DeviceStepper::step(const Iteration& iteration, const Iteration& next) {
   const Unwinding unwinding{*this};
   Flight& now = flight();
   Frame frame(slots_.end(), now.pinned.take(frame_bytes(slots_.end())));
@@ -158,10 +160,10 @@ void DeviceStepper::step(const Turn& turn, const Turn& next) {
   bool previews = false;
   // What throws here is done again. So all that may fail comes before the launch, and what fails behind it all the same
   // is told by `settle`.
-  for (std::size_t i = 0; i < turn.samples.size(); ++i) {
-    Sample& sample = *turn.samples[i];
+  for (std::size_t i = 0; i < iteration.samples.size(); ++i) {
+    Sample& sample = *iteration.samples[i];
     if (!sample.live() || sample.failed_step >= 0) continue;
-    const PlanEntry& entry = turn.plan.entries[i];
+    const PlanEntry& entry = iteration.plan.entries[i];
     const Request& request = sample.request;
     const Adaptive& adaptive = request.table->adaptive;
     frame.step(sample.slot, sample.row(), entry.row_cond, entry.row_uncond, sample.step);
@@ -171,7 +173,7 @@ void DeviceStepper::step(const Turn& turn, const Turn& next) {
     }
     if (adaptive.any()) frame.adapt(sample.slot, adaptive);
     if (request.keeps())
-      frame.keep(sample.slot, sample.slot, request.known->levels[static_cast<std::size_t>(sample.step) + 1]);
+      frame.keep(sample.slot, sample.slot, request.known_region->levels[static_cast<std::size_t>(sample.step) + 1]);
     needs.add(
         {sample.row().adds_noise(), adaptive.guidance_rescale > 0, adaptive.threshold_ratio > 0, request.keeps()});
     previews |= request.x0 != nullptr;
@@ -198,7 +200,7 @@ void DeviceStepper::step(const Turn& turn, const Turn& next) {
   }
 }
 
-void DeviceStepper::settle() {
+void DeviceStepper::synchronize() {
   // Whatever fails here: what they would be copied to goes with those who asked for it.
   const std::vector<Download> downloads = std::exchange(downloads_, {});
   if (broken_) std::rethrow_exception(std::exchange(broken_, nullptr));
@@ -247,7 +249,7 @@ PlanEntry DeviceStepper::claim(const Sample& sample, int step, const PlanEntry& 
   for (int* row : {&to.row_cond, &to.row_uncond}) {
     if (*row < 0) continue;
     const bool conditional = row == &to.row_cond;
-    const RowOwners::Held held = owners_.claim(*row, sample, step, conditional);
+    const RowContents::Held held = row_contents_.claim(*row, sample, step, conditional);
     if (!held.conditioning) upload_cond(*row, conditional ? sample.request.cond : sample.request.null_cond);
     if (held.state) *row = -1;
   }

@@ -1,9 +1,9 @@
 // Samples in a GPU's memory, for the loop of csrc/core: states and histories lie in slots, all of which one launch of
 // the fused step runs over, whatever each is at.
 //
-// The host goes ahead of the device: it plans and launches a turn while the device is at the one before. Nothing waits
-// but `await`, which keeps it from going further, and `settle`, where somebody wants what the device has made. So a
-// state that is not finite is seen a turn or two late.
+// The host goes ahead of the device: it plans and launches an iteration while the device is at the one before. Nothing
+// waits but `await`, which keeps it from going further, and `settle`, where somebody wants what the device has made. So
+// a state that is not finite is seen an iteration or two late.
 #pragma once
 
 #include <array>
@@ -11,7 +11,7 @@
 #include <memory>
 #include <vector>
 
-#include "../core/loop/row_owners.h"
+#include "../core/loop/row_contents.h"
 #include "../core/loop/slots.h"
 #include "../core/loop/stepper.h"
 #include "frame.h"
@@ -47,11 +47,11 @@ class DeviceStepper final : public Stepper {
 
   const ModelSpec& spec() const override { return spec_; }
   void begin(Sample& sample) override;
-  void stage(const Turn& turn, int rows) override;
-  void await() override;
-  void step(const Turn& turn, const Turn& next) override;
-  bool unsettled() const override { return broken_ || !downloads_.empty(); }
-  void settle() override;
+  void stage(const Iteration& iteration, int rows) override;
+  void throttle() override;
+  void step(const Iteration& iteration, const Iteration& next) override;
+  bool needs_host_sync() const override { return broken_ || !downloads_.empty(); }
+  void synchronize() override;
   void end(const Sample& sample) override;
 
  private:
@@ -69,7 +69,7 @@ class DeviceStepper final : public Stepper {
     int step;
   };
 
-  // What the device is given for a turn, and what it gives back.
+  // What the device is given for an iteration, and what it gives back.
   struct Flight {
     explicit Flight(const ContextPtr& context) : pinned(context), passed(context) {}
 
@@ -110,7 +110,7 @@ class DeviceStepper final : public Stepper {
   std::size_t state_bytes_;  // of one sample
   DeviceRows rows_;
   StepProgram program_;
-  RowOwners owners_;
+  RowContents row_contents_;
 
   Slots slots_;
   std::vector<Sample*> samples_;          // a slot each
@@ -123,7 +123,7 @@ class DeviceStepper final : public Stepper {
 
   std::array<Flight, kFlights> flights_;
   std::size_t current_ = 0;
-  bool staged_ = false;              // a turn has been staged, and not stepped
+  bool staged_ = false;              // an iteration has been staged, and not stepped
   std::vector<Download> downloads_;  // of the last step
   std::exception_ptr broken_;        // what failed behind the last launch
 };

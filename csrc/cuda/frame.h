@@ -6,7 +6,7 @@
 
 #include "../core/loop/planner.h"
 #include "../core/step/adapt.h"
-#include "../core/step/known.h"
+#include "../core/step/known_region.h"
 #include "frames.h"
 
 namespace stepfuse::cuda {

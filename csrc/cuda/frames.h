@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "../core/step/adapt.h"
-#include "../core/step/known.h"
+#include "../core/step/known_region.h"
 #include "../core/step/row.h"
 
 namespace stepfuse::cuda {
@@ -18,7 +18,7 @@ struct Course {
   std::vector<StepRow> rows;
   bool conditioned;
   Adaptive adaptive{};
-  std::vector<Level> levels{};  // as of Known, where a part of the sample is kept; else empty
+  std::vector<Level> levels{};  // as of KnownRegion, where a part of the sample is kept; else empty
 };
 
 // What any slot of a step asks for beside the fused step.

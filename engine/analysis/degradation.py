@@ -20,7 +20,7 @@ from stepfuse.analysis.scoring import (
 )
 from stepfuse.engine import Engine
 from stepfuse.samplers.table import StepTable
-from stepfuse.serving.inflight import Images
+from stepfuse.serving.in_flight import Images
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

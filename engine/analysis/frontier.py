@@ -21,7 +21,7 @@ from stepfuse.analysis.scoring import distance_to_real, require_reference, share
 from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.engine import Engine
 from stepfuse.requests.resolution import default_steps
-from stepfuse.serving.inflight import Images
+from stepfuse.serving.in_flight import Images
 
 #: A little guidance, near the least Fréchet distance of the embedded model: it names the class better and costs little
 #: of the variety. The models' own defaults guide more, for pictures that are easy to name.
@@ -261,7 +261,7 @@ def _latencies(runs: Sequence[_Run], repeats: int, seed: int) -> list[float]:
             if repeat and len(run.choice.table) >= LONG:
                 continue
             time.sleep(SETTLING)
-            run.engine.warmup([rows for rows in (1, 2) if rows <= run.engine.serving.max_rows])
+            run.engine.warmup([rows for rows in (1, 2) if rows <= run.engine.serving.row_limit])
             cond = in_turn(run.engine.info, 1)
             began = time.perf_counter()
             run.engine.sample(1, cond=cond, table=run.choice.table, seed=seed)

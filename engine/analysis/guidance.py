@@ -23,7 +23,7 @@ from stepfuse.analysis.judge import Judge
 from stepfuse.analysis.sampling import choose, class_labels, counted, in_turn, require_count
 from stepfuse.analysis.scoring import distance_to_real, require_reference, share_named_right
 from stepfuse.engine import Engine
-from stepfuse.serving.inflight import Images
+from stepfuse.serving.in_flight import Images
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

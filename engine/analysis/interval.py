@@ -14,7 +14,7 @@ from stepfuse.analysis.judge import Judge
 from stepfuse.analysis.sampling import choose, class_labels, counted, in_turn, require_count
 from stepfuse.analysis.scoring import distance_to_real, require_reference, share_named_right
 from stepfuse.engine import Engine
-from stepfuse.serving.inflight import Images
+from stepfuse.serving.in_flight import Images
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -139,7 +139,7 @@ def interval_saving(
     labels = class_labels(info, cond, samples)
     seconds: list[list[float]] = [[] for _ in choices]
     passes, drawn = [0.0, 0.0], [np.empty(0, np.float32)] * 2
-    engine.warmup([rows for rows in (1, 2) if rows <= engine.serving.max_rows])
+    engine.warmup([rows for rows in (1, 2) if rows <= engine.serving.row_limit])
     for _ in range(repeats):
         for index, choice in enumerate(choices):
             began = time.perf_counter()

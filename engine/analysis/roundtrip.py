@@ -12,7 +12,7 @@ import numpy.typing as npt
 from stepfuse.analysis.figures import drawable, new_figure, show_images, styled
 from stepfuse.analysis.sampling import counted, require_count
 from stepfuse.engine import Engine
-from stepfuse.serving.inflight import Images
+from stepfuse.serving.in_flight import Images
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -15,7 +15,7 @@ from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.engine import Engine
 from stepfuse.samplers import NaiveSamplerWarning
 from stepfuse.samplers.table import StepTable
-from stepfuse.serving.inflight import Images
+from stepfuse.serving.in_flight import Images
 
 #: A sampler's name and more arguments of ``Engine.sample``: steps, eta, guidance_scale, options of its own.
 SamplerChoice = tuple[str, Mapping[str, Any]]

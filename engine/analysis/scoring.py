@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from stepfuse.analysis.frechet import FeatureFunction, Statistics, frechet_distance
 from stepfuse.analysis.judge import Judge
-from stepfuse.serving.inflight import Images
+from stepfuse.serving.in_flight import Images
 
 
 def require_reference(features: Judge | FeatureFunction | None, reference: Statistics | None) -> None:

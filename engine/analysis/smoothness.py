@@ -14,7 +14,7 @@ from stepfuse.engine import Engine
 from stepfuse.requests.interpolation import Path, interpolate_noise
 from stepfuse.requests.resolution import default_steps
 from stepfuse.samplers.noise import normal
-from stepfuse.serving.inflight import Images
+from stepfuse.serving.in_flight import Images
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

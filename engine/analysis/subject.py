@@ -18,7 +18,7 @@ from stepfuse.analysis.judge import BATCH, Judge
 from stepfuse.bundle.bundle import Bundle
 from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.engine import Engine
-from stepfuse.serving.inflight import Images
+from stepfuse.serving.in_flight import Images
 
 #: What was distilled from an embedded model.
 STUDENTS = {"fashion": "fashion-8step"}

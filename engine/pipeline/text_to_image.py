@@ -25,6 +25,7 @@ from stepfuse.samplers.noise import POSTERIOR, normal
 from stepfuse.samplers.table import StepTable
 from stepfuse.serving.batch import Callback
 from stepfuse.serving.config import Serving
+from stepfuse.serving.stats import EngineStats
 
 Embeddings = Mapping[str, npt.ArrayLike]
 
@@ -261,7 +262,7 @@ class TextToImage:
         pictures = from_pictures(image, *pixels_of(self._pipeline, shape))
         return self._begin(pictures, len(pictures), seeds_of(seed, len(pictures)), sample_posterior)
 
-    def stats(self) -> dict[tuple[int, int], dict[str, Any]]:
+    def stats(self) -> dict[tuple[int, int], EngineStats]:
         """``Engine.stats`` of the denoiser by (width, height): of the sizes that were drawn last."""
         engines = self._engines.all().items()
         return {pixels_of(self._pipeline, shape): engine.stats() for shape, engine in engines}

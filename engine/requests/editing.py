@@ -92,7 +92,7 @@ class Edit:
         if mask is not None:
             self._masks = np.broadcast_to(_as_masks(info.shape, mask, n), (n, *info.shape))
 
-    def apply(self, index: int, table: StepTable) -> tuple[StepTable, _core.Known | None]:
+    def apply(self, index: int, table: StepTable) -> tuple[StepTable, _core.KnownRegion | None]:
         """The run of one sample, and what is known of it."""
         if self._images is None:
             return table, None
@@ -105,7 +105,7 @@ class Edit:
         if mask is not None and strength == 1:
             mixed[0] = 0.0, table.init_scale  # nothing of what is drawn anew is seen
         image = np.ascontiguousarray(self._images[index]).reshape(-1)
-        return run, _core.Known(image, None if mask is None else np.ascontiguousarray(mask).reshape(-1), mixed)
+        return run, _core.KnownRegion(image, None if mask is None else np.ascontiguousarray(mask).reshape(-1), mixed)
 
 
 def as_images(info: ModelInfo, given: npt.ArrayLike, name: str, n: int | None = None) -> npt.NDArray[np.float32]:

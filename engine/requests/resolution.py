@@ -27,7 +27,7 @@ _ADAPTIVE = ("guidance_rescale", "dynamic_threshold")  # options of every sample
 
 
 @dataclass(frozen=True)
-class SampleRequest:
+class ResolvedRequest:
     """One sample to draw, its arguments checked and compiled.
 
     Attributes:
@@ -44,7 +44,7 @@ class SampleRequest:
     seed: int
     cond: list[npt.NDArray[Any]] | None
     negative_cond: list[npt.NDArray[Any]] | None = None
-    known: _core.Known | None = None
+    known_region: _core.KnownRegion | None = None
     priority: int = 0
     deadline: float | None = None
     timeout: float | None = None
@@ -85,7 +85,7 @@ class Compiler:
         sampler, steps, guidance_scale, eta, items = arguments
         return compile_table(self.info, sampler, steps, guidance_scale, eta, dict(items))
 
-    def one(self, request: Request) -> SampleRequest:
+    def one(self, request: Request) -> ResolvedRequest:
         """A request, checked and compiled.
 
         Raises:
@@ -141,7 +141,7 @@ def resolve(
     mask: npt.ArrayLike | None = None,
     strength: float | Sequence[float] | None = None,
     options: Mapping[str, Any],
-) -> list[SampleRequest]:
+) -> list[ResolvedRequest]:
     """One request a sample; every argument is one value for all or a sequence of one each.
 
     Raises:
@@ -172,7 +172,7 @@ def resolve(
         run, known = edit.apply(index, whole)
         if negative is not None and cond is None:  # then the null values are what it is told
             cond = [spec.value(name, None) for name, spec in info.cond.items()]
-        requests.append(SampleRequest(run, seed, cond, negative, known))
+        requests.append(ResolvedRequest(run, seed, cond, negative, known))
     return requests
 
 

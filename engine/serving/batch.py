@@ -1,4 +1,4 @@
-"""Who waits for samples: a future for one, a call of ``sample`` for many."""
+"""The samples of one call of ``Engine.sample``."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from stepfuse import _core
-from stepfuse.requests.resolution import SampleRequest
-from stepfuse.serving.inflight import Draw, Images
+from stepfuse.requests.resolution import ResolvedRequest
+from stepfuse.serving.in_flight import Images, InFlightSample, Progress
 from stepfuse.serving.progress import ProgressBar
 from stepfuse.serving.service import Service
 from stepfuse.serving.tracing import current_context
@@ -24,8 +24,8 @@ StateCallback = Callable[[int, int, Images], bool | None]
 
 
 @dataclass(frozen=True)
-class Looks:
-    """What a caller sees of a run.
+class Observers:
+    """What follows a run while it goes on.
 
     Attributes:
         progress: Whether a bar is shown.
@@ -38,81 +38,91 @@ class Looks:
     on_state: StateCallback | None = None
 
     @property
-    def stops(self) -> bool:
-        """Whether samples rest after each step until the caller has looked."""
+    def pause(self) -> bool:
+        """Whether samples rest after each step until a callback has returned."""
         return self.callback is not None or self.on_state is not None
 
+    @property
+    def any(self) -> bool:
+        """Whether anything follows the run."""
+        return self.progress or self.pause
 
-class Batch:
-    """The samples of one call of ``sample``, which waits for all of them in its own thread.
+
+class SampleBatch:
+    """Samples that are queued together and awaited by the calling thread.
 
     Args:
-        service: Draws them.
+        service: Runs them.
         requests: One a sample.
-        x: Shape (n, *shape); the samples are drawn in it.
+        x: Shape (n, *shape); the samples come to be in it.
         has_noise: Whether ``x`` holds starting noise.
-        turns: Forwards that they would take alone; 0 if nobody asks.
-        looks: What the caller sees meanwhile.
+        iterations: Forwards that they would take alone; 0 if nothing observes them.
+        observers: What follows the run.
     """
 
     def __init__(
         self,
         service: Service,
-        requests: Sequence[SampleRequest],
+        requests: Sequence[ResolvedRequest],
         x: Images,
         has_noise: bool,
         *,
-        turns: int,
-        looks: Looks,
+        iterations: int,
+        observers: Observers,
     ) -> None:
         self._service = service
         self._requests, self._x, self._has_noise = requests, x, has_noise
-        self._turns = turns
-        self._looks = looks
-        self._gate = _core.Gate() if looks.stops else None
-        self._preview = np.zeros_like(x) if looks.stops else None
-        self._ids: list[int] = []
+        self._iterations = iterations
+        self._observers = observers
+        self._gate = _core.Gate() if observers.pause else None
+        self._preview = np.zeros_like(x) if observers.pause else None
+        self._ids = [service.new_id() for _ in requests]
         self._left = len(requests)
         self._error: BaseException | None = None
-        self._news: queue.SimpleQueue[bool] = queue.SimpleQueue()  # whether more turns are to come
-        self._stepped = False
+        self._news: queue.SimpleQueue[bool] = queue.SimpleQueue()  # whether more iterations are to come
 
     def run(self) -> Images:
-        """Draws all samples, or as far as the callback lets them.
+        """Runs all samples to their end, or as far as the callback lets them.
 
         Raises:
             BaseException: What the first sample that failed has failed with, or what the callback raised.
         """
         try:
-            self._ids = self._service.submit_all(self._draws())
-            if self._error is not None:  # came before the ids were known
-                self._service.cancel(self._ids)
+            self._service.submit_all(self._samples())
             with ExitStack() as stack:
                 if self._gate is not None:
                     stack.enter_context(self._service.waits_for_this_thread())
-                bar = stack.enter_context(ProgressBar(self._turns)) if self._looks.progress else None
+                bar = stack.enter_context(ProgressBar(self._iterations)) if self._observers.progress else None
                 return self._wait(bar)
         except BaseException:
             self._service.cancel(self._ids)
             raise
 
-    def _draws(self) -> list[Draw]:
-        watched, context = self._looks.progress or self._looks.stops, current_context()
-        draws = [
-            Draw(request, self._x[i], self._has_noise, self, gate=self._gate, watched=watched, context=context, index=i)
+    def _samples(self) -> list[InFlightSample]:
+        """Made for the service alone: kept here they would be a reference cycle."""
+        watched, context = self._observers.any, current_context()
+        return [
+            InFlightSample(
+                self._ids[i],
+                request,
+                self._x[i],
+                self._has_noise,
+                self,
+                x0=None if self._preview is None else self._preview[i],
+                gate=self._gate,
+                watched=watched,
+                context=context,
+                index=i,
+            )
             for i, request in enumerate(self._requests)
         ]
-        if self._preview is not None:
-            for draw, x0 in zip(draws, self._preview, strict=True):
-                draw.x0 = x0
-        return draws
 
     def _wait(self, bar: ProgressBar | None) -> Images:
         shown = 0
         while self._news.get():
             shown += 1
             if bar is not None:
-                bar.update(shown, max(shown, self._turns))
+                bar.update(shown, max(shown, self._iterations))
             if self._gate is None or self._preview is None or self._error is not None:
                 continue
             if not self._goes_on(shown, self._preview):
@@ -126,31 +136,25 @@ class Batch:
         return self._x
 
     def _goes_on(self, shown: int, preview: Images) -> bool:
-        total = shown if self._left == 0 else max(self._turns, shown + 1)
+        total = shown if self._left == 0 else max(self._iterations, shown + 1)
+        on_state, callback = self._observers.on_state, self._observers.callback
         try:
             answers = [
-                None if self._looks.on_state is None else self._looks.on_state(shown, total, self._x),
-                None if self._looks.callback is None else self._looks.callback(shown, total, preview.copy()),
+                None if on_state is None else on_state(shown, total, self._x),
+                None if callback is None else callback(shown, total, preview.copy()),
             ]
         except StopIteration:
             return False
         return all(answer is None or bool(answer) for answer in answers)
 
-    def stepped(self, draw: Draw, step: int) -> None:
-        """Remembers that there is news."""
-        self._stepped = True
-
-    def ended(self, draw: Draw, error: BaseException | None) -> None:
-        """The first error ends all."""
-        self._left -= 1
-        if error is not None and self._error is None:
-            self._error = error
-            self._service.cancel(self._ids)
-
-    def turn_over(self) -> None:
-        """Tells the caller's thread. The samples rest then if it looks at them: their gate has closed."""
-        if self._stepped:
+    def on_progress(self, made: Sequence[Progress]) -> None:
+        """Wakes the calling thread; the first error ends all. Samples with a gate rest now: it has closed."""
+        for end in (one for one in made if one.ended):
+            self._left -= 1
+            if end.error is not None and self._error is None:
+                self._error = end.error
+                self._service.cancel(self._ids)
+        if any(not one.ended for one in made):
             self._news.put(True)
-            self._stepped = False
         if self._left == 0:
             self._news.put(False)

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from stepfuse import _core
 
+#: Most rows of one forward where the caller does not say: in the host's memory, and on a GPU.
+HOST_ROWS, GPU_ROWS = 64, 16
+
 #: Which request steps next, by name; ``csrc/core/loop/planner.h`` says how each orders them.
 POLICIES = {
     "fifo": _core.Policy.FirstCome,
@@ -41,7 +44,8 @@ class Serving:
     """How requests share an engine.
 
     Attributes:
-        max_rows: Most rows of one forward; a guided sample takes two.
+        max_rows: Most rows of one forward; a guided sample takes two. None is 64, and 16 on a GPU, where each row count
+            is captured.
         policy: Who steps next: ``fifo`` (first come, first served), ``shortest`` (fewest network passes left first) or
             ``deadline`` (earliest first, those without one last). A higher priority goes before any of that.
         ageing: Of ``shortest``: passes of credit a request gains on those yet to come for each pass computed while it
@@ -52,7 +56,7 @@ class Serving:
             whatever shares its forwards.
     """
 
-    max_rows: int = 64
+    max_rows: int | None = None
     policy: str = "fifo"
     ageing: float = 0.002
     max_queue: int = 1024
@@ -62,7 +66,7 @@ class Serving:
     def __post_init__(self) -> None:
         for name in ("max_rows", "max_queue", "max_running"):
             value = getattr(self, name)
-            if name == "max_running" and value is None:
+            if name != "max_queue" and value is None:
                 continue
             if isinstance(value, bool) or not isinstance(value, int):
                 raise TypeError(f"{name} must be a whole number, got {value!r}")
@@ -74,9 +78,14 @@ class Serving:
             raise ValueError(f"ageing must be finite and at least 0, got {self.ageing}")
 
     @property
+    def row_limit(self) -> int:
+        """``max_rows``, given or not."""
+        return self.max_rows or HOST_ROWS
+
+    @property
     def most_running(self) -> int:
-        """``max_running``, said or not."""
-        return self.max_running or 4 * self.max_rows
+        """``max_running``, given or not."""
+        return self.max_running or 4 * self.row_limit
 
     def loop_options(self, cost: CostCurve | None = None) -> _core.LoopOptions:
         """The same for the compiled loop."""

@@ -1,4 +1,4 @@
-"""How a sample ends, in the words of Python."""
+"""Maps the loop's events to outcomes and exceptions."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from concurrent.futures import CancelledError
 from typing import Any
 
 from stepfuse import _core
-from stepfuse.errors import DeadlineError, DenoiserError, EngineClosed, QueueFull, RequestTimeout
+from stepfuse.errors import DenoiserError, EngineClosed, RequestTimeout
 from stepfuse.samplers.table import COLUMNS
-from stepfuse.serving.inflight import Draw
+from stepfuse.serving.in_flight import InFlightSample
 
 #: What logs and traces call it.
 OUTCOMES = {
@@ -19,44 +19,34 @@ OUTCOMES = {
 }
 
 
-def error_of(kind: _core.EventKind, draw: Draw, step: int, cause: Any, *, aborted: bool) -> BaseException | None:
-    """What the owner of a sample is given instead of it; None if it is there.
+def error_of(
+    kind: _core.EventKind, sample: InFlightSample, step: int, cause: Any, *, aborted: bool
+) -> BaseException | None:
+    """The exception that a sample's end is reported as; None if it finished.
 
     Args:
         kind: Of the event that ended it.
-        draw: The sample.
+        sample: The sample.
         step: Steps done, or the one that failed.
         cause: Of a failure: what the network raised, or the coefficients (16,) of the step that was not finite.
-        aborted: Whether the engine was closed without drawing what was queued.
+        aborted: Whether the engine was closed without running what was queued.
     """
-    steps = len(draw.request.table)
+    steps = len(sample.request.table)
     if kind == _core.EventKind.Finished:
         return None
     if kind == _core.EventKind.Expired:
         done = f"{step} of {steps} steps are done"
-        return RequestTimeout(f"{draw} was not finished within its timeout of {draw.request.timeout:g} s: {done}")
+        return RequestTimeout(f"{sample} was not finished within its timeout of {sample.request.timeout:g} s: {done}")
     if kind == _core.EventKind.Cancelled:
-        return EngineClosed(f"the engine was closed before {draw} was finished") if aborted else CancelledError()
+        return EngineClosed(f"the engine was closed before {sample} was finished") if aborted else CancelledError()
     if isinstance(cause, StopIteration | StopAsyncIteration):  # as these, it would end loops instead of failing them
-        error = DenoiserError(f"the network raised {cause!r} for {draw}")
+        error = DenoiserError(f"the network raised {cause!r} for {sample}")
         error.__cause__ = cause
         return error
     if isinstance(cause, BaseException):
         return cause
     values = ", ".join(f"{name} = {value:g}" for name, value in zip(COLUMNS, cause, strict=True))
     return DenoiserError(
-        f"{draw} went non-finite at step {step} of {steps} ({draw.request.table.sampler}): the network's output must be"
-        f" finite. The step was {values}"
+        f"{sample} went non-finite at step {step} of {steps} ({sample.request.table.sampler}): the network's output"
+        f" must be finite. The step was {values}"
     )
-
-
-def public_form(error: BaseException) -> BaseException:
-    """What the core raises, as the class that users catch; anything else as it is."""
-    for theirs, ours in (
-        (_core.QueueFull, QueueFull),
-        (_core.DeadlineError, DeadlineError),
-        (_core.Closed, EngineClosed),
-    ):
-        if isinstance(error, theirs):
-            return ours(str(error))
-    return error

@@ -4,38 +4,35 @@ from __future__ import annotations
 
 import itertools
 import queue
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 
 from stepfuse.requests.request import Request
-from stepfuse.requests.resolution import SampleRequest
-from stepfuse.serving.inflight import Draw, Images
+from stepfuse.requests.resolution import ResolvedRequest
+from stepfuse.serving.in_flight import Images, InFlightSample, Progress
 from stepfuse.serving.service import Service
 from stepfuse.serving.tracing import current_context
 
 
 class ImageFuture(Future[Images]):
-    """One image to come. Cancelling works until it is there: the request leaves between two steps.
+    """One image to come, queued when this is made. Cancelling works until it is there, between any two steps.
 
     Args:
-        service: Draws it.
+        service: Runs it.
+        request: What to sample.
+        x: Shape (C, H, W): starting noise, or memory for it.
+        has_noise: Whether ``x`` holds the noise.
+        wait: Seconds to wait for room in the queue.
+
+    Raises:
+        Exception: As ``Service.submit`` does.
     """
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, request: ResolvedRequest, x: Images, has_noise: bool, wait: float) -> None:
         super().__init__()
         self._service = service
-        self._id = 0
-
-    def submit(self, request: SampleRequest, x: Images, has_noise: bool, wait: float) -> None:
-        """Queues the request; raises as ``Service.submit`` does.
-
-        Args:
-            request: What to draw.
-            x: Shape (C, H, W): starting noise, or memory for it.
-            has_noise: Whether ``x`` holds the noise.
-            wait: Seconds to wait for room in the queue.
-        """
-        self._id = self._service.submit(Draw(request, x, has_noise, self, context=current_context()), wait)
+        self._id = service.new_id()
+        service.submit(InFlightSample(self._id, request, x, has_noise, self, context=current_context()), wait)
 
     def cancel(self) -> bool:
         """Withdraws the request; False if it has ended otherwise."""
@@ -56,20 +53,15 @@ class ImageFuture(Future[Images]):
             self._service.require_other_thread()
         return super().exception(timeout)
 
-    def stepped(self, draw: Draw, step: int) -> None:
-        """Nobody looks."""
-
-    def ended(self, draw: Draw, error: BaseException | None) -> None:
-        """Settles the future, unless its holder has cancelled it."""
-        if not self.set_running_or_notify_cancel():
+    def on_progress(self, made: Sequence[Progress]) -> None:
+        """Sets the result or the exception, unless the future was cancelled meanwhile."""
+        end = made[-1]
+        if not end.ended or not self.set_running_or_notify_cancel():
             return
-        if error is None:
-            self.set_result(draw.x)
+        if end.error is None:
+            self.set_result(end.sample.x)
         else:
-            self.set_exception(error)
-
-    def turn_over(self) -> None:
-        """Nothing to do."""
+            self.set_exception(end.error)
 
 
 def as_completed(

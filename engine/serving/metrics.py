@@ -46,7 +46,7 @@ _DIVIDED = (
             "network_seconds": "network",
             "step_seconds": "step",
             "loop_seconds": "loop",
-            "telling_seconds": "callbacks",
+            "callback_seconds": "callbacks",
         },
     ),
 )
@@ -66,7 +66,7 @@ _RESERVED = {"le", *(label for _, _, label, _ in _DIVIDED)}
 class Source(Protocol):
     """What has counters: an ``Engine``, closed or not."""
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self) -> Mapping[str, Any]:
         """As ``Engine.stats``."""
 
 

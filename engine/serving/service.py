@@ -1,4 +1,4 @@
-"""A network and its loop: one thread runs both, any number of threads hand it samples to draw."""
+"""A network and its loop: one thread runs both, any number of threads hand it samples."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from stepfuse import _core
-from stepfuse.backends.base import Denoiser, Place
+from stepfuse.backends.base import Backend
 from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.errors import DeadlineError, EngineClosed, QueueFull
-from stepfuse.requests.resolution import SampleRequest
+from stepfuse.requests.resolution import ResolvedRequest
 from stepfuse.samplers.table import StepTable
 from stepfuse.serving.config import CostCurve, Serving
-from stepfuse.serving.events import OUTCOMES, error_of, public_form
-from stepfuse.serving.inflight import Draw, Owner
+from stepfuse.serving.events import OUTCOMES, error_of
+from stepfuse.serving.in_flight import InFlightSample, Progress, ResultHandle
+from stepfuse.serving.stats import EngineStats
 from stepfuse.serving.tracing import trace_request
 
 T = TypeVar("T")
@@ -34,19 +35,19 @@ class Service:
 
     Args:
         info: What the network is.
-        place: Makes the loop and the network, in the memory of a device.
+        backend: The network, and the stepper that its loop takes.
         serving: How samples share it.
-        check: Whether the loop's invariants are checked after each turn.
+        check: Whether the loop's invariants are checked after each iteration.
     """
 
-    def __init__(self, info: ModelInfo, place: Place, serving: Serving, *, check: bool = False) -> None:
+    def __init__(self, info: ModelInfo, backend: Backend, serving: Serving, *, check: bool = False) -> None:
         self.serving = serving
-        placed = place(info, serving, check)
-        self._core, self._forward = placed.server, placed.forward
-        self._denoiser: Denoiser | None = placed.denoiser
+        self._core = _core.Server(backend.stepper, serving.loop_options(), serving.max_queue, check)
+        self._forward = backend.enqueue
+        self._backend: Backend | None = backend
         self._nulls = [spec.value(name, None) for name, spec in info.cond.items()]
         self._tables: weakref.WeakKeyDictionary[StepTable, _core.Table] = weakref.WeakKeyDictionary()
-        self._draws: dict[int, Draw] = {}
+        self._samples: dict[int, InFlightSample] = {}
         self._cost: CostCurve | None = None
         self._ids = itertools.count(1)
         self._pid = os.getpid()
@@ -62,13 +63,17 @@ class Service:
     @property
     def closed(self) -> bool:
         """Whether the network is gone."""
-        return self._denoiser is None
+        return self._backend is None
 
-    def submit(self, draw: Draw, wait: float) -> int:
-        """Queues a sample; returns the id by which it can be withdrawn.
+    def new_id(self) -> int:
+        """An id for one sample of this service."""
+        return next(self._ids)
+
+    def submit(self, sample: InFlightSample, wait: float) -> None:
+        """Queues a sample.
 
         Args:
-            draw: The sample.
+            sample: The sample.
             wait: Seconds to wait for room in the queue; on the loop's own thread there is no waiting.
 
         Raises:
@@ -77,62 +82,60 @@ class Service:
             EngineClosed: If the service is closed.
             ValueError: If it could never run.
         """
-        wait = 0.0 if self._on_loop_thread() else wait
-        return self._enter([draw], lambda requests: self._core.submit(requests[0], wait))[0]
+        with self._registered([sample]) as [request]:
+            if self._core.submit(request, 0.0 if self._on_loop_thread() else wait):
+                self._start()
 
-    def submit_all(self, draws: Sequence[Draw]) -> list[int]:
+    def submit_all(self, samples: Sequence[InFlightSample]) -> None:
         """Queues samples together, so that they begin together as far as rows go, however full the queue is.
-
-        Returns:
-            Their ids.
 
         Raises:
             EngineClosed: If the service is closed.
             ValueError: If one of them could never run.
         """
-        return self._enter(draws, self._core.submit_all)
+        with self._registered(samples) as requests:
+            if self._core.submit_all(requests):
+                self._start()
 
-    def _enter(self, draws: Sequence[Draw], queue: Callable[[list[_core.Request]], bool]) -> list[int]:
+    @contextmanager
+    def _registered(self, samples: Sequence[InFlightSample]) -> Iterator[list[_core.Request]]:
+        """The samples as the loop takes them; they are withdrawn if what is done with them raises."""
         self._require_own_process()
         if self._closing:
             raise EngineClosed("the engine is closed")
-        requests = [self._request(draw) for draw in draws]
-        ids = [draw.id for draw in draws]
-        self._draws.update(zip(ids, draws, strict=True))
+        requests = [self._request(sample) for sample in samples]
+        ids = [sample.id for sample in samples]
+        self._samples.update(zip(ids, samples, strict=True))
         try:
-            if queue(requests):
-                self._start()
+            yield requests
         except BaseException as error:  # Ctrl-C may come when they are queued already
             self._forget(ids)
             self.cancel(ids)
-            refusal = public_form(error)
             with self._refusals_lock:
-                self._queue_refusals += isinstance(refusal, QueueFull)
-                self._deadline_refusals += isinstance(refusal, DeadlineError)
-            raise refusal from None
-        return ids
+                self._queue_refusals += isinstance(error, QueueFull)
+                self._deadline_refusals += isinstance(error, DeadlineError)
+            raise
 
-    def _request(self, draw: Draw) -> _core.Request:
-        request = draw.request
+    def _request(self, sample: InFlightSample) -> _core.Request:
+        request = sample.request
         deadline = None if request.deadline is None else request.deadline - time.monotonic()
         if deadline is not None and deadline <= 0:
             raise ValueError(f"deadline must lie ahead on time.monotonic(), it passed {-deadline:.3f} s ago")
-        draw.id = next(self._ids)
         return self._core.request(
-            draw.id,
+            sample.id,
             self._compiled(request.table),
             request.seed,
-            draw.has_noise,
-            draw.x,
-            draw.x0,
+            sample.has_noise,
+            sample.x,
+            sample.x0,
             request.cond or [],
             request.negative_cond or self._nulls,
             priority=request.priority,
             deadline=deadline,
             timeout=request.timeout,
-            watched=draw.watched,
-            gate=draw.gate,
-            known=request.known,
+            watched=sample.watched,
+            gate=sample.gate,
+            known_region=request.known_region,
         )
 
     def cancel(self, ids: Iterable[int]) -> None:
@@ -143,13 +146,13 @@ class Service:
                 self._start()
 
     def open(self, gate: _core.Gate) -> None:
-        """Lets the samples behind a gate do their next turn."""
+        """Lets the samples behind a gate do one more step."""
         self._require_own_process()
         if self._core.open(gate):
             self._start()
 
-    def run_alone(self, work: Callable[[Denoiser], T]) -> T:
-        """Runs ``work`` on the loop's thread when nothing is left to draw.
+    def run_alone(self, work: Callable[[Backend], T]) -> T:
+        """Runs ``work`` on the loop's thread when no sample is queued or in flight.
 
         Raises:
             RuntimeError: If called on that thread.
@@ -160,7 +163,7 @@ class Service:
         def run() -> T:
             self._thread_id = threading.get_ident()
             try:
-                return work(self._network())
+                return work(self._require_backend())
             finally:
                 self._thread_id = None
 
@@ -170,29 +173,30 @@ class Service:
             raise EngineClosed("the engine is closed") from error
         return future.result()
 
-    def turns_alone(self, requests: Sequence[SampleRequest]) -> int:
-        """Forwards that these samples take if nobody else is there."""
-        told = [request.cond is not None for request in requests]
+    def iterations_alone(self, requests: Sequence[ResolvedRequest]) -> int:
+        """Forwards that these samples would take if the engine had no others."""
+        conditioned = [request.cond is not None for request in requests]
         tables = [self._compiled(request.table) for request in requests]
         options, once = self.serving.loop_options(self._cost), _core.CostCurve(1.0, 0.0)
         start, even = [0.0] * len(requests), [0] * len(requests)
-        replayed = _core.replay(tables, start, told, even, self.serving.max_rows, options, once)
+        replayed = _core.replay(tables, start, conditioned, even, self.serving.row_limit, options, once)
         return int(replayed["counters"]["forwards"])
 
     def set_cost(self, cost: CostCurve) -> None:
-        """Tells the planner what a forward costs."""
+        """Has the planner go by this cost of a forward."""
         self._require_own_process()
         self._cost = cost
         self._core.set_cost(_core.CostCurve(cost.fixed, cost.row))
 
-    def status(self) -> dict[str, Any]:
-        """The loop's counters, as of the last finished turn, how many wait and run, and how many were refused."""
+    def stats(self) -> EngineStats:
+        """The loop's counters, as of the last finished iteration, and how many requests were refused."""
         self._require_own_process()
-        refusals = {"queue_refusals": self._queue_refusals, "deadline_refusals": self._deadline_refusals}
-        return self._core.status() | refusals
+        return EngineStats.of(
+            self._core.status(), queue_refusals=self._queue_refusals, deadline_refusals=self._deadline_refusals
+        )
 
     def close(self, *, abort: bool = False) -> None:
-        """Draws what is queued, or withdraws it, then frees the network; closing twice is fine.
+        """Runs what is queued to its end, or withdraws it, then frees the network; closing twice is fine.
 
         Raises:
             RuntimeError: If called on the loop's thread, or from a callback that samples wait for.
@@ -207,15 +211,15 @@ class Service:
         if abort:
             self._aborting = True
             self._core.cancel_all()
-        if self._draws:
+        if self._samples:
             self._start()  # once too often does no harm, and makes up for a start that Ctrl-C has swallowed
         with self._all_ended:
-            self._all_ended.wait_for(lambda: not self._draws)
+            self._all_ended.wait_for(lambda: not self._samples)
         self._executor.shutdown(wait=True)
-        denoiser, self._denoiser = self._denoiser, None
+        backend, self._backend = self._backend, None
         self._forward = _refuse
-        if denoiser is not None:
-            denoiser.close()
+        if backend is not None:
+            backend.close()
 
     @contextmanager
     def waits_for_this_thread(self) -> Iterator[None]:
@@ -250,10 +254,10 @@ class Service:
     def _on_loop_thread(self) -> bool:
         return threading.get_ident() == self._thread_id
 
-    def _network(self) -> Denoiser:
-        if self._denoiser is None:
+    def _require_backend(self) -> Backend:
+        if self._backend is None:
             raise EngineClosed("the engine is closed")
-        return self._denoiser
+        return self._backend
 
     def _compiled(self, table: StepTable) -> _core.Table:
         compiled = self._tables.get(table)
@@ -264,87 +268,90 @@ class Service:
     def _start(self) -> None:
         try:
             self._executor.submit(self._drive)
-        except RuntimeError:  # the interpreter ends: nobody will run what is queued
+        except RuntimeError:  # the interpreter ends: no thread will run what is queued
             self._closing = self._aborting = True
             self._core.close()
             self._core.cancel_all()
-            self._core.run(_refuse, self._happened)
+            self._core.run(_refuse, self._on_events)
 
     def _drive(self) -> None:
         self._thread_id = threading.get_ident()
         try:
-            self._network()
-            self._core.run(self._forward, self._happened)
-        except BaseException as error:  # a bug of ours: nobody may be left waiting
-            draws = [draw for id in list(self._draws) if (draw := self._draws.get(id)) is not None]
-            for draw in draws:
-                self._end(draw, "failed", error, 0.0, 0.0)
-            self._tell_turn_over({draw.owner: None for draw in draws})
-            names = ", ".join(draw.name for draw in draws)
-            self._log(
-                logging.CRITICAL,
-                "the loop failed with %s, and all its requests with it",
-                _text_of(error, repr),
-                request_id=names,
-            )
+            self._require_backend()
+            self._core.run(self._forward, self._on_events)
+        except BaseException as error:  # a bug of ours: no caller may be left waiting
+            self._fail_all(error)
         finally:
             self._thread_id = None  # when this thread has ended, another may be given its number
 
-    def _happened(self, events: Sequence[tuple[_core.EventKind, int, int, Any, float, float]]) -> None:
-        owners: dict[Owner, None] = {}
+    def _fail_all(self, error: BaseException) -> None:
+        samples = [sample for id in list(self._samples) if (sample := self._samples.get(id)) is not None]
+        made: dict[ResultHandle, list[Progress]] = {}
+        for sample in samples:
+            self._record_end(sample, "failed", error, 0.0, 0.0)
+            made.setdefault(sample.handle, []).append(Progress(sample, 0, ended=True, error=error))
+        self._report(made)
+        names = ", ".join(sample.name for sample in samples)
+        text = "the loop failed with %s, and all its requests with it"
+        self._log(logging.CRITICAL, text, _text_of(error, repr), request_id=names)
+
+    def _on_events(self, events: Sequence[tuple[_core.EventKind, int, int, Any, float, float]]) -> None:
+        made: dict[ResultHandle, list[Progress]] = {}
         retried: list[str] = []
         for kind, id, step, cause, waited, ran in events:
-            draw = self._draws.get(id)
-            if draw is None:
+            sample = self._samples.get(id)
+            if sample is None:
                 continue
             if kind == _core.EventKind.Retried:
-                retried.append(draw.name)
+                retried.append(sample.name)
                 if len(retried) == step:
                     text = "a forward of %d requests raised %s: each is tried alone"
                     self._log(logging.WARNING, text, step, _text_of(cause, repr), request_id=", ".join(retried))
                 continue
-            owners[draw.owner] = None
-            if kind == _core.EventKind.Stepped:
-                self._tell(draw.owner.stepped, draw, step)
-            else:
-                error = error_of(kind, draw, step, cause, aborted=self._aborting)
-                self._end(draw, OUTCOMES[kind], error, waited, ran)
-        self._tell_turn_over(owners)
+            ended = kind != _core.EventKind.Stepped
+            error = error_of(kind, sample, step, cause, aborted=self._aborting) if ended else None
+            if ended:
+                self._record_end(sample, OUTCOMES[kind], error, waited, ran)
+            made.setdefault(sample.handle, []).append(Progress(sample, step, ended, error))
+        self._report(made)
 
-    def _end(self, draw: Draw, outcome: str, error: BaseException | None, waited: float, ran: float) -> None:
+    def _report(self, made: Mapping[ResultHandle, Sequence[Progress]]) -> None:
+        """Hands each result handle its samples' progress, and lets those go that have ended."""
+        for handle, of_handle in made.items():
+            self._call(handle.on_progress, of_handle)
+            self._forget([one.sample.id for one in of_handle if one.ended])
+
+    def _record_end(
+        self, sample: InFlightSample, outcome: str, error: BaseException | None, waited: float, ran: float
+    ) -> None:
+        """Logs and traces that a sample has ended."""
         level = logging.WARNING if outcome in ("failed", "expired") else logging.DEBUG
-        facts = {"request_id": draw.name, "outcome": outcome, "wait_seconds": waited, "run_seconds": ran}
-        message, arguments = "request %s %s after %.3f s in the queue and %.3f s of drawing", [draw.name, outcome]
+        facts = {"request_id": sample.name, "outcome": outcome, "wait_seconds": waited, "run_seconds": ran}
+        message, arguments = "request %s %s after %.3f s in the queue and %.3f s of sampling", [sample.name, outcome]
         if error is None:
             self._log(level, message, *arguments, waited, ran, **facts)
         else:
             self._log(level, message + ": %s", *arguments, waited, ran, _text_of(error), **facts)
-        self._tell(trace_request, draw.name, draw.request.table, draw.context, outcome, error, waited, ran)
-        self._tell(draw.owner.ended, draw, error)
-        self._forget([draw.id])
+        self._call(trace_request, sample.name, sample.request.table, sample.context, outcome, error, waited, ran)
 
-    def _tell_turn_over(self, owners: Iterable[Owner]) -> None:
-        for owner in owners:
-            self._tell(owner.turn_over)
-
-    def _tell(self, what: Callable[..., None], *arguments: Any) -> None:
-        """Whatever an owner's callback raises is its own: others wait for this thread."""
+    def _call(self, callback: Callable[..., None], *arguments: Any) -> None:
+        """A callback's exceptions are its own: other requests wait for this thread."""
         try:
-            what(*arguments)
+            callback(*arguments)
         except BaseException as error:
             self._log(
                 logging.ERROR, "a callback raised %s on the engine's thread", _text_of(error, repr), request_id=""
             )
 
     def _log(self, level: int, message: str, *arguments: Any, **facts: Any) -> None:
-        """Whatever the application's handlers and filters raise is its own, too."""
+        """So are the exceptions of the application's log handlers and filters."""
         with suppress(BaseException):
             if logger.isEnabledFor(level):
                 logger.log(level, message, *arguments, extra=facts)
 
     def _forget(self, ids: Iterable[int]) -> None:
         for id in ids:
-            self._draws.pop(id, None)
+            self._samples.pop(id, None)
         if self._closing:
             with self._all_ended:
                 self._all_ended.notify_all()

@@ -1,17 +1,17 @@
-"""One image as it comes into being: a preview whenever somebody asks for the next."""
+"""A stream of previews of one image, each made when the reader asks for the next."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stepfuse.requests.resolution import SampleRequest
-from stepfuse.serving.inflight import Draw, Images
+from stepfuse.requests.resolution import ResolvedRequest
+from stepfuse.serving.in_flight import Images, InFlightSample, Progress
 from stepfuse.serving.service import Service
 from stepfuse.serving.tracing import current_context
 
@@ -40,30 +40,29 @@ class Stream(Iterator[Preview], AsyncIterator[Preview]):
     A slow reader holds nothing up: it is given the latest preview and misses those between. ``close`` withdraws the
     request; as a context manager, plain or asynchronous, a stream does so when it is left.
 
+    The request is queued when this is made.
+
     Args:
-        service: Draws the image.
+        service: Runs it.
+        request: What to sample.
+        x: Shape (C, H, W): starting noise, or memory for it.
+        has_noise: Whether ``x`` holds the noise.
+        wait: Seconds to wait for room in the queue.
+
+    Raises:
+        Exception: As ``Service.submit`` does.
     """
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, request: ResolvedRequest, x: Images, has_noise: bool, wait: float) -> None:
         self._service = service
-        self._id = 0
+        self._id = service.new_id()
         self._changed = threading.Condition()
         self._latest: Preview | None = None
         self._ended = False
         self._error: BaseException | None = None
         self._wake: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
-
-    def submit(self, request: SampleRequest, x: Images, has_noise: bool, wait: float) -> None:
-        """Queues the request; raises as ``Service.submit`` does.
-
-        Args:
-            request: What to draw.
-            x: Shape (C, H, W): starting noise, or memory for it.
-            has_noise: Whether ``x`` holds the noise.
-            wait: Seconds to wait for room in the queue.
-        """
-        draw = Draw(request, x, has_noise, self, np.zeros_like(x), watched=True, context=current_context())
-        self._id = self._service.submit(draw, wait)
+        x0, context = np.zeros_like(x), current_context()
+        service.submit(InFlightSample(self._id, request, x, has_noise, self, x0, watched=True, context=context), wait)
 
     def close(self) -> None:
         """Withdraws the request if it has not ended."""
@@ -116,19 +115,14 @@ class Stream(Iterator[Preview], AsyncIterator[Preview]):
             raise self._error
         return preview
 
-    def stepped(self, draw: Draw, step: int) -> None:
-        """Keeps a copy of the preview; that of the last step is the image, which ``ended`` has."""
-        total = len(draw.request.table)
-        if step < total and draw.x0 is not None:
-            self._publish(Preview(step, total, draw.x0.copy()))
-
-    def ended(self, draw: Draw, error: BaseException | None) -> None:
-        """Publishes the image or the error."""
-        total = len(draw.request.table)
-        self._publish(None if error else Preview(total, total, draw.x), ended=True, error=error)
-
-    def turn_over(self) -> None:
-        """Nothing to do."""
+    def on_progress(self, made: Sequence[Progress]) -> None:
+        """Publishes a copy of the preview, and in the end the image or the error."""
+        last = made[-1]
+        sample, total = last.sample, len(last.sample.request.table)
+        if last.ended:
+            self._publish(None if last.error else Preview(total, total, sample.x), ended=True, error=last.error)
+        elif last.step < total and sample.x0 is not None:  # the last step's preview is the image, which the end brings
+            self._publish(Preview(last.step, total, sample.x0.copy()))
 
     def _publish(self, preview: Preview | None, *, ended: bool = False, error: BaseException | None = None) -> None:
         with self._changed:
@@ -137,5 +131,5 @@ class Stream(Iterator[Preview], AsyncIterator[Preview]):
             self._changed.notify_all()
             wake, self._wake = self._wake, None
         if wake is not None:
-            with suppress(RuntimeError):  # the reader's event loop is closed: nobody is left to be told
+            with suppress(RuntimeError):  # the reader's event loop is closed
                 wake[0].call_soon_threadsafe(wake[1].set)

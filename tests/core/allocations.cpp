@@ -1,4 +1,4 @@
-// A turn that nobody joins and nobody leaves allocates nothing. Counts every `new`; exits non-zero at the first
+// An iteration that nobody joins and nobody leaves allocates nothing. Counts every `new`; exits non-zero at the first
 // scenario that allocates.
 
 #include <algorithm>
@@ -43,7 +43,7 @@ namespace {
 using namespace stepfuse;
 
 constexpr int kSlots = 64;
-constexpr int kWarmUp = 50, kCounted = 300;  // turns
+constexpr int kWarmUp = 50, kCounted = 300;  // iterations
 constexpr std::int64_t kElements = 48;
 
 struct Scenario {
@@ -58,7 +58,7 @@ class Samples {
  public:
   explicit Samples(int count) : x_(static_cast<std::size_t>(count * kElements)), x0_(x_.size()) {
     Random random(1);
-    // More rows than there are turns: nobody leaves. Guidance comes and goes, so rows change hands.
+    // More rows than there are iterations: nobody leaves. Guidance comes and goes, so rows change hands.
     for (int i = 0; i < kSlots; ++i) tables_.push_back(random_table(random, kSlots + kWarmUp + kCounted + 20 * i));
     const auto longer = [](const auto& a, const auto& b) { return a->passes_left(0, true) > b->passes_left(0, true); };
     std::sort(tables_.begin(), tables_.end(), longer);
@@ -83,7 +83,8 @@ class Samples {
     if (i % 8 == 0) request.gate = gate;
     if (i % 4 == 1) {
       std::vector<Level> levels(request.table->rows.size() + 1, {0.5f, 0.5f});
-      request.known = std::make_shared<const Known>(Known{known_.data(), known_.data(), std::move(levels)});
+      request.known_region =
+          std::make_shared<const KnownRegion>(KnownRegion{known_.data(), known_.data(), std::move(levels)});
     }
     return request;
   }
@@ -118,9 +119,9 @@ long of_loop(const Scenario& scenario) {
   Loop loop(std::move(owned), options_of(scenario));
   Samples samples(kSlots + scenario.waiting);
   double now = 0;
-  const auto turn = [&] {
+  const auto iteration = [&] {
     now += 1e-3;
-    require(loop.prepare(now), "a turn has nothing to do");
+    require(loop.prepare(now), "an iteration has nothing to do");
     predict_rows(buffers, loop.forward_rows());
     loop.complete(now);
     loop.conclude(nullptr, now);
@@ -129,13 +130,13 @@ long of_loop(const Scenario& scenario) {
   };
   for (int i = 0; i < kSlots; ++i) {
     loop.submit(samples.request(i), now);
-    turn();
+    iteration();
   }
   for (int i = kSlots; i < kSlots + scenario.waiting; ++i) loop.submit(samples.request(i), now);
-  for (int i = 0; i < kWarmUp; ++i) turn();
+  for (int i = 0; i < kWarmUp; ++i) iteration();
   allocations = 0;
   counting = true;
-  for (int i = 0; i < kCounted; ++i) turn();
+  for (int i = 0; i < kCounted; ++i) iteration();
   counting = false;
   require(loop.running().size() == kSlots && loop.counters().samples == 0, "not all slots are taken all the time");
   return allocations;
@@ -170,7 +171,7 @@ class Driven final : public Denoiser, public Listener {
     predict_rows(buffers_, rows);
   }
 
-  void happened(const std::vector<Event>&) override { server_.open(*samples_.gate); }
+  void on_events(const std::vector<Event>&) override { server_.open(*samples_.gate); }
 
  private:
   void submit(int i) {
@@ -194,7 +195,7 @@ class Driven final : public Denoiser, public Listener {
 };
 
 bool passes(const char* driver, const Scenario& scenario, long found) {
-  std::printf("%ld allocations in %d turns of the %s: %s\n", found, kCounted, driver, scenario.name);
+  std::printf("%ld allocations in %d iterations of the %s: %s\n", found, kCounted, driver, scenario.name);
   return found == 0;
 }
 

@@ -15,13 +15,13 @@
 
 namespace stepfuse {
 
-// A gate, and how many turns it may let through: what its owner has opened less what has been told of.
+// A gate, and how many iterations it may let through: what its owner has opened less what has been told of.
 struct Gateway {
-  explicit Gateway(bool open) : turns(open) { gate->open = open; }
-  bool add(int n) { return turns.fetch_add(n, std::memory_order_relaxed) + n == (n > 0); }
+  explicit Gateway(bool open) : iterations(open) { gate->open = open; }
+  bool add(int n) { return iterations.fetch_add(n, std::memory_order_relaxed) + n == (n > 0); }
 
   std::shared_ptr<Gate> gate = std::make_shared<Gate>();
-  std::atomic<int> turns;  // 0 or 1
+  std::atomic<int> iterations;  // 0 or 1
 };
 
 // All that a request borrows: gone as soon as the server lets go of it, unless the owner looks at previews.

@@ -113,7 +113,7 @@ class Round final : public Listener {
   }
 
   void run();
-  void happened(const std::vector<Event>& events) override;
+  void on_events(const std::vector<Event>& events) override;
   void drive();  // some thread calls run()
 
   Draw& draw(std::uint64_t id) { return draws_.at(id - 1); }
@@ -152,7 +152,7 @@ class Round final : public Listener {
   bool over_ = false;
 };
 
-void Round::happened(const std::vector<Event>& events) {
+void Round::on_events(const std::vector<Event>& events) {
   const Alone alone(heard_by_one_);
   require(!events.empty(), "the listener is told nothing");
   std::vector<Notice> notices[kClients];
@@ -165,7 +165,7 @@ void Round::happened(const std::vector<Event>& events) {
     notices[told.client].push_back({&told, false});
     if (told.gateway) passed.insert(told.gateway.get());
   }
-  for (Gateway* gateway : passed) require(gateway->add(-1), "a turn went through a closed gate");
+  for (Gateway* gateway : passed) require(gateway->add(-1), "an iteration went through a closed gate");
   for (int i = 0; i < kClients; ++i) mailbox(i).post(std::move(notices[i]));
   if (ending == Ending::Rude && listening_.one_in(60)) throw Rude();
 }
@@ -214,7 +214,7 @@ void Round::hear(const Event& event, Draw& draw) {
 void Round::hear_failure(const Event& event, const Draw& draw) {
   require(draw.timeout > 0, "stepped in spite of its timeout", event.id);
   if (!event.error) {
-    // What a device reports in a turn that breaks down is lost, and reported again with the next.
+    // What a device reports in an iteration that breaks down is lost, and reported again with the next.
     const bool on_time = event.step == draw.faulty_step || (place->breaks_down() && event.step > draw.faulty_step);
     require(draw.fault == Fault::NotFinite && on_time, "not finite, but not its fault", event.id);
     const StepRow& row = draw.table->rows[static_cast<std::size_t>(event.step)];
@@ -377,7 +377,7 @@ class Client {
     if (draw.watched) request.x0 = memory->x0.data();
     if (!draw.image.empty()) {
       const float* mask = draw.mask.empty() ? nullptr : memory->mask.data();
-      request.known = std::make_shared<const Known>(Known{memory->image.data(), mask, draw.levels});
+      request.known_region = std::make_shared<const KnownRegion>(KnownRegion{memory->image.data(), mask, draw.levels});
     }
     if (draw.conditioned) request.cond = {&memory->label, &memory->tag};
     request.null_cond = {&memory->null_label, &memory->tag};
@@ -410,7 +410,7 @@ class Client {
     } catch (const DeadlineError&) {
       require(has_deadline, "no deadline was given", draw.id);
       ++tally.late;
-    } catch (const Closed&) {
+    } catch (const EngineClosed&) {
       require(bool(round_.closed), "nobody has closed it", draw.id);
       refused_ = true;
       ++tally.closed;
@@ -422,7 +422,7 @@ class Client {
     const std::uint64_t first = requests.front().id, end = first + requests.size();
     try {
       if (round_.server.submit_all(std::move(requests))) round_.drive();
-    } catch (const Closed&) {
+    } catch (const EngineClosed&) {
       require(bool(round_.closed), "nobody has closed it", first);
       refused_ = true;
       ++tally.closed;
@@ -443,7 +443,7 @@ class Client {
       require(false, "nonsense was taken", draw.id);
     } catch (const std::invalid_argument&) {
       ++tally.invalid;
-    } catch (const Closed&) {
+    } catch (const EngineClosed&) {
       refused_ = true;
     }
     draw.memory = nullptr;

@@ -32,13 +32,14 @@ class Event(NamedTuple):
 
 
 class Driver:
-    """A server over a row-wise network that checks its invariants every turn, and the inputs of every forward."""
+    """A server over a row-wise network that checks its invariants every iteration, and the inputs of every forward."""
 
     def __init__(self, max_rows=16, *, network=support.rowwise, integer_timestep=False, max_waiting=1000, **options):
         options = _core.LoopOptions(**{"max_running": 100, **options})
-        self.server = _core.Server(support.ELEMENTS, integer_timestep, [8], max_rows, options, max_waiting, check=True)
+        stepper = _core.HostStepper(support.ELEMENTS, integer_timestep, [8], max_rows)
+        self.server = _core.Server(stepper, options, max_waiting, check=True)
         self.network, self.forwards, self.states, self.events = network, [], {}, []
-        views = self.server.buffers()
+        views = stepper.buffers()
         self.labels = views["cond"][0].view(np.int64).reshape(-1)
         self.inputs = views["sample"].reshape(-1, *support.SHAPE), views["timestep"].reshape(-1), self.labels
         self.prediction = views["prediction"].reshape(-1, *support.SHAPE)
@@ -57,7 +58,7 @@ class Driver:
     def run(self):
         """Runs until nothing is left; returns what was told meanwhile."""
         before = len(self.events)
-        self.server.run(self.forward, self.happened)
+        self.server.run(self.forward, self.on_events)
         return self.events[before:]
 
     def forward(self, rows):
@@ -65,7 +66,7 @@ class Driver:
         self.forwards.append((x, t, labels))
         self.prediction[:rows] = self.network(x, t, {"class_labels": labels})
 
-    def happened(self, events):
+    def on_events(self, events):
         self.events.extend(Event(*event) for event in events)
 
     def told(self, kind):
@@ -112,8 +113,8 @@ def test_each_forward_holds_every_sample_s_rows_in_order_also_after_neighbours_r
 
     alone = [support.replay(**sample)[2] for sample in MIX]
     assert len(driver.forwards) == max(map(len, alone))
-    for turn, seen in enumerate(driver.forwards):
-        expected = zip(*(forwards[turn] for forwards in alone if turn < len(forwards)), strict=True)
+    for iteration, seen in enumerate(driver.forwards):
+        expected = zip(*(forwards[iteration] for forwards in alone if iteration < len(forwards)), strict=True)
         for values, rows in zip(seen, expected, strict=True):
             np.testing.assert_array_equal(values, np.concatenate(rows))
     for id, sample in enumerate(MIX):
@@ -414,9 +415,9 @@ def test_a_closed_server_draws_what_it_has_and_takes_nothing_more():
     driver = Driver()
     driver.submit(0, **MIX[0])
     driver.server.close()
-    with pytest.raises(_core.Closed, match="the engine is closed"):
+    with pytest.raises(_core.EngineClosed, match="the engine is closed"):
         driver.submit(1, **MIX[1], wait=60.0)
-    with pytest.raises(_core.Closed):
+    with pytest.raises(_core.EngineClosed):
         driver.server.submit_all([driver.request(1, **MIX[1])])
     driver.run()
     check_result(driver, 0, **MIX[0])
@@ -451,12 +452,12 @@ def test_a_gated_group_steps_once_a_run_and_rests_until_it_is_opened_while_other
     assert driver.run() == []
     assert driver.server.status()["running"] == 2
 
-    turns = 1
+    iterations = 1
     while driver.server.status()["running"]:
         assert driver.server.open(gate)
-        turns += 1
-        assert {event.step for event in driver.run() if event.kind == EventKind.Stepped} == {turns}
-    assert turns == max(len(sample["table"]) for sample in MIX[1:3])
+        iterations += 1
+        assert {event.step for event in driver.run() if event.kind == EventKind.Stepped} == {iterations}
+    assert iterations == max(len(sample["table"]) for sample in MIX[1:3])
     for id, sample in enumerate(MIX[:3]):
         check_result(driver, id, **sample)
 
@@ -477,8 +478,8 @@ def test_a_gated_group_wider_than_a_forward_steps_in_parts():
 
 def test_a_gate_opened_by_the_listener_keeps_the_run_going():
     class Opening(Driver):
-        def happened(self, events):
-            super().happened(events)
+        def on_events(self, events):
+            super().on_events(events)
             if any(kind == EventKind.Stepped for kind, *_ in events):
                 assert not self.server.open(gate)
 
@@ -606,7 +607,7 @@ def test_memory_is_kept_until_a_sample_s_end_is_told_and_no_longer():
     seen = []
 
     class Watching(Driver):
-        def happened(self, events):
+        def on_events(self, events):
             seen.append(state() is not None)
 
     driver = Watching()

@@ -97,7 +97,7 @@ def test_elements_are_numbered_in_c_order():
     np.testing.assert_array_equal(sf.normal(5, (2, 3, 7)), sf.normal(5, (42,)).reshape(2, 3, 7))
 
 
-@pytest.mark.parametrize("max_rows", [1, 4, 64], ids=["alone", "in-turns", "together"])
+@pytest.mark.parametrize("max_rows", [1, 4, 64], ids=["alone", "in-iterations", "together"])
 def test_engine_draws_a_samples_noise_whatever_its_batch_and_slot(max_rows):
     shape, seed, steps = (3, 7), 40, 3
     schedule = sf.NoiseSchedule.linear()

@@ -41,7 +41,7 @@ class Cost(NamedTuple):
 
 
 class Row(NamedTuple):
-    turn: int
+    iteration: int
     began: float
     ended: float
     sample: int
@@ -50,15 +50,15 @@ class Row(NamedTuple):
 
 
 class Stint(NamedTuple):
-    """What a sample did in a turn that it ran in."""
+    """What a sample did in an iteration that it ran in."""
 
-    turn: int
+    iteration: int
     step: int
     rows: int
 
 
 class Run:
-    """A load replayed, and its trace by turn and by sample.
+    """A load replayed, and its trace by iteration and by sample.
 
     ``cost`` is what the clock charges for a forward, ``believed`` what the planner knows of it.
     """
@@ -71,20 +71,22 @@ class Run:
         found = replay(tables, at, told, priorities, max_rows, options, CostCurve(*cost), trace=True)
         self.began, self.finished, self.counters = found["began"], found["finished"], found["counters"]
         self.trace = [Row(*entry) for entry in found["trace"]]
-        self.turns = [list(rows) for _, rows in itertools.groupby(self.trace, key=lambda row: row.turn)]
+        self.iterations = [list(rows) for _, rows in itertools.groupby(self.trace, key=lambda row: row.iteration)]
         self.stints = [[] for _ in load]
-        for (sample, turn, step), rows in collections.Counter((r.sample, r.turn, r.step) for r in self.trace).items():
-            self.stints[sample].append(Stint(turn, step, rows))
+        for (sample, iteration, step), rows in collections.Counter(
+            (r.sample, r.iteration, r.step) for r in self.trace
+        ).items():
+            self.stints[sample].append(Stint(iteration, step, rows))
 
-    def first_turn(self, sample):
-        return self.stints[sample][0].turn
+    def first_iteration(self, sample):
+        return self.stints[sample][0].iteration
 
-    def last_turn(self, sample):
-        return self.stints[sample][-1].turn
+    def last_iteration(self, sample):
+        return self.stints[sample][-1].iteration
 
-    def next_step(self, sample, turn):
-        """The step that a sample that has not ended is to do when this turn begins."""
-        return next(stint.step for stint in self.stints[sample] if stint.turn >= turn)
+    def next_step(self, sample, iteration):
+        """The step that a sample that has not ended is to do when this iteration begins."""
+        return next(stint.step for stint in self.stints[sample] if stint.iteration >= iteration)
 
 
 guidance = st.lists(st.sampled_from([0.0, 1.0, 3.0, 3.0]), min_size=1, max_size=8)
@@ -119,34 +121,34 @@ def test_everybody_who_arrives_does_each_step_once_and_in_order(load, serving):
     for arrival, stints in zip(load, run.stints, strict=True):
         steps = range(len(arrival.scales))
         assert [(stint.step, stint.rows) for stint in stints] == [(step, arrival.rows(step)) for step in steps]
-        assert sorted({stint.turn for stint in stints}) == [stint.turn for stint in stints]
+        assert sorted({stint.iteration for stint in stints}) == [stint.iteration for stint in stints]
     passes, counters = sum(arrival.passes for arrival in load), run.counters
     assert (counters["submitted"], counters["samples"]) == (len(load), len(load))
-    assert (counters["forwards"], counters["network_passes"]) == (len(run.turns), passes)
+    assert (counters["forwards"], counters["network_passes"]) == (len(run.iterations), passes)
     assert counters["steps"] == sum(len(arrival.scales) for arrival in load)
-    assert counters["padded_rows"] == (len(run.turns) * serving["max_rows"] - passes if serving["pad"] else 0)
+    assert counters["padded_rows"] == (len(run.iterations) * serving["max_rows"] - passes if serving["pad"] else 0)
 
 
 @given(mixed, servings)
 def test_no_forward_is_too_wide_and_no_more_run_than_may(load, serving):
     run = Run(load, **serving)
-    for turn in run.turns:
-        assert sorted(row.row for row in turn) == list(range(len(turn)))
-        assert len(turn) <= serving["max_rows"]
-    spans = [(run.first_turn(sample), run.last_turn(sample)) for sample in range(len(load))]
-    for turn in range(len(run.turns)):
-        assert sum(first <= turn <= last for first, last in spans) <= serving["max_running"]
+    for iteration in run.iterations:
+        assert sorted(row.row for row in iteration) == list(range(len(iteration)))
+        assert len(iteration) <= serving["max_rows"]
+    spans = [(run.first_iteration(sample), run.last_iteration(sample)) for sample in range(len(load))]
+    for iteration in range(len(run.iterations)):
+        assert sum(first <= iteration <= last for first, last in spans) <= serving["max_running"]
 
 
 @given(mixed, servings)
 def test_the_clock_moves_by_what_forwards_cost_and_rests_only_while_nobody_is_there(load, serving):
     run, now = Run(load, **serving), 0.0
-    for number, turn in enumerate(run.turns):
-        assert {row.turn for row in turn} == {number}
-        now = max(now, min(arrival.at for sample, arrival in enumerate(load) if run.last_turn(sample) >= number))
-        [(began, ended)] = {(row.began, row.ended) for row in turn}
+    for number, iteration in enumerate(run.iterations):
+        assert {row.iteration for row in iteration} == {number}
+        now = max(now, min(arrival.at for sample, arrival in enumerate(load) if run.last_iteration(sample) >= number))
+        [(began, ended)] = {(row.began, row.ended) for row in iteration}
         assert began == now
-        now += serving["cost"].fixed + serving["cost"].row * (serving["max_rows"] if serving["pad"] else len(turn))
+        now += serving["cost"].fixed + serving["cost"].row * (serving["max_rows"] if serving["pad"] else len(iteration))
         assert ended == now
     for sample, arrival in enumerate(load):
         rows = [row for row in run.trace if row.sample == sample]
@@ -178,19 +180,19 @@ def test_one_row_at_a_time_takes_the_sum_of_all_costs_whatever_the_policy(load, 
 def test_forwards_are_full_while_enough_are_there(load, max_rows):
     """Only the last row of a forward may stay free, and that only if each who is left out needs two."""
     run = Run(load, max_rows)
-    for number, turn in enumerate(run.turns):
-        stepped = {row.sample for row in turn}
+    for number, iteration in enumerate(run.iterations):
+        stepped = {row.sample for row in iteration}
         for sample, arrival in enumerate(load):
-            if sample not in stepped and run.last_turn(sample) > number:
-                assert len(turn) + arrival.rows(run.next_step(sample, number)) > max_rows
+            if sample not in stepped and run.last_iteration(sample) > number:
+                assert len(iteration) + arrival.rows(run.next_step(sample, number)) > max_rows
 
 
 @given(loads(gaps=st.just(0.0), scales=unguided), st.integers(2, 7), costs)
 def test_forwards_have_the_rows_that_are_worthwhile_for_all_who_run_or_wait(load, max_rows, believed):
     run = Run(load, max_rows, believed=believed)
-    for number, turn in enumerate(run.turns):
-        wanted = sum(run.last_turn(sample) >= number for sample in range(len(load)))
-        assert len(turn) == min(wanted, rows_worthwhile(CostCurve(*believed), wanted, max_rows))
+    for number, iteration in enumerate(run.iterations):
+        wanted = sum(run.last_iteration(sample) >= number for sample in range(len(load)))
+        assert len(iteration) == min(wanted, rows_worthwhile(CostCurve(*believed), wanted, max_rows))
 
 
 @given(loads(), servings)
@@ -198,14 +200,14 @@ def test_first_come_begins_in_the_order_of_arrival(load, serving):
     """Only an unguided first step may go before an earlier guided one, into a row that is left over."""
     run = Run(load, **{**serving, "policy": Policy.FirstCome})
     for early, late in itertools.combinations(range(len(load)), 2):
-        if run.first_turn(late) < run.first_turn(early):
+        if run.first_iteration(late) < run.first_iteration(early):
             assert (load[early].rows(), load[late].rows()) == (2, 1)
 
 
 @given(loads(scales=unguided), servings)
 def test_first_come_never_lets_the_unguided_pass_each_other(load, serving):
     run = Run(load, **{**serving, "policy": Policy.FirstCome})
-    began = [run.first_turn(sample) for sample in range(len(load))]
+    began = [run.first_iteration(sample) for sample in range(len(load))]
     assert began == sorted(began)
 
 
@@ -214,12 +216,12 @@ def test_ageing_bounds_starvation(load, serving, ageing):
     """Under shortest-first nobody yields more than a left-over row to who came p / ageing passes after it.
 
     Let E be a request of p passes submitted when the loop had computed a passes, and call late whoever was submitted
-    when it had computed more than a + p / ageing, with the same priority. As long as max_running holds nobody back, E
-    stands in line before all who are late, to its end. So in each turn, until E has finished, either E runs, or the
-    late ones have one row of the forward at most: the one that E was let pass in because its next step takes two.
+    when it had computed more than a + p / ageing, with the same priority. As long as max_running holds none back, E
+    stands in line before all that are late, to its end. So in each iteration, until E has finished, either E runs, or
+    the late ones have one row of the forward at most: the one that is left where E's next step takes two.
 
     A forward in progress at a submission is counted against the claim: as computed for E, as not computed for the
-    late. E's wait is bounded, then: in a turn in which E is let pass somebody who stands before it runs, and of those
+    late. E's wait is bounded, then: in an iteration in which E rests a sample that stands before it runs, and of those
     there are finitely many, with finitely many passes.
     """
     run = Run(load, **{**serving, "policy": Policy.ShortestFirst, "ageing": ageing, "max_running": len(load)})
@@ -228,12 +230,12 @@ def test_ageing_bounds_starvation(load, serving, ageing):
     for early, arrival in enumerate(load):
         late = {other for other in range(len(load)) if at_least[other] > at_most[early] + arrival.passes / ageing}
         event("somebody is late" if late else "nobody is late")
-        for number, turn in enumerate(run.turns[: run.last_turn(early)]):
-            theirs = [row for row in turn if row.sample in late]
-            if theirs and early not in {row.sample for row in turn}:
+        for number, iteration in enumerate(run.iterations[: run.last_iteration(early)]):
+            theirs = [row for row in iteration if row.sample in late]
+            if theirs and early not in {row.sample for row in iteration}:
                 assert len(theirs) == 1
                 assert arrival.rows(run.next_step(early, number)) == 2
-                assert len(turn) > 1  # whoever is first in line is not let pass
+                assert len(iteration) > 1  # whoever is first in line is not let pass
 
 
 STREAM = [Arrival(0.0, [1.0] * 4), *(Arrival(float(second), [1.0]) for second in range(50))]

@@ -85,7 +85,8 @@ void draw(const std::string& path) {
   const auto rich = std::make_shared<Table>(std::vector<StepRow>(4, noisy_row()), 1.0f, kAdaptive);
   std::vector<float> states(7 * kElements), previews(states.size()), image(kElements, 0.5f);
   const std::array<float, 2> told{1, 2};
-  const auto known = std::make_shared<const Known>(Known{image.data(), image.data(), std::vector<Level>(5)});
+  const auto known =
+      std::make_shared<const KnownRegion>(KnownRegion{image.data(), image.data(), std::vector<Level>(5)});
   const auto gate = std::make_shared<Gate>();
   const auto submit = [&](std::uint64_t id, double now) {
     Request request{};
@@ -95,34 +96,34 @@ void draw(const std::string& path) {
     request.x = &states[id * kElements];
     request.cond = {told.data()};
     request.null_cond = {told.data()};
-    if (is_rich) request.known = known;
+    if (is_rich) request.known_region = known;
     if (id == 3) request.x0 = &previews[id * kElements];
     request.watched = id == 3;
     if (id == 4) request.gate = gate;
     loop.submit(std::move(request), now);
   };
   std::exception_ptr first;
-  for (int turn = 0; turn < 40; ++turn) {
-    if (turn < 7) submit(static_cast<std::uint64_t>(turn), turn);
-    if (turn == 4) loop.cancel(2);
+  for (int iteration = 0; iteration < 40; ++iteration) {
+    if (iteration < 7) submit(static_cast<std::uint64_t>(iteration), iteration);
+    if (iteration == 4) loop.cancel(2);
     loop.open(*gate);
-    if (loop.prepare(turn)) {
+    if (loop.prepare(iteration)) {
       std::exception_ptr error;
       try {
-        stepper.await();
+        stepper.throttle();
         denoiser.forward(loop.forward_rows());
       } catch (...) {
         error = std::current_exception();
       }
       if (error) {
-        loop.fail(error, turn);
-      } else if (loop.complete(turn)) {
+        loop.fail(error, iteration);
+      } else if (loop.complete(iteration)) {
         try {
-          if (stepper.unsettled()) stepper.settle();
+          if (stepper.needs_host_sync()) stepper.synchronize();
         } catch (...) {
           error = std::current_exception();
         }
-        loop.conclude(error, turn);
+        loop.conclude(error, iteration);
       }
     }
     for (const std::string& broken : violations(loop)) throw std::logic_error(broken);

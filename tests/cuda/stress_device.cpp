@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "../../csrc/core/step/adapt.h"
-#include "../../csrc/core/step/known.h"
+#include "../../csrc/core/step/known_region.h"
 #include "../../csrc/core/step/noise.h"
 #include "../../csrc/core/step/step_cpu.h"
 #include "../../csrc/cuda/device_stepper.h"

@@ -197,10 +197,10 @@ def test_a_run_of_both_kernels_is_the_engine_s_to_the_bit(given, arguments, opti
 
 def replay(given, run):
     """A run of one sample by the two kernels: its last state, and its previews."""
-    table, levels = run.table, run.known.levels
+    table, levels = run.table, run.known_region.levels
     label = support.NULL if run.cond is None else int(run.cond[0])
     noise = sf.normal(SEED, support.SHAPE)
-    image, mask = (np.reshape(values, support.SHAPE) for values in (run.known.image, run.known.mask))
+    image, mask = (np.reshape(values, support.SHAPE) for values in (run.known_region.image, run.known_region.mask))
     x = given(levels[0, 0] * image[None] + levels[0, 1] * noise[None])
     known = given(np.stack([image, mask, noise])[None])
     h, x0 = (given(np.zeros_like(noise)[None]) for _ in range(2))

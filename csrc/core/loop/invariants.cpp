@@ -26,7 +26,7 @@ void check_life_cycles(const Loop& loop, Report& report) {
     report.require(sample->state != SampleState::Waiting, name + ": has begun, but its state says that it waits");
     report.require(!sample->live() || sample->steps_left() > 0, name + ": has no step left");
     report.require(sample->slot >= 0 && slots.insert(sample->slot).second, name + ": has no slot of its own");
-    report.require(!sample->in_forward, name + ": is in a forward between turns");
+    report.require(!sample->in_forward, name + ": is in a forward between iterations");
     report.require(arrivals.insert(sample->standing.arrival).second, name + ": stands twice among the running");
   }
   std::int64_t rows = 0;
@@ -56,17 +56,17 @@ void check_rows(const Sample& sample, const PlanEntry& entry, const StepPlan& pl
   }
 }
 
-void check_turn(const Loop& loop, Report& report) {
-  const Turn& turn = loop.turn();
-  const StepPlan& plan = turn.plan;
+void check_iteration(const Loop& loop, Report& report) {
+  const Iteration& iteration = loop.iteration();
+  const StepPlan& plan = iteration.plan;
   report.require(plan.rows <= loop.spec().max_rows, "the plan has more rows than a forward may have");
-  report.require(plan.entries.size() == turn.samples.size(), "the plan's entries and samples differ in number");
+  report.require(plan.entries.size() == iteration.samples.size(), "the plan's entries and samples differ in number");
   std::set<const Sample*> known_samples, planned;
   for (const auto& sample : loop.running()) known_samples.insert(sample.get());
-  for (const auto& [order, sample] : loop.waiting()) known_samples.insert(sample.get());  // begin with the turn
+  for (const auto& [order, sample] : loop.waiting()) known_samples.insert(sample.get());  // begin with the iteration
   std::vector<int> used(static_cast<std::size_t>(plan.rows > 0 ? plan.rows : 0));
-  for (std::size_t i = 0; i < turn.samples.size(); ++i) {
-    const Sample* sample = turn.samples[i];
+  for (std::size_t i = 0; i < iteration.samples.size(); ++i) {
+    const Sample* sample = iteration.samples[i];
     const bool known = known_samples.count(sample) > 0 && planned.insert(sample).second;
     report.require(known, "the plan names a sample that is not here, or one twice");
     if (!known) continue;
@@ -84,7 +84,7 @@ void check_turn(const Loop& loop, Report& report) {
 std::vector<std::string> violations(const Loop& loop) {
   Report report;
   check_life_cycles(loop, report);
-  if (loop.planned()) check_turn(loop, report);
+  if (loop.planned()) check_iteration(loop, report);
   return report.found;
 }
 

@@ -1,4 +1,4 @@
-// What must hold between any two turns of a loop.
+// What must hold between any two iterations of a loop.
 #pragma once
 
 #include <string>

@@ -39,10 +39,10 @@ double Loop::Stopwatch::add_to(double& seconds) {
   return passed;
 }
 
-Loop::Loop(std::unique_ptr<Stepper> stepper, const LoopOptions& options)
+Loop::Loop(std::shared_ptr<Stepper> stepper, const LoopOptions& options)
     : stepper_(std::move(stepper)), options_(options) {
   if (options.max_running < 1) throw std::invalid_argument("max_running must be at least 1");
-  // All that a turn needs, so that none allocates.
+  // All that an iteration needs, so that none allocates.
   const auto rows = static_cast<std::size_t>(spec().max_rows);
   const auto slots = static_cast<std::size_t>(options.max_running);
   running_.reserve(slots);
@@ -50,11 +50,11 @@ Loop::Loop(std::unique_ptr<Stepper> stepper, const LoopOptions& options)
   waiting_views_.reserve(rows + 1);
   candidates_.reserve(slots + rows + 1);
   ended_.reserve(slots);
-  for (Turn* turn : {&turn_, &next_}) {
-    turn->samples.reserve(rows);
-    turn->plan.entries.reserve(rows);
-    turn->plan.line.reserve(slots + rows + 1);
-    turn->plan.chosen.reserve(slots + rows + 1);
+  for (Iteration* iteration : {&iteration_, &next_}) {
+    iteration->samples.reserve(rows);
+    iteration->plan.entries.reserve(rows);
+    iteration->plan.line.reserve(slots + rows + 1);
+    iteration->plan.chosen.reserve(slots + rows + 1);
   }
   events_.reserve(2 * rows);
 }
@@ -67,7 +67,7 @@ void Loop::check(const Request& request) const {
     throw std::invalid_argument("a request needs one value for each conditioning input");
   if (request.table->passes_left(0, request.conditioned()) > request.table->size() && spec().max_rows < 2)
     throw std::invalid_argument("a guided step takes 2 rows of a forward, max_rows is 1");
-  if (request.known && request.known->levels.size() != request.table->rows.size() + 1)
+  if (request.known_region && request.known_region->levels.size() != request.table->rows.size() + 1)
     throw std::invalid_argument("what is known of a sample needs one level for each step and one for the result");
   if (std::isnan(request.deadline) || std::isnan(request.expires))
     throw std::invalid_argument("deadline and timeout must be numbers");
@@ -118,30 +118,30 @@ bool Loop::prepare(double now) {
     if (!stale_) continue;
     sweep(now);
     if (suspects_ == 0 || !plan_suspect()) plan(When::Now);
-    std::swap(turn_, next_);
+    std::swap(iteration_, next_);
     stale_ = false;
   } while (!enter(now));
   began_ = now;
-  for (Sample* sample : turn_.samples) sample->in_forward = true;
+  for (Sample* sample : iteration_.samples) sample->in_forward = true;
   watch_.add_to(counters_.loop_seconds);
-  return !turn_.plan.empty();
+  return !iteration_.plan.empty();
 }
 
 bool Loop::complete(double now) {
   end_forward(now);
   expire(now);
   close_gates();
-  stale_ = suspects_ > 0;  // each of them runs alone: nothing is known of the turn behind it
+  stale_ = suspects_ > 0;  // each of them runs alone: nothing is known of the iteration behind it
   if (stale_) {
-    for (Sample* sample : turn_.samples) sample->entry = -1;
+    for (Sample* sample : iteration_.samples) sample->entry = -1;
   } else {
     plan(When::AfterThis);  // knows already who came and went during the forward
   }
   watch_.add_to(counters_.loop_seconds);
   try {
-    stepper_->step(turn_, next_);
+    stepper_->step(iteration_, next_);
   } catch (...) {
-    fail_turn(std::current_exception(), now);
+    fail_iteration(std::current_exception(), now);
     return false;
   }
   return true;
@@ -151,28 +151,28 @@ void Loop::conclude(std::exception_ptr error, double now) {
   watch_.add_to(counters_.step_seconds);
   reopen_gates();
   if (!error) close_gates();  // not those of whom all have left by now
-  for (Sample* sample : turn_.samples) {
+  for (Sample* sample : iteration_.samples) {
     if (error || sample->failed_step >= 0) end_failed(*sample, error);
     advance(*sample);
   }
   sweep(now);
-  std::swap(turn_, next_);
+  std::swap(iteration_, next_);
   watch_.add_to(counters_.loop_seconds);
 }
 
 void Loop::fail(std::exception_ptr error, double now) {
   end_forward(now);
   ++counters_.failed_forwards;
-  fail_turn(error, now);
+  fail_iteration(error, now);
 }
 
-// The turn in progress has not been: its samples are tried again, each alone.
-void Loop::fail_turn(const std::exception_ptr& error, double now) {
+// The iteration in progress has not been: its samples are tried again, each alone.
+void Loop::fail_iteration(const std::exception_ptr& error, double now) {
   reopen_gates();
-  const bool alone = turn_.samples.size() == 1;
+  const bool alone = iteration_.samples.size() == 1;
   const auto retried = [&](const Sample* sample) { return sample->live() && sample->failed_step < 0 && !alone; };
-  const auto suspects = static_cast<int>(std::count_if(turn_.samples.begin(), turn_.samples.end(), retried));
-  for (Sample* sample : turn_.samples) {
+  const auto suspects = static_cast<int>(std::count_if(iteration_.samples.begin(), iteration_.samples.end(), retried));
+  for (Sample* sample : iteration_.samples) {
     sample->in_forward = false;
     if (!retried(sample)) {
       end_failed(*sample, error);
@@ -221,8 +221,8 @@ void Loop::plan(When when) {
     running_views_.push_back(view(*sample, when));
     rows_wanted += rows_of(running_views_.back().passes);
   }
-  // No more waiting samples than rows can step: a long queue costs nothing a turn. And one more that takes one row, for
-  // the row that guided ones may leave.
+  // No more waiting samples than rows can step: a long queue costs nothing an iteration. And one more that takes one
+  // row, for the row that guided ones may leave.
   const auto offered = static_cast<std::size_t>(std::clamp(slots, 0, spec().max_rows));
   std::int64_t small_left = 2 * static_cast<std::int64_t>(waiting_.size()) - waiting_rows_;
   for (auto at = waiting_.cbegin(); at != waiting_.cend() && offered > 0; ++at) {
@@ -244,7 +244,7 @@ void Loop::plan(When when) {
   }
 }
 
-// The turn is the first suspect's alone; false if none may step.
+// The iteration is the first suspect's alone; false if none may step.
 bool Loop::plan_suspect() {
   next_.plan.clear();
   next_.samples.clear();
@@ -258,10 +258,10 @@ bool Loop::plan_suspect() {
   return !next_.plan.empty();
 }
 
-// Begins those of turn_ who waited, and stages what its rows do not hold yet. False if one could not begin: the turn is
-// to be planned anew.
+// Begins those of iteration_ who waited, and stages what its rows do not hold yet. False if one could not begin: the
+// iteration is to be planned anew.
 bool Loop::enter(double now) {
-  for (Sample* sample : turn_.samples) {
+  for (Sample* sample : iteration_.samples) {
     if (sample->state != SampleState::Waiting) continue;
     try {
       stepper_->begin(*sample);
@@ -272,11 +272,11 @@ bool Loop::enter(double now) {
     }
     begin(*sample, now);
   }
-  if (turn_.plan.empty()) return true;
+  if (iteration_.plan.empty()) return true;
   try {
-    stepper_->stage(turn_, forward_rows());
+    stepper_->stage(iteration_, forward_rows());
   } catch (...) {
-    fail_turn(std::current_exception(), now);
+    fail_iteration(std::current_exception(), now);
     return false;
   }
   return true;
@@ -290,18 +290,18 @@ void Loop::begin(Sample& sample, double now) {
   counters_.wait_seconds.add(now - sample.submitted_at);
 }
 
-// The turn goes through the gates of those whose owners are told of it.
+// The iteration goes through the gates of those whose owners are told of it.
 void Loop::close_gates() {
-  for (Sample* sample : turn_.samples)
+  for (Sample* sample : iteration_.samples)
     if (sample->request.gate && sample->live()) sample->request.gate->open = false;
 }
 
 void Loop::reopen_gates() {
-  for (Sample* sample : turn_.samples)
+  for (Sample* sample : iteration_.samples)
     if (sample->request.gate) sample->request.gate->open = true;
 }
 
-// What the step of a turn has changed.
+// What the step of an iteration has changed.
 void Loop::advance(Sample& sample) {
   sample.in_forward = false;
   suspects_ -= sample.suspect;
@@ -320,8 +320,8 @@ void Loop::advance(Sample& sample) {
 }
 
 void Loop::end_forward(double now) {
-  constexpr double kNewest = 0.1;  // weight of the newest turn
-  const int rows = turn_.plan.rows;
+  constexpr double kNewest = 0.1;  // weight of the newest iteration
+  const int rows = iteration_.plan.rows;
   counters_.forward_seconds.add(watch_.add_to(counters_.network_seconds));
   counters_.forward_rows.add(rows);
   ++counters_.forwards;
@@ -333,8 +333,8 @@ void Loop::end_forward(double now) {
   recent_rows_ += weight * (rows - recent_rows_);
 }
 
-// By the cost curve, or by the turns of late where none is known. Before the first turn nothing is refused, nor by an
-// idle loop without a curve: its turns of late may be long past, and would never be replaced.
+// By the cost curve, or by the iterations of late where none is known. Before the first iteration nothing is refused,
+// nor by an idle loop without a curve: its iterations of late may be long past, and would never be replaced.
 void Loop::require_in_time(const Sample& sample, double now) const {
   if (sample.standing.deadline == kNever) return;
   double passes_ahead = 0;

@@ -39,7 +39,7 @@ struct Counters {
   double network_seconds = 0;         // inside the denoiser
   double step_seconds = 0;            // inside the fused step and the noise
   double loop_seconds = 0;            // planning, staging, committing
-  double telling_seconds = 0;         // telling owners what happened: their callbacks, logs and traces
+  double callback_seconds = 0;        // telling owners what happened: their callbacks, logs and traces
 
   Histogram wait_seconds{1e-4};     // from submission to the first step
   Histogram latency_seconds{1e-4};  // from submission to the result

@@ -10,11 +10,11 @@ namespace stepfuse {
 namespace {
 
 void record(const Loop& loop, double began, double ended, Replay& found) {
-  const Turn& turn = loop.turn();
+  const Iteration& iteration = loop.iteration();
   const auto number = static_cast<std::int64_t>(loop.counters().forwards);
-  for (std::size_t i = 0; i < turn.samples.size(); ++i) {
-    const Sample& sample = *turn.samples[i];
-    const PlanEntry& entry = turn.plan.entries[i];
+  for (std::size_t i = 0; i < iteration.samples.size(); ++i) {
+    const Sample& sample = *iteration.samples[i];
+    const PlanEntry& entry = iteration.plan.entries[i];
     for (const int row : {entry.row_cond, entry.row_uncond})
       if (row >= 0)
         found.trace.push_back({number, began, ended, static_cast<std::int64_t>(sample.request.id), sample.step, row});

@@ -18,7 +18,7 @@ struct Arrival {
 };
 
 struct TraceEntry {
-  std::int64_t turn;
+  std::int64_t iteration;
   double began, ended;  // of its forward
   std::int64_t sample;  // index of the arrival
   std::int64_t step;

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "../step/adapt.h"
-#include "../step/known.h"
+#include "../step/known_region.h"
 #include "../step/row.h"
 #include "planner.h"
 
@@ -29,7 +29,7 @@ struct Table {
   std::vector<int> conditioned_passes;  // from step i to the end, of a sample that is told something
 };
 
-// Shared by samples that wait for their owner after each turn that any of them steps in.
+// Shared by samples that wait for their owner after each iteration that any of them steps in.
 struct Gate {
   bool open = true;
 };
@@ -40,23 +40,23 @@ constexpr double kNever = std::numeric_limits<double>::infinity();
 struct Request {
   std::uint64_t id;  // the caller's name for it; unique among the loop's samples
   std::shared_ptr<const Table> table;
-  std::uint64_t seed;                    // key of all its noise
-  bool has_noise;                        // x already holds standard normal noise
-  float* x;                              // (elements,) the state, in place; the result when it finishes
-  float* x0;                             // (elements,) the latest predicted clean sample; null if nobody looks
-  std::vector<const void*> cond;         // a value for each conditioning input; empty: the sample is told nothing
-  std::vector<const void*> null_cond;    // the value of each that stands for "no condition"
-  int priority = 0;                      // the higher steps first
-  double deadline = kNever;              // wanted by then; refused if that cannot be
-  double expires = kNever;               // given up by then
-  bool watched = false;                  // an event each step
-  std::shared_ptr<Gate> gate{};          // steps only while it is open, and closes it by stepping; null: none
-  std::shared_ptr<const Known> known{};  // an image to start from or to keep in part; null: none
+  std::uint64_t seed;                  // key of all its noise
+  bool has_noise;                      // x already holds standard normal noise
+  float* x;                            // (elements,) the state, in place; the result when it finishes
+  float* x0;                           // (elements,) the latest predicted clean sample; null if nobody looks
+  std::vector<const void*> cond;       // a value for each conditioning input; empty: the sample is told nothing
+  std::vector<const void*> null_cond;  // the value of each that stands for "no condition"
+  int priority = 0;                    // the higher steps first
+  double deadline = kNever;            // wanted by then; refused if that cannot be
+  double expires = kNever;             // given up by then
+  bool watched = false;                // an event each step
+  std::shared_ptr<Gate> gate{};        // steps only while it is open, and closes it by stepping; null: none
+  std::shared_ptr<const KnownRegion> known_region{};  // an image to start from or to keep in part; null: none
 
   std::shared_ptr<void> keep_alive{};  // whatever owns the memory borrowed; let go when the sample's last event is
 
   bool conditioned() const { return !cond.empty(); }
-  bool keeps() const { return known && known->mask; }
+  bool keeps() const { return known_region && known_region->mask; }
 };
 
 enum class SampleState : std::uint8_t {

@@ -26,13 +26,13 @@ QueueFull::QueueFull(std::size_t depth)
     : std::runtime_error("the queue is full: " + std::to_string(depth) +
                          " requests wait; try again later, or give submit a time to wait for room") {}
 
-Closed::Closed() : std::runtime_error("the engine is closed") {}
+EngineClosed::EngineClosed() : std::runtime_error("the engine is closed") {}
 
 double Server::now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-Server::Server(std::unique_ptr<Stepper> stepper, const LoopOptions& options, std::size_t max_waiting,
+Server::Server(std::shared_ptr<Stepper> stepper, const LoopOptions& options, std::size_t max_waiting,
                bool check_invariants)
     : loop_(std::move(stepper), options),
       max_waiting_(max_waiting),
@@ -47,14 +47,14 @@ bool Server::submit(Request& request, std::optional<double> wait_seconds) {
   constexpr double kLongest = 1e6;  // seconds: longer waits overflow the clock
   if (wait_seconds && !room_.wait_for(lock, std::chrono::duration<double>(std::min(*wait_seconds, kLongest)), has_room))
     throw QueueFull(loop_.waiting().size());
-  if (closed_) throw Closed();
+  if (closed_) throw EngineClosed();
   loop_.submit(std::move(request), now());
   return !running_;
 }
 
 bool Server::submit_all(std::vector<Request> requests) {
   std::lock_guard<std::mutex> lock(mutex_);
-  if (closed_) throw Closed();
+  if (closed_) throw EngineClosed();
   std::set<std::uint64_t> ids;
   for (const Request& request : requests) {
     loop_.check(request);
@@ -89,7 +89,7 @@ void Server::run(Denoiser& denoiser, Listener& listener) {
   try {
     while (true) {
       const bool busy = loop_.prepare(now());
-      if (busy) turn(denoiser, lock);
+      if (busy) iteration(denoiser, lock);
       if (!busy && loop_.events().empty()) break;
       room_.notify_all();
       deliver(listener, lock);
@@ -130,12 +130,12 @@ std::exception_ptr error_of(Work work) {
 
 }  // namespace
 
-void Server::turn(Denoiser& denoiser, std::unique_lock<std::mutex>& lock) {
+void Server::iteration(Denoiser& denoiser, std::unique_lock<std::mutex>& lock) {
   const int rows = loop_.forward_rows();
   int padding = 0;
   lock.unlock();
   std::exception_ptr error = error_of([&] {
-    loop_.stepper().await();
+    loop_.stepper().throttle();
     denoiser.forward(rows);
     padding = denoiser.computed(rows) - rows;
   });
@@ -143,9 +143,9 @@ void Server::turn(Denoiser& denoiser, std::unique_lock<std::mutex>& lock) {
   loop_.count_padding(padding);
   if (error) return loop_.fail(std::move(error), now());
   if (!loop_.complete(now())) return;
-  if (loop_.stepper().unsettled()) {
+  if (loop_.stepper().needs_host_sync()) {
     lock.unlock();
-    error = error_of([&] { loop_.stepper().settle(); });
+    error = error_of([&] { loop_.stepper().synchronize(); });
     lock.lock();
   }
   loop_.conclude(std::move(error), now());
@@ -156,11 +156,11 @@ void Server::deliver(Listener& listener, std::unique_lock<std::mutex>& lock) {
   std::swap(delivered_, loop_.events());
   lock.unlock();
   const double began = now();
-  listener.happened(delivered_);
+  listener.on_events(delivered_);
   delivered_.clear();  // lets go of the samples' memory, which may need Python's lock: not under ours
   const double seconds = now() - began;
   lock.lock();
-  loop_.count_telling(seconds);
+  loop_.count_callbacks(seconds);
 }
 
 void Server::close() {

@@ -18,16 +18,16 @@ struct QueueFull : std::runtime_error {
   explicit QueueFull(std::size_t depth);
 };
 
-struct Closed : std::runtime_error {
-  Closed();
+struct EngineClosed : std::runtime_error {
+  EngineClosed();
 };
 
 class Listener {
  public:
   virtual ~Listener() = default;
-  // Called by the driving thread, without the lock, after each turn in which something happened. The events, and with
-  // them what kept their samples' memory alive, are gone when it returns.
-  virtual void happened(const std::vector<Event>& events) = 0;
+  // Called by the driving thread, without the lock, after each iteration in which something happened. The events, and
+  // with them what kept their samples' memory alive, are gone when it returns.
+  virtual void on_events(const std::vector<Event>& events) = 0;
 };
 
 struct Status {
@@ -38,22 +38,22 @@ struct Status {
 
 class Server {
  public:
-  Server(std::unique_ptr<Stepper> stepper, const LoopOptions& options, std::size_t max_waiting, bool check_invariants);
+  Server(std::shared_ptr<Stepper> stepper, const LoopOptions& options, std::size_t max_waiting, bool check_invariants);
 
   // Each returns true if nobody runs: then the caller has to see to it that run() is called. Being told once too often
   // does no harm, as a second run() returns at once.
   //
-  // Waits so long for room in the queue; null: queues it however full. Throws QueueFull, Closed, DeadlineError, or
-  // std::invalid_argument. The request is moved from unless QueueFull is thrown.
+  // Waits so long for room in the queue; null: queues it however full. Throws QueueFull, EngineClosed, DeadlineError,
+  // or std::invalid_argument. The request is moved from unless QueueFull is thrown.
   bool submit(Request& request, std::optional<double> wait_seconds);
-  // All in one turn, however full the queue is; they have no deadlines. If one is refused, none is queued.
+  // All in one iteration, however full the queue is; they have no deadlines. If one is refused, none is queued.
   bool submit_all(std::vector<Request> requests);
   bool cancel(std::uint64_t id);
   bool open(Gate& gate);
   bool cancel_all();
 
-  // Turns until nothing is left to do; returns at once if somebody else is in it. Throws what the listener throws, and
-  // std::logic_error if an invariant breaks: then every sample has been cancelled.
+  // Iterations until nothing is left to do; returns at once if somebody else is in it. Throws what the listener throws,
+  // and std::logic_error if an invariant breaks: then every sample has been cancelled.
   void run(Denoiser& denoiser, Listener& listener);
 
   void close();  // what waits is still drawn, nothing more is taken
@@ -63,7 +63,7 @@ class Server {
   static double now();                       // seconds on the monotonic clock
 
  private:
-  void turn(Denoiser& denoiser, std::unique_lock<std::mutex>& lock);
+  void iteration(Denoiser& denoiser, std::unique_lock<std::mutex>& lock);
   void deliver(Listener& listener, std::unique_lock<std::mutex>& lock);
 
   mutable std::mutex mutex_;

@@ -2,7 +2,7 @@
 
 namespace stepfuse {
 
-Staging::Staging(const ModelSpec& spec) : buffers_(spec), owners_(spec.max_rows) {}
+Staging::Staging(const ModelSpec& spec) : buffers_(spec), row_contents_(spec.max_rows) {}
 
 void Staging::stage(const Sample& sample, const PlanEntry& entry) {
   for (const int row : {entry.row_cond, entry.row_uncond}) {
@@ -24,13 +24,13 @@ void Staging::aim(const Sample& sample, const PlanEntry& entry, StepSpan<float>&
 void Staging::pad(int from, int to) {
   for (int row = from; row < to; ++row) {
     buffers_.copy_inputs(0, row);
-    owners_.release(row);
+    row_contents_.release(row);
   }
 }
 
 // Sets the timestep and the conditioning of a row; true if it holds the state of that step already.
 bool Staging::claim(int row, const Sample& sample, int step, bool conditional) {
-  const RowOwners::Held held = owners_.claim(row, sample, step, conditional);
+  const RowContents::Held held = row_contents_.claim(row, sample, step, conditional);
   buffers_.set_timestep(row, sample.request.table->rows[static_cast<std::size_t>(step)].t);
   if (held.conditioning) return held.state;
   const auto& values = conditional ? sample.request.cond : sample.request.null_cond;

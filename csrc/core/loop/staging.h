@@ -4,7 +4,7 @@
 #include "../step/step_cpu.h"
 #include "denoiser.h"
 #include "planner.h"
-#include "row_owners.h"
+#include "row_contents.h"
 
 namespace stepfuse {
 
@@ -26,7 +26,7 @@ class Staging {
   bool claim(int row, const Sample& sample, int step, bool conditional);
 
   ForwardBuffers buffers_;
-  RowOwners owners_;
+  RowContents row_contents_;
 };
 
 }  // namespace stepfuse

@@ -14,7 +14,7 @@
 namespace stepfuse {
 
 // One forward: who steps behind it, and in which of its rows.
-struct Turn {
+struct Iteration {
   StepPlan plan;
   std::vector<Sample*> samples;  // plan.entries[i] is of samples[i]
 
@@ -32,17 +32,17 @@ class Stepper {
   // Makes the first state, from the sample's noise and what is known of it, and gives it a slot. If it throws, nothing
   // has changed.
   virtual void begin(Sample& sample) = 0;
-  // The rows of the turn hold what the network is to be given; those behind them, up to `rows`, what does no harm.
-  virtual void stage(const Turn& turn, int rows) = 0;
+  // The rows of the iteration hold what the network is to be given; those behind them, up to `rows`, what does no harm.
+  virtual void stage(const Iteration& iteration, int rows) = 0;
   // Called before each forward, without the loop's lock: bounds how far a device is behind.
-  virtual void await() {}
-  // Each live sample of the turn does its step, and fills its rows of `next`, where it is planned there. Notes in
-  // `failed_step` whose state is not finite; a device may do so some turns later.
-  virtual void step(const Turn& turn, const Turn& next) = 0;
+  virtual void throttle() {}
+  // Each live sample of the iteration does its step, and fills its rows of `next`, where it is planned there. Notes in
+  // `failed_step` whose state is not finite; a device may do so some iterations later.
+  virtual void step(const Iteration& iteration, const Iteration& next) = 0;
   // Whether somebody looks at what the last step has left: a sample has ended, or is watched. Then `settle`, called
   // without the loop's lock, waits until states and previews are in the requests' memory.
-  virtual bool unsettled() const { return false; }
-  virtual void settle() {}
+  virtual bool needs_host_sync() const { return false; }
+  virtual void synchronize() {}
   // The sample has ended: its slot is free.
   virtual void end(const Sample& sample) = 0;
 };

@@ -8,7 +8,7 @@ namespace stepfuse {
 void first_state(const Request& request, std::int64_t n, float* noise) {
   if (!request.has_noise) fill_normal(request.seed, 0, NoiseStream::InitialState, 0, n, request.x);
   if (noise) std::copy(request.x, request.x + n, noise);
-  if (request.known) return start_from(*request.known, n, request.x);
+  if (request.known_region) return start_from(*request.known_region, n, request.x);
   for (std::int64_t k = 0; k < n; ++k) request.x[k] *= request.table->init_scale;
 }
 
@@ -32,15 +32,16 @@ void HostStepper::begin(Sample& sample) {
   sample.slot = slot;
 }
 
-void HostStepper::stage(const Turn& turn, int rows) {
-  for (std::size_t i = 0; i < turn.samples.size(); ++i) staging_.stage(*turn.samples[i], turn.plan.entries[i]);
-  staging_.pad(turn.plan.rows, rows);
+void HostStepper::stage(const Iteration& iteration, int rows) {
+  for (std::size_t i = 0; i < iteration.samples.size(); ++i)
+    staging_.stage(*iteration.samples[i], iteration.plan.entries[i]);
+  staging_.pad(iteration.plan.rows, rows);
 }
 
-void HostStepper::step(const Turn& turn, const Turn& next) {
-  for (std::size_t i = 0; i < turn.samples.size(); ++i) {
-    Sample& sample = *turn.samples[i];
-    if (sample.live()) step(sample, turn.plan.entries[i], next.entry_of(sample));
+void HostStepper::step(const Iteration& iteration, const Iteration& next) {
+  for (std::size_t i = 0; i < iteration.samples.size(); ++i) {
+    Sample& sample = *iteration.samples[i];
+    if (sample.live()) step(sample, iteration.plan.entries[i], next.entry_of(sample));
   }
 }
 
@@ -68,7 +69,7 @@ void HostStepper::step(Sample& sample, const PlanEntry& entry, const PlanEntry* 
     sample.failed_step = sample.step;
     return;
   }
-  if (request.keeps()) keep_known(*request.known, sample.step, held.noise.data(), span);
+  if (request.keeps()) keep_known(*request.known_region, sample.step, held.noise.data(), span);
 }
 
 void HostStepper::end(const Sample& sample) { slots_.give_back(sample.slot); }

@@ -17,8 +17,8 @@ class HostStepper final : public Stepper {
 
   const ModelSpec& spec() const override { return staging_.spec(); }
   void begin(Sample& sample) override;
-  void stage(const Turn& turn, int rows) override;
-  void step(const Turn& turn, const Turn& next) override;
+  void stage(const Iteration& iteration, int rows) override;
+  void step(const Iteration& iteration, const Iteration& next) override;
   void end(const Sample& sample) override;
 
  private:

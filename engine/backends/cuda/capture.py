@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
 from stepfuse._core import cuda
-from stepfuse.errors import GpuError
+from stepfuse.errors import CaptureError
 
 #: Forwards before a capture: libraries choose algorithms, load kernels and allocate in the first ones.
 WARM_UPS = 3
@@ -17,10 +17,6 @@ WARM_UPS = 3
 GRAPH_BYTES = 1 << 20
 
 logger = logging.getLogger("stepfuse")
-
-
-class CaptureError(GpuError):
-    """A network's forward cannot be made a graph; the message says why and what to do."""
 
 
 class CapturedForwards(ABC):

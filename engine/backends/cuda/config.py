@@ -17,7 +17,7 @@ class Cuda:
     Attributes:
         index: Of the GPU, from 0.
         backend: ``onnxruntime`` (its CUDA provider), ``onnxruntime-tensorrt`` (its TensorRT provider), or ``tensorrt``
-            (a plan that ``stepfuse plan`` has put into the bundle).
+            (a plan that ``stepfuse plan`` has put into the bundle). None is the first; a torch module has none.
         cubins: Folder of the step's kernels, built ahead of time by ``python -m stepfuse.kernels.aot``; None compiles
             them with Triton.
         buckets: Row counts whose forwards are captured as CUDA graphs; None: 1, 2, 3, 4, 6, 8, 12, ... to ``max_rows``.
@@ -29,7 +29,7 @@ class Cuda:
     """
 
     index: int = 0
-    backend: str = "onnxruntime"
+    backend: str | None = None
     cubins: str | os.PathLike[str] | None = None
     buckets: Sequence[int] | None = None
     memory_bytes: int | None = None
@@ -39,7 +39,7 @@ class Cuda:
     def __post_init__(self) -> None:
         if self.index < 0:
             raise ValueError(f"index must be at least 0, got {self.index}")
-        if self.backend not in BACKENDS:
+        if self.backend is not None and self.backend not in BACKENDS:
             raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {self.backend!r}")
 
 

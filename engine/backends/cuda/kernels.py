@@ -12,7 +12,7 @@ from typing import Any
 
 from stepfuse._core import cuda
 from stepfuse.backends.cuda.tuning import step_seconds
-from stepfuse.errors import GpuError
+from stepfuse.errors import KernelError
 from stepfuse.kernels.configs import layout_for, layouts_for
 
 FORMAT_VERSION = 1
@@ -21,10 +21,6 @@ _WORTH = 0.98  # of the time of the rule of thumb's layout: what is hardly faste
 _FIRST_SPECIFIC = 90  # from here on cubins are for one architecture alone, before for later ones of the same major too
 
 logger = logging.getLogger("stepfuse")
-
-
-class KernelError(GpuError):
-    """There is no compiled kernel for this GPU; the message says what to do."""
 
 
 class OtherGpuError(KernelError):

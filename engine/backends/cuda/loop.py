@@ -6,18 +6,16 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
 from stepfuse import _core
 from stepfuse._core import cuda
-from stepfuse.backends.base import Place, Placed, row_bytes
+from stepfuse.backends.base import row_bytes
 from stepfuse.backends.cuda.config import Cuda
 from stepfuse.backends.cuda.kernels import StepKernels
 from stepfuse.backends.cuda.program import beside_step
 from stepfuse.bundle.model_info import ModelInfo
-from stepfuse.serving.config import Serving
 
 
 class Network(Protocol):
@@ -43,14 +41,37 @@ class Network(Protocol):
         """Captures a forward for each number of rows."""
 
 
-class GpuDenoiser:
-    """A network whose forwards the loop puts on a stream.
+class LoopBackend:
+    """A network on a GPU, whose forwards the loop puts on a stream, and a stepper that holds the samples there.
 
     Args:
         network: The network. Where it has no captured forwards its own are called, kernel by kernel.
+        info: What the network is.
+        kernels: The step's kernels.
+        max_rows: Most rows of one forward.
+
+    Raises:
+        KernelError: If a kernel is missing.
+        TypeError: If the network takes a conditioning input in a type that requests' values cannot be kept in.
     """
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, info: ModelInfo, kernels: StepKernels, max_rows: int) -> None:
+        elements = math.prod(info.shape)
+        self.stepper = cuda.device_stepper(
+            network.stream,
+            elements=elements,
+            integer_timestep=info.timestep_dtype == "int64",
+            max_rows=max_rows,
+            sample=network.addresses["sample"],
+            timestep=network.addresses["timestep"],
+            prediction=network.addresses["prediction"],
+            sample_bytes=elements * (4 if network.storage == "float32" else 2),
+            cond=[
+                (network.addresses[name], row_bytes(spec), _stored(name, spec.dtype, network.cond_storage[name]))
+                for name, spec in info.cond.items()
+            ],
+            program=step_program(kernels, network.storage, elements, max_rows),
+        )
         self._network: Network | None = network
         self._stream = network.stream
         self.enqueue: Callable[[int], None] | _core.Denoiser = (
@@ -78,33 +99,6 @@ class GpuDenoiser:
             self._network.forward(rows)
 
 
-def on_gpu(network: Network, kernels: StepKernels) -> Place:
-    """A GPU's memory, and a network there."""
-
-    def place(info: ModelInfo, serving: Serving, check: bool) -> Placed:
-        elements = math.prod(info.shape)
-        stepper = cuda.device_stepper(
-            network.stream,
-            elements=elements,
-            integer_timestep=info.timestep_dtype == "int64",
-            max_rows=serving.max_rows,
-            sample=network.addresses["sample"],
-            timestep=network.addresses["timestep"],
-            prediction=network.addresses["prediction"],
-            sample_bytes=elements * (4 if network.storage == "float32" else 2),
-            cond=[
-                (network.addresses[name], row_bytes(spec), _stored(name, spec.dtype, network.cond_storage[name]))
-                for name, spec in info.cond.items()
-            ],
-            program=step_program(kernels, network.storage, elements, serving.max_rows),
-        )
-        server = _core.Server.on_device(stepper, serving.loop_options(), serving.max_queue, check)
-        denoiser = GpuDenoiser(network)
-        return Placed(server, denoiser, denoiser.enqueue)
-
-    return place
-
-
 def step_program(kernels: StepKernels, storage: str, n: int, slots: int) -> cuda.StepProgram:
     """All kernels that steps of up to ``slots`` samples of ``n`` elements may need: no request waits for a compiler.
 
@@ -126,21 +120,20 @@ def step_program(kernels: StepKernels, storage: str, n: int, slots: int) -> cuda
     )
 
 
-def captured(info: ModelInfo, network: Network, device: Cuda, serving: Serving) -> Serving:
-    """Captures the network's forwards as ``device`` says, and returns the rows that are left where memory is short.
+def capture_forwards(info: ModelInfo, network: Network, device: Cuda, max_rows: int, max_running: int) -> int:
+    """Captures the network's forwards as ``device`` says, and returns the most rows that memory suffices for.
 
-    Room stays for the states of as many samples as may run at once.
+    Room stays for the states of ``max_running`` samples.
 
     Raises:
         CaptureError: If they cannot be captured, and ``device.eager`` is False.
         ValueError: If a bucket is out of bounds.
     """
     if device.eager is not True:
-        buckets = device.buckets or cuda.bucket_rows(serving.max_rows)
-        states = cuda.slot_bytes(serving.most_running, math.prod(info.shape))
+        buckets = device.buckets or cuda.bucket_rows(max_rows)
+        states = cuda.slot_bytes(max_running, math.prod(info.shape))
         network.capture(buckets, device.memory_bytes, optional=device.eager is None, beside_bytes=states)
-    rows = max(network.graphs, default=serving.max_rows)
-    return serving if rows >= serving.max_rows else replace(serving, max_rows=rows)
+    return min(max(network.graphs, default=max_rows), max_rows)
 
 
 def kernels_for(network: Network, cubins: str | os.PathLike[str] | None) -> StepKernels:

@@ -35,7 +35,7 @@ from stepfuse.backends.host.onnxruntime import (
 )
 from stepfuse.bundle.bundle import Bundle
 from stepfuse.bundle.model_info import ModelInfo
-from stepfuse.errors import BundleError, DenoiserError, GpuError
+from stepfuse.errors import BundleError, DenoiserError, ProviderError
 
 CUDA, TENSORRT = "CUDAExecutionProvider", "TensorrtExecutionProvider"
 
@@ -45,10 +45,6 @@ _NO_WAIT = {"disable_synchronize_execution_providers": "1"}
 _OURS = {"device_id", "user_compute_stream", "has_user_compute_stream", "enable_cuda_graph", "trt_cuda_graph_enable"}
 
 logger = logging.getLogger("stepfuse")
-
-
-class ProviderError(GpuError):
-    """An execution provider of ONNX Runtime's is not there; the message says what to install."""
 
 
 class OnnxRuntimeNetwork(DriverNetwork):

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from stepfuse._core import cuda
 from stepfuse.bundle.model_info import ModelInfo
-from stepfuse.requests.resolution import SampleRequest
+from stepfuse.requests.resolution import ResolvedRequest
 from stepfuse.samplers.noise import normal
 from stepfuse.samplers.table import COLUMNS
 
@@ -42,12 +42,12 @@ class Batch:
     known: Array | None = None
 
 
-def rows_of(request: SampleRequest) -> int:
+def rows_of(request: ResolvedRequest) -> int:
     """Rows of every forward that are a sample's: as ``Frames.slot_rows`` has it, most of them at once."""
     return 1 if request.cond is None else 1 + bool((request.table["g"] != 1).any())
 
 
-def split(requests: Sequence[SampleRequest], max_rows: int) -> list[slice]:
+def split(requests: Sequence[ResolvedRequest], max_rows: int) -> list[slice]:
     """Which samples run together, in order, so that no forward has more than ``max_rows`` rows.
 
     Raises:
@@ -65,7 +65,7 @@ def split(requests: Sequence[SampleRequest], max_rows: int) -> list[slice]:
     return [*parts, slice(start, len(requests))]
 
 
-def frames_of(requests: Sequence[SampleRequest]) -> cuda.Frames:
+def frames_of(requests: Sequence[ResolvedRequest]) -> cuda.Frames:
     """All that the steps of these samples take from their tables."""
     return cuda.Frames(
         [
@@ -73,7 +73,7 @@ def frames_of(requests: Sequence[SampleRequest]) -> cuda.Frames:
                 request.table.rows,
                 request.cond is not None,
                 request.table.adaptive,
-                None if (known := request.known) is None or known.mask is None else known.levels,
+                None if (known := request.known_region) is None or known.mask is None else known.levels,
             )
             for request in requests
         ]
@@ -81,7 +81,7 @@ def frames_of(requests: Sequence[SampleRequest]) -> cuda.Frames:
 
 
 def batch_of(
-    info: ModelInfo, requests: Sequence[SampleRequest], frames: cuda.Frames, noise: Array | None = None
+    info: ModelInfo, requests: Sequence[ResolvedRequest], frames: cuda.Frames, noise: Array | None = None
 ) -> Batch:
     """What these samples begin with.
 
@@ -111,19 +111,19 @@ def batch_of(
     return Batch(x, seeds, sample, timestep, cond, _known(requests, noise) if frames.needs.keep else None)
 
 
-def _first_state(request: SampleRequest, noise: Array) -> Array:
-    if request.known is None:
+def _first_state(request: ResolvedRequest, noise: Array) -> Array:
+    if request.known_region is None:
         return noise * np.float32(request.table.init_scale)
-    signal, share = request.known.levels[0]
-    state: Array = signal * request.known.image.reshape(noise.shape) + share * noise
+    signal, share = request.known_region.levels[0]
+    state: Array = signal * request.known_region.image.reshape(noise.shape) + share * noise
     return state
 
 
-def _known(requests: Sequence[SampleRequest], noise: Array) -> Array:
+def _known(requests: Sequence[ResolvedRequest], noise: Array) -> Array:
     known = np.zeros((len(requests), 3, *noise.shape[1:]), np.float32)
     for parts, request, first in zip(known, requests, noise, strict=True):
-        if request.known is not None and request.known.mask is not None:
-            given = request.known.image, request.known.mask, first
+        if request.known_region is not None and request.known_region.mask is not None:
+            given = request.known_region.image, request.known_region.mask, first
             parts[:] = [values.reshape(first.shape) for values in given]
     return known
 

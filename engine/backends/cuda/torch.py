@@ -13,6 +13,7 @@ import torch
 
 from stepfuse._core import cuda
 from stepfuse.backends.cuda.capture import WARM_UPS, CapturedForwards, not_captured
+from stepfuse.backends.cuda.config import Cuda
 from stepfuse.backends.cuda.static_batch import Batch, step_values
 from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.errors import DenoiserError
@@ -33,16 +34,20 @@ class TorchNetwork(CapturedForwards):
         module: ``module(sample (R, *shape), timestep (R,), **cond)``, on a GPU.
         info: What it is.
         max_rows: Most rows of a forward.
+        device: The GPU that the caller names, which must be the module's; None names none.
 
     Raises:
-        ValueError: If a bound is broken, the module has no parameter, or is not on a GPU.
+        ValueError: If ``max_rows`` is below 1, the module has no parameter, is not on one GPU or on another than
+            ``device``, or ``device`` names what runs a bundle's network.
         TypeError: If it computes in a type that the step has no kernel for.
     """
 
-    def __init__(self, module: Any, info: ModelInfo, max_rows: int) -> None:
+    def __init__(self, module: Any, info: ModelInfo, max_rows: int, device: Cuda | None = None) -> None:
         if max_rows < 1:
             raise ValueError(f"max_rows must be at least 1, got {max_rows}")
         self.device, self._dtype = _where(module)
+        if device is not None:
+            _require_device(device, self.device)
         self.storage = _STORAGE[self._dtype]
         self.max_rows = max_rows
         self.graphs: dict[int, cuda.Graph] = {}
@@ -224,3 +229,11 @@ def _clear_workspaces() -> None:
     clear = getattr(torch._C, "_cuda_clearCublasWorkspaces", None)
     if clear is not None:
         clear()
+
+
+def _require_device(named: Cuda, found: torch.device) -> None:
+    for name in ("backend", "options"):
+        if (value := getattr(named, name)) is not None:
+            raise ValueError(f"{name} must be left out for a torch module, which is the network itself, got {value!r}")
+    if named.index != (found.index or 0):
+        raise ValueError(f"the module must be on the device named, cuda:{named.index}, got {found}")

@@ -22,7 +22,7 @@ from stepfuse.backends.cuda.static_batch import Batch, batch_of, frames_of, spli
 from stepfuse.bundle.bundle import Bundle
 from stepfuse.bundle.cond_input import CondInput
 from stepfuse.bundle.model_info import ModelInfo
-from stepfuse.requests.resolution import Compiler, SampleRequest, resolve, starting_state
+from stepfuse.requests.resolution import Compiler, ResolvedRequest, resolve, starting_state
 from stepfuse.samplers.schedule import NoiseSchedule
 from stepfuse.samplers.table import StepTable
 
@@ -304,7 +304,7 @@ class Trajectories(Generic[Samples]):
             drawn = [self._draw(requests[part], None if first is None else first[part]) for part in parts]
         return drawn[0] if len(drawn) == 1 else _joined(drawn)
 
-    def _draw(self, requests: Sequence[SampleRequest], noise: npt.NDArray[Any] | None) -> Samples:
+    def _draw(self, requests: Sequence[ResolvedRequest], noise: npt.NDArray[Any] | None) -> Samples:
         frames = frames_of(requests)
         batch = batch_of(self.info, requests, frames, noise)
         if self.eager:

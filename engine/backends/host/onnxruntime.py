@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from stepfuse.backends.buffers import Buffers
+from stepfuse.backends.host.base import HostBackend
+from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.errors import BundleError, DenoiserError
 
 try:
@@ -93,22 +94,24 @@ class Row(NamedTuple):
     shape: tuple[int, ...]
 
 
-class OnnxRuntimeDenoiser:
+class OnnxRuntimeBackend(HostBackend):
     """A bundle's ``denoiser.onnx`` in an ONNX Runtime session, which several of these may share.
 
     Args:
         session: The network.
         model: Its file, for messages.
-        buffers: The loop's memory, which inputs and output are bound to.
+        info: What its inputs and output must be.
+        max_rows: Most rows of one forward.
 
     Raises:
         BundleError: If the network's inputs and output are not those of the manifest.
     """
 
-    def __init__(self, session: ort.InferenceSession, model: Path, buffers: Buffers) -> None:
+    def __init__(self, session: ort.InferenceSession, model: Path, info: ModelInfo, max_rows: int) -> None:
+        super().__init__(info, max_rows)
         self._session = session
-        self._buffers = buffers
         self._bindings: dict[int, ort.IOBinding] = {}
+        buffers = self.buffers
         memory = {SAMPLE: buffers.sample, TIMESTEP: buffers.timestep, **buffers.cond}
         inputs = {name: Row(str(rows.dtype), rows.shape[1:]) for name, rows in memory.items()}
         check_interface(model, session, inputs, Row(str(buffers.prediction.dtype), buffers.prediction.shape[1:]))
@@ -132,11 +135,11 @@ class OnnxRuntimeDenoiser:
 
     def _bind(self, rows: int) -> ort.IOBinding:
         binding = self._session.io_binding()
-        inputs = {SAMPLE: self._buffers.sample, TIMESTEP: self._buffers.timestep, **self._buffers.cond}
+        inputs = {SAMPLE: self.buffers.sample, TIMESTEP: self.buffers.timestep, **self.buffers.cond}
         for name, memory in inputs.items():
             view = memory[:rows]
             binding.bind_input(name, "cpu", 0, view.dtype.type, view.shape, view.ctypes.data)
-        view = self._buffers.prediction[:rows]
+        view = self.buffers.prediction[:rows]
         binding.bind_output(PREDICTION, "cpu", 0, np.float32, view.shape, view.ctypes.data)
         self._bindings[rows] = binding
         return binding

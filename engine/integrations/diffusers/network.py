@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from stepfuse.backends.host.callable import FunctionDenoiser
+from stepfuse.backends.host.callable import CallableBackend
 from stepfuse.bundle.bundle import Bundle
 from stepfuse.bundle.cond_input import CondInput
 from stepfuse.bundle.model_info import ModelInfo
@@ -67,7 +67,7 @@ class TorchNetwork:
     def _open(self, shape: tuple[int, ...], rows: int, settings: SchedulerSettings) -> CallersThread:
         row = {"row": CondInput(dtype="int64", null=-1)}
         info = ModelInfo(shape, settings.schedule, settings.prediction_type, row)
-        return CallersThread(info, lambda buffers: FunctionDenoiser(self._predict, buffers), rows)
+        return CallersThread(info, CallableBackend(self._predict, info, rows), rows)
 
     def _predict(self, x: Array, t: Array, cond: Mapping[str, Array]) -> Array:
         if self._error is not None:  # the loop tries each sample alone, but they must step together
@@ -138,11 +138,11 @@ class BundleNetwork:
         """Nothing is held."""
 
     def _open(self, shape: tuple[int, ...], rows: int, settings: SchedulerSettings) -> CallersThread:
-        from stepfuse.backends.host.onnxruntime import OnnxRuntimeDenoiser
+        from stepfuse.backends.host.onnxruntime import OnnxRuntimeBackend
 
         info = replace(self._bundle.info, shape=shape, schedule=settings.schedule)
-        session, model = self._session, self._bundle.denoiser
-        return CallersThread(info, lambda buffers: OnnxRuntimeDenoiser(session, model, buffers), rows)
+        backend = OnnxRuntimeBackend(self._session, self._bundle.denoiser, info, rows)
+        return CallersThread(info, backend, rows)
 
 
 class _Services:

@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from stepfuse import _core
-from stepfuse.backends.base import Denoiser, on_host
-from stepfuse.backends.buffers import Buffers
+from stepfuse.backends.base import Backend
 from stepfuse.bundle.model_info import ModelInfo
-from stepfuse.requests.resolution import Compiler, SampleRequest, resolve
+from stepfuse.requests.resolution import Compiler, ResolvedRequest, resolve
 from stepfuse.samplers.table import StepTable
 from stepfuse.serving.config import Serving
-from stepfuse.serving.inflight import Draw
+from stepfuse.serving.in_flight import InFlightSample, Progress
 from stepfuse.serving.service import Service
 
 States = npt.NDArray[np.float32]
 
 
 class CallersThread(Service):
-    """A service that draws on the thread that asks: there holds what torch keeps a thread, such as autocast."""
+    """A service that samples on the thread that asks: there holds what torch keeps a thread, such as autocast."""
 
-    def __init__(self, info: ModelInfo, make_denoiser: Callable[[Buffers], Denoiser], rows: int) -> None:
-        super().__init__(info, on_host(make_denoiser), Serving(max_rows=rows))
+    def __init__(self, info: ModelInfo, backend: Backend, rows: int) -> None:
+        super().__init__(info, backend, Serving(max_rows=rows))
         self._compiler = Compiler(info)
 
-    def requests(self, n: int, table: StepTable, **conditions: Any) -> list[SampleRequest]:
+    def requests(self, n: int, table: StepTable, **conditions: Any) -> list[ResolvedRequest]:
         """``n`` samples of a table; ``cond`` and ``negative_cond`` as in ``Engine.sample``, by name."""
         told: dict[str, Any] = {"cond": None, **{name: value or None for name, value in conditions.items()}}
         rest: dict[str, Any] = dict.fromkeys(("sampler", "steps", "guidance_scale", "eta"))
@@ -50,7 +49,7 @@ class Run:
         x: The states, which may be changed between two steps.
     """
 
-    def __init__(self, service: CallersThread, requests: Sequence[SampleRequest], x: States) -> None:
+    def __init__(self, service: CallersThread, requests: Sequence[ResolvedRequest], x: States) -> None:
         self.x = x
         self._service = service
         self._requests = requests
@@ -69,12 +68,14 @@ class Run:
         if self._ids:
             self._service.open(self._gate)
         else:
-            self._ids = self._service.submit_all(
-                [
-                    Draw(request, self.x[i], True, self, gate=self._gate, watched=True, index=i)
-                    for i, request in enumerate(self._requests)
-                ]
-            )
+            samples = [
+                InFlightSample(
+                    self._service.new_id(), request, self.x[i], True, self, gate=self._gate, watched=True, index=i
+                )
+                for i, request in enumerate(self._requests)
+            ]
+            self._ids = [sample.id for sample in samples]
+            self._service.submit_all(samples)
         if self._error is not None:
             raise self._error
         if self._stepped != len(self.x):
@@ -84,13 +85,7 @@ class Run:
         """Ends the run wherever it is."""
         self._service.cancel(self._ids)
 
-    def stepped(self, draw: Draw, step: int) -> None:
-        """Counts."""
-        self._stepped += 1
-
-    def ended(self, draw: Draw, error: BaseException | None) -> None:
-        """Keeps the first error."""
-        self._error = self._error or error
-
-    def turn_over(self) -> None:
-        """Nothing to do."""
+    def on_progress(self, made: Sequence[Progress]) -> None:
+        """Counts the steps, and keeps the first error."""
+        self._stepped += sum(not one.ended for one in made)
+        self._error = self._error or next((one.error for one in made if one.error is not None), None)

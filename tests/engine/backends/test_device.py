@@ -5,7 +5,8 @@ import support
 
 import stepfuse as sf
 from stepfuse.backends.cuda.config import device_of
-from stepfuse.constructors import GPU_ROWS, _serving
+from stepfuse.engine import _serving
+from stepfuse.serving.config import GPU_ROWS, HOST_ROWS
 
 
 @pytest.mark.parametrize(
@@ -50,12 +51,13 @@ def test_a_module_on_the_cpu_is_refused():
 
 
 def test_rows_are_fewer_on_a_gpu_unless_somebody_says():
-    assert _serving(None, None, None, default_rows=GPU_ROWS).max_rows == GPU_ROWS
-    assert _serving(None, 5, None, default_rows=GPU_ROWS).max_rows == 5
-    assert _serving(sf.Serving(max_queue=3), None, True, default_rows=GPU_ROWS) == sf.Serving(
-        max_queue=3, deterministic=True
+    assert _serving(None, None, None, GPU_ROWS).max_rows == GPU_ROWS
+    assert _serving(None, 5, None, GPU_ROWS).max_rows == 5
+    assert _serving(sf.Serving(max_rows=7), None, None, GPU_ROWS).max_rows == 7
+    assert _serving(sf.Serving(max_queue=3), None, True, GPU_ROWS) == sf.Serving(
+        max_rows=GPU_ROWS, max_queue=3, deterministic=True
     )
-    assert _serving(None, None, None).max_rows == sf.Serving().max_rows
+    assert _serving(None, None, None, HOST_ROWS).row_limit == sf.Serving().row_limit
 
 
 def test_slots_take_three_states_each():

@@ -7,7 +7,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import stepfuse as sf
-from stepfuse.cli import _conds, app
+from stepfuse.cli.app import _conds, app
 
 runner = CliRunner()
 

@@ -436,7 +436,7 @@ def test_bad_requests_are_refused_in_the_caller_s_thread(request_, error, messag
         with pytest.raises(error, match=message):
             engine.submit(request_)
         assert engine.stats()["submitted"] == 0
-        assert not engine._service._draws
+        assert not engine._service._samples
 
 
 @pytest.mark.parametrize(

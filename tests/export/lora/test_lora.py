@@ -26,7 +26,7 @@ from stepfuse.export import ExportError
 from stepfuse.export.lora.file import Lora
 from stepfuse.export.lora.fuse import fuse_lora, lora_weights, unfuse_lora
 from stepfuse.export.onnx.graph import Input, export_onnx
-from stepfuse.export.quantize.quantize import quantize
+from stepfuse.export.quantization.quantize import quantize
 
 CROSS, TOKENS, SHAPE = 12, 5, (4, 8, 8)
 LINEAR = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "time_emb_proj", "linear_1", "linear_2"]

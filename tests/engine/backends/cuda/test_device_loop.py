@@ -72,7 +72,7 @@ def made(fake, step_on):
         fake.late(late)
         network = Network(fake, step_on, **options)
         serving = serving or sf.Serving(max_rows=network.max_rows)
-        engine = Engine(INFO, cuda_loop.on_gpu(network, network.kernels), serving)
+        engine = Engine(INFO, cuda_loop.LoopBackend(network, INFO, network.kernels, serving.row_limit), serving)
         engines.append(engine)
         engine.network = network
         return engine
@@ -338,8 +338,6 @@ def test_a_stepper_belongs_to_one_server(fake, step_on):
         **rows,
     )
     options = sf.Serving().loop_options()
-    server = _core.Server.on_device(stepper, options, 4)
+    _core.Server(stepper, options, 4)
     with pytest.raises(ValueError, match="belongs to one server"):
-        _core.Server.on_device(stepper, options, 4)
-    with pytest.raises(RuntimeError, match="rows are on a device"):
-        server.buffers()
+        _core.Server(stepper, options, 4)

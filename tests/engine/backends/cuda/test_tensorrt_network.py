@@ -127,7 +127,9 @@ def test_requests_join_and_leave_between_steps(made, buckets):
     network, kernels = made()
     if buckets:
         network.capture(buckets)
-    with sf.Engine(network.info, cuda_loop.on_gpu(network, kernels), sf.Serving(max_rows=8)) as engine:
+    with sf.Engine(
+        network.info, cuda_loop.LoopBackend(network, network.info, kernels, 8), sf.Serving(max_rows=8)
+    ) as engine:
         futures = [engine.submit(sf.Request(cond=i % 7, seed=i, steps=3 + i % 4)) for i in range(12)]
         images = [future.result() for future in futures]
     for i, image in enumerate(images):

@@ -11,9 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from stepfuse.backends.base import on_host
-from stepfuse.backends.buffers import Buffers
-from stepfuse.backends.host.callable import FunctionDenoiser
+from stepfuse.backends.host.callable import CallableBackend
 from stepfuse.backends.host.onnxruntime import PREDICTION, SAMPLE, TIMESTEP, open_session
 from stepfuse.bundle.bundle import Bundle
 from stepfuse.bundle.model_info import ModelInfo
@@ -226,10 +224,7 @@ def _in_order(shape: tuple[int, ...], values: Any, count: int) -> Any:
 
 
 def _engine(info: ModelInfo, forward: Callable[..., Array], max_rows: int) -> Engine:
-    def make(buffers: Buffers) -> FunctionDenoiser:
-        return FunctionDenoiser(forward, buffers)
-
-    return Engine(info, on_host(make), Serving(max_rows=max_rows))
+    return Engine(info, CallableBackend(forward, info, max_rows), Serving(max_rows=max_rows))
 
 
 def _predict(session: Any, feed: Feed) -> Array:

@@ -1,13 +1,13 @@
-#include "known.h"
+#include "known_region.h"
 
 namespace stepfuse {
 
-void start_from(const Known& known, std::int64_t n, float* x) {
+void start_from(const KnownRegion& known, std::int64_t n, float* x) {
   const Level level = known.levels.front();
   for (std::int64_t k = 0; k < n; ++k) x[k] = level.signal * known.image[k] + level.noise * x[k];
 }
 
-void keep_known(const Known& known, int step, const float* noise, const StepSpan<float>& span) {
+void keep_known(const KnownRegion& known, int step, const float* noise, const StepSpan<float>& span) {
   const Level level = known.levels[static_cast<std::size_t>(step) + 1];
   for (std::int64_t k = 0; k < span.n; ++k) {
     const float given = level.signal * known.image[k] + level.noise * noise[k];

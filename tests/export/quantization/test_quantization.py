@@ -15,8 +15,8 @@ import stepfuse as sf
 from stepfuse.analysis import Statistics, frechet_distance
 from stepfuse.cli import app
 from stepfuse.export import ExportError
-from stepfuse.export.quantize import trial as quantization_trial
-from stepfuse.export.quantize.quantize import OPERATORS, quantize
+from stepfuse.export.quantization import trial as quantization_trial
+from stepfuse.export.quantization.quantize import OPERATORS, quantize
 
 QUICK = {"samples": 4, "steps": 4, "rows": (2,), "rounds": 1, "threads": 1}
 

@@ -14,17 +14,17 @@ struct Level {
 };
 
 // Pointers are borrowed.
-struct Known {
+struct KnownRegion {
   const float* image;         // (elements,)
   const float* mask;          // (elements,) 1: drawn, 0: the image's, between: blended; null: only the start is given
   std::vector<Level> levels;  // of the state before each row, and of the result behind the last
 };
 
 // Turns the noise in x into the state before the first row.
-void start_from(const Known& known, std::int64_t n, float* x);
+void start_from(const KnownRegion& known, std::int64_t n, float* x);
 
 // Puts the image back where the mask keeps it: into the state that row `step` has left in span.out, at its level, into
 // the next forward's rows and into the preview. `noise` is what the sample began with.
-void keep_known(const Known& known, int step, const float* noise, const StepSpan<float>& span);
+void keep_known(const KnownRegion& known, int step, const float* noise, const StepSpan<float>& span);
 
 }  // namespace stepfuse

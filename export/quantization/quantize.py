@@ -19,7 +19,7 @@ from stepfuse.bundle.bundle import DENOISER, Bundle, write_bundle
 from stepfuse.bundle.folder import CACHE
 from stepfuse.export.errors import ExportError
 from stepfuse.export.lora.store import ORIGINALS, QUANTIZATION
-from stepfuse.export.quantize.trial import Feed, record_runs, try_both
+from stepfuse.export.quantization.trial import Feed, record_runs, try_both
 
 if TYPE_CHECKING:
     from stepfuse.analysis import FeatureFunction, Judge, Statistics

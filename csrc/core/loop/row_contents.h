@@ -11,14 +11,14 @@
 
 namespace stepfuse {
 
-class RowOwners {
+class RowContents {
  public:
   struct Held {
     bool conditioning;  // the row holds what this pass of the sample is told
     bool state;         // and the state before that step
   };
 
-  explicit RowOwners(int rows) : contents_(static_cast<std::size_t>(rows)) {}
+  explicit RowContents(int rows) : contents_(static_cast<std::size_t>(rows)) {}
 
   // The row is the sample's from now on, for the step `step`; returns what it holds of it already.
   Held claim(int row, const Sample& sample, int step, bool conditional) {
