@@ -52,7 +52,7 @@ class ProviderError(GpuError):
     """An execution provider of ONNX Runtime is not there; the message says what to install."""
 
 
-class PlanError(StepfuseError, ValueError):
+class PlanError(ExportError):
     """A TensorRT plan cannot be built, kept or used; the message names the rule and the value, and what to do."""
 
 
