@@ -1,16 +1,38 @@
 # `make sample` and `make test` each do all their set-up: a virtual environment, the compiler's work, the packages.
 
 PYTHON ?= python3
+# Tests run in as many processes as there are processors, each held to one of them.
+JOBS ?= $(shell nproc)
+PYTEST = .venv-dev/bin/pytest -n $(JOBS) --dist worksteal
+LOCK := requirements.lock
 SOURCES := setup.py pyproject.toml MANIFEST.in $(shell find engine kernels export csrc -type f -not -name '*.so' -not -path '*/__pycache__/*')
 
-.PHONY: sample test lint sanitize cubins bench bench-load gpu-check analyze format clean
+.PHONY: sample test test-slow test-newest lint lock sanitize cubins bench bench-quick bench-load gpu-check analyze format clean
 
 # Sampling needs no torch: this environment has the base dependencies alone.
 sample: .venv/.ready
 	.venv/bin/stepfuse sample fashion --output out/fashion.png
 
 test: .venv-dev/.ready
-	.venv-dev/bin/pytest
+	$(PYTEST) -m 'not slow'
+
+# All cubins, the soak of 100,000 requests, the GPU check's own tests, fresh environments: long for what they show.
+test-slow: .venv-dev/.ready
+	$(PYTEST) -m slow
+
+# What the newest versions within the extras' ranges break; says first where they differ from the lock. torch and
+# diffusers stay, which the test extra pins.
+test-newest:
+	test -x .venv-newest/bin/pip || { rm -rf .venv-newest; $(PYTHON) -m venv .venv-newest; }
+	.venv-newest/bin/pip install --quiet --upgrade --upgrade-strategy eager --config-settings editable_mode=strict -e '.[dev]'
+	.venv-newest/bin/pip freeze --exclude-editable | grep -vxFf $(LOCK) || true
+	.venv-newest/bin/pytest -n $(JOBS) --dist worksteal -m 'not slow'
+
+# The exact versions that tests and tools run on, for every Python that is supported. Extras keep their ranges.
+lock:
+	test -x .venv-lock/bin/uv || { $(PYTHON) -m venv .venv-lock && .venv-lock/bin/pip install --quiet uv; }
+	.venv-lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.10 --extra dev --no-annotate \
+	    --no-emit-index-url --custom-compile-command 'make lock' --output-file $(LOCK) pyproject.toml
 
 lint: .venv-dev/.ready
 	.venv-dev/bin/ruff check .
@@ -29,6 +51,10 @@ cubins: .venv-dev/.ready
 
 bench: .venv-dev/.ready
 	.venv-dev/bin/python benchmarks/run.py
+
+# Every benchmark at its smallest size: whether it runs, not what it measures.
+bench-quick: .venv-dev/.ready
+	.venv-dev/bin/python benchmarks/run.py --quick
 
 # Three quarters of an hour: requests come at random, at a given rate.
 bench-load: .venv-dev/.ready
@@ -56,12 +82,14 @@ format: .venv-dev/.ready
 	.venv/bin/pip install --quiet .
 	touch $@
 
-# Strict: mypy cannot follow the import hook of the default editable install. --config-settings came with pip 22.1.
-.venv-dev/.ready: $(SOURCES)
+# Strict: mypy cannot follow the import hook of the default editable install. Without isolation, so that what builds the
+# package is of the lock's versions too.
+.venv-dev/.ready: $(SOURCES) $(LOCK)
 	test -x .venv-dev/bin/pip || { rm -rf .venv-dev; $(PYTHON) -m venv .venv-dev; }
-	.venv-dev/bin/pip install --quiet 'pip>=22.1'
-	.venv-dev/bin/pip install --quiet --config-settings editable_mode=strict -e '.[dev]'
+	.venv-dev/bin/pip install --quiet --constraint $(LOCK) pip pybind11 setuptools
+	.venv-dev/bin/pip install --quiet --constraint $(LOCK) --no-build-isolation \
+	    --config-settings editable_mode=strict --editable '.[dev]'
 	touch $@
 
 clean:
-	rm -rf .venv .venv-dev build dist out *.egg-info
+	rm -rf .venv .venv-dev .venv-newest .venv-lock build dist out *.egg-info

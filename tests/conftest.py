@@ -7,6 +7,12 @@ from pathlib import Path
 
 import pytest
 
+# Tests in several processes (pytest -n) are held to a processor each: the libraries' threads, one for each processor
+# that a process may use and waiting actively, would otherwise keep those of the other tests from running.
+if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_setaffinity"):
+    processors = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {processors[int(worker.removeprefix("gw")) % len(processors)]})
+
 # Without a GPU the Triton kernels run in its interpreter, which has to be chosen before anything imports Triton, and
 # diffusers does. With a GPU the same tests run what is compiled; TRITON_INTERPRET=1 asks for the interpreter there.
 if not Path("/dev/nvidiactl").exists():

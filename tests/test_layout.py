@@ -1,4 +1,4 @@
-"""Who may know of whom: includes of the core, and the direction of imports."""
+"""Which way imports run: includes of the core, floors of the rooms, and what sampling leaves alone."""
 
 import ast
 import re
@@ -25,7 +25,7 @@ def modules(*folders):
 def imported(path, *, lazily):
     """Names of the modules that a file imports, at its top level or anywhere."""
     tree = ast.parse(path.read_text())
-    for node in ast.walk(tree) if lazily else top_level(tree):
+    for node in statements(tree, lazily=lazily):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -33,14 +33,14 @@ def imported(path, *, lazily):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def top_level(tree):
-    """Every statement that runs on import: all but the bodies of functions, and what only type checkers read."""
+def statements(tree, *, lazily):
+    """All but what only type checkers read; those that run on import, or also the bodies of functions."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             continue
         yield node
-        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-            yield from top_level(node)
+        if lazily or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            yield from statements(node, lazily=lazily)
 
 
 def within(name, package):
@@ -64,16 +64,71 @@ def test_integrations_load_what_they_are_for_when_it_is_used():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT / "tests")
 
 
-@pytest.mark.parametrize("path", modules("engine"))
-def test_only_the_command_line_knows_of_export(path):
-    if "cli" not in path.parts:
-        assert not [name for name in imported(path, lazily=True) if within(name, "stepfuse.export")]
+SOURCES = {
+    ".".join((package, *path.relative_to(ROOT / folder).with_suffix("").parts)).removesuffix(".__init__"): path
+    for folder, package in {"engine": "stepfuse", "kernels": "stepfuse.kernels", "export": "stepfuse.export"}.items()
+    for path in sorted((ROOT / folder).rglob("*.py"))
+}
 
 
-@pytest.mark.parametrize("path", modules("kernels"))
-def test_kernels_know_of_nothing_but_themselves(path):
-    ours = [name for name in imported(path, lazily=True) if within(name, "stepfuse")]
-    assert [name for name in ours if not within(name, "stepfuse.kernels")] == []
+def room_of(module):
+    """The folder that a module is in, the host's and the GPU's back ends apart; a module of ``engine/`` is its own."""
+    parts = module.split(".")
+    if module.startswith(("stepfuse.backends.host", "stepfuse.backends.cuda")):
+        return ".".join(parts[:3])
+    if module.startswith("stepfuse.backends."):
+        return module
+    return ".".join(parts[:2])
+
+
+def sources_imported(module):
+    """Our modules that one imports, on its top level or when they are used."""
+    for name in imported(SOURCES[module], lazily=True):
+        if name.startswith("stepfuse._core") or not within(name, "stepfuse"):
+            continue
+        found = name if name in SOURCES else name.rpartition(".")[0]
+        if found in SOURCES and found != module:
+            yield found
+
+
+def floors(graph):
+    """Each node's floor: one above the highest that it imports. Fails on a cycle, which is an import that runs up."""
+    found = {}
+
+    def floor(node, above=()):
+        assert node not in above, "imports run in a circle: " + " -> ".join([*above[above.index(node) :], node])
+        if node not in found:
+            found[node] = max((floor(below, (*above, node)) + 1 for below in sorted(graph[node])), default=0)
+        return found[node]
+
+    for node in sorted(graph):
+        floor(node)
+    return found
+
+
+def test_no_module_imports_upwards():
+    floors({module: set(sources_imported(module)) for module in SOURCES})
+
+
+def test_no_room_imports_upwards_and_the_floors_are_those_of_the_architecture_page():
+    graph = {room_of(module): set() for module in SOURCES}
+    for module in SOURCES:
+        graph[room_of(module)] |= {room_of(found) for found in sources_imported(module)} - {room_of(module)}
+    derived = floors(graph)
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    documented = {
+        room: int(floor)
+        for floor, rooms in re.findall(r"^\| (\d+) \| (.*) \|$", page, re.MULTILINE)
+        for room in re.findall(r"`([^`]+)`", rooms)
+    }
+    assert documented == {room.removeprefix("stepfuse."): floor for room, floor in derived.items()}
+
+
+def test_only_the_command_line_imports_export_and_kernels_import_nothing_of_ours():
+    for module in SOURCES:
+        rooms = {room_of(found) for found in sources_imported(module)} - {room_of(module)}
+        assert "stepfuse.export" not in rooms or room_of(module) == "stepfuse.cli", module
+        assert not rooms or room_of(module) != "stepfuse.kernels", module
 
 
 @pytest.mark.parametrize(

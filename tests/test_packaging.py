@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
+LOCK = ROOT / "requirements.lock"
+pytestmark = pytest.mark.slow  # a wheel is built and installed
+
 FOLDERS = {"engine": "stepfuse", "kernels": "stepfuse/kernels", "export": "stepfuse/export"}
 
 
@@ -33,7 +36,8 @@ def wheel(tmp_path_factory):
     for name in tracked():
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, source / name)
-    run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", out, source, cwd=out)
+    options = ["--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", out]
+    run(sys.executable, "-m", "pip", "wheel", *options, source, cwd=out)
     [built] = out.iterdir()
     return built
 
@@ -44,14 +48,14 @@ def python(wheel, tmp_path_factory):
     folder = tmp_path_factory.mktemp("fresh")
     venv.create(folder, with_pip=True)
     python = folder / "bin" / "python"
-    run(python, "-m", "pip", "install", "--quiet", wheel, cwd=folder)
+    run(python, "-m", "pip", "install", "--quiet", "--constraint", LOCK, wheel, cwd=folder)
     return python
 
 
 @pytest.fixture(scope="session")
 def python_with_text(python, wheel):
     """The same interpreter, for prompts."""
-    run(python, "-m", "pip", "install", "--quiet", f"{wheel}[text]", cwd=wheel.parent)
+    run(python, "-m", "pip", "install", "--quiet", "--constraint", LOCK, f"{wheel}[text]", cwd=wheel.parent)
     return python
 
 

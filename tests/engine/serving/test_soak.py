@@ -39,6 +39,7 @@ def resident_bytes():
     return int(MEMORY.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not MEMORY.exists(), reason=f"memory is read from {MEMORY}")
 def test_a_hundred_thousand_requests_lose_nothing_and_keep_no_memory(caplog):
     caplog.set_level("CRITICAL", logger="stepfuse")
