@@ -162,7 +162,7 @@ class Engine:
             serving: As in ``load``.
 
         Raises:
-            ValueError: If a bound is broken; the message carries the value received.
+            ValueError: If ``ModelInfo`` refuses what is said of the network, or ``max_rows`` is below 1.
         """
         info = _info(shape, schedule, prediction_type, cond, timestep_dtype, data_range)
         serving = _serving(serving, max_rows, deterministic, HOST_ROWS)
@@ -207,7 +207,8 @@ class Engine:
 
         Raises:
             ImportError: If torch is missing.
-            ValueError: If a bound is broken, or the module is not on one GPU.
+            ValueError: If ``ModelInfo`` refuses what is said of the network, ``max_rows`` is below 1, or the module is
+                not where ``device`` says, or not on one GPU.
             TypeError: If it computes in a type that the step has no kernel for.
             CaptureError: If it cannot be captured, and ``device`` says that it must.
             CudaError: If there is no driver or it is too old.
@@ -260,13 +261,13 @@ class Engine:
 
         Args:
             n: Number of samples.
-            cond: What the network is told: a class name or index, an array, or None for nothing, where it has one
+            cond: Conditioning: a class name or index, an array, or None for the null value, where the network has one
                 conditioning input; a dict of these by name otherwise.
-            negative_cond: What the unconditional pass of guidance is told, as ``cond``; None is the null value.
+            negative_cond: Conditioning of guidance's unconditional pass, as ``cond``; None is the null value.
             sampler: A name of ``stepfuse.samplers.SAMPLERS``; None is the model's default.
             steps: Number of steps S; None is the model's default, and T for ``ddpm``.
-            guidance_scale: Classifier-free guidance, at least 0; None is the model's default. Samples that are told
-                nothing cost one pass a step whatever it is.
+            guidance_scale: Classifier-free guidance, at least 0; None is the model's default. Unconditional
+                samples cost one pass a step whatever it is.
             eta: DDIM's share of added noise, 0 to 1.
             seed: 0 to 2^64 - 1. With one seed s for all, sample i has seed s + i; None draws one.
             table: A compiled sampler, instead of the four arguments above.
@@ -292,7 +293,10 @@ class Engine:
             Shape (n, *shape), float32, in the model's data range.
 
         Raises:
-            ValueError: If a bound is broken; the message carries the value received.
+            ValueError: If ``n`` is below 1, a sequence has not n values, there is no such sampler or it refuses an
+                argument, a seed is not within 0 to 2^64 - 1, ``cond`` is none of the network's values, ``noise``,
+                ``image`` or ``mask`` has another shape than the model's, is not finite or out of range, or ``table``
+                comes with what it says already.
             TypeError: If an argument is of the wrong kind.
             DenoiserError: If the network returns a wrong shape or a number that is not finite, or ONNX Runtime fails.
                 What a Python function raises comes through as it is.
@@ -334,7 +338,8 @@ class Engine:
             the engine's thread, which waits for it.
 
         Raises:
-            ValueError: If a bound is broken; the message carries the value received.
+            ValueError: If a value of ``request`` is one that ``sample`` refuses, its deadline has passed, its timeout
+                is not above 0, or ``wait`` is negative.
             TypeError: If an argument is of the wrong kind.
             QueueFull: If ``serving.max_queue`` requests wait to begin.
             DeadlineError: If the deadline cannot be met, by ``calibrate``'s costs or those of the forwards of late.
@@ -400,7 +405,7 @@ class Engine:
         Args:
             images: Shape (n, *shape), floating point, in the model's data range.
             steps: DDIM steps to invert; None is the model's default.
-            cond: What the network is told, as in ``sample``.
+            cond: Conditioning, as in ``sample``.
             guidance_scale: As in ``sample``; 1 inverts best.
             refinements: Further network evaluations a step, towards its exact inverse; 0 is plain DDIM inversion.
             progress: Whether a bar is shown.
@@ -411,7 +416,8 @@ class Engine:
             Noise of shape (n, *shape), float32.
 
         Raises:
-            ValueError: If a bound is broken; the message carries the value received.
+            ValueError: If ``images`` have not the model's shape or lie outside of its data range, ``refinements`` is
+                negative, or ``sample`` or ``samplers.ddim_inverse`` refuses an argument.
             TypeError: If an argument is of the wrong kind.
             DenoiserError: As in ``sample``.
         """
@@ -445,7 +451,8 @@ class Engine:
             Shape (n, *shape), float32.
 
         Raises:
-            ValueError: If a bound is broken; the message carries the value received.
+            ValueError: If ``z0`` and ``z1`` differ in shape, ``n`` is below 2, ``path`` is neither of the two, slerp
+                meets opposite noises, or ``sample`` refuses an argument.
         """
         return self.sample(n, noise=interpolate_noise(z0, z1, n, path), **arguments)
 
@@ -461,7 +468,7 @@ class Engine:
         """The table that ``sample`` would run with these arguments on this model.
 
         Raises:
-            ValueError: If a bound is broken; the message carries the value received.
+            ValueError: If there is no such sampler, or it refuses an argument.
             TypeError: If the sampler does not have one of the options.
         """
         return self._compiler.compile(sampler, steps, guidance_scale, eta, options)

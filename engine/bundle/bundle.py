@@ -39,7 +39,7 @@ class Bundle:
         licence: Under which terms.
         files: Size and SHA-256 of each file by name.
         pipeline: What stands around the denoiser, where it is a whole pipeline's.
-        export: How it was exported: opset, precision, versions, measured errors; empty if nobody wrote it down.
+        export: How it was exported: opset, precision, versions, measured errors; empty if the manifest does not say.
     """
 
     path: Path
@@ -183,11 +183,11 @@ def _pipeline_info(path: Path, manifest: Mapping[str, Any]) -> PipelineInfo | No
         pipeline = PipelineInfo.from_config(entry(path, manifest, "pipeline", dict))
     except (TypeError, ValueError) as error:
         raise BundleError(f"{path / MANIFEST}: {error}") from error
-    listed, told = entry(path, manifest, "files", dict), entry(path, manifest, "cond", dict)
+    listed, cond = entry(path, manifest, "files", dict), entry(path, manifest, "cond", dict)
     missing = {one.tokenizer for one in pipeline.prompts} | ({TEXT_ENCODER} if pipeline.prompts else set())
     if missing := missing - set(listed):
         raise BundleError(f"{path / MANIFEST}: files must list {', '.join(sorted(missing))}, which pipeline needs")
-    if pipeline.size_input is not None and pipeline.size_input not in told:
+    if pipeline.size_input is not None and pipeline.size_input not in cond:
         raise BundleError(
             f"{path / MANIFEST}: pipeline: size_input must be one of cond's names, got {pipeline.size_input!r}"
         )

@@ -131,14 +131,14 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def change_cache(path: Path, add: Mapping[str, bytes | memoryview], remove: Collection[str] = ()) -> None:
-    """Adds files under ``plans/`` to a folder, and removes some, in an order that whoever reads meanwhile can bear.
+    """Adds files under ``plans/`` to a folder, and removes some, in an order that keeps the folder readable meanwhile.
 
     The manifest lists a file before it is there, and until it is gone. A writer that is killed leaves names of nothing,
     which the next one drops. Hold ``locked(path)``.
 
     Args:
         path: The folder; what is written passes through a scratch folder beside it.
-        add: Contents by name; a name that is there already keeps its content, so let the name tell the content.
+        add: Contents by name; a name that is there already keeps its content, so a name must stand for its content.
         remove: Names to remove.
 
     Raises:

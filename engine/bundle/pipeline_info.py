@@ -48,7 +48,7 @@ class PipelineInfo:
         size_multiple: Height and width in pixels are multiples of this.
         fixed_size: Whether only the size of ``ModelInfo.shape`` can be drawn.
         max_size: Most pixels a side; None: no bound but memory.
-        size_input: Conditioning input, float32 (6,), that is told (height, width, top, left, height, width) of the
+        size_input: Conditioning input, float32 (6,), that takes (height, width, top, left, height, width) of the
             picture, as Stable Diffusion XL's ``time_ids`` (Podell et al., 2023, section 2.2); None where there is none.
         zeros_without_negative: Whether a missing negative prompt means zeros instead of the embedding of "".
     """

@@ -1,4 +1,4 @@
-"""Conditioning inputs: what a network is told, what "nothing" is, and how a caller says it."""
+"""From a caller's ``cond`` to a value for each conditioning input of each sample."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from stepfuse.bundle.cond_input import CondInput
 def cond_per_sample(
     inputs: Mapping[str, CondInput], given: Any, count: int, argument: str = "cond"
 ) -> list[list[npt.NDArray[Any]] | None]:
-    """What each sample is told: a value an input in the inputs' order, or None where it is told nothing at all.
+    """Each sample's conditioning: a value an input in the inputs' order; None where all are null (unconditional).
 
     Args:
         inputs: The network's conditioning inputs by name.
@@ -42,6 +42,6 @@ def cond_per_sample(
     nulls = [spec.value(name, None) for name, spec in inputs.items()]
     rows: list[list[npt.NDArray[Any]] | None] = []
     for values in zip(*columns, strict=True):
-        told = any(not np.array_equal(value, null) for value, null in zip(values, nulls, strict=True))
-        rows.append(list(values) if told else None)
+        conditional = any(not np.array_equal(value, null) for value, null in zip(values, nulls, strict=True))
+        rows.append(list(values) if conditional else None)
     return rows

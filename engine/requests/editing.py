@@ -73,7 +73,8 @@ class Edit:
         strength: One a sample.
 
     Raises:
-        ValueError: If a bound is broken or a shape differs; the message carries the value received.
+        ValueError: If ``mask`` or ``strength`` comes without ``image``, a shape is not the model's, an image is not
+            finite or lies outside of the data range, or a mask outside of 0 to 1.
         TypeError: If an array does not hold numbers.
     """
 

@@ -16,8 +16,8 @@ class Request:
     """One image to draw, as ``Engine.submit`` takes it: the arguments of ``Engine.sample`` for one sample.
 
     Attributes:
-        cond: What the network is told.
-        negative_cond: What the unconditional pass is told instead of the null value.
+        cond: Conditioning; None is the null value.
+        negative_cond: Conditioning of the unconditional pass; None is the null value.
         sampler: A name of ``stepfuse.samplers.SAMPLERS``; None is the model's default.
         steps: Number of steps; None is the model's default.
         guidance_scale: None is the model's default.

@@ -1,4 +1,4 @@
-"""From the arguments of ``Engine.sample`` to one request a sample: a table, a seed, and what the sample is told."""
+"""From the arguments of ``Engine.sample`` to one request a sample: a table, a seed and conditioning."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class ResolvedRequest:
     Attributes:
         table: Its sampler, compiled.
         seed: Key of all its noise.
-        cond: A value for each conditioning input; None where it is told nothing.
-        negative_cond: The same for the unconditional pass; None where that is told the null values.
-        known: What it begins with or keeps; None where it begins as noise.
+        cond: A value for each conditioning input; None where the sample is unconditional.
+        negative_cond: The same for the unconditional pass; None stands for the null values.
+        known_region: The image that it begins with, or that inpainting keeps in part; None where it begins as noise.
         priority, deadline, timeout: As in ``Request``.
         name: The request's id, if it has one.
     """
@@ -89,7 +89,8 @@ class Compiler:
         """A request, checked and compiled.
 
         Raises:
-            ValueError: If a bound is broken; the message carries the value received.
+            ValueError: If ``resolve`` refuses an argument, ``priority`` does not fit 32 bits, ``deadline`` or
+                ``timeout`` is not finite, or ``timeout`` is not above 0.
             TypeError: If a value is of the wrong kind.
         """
         [resolved] = resolve(
@@ -145,7 +146,8 @@ def resolve(
     """One request a sample; every argument is one value for all or a sequence of one each.
 
     Raises:
-        ValueError: If a bound is broken or lengths differ; the message carries the value received.
+        ValueError: If ``n`` is below 1, a sequence has not n values, ``table`` comes with what it says already, a seed
+            is not within 0 to 2^64 - 1, or a sampler, ``CondInput.value`` or ``Edit`` refuses its argument.
         TypeError: If a value is of the wrong kind.
     """
     if isinstance(n, bool) or not isinstance(n, int | np.integer):
@@ -170,7 +172,7 @@ def resolve(
     requests = []
     for index, (whole, seed, cond, negative) in enumerate(zip(tables, seeds, conds, negatives, strict=True)):
         run, known = edit.apply(index, whole)
-        if negative is not None and cond is None:  # then the null values are what it is told
+        if negative is not None and cond is None:  # guided away from negative_cond, towards the null values
             cond = [spec.value(name, None) for name, spec in info.cond.items()]
         requests.append(ResolvedRequest(run, seed, cond, negative, known))
     return requests

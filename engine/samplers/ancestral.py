@@ -52,7 +52,8 @@ def ddpm(
         A table of S rows, the noisiest timestep first.
 
     Raises:
-        ValueError: If a bound is broken; the message carries the value received.
+        ValueError: As for ``ddim``.
+        TypeError: If ``steps`` is no whole number.
     """
     t = choose_timesteps(schedule, steps, timesteps, spacing, steps_offset)
     a, a_prev = alphas_at(schedule, t), alphas_at(schedule, np.append(t[1:], -1.0))
@@ -85,7 +86,8 @@ def ddpm_strided(
         A table of S rows, the noisiest timestep first.
 
     Raises:
-        ValueError: If a bound is broken; the message carries the value received.
+        ValueError: As for ``ddpm``.
+        TypeError: If ``steps`` is no whole number.
 
     Warns:
         NaiveSamplerWarning: If any timestep is left out.

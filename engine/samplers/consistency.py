@@ -45,7 +45,8 @@ def lcm(
         A table of S rows, the noisiest timestep first.
 
     Raises:
-        ValueError: If a bound is broken; the message carries the value received.
+        ValueError: As for ``ddim``, and if ``steps`` exceeds ``original_steps``, or that exceeds T.
+        TypeError: If ``steps`` or ``original_steps`` is no whole number.
     """
     total = schedule.num_train_timesteps
     step_count(original_steps, total, "original_steps")

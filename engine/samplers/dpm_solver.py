@@ -52,7 +52,8 @@ def dpmpp_2m(
         A table of S rows, the noisiest timestep first.
 
     Raises:
-        ValueError: If a bound is broken; the message carries the value received.
+        ValueError: As for ``ddim``, and if ``steps`` reaches T without ``timesteps``, or ``final_alpha_cumprod`` is 0.
+        TypeError: If ``steps`` is no whole number.
     """
     total = schedule.num_train_timesteps
     if timesteps is not None or spacing == "trailing":

@@ -55,7 +55,11 @@ def ddim(
         A table of S rows, the noisiest timestep first.
 
     Raises:
-        ValueError: If a bound is broken; the message carries the value received.
+        ValueError: If ``steps`` is not within 1 to T or contradicts ``timesteps``, ``timesteps`` do not fall or lie
+            outside of the schedule, ``eta`` or ``final_alpha_cumprod`` is not within 0 to 1, ``guidance_scale`` is
+            negative, ``guidance_interval`` is no (start, stop) in [0, 1], or the schedule is a flow or has ᾱ = 0 where
+            ``prediction_type`` is ``epsilon``.
+        TypeError: If ``steps`` is no whole number.
     """
     require_between("eta", eta, 0.0, 1.0)
     require_between("final_alpha_cumprod", final_alpha_cumprod, 0.0, 1.0)

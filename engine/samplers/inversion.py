@@ -58,7 +58,8 @@ def ddim_inverse(
         A table of S (1 + refinements) rows, the cleanest timestep first.
 
     Raises:
-        ValueError: If a bound is broken; the message carries the value received.
+        ValueError: As for ``ddim``, and if ``refinements`` is negative.
+        TypeError: If ``steps`` is no whole number.
     """
     require_between("final_alpha_cumprod", final_alpha_cumprod, 0.0, 1.0)
     if refinements < 0:

@@ -55,7 +55,9 @@ def euler(
         A table of S rows, the noisiest timestep first.
 
     Raises:
-        ValueError: If a bound is broken; the message carries the value received.
+        ValueError: As for ``ddim``; on a flow also if ``spacing``, ``steps_offset``, ``prediction_type`` or ``karras``
+            is given.
+        TypeError: If ``steps`` is no whole number.
     """
     if schedule.is_flow:
         _refuse_on_flows(spacing=(spacing, "linspace"), steps_offset=(steps_offset, 0), karras=(karras, False))
@@ -90,7 +92,8 @@ def euler_ancestral(
         A table of S rows, the noisiest timestep first.
 
     Raises:
-        ValueError: If a bound is broken; the message carries the value received.
+        ValueError: As for ``ddim``.
+        TypeError: If ``steps`` is no whole number.
     """
     t, sigma, init_scale = _levels(schedule, steps, timesteps, spacing, steps_offset, prediction_type, karras=False)
     after = np.append(sigma[1:], 0.0)
@@ -130,7 +133,8 @@ def heun(
         A table of 2 S - 1 rows, the noisiest timestep first.
 
     Raises:
-        ValueError: If a bound is broken; the message carries the value received.
+        ValueError: As for ``ddim``.
+        TypeError: If ``steps`` is no whole number.
     """
     t, sigma, init_scale = _levels(schedule, steps, timesteps, spacing, steps_offset, prediction_type, karras)
 

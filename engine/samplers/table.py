@@ -135,7 +135,8 @@ class StepTable:
                 divided by it. For models of pixels in [-1, 1].
 
         Raises:
-            ValueError: If a bound is broken, or the table clips already.
+            ValueError: If ``guidance_rescale`` is not within 0 to 1, ``dynamic_threshold`` is not (ratio in (0, 1],
+                largest of at least 1), or it is given for a table that clips already.
         """
         return replace(self, guidance_rescale=guidance_rescale, dynamic_threshold=dynamic_threshold).check()
 

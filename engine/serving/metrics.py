@@ -22,7 +22,7 @@ _COUNTERS = {
     "forwards": ("stepfuse_forwards", "Calls of the network."),
     "failed_forwards": ("stepfuse_forward_failures", "Calls of the network that raised."),
     "network_passes": ("stepfuse_network_passes", "Rows of the network's calls that a request asked for."),
-    "padded_rows": ("stepfuse_padded_rows", "Rows of the network's calls that nobody asked for."),
+    "padded_rows": ("stepfuse_padded_rows", "Rows of the network's calls that were computed to fill a forward up."),
 }
 #: Counters in several parts that add up: the name, its label, and the label's value for each part.
 _DIVIDED = (

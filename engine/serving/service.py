@@ -358,7 +358,7 @@ class Service:
 
 
 def _text_of(error: BaseException, form: Callable[[object], str] = str) -> str:
-    """For a log record, which must not keep the error: its traceback holds the arrays of those who waited."""
+    """For a log record, which must not keep the error: its traceback holds the arrays of callers that waited."""
     try:
         return form(error)
     except BaseException:  # of a class whose texts raise

@@ -13,7 +13,7 @@ logger = logging.getLogger("stepfuse")
 
 
 def current_context() -> Any:
-    """The caller's tracing context, which a request's span becomes a child of; None if nobody traces."""
+    """The caller's tracing context, the parent of a request's span; None if the application does not trace."""
     api = _api()
     return None if api is None else api[0].get_current()
 

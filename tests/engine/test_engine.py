@@ -133,8 +133,8 @@ def test_more_samples_than_fit_a_forward_give_the_same_bits(engine, max_rows):
         pytest.param("bag", 3.0, 2, id="guided"),
         pytest.param("bag", 1.0, 1, id="conditional-alone"),
         pytest.param("bag", 0.0, 1, id="unconditional-alone"),
-        pytest.param(None, 3.0, 1, id="told-nothing"),
-        pytest.param(support.NULL, 3.0, 1, id="told-the-null-value"),
+        pytest.param(None, 3.0, 1, id="unconditional"),
+        pytest.param(support.NULL, 3.0, 1, id="null-value"),
     ],
 )
 def test_passes_are_counted(engine, cond, guidance_scale, passes):

@@ -50,7 +50,7 @@ def test_a_module_on_the_cpu_is_refused():
         sf.Engine.from_torch(torch.nn.Linear(1, 1), shape=support.SHAPE, schedule=support.SCHEDULE)
 
 
-def test_rows_are_fewer_on_a_gpu_unless_somebody_says():
+def test_rows_are_fewer_on_a_gpu_unless_serving_says():
     assert _serving(None, None, None, GPU_ROWS).max_rows == GPU_ROWS
     assert _serving(None, 5, None, GPU_ROWS).max_rows == 5
     assert _serving(sf.Serving(max_rows=7), None, None, GPU_ROWS).max_rows == 7

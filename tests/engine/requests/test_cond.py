@@ -115,9 +115,9 @@ def test_another_number_of_values_than_samples_is_refused(spec, given, got):
 
 def test_a_sample_is_told_something_if_any_input_differs_from_its_null():
     inputs = {"y": CLASS, "text": TEXT}
-    told = cond_per_sample(inputs, {"text": [None, ONE, None], "y": [None, None, 2]}, 3)
-    assert told[0] is None
-    for values, expected in zip(told[1:], [(3, ONE), (2, 0 * ONE)], strict=True):
+    found = cond_per_sample(inputs, {"text": [None, ONE, None], "y": [None, None, 2]}, 3)
+    assert found[0] is None
+    for values, expected in zip(found[1:], [(3, ONE), (2, 0 * ONE)], strict=True):
         for value, right in zip(values, expected, strict=True):  # in the inputs' order, not the dict's
             np.testing.assert_array_equal(value, right)
 

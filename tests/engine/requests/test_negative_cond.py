@@ -1,4 +1,4 @@
-"""What the unconditional pass is told instead of the null value."""
+"""Negative conditioning: of the unconditional pass, instead of the null value."""
 
 import numpy as np
 import pytest

@@ -76,8 +76,8 @@ def test_one_seed_counts_up_and_a_list_is_taken_as_it_is():
 
 
 def test_what_a_sample_is_told_is_kept_apart_from_nothing():
-    told, nothing = requests(model(), 2, cond=["coat", None])
-    np.testing.assert_array_equal(told.cond, [2])
+    conditional, nothing = requests(model(), 2, cond=["coat", None])
+    np.testing.assert_array_equal(conditional.cond, [2])
     assert nothing.cond is None
 
 

@@ -35,7 +35,7 @@ def test_whole_runs_are_diffusers(sampler, steps, guidance_scale, options, monke
     arguments |= {"sampler": sampler, "steps": steps, "guidance_scale": guidance_scale}
     with peers.engine(peers.noise_schedule("linear"), options.get("prediction_type", "epsilon")) as engine:
         plain = {"cond": 0.5, "steps": 9, "seed": 1}
-        neighbour = engine.submit(sf.Request(**plain))  # shares forwards, and is told nothing of it
+        neighbour = engine.submit(sf.Request(**plain))  # shares forwards, and is not adapted
         got = engine.sample(peers.BATCH, cond=1.0, noise=peers.NOISE, seed=peers.SEED, **arguments)
         np.testing.assert_array_equal(neighbour.result(), engine.sample(**plain)[0])
     assert np.abs(got - want).max() < peers.TOLERANCES[sampler] * np.abs(want).max()

@@ -101,12 +101,12 @@ def test_it_walks_back_over_the_model_s_own_timesteps(tmp_path):
 def test_it_is_told_what_sample_is_told():
     with support.make_engine() as engine:
         encode = functools.partial(engine.encode, np.zeros((2, *support.SHAPE), np.float32), steps=4, refinements=0)
-        told, nothing = encode(cond="bag"), encode()
+        conditional, nothing = encode(cond="bag"), encode()
         before = engine.stats()["network_passes"]
         guided = encode(cond="bag", guidance_scale=2.0)
         assert engine.stats()["network_passes"] - before == 2 * 2 * 4  # samples, passes, steps
-    assert not np.array_equal(told, nothing)
-    assert not np.array_equal(told, guided)
+    assert not np.array_equal(conditional, nothing)
+    assert not np.array_equal(conditional, guided)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What the logger ``stepfuse`` is told: how requests end, and what was tried again; to each its request's id."""
+"""Records of the logger ``stepfuse``: how requests end, and what was tried again, each with its request's id."""
 
 import logging
 import threading

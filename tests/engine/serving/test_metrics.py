@@ -1,4 +1,4 @@
-"""What Prometheus is told: the text that it scrapes, against the engine's own counters and against what was drawn."""
+"""The text that Prometheus scrapes, against the engine's own counters and against what was sampled."""
 
 import itertools
 import math
@@ -129,8 +129,8 @@ def test_the_text_agrees_with_stats(eventful):
         ("stepfuse_requests_waiting",): stats["waiting"],
         ("stepfuse_requests_running",): stats["running"],
     }
-    told = {key: value for key, value in found.items() if not key[0].startswith(tuple(HISTOGRAMS))}
-    assert told == expected
+    shown = {key: value for key, value in found.items() if not key[0].startswith(tuple(HISTOGRAMS))}
+    assert shown == expected
     scalars = {name for name, value in stats.items() if not isinstance(value, Mapping)}
     assert len(scalars) == len(expected), "a counter of stats() is missing from the metrics, or from this test"
     assert set(stats) - scalars == set(HISTOGRAMS.values())

@@ -27,8 +27,8 @@ def test_a_change_is_what_the_next_forward_sees(table):
         got = engine.sample(3, cond=2, table=table, noise=noise, on_state=halved)
     x, h = noise.copy(), np.zeros_like(noise)
     for row in table.rows:
-        t, told, untold = np.full(3, row[0]), {"y": np.full(3, 2)}, {"y": np.full(3, -1)}
-        x = np.float32(0.5) * sf.step(x, network(x, t, told), row, network(x, t, untold) if row[2] != 1 else None, h=h)
+        t, cond, null = np.full(3, row[0]), {"y": np.full(3, 2)}, {"y": np.full(3, -1)}
+        x = np.float32(0.5) * sf.step(x, network(x, t, cond), row, network(x, t, null) if row[2] != 1 else None, h=h)
     np.testing.assert_allclose(got, x, rtol=1e-5)
 
 

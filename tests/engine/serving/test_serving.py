@@ -50,7 +50,7 @@ def turnstile():
 
 
 def plain(cond, steps, **more):
-    """A request of one row a step, its class the name by which the turnstile's calls tell it."""
+    """A request of one row a step, its class the name that the turnstile's calls show."""
     return sf.Request(cond=cond, steps=steps, seed=cond, guidance_scale=1.0, **more)
 
 
@@ -75,7 +75,7 @@ ORDERS = {
 
 
 @pytest.mark.parametrize(("policy", "more", "calls"), ORDERS.values(), ids=ORDERS)
-def test_who_steps_next_is_the_policy_s_choice_and_nobody_s_image_changes(turnstile, policy, more, calls):
+def test_the_policy_chooses_what_steps_next_and_no_image_changes(turnstile, policy, more, calls):
     with support.make_engine(turnstile, serving=sf.Serving(max_rows=1, policy=policy)) as engine:
         now = time.monotonic()
         more = [{name: now + value if name == "deadline" else value for name, value in one.items()} for one in more]
@@ -87,7 +87,7 @@ def test_who_steps_next_is_the_policy_s_choice_and_nobody_s_image_changes(turnst
     assert turnstile.calls == calls
 
 
-def test_a_newcomer_joins_at_the_next_step(turnstile):
+def test_a_later_request_joins_at_the_next_step(turnstile):
     with support.make_engine(turnstile, max_rows=4) as engine:
         futures = begin(engine, turnstile, plain(0, 3), plain(1, 1))
         turnstile.let(3)
@@ -270,7 +270,7 @@ def test_what_ends_loops_is_an_error_like_others_when_the_network_raises_it(erro
 
 
 @pytest.mark.parametrize("raised", [SystemExit, KeyboardInterrupt, ValueError])
-def test_what_a_callback_raises_on_the_engine_s_thread_harms_nobody_else(turnstile, raised):
+def test_what_a_callback_raises_on_the_engine_s_thread_harms_no_other_request(turnstile, raised):
     def callback(_future):
         raise raised("mine")
 
@@ -282,7 +282,7 @@ def test_what_a_callback_raises_on_the_engine_s_thread_harms_nobody_else(turnsti
             np.testing.assert_array_equal(future.result(TIMEOUT), expected(cond, steps))
 
 
-def test_a_filter_of_the_application_s_that_raises_harms_nobody():
+def test_a_filter_of_the_application_s_that_raises_harms_no_request():
     def filter_(record):
         raise OSError("disk full")
 

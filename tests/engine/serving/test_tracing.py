@@ -1,4 +1,4 @@
-"""OpenTelemetry spans: one a request, a child of its caller's, as long as it took; nothing where nobody traces."""
+"""OpenTelemetry spans: one a request, a child of its caller's, as long as it took; none if the application does not trace."""
 
 import asyncio
 import logging
