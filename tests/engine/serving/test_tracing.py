@@ -1,4 +1,4 @@
-"""OpenTelemetry spans: one a request, a child of its caller's, as long as it took; none if the application does not trace."""
+"""OpenTelemetry spans: one a request, a child of its caller's, as long as it took; none if nothing else is traced."""
 
 import asyncio
 import logging
