@@ -104,9 +104,8 @@ class Engine:
         gpu = device_of(device)
         only_on_host = {"threads": threads != 0, "spinning": not spinning, "session": session is not None}
         _refuse_unused(only_on_host if gpu else {}, f"an engine on {device!r}")
-        _refuse_unused(
-            {name: session is not None and only_on_host[name] for name in ("threads", "spinning")}, "a session"
-        )
+        of_session = {name: only_on_host[name] for name in ("threads", "spinning")}
+        _refuse_unused(of_session if session is not None else {}, "a session of its own")
         if threads < 0:
             raise ValueError(f"threads must be at least 0, got {threads}")
         bundle = name_or_path if isinstance(name_or_path, Bundle) else Bundle.load(name_or_path, verify=verify)
@@ -589,6 +588,4 @@ def _serving(serving: Serving | None, max_rows: int | None, deterministic: bool 
 def _refuse_unused(given: Mapping[str, bool], by: str) -> None:
     """Refuses arguments that would have no effect."""
     if named := [name for name, is_given in given.items() if is_given]:
-        raise ValueError(
-            f"{', '.join(named)} must be left out for {by}, which does not use {'it' if len(named) == 1 else 'them'}"
-        )
+        raise ValueError(f"{' and '.join(named)} must be left out for {by}, where nothing would use them")

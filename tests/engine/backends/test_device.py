@@ -1,5 +1,6 @@
 """Which device an engine draws on, and what is said where there is none."""
 
+import numpy as np
 import pytest
 import support
 
@@ -66,3 +67,72 @@ def test_slots_take_three_states_each():
     one, many = cuda.slot_bytes(1, 1 << 16), cuda.slot_bytes(64, 1 << 16)
     assert 3 * 4 * (1 << 16) < one < 3.01 * 4 * (1 << 16)
     assert many == pytest.approx(64 * one, rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        pytest.param({"threads": 2}, "threads", id="threads"),
+        pytest.param({"spinning": False}, "spinning", id="spinning"),
+        pytest.param({"session": object()}, "session", id="session"),
+        pytest.param({"threads": 2, "spinning": False}, "threads and spinning", id="both"),
+    ],
+)
+def test_what_a_gpu_does_not_use_is_refused(arguments, named):
+    with pytest.raises(ValueError, match=rf"^{named} must be left out for an engine on 'cuda:1', where nothing would"):
+        sf.Engine.load("fashion", device="cuda:1", **arguments)
+
+
+def test_threads_and_spinning_are_a_session_s_own():
+    with pytest.raises(ValueError, match=r"^threads and spinning must be left out for a session of its own"):
+        sf.Engine.load("fashion", session=object(), threads=1, spinning=False)
+
+
+def test_a_torch_module_on_the_cpu_is_a_network():
+    torch = pytest.importorskip("torch")
+
+    class Module(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.full((1,), 0.25))
+
+        def forward(self, sample, timestep, class_labels):
+            shift = (class_labels.float() + timestep / 1000).reshape(-1, 1, 1, 1)
+            return (self.weight * sample + 0.01 * shift,)
+
+    def function(x, t, cond):
+        shift = (cond["class_labels"].astype("float32") + t / 1000).reshape(-1, 1, 1, 1)
+        return 0.25 * x + np.float32(0.01) * shift.astype("float32")
+
+    shared = {"shape": support.SHAPE, "schedule": support.SCHEDULE, "cond": support.COND}
+    arguments = {"cond": [1, "bag", None], "steps": 5, "guidance_scale": 2.0, "seed": 3}
+    with (
+        sf.Engine.from_torch(Module(), device="cpu", **shared) as ours,
+        sf.Engine.from_callable(function, **shared) as its,
+    ):
+        np.testing.assert_allclose(ours.sample(3, **arguments), its.sample(3, **arguments), rtol=1e-5, atol=1e-5)
+        assert ours.serving.max_rows == HOST_ROWS
+
+
+def test_a_module_elsewhere_than_the_device_named_is_refused():
+    torch = pytest.importorskip("torch")
+    with pytest.raises(ValueError, match="must be on the CPU for device='cpu', got meta"):
+        sf.Engine.from_torch(
+            torch.nn.Linear(1, 1, device="meta"), shape=support.SHAPE, schedule=support.SCHEDULE, device="cpu"
+        )
+
+
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [
+        pytest.param({"index": 1}, "must be on the device named, cuda:1, got cuda:0", id="index"),
+        pytest.param({"backend": "tensorrt"}, "backend must be left out.*got 'tensorrt'", id="backend"),
+        pytest.param({"options": {"use_tf32": "1"}}, "options must be left out for a torch module", id="options"),
+    ],
+)
+def test_a_device_that_does_not_fit_a_module_is_refused(named, message):
+    torch = pytest.importorskip("torch")
+    from stepfuse.backends.cuda.torch import _require_device
+
+    with pytest.raises(ValueError, match=message):
+        _require_device(sf.Cuda(**named), torch.device("cuda:0"))
