@@ -18,6 +18,10 @@ OUTCOMES = {
     _core.EventKind.Expired: "expired",
 }
 
+#: Raised in the caller's code, these and all that is no ``Exception`` (SystemExit, KeyboardInterrupt, asyncio's
+#: CancelledError) would end a loop, a task or the process, or look as if the request had been withdrawn.
+_MEANS_MORE = (StopIteration, StopAsyncIteration, CancelledError)
+
 
 def error_of(
     kind: _core.EventKind, sample: InFlightSample, step: int, cause: Any, *, aborted: bool
@@ -39,12 +43,12 @@ def error_of(
         return RequestTimeout(f"{sample} was not finished within its timeout of {sample.request.timeout:g} s: {done}")
     if kind == _core.EventKind.Cancelled:
         return EngineClosed(f"the engine was closed before {sample} was finished") if aborted else CancelledError()
-    if isinstance(cause, StopIteration | StopAsyncIteration):  # as these, it would end loops instead of failing them
+    if isinstance(cause, Exception) and not isinstance(cause, _MEANS_MORE):
+        return cause
+    if isinstance(cause, BaseException):
         error = DenoiserError(f"the network raised {cause!r} for {sample}")
         error.__cause__ = cause
         return error
-    if isinstance(cause, BaseException):
-        return cause
     values = ", ".join(f"{name} = {value:g}" for name, value in zip(COLUMNS, cause, strict=True))
     return DenoiserError(
         f"{sample} went non-finite at step {step} of {steps} ({sample.request.table.sampler}): the network's output"

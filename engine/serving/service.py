@@ -290,10 +290,10 @@ class Service:
         for sample in samples:
             self._record_end(sample, "failed", error, 0.0, 0.0)
             made.setdefault(sample.handle, []).append(Progress(sample, 0, ended=True, error=error))
-        self._report(made)
         names = ", ".join(sample.name for sample in samples)
         text = "the loop failed with %s, and all its requests with it"
         self._log(logging.CRITICAL, text, _text_of(error, repr), request_id=names)
+        self._report(made)
 
     def _on_events(self, events: Sequence[tuple[_core.EventKind, int, int, Any, float, float]]) -> None:
         made: dict[ResultHandle, list[Progress]] = {}

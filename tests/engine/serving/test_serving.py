@@ -1,6 +1,7 @@
 """Sharing an engine: policies, the queue, deadlines, cancelling, closing, faults, and what is refused."""
 
 import asyncio
+import concurrent.futures
 import copy
 import gc
 import logging
@@ -251,7 +252,19 @@ def test_a_callback_hides_no_failure():
         engine.sample(2, cond=[3, 1], steps=3, callback=lambda *_: False)
 
 
-@pytest.mark.parametrize("error", [StopIteration, StopAsyncIteration])
+@pytest.mark.parametrize(
+    "error",
+    [
+        StopIteration,
+        StopAsyncIteration,
+        SystemExit,
+        KeyboardInterrupt,
+        GeneratorExit,
+        asyncio.CancelledError,
+        concurrent.futures.CancelledError,
+    ],
+    ids=lambda error: f"{error.__module__}.{error.__name__}",
+)
 def test_what_ends_loops_is_an_error_like_others_when_the_network_raises_it(error):
     def network(x, t, cond):
         raise error("out of data")

@@ -1,6 +1,7 @@
 """Previews as an image comes into being, walked with for and with async for."""
 
 import asyncio
+import gc
 import threading
 
 import numpy as np
@@ -90,6 +91,52 @@ def test_leaving_early_withdraws_the_request():
         steps.permits.release(4)
         engine.close()
         assert engine.stats()["cancelled"] == 1
+
+
+def left_by_break(engine):
+    for _preview in engine.stream(REQUEST):
+        break
+
+
+def left_by_break_in_a_task(engine):
+    async def read():
+        async for _preview in engine.stream(REQUEST):
+            break
+
+    asyncio.run(read())
+
+
+def left_by_cancelling_its_task(engine):
+    async def read(stream):
+        async for _preview in stream:
+            pass
+
+    async def main():
+        stream = engine.stream(REQUEST)  # still referred to when the task is cancelled
+        task = asyncio.ensure_future(read(stream))
+        while not stream._latest.wake:
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return stream
+
+    return asyncio.run(main())
+
+
+@pytest.mark.parametrize("leave", [left_by_break, left_by_break_in_a_task, left_by_cancelling_its_task])
+def test_a_stream_that_its_reader_leaves_withdraws_its_request_without_the_garbage_collector(leave):
+    steps = Steps()
+    gc.disable()
+    try:
+        with support.make_engine(steps) as engine:
+            kept = leave(engine)
+            steps.permits.release(8)
+            engine.close()
+            assert engine.stats()["cancelled"] == 1
+            del kept
+    finally:
+        gc.enable()
 
 
 def walk(stream):
