@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ from stepfuse.samplers.table import StepTable
 
 _DEFAULT_STEPS = 50
 _SEED_LIMIT = 1 << 64
+_BESIDE_STATE = 2000  # bytes of a queued sample, measured: its requests in Python and in the core, its place in line
 _ADAPTIVE = ("guidance_rescale", "dynamic_threshold")  # options of every sampler: StepTable.adapt
 
 
@@ -155,6 +157,7 @@ def resolve(
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")
     info = compiler.info
+    _require_memory(int(n), info.shape)
     conds = cond_per_sample(info.cond, cond, n)
     negatives = cond_per_sample(info.cond, negative_cond, n, "negative_cond")
     seeds = seeds_of(seed, n)
@@ -299,6 +302,19 @@ def default_options(info: ModelInfo, function: Callable[..., StepTable]) -> dict
     named = ("sampler", "steps", "guidance_scale", "eta")
     accepted = inspect.signature(function).parameters
     return {name: value for name, value in info.defaults.items() if name in accepted and name not in named}
+
+
+def _require_memory(n: int, shape: tuple[int, ...]) -> None:
+    """Refuses more samples than the machine has memory for, before anything is made for each of them."""
+    if not hasattr(os, "sysconf"):
+        return
+    each = math.prod(shape) * 4 + _BESIDE_STATE
+    most = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // each
+    if n > most:
+        raise ValueError(
+            f"n must be at most {most}, as many samples of shape {shape} as fit this machine's memory, got {n}, which"
+            f" would take {n * each / 1e9:.3g} GB: draw them in several calls, or with as_completed"
+        )
 
 
 def _check(info: ModelInfo, table: Any) -> None:
