@@ -62,7 +62,7 @@ def interpolate(
     device: Device = "cpu",
     threads: Threads = 0,
 ) -> None:
-    """Draw samples along a walk between two noises, or between four: a strip, a grid or an animation."""
+    """Sample along a walk between two noises, or between four: a strip, a grid or an animation."""
     with plain_errors():
         size = None if grid is None else _grid_size(grid)
         _check_output(output, moving=size is None)

@@ -31,7 +31,7 @@ from stepfuse.cli.prompt import require_prompt, sample_prompt
 
 def sample(
     model: Model = "fashion",
-    prompt: Annotated[str | None, typer.Option(help="What to draw, for a text-to-image bundle.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="What the picture shows, for a text-to-image bundle.")] = None,
     negative_prompt: Annotated[str | None, typer.Option(help="What guidance leads away from.")] = None,
     width: Annotated[int | None, typer.Option(help="Pixels, with --prompt; the model's own if left out.")] = None,
     height: Annotated[int | None, typer.Option(help="Likewise.")] = None,
@@ -50,7 +50,7 @@ def sample(
         Path | None,
         typer.Option(help="A picture that all samples begin as, noised; of the model's size without --prompt."),
     ] = None,
-    mask: Annotated[Path | None, typer.Option(help="White where --image is drawn anew, black where it stays.")] = None,
+    mask: Annotated[Path | None, typer.Option(help="White where --image is repainted, black where it is kept.")] = None,
     strength: Annotated[
         float | None, typer.Option(help="Share of the steps that --image leaves, to 1; 0.8, or 1 with a mask.")
     ] = None,
@@ -71,7 +71,7 @@ def sample(
     device: Device = "cpu",
     threads: Threads = 0,
 ) -> None:
-    """Draw samples and write them as a labelled picture, or pictures of a prompt."""
+    """Sample a model and write a labelled grid, or pictures of a prompt."""
     with plain_errors():
         if output.suffix not in (".png", ".npy"):
             raise ValueError(f"output must end in .png or .npy, got {output.name}")

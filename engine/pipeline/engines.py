@@ -39,7 +39,7 @@ class Engines:
         """The engine for samples of this shape, kept open within the context.
 
         Raises:
-            EngineClosed: If ``close`` was called.
+            EngineClosed: If the engines are closed.
             BundleError: If the network cannot sample this shape.
         """
         with self._changed:

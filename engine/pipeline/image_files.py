@@ -25,7 +25,7 @@ def image_grid(
     data_range: tuple[float, float],
     columns: int,
 ) -> Image.Image:
-    """Draws samples row by row, each with its label below.
+    """Lays samples out row by row, each with its label below.
 
     Args:
         samples: Shape (n, C, H, W), C = 1 (grey) or 3 (RGB); values beyond ``data_range`` are clipped.

@@ -91,9 +91,8 @@ class PromptEncoder:
             if len(self._prompts) > 1:
                 text += " by a text encoder of that context"
             warnings.warn(text, PromptCutWarning, stacklevel=_caller_stacklevel())
-            logger.info(
-                "%s (in %r)", text, prompt, extra={"request_id": ""}
-            )  # the log gets every cut, a warning is shown once
+            # Logged too: Python shows a warning once, or not at all.
+            logger.info("%s (in %r)", text, prompt, extra={"request_id": ""})
         return tuple(found)
 
     def _encode_tokens(self, tokens: tuple[tuple[int, ...], ...]) -> dict[str, Array]:

@@ -7,8 +7,8 @@ import tolerances
 import torch
 
 from stepfuse.integrations import diffusers as ours
-from stepfuse.integrations.diffusers.rows import dpm_row
-from stepfuse.integrations.diffusers.step import _by_kernel, _on_cpu, say_once
+from stepfuse.integrations.diffusers.scheduler_rows import dpm_row
+from stepfuse.integrations.diffusers.torch_step import _by_kernel, _on_cpu, warn_once
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers needs Python 3.11")
 
@@ -21,10 +21,10 @@ NAMES = ("DDIMScheduler", "DDPMScheduler", "LCMScheduler", "DPMSolverMultistepSc
 @pytest.fixture
 def said(caplog):
     """What was warned of, everything anew."""
-    say_once.cache_clear()
+    warn_once.cache_clear()
     caplog.set_level(logging.WARNING, logger="stepfuse")
     yield lambda: [record.getMessage() for record in caplog.records if record.name.startswith("stepfuse")]
-    say_once.cache_clear()
+    warn_once.cache_clear()
 
 
 def tensors(shape=(2, 3, 4, 5), dtype=torch.float32):
@@ -43,8 +43,8 @@ def test_half_precision_rounds_once(name, dtype, said):
     """Against float32 on the same numbers: noise, coefficients and sums are wide, the store alone rounds."""
     x, prediction = tensors(dtype=dtype)
     found = first_step(getattr(ours, name)(), prediction, x, generator=torch.manual_seed(0))
-    drawn = torch.randn(x.shape, generator=torch.manual_seed(0), dtype=dtype).float()  # as the network's output
-    expected = first_step_with_noise(getattr(diffusers, name)(), prediction.float(), x.float(), drawn)
+    noise = torch.randn(x.shape, generator=torch.manual_seed(0), dtype=dtype).float()  # as the network's output
+    expected = first_step_with_noise(getattr(diffusers, name)(), prediction.float(), x.float(), noise)
     for key, value in expected.items():
         assert found[key].dtype == dtype
         assert (found[key].float() - value).abs().max() <= ROUNDING[dtype] * value.abs().max()

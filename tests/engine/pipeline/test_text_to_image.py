@@ -343,7 +343,7 @@ def test_closing_lets_calls_finish_and_is_refused_in_their_callbacks(bundle):
     pipe = sf.TextToImage.load(bundle, threads=1)
     got = []
 
-    def look(step, total, preview):
+    def close_from_callback(step, total, preview):
         if step == 1:
             with pytest.raises(RuntimeError, match="cannot be closed from a callback"):
                 pipe.close()
@@ -351,7 +351,7 @@ def test_closing_lets_calls_finish_and_is_refused_in_their_callbacks(bundle):
             closing.start()
 
     closing = threading.Thread(target=pipe.close)
-    calling = threading.Thread(target=lambda: got.append(pipe("a cat", seed=1, callback=look)))
+    calling = threading.Thread(target=lambda: got.append(pipe("a cat", seed=1, callback=close_from_callback)))
     calling.start()
     calling.join()
     closing.join()
