@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from types import TracebackType
 from typing import Any, NoReturn
@@ -45,7 +46,6 @@ class TextToImage:
         threads: int = 0,
         spinning: bool = True,
         serving: Serving | None = None,
-        max_rows: int | None = None,
         tile: Tile = "auto",
     ) -> None:
         if bundle.pipeline is None or not bundle.pipeline.prompts:
@@ -59,10 +59,11 @@ class TextToImage:
         self._conditioning = PromptConditioning(self._model, self._pipeline, self._prompts)
         self._vae = Vae(bundle, threads=threads, tile=tile)
         session = open_session(bundle.denoiser, threads=threads, spinning=spinning)
+        shared = serving or Serving()
 
         def make(shape: Shape) -> Engine:
-            rows = max_rows if max_rows is not None or serving is not None else rows_for(self._pipeline, shape)
-            return Engine.load(bundle, shape=shape, session=session, serving=serving, max_rows=rows)
+            rows = rows_for(self._pipeline, shape) if shared.max_rows is None else shared.max_rows
+            return Engine.load(bundle, shape=shape, session=session, serving=replace(shared, max_rows=rows))
 
         self._engines = Engines(make)
         with self._engines.use(bundle.info.shape):  # raises if the network does not fit its manifest
@@ -90,7 +91,7 @@ class TextToImage:
                 1024 x 1024 pixels, from 2 to 64. Rows beyond that wait for later forwards.
             threads: ONNX Runtime's threads inside an operator; 0 is a thread a core.
             spinning: Whether the denoiser's idle threads wait actively: lowest latency, but a busy core.
-            serving: How calls share the denoiser, as in ``Engine.load``.
+            serving: How calls share the denoiser, as in ``Engine.load``; ``max_rows`` changes what it says.
             verify: Whether checksums are compared; False trusts the files' sizes.
             tile: Side in pixels of the tiles that a large picture is decoded in: ``auto``, a number, or None for never;
                 ``stepfuse.pipeline.vae.Vae`` says more.
@@ -107,7 +108,9 @@ class TextToImage:
                 " Engine.load(bundle, device=...) runs its denoiser by itself on a GPU"
             )
         bundle = path if isinstance(path, Bundle) else Bundle.load(path, verify=verify)
-        return cls(bundle, threads=threads, spinning=spinning, serving=serving, max_rows=max_rows, tile=tile)
+        if max_rows is not None:
+            serving = replace(serving or Serving(), max_rows=max_rows)
+        return cls(bundle, threads=threads, spinning=spinning, serving=serving, tile=tile)
 
     def __call__(
         self,

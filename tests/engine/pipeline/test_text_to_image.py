@@ -199,6 +199,21 @@ def test_engines_of_many_sizes_come_and_go(bundle):
         np.testing.assert_array_equal(pipe("a cat", seed=1).latents, first)
 
 
+@pytest.mark.parametrize(
+    ("given", "rows"),
+    [
+        ({}, 4),
+        ({"serving": sf.Serving(max_queue=8)}, 4),
+        ({"serving": sf.Serving(max_rows=3)}, 3),
+        ({"serving": sf.Serving(max_rows=3), "max_rows": 2}, 2),
+    ],
+    ids=["by-size", "other-serving", "serving", "max-rows"],
+)
+def test_rows_of_a_forward_go_by_the_size_unless_given(bundle, given, rows):
+    with sf.TextToImage.load(bundle, threads=1, **given) as pipe, pipe._engines.use((4, 256, 256)) as engine:
+        assert engine.serving.max_rows == rows
+
+
 def test_a_callback_sees_latents_that_decode(pipe):
     seen = []
     got = pipe("a cat", seed=2, callback=lambda step, total, x0: seen.append((step, total, pipe.decode(x0))))
