@@ -99,8 +99,8 @@ class TextToImage:
         Raises:
             BundleError: If the bundle cannot be used.
             ImportError: If ``tokenizers`` is not installed.
-            ValueError: If ``device`` is not the CPU, the bundle takes no prompts, ``max_rows`` is below 1, or ``tile``
-                refused by ``Vae``.
+            ValueError: If ``device`` is not the CPU, the bundle takes no prompts, ``max_rows`` is below 1, or ``Vae``
+                refuses ``tile``.
         """
         if device_of(device) is not None:
             raise ValueError(
@@ -149,8 +149,7 @@ class TextToImage:
             guidance_scale: 1 is no guidance, and half the passes; 0 samples the negative prompt (diffusers takes
                 anything up to 1 as no guidance).
             eta: DDIM's share of added noise, 0 to 1.
-            seed: 0 to 2^64 - 1. With one seed s for all, picture i has seed s + i; None chooses one at
-                random.
+            seed: 0 to 2^64 - 1. With one seed s for all, picture i has seed s + i; None is a random one.
             latents: Starting noise, shape (n, C, h, w), standard normal; None generates it from the seed.
             prompt_embeds: Instead of ``prompt``, what ``encode_prompt`` returns; it may also hold conditioning inputs
                 that no prompt feeds.
@@ -175,6 +174,7 @@ class TextToImage:
                 image, or a value of ``image`` or ``mask`` outside 0 to 1; if an array has another shape, or a list
                 another length. The message says the rule and the value.
             TypeError: If an argument has the wrong type, or the sampler lacks an option.
+            BundleError: If ``image`` is given and the bundle has no VAE encoder.
             DenoiserError: If a network fails or its output is not finite.
             EngineClosed: If the pipeline is closed.
 

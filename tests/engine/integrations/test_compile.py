@@ -83,14 +83,14 @@ def distance(one, other):
 
 
 @pytest.mark.parametrize("name", tiny_pipelines.NAMES)
-def test_images_are_diffusers(name, pipelines):
+def test_images_are_those_of_diffusers(name, pipelines):
     images = same(pipelines(name), **arguments(name))
     assert images.shape == (2, 16, 16, 3)
     assert images.std() > 0.01
 
 
 @pytest.mark.parametrize("name", ["DiTPipeline", *TEXT])
-def test_so_they_are_without_guidance_and_guidance_shows(name, pipelines):
+def test_images_with_and_without_guidance(name, pipelines):
     pipe = pipelines(name)
     kind = {} if name == "DiTPipeline" else {"output_type": "latent"}
     plain = same(pipe, **arguments(name, guidance_scale=1.0, **kind))
@@ -135,7 +135,7 @@ def test_with_every_scheduler(name, kind, config, pipelines):
         ("StableDiffusion3Pipeline", None, {}, {"sigmas": [1.0, 0.8, 0.3]}),
     ],
 )
-def test_arguments_mean_what_they_mean(name, kind, config, given, pipelines):
+def test_arguments_act_as_in_diffusers(name, kind, config, given, pipelines):
     pipe = pipelines(name, kind and scheduler(kind, **config))
     same(pipe, **arguments(name, **given))
 
@@ -211,7 +211,7 @@ def record(into, change=None):
 
 
 @pytest.mark.parametrize("name", TEXT)
-def test_callbacks_see_what_they_see(name, pipelines):
+def test_callbacks_see_the_same_tensors(name, pipelines):
     pipe, seen = pipelines(name), ([], [])
     names = pipe._callback_tensor_inputs
     for one, into in zip((pipe, compile(pipe)), seen, strict=True):
@@ -252,7 +252,7 @@ def conditioned_otherwise(pipe, step, tensors):
 
 
 @pytest.mark.parametrize("change", [halved, halved_in_place, interrupted, less_guided, conditioned_otherwise])
-def test_callbacks_change_what_they_change(change, pipelines):
+def test_changes_by_a_callback_take_effect(change, pipelines):
     pipe, given = pipelines("StableDiffusion3Pipeline"), arguments("StableDiffusion3Pipeline", output_type="latent")
     callback = {
         "callback_on_step_end": record([], change),
@@ -273,18 +273,18 @@ def test_callbacks_may_end_the_guidance(pipelines):
 
 
 @pytest.mark.parametrize("change", [halved, interrupted])
-def test_so_they_do_where_steps_have_a_history(change, pipelines):
+def test_changes_by_a_callback_take_effect_where_steps_have_a_history(change, pipelines):
     given = arguments("StableDiffusionPipeline", output_type="latent", callback_on_step_end=record([], change))
     same(pipelines("StableDiffusionPipeline", scheduler("DPMSolverMultistepScheduler", **STABLE)), **given)
 
 
-def test_guidance_must_stay_where_steps_have_a_history(pipelines):
+def test_guidance_may_not_change_where_steps_have_a_history(pipelines):
     compiled = compile(pipelines("StableDiffusionPipeline", scheduler("DPMSolverMultistepScheduler", **STABLE)))
     with pytest.raises(ValueError, match="guidance and prompts must stay as they are during a run of DPMSolver"):
         generate(compiled, **arguments("StableDiffusionPipeline", callback_on_step_end=record([], less_guided)))
 
 
-def test_an_old_callback_and_the_progress_bar_go_on_by_the_step(pipelines, capsys):
+def test_the_deprecated_callback_and_the_progress_bar_advance_at_each_step(pipelines, capsys):
     compiled, steps = compile(pipelines("StableDiffusionPipeline")), []
     compiled.set_progress_bar_config(disable=False, mininterval=0, miniters=1)
     generate(
@@ -299,7 +299,7 @@ def test_an_old_callback_and_the_progress_bar_go_on_by_the_step(pipelines, capsy
     assert all(f"{done}/4" in bar for done in range(5))
 
 
-def test_what_it_raises_leaves_the_pipeline_usable(pipelines):
+def test_an_error_leaves_the_pipeline_usable(pipelines):
     pipe = pipelines("StableDiffusionPipeline")
     compiled, given = compile(pipe), arguments("StableDiffusionPipeline")
 
@@ -389,7 +389,7 @@ def test_half_precision_and_autocast(pipelines):
     assert distance(got, generate(pipe, **given)) > tolerances.COMPILED
 
 
-def test_it_goes_when_its_last_user_lets_go(pipelines):
+def test_a_compiled_pipeline_is_freed_with_its_last_reference(pipelines):
     compiled = compile(pipelines("DDIMPipeline"))
     generate(compiled, **arguments("DDIMPipeline"))
     gone = weakref.ref(compiled._stepfuse)

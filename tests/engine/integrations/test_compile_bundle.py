@@ -63,7 +63,7 @@ def generate(pipe, given, **changes):
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_images_are_diffusers(name, compiled):
+def test_images_are_those_of_diffusers(name, compiled):
     pipe, ours = compiled[name]
     guided = {} if name == "DDIMPipeline" else {"guidance_scale": 1.0}
     want = generate(pipe, CALLS[name])

@@ -43,7 +43,7 @@ def expected(prompts, seeds, *, negative="", size=(8, 8), shape=handmade.SHAPE, 
     return latents, handmade.decode(latents)
 
 
-def test_a_prompt_becomes_the_picture_that_its_parts_make_of_it(pipe):
+def test_a_prompt_becomes_the_picture_that_numpy_computes(pipe):
     got = pipe("a red cat", seed=5)
     latents, pixels = expected(["a red cat"], [5])
     np.testing.assert_allclose(got.latents, latents, **NEAR)
@@ -104,7 +104,7 @@ def test_sizes_that_the_rule_forbids(pipe, tmp_path):
         small("a cat", width=20)
 
 
-def test_latents_are_the_starting_noise_and_tell_the_size(pipe):
+def test_latents_are_the_starting_noise_and_set_the_size(pipe):
     start = noise(11, 12, shape=(4, 6, 8))
     got = pipe("a cat", num_images=2, latents=start, seed=0)
     want, _ = expected(["a cat"] * 2, [0, 1], size=(16, 12), shape=(4, 6, 8), start=start)

@@ -90,7 +90,7 @@ def test_pictures_are_those_of_diffusers(ours, theirs, name, call):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_guidance_and_the_negative_prompt_are_seen(ours, name):
+def test_guidance_and_the_negative_prompt_have_an_effect(ours, name):
     latents = noise(1, ours(name).bundle.info.shape)
     pictures = [
         ours(name)(PROMPTS[0], latents=latents, steps=STEPS, **arguments).pixels
@@ -115,7 +115,7 @@ SCHEDULERS = {
 
 
 @pytest.mark.parametrize("case", SCHEDULERS)
-def test_every_scheduler_that_the_manifest_tells(ours, theirs, case, monkeypatch):
+def test_every_scheduler_that_the_manifest_names(ours, theirs, case, monkeypatch):
     import diffusers
 
     kind, config = SCHEDULERS[case]
@@ -221,7 +221,7 @@ app(sys.argv[1:])
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_command_line_draws_a_prompt_without_torch(exported, theirs, name, tmp_path):
+def test_the_command_line_samples_a_prompt_without_torch(exported, theirs, name, tmp_path):
     path = tmp_path / "pixels.npy"
     options = ["--negative-prompt", "the dog", "-n", 2, "--steps", STEPS, "--seed", SEED, "--threads", 1, "-o", path]
     command = [sys.executable, "-c", WITHOUT, "sample", exported(name).path, "--prompt", PROMPTS[0], *options]
