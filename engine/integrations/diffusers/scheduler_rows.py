@@ -29,7 +29,7 @@ class UnsupportedStep(Exception):  # noqa: N818 (no error: diffusers' own code d
 def ddim_row(
     prediction_type: str, a: np.floating[Any], a_prev: float, eta: float, clip: float | None, clipped_eps: bool
 ) -> Float32Array:
-    """A step of ``DDIMScheduler`` from signal share ``a`` to ``a_prev``; it keeps the clean sample.
+    """A step of ``DDIMScheduler`` from ``alphas_cumprod`` ``a`` to ``a_prev``; it keeps the clean sample.
 
     Raises:
         UnsupportedStep: If a coefficient is not finite.
