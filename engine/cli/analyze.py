@@ -55,12 +55,12 @@ def analyze(
             features=features,
             real=real,
             progress=console.is_terminal,
-            finished=_tell,
+            finished=_print_outcome,
         )
     say(f"{sum(outcome.seconds for outcome in outcomes):.0f} s; written to {output / REPORT}")
 
 
-def _tell(outcome: Outcome) -> None:
+def _print_outcome(outcome: Outcome) -> None:
     if outcome.skipped:
         text, time = f"not run: {outcome.skipped}", ""
     else:

@@ -1,9 +1,10 @@
-"""What the commands share: the console, errors told in a line, and how a run is described."""
+"""What the commands share: the console, errors as one line, options, and how a run is described."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -14,9 +15,6 @@ import stepfuse as sf
 
 console = Console()
 
-#: Of a GPU that cannot be used, or not as asked.
-GPU_ERRORS = (sf.GpuError, sf.CudaError)
-
 Model = Annotated[str, typer.Argument(help="An embedded model's name, or a bundle folder.")]
 Sampler = Annotated[str | None, typer.Option(help=f"One of {', '.join(sf.samplers.SAMPLERS)}.")]
 Steps = Annotated[int | None, typer.Option(help="Steps; the model's default if left out.")]
@@ -25,37 +23,44 @@ Eta = Annotated[float | None, typer.Option(help="DDIM's share of added noise, 0 
 MaxRows = Annotated[int | None, typer.Option(help="Most rows of one forward; 64, on a GPU 16.", min=1)]
 Device = Annotated[str, typer.Option(help="cpu, cuda, or cuda:N for one of several GPUs.")]
 Threads = Annotated[int, typer.Option(help="Threads of the network; 0 is one a core.", min=0)]
+NewBundle = Annotated[Path, typer.Option("--output", "-o", help="The bundle to write.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there already.")]
 
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """What a caller did wrong is told in a line; a bug of ours keeps its traceback."""
+    """Prints an error in the command's input as one line; a bug in stepfuse keeps its traceback.
+
+    Raises:
+        typer.Exit: With status 1, after such an error.
+    """
     try:
         yield
-    except (ValueError, TypeError, OSError, MemoryError, ImportError, sf.DenoiserError, *GPU_ERRORS) as error:
+    except (ValueError, TypeError, OSError, MemoryError, ImportError, sf.StepfuseError) as error:
         Console(stderr=True).print(f"[red]stepfuse:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error
 
 
 def say(text: str) -> None:
-    """Prints a line as it is: what stands in it is no markup, and a path is not broken."""
+    """Prints a line as it is: nothing in it is read as markup, and a long path is not wrapped."""
     console.print(escape(text), highlight=False, soft_wrap=True)
 
 
-def one_cond(facts: sf.ModelInfo, given: str | None) -> Any:
-    """What the network is told for a class name or index; None tells it nothing.
+def parse_cond(info: sf.ModelInfo, text: str | None) -> Any:
+    """The conditioning of ``--cond``, a class name or index; None is unconditional.
 
     Raises:
-        ValueError: If a condition is given and the model does not have exactly one conditioning input.
+        ValueError: If ``--cond`` is given and the model does not have exactly one conditioning input.
     """
-    if given is None:
+    if text is None:
         return None
-    if len(facts.cond) != 1:
-        raise ValueError(f"--cond needs a model with one conditioning input, this one has {len(facts.cond)}")
-    return int(given) if given.isdigit() else given
+    if len(info.cond) != 1:
+        raise ValueError(f"--cond needs a model with one conditioning input, this one has {len(info.cond)}")
+    return int(text) if text.isdigit() else text
 
 
-def describe(table: sf.StepTable, *, told: bool = True) -> str:
-    """Sampler, steps and guidance in words; a sample that is told nothing has no guidance."""
-    guided = f", guidance {table.options['guidance_scale']:g}" if told and table.passes > len(table) else ""
-    return f"{table.sampler}, {len(table)} steps{guided}"
+def describe(table: sf.StepTable, *, conditional: bool = True) -> str:
+    """Sampler, steps and guidance in words; samples without conditioning have no guidance."""
+    guided = conditional and table.passes > len(table)
+    guidance = f", guidance {table.options['guidance_scale']:g}" if guided else ""
+    return f"{table.sampler}, {len(table)} steps{guidance}"

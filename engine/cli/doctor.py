@@ -1,13 +1,17 @@
-"""What this machine can run, and the command that installs what is missing."""
+"""The command ``stepfuse doctor``: what this machine can run, and the command that installs what is missing."""
 
 from __future__ import annotations
 
 import platform
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+
+import typer
+from rich.markup import escape
+from rich.table import Table
 
 from stepfuse import _core
 from stepfuse.bundle.bundle import Bundle, embedded_models
+from stepfuse.cli.common import console
 from stepfuse.errors import BundleError
 
 _EXPORTERS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "safetensors")
@@ -17,13 +21,13 @@ _COLLISION = "pip uninstall onnxruntime onnxruntime-gpu, then pip install the on
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report.
+    """One row of the report.
 
     Attributes:
-        subject: What was looked at.
-        found: What is there; empty if it is missing.
+        subject: What was examined.
+        found: What is installed; empty if it is missing.
         needed_for: What cannot be done without it.
-        remedy: The command that installs it; empty if nothing is to be done.
+        remedy: The command that installs it; empty if nothing has to be done.
         required: Whether sampling on the CPU needs it.
     """
 
@@ -35,12 +39,27 @@ class Finding:
 
     @property
     def ok(self) -> bool:
-        """Whether it is there and whole."""
+        """Whether it is installed and intact."""
         return bool(self.found) and not self.remedy
 
 
+def doctor() -> None:
+    """Say what this machine can run, what is missing, and how to install it."""
+    findings = examine()
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for heading in ("", "what", "found", "needed for", "to do"):
+        table.add_column(heading, overflow="fold")
+    for finding in findings:
+        mark = "[green]ok" if finding.ok else "[red]no" if finding.required else "[yellow]-"
+        texts = finding.subject, finding.found or "missing", finding.needed_for, finding.remedy
+        table.add_row(mark, *map(escape, texts))
+    console.print(table, highlight=False)
+    if any(finding.required and not finding.ok for finding in findings):
+        raise typer.Exit(1)
+
+
 def examine() -> list[Finding]:
-    """Looks at this machine; imports none of the extras, but opens the GPU if there is one."""
+    """Examines this machine; imports none of the extras, but opens the GPU if there is one."""
     return [
         Finding("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}", "everything"),
         Finding("instruction sets", ", ".join(_core.isas()), "the fused step on the CPU"),
@@ -55,6 +74,8 @@ def examine() -> list[Finding]:
 
 
 def _installed(package: str) -> str:
+    from importlib.metadata import PackageNotFoundError, version  # slow to import, and needed here alone
+
     try:
         return version(package)
     except PackageNotFoundError:

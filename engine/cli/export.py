@@ -12,23 +12,24 @@ import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 import stepfuse as sf
-from stepfuse.cli.common import Sampler, console, plain_errors, say
+from stepfuse.cli.common import NewBundle, Overwrite, Sampler, console, plain_errors, say
 
 
 def export(
     pipeline: Annotated[Path, typer.Argument(help="A folder that diffusers' save_pretrained has made.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The bundle's folder, to be made.")],
+    output: NewBundle,
     precision: Annotated[str, typer.Option(help="float32 or float16.")] = "float32",
     sampler: Sampler = None,
     size: Annotated[
-        str | None, typer.Option(help="Pixels a side, or WIDTHxHEIGHT, drawn by default; the model's own if left out.")
+        str | None,
+        typer.Option(help="Pixels a side, or WIDTHxHEIGHT, sampled by default; the model's own if left out."),
     ] = None,
     opset: Annotated[int, typer.Option(help="ONNX operator set.")] = 18,
     name: Annotated[str | None, typer.Option(help="The model's name; the folder's if left out.")] = None,
     tolerance: Annotated[
         float | None, typer.Option(help="Largest error allowed, relative; 1e-4, or 0.02 in float16.")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there.")] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Export a diffusers pipeline, every network compared with the original before anything is written."""
     with plain_errors():
@@ -60,7 +61,7 @@ def export(
 
 @contextmanager
 def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar where a person looks on, else a line a piece of work."""
+    """A progress bar on a terminal, else one line for each piece of work."""
     if not console.is_terminal:
         yield lambda what, done, total: say(f"{done}/{total} {what}")
         return

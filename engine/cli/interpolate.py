@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast, get_args
+from typing import Annotated, Literal, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -23,31 +22,23 @@ from stepfuse.cli.common import (
     Threads,
     console,
     describe,
-    one_cond,
+    parse_cond,
     plain_errors,
     say,
 )
+from stepfuse.cli.walk import walk_between_pictures, walk_between_seeds, walk_on_grid
 from stepfuse.requests.interpolation import Path as WalkPath
-from stepfuse.requests.interpolation import interpolate_noise, interpolate_noise_grid
 
 _STILL, _MOVING = (".png", ".npy"), {".gif": "GIF", ".apng": "PNG", ".webp": "WEBP"}
-_MOST = 10_000  # samples of one picture: a slip of the finger shall not fill the memory
-
-
-@dataclass(frozen=True)
-class _Walk:
-    """Noises, shape (n, *shape) or (rows, columns, *shape), where they begin and end, and the seed of step noise."""
-
-    noises: npt.NDArray[np.float32]
-    ends: str
-    labels: list[str]
-    seed: int
+_MAX_SAMPLES = 10_000  # of one picture: a mistyped number must not fill the memory
 
 
 def interpolate(
     model: Model = "fashion",
     number: Annotated[int, typer.Option("--number", "-n", help="How many samples along the walk, both ends too.")] = 10,
-    cond: Annotated[str | None, typer.Option(help="Class name or index of all samples; nothing if left out.")] = None,
+    cond: Annotated[
+        str | None, typer.Option(help="Class name or index of all samples; unconditional if left out.")
+    ] = None,
     seed_from: Annotated[int, typer.Option(help="Seed of the noise where the walk begins.")] = 0,
     seed_to: Annotated[int, typer.Option(help="Seed of the noise where it ends.")] = 1,
     from_image: Annotated[
@@ -71,7 +62,7 @@ def interpolate(
     device: Device = "cpu",
     threads: Threads = 0,
 ) -> None:
-    """Draw samples along a walk between two noises, or between four: a strip, a grid or an animation."""
+    """Sample along a walk between two noises, or between four: a strip, a grid or an animation."""
     with plain_errors():
         size = None if grid is None else _grid_size(grid)
         _check_output(output, moving=size is None)
@@ -81,31 +72,31 @@ def interpolate(
             raise ValueError("--from-image and --to-image go together: a walk has two ends")
         if from_image and size:
             raise ValueError("--grid takes its corners from --seeds: leave out --from-image and --to-image")
-        if (count := size[0] * size[1] if size else number) > _MOST:
-            raise ValueError(f"a picture must have at most {_MOST:,} samples, got {count:,}")
-        way = cast("WalkPath", path)
+        if (count := size[0] * size[1] if size else number) > _MAX_SAMPLES:
+            raise ValueError(f"a picture must have at most {_MAX_SAMPLES:,} samples, got {count:,}")
+        walk_path = cast("WalkPath", path)
         with sf.Engine.load(model, device=device, max_rows=max_rows, threads=threads) as engine:
-            told = one_cond(engine.info, cond)
+            given = parse_cond(engine.info, cond)
             if from_image and guidance_scale is None:
                 guidance_scale = 1.0  # with guidance an inversion is far from exact
             table = engine.table(sampler=sampler, steps=steps, guidance_scale=guidance_scale, eta=eta)
             if size:
-                walk = _between_four(engine.info.shape, seeds, size, way)
+                walk = walk_on_grid(engine.info.shape, seeds, size, walk_path)
             elif from_image and to_image:
-                walk = _between_pictures(engine, (from_image, to_image), number, way, table, told)
+                walk = walk_between_pictures(engine, (from_image, to_image), number, walk_path, table, given)
             else:
-                walk = _between_seeds(engine.info.shape, (seed_from, seed_to), number, way)
+                walk = walk_between_seeds(engine.info.shape, (seed_from, seed_to), number, walk_path)
             noises = walk.noises.reshape(-1, *engine.info.shape)
-            # One seed for all: what noise a stochastic sampler adds is the same in every sample.
+            # One seed for all: a stochastic sampler then adds the same noise to every sample.
             images = engine.sample(
                 len(noises),
                 noise=noises,
-                cond=told,
+                cond=given,
                 table=table,
                 seed=[walk.seed] * len(noises),
                 progress=console.is_terminal,
             )
-        about = f"{Path(model).name}{f' {cond}' if cond else ''}: {describe(table, told=cond is not None)}"
+        about = f"{Path(model).name}{f' {cond}' if cond else ''}: {describe(table, conditional=cond is not None)}"
         title = f"{about}, {path}, {walk.ends}"
         output.parent.mkdir(parents=True, exist_ok=True)
         if output.suffix == ".npy":
@@ -117,48 +108,6 @@ def interpolate(
             _save_picture(output, images, engine.info, title, walk.labels, size[1] if size else min(columns, number))
     console.print(f"[bold]{escape(title)}", highlight=False)
     say(f"{len(images)} samples, {engine.stats()['network_passes']} network passes; written to {output}")
-
-
-def _between_seeds(shape: tuple[int, ...], seeds: tuple[int, int], number: int, path: WalkPath) -> _Walk:
-    z0, z1 = _noises(seeds, shape)
-    return _line(z0, z1, (f"seed {seeds[0]}", f"seed {seeds[1]}"), number, path, seeds[0])
-
-
-def _between_pictures(
-    engine: sf.Engine, pictures: tuple[Path, Path], number: int, path: WalkPath, table: sf.StepTable, cond: Any
-) -> _Walk:
-    """A walk between the noises of two pictures, by the inverse of the table that will draw them again."""
-    from stepfuse.pipeline.image_files import read_image
-
-    if table.sampler != "ddim" or table.options["eta"] != 0:
-        how = f"{table.sampler} with eta {table.options['eta']:g}" if table.sampler == "ddim" else table.sampler
-        raise ValueError(f"pictures can be inverted with sampler ddim and eta 0 alone, got {how}")
-    images = np.stack([read_image(one, engine.info.shape, engine.info.data_range) for one in pictures])
-    scale = table.options["guidance_scale"]
-    z0, z1 = engine.encode(images, steps=len(table), cond=cond, guidance_scale=scale, progress=console.is_terminal)
-    return _line(z0, z1, (pictures[0].name, pictures[1].name), number, path, 0)
-
-
-def _between_four(shape: tuple[int, ...], text: str, size: tuple[int, int], path: WalkPath) -> _Walk:
-    parts = [part.strip() for part in text.split(",")]
-    if len(parts) != 4 or not all(part.isdigit() for part in parts):
-        raise ValueError(f"--seeds must be four whole numbers such as 0,1,2,3, got {text!r}")
-    seeds = tuple(map(int, parts))
-    noises = interpolate_noise_grid(_noises(seeds, shape), *size, path)
-    return _Walk(noises, f"seeds {', '.join(map(str, seeds))}", [""] * (size[0] * size[1]), seeds[0])
-
-
-def _line(z0: Any, z1: Any, ends: tuple[str, str], number: int, path: WalkPath, seed: int) -> _Walk:
-    noises = interpolate_noise(z0, z1, number, path)
-    shares = [f"{share:.2f}" for share in np.linspace(0, 1, number)[1:-1]]
-    return _Walk(noises, f"{ends[0]} to {ends[1]}", [ends[0], *shares, ends[1]], seed)
-
-
-def _noises(seeds: tuple[int, ...], shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
-    for seed in seeds:
-        if not 0 <= seed < 1 << 64:
-            raise ValueError(f"seed must be between 0 and 2^64 - 1, got {seed}")
-    return np.stack([sf.normal(seed, shape) for seed in seeds])
 
 
 def _check_output(output: Path, *, moving: bool) -> None:

@@ -1,7 +1,7 @@
 """A diffusers scheduler's configuration, read as a noise schedule and the options of one of our samplers.
 
-It needs ``scheduler_config.json`` alone, not diffusers. What a class fills in for a missing entry is as in diffusers
-0.42; entries that a class does not have are left aside, as diffusers does with a file that another scheduler wrote.
+It needs ``scheduler_config.json`` alone, not diffusers. Missing entries take the defaults of diffusers 0.42; entries
+that a class does not have are ignored, as diffusers ignores them in a file that another scheduler wrote.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from stepfuse.samplers.schedule import NoiseSchedule
 
 @dataclass(frozen=True)
 class SchedulerSettings:
-    """What a scheduler's configuration comes to.
+    """A scheduler's configuration in this package's terms.
 
     Attributes:
         schedule: Noise levels.
@@ -48,7 +48,7 @@ class _Config(Mapping[str, Any]):
         return len(self._values)
 
     def require(self, key: str, *allowed: Any, why: str = "") -> Any:
-        """The value of an entry that must be one of these."""
+        """The value of an entry that must be one of ``allowed``."""
         value = self._values[key]
         if value not in allowed:
             choice = " or ".join(repr(one) for one in allowed)
@@ -63,12 +63,12 @@ def read_scheduler(config: Mapping[str, Any]) -> SchedulerSettings:
     """Reads the entries of a ``scheduler_config.json``, ``_class_name`` among them.
 
     Args:
-        config: Entries by name; what is missing takes the class's default.
+        config: Entries by name; a missing one takes the class's default.
 
     Raises:
         ValueError: If the class is not covered, or an entry changes its numbers in a way that no sampler here does; the
             message names class, entry and value.
-        TypeError: If a number is none.
+        TypeError: If an entry that must be a number is something else.
     """
     name = config.get("_class_name")
     if not isinstance(name, str) or name not in _READERS:
@@ -188,7 +188,7 @@ def _spacing(config: _Config) -> dict[str, Any]:
 
 
 def _bounds(config: _Config) -> dict[str, Any]:
-    """How the clean estimate is bounded; thresholding goes before clipping."""
+    """How the clean estimate is bounded: by thresholding if that is set, else by clipping."""
     if config.get("thresholding"):
         largest = float(config["sample_max_value"])
         if largest < 1:
@@ -294,6 +294,6 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }
 
-# Entries that other schedulers leave in a file when it is saved again under one of these classes.
+# Entries of other schedulers, which stay in a file that is saved again under one of these classes.
 _LEFT_OVER = {"skip_prk_steps", "predict_x0", "solver_p", "disable_corrector", "set_alpha_to_zero"}
 _KNOWN = _LEFT_OVER.union(*DEFAULTS.values())

@@ -1,4 +1,4 @@
-"""Engines of one network, one for each size that is drawn."""
+"""Engines of one network, one for each size of the samples."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class _Held:
 
 
 class Engines:
-    """Keeps the last few, and closes those idle that have not been used for longest.
+    """Keeps the engines used last, and closes the least recently used ones among those that are idle.
 
     Args:
-        make: An engine for samples of a shape.
-        limit: How many are kept; more are while they are all in use.
+        make: Makes an engine for samples of a shape.
+        limit: How many are kept; more while all of them are in use.
     """
 
     def __init__(self, make: Callable[[Shape], Engine], limit: int = 4) -> None:
@@ -36,11 +36,11 @@ class Engines:
 
     @contextmanager
     def use(self, shape: Shape) -> Iterator[Engine]:
-        """The engine for samples of this shape, which stays open for as long as it is used.
+        """The engine for samples of this shape, kept open within the context.
 
         Raises:
-            EngineClosed: If they were closed.
-            BundleError: If the network cannot draw this shape.
+            EngineClosed: If the engines are closed.
+            BundleError: If the network cannot sample this shape.
         """
         with self._changed:
             if self._make is None:
@@ -62,15 +62,15 @@ class Engines:
                 one.engine.close()
 
     def all(self) -> dict[Shape, Engine]:
-        """Those that are kept, by shape."""
+        """The engines that are kept, by shape."""
         with self._changed:
             return {shape: held.engine for shape, held in self._held.items()}
 
     def close(self) -> None:
-        """Lets each finish what it draws and closes it, and waits until none is used; closing twice is fine.
+        """Closes each engine when its requests are done, and waits until none is in use; closing twice is fine.
 
         Raises:
-            RuntimeError: If called from a callback of one of them, which then stay open.
+            RuntimeError: If called from a callback of one of the engines, which then stay open.
         """
         with self._changed:
             make, self._make = self._make, None

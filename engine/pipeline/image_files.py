@@ -1,4 +1,4 @@
-"""Samples as pictures: labelled grids, animations, and pictures as samples."""
+"""Samples as picture files: labelled grids, and animations."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 
 _GAP, _CAPTION, _TITLE = 6, 16, 26
 _PAPER, _INK = (255, 255, 255), (40, 40, 40)
-_LEAST_CELL = 84  # pixels a side: a caption needs some width
+_LEAST_CELL = 84  # pixels wide, so that a caption fits
 _LEAST_FRAME = 224
 
 
@@ -25,17 +25,17 @@ def image_grid(
     data_range: tuple[float, float],
     columns: int,
 ) -> Image.Image:
-    """Draws samples row by row, each with its label below.
+    """Lays samples out row by row, each with its label below.
 
     Args:
         samples: Shape (n, C, H, W), C = 1 (grey) or 3 (RGB); values beyond ``data_range`` are clipped.
         labels: n captions; if all are empty, no room is left for them.
-        title: Written above the grid, on as many lines as its width asks for.
+        title: Written above the grid, on as many lines as it needs at the grid's width.
         data_range: Values shown as black and as full.
         columns: Samples a row.
 
     Raises:
-        ValueError: If the samples are no pictures.
+        ValueError: If ``samples`` does not have shape (n, 1 or 3, H, W).
     """
     pictures = _pictures(samples, data_range, _LEAST_CELL)
     width, height = pictures[0].size
@@ -58,7 +58,7 @@ def image_grid(
 
 
 def save_png(picture: Image.Image, path: Path, facts: Mapping[str, str]) -> None:
-    """Writes a PNG that carries how it was made as text entries."""
+    """Writes a PNG with ``facts``, how it was made, as its text entries."""
     picture.save(path, format="PNG", pnginfo=_png_info(facts), optimize=True)
 
 
@@ -75,14 +75,14 @@ def save_animation(
 
     Args:
         samples: Shape (n, C, H, W), C = 1 or 3, as for ``image_grid``.
-        path: Where to.
+        path: The file.
         kind: ``PNG`` is an animated PNG, which keeps every colour; so does ``WEBP``, written without loss.
         facts: PNG text entries; a GIF's comment; a WebP's EXIF ``Software`` and ``ImageDescription``.
         data_range: Values shown as black and as full.
         frame_ms: How long a frame stays, in milliseconds. GIF counts in hundredths of a second.
 
     Raises:
-        ValueError: If the samples are no pictures.
+        ValueError: If ``samples`` does not have shape (n, 1 or 3, H, W).
     """
     first, *rest = _pictures(samples, data_range, _LEAST_FRAME)
     options: dict[str, Any] = {}
@@ -96,31 +96,6 @@ def save_animation(
         exif[ExifTags.Base.ImageDescription] = facts.get("Description", "")
         options.update(exif=exif, lossless=True)
     first.save(path, format=kind, save_all=True, append_images=rest, duration=frame_ms, loop=0, **options)
-
-
-def read_image(path: Path, shape: tuple[int, ...], data_range: tuple[float, float]) -> npt.NDArray[np.float32]:
-    """Reads a picture as a sample.
-
-    Args:
-        path: Any format that Pillow reads.
-        shape: (C, H, W) of the sample, C = 1 (it is turned to grey) or 3 (to RGB).
-        data_range: Values of black and of full.
-
-    Raises:
-        ValueError: If the picture has another size, or samples are no pictures.
-        OSError: If it cannot be read.
-    """
-    if len(shape) != 3 or shape[0] not in (1, 3):
-        raise ValueError(f"samples must have shape (1 or 3, H, W) to be read from a picture, got {shape}")
-    channels, height, width = shape
-    with Image.open(path) as picture:
-        if picture.size != (width, height):
-            got = f"{picture.width} x {picture.height}"
-            raise ValueError(f"{path.name} must be {width} x {height} pixels for this model, got {got}")
-        levels = np.asarray(picture.convert("L" if channels == 1 else "RGB"), dtype=np.float32)
-    low, high = data_range
-    sample = levels.reshape(height, width, channels).transpose(2, 0, 1) / 255 * (high - low) + low
-    return np.asarray(sample, dtype=np.float32)
 
 
 def _pictures(samples: npt.NDArray[np.float32], data_range: tuple[float, float], least_width: int) -> list[Image.Image]:
@@ -137,7 +112,7 @@ def _pictures(samples: npt.NDArray[np.float32], data_range: tuple[float, float],
 
 
 def _wrapped(text: str, font: Any, width: int) -> list[str]:
-    """The text's words in lines that fit."""
+    """The text broken into lines that fit ``width``."""
     lines: list[str] = []
     for word in text.split(" "):
         if lines and font.getlength(f"{lines[-1]} {word}") <= width:

@@ -1,4 +1,4 @@
-"""From prompts to what the denoiser is told: tokenizers, and the text encoder."""
+"""From prompts to the denoiser's conditioning: tokenizers, and the text encoder."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ import numpy.typing as npt
 from stepfuse.bundle.bundle import Bundle
 from stepfuse.bundle.pipeline_info import TEXT_ENCODER, PromptInput
 from stepfuse.errors import BundleError
-from stepfuse.pipeline.part import Part
+from stepfuse.pipeline.stage import Stage
 
 Array = npt.NDArray[Any]
 
-REMEMBERED = 16  # encoded prompts: a transformer's embeddings of a long context are megabytes each
+CACHED = 16  # prompts: the embeddings of a long context are megabytes each
 
 logger = logging.getLogger("stepfuse")
 
@@ -29,7 +29,7 @@ class PromptCutWarning(UserWarning):
 
 
 class PromptEncoder:
-    """Encodes each prompt alone, so that its embedding is the same bits beside any other, and remembers the last ones.
+    """Encodes each prompt by itself, so that its embedding has the same bits beside any other; caches the last ones.
 
     Calls from any number of threads are safe.
 
@@ -46,21 +46,21 @@ class PromptEncoder:
         assert bundle.pipeline is not None
         self._prompts = bundle.pipeline.prompts
         self._tokenizers = [_tokenizer(bundle, one) for one in self._prompts]
-        self._part = Part(bundle.path / TEXT_ENCODER, tuple(one.input for one in self._prompts), threads=threads)
-        if unknown := set(self._part.outputs) - set(bundle.info.cond):
+        self._stage = Stage(bundle.path / TEXT_ENCODER, tuple(one.input for one in self._prompts), threads=threads)
+        if unknown := set(self._stage.outputs) - set(bundle.info.cond):
             raise BundleError(
                 f"{bundle.path / TEXT_ENCODER}: outputs must be among the denoiser's conditioning inputs,"
                 f" {', '.join(bundle.info.cond) or 'none'}, got {', '.join(sorted(unknown))}"
             )
-        self._remembered = functools.lru_cache(maxsize=REMEMBERED)(self._run)
+        self._encode_cached = functools.lru_cache(maxsize=CACHED)(self._encode_tokens)
 
     @property
     def outputs(self) -> tuple[str, ...]:
         """The conditioning inputs that it feeds."""
-        return self._part.outputs
+        return self._stage.outputs
 
     def encode(self, prompts: Sequence[str]) -> dict[str, Array]:
-        """What the denoiser is told for each prompt.
+        """The conditioning of each prompt.
 
         Returns:
             By conditioning input: shape (n, *shape of the input).
@@ -71,12 +71,12 @@ class PromptEncoder:
         Warns:
             PromptCutWarning: If a prompt is longer than the context.
         """
-        rows = [self._remembered(self._tokens(prompt)) for prompt in prompts]
+        rows = [self._encode_cached(self._tokens(prompt)) for prompt in prompts]
         return {name: np.stack([row[name] for row in rows]) for name in self.outputs}
 
     def close(self) -> None:
-        """Lets the text encoder go."""
-        self._part.close()
+        """Frees the text encoder."""
+        self._stage.close()
 
     def _tokens(self, prompt: str) -> tuple[tuple[int, ...], ...]:
         """Token ids for each input, cut and padded to its length."""
@@ -90,13 +90,14 @@ class PromptEncoder:
             text = f"a prompt is cut after {length} tokens: {unread!r} is not read"
             if len(self._prompts) > 1:
                 text += " by a text encoder of that context"
-            warnings.warn(text, PromptCutWarning, stacklevel=_frames_of_ours())
-            logger.info("%s (in %r)", text, prompt, extra={"request_id": ""})  # warnings are shown once, or not at all
+            warnings.warn(text, PromptCutWarning, stacklevel=_caller_stacklevel())
+            # Logged too: Python shows a warning once, or not at all.
+            logger.info("%s (in %r)", text, prompt, extra={"request_id": ""})
         return tuple(found)
 
-    def _run(self, tokens: tuple[tuple[int, ...], ...]) -> dict[str, Array]:
+    def _encode_tokens(self, tokens: tuple[tuple[int, ...], ...]) -> dict[str, Array]:
         feeds = {one.input: np.array([ids], dtype=np.int64) for one, ids in zip(self._prompts, tokens, strict=True)}
-        return {name: array[0] for name, array in self._part.run(feeds).items()}
+        return {name: array[0] for name, array in self._stage.run(feeds).items()}
 
 
 def _tokenizer(bundle: Bundle, prompt: PromptInput) -> Any:
@@ -114,8 +115,8 @@ def _tokenizer(bundle: Bundle, prompt: PromptInput) -> Any:
     return tokenizer
 
 
-def _frames_of_ours() -> int:
-    """The ``stacklevel`` of whoever called this package."""
+def _caller_stacklevel() -> int:
+    """The ``stacklevel`` of the first frame outside this package."""
     level, frame = 1, inspect.currentframe()
     while frame is not None and frame.f_globals["__name__"].startswith("stepfuse."):
         level, frame = level + 1, frame.f_back
@@ -123,7 +124,7 @@ def _frames_of_ours() -> int:
 
 
 def _unread(prompt: str, overflow: Any) -> str:
-    """The rest of the prompt, from the first token that found no room."""
+    """The rest of the prompt, from the first token beyond the context."""
     inside = zip(overflow.offsets, overflow.special_tokens_mask, strict=True)
     start = next((offsets[0] for offsets, special in inside if not special), len(prompt))
     return prompt[start:].strip()

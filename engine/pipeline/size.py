@@ -1,4 +1,4 @@
-"""Sizes in pixels: which a pipeline can draw, and the samples' shape for one."""
+"""Sizes in pixels: which of them a pipeline can sample, and the shape of the samples."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.bundle.pipeline_info import PipelineInfo
 
-FORWARD_PIXELS = 1 << 20  # that a forward's rows may hold by default
+FORWARD_PIXELS = 1 << 20  # most pixels of one forward's rows, by default
 
 
 def pixels_of(pipeline: PipelineInfo, shape: tuple[int, ...]) -> tuple[int, int]:
@@ -16,11 +16,12 @@ def pixels_of(pipeline: PipelineInfo, shape: tuple[int, ...]) -> tuple[int, int]
 
 
 def sample_shape(model: ModelInfo, pipeline: PipelineInfo, width: int, height: int) -> tuple[int, int, int]:
-    """Shape (C, h, w) of the sample of a picture of this size.
+    """Shape (C, h, w) of the sample that is decoded to a picture of this size.
 
     Raises:
-        ValueError: If the model cannot draw this size; the message says which it can.
-        TypeError: If a side is no whole number.
+        ValueError: If the pipeline has another fixed size, or a side is not a multiple of ``size_multiple`` from 1 to
+            ``max_size``.
+        TypeError: If a side is not a whole number.
     """
     own = pixels_of(pipeline, model.shape)
     for name, side in (("width", width), ("height", height)):
@@ -40,6 +41,6 @@ def sample_shape(model: ModelInfo, pipeline: PipelineInfo, width: int, height: i
 
 
 def rows_for(pipeline: PipelineInfo, shape: tuple[int, ...]) -> int:
-    """Rows of a forward where the caller does not say: few for large pictures, and two, a guided one, for any."""
+    """Rows of a forward by default: as many as hold ``FORWARD_PIXELS``, from 2, which a guided sample takes, to 64."""
     width, height = pixels_of(pipeline, shape)
     return min(max(FORWARD_PIXELS // (width * height), 2), 64)

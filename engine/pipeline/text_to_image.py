@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from types import TracebackType
 from typing import Any, NoReturn
@@ -11,12 +12,15 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
+from stepfuse.backends.cuda.config import Cuda, device_of
 from stepfuse.backends.host.onnxruntime import open_session
 from stepfuse.bundle.bundle import Bundle
 from stepfuse.engine import Engine
 from stepfuse.errors import BundleError
+from stepfuse.pipeline.conditioning import Conditioning, Embeddings, PromptConditioning, as_texts, row_per_picture
 from stepfuse.pipeline.engines import Engines, Shape
-from stepfuse.pipeline.pictures import Array, Pictures, from_masks, from_pictures, size_of, to_pixels
+from stepfuse.pipeline.input_images import from_masks, from_pictures, size_of
+from stepfuse.pipeline.pictures import Array, Pictures, to_pixels
 from stepfuse.pipeline.prompts import PromptEncoder
 from stepfuse.pipeline.size import pixels_of, rows_for, sample_shape
 from stepfuse.pipeline.vae import Tile, Vae
@@ -27,13 +31,11 @@ from stepfuse.serving.batch import Callback
 from stepfuse.serving.config import Serving
 from stepfuse.serving.stats import EngineStats
 
-Embeddings = Mapping[str, npt.ArrayLike]
-
 
 class TextToImage:
-    """Draws pictures of prompts. Made by ``load``; a context manager, or to be closed.
+    """Samples pictures of prompts. Made by ``load``; a context manager, or to be closed.
 
-    Calls from any number of threads are safe, and those that draw one size share the denoiser's forwards.
+    Calls from any number of threads are safe, and those of one size share the denoiser's forwards.
     Torch, transformers and diffusers are not needed.
     """
 
@@ -44,7 +46,6 @@ class TextToImage:
         threads: int = 0,
         spinning: bool = True,
         serving: Serving | None = None,
-        max_rows: int | None = None,
         tile: Tile = "auto",
     ) -> None:
         if bundle.pipeline is None or not bundle.pipeline.prompts:
@@ -55,15 +56,17 @@ class TextToImage:
         self._model, self._pipeline = bundle.info, bundle.pipeline
         self._compiler = Compiler(bundle.info)
         self._prompts = PromptEncoder(bundle, threads=threads)
+        self._conditioning = PromptConditioning(self._model, self._pipeline, self._prompts)
         self._vae = Vae(bundle, threads=threads, tile=tile)
         session = open_session(bundle.denoiser, threads=threads, spinning=spinning)
+        shared = serving or Serving()
 
         def make(shape: Shape) -> Engine:
-            rows = max_rows if max_rows is not None or serving is not None else rows_for(self._pipeline, shape)
-            return Engine.load(bundle, shape=shape, session=session, serving=serving, max_rows=rows)
+            rows = rows_for(self._pipeline, shape) if shared.max_rows is None else shared.max_rows
+            return Engine.load(bundle, shape=shape, session=session, serving=replace(shared, max_rows=rows))
 
         self._engines = Engines(make)
-        with self._engines.use(bundle.info.shape):  # a network that does not fit its manifest is found here
+        with self._engines.use(bundle.info.shape):  # raises if the network does not fit its manifest
             pass
 
     @classmethod
@@ -71,6 +74,7 @@ class TextToImage:
         cls,
         path: str | os.PathLike[str] | Bundle,
         *,
+        device: str | Cuda = "cpu",
         max_rows: int | None = None,
         threads: int = 0,
         spinning: bool = True,
@@ -82,11 +86,12 @@ class TextToImage:
 
         Args:
             path: The bundle's folder, or a bundle that is loaded already.
+            device: ``cpu``, the only one for now; ``Engine.load`` runs the denoiser by itself on a GPU.
             max_rows: Most rows of one forward of the denoiser; a guided picture takes two. By default as many as hold
-                1024 x 1024 pixels, from 2 to 64. What does not fit takes turns.
+                1024 x 1024 pixels, from 2 to 64. Rows beyond that wait for later forwards.
             threads: ONNX Runtime's threads inside an operator; 0 is a thread a core.
             spinning: Whether the denoiser's idle threads wait actively: lowest latency, but a busy core.
-            serving: More of how calls share the denoiser, as ``Engine.load`` takes it.
+            serving: How calls share the denoiser, as in ``Engine.load``; ``max_rows`` changes what it says.
             verify: Whether checksums are compared; False trusts the files' sizes.
             tile: Side in pixels of the tiles that a large picture is decoded in: ``auto``, a number, or None for never;
                 ``stepfuse.pipeline.vae.Vae`` says more.
@@ -94,10 +99,18 @@ class TextToImage:
         Raises:
             BundleError: If the bundle cannot be used.
             ImportError: If ``tokenizers`` is not installed.
-            ValueError: If the bundle takes no prompts, or an argument is out of bounds.
+            ValueError: If ``device`` is not the CPU, the bundle takes no prompts, ``max_rows`` is below 1, or ``Vae``
+                refuses ``tile``.
         """
+        if device_of(device) is not None:
+            raise ValueError(
+                f"device must be 'cpu' for a whole pipeline, which runs on the CPU for now, got {device!r}:"
+                " Engine.load(bundle, device=...) runs its denoiser by itself on a GPU"
+            )
         bundle = path if isinstance(path, Bundle) else Bundle.load(path, verify=verify)
-        return cls(bundle, threads=threads, spinning=spinning, serving=serving, max_rows=max_rows, tile=tile)
+        if max_rows is not None:
+            serving = replace(serving or Serving(), max_rows=max_rows)
+        return cls(bundle, threads=threads, spinning=spinning, serving=serving, tile=tile)
 
     def __call__(
         self,
@@ -123,49 +136,55 @@ class TextToImage:
         callback: Callback | None = None,
         **options: Any,
     ) -> Pictures:
-        """Draws ``num_images`` pictures of each prompt, those of the first prompt first: n in all.
+        """Samples ``num_images`` pictures of each prompt, those of the first prompt first: n in all.
 
         Args:
-            prompt: What to draw, or a list.
+            prompt: What the picture shows, or a list.
             negative_prompt: What guidance leads away from: one for all, or one a prompt.
-            width: In pixels; None is that of ``image`` or ``latents``, or the model's own.
+            width: In pixels; None is the width of ``image`` or ``latents``, or the model's own.
             height: In pixels, likewise.
             num_images: Pictures of each prompt.
             sampler: A name of ``stepfuse.samplers.SAMPLERS``; None is the model's default, as are the next three.
             steps: Number of steps.
-            guidance_scale: 1 is no guidance, and half the work; 0 draws the negative prompt (where diffusers takes
-                anything up to 1 for no guidance).
+            guidance_scale: 1 is no guidance, and half the passes; 0 samples the negative prompt (diffusers takes
+                anything up to 1 as no guidance).
             eta: DDIM's share of added noise, 0 to 1.
-            seed: 0 to 2^64 - 1. With one seed s for all, picture i has seed s + i; None draws one.
-            latents: Starting noise, shape (n, C, h, w), standard normal; None draws it from the seed.
-            prompt_embeds: Instead of ``prompt``, what ``encode_prompt`` returns; a conditioning input that no prompt
-                feeds can be told here, too.
+            seed: 0 to 2^64 - 1. With one seed s for all, picture i has seed s + i; None is a random one.
+            latents: Starting noise, shape (n, C, h, w), standard normal; None generates it from the seed.
+            prompt_embeds: Instead of ``prompt``, what ``encode_prompt`` returns; it may also hold conditioning inputs
+                that no prompt feeds.
             negative_prompt_embeds: Instead of ``negative_prompt``.
-            image: What the pictures begin as, noised, or what ``mask`` keeps of them: a Pillow image, which is scaled
-                to ``width`` and ``height`` if these are given, or floating point (H, W, 3), 0 to 1; or as many as there
-                are prompts or pictures.
-            mask: White, or 1, where ``image`` is drawn anew, black where it stays: as ``image``, without channels.
-            strength: Share of the steps that ``image`` leaves, above 0 to 1; None is 0.8, and 1 with a mask.
-            sample_posterior: Whether ``image`` is encoded as a draw of the VAE's posterior by the picture's seed, as
-                diffusers does, instead of its mean.
+            image: What the pictures begin as, noised, or with ``mask`` the known region: a Pillow image, which is
+                scaled to ``width`` and ``height`` if these are given, or floating point (H, W, 3), 0 to 1; or as many
+                as there are prompts or pictures.
+            mask: White, or 1, where ``image`` is repainted, black, or 0, in the known region: as ``image``, without
+                channels.
+            strength: Share of the steps that are taken from ``image`` on, above 0 to 1; None is 0.8, and 1 with a mask.
+            sample_posterior: Whether ``image`` is encoded as a sample of the VAE's posterior by the picture's seed, as
+                diffusers does, instead of as its mean.
             progress: Whether a bar is shown.
             callback: As in ``Engine.sample``: ``callback(step, total, latents)`` with the clean samples implied so far,
                 which ``decode`` makes pictures of; False stops the run there.
             **options: The sampler's own: ``spacing``, ``karras``, ``guidance_rescale``, ...
 
         Raises:
-            ValueError: If a bound is broken; the message carries the value received.
-            TypeError: If an argument is of the wrong kind.
-            DenoiserError: If a network fails or gives a number that is not finite.
+            ValueError: If neither or both of ``prompt`` and ``prompt_embeds`` are given; if the sampler refuses
+                ``steps``, ``guidance_scale``, ``eta`` or an option; if the pipeline cannot sample the size; if
+                ``num_images`` is below 1, a seed outside 0 to 2^64 - 1, ``strength`` outside 0 to 1 or given without an
+                image, or a value of ``image`` or ``mask`` outside 0 to 1; if an array has another shape, or a list
+                another length. The message says the rule and the value.
+            TypeError: If an argument has the wrong type, or the sampler lacks an option.
+            BundleError: If ``image`` is given and the bundle has no VAE encoder.
+            DenoiserError: If a network fails or its output is not finite.
             EngineClosed: If the pipeline is closed.
 
         Warns:
             PromptCutWarning: If a prompt is longer than the text encoder's context: what is not read is shown.
         """
         table = self._compiler.compile(sampler, steps, guidance_scale, eta, options)
-        texts, cond = self._told("prompt", prompt, prompt_embeds)
+        texts, cond = self._conditioning.conditional(prompt, prompt_embeds)
         count = len(next(iter(cond.values())))
-        n = count * _checked_number(num_images)
+        n = count * _checked_count(num_images)
         seeds = seeds_of(seed, n)
         shape = self._shape(width, height, image, latents)
         width, height = pixels_of(self._pipeline, shape)
@@ -174,28 +193,29 @@ class TextToImage:
             size = np.array([[height, width, 0, 0, height, width]], dtype=np.float32)
             cond = {self._pipeline.size_input: size, **cond}
         negative_texts: list[str] = []
-        negative: dict[str, npt.NDArray[Any]] | None = None
+        negative: Conditioning | None = None
         if (table["g"] != 1).any():
-            negative_texts, told = self._told_negative(negative_prompt, negative_prompt_embeds, count)
-            negative = {name: _spread(name, told.get(name, cond[name]), count, n) for name in cond}
-        known: dict[str, Any] = {}
+            negative_texts, uncond = self._conditioning.unconditional(negative_prompt, negative_prompt_embeds, count)
+            negative = {name: row_per_picture(name, uncond.get(name, cond[name]), count, n) for name in cond}
+        starts = masks = None
         if image is not None:
-            known["image"] = self._begin(from_pictures(image, width, height), count, seeds, sample_posterior)
+            starts = self._encoded(from_pictures(image, width, height), count, seeds, sample_posterior)
         if mask is not None:
-            masks = from_masks(mask, width, height, self._pipeline.pixels_per_latent)
-            known["mask"] = _spread("mask", masks, count, n)
+            cells = from_masks(mask, width, height, self._pipeline.pixels_per_latent)
+            masks = row_per_picture("mask", cells, count, n)
         with self._engines.use(shape) as engine:
             samples = engine.sample(
                 n,
-                cond={name: _spread(name, rows, count, n) for name, rows in cond.items()},
+                cond={name: row_per_picture(name, rows, count, n) for name, rows in cond.items()},
                 negative_cond=negative,
                 table=table,
                 seed=seeds,
                 noise=noise,
+                image=starts,
+                mask=masks,
                 strength=strength,
                 progress=progress,
                 callback=callback,
-                **known,
             )
             pixels = self.decode(samples)
         facts = [
@@ -204,21 +224,21 @@ class TextToImage:
         ]
         return Pictures(pixels, samples, facts, seeds)
 
-    def encode_prompt(self, prompt: str | Sequence[str]) -> dict[str, npt.NDArray[Any]]:
-        """What the denoiser is told for a prompt, or for each of a list.
+    def encode_prompt(self, prompt: str | Sequence[str]) -> Conditioning:
+        """The denoiser's conditioning for a prompt, or for each of a list.
 
         Returns:
             By conditioning input: shape (n, *shape of the input), n = 1 for one prompt.
 
         Raises:
             ValueError: If the list is empty.
-            TypeError: If a prompt is no text.
+            TypeError: If a prompt is not a text.
             DenoiserError: If the text encoder fails.
 
         Warns:
             PromptCutWarning: If a prompt is longer than the text encoder's context.
         """
-        return self._prompts.encode(_texts("prompt", prompt))
+        return self._prompts.encode(as_texts("prompt", prompt))
 
     def decode(self, latents: npt.ArrayLike) -> Array:
         """Pictures of the denoiser's samples.
@@ -230,7 +250,7 @@ class TextToImage:
             Shape (n, H, W, 3), float32, 0 to 1.
 
         Raises:
-            ValueError: If the shape is another.
+            ValueError: If ``latents`` has another shape.
             DenoiserError: If the decoder fails.
         """
         samples = np.asarray(latents, dtype=np.float32)
@@ -239,19 +259,20 @@ class TextToImage:
         return to_pixels(self._vae.decode(samples), (-1.0, 1.0))
 
     def encode_image(self, image: Any, *, sample_posterior: bool = False, seed: int | Sequence[int] = 0) -> Array:
-        """Samples that decode to pictures.
+        """Samples that ``decode`` makes these pictures of.
 
         Args:
             image: A Pillow image or a list of them of one size, or floating point (H, W, 3) or (n, H, W, 3), 0 to 1.
-            sample_posterior: Whether a draw of the posterior is returned instead of its mean.
-            seed: Of that draw, as in a call.
+            sample_posterior: Whether a sample of the posterior is returned instead of its mean.
+            seed: Of that sample, as in a call.
 
         Returns:
             Shape (n, C, h, w), float32.
 
         Raises:
-            ValueError: If a shape or value is out of bounds.
-            TypeError: If the image is of another kind.
+            ValueError: If the pipeline cannot sample the size, a seed is outside 0 to 2^64 - 1, or a value is not
+                between 0 and 1.
+            TypeError: If ``image`` is neither Pillow images nor an array of floating point.
             BundleError: If the bundle has no VAE encoder.
             DenoiserError: If the encoder fails.
         """
@@ -260,15 +281,15 @@ class TextToImage:
             raise TypeError(f"image must be Pillow images or an array (n, H, W, 3), got {type(image).__name__}")
         shape = sample_shape(self._model, self._pipeline, *size)
         pictures = from_pictures(image, *pixels_of(self._pipeline, shape))
-        return self._begin(pictures, len(pictures), seeds_of(seed, len(pictures)), sample_posterior)
+        return self._encoded(pictures, len(pictures), seeds_of(seed, len(pictures)), sample_posterior)
 
     def stats(self) -> dict[tuple[int, int], EngineStats]:
-        """``Engine.stats`` of the denoiser by (width, height): of the sizes that were drawn last."""
+        """``Engine.stats`` of the denoiser by (width, height), for the sizes sampled last."""
         engines = self._engines.all().items()
         return {pixels_of(self._pipeline, shape): engine.stats() for shape, engine in engines}
 
     def close(self) -> None:
-        """Lets calls under way finish, then frees the networks; closing twice is fine.
+        """Waits for calls in progress, then frees the networks; closing twice is fine.
 
         Raises:
             RuntimeError: If called from a callback.
@@ -277,52 +298,8 @@ class TextToImage:
         self._prompts.close()
         self._vae.close()
 
-    def _told(
-        self, name: str, prompt: str | Sequence[str] | None, embeds: Embeddings | None
-    ) -> tuple[list[str], dict[str, npt.NDArray[Any]]]:
-        """The prompts, none if embeddings were given, and what the denoiser is told, a row a prompt."""
-        if (prompt is None) == (embeds is None):
-            raise ValueError(f"give {name} or {name}_embeds, and not both")
-        if prompt is not None:
-            texts = _texts(name, prompt)
-            return texts, self._prompts.encode(texts)
-        if not isinstance(embeds, Mapping):
-            raise TypeError(f"{name}_embeds must be a dict by conditioning input, got {type(embeds).__name__}")
-        inputs, needed = self._model.cond, self._prompts.outputs
-        if not set(needed) <= set(embeds) <= set(inputs):
-            allowed = f"{', '.join(needed)}, and may hold others of {', '.join(inputs)}"
-            raise ValueError(f"{name}_embeds must hold {allowed}, got {', '.join(map(str, embeds)) or 'nothing'}")
-        found: dict[str, npt.NDArray[Any]] = {}
-        for key, given in embeds.items():
-            array, shape = np.asarray(given), inputs[key].shape
-            found[key] = array[None] if array.shape == shape else array
-            if found[key].shape[1:] != shape or not len(found[key]):
-                raise ValueError(f"{key} of {name}_embeds must have shape {shape} or (n, *{shape}), got {array.shape}")
-        if len({len(array) for array in found.values()} - {1}) > 1:
-            lengths = ", ".join(f"{key} {len(array)}" for key, array in found.items())
-            raise ValueError(f"{name}_embeds must hold as many rows of each input, got {lengths}")
-        rows = max(map(len, found.values()))
-        return [], {key: np.repeat(array, rows // len(array), axis=0) for key, array in found.items()}
-
-    def _told_negative(
-        self, prompt: str | Sequence[str] | None, embeds: Embeddings | None, count: int
-    ) -> tuple[list[str], dict[str, npt.NDArray[Any]]]:
-        """The same for the unconditional pass: a row for all, or one a prompt."""
-        if prompt is None and embeds is None:
-            if not self._pipeline.zeros_without_negative:
-                return [], self._prompts.encode([""])
-            inputs = ((name, self._model.cond[name]) for name in self._prompts.outputs)
-            return [], {name: np.zeros((1, *spec.shape), dtype=spec.dtype) for name, spec in inputs}
-        texts, told = self._told("negative_prompt", prompt, embeds)
-        for rows in told.values():
-            if len(rows) not in (1, count):
-                raise ValueError(
-                    f"negative_prompt must be one, or one for each of the {count} prompts, got {len(rows)}"
-                )
-        return texts, told
-
     def _shape(self, width: int | None, height: int | None, image: Any, latents: npt.ArrayLike | None) -> Shape:
-        """Shape of the samples to be drawn."""
+        """Shape of the samples."""
         given = size_of(image) if image is not None else None
         if given is None and latents is not None and np.ndim(latents) == 4:
             given = pixels_of(self._pipeline, np.shape(latents)[1:])
@@ -331,9 +308,9 @@ class TextToImage:
             self._model, self._pipeline, own[0] if width is None else width, own[1] if height is None else height
         )
 
-    def _begin(self, pictures: Array, count: int, seeds: Sequence[int], sample_posterior: bool) -> Array:
-        """Samples of the pictures that a run begins with, one a seed."""
-        mean, std = (_spread("image", rows, count, len(seeds)) for rows in self._vae.encode(pictures))
+    def _encoded(self, pictures: Array, count: int, seeds: Sequence[int], sample_posterior: bool) -> Array:
+        """Latents of pictures, one a seed."""
+        mean, std = (row_per_picture("image", rows, count, len(seeds)) for rows in self._vae.encode(pictures))
         if sample_posterior:
             mean += std * np.stack([normal(seed, mean.shape[1:], stream=POSTERIOR) for seed in seeds])
         return mean
@@ -370,29 +347,12 @@ class TextToImage:
         raise TypeError("a pipeline can be neither pickled nor copied: load it in each process")
 
 
-def _texts(name: str, given: str | Sequence[str]) -> list[str]:
-    """Prompts as a list."""
-    texts = [given] if isinstance(given, str) else given
-    if not isinstance(texts, list | tuple) or not all(isinstance(one, str) for one in texts):
-        raise TypeError(f"{name} must be a text or a list of texts, got {given!r}")
-    if not texts:
-        raise ValueError(f"{name} must hold at least one text, got {given!r}")
-    return list(texts)
-
-
 def _text_of(texts: Sequence[str], index: int, n: int) -> str:
     """The prompt of a picture."""
     return texts[index * len(texts) // n] if texts else ""
 
 
-def _spread(name: str, rows: npt.NDArray[Any], count: int, n: int) -> npt.NDArray[Any]:
-    """A row a picture, from one for all, one a prompt, or one each."""
-    if len(rows) not in (1, count, n):
-        raise ValueError(f"{name} must be one, or one for each of {count} prompts or {n} pictures, got {len(rows)}")
-    return np.repeat(rows, n // len(rows), axis=0)
-
-
-def _checked_number(given: int) -> int:
+def _checked_count(given: int) -> int:
     if isinstance(given, bool) or not isinstance(given, int | np.integer):
         raise TypeError(f"num_images must be a whole number, got {given!r}")
     if given < 1:

@@ -13,16 +13,16 @@ OVERLAP = 4  # a tile shares a quarter of its side with the next, as in diffuser
 
 
 def tiled(run: Callable[[Image], Image], x: Image, tile: int, result_tile: int) -> Image:
-    """Runs a network on tiles of ``x`` and joins what it gives, blended linearly where tiles overlap.
+    """Runs a network on tiles of ``x`` and joins the results, blended linearly where tiles overlap.
 
-    The tiles, overlaps and weights are those of diffusers' ``AutoencoderKL.tiled_decode``, but that a last tile which
-    lies within the one before it is left out.
+    The tiles, overlaps and weights are those of diffusers' ``AutoencoderKL.tiled_decode``, except that a last tile
+    within the one before it is left out.
 
     Args:
-        run: From (1, C, h, w) to (1, D, H, W), an array of its own each time, which is written to.
+        run: From (1, C, h, w) to (1, D, H, W), a new array each time, which is overwritten here.
         x: Shape (1, C, h, w).
         tile: Side of a tile of ``x``, a multiple of 4.
-        result_tile: Side of what the network makes of it, a multiple of 4.
+        result_tile: Side of the network's result for such a tile, a multiple of 4.
 
     Returns:
         Shape (1, D, H, W).
@@ -34,19 +34,19 @@ def tiled(run: Callable[[Image], Image], x: Image, tile: int, result_tile: int) 
     for top in _starts(x.shape[2], tile, stride):
         row: list[Image] = []
         for left in _starts(x.shape[3], tile, stride):
-            part = run(np.ascontiguousarray(x[:, :, top : top + tile, left : left + tile]))
+            result = run(np.ascontiguousarray(x[:, :, top : top + tile, left : left + tile]))
             if above:
-                _blend(above[len(row)], part, blend, axis=2)
+                _blend(above[len(row)], result, blend, axis=2)
             if row:
-                _blend(row[-1], part, blend, axis=3)
-            row.append(part)
+                _blend(row[-1], result, blend, axis=3)
+            row.append(result)
         strips.append(_joined(row, kept, axis=3))
         above = row
     return _joined(strips, kept, axis=2)
 
 
 def _starts(size: int, tile: int, stride: int) -> range:
-    """Where tiles begin: the last one reaches the end."""
+    """Where tiles begin; the last one reaches the end."""
     return range(0, max(size - tile, 0) + stride, stride)
 
 
@@ -62,8 +62,8 @@ def _blend(before: Image, after: Image, extent: int, axis: int) -> None:
     overlap += before[tuple(end)] * (1 - weight)
 
 
-def _joined(parts: list[Image], kept: int, axis: int) -> Image:
-    """Tiles side by side: of all but the last what the next does not take over."""
+def _joined(tiles: list[Image], kept: int, axis: int) -> Image:
+    """Tiles side by side; of each but the last, the first ``kept`` elements, which the next does not overlap."""
     cut = [slice(None)] * 4
     cut[axis] = slice(kept)
-    return np.concatenate([*(part[tuple(cut)] for part in parts[:-1]), parts[-1]], axis=axis)
+    return np.concatenate([*(tile[tuple(cut)] for tile in tiles[:-1]), tiles[-1]], axis=axis)

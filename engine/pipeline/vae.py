@@ -12,34 +12,37 @@ import numpy.typing as npt
 from stepfuse.bundle.bundle import Bundle
 from stepfuse.bundle.pipeline_info import VAE_DECODER, VAE_ENCODER
 from stepfuse.errors import BundleError
-from stepfuse.pipeline.part import Part
+from stepfuse.pipeline.stage import Stage
 from stepfuse.pipeline.tiles import OVERLAP, tiled
 
 Images = npt.NDArray[np.float32]
 _Run = Callable[[Images], Images]
 
-#: Side in pixels of a tile, ``auto`` for tiles where a picture is large, None for none.
+#: Side in pixels of a tile, ``auto``: tiles where a picture is large; None: no tiles.
 Tile = int | Literal["auto"] | None
 
 AUTO_TILE = 512
-AUTO_PIXELS = 1 << 20  # of a picture that is not tiled
+AUTO_PIXELS = 1 << 20  # the largest picture that ``auto`` does not tile
 
 
 class Vae:
-    """Decodes and encodes one picture at a time, as nothing else in a pipeline takes as much memory.
+    """Decodes and encodes one picture at a time, since no other stage of a pipeline takes as much memory.
 
-    A picture is therefore the same bits whatever is decoded with it. Calls from any number of threads take turns.
+    A picture therefore has the same bits whatever is decoded with it. Calls from any number of threads are safe
+    and run one at a time.
 
     Args:
-        bundle: Of a latent model.
+        bundle: A latent model's.
         threads: As in ``open_session``.
-        tile: Side in pixels of the tiles that a larger picture is worked on in, a multiple of four cells of a sample;
-            ``auto``: tiles of 512 pixels where a picture has more than 1024 x 1024. None: never. Tiles bound memory,
-            and their seams are blended, but each is normalised on its own: colours may differ a little.
+        tile: Side in pixels of the tiles that a larger picture is split into, a multiple of four times the pixels that
+            one latent stands for; ``auto``: tiles of 512 pixels where a picture has more than 1024 x 1024; None: no
+            tiles. Tiles bound memory, and their seams are blended, but each is normalised by itself: colours may
+            differ a little.
 
     Raises:
         BundleError: If the bundle has no decoder, or one that cannot be used.
-        ValueError: If ``tile`` is out of bounds.
+        ValueError: If ``tile`` is below 1 or not such a multiple.
+        TypeError: If ``tile`` is not a whole number, ``auto`` or None.
     """
 
     def __init__(self, bundle: Bundle, *, threads: int = 0, tile: Tile = "auto") -> None:
@@ -49,10 +52,10 @@ class Vae:
             raise BundleError(f"{bundle.path}: has no {VAE_DECODER}")
         self._cell = bundle.pipeline.pixels_per_latent
         self._tile = _checked_tile(tile, self._cell * OVERLAP)
-        self._decoder = Part(path, ("latent",), ("image",), threads=threads)
-        self._encoder: Part | None = None
+        self._decoder = Stage(path, ("latent",), ("image",), threads=threads)
+        self._encoder: Stage | None = None
         self._encoder_path, self._threads = bundle.file(VAE_ENCODER), threads
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
 
     def decode(self, latents: Images) -> Images:
         """Pictures of samples.
@@ -70,7 +73,7 @@ class Vae:
         def run(x: Images) -> Images:
             return self._decoder.run({"latent": x})["image"]
 
-        return np.concatenate([self._one(run, x[None], shrinks=False) for x in latents])
+        return np.concatenate([self._run_one(run, x[None], shrinks=False) for x in latents])
 
     def encode(self, images: Images) -> tuple[Images, Images]:
         """Samples of pictures: mean and standard deviation of the posterior.
@@ -91,21 +94,21 @@ class Vae:
             found = encoder.run({"image": x})
             return np.concatenate([found["latent"], found["std"]], axis=1)
 
-        both = np.concatenate([self._one(run, x[None], shrinks=True) for x in images])
+        both = np.concatenate([self._run_one(run, x[None], shrinks=True) for x in images])
         mean, std = np.split(both, 2, axis=1)
         return mean, std
 
     def close(self) -> None:
-        """Lets decoder and encoder go."""
-        for part in (self._decoder, self._encoder):
-            if part is not None:
-                part.close()
+        """Frees decoder and encoder."""
+        for stage in (self._decoder, self._encoder):
+            if stage is not None:
+                stage.close()
 
-    def _one(self, run: _Run, x: Images, *, shrinks: bool) -> Images:
-        """One picture, in tiles if it is large."""
+    def _run_one(self, run: _Run, x: Images, *, shrinks: bool) -> Images:
+        """Runs a network on one picture, in tiles if it is large."""
         side = self._tile_for(x.shape[2] * x.shape[3] * (1 if shrinks else self._cell**2))
         x = np.ascontiguousarray(x, dtype=np.float32)
-        with self._turn:
+        with self._lock:
             if side is None:
                 return run(x)
             sides = side, side // self._cell
@@ -117,13 +120,13 @@ class Vae:
             return None if pixels <= AUTO_PIXELS else max(AUTO_TILE, self._cell * OVERLAP)
         return self._tile
 
-    def _open_encoder(self) -> Part:
-        """The encoder, opened when it is first wanted."""
-        with self._turn:
+    def _open_encoder(self) -> Stage:
+        """The encoder, opened on first use."""
+        with self._lock:
             if self._encoder is None:
                 if self._encoder_path is None:
                     raise BundleError(f"a picture to begin with needs {VAE_ENCODER}, which this bundle does not have")
-                self._encoder = Part(self._encoder_path, ("image",), ("latent", "std"), threads=self._threads)
+                self._encoder = Stage(self._encoder_path, ("image",), ("latent", "std"), threads=self._threads)
             return self._encoder
 
 

@@ -5,8 +5,8 @@
 
     pipe = stepfuse.integrations.diffusers.compile(pipe)              # or the whole loop
 
-``DDIMPipeline`` makes a scheduler of diffusers' own from the one that it is given: set ``pipe.scheduler`` afterwards.
-What follows is loaded when it is first used, and needs torch and diffusers: the extra ``stepfuse[export]``.
+``DDIMPipeline`` converts its ``scheduler`` argument to diffusers' own class: set ``pipe.scheduler`` afterwards. The
+names here are loaded on first use, and need torch and diffusers: the extra ``stepfuse[export]``.
 """
 
 from __future__ import annotations

@@ -20,14 +20,14 @@ from diffusers.schedulers.scheduling_lcm import LCMSchedulerOutput
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from diffusers.utils.torch_utils import randn_tensor
 
-from stepfuse.integrations.diffusers.rows import ddim_row, ddpm_row, dpm_row, lcm_row
-from stepfuse.integrations.diffusers.step import Uncovered, fused_step, require_covered, say_once
+from stepfuse.integrations.diffusers.scheduler_rows import UnsupportedStep, ddim_row, ddpm_row, dpm_row, lcm_row
+from stepfuse.integrations.diffusers.torch_step import fused_step, require_supported, warn_once
 from stepfuse.samplers.table import Float32Array
 
 Generators: TypeAlias = "torch.Generator | list[torch.Generator] | None"
 
 
-class _Fused:
+class _FusedScheduler:
     """What the schedulers share."""
 
     def register_to_config(self, **kwargs: Any) -> None:
@@ -37,12 +37,12 @@ class _Fused:
             self.__module__ = "diffusers"  # the library that model_index.json names where a pipeline is saved
 
     def _numbers(self, name: str) -> npt.NDArray[Any]:
-        """A tensor among the attributes as an array, which is made again when the attribute is another tensor."""
-        tensor, known = getattr(self, name), self.__dict__.setdefault("_known_numbers", {})
-        if name not in known or known[name][0] is not tensor:
+        """A tensor attribute as an array, cached for as long as the attribute is the same tensor."""
+        tensor, cache = getattr(self, name), self.__dict__.setdefault("_cached_numbers", {})
+        if name not in cache or cache[name][0] is not tensor:
             wide = tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
-            known[name] = tensor, wide.cpu().numpy()
-        return cast("npt.NDArray[Any]", known[name][1])
+            cache[name] = tensor, wide.cpu().numpy()
+        return cast("npt.NDArray[Any]", cache[name][1])
 
     def _require_steps(self) -> int:
         steps: int | None = self.num_inference_steps  # type: ignore[attr-defined]
@@ -51,12 +51,12 @@ class _Fused:
         return steps
 
     def _require(self, covered: bool, *settings: str) -> None:
-        """Leaves a step to diffusers where these settings are not covered."""
+        """Raises ``UnsupportedStep``, so that diffusers does the step, if these settings are not covered."""
         if not covered:
-            raise Uncovered(", ".join(f"{name}={self.config[name]!r}" for name in settings))  # type: ignore[attr-defined]
+            raise UnsupportedStep(", ".join(f"{name}={self.config[name]!r}" for name in settings))  # type: ignore[attr-defined]
 
     def _clip(self) -> float | None:
-        """The bound of the clean sample. What else becomes of it is not covered."""
+        """The bound of the clean sample; ``UnsupportedStep`` if it is thresholded."""
         config = self.config  # type: ignore[attr-defined]
         self._require(not config.thresholding, "thresholding")
         self._require(config.prediction_type in ("epsilon", "sample", "v_prediction"), "prediction_type")
@@ -68,7 +68,7 @@ def _noise(like: torch.Tensor, generator: Generators, dtype: torch.dtype | None 
     return cast("torch.Tensor", noise)
 
 
-class DDIMScheduler(_Fused, diffusers.DDIMScheduler):
+class DDIMScheduler(_FusedScheduler, diffusers.DDIMScheduler):
     """``diffusers.DDIMScheduler`` by the fused step; ``thresholding`` and an ``eta`` outside 0 to 1 are left to it."""
 
     def step(
@@ -84,10 +84,10 @@ class DDIMScheduler(_Fused, diffusers.DDIMScheduler):
     ) -> DDIMSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
         """As ``diffusers.DDIMScheduler.step``."""
         try:
-            require_covered(sample, model_output)
+            require_supported(sample, model_output)
             row = self._row(index(timestep), float(eta), bool(use_clipped_model_output))
-        except Uncovered as why:
-            say_once(type(self).__name__, str(why))
+        except UnsupportedStep as why:
+            warn_once(type(self).__name__, str(why))
             return super().step(
                 model_output, timestep, sample, eta, use_clipped_model_output, generator, variance_noise, return_dict
             )
@@ -101,13 +101,13 @@ class DDIMScheduler(_Fused, diffusers.DDIMScheduler):
 
     def _row(self, t: int, eta: float, clipped_eps: bool) -> Float32Array:
         if not 0 <= eta <= 1:
-            raise Uncovered(f"eta={eta}")
+            raise UnsupportedStep(f"eta={eta}")
         alphas, before = self._numbers("alphas_cumprod"), t - self.config.num_train_timesteps // self._require_steps()
         a_prev = alphas[before] if before >= 0 else self.final_alpha_cumprod.item()
         return ddim_row(self.config.prediction_type, alphas[t], a_prev, eta, self._clip(), clipped_eps)
 
 
-class DDPMScheduler(_Fused, diffusers.DDPMScheduler):
+class DDPMScheduler(_FusedScheduler, diffusers.DDPMScheduler):
     """``diffusers.DDPMScheduler`` by the fused step; ``thresholding`` and a learned variance are left to it."""
 
     def step(
@@ -122,14 +122,14 @@ class DDPMScheduler(_Fused, diffusers.DDPMScheduler):
         try:
             kind = self.config.variance_type
             self._require(kind not in ("learned", "learned_range", "fixed_large_log"), "variance_type")
-            require_covered(sample, model_output)
+            require_supported(sample, model_output)
             t, alphas = index(timestep), self._numbers("alphas_cumprod")
             before = self._before(t)
             a_prev = alphas[before] if before >= 0 else 1.0
             variance = "beta" if kind == "fixed_large" else "posterior"
             row = ddpm_row(self.config.prediction_type, t, alphas[t], a_prev, variance, self._clip())
-        except Uncovered as why:
-            say_once(type(self).__name__, str(why))
+        except UnsupportedStep as why:
+            warn_once(type(self).__name__, str(why))
             return super().step(model_output, timestep, sample, generator, return_dict)
         z = _noise(model_output, generator) if t > 0 else None
         following, clean = fused_step(row, sample, model_output, z=z)
@@ -146,7 +146,7 @@ class DDPMScheduler(_Fused, diffusers.DDPMScheduler):
         return int(timesteps[found[0] + 1]) if found[0] + 1 < len(timesteps) else -1
 
 
-class LCMScheduler(_Fused, diffusers.LCMScheduler):
+class LCMScheduler(_FusedScheduler, diffusers.LCMScheduler):
     """``diffusers.LCMScheduler`` by the fused step; ``thresholding`` is left to it."""
 
     def step(
@@ -159,7 +159,7 @@ class LCMScheduler(_Fused, diffusers.LCMScheduler):
     ) -> LCMSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
         """As ``diffusers.LCMScheduler.step``."""
         try:
-            require_covered(sample, model_output)
+            require_supported(sample, model_output)
             clip, steps = self._clip(), self._require_steps()
             if self.step_index is None:
                 self._init_step_index(timestep)
@@ -169,8 +169,8 @@ class LCMScheduler(_Fused, diffusers.LCMScheduler):
             a_prev = alphas[before] if before >= 0 else self.final_alpha_cumprod.item()
             scaling = self.config.timestep_scaling
             row = lcm_row(self.config.prediction_type, t, alphas[t], None if last else a_prev, scaling, clip)
-        except Uncovered as why:
-            say_once(type(self).__name__, str(why))
+        except UnsupportedStep as why:
+            warn_once(type(self).__name__, str(why))
             return super().step(model_output, timestep, sample, generator, return_dict)
         z = None if last else _noise(model_output, generator)
         following, denoised = fused_step(row, sample, model_output, z=z)
@@ -178,7 +178,7 @@ class LCMScheduler(_Fused, diffusers.LCMScheduler):
         return LCMSchedulerOutput(following, denoised) if return_dict else (following, denoised)
 
 
-class DPMSolverMultistepScheduler(_Fused, diffusers.DPMSolverMultistepScheduler):
+class DPMSolverMultistepScheduler(_FusedScheduler, diffusers.DPMSolverMultistepScheduler):
     """``diffusers.DPMSolverMultistepScheduler`` by the fused step; ``thresholding`` and order 3 are left to it.
 
     Every ``algorithm_type``, ``solver_type`` and way to choose noise levels is covered.
@@ -200,14 +200,14 @@ class DPMSolverMultistepScheduler(_Fused, diffusers.DPMSolverMultistepScheduler)
         try:
             self._require(not config.thresholding, "thresholding")
             self._require(config.solver_order in (1, 2), "solver_order")
-            require_covered(sample, prediction)
+            require_supported(sample, prediction)
             self._require_steps()
             if self.step_index is None:
                 self._init_step_index(timestep)
             first_order = self._is_first_order(self.step_index)
             row = self._row(self.step_index, first_order)
-        except Uncovered as why:
-            say_once(type(self).__name__, str(why))
+        except UnsupportedStep as why:
+            warn_once(type(self).__name__, str(why))
             return super().step(model_output, timestep, sample, generator, variance_noise, return_dict)
         z = None
         if config.algorithm_type.startswith("sde-"):

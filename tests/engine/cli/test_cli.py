@@ -1,5 +1,8 @@
 """The command line, as a user types it."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import support
@@ -7,7 +10,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import stepfuse as sf
-from stepfuse.cli.app import _conds, app
+from stepfuse.cli import app
+from stepfuse.cli.sample import conds_per_sample
 
 runner = CliRunner()
 
@@ -73,7 +77,7 @@ def test_sample_begins_with_a_picture_and_keeps_what_the_mask_does(bundle, tmp_p
         (["-n", "0"], "n must be at least 1, got 0"),
     ],
 )
-def test_bad_input_is_told_in_a_line(bundle, tmp_path, arguments, message):
+def test_bad_input_is_reported_in_a_line(bundle, tmp_path, arguments, message):
     path = tmp_path / "none.png"
     result = run("sample", bundle.path, "-o", path, *arguments)
     assert result.exit_code == 1
@@ -86,6 +90,12 @@ def test_a_missing_bundle_says_what_there_is(tmp_path):
     result = run("sample", tmp_path / "nothing")
     assert result.exit_code == 1
     assert "neither an embedded model" in result.output
+
+
+def test_python_runs_the_package_as_the_command_line(bundle, tmp_path):
+    command = [sys.executable, "-m", "stepfuse", "info", str(bundle.path)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path)
+    assert "checksum matches" in done.stdout
 
 
 def test_info_says_what_a_bundle_is(bundle):
@@ -123,16 +133,16 @@ def test_doctor_names_the_extra_to_install(monkeypatch):
 
 
 @pytest.mark.parametrize("cond", [support.NULL, "bag"], ids=["null-class", "name"])
-def test_any_class_can_be_drawn(bundle, tmp_path, cond):
+def test_any_class_can_be_sampled(bundle, tmp_path, cond):
     result = run("sample", bundle.path, "-n", 1, "--cond", cond, "--steps", 2, "-o", tmp_path / "one.png")
     assert result.exit_code == 0, result.output
 
 
-def test_a_model_with_two_inputs_is_drawn_without_conditioning_or_not_at_all():
+def test_a_model_with_two_inputs_is_sampled_without_conditioning_or_not_at_all():
     facts = sf.ModelInfo(support.SHAPE, support.SCHEDULE, cond={**support.COND, "style": sf.CondInput(null=0)})
-    assert _conds(facts, None, 3) is None
+    assert conds_per_sample(facts, None, 3) is None
     with pytest.raises(ValueError, match="--cond needs a model with one conditioning input, this one has 2"):
-        _conds(facts, ["bag"], 3)
+        conds_per_sample(facts, ["bag"], 3)
 
 
 def test_other_formats_are_refused(bundle, tmp_path):

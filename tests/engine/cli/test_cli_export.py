@@ -15,7 +15,7 @@ def stepfuse(*arguments):
     return CliRunner().invoke(app, [str(one) for one in arguments])
 
 
-def test_a_folder_is_exported_and_drawn(tmp_path):
+def test_a_folder_is_exported_and_sampled(tmp_path):
     folder = tiny_pipelines.save_tiny("DDIMPipeline", tmp_path / "tiny")
     done = stepfuse("export", folder, "-o", tmp_path / "bundle", "--size", "24x16", "--sampler", "dpmpp_2m")
     assert done.exit_code == 0, done.output
@@ -26,8 +26,8 @@ def test_a_folder_is_exported_and_drawn(tmp_path):
     bundle = sf.Bundle.load(tmp_path / "bundle")
     assert bundle.info.shape == (3, 16, 24)
     assert bundle.info.defaults["sampler"] == "dpmpp_2m"
-    drawn = stepfuse("sample", tmp_path / "bundle", "-n", 1, "--steps", 2, "-o", tmp_path / "one.png", "--threads", 1)
-    assert drawn.exit_code == 0, drawn.output
+    sampled = stepfuse("sample", tmp_path / "bundle", "-n", 1, "--steps", 2, "-o", tmp_path / "one.png", "--threads", 1)
+    assert sampled.exit_code == 0, sampled.output
     again = stepfuse("export", folder, "-o", tmp_path / "bundle")
     assert again.exit_code == 1
     assert "exists already" in again.output
@@ -42,7 +42,7 @@ def test_a_folder_is_exported_and_drawn(tmp_path):
         ([], "must be the folder of a diffusers pipeline: there is none"),
     ],
 )
-def test_what_is_wrong_is_told_in_a_line(tmp_path, arguments, match):
+def test_bad_input_is_reported_in_a_line(tmp_path, arguments, match):
     done = stepfuse("export", tmp_path / "nowhere", "-o", tmp_path / "bundle", *arguments)
     assert done.exit_code == 1
     assert match in " ".join(done.output.split())

@@ -8,7 +8,8 @@ from typer.testing import CliRunner
 
 import stepfuse as sf
 from stepfuse.cli import app
-from stepfuse.pipeline.image_files import image_grid, read_image
+from stepfuse.pipeline.image_files import image_grid
+from stepfuse.pipeline.input_images import read_image
 
 runner = CliRunner()
 HEIGHT, WIDTH = support.SHAPE[1:]
@@ -56,7 +57,7 @@ def test_the_corners_of_a_grid_are_the_samples_of_its_seeds(bundle, tmp_path):
     np.testing.assert_array_equal(grid[[0, 0, -1, -1], [0, -1, 0, -1]], corners)
 
 
-def test_a_grid_is_drawn_as_one(bundle, tmp_path):
+def test_a_grid_is_one_picture(bundle, tmp_path):
     result = run(bundle, "--grid", "2x5", "--steps", 2, "-o", tmp_path / "grid.png")
     assert result.exit_code == 0, result.output
     with Image.open(tmp_path / "grid.png") as picture:
@@ -85,7 +86,7 @@ def test_an_animation_goes_there_and_back(bundle, tmp_path, name, kind, back, fr
         about = f"{picture.info} {picture.getexif().get(ExifTags.Base.ImageDescription)}"
         assert "tiny: ddim, 3 steps, slerp, seed 0 to seed 1" in about
         picture.seek(1)
-        picture.load()  # a WebP tells a frame's duration when it is decoded
+        picture.load()  # a WebP has a frame's duration once it is decoded
         assert picture.info["duration"] == 80
 
 
@@ -140,7 +141,7 @@ def test_a_picture_is_read_as_it_was_written(pictures):
         (["--grid", "2x2", "--from-image", "a.png", "--to-image", "b.png"], "--grid takes its corners from --seeds"),
     ],
 )
-def test_bad_input_is_told_in_a_line(bundle, tmp_path, monkeypatch, arguments, message):
+def test_bad_input_is_reported_in_a_line(bundle, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     result = run(bundle, "--steps", "3", *arguments)
     assert result.exit_code == 1

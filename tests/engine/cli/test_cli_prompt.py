@@ -20,7 +20,7 @@ def bundle(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def classes(tmp_path_factory):
-    """A latent model without prompts, told two inputs that the command line leaves alone."""
+    """A latent model without prompts, whose two conditioning inputs the command line leaves alone."""
     folder = tmp_path_factory.mktemp("classes") / "bundle"
     parts = ("text_encoder.onnx", "tokenizer.json")
     defaults = {"sampler": "ddim", "steps": 4, "guidance_scale": 1.0}
@@ -31,7 +31,7 @@ def run(*arguments):
     return runner.invoke(app, [str(argument) for argument in arguments])
 
 
-def test_a_prompt_is_drawn_as_the_api_draws_it(bundle, tmp_path):
+def test_a_prompt_gives_the_picture_that_the_api_gives(bundle, tmp_path):
     path = tmp_path / "deep" / "cat.png"
     options = ["--negative-prompt", "blue", "--width", 12, "--height", 16, "--steps", 3, "-g", 5, "--seed", 4]
     result = run("sample", bundle.path, "--prompt", "a red cat", *options, "--sampler", "dpmpp_2m", "-o", path)
@@ -67,7 +67,7 @@ def test_a_picture_and_a_mask_to_begin_with(bundle, tmp_path):
     begin.save(tmp_path / "begin.png")
     mask.save(tmp_path / "mask.png")
     files = ["--image", tmp_path / "begin.png", "--mask", tmp_path / "mask.png"]
-    path = tmp_path / "drawn.npy"
+    path = tmp_path / "picture.npy"
     result = run("sample", bundle.path, "--prompt", "a cat", *files, "--strength", 0.5, "-o", path)
     assert result.exit_code == 0, result.output
     with sf.TextToImage.load(bundle) as pipe:
@@ -75,7 +75,7 @@ def test_a_picture_and_a_mask_to_begin_with(bundle, tmp_path):
     np.testing.assert_allclose(np.load(path), want.pixels, rtol=0, atol=1e-6)
 
 
-def test_a_long_prompt_is_told_in_a_line(bundle, tmp_path):
+def test_a_long_prompt_is_reported_in_a_line(bundle, tmp_path):
     result = run("sample", bundle.path, "--prompt", "a red cat dog in the rain", "-o", tmp_path / "cat.png")
     assert result.exit_code == 0, result.output
     assert "stepfuse: a prompt is cut after 6 tokens: 'in the rain' is not read\n" in result.output
@@ -90,9 +90,14 @@ def test_a_long_prompt_is_told_in_a_line(bundle, tmp_path):
         (["--prompt", "a", "-n", "0"], "num_images must be at least 1, got 0"),
         (["--prompt", "a", "--image", "nowhere.png"], "nowhere.png"),
         (["--prompt", "a", "--strength", "0.5"], "strength needs an image"),
+        (["--prompt", "a", "--device", "cuda"], "device must be 'cpu' for a whole pipeline"),
+        (
+            ["--prompt", "a", "--device", "tpu"],
+            "device must be 'cpu', 'cuda', 'cuda:N' or stepfuse.Cuda(...), got 'tpu'",
+        ),
     ],
 )
-def test_bad_input_is_told_in_a_line(bundle, tmp_path, arguments, message):
+def test_bad_input_is_reported_in_a_line(bundle, tmp_path, arguments, message):
     path = tmp_path / "none.png"
     result = run("sample", bundle.path, "-o", path, *arguments)
     assert result.exit_code == 1
@@ -116,7 +121,7 @@ def test_latents_without_prompts_are_decoded(classes, tmp_path):
     assert latents.shape == (2, *handmade.SHAPE)
     result = run("sample", classes.path, "-n", 2, "-o", path)
     assert result.exit_code == 0, result.output
-    from stepfuse.cli.prompt import pictures_of
+    from stepfuse.cli.latents import pictures_of
 
     pictures, data_range = pictures_of(classes, latents, 1)
     assert data_range == (-1.0, 1.0)

@@ -51,7 +51,7 @@ def scheduler(name, **config):
 
 
 def arguments(name, **changes):
-    """Of a call that draws two pictures."""
+    """Of a call for two pictures."""
     if name in ("DDPMPipeline", "DDIMPipeline"):
         given = {"batch_size": 2}
     elif name == "DiTPipeline":
@@ -61,7 +61,7 @@ def arguments(name, **changes):
     return {**given, "num_inference_steps": 4, "output_type": "np", **changes}
 
 
-def draw(pipe, **given):
+def generate(pipe, **given):
     """A call from a fixed seed, also of what takes noise from torch's own generator."""
     torch.manual_seed(5)
     seeded = {"generator": torch.Generator().manual_seed(3)} | given
@@ -69,8 +69,8 @@ def draw(pipe, **given):
 
 
 def same(pipe, **given):
-    """Draws with both and compares; returns what diffusers has drawn."""
-    want, got = draw(pipe, **given), draw(compile(pipe), **given)
+    """Calls both and compares; returns the images of diffusers."""
+    want, got = generate(pipe, **given), generate(compile(pipe), **given)
     assert type(got) is type(want)
     assert distance(got, want) < tolerances.COMPILED
     return np.asarray(want)
@@ -83,14 +83,14 @@ def distance(one, other):
 
 
 @pytest.mark.parametrize("name", tiny_pipelines.NAMES)
-def test_images_are_diffusers(name, pipelines):
+def test_images_are_those_of_diffusers(name, pipelines):
     images = same(pipelines(name), **arguments(name))
     assert images.shape == (2, 16, 16, 3)
     assert images.std() > 0.01
 
 
 @pytest.mark.parametrize("name", ["DiTPipeline", *TEXT])
-def test_so_they_are_without_guidance_and_guidance_shows(name, pipelines):
+def test_images_with_and_without_guidance(name, pipelines):
     pipe = pipelines(name)
     kind = {} if name == "DiTPipeline" else {"output_type": "latent"}
     plain = same(pipe, **arguments(name, guidance_scale=1.0, **kind))
@@ -113,7 +113,7 @@ SCHEDULERS = {
 @pytest.mark.parametrize(("kind", "config"), SCHEDULERS.values(), ids=SCHEDULERS)
 @pytest.mark.parametrize("name", ["StableDiffusionPipeline", "StableDiffusionXLPipeline"])
 def test_with_every_scheduler(name, kind, config, pipelines):
-    """Noise too: it is drawn from the call's generator, as diffusers draws it."""
+    """Noise too: it comes from the call's generator, as with diffusers."""
     same(pipelines(name, scheduler(kind, **{**STABLE, **config})), **arguments(name, output_type="latent"))
 
 
@@ -135,7 +135,7 @@ def test_with_every_scheduler(name, kind, config, pipelines):
         ("StableDiffusion3Pipeline", None, {}, {"sigmas": [1.0, 0.8, 0.3]}),
     ],
 )
-def test_arguments_mean_what_they_mean(name, kind, config, given, pipelines):
+def test_arguments_act_as_in_diffusers(name, kind, config, given, pipelines):
     pipe = pipelines(name, kind and scheduler(kind, **config))
     same(pipe, **arguments(name, **given))
 
@@ -169,12 +169,12 @@ def test_the_result_is_a_pipeline_of_the_same_class(pipelines, tmp_path):
     assert type(compiled.original) is diffusers.StableDiffusionPipeline
     assert compile(compiled).unet is pipe.unet
     given = arguments("StableDiffusionPipeline", output_type="latent")
-    torch.testing.assert_close(draw(compiled.original, **given), draw(pipe, **given), rtol=0, atol=0)
+    torch.testing.assert_close(generate(compiled.original, **given), generate(pipe, **given), rtol=0, atol=0)
 
     compiled.save_pretrained(tmp_path)
     loaded = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path)
     loaded.set_progress_bar_config(disable=True)
-    assert distance(draw(loaded, **given), draw(compiled, **given)) < tolerances.COMPILED
+    assert distance(generate(loaded, **given), generate(compiled, **given)) < tolerances.COMPILED
 
 
 def test_outputs_come_in_every_form(pipelines):
@@ -182,7 +182,7 @@ def test_outputs_come_in_every_form(pipelines):
     compiled = compile(pipe)
     for form in ("pil", "np", "pt", "latent"):
         given = arguments("StableDiffusionPipeline", output_type=form)
-        want, got = draw(pipe, **given), draw(compiled, **given)
+        want, got = generate(pipe, **given), generate(compiled, **given)
         assert type(got) is type(want)
         if form == "pil":
             assert np.abs(np.asarray(got[0], dtype=int) - np.asarray(want[0], dtype=int)).max() <= 1
@@ -195,10 +195,10 @@ def test_the_scheduler_may_be_replaced_between_calls(pipelines):
     pipe = pipelines("StableDiffusionPipeline")
     compiled = compile(pipe)
     given = arguments("StableDiffusionPipeline", output_type="latent")
-    first = draw(compiled, **given)
+    first = generate(compiled, **given)
     pipe.scheduler = compiled.scheduler = scheduler("LCMScheduler", **STABLE)
-    second = draw(compiled, **given)
-    assert distance(second, draw(pipe, **given)) < tolerances.COMPILED
+    second = generate(compiled, **given)
+    assert distance(second, generate(pipe, **given)) < tolerances.COMPILED
     assert distance(second, first) > 100 * tolerances.COMPILED
 
 
@@ -211,12 +211,12 @@ def record(into, change=None):
 
 
 @pytest.mark.parametrize("name", TEXT)
-def test_callbacks_see_what_they_see(name, pipelines):
+def test_callbacks_see_the_same_tensors(name, pipelines):
     pipe, seen = pipelines(name), ([], [])
     names = pipe._callback_tensor_inputs
     for one, into in zip((pipe, compile(pipe)), seen, strict=True):
         given = arguments(name, callback_on_step_end=record(into), callback_on_step_end_tensor_inputs=names)
-        draw(one, **given)
+        generate(one, **given)
     assert len(seen[0]) == 4
     for want, got in zip(*seen, strict=True):
         assert got[:2] == want[:2]
@@ -247,19 +247,19 @@ def unguided(pipe, step, tensors):
         return {"prompt_embeds": tensors["prompt_embeds"].chunk(2)[-1]}
 
 
-def told_otherwise(pipe, step, tensors):
+def conditioned_otherwise(pipe, step, tensors):
     return {"prompt_embeds": -tensors["prompt_embeds"]} if step == 1 else {}
 
 
-@pytest.mark.parametrize("change", [halved, halved_in_place, interrupted, less_guided, told_otherwise])
-def test_callbacks_change_what_they_change(change, pipelines):
+@pytest.mark.parametrize("change", [halved, halved_in_place, interrupted, less_guided, conditioned_otherwise])
+def test_changes_by_a_callback_take_effect(change, pipelines):
     pipe, given = pipelines("StableDiffusion3Pipeline"), arguments("StableDiffusion3Pipeline", output_type="latent")
     callback = {
         "callback_on_step_end": record([], change),
         "callback_on_step_end_tensor_inputs": ["latents", "prompt_embeds"],
     }
     changed = same(pipe, **given, **callback)
-    assert distance(changed, draw(pipe, **given)) > 100 * tolerances.COMPILED
+    assert distance(changed, generate(pipe, **given)) > 100 * tolerances.COMPILED
 
 
 def test_callbacks_may_end_the_guidance(pipelines):
@@ -273,21 +273,21 @@ def test_callbacks_may_end_the_guidance(pipelines):
 
 
 @pytest.mark.parametrize("change", [halved, interrupted])
-def test_so_they_do_where_steps_have_a_history(change, pipelines):
+def test_changes_by_a_callback_take_effect_where_steps_have_a_history(change, pipelines):
     given = arguments("StableDiffusionPipeline", output_type="latent", callback_on_step_end=record([], change))
     same(pipelines("StableDiffusionPipeline", scheduler("DPMSolverMultistepScheduler", **STABLE)), **given)
 
 
-def test_guidance_must_stay_where_steps_have_a_history(pipelines):
+def test_guidance_may_not_change_where_steps_have_a_history(pipelines):
     compiled = compile(pipelines("StableDiffusionPipeline", scheduler("DPMSolverMultistepScheduler", **STABLE)))
     with pytest.raises(ValueError, match="guidance and prompts must stay as they are during a run of DPMSolver"):
-        draw(compiled, **arguments("StableDiffusionPipeline", callback_on_step_end=record([], less_guided)))
+        generate(compiled, **arguments("StableDiffusionPipeline", callback_on_step_end=record([], less_guided)))
 
 
-def test_an_old_callback_and_the_progress_bar_go_on_by_the_step(pipelines, capsys):
+def test_the_deprecated_callback_and_the_progress_bar_advance_at_each_step(pipelines, capsys):
     compiled, steps = compile(pipelines("StableDiffusionPipeline")), []
     compiled.set_progress_bar_config(disable=False, mininterval=0, miniters=1)
-    draw(
+    generate(
         compiled,
         **arguments("StableDiffusionPipeline"),
         callback=lambda step, timestep, latents: steps.append((step, latents.mean().item())),
@@ -299,7 +299,7 @@ def test_an_old_callback_and_the_progress_bar_go_on_by_the_step(pipelines, capsy
     assert all(f"{done}/4" in bar for done in range(5))
 
 
-def test_what_it_raises_leaves_the_pipeline_usable(pipelines):
+def test_an_error_leaves_the_pipeline_usable(pipelines):
     pipe = pipelines("StableDiffusionPipeline")
     compiled, given = compile(pipe), arguments("StableDiffusionPipeline")
 
@@ -307,10 +307,10 @@ def test_what_it_raises_leaves_the_pipeline_usable(pipelines):
         raise KeyError("mine")
 
     with pytest.raises(KeyError, match="mine"):
-        draw(compiled, **given, callback_on_step_end=broken)
+        generate(compiled, **given, callback_on_step_end=broken)
     handle = compiled.unet.register_forward_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        draw(compiled, **given)
+        generate(compiled, **given)
     handle.remove()
     assert compiled.unet is pipe.unet
     assert compiled.scheduler is pipe.scheduler
@@ -327,14 +327,14 @@ def test_what_it_raises_leaves_the_pipeline_usable(pipelines):
 def test_schedulers_that_are_not_covered_are_refused(config, message, pipelines):
     compiled = compile(pipelines("StableDiffusionPipeline", scheduler(config[0], **STABLE, **config[1])))
     with pytest.raises(ValueError, match=message):
-        draw(compiled, **arguments("StableDiffusionPipeline"))
+        generate(compiled, **arguments("StableDiffusionPipeline"))
 
 
 def test_a_scheduler_changed_behind_its_configuration_is_refused(pipelines):
     changed = scheduler("DDIMScheduler", **STABLE, clip_sample=False)
     changed.alphas_cumprod = changed.alphas_cumprod**2
     with pytest.raises(ValueError, match="alphas_cumprod must be those of its configuration"):
-        draw(compile(pipelines("StableDiffusionPipeline", changed)), **arguments("StableDiffusionPipeline"))
+        generate(compile(pipelines("StableDiffusionPipeline", changed)), **arguments("StableDiffusionPipeline"))
 
 
 @pytest.mark.parametrize(
@@ -349,7 +349,7 @@ def test_a_scheduler_changed_behind_its_configuration_is_refused(pipelines):
 def test_what_only_the_pipeline_s_own_loop_does_is_refused(name, kind, given, message, pipelines):
     compiled = compile(pipelines(name, kind and scheduler(kind, **STABLE)))
     with pytest.raises(ValueError, match=message):
-        draw(compiled, **arguments(name, **given))
+        generate(compiled, **arguments(name, **given))
 
 
 def test_other_classes_are_refused():
@@ -360,10 +360,10 @@ def test_other_classes_are_refused():
 def test_a_pipeline_is_not_called_within_its_own_call(pipelines):
     compiled, given = compile(pipelines("StableDiffusionPipeline")), arguments("StableDiffusionPipeline")
     with pytest.raises(RuntimeError, match="cannot be called from its own callback"):
-        draw(compiled, **given, callback_on_step_end=lambda *_: compiled(**given))
+        generate(compiled, **given, callback_on_step_end=lambda *_: compiled(**given))
 
 
-def test_calls_from_several_threads_take_turns(pipelines):
+def test_calls_from_several_threads_run_one_at_a_time(pipelines):
     pipe = pipelines("StableDiffusionPipeline")
     compiled, given, got = compile(pipe), arguments("StableDiffusionPipeline", output_type="latent"), [None] * 4
 
@@ -384,14 +384,14 @@ def test_half_precision_and_autocast(pipelines):
     """The network runs in bfloat16 in both; only the states between differ."""
     pipe, given = pipelines("DiTPipeline"), arguments("DiTPipeline")
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        want, got = draw(pipe, **given), draw(compile(pipe), **given)
+        want, got = generate(pipe, **given), generate(compile(pipe), **given)
     assert distance(got, want) < tolerances.COMPILED_BFLOAT16
-    assert distance(got, draw(pipe, **given)) > tolerances.COMPILED
+    assert distance(got, generate(pipe, **given)) > tolerances.COMPILED
 
 
-def test_it_goes_when_its_last_user_lets_go(pipelines):
+def test_a_compiled_pipeline_is_freed_with_its_last_reference(pipelines):
     compiled = compile(pipelines("DDIMPipeline"))
-    draw(compiled, **arguments("DDIMPipeline"))
+    generate(compiled, **arguments("DDIMPipeline"))
     gone = weakref.ref(compiled._stepfuse)
     del compiled
     gc.collect()

@@ -57,25 +57,25 @@ CALLS = {
 }
 
 
-def draw(pipe, given, **changes):
+def generate(pipe, given, **changes):
     seeded = {"generator": torch.Generator().manual_seed(3), "num_inference_steps": 4, "output_type": "np"}
     return pipe(**{**given, **seeded, **changes}).images
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_images_are_diffusers(name, compiled):
+def test_images_are_those_of_diffusers(name, compiled):
     pipe, ours = compiled[name]
     guided = {} if name == "DDIMPipeline" else {"guidance_scale": 1.0}
-    want = draw(pipe, CALLS[name])
-    assert np.abs(draw(ours, CALLS[name]) - want).max() < tolerances.COMPILED
-    unguided = draw(ours, CALLS[name], **guided)
-    assert np.abs(unguided - draw(pipe, CALLS[name], **guided)).max() < tolerances.COMPILED
+    want = generate(pipe, CALLS[name])
+    assert np.abs(generate(ours, CALLS[name]) - want).max() < tolerances.COMPILED
+    unguided = generate(ours, CALLS[name], **guided)
+    assert np.abs(unguided - generate(pipe, CALLS[name], **guided)).max() < tolerances.COMPILED
 
 
 def test_the_pipeline_s_own_network_does_not_run(compiled):
     pipe, ours = compiled["StableDiffusionPipeline"]
     handle = pipe.unet.register_forward_hook(lambda *_: pytest.fail("it has run"))
-    draw(ours, CALLS["StableDiffusionPipeline"])
+    generate(ours, CALLS["StableDiffusionPipeline"])
     handle.remove()
 
 
@@ -85,21 +85,21 @@ def test_prompts_may_change_during_a_run(compiled):
 
     (pipe, ours), given = compiled["StableDiffusionPipeline"], CALLS["StableDiffusionPipeline"]
     callback = {"callback_on_step_end": negated, "callback_on_step_end_tensor_inputs": ["prompt_embeds"]}
-    want, got = (draw(one, given, **callback, output_type="latent", guidance_scale=50.0) for one in (pipe, ours))
-    unchanged = draw(ours, given, output_type="latent", guidance_scale=50.0)
+    want, got = (generate(one, given, **callback, output_type="latent", guidance_scale=50.0) for one in (pipe, ours))
+    unchanged = generate(ours, given, output_type="latent", guidance_scale=50.0)
     assert (got - want).abs().max() < tolerances.COMPILED * want.abs().max()
     assert (unchanged - want).abs().max() > 10 * tolerances.COMPILED * want.abs().max()
 
 
 def test_a_bundle_of_another_pipeline_is_refused(compiled, tmp_path):
     (pipe, _), (_, other) = compiled["StableDiffusionPipeline"], compiled["DiTPipeline"]
-    path = other._stepfuse.network._bundle.path
+    path = other._stepfuse.predictor._bundle.path
     wrong = compile(pipe, bundle=path)
-    message = "must take what the pipeline tells its network, encoder_hidden_states, got class_labels"
+    message = "must take what the pipeline passes to its network, encoder_hidden_states, got class_labels"
     with pytest.raises(ValueError, match=message):
-        draw(wrong, CALLS["StableDiffusionPipeline"])
+        generate(wrong, CALLS["StableDiffusionPipeline"])
     velocity = compile(tiny_pipelines.tiny_pipeline("StableDiffusionPipeline-v"), bundle=path)
     with pytest.raises(ValueError, match="prediction_type must be the scheduler's, 'v_prediction', got 'epsilon'"):
-        draw(velocity, CALLS["StableDiffusionPipeline"])
+        generate(velocity, CALLS["StableDiffusionPipeline"])
     with pytest.raises(sf.BundleError, match="no-such-bundle"):
         compile(pipe, bundle=tmp_path / "no-such-bundle")

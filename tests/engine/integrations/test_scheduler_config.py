@@ -89,7 +89,7 @@ def ours(settings, steps, **options):
         return engine.sample(peers.BATCH, cond=1.0, steps=steps, noise=peers.NOISE, seed=peers.SEED, **arguments)
 
 
-def test_what_is_filled_in_is_what_diffusers_fills_in():
+def test_defaults_are_those_of_diffusers():
     assert tuple(DEFAULTS) == COVERED
     for name, defaults in DEFAULTS.items():
         parameters = inspect.signature(getattr(diffusers, name).__init__).parameters
@@ -97,7 +97,7 @@ def test_what_is_filled_in_is_what_diffusers_fills_in():
 
 
 @pytest.mark.parametrize(("name", "config", "steps"), CASES)
-def test_a_run_is_diffusers(name, config, steps, monkeypatch):
+def test_a_run_is_that_of_diffusers(name, config, steps, monkeypatch):
     settings = read_scheduler({**config, "_class_name": name, "_diffusers_version": "0.42.1"})
     want = peers.run(the_scheduler(name, config, steps), monkeypatch, 3.0)
     got = ours(settings, steps, guidance_scale=3.0)
@@ -118,7 +118,7 @@ def test_a_saved_file_is_read_alike(name, tmp_path):
     json.dumps(read.defaults, allow_nan=False)
 
 
-def test_noise_that_cannot_be_told_from_signal_is_refused_by_the_sampler():
+def test_epsilon_at_zero_signal_is_refused_by_the_sampler():
     settings = read_scheduler({"_class_name": "DDIMScheduler", "rescale_betas_zero_snr": True, **UNCLIPPED})
     with pytest.raises(ValueError, match="use v_prediction"):
         ours(settings, 1, spacing="trailing")

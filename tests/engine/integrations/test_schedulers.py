@@ -79,7 +79,7 @@ def fused(monkeypatch):
     def refuse(scheduler, reason):
         raise AssertionError(f"{scheduler}: {reason}")
 
-    monkeypatch.setattr(diffusers_schedulers, "say_once", refuse)
+    monkeypatch.setattr(diffusers_schedulers, "warn_once", refuse)
 
 
 def noise(seed):

@@ -101,7 +101,7 @@ def images(pipe, scheduler, **options):
     ],
 )
 def test_images_of_a_pipeline(pipeline, name, config, options, unet, monkeypatch):
-    monkeypatch.setattr(diffusers_schedulers, "say_once", lambda *reason: pytest.fail(str(reason)))
+    monkeypatch.setattr(diffusers_schedulers, "warn_once", lambda *reason: pytest.fail(str(reason)))
     pipe = getattr(diffusers, pipeline)(unet=unet, scheduler=diffusers.DDPMScheduler())
     theirs = images(pipe, getattr(diffusers, name)(**config), **options)
     mine = images(pipe, getattr(ours, name).from_config(pipe.scheduler.config), **options)
@@ -117,7 +117,7 @@ def stable_diffusion():
 @pytest.mark.parametrize("name", ["DDIMScheduler", "LCMScheduler", "DPMSolverMultistepScheduler"])
 @pytest.mark.parametrize("guidance_scale", [1.0, 6.0])
 def test_images_of_stable_diffusion(name, guidance_scale, stable_diffusion, monkeypatch):
-    monkeypatch.setattr(diffusers_schedulers, "say_once", lambda *reason: pytest.fail(str(reason)))
+    monkeypatch.setattr(diffusers_schedulers, "warn_once", lambda *reason: pytest.fail(str(reason)))
     pipe, results = stable_diffusion, []
     for library in (diffusers, ours):
         pipe.scheduler = getattr(library, name).from_config(pipe.scheduler.config)

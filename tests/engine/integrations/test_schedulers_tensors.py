@@ -7,8 +7,8 @@ import tolerances
 import torch
 
 from stepfuse.integrations import diffusers as ours
-from stepfuse.integrations.diffusers.rows import dpm_row
-from stepfuse.integrations.diffusers.step import _by_kernel, _on_cpu, say_once
+from stepfuse.integrations.diffusers.scheduler_rows import dpm_row
+from stepfuse.integrations.diffusers.torch_step import _by_kernel, _on_cpu, warn_once
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers needs Python 3.11")
 
@@ -19,12 +19,12 @@ NAMES = ("DDIMScheduler", "DDPMScheduler", "LCMScheduler", "DPMSolverMultistepSc
 
 
 @pytest.fixture
-def said(caplog):
-    """What was warned of, everything anew."""
-    say_once.cache_clear()
+def logged(caplog):
+    """The warnings logged so far, none of them suppressed as a repetition."""
+    warn_once.cache_clear()
     caplog.set_level(logging.WARNING, logger="stepfuse")
     yield lambda: [record.getMessage() for record in caplog.records if record.name.startswith("stepfuse")]
-    say_once.cache_clear()
+    warn_once.cache_clear()
 
 
 def tensors(shape=(2, 3, 4, 5), dtype=torch.float32):
@@ -39,16 +39,16 @@ def first_step(scheduler, prediction, x, steps=4, **options):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("name", NAMES)
-def test_half_precision_rounds_once(name, dtype, said):
+def test_half_precision_rounds_once(name, dtype, logged):
     """Against float32 on the same numbers: noise, coefficients and sums are wide, the store alone rounds."""
     x, prediction = tensors(dtype=dtype)
     found = first_step(getattr(ours, name)(), prediction, x, generator=torch.manual_seed(0))
-    drawn = torch.randn(x.shape, generator=torch.manual_seed(0), dtype=dtype).float()  # as the network's output
-    expected = first_step_with_noise(getattr(diffusers, name)(), prediction.float(), x.float(), drawn)
+    noise = torch.randn(x.shape, generator=torch.manual_seed(0), dtype=dtype).float()  # as the network's output
+    expected = first_step_with_noise(getattr(diffusers, name)(), prediction.float(), x.float(), noise)
     for key, value in expected.items():
         assert found[key].dtype == dtype
         assert (found[key].float() - value).abs().max() <= ROUNDING[dtype] * value.abs().max()
-    assert said() == []
+    assert logged() == []
 
 
 def first_step_with_noise(scheduler, prediction, x, noise):
@@ -146,7 +146,7 @@ UNCOVERED = {
 
 
 @pytest.mark.parametrize("case", UNCOVERED)
-def test_settings_left_to_diffusers(case, said):
+def test_settings_left_to_diffusers(case, logged):
     name, config, options, reason = UNCOVERED[case]
     x, prediction = tensors()
     results = []
@@ -156,10 +156,10 @@ def test_settings_left_to_diffusers(case, said):
     for key, value in results[0].items():
         assert torch.equal(results[1][key].nan_to_num(7), value.nan_to_num(7))
     first_step(getattr(ours, name)(**config), prediction, x, **options)
-    assert said() == [f"{name} steps by diffusers' own code: {reason}"]
+    assert logged() == [f"{name} steps by diffusers' own code: {reason}"]
 
 
-def test_run_of_order_3(said):
+def test_run_of_order_3(logged):
     x, prediction = tensors()
     results = []
     for library in (diffusers, ours):
@@ -169,10 +169,10 @@ def test_run_of_order_3(said):
             state = scheduler.step(torch.tanh(state) + prediction, t, state).prev_sample
         results.append(state)
     assert torch.equal(*results)
-    assert len(said()) == 1
+    assert len(logged()) == 1
 
 
-def test_learned_variance_of_ddpm(said):
+def test_learned_variance_of_ddpm(logged):
     x, prediction = tensors()
     both = torch.cat([prediction, 0.1 * prediction], dim=1)
     results = [
@@ -180,19 +180,19 @@ def test_learned_variance_of_ddpm(said):
         for library in (diffusers, ours)
     ]
     assert torch.equal(results[0].prev_sample, results[1].prev_sample)
-    assert said() == ["DDPMScheduler steps by diffusers' own code: variance_type='learned_range'"]
+    assert logged() == ["DDPMScheduler steps by diffusers' own code: variance_type='learned_range'"]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_unknown_prediction_type(name, said):
+def test_unknown_prediction_type(name, logged):
     x, prediction = tensors()
     with pytest.raises(ValueError, match="prediction_type given as noise must be one of"):
         first_step(getattr(ours, name)(prediction_type="noise"), prediction, x)
-    assert "prediction_type='noise'" in said()[0]
+    assert "prediction_type='noise'" in logged()[0]
 
 
 @pytest.mark.parametrize("name", ["DDIMScheduler", "DPMSolverMultistepScheduler"])
-def test_gradients(name, said):
+def test_gradients(name, logged):
     x, prediction = tensors()
     results = []
     for library in (diffusers, ours):
@@ -200,11 +200,13 @@ def test_gradients(name, said):
         first_step(getattr(library, name)(), 0.5 * state + prediction, state).prev_sample.sum().backward()
         results.append(state.grad)
     assert torch.equal(*results)
-    assert said() == [f"{name} steps by diffusers' own code: a gradient is asked for (torch.no_grad() is not in force)"]
+    assert logged() == [
+        f"{name} steps by diffusers' own code: a gradient is asked for (torch.no_grad() is not in force)"
+    ]
     with torch.no_grad():
         stepped = first_step(getattr(ours, name)(), prediction, x.requires_grad_()).prev_sample
     assert not stepped.requires_grad
-    assert len(said()) == 1
+    assert len(logged()) == 1
 
 
 @pytest.mark.parametrize(
@@ -216,13 +218,13 @@ def test_gradients(name, said):
     ],
     ids=["float64", "broadcast", "meta"],
 )
-def test_tensors_left_to_diffusers(x, prediction, reason, said):
+def test_tensors_left_to_diffusers(x, prediction, reason, logged):
     found = first_step(ours.DDIMScheduler(), prediction, x).prev_sample
     expected = first_step(diffusers.DDIMScheduler(), prediction, x).prev_sample
     assert (found.shape, found.dtype, found.device) == (expected.shape, expected.dtype, expected.device)
     if x.device.type == "cpu":
         assert torch.equal(found, expected)
-    assert f"own code: {reason}" in said()[0]
+    assert f"own code: {reason}" in logged()[0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

@@ -31,7 +31,7 @@ def noise(*seeds, shape=handmade.SHAPE):
 
 
 def expected(prompts, seeds, *, negative="", size=(8, 8), shape=handmade.SHAPE, start=None, table=None, **options):
-    """What the pipeline should draw: latents and pixels."""
+    """What the pipeline should return: latents and pixels."""
     settings = {"guidance_scale": 3.0, **options}
     table = table or sf.samplers.ddim(handmade.SCHEDULE, settings.pop("steps", 4), **settings)
     negatives = [negative] * len(prompts) if isinstance(negative, str) else negative
@@ -43,31 +43,31 @@ def expected(prompts, seeds, *, negative="", size=(8, 8), shape=handmade.SHAPE, 
     return latents, handmade.decode(latents)
 
 
-def test_a_prompt_becomes_the_picture_that_its_parts_make_of_it(pipe):
-    drawn = pipe("a red cat", seed=5)
+def test_a_prompt_becomes_the_picture_that_numpy_computes(pipe):
+    got = pipe("a red cat", seed=5)
     latents, pixels = expected(["a red cat"], [5])
-    np.testing.assert_allclose(drawn.latents, latents, **NEAR)
-    np.testing.assert_allclose(drawn.pixels, pixels, **NEAR)
-    assert drawn.pixels.shape == (1, 8, 8, 3)
+    np.testing.assert_allclose(got.latents, latents, **NEAR)
+    np.testing.assert_allclose(got.pixels, pixels, **NEAR)
+    assert got.pixels.shape == (1, 8, 8, 3)
     assert pixels.std() > 0.05  # clipping would hide a difference
-    np.testing.assert_array_equal(np.asarray(drawn[0]), (pixels[0] * 255).round().astype(np.uint8))
+    np.testing.assert_array_equal(np.asarray(got[0]), (pixels[0] * 255).round().astype(np.uint8))
 
 
 def test_prompts_and_their_images_have_seeds_of_their_own(pipe):
-    drawn = pipe(["a cat", "the dog in rain"], num_images=2, seed=7, negative_prompt="blue")
+    got = pipe(["a cat", "the dog in rain"], num_images=2, seed=7, negative_prompt="blue")
     prompts = ["a cat"] * 2 + ["the dog in rain"] * 2
-    np.testing.assert_allclose(drawn.latents, expected(prompts, [7, 8, 9, 10], negative="blue")[0], **NEAR)
-    assert list(drawn.seeds) == [7, 8, 9, 10]
+    np.testing.assert_allclose(got.latents, expected(prompts, [7, 8, 9, 10], negative="blue")[0], **NEAR)
+    assert list(got.seeds) == [7, 8, 9, 10]
     each = pipe(["a cat", "a dog"], negative_prompt=["red", "blue"], seed=[3, 3])
     np.testing.assert_allclose(each.latents, expected(["a cat", "a dog"], [3, 3], negative=["red", "blue"])[0], **NEAR)
 
 
 def test_without_guidance_a_negative_prompt_is_nothing_and_a_step_is_one_pass(bundle):
     with sf.TextToImage.load(bundle, threads=1) as pipe:
-        drawn = pipe("a cat", negative_prompt="a dog", guidance_scale=1.0, steps=3, seed=1)
+        got = pipe("a cat", negative_prompt="a dog", guidance_scale=1.0, steps=3, seed=1)
         assert pipe.stats()[8, 8]["network_passes"] == 3
-    np.testing.assert_allclose(drawn.latents, expected(["a cat"], [1], guidance_scale=1.0, steps=3)[0], **NEAR)
-    assert "negative_prompt" not in drawn.facts[0]
+    np.testing.assert_allclose(got.latents, expected(["a cat"], [1], guidance_scale=1.0, steps=3)[0], **NEAR)
+    assert "negative_prompt" not in got.facts[0]
 
 
 def test_a_pipeline_that_takes_zeros_for_no_negative_prompt(tmp_path):
@@ -82,11 +82,11 @@ def test_a_pipeline_that_takes_zeros_for_no_negative_prompt(tmp_path):
 
 
 def test_any_size_by_the_rule(pipe):
-    drawn = pipe("a cat", width=12, height=16, seed=3)
+    got = pipe("a cat", width=12, height=16, seed=3)
     latents, pixels = expected(["a cat"], [3], size=(12, 16), shape=(4, 8, 6))
-    np.testing.assert_allclose(drawn.latents, latents, **NEAR)
-    np.testing.assert_allclose(drawn.pixels, pixels, **NEAR)
-    assert drawn[0].size == (12, 16)
+    np.testing.assert_allclose(got.latents, latents, **NEAR)
+    np.testing.assert_allclose(got.pixels, pixels, **NEAR)
+    assert got[0].size == (12, 16)
 
 
 def test_sizes_that_the_rule_forbids(pipe, tmp_path):
@@ -104,21 +104,21 @@ def test_sizes_that_the_rule_forbids(pipe, tmp_path):
         small("a cat", width=20)
 
 
-def test_latents_are_the_starting_noise_and_tell_the_size(pipe):
+def test_latents_are_the_starting_noise_and_set_the_size(pipe):
     start = noise(11, 12, shape=(4, 6, 8))
-    drawn = pipe("a cat", num_images=2, latents=start, seed=0)
+    got = pipe("a cat", num_images=2, latents=start, seed=0)
     want, _ = expected(["a cat"] * 2, [0, 1], size=(16, 12), shape=(4, 6, 8), start=start)
-    np.testing.assert_allclose(drawn.latents, want, **NEAR)
+    np.testing.assert_allclose(got.latents, want, **NEAR)
 
 
 def test_embeddings_take_the_place_of_prompts(pipe):
-    told, away = pipe.encode_prompt(["a cat", "a dog"]), pipe.encode_prompt("blue")
-    np.testing.assert_array_equal(told["text"], [handmade.embed("a cat"), handmade.embed("a dog")])
-    drawn = pipe(prompt_embeds=told, negative_prompt_embeds=away, seed=4)
-    np.testing.assert_array_equal(drawn.latents, pipe(["a cat", "a dog"], negative_prompt="blue", seed=4).latents)
-    one = pipe(prompt_embeds={"text": told["text"][1]}, negative_prompt_embeds=away, seed=5)
-    np.testing.assert_allclose(one.latents, drawn.latents[1:], **NEAR)
-    # What no prompt feeds can be told, too.
+    text, away = pipe.encode_prompt(["a cat", "a dog"]), pipe.encode_prompt("blue")
+    np.testing.assert_array_equal(text["text"], [handmade.embed("a cat"), handmade.embed("a dog")])
+    got = pipe(prompt_embeds=text, negative_prompt_embeds=away, seed=4)
+    np.testing.assert_array_equal(got.latents, pipe(["a cat", "a dog"], negative_prompt="blue", seed=4).latents)
+    one = pipe(prompt_embeds={"text": text["text"][1]}, negative_prompt_embeds=away, seed=5)
+    np.testing.assert_allclose(one.latents, got.latents[1:], **NEAR)
+    # Conditioning inputs that no prompt feeds can be given, too.
     sizes = 32, 32, 4, 4, 8, 8
     cropped = pipe(prompt_embeds={**pipe.encode_prompt("a cat"), "size": np.float32(sizes)}, seed=4)
     table = sf.samplers.ddim(handmade.SCHEDULE, 4, guidance_scale=3.0)
@@ -132,17 +132,17 @@ def test_a_picture_to_begin_with(pipe):
     pixels = np.asarray(picture, dtype=np.float32)[None] / 255
     mean = handmade.encode(pixels)
     np.testing.assert_allclose(pipe.encode_image(picture), mean, **NEAR)
-    drawn = pipe("a cat", image=picture, strength=0.5, seed=6)
-    np.testing.assert_array_equal(drawn.latents, pipe("a cat", image=pixels, strength=0.5, seed=6).latents)
+    got = pipe("a cat", image=picture, strength=0.5, seed=6)
+    np.testing.assert_array_equal(got.latents, pipe("a cat", image=pixels, strength=0.5, seed=6).latents)
     # As the engine alone, of the same latents.
-    told = {"text": handmade.embed("a cat"), "size": np.float32([12, 8, 0, 0, 12, 8])}
+    cond = {"text": handmade.embed("a cat"), "size": np.float32([12, 8, 0, 0, 12, 8])}
     with sf.Engine.load(pipe.bundle, shape=(4, 6, 4), threads=1) as engine:
-        settings = {"cond": told, "negative_cond": {**told, "text": handmade.embed("")}, "seed": 6, "strength": 0.5}
-        np.testing.assert_allclose(drawn.latents, engine.sample(1, image=mean, **settings), **NEAR)
-    # A draw of the posterior, of each seed its own.
-    draws = pipe.encode_image([picture, picture], sample_posterior=True, seed=6)
+        settings = {"cond": cond, "negative_cond": {**cond, "text": handmade.embed("")}, "seed": 6, "strength": 0.5}
+        np.testing.assert_allclose(got.latents, engine.sample(1, image=mean, **settings), **NEAR)
+    # A sample of the posterior, of each seed its own.
+    sampled = pipe.encode_image([picture, picture], sample_posterior=True, seed=6)
     deviation = [handmade.STD * sf.normal(seed, (4, 6, 4), stream=POSTERIOR) for seed in (6, 7)]
-    np.testing.assert_allclose(draws, mean + np.stack(deviation), **NEAR)
+    np.testing.assert_allclose(sampled, mean + np.stack(deviation), **NEAR)
     assert pipe("a cat", image=picture, width=12, height=12, strength=0.5)[0].size == (12, 12)  # scaled
 
 
@@ -151,23 +151,21 @@ def test_a_mask_keeps_its_black_part(pipe):
     pixels = rng.uniform(0, 1, (8, 8, 3)).astype(np.float32)
     mask = np.zeros((8, 8), dtype=np.float32)
     mask[:, 4:] = 1
-    drawn = pipe("a cat", image=pixels, mask=mask, num_images=2, seed=3)
+    got = pipe("a cat", image=pixels, mask=mask, num_images=2, seed=3)
     kept = handmade.encode(pixels[None])
-    np.testing.assert_allclose(drawn.latents[..., :2], kept.repeat(2, 0)[..., :2], **NEAR)
-    assert np.abs(drawn.latents[..., 2:] - kept[..., 2:]).max() > 0.1
+    np.testing.assert_allclose(got.latents[..., :2], kept.repeat(2, 0)[..., :2], **NEAR)
+    assert np.abs(got.latents[..., 2:] - kept[..., 2:]).max() > 0.1
     picture = Image.fromarray((mask * 255).astype(np.uint8))
-    np.testing.assert_array_equal(
-        pipe("a cat", image=pixels, mask=picture, num_images=2, seed=3).latents, drawn.latents
-    )
+    np.testing.assert_array_equal(pipe("a cat", image=pixels, mask=picture, num_images=2, seed=3).latents, got.latents)
 
 
 def test_a_long_prompt_is_cut_and_says_where(pipe, caplog):
     caplog.set_level("INFO", "stepfuse")
     with pytest.warns(PromptCutWarning, match=r"cut after 6 tokens: 'IN the rain' is not read$") as caught:
-        drawn = pipe("a red  cat Dog IN the rain", seed=1)
+        got = pipe("a red  cat Dog IN the rain", seed=1)
     assert caught[0].filename == __file__
     assert "'IN the rain' is not read (in 'a red  cat Dog IN the rain')" in caplog.text
-    np.testing.assert_array_equal(drawn.latents, pipe("a red cat dog", seed=1).latents)
+    np.testing.assert_array_equal(got.latents, pipe("a red cat dog", seed=1).latents)
     with pytest.warns(PromptCutWarning):  # again, although its embedding is remembered
         pipe.encode_prompt("a red  cat Dog IN the rain")
 
@@ -176,12 +174,12 @@ def test_calls_of_many_threads_share_forwards_and_give_what_each_gives_alone(bun
     with sf.TextToImage.load(bundle, threads=1) as pipe:
         alone = [pipe("a cat", seed=seed, steps=20).latents for seed in range(8)]
         before = pipe.stats()[8, 8]["forwards"]
-        drawn = [None] * 8
+        got = [None] * 8
         barrier = threading.Barrier(8)
 
         def work(seed):
             barrier.wait()
-            drawn[seed] = pipe("a cat", seed=seed, steps=20).latents
+            got[seed] = pipe("a cat", seed=seed, steps=20).latents
 
         threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
         for thread in threads:
@@ -189,7 +187,7 @@ def test_calls_of_many_threads_share_forwards_and_give_what_each_gives_alone(bun
         for thread in threads:
             thread.join()
         assert pipe.stats()[8, 8]["forwards"] - before < 8 * 20
-    np.testing.assert_allclose(np.concatenate(drawn), np.concatenate(alone), **NEAR)
+    np.testing.assert_allclose(np.concatenate(got), np.concatenate(alone), **NEAR)
 
 
 def test_engines_of_many_sizes_come_and_go(bundle):
@@ -201,18 +199,33 @@ def test_engines_of_many_sizes_come_and_go(bundle):
         np.testing.assert_array_equal(pipe("a cat", seed=1).latents, first)
 
 
+@pytest.mark.parametrize(
+    ("given", "rows"),
+    [
+        ({}, 4),
+        ({"serving": sf.Serving(max_queue=8)}, 4),
+        ({"serving": sf.Serving(max_rows=3)}, 3),
+        ({"serving": sf.Serving(max_rows=3), "max_rows": 2}, 2),
+    ],
+    ids=["by-size", "other-serving", "serving", "max-rows"],
+)
+def test_rows_of_a_forward_go_by_the_size_unless_given(bundle, given, rows):
+    with sf.TextToImage.load(bundle, threads=1, **given) as pipe, pipe._engines.use((4, 256, 256)) as engine:
+        assert engine.serving.max_rows == rows
+
+
 def test_a_callback_sees_latents_that_decode(pipe):
     seen = []
-    drawn = pipe("a cat", seed=2, callback=lambda step, total, x0: seen.append((step, total, pipe.decode(x0))))
+    got = pipe("a cat", seed=2, callback=lambda step, total, x0: seen.append((step, total, pipe.decode(x0))))
     assert [one[:2] for one in seen] == [(step, 4) for step in (1, 2, 3, 4)]
-    np.testing.assert_allclose(seen[-1][2], drawn.pixels, **NEAR)
+    np.testing.assert_allclose(seen[-1][2], got.pixels, **NEAR)
     stopped = pipe("a cat", seed=2, callback=lambda step, total, x0: step < 2)
     np.testing.assert_array_equal(stopped.pixels, seen[1][2])
 
 
 def test_pictures_carry_how_they_were_made(pipe, tmp_path):
-    drawn = pipe("a cat, naïve 猫", negative_prompt="blue", num_images=2, seed=9, sampler="dpmpp_2m", steps=3)
-    paths = drawn.save(tmp_path / "cat.png")
+    got = pipe("a cat, naïve 猫", negative_prompt="blue", num_images=2, seed=9, sampler="dpmpp_2m", steps=3)
+    paths = got.save(tmp_path / "cat.png")
     assert [path.name for path in paths] == ["cat-9.png", "cat-10.png"]
     with Image.open(paths[1]) as picture:
         facts = {
@@ -224,20 +237,20 @@ def test_pictures_carry_how_they_were_made(pipe, tmp_path):
         }
         assert facts.items() <= picture.text.items()
         assert picture.text["Description"] == "handmade: dpmpp_2m, 3 steps, guidance 3, seed 10"
-        np.testing.assert_array_equal(np.asarray(picture), np.asarray(drawn[1]))
-    assert drawn[0].info["seed"] == "9"
+        np.testing.assert_array_equal(np.asarray(picture), np.asarray(got[1]))
+    assert got[0].info["seed"] == "9"
     assert pipe("a cat", seed=1).save(tmp_path / "one.png") == [tmp_path / "one.png"]
     shared = pipe("a cat", num_images=2, seed=[4, 4]).save(tmp_path / "same.png")
     assert [path.name for path in shared] == ["same-0.png", "same-1.png"]
-    assert len(drawn) == len(list(drawn)) == 2
+    assert len(got) == len(list(got)) == 2
     with pytest.raises(ValueError, match=r"written as .png, got cat.jpg"):
-        drawn.save(tmp_path / "cat.jpg")
+        got.save(tmp_path / "cat.jpg")
 
 
-def test_a_drawn_seed_is_told_and_draws_the_same_again(pipe):
-    drawn = pipe("a cat")
-    np.testing.assert_array_equal(pipe("a cat", seed=drawn.seeds[0]).latents, drawn.latents)
-    assert drawn.facts[0]["seed"] == str(drawn.seeds[0])
+def test_a_random_seed_is_reported_and_gives_the_same_again(pipe):
+    got = pipe("a cat")
+    np.testing.assert_array_equal(pipe("a cat", seed=got.seeds[0]).latents, got.latents)
+    assert got.facts[0]["seed"] == str(got.seeds[0])
 
 
 @pytest.mark.parametrize(
@@ -312,6 +325,16 @@ def test_what_is_no_text_to_image_bundle_is_refused(tmp_path):
         sf.TextToImage.load(bundle)
 
 
+@pytest.mark.parametrize("device", ["cuda", "cuda:1", sf.Cuda()])
+def test_a_pipeline_runs_on_the_cpu_alone(bundle, device):
+    with sf.TextToImage.load(bundle, device="cpu", threads=1) as pipe:
+        assert len(pipe("a cat")) == 1
+    with pytest.raises(ValueError, match=r"device must be 'cpu' .* for now, got .*: Engine.load\(bundle, device=...\)"):
+        sf.TextToImage.load(bundle, device=device)
+    with pytest.raises(ValueError, match=r"device must be 'cpu', 'cuda', .*, got 'tpu'"):
+        sf.TextToImage.load(bundle, device="tpu")
+
+
 def test_without_tokenizers_the_extra_is_named(bundle, monkeypatch):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(ImportError, match=r"prompts need tokenizers: pip install 'stepfuse\[text\]'"):
@@ -333,9 +356,9 @@ def test_a_closed_pipeline_says_so(bundle):
 
 def test_closing_lets_calls_finish_and_is_refused_in_their_callbacks(bundle):
     pipe = sf.TextToImage.load(bundle, threads=1)
-    drawn = []
+    got = []
 
-    def look(step, total, preview):
+    def close_from_callback(step, total, preview):
         if step == 1:
             with pytest.raises(RuntimeError, match="cannot be closed from a callback"):
                 pipe.close()
@@ -343,10 +366,10 @@ def test_closing_lets_calls_finish_and_is_refused_in_their_callbacks(bundle):
             closing.start()
 
     closing = threading.Thread(target=pipe.close)
-    drawing = threading.Thread(target=lambda: drawn.append(pipe("a cat", seed=1, callback=look)))
-    drawing.start()
-    drawing.join()
+    calling = threading.Thread(target=lambda: got.append(pipe("a cat", seed=1, callback=close_from_callback)))
+    calling.start()
+    calling.join()
     closing.join()
-    np.testing.assert_allclose(drawn[0].pixels, expected(["a cat"], [1])[1], **NEAR)
+    np.testing.assert_allclose(got[0].pixels, expected(["a cat"], [1])[1], **NEAR)
     with pytest.raises(sf.EngineClosed, match="the pipeline is closed"):
         pipe("a cat")

@@ -10,7 +10,7 @@ import tiny_pipelines
 import tolerances
 
 import stepfuse as sf
-from stepfuse.cli.prompt import pictures_of
+from stepfuse.cli.latents import pictures_of
 from stepfuse.integrations.scheduler_config import read_scheduler
 from stepfuse.pipeline.prompts import PromptCutWarning
 from stepfuse.samplers.noise import POSTERIOR
@@ -90,7 +90,7 @@ def test_pictures_are_those_of_diffusers(ours, theirs, name, call):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_guidance_and_the_negative_prompt_are_seen(ours, name):
+def test_guidance_and_the_negative_prompt_have_an_effect(ours, name):
     latents = noise(1, ours(name).bundle.info.shape)
     pictures = [
         ours(name)(PROMPTS[0], latents=latents, steps=STEPS, **arguments).pixels
@@ -115,7 +115,7 @@ SCHEDULERS = {
 
 
 @pytest.mark.parametrize("case", SCHEDULERS)
-def test_every_scheduler_that_the_manifest_tells(ours, theirs, case, monkeypatch):
+def test_every_scheduler_that_the_manifest_names(ours, theirs, case, monkeypatch):
     import diffusers
 
     kind, config = SCHEDULERS[case]
@@ -158,7 +158,7 @@ def test_pictures_to_begin_with(ours, theirs, name, sample_posterior, monkeypatc
     def our_noise(shape, **_):
         return torch.from_numpy(noise(shape[0], tuple(shape[1:])))
 
-    def our_posterior(shape, **_):  # diffusers draws all of a batch, or one by one
+    def our_posterior(shape, **_):  # diffusers samples all of a batch, or one by one
         return torch.from_numpy(next(posteriors)[: shape[0]]) * sample_posterior
 
     posteriors = iter([noise(2, ours(name).bundle.info.shape, stream=POSTERIOR)])
@@ -176,9 +176,9 @@ def test_embeddings_are_diffusers_own(ours, theirs):
 
     with torch.no_grad():
         prompt, _, pooled, _ = theirs("StableDiffusionXLPipeline").encode_prompt(PROMPTS, device="cpu")
-    told = ours("StableDiffusionXLPipeline").encode_prompt(PROMPTS)
-    np.testing.assert_allclose(told["encoder_hidden_states"], prompt.numpy(), rtol=0, atol=tolerances.EMBEDDING)
-    np.testing.assert_allclose(told["text_embeds"], pooled.numpy(), rtol=0, atol=tolerances.EMBEDDING)
+    text = ours("StableDiffusionXLPipeline").encode_prompt(PROMPTS)
+    np.testing.assert_allclose(text["encoder_hidden_states"], prompt.numpy(), rtol=0, atol=tolerances.EMBEDDING)
+    np.testing.assert_allclose(text["text_embeds"], pooled.numpy(), rtol=0, atol=tolerances.EMBEDDING)
 
 
 def test_a_prompt_beyond_the_context_is_cut_where_diffusers_cuts_it(ours, theirs):
@@ -221,7 +221,7 @@ app(sys.argv[1:])
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_command_line_draws_a_prompt_without_torch(exported, theirs, name, tmp_path):
+def test_the_command_line_samples_a_prompt_without_torch(exported, theirs, name, tmp_path):
     path = tmp_path / "pixels.npy"
     options = ["--negative-prompt", "the dog", "-n", 2, "--steps", STEPS, "--seed", SEED, "--threads", 1, "-o", path]
     command = [sys.executable, "-c", WITHOUT, "sample", exported(name).path, "--prompt", PROMPTS[0], *options]

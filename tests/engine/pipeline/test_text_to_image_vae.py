@@ -112,7 +112,7 @@ def test_bad_tiles_say_the_rule(tmp_path, tile, kind, message):
         sf.TextToImage.load(bundle, tile=tile)
 
 
-def test_a_network_that_overflows_is_told(tmp_path):
+def test_a_network_that_overflows_is_reported(tmp_path):
     bundle = handmade.write_bundle(tmp_path / "bundle")
     with (
         sf.TextToImage.load(bundle, threads=1) as pipe,

@@ -1,4 +1,4 @@
-"""A diffusers scheduler that is set to its timesteps, as a table."""
+"""A diffusers scheduler, after ``set_timesteps``, as a table."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from stepfuse.integrations.scheduler_config import SchedulerSettings, read_sched
 from stepfuse.samplers import SAMPLERS
 from stepfuse.samplers.table import COLUMNS, StepTable
 
-# Relative: diffusers keeps timesteps, and adds up what is left of the signal, in float32.
+# Relative: diffusers keeps timesteps, and multiplies up alphas_cumprod, in float32.
 _TIMESTEPS, _SIGNAL = 1e-5, 1e-4
 
 
 def settings_of(scheduler: Any) -> SchedulerSettings:
-    """What a scheduler is set to now.
+    """A scheduler's settings.
 
     Raises:
-        ValueError: If it is not covered, or something in it was changed that its configuration does not say.
+        ValueError: If the scheduler is not covered, or its ``shift`` or ``alphas_cumprod`` are not those of its
+            configuration.
     """
     config = {**scheduler.config, "_class_name": type(scheduler).__name__}
     settings = _read(json.dumps(config, sort_keys=True, default=lambda one: np.asarray(one).tolist()))
@@ -47,18 +48,18 @@ def table_of(
     eta: float = 0.0,
     clipped_eps: bool = False,
 ) -> StepTable:
-    """The steps that a scheduler would do at its timesteps.
+    """The table of a scheduler's steps at its timesteps.
 
     Args:
         scheduler: After ``set_timesteps``.
-        custom: ``timesteps`` or ``sigmas`` that it was set to, if any.
-        guidance_scale: Of the pipeline's call.
+        custom: ``timesteps`` or ``sigmas`` of ``set_timesteps``, where given.
+        guidance_scale: The pipeline's.
         guidance_rescale: As in ``StepTable.adapt``.
-        eta: Of the pipeline's call; only DDIM reads it.
-        clipped_eps: The same.
+        eta: The pipeline's; only DDIM reads it.
+        clipped_eps: ``use_clipped_model_output``; only DDIM reads it.
 
     Raises:
-        ValueError: If no sampler does these steps.
+        ValueError: If the scheduler is not covered, or its timesteps are not those of the sampler.
     """
     settings = settings_of(scheduler)
     options = dict(settings.defaults)
@@ -79,20 +80,20 @@ def table_of(
     return table.adapt(guidance_rescale=float(guidance_rescale), dynamic_threshold=threshold)
 
 
-def begun(table: StepTable, row: int) -> tuple[StepTable, npt.NDArray[np.float32]]:
-    """The steps from a row on, for a state that is given, and without the noise, which diffusers' generators draw.
+def table_from_row(table: StepTable, row: int) -> tuple[StepTable, npt.NDArray[np.float32]]:
+    """The steps from a row on, without their noise, which comes from diffusers' generators.
 
     Returns:
-        The table, and how much noise each of its steps is to be given, shape (S,).
+        The table, whose initial state is not scaled, and the weight of each step's noise, shape (S,).
     """
     rows = np.array(table.rows[row:])
     q_d, q_h, q_z = (COLUMNS.index(name) for name in ("q_d", "q_h", "q_z"))
-    if row:  # the first step of a multistep solver is of first order: it takes its own estimate for the one before
+    if row:  # the first step of a multistep solver is of first order: it uses its own estimate in place of the last
         rows[0, q_d] += rows[0, q_h]
         rows[0, q_h] = 0
-    noise = rows[:, q_z].copy()
+    noise_scales = rows[:, q_z].copy()
     rows[:, q_z] = 0
-    return replace(table, rows=rows, init_scale=1.0), noise
+    return replace(table, rows=rows, init_scale=1.0), noise_scales
 
 
 @lru_cache(maxsize=16)

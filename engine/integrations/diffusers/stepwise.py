@@ -1,55 +1,56 @@
-"""A run that does a step at a time, on the thread of the pipeline whose own loop asks for it."""
+"""A static batch that is stepped on request, on the calling thread: the thread of a pipeline's own loop."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from stepfuse import _core
 from stepfuse.backends.base import Backend
 from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.requests.resolution import Compiler, ResolvedRequest, resolve
-from stepfuse.samplers.table import StepTable
+from stepfuse.samplers.table import Float32Array, StepTable
 from stepfuse.serving.config import Serving
 from stepfuse.serving.in_flight import InFlightSample, Progress
 from stepfuse.serving.service import Service
 
-States = npt.NDArray[np.float32]
 
+class InlineService(Service):
+    """A service whose loop runs on the calling thread, so that torch's settings of that thread, as autocast, apply.
 
-class CallersThread(Service):
-    """A service that samples on the thread that asks: there holds what torch keeps a thread, such as autocast."""
+    Args:
+        info: What the network is.
+        backend: The network, and the stepper that its loop takes.
+        rows: Most rows of one forward.
+    """
 
     def __init__(self, info: ModelInfo, backend: Backend, rows: int) -> None:
         super().__init__(info, backend, Serving(max_rows=rows))
         self._compiler = Compiler(info)
 
-    def requests(self, n: int, table: StepTable, **conditions: Any) -> list[ResolvedRequest]:
-        """``n`` samples of a table; ``cond`` and ``negative_cond`` as in ``Engine.sample``, by name."""
-        told: dict[str, Any] = {"cond": None, **{name: value or None for name, value in conditions.items()}}
+    def requests(self, n: int, table: StepTable, **conditioning: Any) -> list[ResolvedRequest]:
+        """``n`` samples of a table; ``cond`` and ``negative_cond`` are dicts by name, as in ``Engine.sample``."""
+        given: dict[str, Any] = {"cond": None, **{name: value or None for name, value in conditioning.items()}}
         rest: dict[str, Any] = dict.fromkeys(("sampler", "steps", "guidance_scale", "eta"))
-        return resolve(self._compiler, n, table=table, seed=0, options={}, **told, **rest)
+        return resolve(self._compiler, n, table=table, seed=0, options={}, **given, **rest)
 
     def _start(self) -> None:
         self._drive()
 
 
-class Run:
-    """Samples that rest after each step until the next is asked for.
+class StepwiseBatch:
+    """A result handle of samples that rest after each step until the next one is requested.
 
     Args:
-        service: Draws them; nobody else uses it meanwhile.
+        service: Runs the samples; no other thread may use it meanwhile.
         requests: One a sample.
-        x: Shape (n, *shape), what they begin as.
+        x: Shape (n, *shape), the states to begin with.
 
     Attributes:
         x: The states, which may be changed between two steps.
     """
 
-    def __init__(self, service: CallersThread, requests: Sequence[ResolvedRequest], x: States) -> None:
+    def __init__(self, service: InlineService, requests: Sequence[ResolvedRequest], x: Float32Array) -> None:
         self.x = x
         self._service = service
         self._requests = requests
@@ -59,10 +60,10 @@ class Run:
         self._error: BaseException | None = None
 
     def step(self) -> None:
-        """Does a step of every sample.
+        """Does one step of every sample.
 
         Raises:
-            BaseException: What the network has failed with.
+            BaseException: If the network fails, its exception.
         """
         self._stepped = 0
         if self._ids:
@@ -82,7 +83,7 @@ class Run:
             raise RuntimeError(f"all {len(self.x)} samples must step together, got {self._stepped}")
 
     def stop(self) -> None:
-        """Ends the run wherever it is."""
+        """Cancels the samples at whatever step they are."""
         self._service.cancel(self._ids)
 
     def on_progress(self, made: Sequence[Progress]) -> None:

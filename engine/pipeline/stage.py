@@ -1,4 +1,4 @@
-"""One network of a pipeline beside the denoiser: text encoder, VAE decoder, VAE encoder."""
+"""A stage of a pipeline before or after the denoiser: text encoder, VAE encoder, VAE decoder."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from stepfuse.errors import BundleError, DenoiserError, EngineClosed
 Array = npt.NDArray[Any]
 
 
-class Part:
-    """A network that runs once or twice an image, in ONNX Runtime, and holds no more than its weights between runs.
+class Stage:
+    """One network in an ONNX Runtime session, which holds no more than its weights between runs.
 
     Calls from any number of threads are safe.
 
     Args:
-        path: Its ONNX file.
+        path: The network's ONNX file.
         inputs: Names of its inputs.
-        outputs: Names of outputs that it must have; None takes those it has.
-        threads: As in ``open_session``. Idle threads do not spin: the denoiser's need the cores.
+        outputs: Names of its outputs; None takes those that the file has.
+        threads: As in ``open_session``. Idle threads do not spin, as the denoiser's threads need the cores.
 
     Raises:
-        BundleError: If it does not load, or its inputs and outputs are others.
+        BundleError: If ONNX Runtime cannot load the file, or it has other inputs or outputs.
     """
 
     def __init__(
@@ -46,13 +46,13 @@ class Part:
         self._session: Any = session
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """Its outputs by name.
+        """The outputs by name.
 
         Raises:
-            DenoiserError: If ONNX Runtime fails, or an output holds a number that is not finite.
-            EngineClosed: If it is closed.
+            DenoiserError: If ONNX Runtime fails, or an output is not finite.
+            EngineClosed: If the stage is closed.
         """
-        session = self._session  # another thread may close this meanwhile
+        session = self._session  # read once: another thread may close the stage meanwhile
         if session is None:
             raise EngineClosed("the pipeline is closed")
         try:
@@ -69,5 +69,5 @@ class Part:
         return dict(zip(self.outputs, found, strict=True))
 
     def close(self) -> None:
-        """Lets the network go; closing twice is fine."""
+        """Frees the network; closing twice is fine."""
         self._session = None

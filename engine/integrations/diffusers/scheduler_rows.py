@@ -1,9 +1,9 @@
 """Rows of single steps of diffusers' schedulers, from the numbers that a scheduler holds at that step.
 
-A table of ``stepfuse.samplers`` knows its whole run. diffusers is told a timestep a call, in any order, so that here
-each row is made by itself, and kept. Signal shares come in the precision in which the scheduler holds them, and rows
-are made in it: float32 rounds the β of one of DDPM's steps by 3e-4, and diffusers' images with it. What is returned
-beside the next state is what the history register keeps: the clean sample, or what is built from it.
+A table of ``stepfuse.samplers`` holds a whole run. A scheduler of diffusers is called with one timestep at a time, in
+any order, so here each row is made by itself, and cached. It is made in the precision in which the scheduler holds
+``alphas_cumprod``: float32 rounds the β of one of DDPM's steps by 3e-4, and diffusers' images with it. The history
+register keeps what a scheduler returns beside the next state: the clean sample, or what is computed from it.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from stepfuse.samplers.coefficients import Columns, ancestral, clean_sample, con
 from stepfuse.samplers.schedule import Float64Array
 from stepfuse.samplers.table import Float32Array, StepTable
 
-_kept = lru_cache(maxsize=4096, typed=True)
+_cached = lru_cache(maxsize=4096, typed=True)
 
 
-class Uncovered(Exception):  # noqa: N818 (no error: diffusers takes the step)
-    """What is asked for is not covered by the fused step; the message says what."""
+class UnsupportedStep(Exception):  # noqa: N818 (no error: diffusers' own code does the step)
+    """The fused step does not cover a configuration or a tensor; the message says which."""
 
 
-@_kept
+@_cached
 def ddim_row(
     prediction_type: str, a: np.floating[Any], a_prev: float, eta: float, clip: float | None, clipped_eps: bool
 ) -> Float32Array:
-    """A step of ``DDIMScheduler`` from signal share ``a`` to ``a_prev``; it keeps the clean sample.
+    """A step of ``DDIMScheduler`` from ``alphas_cumprod`` ``a`` to ``a_prev``; it keeps the clean sample.
 
     Raises:
-        Uncovered: If a coefficient is not finite.
+        UnsupportedStep: If a coefficient is not finite.
     """
     columns = implicit(prediction_type, _scalar(a), _scalar(a_prev, a.dtype), eta, clip, clipped_eps=clipped_eps)
     return _row({**columns, "u_d": 1.0})
 
 
-@_kept
+@_cached
 def ddpm_row(
     prediction_type: str, t: int, a: np.floating[Any], a_prev: float, variance: str, clip: float | None
 ) -> Float32Array:
@@ -47,11 +47,11 @@ def ddpm_row(
     return _row({**columns, "u_d": 1.0})
 
 
-@_kept
+@_cached
 def lcm_row(
     prediction_type: str, t: int, a: np.floating[Any], a_prev: float | None, timestep_scaling: float, clip: float | None
 ) -> Float32Array:
-    """A step of ``LCMScheduler``, as ``ddim_row``; it keeps the denoised sample, and ends there without ``a_prev``."""
+    """A step of ``LCMScheduler``, as ``ddim_row``; it keeps ``denoised``, the next state if ``a_prev`` is None."""
     c_skip, c_out = consistency(_scalar(t), timestep_scaling)
     signal = _scalar(1.0 if a_prev is None else a_prev, a.dtype)
     root = np.sqrt(signal)
@@ -63,7 +63,7 @@ def lcm_row(
     return _row(columns)
 
 
-@_kept
+@_cached
 def dpm_row(
     algorithm_type: str,
     solver_type: str,
@@ -83,8 +83,8 @@ def dpm_row(
         prediction_type: ``epsilon``, ``v_prediction``, ``sample``, or ``flow_prediction``, for which levels are shares
             of noise and not its ratio to the signal.
         sigma: Noise level that the step starts from.
-        sigma_next: The one it leads to.
-        sigma_before: The one a step earlier, whose estimate is in the history; None: a step of first order.
+        sigma_next: Noise level that it leads to.
+        sigma_before: Noise level of the step before, whose estimate is in the history; None: a step of first order.
     """
     flow = prediction_type == "flow_prediction"
     alpha, noise = _amplitudes(sigma, flow)
@@ -144,6 +144,6 @@ def _row(columns: Columns) -> Float32Array:
     try:
         return StepTable.from_columns(columns)[0]
     except ValueError as error:
-        raise Uncovered(
+        raise UnsupportedStep(
             "a coefficient is not finite, as where alphas_cumprod is 0 with prediction_type='epsilon'"
         ) from error

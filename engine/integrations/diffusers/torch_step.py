@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from stepfuse import _core
-from stepfuse.integrations.diffusers.rows import Uncovered as Uncovered
+from stepfuse.integrations.diffusers.scheduler_rows import UnsupportedStep
 from stepfuse.samplers.table import Float32Array
 
 logger = logging.getLogger(__name__)
@@ -18,17 +18,17 @@ logger = logging.getLogger(__name__)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
-def require_covered(x: torch.Tensor, prediction: torch.Tensor) -> None:
-    """Raises ``Uncovered`` where these tensors cannot be stepped here."""
+def require_supported(x: torch.Tensor, prediction: torch.Tensor) -> None:
+    """Raises ``UnsupportedStep`` if these tensors cannot be stepped here."""
     for tensor in (x, prediction):
         if tensor.dtype not in DTYPES:
-            raise Uncovered(f"tensors are {tensor.dtype}, not float32, float16 or bfloat16")
+            raise UnsupportedStep(f"tensors are {tensor.dtype}, not float32, float16 or bfloat16")
     if x.shape != prediction.shape:
-        raise Uncovered(f"sample has shape {tuple(x.shape)}, model_output {tuple(prediction.shape)}")
+        raise UnsupportedStep(f"sample has shape {tuple(x.shape)}, model_output {tuple(prediction.shape)}")
     if x.device != prediction.device:
-        raise Uncovered(f"sample is on {x.device}, model_output on {prediction.device}")
+        raise UnsupportedStep(f"sample is on {x.device}, model_output on {prediction.device}")
     if (x.requires_grad or prediction.requires_grad) and torch.is_grad_enabled():
-        raise Uncovered("a gradient is asked for (torch.no_grad() is not in force)")
+        raise UnsupportedStep("a gradient is asked for (torch.no_grad() is not in force)")
     if x.device.type != "cpu":
         _require_kernel(x.device.type)
 
@@ -36,14 +36,14 @@ def require_covered(x: torch.Tensor, prediction: torch.Tensor) -> None:
 @cache
 def _require_kernel(device_type: str) -> None:
     if device_type != "cuda":
-        raise Uncovered(f"tensors are on {device_type}, not on the CPU or a CUDA device")
+        raise UnsupportedStep(f"tensors are on {device_type}, not on the CPU or a CUDA device")
     if find_spec("triton") is None:
-        raise Uncovered("CUDA tensors need triton: pip install 'stepfuse[kernels]'")
+        raise UnsupportedStep("CUDA tensors need triton: pip install 'stepfuse[kernels]'")
 
 
 @cache
-def say_once(scheduler: str, reason: str) -> None:
-    """Warns that a scheduler steps by diffusers' own code, once a reason."""
+def warn_once(scheduler: str, reason: str) -> None:
+    """Logs a warning that a scheduler steps by diffusers' own code, once for each reason."""
     logger.warning("%s steps by diffusers' own code: %s", scheduler, reason)
 
 
@@ -54,13 +54,13 @@ def fused_step(
     before: torch.Tensor | None = None,
     z: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """One row on tensors that ``require_covered`` lets pass.
+    """One row on tensors that ``require_supported`` accepts.
 
     Args:
         row: A row that keeps a history, shape (16,).
         x: State, any shape.
         prediction: Network output, like ``x``; its dtype may be another.
-        before: What the last step kept, for rows that read it.
+        before: What the last step returned as kept, for rows that read a history.
         z: Standard normal noise, for rows that add it.
 
     Returns:
@@ -71,7 +71,7 @@ def fused_step(
     alike = all(other is None or other.dtype is dtype for other in (prediction, before, z))
     if alike and not (on_cpu and dtype is torch.bfloat16):
         return step(row, x, prediction, before, z)
-    # Widened, and rounded once: all must be of one kind, and numpy has no bfloat16.
+    # Widened, and rounded once: the step needs one dtype, and numpy has no bfloat16.
     following, kept = step(row, x.float(), prediction.float(), _float(before), _float(z))
     dtype = torch.promote_types(dtype, prediction.dtype)
     return following.to(dtype), kept.to(dtype)
@@ -108,7 +108,7 @@ def _by_kernel(
 
 
 def _register(x: torch.Tensor, before: torch.Tensor | None) -> torch.Tensor:
-    """A history register for the step to overwrite, which the caller may hold on to afterwards."""
+    """A history register for the step to overwrite: new, since the caller may keep ``before``."""
     if before is None:
         return _new(x)
     return before.detach().clone(memory_format=torch.contiguous_format)

@@ -1,0 +1,55 @@
+"""The command ``stepfuse info``: what a bundle holds."""
+
+from __future__ import annotations
+
+from rich.markup import escape
+from rich.table import Table
+
+import stepfuse as sf
+from stepfuse.bundle.pipeline_info import PipelineInfo
+from stepfuse.cli.common import Model, console, plain_errors
+from stepfuse.pipeline.size import pixels_of
+
+
+def info(model: Model) -> None:
+    """Say what a bundle is, after checking it."""
+    with plain_errors():
+        bundle = sf.Bundle.load(model)
+    facts = bundle.info
+    table = Table("", "", show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.columns[1].overflow = "fold"
+    for name, value in (
+        ("name", bundle.name),
+        ("folder", bundle.path),
+        ("sample", f"{facts.shape}, {facts.data_range[0]:g} to {facts.data_range[1]:g}"),
+        ("predicts", facts.prediction_type),
+        ("schedule", f"{facts.schedule.config['type']}, T = {facts.schedule.num_train_timesteps}"),
+        *((f"input {name}", _describe_input(spec)) for name, spec in facts.cond.items()),
+        *_describe_pipeline(facts, bundle.pipeline),
+        ("defaults", ", ".join(f"{name} {value}" for name, value in facts.defaults.items())),
+        *((f"file {name}", f"{entry['size'] / 1e6:.1f} MB, checksum matches") for name, entry in bundle.files.items()),
+        ("provenance", bundle.provenance),
+        ("licence", bundle.licence),
+    ):
+        table.add_row(f"[bold]{escape(name)}", escape(str(value)))
+    console.print(table, highlight=False)
+
+
+def _describe_input(spec: sf.CondInput) -> str:
+    shown = (*spec.names[:20], "...") if len(spec.names) > 20 else spec.names
+    names = f", {len(spec.names)} classes: {', '.join(shown)}" if spec.names else ""
+    return f"{spec.dtype} {spec.shape or 'a number'}, null {spec.null}{names}"
+
+
+def _describe_pipeline(facts: sf.ModelInfo, pipeline: PipelineInfo | None) -> list[tuple[str, str]]:
+    if pipeline is None:
+        return []
+    width, height = pixels_of(pipeline, facts.shape)
+    size = f"{width} x {height} pixels"
+    if pipeline.fixed_size:
+        size += " alone"
+    else:
+        size += f", or any multiples of {pipeline.size_multiple}"
+        size += f" up to {pipeline.max_size}" if pipeline.max_size else ""
+    prompts = [(f"prompt as {one.input}", f"{one.length} tokens, {one.tokenizer}") for one in pipeline.prompts]
+    return [("pipeline", pipeline.source), ("pictures", size), *prompts]

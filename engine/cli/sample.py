@@ -1,0 +1,162 @@
+"""The command ``stepfuse sample``: samples as a labelled grid, or pictures of a prompt."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.markup import escape
+
+import stepfuse as sf
+from stepfuse.cli.common import (
+    Device,
+    Eta,
+    GuidanceScale,
+    Model,
+    Sampler,
+    Steps,
+    Threads,
+    console,
+    describe,
+    parse_cond,
+    plain_errors,
+    say,
+)
+from stepfuse.cli.latents import edit_arguments, pictures_of
+from stepfuse.cli.prompt import require_prompt, sample_prompt
+
+
+def sample(
+    model: Model = "fashion",
+    prompt: Annotated[str | None, typer.Option(help="What the picture shows, for a text-to-image bundle.")] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="What guidance leads away from.")] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels, with --prompt; the model's own if left out.")] = None,
+    height: Annotated[int | None, typer.Option(help="Likewise.")] = None,
+    number: Annotated[
+        int | None, typer.Option("--number", "-n", help="How many samples; 30, or 1 with --prompt.")
+    ] = None,
+    cond: Annotated[
+        list[str] | None, typer.Option(help="Class name or index; repeat it for several. All classes if left out.")
+    ] = None,
+    sampler: Sampler = None,
+    steps: Steps = None,
+    guidance_scale: GuidanceScale = None,
+    eta: Eta = None,
+    seed: Annotated[int, typer.Option(help="Sample i has seed SEED + i.")] = 0,
+    image: Annotated[
+        Path | None,
+        typer.Option(help="A picture that all samples begin as, noised; of the model's size without --prompt."),
+    ] = None,
+    mask: Annotated[Path | None, typer.Option(help="White where --image is repainted, black where it is kept.")] = None,
+    strength: Annotated[
+        float | None, typer.Option(help="Share of the steps that --image leaves, to 1; 0.8, or 1 with a mask.")
+    ] = None,
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            help="PNG grid, or .npy for the raw samples. With --prompt each picture is a PNG of its own, NAME-SEED.png"
+            " if there are several.",
+        ),
+    ] = Path("samples.png"),
+    columns: Annotated[int, typer.Option(help="Samples a row of the grid.", min=1)] = 10,
+    max_rows: Annotated[
+        int | None,
+        typer.Option(help="Most rows of one forward; 64, on a GPU 16, or by size with --prompt.", min=1),
+    ] = None,
+    device: Device = "cpu",
+    threads: Threads = 0,
+) -> None:
+    """Sample a model and write a labelled grid, or pictures of a prompt."""
+    with plain_errors():
+        if output.suffix not in (".png", ".npy"):
+            raise ValueError(f"output must end in .png or .npy, got {output.name}")
+        bundle = sf.Bundle.load(model)
+        options = {"prompt": prompt, "negative_prompt": negative_prompt, "width": width, "height": height}
+        prompted = require_prompt(bundle, {**options, "cond": cond})
+        output.parent.mkdir(parents=True, exist_ok=True)
+        if prompted:
+            sample_prompt(
+                bundle,
+                output,
+                device=device,
+                max_rows=max_rows,
+                threads=threads,
+                **options,
+                num_images=1 if number is None else number,
+                sampler=sampler,
+                steps=steps,
+                guidance_scale=guidance_scale,
+                eta=eta,
+                seed=seed,
+                image=image,
+                mask=mask,
+                strength=strength,
+            )
+            return
+        number = 30 if number is None else number
+        with sf.Engine.load(bundle, device=device, max_rows=max_rows, threads=threads) as engine:
+            conds = conds_per_sample(engine.info, cond, number)
+            table = engine.table(sampler=sampler, steps=steps, guidance_scale=guidance_scale, eta=eta)
+            editing = edit_arguments(bundle, image, mask, threads)
+            began = time.perf_counter()
+            images = engine.sample(
+                number, cond=conds, table=table, seed=seed, strength=strength, progress=console.is_terminal, **editing
+            )
+            seconds = time.perf_counter() - began
+        title = f"{Path(model).name}: {describe(table)}, seed {seed}"
+        if output.suffix == ".npy":
+            np.save(output, images)
+        else:
+            pictures, data_range = pictures_of(bundle, images, threads)
+            _save_grid(output, pictures, data_range, engine.info, conds, title, min(columns, number))
+    _report(engine.stats(), title, number, seconds)
+    say(f"written to {output}")
+
+
+def conds_per_sample(info: sf.ModelInfo, texts: list[str] | None, number: int) -> list[Any] | None:
+    """The conditioning of each sample: the values of ``--cond``, or else all classes, repeated in order.
+
+    Returns:
+        None, all samples unconditional, where nothing is given and the model does not have exactly one conditioning
+        input with class names.
+
+    Raises:
+        ValueError: If ``--cond`` is given and the model does not have exactly one conditioning input.
+    """
+    names: list[str] | tuple[str, ...] = texts or (next(iter(info.cond.values())).names if len(info.cond) == 1 else ())
+    conds = [parse_cond(info, name) for name in names]
+    return [conds[index % len(conds)] for index in range(number)] if conds else None
+
+
+def _save_grid(
+    path: Path,
+    images: np.ndarray,
+    data_range: tuple[float, float],
+    facts: sf.ModelInfo,
+    conds: list[Any] | None,
+    title: str,
+    columns: int,
+) -> None:
+    from stepfuse.pipeline.image_files import image_grid, save_png
+
+    spec = next(iter(facts.cond.values()), None)
+    names = spec.names if spec else ()
+    labels = ["" if one is None else str(one) for one in conds or [None] * len(images)]
+    labels = [names[int(label)] if label.isdigit() and int(label) < len(names) else label for label in labels]
+    grid = image_grid(images, labels, title=title, data_range=data_range, columns=columns)
+    save_png(grid, path, {"Software": f"stepfuse {sf.__version__}", "Description": title})
+
+
+def _report(stats: sf.EngineStats, title: str, number: int, seconds: float) -> None:
+    console.print(f"[bold]{escape(title)}", highlight=False)
+    console.print(
+        f"{number} samples, {stats.network_passes:.0f} network passes in {stats.forwards:.0f} forwards,"
+        f" {seconds:.2f} s ({seconds / number * 1e3:.0f} ms a sample): network {stats.network_seconds:.2f} s,"
+        f" step {stats.step_seconds * 1e3:.1f} ms, loop {stats.loop_seconds * 1e3:.1f} ms",
+        highlight=False,
+    )

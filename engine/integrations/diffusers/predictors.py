@@ -1,0 +1,204 @@
+"""What predicts for a compiled pipeline: its own torch module, or a bundle that was exported from it."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from stepfuse.backends.host.callable import CallableBackend
+from stepfuse.bundle.bundle import Bundle
+from stepfuse.bundle.cond_input import CondInput
+from stepfuse.bundle.model_info import ModelInfo
+from stepfuse.integrations.diffusers.network_inputs import NetworkInputs
+from stepfuse.integrations.diffusers.stepwise import InlineService
+from stepfuse.integrations.scheduler_config import SchedulerSettings
+
+Array = npt.NDArray[Any]
+Conditioning = dict[str, Array]
+
+_KEPT_SERVICES = 4  # of different sizes and batches
+
+
+class Predictor(Protocol):
+    """A network on the engine's rows."""
+
+    def service(self, shape: tuple[int, ...], rows: int, settings: SchedulerSettings) -> InlineService:
+        """A service for samples of this shape, at most ``rows`` rows a forward.
+
+        Raises:
+            ValueError: If the network predicts something else than the scheduler takes.
+        """
+
+    def prepare(self, module: Any, inputs: NetworkInputs, chunks: int) -> None:
+        """Sets what the following forwards run on.
+
+        Args:
+            module: The pipeline's module.
+            inputs: The inputs that the pipeline has called it with.
+            chunks: How many times the sample's channels its output has; the first are the prediction.
+        """
+
+    def conditioning(self, inputs: NetworkInputs, rows: npt.NDArray[np.int64]) -> Conditioning:
+        """The conditioning of samples that have theirs from these rows of ``inputs``.
+
+        Raises:
+            ValueError: If the network has other conditioning inputs.
+        """
+
+    def release(self) -> None:
+        """Drops the references to module and inputs."""
+
+
+class ModulePredictor:
+    """The pipeline's module. A sample's conditioning is the number of a row of the inputs that the pipeline passed.
+
+    The module stays on its device, in its precision; on a GPU states and predictions go through host memory.
+    """
+
+    def __init__(self) -> None:
+        self._services = _ServiceCache(self._open)
+        self._module: Any = None
+        self._inputs: NetworkInputs | None = None
+        self._chunks = 1
+        self._error: BaseException | None = None
+
+    def service(self, shape: tuple[int, ...], rows: int, settings: SchedulerSettings) -> InlineService:
+        """As in ``Predictor``."""
+        return self._services.get(shape, rows, settings)
+
+    def prepare(self, module: Any, inputs: NetworkInputs, chunks: int) -> None:
+        """As in ``Predictor``."""
+        if inputs.sample.is_cuda:
+            _warn_of_host_memory(str(inputs.sample.device))
+        self._module, self._inputs, self._chunks, self._error = module, inputs, chunks, None
+
+    def conditioning(self, inputs: NetworkInputs, rows: npt.NDArray[np.int64]) -> Conditioning:
+        """As in ``Predictor``."""
+        return {"row": rows}
+
+    def release(self) -> None:
+        """As in ``Predictor``."""
+        self._module = self._inputs = self._error = None
+
+    def _open(self, shape: tuple[int, ...], rows: int, settings: SchedulerSettings) -> InlineService:
+        row = {"row": CondInput(dtype="int64", null=-1)}
+        info = ModelInfo(shape, settings.schedule, settings.prediction_type, row)
+        return InlineService(info, CallableBackend(self._predict, info, rows), rows)
+
+    def _predict(self, x: Array, t: Array, cond: Mapping[str, Array]) -> Array:
+        if self._error is not None:  # the loop retries each sample alone, but these must step together
+            raise self._error
+        try:
+            return self._forward(torch.from_numpy(x), torch.from_numpy(t), torch.from_numpy(cond["row"]))
+        except BaseException as error:
+            self._error = error
+            raise
+
+    def _forward(self, x: torch.Tensor, t: torch.Tensor, index: torch.Tensor) -> Array:
+        inputs = self._inputs
+        assert inputs is not None
+        if not (isinstance(inputs.timestep, torch.Tensor) and inputs.timestep.is_floating_point()):
+            t = t.round().long()
+        args, kwargs = inputs.arguments(x.to(inputs.sample), t.to(inputs.sample.device), index)
+        prediction = self._module(*args, **kwargs)[0]
+        if self._chunks > 1:
+            prediction = prediction.chunk(self._chunks, dim=1)[0]
+        values: Array = prediction.float().cpu().numpy()
+        return values
+
+
+class BundlePredictor:
+    """A bundle's denoiser in ONNX Runtime. Its conditioning inputs have the names of the pipeline's arguments.
+
+    Args:
+        path: A bundle that was exported from the pipeline.
+
+    Raises:
+        BundleError: If it cannot be used.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        from stepfuse.backends.host.onnxruntime import open_session
+
+        self._bundle = Bundle.load(path)
+        self._session = open_session(self._bundle.denoiser)
+        self._services = _ServiceCache(self._open)
+
+    def service(self, shape: tuple[int, ...], rows: int, settings: SchedulerSettings) -> InlineService:
+        """As in ``Predictor``.
+
+        Raises:
+            ValueError: If the bundle's prediction type is not the scheduler's.
+        """
+        predicts = self._bundle.info.prediction_type
+        if predicts != settings.prediction_type:
+            raise ValueError(
+                f"the bundle's prediction_type must be the scheduler's, {settings.prediction_type!r}, got {predicts!r}"
+            )
+        return self._services.get(shape, rows, settings)
+
+    def prepare(self, module: Any, inputs: NetworkInputs, chunks: int) -> None:
+        """Does nothing: requests carry all of the conditioning."""
+
+    def conditioning(self, inputs: NetworkInputs, rows: npt.NDArray[np.int64]) -> Conditioning:
+        """As in ``Predictor``.
+
+        Raises:
+            ValueError: If the bundle has other conditioning inputs than the pipeline passes to its network.
+        """
+        passed, expected = inputs.conditioning(), self._bundle.info.cond
+        if set(passed) != set(expected):
+            raise ValueError(
+                f"the bundle must take what the pipeline passes to its network, {', '.join(passed) or 'nothing'}, got"
+                f" {', '.join(expected) or 'nothing'}"
+            )
+        return {name: _as_numpy(tensor)[rows] for name, tensor in passed.items()}
+
+    def release(self) -> None:
+        """Does nothing: there are none."""
+
+    def _open(self, shape: tuple[int, ...], rows: int, settings: SchedulerSettings) -> InlineService:
+        from stepfuse.backends.host.onnxruntime import OnnxRuntimeBackend
+
+        info = replace(self._bundle.info, shape=shape, schedule=settings.schedule)
+        backend = OnnxRuntimeBackend(self._session, self._bundle.denoiser, info, rows)
+        return InlineService(info, backend, rows)
+
+
+class _ServiceCache:
+    """Keeps the services used last, and closes the others."""
+
+    def __init__(self, make: Callable[[tuple[int, ...], int, SchedulerSettings], InlineService]) -> None:
+        self._make = make
+        self._kept: OrderedDict[tuple[Any, ...], tuple[SchedulerSettings, InlineService]] = OrderedDict()
+
+    def get(self, shape: tuple[int, ...], rows: int, settings: SchedulerSettings) -> InlineService:
+        key = shape, rows, id(settings)
+        if key not in self._kept:
+            # With its settings, so that no others can take their id.
+            self._kept[key] = settings, self._make(shape, rows, settings)
+        self._kept.move_to_end(key)
+        while len(self._kept) > _KEPT_SERVICES:
+            _, (_, oldest) = self._kept.popitem(last=False)
+            oldest.close()
+        return self._kept[key][1]
+
+
+def _as_numpy(tensor: torch.Tensor) -> Array:
+    values: Array = (tensor.float() if tensor.is_floating_point() else tensor).cpu().numpy()
+    return values
+
+
+def _warn_of_host_memory(device: str) -> None:
+    warnings.warn(
+        f"the network stays on {device}, and its inputs and predictions go through host memory at every step",
+        stacklevel=2,
+    )

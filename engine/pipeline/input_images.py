@@ -1,0 +1,119 @@
+"""Pictures that samples begin as, and masks: from files, Pillow images and arrays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+Array = npt.NDArray[np.float32]
+
+
+def read_image(path: Path, shape: tuple[int, ...], data_range: tuple[float, float]) -> npt.NDArray[np.float32]:
+    """Reads a picture as a sample.
+
+    Args:
+        path: Any format that Pillow reads.
+        shape: (C, H, W) of the sample, C = 1 (it is turned to grey) or 3 (to RGB).
+        data_range: Values of black and of full.
+
+    Raises:
+        ValueError: If the picture has another size, or ``shape`` is not (1 or 3, H, W).
+        OSError: If the file cannot be read.
+    """
+    if len(shape) != 3 or shape[0] not in (1, 3):
+        raise ValueError(f"samples must have shape (1 or 3, H, W) to be read from a picture, got {shape}")
+    channels, height, width = shape
+    with Image.open(path) as picture:
+        if picture.size != (width, height):
+            got = f"{picture.width} x {picture.height}"
+            raise ValueError(f"{path.name} must be {width} x {height} pixels for this model, got {got}")
+        levels = np.asarray(picture.convert("L" if channels == 1 else "RGB"), dtype=np.float32)
+    low, high = data_range
+    sample = levels.reshape(height, width, channels).transpose(2, 0, 1) / 255 * (high - low) + low
+    return np.asarray(sample, dtype=np.float32)
+
+
+def size_of(given: Any) -> tuple[int, int] | None:
+    """Width and height of a picture or of several, None if ``given`` is neither Pillow images nor such an array."""
+    if isinstance(given, Image.Image):
+        return given.size
+    if isinstance(given, list | tuple) and given:
+        return size_of(given[0])
+    shape = np.shape(given)
+    return (shape[-2], shape[-3]) if len(shape) in (3, 4) else None
+
+
+def from_pictures(given: Any, width: int, height: int) -> Array:
+    """Pictures that samples begin as.
+
+    Args:
+        given: A Pillow image or a list of them, which are scaled to the size; or an array of this size, (H, W, 3) or
+            (m, H, W, 3), floating point, 0 to 1.
+        width: In pixels.
+        height: In pixels.
+
+    Returns:
+        Shape (m, 3, H, W), -1 to 1.
+
+    Raises:
+        ValueError: If an array has another shape, or a value is not between 0 and 1.
+        TypeError: If an array is not floating point.
+    """
+    levels = _stacked(given, width, height, "RGB", Image.Resampling.LANCZOS)
+    array = np.asarray(given) if levels is None else levels
+    array = array[None] if array.ndim == 3 else array
+    if array.ndim != 4 or array.shape[1:] != (height, width, 3) or not len(array):
+        raise ValueError(
+            f"image must have shape ({height}, {width}, 3) or (n, {height}, {width}, 3), got {array.shape}"
+        )
+    return np.ascontiguousarray(_unit("image", array).transpose(0, 3, 1, 2) * 2 - 1)
+
+
+def from_masks(given: Any, width: int, height: int, cell: int) -> Array:
+    """Masks of pixels as masks of latents: the first pixel of each cell, as diffusers takes it.
+
+    Args:
+        given: A Pillow image or a list of them, which are scaled to the size, white where the picture is repainted;
+            or an array (H, W) or (m, H, W), 0 to 1.
+        width: In pixels.
+        height: In pixels.
+        cell: Pixels a side of a cell, which one latent stands for.
+
+    Returns:
+        Shape (m, 1, h, w), 0 to 1.
+
+    Raises:
+        ValueError: If an array has another shape, or a value is not between 0 and 1.
+        TypeError: If an array is neither floating point nor of truth values.
+    """
+    levels = _stacked(given, width, height, "L", Image.Resampling.NEAREST)
+    array = np.asarray(given) if levels is None else levels
+    array = array.astype(np.float32) if array.dtype == bool else array
+    array = array[None] if array.ndim == 2 else array
+    if array.ndim != 3 or array.shape[1:] != (height, width) or not len(array):
+        raise ValueError(f"mask must have shape ({height}, {width}) or (n, {height}, {width}), got {array.shape}")
+    return np.ascontiguousarray(_unit("mask", array)[:, None, ::cell, ::cell])
+
+
+def _stacked(given: Any, width: int, height: int, mode: str, filter: Image.Resampling) -> Array | None:
+    """Pillow images as one array, 0 to 1; None if ``given`` holds anything else."""
+    pictures = given if isinstance(given, list | tuple) else [given]
+    if not pictures or not all(isinstance(one, Image.Image) for one in pictures):
+        return None
+    scaled = [one.convert(mode) for one in pictures]
+    scaled = [one if one.size == (width, height) else one.resize((width, height), filter) for one in scaled]
+    return np.stack([np.asarray(one, dtype=np.float32) / 255 for one in scaled])
+
+
+def _unit(name: str, array: npt.NDArray[Any]) -> Array:
+    if array.dtype.kind != "f":
+        raise TypeError(f"{name} must be Pillow images, or floating point from 0 to 1, got {array.dtype}")
+    inside = (array >= 0) & (array <= 1)
+    if not inside.all():
+        where = tuple(int(i) for i in np.argwhere(~inside)[0])
+        raise ValueError(f"{name} must be between 0 and 1, got {array[where]:g} at {where}")
+    return array.astype(np.float32)
