@@ -80,8 +80,8 @@ def order_of(
 ) -> Order:
     """Where a sample stands; ``arrival`` is unique, ``arrival_passes`` what the loop had computed by then."""
 
-class SampleView:
-    """What the planner knows of a sample: its place in line and what its next step computes."""
+class Candidate:
+    """A sample that may step, as the planner knows it: its position in line and what its next step computes."""
 
     def __init__(self, order: Order, passes: Passes) -> None: ...
 
@@ -107,8 +107,8 @@ def rows_worthwhile(cost: CostCurve, rows_wanted: int, max_rows: int) -> int:
     """Rows that the next forward is worth if all who run or wait ask for ``rows_wanted``."""
 
 def make_plan(
-    running: Sequence[SampleView],
-    waiting: Sequence[SampleView],
+    running: Sequence[Candidate],
+    waiting: Sequence[Candidate],
     max_rows: int,
     max_joins: int,
     rows_wanted: int = 0,

@@ -56,8 +56,8 @@ void bind_planner(py::module_& m) {
       },
       py::arg("policy"), py::arg("ageing") = 0.0, py::arg("priority") = 0, py::arg("arrival") = 0,
       py::arg("arrival_passes") = 0.0, py::arg("passes_left") = 0.0, py::arg("deadline") = kNever);
-  py::class_<SampleView>(m, "SampleView")
-      .def(py::init([](const Order& order, Passes passes) { return SampleView{order, passes}; }), py::arg("order"),
+  py::class_<Candidate>(m, "Candidate")
+      .def(py::init([](const Order& order, Passes passes) { return Candidate{order, passes}; }), py::arg("order"),
            py::arg("passes"));
   py::class_<PlanEntry>(m, "PlanEntry")
       .def_readonly("sample", &PlanEntry::sample)
@@ -72,10 +72,12 @@ void bind_planner(py::module_& m) {
       py::arg("cost"), py::arg("rows_wanted"), py::arg("max_rows"));
   m.def(
       "make_plan",
-      [](const std::vector<SampleView>& running, const std::vector<SampleView>& waiting, int max_rows, int max_joins,
+      [](const std::vector<Candidate>& running, const std::vector<Candidate>& waiting, int max_rows, int max_joins,
          std::int64_t rows_wanted, const CostCurve& cost) {
+        std::vector<Candidate> candidates = running;
+        candidates.insert(candidates.end(), waiting.begin(), waiting.end());
         StepPlan plan;
-        make_plan(running, waiting, rows_wanted, PlanLimits{max_rows, max_joins, cost}, plan);
+        make_plan(candidates, running.size(), rows_wanted, PlanLimits{max_rows, max_joins, cost}, plan);
         return plan;
       },
       py::arg("running"), py::arg("waiting"), py::arg("max_rows"), py::arg("max_joins"), py::arg("rows_wanted") = 0,

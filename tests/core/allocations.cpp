@@ -9,9 +9,9 @@
 #include <new>
 #include <vector>
 
+#include "../../csrc/core/loop/host_stepper.h"
 #include "../../csrc/core/loop/server.h"
-#include "../../csrc/core/loop/stepper_cpu.h"
-#include "draws.h"
+#include "random_samples.h"
 
 namespace {
 

@@ -25,8 +25,8 @@
 #include <vector>
 
 #include "../../csrc/core/loop/server.h"
-#include "draws.h"
-#include "place.h"
+#include "random_samples.h"
+#include "stress_backend.h"
 
 namespace {
 

@@ -1,8 +1,8 @@
 // The stress test in the host's memory.
 #include <algorithm>
 
-#include "../../csrc/core/loop/stepper_cpu.h"
-#include "place.h"
+#include "../../csrc/core/loop/host_stepper.h"
+#include "stress_backend.h"
 
 namespace stepfuse {
 

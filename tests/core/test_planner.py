@@ -8,7 +8,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from stepfuse._core import CostCurve, Order, Passes, Policy, SampleView, make_plan, order_of, rows_worthwhile
+from stepfuse import _core
+from stepfuse._core import CostCurve, Order, Passes, Policy, make_plan, order_of, rows_worthwhile
 
 ROWS = {Passes.Conditional: 1, Passes.Unconditional: 1, Passes.Both: 2}
 POLICIES = Policy.FirstCome, Policy.ShortestFirst, Policy.EarliestDeadline
@@ -49,8 +50,8 @@ class Situation(NamedTuple):
         return sum(one.rows for one in self.running + self.waiting)
 
     def plan(self):
-        views = [[SampleView(*one) for one in some] for some in (self.running, self.waiting)]
-        return make_plan(*views, self.max_rows, self.max_joins, self.rows_wanted, self.cost)
+        candidates = [[_core.Candidate(*one) for one in some] for some in (self.running, self.waiting)]
+        return make_plan(*candidates, self.max_rows, self.max_joins, self.rows_wanted, self.cost)
 
     def limit(self, rows_ahead):
         """Rows that one may fill who stands behind so many."""
@@ -168,8 +169,10 @@ C, U, B = Passes.Conditional, Passes.Unconditional, Passes.Both
     ],
 )
 def test_plan(running, waiting, max_rows, max_joins, entries):
-    views = [[SampleView(order_of(Policy.FirstCome, arrival=at), p) for at, p in some] for some in (running, waiting)]
-    plan = make_plan(*views, max_rows, max_joins)
+    candidates = [
+        [_core.Candidate(order_of(Policy.FirstCome, arrival=at), p) for at, p in some] for some in (running, waiting)
+    ]
+    plan = make_plan(*candidates, max_rows, max_joins)
     assert [(entry.sample, entry.row_cond, entry.row_uncond) for entry in plan.entries] == entries
     assert plan.rows == sum(row >= 0 for _, *rows in entries for row in rows)
 
@@ -182,8 +185,8 @@ def test_plan(running, waiting, max_rows, max_joins, entries):
     ],
 )
 def test_a_forward_without_fixed_cost_is_worth_one_row(line, rows):
-    views = [SampleView(order_of(Policy.FirstCome, arrival=i), passes) for i, passes in enumerate(line)]
-    plan = make_plan(views, [], 8, 8, 9, CostCurve(0.0, 1.0))
+    candidates = [_core.Candidate(order_of(Policy.FirstCome, arrival=i), passes) for i, passes in enumerate(line)]
+    plan = make_plan(candidates, [], 8, 8, 9, CostCurve(0.0, 1.0))
     assert ([entry.sample for entry in plan.entries], plan.rows) == ([0], rows)
 
 

@@ -11,12 +11,12 @@
 #include <vector>
 
 #include "../../csrc/core/step/adapt.h"
+#include "../../csrc/core/step/fused_step.h"
 #include "../../csrc/core/step/known_region.h"
 #include "../../csrc/core/step/noise.h"
-#include "../../csrc/core/step/step_cpu.h"
 #include "../../csrc/cuda/device_stepper.h"
 #include "../../csrc/cuda/graph_denoiser.h"
-#include "../core/place.h"
+#include "../core/stress_backend.h"
 #include "fake.h"
 
 namespace stepfuse {

@@ -46,14 +46,12 @@ Loop::Loop(std::shared_ptr<Stepper> stepper, const LoopOptions& options)
   const auto rows = static_cast<std::size_t>(spec().max_rows);
   const auto slots = static_cast<std::size_t>(options.max_running);
   running_.reserve(slots);
-  running_views_.reserve(slots);
-  waiting_views_.reserve(rows + 1);
   candidates_.reserve(slots + rows + 1);
+  candidate_samples_.reserve(slots + rows + 1);
   ended_.reserve(slots);
   for (Iteration* iteration : {&iteration_, &next_}) {
     iteration->samples.reserve(rows);
     iteration->plan.entries.reserve(rows);
-    iteration->plan.line.reserve(slots + rows + 1);
     iteration->plan.chosen.reserve(slots + rows + 1);
   }
   events_.reserve(2 * rows);
@@ -199,7 +197,7 @@ bool Loop::may_step(const Sample& sample, When when) const {
   return when == When::Now || !sample.in_forward || sample.steps_left() > 1;
 }
 
-SampleView Loop::view(const Sample& sample, When when) const {
+Candidate Loop::candidate(const Sample& sample, When when) const {
   const int ahead = when == When::AfterThis && sample.in_forward ? 1 : 0;
   if (ahead == 0) return {sample.order, sample.passes()};
   Standing standing = sample.standing;
@@ -209,36 +207,38 @@ SampleView Loop::view(const Sample& sample, When when) const {
 
 void Loop::plan(When when) {
   candidates_.clear();
-  running_views_.clear();
-  waiting_views_.clear();
+  candidate_samples_.clear();
+  const auto offer = [&](Sample& sample) {
+    candidates_.push_back(candidate(sample, when));
+    candidate_samples_.push_back(&sample);
+  };
   std::int64_t rows_wanted = waiting_rows_;
   int slots = options_.max_running;
   for (const auto& sample : running_) {
     sample->entry = -1;
     if (!may_step(*sample, when)) continue;
     --slots;
-    candidates_.push_back(sample.get());
-    running_views_.push_back(view(*sample, when));
-    rows_wanted += rows_of(running_views_.back().passes);
+    offer(*sample);
+    rows_wanted += rows_of(candidates_.back().passes);
   }
-  // No more waiting samples than rows can step: a long queue costs nothing an iteration. And one more that takes one
+  const std::size_t running = candidates_.size();
+  // No more waiting samples than rows can step: a long queue costs an iteration nothing. And one more that takes one
   // row, for the row that guided ones may leave.
-  const auto offered = static_cast<std::size_t>(std::clamp(slots, 0, spec().max_rows));
+  const auto offered = running + static_cast<std::size_t>(std::clamp(slots, 0, spec().max_rows));
   std::int64_t small_left = 2 * static_cast<std::int64_t>(waiting_.size()) - waiting_rows_;
-  for (auto at = waiting_.cbegin(); at != waiting_.cend() && offered > 0; ++at) {
-    const bool full = waiting_views_.size() >= offered, small = rows_of(at->second->passes()) == 1;
-    if (full && (small_left == 0 || waiting_views_.size() > offered)) break;
+  for (auto at = waiting_.cbegin(); at != waiting_.cend() && offered > running; ++at) {
+    const bool full = candidates_.size() >= offered, small = rows_of(at->second->passes()) == 1;
+    if (full && (small_left == 0 || candidates_.size() > offered)) break;
     small_left -= small;
     at->second->entry = -1;
     if ((full && !small) || !may_step(*at->second, when)) continue;
-    candidates_.push_back(at->second.get());
-    waiting_views_.push_back(view(*at->second, when));
+    offer(*at->second);
   }
   const CostCurve cost = options_.pad ? CostCurve{} : options_.cost;  // padded, all forwards cost the same
-  make_plan(running_views_, waiting_views_, rows_wanted, {spec().max_rows, slots, cost}, next_.plan);
+  make_plan(candidates_, running, rows_wanted, {spec().max_rows, slots, cost}, next_.plan);
   next_.samples.clear();
   for (std::size_t i = 0; i < next_.plan.entries.size(); ++i) {
-    Sample* sample = candidates_[static_cast<std::size_t>(next_.plan.entries[i].sample)];
+    Sample* sample = candidate_samples_[static_cast<std::size_t>(next_.plan.entries[i].sample)];
     sample->entry = static_cast<int>(i);
     next_.samples.push_back(sample);
   }
@@ -251,7 +251,7 @@ bool Loop::plan_suspect() {
   for (const auto& sample : running_) {
     sample->entry = -1;
     if (!sample->suspect || !next_.samples.empty() || !may_step(*sample, When::Now)) continue;
-    next_.plan.place(0, sample->passes());
+    next_.plan.add(0, sample->passes());
     next_.samples.push_back(sample.get());
     sample->entry = 0;
   }

@@ -89,7 +89,7 @@ class Loop {
   enum class When { Now, AfterThis };
 
   bool may_step(const Sample& sample, When when) const;
-  SampleView view(const Sample& sample, When when) const;
+  Candidate candidate(const Sample& sample, When when) const;
   void plan(When when);
   bool plan_suspect();
   bool enter(double now);
@@ -122,8 +122,9 @@ class Loop {
   double began_ = 0;                             // when the iteration was prepared
   double recent_seconds_ = 0, recent_rows_ = 0;  // of a forward, averaged over the last ten or so
 
-  std::vector<Sample*> candidates_;                        // scratch of plan()
-  std::vector<SampleView> running_views_, waiting_views_;  // scratch of the planner
+  std::vector<Candidate> candidates_;  // scratch of plan()
+  std::vector<Sample*>
+      candidate_samples_;  // scratch of plan(): candidates_[i] is of candidate_samples_[i] before planning
   std::vector<Event> events_;
   Counters counters_;
   Stopwatch watch_;

@@ -3,7 +3,7 @@
 #include <cmath>
 #include <stdexcept>
 
-#include "stepper_cpu.h"
+#include "host_stepper.h"
 
 namespace stepfuse {
 

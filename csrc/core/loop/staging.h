@@ -1,7 +1,7 @@
 // The input rows of a forward in the host's memory.
 #pragma once
 
-#include "../step/step_cpu.h"
+#include "../step/fused_step.h"
 #include "denoiser.h"
 #include "planner.h"
 #include "row_contents.h"

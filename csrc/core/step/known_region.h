@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "step_cpu.h"
+#include "fused_step.h"
 
 namespace stepfuse {
 

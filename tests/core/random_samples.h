@@ -9,8 +9,8 @@
 #include <vector>
 
 #include "../../csrc/core/loop/sample.h"
+#include "../../csrc/core/step/fused_step.h"
 #include "../../csrc/core/step/noise.h"
-#include "../../csrc/core/step/step_cpu.h"
 #include "faulty_network.h"
 
 namespace stepfuse {

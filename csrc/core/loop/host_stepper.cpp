@@ -1,7 +1,7 @@
-#include "stepper_cpu.h"
+#include "host_stepper.h"
 
+#include "../step/fused_step.h"
 #include "../step/noise.h"
-#include "../step/step_cpu.h"
 
 namespace stepfuse {
 
