@@ -1,4 +1,4 @@
-// Where a round of the stress test draws: one of stress_host.cpp and tests/cuda/stress_device.cpp is linked to it.
+// What a round of the stress test runs on: stress_host.cpp or tests/cuda/stress_device.cpp is linked to it.
 #pragma once
 
 #include <cstdint>
@@ -9,15 +9,15 @@
 
 namespace stepfuse {
 
-class Place {
+class StressBackend {
  public:
-  virtual ~Place() = default;
-  virtual std::unique_ptr<Stepper> stepper() = 0;  // once; it goes before the place does
+  virtual ~StressBackend() = default;
+  virtual std::unique_ptr<Stepper> stepper() = 0;  // once; destroyed before the backend
   virtual Network& network() = 0;
-  virtual bool looks() const { return true; }         // the network sees who is in its rows, and may refuse them
-  virtual bool breaks_down() const { return false; }  // now and then, and whoever is there with it
+  virtual bool reads_rows() const { return true; }        // whether the network may raise for a row
+  virtual bool fails_at_random() const { return false; }  // whether a forward may fail for all its samples
 };
 
-std::unique_ptr<Place> make_place(const ModelSpec& spec, bool padded, std::uint64_t seed);
+std::unique_ptr<StressBackend> make_stress_backend(const ModelSpec& spec, bool padded, std::uint64_t seed);
 
 }  // namespace stepfuse
