@@ -47,7 +47,7 @@ class Passes:
     Both: Passes
 
 class Policy:
-    """Who steps first among those of the same priority."""
+    """Which sample steps first among those of the same priority."""
 
     FirstCome: Policy
     ShortestFirst: Policy
@@ -59,7 +59,7 @@ class CostCurve:
     def __init__(self, fixed: float = 0.0, row: float = 0.0) -> None: ...
 
 class Order:
-    """A place in line: the smaller steps first."""
+    """A position in line: the smaller steps first."""
 
     @property
     def priority(self) -> int: ...
@@ -78,10 +78,10 @@ def order_of(
     passes_left: float = 0.0,
     deadline: float = ...,
 ) -> Order:
-    """Where a sample stands; ``arrival`` is unique, ``arrival_passes`` what the loop had computed by then."""
+    """A sample's position in line; ``arrival`` is unique, ``arrival_passes`` the passes computed before it arrived."""
 
-class SampleView:
-    """What the planner knows of a sample: its place in line and what its next step computes."""
+class Candidate:
+    """A sample that may step, as the planner knows it: its position in line and what its next step computes."""
 
     def __init__(self, order: Order, passes: Passes) -> None: ...
 
@@ -96,7 +96,7 @@ class PlanEntry:
     def row_uncond(self) -> int: ...
 
 class StepPlan:
-    """Who steps in the next forward, and how many rows it has."""
+    """The samples that step in the next forward, and how many rows it has."""
 
     @property
     def entries(self) -> list[PlanEntry]: ...
@@ -104,11 +104,11 @@ class StepPlan:
     def rows(self) -> int: ...
 
 def rows_worthwhile(cost: CostCurve, rows_wanted: int, max_rows: int) -> int:
-    """Rows that the next forward is worth if all who run or wait ask for ``rows_wanted``."""
+    """Rows that the next forward is worth if all that run or wait want ``rows_wanted``."""
 
 def make_plan(
-    running: Sequence[SampleView],
-    waiting: Sequence[SampleView],
+    running: Sequence[Candidate],
+    waiting: Sequence[Candidate],
     max_rows: int,
     max_joins: int,
     rows_wanted: int = 0,
@@ -117,7 +117,7 @@ def make_plan(
     """The planner; ``waiting`` is sorted, at most ``max_joins`` of it begin."""
 
 class LoopOptions:
-    """How samples share forwards; ``pad``: every forward is ``max_rows`` wide."""
+    """How samples share forwards; ``pad``: every forward has ``max_rows`` rows."""
 
     def __init__(
         self, *, max_running: int, policy: Policy = ..., ageing: float = 0.0, pad: bool = False, cost: CostCurve = ...
@@ -129,7 +129,7 @@ class Table:
     def __init__(self, rows: Float32Array, init_scale: float, adaptive: Adaptive = ...) -> None: ...
 
 class KnownRegion:
-    """What is given of a sample: flat image and mask, and signal and noise of each state, (S + 1, 2)."""
+    """The known region of a sample: flat image and mask, and signal and noise level of each state, (S + 1, 2)."""
 
     def __init__(self, image: Float32Array, mask: Float32Array | None, levels: Float32Array) -> None: ...
     image: Float32Array
@@ -147,11 +147,15 @@ def replay(
     cost: CostCurve,
     trace: bool = False,
 ) -> dict[str, Any]:
-    """The loop on a clock that a forward advances by its cost; ``at`` in seconds, not descending.
+    """The loop on a simulated clock that a forward advances by its cost; ``at`` in seconds, ascending.
 
     Returns:
         ``began`` and ``finished``, seconds by arrival; ``counters``, as ``Server.status`` has them; and ``trace``: a
         tuple (iteration, began, ended, sample, step, row) for each row of each forward if asked for.
+
+    Raises:
+        ValueError: If an arrival could never run, times are infinite, negative or not in order, or the sequences differ
+            in length.
     """
 
 class EventKind:
@@ -164,7 +168,9 @@ class EventKind:
     Failed: EventKind
     """Its state went non-finite, or the network raised for it alone."""
     Cancelled: EventKind
+    """Withdrawn by the caller."""
     Expired: EventKind
+    """Not finished within its timeout."""
     Retried: EventKind
     """A forward of ``step`` samples raised: each is tried alone, this being the first of them."""
 
@@ -193,7 +199,7 @@ class Gate:
     def __init__(self) -> None: ...
 
 class Request:
-    """A sample to draw; made by ``Server.request``, used up by ``Server.submit``."""
+    """A sample to compute; made by ``Server.request``, used up by ``Server.submit``."""
 
 class Stepper:
     """Holds states and histories, fills a forward's rows and runs the fused step."""
@@ -219,14 +225,14 @@ class Denoiser:
 class Server:
     """The loop, which one thread runs and any thread feeds.
 
-    A call that returns a bool tells its caller to see to it that ``run`` is called now.
+    A call that returns a bool returns whether its caller has to have ``run`` called now.
     """
 
     def __init__(self, stepper: Stepper, options: LoopOptions, max_waiting: int, check: bool = False) -> None:
-        """Drives ``stepper``, which belongs to this server alone; ``check``: the invariants after each iteration.
+        """Runs ``stepper``, which belongs to this server alone; ``check``: checks the invariants after each iteration.
 
         Raises:
-            ValueError: If another server has the stepper, or an option is out of bounds.
+            ValueError: If another server has the stepper, or ``max_waiting`` or ``max_running`` is below 1.
         """
 
     def request(
@@ -247,10 +253,10 @@ class Server:
         gate: Gate | None = None,
         known_region: KnownRegion | None = None,
     ) -> Request:
-        """A sample drawn in ``x``; its arrays are kept until its end is told. Times in seconds from now.
+        """A sample computed in ``x``; its arrays are kept alive until its last event. Times in seconds from now.
 
         Raises:
-            ValueError: If an array has not the size that the server was made for.
+            ValueError: If an array has not the size that the server was made for, or is not C-contiguous.
         """
 
     def submit(self, request: Request, wait: float | None = 0.0) -> bool:
@@ -260,32 +266,38 @@ class Server:
             QueueFull: If there was no room; the request may be submitted again.
             EngineClosed: If the server is closed.
             DeadlineError: If the deadline cannot be met.
-            ValueError: If it could never run, or its id is taken.
+            ValueError: If its table is empty, its conditioning or levels are not as many as needed, a guided step does
+                not fit a forward, a time is NaN, or its id is taken.
         """
 
     def submit_all(self, requests: Sequence[Request]) -> bool:
-        """Queues samples together, however full; raises as ``submit`` does."""
+        """Queues all of the samples for the same iteration, however full, or none.
+
+        Raises:
+            EngineClosed: If the server is closed.
+            ValueError: If one could never run or has a deadline, or an id is taken or occurs twice.
+        """
 
     def cancel(self, id: int) -> bool:
-        """Withdraws a sample, if there is one of this id."""
+        """Cancels the sample of this id, if there is one."""
 
     def cancel_all(self) -> bool:
-        """Withdraws all."""
+        """Cancels all samples."""
 
     def open(self, gate: Gate) -> bool:
-        """Lets those behind it do an iteration."""
+        """Lets the samples behind it step in one more iteration."""
 
     def run(self, forward: Callable[[int], None] | Denoiser, on_events: Callable[[list[_Event]], None]) -> None:
         """Iterates until nothing is left to do; ``forward(rows)`` computes, ``on_events`` gets their events.
 
-        What ``on_events`` raises ends the run and withdraws every sample, without an event.
+        What ``on_events`` raises ends the run and cancels every sample, without an event.
         """
 
     def close(self) -> None:
-        """Takes nothing more; what is queued is still drawn."""
+        """Refuses further requests; those queued are still computed."""
 
     def set_cost(self, cost: CostCurve) -> None:
-        """Tells the planner what a forward costs."""
+        """Sets what the planner takes a forward to cost."""
 
     def status(self) -> dict[str, Any]:
         """Counters, ``waiting`` and ``running``; histograms as ``bounds``, ``counts`` (one more) and ``sum``."""

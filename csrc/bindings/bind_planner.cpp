@@ -1,35 +1,7 @@
-#include "../core/loop/planner.h"
-#include "../core/loop/replay.h"
+#include "../core/loop/loop.h"
 #include "bindings.h"
-#include "counters.h"
 
 namespace stepfuse {
-
-namespace {
-
-py::dict replay_loads(const std::vector<std::shared_ptr<Table>>& tables, const std::vector<double>& at,
-                      const std::vector<bool>& conditioned, const std::vector<int>& priorities, int max_rows,
-                      const LoopOptions& options, const CostCurve& cost, bool trace) {
-  if (at.size() != tables.size() || conditioned.size() != tables.size() || priorities.size() != tables.size())
-    throw py::value_error("each arrival needs a table, a time, whether it is conditioned, and a priority");
-  std::vector<Arrival> arrivals;
-  for (std::size_t i = 0; i < tables.size(); ++i) arrivals.push_back({at[i], tables[i], conditioned[i], priorities[i]});
-  const Replay replayed = [&] {
-    py::gil_scoped_release nogil;
-    return replay(arrivals, max_rows, options, cost, trace);
-  }();
-  py::dict found;
-  found["began"] = py::array_t<double>(static_cast<py::ssize_t>(at.size()), replayed.began.data());
-  found["finished"] = py::array_t<double>(static_cast<py::ssize_t>(at.size()), replayed.finished.data());
-  found["counters"] = counters_dict(replayed.counters);
-  py::list entries;
-  for (const TraceEntry& e : replayed.trace)
-    entries.append(py::make_tuple(e.iteration, e.began, e.ended, e.sample, e.step, e.row));
-  found["trace"] = entries;
-  return found;
-}
-
-}  // namespace
 
 void bind_planner(py::module_& m) {
   py::enum_<Passes>(m, "Passes")
@@ -56,8 +28,8 @@ void bind_planner(py::module_& m) {
       },
       py::arg("policy"), py::arg("ageing") = 0.0, py::arg("priority") = 0, py::arg("arrival") = 0,
       py::arg("arrival_passes") = 0.0, py::arg("passes_left") = 0.0, py::arg("deadline") = kNever);
-  py::class_<SampleView>(m, "SampleView")
-      .def(py::init([](const Order& order, Passes passes) { return SampleView{order, passes}; }), py::arg("order"),
+  py::class_<Candidate>(m, "Candidate")
+      .def(py::init([](const Order& order, Passes passes) { return Candidate{order, passes}; }), py::arg("order"),
            py::arg("passes"));
   py::class_<PlanEntry>(m, "PlanEntry")
       .def_readonly("sample", &PlanEntry::sample)
@@ -72,10 +44,12 @@ void bind_planner(py::module_& m) {
       py::arg("cost"), py::arg("rows_wanted"), py::arg("max_rows"));
   m.def(
       "make_plan",
-      [](const std::vector<SampleView>& running, const std::vector<SampleView>& waiting, int max_rows, int max_joins,
+      [](const std::vector<Candidate>& running, const std::vector<Candidate>& waiting, int max_rows, int max_joins,
          std::int64_t rows_wanted, const CostCurve& cost) {
+        std::vector<Candidate> candidates = running;
+        candidates.insert(candidates.end(), waiting.begin(), waiting.end());
         StepPlan plan;
-        make_plan(running, waiting, rows_wanted, PlanLimits{max_rows, max_joins, cost}, plan);
+        make_plan(candidates, running.size(), rows_wanted, PlanLimits{max_rows, max_joins, cost}, plan);
         return plan;
       },
       py::arg("running"), py::arg("waiting"), py::arg("max_rows"), py::arg("max_joins"), py::arg("rows_wanted") = 0,
@@ -86,9 +60,6 @@ void bind_planner(py::module_& m) {
            }),
            py::kw_only(), py::arg("max_running"), py::arg("policy") = Policy::FirstCome, py::arg("ageing") = 0.0,
            py::arg("pad") = false, py::arg("cost") = CostCurve{});
-  m.def("replay", &replay_loads, py::arg("tables"), py::arg("at"), py::arg("conditioned"), py::arg("priorities"),
-        py::arg("max_rows"), py::arg("options"), py::arg("cost"), py::arg("trace") = false,
-        "The loop over these arrivals, on a clock that a forward advances by its cost.");
 }
 
 }  // namespace stepfuse

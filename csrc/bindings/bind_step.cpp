@@ -1,6 +1,6 @@
 #include "../core/step/adapt.h"
 #include "../core/step/dtype.h"
-#include "../core/step/step_cpu.h"
+#include "../core/step/fused_step.h"
 #include "bindings.h"
 
 namespace stepfuse {

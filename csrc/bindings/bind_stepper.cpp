@@ -1,4 +1,4 @@
-#include "../core/loop/stepper_cpu.h"
+#include "../core/loop/host_stepper.h"
 #include "bindings.h"
 #include "stepper_box.h"
 

@@ -1,4 +1,4 @@
-// One register function a topic.
+// One function a topic, which binds it, and what they share.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -18,12 +18,15 @@ namespace py = pybind11;
 
 using FloatArray = py::array_t<float, py::array::c_style>;
 
-void bind_errors(py::module_& m);  // before all that may throw one
+void bind_errors(py::module_& m);  // before all functions that may throw one
 void bind_step(py::module_& m);
 void bind_noise(py::module_& m);
 void bind_planner(py::module_& m);
 void bind_stepper(py::module_& m);
-void bind_loop(py::module_& m);
+void bind_events(py::module_& m);
+void bind_request(py::module_& m);
+void bind_server(py::module_& m);
+void bind_replay(py::module_& m);
 void bind_cuda(py::module_& m);
 void bind_cuda_loop(py::module_& m);
 

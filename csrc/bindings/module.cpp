@@ -6,8 +6,11 @@ PYBIND11_MODULE(_core, m) {
   stepfuse::bind_step(m);
   stepfuse::bind_noise(m);
   stepfuse::bind_stepper(m);
-  stepfuse::bind_loop(m);
   stepfuse::bind_planner(m);
+  stepfuse::bind_events(m);
+  stepfuse::bind_request(m);
+  stepfuse::bind_server(m);
+  stepfuse::bind_replay(m);
   stepfuse::bind_cuda(m);
   stepfuse::bind_cuda_loop(m);
 }

@@ -1,4 +1,4 @@
-// A stepper on its way from where it is made to the one server that drives it.
+// A stepper that Python holds until one server takes it.
 #pragma once
 
 #include <memory>

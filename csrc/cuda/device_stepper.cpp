@@ -81,7 +81,7 @@ DeviceStepper::~DeviceStepper() {
 // Of an iteration that fails half-way nothing is left but what costs nothing: rows are filled anew, nobody is told to
 // have stepped.
 void DeviceStepper::forget_turn() {
-  row_contents_.forget();
+  row_contents_.invalidate();
   flight().stepped.clear();
   downloads_.clear();
 }
@@ -249,9 +249,9 @@ PlanEntry DeviceStepper::claim(const Sample& sample, int step, const PlanEntry& 
   for (int* row : {&to.row_cond, &to.row_uncond}) {
     if (*row < 0) continue;
     const bool conditional = row == &to.row_cond;
-    const RowContents::Held held = row_contents_.claim(*row, sample, step, conditional);
-    if (!held.conditioning) upload_cond(*row, conditional ? sample.request.cond : sample.request.null_cond);
-    if (held.state) *row = -1;
+    const RowContents::Valid valid = row_contents_.claim(*row, sample, step, conditional);
+    if (!valid.conditioning) upload_cond(*row, conditional ? sample.request.cond : sample.request.null_cond);
+    if (valid.state) *row = -1;
   }
   return to;
 }

@@ -1,4 +1,4 @@
-// An iteration that nobody joins and nobody leaves allocates nothing. Counts every `new`; exits non-zero at the first
+// An iteration in which no sample joins or leaves allocates nothing. Counts every `new`; exits non-zero at the first
 // scenario that allocates.
 
 #include <algorithm>
@@ -9,9 +9,9 @@
 #include <new>
 #include <vector>
 
+#include "../../csrc/core/loop/host_stepper.h"
 #include "../../csrc/core/loop/server.h"
-#include "../../csrc/core/loop/stepper_cpu.h"
-#include "draws.h"
+#include "random_samples.h"
 
 namespace {
 
@@ -50,21 +50,21 @@ struct Scenario {
   const char* name;
   int max_rows;
   Policy policy;
-  int waiting;  // behind those who run
+  int waiting;  // beside the running ones
 };
 
-// Requests of whom each steps before those that came before it, by any policy.
+// Requests each of which, by any policy, steps before those submitted before it.
 class Samples {
  public:
   explicit Samples(int count) : x_(static_cast<std::size_t>(count * kElements)), x0_(x_.size()) {
     Random random(1);
-    // More rows than there are iterations: nobody leaves. Guidance comes and goes, so rows change hands.
+    // More steps than there are iterations: no sample leaves. Guidance comes and goes, so rows change their samples.
     for (int i = 0; i < kSlots; ++i) tables_.push_back(random_table(random, kSlots + kWarmUp + kCounted + 20 * i));
     const auto longer = [](const auto& a, const auto& b) { return a->passes_left(0, true) > b->passes_left(0, true); };
     std::sort(tables_.begin(), tables_.end(), longer);
   }
 
-  // Every other one watched, every eighth behind the gate, every fourth with a part that is kept.
+  // Every other one watched, every eighth behind the gate, every fourth with a mask.
   Request request(int i) {
     const auto index = static_cast<std::size_t>(i);
     const bool waits = i >= kSlots;
@@ -113,7 +113,7 @@ void predict_rows(ForwardBuffers& buffers, int rows) {
     predict(buffers.sample_row(row), 0, 0, buffers.spec.elements, buffers.prediction_row(row));
 }
 
-long of_loop(const Scenario& scenario) {
+long allocations_of_loop(const Scenario& scenario) {
   auto owned = std::make_unique<HostStepper>(spec_of(scenario));
   ForwardBuffers& buffers = owned->buffers();
   Loop loop(std::move(owned), options_of(scenario));
@@ -123,8 +123,8 @@ long of_loop(const Scenario& scenario) {
     now += 1e-3;
     require(loop.prepare(now), "an iteration has nothing to do");
     predict_rows(buffers, loop.forward_rows());
-    loop.complete(now);
-    loop.conclude(nullptr, now);
+    loop.step(now);
+    loop.commit(nullptr, now);
     loop.events().clear();
     loop.open(*samples.gate);
   };
@@ -143,9 +143,9 @@ long of_loop(const Scenario& scenario) {
 }
 
 // The same through the server.
-class Driven final : public Denoiser, public Listener {
+class ServerRun final : public Denoiser, public Listener {
  public:
-  explicit Driven(const Scenario& scenario)
+  explicit ServerRun(const Scenario& scenario)
       : scenario_(scenario),
         stepper_(std::make_unique<HostStepper>(spec_of(scenario))),
         buffers_(stepper_->buffers()),
@@ -159,15 +159,15 @@ class Driven final : public Denoiser, public Listener {
   }
 
   void forward(int rows) override {
-    ++turns_;
-    if (turns_ < kSlots) submit(turns_);
-    if (turns_ == kSlots)
+    ++iterations_;
+    if (iterations_ < kSlots) submit(iterations_);
+    if (iterations_ == kSlots)
       for (int i = 0; i < scenario_.waiting; ++i) submit(kSlots + i);
-    if (turns_ == kSlots + kWarmUp) {
+    if (iterations_ == kSlots + kWarmUp) {
       allocations = 0;
       counting = true;
     }
-    if (turns_ == kSlots + kWarmUp + kCounted) end();
+    if (iterations_ == kSlots + kWarmUp + kCounted) end();
     predict_rows(buffers_, rows);
   }
 
@@ -191,7 +191,7 @@ class Driven final : public Denoiser, public Listener {
   ForwardBuffers& buffers_;
   Server server_;
   Samples samples_;
-  int turns_ = 0;
+  int iterations_ = 0;
 };
 
 bool passes(const char* driver, const Scenario& scenario, long found) {
@@ -211,8 +211,8 @@ int main() {
   };
   bool passed = true;
   for (const Scenario& scenario : scenarios) {
-    passed = passes("loop", scenario, of_loop(scenario)) && passed;
-    passed = passes("server", scenario, Driven(scenario).run()) && passed;
+    passed = passes("loop", scenario, allocations_of_loop(scenario)) && passed;
+    passed = passes("server", scenario, ServerRun(scenario).run()) && passed;
   }
   return passed ? 0 : 1;
 }

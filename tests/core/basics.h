@@ -1,4 +1,4 @@
-// What the tests in C++ are written with: chance, and a rule that ends the process if it is broken.
+// Helpers of the tests in C++: random values, and a check that ends the process if it fails.
 #pragma once
 
 #include <atomic>
@@ -13,7 +13,7 @@
 
 namespace stepfuse {
 
-inline std::atomic<std::uint64_t> round_seed{0};  // says where to look again
+inline std::atomic<std::uint64_t> round_seed{0};  // repeats a failed round
 
 inline void require(bool holds, const char* rule, std::uint64_t id = 0) {
   if (holds) return;

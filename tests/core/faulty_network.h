@@ -14,23 +14,28 @@
 
 namespace stepfuse {
 
-enum class Fault : std::int32_t { None, Raises, NotFinite };
+enum class Fault : std::int32_t {
+  None,
+  Raises,     // the network raises while a row of the sample is in a forward
+  NotFinite,  // the prediction has a NaN
+};
 
-// A conditioning input, the same in both of a sample's rows: whose row it is, and from which timestep on it goes wrong.
+// A conditioning input, the same in both of a sample's rows: the sample, and from which timestep on it has which fault.
 struct Tag {
   std::uint64_t id;
   float faulty_from;
   Fault fault;
 };
 
-struct Guilty : std::runtime_error {
-  explicit Guilty(std::uint64_t guilty) : std::runtime_error("guilty"), id(guilty) {}
+// Raised for a row with Fault::Raises.
+struct FaultyRow : std::runtime_error {
+  explicit FaultyRow(std::uint64_t sample) : std::runtime_error("a row is faulty"), id(sample) {}
   std::uint64_t id;
 };
 
-// Raised once: whoever is tried again passes. Empty: the network has not looked who was there.
-struct Unlucky : std::runtime_error {
-  explicit Unlucky(std::set<std::uint64_t> present) : std::runtime_error("unlucky"), ids(std::move(present)) {}
+// Raised at random, for no fault of the samples: a retry may pass. No ids: the network has not read its rows.
+struct TransientError : std::runtime_error {
+  explicit TransientError(std::set<std::uint64_t> present) : std::runtime_error("transient"), ids(std::move(present)) {}
   std::set<std::uint64_t> ids;
 };
 
@@ -39,17 +44,17 @@ inline void predict(const float* x, double t, float label, std::int64_t n, float
   for (std::int64_t k = 0; k < n; ++k) out[k] = 0.6f * x[k] / (1.0f + std::fabs(x[k])) - 0.2f * x[(k + 1) % n] + bias;
 }
 
-// Held by the thread that is in a place where only one may be.
-class Alone {
+// Held by a thread in a section that only one may be in.
+class ExclusiveUse {
  public:
-  explicit Alone(Flag& busy) : busy_(busy) { require(!busy_.test_and_set(), "two threads drive"); }
-  ~Alone() { busy_.clear(); }
+  explicit ExclusiveUse(Flag& busy) : busy_(busy) { require(!busy_.test_and_set(), "two threads are in run()"); }
+  ~ExclusiveUse() { busy_.clear(); }
 
  private:
   Flag& busy_;
 };
 
-// What the network is given and gives, row by row, wherever it lies.
+// The network's inputs and its output, row by row, in any memory.
 struct NetworkRows {
   ModelSpec spec;
   const float* sample;
@@ -73,19 +78,19 @@ class Network : public Denoiser {
       : rows_(std::move(rows)),
         padded_(padded),
         random_(seed),
-        bad_luck_(random_.one_in(2)),
+        raises_at_random_(random_.one_in(2)),
         slow_(random_.one_in(2)) {}
 
   void forward(int rows) final {
-    const Alone alone(busy_);
-    require(rows >= 1 && rows <= rows_.spec.max_rows, "a forward has rows that the memory has not");
+    const ExclusiveUse alone(busy_);
+    require(rows >= 1 && rows <= rows_.spec.max_rows, "a forward has more rows than the memory");
     require(!padded_ || rows == rows_.spec.max_rows, "a forward is not padded");
     if (slow_ && random_.one_in(4)) pause(random_.from(0.0, 3e-4));
-    asked_ += static_cast<std::uint64_t>(rows);
+    rows_computed_ += static_cast<std::uint64_t>(rows);
     run(rows);
-    asked_ += static_cast<std::uint64_t>(computed(rows) - rows);
+    rows_computed_ += static_cast<std::uint64_t>(computed(rows) - rows);
   }
-  std::uint64_t asked() const { return asked_; }  // rows in all, and what they were padded to
+  std::uint64_t rows_computed() const { return rows_computed_; }  // of all forwards, padding included
 
  protected:
   virtual void run(int rows) = 0;
@@ -93,13 +98,13 @@ class Network : public Denoiser {
   void raise_if_faulty(int rows) {
     std::set<std::uint64_t> ids;
     for (int row = 0; row < rows; ++row) {
-      if (rows_.is_faulty(row, Fault::Raises)) throw Guilty(rows_.tag[row].id);
+      if (rows_.is_faulty(row, Fault::Raises)) throw FaultyRow(rows_.tag[row].id);
       if (rows_.tag[row].id != 0) ids.insert(rows_.tag[row].id);
     }
     raise_by_chance(std::move(ids));
   }
   void raise_by_chance(std::set<std::uint64_t> ids) {
-    if (bad_luck_ && random_.one_in(ids.size() == 1 ? 100 : 12)) throw Unlucky(std::move(ids));
+    if (raises_at_random_ && random_.one_in(ids.size() == 1 ? 100 : 12)) throw TransientError(std::move(ids));
   }
   void predict_all(int rows) {
     const std::int64_t n = rows_.spec.elements;
@@ -115,8 +120,8 @@ class Network : public Denoiser {
   Random random_;
 
  private:
-  const bool bad_luck_, slow_;
-  std::uint64_t asked_ = 0;
+  const bool raises_at_random_, slow_;
+  std::uint64_t rows_computed_ = 0;
   Flag busy_;
 };
 

@@ -23,7 +23,7 @@ address := -O1 -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-
 all: thread address thread_device address_device allocations lifetimes
 
 # `stress 0` only starts and ends, and so does `lifetimes` without a driver. Where that fails, the kernel spreads memory
-# too widely for the thread sanitizer's own, or forbids the tracing by which the address sanitizer looks for leaks.
+# too widely for the thread sanitizer's own, or forbids the tracing by which the address sanitizer finds leaks.
 without_races = if $< 0 >/dev/null 2>&1; then $< $(1); else setarch "$$(uname -m)" -R $< $(1); fi
 without_leaks = if $< 0 >/dev/null 2>&1; then $< $(1); else ASAN_OPTIONS=detect_leaks=0 $< $(1); fi
 

@@ -1,11 +1,11 @@
-// Many threads against csrc/core/loop/server.h, and a network that fails in every way that networks do.
+// Many threads on one csrc/core/loop/server.h, with a network that fails in every way that networks do.
 //
 //   stress [seconds] [seed]
 //
-// A round draws the server's options and some hundred requests at random. Each request must be answered once, by an
-// event that its fate allows, its memory let go once, and what is finished must have the bits of the plain loop in
-// `trajectory`. Exits with the seed of the round at the first violation; rounds are alike for a seed as far as threads
-// let them be.
+// A round makes the server's options and some hundred requests at random. Each request must end with exactly one event,
+// of a kind that the request allows, its memory must be released once, and a result must have the bits of the plain
+// loop in `trajectory`. Exits with the seed of the round at the first violation; rounds are alike for a seed as far as
+// threads let them be.
 
 #include <algorithm>
 #include <condition_variable>
@@ -25,8 +25,8 @@
 #include <vector>
 
 #include "../../csrc/core/loop/server.h"
-#include "draws.h"
-#include "place.h"
+#include "random_samples.h"
+#include "stress_backend.h"
 
 namespace {
 
@@ -35,26 +35,32 @@ using namespace stepfuse;
 constexpr int kClients = 4;
 constexpr int kDrivers = 2;
 constexpr int kRequests = 30;               // of each client, in a round
-constexpr double kPatience = 30;            // seconds without news, after which a request is lost
-constexpr std::uint64_t kManyRounds = 100;  // after so many, everything must have happened at least once
+constexpr double kTimeout = 30;             // seconds without a notice, after which a request is lost
+constexpr std::uint64_t kManyRounds = 100;  // after so many, every outcome must have occurred at least once
 
-// How often what happened, over all rounds.
+// How often each outcome occurred, over all rounds.
 struct Tally {
-  Count finished, raised, not_finite, unlucky, cancelled, expired, dropped, retried, full, late, closed, invalid,
-      previews, broken;
+  Count finished, raised, not_finite, transient, cancelled, expired, dropped, retried, full, late, closed, invalid,
+      previews, device_raised;
 } tally;
 
-struct Rude : std::runtime_error {
-  Rude() : std::runtime_error("the listener raised") {}
+struct ListenerError : std::runtime_error {
+  ListenerError() : std::runtime_error("the listener raised") {}
 };
 
-enum class Ending { Drained, Closed, Cancelled, Rude };
+// How a round ends.
+enum class Ending {
+  Drained,         // every request comes to its own end
+  Closed,          // the server is closed while clients submit
+  Cancelled,       // everything is cancelled, once or more
+  ListenerRaises,  // the listener raises now and then
+};
 
-// What a client is told of one of its draws: a step done (by the event, or as a state that was not finite), or that the
-// server has let go of it.
+// What a client is notified of: that one of its samples has stepped (a step event, or a failure by a state that was not
+// finite), or that the server has released its memory.
 struct Notice {
-  Draw* draw;
-  bool let_go;
+  RandomSample* sample;
+  bool released;
 };
 
 class Mailbox {
@@ -63,19 +69,19 @@ class Mailbox {
     if (notices.empty()) return;
     std::lock_guard<std::mutex> lock(mutex_);
     notices_.insert(notices_.end(), notices.begin(), notices.end());
-    news_.notify_one();
+    posted_.notify_one();
   }
 
-  // All that has come; empty if nothing does in time.
+  // All notices so far; empty if none is posted in time.
   std::vector<Notice> take(double seconds) {
     std::unique_lock<std::mutex> lock(mutex_);
-    news_.wait_for(lock, std::chrono::duration<double>(seconds), [this] { return !notices_.empty(); });
+    posted_.wait_for(lock, std::chrono::duration<double>(seconds), [this] { return !notices_.empty(); });
     return std::exchange(notices_, {});
   }
 
  private:
   std::mutex mutex_;
-  std::condition_variable news_;
+  std::condition_variable posted_;
   std::vector<Notice> notices_;
 };
 
@@ -105,25 +111,25 @@ class Round final : public Listener {
         ending(static_cast<Ending>(random_.from(0, 3))),
         spec(random_spec(random_)),
         options_(random_options(random_)),
-        place(make_place(spec, options_.pad, random_.bits())),
-        server(place->stepper(), options_, static_cast<std::size_t>(random_.from(1, 20)), true),
-        listening_(random_.bits()),
-        draws_(kClients * kRequests) {
-    for (std::size_t i = 0; i < draws_.size(); ++i) draws_[i].id = i + 1;  // 0: a row that nobody has had yet
+        backend(make_stress_backend(spec, options_.pad, random_.bits())),
+        server(backend->stepper(), options_, static_cast<std::size_t>(random_.from(1, 20)), true),
+        listener_random_(random_.bits()),
+        samples_(kClients * kRequests) {
+    for (std::size_t i = 0; i < samples_.size(); ++i) samples_[i].id = i + 1;  // 0: a row that no sample has had yet
   }
 
   void run();
   void on_events(const std::vector<Event>& events) override;
-  void drive();  // some thread calls run()
+  void drive();  // has a driver call run()
 
-  Draw& draw(std::uint64_t id) { return draws_.at(id - 1); }
+  RandomSample& sample_of(std::uint64_t id) { return samples_.at(id - 1); }
   Mailbox& mailbox(int client) { return mailboxes_[static_cast<std::size_t>(client)]; }
 
  private:
-  void drive_when_told();
+  void run_driver();
   void disturb();
-  void hear(const Event& event, Draw& draw);
-  void hear_failure(const Event& event, const Draw& draw);
+  void check_event(const Event& event, RandomSample& sample);
+  void check_failure(const Event& event, const RandomSample& sample);
   void check_counters() const;
 
   Random random_;
@@ -137,73 +143,75 @@ class Round final : public Listener {
   const LoopOptions options_;
 
  public:
-  const std::unique_ptr<Place> place;
+  const std::unique_ptr<StressBackend> backend;
   Server server;
 
  private:
-  Random listening_;  // of the listener
-  Flag heard_by_one_;
-  std::deque<Draw> draws_;
+  Random listener_random_;  // of the listener
+  Flag listener_busy_;
+  std::deque<RandomSample> samples_;
   Mailbox mailboxes_[kClients];
 
   std::mutex mutex_;  // of the drivers
-  std::condition_variable told_;
-  int to_drive_ = 0;
+  std::condition_variable wake_driver_;
+  int runs_wanted_ = 0;
   bool over_ = false;
 };
 
 void Round::on_events(const std::vector<Event>& events) {
-  const Alone alone(heard_by_one_);
-  require(!events.empty(), "the listener is told nothing");
+  const ExclusiveUse alone(listener_busy_);
+  require(!events.empty(), "the listener is called without events");
   std::vector<Notice> notices[kClients];
-  std::set<Gateway*> passed;
+  std::set<CountedGate*> passed;
   for (const Event& event : events) {
-    Draw& told = draw(event.id);
-    hear(event, told);
+    RandomSample& sample = sample_of(event.id);
+    check_event(event, sample);
     const bool stepped = event.kind == EventKind::Stepped || (event.kind == EventKind::Failed && !event.error);
     if (!stepped) continue;
-    notices[told.client].push_back({&told, false});
-    if (told.gateway) passed.insert(told.gateway.get());
+    notices[sample.client].push_back({&sample, false});
+    if (sample.gate) passed.insert(sample.gate.get());
   }
-  for (Gateway* gateway : passed) require(gateway->add(-1), "an iteration went through a closed gate");
+  for (CountedGate* gate : passed) require(gate->add(-1), "an iteration went through a closed gate");
   for (int i = 0; i < kClients; ++i) mailbox(i).post(std::move(notices[i]));
-  if (ending == Ending::Rude && listening_.one_in(60)) throw Rude();
+  if (ending == Ending::ListenerRaises && listener_random_.one_in(60)) throw ListenerError();
 }
 
-void Round::hear(const Event& event, Draw& draw) {
-  require(draw.answers == 0, "an event after the answer", event.id);
+void Round::check_event(const Event& event, RandomSample& sample) {
+  require(sample.ends == 0, "an event after the last one", event.id);
   if (event.kind == EventKind::Retried) {
     require(event.error && event.step >= 1, "retried without a reason", event.id);
     ++tally.retried;
     return;
   }
   if (event.kind == EventKind::Stepped) {
-    require(draw.watched && event.step == ++draw.steps, "a step is told of twice, out of order or unasked", event.id);
-    require(draw.fault != Fault::NotFinite || event.step <= draw.faulty_step, "the state told of is not finite",
-            event.id);
+    require(sample.watched && event.step == ++sample.steps,
+            "a step event came twice, out of order or for an unwatched sample", event.id);
+    require(sample.fault != Fault::NotFinite || event.step <= sample.faulty_step,
+            "a step event came for a state that is not finite", event.id);
     return;
   }
-  ++draw.answers;
-  draw.answer = event.kind;
-  require(event.keep_alive && event.wait_seconds >= 0 && event.run_seconds >= 0, "an answer is not complete", event.id);
+  ++sample.ends;
+  sample.end = event.kind;
+  require(event.keep_alive && event.wait_seconds >= 0 && event.run_seconds >= 0, "the last event is not complete",
+          event.id);
   switch (event.kind) {
     case EventKind::Finished:
-      require(draw.fault == Fault::None, "finished in spite of its fault", event.id);
-      require(draw.timeout > 0, "finished in spite of its timeout", event.id);
-      require(event.step == draw.table->size(), "finished before its last step", event.id);
-      require(!draw.watched || draw.steps == event.step, "finished, but not all its steps were told of", event.id);
-      draw.x = draw.memory->x;
+      require(sample.fault == Fault::None, "finished in spite of its fault", event.id);
+      require(sample.timeout > 0, "finished in spite of its timeout", event.id);
+      require(event.step == sample.table->size(), "finished before its last step", event.id);
+      require(!sample.watched || sample.steps == event.step, "finished, but not all its steps had events", event.id);
+      sample.x = sample.memory->x;
       ++tally.finished;
       break;
     case EventKind::Failed:
-      hear_failure(event, draw);
+      check_failure(event, sample);
       break;
     case EventKind::Cancelled:
-      require(draw.cancel_asked || cancelled, "cancelled unasked", event.id);
+      require(sample.cancel_asked || cancelled, "cancelled without a request to", event.id);
       ++tally.cancelled;
       break;
     case EventKind::Expired:
-      require(Server::now() >= draw.submitted + draw.timeout, "expired before its time", event.id);
+      require(Server::now() >= sample.submitted + sample.timeout, "expired before its time", event.id);
       ++tally.expired;
       break;
     default:
@@ -211,50 +219,51 @@ void Round::hear(const Event& event, Draw& draw) {
   }
 }
 
-void Round::hear_failure(const Event& event, const Draw& draw) {
-  require(draw.timeout > 0, "stepped in spite of its timeout", event.id);
+void Round::check_failure(const Event& event, const RandomSample& sample) {
+  require(sample.timeout > 0, "stepped in spite of its timeout", event.id);
   if (!event.error) {
-    // What a device reports in an iteration that breaks down is lost, and reported again with the next.
-    const bool on_time = event.step == draw.faulty_step || (place->breaks_down() && event.step > draw.faulty_step);
-    require(draw.fault == Fault::NotFinite && on_time, "not finite, but not its fault", event.id);
-    const StepRow& row = draw.table->rows[static_cast<std::size_t>(event.step)];
-    require(std::memcmp(&event.row, &row, sizeof row) == 0, "the failed row is another one", event.id);
+    // What a device reports in an iteration that fails is lost, and is reported again with the next one.
+    const bool on_time =
+        event.step == sample.faulty_step || (backend->fails_at_random() && event.step > sample.faulty_step);
+    require(sample.fault == Fault::NotFinite && on_time, "not finite, but not its fault", event.id);
+    const StepRow& row = sample.table->rows[static_cast<std::size_t>(event.step)];
+    require(std::memcmp(&event.row, &row, sizeof row) == 0, "the event has another row", event.id);
     ++tally.not_finite;
     return;
   }
   try {
     std::rethrow_exception(event.error);
-  } catch (const Guilty& guilty) {
-    require(draw.fault == Fault::Raises && guilty.id == event.id && event.step == draw.faulty_step,
-            "failed for another's fault", event.id);
+  } catch (const FaultyRow& faulty) {
+    require(sample.fault == Fault::Raises && faulty.id == event.id && event.step == sample.faulty_step,
+            "failed by the fault of another sample", event.id);
     ++tally.raised;
-  } catch (const Unlucky& unlucky) {
-    require(unlucky.ids.empty() || unlucky.ids == std::set<std::uint64_t>{event.id},
-            "failed in company, without a trial alone", event.id);
-    ++tally.unlucky;
+  } catch (const TransientError& transient) {
+    require(transient.ids.empty() || transient.ids == std::set<std::uint64_t>{event.id},
+            "failed together with others, without having run alone", event.id);
+    ++tally.transient;
   } catch (const std::exception& error) {
-    require(place->breaks_down(), error.what(), event.id);
-    ++tally.broken;
+    require(backend->fails_at_random(), error.what(), event.id);
+    ++tally.device_raised;
   }
 }
 
 void Round::drive() {
   std::lock_guard<std::mutex> lock(mutex_);
-  ++to_drive_;
-  told_.notify_one();
+  ++runs_wanted_;
+  wake_driver_.notify_one();
 }
 
-void Round::drive_when_told() {
+void Round::run_driver() {
   std::unique_lock<std::mutex> lock(mutex_);
   while (true) {
-    told_.wait(lock, [this] { return over_ || to_drive_ > 0; });
-    if (to_drive_ == 0) return;
-    --to_drive_;
+    wake_driver_.wait(lock, [this] { return over_ || runs_wanted_ > 0; });
+    if (runs_wanted_ == 0) return;
+    --runs_wanted_;
     lock.unlock();
     try {
-      server.run(place->network(), *this);
-    } catch (const Rude&) {
-      require(ending == Ending::Rude, "the listener raised unasked");
+      server.run(backend->network(), *this);
+    } catch (const ListenerError&) {
+      require(ending == Ending::ListenerRaises, "the listener raised where it should not");
     } catch (const std::exception& error) {
       require(false, error.what());
     }
@@ -282,22 +291,23 @@ void Round::disturb() {
 void Round::check_counters() const {
   const Status status = server.status();
   const Counters& counters = status.counters;
-  std::uint64_t answers[6] = {}, dropped = 0, steps = 0;
-  for (const Draw& draw : draws_) {
-    if (draw.answers > 0 && draw.answer == EventKind::Finished) steps += static_cast<std::uint64_t>(draw.table->size());
-    if (draw.answers > 0) ++answers[static_cast<int>(draw.answer)];
-    dropped += draw.answers == 0 && draw.memory != nullptr;
+  std::uint64_t ends[6] = {}, dropped = 0, steps = 0;
+  for (const RandomSample& sample : samples_) {
+    if (sample.ends > 0 && sample.end == EventKind::Finished) steps += static_cast<std::uint64_t>(sample.table->size());
+    if (sample.ends > 0) ++ends[static_cast<int>(sample.end)];
+    dropped += sample.ends == 0 && sample.memory != nullptr;
   }
-  require(status.waiting == 0 && status.running == 0, "all are answered, but some wait or run");
-  require(counters.samples == answers[static_cast<int>(EventKind::Finished)], "the finished are miscounted");
-  require(counters.failures == answers[static_cast<int>(EventKind::Failed)], "the failed are miscounted");
-  require(counters.expired == answers[static_cast<int>(EventKind::Expired)], "the expired are miscounted");
+  require(status.waiting == 0 && status.running == 0, "all have ended, but some wait or run");
+  require(counters.samples == ends[static_cast<int>(EventKind::Finished)], "the finished are miscounted");
+  require(counters.failures == ends[static_cast<int>(EventKind::Failed)], "the failed are miscounted");
+  require(counters.expired == ends[static_cast<int>(EventKind::Expired)], "the expired are miscounted");
   require(counters.submitted == counters.samples + counters.failures + counters.cancelled + counters.expired,
           "the submitted are miscounted");
   require(counters.steps >= steps && counters.steps <= counters.network_passes, "the steps are miscounted");
   require(counters.failed_forwards <= counters.forwards, "more forwards failed than were");
-  // One that breaks down may do so before the network is asked.
-  require(place->breaks_down() || counters.network_passes + counters.padded_rows == place->network().asked(),
+  // A backend that fails at random may do so before the network has computed the rows.
+  require(backend->fails_at_random() ||
+              counters.network_passes + counters.padded_rows == backend->network().rows_computed(),
           "the rows are miscounted");
   tally.dropped += dropped;
 }
@@ -307,132 +317,135 @@ class Client {
   Client(Round& round, int index, std::uint64_t seed) : round_(round), index_(index), random_(seed) {}
 
   void run() {
-    while (asked_ < kRequests && !refused_) {
-      ask();
-      if (random_.one_in(3)) listen(random_.from(0.0, 5e-4));
+    while (submitted_ < kRequests && !refused_) {
+      submit_some();
+      if (random_.one_in(3)) take_notices(random_.from(0.0, 5e-4));
       if (random_.one_in(10)) cancel_some();
       if (random_.one_in(10)) check_status();
     }
     while (!pending_.empty()) {
-      require(listen(kPatience), "is lost: neither answered nor let go", (*pending_.begin())->id);
+      require(take_notices(kTimeout), "is lost: neither ended nor released", (*pending_.begin())->id);
       if (random_.one_in(50)) cancel_some();
     }
   }
 
  private:
-  void ask() {
-    if (random_.one_in(20)) return ask_nonsense();
-    const int many = random_.one_in(6) ? std::min(random_.from(2, 4), kRequests - asked_) : 1;
-    std::shared_ptr<Gateway> gateway;
+  void submit_some() {
+    if (random_.one_in(20)) return submit_invalid();
+    const int many = random_.one_in(6) ? std::min(random_.from(2, 4), kRequests - submitted_) : 1;
+    std::shared_ptr<CountedGate> gate;
     const bool closed_at_first = random_.one_in(2);
-    if (random_.one_in(4)) gateway = std::make_shared<Gateway>(!closed_at_first);
+    if (random_.one_in(4)) gate = std::make_shared<CountedGate>(!closed_at_first);
     const bool together = many > 1 && random_.one_in(2);
     std::vector<Request> requests;
-    for (int i = 0; i < many; ++i) requests.push_back(random_request(gateway, !together));
+    for (int i = 0; i < many; ++i) requests.push_back(random_request(gate, !together));
     if (together) {
-      ask_all(std::move(requests));
+      submit_together(std::move(requests));
     } else {
-      for (Request& request : requests) ask_one(std::move(request));
+      for (Request& request : requests) submit_one(std::move(request));
     }
-    if (gateway && closed_at_first) open(*gateway);
+    if (gate && closed_at_first) open(*gate);
   }
 
-  Request random_request(const std::shared_ptr<Gateway>& gateway, bool may_be_refused) {
-    Draw& draw = round_.draw(static_cast<std::uint64_t>(index_ * kRequests + asked_++ + 1));
-    draw.client = index_;
-    draw.table = random_table(random_, random_.one_in(5) ? random_.from(10, 25) : random_.from(1, 8));
-    random_known(random_, round_.spec.elements, draw);
-    draw.seed = random_.bits();
-    draw.has_noise = random_.one_in(3);
-    draw.conditioned = !random_.one_in(4);
-    draw.label = random_.coefficient(-1, 1);
-    draw.null_label = random_.coefficient(-1, 1);
-    if (round_.place->looks() && random_.one_in(12)) draw.fault = Fault::Raises;
-    if (random_.one_in(12)) draw.fault = Fault::NotFinite;
-    draw.faulty_step = random_.from(0, draw.table->size() - 1);
-    draw.gateway = gateway;
-    draw.watched = gateway || random_.one_in(3);
-    draw.submitted = Server::now();
-    if (random_.one_in(4)) draw.timeout = random_.one_in(4) ? 0.0 : random_.from(0.0, random_.one_in(2) ? 5e-3 : 10.0);
+  Request random_request(const std::shared_ptr<CountedGate>& gate, bool may_be_refused) {
+    RandomSample& sample = round_.sample_of(static_cast<std::uint64_t>(index_ * kRequests + submitted_++ + 1));
+    sample.client = index_;
+    sample.table = random_table(random_, random_.one_in(5) ? random_.from(10, 25) : random_.from(1, 8));
+    random_known(random_, round_.spec.elements, sample);
+    sample.seed = random_.bits();
+    sample.has_noise = random_.one_in(3);
+    sample.conditioned = !random_.one_in(4);
+    sample.label = random_.coefficient(-1, 1);
+    sample.null_label = random_.coefficient(-1, 1);
+    if (round_.backend->reads_rows() && random_.one_in(12)) sample.fault = Fault::Raises;
+    if (random_.one_in(12)) sample.fault = Fault::NotFinite;
+    sample.faulty_step = random_.from(0, sample.table->size() - 1);
+    sample.gate = gate;
+    sample.watched = gate || random_.one_in(3);
+    sample.submitted = Server::now();
+    if (random_.one_in(4))
+      sample.timeout = random_.one_in(4) ? 0.0 : random_.from(0.0, random_.one_in(2) ? 5e-3 : 10.0);
 
     const auto n = round_.spec.elements;
-    const float faulty_from = draw.table->rows[static_cast<std::size_t>(draw.faulty_step)].t + 1.0f;
+    const float faulty_from = sample.table->rows[static_cast<std::size_t>(sample.faulty_step)].t + 1.0f;
     auto memory = std::make_shared<Memory>();
-    memory->x = draw.has_noise ? starting_noise(draw, n) : std::vector<float>(static_cast<std::size_t>(n), NAN);
+    memory->x = sample.has_noise ? starting_noise(sample, n) : std::vector<float>(static_cast<std::size_t>(n), NAN);
     memory->x0.resize(static_cast<std::size_t>(n));
-    memory->image = draw.image;
-    memory->mask = draw.mask;
-    memory->label = draw.label;
-    memory->null_label = draw.null_label;
-    memory->tag = {draw.id, faulty_from, draw.fault};
-    draw.memory = memory.get();
-    if (gateway) draw.preview = memory;
+    memory->image = sample.image;
+    memory->mask = sample.mask;
+    memory->label = sample.label;
+    memory->null_label = sample.null_label;
+    memory->tag = {sample.id, faulty_from, sample.fault};
+    sample.memory = memory.get();
+    if (gate) sample.preview = memory;
 
     Request request{};
-    request.id = draw.id;
-    request.table = draw.table;
-    request.seed = draw.seed;
-    request.has_noise = draw.has_noise;
+    request.id = sample.id;
+    request.table = sample.table;
+    request.seed = sample.seed;
+    request.has_noise = sample.has_noise;
     request.x = memory->x.data();
-    if (draw.watched) request.x0 = memory->x0.data();
-    if (!draw.image.empty()) {
-      const float* mask = draw.mask.empty() ? nullptr : memory->mask.data();
-      request.known_region = std::make_shared<const KnownRegion>(KnownRegion{memory->image.data(), mask, draw.levels});
+    if (sample.watched) request.x0 = memory->x0.data();
+    if (!sample.image.empty()) {
+      const float* mask = sample.mask.empty() ? nullptr : memory->mask.data();
+      request.known_region =
+          std::make_shared<const KnownRegion>(KnownRegion{memory->image.data(), mask, sample.levels});
     }
-    if (draw.conditioned) request.cond = {&memory->label, &memory->tag};
+    if (sample.conditioned) request.cond = {&memory->label, &memory->tag};
     request.null_cond = {&memory->null_label, &memory->tag};
     request.priority = random_.one_in(4) ? random_.from(-1, 2) : 0;
-    if (may_be_refused && random_.one_in(4)) request.deadline = draw.submitted + random_.from(0.0, 0.1);
-    if (draw.timeout != kNever) request.expires = draw.submitted + draw.timeout;
-    request.watched = draw.watched;
-    if (gateway) request.gate = gateway->gate;
-    request.keep_alive = {memory.get(), [this, memory, &draw](void*) mutable {
+    if (may_be_refused && random_.one_in(4)) request.deadline = sample.submitted + random_.from(0.0, 0.1);
+    if (sample.timeout != kNever) request.expires = sample.submitted + sample.timeout;
+    request.watched = sample.watched;
+    if (gate) request.gate = gate->gate;
+    request.keep_alive = {memory.get(), [this, memory, &sample](void*) mutable {
                             memory.reset();
-                            round_.server.status();  // waits for ever if the server lets go under its lock
-                            round_.mailbox(index_).post({{&draw, true}});
+                            round_.server.status();  // deadlocks if the server releases memory under its lock
+                            round_.mailbox(index_).post({{&sample, true}});
                           }};
-    pending_.insert(&draw);
+    pending_.insert(&sample);
     return request;
   }
 
-  void ask_one(Request request) {
+  void submit_one(Request request) {
     std::optional<double> wait = 0.0;
     if (random_.one_in(3)) wait = std::nullopt;
     if (random_.one_in(3)) wait = random_.from(0.0, 5e-3);
-    Draw& draw = round_.draw(request.id);
+    RandomSample& sample = round_.sample_of(request.id);
     const bool has_deadline = request.deadline != kNever;
     try {
       if (round_.server.submit(request, wait)) round_.drive();
       return;
     } catch (const QueueFull&) {
-      require(wait.has_value() && request.keep_alive && request.table, "refused by no queue, or moved from", draw.id);
+      require(wait.has_value() && request.keep_alive && request.table,
+              "refused although no limit was given, or moved from", sample.id);
       ++tally.full;
     } catch (const DeadlineError&) {
-      require(has_deadline, "no deadline was given", draw.id);
+      require(has_deadline, "no deadline was given", sample.id);
       ++tally.late;
     } catch (const EngineClosed&) {
-      require(bool(round_.closed), "nobody has closed it", draw.id);
+      require(bool(round_.closed), "refused as closed, but the server is open", sample.id);
       refused_ = true;
       ++tally.closed;
     }
-    draw.memory = nullptr;
+    sample.memory = nullptr;
   }
 
-  void ask_all(std::vector<Request> requests) {
+  void submit_together(std::vector<Request> requests) {
     const std::uint64_t first = requests.front().id, end = first + requests.size();
     try {
       if (round_.server.submit_all(std::move(requests))) round_.drive();
     } catch (const EngineClosed&) {
-      require(bool(round_.closed), "nobody has closed it", first);
+      require(bool(round_.closed), "refused as closed, but the server is open", first);
       refused_ = true;
       ++tally.closed;
-      for (std::uint64_t id = first; id < end; ++id) round_.draw(id).memory = nullptr;
+      for (std::uint64_t id = first; id < end; ++id) round_.sample_of(id).memory = nullptr;
     }
   }
 
-  void ask_nonsense() {
+  void submit_invalid() {
     Request request = random_request(nullptr, false);
-    Draw& draw = round_.draw(request.id);
+    RandomSample& sample = round_.sample_of(request.id);
     if (random_.one_in(2)) {
       request.table = nullptr;
     } else {
@@ -440,13 +453,13 @@ class Client {
     }
     try {
       round_.server.submit(request, std::nullopt);
-      require(false, "nonsense was taken", draw.id);
+      require(false, "an invalid request was accepted", sample.id);
     } catch (const std::invalid_argument&) {
       ++tally.invalid;
     } catch (const EngineClosed&) {
       refused_ = true;
     }
-    draw.memory = nullptr;
+    sample.memory = nullptr;
   }
 
   void check_status() {
@@ -456,66 +469,66 @@ class Client {
     require(counters.submitted == ended + status.waiting + status.running, "a status does not add up");
   }
 
-  // False if there is no news for so long.
-  bool listen(double seconds) {
+  // Handles the notices so far; false if none is posted in time.
+  bool take_notices(double seconds) {
     const std::vector<Notice> notices = round_.mailbox(index_).take(seconds);
-    std::set<Gateway*> to_open;
+    std::set<CountedGate*> to_open;
     for (const Notice& notice : notices) {
-      Draw& draw = *notice.draw;
-      if (notice.let_go) {
-        require(pending_.erase(&draw) == 1, "was let go twice", draw.id);
-        let_go(draw);
-      } else if (draw.gateway) {
-        to_open.insert(draw.gateway.get());
-        check_preview(draw);
+      RandomSample& sample = *notice.sample;
+      if (notice.released) {
+        require(pending_.erase(&sample) == 1, "was released twice", sample.id);
+        check_released(sample);
+      } else if (sample.gate) {
+        to_open.insert(sample.gate.get());
+        check_preview(sample);
       }
     }
-    for (Gateway* gateway : to_open) open(*gateway);
+    for (CountedGate* gate : to_open) open(*gate);
     return !notices.empty();
   }
 
   // Its gate is closed: nothing may touch it now.
-  void check_preview(const Draw& draw) {
-    const auto steps = static_cast<std::size_t>(draw.steps);
-    if (steps == 0 || draw.fault == Fault::NotFinite) return;
-    const Trajectory expected = trajectory(draw, round_.spec);
-    require(same_bits(draw.preview->x0, expected.x0[steps - 1]), "the preview is another one", draw.id);
+  void check_preview(const RandomSample& sample) {
+    const auto steps = static_cast<std::size_t>(sample.steps);
+    if (steps == 0 || sample.fault == Fault::NotFinite) return;
+    const Trajectory expected = trajectory(sample, round_.spec);
+    require(same_bits(sample.preview->x0, expected.x0[steps - 1]), "the preview has other bits", sample.id);
     ++tally.previews;
   }
 
-  void let_go(Draw& draw) {
-    draw.preview.reset();
-    if (!draw.memory) return;  // refused
-    require(draw.answers == 1 || round_.ending == Ending::Rude, "was let go, but not answered", draw.id);
-    if (draw.answers == 0 || draw.answer != EventKind::Finished) return;
-    require(same_bits(draw.x, trajectory(draw, round_.spec).x.back()), "the result is another one", draw.id);
+  void check_released(RandomSample& sample) {
+    sample.preview.reset();
+    if (!sample.memory) return;  // refused
+    require(sample.ends == 1 || round_.ending == Ending::ListenerRaises, "was released, but has not ended", sample.id);
+    if (sample.ends == 0 || sample.end != EventKind::Finished) return;
+    require(same_bits(sample.x, trajectory(sample, round_.spec).x.back()), "the result has other bits", sample.id);
   }
 
-  void open(Gateway& gateway) {
+  void open(CountedGate& gate) {
     if (random_.one_in(5)) pause(random_.from(0.0, 1e-3));
-    require(gateway.add(1), "the gate was open");
-    if (round_.server.open(*gateway.gate)) round_.drive();
+    require(gate.add(1), "the gate was open");
+    if (round_.server.open(*gate.gate)) round_.drive();
   }
 
   void cancel_some() {
-    for (Draw* draw : pending_) {
+    for (RandomSample* sample : pending_) {
       if (!random_.one_in(4)) continue;
-      draw->cancel_asked.set();
-      if (round_.server.cancel(draw->id)) round_.drive();
+      sample->cancel_asked.set();
+      if (round_.server.cancel(sample->id)) round_.drive();
     }
   }
 
   Round& round_;
   const int index_;
   Random random_;
-  int asked_ = 0;
+  int submitted_ = 0;
   bool refused_ = false;
-  std::set<Draw*> pending_;  // asked for, not let go
+  std::set<RandomSample*> pending_;  // submitted and not released
 };
 
 void Round::run() {
   std::vector<std::thread> drivers, clients;
-  for (int i = 0; i < kDrivers; ++i) drivers.emplace_back([this] { drive_when_told(); });
+  for (int i = 0; i < kDrivers; ++i) drivers.emplace_back([this] { run_driver(); });
   for (int i = 0; i < kClients; ++i)
     clients.emplace_back([this, i, seed = random_.bits()] { Client(*this, i, seed).run(); });
   disturb();
@@ -523,7 +536,7 @@ void Round::run() {
   {
     std::lock_guard<std::mutex> lock(mutex_);
     over_ = true;
-    told_.notify_all();
+    wake_driver_.notify_all();
   }
   for (std::thread& driver : drivers) driver.join();
   check_counters();
@@ -533,7 +546,7 @@ void report(std::uint64_t seed, std::uint64_t rounds) {
   const std::pair<const char*, const Count*> lines[] = {
       {"finished", &tally.finished},
       {"failed, the network raised", &tally.raised},
-      {"failed, the network raised once", &tally.unlucky},
+      {"failed, the network raised once", &tally.transient},
       {"failed, not finite", &tally.not_finite},
       {"cancelled", &tally.cancelled},
       {"expired", &tally.expired},
@@ -541,7 +554,7 @@ void report(std::uint64_t seed, std::uint64_t rounds) {
       {"refused, the queue was full", &tally.full},
       {"refused, the deadline was too near", &tally.late},
       {"refused, the server was closed", &tally.closed},
-      {"refused, nonsense", &tally.invalid},
+      {"refused, invalid", &tally.invalid},
       {"retried alone", &tally.retried},
       {"previews", &tally.previews},
   };
@@ -549,9 +562,10 @@ void report(std::uint64_t seed, std::uint64_t rounds) {
               static_cast<unsigned long long>(rounds));
   for (const auto& [name, count] : lines) {
     std::printf("  %-36s %llu\n", name, static_cast<unsigned long long>(count->value()));
-    require(count->value() > 0 || rounds < kManyRounds, "something never happened: see the counts");
+    require(count->value() > 0 || rounds < kManyRounds, "an outcome never occurred: see the counts");
   }
-  std::printf("  %-36s %llu\n", "failed, the device broke down", static_cast<unsigned long long>(tally.broken.value()));
+  std::printf("  %-36s %llu\n", "failed, the device raised",
+              static_cast<unsigned long long>(tally.device_raised.value()));
 }
 
 }  // namespace

@@ -1,8 +1,8 @@
 // The stress test in the host's memory.
 #include <algorithm>
 
-#include "../../csrc/core/loop/stepper_cpu.h"
-#include "place.h"
+#include "../../csrc/core/loop/host_stepper.h"
+#include "stress_backend.h"
 
 namespace stepfuse {
 
@@ -18,15 +18,16 @@ class HostNetwork final : public Network {
 
  private:
   void run(int rows) override {
-    std::fill_n(rows_.prediction, rows * rows_.spec.elements, 1e30f);  // what a network leaves that raises halfway
+    std::fill_n(rows_.prediction, rows * rows_.spec.elements,
+                1e30f);  // what a network may have written before it raises
     raise_if_faulty(rows);
     predict_all(rows);
   }
 };
 
-class HostPlace final : public Place {
+class HostBackend final : public StressBackend {
  public:
-  HostPlace(const ModelSpec& spec, bool padded, std::uint64_t seed)
+  HostBackend(const ModelSpec& spec, bool padded, std::uint64_t seed)
       : stepper_(std::make_unique<HostStepper>(spec)), network_(stepper_->buffers(), padded, seed) {}
 
   std::unique_ptr<Stepper> stepper() override { return std::move(stepper_); }
@@ -39,8 +40,8 @@ class HostPlace final : public Place {
 
 }  // namespace
 
-std::unique_ptr<Place> make_place(const ModelSpec& spec, bool padded, std::uint64_t seed) {
-  return std::make_unique<HostPlace>(spec, padded, seed);
+std::unique_ptr<StressBackend> make_stress_backend(const ModelSpec& spec, bool padded, std::uint64_t seed) {
+  return std::make_unique<HostBackend>(spec, padded, seed);
 }
 
 }  // namespace stepfuse

@@ -47,16 +47,16 @@ class Driver:
     def request(self, id, table, *, seed=0, cond=None, x0=None, **options):
         self.states[id] = np.empty(support.SHAPE, np.float32)
         compiled = _core.Table(table.rows, table.init_scale)
-        told = [] if cond is None else [np.array(cond)]
+        conditioning = [] if cond is None else [np.array(cond)]
         return self.server.request(
-            id, compiled, seed, False, self.states[id].reshape(-1), x0, told, NULL_COND, **options
+            id, compiled, seed, False, self.states[id].reshape(-1), x0, conditioning, NULL_COND, **options
         )
 
     def submit(self, id, table, *, wait=0.0, **sample):
         return self.server.submit(self.request(id, table, **sample), wait)
 
     def run(self):
-        """Runs until nothing is left; returns what was told meanwhile."""
+        """Runs until nothing is left; returns the events meanwhile."""
         before = len(self.events)
         self.server.run(self.forward, self.on_events)
         return self.events[before:]
@@ -69,11 +69,11 @@ class Driver:
     def on_events(self, events):
         self.events.extend(Event(*event) for event in events)
 
-    def told(self, kind):
+    def events_of(self, kind):
         return [event for event in self.events if event.kind == kind]
 
     def ids(self, kind):
-        return [event.id for event in self.told(kind)]
+        return [event.id for event in self.events_of(kind)]
 
 
 def check_result(driver, id, *, table, seed=0, cond=None, **_):
@@ -97,7 +97,7 @@ TRAJECTORIES = {
     "conditional-only": {"table": DDIM(4), "cond": 2, "seed": 2},
     "scaled-input-with-history": {"table": HEUN(3, guidance_scale=2.0), "cond": 3, "seed": 3},
     "unconditional-only": {"table": DDIM(3, guidance_scale=0.0), "cond": 4, "seed": 4},
-    "told-nothing": {"table": DPMPP(5, guidance_scale=3.0), "cond": None, "seed": 5},
+    "no-conditioning": {"table": DPMPP(5, guidance_scale=3.0), "cond": None, "seed": 5},
     "noisy": {"table": DDIM(4, eta=1.0, guidance_scale=1.5), "cond": 6, "seed": 6},
     "guidance-ends-midway": {"table": DDIM(6, guidance_scale=3.0, guidance_interval=(0.5, 1.0)), "cond": 5, "seed": 7},
 }
@@ -162,7 +162,7 @@ def test_a_sample_that_goes_non_finite_fails_with_its_row_and_leaves_its_neighbo
     driver.submit(200, table, cond=1)
     driver.submit(300, **behind)
     driver.run()
-    [failed] = driver.told(EventKind.Failed)
+    [failed] = driver.events_of(EventKind.Failed)
     assert (failed.id, failed.step) == (200, 2)
     np.testing.assert_array_equal(failed.error, table[2])
     check_result(driver, 100, **before)
@@ -170,7 +170,7 @@ def test_a_sample_that_goes_non_finite_fails_with_its_row_and_leaves_its_neighbo
     assert driver.server.status()["failures"] == 1
 
 
-def test_all_that_fail_in_one_turn_are_told():
+def test_all_that_fail_in_one_iteration_have_an_event():
     driver = Driver(network=lambda x, t, cond: np.full_like(x, np.nan))
     for id in (4, 2):
         driver.submit(id, DDIM(3))
@@ -181,14 +181,14 @@ def test_all_that_fail_in_one_turn_are_told():
 
 
 class RefusalError(Exception):
-    """What a network raises that dislikes a class."""
+    """What a network raises for a class that it refuses."""
 
 
-def refusing(guilty, raised):
+def refusing(refused, raised):
     """A network that raises while any row has one of these (label, timestep), and keeps what it raised."""
 
     def network(x, t, cond):
-        for label, timestep in guilty:
+        for label, timestep in refused:
             if np.any((cond["class_labels"] == label) & (t == timestep)):
                 raised.append(RefusalError(label, len(x)))
                 raise raised[-1]
@@ -198,23 +198,23 @@ def refusing(guilty, raised):
 
 
 @pytest.mark.parametrize("pad", [pytest.param(False, id="dense"), pytest.param(True, id="padded")])
-def test_when_a_forward_raises_its_samples_are_run_alone_and_only_the_guilty_fail(pad):
+def test_when_a_forward_raises_its_samples_are_run_alone_and_only_the_faulty_fail(pad):
     raised = []
-    guilty = [(2, MIX[1]["table"]["t"][1]), (6, MIX[5]["table"]["t"][1]), (1, MIX[0]["table"]["t"][0])]
-    driver = Driver(network=refusing(guilty, raised), pad=pad)
+    refused = [(2, MIX[1]["table"]["t"][1]), (6, MIX[5]["table"]["t"][1]), (1, MIX[0]["table"]["t"][0])]
+    driver = Driver(network=refusing(refused, raised), pad=pad)
     for id, sample in enumerate(MIX):
         driver.submit(id, **sample)
     driver.run()
 
-    retried = driver.told(EventKind.Retried)
+    retried = driver.events_of(EventKind.Retried)
     assert [(event.id, event.step) for event in retried] == [
         *((id, 7) for id in range(7)),
         *((id, 6) for id in range(1, 7)),
     ]
-    failed = {event.id: event for event in driver.told(EventKind.Failed)}
+    failed = {event.id: event for event in driver.events_of(EventKind.Failed)}
     assert {id: event.step for id, event in failed.items()} == {0: 0, 1: 1, 5: 1}
-    told = [retried[0], failed[0], retried[7], failed[1], failed[5]]
-    assert all(event.error is error for event, error in zip(told, raised, strict=True))  # the very objects
+    reported = [retried[0], failed[0], retried[7], failed[1], failed[5]]
+    assert all(event.error is error for event, error in zip(reported, raised, strict=True))  # the very objects
     alone = [failed[id].error for id in (0, 1, 5)]
     assert [error.args[0] for error in alone] == [1, 2, 6]
     assert all(error.args[1] == (16 if pad else rows) for error, rows in zip(alone, (2, 1, 2), strict=True))
@@ -225,7 +225,7 @@ def test_when_a_forward_raises_its_samples_are_run_alone_and_only_the_guilty_fai
     assert (status["failures"], status["failed_forwards"]) == (3, 5)
 
 
-def test_a_network_that_recovers_from_an_error_harms_nobody():
+def test_a_network_that_recovers_from_an_error_fails_no_sample():
     def hiccup():
         raise RefusalError
 
@@ -233,7 +233,7 @@ def test_a_network_that_recovers_from_an_error_harms_nobody():
     for id, sample in enumerate(MIX):
         driver.submit(id, **sample)
     driver.run()
-    assert [event.step for event in driver.told(EventKind.Retried)] == [6] * 6  # one has only one step
+    assert [event.step for event in driver.events_of(EventKind.Retried)] == [6] * 6  # one has only one step
     assert sorted(driver.ids(EventKind.Finished)) == list(range(len(MIX)))
     for id, sample in enumerate(MIX):
         check_result(driver, id, **sample)
@@ -242,18 +242,18 @@ def test_a_network_that_recovers_from_an_error_harms_nobody():
     assert widths[9] > 2  # then together again
 
 
-def test_while_samples_are_run_alone_others_may_come_and_go():
+def test_while_samples_are_run_alone_others_may_join_and_leave():
     fresh = {"table": DDIM(3, guidance_scale=2.0), "cond": 0, "seed": 50}
 
     def hiccup():
         raise RefusalError
 
-    def come_and_go():
+    def join_and_leave():
         driver.submit(50, **fresh)
         driver.server.cancel(1)  # is run now
         driver.server.cancel(4)  # is to be run alone
 
-    driver = Driver(network=after(1, hiccup, after(2, come_and_go)))
+    driver = Driver(network=after(1, hiccup, after(2, join_and_leave)))
     for id, sample in enumerate(MIX):
         driver.submit(id, **sample)
     driver.run()
@@ -282,7 +282,7 @@ def test_cancelling_withdraws_the_waiting_and_the_running_but_not_the_unknown():
 
 @pytest.mark.parametrize("neighbours", [0, 2])
 @pytest.mark.parametrize("outcome", ["raises", "not-finite"])
-def test_what_a_forward_does_wrong_is_no_matter_to_who_was_cancelled_in_it(outcome, neighbours):
+def test_a_failure_in_a_forward_does_not_change_the_end_of_a_sample_cancelled_in_it(outcome, neighbours):
     def network(x, t, cond):
         prediction = support.rowwise(x, t, cond)
         if len(driver.forwards) == 2:
@@ -304,7 +304,7 @@ def test_what_a_forward_does_wrong_is_no_matter_to_who_was_cancelled_in_it(outco
         check_result(driver, id, **MIX[id + 1])
 
 
-def test_what_is_cancelled_between_runs_is_told_by_the_next_one():
+def test_what_is_cancelled_between_runs_has_its_event_in_the_next_one():
     driver, gate = Driver(), Gate()
     driver.submit(0, DDIM(3), gate=gate)
     driver.run()
@@ -325,7 +325,7 @@ def test_everything_can_be_cancelled_at_once_and_its_memory_is_forgotten():
     assert len(driver.forwards) == 2 + 4
 
 
-def test_samples_submitted_and_cancelled_inside_a_forward_join_and_leave_at_the_next_turn():
+def test_samples_submitted_and_cancelled_inside_a_forward_join_and_leave_at_the_next_iteration():
     def act():
         driver.submit(7, **MIX[0])
         driver.server.cancel(1)
@@ -353,7 +353,7 @@ def test_a_waiting_sample_expires_and_so_does_a_running_one_between_steps():
     driver.submit(2, DDIM(9), timeout=60.0)
     driver.submit(3, DDIM(9))
     driver.run()
-    expired = driver.told(EventKind.Expired)
+    expired = driver.events_of(EventKind.Expired)
     assert [(event.id, event.step) for event in expired] == [(0, 0), (1, 3)]
     assert expired[0].run_seconds == 0
     assert expired[1].wait_seconds + expired[1].run_seconds >= 0.3
@@ -361,7 +361,7 @@ def test_a_waiting_sample_expires_and_so_does_a_running_one_between_steps():
     assert driver.server.status()["expired"] == 2
 
 
-def test_a_full_queue_refuses_unless_told_to_take_any_number_or_to_wait_for_room():
+def test_a_full_queue_refuses_unless_asked_to_take_any_number_or_to_wait_for_room():
     driver = Driver(max_waiting=2, max_running=1)
     for id in range(2):
         driver.submit(id, DDIM(2))
@@ -411,7 +411,7 @@ def test_none_of_several_is_queued_if_one_is_refused_on_account_of_those_before_
     assert driver.server.status()["waiting"] == 0
 
 
-def test_a_closed_server_draws_what_it_has_and_takes_nothing_more():
+def test_a_closed_server_computes_what_it_has_and_takes_nothing_more():
     driver = Driver()
     driver.submit(0, **MIX[0])
     driver.server.close()
@@ -423,20 +423,20 @@ def test_a_closed_server_draws_what_it_has_and_takes_nothing_more():
     check_result(driver, 0, **MIX[0])
 
 
-def test_whoever_finds_that_nobody_runs_is_told_to():
-    told = []
+def test_a_call_returns_true_while_no_thread_runs_the_server():
+    returned = []
 
-    def meddle():
-        told.append(driver.submit(2, DDIM(2)))
-        driver.server.run(driver.forward, told.append)  # somebody does: returns at once
+    def submit_and_run():
+        returned.append(driver.submit(2, DDIM(2)))
+        driver.server.run(driver.forward, returned.append)  # returns at once: a run is in progress
 
-    driver = Driver(network=after(0, meddle))
+    driver = Driver(network=after(0, submit_and_run))
     for id in range(2):
-        assert driver.submit(id, DDIM(2))  # told again: the first may never get to it
+        assert driver.submit(id, DDIM(2))  # true again: the first caller may never get to it
     assert driver.server.cancel(1)
     assert driver.server.open(Gate())
     driver.run()
-    assert told == [False]
+    assert returned == [False]
     assert not driver.server.cancel(99), "there is nothing to run for"
     assert driver.server.cancel_all()
 
@@ -506,7 +506,7 @@ def test_a_gated_group_whose_forward_raised_takes_an_opening_for_each_that_is_ru
         check_result(driver, id, **sample)
 
 
-def test_each_step_of_a_watched_sample_is_told_in_order_before_its_end():
+def test_each_step_of_a_watched_sample_has_an_event_in_order_before_its_end():
     driver = Driver()
     driver.submit(0, DDIM(3), watched=True)
     driver.submit(1, DDIM(2))
@@ -523,7 +523,7 @@ def test_each_step_of_a_watched_sample_is_told_in_order_before_its_end():
     ]
 
 
-def test_a_higher_priority_goes_before_between_steps_and_who_waited_loses_nothing():
+def test_a_higher_priority_goes_before_between_steps_and_the_paused_sample_loses_nothing():
     patient, urgent = MIX[2], MIX[5]  # one keeps a history, one adds noise; both are guided
     driver = Driver(max_rows=2, network=after(2, lambda: driver.submit(1, **urgent, priority=1)))
     driver.submit(0, **patient)
@@ -595,7 +595,7 @@ def test_everything_that_happened_is_counted():
     }
     assert counted["forward_rows"][1] == rows
     assert counted["forward_seconds"][1] == pytest.approx(status["network_seconds"])
-    finished = driver.told(EventKind.Finished)
+    finished = driver.events_of(EventKind.Finished)
     assert counted["latency_seconds"][1] == pytest.approx(sum(e.wait_seconds + e.run_seconds for e in finished))
     assert all(len(status[name]["counts"]) == len(status[name]["bounds"]) + 1 for name in HISTOGRAMS)
 
@@ -603,7 +603,7 @@ def test_everything_that_happened_is_counted():
 HISTOGRAMS = "wait_seconds", "latency_seconds", "forward_seconds", "forward_rows"
 
 
-def test_memory_is_kept_until_a_sample_s_end_is_told_and_no_longer():
+def test_memory_is_kept_until_the_event_of_a_sample_s_end_and_no_longer():
     seen = []
 
     class Watching(Driver):
@@ -634,7 +634,7 @@ def test_a_listener_that_raises_ends_the_run_and_all_samples_but_not_the_server(
     check_result(driver, 0, **MIX[0])
 
 
-def test_many_threads_may_submit_and_whoever_is_told_to_drives():
+def test_many_threads_may_submit_and_run_the_server_when_the_call_returns_true():
     driver, failures = Driver(max_rows=6, max_waiting=4), []
 
     def submit(first):
@@ -766,7 +766,7 @@ def rows_of(forwards):
 @settings(deadline=None, max_examples=150)
 @given(loads, servings, st.sets(st.integers(1, 12), max_size=2))
 def test_any_mix_through_any_width_gives_each_sample_what_it_gets_alone(load, serving, hiccups):
-    """Whenever it arrives, whoever is cancelled beside it, and whether or not the network raises now and then."""
+    """Whenever it arrives, whatever is cancelled beside it, and whether or not the network raises at times."""
     counter, succeeded, hiccup = iter(range(1, 10**6)), [], RefusalError()
     to_come = dict(enumerate(load))
 
@@ -789,7 +789,7 @@ def test_any_mix_through_any_width_gives_each_sample_what_it_gets_alone(load, se
     driver = Driver(network=network, **serving)
     arrive(0)
     driver.run()
-    arrive(8)  # who was to come in a forward that was none
+    arrive(8)  # those due in a forward that never ran
     driver.run()
 
     ends = {event.id: event for event in driver.events if event.kind in ENDS}

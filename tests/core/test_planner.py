@@ -1,4 +1,4 @@
-"""The planner's policy, pure functions: who stands where in line, who steps next, and in which rows of the forward."""
+"""The planner's pure functions: the order of samples in line, which of them step next, and in which rows."""
 
 import itertools
 import math
@@ -8,7 +8,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from stepfuse._core import CostCurve, Order, Passes, Policy, SampleView, make_plan, order_of, rows_worthwhile
+from stepfuse import _core
+from stepfuse._core import CostCurve, Order, Passes, Policy, make_plan, order_of, rows_worthwhile
 
 ROWS = {Passes.Conditional: 1, Passes.Unconditional: 1, Passes.Both: 2}
 POLICIES = Policy.FirstCome, Policy.ShortestFirst, Policy.EarliestDeadline
@@ -32,12 +33,12 @@ class Situation(NamedTuple):
 
     @property
     def candidates(self):
-        """Those that may step, by their number in a plan."""
+        """Those that may step, by their index in a plan."""
         return self.running + self.waiting[: self.max_joins]
 
     @property
     def line(self):
-        """Numbers of the candidates, the first in line first."""
+        """Indices of the candidates, the first in line first."""
         return sorted(range(len(self.candidates)), key=lambda i: key_of(self.candidates[i].order))
 
     @property
@@ -49,11 +50,11 @@ class Situation(NamedTuple):
         return sum(one.rows for one in self.running + self.waiting)
 
     def plan(self):
-        views = [[SampleView(*one) for one in some] for some in (self.running, self.waiting)]
-        return make_plan(*views, self.max_rows, self.max_joins, self.rows_wanted, self.cost)
+        candidates = [[_core.Candidate(*one) for one in some] for some in (self.running, self.waiting)]
+        return make_plan(*candidates, self.max_rows, self.max_joins, self.rows_wanted, self.cost)
 
     def limit(self, rows_ahead):
-        """Rows that one may fill who stands behind so many."""
+        """Rows that a candidate behind so many rows may fill."""
         return self.target if rows_ahead else self.max_rows
 
 
@@ -66,7 +67,7 @@ curves = st.builds(CostCurve, st.sampled_from([0.0, 0.5, 1.0, 8.0]), st.sampled_
 
 @st.composite
 def situations(draw):
-    """Any who run and any queue, which is sorted, under any limits that let each of them step alone; often they tie."""
+    """Any running samples and any sorted queue, under limits that let each of them step alone; often they tie."""
     passes = st.sampled_from([Passes.Both, Passes.Both, Passes.Conditional, Passes.Unconditional])
     standings = draw(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 5), passes, st.booleans()), max_size=20))
     arrivals = draw(st.permutations(range(len(standings))))
@@ -118,7 +119,7 @@ def test_the_first_in_line_always_steps_whatever_a_forward_is_worth(situation):
 
 
 @given(situations())
-def test_nobody_is_passed_who_would_fit_and_only_one_row_can_be_had_by_passing(situation):
+def test_no_candidate_that_fits_is_passed_and_passing_gives_one_row_only(situation):
     steps = {entry.sample for entry in situation.plan().entries}
     ahead, passed = 0, False
     for i in situation.line:
@@ -126,7 +127,7 @@ def test_nobody_is_passed_who_would_fit_and_only_one_row_can_be_had_by_passing(s
         if i in steps:
             assert not passed or one.rows == 1
             ahead += one.rows
-        elif steps & set(situation.line[situation.line.index(i) :]):  # somebody behind it steps
+        elif steps & set(situation.line[situation.line.index(i) :]):  # one behind it steps
             assert ahead + one.rows > situation.limit(ahead)
             assert one.rows == 2
             passed = True
@@ -168,8 +169,10 @@ C, U, B = Passes.Conditional, Passes.Unconditional, Passes.Both
     ],
 )
 def test_plan(running, waiting, max_rows, max_joins, entries):
-    views = [[SampleView(order_of(Policy.FirstCome, arrival=at), p) for at, p in some] for some in (running, waiting)]
-    plan = make_plan(*views, max_rows, max_joins)
+    candidates = [
+        [_core.Candidate(order_of(Policy.FirstCome, arrival=at), p) for at, p in some] for some in (running, waiting)
+    ]
+    plan = make_plan(*candidates, max_rows, max_joins)
     assert [(entry.sample, entry.row_cond, entry.row_uncond) for entry in plan.entries] == entries
     assert plan.rows == sum(row >= 0 for _, *rows in entries for row in rows)
 
@@ -182,8 +185,8 @@ def test_plan(running, waiting, max_rows, max_joins, entries):
     ],
 )
 def test_a_forward_without_fixed_cost_is_worth_one_row(line, rows):
-    views = [SampleView(order_of(Policy.FirstCome, arrival=i), passes) for i, passes in enumerate(line)]
-    plan = make_plan(views, [], 8, 8, 9, CostCurve(0.0, 1.0))
+    candidates = [_core.Candidate(order_of(Policy.FirstCome, arrival=i), passes) for i, passes in enumerate(line)]
+    plan = make_plan(candidates, [], 8, 8, 9, CostCurve(0.0, 1.0))
     assert ([entry.sample for entry in plan.entries], plan.rows) == ([0], rows)
 
 

@@ -18,7 +18,7 @@ PLAIN = {"s": 1.0, "lo": -np.inf, "hi": np.inf, "q_x": 1.0}  # a step that leave
 class Arrival(NamedTuple):
     at: float
     scales: list[float]  # the guidance of each step
-    told: bool = True
+    conditioned: bool = True
     priority: int = 0
 
     @property
@@ -28,7 +28,7 @@ class Arrival(NamedTuple):
 
     def rows(self, step=0):
         """Rows of the forward that this step takes."""
-        return 2 if self.told and self.scales[step] not in (0.0, 1.0) else 1
+        return 2 if self.conditioned and self.scales[step] not in (0.0, 1.0) else 1
 
     @property
     def passes(self):
@@ -66,9 +66,9 @@ class Run:
     def __init__(self, load, max_rows, *, cost=Cost(), believed=None, **options):  # noqa: B008
         believed = CostCurve() if believed is None else CostCurve(*believed)
         options = LoopOptions(**{"max_running": 100, "cost": believed, **options})
-        tables, told = [one.table for one in load], [one.told for one in load]
+        tables, conditioned = [one.table for one in load], [one.conditioned for one in load]
         at, priorities = [one.at for one in load], [one.priority for one in load]
-        found = replay(tables, at, told, priorities, max_rows, options, CostCurve(*cost), trace=True)
+        found = replay(tables, at, conditioned, priorities, max_rows, options, CostCurve(*cost), trace=True)
         self.began, self.finished, self.counters = found["began"], found["finished"], found["counters"]
         self.trace = [Row(*entry) for entry in found["trace"]]
         self.iterations = [list(rows) for _, rows in itertools.groupby(self.trace, key=lambda row: row.iteration)]
@@ -116,7 +116,7 @@ mixed = loads(priorities=st.integers(0, 1))
 
 
 @given(mixed, servings)
-def test_everybody_who_arrives_does_each_step_once_and_in_order(load, serving):
+def test_every_sample_does_each_step_once_and_in_order(load, serving):
     run = Run(load, **serving)
     for arrival, stints in zip(load, run.stints, strict=True):
         steps = range(len(arrival.scales))
@@ -141,7 +141,7 @@ def test_no_forward_is_too_wide_and_no_more_run_than_may(load, serving):
 
 
 @given(mixed, servings)
-def test_the_clock_moves_by_what_forwards_cost_and_rests_only_while_nobody_is_there(load, serving):
+def test_the_clock_moves_by_what_forwards_cost_and_stops_only_while_there_is_no_sample(load, serving):
     run, now = Run(load, **serving), 0.0
     for number, iteration in enumerate(run.iterations):
         assert {row.iteration for row in iteration} == {number}
@@ -156,16 +156,16 @@ def test_the_clock_moves_by_what_forwards_cost_and_rests_only_while_nobody_is_th
         assert run.finished[sample] == rows[-1].ended
 
 
-NEWCOMER = [Arrival(0.0, [1.0]), Arrival(0.0, [1.0] * 10), Arrival(0.5, [1.0])]
+JOINING = [Arrival(0.0, [1.0]), Arrival(0.0, [1.0] * 10), Arrival(0.5, [1.0])]
 
 
-def test_who_comes_during_a_forward_is_considered_for_the_next_one():
-    run = Run(NEWCOMER, 1, policy=Policy.ShortestFirst, max_running=1)
+def test_a_sample_submitted_during_a_forward_is_considered_for_the_next_one():
+    run = Run(JOINING, 1, policy=Policy.ShortestFirst, max_running=1)
     assert run.finished.tolist() == [1.0, 12.0, 2.0]
 
 
 def test_a_sample_begins_when_its_first_forward_does():
-    run = Run(NEWCOMER, 1, policy=Policy.ShortestFirst)
+    run = Run(JOINING, 1, policy=Policy.ShortestFirst)
     assert run.began.tolist() == [0.0, 2.0, 1.0]
 
 
@@ -178,7 +178,7 @@ def test_one_row_at_a_time_takes_the_sum_of_all_costs_whatever_the_policy(load, 
 @example([Arrival(0.0, [1.0]), Arrival(0.0, [3.0]), Arrival(0.0, [1.0])], 2)
 @given(loads(gaps=st.just(0.0)), st.integers(2, 7))
 def test_forwards_are_full_while_enough_are_there(load, max_rows):
-    """Only the last row of a forward may stay free, and that only if each who is left out needs two."""
+    """Only the last row of a forward may stay free, and that only if each sample left out needs two."""
     run = Run(load, max_rows)
     for number, iteration in enumerate(run.iterations):
         stepped = {row.sample for row in iteration}
@@ -188,7 +188,7 @@ def test_forwards_are_full_while_enough_are_there(load, max_rows):
 
 
 @given(loads(gaps=st.just(0.0), scales=unguided), st.integers(2, 7), costs)
-def test_forwards_have_the_rows_that_are_worthwhile_for_all_who_run_or_wait(load, max_rows, believed):
+def test_forwards_have_the_rows_that_are_worthwhile_for_all_that_run_or_wait(load, max_rows, believed):
     run = Run(load, max_rows, believed=believed)
     for number, iteration in enumerate(run.iterations):
         wanted = sum(run.last_iteration(sample) >= number for sample in range(len(load)))
@@ -213,29 +213,29 @@ def test_first_come_never_lets_the_unguided_pass_each_other(load, serving):
 
 @given(loads(gaps=st.sampled_from([0.0, 0.5, 2.0, 7.0, 15.0])), servings, st.sampled_from([0.25, 1.0, 4.0]))
 def test_ageing_bounds_starvation(load, serving, ageing):
-    """Under shortest-first nobody yields more than a left-over row to who came p / ageing passes after it.
+    """Under shortest-first a sample yields no more than a left-over row to those that come p / ageing passes after it.
 
-    Let E be a request of p passes submitted when the loop had computed a passes, and call late whoever was submitted
+    Let E be a request of p passes submitted when the loop had computed a passes, and call late every request submitted
     when it had computed more than a + p / ageing, with the same priority. As long as max_running holds none back, E
     stands in line before all that are late, to its end. So in each iteration, until E has finished, either E runs, or
     the late ones have one row of the forward at most: the one that is left where E's next step takes two.
 
     A forward in progress at a submission is counted against the claim: as computed for E, as not computed for the
-    late. E's wait is bounded, then: in an iteration in which E rests a sample that stands before it runs, and of those
-    there are finitely many, with finitely many passes.
+    late. E's wait is bounded, then: in an iteration in which E does not step a sample before it in line does, and of
+    those there are finitely many, with finitely many passes.
     """
     run = Run(load, **{**serving, "policy": Policy.ShortestFirst, "ageing": ageing, "max_running": len(load)})
     at_most = [sum(row.began < arrival.at for row in run.trace) for arrival in load]
     at_least = [sum(row.ended < arrival.at for row in run.trace) for arrival in load]
     for early, arrival in enumerate(load):
         late = {other for other in range(len(load)) if at_least[other] > at_most[early] + arrival.passes / ageing}
-        event("somebody is late" if late else "nobody is late")
+        event("some are late" if late else "none is late")
         for number, iteration in enumerate(run.iterations[: run.last_iteration(early)]):
             theirs = [row for row in iteration if row.sample in late]
             if theirs and early not in {row.sample for row in iteration}:
                 assert len(theirs) == 1
                 assert arrival.rows(run.next_step(early, number)) == 2
-                assert len(iteration) > 1  # whoever is first in line is not let pass
+                assert len(iteration) > 1  # the first in line is not let pass
 
 
 STREAM = [Arrival(0.0, [1.0] * 4), *(Arrival(float(second), [1.0]) for second in range(50))]
@@ -245,10 +245,10 @@ STREAM = [Arrival(0.0, [1.0] * 4), *(Arrival(float(second), [1.0]) for second in
     ("options", "finished"),
     [
         pytest.param({"policy": Policy.ShortestFirst}, 54, id="without-ageing-the-longest-starves"),
-        # Who comes at second k, as a forward ends, finds k - 1 passes counted: an urgency of 1 + (k - 1) / 2, against
-        # that of the first to come, 4, less 1 a step.
+        # A sample that comes at second k, as a forward ends, finds k - 1 passes counted: an urgency of
+        # 1 + (k - 1) / 2, against that of the first to come, 4, less 1 a step.
         pytest.param(
-            {"policy": Policy.ShortestFirst, "ageing": 0.5}, 11, id="aged-it-goes-before-those-who-came-later"
+            {"policy": Policy.ShortestFirst, "ageing": 0.5}, 11, id="aged-it-goes-before-those-that-came-later"
         ),
         pytest.param({"policy": Policy.FirstCome}, 4, id="first-come"),
     ],
@@ -259,7 +259,7 @@ def test_a_stream_of_short_requests_starves_a_long_one_unless_it_ages(options, f
     assert run.finished.max() == 54
 
 
-def test_shortest_first_goes_by_what_is_left_also_of_who_rests():
+def test_shortest_first_goes_by_what_is_left_also_of_a_paused_sample():
     """The first to come has 4 passes left when it yields to 3, and then goes before 5."""
     load = [Arrival(0.0, [1.0] * 10), Arrival(5.5, [1.0] * 3), Arrival(6.5, [1.0] * 5)]
     assert Run(load, 1, policy=Policy.ShortestFirst).finished.tolist() == [13.0, 9.0, 18.0]
@@ -296,6 +296,6 @@ def test_a_load_that_can_never_run_is_refused(load, max_rows, message):
         Run(load, max_rows)
 
 
-def test_every_arrival_needs_all_its_facts():
+def test_every_arrival_needs_all_its_fields():
     with pytest.raises(ValueError, match="each arrival needs a table, a time"):
         replay([Arrival(0.0, [1.0]).table], [0.0], [True], [], 1, LoopOptions(max_running=1), CostCurve())

@@ -117,13 +117,13 @@ void draw(const std::string& path) {
       }
       if (error) {
         loop.fail(error, iteration);
-      } else if (loop.complete(iteration)) {
+      } else if (loop.step(iteration)) {
         try {
           if (stepper.needs_host_sync()) stepper.synchronize();
         } catch (...) {
           error = std::current_exception();
         }
-        loop.conclude(error, iteration);
+        loop.commit(error, iteration);
       }
     }
     for (const std::string& broken : violations(loop)) throw std::logic_error(broken);

@@ -11,12 +11,12 @@
 #include <vector>
 
 #include "../../csrc/core/step/adapt.h"
+#include "../../csrc/core/step/fused_step.h"
 #include "../../csrc/core/step/known_region.h"
 #include "../../csrc/core/step/noise.h"
-#include "../../csrc/core/step/step_cpu.h"
 #include "../../csrc/cuda/device_stepper.h"
 #include "../../csrc/cuda/graph_denoiser.h"
-#include "../core/place.h"
+#include "../core/stress_backend.h"
 #include "fake.h"
 
 namespace stepfuse {
@@ -270,14 +270,14 @@ struct Rig {
   }
 };
 
-// Puts forwards on the stream, captured or one by one. One that looks waits for the device first, as a module does that
-// asks for a value.
+// Puts forwards on the stream, captured or one by one. One that reads its rows waits for the device first, as a module
+// does that asks for a value.
 class DeviceNetwork final : public Network {
  public:
   DeviceNetwork(const Rig& rig, const Fake& fake, bool padded, std::uint64_t seed)
       : Network(rig.rows(), padded, seed),
-        looks(random_.one_in(2)),
-        breaks_down(random_.one_in(3)),
+        reads_rows(random_.one_in(2)),
+        fails_at_random(random_.one_in(3)),
         rig_(rig),
         fake_(fake) {
     network_here = this;
@@ -295,12 +295,12 @@ class DeviceNetwork final : public Network {
   int computed(int rows) const override { return captured_ ? captured_->computed(rows) : rows; }
   void compute(int rows) { predict_all(rows); }
 
-  const bool looks, breaks_down;
+  const bool reads_rows, fails_at_random;
 
  private:
   void run(int rows) override {
-    if (breaks_down && random_.one_in(8)) fake_.fail(random_.from(0, 40), CUDA_ERROR_OUT_OF_MEMORY);
-    if (looks) {
+    if (fails_at_random && random_.one_in(8)) fake_.fail(random_.from(0, 40), CUDA_ERROR_OUT_OF_MEMORY);
+    if (reads_rows) {
       rig_.stream.synchronize();
       raise_if_faulty(rows);
     } else {
@@ -326,16 +326,16 @@ void run_kernel(const char* name, void** params, const unsigned* shape) {
   for (int i = 0; i < slots; ++i) kBodies.at(name)(given, Slot(given, i));
 }
 
-class DevicePlace final : public Place {
+class DeviceBackend final : public StressBackend {
  public:
-  DevicePlace(const ModelSpec& spec, bool padded, std::uint64_t seed) {
+  DeviceBackend(const ModelSpec& spec, bool padded, std::uint64_t seed) {
     Random random(seed);
     fake_.reset();
     rig_.emplace(spec, fake_);
     network_.emplace(*rig_, fake_, padded, random.bits());
     fake_.late(random.one_in(2));
   }
-  ~DevicePlace() override {
+  ~DeviceBackend() override {
     network_.reset();
     rig_.reset();
     require(!*fake_.text(1), fake_.text(1));
@@ -344,8 +344,8 @@ class DevicePlace final : public Place {
 
   std::unique_ptr<Stepper> stepper() override { return rig_->stepper(); }
   Network& network() override { return *network_; }
-  bool looks() const override { return network_->looks; }
-  bool breaks_down() const override { return network_->breaks_down; }
+  bool reads_rows() const override { return network_->reads_rows; }
+  bool fails_at_random() const override { return network_->fails_at_random; }
 
  private:
   const Fake fake_{kDriver};
@@ -355,8 +355,8 @@ class DevicePlace final : public Place {
 
 }  // namespace
 
-std::unique_ptr<Place> make_place(const ModelSpec& spec, bool padded, std::uint64_t seed) {
-  return std::make_unique<DevicePlace>(spec, padded, seed);
+std::unique_ptr<StressBackend> make_stress_backend(const ModelSpec& spec, bool padded, std::uint64_t seed) {
+  return std::make_unique<DeviceBackend>(spec, padded, seed);
 }
 
 }  // namespace stepfuse

@@ -1,4 +1,5 @@
-// The network as the loop sees it: memory that both share, and one call that turns its first rows into predictions.
+// The network as the loop uses it: memory that both share, and one call that computes the predictions of its first
+// rows.
 #pragma once
 
 #include <cstddef>
@@ -10,10 +11,10 @@ namespace stepfuse {
 
 enum class TimestepType : std::uint8_t { Float32, Int64 };
 
-// Shape of a network's inputs, a row at a time.
+// The shape of a row of a network's inputs, and how many rows there are.
 struct ModelSpec {
   std::int64_t elements;                // of one sample, C * H * W
-  TimestepType timestep;                // integer networks are given t rounded
+  TimestepType timestep;                // for integer networks t is rounded
   std::vector<std::size_t> cond_bytes;  // bytes a row of each conditioning input
   int max_rows;                         // rows that the buffers hold
 };
@@ -31,7 +32,8 @@ class AlignedBuffer {
   std::size_t bytes_;
 };
 
-// Inputs and output of one forward, allocated once and bound once.
+// Inputs and output of one forward, allocated once and bound once. Making them throws std::invalid_argument if a size
+// is below 1 or the memory does not fit the address space.
 struct ForwardBuffers {
   explicit ForwardBuffers(const ModelSpec& spec);
 
@@ -53,7 +55,7 @@ class Denoiser {
   virtual ~Denoiser() = default;
   // Reads rows [0, rows) of the inputs, writes rows [0, rows) of the prediction. Throws if it cannot.
   virtual void forward(int rows) = 0;
-  // Rows that such a forward computes: more, where there are forwards of some sizes only.
+  // Rows that forward(rows) computes: more than `rows` if the network has only some sizes.
   virtual int computed(int rows) const { return rows; }
 };
 

@@ -19,26 +19,26 @@ std::string name_of(const Sample& sample) { return "sample " + std::to_string(sa
 void check_life_cycles(const Loop& loop, Report& report) {
   std::set<std::uint64_t> arrivals;
   std::set<int> slots;
-  int ungated = 0;  // gated ones that rest make room for others, and may come back when there is none left
+  int ungated = 0;  // paused gated samples make room for others, and may go on when there is none left
   for (const auto& sample : loop.running()) {
     ungated += !sample->request.gate;
     const std::string name = name_of(*sample);
-    report.require(sample->state != SampleState::Waiting, name + ": has begun, but its state says that it waits");
+    report.require(sample->state != SampleState::Waiting, name + ": has begun, but its state is Waiting");
     report.require(!sample->live() || sample->steps_left() > 0, name + ": has no step left");
     report.require(sample->slot >= 0 && slots.insert(sample->slot).second, name + ": has no slot of its own");
     report.require(!sample->in_forward, name + ": is in a forward between iterations");
-    report.require(arrivals.insert(sample->standing.arrival).second, name + ": stands twice among the running");
+    report.require(arrivals.insert(sample->standing.arrival).second, name + ": is twice among the running samples");
   }
   std::int64_t rows = 0;
   for (const auto& [order, sample] : loop.waiting()) {
     const std::string name = name_of(*sample);
     report.require(sample->state != SampleState::Running && sample->step == 0 && sample->slot < 0,
-                   name + ": waits, but has begun");
-    report.require(arrivals.insert(sample->standing.arrival).second, name + ": both waits and runs");
+                   name + ": is in the queue, but has begun");
+    report.require(arrivals.insert(sample->standing.arrival).second, name + ": is both waiting and running");
     rows += rows_of(sample->passes());
   }
-  report.require(rows == loop.waiting_rows(), "the rows that wait are miscounted");
-  report.require(ungated <= loop.options().max_running, "more samples have begun than may");
+  report.require(rows == loop.waiting_rows(), "the rows of waiting samples are miscounted");
+  report.require(ungated <= loop.options().max_running, "more samples run than max_running");
 }
 
 void check_rows(const Sample& sample, const PlanEntry& entry, const StepPlan& plan, Report& report,
@@ -63,20 +63,21 @@ void check_iteration(const Loop& loop, Report& report) {
   report.require(plan.entries.size() == iteration.samples.size(), "the plan's entries and samples differ in number");
   std::set<const Sample*> known_samples, planned;
   for (const auto& sample : loop.running()) known_samples.insert(sample.get());
-  for (const auto& [order, sample] : loop.waiting()) known_samples.insert(sample.get());  // begin with the iteration
+  for (const auto& [order, sample] : loop.waiting()) known_samples.insert(sample.get());  // may begin in it
   std::vector<int> used(static_cast<std::size_t>(plan.rows > 0 ? plan.rows : 0));
   for (std::size_t i = 0; i < iteration.samples.size(); ++i) {
     const Sample* sample = iteration.samples[i];
     const bool known = known_samples.count(sample) > 0 && planned.insert(sample).second;
-    report.require(known, "the plan names a sample that is not here, or one twice");
+    report.require(known, "the plan has a sample that is neither running nor waiting, or has one twice");
     if (!known) continue;
     report.require(sample->live(), name_of(*sample) + ": is planned, but has ended");
-    report.require(!sample->request.gate || sample->request.gate->open, name_of(*sample) + ": steps through a gate");
+    report.require(!sample->request.gate || sample->request.gate->open,
+                   name_of(*sample) + ": is planned behind a closed gate");
     check_rows(*sample, plan.entries[i], plan, report, used);
   }
   for (std::size_t row = 0; row < used.size(); ++row)
     report.require(used[row] == 1,
-                   "row " + std::to_string(row) + " has " + std::to_string(used[row]) + " owners instead of one");
+                   "row " + std::to_string(row) + " has " + std::to_string(used[row]) + " samples instead of one");
 }
 
 }  // namespace

@@ -8,7 +8,7 @@
 
 namespace stepfuse {
 
-// Every violation found, in words; empty if all is well.
+// A description of every violation found; empty if there is none.
 std::vector<std::string> violations(const Loop& loop);
 
 }  // namespace stepfuse

@@ -7,53 +7,19 @@
 
 namespace stepfuse {
 
-namespace {
-
-std::string plain(double value) {
-  std::string text = std::to_string(value);
-  return text.substr(0, text.find('.') + 4);
-}
-
-}  // namespace
-
-Table::Table(std::vector<StepRow> table_rows, float scale, const Adaptive& adapts)
-    : rows(std::move(table_rows)), init_scale(scale), adaptive(adapts), conditioned_passes(rows.size()) {
-  uses_history = false;
-  int passes = 0;
-  for (std::size_t i = rows.size(); i-- > 0;) {
-    uses_history = uses_history || rows[i].reads_history() || rows[i].keeps_history();
-    conditioned_passes[i] = passes += rows_of(passes_of(rows[i], true));
-  }
-}
-
-DeadlineError::DeadlineError(double left, double needed, double passes)
-    : std::runtime_error("the deadline cannot be met: it is " + plain(left) + " s away, the estimate is " +
-                         plain(needed) + " s, with " + std::to_string(static_cast<std::int64_t>(passes)) +
-                         " network passes to be computed first") {}
-
-double Loop::Stopwatch::add_to(double& seconds) {
-  const auto now = std::chrono::steady_clock::now();
-  const double passed = std::chrono::duration<double>(now - last_).count();
-  seconds += passed;
-  last_ = now;
-  return passed;
-}
-
 Loop::Loop(std::shared_ptr<Stepper> stepper, const LoopOptions& options)
     : stepper_(std::move(stepper)), options_(options) {
   if (options.max_running < 1) throw std::invalid_argument("max_running must be at least 1");
-  // All that an iteration needs, so that none allocates.
+  // All memory that an iteration needs, so that none allocates.
   const auto rows = static_cast<std::size_t>(spec().max_rows);
   const auto slots = static_cast<std::size_t>(options.max_running);
   running_.reserve(slots);
-  running_views_.reserve(slots);
-  waiting_views_.reserve(rows + 1);
   candidates_.reserve(slots + rows + 1);
+  candidate_samples_.reserve(slots + rows + 1);
   ended_.reserve(slots);
   for (Iteration* iteration : {&iteration_, &next_}) {
     iteration->samples.reserve(rows);
     iteration->plan.entries.reserve(rows);
-    iteration->plan.line.reserve(slots + rows + 1);
     iteration->plan.chosen.reserve(slots + rows + 1);
   }
   events_.reserve(2 * rows);
@@ -68,7 +34,7 @@ void Loop::check(const Request& request) const {
   if (request.table->passes_left(0, request.conditioned()) > request.table->size() && spec().max_rows < 2)
     throw std::invalid_argument("a guided step takes 2 rows of a forward, max_rows is 1");
   if (request.known_region && request.known_region->levels.size() != request.table->rows.size() + 1)
-    throw std::invalid_argument("what is known of a sample needs one level for each step and one for the result");
+    throw std::invalid_argument("a known region needs one level for each step and one for the result");
   if (std::isnan(request.deadline) || std::isnan(request.expires))
     throw std::invalid_argument("deadline and timeout must be numbers");
   if (by_id_.count(request.id)) throw std::invalid_argument("id " + std::to_string(request.id) + " is taken");
@@ -83,7 +49,7 @@ void Loop::submit(Request request, double now) {
                       static_cast<double>(sample->passes_left()), wanted.deadline};
   sample->order = order_of(options_.policy, options_.ageing, sample->standing);
   sample->submitted_at = now;
-  require_in_time(*sample, now);
+  require_deadline(*sample, now);
 
   ++counters_.submitted;
   by_id_.emplace(wanted.id, sample.get());
@@ -116,58 +82,58 @@ bool Loop::prepare(double now) {
   expire(now);
   do {
     if (!stale_) continue;
-    sweep(now);
-    if (suspects_ == 0 || !plan_suspect()) plan(When::Now);
+    retire_ended(now);
+    if (suspects_ == 0 || !plan_suspect()) plan(Lookahead::None);
     std::swap(iteration_, next_);
     stale_ = false;
-  } while (!enter(now));
+  } while (!start_iteration(now));
   began_ = now;
   for (Sample* sample : iteration_.samples) sample->in_forward = true;
   watch_.add_to(counters_.loop_seconds);
   return !iteration_.plan.empty();
 }
 
-bool Loop::complete(double now) {
-  end_forward(now);
+bool Loop::step(double now) {
+  count_forward(now);
   expire(now);
   close_gates();
-  stale_ = suspects_ > 0;  // each of them runs alone: nothing is known of the iteration behind it
+  stale_ = suspects_ > 0;  // each of them runs alone: the iteration after that cannot be planned yet
   if (stale_) {
     for (Sample* sample : iteration_.samples) sample->entry = -1;
   } else {
-    plan(When::AfterThis);  // knows already who came and went during the forward
+    plan(Lookahead::OneStep);  // includes what was submitted and cancelled during the forward
   }
   watch_.add_to(counters_.loop_seconds);
   try {
     stepper_->step(iteration_, next_);
   } catch (...) {
-    fail_iteration(std::current_exception(), now);
+    roll_back(std::current_exception(), now);
     return false;
   }
   return true;
 }
 
-void Loop::conclude(std::exception_ptr error, double now) {
+void Loop::commit(std::exception_ptr error, double now) {
   watch_.add_to(counters_.step_seconds);
   reopen_gates();
-  if (!error) close_gates();  // not those of whom all have left by now
+  if (!error) close_gates();  // again, without those whose samples have all ended since
   for (Sample* sample : iteration_.samples) {
-    if (error || sample->failed_step >= 0) end_failed(*sample, error);
+    if (error || sample->failed_step >= 0) mark_failed(*sample, error);
     advance(*sample);
   }
-  sweep(now);
+  retire_ended(now);
   std::swap(iteration_, next_);
   watch_.add_to(counters_.loop_seconds);
 }
 
 void Loop::fail(std::exception_ptr error, double now) {
-  end_forward(now);
+  count_forward(now);
   ++counters_.failed_forwards;
-  fail_iteration(error, now);
+  roll_back(error, now);
 }
 
-// The iteration in progress has not been: its samples are tried again, each alone.
-void Loop::fail_iteration(const std::exception_ptr& error, double now) {
+// Undoes the iteration in progress: its samples are tried again, each alone. One that was alone fails.
+void Loop::roll_back(const std::exception_ptr& error, double now) {
   reopen_gates();
   const bool alone = iteration_.samples.size() == 1;
   const auto retried = [&](const Sample* sample) { return sample->live() && sample->failed_step < 0 && !alone; };
@@ -175,7 +141,7 @@ void Loop::fail_iteration(const std::exception_ptr& error, double now) {
   for (Sample* sample : iteration_.samples) {
     sample->in_forward = false;
     if (!retried(sample)) {
-      end_failed(*sample, error);
+      mark_failed(*sample, error);
       continue;
     }
     suspects_ += !sample->suspect;
@@ -185,60 +151,63 @@ void Loop::fail_iteration(const std::exception_ptr& error, double now) {
     events_.push_back(std::move(event));
   }
   stale_ = true;
-  sweep(now);
+  retire_ended(now);
 }
 
-// Of one that has ended meanwhile nothing changes, but it lets the error go with its event, not under anybody's lock.
-void Loop::end_failed(Sample& sample, const std::exception_ptr& error) {
-  if (sample.failed_step < 0) sample.error = error;  // what went wrong first is told
+// A sample that has ended already stays as it is, but takes the error along, so that it is released with the event and
+// not under a lock.
+void Loop::mark_failed(Sample& sample, const std::exception_ptr& error) {
+  if (sample.failed_step < 0) sample.error = error;  // the first failure is the one reported
   if (sample.live()) mark_ended(sample, SampleState::Failed);
 }
 
-bool Loop::may_step(const Sample& sample, When when) const {
+bool Loop::may_step(const Sample& sample, Lookahead lookahead) const {
   if (!sample.live() || !sample.gate_open()) return false;
-  return when == When::Now || !sample.in_forward || sample.steps_left() > 1;
+  return lookahead == Lookahead::None || !sample.in_forward || sample.steps_left() > 1;
 }
 
-SampleView Loop::view(const Sample& sample, When when) const {
-  const int ahead = when == When::AfterThis && sample.in_forward ? 1 : 0;
+Candidate Loop::candidate(const Sample& sample, Lookahead lookahead) const {
+  const int ahead = lookahead == Lookahead::OneStep && sample.in_forward ? 1 : 0;
   if (ahead == 0) return {sample.order, sample.passes()};
   Standing standing = sample.standing;
   standing.passes_left = sample.passes_left(ahead);
   return {order_of(options_.policy, options_.ageing, standing), sample.passes(ahead)};
 }
 
-void Loop::plan(When when) {
+void Loop::plan(Lookahead lookahead) {
   candidates_.clear();
-  running_views_.clear();
-  waiting_views_.clear();
+  candidate_samples_.clear();
+  const auto offer = [&](Sample& sample) {
+    candidates_.push_back(candidate(sample, lookahead));
+    candidate_samples_.push_back(&sample);
+  };
   std::int64_t rows_wanted = waiting_rows_;
   int slots = options_.max_running;
   for (const auto& sample : running_) {
     sample->entry = -1;
-    if (!may_step(*sample, when)) continue;
+    if (!may_step(*sample, lookahead)) continue;
     --slots;
-    candidates_.push_back(sample.get());
-    running_views_.push_back(view(*sample, when));
-    rows_wanted += rows_of(running_views_.back().passes);
+    offer(*sample);
+    rows_wanted += rows_of(candidates_.back().passes);
   }
-  // No more waiting samples than rows can step: a long queue costs nothing an iteration. And one more that takes one
+  const std::size_t running = candidates_.size();
+  // No more waiting samples than rows can step: a long queue costs an iteration nothing. And one more that takes one
   // row, for the row that guided ones may leave.
-  const auto offered = static_cast<std::size_t>(std::clamp(slots, 0, spec().max_rows));
+  const auto offered = running + static_cast<std::size_t>(std::clamp(slots, 0, spec().max_rows));
   std::int64_t small_left = 2 * static_cast<std::int64_t>(waiting_.size()) - waiting_rows_;
-  for (auto at = waiting_.cbegin(); at != waiting_.cend() && offered > 0; ++at) {
-    const bool full = waiting_views_.size() >= offered, small = rows_of(at->second->passes()) == 1;
-    if (full && (small_left == 0 || waiting_views_.size() > offered)) break;
+  for (auto at = waiting_.cbegin(); at != waiting_.cend() && offered > running; ++at) {
+    const bool full = candidates_.size() >= offered, small = rows_of(at->second->passes()) == 1;
+    if (full && (small_left == 0 || candidates_.size() > offered)) break;
     small_left -= small;
     at->second->entry = -1;
-    if ((full && !small) || !may_step(*at->second, when)) continue;
-    candidates_.push_back(at->second.get());
-    waiting_views_.push_back(view(*at->second, when));
+    if ((full && !small) || !may_step(*at->second, lookahead)) continue;
+    offer(*at->second);
   }
   const CostCurve cost = options_.pad ? CostCurve{} : options_.cost;  // padded, all forwards cost the same
-  make_plan(running_views_, waiting_views_, rows_wanted, {spec().max_rows, slots, cost}, next_.plan);
+  make_plan(candidates_, running, rows_wanted, {spec().max_rows, slots, cost}, next_.plan);
   next_.samples.clear();
   for (std::size_t i = 0; i < next_.plan.entries.size(); ++i) {
-    Sample* sample = candidates_[static_cast<std::size_t>(next_.plan.entries[i].sample)];
+    Sample* sample = candidate_samples_[static_cast<std::size_t>(next_.plan.entries[i].sample)];
     sample->entry = static_cast<int>(i);
     next_.samples.push_back(sample);
   }
@@ -250,17 +219,17 @@ bool Loop::plan_suspect() {
   next_.samples.clear();
   for (const auto& sample : running_) {
     sample->entry = -1;
-    if (!sample->suspect || !next_.samples.empty() || !may_step(*sample, When::Now)) continue;
-    next_.plan.place(0, sample->passes());
+    if (!sample->suspect || !next_.samples.empty() || !may_step(*sample, Lookahead::None)) continue;
+    next_.plan.add(0, sample->passes());
     next_.samples.push_back(sample.get());
     sample->entry = 0;
   }
   return !next_.plan.empty();
 }
 
-// Begins those of iteration_ who waited, and stages what its rows do not hold yet. False if one could not begin: the
-// iteration is to be planned anew.
-bool Loop::enter(double now) {
+// Begins the waiting samples of iteration_ and stages what its rows do not hold yet. False if that failed: the
+// iteration has to be planned again.
+bool Loop::start_iteration(double now) {
   for (Sample* sample : iteration_.samples) {
     if (sample->state != SampleState::Waiting) continue;
     try {
@@ -270,19 +239,19 @@ bool Loop::enter(double now) {
       mark_ended(*sample, SampleState::Failed);
       return false;
     }
-    begin(*sample, now);
+    start_running(*sample, now);
   }
   if (iteration_.plan.empty()) return true;
   try {
     stepper_->stage(iteration_, forward_rows());
   } catch (...) {
-    fail_iteration(std::current_exception(), now);
+    roll_back(std::current_exception(), now);
     return false;
   }
   return true;
 }
 
-void Loop::begin(Sample& sample, double now) {
+void Loop::start_running(Sample& sample, double now) {
   running_.push_back(std::move(waiting_.extract(sample.order).mapped()));
   waiting_rows_ -= rows_of(sample.passes());
   sample.state = SampleState::Running;
@@ -290,7 +259,7 @@ void Loop::begin(Sample& sample, double now) {
   counters_.wait_seconds.add(now - sample.submitted_at);
 }
 
-// The iteration goes through the gates of those whose owners are told of it.
+// Samples behind a gate that step in the iteration close it.
 void Loop::close_gates() {
   for (Sample* sample : iteration_.samples)
     if (sample->request.gate && sample->live()) sample->request.gate->open = false;
@@ -301,7 +270,7 @@ void Loop::reopen_gates() {
     if (sample->request.gate) sample->request.gate->open = true;
 }
 
-// What the step of an iteration has changed.
+// Commits the step that the sample has done.
 void Loop::advance(Sample& sample) {
   sample.in_forward = false;
   suspects_ -= sample.suspect;
@@ -319,23 +288,20 @@ void Loop::advance(Sample& sample) {
   sample.order = order_of(options_.policy, options_.ageing, sample.standing);
 }
 
-void Loop::end_forward(double now) {
-  constexpr double kNewest = 0.1;  // weight of the newest iteration
+void Loop::count_forward(double now) {
   const int rows = iteration_.plan.rows;
   counters_.forward_seconds.add(watch_.add_to(counters_.network_seconds));
   counters_.forward_rows.add(rows);
   ++counters_.forwards;
   counters_.network_passes += static_cast<std::uint64_t>(rows);
   counters_.padded_rows += static_cast<std::uint64_t>(forward_rows() - rows);
-  if (counters_.forwards == 1) return;  // the first makes what is made once
-  const double weight = recent_rows_ == 0 ? 1 : kNewest;
-  recent_seconds_ += weight * (now - began_ - recent_seconds_);
-  recent_rows_ += weight * (rows - recent_rows_);
+  if (counters_.forwards > 1) recent_.add(rows, now - began_);  // the first one allocates and warms up
 }
 
-// By the cost curve, or by the iterations of late where none is known. Before the first iteration nothing is refused,
-// nor by an idle loop without a curve: its iterations of late may be long past, and would never be replaced.
-void Loop::require_in_time(const Sample& sample, double now) const {
+// Throws DeadlineError if the estimate exceeds the deadline: by the cost curve, or by the recent forwards where none is
+// known. Before the first forward nothing is refused, nor by an idle loop without a curve: its recent forwards may be
+// long past, and refusals would keep them from being replaced.
+void Loop::require_deadline(const Sample& sample, double now) const {
   if (sample.standing.deadline == kNever) return;
   double passes_ahead = 0;
   std::int64_t rows_wanted = waiting_rows_ + rows_of(sample.passes());
@@ -344,7 +310,7 @@ void Loop::require_in_time(const Sample& sample, double now) const {
     if (other->order < sample.order) passes_ahead += other->passes_left();
     if (other->state != SampleState::Waiting) rows_wanted += rows_of(other->passes());
   }
-  double rows = recent_rows_, seconds = recent_seconds_;
+  double rows = recent_.rows(), seconds = recent_.seconds();
   if (options_.cost.known()) {
     const int max_rows = spec().max_rows;
     const int planned = options_.pad ? max_rows : rows_worthwhile(options_.cost, rows_wanted, max_rows);
@@ -373,8 +339,8 @@ void Loop::mark_ended(Sample& sample, SampleState state) {
   stale_ = true;
 }
 
-// Lets those go who have ended.
-void Loop::sweep(double now) {
+// Retires the samples that have ended.
+void Loop::retire_ended(double now) {
   if (ended_.empty()) return;
   for (Sample* sample : ended_) {
     retire(*sample, now);

@@ -1,7 +1,8 @@
-// What a loop counts. Plain numbers, copied whole when somebody asks.
+// What a loop counts: plain numbers that are copied as a whole.
 #pragma once
 
 #include <array>
+#include <chrono>
 #include <cstdint>
 
 namespace stepfuse {
@@ -19,9 +20,25 @@ struct Histogram {
     sum += value;
   }
 
-  double first_bound;
-  std::array<std::uint64_t, kBuckets> counts{};
-  double sum = 0;
+  double first_bound;                            // the upper bound of bucket 0
+  std::array<std::uint64_t, kBuckets> counts{};  // values in each bucket
+  double sum = 0;                                // of all values
+};
+
+// Adds the time since its last call to one of the counters, so that every moment of an iteration is counted once.
+class Stopwatch {
+ public:
+  void restart() { last_ = std::chrono::steady_clock::now(); }
+  double add_to(double& seconds) {
+    const auto now = std::chrono::steady_clock::now();
+    const double passed = std::chrono::duration<double>(now - last_).count();
+    seconds += passed;
+    last_ = now;
+    return passed;
+  }
+
+ private:
+  std::chrono::steady_clock::time_point last_;
 };
 
 struct Counters {
@@ -35,11 +52,11 @@ struct Counters {
   std::uint64_t forwards = 0;         // network calls
   std::uint64_t failed_forwards = 0;  // of these, the ones that raised
   std::uint64_t network_passes = 0;   // rows of them that a sample asked for
-  std::uint64_t padded_rows = 0;      // rows of them that nobody asked for
+  std::uint64_t padded_rows = 0;      // rows of them that no sample asked for
   double network_seconds = 0;         // inside the denoiser
   double step_seconds = 0;            // inside the fused step and the noise
   double loop_seconds = 0;            // planning, staging, committing
-  double callback_seconds = 0;        // telling owners what happened: their callbacks, logs and traces
+  double callback_seconds = 0;        // in the listener: callbacks, logs and traces
 
   Histogram wait_seconds{1e-4};     // from submission to the first step
   Histogram latency_seconds{1e-4};  // from submission to the result

@@ -29,63 +29,69 @@ void StepPlan::clear() {
   rows = 0;
 }
 
-void StepPlan::place(int sample, Passes passes) {
+void StepPlan::add(int sample, Passes passes) {
   PlanEntry entry{sample, -1, -1};
   if (passes != Passes::Unconditional) entry.row_cond = rows++;
   if (passes != Passes::Conditional) entry.row_uncond = rows++;
   entries.push_back(entry);
 }
 
-void make_plan(const std::vector<SampleView>& running, const std::vector<SampleView>& waiting, std::int64_t rows_wanted,
-               const PlanLimits& limits, StepPlan& plan) {
-  using Candidate = StepPlan::Candidate;
-  plan.clear();
-  plan.line.clear();
-  int wanted = 0;
-  const auto offer = [&](const SampleView& view) {
-    plan.line.push_back({view.order, static_cast<int>(plan.line.size()), view.passes});
-    wanted += rows_of(view.passes);
-  };
-  for (const SampleView& view : running) offer(view);
-  const auto joins = std::min(waiting.size(), static_cast<std::size_t>(std::max(limits.max_joins, 0)));
-  for (std::size_t i = 0; i < joins; ++i) offer(waiting[i]);
+namespace {
 
-  const int worthwhile = rows_worthwhile(limits.cost, rows_wanted, limits.max_rows);
-  plan.chosen.assign(plan.line.size(), wanted <= worthwhile);
-  if (wanted > worthwhile) {
-    int rows = worthwhile;
-    const auto take = [&](const Candidate& one) {
-      rows -= rows_of(one.passes);
-      plan.chosen[static_cast<std::size_t>(one.sample)] = true;
-    };
-    const auto earlier = [](const Candidate& a, const Candidate& b) { return a.order < b.order; };
-    auto at = plan.line.begin();
-    const auto end = plan.line.end();
-    // The first rows / 2 in line fit whatever each of them takes, so who among them is first does not matter.
-    while (rows >= 2 && at != end) {
-      const auto fit = at + std::min<std::ptrdiff_t>(rows / 2, end - at);
-      if (fit != end) std::nth_element(at, fit, end, earlier);
-      std::for_each(at, fit, take);
-      at = fit;
-    }
-    if (at == plan.line.begin()) {
-      const auto first = std::min_element(at, end, earlier);  // steps in any case
-      if (rows_of(first->passes) <= limits.max_rows) take(*first);
-    } else if (rows == 1 && at != end) {
-      const auto smaller = [&](const Candidate& a, const Candidate& b) {
-        const int rows_a = rows_of(a.passes), rows_b = rows_of(b.passes);
-        return rows_a != rows_b ? rows_a < rows_b : a.order < b.order;
-      };
-      const auto last = std::min_element(at, end, smaller);
-      if (rows_of(last->passes) == 1) take(*last);
-    }
-  }
-  // In the order of the candidates, whatever their order in line: rows change hands least.
-  const auto passes = [&](std::size_t i) {
-    return i < running.size() ? running[i].passes : waiting[i - running.size()].passes;
+// Which of the candidates step where not all of them can. Reorders them.
+void choose(std::vector<Candidate>& candidates, int worthwhile, int max_rows,
+            std::vector<std::optional<Passes>>& chosen) {
+  chosen.assign(candidates.size(), std::nullopt);
+  int rows = worthwhile;
+  const auto take = [&](const Candidate& one) {
+    rows -= rows_of(one.passes);
+    chosen[static_cast<std::size_t>(one.index)] = one.passes;
   };
+  const auto earlier = [](const Candidate& a, const Candidate& b) { return a.order < b.order; };
+  auto at = candidates.begin();
+  const auto end = candidates.end();
+  // The first rows / 2 in line fit whatever each of them takes, so their order among themselves does not matter.
+  while (rows >= 2 && at != end) {
+    const auto fit = at + std::min<std::ptrdiff_t>(rows / 2, end - at);
+    if (fit != end) std::nth_element(at, fit, end, earlier);
+    std::for_each(at, fit, take);
+    at = fit;
+  }
+  if (at == candidates.begin()) {
+    const auto first = std::min_element(at, end, earlier);  // steps in any case
+    if (rows_of(first->passes) <= max_rows) take(*first);
+  } else if (rows == 1 && at != end) {
+    const auto smaller = [](const Candidate& a, const Candidate& b) {
+      const int rows_a = rows_of(a.passes), rows_b = rows_of(b.passes);
+      return rows_a != rows_b ? rows_a < rows_b : a.order < b.order;
+    };
+    const auto last = std::min_element(at, end, smaller);
+    if (rows_of(last->passes) == 1) take(*last);
+  }
+}
+
+}  // namespace
+
+void make_plan(std::vector<Candidate>& candidates, std::size_t running, std::int64_t rows_wanted,
+               const PlanLimits& limits, StepPlan& plan) {
+  plan.clear();
+  const std::size_t most = running + static_cast<std::size_t>(std::max(limits.max_joins, 0));
+  if (candidates.size() > most)
+    candidates.erase(candidates.begin() + static_cast<std::ptrdiff_t>(most), candidates.end());
+  int wanted = 0;
+  for (std::size_t i = 0; i < candidates.size(); ++i) {
+    candidates[i].index = static_cast<int>(i);
+    wanted += rows_of(candidates[i].passes);
+  }
+  const int worthwhile = rows_worthwhile(limits.cost, rows_wanted, limits.max_rows);
+  if (wanted <= worthwhile) {
+    for (const Candidate& one : candidates) plan.add(one.index, one.passes);
+    return;
+  }
+  choose(candidates, worthwhile, limits.max_rows, plan.chosen);
+  // In the order of the candidates, whatever their order in line: so the fewest rows change their sample.
   for (std::size_t i = 0; i < plan.chosen.size(); ++i)
-    if (plan.chosen[i]) plan.place(static_cast<int>(i), passes(i));
+    if (plan.chosen[i]) plan.add(static_cast<int>(i), *plan.chosen[i]);
 }
 
 }  // namespace stepfuse

@@ -3,7 +3,7 @@
 #include <cmath>
 #include <stdexcept>
 
-#include "stepper_cpu.h"
+#include "host_stepper.h"
 
 namespace stepfuse {
 
@@ -55,9 +55,9 @@ Replay replay(const std::vector<Arrival>& arrivals, int max_rows, const LoopOpti
     const double ended = now + cost.seconds(loop.forward_rows());
     if (trace) record(loop, now, ended, found);
     now = ended;
-    submit_until(now);  // they came during the forward: the next plan knows of them
-    loop.complete(now);
-    loop.conclude(nullptr, now);
+    submit_until(now);  // those submitted during the forward are in the next plan
+    loop.step(now);
+    loop.commit(nullptr, now);
     for (const Event& event : loop.events()) {
       found.began[event.id] = arrivals[event.id].at + event.wait_seconds;
       found.finished[event.id] = now;

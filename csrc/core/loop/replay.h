@@ -1,5 +1,5 @@
-// The loop on a clock that costs nothing: the same planner and bookkeeping over any load and any cost of a forward, so
-// that policies are chosen on evidence.
+// The loop on a simulated clock: the same planner and bookkeeping over any load and any cost of a forward, so that
+// policies are compared by measurement.
 #pragma once
 
 #include <cstdint>
@@ -11,18 +11,19 @@
 namespace stepfuse {
 
 struct Arrival {
-  double at;  // seconds; not before the one before it
-  std::shared_ptr<const Table> table;
-  bool conditioned;
-  int priority;
+  double at;                           // seconds; at least the time of the arrival before it
+  std::shared_ptr<const Table> table;  // its steps
+  bool conditioned;                    // whether it has conditioning
+  int priority;                        // the higher steps first
 };
 
+// One row of one forward.
 struct TraceEntry {
-  std::int64_t iteration;
-  double began, ended;  // of its forward
-  std::int64_t sample;  // index of the arrival
-  std::int64_t step;
-  int row;
+  std::int64_t iteration;  // from 0
+  double began, ended;     // seconds, of the forward
+  std::int64_t sample;     // index of the arrival
+  std::int64_t step;       // of the sample, from 0
+  int row;                 // of the forward
 };
 
 struct Replay {

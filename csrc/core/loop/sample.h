@@ -7,55 +7,42 @@
 #include <memory>
 #include <vector>
 
-#include "../step/adapt.h"
 #include "../step/known_region.h"
 #include "../step/row.h"
 #include "planner.h"
+#include "table.h"
 
 namespace stepfuse {
 
-struct Table {
-  Table(std::vector<StepRow> rows, float init_scale, const Adaptive& adaptive = {});
-
-  int size() const { return static_cast<int>(rows.size()); }
-  int passes_left(int step, bool conditioned) const {
-    return conditioned ? conditioned_passes[static_cast<std::size_t>(step)] : size() - step;
-  }
-
-  std::vector<StepRow> rows;
-  float init_scale;  // the first state is init_scale times standard normal noise
-  Adaptive adaptive;
-  bool uses_history;                    // any row reads or keeps a history
-  std::vector<int> conditioned_passes;  // from step i to the end, of a sample that is told something
-};
-
-// Shared by samples that wait for their owner after each iteration that any of them steps in.
+// Shared by samples that pause after each iteration in which any of them steps, until the gate is opened again.
 struct Gate {
-  bool open = true;
+  bool open = true;  // whether they may step
 };
 
+// A time that never comes.
 constexpr double kNever = std::numeric_limits<double>::infinity();
 
-// One sample to draw. Pointers are borrowed and must outlive it.
+// One sample to compute. Pointers are borrowed and must outlive it.
 struct Request {
-  std::uint64_t id;  // the caller's name for it; unique among the loop's samples
-  std::shared_ptr<const Table> table;
+  std::uint64_t id;                    // chosen by the caller; unique among the loop's samples
+  std::shared_ptr<const Table> table;  // its steps
   std::uint64_t seed;                  // key of all its noise
   bool has_noise;                      // x already holds standard normal noise
   float* x;                            // (elements,) the state, in place; the result when it finishes
-  float* x0;                           // (elements,) the latest predicted clean sample; null if nobody looks
-  std::vector<const void*> cond;       // a value for each conditioning input; empty: the sample is told nothing
-  std::vector<const void*> null_cond;  // the value of each that stands for "no condition"
+  float* x0;                           // (elements,) the latest predicted clean sample, a preview; null: not written
+  std::vector<const void*> cond;       // a value for each conditioning input; empty: the sample has no conditioning
+  std::vector<const void*> null_cond;  // the value of each that stands for "no conditioning"
   int priority = 0;                    // the higher steps first
-  double deadline = kNever;            // wanted by then; refused if that cannot be
-  double expires = kNever;             // given up by then
-  bool watched = false;                // an event each step
+  double deadline = kNever;            // to be finished by then; refused if that is impossible
+  double expires = kNever;             // ended by then, finished or not
+  bool watched = false;                // whether each step is an event
   std::shared_ptr<Gate> gate{};        // steps only while it is open, and closes it by stepping; null: none
   std::shared_ptr<const KnownRegion> known_region{};  // an image to start from or to keep in part; null: none
 
-  std::shared_ptr<void> keep_alive{};  // whatever owns the memory borrowed; let go when the sample's last event is
+  std::shared_ptr<void> keep_alive{};  // owns the memory borrowed; released with the sample's last event
 
   bool conditioned() const { return !cond.empty(); }
+  // Whether a mask keeps part of the known region (inpainting), so that the starting noise is needed at each step.
   bool keeps() const { return known_region && known_region->mask; }
 };
 
@@ -64,25 +51,26 @@ enum class SampleState : std::uint8_t {
   Running,    // has begun; steps whenever its gate is open and the plan has rows for it
   Finished,   // all its steps are done; x is the result
   Failed,     // its state was not finite, or the network raised an error for it alone
-  Cancelled,  // withdrawn
-  Expired,    // ran out of time
+  Cancelled,  // withdrawn by the caller
+  Expired,    // not finished within its timeout
 };
 
+// An in-flight sample.
 struct Sample {
   Request request;
-  Standing standing;
-  Order order;
+  Standing standing;  // what the policy orders it by
+  Order order;        // its position in line, made from `standing`
   SampleState state = SampleState::Waiting;
   int step = 0;              // steps done: its next row is rows[step]
-  int entry = -1;            // its place in the plan made last, -1 if it has none
-  int slot = -1;             // where the stepper holds it, from its beginning to its end
-  int failed_step = -1;      // whose state was not finite, -1: none so far
-  bool in_forward = false;   // the forward in progress computes its next step
-  bool suspect = false;      // was in a forward that raised: is run alone next
+  int entry = -1;            // index of its entry in the plan made last, -1 if it has none
+  int slot = -1;             // where the stepper holds it, from its first forward to its end
+  int failed_step = -1;      // the step whose state was not finite, -1: none so far
+  bool in_forward = false;   // whether the forward in progress computes its next step
+  bool suspect = false;      // was in a forward that raised: its next step runs alone
   bool was_waiting = false;  // when it ended
-  double submitted_at = 0;
-  double begun_at = 0;
-  std::exception_ptr error;
+  double submitted_at = 0;   // seconds on the loop's clock
+  double begun_at = 0;       // seconds on the loop's clock
+  std::exception_ptr error;  // why it failed, null if its state was not finite
 
   bool gate_open() const { return !request.gate || request.gate->open; }
   bool live() const { return state <= SampleState::Running; }
@@ -92,24 +80,25 @@ struct Sample {
   int passes_left(int ahead = 0) const { return request.table->passes_left(step + ahead, request.conditioned()); }
 };
 
+// What has happened to a sample.
 enum class EventKind : std::uint8_t {
-  Stepped,   // a watched sample has done a step
-  Finished,  // x is the result
-  Failed,    // error says why; null: its state was not finite after `step` with `row`
-  Cancelled,
-  Expired,
-  Retried,  // its forward raised `error`: its `step` samples, told one after the other, are run one by one
+  Stepped,    // a watched sample has done a step
+  Finished,   // x is the result
+  Failed,     // error says why; null: its state was not finite after `step` with `row`
+  Cancelled,  // withdrawn by the caller
+  Expired,    // not finished within its timeout
+  Retried,    // its forward raised `error`: the `step` samples of it, one event each in a row, are run one by one
 };
 
 struct Event {
   EventKind kind;
-  std::uint64_t id;
-  int step;       // steps done; Failed: the step that failed
-  StepRow row{};  // Failed: its coefficients
-  std::exception_ptr error{};
-  double wait_seconds = 0;  // from submission to the first step
-  double run_seconds = 0;   // from there to now
-  std::shared_ptr<void> keep_alive{};
+  std::uint64_t id;                    // of the request
+  int step;                            // steps done; Failed: the step that failed; Retried: samples of that forward
+  StepRow row{};                       // Failed: the step's coefficients
+  std::exception_ptr error{};          // Failed, Retried: what the network or the stepper raised
+  double wait_seconds = 0;             // of an ended sample: from submission to its first forward
+  double run_seconds = 0;              // of an ended sample: from there to its end
+  std::shared_ptr<void> keep_alive{};  // of an ended sample: the request's
 };
 
 }  // namespace stepfuse

@@ -40,16 +40,29 @@ Server::Server(std::shared_ptr<Stepper> stepper, const LoopOptions& options, std
   if (max_waiting < 1) throw std::invalid_argument("the queue must hold at least 1 request");
 }
 
-bool Server::submit(Request& request, std::optional<double> wait_seconds) {
-  const std::shared_ptr<void> owner = request.keep_alive;  // of a request refused: not to be let go under the lock
+bool Server::submit(Request& request, std::optional<double> wait_seconds,
+                    const std::function<void()>& check_interrupt) {
+  const std::shared_ptr<void> owner = request.keep_alive;  // of a refused request: not to be released under the lock
   std::unique_lock<std::mutex> lock(mutex_);
-  const auto has_room = [this] { return closed_ || loop_.waiting().size() < max_waiting_; };
-  constexpr double kLongest = 1e6;  // seconds: longer waits overflow the clock
-  if (wait_seconds && !room_.wait_for(lock, std::chrono::duration<double>(std::min(*wait_seconds, kLongest)), has_room))
-    throw QueueFull(loop_.waiting().size());
+  if (wait_seconds && !wait_for_room(lock, *wait_seconds, check_interrupt)) throw QueueFull(loop_.waiting().size());
   if (closed_) throw EngineClosed();
   loop_.submit(std::move(request), now());
   return !running_;
+}
+
+bool Server::wait_for_room(std::unique_lock<std::mutex>& lock, double seconds,
+                           const std::function<void()>& check_interrupt) {
+  constexpr double kLongest = 1e6;  // seconds: longer waits overflow the clock
+  const auto has_room = [this] { return closed_ || loop_.waiting().size() < max_waiting_; };
+  const double end = now() + seconds, slice = check_interrupt ? kInterruptSeconds : kLongest;
+  while (!room_.wait_for(lock, std::chrono::duration<double>(std::clamp(end - now(), 0.0, slice)), has_room)) {
+    if (now() >= end) return false;
+    if (!check_interrupt) continue;
+    lock.unlock();
+    check_interrupt();
+    lock.lock();
+  }
+  return true;
 }
 
 bool Server::submit_all(std::vector<Request> requests) {
@@ -58,8 +71,8 @@ bool Server::submit_all(std::vector<Request> requests) {
   std::set<std::uint64_t> ids;
   for (const Request& request : requests) {
     loop_.check(request);
-    if (!ids.insert(request.id).second) throw std::invalid_argument("an id stands twice among the requests");
-    if (request.deadline != kNever) throw std::invalid_argument("requests that come together have no deadline");
+    if (!ids.insert(request.id).second) throw std::invalid_argument("an id occurs twice among the requests");
+    if (request.deadline != kNever) throw std::invalid_argument("requests submitted together must have no deadline");
   }
   const double time = now();
   for (Request& request : requests) loop_.submit(std::move(request), time);
@@ -89,7 +102,7 @@ void Server::run(Denoiser& denoiser, Listener& listener) {
   try {
     while (true) {
       const bool busy = loop_.prepare(now());
-      if (busy) iteration(denoiser, lock);
+      if (busy) run_iteration(denoiser, lock);
       if (!busy && loop_.events().empty()) break;
       room_.notify_all();
       deliver(listener, lock);
@@ -101,7 +114,7 @@ void Server::run(Denoiser& denoiser, Listener& listener) {
     if (!lock.owns_lock()) lock.lock();
     loop_.cancel_all();
     loop_.prepare(now());
-    // Taken, not cleared: as soon as the lock is free another thread may drive, and these are its own then.
+    // Taken, not cleared: as soon as the lock is free another thread may be in run(), and these are its own then.
     const std::vector<Event> delivered = std::exchange(delivered_, {}), undelivered = std::exchange(loop_.events(), {});
     running_ = false;
     room_.notify_all();
@@ -113,7 +126,7 @@ void Server::run(Denoiser& denoiser, Listener& listener) {
 
 namespace {
 
-// What `work` throws, but for what ends the thread, as Python does when it is torn down.
+// What `work` throws, except the exception that ends a thread, as Python does at shutdown: that one passes through.
 template <class Work>
 std::exception_ptr error_of(Work work) {
   try {
@@ -130,7 +143,7 @@ std::exception_ptr error_of(Work work) {
 
 }  // namespace
 
-void Server::iteration(Denoiser& denoiser, std::unique_lock<std::mutex>& lock) {
+void Server::run_iteration(Denoiser& denoiser, std::unique_lock<std::mutex>& lock) {
   const int rows = loop_.forward_rows();
   int padding = 0;
   lock.unlock();
@@ -142,13 +155,13 @@ void Server::iteration(Denoiser& denoiser, std::unique_lock<std::mutex>& lock) {
   lock.lock();
   loop_.count_padding(padding);
   if (error) return loop_.fail(std::move(error), now());
-  if (!loop_.complete(now())) return;
+  if (!loop_.step(now())) return;
   if (loop_.stepper().needs_host_sync()) {
     lock.unlock();
     error = error_of([&] { loop_.stepper().synchronize(); });
     lock.lock();
   }
-  loop_.conclude(std::move(error), now());
+  loop_.commit(std::move(error), now());
 }
 
 void Server::deliver(Listener& listener, std::unique_lock<std::mutex>& lock) {
@@ -157,7 +170,7 @@ void Server::deliver(Listener& listener, std::unique_lock<std::mutex>& lock) {
   lock.unlock();
   const double began = now();
   listener.on_events(delivered_);
-  delivered_.clear();  // lets go of the samples' memory, which may need Python's lock: not under ours
+  delivered_.clear();  // releases the samples' memory, which may need Python's lock: not under the server's
   const double seconds = now() - began;
   lock.lock();
   loop_.count_callbacks(seconds);
@@ -174,7 +187,7 @@ void Server::set_cost(const CostCurve& cost) {
   loop_.set_cost(cost);
 }
 
-std::optional<Status> Server::status_now() const {
+std::optional<Status> Server::try_status() const {
   const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
   if (!lock) return std::nullopt;
   return Status{loop_.counters(), loop_.waiting().size(), loop_.running().size()};

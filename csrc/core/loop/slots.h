@@ -1,4 +1,4 @@
-// Numbers for things that come and go: the lowest that is free.
+// Numbers of slots, which samples take and give back: always the lowest free one.
 #pragma once
 
 #include <algorithm>
@@ -19,7 +19,7 @@ class Slots {
     taken_[static_cast<std::size_t>(slot)] = false;
     while (!taken_.empty() && !taken_.back()) taken_.pop_back();
   }
-  int end() const { return static_cast<int>(taken_.size()); }  // one behind the highest that is taken
+  int end() const { return static_cast<int>(taken_.size()); }  // the highest number taken, plus 1
 
  private:
   std::vector<bool> taken_;

@@ -1,8 +1,8 @@
-// Where samples are while they are drawn: who holds their states and histories, fills a forward's input rows and runs
-// the fused step. There is one for the host's memory and one for a GPU's; the loop and its planner are the same.
+// Holds the states and histories of running samples, fills a forward's input rows and runs the fused step. There is one
+// stepper for the host's memory and one for a GPU's; the loop and its planner are the same for both.
 //
-// All of it is called by the thread that drives the loop, in the order begin, stage, await, the forward, step, and
-// where somebody looks at what the step has left, settle. Only await and settle may wait.
+// It is called by the thread that runs the loop, in the order begin, stage, throttle, the forward, step, and, if
+// needs_host_sync(), synchronize. Only throttle and synchronize may wait.
 #pragma once
 
 #include <vector>
@@ -13,12 +13,12 @@
 
 namespace stepfuse {
 
-// One forward: who steps behind it, and in which of its rows.
+// One forward: the samples that step after it, and their rows.
 struct Iteration {
   StepPlan plan;
   std::vector<Sample*> samples;  // plan.entries[i] is of samples[i]
 
-  // The entry of a sample that it was planned with last; null if it has none.
+  // The sample's entry, if this is the iteration planned last; null if it has none.
   const PlanEntry* entry_of(const Sample& sample) const {
     return sample.entry < 0 ? nullptr : &plan.entries[static_cast<std::size_t>(sample.entry)];
   }
@@ -29,26 +29,28 @@ class Stepper {
   virtual ~Stepper() = default;
   virtual const ModelSpec& spec() const = 0;
 
-  // Makes the first state, from the sample's noise and what is known of it, and gives it a slot. If it throws, nothing
+  // Makes the sample's first state, from its noise and its known region, and gives it a slot. If this throws, nothing
   // has changed.
   virtual void begin(Sample& sample) = 0;
-  // The rows of the iteration hold what the network is to be given; those behind them, up to `rows`, what does no harm.
+  // Makes the rows of the iteration hold the network's inputs; further ones, up to `rows`, hold padding that no network
+  // raises for.
   virtual void stage(const Iteration& iteration, int rows) = 0;
-  // Called before each forward, without the loop's lock: bounds how far a device is behind.
+  // Called before each forward, without the loop's lock: limits how far the host runs ahead of a device.
   virtual void throttle() {}
-  // Each live sample of the iteration does its step, and fills its rows of `next`, where it is planned there. Notes in
-  // `failed_step` whose state is not finite; a device may do so some iterations later.
+  // Runs the step of each live sample of the iteration and fills its rows of `next`, if it is planned there. Sets
+  // `failed_step` of a sample whose state is not finite; a device may do so some iterations later. If this throws, no
+  // sample has stepped.
   virtual void step(const Iteration& iteration, const Iteration& next) = 0;
-  // Whether somebody looks at what the last step has left: a sample has ended, or is watched. Then `settle`, called
+  // Whether the host needs what the last step has written: a sample has ended, or is watched. Then synchronize, called
   // without the loop's lock, waits until states and previews are in the requests' memory.
   virtual bool needs_host_sync() const { return false; }
   virtual void synchronize() {}
-  // The sample has ended: its slot is free.
+  // Frees the slot of a sample that has ended.
   virtual void end(const Sample& sample) = 0;
 };
 
-// Puts the state before the first row into request.x, of `n` elements: from the noise that is there, or the seed's, and
-// the image if one is known. A copy of the noise goes to `noise` if that is not null.
+// Writes the state before the first row into request.x, of `n` elements: made from the noise given there, or else the
+// seed's, and from the known region's image if there is one. Copies the noise to `noise` if that is not null.
 void first_state(const Request& request, std::int64_t n, float* noise);
 
 }  // namespace stepfuse

@@ -1,5 +1,5 @@
-// What a step takes from the whole of its sample, which no column can hold: reduced first, then folded into the row, so
-// that the fused step stays one pass and knows nothing of it.
+// What a step takes from the whole of its sample, which no column can hold. It is reduced first and then folded into
+// the row, so that the fused step stays one pass and is the same with and without it.
 //
 //   guidance rescale  : e is scaled by k = phi std(e_c) / std(e) + 1 - phi, that is p_e, q_e and u_e are.
 //                       Lin et al. (2023), section 3.4.
@@ -17,15 +17,15 @@
 namespace stepfuse {
 
 struct Adaptive {
-  float guidance_rescale = 0;  // phi, 0 to 1; 0: off
-  float threshold_ratio = 0;   // which quantile of |d|, up to 1; 0: off
-  float largest_threshold = std::numeric_limits<float>::infinity();
+  float guidance_rescale = 0;                                        // phi, 0 to 1; 0: off
+  float threshold_ratio = 0;                                         // which quantile of |d|, up to 1; 0: off
+  float largest_threshold = std::numeric_limits<float>::infinity();  // upper bound of s, at least 1
 
   bool any() const { return guidance_rescale > 0 || threshold_ratio > 0; }
 };
 
 // The row for one step of one sample. `eps_uncond` is null where the step is not guided: nothing is rescaled then.
-// `scratch` takes n floats. What is not finite is left to the step, which finds it.
+// `scratch` has room for n floats. Values that are not finite are left to the step, which reports them.
 StepRow adapted(StepRow row, const Adaptive& adaptive, std::int64_t n, const float* x, const float* eps,
                 const float* eps_uncond, float* scratch);
 

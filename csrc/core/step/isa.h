@@ -1,4 +1,5 @@
-// Instruction sets that the kernels are compiled for. Chosen at run time: the library itself is built for the baseline.
+// Instruction sets that the kernels are compiled for. Chosen at run time: the library itself is built for the baseline
+// target.
 #pragma once
 
 #include <vector>
@@ -12,7 +13,7 @@
 namespace stepfuse {
 
 enum class Isa {
-  Portable,  // whatever the baseline compiler target offers (SSE2, NEON)
+  Portable,  // what the compiler's baseline target has (SSE2, NEON)
   Avx2,      // 8 lanes
   Avx512,    // 16 lanes
 };

@@ -1,4 +1,4 @@
-// What a translation unit of one instruction set gives to the others. Included after isa_kernel.inl and `kIsa`.
+// The kernels that a translation unit of one instruction set exports. Included after isa_kernel.inl and `kIsa`.
 
 template <>
 bool Kernels<kIsa>::step(const StepRow& row, const StepSpan<float>& span) {

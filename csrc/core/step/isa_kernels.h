@@ -1,11 +1,11 @@
-// What one translation unit an instruction set provides: step_cpu.cpp and noise.cpp choose among these.
+// What one translation unit an instruction set provides: fused_step.cpp and noise.cpp choose among these.
 #pragma once
 
 #include <cstdint>
 
 #include "dtype.h"
+#include "fused_step.h"
 #include "isa.h"
-#include "step_cpu.h"
 
 namespace stepfuse {
 

@@ -9,8 +9,8 @@
 namespace stepfuse {
 
 enum class NoiseStream : std::uint32_t {
-  InitialState = 0,
-  Step = 1,
+  InitialState = 0,  // the noise that a sample begins with
+  Step = 1,          // the noise that a step adds
 };
 
 // Writes elements [first, first + n) of one sample's noise. `first` must be a multiple of 4, the values a Philox block

@@ -11,7 +11,7 @@ namespace stepfuse {
 //   x' = q_x x + q_d d + q_e e + q_h h + q_z z          line 2: re-noise to the next, cleaner timestep
 //   h' = u_x x + u_d d + u_e e + u_h h                  the history register
 struct alignas(64) StepRow {
-  float t;                        // timestep that the network is given
+  float t;                        // timestep input of the network
   float s;                        // input scale: the network sees s x
   float g;                        // guidance scale; exactly 1: conditional pass alone, exactly 0: unconditional alone
   float p_x, p_e, lo, hi;         // line 1; lo = -inf and hi = +inf where nothing is clamped

@@ -1,4 +1,4 @@
-#include "step_cpu.h"
+#include "fused_step.h"
 
 #include "isa_kernels.h"
 

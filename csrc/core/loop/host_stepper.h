@@ -11,7 +11,7 @@ namespace stepfuse {
 
 class HostStepper final : public Stepper {
  public:
-  explicit HostStepper(const ModelSpec& spec);
+  explicit HostStepper(const ModelSpec& spec);  // throws as ForwardBuffers does
 
   ForwardBuffers& buffers() { return staging_.buffers(); }
 
@@ -22,17 +22,17 @@ class HostStepper final : public Stepper {
   void end(const Sample& sample) override;
 
  private:
-  struct Held {
-    std::vector<float> history;
-    std::vector<float> noise;  // that the sample began with, where a part of it is kept
+  struct SlotMemory {
+    std::vector<float> history;  // (elements,), empty if the table uses none
+    std::vector<float> noise;    // (elements,), the starting noise; empty if no mask keeps a part of the sample
   };
 
   void step(Sample& sample, const PlanEntry& entry, const PlanEntry* next);
 
   Staging staging_;
   Slots slots_;
-  std::vector<Held> held_;  // a slot each
-  AlignedBuffer scratch_;   // (elements,) of one step
+  std::vector<SlotMemory> in_slot_;
+  AlignedBuffer scratch_;  // (elements,) of one step
 };
 
 }  // namespace stepfuse

@@ -1,16 +1,9 @@
-#include "stepper_cpu.h"
+#include "host_stepper.h"
 
+#include "../step/fused_step.h"
 #include "../step/noise.h"
-#include "../step/step_cpu.h"
 
 namespace stepfuse {
-
-void first_state(const Request& request, std::int64_t n, float* noise) {
-  if (!request.has_noise) fill_normal(request.seed, 0, NoiseStream::InitialState, 0, n, request.x);
-  if (noise) std::copy(request.x, request.x + n, noise);
-  if (request.known_region) return start_from(*request.known_region, n, request.x);
-  for (std::int64_t k = 0; k < n; ++k) request.x[k] *= request.table->init_scale;
-}
 
 HostStepper::HostStepper(const ModelSpec& spec)
     : staging_(spec), scratch_(static_cast<std::size_t>(spec.elements) * sizeof(float)) {}
@@ -20,11 +13,11 @@ void HostStepper::begin(Sample& sample) {
   const auto n = static_cast<std::size_t>(spec().elements);
   const int slot = slots_.take();
   try {
-    if (held_.size() <= static_cast<std::size_t>(slot)) held_.resize(static_cast<std::size_t>(slot) + 1);
-    Held& held = held_[static_cast<std::size_t>(slot)];
-    held.history.assign(request.table->uses_history ? n : 0, 0.0f);
-    held.noise.resize(request.keeps() ? n : 0);
-    first_state(request, spec().elements, request.keeps() ? held.noise.data() : nullptr);
+    if (in_slot_.size() <= static_cast<std::size_t>(slot)) in_slot_.resize(static_cast<std::size_t>(slot) + 1);
+    SlotMemory& memory = in_slot_[static_cast<std::size_t>(slot)];
+    memory.history.assign(request.table->uses_history ? n : 0, 0.0f);
+    memory.noise.resize(request.keeps() ? n : 0);
+    first_state(request, spec().elements, request.keeps() ? memory.noise.data() : nullptr);
   } catch (...) {
     slots_.give_back(slot);
     throw;
@@ -47,7 +40,7 @@ void HostStepper::step(const Iteration& iteration, const Iteration& next) {
 
 void HostStepper::step(Sample& sample, const PlanEntry& entry, const PlanEntry* next) {
   const Request& request = sample.request;
-  Held& held = held_[static_cast<std::size_t>(sample.slot)];
+  SlotMemory& memory = in_slot_[static_cast<std::size_t>(sample.slot)];
   StepRow row = sample.row();
   const bool guided = entry.row_cond >= 0 && entry.row_uncond >= 0;
   StepSpan<float> span{};
@@ -55,7 +48,7 @@ void HostStepper::step(Sample& sample, const PlanEntry& entry, const PlanEntry* 
   span.x = span.out = request.x;
   span.eps = buffers().prediction_row(entry.row_cond >= 0 ? entry.row_cond : entry.row_uncond);
   span.eps_uncond = guided ? buffers().prediction_row(entry.row_uncond) : nullptr;
-  span.h = held.history.empty() ? nullptr : held.history.data();
+  span.h = memory.history.empty() ? nullptr : memory.history.data();
   span.x0 = request.x0;
   auto* scratch = static_cast<float*>(scratch_.data());
   const Adaptive& adaptive = request.table->adaptive;
@@ -64,12 +57,12 @@ void HostStepper::step(Sample& sample, const PlanEntry& entry, const PlanEntry* 
     fill_normal(request.seed, static_cast<std::uint32_t>(sample.step), NoiseStream::Step, 0, span.n, scratch);
     span.z = scratch;
   }
-  if (next) staging_.aim(sample, *next, span);
+  if (next) staging_.set_next_rows(sample, *next, span);
   if (!fused_step(row, span)) {
     sample.failed_step = sample.step;
     return;
   }
-  if (request.keeps()) keep_known(*request.known_region, sample.step, held.noise.data(), span);
+  if (request.keeps()) keep_known(*request.known_region, sample.step, memory.noise.data(), span);
 }
 
 void HostStepper::end(const Sample& sample) { slots_.give_back(sample.slot); }

@@ -1,4 +1,4 @@
-// Samples to ask for at random, and the oracle that says what must come of them.
+// Random samples, and the oracle that computes what their results must be.
 #pragma once
 
 #include <atomic>
@@ -9,49 +9,50 @@
 #include <vector>
 
 #include "../../csrc/core/loop/sample.h"
+#include "../../csrc/core/step/fused_step.h"
 #include "../../csrc/core/step/noise.h"
-#include "../../csrc/core/step/step_cpu.h"
 #include "faulty_network.h"
 
 namespace stepfuse {
 
-// A gate, and how many iterations it may let through: what its owner has opened less what has been told of.
-struct Gateway {
-  explicit Gateway(bool open) : iterations(open) { gate->open = open; }
+// A gate that counts the iterations it may let pass: how often it was opened, less how often it was passed.
+struct CountedGate {
+  explicit CountedGate(bool open) : iterations(open) { gate->open = open; }
   bool add(int n) { return iterations.fetch_add(n, std::memory_order_relaxed) + n == (n > 0); }
 
   std::shared_ptr<Gate> gate = std::make_shared<Gate>();
   std::atomic<int> iterations;  // 0 or 1
 };
 
-// All that a request borrows: gone as soon as the server lets go of it, unless the owner looks at previews.
+// All that a request borrows: freed when the server releases it, unless the client reads previews.
 struct Memory {
   std::vector<float> x, x0, image, mask;
   float label, null_label;
   Tag tag;
 };
 
-struct Draw {
+// A request with its memory, what must come of it, and what did.
+struct RandomSample {
   std::uint64_t id = 0;
   int client = 0;
   std::shared_ptr<const Table> table;
   std::uint64_t seed = 0;
   bool has_noise = false, conditioned = false, watched = false;
   float label = 0, null_label = 0;
-  std::vector<float> image, mask;  // empty where nothing is known
+  std::vector<float> image, mask;  // empty without a known region
   std::vector<Level> levels;
   Fault fault = Fault::None;
   int faulty_step = 0;
   double submitted = 0, timeout = kNever;
-  std::shared_ptr<Gateway> gateway;
-  std::shared_ptr<Memory> preview;  // of those behind a gate
+  std::shared_ptr<CountedGate> gate;
+  std::shared_ptr<Memory> preview;  // of a sample behind a gate
   Memory* memory = nullptr;
 
   Flag cancel_asked;
 
-  // Written by whoever drives, read by the client when told: the server's lock and the mailbox's order these.
-  int steps = 0, answers = 0;
-  EventKind answer = EventKind::Retried;
+  // Written by the thread in run(), read by the client after a notice: the locks of server and mailbox order these.
+  int steps = 0, ends = 0;
+  EventKind end = EventKind::Retried;
   std::vector<float> x;
 };
 
@@ -84,7 +85,8 @@ inline std::shared_ptr<const Table> random_table(Random& random, int steps) {
   std::vector<StepRow> rows;
   for (int i = 0; i < steps; ++i) {
     rows.push_back(random_row(random, steps - i, history && i % 3 != 2, noise && i % 2));
-    // What a row leaves that keeps no history is not for the next to read: a device leaves what was there.
+    // A row that keeps no history leaves the register undefined (a device does not write it): the next must not read
+    // it.
     if (i > 0 && i % 3 == 0) rows.back().q_h = rows.back().u_h = 0;
   }
   Adaptive adaptive;
@@ -93,20 +95,20 @@ inline std::shared_ptr<const Table> random_table(Random& random, int steps) {
   return std::make_shared<Table>(std::move(rows), random.coefficient(0.5, 2.0), adaptive);
 }
 
-// Nothing, an image to begin with, or one of which a part is kept.
-inline void random_known(Random& random, std::int64_t n, Draw& draw) {
+// No known region, an image to start from, or one of which a mask keeps a part.
+inline void random_known(Random& random, std::int64_t n, RandomSample& sample) {
   if (!random.one_in(3)) return;
-  for (std::int64_t k = 0; k < n; ++k) draw.image.push_back(random.coefficient(-1.0, 1.0));
-  for (int i = 0; i <= draw.table->size(); ++i)
-    draw.levels.push_back({random.coefficient(0.0, 1.0), random.coefficient(0.0, 1.0)});
+  for (std::int64_t k = 0; k < n; ++k) sample.image.push_back(random.coefficient(-1.0, 1.0));
+  for (int i = 0; i <= sample.table->size(); ++i)
+    sample.levels.push_back({random.coefficient(0.0, 1.0), random.coefficient(0.0, 1.0)});
   if (random.one_in(3)) return;
-  for (std::int64_t k = 0; k < n; ++k) draw.mask.push_back(static_cast<float>(random.from(0, 2)) / 2);
+  for (std::int64_t k = 0; k < n; ++k) sample.mask.push_back(static_cast<float>(random.from(0, 2)) / 2);
 }
 
-inline std::vector<float> starting_noise(const Draw& draw, std::int64_t n) {
+inline std::vector<float> starting_noise(const RandomSample& sample, std::int64_t n) {
   std::vector<float> noise(static_cast<std::size_t>(n));
-  // Noise that a caller brings is any noise but what the loop would make.
-  fill_normal(draw.has_noise ? ~draw.seed : draw.seed, 0, NoiseStream::InitialState, 0, n, noise.data());
+  // The noise that a caller passes differs from what the loop would make.
+  fill_normal(sample.has_noise ? ~sample.seed : sample.seed, 0, NoiseStream::InitialState, 0, n, noise.data());
   return noise;
 }
 
@@ -115,40 +117,40 @@ struct Trajectory {
 };
 
 // The oracle: one sample after the other, a row at a time, no planner and no batch.
-inline Trajectory trajectory(const Draw& draw, const ModelSpec& spec) {
+inline Trajectory trajectory(const RandomSample& sample, const ModelSpec& spec) {
   const auto n = static_cast<std::size_t>(spec.elements);
-  std::vector<float> x = starting_noise(draw, spec.elements), h(n), z(n), input(n), eps(n), eps_uncond(n), x0(n);
+  std::vector<float> x = starting_noise(sample, spec.elements), h(n), z(n), input(n), eps(n), eps_uncond(n), x0(n);
   const std::vector<float> noise = x;
   const auto given = [&](std::size_t level, std::size_t k) {
-    return draw.levels[level].signal * draw.image[k] + draw.levels[level].noise * noise[k];
+    return sample.levels[level].signal * sample.image[k] + sample.levels[level].noise * noise[k];
   };
-  for (std::size_t k = 0; k < n; ++k) x[k] = draw.image.empty() ? draw.table->init_scale * x[k] : given(0, k);
+  for (std::size_t k = 0; k < n; ++k) x[k] = sample.image.empty() ? sample.table->init_scale * x[k] : given(0, k);
   std::vector<float> scratch(n);
   Trajectory found;
-  for (int i = 0; i < draw.table->size(); ++i) {
-    StepRow row = draw.table->rows[static_cast<std::size_t>(i)];
+  for (int i = 0; i < sample.table->size(); ++i) {
+    StepRow row = sample.table->rows[static_cast<std::size_t>(i)];
     for (std::size_t k = 0; k < n; ++k) input[k] = row.s * x[k];
     const double t = spec.timestep == TimestepType::Int64 ? static_cast<double>(std::llrint(row.t)) : row.t;
-    const bool told = draw.conditioned && row.g != 0.0f, guided = told && row.g != 1.0f;
-    predict(input.data(), t, told ? draw.label : draw.null_label, spec.elements, eps.data());
-    if (guided) predict(input.data(), t, draw.null_label, spec.elements, eps_uncond.data());
-    if (draw.table->adaptive.any())
-      row = adapted(row, draw.table->adaptive, spec.elements, x.data(), eps.data(),
+    const bool conditional = sample.conditioned && row.g != 0.0f, guided = conditional && row.g != 1.0f;
+    predict(input.data(), t, conditional ? sample.label : sample.null_label, spec.elements, eps.data());
+    if (guided) predict(input.data(), t, sample.null_label, spec.elements, eps_uncond.data());
+    if (sample.table->adaptive.any())
+      row = adapted(row, sample.table->adaptive, spec.elements, x.data(), eps.data(),
                     guided ? eps_uncond.data() : nullptr, scratch.data());
     if (row.adds_noise())
-      fill_normal(draw.seed, static_cast<std::uint32_t>(i), NoiseStream::Step, 0, spec.elements, z.data());
+      fill_normal(sample.seed, static_cast<std::uint32_t>(i), NoiseStream::Step, 0, spec.elements, z.data());
     StepSpan<float> span{};
     span.n = spec.elements;
     span.x = span.out = x.data();
     span.eps = eps.data();
     span.eps_uncond = guided ? eps_uncond.data() : nullptr;
-    span.h = draw.table->uses_history ? h.data() : nullptr;
+    span.h = sample.table->uses_history ? h.data() : nullptr;
     span.z = row.adds_noise() ? z.data() : nullptr;
     span.x0 = x0.data();
-    require(fused_step(row, span), "the oracle is not finite", draw.id);
-    for (std::size_t k = 0; k < draw.mask.size(); ++k) {
-      x[k] = draw.mask[k] * x[k] + (1 - draw.mask[k]) * given(static_cast<std::size_t>(i) + 1, k);
-      x0[k] = draw.mask[k] * x0[k] + (1 - draw.mask[k]) * draw.image[k];
+    require(fused_step(row, span), "the oracle is not finite", sample.id);
+    for (std::size_t k = 0; k < sample.mask.size(); ++k) {
+      x[k] = sample.mask[k] * x[k] + (1 - sample.mask[k]) * given(static_cast<std::size_t>(i) + 1, k);
+      x0[k] = sample.mask[k] * x0[k] + (1 - sample.mask[k]) * sample.image[k];
     }
     found.x.push_back(x);
     found.x0.push_back(x0);
