@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import triton
 
-from stepfuse.kernels.layout import COLUMNS
+from stepfuse.kernels.columns import COLUMNS
 
 STORAGE = (torch.float32, torch.float16, torch.bfloat16)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from stepfuse.kernels.layout import COLUMNS, OF_PREDICTION
+from stepfuse.kernels.columns import COLUMNS, OF_PREDICTION
 
 Array = npt.NDArray[np.float64]
 

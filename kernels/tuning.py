@@ -10,7 +10,7 @@ import triton.testing
 
 from stepfuse.kernels.checks import on_device, require_state
 from stepfuse.kernels.configs import Config, config_for, layouts_for
-from stepfuse.kernels.launch import fused_step
+from stepfuse.kernels.step import fused_step
 
 
 def tune(x: torch.Tensor, prediction: torch.Tensor, rows: torch.Tensor, **arguments: Any) -> Config:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
+from stepfuse.kernels.adapt_kernel import guidance_sums_kernel, rescaled_rows_kernel, thresholded_rows_kernel
 from stepfuse.kernels.configs import (
     ALIGNED_LAYOUTS,
     ANY_LAYOUT,
@@ -19,9 +20,8 @@ from stepfuse.kernels.configs import (
     SUMS_WARPS,
     Config,
 )
-from stepfuse.kernels.triton_adapt import guidance_sums_kernel, rescaled_rows_kernel, thresholded_rows_kernel
-from stepfuse.kernels.triton_keep import keep_known_kernel
-from stepfuse.kernels.triton_step import fused_step_kernel
+from stepfuse.kernels.keep_kernel import keep_known_kernel
+from stepfuse.kernels.step_kernel import fused_step_kernel
 
 #: Triton's names of the storage types, by ours.
 TYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}

@@ -10,7 +10,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from stepfuse.kernels import checks, launch, launch_adapt, launch_keep
+from stepfuse.kernels import adapt, checks, keep, step
 
 
 class Driver:
@@ -35,7 +35,7 @@ def compile_only(self, *args, grid, warmup, **options):
 
 driver.set_active(Driver())
 run, JITFunction.run = JITFunction.run, compile_only
-for module in (checks, launch, launch_adapt, launch_keep):
+for module in (adapt, checks, keep, step):
     module.require_state = lambda *args: None  # which would ask for CUDA tensors
 
 
@@ -56,14 +56,14 @@ def step(slots, n, state, network, timestep=None, noise=None):
         arguments["z"] = zeros(slots, n, dtype=state)
     elif noise == "made":
         arguments |= {"seed": zeros(slots, dtype=torch.int64), "step": ints()}
-    launch.fused_step(zeros(slots, n, dtype=state), zeros(slots, n, dtype=network), zeros(16), **arguments)
+    step.fused_step(zeros(slots, n, dtype=state), zeros(slots, n, dtype=network), zeros(16), **arguments)
 
 
 def adapt(slots, n):
     x, rows, each = torch.zeros(slots, n), torch.zeros(slots, 16), torch.ones(slots)
     maps = torch.zeros(slots, dtype=torch.int32), torch.zeros(slots, dtype=torch.int32)
-    launch_adapt.guidance_rescale(x, rows, each, *maps)
-    launch_adapt.dynamic_threshold(x, x, rows, each, each)
+    adapt.guidance_rescale(x, rows, each, *maps)
+    adapt.dynamic_threshold(x, x, rows, each, each)
 
 
 def keep(slots, n, network=None):
@@ -72,7 +72,7 @@ def keep(slots, n, network=None):
     if network is not None:
         following = {"x0": torch.zeros(slots, n), "next_input": torch.zeros(slots, n, dtype=network)}
         following |= {"next_rows": torch.zeros(16), "next_cond": rows, "next_uncond": rows.clone()}
-    launch_keep.keep_known(x, known, rows, torch.zeros(slots, 2), **following)
+    keep.keep_known(x, known, rows, torch.zeros(slots, 2), **following)
 
 
 step(1, 1, torch.float32, torch.float32)  # Triton turns integers that are 1 into constants

@@ -101,7 +101,7 @@ def test_arguments_are_the_kernel_s_in_order(manifest):
 def test_no_path_of_the_building_machine_is_in_a_cubin(folder):
     for cubin in folder.rglob("*.cubin"):
         data = cubin.read_bytes()
-        assert not [path for path in (b"triton_step", b"site-packages", os.fsencode(folder)) if path in data]
+        assert not [path for path in (b"step_kernel.py", b"site-packages", os.fsencode(folder)) if path in data]
 
 
 def test_variants_are_named_apart_and_know_every_argument():

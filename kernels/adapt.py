@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import triton
 
+from stepfuse.kernels.adapt_kernel import guidance_sums_kernel, rescaled_rows_kernel, thresholded_rows_kernel
 from stepfuse.kernels.checks import (
     on_device,
     read,
@@ -16,6 +17,7 @@ from stepfuse.kernels.checks import (
     rows_of,
     slot_values,
 )
+from stepfuse.kernels.columns import COLUMNS
 from stepfuse.kernels.configs import (
     COMPILE_OPTIONS,
     GATHER_BLOCK,
@@ -25,8 +27,6 @@ from stepfuse.kernels.configs import (
     SUMS_BLOCK,
     SUMS_WARPS,
 )
-from stepfuse.kernels.layout import COLUMNS
-from stepfuse.kernels.triton_adapt import guidance_sums_kernel, rescaled_rows_kernel, thresholded_rows_kernel
 
 
 def guidance_rescale(

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from stepfuse.kernels.triton_row import S, rows_of_slot
+from stepfuse.kernels.row import S, rows_of_slot
 
 
 # keep_known: where a mask keeps a sample, its image at the level of the state that the step has just left, in that

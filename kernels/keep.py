@@ -18,7 +18,7 @@ from stepfuse.kernels.checks import (
     written,
 )
 from stepfuse.kernels.configs import COMPILE_OPTIONS, KEEP
-from stepfuse.kernels.triton_keep import keep_known_kernel
+from stepfuse.kernels.keep_kernel import keep_known_kernel
 
 
 def keep_known(

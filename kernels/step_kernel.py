@@ -3,9 +3,9 @@
 import triton
 import triton.language as tl
 
-from stepfuse.kernels.layout import STEP
-from stepfuse.kernels.triton_noise import normal
-from stepfuse.kernels.triton_row import (
+from stepfuse.kernels.columns import STEP
+from stepfuse.kernels.noise import normal
+from stepfuse.kernels.row import (
     HI,
     LO,
     P_E,

@@ -7,7 +7,7 @@ length that is a multiple of 16 is still known to be one, and Triton's interpret
 import triton
 import triton.language as tl
 
-from stepfuse.kernels.layout import COLUMNS
+from stepfuse.kernels.columns import COLUMNS
 
 T, S, G, P_X, P_E, LO, HI, Q_X, Q_D, Q_E, Q_H, Q_Z, U_X, U_D, U_E, U_H = map(tl.constexpr, range(len(COLUMNS)))
 WIDTH = tl.constexpr(len(COLUMNS))

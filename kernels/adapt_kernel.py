@@ -6,7 +6,7 @@
 import triton
 import triton.language as tl
 
-from stepfuse.kernels.triton_row import HI, LO, P_E, P_X, Q_E, U_E, WIDTH, G, load_blend, rows_of_slot
+from stepfuse.kernels.row import HI, LO, P_E, P_X, Q_E, U_E, WIDTH, G, load_blend, rows_of_slot
 
 RADIX = tl.constexpr(16)
 RADIX_BITS = tl.constexpr(4)
