@@ -97,7 +97,8 @@ def fused_step(
     tensors = (x, prediction, rows, row_cond, row_uncond, h, z, out, seed, step, x0, *following, nonfinite)
     if not compiling:
         return _checked_launch(*tensors, config)
-    torch.ops.stepfuse.fused_step.default(*tensors, *((None, None) if config is None else (config.block, config.num_warps)))
+    block, num_warps = (None, None) if config is None else (config.block, config.num_warps)
+    torch.ops.stepfuse.fused_step.default(*tensors, block, num_warps)
     return out
 
 
@@ -121,7 +122,7 @@ def _checked_launch(
     nonfinite: torch.Tensor | None,
     config: Config | None,
 ) -> torch.Tensor:
-    """``fused_step`` outside of ``torch.compile``, and what the operator runs: the same checks either way."""
+    """Checks and one launch: ``fused_step`` outside of ``torch.compile``, and the operator's implementation."""
     require_state("x", x)
     require_prediction(prediction, x)
     slots, n = x.shape[0], x[:1].numel()
@@ -185,7 +186,7 @@ def _next_forward(
     next_uncond: torch.Tensor | None,
     next_timestep: torch.Tensor | None,
 ) -> dict[str, torch.Tensor | int | None]:
-    """The kernel's arguments that say where the next forward's rows go."""
+    """The kernel's arguments for the next forward's input rows and timesteps."""
     following = next_inputs(x, (prediction.dtype,), next_input, next_rows, next_cond, next_uncond)
     if next_timestep is not None:
         require(next_input is not None, "next_timestep says how next_input is written: pass next_input too")
