@@ -14,9 +14,9 @@ if __name__ != "stepfuse.kernels":
 from stepfuse.kernels.reference import dynamic_threshold_ref, fused_step_ref, guidance_rescale_ref, keep_known_ref
 
 if TYPE_CHECKING:
-    from stepfuse.kernels.launch import fused_step
-    from stepfuse.kernels.launch_adapt import dynamic_threshold, guidance_rescale
-    from stepfuse.kernels.launch_keep import keep_known
+    from stepfuse.kernels.adapt import dynamic_threshold, guidance_rescale
+    from stepfuse.kernels.keep import keep_known
+    from stepfuse.kernels.step import fused_step
     from stepfuse.kernels.tuning import tune
 
 __all__ = [
@@ -32,10 +32,10 @@ __all__ = [
 ]
 
 _MODULES = {
-    "fused_step": "launch",
-    "dynamic_threshold": "launch_adapt",
-    "guidance_rescale": "launch_adapt",
-    "keep_known": "launch_keep",
+    "fused_step": "step",
+    "dynamic_threshold": "adapt",
+    "guidance_rescale": "adapt",
+    "keep_known": "keep",
     "tune": "tuning",
 }
 
@@ -44,10 +44,12 @@ def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        return getattr(import_module(f"stepfuse.kernels.{_MODULES[name]}"), name)
+        value = getattr(import_module(f"stepfuse.kernels.{_MODULES[name]}"), name)
     except ModuleNotFoundError as error:
         if error.name not in ("torch", "triton"):
             raise
         raise ModuleNotFoundError(
             f"stepfuse.kernels.{name} needs {error.name}: pip install 'stepfuse[kernels]'", name=error.name
         ) from error
+    globals()[name] = value  # later uses find it at once, and torch.compile can trace them
+    return value

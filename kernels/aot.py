@@ -1,7 +1,7 @@
 """Ahead-of-time build: every kernel variant as a cubin for every architecture, with a manifest. Needs no GPU.
 
-``python -m stepfuse.kernels.aot -o DIR`` writes ``DIR/manifest.json`` and ``DIR/sm_<cc>/<variant>.cubin``. To load them
-takes the driver alone. Registers and stack are read from the cubins by the cuobjdump that comes with Triton.
+``python -m stepfuse.kernels.aot -o DIR`` writes ``DIR/manifest.json`` and ``DIR/sm_<cc>/<variant>.cubin``. Loading them
+needs the CUDA driver alone. Registers and stack are read from the cubins by the cuobjdump that comes with Triton.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ ARCHITECTURES = (80, 86, 89, 90, 100, 120)
 
 
 class BuildError(RuntimeError):
-    """A kernel could not be built as it must be."""
+    """A kernel does not meet a rule of the build, or nothing can be built."""
 
 
 def build(
@@ -48,17 +48,17 @@ def build(
     """Compiles the variants whose names match one of ``only`` and writes them with their manifest.
 
     Args:
-        folder: Where to; made if it does not exist.
+        folder: Where files are written; created if it does not exist.
         architectures: Compute capabilities times ten.
         only: Shell patterns of variants' names.
-        jobs: Processes at once; None takes as many as there are processors.
+        jobs: Number of parallel processes; None: one a CPU core.
 
     Returns:
         The manifest.
 
     Raises:
-        BuildError: If Triton interprets, no name matches, a kernel uses local memory (a spill) or operations that round
-            in another way than the CPU's, or its parameters are not the ones that the manifest would name.
+        BuildError: If Triton interprets; no name matches; a kernel uses local memory (a spill), scratch memory, or
+            operations that round in another way than the CPU's; or its parameters are not those of the variant.
     """
     if triton.knobs.runtime.interpret:
         raise BuildError("nothing is compiled under TRITON_INTERPRET: unset it")
@@ -67,7 +67,7 @@ def build(
         raise BuildError(f"no variant has a name like {' or '.join(only)}")
     for cc in architectures:
         (folder / f"sm_{cc}").mkdir(parents=True, exist_ok=True)
-    # Spawned: Triton's compiler has threads, and a fork would copy their locks.
+    # Spawned, since Triton's compiler has threads whose locks a fork would copy.
     jobs = min(jobs or os.cpu_count() or 1, len(names))
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         tasks = [pool.submit(_build_variant, name, folder, tuple(architectures)) for name in names]
@@ -84,7 +84,7 @@ def build(
 
 def compile_variant(variant: Variant, cc: int) -> Any:
     """One variant for one architecture, as Triton's compiled kernel."""
-    index = {name: (place,) for place, name in enumerate(variant.kernel.arg_names)}
+    index = {name: (position,) for position, name in enumerate(variant.kernel.arg_names)}
     constants: dict[tuple[int, ...], Any] = {
         index[name]: None for name, kind in variant.signature.items() if kind is None
     }
@@ -100,7 +100,7 @@ def compile_variant(variant: Variant, cc: int) -> Any:
 
 
 def resources_of(cubin: Path) -> dict[str, int]:
-    """Registers and bytes of stack a thread, as the cubin says. A spill is on the stack."""
+    """Registers and bytes of stack a thread, read from a cubin. Spilled registers are on the stack."""
     command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", str(cubin)]
     text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     found = dict(re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text))
@@ -108,14 +108,14 @@ def resources_of(cubin: Path) -> dict[str, int]:
 
 
 def require_exact(name: str, ptx: str) -> None:
-    """Raises if a kernel contracts, flushes or approximates: it would not give the CPU's bits."""
+    """Raises BuildError if a kernel's PTX contracts, flushes or approximates: it would not give the CPU's bits."""
     inexact = sorted(set(re.findall(r"\b(?:fma|div\.full)\.\S*|\S+\.(?:ftz|approx)\S*", ptx)))
     if inexact:
         raise BuildError(f"{name} must round every operation as the CPU does, got {', '.join(inexact)}")
 
 
 def parameters_of(ptx: str) -> list[str]:
-    """Types of the kernel's parameters, as a launch has to pass them."""
+    """PTX types of a kernel's parameters, in the order of a launch."""
     [entry] = re.findall(r"\.entry\s+\w+\(([^)]*)\)", ptx)
     return re.findall(r"\.param\s+\.(\w+)", entry)
 
@@ -123,7 +123,10 @@ def parameters_of(ptx: str) -> list[str]:
 def arguments_of(variant: Variant, ptx: str) -> list[dict[str, str]]:
     """Name and type of each argument of a launch, in order.
 
-    Behind ours Triton appends pointers to scratch memory, which these kernels do not use: they are passed as null.
+    Triton appends pointers to scratch memory. These kernels do not use it: a launch passes null for them.
+
+    Raises:
+        BuildError: If the parameters in the PTX are not those of the variant.
     """
     named = [(name, kind) for name, kind in variant.signature.items() if kind]
     passed = parameters_of(ptx)
@@ -136,7 +139,7 @@ def arguments_of(variant: Variant, ptx: str) -> list[dict[str, str]]:
 
 def _build_variant(name: str, folder: Path, architectures: Sequence[int]) -> dict[str, Any]:
     [variant] = [variant for variant in variants() if variant.name == name]
-    triton.knobs.compilation.disable_line_info = True  # no path of this machine, and a third of the size
+    triton.knobs.compilation.disable_line_info = True  # no path of the building machine, and a third of the size
     cubins, arguments, kernel_name = {}, None, None
     with tempfile.TemporaryDirectory() as cache:
         triton.knobs.cache.dir = cache
@@ -175,7 +178,7 @@ def _ptxas_version(cc: int) -> str:
 
 
 def record_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """What the compiler made of each variant: its registers, spilled bytes and shared bytes by architecture."""
+    """Registers, bytes of stack and shared bytes of each variant, by architecture."""
     columns = ("registers", "stack_bytes", "shared_bytes")
     return {
         "triton": manifest["triton"],
@@ -197,7 +200,7 @@ def write_record(manifest: Mapping[str, Any], file: Path) -> None:
 
 
 def summary_of(manifest: Mapping[str, Any]) -> str:
-    """What was built, in a line."""
+    """A line with the numbers of cubins and variants, their size and their registers."""
     cubins = [cubin for variant in manifest["variants"].values() for cubin in variant["cubins"].values()]
     size = sum(cubin["bytes"] for cubin in cubins) / 1e6
     registers = [cubin["registers"] for cubin in cubins]

@@ -1,4 +1,4 @@
-"""What the kernels ask of the tensors they are given. Nothing here waits for the device."""
+"""Checks of the kernels' tensor arguments. None of them synchronizes with the device."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Any
 import torch
 import triton
 
-from stepfuse.kernels.layout import COLUMNS
+from stepfuse.kernels.columns import COLUMNS
 
 STORAGE = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def require(holds: bool, message: str) -> None:
-    """Raises ValueError unless the rule holds."""
+    """Raises ValueError with ``message`` unless ``holds``."""
     if not holds:
         raise ValueError(message)
 
 
 def require_state(name: str, tensor: torch.Tensor) -> None:
-    """The tensor that all others follow: one sample a slot, of a storage type, where a kernel can run."""
+    """Raises unless a tensor has a storage dtype, a first dimension, and a device that a kernel can run on."""
     if tensor.dtype not in STORAGE:
         raise TypeError(f"{name} must be float32, float16 or bfloat16, got {_plain(tensor.dtype)}")
     require(tensor.ndim > 0, f"{name} must have a first dimension of samples, got shape ()")
@@ -52,7 +52,7 @@ def require_prediction(prediction: torch.Tensor, x: torch.Tensor) -> None:
 
 
 def rows_of(name: str, rows: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """Rows as (B, 16), a single one repeated without a copy."""
+    """Checked rows as (B, 16), a single one repeated without a copy."""
     width = len(COLUMNS)
     shape = (width,) if rows.ndim == 1 else (x.shape[0], width)
     require_like(name, rows, x, shape, torch.float32)
@@ -60,14 +60,14 @@ def rows_of(name: str, rows: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
 
 def slot_values(name: str, values: torch.Tensor, x: torch.Tensor, slots: int, dtype: torch.dtype) -> torch.Tensor:
-    """One number a slot, without gaps."""
+    """A checked tensor of one number a slot, contiguous."""
     return require_like(name, values, x, (slots,), dtype).contiguous()
 
 
 def row_maps(
     x: torch.Tensor, prediction: torch.Tensor, row_cond: torch.Tensor | None, row_uncond: torch.Tensor | None
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Which rows of the prediction each slot reads."""
+    """Checked maps from slots to rows of the prediction: (``row_cond``, ``row_uncond``)."""
     slots = x.shape[0]
     require(
         row_cond is not None or prediction.shape[0] == slots,
@@ -88,7 +88,7 @@ def next_inputs(
     next_cond: torch.Tensor | None,
     next_uncond: torch.Tensor | None,
 ) -> dict[str, Any]:
-    """A kernel's arguments that say where the next forward's samples go."""
+    """A kernel's arguments for the next forward's input rows: absent, or checked."""
     given = {"next_rows": next_rows, "next_cond": next_cond, "next_uncond": next_uncond}
     if next_input is None:
         for name, tensor in given.items():
@@ -113,33 +113,34 @@ def next_inputs(
 
 
 def require_launchable(slots: int, n: int) -> None:
-    """Raises if one launch cannot run over so many samples, or such long ones."""
+    """Raises if a launch's grid or 32-bit offsets cannot hold so many slots, or such long samples."""
     require(n < 1 << 31, f"a sample must have fewer than 2^31 elements, got {n}")
     require(slots < 1 << 16, f"a launch takes fewer than 2^16 slots, got {slots}")
 
 
 def written(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor that is written in place, as (samples, elements); each sample is one piece of memory."""
+    """A tensor that is written in place, as (samples, elements). Raises unless its samples are dense and disjoint."""
     samples = tensor.shape[0]
-    # Of no element, nothing is written, and no view of -1 is defined.
-    piece = tensor.numel() == 0 or tensor[0].is_contiguous()
-    apart = samples < 2 or tensor.numel() == 0 or tensor.stride(0) >= tensor[0].numel()
+    # A view as (samples, -1) is not defined for an empty tensor.
+    dense = tensor.numel() == 0 or tensor[0].is_contiguous()
+    disjoint = samples < 2 or tensor.numel() == 0 or tensor.stride(0) >= tensor[0].numel()
     require(
-        piece and apart, f"{name} is written in place: each of its samples must be contiguous and apart from the others"
+        dense and disjoint,
+        f"{name} is written in place: each of its samples must be contiguous and apart from the others",
     )
     return tensor.view(samples, -1) if tensor.numel() else tensor
 
 
 def read(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor that is only read, as (samples, elements); copied unless each sample is one piece of memory."""
+    """A tensor that is only read, as (samples, elements); copied unless each sample is dense."""
     flat = tensor.reshape(tensor.shape[0], -1)
     return flat if flat.stride(1) == 1 or flat.shape[1] == 1 else flat.contiguous()
 
 
 def require_apart(reads: Mapping[str, torch.Tensor | None], writes: Mapping[str, torch.Tensor | None]) -> None:
-    """Raises if a written tensor overlaps another one; x may be written by its own successor, ``out``.
+    """Raises if a written tensor overlaps another one, save ``out`` that is ``x``.
 
-    Only dense tensors are compared: what lies in the gaps of one may be another.
+    Only contiguous tensors are compared: one may lie in the gaps of another, as slices of one buffer do.
     """
     spans = {
         name: (tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes)
@@ -157,7 +158,7 @@ def require_apart(reads: Mapping[str, torch.Tensor | None], writes: Mapping[str,
 
 
 def on_device(device: torch.device) -> AbstractContextManager[object]:
-    """Triton launches on the current device, whatever its arguments are on."""
+    """Makes the arguments' device the current one, which Triton launches on."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 

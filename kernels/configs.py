@@ -1,57 +1,60 @@
-"""How kernels are cut up and compiled. No torch, no Triton."""
+"""Tile configurations of the kernels, and how they are compiled. No torch, no Triton.
+
+A *layout* is the name of a tile configuration, as it stands in the names of variants and cubins.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-#: No FMA, as on the CPU: the same bits.
+#: No FMA, as in the CPU kernel, whose bits these are.
 COMPILE_OPTIONS = {"enable_fp_fusion": False}
 
 
 @dataclass(frozen=True)
 class Config:
-    """How a launch is cut up. The step's result does not depend on it."""
+    """Tile size and warps of a launch. The result of a step does not depend on it."""
 
     block: int  # elements a tile, a power of two
-    num_warps: int
+    num_warps: int  # warps a tile
 
 
-#: Of the step, where a sample's length is a multiple of 16. Four elements a thread are 16 bytes of float32, eight are
-#: 16 bytes of half precision too; of sixteen half as many threads fit a processor, and no more bytes are in flight.
-#: Small tiles spread a small step over the processors, of large ones fewer have to be begun.
+#: Of the step, where a sample's length is a multiple of 16. A thread accesses 16 bytes at a time with four elements of
+#: float32 or eight of half precision. With sixteen, half as many threads fit a multiprocessor, and no more bytes are in
+#: flight. Small tiles spread a small step over all multiprocessors; large ones mean fewer programs to start.
 SMALL, MEDIUM, LARGE, WIDE = Config(256, 2), Config(512, 4), Config(1024, 4), Config(2048, 8)
 
-#: Of any length: more elements a thread would only cost registers.
+#: Of the step, where a sample has any length: more elements a thread would only cost registers.
 UNALIGNED = Config(512, 4)
 
-#: By name: those that a step of aligned samples may have, all with the same result, and the one of any samples.
+#: Layouts of a step over samples whose length is a multiple of 16, and the one of samples of any length, by name.
 ALIGNED_LAYOUTS = {"small": SMALL, "medium": MEDIUM, "large": LARGE, "wide": WIDE}
 ANY_LAYOUT = {"any": UNALIGNED}
 
-#: Elements of all slots from which on tiles are large: two of them for each processor of a current GPU.
+#: Elements of all slots from which on tiles are large: two tiles for each multiprocessor of a current GPU.
 LARGE_FROM = 1 << 18
 
-#: Of what a mask keeps: of each float32 that it reads a thread takes 16 bytes, and four of them are in flight.
+#: Of keep_known: a thread reads 16 bytes of each of four float32 tensors, all in flight at once.
 KEEP = Config(512, 4)
 
-#: Of the reductions. Sums depend on their block in the last bits, so it is no matter of tuning.
+#: Of the reductions. The last bits of a sum depend on its block, so these are fixed and never tuned.
 SUMS_BLOCK, SUMS_WARPS = 1024, 4
 GATHER_BLOCK, GATHER_WARPS = 256, 4
 SELECT_BLOCK, SELECT_WARPS = 1024, 16
 
 
 def layouts_for(n: int) -> dict[str, Config]:
-    """What a step over samples of ``n`` elements may be cut up as."""
+    """The layouts that a step over samples of ``n`` elements can have, by name."""
     return ANY_LAYOUT if n % 16 else ALIGNED_LAYOUTS
 
 
 def layout_for(slots: int, n: int) -> str:
-    """The name of the layout for a step over ``slots`` samples of ``n`` elements, as a rule of thumb."""
+    """The name of the layout for a step over ``slots`` samples of ``n`` elements, by a rule of thumb."""
     if n % 16:
         return "any"
     return "large" if slots * n >= LARGE_FROM else "small"
 
 
 def config_for(slots: int, n: int) -> Config:
-    """The same layout's configuration."""
+    """The tile configuration of ``layout_for(slots, n)``."""
     return layouts_for(n)[layout_for(slots, n)]

@@ -10,34 +10,34 @@ import triton.testing
 
 from stepfuse.kernels.checks import on_device, require_state
 from stepfuse.kernels.configs import Config, config_for, layouts_for
-from stepfuse.kernels.launch import fused_step
+from stepfuse.kernels.step import fused_step
 
 
 def tune(x: torch.Tensor, prediction: torch.Tensor, rows: torch.Tensor, **arguments: Any) -> Config:
-    """Times ``fused_step`` with these arguments in each configuration, on copies: nothing that is given changes.
+    """The fastest tile configuration of ``fused_step`` with these arguments, timed on copies of them.
 
-    For a loop whose steps are alike: call it once before, and pass what it returns as ``config``. The result of a step
-    does not depend on it. It waits for the device.
+    For a loop whose steps have the same shapes: call it once before the loop, and pass its result as ``config``. The
+    result of a step does not depend on it. It synchronizes with the device.
 
     Args:
-        x: As of ``fused_step``, like ``prediction``, ``rows`` and all others but ``config``.
-        prediction: Network output.
-        rows: One row a slot, or one for all.
-        **arguments: What else ``fused_step`` is to be given.
+        x: State, (B, ...), as for ``fused_step``.
+        prediction: Network output, (R, ...).
+        rows: One row a slot, (B, 16), or one for all, (16,).
+        **arguments: Other arguments of ``fused_step``, save ``config``.
 
     Returns:
-        The configuration of the least median time.
+        The configuration with the smallest median time.
 
     Raises:
-        TypeError: If ``config`` is given, or what ``fused_step`` raises.
-        ValueError: If Triton interprets, or what ``fused_step`` raises.
+        TypeError: If ``config`` is given, or ``fused_step`` raises it for these arguments.
+        ValueError: If Triton interprets, or ``fused_step`` raises it for these arguments.
     """
     if triton.knobs.runtime.interpret:
         raise ValueError("nothing can be timed under TRITON_INTERPRET: unset it, or leave config out")
     if "config" in arguments:
         raise TypeError("config must be left out: it is what is looked for")
     require_state("x", x)
-    copies: dict[int, Any] = {}  # of one tensor one: out may be x
+    copies: dict[int, Any] = {}  # by the tensor's id: where out is x, both are the same copy
 
     def copied(value: Any) -> Any:
         if not isinstance(value, torch.Tensor):
@@ -48,7 +48,7 @@ def tune(x: torch.Tensor, prediction: torch.Tensor, rows: torch.Tensor, **argume
     arguments = {name: copied(value) for name, value in arguments.items()}
     slots, n = x.shape[0], x[:1].numel()
     usual = config_for(slots, n)
-    # The usual one first: of equals it is taken.
+    # The usual one first, since min takes the first of equals.
     configs = sorted(layouts_for(n).values(), key=lambda config: config != usual)
     if len(configs) == 1:
         return usual
@@ -60,6 +60,6 @@ def _seconds(x: torch.Tensor, prediction: torch.Tensor, rows: torch.Tensor, argu
         fused_step(x, prediction, rows, config=config, **arguments)
 
     with on_device(x.device):
-        torch.cuda.synchronize()  # it is timed on another stream than the one that makes the copies
-        # As a graph: a small step is over before the next could be launched.
+        torch.cuda.synchronize()  # the copies are made on another stream than the timed one
+        # In a graph, since a small step takes less time than its launch from the host.
         return float(triton.testing.do_bench_cudagraph(run, rep=5, return_mode="median"))

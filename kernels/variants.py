@@ -1,4 +1,4 @@
-"""Which kernels are compiled ahead of time, and for what arguments. Needs Triton, but neither torch nor a GPU."""
+"""The kernels that are compiled ahead of time, and their argument types. Needs Triton, but neither torch nor a GPU."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
+from stepfuse.kernels.adapt_kernel import guidance_sums_kernel, rescaled_rows_kernel, thresholded_rows_kernel
 from stepfuse.kernels.configs import (
     ALIGNED_LAYOUTS,
     ANY_LAYOUT,
@@ -19,17 +20,16 @@ from stepfuse.kernels.configs import (
     SUMS_WARPS,
     Config,
 )
-from stepfuse.kernels.triton_adapt import guidance_sums_kernel, rescaled_rows_kernel, thresholded_rows_kernel
-from stepfuse.kernels.triton_keep import keep_known_kernel
-from stepfuse.kernels.triton_step import fused_step_kernel
+from stepfuse.kernels.keep_kernel import keep_known_kernel
+from stepfuse.kernels.step_kernel import fused_step_kernel
 
-#: Triton's names of the storage types, by ours.
+#: Triton's names of the storage dtypes, by torch's.
 TYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 
-#: Of the state and of the network: a network of half precision may have its state kept in float32.
+#: Dtypes of the state and of the network: the state of a half-precision network may be float32.
 STORAGE = (*((name, name) for name in TYPES), ("float32", "float16"), ("float32", "bfloat16"))
 
-#: What an argument is, whichever the variant. None: not taken by what is compiled ahead of time.
+#: Types of the arguments that are the same in all variants. None: absent from what is compiled ahead of time.
 ARGUMENTS = {
     "rows": "*fp32",
     "next_rows": "*fp32",
@@ -64,35 +64,35 @@ ARGUMENTS = {
 }
 OF_STATE, OF_NETWORK = ("x", "out", "h", "x0"), ("prediction", "next_input")
 
-#: What an aligned variant asks of its caller: pointers, the length and strides that are multiples of 16.
+#: Arguments that must be multiples of 16 in a launch of an aligned variant: pointers, the length and strides.
 ALIGNED = (*OF_STATE, *OF_NETWORK, "known", "n", "x_stride", "prediction_stride", "out_stride", "next_input_stride")
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One kernel, compiled for one kind of arguments."""
+    """One kernel, compiled for one combination of argument types."""
 
-    name: str
+    name: str  # also of its cubin
     kernel: Any  # a function of triton.jit
     config: Config
-    types: Mapping[str, str | None] = field(repr=False)  # of arguments that ARGUMENTS does not name, or names otherwise
+    types: Mapping[str, str | None] = field(repr=False)  # of arguments that are not in ARGUMENTS, or differ from it
     aligned: bool = False
-    grid: str = "tiles"  # programs: "tiles" (tiles of a sample, slots), "slots" (slots,)
+    grid: str = "tiles"  # of programs: "tiles" is (tiles of a sample, slots), "slots" is (slots,)
 
     @property
     def signature(self) -> dict[str, str | None]:
-        """Triton's type of each argument in order; None for those that are None or known when compiling."""
+        """Triton's type of each argument in order; None for those that are absent or compile-time constants."""
         known = {**ARGUMENTS, **self.types, "BLOCK": None}
         return {name: known[name] for name in self.kernel.arg_names}
 
     @property
     def divisible_by_16(self) -> list[str]:
-        """Arguments whose value must be a multiple of 16."""
+        """Arguments that must be multiples of 16 in a launch."""
         return [name for name, kind in self.signature.items() if kind and self.aligned and name in ALIGNED]
 
 
 def variants() -> Iterator[Variant]:
-    """All of them."""
+    """Every variant that the ahead-of-time build compiles."""
     layouts = {**ALIGNED_LAYOUTS, **ANY_LAYOUT}
     for (state, network), noise, (layout, config) in product(STORAGE, ("plain", "noise"), layouts.items()):
         types = _storage(state, network) | ({} if noise == "noise" else {"seed": None, "step": None})

@@ -111,13 +111,13 @@ def _benchmark(file: str, writes: str, seconds: int, expected: int) -> Part:
 BUILD_SECONDS = 40  # expected
 
 #: Of the tests in tests/kernels all but test_aot.py: it compiles for other GPUs, which needs none, and takes minutes.
-KERNEL_TESTS = tuple(f"kernels/test_{name}" for name in ("arguments", "jit", "keep", "layout", "tune"))
+KERNEL_TESTS = tuple(f"kernels/test_{name}" for name in ("arguments", "columns", "jit", "keep", "torch_op", "tuning"))
 
 STAGES: dict[str, tuple[Part, ...]] = {
     "kernels": (
         Part("cubins", ("-P", "-m", "stepfuse.kernels.aot", "-o", "{cubins}", "--arch", "{cc}"), 120, 15),
         _tests("tests/gpu: kernels", 120, 25, "gpu/test_driver", "gpu/test_cubins", "gpu/test_kernels"),
-        _tests("tests/kernels: step", 180, 45, "kernels/test_fused_step"),
+        _tests("tests/kernels: step", 180, 45, "kernels/test_step"),
         _tests("tests/kernels: reductions", 180, 45, "kernels/test_adapt", beside=True),
         _tests("tests/kernels: others", 180, 45, *KERNEL_TESTS, beside=True),
         _benchmark("step", "gpu-step", 90, 35),

@@ -60,7 +60,7 @@ def run(row, inputs, **options):
 def test_every_isa_is_the_reference_and_all_agree_to_the_bit(features, n, dtype):
     rng = np.random.default_rng(n)
     row, inputs = random_row(rng, features), random_inputs(rng, n, features, dtype)
-    want, want_h, clean = fused_step_ref(row, **inputs)
+    want, want_h, clean = fused_step_ref(row=row, **inputs)
     tolerance = TOLERANCES[dtype] * max(np.abs(term).max() for term in (want, want_h, clean, *inputs.values()))
 
     results = {isa: run(row, inputs, isa=isa) for isa in ISAS}

@@ -126,12 +126,12 @@ def fake(library):
 
 #: The step's kernels: where each is written, and its block and grid here. The fused step is compiled twice.
 STEP_KERNELS = {
-    "fused_step_kernel": ("triton_step.py", BLOCK, "tiles"),
-    "plain_step_kernel": ("triton_step.py", BLOCK, "tiles"),
-    "guidance_sums_kernel": ("triton_adapt.py", SUMS_BLOCK, "tiles"),
-    "rescaled_rows_kernel": ("triton_adapt.py", BLOCK, "slots"),
-    "thresholded_rows_kernel": ("triton_adapt.py", BLOCK, "slots"),
-    "keep_known_kernel": ("triton_keep.py", BLOCK, "tiles"),
+    "fused_step_kernel": ("step_kernel.py", BLOCK, "tiles"),
+    "plain_step_kernel": ("step_kernel.py", BLOCK, "tiles"),
+    "guidance_sums_kernel": ("adapt_kernel.py", SUMS_BLOCK, "tiles"),
+    "rescaled_rows_kernel": ("adapt_kernel.py", BLOCK, "slots"),
+    "thresholded_rows_kernel": ("adapt_kernel.py", BLOCK, "slots"),
+    "keep_known_kernel": ("keep_kernel.py", BLOCK, "tiles"),
 }
 NETWORK = [("rows", "i64"), ("sample", "*fp32"), ("t", "*fp32"), ("prediction", "*fp32"), ("n", "i64")]
 

@@ -1,4 +1,4 @@
-"""A GPU's double for Triton: launches are compiled for an H200, with all that their arguments specialise, and not run.
+"""A fake GPU for Triton: launches are compiled for an H200, with all specializations of their arguments, and not run.
 
 Run by test_jit.py, in a process that does not interpret.
 """
@@ -10,7 +10,8 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from stepfuse.kernels import checks, launch, launch_adapt, launch_keep
+from stepfuse import kernels
+from stepfuse.kernels import adapt, checks, keep, step
 
 
 class Driver:
@@ -35,11 +36,11 @@ def compile_only(self, *args, grid, warmup, **options):
 
 driver.set_active(Driver())
 run, JITFunction.run = JITFunction.run, compile_only
-for module in (checks, launch, launch_adapt, launch_keep):
+for module in (adapt, checks, keep, step):
     module.require_state = lambda *args: None  # which would ask for CUDA tensors
 
 
-def step(slots, n, state, network, timestep=None, noise=None):
+def launch_step(slots, n, state, network, timestep=None, noise=None):
     def zeros(*shape, dtype=torch.float32):
         return torch.zeros(shape, dtype=dtype)
 
@@ -56,31 +57,31 @@ def step(slots, n, state, network, timestep=None, noise=None):
         arguments["z"] = zeros(slots, n, dtype=state)
     elif noise == "made":
         arguments |= {"seed": zeros(slots, dtype=torch.int64), "step": ints()}
-    launch.fused_step(zeros(slots, n, dtype=state), zeros(slots, n, dtype=network), zeros(16), **arguments)
+    kernels.fused_step(zeros(slots, n, dtype=state), zeros(slots, n, dtype=network), zeros(16), **arguments)
 
 
-def adapt(slots, n):
+def launch_adapt(slots, n):
     x, rows, each = torch.zeros(slots, n), torch.zeros(slots, 16), torch.ones(slots)
     maps = torch.zeros(slots, dtype=torch.int32), torch.zeros(slots, dtype=torch.int32)
-    launch_adapt.guidance_rescale(x, rows, each, *maps)
-    launch_adapt.dynamic_threshold(x, x, rows, each, each)
+    kernels.guidance_rescale(x, rows, each, *maps)
+    kernels.dynamic_threshold(x, x, rows, each, each)
 
 
-def keep(slots, n, network=None):
+def launch_keep(slots, n, network=None):
     x, known, rows = torch.zeros(slots, n), torch.zeros(slots, 3, n), torch.zeros(slots, dtype=torch.int32)
     following = {}
     if network is not None:
         following = {"x0": torch.zeros(slots, n), "next_input": torch.zeros(slots, n, dtype=network)}
         following |= {"next_rows": torch.zeros(16), "next_cond": rows, "next_uncond": rows.clone()}
-    launch_keep.keep_known(x, known, rows, torch.zeros(slots, 2), **following)
+    kernels.keep_known(x, known, rows, torch.zeros(slots, 2), **following)
 
 
-step(1, 1, torch.float32, torch.float32)  # Triton turns integers that are 1 into constants
-step(1, 1, torch.float32, torch.float32, torch.int64, "made")
-step(3, 111, torch.float16, torch.float16, torch.int64, "given")
-step(64, 16384, torch.float32, torch.bfloat16, torch.float32, "made")
-adapt(1, 1)
-adapt(2, 4096)
-keep(1, 1)
-keep(3, 111, torch.bfloat16)
+launch_step(1, 1, torch.float32, torch.float32)  # Triton turns integers that are 1 into constants
+launch_step(1, 1, torch.float32, torch.float32, torch.int64, "made")
+launch_step(3, 111, torch.float16, torch.float16, torch.int64, "given")
+launch_step(64, 16384, torch.float32, torch.bfloat16, torch.float32, "made")
+launch_adapt(1, 1)
+launch_adapt(2, 4096)
+launch_keep(1, 1)
+launch_keep(3, 111, torch.bfloat16)
 sys.stdout.write(" ".join(compiled))

@@ -1,4 +1,4 @@
-"""What a step takes from its whole sample, reduced in Triton: against numpy's deviation and quantile, and the core."""
+"""Guidance rescale and dynamic thresholding in Triton: against numpy's deviation and quantile, and the core."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def random_inputs(n, *, scale=1.0):
 
 
 def passes(outputs, slot):
-    """What a slot's step is given: (eps, eps_uncond)."""
+    """The predictions of a slot's step: (eps, eps_uncond)."""
     cond, uncond = ROW_COND[slot], ROW_UNCOND[slot]
     guided = cond >= 0 and uncond >= 0
     return outputs[cond if cond >= 0 else uncond], outputs[uncond] if guided else None
@@ -54,7 +54,7 @@ def test_rescaled_rows_are_the_reference(given, dtype, n):
         if eps_uncond is None or n == 1:  # one value has no deviation
             np.testing.assert_array_equal(got[i], rows[i])
         else:
-            want = guidance_rescale_ref(rows[i], phi[i], eps, eps_uncond)
+            want = guidance_rescale_ref(eps, rows[i], phi[i], eps_uncond)
             np.testing.assert_allclose(got[i], want, rtol=tolerances.ADAPTED_ROW)
             by_core = core_row(rows[i], x[i], eps, eps_uncond, guidance_rescale=phi[i])
             np.testing.assert_allclose(got[i], by_core, rtol=tolerances.ADAPTED_ROW_ORDER)
@@ -87,7 +87,7 @@ def test_thresholded_rows_are_the_reference_and_the_core_to_the_bit(given, ratio
         by_core = core_row(rows[i], x[i], eps, eps_uncond, threshold_ratio=ratio, largest_threshold=largest)
         np.testing.assert_array_equal(got[i], by_core)
         if ratio:
-            want = dynamic_threshold_ref(rows[i], np.float32(ratio), largest, x[i], eps, eps_uncond)
+            want = dynamic_threshold_ref(x[i], eps, rows[i], np.float32(ratio), largest, eps_uncond)
             np.testing.assert_allclose(got[i], want, rtol=tolerances.ADAPTED_ROW)
         else:
             np.testing.assert_array_equal(got[i], rows[i])

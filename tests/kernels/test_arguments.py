@@ -1,4 +1,4 @@
-"""What the kernels refuse: rule and value, before anything is launched."""
+"""Argument errors of the kernels: rule and value, before anything is launched."""
 
 import subprocess
 import sys

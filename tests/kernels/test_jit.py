@@ -1,4 +1,4 @@
-"""What a launch makes of its arguments compiles, GPU or not. That it also runs is for a machine with one to show."""
+"""Every specialization of a launch's arguments compiles, without a GPU. That it also runs is tested on a GPU."""
 
 import os
 import subprocess

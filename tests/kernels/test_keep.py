@@ -1,4 +1,4 @@
-"""What a mask keeps, in Triton: against its float64 oracle, the CPU's bits, and an engine's whole runs."""
+"""The known region of inpainting, in Triton: against its float64 oracle, the CPU's bits, and an engine's whole runs."""
 
 import itertools
 
@@ -24,8 +24,8 @@ TOLERANCES = {
 }
 #: One element, fewer than a vector, no multiple of one, a tile and one more, and whole tiles.
 SIZES = (1, 3, 111, 513, 1024)
-#: Slots: two passes, one that keeps nothing, either pass alone (one ends here), one that does no step, and two passes
-#: that become one. Two share what is known, as samples of one image do.
+#: Slots: a guided one, one without a known region, one with either row alone (one ends here), one that is not stepped,
+#: and a guided one whose next step is not. Two share a known image, as samples of one request do.
 ROW_COND, ROW_UNCOND = (0, 1, 2, -1, -1, 3), (5, 6, -1, 4, -1, 7)
 KNOWN_ROW = (2, -1, 0, 0, 1, 1)
 NEXT_COND, NEXT_UNCOND = (3, 0, 1, -1, 6, -1), (4, -1, -1, -1, -1, 2)
@@ -71,14 +71,14 @@ def same_bits(got, want):
 
 
 def random_known(rng, n):
-    """Images, masks (kept, drawn and between) and noise."""
+    """Images, masks (known, sampled and between) and noise."""
     known = rng.standard_normal((KNOWN, 3, n)).astype(np.float32)
     known[:, 1] = np.clip(rng.uniform(-1, 2, (KNOWN, n)), 0, 1)
     return known
 
 
 def by_numpy(known, level, x, x0):
-    """known.cpp's order, each operation of float32 rounded."""
+    """The operations of known.cpp in its order, each rounded to float32."""
     image, mask, noise = known
     one = np.float32(1)
     kept = level[0] * image + level[1] * noise
@@ -115,7 +115,7 @@ def test_slots_of_all_kinds_are_the_reference_and_the_core_s_bits(given, state, 
         want[slot], clean[slot] = new.astype(state_type), new_x0.astype(state_type)
         for to in {NEXT_COND[slot], NEXT_UNCOND[slot]} - {-1}:
             inputs[to] = (next_rows[slot, S] * new).astype(network_type)
-        exact = keep_known_ref(own, levels[slot], wide, wide_x0)
+        exact = keep_known_ref(wide, own, levels[slot], wide_x0)
         for got, right in zip((array(out), array(into["x0"])), exact, strict=True):
             largest = max(np.abs(right).max(), np.abs(own).max())
             assert np.abs(got[slot].astype(np.float64) - right).max() <= TOLERANCES[state] * largest
@@ -179,7 +179,7 @@ RUN = {"cond": 1, "steps": 5, "guidance_scale": 2.0}
         pytest.param({**RUN, "eta": 1.0, "strength": 0.6}, {}, id="noise"),
         pytest.param({**RUN, "sampler": "dpmpp_2m"}, {}, id="history"),
         pytest.param({**RUN, "sampler": "heun"}, {"guidance_interval": (0.2, 0.6)}, id="passes-come-and-go"),
-        pytest.param({"steps": 4, "sampler": "ddpm", "strength": 0.5}, {}, id="told-nothing"),
+        pytest.param({"steps": 4, "sampler": "ddpm", "strength": 0.5}, {}, id="unconditional"),
     ],
 )
 def test_a_run_of_both_kernels_is_the_engine_s_to_the_bit(given, arguments, options):
@@ -188,7 +188,7 @@ def test_a_run_of_both_kernels_is_the_engine_s_to_the_bit(given, arguments, opti
     arguments = {"image": image, "mask": np.clip(rng.uniform(-1, 2, support.SHAPE), 0, 1), "seed": SEED, **arguments}
     seen = []
     with support.make_engine() as engine:
-        want = engine.sample(1, callback=lambda *told: seen.append(told[2]), **arguments, **options)
+        want = engine.sample(1, callback=lambda step, total, preview: seen.append(preview), **arguments, **options)
         run = Compiler(engine.info).one(sf.Request(options=options, **arguments))
     x, previews = replay(given, run)
     same_bits(x, want)
@@ -229,7 +229,7 @@ def replay(given, run):
 
 
 def passes(row, cond):
-    """Rows of the two passes: 0 with conditioning, 1 without."""
+    """The conditional row, 0, and the unconditional one, 1, that a step reads; -1: none."""
     g = row[COLUMNS.index("g")]
     return -1 if cond is None or g == 0 else 0, 1 if cond is None or g != 1 else -1
 

@@ -48,6 +48,6 @@ def test_the_loop_is_the_network_and_the_oracle_of_the_step(engine, name):
         }
         cond, uncond = session.run(["prediction"], inputs)[0]
         z = sf.normal(5, x.shape, step=step, stream=1)
-        x, h, _ = fused_step_ref(row, x, cond, uncond, h, z)
+        x, h, _ = fused_step_ref(x, cond, row, uncond, h, z)
     image = engine.sample(1, cond="sneaker", table=table, seed=5)[0]
     assert np.abs(image - x).max() <= tolerances.EMBEDDED_MODEL * np.abs(x).max()

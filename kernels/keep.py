@@ -1,4 +1,4 @@
-"""What a mask keeps, on torch tensors: checks, then one launch. Needs the extra ``stepfuse[kernels]``."""
+"""The known region of inpainting, on torch tensors: checks, then one launch. Needs ``stepfuse[kernels]``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from stepfuse.kernels.checks import (
     written,
 )
 from stepfuse.kernels.configs import COMPILE_OPTIONS, KEEP
-from stepfuse.kernels.triton_keep import keep_known_kernel
+from stepfuse.kernels.keep_kernel import keep_known_kernel
 
 
 def keep_known(
@@ -35,33 +35,35 @@ def keep_known(
     next_cond: torch.Tensor | None = None,
     next_uncond: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Puts images back where masks keep them, in place, behind ``fused_step`` and in what it has written.
+    """Puts images back in the known regions of inpainting, in place, in what ``fused_step`` has written.
 
-    ``x`` becomes mask x + (1 - mask) (signal image + noise z), z being the noise that the sample began with. Slots that
-    keep nothing are left alone. Nothing waits for the device.
+    ``x`` becomes mask x + (1 - mask) (signal image + noise z), z being the noise of the initial state. Slots without a
+    known region are left alone. No call synchronizes with the device.
 
     Args:
-        x: State that ``fused_step`` has left, (B, ...), float32, float16 or bfloat16, each sample contiguous.
-        known: (K, 3, ...) float32: image, mask (1: drawn, 0: kept, between: blended), and z.
-        known_row: (B,) int32, which of ``known`` is a slot's, below K, which only the device could see; -1: none.
+        x: State after ``fused_step``, (B, ...), float32, float16 or bfloat16, each sample contiguous.
+        known: (K, 3, ...) float32: image, mask (1: sampled, 0: known, between: blended), and z.
+        known_row: (B,) int32, each slot's entry of ``known``, -1: none. It must be below K, which is not checked.
         levels: (B, 2) float32, signal and noise of each slot's state.
-        row_cond: (B,) int32, as ``fused_step`` was given: a slot with neither row has done no step, and is left alone.
-            None: slot i has row i.
+        row_cond: (B,) int32, as passed to ``fused_step``: a slot with neither row has not been stepped, and is left
+            alone. None: slot i has row i.
         row_uncond: (B,) int32, the same.
         x0: Predicted clean samples, like ``x``, contiguous: the image is put back there too.
         next_input: The next forward's input, (R', ...), float32, float16 or bfloat16, each sample contiguous. Needs
-            ``next_rows``, ``next_cond`` and ``next_uncond``, all as ``fused_step`` was given.
+            ``next_rows``, ``next_cond`` and ``next_uncond``, all as passed to ``fused_step``.
         next_rows: Each slot's next row, (B, 16) or (16,) float32: its s scales what is written.
-        next_cond: (B,) int32, the row of ``next_input`` that a slot's next conditional pass reads, -1: none.
-        next_uncond: (B,) int32, the same of the pass without conditioning.
+        next_cond: (B,) int32, each slot's conditional row of ``next_input``, -1: none.
+        next_uncond: (B,) int32, the unconditional row, -1: none.
 
     Returns:
         ``x``.
 
     Raises:
         TypeError: If a dtype is not the one named above.
-        ValueError: If a shape or device differs, a tensor that is written is not contiguous or shares memory that is
-            still to be read, or one argument needs another that is missing.
+        ValueError: If a shape or device is not the one named above; ``x`` is on the CPU and Triton does not interpret;
+            an argument named ``next_*`` is given without ``next_input``, or ``next_input`` without the three that it
+            needs; a tensor that is written is not contiguous as named above, or overlaps another one; B is 2^16 or
+            more, or a sample has 2^31 elements or more.
     """
     require_state("x", x)
     slots, n = x.shape[0], x[:1].numel()

@@ -17,7 +17,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("triton", reason="Triton is not installed: it comes for x86-64 Linux")
 
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
-#: Of the state and of the network: a half-precision network may have its state kept in float32.
+#: Dtypes of the state and of the network: the state of a half-precision network may be float32.
 STORAGE = {
     "float32": ("float32", "float32"),
     "float16": ("float16", "float16"),
@@ -31,25 +31,25 @@ TOLERANCES = {
     "bfloat16": tolerances.STEP_BFLOAT16,
 }
 LAYOUTS = {**ALIGNED_LAYOUTS, **ANY_LAYOUT}
-#: Every size in float32; in the others, which take the same path, what begins and ends apart from a vector.
+#: Every size in float32; in the other dtypes, which take the same path, the sizes that are not whole vectors.
 SIZES = {"one": 1, "below-a-vector": 3, "odd": 111, "odd-long": 989, "aligned": 1024, "one-more": 4097}
 CASES = [
     pytest.param(storage, n, id=f"{name}-{size}")
     for (name, storage), (size, n) in itertools.product(STORAGE.items(), SIZES.items())
     if name == "float32" or size in ("one", "odd", "one-more")
 ]
-#: The interpreter computes with numpy, which warns of what is meant here.
+#: The interpreter computes with numpy, which warns of the values that these tests are about.
 not_finite = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
 
 SEEDS = (0, 7, 7 + (1 << 32), (1 << 63) - 1, 1 << 63, (1 << 64) - 1, 1, 2)
 LAST = (1 << 32) - 1  # the largest step number
 
-# Eight slots that share a forward of 13 rows: all of guided or not, clamped or not, with a history or not. Of those not
-# guided the last runs its pass without conditioning alone. A ninth slot is absent.
+# Eight slots that share a forward of 13 rows: every combination of guided, clamped and with a history. The last of the
+# unguided ones reads its unconditional row alone. A ninth slot reads none.
 SLOTS = tuple(itertools.product((True, False), repeat=3))
 ROW_COND = (4, 0, 2, 8, 6, 10, 11, -1, -1)
 ROW_UNCOND = (5, 1, 3, 9, -1, -1, -1, 12, -1)
-ROWS = 14  # row 7 is nobody's
+ROWS = 14  # no slot reads row 7
 NEXT_COND = (3, -1, 0, 1, -1, 5, -1, 6, 2)
 NEXT_UNCOND = (-1, 4, 9, 2, -1, -1, -1, -1, 8)
 NEXT_ROWS = 11
@@ -170,7 +170,7 @@ def test_slots_of_all_kinds_are_the_reference_and_the_cpu_to_the_bit(given, stor
         eps, eps_uncond = outputs[max(ROW_COND[i], ROW_UNCOND[i] * (ROW_COND[i] < 0))], None
         if guided:
             eps, eps_uncond = outputs[ROW_COND[i]], outputs[ROW_UNCOND[i]]
-        want, want_h, clean = fused_step_ref(rows[i], x[i], eps, eps_uncond, h[i], own)
+        want, want_h, clean = fused_step_ref(x[i], eps, rows[i], eps_uncond, h[i], own)
         tolerance = TOLERANCES[storage[0]] * max(np.abs(term).max() for term in (want, want_h, clean, x[i], outputs))
         assert np.abs(got[i] - want).max() <= tolerance
         assert np.abs(got_x0[i] - clean).max() <= tolerance

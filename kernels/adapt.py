@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import triton
 
+from stepfuse.kernels.adapt_kernel import guidance_sums_kernel, rescaled_rows_kernel, thresholded_rows_kernel
 from stepfuse.kernels.checks import (
     on_device,
     read,
@@ -16,6 +17,7 @@ from stepfuse.kernels.checks import (
     rows_of,
     slot_values,
 )
+from stepfuse.kernels.columns import COLUMNS
 from stepfuse.kernels.configs import (
     COMPILE_OPTIONS,
     GATHER_BLOCK,
@@ -25,8 +27,6 @@ from stepfuse.kernels.configs import (
     SUMS_BLOCK,
     SUMS_WARPS,
 )
-from stepfuse.kernels.layout import COLUMNS
-from stepfuse.kernels.triton_adapt import guidance_sums_kernel, rescaled_rows_kernel, thresholded_rows_kernel
 
 
 def guidance_rescale(
@@ -38,13 +38,13 @@ def guidance_rescale(
 ) -> torch.Tensor:
     """Rows with guidance rescale folded in: p_e, q_e and u_e times phi std(e_c) / std(e) + 1 - phi.
 
-    Lin et al. (2023), section 3.4. Slots that are not guided, and those whose prediction is constant or not finite,
-    keep their rows. Call it before ``dynamic_threshold``.
+    Lin et al. (2023), section 3.4. Unguided slots, and those whose prediction is constant or not finite, keep their
+    rows. Call it before ``dynamic_threshold``.
 
     Args:
         prediction: Network output, (R, ...), as for ``fused_step``.
         rows: (B, 16) float32.
-        phi: (B,) float32, 0 (off) to 1.
+        phi: (B,) float32, 0 (off) to 1 (the blend gets the deviation of the conditional prediction).
         row_cond: (B,) int32, as for ``fused_step``.
         row_uncond: (B,) int32, as for ``fused_step``.
 
@@ -53,7 +53,8 @@ def guidance_rescale(
 
     Raises:
         TypeError: If a dtype is not the one named above.
-        ValueError: If a shape or device differs.
+        ValueError: If a shape or device is not the one named above, or ``prediction`` is on the CPU and Triton does not
+            interpret.
     """
     require_state("prediction", prediction)
     require(rows.ndim == 2, f"rows must have shape (B, {len(COLUMNS)}), got {tuple(rows.shape)}")
@@ -112,14 +113,14 @@ def dynamic_threshold(
 ) -> torch.Tensor:
     """Rows with dynamic thresholding folded in: d is clamped to [-s, s] and divided by s, a quantile of its magnitude.
 
-    Saharia et al. (2022), section 2.3. s is at least 1; slots whose d is not finite keep their rows. A sample is read
-    by one program, nine times over: meant for the pixels and latents of images.
+    Saharia et al. (2022), section 2.3. s is at least 1; slots whose d is not finite keep their rows. One program reads
+    a sample nine times: meant for the pixels and latents of images.
 
     Args:
         x: State, (B, ...), as for ``fused_step``.
         prediction: Network output, (R, ...).
         rows: (B, 16) float32, or (16,) for all.
-        ratio: (B,) float32, which quantile, up to 1; 0: off.
+        ratio: (B,) float32, the quantile, 0 (off) to 1.
         largest: (B,) float32, the largest s, at least 1.
         row_cond: (B,) int32, as for ``fused_step``.
         row_uncond: (B,) int32, as for ``fused_step``.
@@ -129,7 +130,8 @@ def dynamic_threshold(
 
     Raises:
         TypeError: If a dtype is not the one named above.
-        ValueError: If a shape or device differs.
+        ValueError: If a shape or device is not the one named above; ``x`` is on the CPU and Triton does not interpret;
+            R is not B and ``row_cond`` is None; or a sample has 2^31 elements or more.
     """
     require_state("x", x)
     require_prediction(prediction, x)

@@ -1,12 +1,9 @@
-"""What a step takes from the whole of its sample, reduced and folded into its row, in Triton.
-
-``stepfuse.kernels.guidance_rescale`` and ``stepfuse.kernels.dynamic_threshold`` check their arguments and launch these.
-"""
+"""Reductions over whole samples, folded into their rows before the step, in Triton; ``adapt.py`` launches them."""
 
 import triton
 import triton.language as tl
 
-from stepfuse.kernels.triton_row import HI, LO, P_E, P_X, Q_E, U_E, WIDTH, G, load_blend, rows_of_slot
+from stepfuse.kernels.row import HI, LO, P_E, P_X, Q_E, U_E, WIDTH, G, load_blend, rows_of_slot
 
 RADIX = tl.constexpr(16)
 RADIX_BITS = tl.constexpr(4)
@@ -14,8 +11,8 @@ MAGNITUDE_BITS = tl.constexpr(32)  # of |d|, a sign bit of 0 included
 INFINITY_BITS = tl.constexpr(0x7F800000)
 
 
-# guidance_sums: sums of e_c and e and of their squares, one tile's, which rescaled_rows adds up.
-#   prediction : (R, N) fp16/bf16/fp32; rows : (B, 16) fp32; row_* : (B,) int32, -1: none.
+# guidance_sums: a tile's sums of e_c, e and their squares, which rescaled_rows adds up.
+#   prediction : (R, N) fp16/bf16/fp32; rows : (B, 16) fp32; row_* : (B,) int32, as for fused_step.
 #   sums       : (B, tiles, 4) fp64, written.
 #   Grid       : (tiles, B); each program owns one tile; no atomics.
 #   Numerics   : fp64, in an order that depends on BLOCK alone, which is fixed: the same bits in every run.
@@ -80,7 +77,7 @@ def rescaled_rows_kernel(sums, rows, row_cond, row_uncond, phi, adapted, n, tile
     count = n.to(tl.float64)
     of_cond = variance(tl.sum(total_c, axis=0), tl.sum(squares_c, axis=0), count)
     of_blend = variance(tl.sum(total, axis=0), tl.sum(squares, axis=0), count)
-    # A constant prediction has no deviation to match, and NaN is left to the step, which finds it.
+    # A constant prediction has no deviation to match; a row with NaN is left alone, since the step reports it.
     matches = (cond >= 0) & (uncond >= 0) & (of_cond > 0.0) & (of_blend > 0.0)
     ratio = tl.where(matches, of_cond, 1.0) / tl.where(matches, of_blend, 1.0)
     share = tl.load(phi + slot).to(tl.float64)
@@ -101,15 +98,15 @@ def load_magnitude(x, prediction, prediction_stride, cond, uncond, g, p_x, p_e, 
     return tl.abs(p_x * state + p_e * e).to(tl.int32, bitcast=True)
 
 
-# thresholded_rows: d is to be clamped to [-s, s] and divided by s, s a quantile of |d| between 1 and a largest value:
-# p_x and p_e of a slot's row over s, and the bounds 1.
+# thresholded_rows: a slot's row with p_x and p_e over s and the bounds -1 and 1: d clamped to [-s, s], then divided by
+# s, a quantile of |d| held between 1 and a largest value.
 #   Saharia et al. (2022), "Photorealistic text-to-image diffusion models with deep language understanding", sec. 2.3.
 #   x, prediction, row_* : as for fused_step.
 #   ratio, largest       : (B,) fp32; ratio 0: off.
 #   rows                 : (B, 16) fp32; adapted : (B, 16) fp32, written, may be rows.
-#   Grid                 : (B,); each program owns one slot, and counts: no atomics.
+#   Grid                 : (B,); each program owns one slot; no atomics.
 #   Numerics             : the two values of |d| next to the quantile are found exactly, four bits a pass, by counting;
-#                          fp64 between them. Results do not depend on BLOCK.
+#                          interpolated in fp64. Results do not depend on BLOCK.
 #   Traffic              : 9 times 3 reads of B·N elements, from the L2 cache for all but very large samples.
 #   Oracle               : dynamic_threshold_ref in reference.py.
 @triton.jit(do_not_specialize=["n"])
@@ -143,17 +140,16 @@ def thresholded_rows_kernel(
     below = position.to(tl.int32)
     digits = tl.arange(0, RADIX)
 
-    low = below * 0  # bits of the value at `below`, found from the top
-    rank = below  # of that value, among those that agree with it so far
-    for place in range(0, MAGNITUDE_BITS // RADIX_BITS):
-        shift = MAGNITUDE_BITS - RADIX_BITS - RADIX_BITS * place
+    low = below * 0  # bits of the value of rank `below`, from the highest
+    rank = below  # of that value, among those that agree with the bits found so far
+    for digit_index in range(0, MAGNITUDE_BITS // RADIX_BITS):
+        shift = MAGNITUDE_BITS - RADIX_BITS - RADIX_BITS * digit_index
         counts = tl.zeros((BLOCK, RADIX), tl.int32)
         for start in range(0, length, BLOCK):
             offsets = start + tl.arange(0, BLOCK)
             bits = load_magnitude(own, prediction, prediction_stride, cond, uncond, g, p_x, p_e, offsets, length)
-            agrees = (offsets < length) & (
-                (((bits ^ low) >> shift) >> RADIX_BITS) == 0
-            )  # two shifts: one of 32 bits is undefined
+            differing = ((bits ^ low) >> shift) >> RADIX_BITS  # two shifts: one of 32 bits is undefined
+            agrees = (offsets < length) & (differing == 0)
             digit = tl.where(agrees, (bits >> shift) & (RADIX - 1), RADIX)
             counts += (digit[:, None] == digits[None, :]).to(tl.int32)
         histogram = tl.sum(counts, axis=0)
@@ -162,7 +158,7 @@ def thresholded_rows_kernel(
         low = low | (digit_of_low << shift)
 
     up_to_low = tl.zeros((BLOCK,), tl.int32)
-    high = tl.full((BLOCK,), 0x7FFFFFFF, tl.int32)  # the least value above
+    high = tl.full((BLOCK,), 0x7FFFFFFF, tl.int32)  # the smallest value above it
     top = tl.zeros((BLOCK,), tl.int32)
     for start in range(0, length, BLOCK):
         offsets = start + tl.arange(0, BLOCK)
@@ -180,11 +176,11 @@ def thresholded_rows_kernel(
     threshold = tl.where(threshold < 1.0, 1.0, threshold)
     threshold = tl.where(threshold > most, most, threshold)
 
-    # What is not finite is left to the step, which finds it.
+    # A row whose d is not finite is left alone, since the step reports it.
     applies = reads & (share > 0.0) & (tl.max(top, axis=0) < INFINITY_BITS)
     column = tl.arange(0, WIDTH)
-    was = tl.load(row + column)
-    new = tl.where((column == P_X) | (column == P_E), tl.div_rn(was, tl.where(applies, threshold, 1.0)), was)
+    before = tl.load(row + column)
+    new = tl.where((column == P_X) | (column == P_E), tl.div_rn(before, tl.where(applies, threshold, 1.0)), before)
     new = tl.where(column == LO, -1.0, new)
     new = tl.where(column == HI, 1.0, new)
-    tl.store(adapted + slot * WIDTH + column, tl.where(applies, new, was))
+    tl.store(adapted + slot * WIDTH + column, tl.where(applies, new, before))

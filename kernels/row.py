@@ -1,13 +1,13 @@
-"""A row's columns as Triton constants, and what every kernel does with a row first.
+"""A row's columns as Triton constants, and the loads that every kernel begins with.
 
-Where a condition of the slot's decides what a tile touches, it shortens the tile instead of being part of its mask: a
-length that is a multiple of 16 is still known to be one, and Triton's interpreter cannot spread a truth value.
+Where a slot's condition decides whether a tile is loaded or stored, it sets the length to 0 instead of entering the
+mask: the compiler still knows that the length is a multiple of 16, and Triton's interpreter cannot broadcast a bool.
 """
 
 import triton
 import triton.language as tl
 
-from stepfuse.kernels.layout import COLUMNS
+from stepfuse.kernels.columns import COLUMNS
 
 T, S, G, P_X, P_E, LO, HI, Q_X, Q_D, Q_E, Q_H, Q_Z, U_X, U_D, U_E, U_H = map(tl.constexpr, range(len(COLUMNS)))
 WIDTH = tl.constexpr(len(COLUMNS))
@@ -15,7 +15,7 @@ WIDTH = tl.constexpr(len(COLUMNS))
 
 @triton.jit
 def rows_of_slot(row_cond, row_uncond, slot):
-    """Rows of the prediction that a slot reads, -1 where there is none; without a map, slot i reads row i."""
+    """(cond, uncond): rows of the prediction that a slot reads, -1: none. Without ``row_cond`` slot i reads row i."""
     cond = slot
     uncond = slot * 0 - 1
     if row_cond is not None:
@@ -27,7 +27,7 @@ def rows_of_slot(row_cond, row_uncond, slot):
 
 @triton.jit
 def load_blend(prediction, stride, cond, uncond, g, offsets, n):
-    """(e_c, e): the only pass of an unguided slot twice, else the conditional pass and the blend."""
+    """(e_c, e): the conditional prediction and the blend; of an unguided slot its only prediction, twice."""
     guided = (cond >= 0) & (uncond >= 0)
     only = tl.where(cond >= 0, cond, uncond).to(tl.int64)
     e_c = tl.load(prediction + only * stride + offsets, mask=offsets < n, other=0.0).to(tl.float32)

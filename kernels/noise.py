@@ -1,7 +1,7 @@
 """Standard normal noise inside a kernel: the words, the bits and the formulas of csrc/core/step/isa_kernel.inl.
 
-Philox is Triton's own. Logarithm, sine and cosine are ours, as on the CPU: of nothing but correctly rounded operations,
-so that a seed gives the same bits everywhere, and without the stack that a library takes to reduce any argument at all.
+Philox is Triton's own. Logarithm, sine and cosine are ours, as on the CPU: they use correctly rounded operations alone,
+so that a seed gives the same bits everywhere, and no stack, which a library needs to reduce arguments of any size.
 Oracle: ``stepfuse.samplers.noise.normal_oracle``.
 """
 
@@ -43,7 +43,7 @@ def unit(word):
 
 @triton.jit
 def box_muller(first, second):
-    """Two words to two normals."""
+    """Two standard normals from two random words."""
     radius = tl.sqrt_rn(-2.0 * log_unit(unit(first)))
     cosine, sine = cos_sin_turn(unit(second))
     return radius * cosine, radius * sine

@@ -1,4 +1,4 @@
-"""Which configuration is chosen for a step on torch tensors; that it is the fastest is for a machine with a GPU."""
+"""Which configuration is chosen for a step on torch tensors. That it is the fastest is measured on a GPU."""
 
 import contextlib
 
@@ -20,7 +20,7 @@ def tune():
 
 @pytest.fixture
 def timed(monkeypatch):
-    """``timed(milliseconds)``: a clock by configuration in the place of a GPU's, and the steps that it times."""
+    """``timed(milliseconds)`` fakes the time of each configuration, and returns the steps that are timed."""
     from stepfuse.kernels import tuning
 
     runs = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 
@@ -21,7 +23,7 @@ from stepfuse.kernels.checks import (
     written,
 )
 from stepfuse.kernels.configs import COMPILE_OPTIONS, Config, config_for
-from stepfuse.kernels.triton_step import fused_step_kernel
+from stepfuse.kernels.step_kernel import fused_step_kernel
 
 
 def fused_step(
@@ -33,9 +35,9 @@ def fused_step(
     row_uncond: torch.Tensor | None = None,
     h: torch.Tensor | None = None,
     z: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
     seed: torch.Tensor | None = None,
     step: torch.Tensor | None = None,
-    out: torch.Tensor | None = None,
     x0: torch.Tensor | None = None,
     next_input: torch.Tensor | None = None,
     next_rows: torch.Tensor | None = None,
@@ -48,40 +50,79 @@ def fused_step(
     """One step of every slot, and the input rows of the next forward, in one pass over the state.
 
     All tensors are on one CUDA device (on the CPU where Triton runs under ``TRITON_INTERPRET=1``). B slots, samples of
-    any shape, a forward of R rows. What is only read may have any strides: samples that are contiguous each are read
-    where they are, others are copied first. Nothing waits for the device: what only the device can see, a row that
-    needs a history or noise that is not given or a map that points behind the last row, comes out as NaN.
+    any shape, a forward of R rows. Tensors that are only read may have any strides: contiguous samples are read in
+    place, others are copied first. No call synchronizes with the device. An error that only the device can detect, a
+    row that needs a history or noise that is not given or a map entry that is not below R, comes out as NaN.
+
+    ``torch.compile`` holds a call as one operator, ``torch.ops.stepfuse.fused_step``, without a graph break. Autograd
+    does not record it.
 
     Args:
         x: State, (B, ...), float32, float16 or bfloat16.
         prediction: Network output, (R, ...), one of the same dtypes.
         rows: One row of a StepTable a slot, (B, 16) float32, or one for all, (16,).
-        row_cond: (B,) int32, each slot's row of ``prediction`` with conditioning, -1: none. None: slot i has row i.
-        row_uncond: (B,) int32, the row without. Slots that have both are guided, by their row's g; slots that have
-            neither are left alone. None: no slot has one.
+        row_cond: (B,) int32, each slot's conditional row of ``prediction``, -1: none. None: slot i has row i.
+        row_uncond: (B,) int32, the unconditional row. Slots that have both are guided, by their row's g; slots that
+            have neither are left alone. None: no slot has one.
         h: History, like ``x``, contiguous, updated in place for the slots whose rows use it.
         z: Standard normal noise, like ``x``.
+        out: Where the next state goes, like ``x``, each sample contiguous; may be ``x``. None allocates it.
         seed: (B,) int64, the 64 bits of each slot's seed: noise is made in the kernel, the same as the engine's.
         step: (B,) int32, with ``seed``: number of each slot's step.
-        out: Where the next state goes, like ``x``, each sample contiguous; may be ``x``. None allocates it.
         x0: Where the predicted clean sample goes, like ``x``, contiguous.
         next_input: The next forward's input, (R', ...), dtype of ``prediction``, each sample contiguous. Needs
             ``next_rows``, ``next_cond`` and ``next_uncond``.
-        next_rows: Each slot's next row, (B, 16) or (16,): its s scales what is written, its t is the timestep.
-        next_cond: (B,) int32, the row of ``next_input`` that a slot's next conditional pass reads, -1: none.
-        next_uncond: (B,) int32, the same of the pass without conditioning.
+        next_rows: Each slot's next row, (B, 16) or (16,) float32: its s scales what is written, its t is the timestep.
+        next_cond: (B,) int32, each slot's conditional row of ``next_input``, -1: none.
+        next_uncond: (B,) int32, the unconditional row, -1: none.
         next_timestep: The next forward's timesteps, (R',) float32 or int64 (rounded, ties to even).
         nonfinite: (B,) int32, set to 1 for slots whose prediction or next state is not finite, else left alone.
-        config: Size of tiles; the result does not depend on it.
+        config: Tile size and warps; the result does not depend on it.
 
     Returns:
         The next state: ``out``.
 
     Raises:
         TypeError: If a dtype is not the one named above.
-        ValueError: If a shape or device differs, a tensor that is written is not contiguous or shares memory that is
-            still to be read, or one argument needs another that is missing.
+        ValueError: If a shape or device is not the one named above; ``x`` is on the CPU and Triton does not interpret;
+            R is not B and ``row_cond`` is None; only one of ``seed`` and ``step`` is given, or ``z`` as well; an
+            argument named ``next_*`` is given without ``next_input``, or ``next_input`` without the three that it
+            needs; a tensor that is written is not contiguous as named above, or overlaps another one, save ``out``
+            that is ``x``; B is 2^16 or more, or a sample has 2^31 elements or more.
     """
+    compiling = torch.compiler.is_compiling()
+    if compiling and out is None:
+        out = torch.empty(x.shape, dtype=x.dtype, device=x.device)  # an operator may not return what it writes to
+    following = next_input, next_rows, next_cond, next_uncond, next_timestep
+    tensors = (x, prediction, rows, row_cond, row_uncond, h, z, out, seed, step, x0, *following, nonfinite)
+    if not compiling:
+        return _checked_launch(*tensors, config)
+    block, num_warps = (None, None) if config is None else (config.block, config.num_warps)
+    torch.ops.stepfuse.fused_step.default(*tensors, block, num_warps)
+    return out
+
+
+def _checked_launch(
+    x: torch.Tensor,
+    prediction: torch.Tensor,
+    rows: torch.Tensor,
+    row_cond: torch.Tensor | None,
+    row_uncond: torch.Tensor | None,
+    h: torch.Tensor | None,
+    z: torch.Tensor | None,
+    out: torch.Tensor | None,
+    seed: torch.Tensor | None,
+    step: torch.Tensor | None,
+    x0: torch.Tensor | None,
+    next_input: torch.Tensor | None,
+    next_rows: torch.Tensor | None,
+    next_cond: torch.Tensor | None,
+    next_uncond: torch.Tensor | None,
+    next_timestep: torch.Tensor | None,
+    nonfinite: torch.Tensor | None,
+    config: Config | None,
+) -> torch.Tensor:
+    """Checks and one launch: ``fused_step`` outside of ``torch.compile``, and the operator's implementation."""
     require_state("x", x)
     require_prediction(prediction, x)
     slots, n = x.shape[0], x[:1].numel()
@@ -145,7 +186,7 @@ def _next_forward(
     next_uncond: torch.Tensor | None,
     next_timestep: torch.Tensor | None,
 ) -> dict[str, torch.Tensor | int | None]:
-    """The kernel's arguments that say where the next forward's rows go."""
+    """The kernel's arguments for the next forward's input rows and timesteps."""
     following = next_inputs(x, (prediction.dtype,), next_input, next_rows, next_cond, next_uncond)
     if next_timestep is not None:
         require(next_input is not None, "next_timestep says how next_input is written: pass next_input too")
@@ -155,3 +196,24 @@ def _next_forward(
     whole = next_timestep is not None and next_timestep.dtype == torch.int64
     timesteps = {"next_t": None if whole else next_timestep, "next_t_int": next_timestep if whole else None}
     return {**following, **timesteps}
+
+
+def _run_operator(*arguments: Any) -> None:
+    block, num_warps = arguments[-2:]
+    config = None if block is None else Config(block, num_warps)
+    _checked_launch(*(*arguments[:-2], config))
+
+
+# ``fused_step`` for ``torch.compile`` and ``torch.export``: every argument by position, ``out`` allocated, no result.
+# Defined on the dispatcher itself: ``torch.library.custom_op`` would add more host time to a call than its checks take.
+_library = torch.library.Library("stepfuse", "FRAGMENT")
+_library.define(
+    "fused_step(Tensor x, Tensor prediction, Tensor rows, Tensor? row_cond, Tensor? row_uncond, Tensor(a!)? h, "
+    "Tensor? z, Tensor(b!) out, Tensor? seed, Tensor? step, Tensor(c!)? x0, Tensor(d!)? next_input, Tensor? next_rows, "
+    "Tensor? next_cond, Tensor? next_uncond, Tensor(e!)? next_timestep, Tensor(f!)? nonfinite, "
+    "int? block, int? num_warps) -> ()"
+)
+for _device in ("CPU", "CUDA"):
+    _library.impl("fused_step", _run_operator, _device)
+# Nothing is returned, so there is nothing to infer. The checks need real memory: they run with the operator.
+torch.library.register_fake("stepfuse::fused_step", lambda *arguments: None, lib=_library)

@@ -1,11 +1,11 @@
-"""The fused step in Triton. ``stepfuse.kernels.fused_step`` checks its arguments and launches it."""
+"""The fused step in Triton; ``step.py`` launches it."""
 
 import triton
 import triton.language as tl
 
-from stepfuse.kernels.layout import STEP
-from stepfuse.kernels.triton_noise import normal
-from stepfuse.kernels.triton_row import (
+from stepfuse.kernels.columns import STEP
+from stepfuse.kernels.noise import normal
+from stepfuse.kernels.row import (
     HI,
     LO,
     P_E,
@@ -32,20 +32,20 @@ STEP_STREAM = tl.constexpr(STEP)
 # fused_step: guidance blend, line 1 and line 2 of the step, history, noise, and the next forward's input, in one pass
 # over x.
 #   x, out, h, z, x0 : (B, N) fp16/bf16/fp32, N = C·H·W; out may be x, h is overwritten.
-#   prediction       : (R, N) fp16/bf16/fp32, what the network gave; next_input: (R', N), what it is given next.
-#   rows, next_rows  : (B, 16) fp32, one StepTable row a slot; a slot may be at any step of any sampler. Of the next one
-#                      s scales the input and t is the timestep.
-#   row_*, next_*    : (B,) int32, which row of a forward is a slot's with conditioning and which without; -1: none. A
-#                      slot that reads none is left alone.
-#   seed, step       : (B,) int64 and int32, keys of the noise made in the kernel; neither z nor seed: none.
+#   prediction       : (R, N) fp16/bf16/fp32, the network's output; next_input: (R', N), its next input.
+#   rows, next_rows  : (B, 16) fp32, one StepTable row a slot; a slot may be at any step of any sampler. s of the next
+#                      row scales the input, its t is the timestep.
+#   row_*, next_*    : (B,) int32, a slot's conditional and unconditional row of a forward; -1: none. A slot that reads
+#                      no row is left alone.
+#   seed, step       : (B,) int64 and int32, keys of the noise made in the kernel; without z and seed there is none.
 #   nonfinite        : (B,) int32, 1 is stored where e or x' is not finite.
-#   Absent           : h, z, seed and step, x0, next_*, nonfinite may be None when compiled. Compiled in, h, x0, next_t,
-#                      next_t_int and nonfinite may be null at run time, and next_input if both its maps are -1.
+#   Absent           : h, z, seed and step, x0, next_*, nonfinite may be None at compile time. Where compiled in, h, x0,
+#                      next_t, next_t_int and nonfinite may be null at run time, and next_input if both its maps are -1.
 #   Grid             : (cdiv(N, BLOCK), B); each program owns one tile; no atomics.
 #   Numerics         : loads widen to fp32; products and sums round one by one (compiled without FMA), in the order of
 #                      csrc/core/step/isa_kernel.inl; one rounding at the store. Results do not depend on BLOCK.
-#   Bad rows         : what can be seen on the device alone comes out as NaN: a row that needs a history or noise that
-#                      is not given, or a map that points behind the last row.
+#   Errors           : what the host cannot check comes out as NaN: a row that needs a history or noise that is not
+#                      given, or a map entry past the last row.
 #   Traffic          : guided 3 reads + 3 writes of B·N elements (x, and the two input rows of the next forward), else
 #                      2 + 2. A history adds one read and one write, for the slots whose rows use it.
 #   Oracle           : fused_step_ref in reference.py.
@@ -112,7 +112,7 @@ def fused_step_kernel(
     uses_history = reads_history | (u_x != 0.0) | (u_d != 0.0) | (u_e != 0.0)
 
     d = p_x * state + p_e * e
-    # Comparisons with a NaN are false, so it passes through, where a minimum or maximum would replace it by the bound.
+    # Comparisons with NaN are false, so it passes through; a minimum or maximum would replace it by the bound.
     d = tl.where(d < lo, lo, d)
     d = tl.where(d > hi, hi, d)
     following = q_x * state + q_d * d + q_e * e
@@ -146,8 +146,8 @@ def fused_step_kernel(
 
     tl.store(out + slot.to(tl.int64) * out_stride + offsets, following.to(out.dtype.element_ty), mask=live)
     if x0 is not None:
-        shown = tl.where(x0.to(tl.int64) != 0, length, 0)
-        tl.store(x0 + own, d.to(x0.dtype.element_ty), mask=offsets < shown)
+        x0_length = tl.where(x0.to(tl.int64) != 0, length, 0)
+        tl.store(x0 + own, d.to(x0.dtype.element_ty), mask=offsets < x0_length)
     if next_input is not None:
         goes_on = (to_cond >= 0) | (to_uncond >= 0)
         scale = tl.load(next_rows + slot * next_rows_stride + S, mask=goes_on, other=0.0)
@@ -162,7 +162,7 @@ def fused_step_kernel(
             if next_t is not None:
                 tl.store(next_t + to_row, t, mask=first & wanted & (next_t.to(tl.int64) != 0))
             if next_t_int is not None:
-                # To nearest, ties to even, as llrint: at 1.5 · 2^23 a float32 has no bit left for a fraction.
+                # To nearest, ties to even, as llrint: near 1.5 · 2^23 a float32 has no bits for a fraction.
                 whole = ((t + 12582912.0) - 12582912.0).to(tl.int64)
                 tl.store(next_t_int + to_row, whole, mask=first & wanted & (next_t_int.to(tl.int64) != 0))
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from stepfuse.kernels import layout
+from stepfuse.kernels import columns
 from stepfuse.samplers.noise import INITIAL_STATE, STEP
 from stepfuse.samplers.table import COLUMNS
 
@@ -29,8 +29,8 @@ def test_cpp_has_numpys_columns():
 
 
 def test_the_kernels_have_numpys_columns():
-    assert layout.COLUMNS == COLUMNS
-    assert (layout.INITIAL_STATE, layout.STEP) == (INITIAL_STATE, STEP)
+    assert columns.COLUMNS == COLUMNS
+    assert (columns.INITIAL_STATE, columns.STEP) == (INITIAL_STATE, STEP)
 
 
 def test_the_noise_streams_are_numbered_alike():
@@ -39,10 +39,10 @@ def test_the_noise_streams_are_numbered_alike():
 
 def test_tritons_constants_number_them_in_order():
     pytest.importorskip("triton", reason="Triton is not installed: it comes for x86-64 Linux")
-    from stepfuse.kernels import triton_row, triton_step
+    from stepfuse.kernels import row, step_kernel
 
-    assert {name: getattr(triton_row, name.upper()).value for name in COLUMNS} == {
+    assert {name: getattr(row, name.upper()).value for name in COLUMNS} == {
         name: index for index, name in enumerate(COLUMNS)
     }
-    assert triton_row.WIDTH.value == len(COLUMNS)
-    assert triton_step.STEP_STREAM.value == STEP
+    assert row.WIDTH.value == len(COLUMNS)
+    assert step_kernel.STEP_STREAM.value == STEP

@@ -1,0 +1,16 @@
+"""The columns of a row and the noise streams, for the kernels and their oracles.
+
+``csrc/core/step/row.h`` and ``stepfuse.samplers.table`` define the same; ``tests/kernels/test_columns.py`` compares
+them. No torch, no Triton: the oracles need neither.
+"""
+
+from __future__ import annotations
+
+#: In memory order.
+COLUMNS = ("t", "s", "g", "p_x", "p_e", "lo", "hi", "q_x", "q_d", "q_e", "q_h", "q_z", "u_x", "u_d", "u_e", "u_h")
+
+#: The prediction's coefficients: what guidance rescale scales.
+OF_PREDICTION = ("p_e", "q_e", "u_e")
+
+#: Noise streams of one seed: the initial state, and the noise that a step adds.
+INITIAL_STATE, STEP = 0, 1
