@@ -1,10 +1,10 @@
-"""What fewer steps cost: each sampler at falling step counts, against its full run and against real data."""
+"""What fewer steps cost: each sampler at falling step counts, compared with its full run and with real data."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -30,9 +30,6 @@ from stepfuse.engine import Engine
 from stepfuse.samplers.table import StepTable
 from stepfuse.serving.in_flight import Images
 
-if TYPE_CHECKING:
-    pass
-
 STEPS = (1000, 500, 250, 100, 50, 25)
 SAMPLERS = ("ddpm_strided", "ddpm", "ddim", "dpmpp_2m")
 
@@ -53,11 +50,13 @@ class DegradationRow:
         steps: Its number of steps.
         passes: Network passes a sample, as the engine counted them.
         mse: Mean squared error to ``compared_with``, from the same starting noise and the same seeds.
-        compared_with: That run: DDIM's longest for deterministic samplers, which all solve one ODE; DDPM's for the
-            naive one, which is DDPM if it takes all steps; the sampler's own for the others. Those with noise draw
-            another at another step count and cannot agree: ``Degradation.unrelated_mse`` is what that looks like.
-        distance: Fréchet distance to the real data; None if nothing judges the samples.
-        accuracy: Share of the samples that the judge names as asked for; None if none does.
+        compared_with: The full run: DDIM's longest for deterministic samplers, which all solve one ODE; DDPM's for the
+            naive one, which is DDPM if it takes all steps; the sampler's own for the others. Samplers with step noise
+            have another noise at another step count, so their runs differ nearly as unrelated samples do:
+            ``Degradation.unrelated_mse``.
+        distance: Fréchet distance to the real data; None if the samples are not judged.
+        accuracy: Share of the samples that the judge classifies as what they are conditioned on; None without a judge
+            or without classes.
     """
 
     sampler: str
@@ -71,15 +70,15 @@ class DegradationRow:
 
 @dataclass(frozen=True, eq=False)
 class Degradation:
-    """What ``step_degradation`` found.
+    """Result of ``step_degradation``.
 
     Attributes:
         rows: Sampler by sampler, the longest run first.
         samples: Samples of each row.
-        guidance_scale: Of all of them.
-        seed: Of the first sample; sample i has seed + i.
-        unrelated_mse: Mean squared error between full runs from different starting noises, of one class where the
-            classes are taken in turn; None with too few samples.
+        guidance_scale: The guidance scale of all rows.
+        seed: Seed of the first sample; sample i has ``seed + i``.
+        unrelated_mse: Mean squared error between full runs from different starting noises, of the same class where
+            samples cycle through the classes; None with too few samples.
         data_range: Least and greatest value of a sample.
         images: The first sample of each row, shape (rows, *shape).
     """
@@ -106,24 +105,26 @@ def step_degradation(
     seed: int = 0,
     progress: bool = False,
 ) -> Degradation:
-    """Draws the same samples at falling step counts.
+    """Generates the same samples, by starting noise and class, at falling step counts.
 
     Args:
-        engine: Draws.
+        engine: Generates the samples.
         steps: Step counts, the largest first; None is 1000, 500, 250, 100, 50 and 25 as far as the model's T goes.
-            A sampler in ``MOST_STEPS`` gets those that it has a use for.
+            A sampler in ``MOST_STEPS`` runs at those up to its limit.
         samplers: Names of samplers, each with its default options.
-        samples: Samples of each; more than there are features, where something judges them.
-        cond: As in ``Engine.sample``; None is all classes in turn, if the model has classes.
+        samples: Samples of each; more than there are features, where they are judged.
+        cond: As in ``Engine.sample``; None cycles through the model's classes, if it names any.
         features: A judge, or any function from samples (n, *shape) to features (n, F); None leaves the distance out.
         reference: Moments of the real data's features, for a function.
         guidance_scale: 1 is no guidance.
-        seed: Of the first sample.
-        progress: Whether bars are shown.
+        seed: Seed of the first sample; sample i has ``seed + i``.
+        progress: Whether progress bars are shown.
 
     Raises:
-        ValueError: If a bound is broken; the message carries the value received.
-        TypeError: If an argument is of the wrong kind.
+        ValueError: If ``samples`` is below 1 or, where they are judged, not above the number of features; ``features``
+            and ``reference`` are not given together; ``steps`` is empty or not falling; ``samplers`` is empty; or
+            ``Engine.sample`` refuses a sampler, a step count, ``guidance_scale``, ``cond`` or ``seed``.
+        TypeError: If ``samples`` is not an integer, or another argument is of a type that ``Engine.sample`` refuses.
     """
     require_count("samples", samples, 1)
     require_reference(features, reference)
@@ -142,36 +143,36 @@ def step_degradation(
             if count <= MOST_STEPS.get(sampler, count)
         ],
     )
-    turn = cycled_classes(info, samples) if cond is None else None
-    cond = cond if turn is None else turn
-    drawn: dict[StepTable, tuple[Images, float]] = {}
+    cycle = cycled_classes(info, samples) if cond is None else None
+    cond = cond if cycle is None else cycle
+    generated: dict[StepTable, tuple[Images, float]] = {}
 
-    def draw(table: StepTable) -> tuple[Images, float]:
-        if table not in drawn:  # the naive sampler of all steps is DDPM itself
+    def generate(table: StepTable) -> tuple[Images, float]:
+        if table not in generated:  # the naive sampler of all steps is DDPM itself
             with counted(engine) as passes:
                 images = engine.sample(samples, cond=cond, table=table, seed=seed, progress=progress)
-            drawn[table] = images, passes.count / samples
-        return drawn[table]
+            generated[table] = images, passes.count / samples
+        return generated[table]
 
     labels = class_labels(info, cond, samples)
     rows, shown = [], []
     for choice in choices:
-        images, passes = draw(choice.table)
+        images, passes = generate(choice.table)
         full = _full_run(choices, choice)
         rows.append(
             DegradationRow(
                 sampler=choice.sampler,
                 steps=choice.steps,
                 passes=passes,
-                mse=mse(images, draw(full.table)[0]),
+                mse=mse(images, generate(full.table)[0]),
                 compared_with=sampler_title(full.sampler, full.steps),
                 distance=distance_to_real(images, features, reference),
                 accuracy=share_named_right(images, features, labels),
             )
         )
         shown.append(images[0])
-    full_images = draw(_full_run(choices, choices[0]).table)[0]
-    apart = len(set(turn)) if turn else 1  # to the next sample of the same class
+    full_images = generate(_full_run(choices, choices[0]).table)[0]
+    apart = len(set(cycle)) if cycle else 1  # to the next sample of the same class
     unrelated = mse(full_images[apart:], full_images[:-apart]) if samples > apart else None
     return Degradation(tuple(rows), samples, guidance_scale, seed, unrelated, info.data_range, np.stack(shown))
 

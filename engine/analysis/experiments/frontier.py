@@ -1,4 +1,4 @@
-"""The latency-quality frontier: what each way to sample costs and how near real data it comes, measured in one run."""
+"""The latency-quality frontier: cost and distance to real data of each way to sample, measured in one run."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 
 from stepfuse.analysis.experiments.sampling import (
+    KEPT_IMAGES,
     SAMPLER_TITLES,
     Choice,
     SamplerChoice,
@@ -31,17 +32,15 @@ from stepfuse.engine import Engine
 from stepfuse.requests.resolution import default_steps
 from stepfuse.serving.in_flight import Images
 
-#: A little guidance, near the least Fréchet distance of the embedded model: it names the class better and costs little
-#: of the variety. The models' own defaults guide more, for pictures that are easy to name.
+#: A little guidance, near the least Fréchet distance of the embedded model: samples are more typical of their class, at
+#: little loss of variety. The models' own defaults guide more, for pictures that are easy to recognise.
 LITTLE_GUIDANCE = 1.5
 
-#: A table of so many steps takes seconds a sample, which evens out by itself what disturbs a short one.
+#: A table of so many steps takes seconds a sample, long enough for one run to average out disturbances.
 LONG = 1000
 
-#: Seconds. The threads of the other model's engine spin for a while after its last forward, and would take a core.
+#: Seconds of pause before a run: the threads of the other model's engine spin after its last forward and take a core.
 SETTLING = 0.15
-
-KEPT_IMAGES = 10  # samples a row that are kept as pictures
 
 
 @dataclass(frozen=True)
@@ -49,18 +48,19 @@ class FrontierRow:
     """One way to sample.
 
     Attributes:
-        label: Such as ``DDIM 50, guidance 3``, to be read.
-        model: Which of the two draws.
+        label: Text such as ``DDIM 50, guidance 3``.
+        model: Which of the two models generated the samples.
         sampler: Name of the sampler.
         steps: Its number of steps.
-        options: Its options, to be read.
+        options: Its options as text.
         guidance_scale: 1 is no guidance; a student has its teacher's folded into its weights.
         passes: Network passes a sample, as the engine counted them.
-        latency_ms: Of one sample drawn alone, warmed up; the median of the repeats.
-        throughput: Samples a second where all are drawn at once.
+        latency_ms: Milliseconds for one sample alone, warmed up; the median of the repeats.
+        throughput: Samples a second where all are requested at once.
         gflops: 10^9 floating-point operations a sample; None if the cost of a pass was not given.
-        distance: Fréchet distance to the real data; None if nothing judges the samples.
-        accuracy: Share of the samples that the judge names as asked for; None if none does.
+        distance: Fréchet distance to the real data; None if the samples are not judged.
+        accuracy: Share of the samples that the judge classifies as what they are conditioned on; None without a judge
+            or without classes.
     """
 
     label: str
@@ -79,14 +79,14 @@ class FrontierRow:
 
 @dataclass(frozen=True, eq=False)
 class Frontier:
-    """What ``frontier`` found.
+    """Result of ``frontier``.
 
     Attributes:
-        rows: In the order they were asked for, the student's last.
-        samples: Samples of each row, the classes in turn.
+        rows: In the order of the configurations, the student's last.
+        samples: Samples of each row, cycling through the classes.
         latency_repeats: Runs of one sample alone; rows of ``LONG`` steps have one.
-        guidance_scale: The teacher's usual one, which its student has folded in.
-        seed: Of the first sample; sample i has seed + i in every row.
+        guidance_scale: The teacher's usual guidance scale, which its student has folded into its weights.
+        seed: Seed of the first sample; sample i has ``seed + i`` in every row.
         data_range: Least and greatest value of a sample.
         images: The first samples of each row, shape (rows, up to ``KEPT_IMAGES``, *shape); None for a frontier
             that was read from a file.
@@ -102,10 +102,11 @@ class Frontier:
 
     @classmethod
     def from_json(cls, path: str | os.PathLike[str]) -> Frontier:
-        """Reads what a report wrote: ``rows``, and the scalars above as ``settings``.
+        """Reads the frontier's JSON of a report: ``rows``, and the scalars above as ``settings``.
 
         Raises:
-            ValueError: If it is no frontier; the message names the file and what is missing.
+            OSError: If the file cannot be read.
+            ValueError: If it is no JSON, or lacks an entry of a frontier; the message names the file and the entry.
         """
         try:
             found = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -133,30 +134,33 @@ def frontier(
     seed: int = 0,
     progress: bool = False,
 ) -> Frontier:
-    """Draws the same samples, by class and seed, in every way, and measures cost and quality.
+    """Generates the same samples, by class and seed, in every way, and measures cost and quality.
 
-    The latencies are measured first, all rows in turn again and again, so that a machine that slows down meanwhile
-    slows all alike.
+    The latencies are measured first, each repeat over all rows, so that a machine that slows down meanwhile slows all
+    rows alike.
 
     Args:
         teacher: The model.
-        student: What was distilled from it; of the same shape and classes.
+        student: The model that was distilled from it; of the same shape and classes.
         features: A judge, or any function from samples (n, *shape) to features (n, F); None leaves the distance out.
         reference: Moments of the real data's features, for a function.
-        samples: Samples of each row; more than there are features, where something judges them.
+        samples: Samples of each row; more than there are features, where they are judged.
         configurations: Samplers and arguments for the teacher; None is ``default_configurations``.
         student_configurations: The same for the student; None is its own defaults, and half as many steps.
         guided_ddpm: Whether the default list has DDPM with guidance too, the most expensive row of all.
-        guidance_scale: The teacher's usual one; None is its default.
+        guidance_scale: The teacher's usual guidance scale; None is its default.
         latency_repeats: Runs of one sample alone.
-        flops_per_pass: Of the teacher's network, as ``flops_of`` counts them.
-        student_flops_per_pass: Of the student's; None is as many.
-        seed: Of the first sample.
-        progress: Whether bars are shown.
+        flops_per_pass: Operations of one pass of the teacher's network, as ``flops_of`` counts them.
+        student_flops_per_pass: The same of the student's network; None is the teacher's.
+        seed: Seed of the first sample; sample i has ``seed + i``.
+        progress: Whether progress bars are shown.
 
     Raises:
-        ValueError: If a bound is broken; the message carries the value received.
-        TypeError: If an argument is of the wrong kind.
+        ValueError: If ``samples`` or ``latency_repeats`` is below 1, there are no more samples than features where they
+            are judged, ``features`` and ``reference`` are not given together, a list of configurations is empty or has
+            one that its model cannot run, the student's shape or conditioning differs from its teacher's, or ``seed``
+            is out of range.
+        TypeError: If ``samples`` or ``latency_repeats`` is not an integer, or a sampler has no option of a given name.
     """
     require_count("samples", samples, 1)
     require_count("latency_repeats", latency_repeats, 1)
@@ -204,15 +208,15 @@ def frontier(
 def default_configurations(
     info: ModelInfo, guidance_scale: float | None = None, *, guided_ddpm: bool = False
 ) -> list[SamplerChoice]:
-    """DDPM whole and naively strided, DDIM and DPM-Solver++; guided a little and as the model is used.
+    """DDPM of all steps and naively strided, DDIM and DPM-Solver++, at little guidance and at the usual scale.
 
-    A model that does not name its classes is told nothing, and its list has no guidance. Rows with more steps than the
-    model has are left out. A flow-matching model has Euler in the place of all of them.
+    A model that does not name its classes is sampled unconditionally, and its list has no guidance. Rows with more
+    steps than the model has are left out. A flow-matching model has Euler in the place of all of them.
 
     Args:
         info: The model.
-        guidance_scale: Its usual one; None is its default.
-        guided_ddpm: Whether DDPM with that guidance is listed too: 2 T passes a sample.
+        guidance_scale: Its usual guidance scale; None is its default.
+        guided_ddpm: Whether DDPM at the usual guidance scale is listed too: 2 T passes a sample.
     """
     total = info.schedule.num_train_timesteps
     scale = _usual_scale(info) if guidance_scale is None else guidance_scale

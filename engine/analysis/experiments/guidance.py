@@ -1,36 +1,38 @@
-"""What guidance gives and what it costs: a sweep over its scale, from too little to far too much."""
+"""What guidance gives and costs: a sweep over its scale, from too little to far too much."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from stepfuse.analysis.experiments.sampling import choose, class_labels, counted, cycled_classes, require_count
+from stepfuse.analysis.experiments.sampling import (
+    KEPT_IMAGES,
+    choose,
+    class_labels,
+    counted,
+    cycled_classes,
+    require_count,
+)
 from stepfuse.analysis.measures.frechet import FeatureFunction, Statistics
 from stepfuse.analysis.measures.judge import Judge
 from stepfuse.analysis.measures.scoring import distance_to_real, require_reference, share_named_right
 from stepfuse.engine import Engine
 from stepfuse.serving.in_flight import Images
 
-if TYPE_CHECKING:
-    pass
-
 SCALES = (0.0, 1.0, 1.5, 2.0, 3.0, 5.0, 7.5, 10.0, 15.0)
 
-#: Ways to guide strongly: by name, more arguments of ``Engine.sample``. The rescale is that of Lin et al. (2023), the
-#: thresholds those of Saharia et al. (2022), section 2.3. A dynamic one draws values in from the bounds of the range,
-#: which is wrong for data that lies at them by nature, such as a black background.
+#: Variants of strong guidance: by name, more arguments of ``Engine.sample``. The rescale is that of Lin et al. (2023),
+#: the thresholds those of Saharia et al. (2022), section 2.3. A dynamic threshold moves values away from the bounds of
+#: the data range, which is wrong for data that lies at them by nature, such as a black background.
 VARIANTS: dict[str, dict[str, Any]] = {
     "rescale 0.7": {"guidance_rescale": 0.7},
     "static threshold": {"dynamic_threshold": (0.995, 1.0)},
     "dynamic threshold": {"dynamic_threshold": (0.995, 2.0)},
 }
 VARIANT_SCALE = 7.5
-
-KEPT_IMAGES = 10  # samples a row that are kept as pictures
 
 PLAIN = "plain"
 
@@ -40,15 +42,16 @@ class GuidanceRow:
     """One guidance scale.
 
     Attributes:
-        variant: ``plain``, or the name of what else was changed.
-        guidance_scale: 0 leaves out what the samples are told, 1 is no guidance.
+        variant: ``plain``, or the name of a variant.
+        guidance_scale: 0 is unconditional, 1 is conditional without guidance.
         sampler: Name of the sampler.
         steps: Its number of steps.
         passes: Network passes a sample, as the engine counted them.
-        distance: Fréchet distance to the real data; None if nothing judges the samples.
-        accuracy: Share of the samples that the judge names as asked for; None if none does.
-        beyond_range: Share of the values that lie beyond the data range by more than half a level of an 8-bit picture,
-            which clips them: over-saturation.
+        distance: Fréchet distance to the real data; None if the samples are not judged.
+        accuracy: Share of the samples that the judge classifies as what they are conditioned on; None without a judge
+            or without classes.
+        beyond_range: Share of the values that lie beyond the data range by more than half a level of an 8-bit picture
+            and are clipped in it: over-saturation.
         mean_magnitude: Mean distance of the values from the middle of the data range, as a share of half the range.
     """
 
@@ -65,13 +68,13 @@ class GuidanceRow:
 
 @dataclass(frozen=True, eq=False)
 class GuidanceSweep:
-    """What ``guidance_sweep`` found.
+    """Result of ``guidance_sweep``.
 
     Attributes:
         rows: Plain ones by scale, then the variants.
         samples: Samples of each row.
-        seed: Of the first sample; sample i has seed + i in every row.
-        real_accuracy: Share of real images that the judge names right; None without one.
+        seed: Seed of the first sample; sample i has ``seed + i`` in every row.
+        real_accuracy: Share of real images that the judge classifies correctly; None without a judge.
         data_range: Least and greatest value of a sample.
         images: The first samples of each row, shape (rows, up to ``KEPT_IMAGES``, *shape).
     """
@@ -85,7 +88,7 @@ class GuidanceSweep:
 
     @property
     def sweet_spot(self) -> GuidanceRow | None:
-        """The plain row of least distance; None if nothing judges the samples."""
+        """The plain row of least distance; None if the samples are not judged."""
         judged = [row for row in self.rows if row.variant == PLAIN and row.distance is not None]
         return min(judged, key=lambda row: row.distance or 0.0, default=None)
 
@@ -105,27 +108,30 @@ def guidance_sweep(
     seed: int = 0,
     progress: bool = False,
 ) -> GuidanceSweep:
-    """Draws the same samples, by class and seed, at each guidance scale, and once for each variant.
+    """Generates the same samples, by class and seed, at each guidance scale, and once for each variant.
 
     Args:
-        engine: Draws.
+        engine: Generates the samples.
         scales: Guidance scales.
         sampler: Name of the sampler.
         steps: Its number of steps; None is the model's default.
         variants: More arguments of ``Engine.sample`` by name; None is ``VARIANTS``. For ``ddim``, those that clamp the
             clean sample get ``clipped_eps`` too: at strong guidance its noise estimate must agree with the clamped one.
         variant_scale: Guidance scale of the variants.
-        samples: Samples of each row; more than there are features, where something judges them.
-        cond: As in ``Engine.sample``; None is all classes in turn, if the model has classes.
+        samples: Samples of each row; more than there are features, where they are judged.
+        cond: As in ``Engine.sample``; None cycles through the model's classes, if it names any.
         features: A judge, or any function from samples (n, *shape) to features (n, F); None leaves the distance out.
         reference: Moments of the real data's features, for a function.
-        seed: Of the first sample.
-        progress: Whether bars are shown.
+        seed: Seed of the first sample; sample i has ``seed + i``.
+        progress: Whether progress bars are shown.
 
     Raises:
-        ValueError: If a bound is broken, such as guidance for a model that takes no conditioning; the message carries
-            the value received.
-        TypeError: If an argument is of the wrong kind.
+        ValueError: If ``samples`` is below 1 or, where they are judged, not above the number of features; ``features``
+            and ``reference`` are not given together; ``scales`` is empty or has a negative one; a scale other than 1 is
+            to guide a model without conditioning; or ``Engine.sample`` refuses ``sampler``, ``steps``, a variant,
+            ``cond`` or ``seed``.
+        TypeError: If ``samples`` is not an integer, the sampler lacks an option of a variant, or ``cond`` or ``seed``
+            is of a type that ``Engine.sample`` refuses.
     """
     require_count("samples", samples, 1)
     require_reference(features, reference)

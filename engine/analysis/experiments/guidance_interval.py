@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from stepfuse.analysis.experiments.sampling import choose, class_labels, counted, cycled_classes, require_count
+from stepfuse.analysis.experiments.sampling import (
+    KEPT_IMAGES,
+    choose,
+    class_labels,
+    counted,
+    cycled_classes,
+    require_count,
+)
 from stepfuse.analysis.measures.frechet import FeatureFunction, Statistics
 from stepfuse.analysis.measures.judge import Judge
 from stepfuse.analysis.measures.scoring import distance_to_real, require_reference, share_named_right
 from stepfuse.engine import Engine
 from stepfuse.serving.in_flight import Images
 
-if TYPE_CHECKING:
-    pass
-
 INTERVAL = (0.2, 0.8)
 EVERYWHERE = (0.0, 1.0)
-
-KEPT_IMAGES = 10  # samples a row that are kept as pictures
 
 
 @dataclass(frozen=True)
@@ -29,12 +31,13 @@ class IntervalRow:
     """Guidance in one interval.
 
     Attributes:
-        interval: Where along the noise guidance is on: 0 is a clean sample, 1 pure noise; (0, 1) is everywhere.
+        interval: Noise levels with guidance: 0 is a clean sample, 1 pure noise; (0, 1) is everywhere.
         guided_steps: Steps that are guided.
         passes: Network passes a sample, as the engine counted them.
-        seconds: For all samples at once, the least of the repeats: what else a machine does can only add to it.
-        distance: Fréchet distance to the real data; None if nothing judges the samples.
-        accuracy: Share of the samples that the judge names as asked for; None if none does.
+        seconds: For all samples at once, the least of the repeats, since other load on the machine only adds to it.
+        distance: Fréchet distance to the real data; None if the samples are not judged.
+        accuracy: Share of the samples that the judge classifies as what they are conditioned on; None without a judge
+            or without classes.
     """
 
     interval: tuple[float, float]
@@ -47,16 +50,16 @@ class IntervalRow:
 
 @dataclass(frozen=True, eq=False)
 class IntervalSaving:
-    """What ``interval_saving`` found.
+    """Result of ``interval_saving``.
 
     Attributes:
-        rows: Guided everywhere, and in the interval.
+        rows: Guided everywhere, then in the interval.
         sampler: Name of the sampler.
         steps: Its number of steps.
-        guidance_scale: Where guidance is on.
+        guidance_scale: The scale inside of the interval.
         samples: Samples of each row.
-        repeats: Runs of each row that were timed, in turn.
-        seed: Of the first sample.
+        repeats: Runs of each row that were timed, alternating between the rows.
+        seed: Seed of the first sample; sample i has ``seed + i``.
         data_range: Least and greatest value of a sample.
         images: The first samples of each row, shape (rows, up to ``KEPT_IMAGES``, *shape).
     """
@@ -99,28 +102,31 @@ def interval_saving(
     seed: int = 0,
     progress: bool = False,
 ) -> IntervalSaving:
-    """Draws the same samples guided everywhere and guided in an interval (Kynkäänniemi et al., 2024).
+    """Generates the same samples guided everywhere and guided in an interval (Kynkäänniemi et al., 2024).
 
-    Outside of the interval a step is one network pass instead of two. The two are timed in turn.
+    Outside of the interval a step is one network pass instead of two. The timed runs alternate between both.
 
     Args:
-        engine: Draws.
+        engine: Generates the samples.
         interval: As ``guidance_interval`` of ``stepfuse.samplers.ddim``.
-        guidance_scale: Where guidance is on; None is the model's default.
+        guidance_scale: The scale inside of the interval; None is the model's default.
         sampler: Name of the sampler.
         steps: Its number of steps; None is the model's default.
-        samples: Samples of each row; more than there are features, where something judges them.
+        samples: Samples of each row; more than there are features, where they are judged.
         repeats: Runs of each row that are timed.
-        cond: As in ``Engine.sample``; None is all classes in turn, if the model has classes.
+        cond: As in ``Engine.sample``; None cycles through the model's classes, if it names any.
         features: A judge, or any function from samples (n, *shape) to features (n, F); None leaves the distance out.
         reference: Moments of the real data's features, for a function.
-        seed: Of the first sample.
-        progress: Whether bars are shown.
+        seed: Seed of the first sample; sample i has ``seed + i``.
+        progress: Whether progress bars are shown.
 
     Raises:
-        ValueError: If a bound is broken, such as an interval that is empty, or a scale that costs one pass anyway; the
-            message carries the value received.
-        TypeError: If an argument is of the wrong kind.
+        ValueError: If ``interval`` is empty or not within 0 to 1; the guidance scale is 0 or 1, which are one pass a
+            step anyway; ``samples`` or ``repeats`` is below 1; there are no more samples than features where they are
+            judged; ``features`` and ``reference`` are not given together; ``cond`` is None and the model names no
+            classes; or ``Engine.sample`` refuses ``sampler``, ``steps``, ``cond`` or ``seed``.
+        TypeError: If ``samples`` or ``repeats`` is not an integer, or another argument is of a type that
+            ``Engine.sample`` refuses.
     """
     require_count("samples", samples, 1)
     require_count("repeats", repeats, 1)
@@ -137,13 +143,13 @@ def interval_saving(
         raise ValueError("cond must be given for a model that does not name its classes, got None")
     labels = class_labels(info, cond, samples)
     seconds: list[list[float]] = [[] for _ in choices]
-    passes, drawn = [0.0, 0.0], [np.empty(0, np.float32)] * 2
+    passes, images = [0.0, 0.0], [np.empty(0, np.float32)] * 2
     engine.warmup([rows for rows in (1, 2) if rows <= engine.serving.row_limit])
     for _ in range(repeats):
         for index, choice in enumerate(choices):
             began = time.perf_counter()
             with counted(engine) as count:
-                drawn[index] = engine.sample(samples, cond=cond, table=choice.table, seed=seed, progress=progress)
+                images[index] = engine.sample(samples, cond=cond, table=choice.table, seed=seed, progress=progress)
             seconds[index].append(time.perf_counter() - began)
             passes[index] = count.count / samples
     rows = tuple(
@@ -152,10 +158,10 @@ def interval_saving(
             guided_steps=int((choice.table["g"] == np.float32(scale)).sum()),
             passes=passes[index],
             seconds=min(seconds[index]),
-            distance=distance_to_real(drawn[index], features, reference),
-            accuracy=share_named_right(drawn[index], features, labels),
+            distance=distance_to_real(images[index], features, reference),
+            accuracy=share_named_right(images[index], features, labels),
         )
         for index, choice in enumerate(choices)
     )
-    shown = np.stack([images[:KEPT_IMAGES] for images in drawn])
+    shown = np.stack([row_images[:KEPT_IMAGES] for row_images in images])
     return IntervalSaving(rows, sampler, choices[0].steps, scale, samples, repeats, seed, info.data_range, shown)

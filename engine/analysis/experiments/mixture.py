@@ -1,4 +1,4 @@
-"""A mixture of Gaussians, whose noise prediction is known exactly: what error is left is the sampler's own."""
+"""A mixture of Gaussians, whose noise prediction is known exactly, so that all error is the sampler's."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Float64Array = npt.NDArray[np.float64]
 
 
 class GaussianMixture:
-    """Data drawn from K round Gaussians.
+    """Data from K isotropic Gaussians.
 
     Args:
         means: Their centres, (K, D).
-        spreads: Their standard deviations, (K,), above 0; one number stands for all.
-        weights: Their shares, (K,), above 0, made to add up to 1; None makes them equal.
+        spreads: Their standard deviations, (K,), above 0; a scalar holds for all.
+        weights: Their shares, (K,), above 0, normalised to a sum of 1; None makes them equal.
 
     Attributes:
         means: Shape (K, D), float64, read-only, and so are the others.
@@ -28,7 +28,8 @@ class GaussianMixture:
         weights: Shape (K,), adding up to 1.
 
     Raises:
-        ValueError: If shapes do not fit together, or a number is out of bounds.
+        ValueError: If ``means`` is not (K, D) and finite, or ``spreads`` or ``weights`` is neither a scalar nor (K,),
+            or not finite and above 0.
     """
 
     def __init__(self, means: npt.ArrayLike, spreads: npt.ArrayLike, weights: npt.ArrayLike | None = None) -> None:
@@ -43,23 +44,23 @@ class GaussianMixture:
 
     @property
     def dimensions(self) -> int:
-        """D."""
+        """Number of dimensions D."""
         return int(self.means.shape[1])
 
     def draw(self, n: int, seed: int = 0) -> Float64Array:
-        """Exact draws, shape (n, D): the same for the same seed."""
+        """Exact samples of the data, shape (n, D): the same for the same seed."""
         rng = np.random.default_rng(seed)
         component = rng.choice(len(self.means), n, p=self.weights)
         around = self.spreads[component, None] * rng.standard_normal((n, self.dimensions))
         return np.asarray(self.means[component] + around)
 
     def log_density(self, x: npt.ArrayLike, signal: npt.ArrayLike = 1.0, noise: npt.ArrayLike = 0.0) -> Float64Array:
-        """Logarithm of the density of ``signal * x0 + noise * z``, the data's own by default.
+        """Logarithm of the density of ``signal * x0 + noise * z``; by default that of the data.
 
         Args:
             x: Points, (n, D).
-            signal: Of all points or of each, (n,).
-            noise: The same.
+            signal: One for all points, or (n,).
+            noise: One for all points, or (n,).
 
         Returns:
             Shape (n,).
@@ -71,7 +72,7 @@ class GaussianMixture:
     def expected(
         self, x: npt.ArrayLike, signal: npt.ArrayLike, noise: npt.ArrayLike
     ) -> tuple[Float64Array, Float64Array]:
-        """What ``x = signal * x0 + noise * z`` is made of, on average: E[x0 | x] and E[z | x].
+        """Posterior means of the data and the noise in ``x = signal * x0 + noise * z``: E[x0 | x] and E[z | x].
 
         In component k, x is normal with mean signal m_k and variance v_k = signal² s_k² + noise², so that
         E[x0 | x, k] = m_k + signal s_k² (x - signal m_k) / v_k and E[z | x, k] = noise (x - signal m_k) / v_k. Each is
@@ -80,8 +81,8 @@ class GaussianMixture:
 
         Args:
             x: Points, (n, D).
-            signal: Of all points or of each, (n,).
-            noise: The same.
+            signal: One for all points, or (n,).
+            noise: One for all points, or (n,).
 
         Returns:
             Two arrays of shape (n, D).
@@ -94,9 +95,9 @@ class GaussianMixture:
         return posterior @ self.means + _column(signal) * towards, _column(noise) * standing.sum(1)
 
     def denoiser(self, schedule: NoiseSchedule) -> DenoiserFunction:
-        """The network that a perfect training on this data would end in, as ``Engine.from_callable`` takes it.
+        """The ideal network for this data, as ``Engine.from_callable`` takes it.
 
-        It predicts the noise, or ``z - x0`` on a flow schedule, and pays no heed to conditioning.
+        It predicts the noise, or ``z - x0`` on a flow schedule, and ignores conditioning.
         """
 
         def predict(x: npt.NDArray[Any], t: npt.NDArray[Any], _cond: Any) -> Float64Array:

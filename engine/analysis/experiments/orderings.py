@@ -1,4 +1,4 @@
-"""What a frontier must show: the orderings that the literature leads one to expect, each with its figure."""
+"""The orderings that the literature leads one to expect of a frontier, each with what was measured."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ CLOSE = 1.3
 
 @dataclass(frozen=True)
 class Ordering:
-    """One expectation.
+    """One expected ordering.
 
     Attributes:
-        claim: What is compared, to be read.
-        wanted: The bound, to be read.
-        measured: The figure, to be read; or what is missing to have one.
-        holds: Whether it does; None where the figure is reported and no bound is set.
+        claim: What is compared, as text.
+        wanted: The bound, as text.
+        measured: The values compared, as text, or what is missing for that.
+        holds: Whether the bound holds; None where a value is reported without a bound.
     """
 
     claim: str
@@ -31,29 +31,29 @@ class Ordering:
 
 
 def broken_orderings(frontier: Frontier) -> list[str]:
-    """What does not hold of ``orderings``, a line each; empty if all do."""
+    """The orderings that do not hold, one line for each; empty if all do."""
     return [f"{one.claim}: {one.wanted}, got {one.measured}" for one in orderings(frontier) if one.holds is False]
 
 
 def orderings(frontier: Frontier) -> list[Ordering]:
-    """Checks a frontier. What cannot be checked, because a row or its distance is missing, does not hold.
+    """Checks a frontier. An ordering that cannot be checked, because a row or its distance is missing, does not hold.
 
     1. Naive striding collapses: at 50 steps its distance is at least ``NAIVE_AT_LEAST`` times that of DDIM, both
        without guidance.
-    2. DDIM 50 is close to whole DDPM: at most ``CLOSE`` times its distance. DDPM is taken without guidance, which is
-       how it was published; DDIM at the guidance that serves it best (without, for a model that has none). Where DDPM
-       was drawn with guidance too, DDIM at the same guidance is held to the same bound. The ratio of both without
-       guidance is reported and not held to a bound: a network's own error weighs more in the ODE. On CIFAR-10 a public
+    2. DDIM 50 is close to DDPM of all steps: at most ``CLOSE`` times its distance. DDPM is taken without guidance, as
+       it was published; DDIM at its best guidance (without, for a model that has none). If there is a row of DDPM with
+       guidance, DDIM at the same guidance is held to the same bound. The ratio of both without guidance is reported
+       without a bound: the network's error weighs more in the ODE. On CIFAR-10 a public
        checkpoint has 5.52 with DDIM 100 and 3.17 with DDPM 1000 (README of zeqiang-lai/ddpmx, ema_cifar10).
     3. The distilled model, at its own number of steps, has a lower latency than every row of its teacher.
-       Its distance lies between: at least that of DDIM 50 at its teacher's usual guidance, which it was trained to
-       imitate, over ``CLOSE`` (lower would mean that it learnt something else, or that the judge is fooled), and at
-       most that of naive striding at 50 steps, which takes six times the passes.
+       Its distance is at least that of DDIM 50 at its teacher's usual guidance, which it was trained to imitate, over
+       ``CLOSE`` (lower would mean that it learnt something else, or that the judge is fooled), and at most that of
+       naive striding at 50 steps, which takes six times the passes.
     """
-    return list(_each(frontier))
+    return list(_checked(frontier))
 
 
-def _each(frontier: Frontier) -> Iterator[Ordering]:
+def _checked(frontier: Frontier) -> Iterator[Ordering]:
     naive = _find(frontier, "ddpm_strided", STEPS, 1.0)
     ddim = _find(frontier, "ddim", STEPS, 1.0)
     ddpm = _find(frontier, "ddpm", None, 1.0)
@@ -109,7 +109,7 @@ def _of_teacher(frontier: Frontier, sampler: str) -> list[FrontierRow]:
 
 
 def _find(frontier: Frontier, sampler: str, steps: int | None, scale: float) -> FrontierRow | None:
-    """The teacher's row of these; with most steps if none are named."""
+    """The teacher's row of a sampler, step count and scale; the one of most steps if ``steps`` is None."""
     rows = [row for row in _of_teacher(frontier, sampler) if row.guidance_scale == scale and steps in (None, row.steps)]
     return max(rows, key=lambda row: row.steps, default=None)
 

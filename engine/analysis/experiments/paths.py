@@ -1,4 +1,4 @@
-"""How samplers get from noise to data: their paths in two dimensions, with the exact noise prediction."""
+"""The paths of samplers from noise to data in two dimensions, with the exact noise prediction."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from stepfuse.analysis.experiments.mixture import GaussianMixture
 from stepfuse.analysis.experiments.sampling import Choice, SamplerChoice, choose, counted, require_count
+from stepfuse.analysis.measures.wasserstein import sliced_wasserstein
 from stepfuse.bundle.cond_input import CondInput
 from stepfuse.engine import Engine
 from stepfuse.samplers.noise import normal
@@ -19,15 +20,14 @@ from stepfuse.samplers.table import StepTable
 
 Trajectories = npt.NDArray[np.float32]
 
-#: From the most noise to none.
+#: From the most step noise to none.
 DEFAULT_SAMPLERS: tuple[SamplerChoice, ...] = (
     ("ddpm", {}),
     ("ddim", {"steps": 50, "eta": 0.5}),
     ("ddim", {"steps": 50, "eta": 0.0}),
 )
 
-_EXACT_DRAWS = 50_000
-_DIRECTIONS = 64
+_EXACT_SAMPLES = 50_000
 
 
 @dataclass(frozen=True)
@@ -36,16 +36,16 @@ class PathsRow:
 
     Attributes:
         sampler: Name of the sampler.
-        options: Its options, to be read.
+        options: Its options as text.
         steps: Its number of steps.
         passes: Network passes a sample, as the engine counted them.
         path_length: Length of all steps together.
-        reversals: Steps that turn back: by more than a right angle from the step before.
-        runs_apart: Distance between the ends of two runs from the same starts with different step noise; 0 if the
-            start decides the end.
-        distance: Sliced Wasserstein distance of the ends to exact draws; ``Paths.floor`` is what exact draws have.
-        spread: Root mean square distance of the ends from the nearest component's mean, a dimension;
-            ``Paths.exact_spread`` is what exact draws have.
+        reversals: Number of steps at more than a right angle to the step before.
+        runs_apart: Distance between the ends of two runs from the same starting noise with different step noise; 0 if
+            the starting noise determines the end.
+        distance: Sliced Wasserstein distance of the ends to exact samples; ``Paths.floor`` is that of exact samples.
+        spread: Root mean square distance of the ends from the nearest component's mean, per dimension;
+            ``Paths.exact_spread`` is that of exact samples.
     """
 
     sampler: str
@@ -61,14 +61,14 @@ class PathsRow:
 
 @dataclass(frozen=True, eq=False)
 class Paths:
-    """What ``paths`` found.
+    """Result of ``paths``.
 
     Attributes:
         rows: One a sampler.
         samples: Number of samples n of each sampler.
         seed: Sample i has seed ``seed + i``, for every sampler.
-        floor: Sliced Wasserstein distance of n exact draws to the exact draws that samples are compared with.
-        exact_spread: What ``PathsRow.spread`` is for exact draws.
+        floor: Sliced Wasserstein distance of n exact samples to the exact samples that the ends are compared with.
+        exact_spread: ``PathsRow.spread`` of exact samples.
         mixture: The data.
         trajectories: The states of each sampler, from noise to sample, shape (n, its steps + 1, 2).
     """
@@ -91,10 +91,10 @@ def paths(
     seed: int = 0,
     progress: bool = False,
 ) -> Paths:
-    """Draws from a mixture of Gaussians in two dimensions, and keeps all states on the way.
+    """Samples a mixture of Gaussians in two dimensions, and records the state of every step.
 
-    The network is exact, so nothing but the sampler makes the paths what they are. Every sampler has the same starting
-    noise and the same seeds.
+    The network is exact, so the paths depend on the sampler alone. Every sampler has the same starting noise and the
+    same seeds.
 
     Args:
         mixture: The data, in two dimensions; None is ``default_mixture()``.
@@ -102,12 +102,13 @@ def paths(
         samples: Number of samples n, at least 2.
         samplers: Names, with more arguments of ``Engine.sample``. By default those of
             ``DEFAULT_SAMPLERS``: full DDPM, and DDIM of 50 steps with eta 0.5 and with eta 0.
-        seed: Of the first sample.
-        progress: Whether a bar is shown.
+        seed: Seed of the first sample; sample i has ``seed + i``.
+        progress: Whether progress bars are shown.
 
     Raises:
-        ValueError: If a bound is broken; the message carries the value received.
-        TypeError: If an argument is of the wrong kind.
+        ValueError: If ``samples`` is below 2, ``mixture`` has not 2 dimensions, ``samplers`` is empty, a sampler
+            refuses one of its options, or ``seed`` is negative.
+        TypeError: If ``samples`` is not an integer, or a sampler has no option of a given name.
     """
     require_count("samples", samples, 2)
     mixture = default_mixture() if mixture is None else mixture
@@ -115,7 +116,7 @@ def paths(
         raise ValueError(f"mixture must have 2 dimensions, got {mixture.dimensions}")
     schedule = NoiseSchedule.linear() if schedule is None else schedule
     recorder = _Recorder(mixture, schedule, samples)
-    exact = mixture.draw(_EXACT_DRAWS, seed)
+    exact = mixture.draw(_EXACT_SAMPLES, seed)
     rows, trajectories = [], []
     with recorder.engine as engine:
         for choice in choose(engine, DEFAULT_SAMPLERS if samplers is None else samplers):
@@ -124,26 +125,26 @@ def paths(
             again = recorder.run(choice.table, seed, seed + samples, progress)
             rows.append(_row(choice, passes.count // samples, states, again, mixture, exact))
             trajectories.append(states)
-    draws = mixture.draw(samples, seed + 1)
-    floor, spread = sliced_wasserstein(draws, exact), _spread(exact, mixture)
+    fresh = mixture.draw(samples, seed + 1)
+    floor, spread = sliced_wasserstein(fresh, exact), _spread(exact, mixture)
     return Paths(tuple(rows), samples, seed, floor, spread, mixture, tuple(trajectories))
 
 
 def default_mixture() -> GaussianMixture:
-    """Five round components of equal weight on a circle."""
+    """Five isotropic components of equal weight on a circle."""
     angle = np.pi / 2 + 2 * np.pi * np.arange(5) / 5
     return GaussianMixture(3.0 * np.stack([np.cos(angle), np.sin(angle)], axis=1), 0.3)
 
 
 class _Recorder:
-    """An engine whose network writes down the states that it is shown.
+    """An engine whose network records the states that it is given.
 
-    Its conditioning is whose row it is, so that this does not depend on how the engine arranges its forwards.
+    The conditioning of a row is the number of its sample, so the record does not depend on how the engine orders rows.
     """
 
     def __init__(self, mixture: GaussianMixture, schedule: NoiseSchedule, samples: int) -> None:
         self._predict = mixture.denoiser(schedule)
-        self._seen: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]] = []
+        self._recorded: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]] = []
         self._samples = samples
         self.engine = Engine.from_callable(
             self._forward,
@@ -155,13 +156,13 @@ class _Recorder:
         )
 
     def _forward(self, x: Any, t: Any, cond: Any) -> Any:
-        self._seen.append((cond["sample"], x))
+        self._recorded.append((cond["sample"], x))
         return self._predict(x, t, cond)
 
     def run(self, table: StepTable, start_seed: int, step_seed: int, progress: bool) -> Trajectories:
-        """The states of every sample, shape (n, S + 1, D): those that each step began with, and the last."""
+        """The states of every sample, shape (n, S + 1, D): the one before each step, and the last."""
         noise = np.stack([normal((start_seed + i) % (1 << 64), self.engine.info.shape) for i in range(self._samples)])
-        self._seen.clear()
+        self._recorded.clear()
         seeds = [(step_seed + i) % (1 << 64) for i in range(self._samples)]
         ends = self.engine.sample(
             self._samples,
@@ -171,22 +172,10 @@ class _Recorder:
             cond=list(range(self._samples)),
             progress=progress,
         )
-        owners = np.concatenate([owner for owner, _ in self._seen])
-        shown = np.concatenate([x for _, x in self._seen])[np.argsort(owners, kind="stable")]
-        states = shown.reshape(self._samples, len(table), -1) / table["s"][:, None]
+        numbers = np.concatenate([samples for samples, _ in self._recorded])
+        inputs = np.concatenate([x for _, x in self._recorded])[np.argsort(numbers, kind="stable")]
+        states = inputs.reshape(self._samples, len(table), -1) / table["s"][:, None]
         return np.concatenate([states, ends[:, None]], axis=1)
-
-
-def sliced_wasserstein(points: npt.ArrayLike, exact: npt.ArrayLike) -> float:
-    """Wasserstein-1 distance of two sets of points in the plane, averaged over projections onto 64 directions.
-
-    The first set, of n points, is compared with the n quantiles of the second.
-    """
-    angle = np.pi * np.arange(_DIRECTIONS) / _DIRECTIONS
-    directions = np.stack([np.cos(angle), np.sin(angle)])
-    a = np.sort(np.asarray(points, dtype=np.float64) @ directions, axis=0)
-    shares = (np.arange(len(a)) + 0.5) / len(a)
-    return float(np.abs(a - np.quantile(np.asarray(exact) @ directions, shares, axis=0)).mean())
 
 
 def _row(
@@ -198,14 +187,14 @@ def _row(
     exact: npt.NDArray[np.float64],
 ) -> PathsRow:
     moves = np.diff(states.astype(np.float64), axis=1)
-    turns = (moves[:, 1:] * moves[:, :-1]).sum(2)
+    along = (moves[:, 1:] * moves[:, :-1]).sum(2)  # negative where a step goes back against the one before
     return PathsRow(
         sampler=choice.sampler,
         options=choice.options,
         steps=choice.steps,
         passes=passes,
         path_length=float(np.linalg.norm(moves, axis=2).sum(1).mean()),
-        reversals=float((turns < 0).sum(1).mean()),
+        reversals=float((along < 0).sum(1).mean()),
         runs_apart=float(np.linalg.norm(states[:, -1].astype(np.float64) - again[:, -1], axis=1).mean()),
         distance=sliced_wasserstein(states[:, -1], exact),
         spread=_spread(states[:, -1], mixture),

@@ -1,10 +1,10 @@
-"""Is it the same image every time? Many runs from one starting noise, sampler by sampler."""
+"""Reproducibility: many runs of each sampler from one starting noise, and how much they differ."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -22,19 +22,16 @@ from stepfuse.requests.resolution import default_steps
 from stepfuse.samplers.noise import normal
 from stepfuse.serving.in_flight import Images
 
-if TYPE_CHECKING:
-    pass
-
 
 @dataclass(frozen=True)
 class ReproducibilityRow:
-    """How far apart the runs of one sampler are.
+    """How much the runs of one sampler differ.
 
     Attributes:
         sampler: Name of the sampler.
-        options: Its options, to be read.
+        options: Its options as text.
         steps: Its number of steps.
-        seeds: Whether the runs' step noise was drawn from different seeds, or from the same.
+        seeds: Whether the runs' step noise has different seeds or the same one.
         variance: Unbiased variance across runs, averaged over the pixels.
         pairwise_mse_mean: Mean squared error between two runs, averaged over all pairs: twice the variance.
         pairwise_mse_std: Its standard deviation over the pairs.
@@ -53,13 +50,13 @@ class ReproducibilityRow:
 
 @dataclass(frozen=True, eq=False)
 class Reproducibility:
-    """What ``reproducibility`` found.
+    """Result of ``reproducibility``.
 
     Attributes:
-        rows: Two a sampler: different seeds, the same seed.
+        rows: Two for each sampler: different seeds, the same seed.
         runs: Number of runs R of each row.
-        seed: Of the starting noise.
-        cond: What the samples were told, to be read.
+        seed: Seed of the starting noise.
+        cond: The samples' conditioning as text; empty if they are unconditional.
         data_range: Least and greatest value of a sample.
         images: Shape (rows, R, *shape).
     """
@@ -81,24 +78,26 @@ def reproducibility(
     samplers: Sequence[SamplerChoice] | None = None,
     progress: bool = False,
 ) -> Reproducibility:
-    """Draws one sample again and again from one starting noise, each time in a call of its own.
+    """Samples repeatedly from one starting noise, each time in a call of its own.
 
-    Each sampler runs with another seed for the step noise every time, which is how a stochastic sampler is used, and
-    with the same seed every time. A deterministic sampler has no step noise, and must not care.
+    Each sampler runs once with different seeds for the step noise, as a stochastic sampler is used, and once with the
+    same seed every time. A deterministic sampler has no step noise, so the seed must not matter.
 
     Args:
-        engine: Draws. Nobody else should use it meanwhile, or the last bits may differ: a network library computes
-            each number of rows in its own way.
+        engine: Generates the samples. Concurrent requests may change the last bits, since a network library may compute
+            each number of rows in another way.
         runs: Number of runs R, at least 2.
-        cond: What the sample is told; None is the model's first class, if it has classes.
-        seed: Of the starting noise.
+        cond: The samples' conditioning; None is the model's first class, if it names any.
+        seed: Seed of the starting noise.
         samplers: Names, with more arguments of ``Engine.sample``. By default, at the model's default number of steps:
             DDIM with eta 0 and with eta 1, and respaced DDPM.
-        progress: Whether a bar is shown.
+        progress: Whether progress bars are shown.
 
     Raises:
-        ValueError: If a bound is broken; the message carries the value received.
-        TypeError: If an argument is of the wrong kind.
+        ValueError: If ``runs`` is below 2, ``samplers`` is empty, or ``Engine.sample`` refuses a sampler, one of its
+            options, ``cond`` or ``seed``.
+        TypeError: If ``runs`` is not an integer, a sampler has no option of a given name, or ``cond`` or ``seed`` is of
+            a type that ``Engine.sample`` refuses.
     """
     require_count("runs", runs, 2)
     info = engine.info
@@ -106,17 +105,17 @@ def reproducibility(
     noise = normal(seed, (1, *info.shape))
     rows, images = [], []
     for choice in choose(engine, _default_samplers(engine) if samplers is None else samplers):
-        # Starting noise is stream 0 of its seed and step noise stream 1: that both have the same seed ties nothing.
+        # Starting noise is stream 0 of its seed and step noise stream 1, so they are independent at the same seed.
         seeds_of: dict[Literal["different", "same"], Sequence[int]]
         seeds_of = {"different": range(seed, seed + runs), "same": [seed] * runs}
         for seeds, run_seeds in seeds_of.items():
-            drawn = [
+            samples = [
                 engine.sample(
                     1, noise=noise, cond=cond, table=choice.table, seed=run_seed % (1 << 64), progress=progress
                 )
                 for run_seed in run_seeds
             ]
-            images.append(np.concatenate(drawn))
+            images.append(np.concatenate(samples))
             rows.append(_row(choice, seeds, images[-1]))
     return Reproducibility(tuple(rows), runs, seed, cond_text(info, cond), info.data_range, np.stack(images))
 
@@ -127,14 +126,14 @@ def _default_samplers(engine: Engine) -> list[SamplerChoice]:
 
 
 def _row(choice: Choice, seeds: Literal["different", "same"], runs: Images) -> ReproducibilityRow:
-    apart = pairwise_mse(runs)
+    errors = pairwise_mse(runs)
     return ReproducibilityRow(
         sampler=choice.sampler,
         options=choice.options,
         steps=choice.steps,
         seeds=seeds,
         variance=variance(runs),
-        pairwise_mse_mean=float(apart.mean()),
-        pairwise_mse_std=float(apart.std()),
+        pairwise_mse_mean=float(errors.mean()),
+        pairwise_mse_std=float(errors.std()),
         bit_identical=identical(runs),
     )

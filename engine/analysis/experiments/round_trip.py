@@ -1,10 +1,10 @@
-"""There and back: images encoded to the noise that generates them, and drawn from it again."""
+"""The round trip: images encoded to the noise that generates them, and generated from it again."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,9 +12,6 @@ import numpy.typing as npt
 from stepfuse.analysis.experiments.sampling import counted, require_count
 from stepfuse.engine import Engine
 from stepfuse.serving.in_flight import Images
-
-if TYPE_CHECKING:
-    pass
 
 KEPT_IMAGES = 10
 
@@ -29,13 +26,13 @@ class RoundTripRow:
     """One step count and number of refinements.
 
     Attributes:
-        sampler: ``ddim``, there and back.
+        sampler: ``ddim``, for encoding and for sampling.
         steps: DDIM steps each way.
-        refinements: Fixed-point iterations a step on the way there.
+        refinements: Fixed-point iterations a step of the encoding.
         passes: Network passes an image, both ways, as the engine counted them.
-        mse: Mean squared error of the images that come back.
+        mse: Mean squared error of the returned images.
         mse_worst: That of the worst image.
-        noise_std: Standard deviation of the noise found; 1 if it is what the sampler starts from.
+        noise_std: Standard deviation of the encoded noise; that of a sampler's starting noise is 1.
     """
 
     sampler: str
@@ -49,17 +46,17 @@ class RoundTripRow:
 
 @dataclass(frozen=True, eq=False)
 class RoundTrip:
-    """What ``round_trip`` found.
+    """Result of ``round_trip``.
 
     Attributes:
         rows: By refinements, then by steps.
-        images_encoded: How many images went there and back.
-        conditioned: Whether the network was told what they are.
-        guidance_scale: Both ways.
+        images_encoded: Number of images.
+        conditioned: Whether the network had conditioning, both ways.
+        guidance_scale: The guidance scale, both ways.
         data_range: Least and greatest value of an image.
-        images: Some of them, shape (n, *shape).
-        noise: The noise found with the most steps and refinements, the same shape.
-        returned: What came back with the most steps: shape (2, n, *shape), by the fewest refinements and the most.
+        images: The first ``KEPT_IMAGES`` of them, shape (n, *shape).
+        noise: Their noise encoded with the most steps and refinements, the same shape.
+        returned: The images returned with the most steps, shape (2, n, *shape): of the fewest refinements, of the most.
     """
 
     rows: tuple[RoundTripRow, ...]
@@ -82,20 +79,23 @@ def round_trip(
     guidance_scale: float = 1.0,
     progress: bool = False,
 ) -> RoundTrip:
-    """Encodes images and draws them again, at several step counts and numbers of refinements.
+    """Encodes images and generates them again, at several step counts and numbers of refinements.
 
     Args:
-        engine: Encodes and draws.
+        engine: Encodes and samples.
         images: Shape (n, *shape), floating point, in the model's data range.
         steps: DDIM steps each way.
         refinements: As in ``Engine.encode``: 0 is plain DDIM inversion.
-        cond: What the network is told, both ways, as in ``Engine.sample``.
-        guidance_scale: Both ways.
-        progress: Whether bars are shown.
+        cond: Conditioning, both ways, as in ``Engine.sample``.
+        guidance_scale: The guidance scale, both ways.
+        progress: Whether progress bars are shown.
 
     Raises:
-        ValueError: If a bound is broken; the message carries the value received.
-        TypeError: If an argument is of the wrong kind.
+        ValueError: If ``images`` is empty, not finite, out of the data range or of another shape than (n, *shape);
+            ``steps`` or ``refinements`` is empty; a step count is below 1 or above T; a number of refinements is
+            negative; or ``Engine.sample`` refuses ``cond`` or ``guidance_scale``.
+        TypeError: If a step count or a number of refinements is not an integer, or another argument is of a type that
+            ``Engine.sample`` refuses.
     """
     for name, counts, least in (("steps", steps, 1), ("refinements", refinements, 0)):
         if not counts:
@@ -126,7 +126,7 @@ def round_trip(
                     noise_std=float(noise.std(dtype=np.float64)),
                 )
             )
-            found[rounds] = noise[:KEPT_IMAGES], back[:KEPT_IMAGES]  # in the end, those of the most steps
+            found[rounds] = noise[:KEPT_IMAGES], back[:KEPT_IMAGES]  # the last are those of the most steps
     fewest, most = found[min(refinements)], found[max(refinements)]
     return RoundTrip(
         tuple(rows),

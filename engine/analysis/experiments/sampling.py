@@ -124,11 +124,6 @@ def sampler_title(sampler: str, steps: int | None = None, options: str = "") -> 
     return f"{title}, {options}" if options else title
 
 
-def cond_suffix(cond: str) -> str:
-    """Text of the conditioning at the end of a figure's title; empty if there is none."""
-    return f", {cond}" if cond else ""
-
-
 def require_count(name: str, value: int, least: int) -> None:
     """Checks an argument that is a count.
 

@@ -1,10 +1,10 @@
-"""Is a straight walk between two noises a smooth walk between two samples? Only if nothing is drawn on the way."""
+"""Smoothness of interpolation: samples along a walk between two noises, smooth only without step noise."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -16,9 +16,6 @@ from stepfuse.requests.resolution import default_steps
 from stepfuse.samplers.noise import normal
 from stepfuse.serving.in_flight import Images
 
-if TYPE_CHECKING:
-    pass
-
 
 @dataclass(frozen=True)
 class SmoothnessRow:
@@ -26,7 +23,7 @@ class SmoothnessRow:
 
     Attributes:
         sampler: Name of the sampler.
-        options: Its options, to be read.
+        options: Its options as text.
         steps: Its number of steps.
         neighbour_mse: Mean squared error between neighbouring frames, averaged over walk and runs.
         neighbour_mse_max: The largest of them.
@@ -47,7 +44,7 @@ class SmoothnessPoint:
 
     Attributes:
         sampler: Name of the sampler.
-        options: Its options, to be read.
+        options: Its options as text.
         share: How far along the walk, 0 to 1.
         variance: Variance across runs at this point, averaged over the pixels.
         mse_to_next: Mean squared error to the next frame, averaged over runs; None at the end.
@@ -62,14 +59,14 @@ class SmoothnessPoint:
 
 @dataclass(frozen=True, eq=False)
 class Smoothness:
-    """What ``interpolation_smoothness`` found.
+    """Result of ``interpolation_smoothness``.
 
     Attributes:
-        rows: One a sampler.
+        rows: One for each sampler.
         points: Every point of every sampler's walk.
-        frames, runs, path: As they were asked for.
-        seed: Of the two ends.
-        cond: What the samples were told, to be read.
+        frames, runs, path: The arguments.
+        seed: Seed of the first end's noise; the other end has the next one.
+        cond: The samples' conditioning as text; empty if they are unconditional.
         data_range: Least and greatest value of a sample.
         images: The walks, shape (samplers, runs, frames, *shape).
     """
@@ -96,22 +93,24 @@ def interpolation_smoothness(
     samplers: Sequence[SamplerChoice] | None = None,
     progress: bool = False,
 ) -> Smoothness:
-    """Walks between two noises several times, as one would: every frame with a seed of its own for the step noise.
+    """Samples along a walk between two noises, several times; every frame has a seed of its own for the step noise.
 
     Args:
-        engine: Draws. Nobody else should use it meanwhile, or the last bits may differ.
+        engine: Generates the samples. Concurrent requests may change the last bits.
         frames: Points of the walk, both ends included, at least 2.
         runs: Walks, at least 2.
-        cond: What all samples are told; None is the model's first class, if it has classes.
-        seed: The ends' noises have this seed and the next.
+        cond: Conditioning of all samples; None is the model's first class, if it names any.
+        seed: Seed of the first end's noise; the other end has the next one.
         path: ``slerp`` or ``lerp``.
         samplers: Names, with more arguments of ``Engine.sample``. By default, at the model's default number of steps:
             DDIM with eta 0 and respaced DDPM with the posterior's variance, the less noisy one.
-        progress: Whether bars are shown.
+        progress: Whether progress bars are shown.
 
     Raises:
-        ValueError: If a bound is broken; the message carries the value received.
-        TypeError: If an argument is of the wrong kind.
+        ValueError: If ``frames`` or ``runs`` is below 2, ``path`` is neither of both, ``samplers`` is empty, or
+            ``Engine.sample`` refuses a sampler, one of its options, ``cond`` or ``seed``.
+        TypeError: If ``frames`` or ``runs`` is not an integer, a sampler has no option of a given name, or ``cond`` is
+            of a type that ``Engine.sample`` refuses.
     """
     require_count("frames", frames, 2)
     require_count("runs", runs, 2)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @styled
 def draw_degradation(result: Degradation) -> Figure:
-    """Error and distance against the step count, and what the samples look like."""
+    """Error and distance against the step count, and the first sample of each row."""
     samplers = list(dict.fromkeys(row.sampler for row in result.rows))
     counts = sorted({row.steps for row in result.rows}, reverse=True)
     judged = any(row.distance is not None for row in result.rows)
@@ -67,9 +67,7 @@ def draw_degradation(result: Degradation) -> Figure:
 def _draw_curve(axes: Axes, result: Degradation, samplers: Sequence[str], column: str) -> None:
     for sampler in samplers:
         points = [(row.steps, getattr(row, column)) for row in result.rows if row.sampler == sampler]
-        above = [
-            (steps, value) for steps, value in points if value
-        ]  # a run compared with itself has 0, which has no logarithm
+        above = [(steps, value) for steps, value in points if value]  # the full run's 0 has no logarithm
         if above:
             axes.plot(
                 *zip(*above, strict=True), marker="o", color=sampler_colour(sampler), label=sampler_title(sampler)
@@ -92,7 +90,7 @@ def _draw_published(axes: Axes, result: Degradation) -> None:
 
 
 def _few_plain_numbers(axes: Axes) -> None:
-    """Labels a logarithmic axis with 1, 2 and 5 too where it spans less than two decades."""
+    """Labels a logarithmic axis that spans less than two decades at 1, 2 and 5 instead of at powers of ten alone."""
     from matplotlib.ticker import FuncFormatter, LogLocator
 
     low, high = axes.get_ylim()

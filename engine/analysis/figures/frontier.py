@@ -1,4 +1,4 @@
-"""The frontier as one picture: latency against distance, every way to sample named where it lies."""
+"""The figure of ``frontier``: latency against distance, with a label at every point."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from matplotlib.text import Annotation
 
 _Box: TypeAlias = tuple[float, float, float, float]  # pixels: left, bottom, right, top
-_Place: TypeAlias = tuple[
+_LabelPosition: TypeAlias = tuple[
     tuple[float, float], Literal["left", "center", "right"], Literal["bottom", "center", "top"]
 ]  # direction from the marker, alignment
 
 PICTURES = 2  # of each row that is shown
 
 _GAP = 6  # points between a marker and its label
-_PLACES: tuple[_Place, ...] = (
+_LABEL_POSITIONS: tuple[_LabelPosition, ...] = (
     ((0, 1), "center", "bottom"),
     ((0, -1), "center", "top"),
     ((1, 0), "left", "center"),
@@ -42,9 +42,9 @@ _PLACES: tuple[_Place, ...] = (
 
 @styled
 def draw_frontier(result: Frontier) -> Figure:
-    """Latency of one sample against the distance to real data, and what some of the rows draw from the same noise.
+    """Latency of one sample against the distance to real data, and samples of some rows from the same noise.
 
-    Both axes are logarithms. Passes take the place of the distance if nothing judged the samples.
+    Both axes are logarithmic. Passes take the place of the distance if the samples were not judged.
     """
     pictured = _pictured(result)
     height = 4.9 + (0.6 + 8.4 * PICTURES / max(len(pictured), PICTURES) if pictured else 0)
@@ -77,7 +77,7 @@ def draw_frontier(result: Frontier) -> Figure:
 
 
 def _pictured(result: Frontier) -> list[int]:
-    """Rows that are shown as pictures, the fastest first: the student's, all of 50 steps, and whole DDPM."""
+    """Indices of the rows shown as pictures, the fastest first: the student's, those of 50 steps, and DDPM."""
     if result.images is None or not drawable(result.images.shape[2:]):
         return []
     found = [
@@ -95,9 +95,11 @@ def _draw_pictures(axes: Axes, result: Frontier, pictured: Sequence[int]) -> Non
 
 
 def _filling(result: Frontier, row: FrontierRow) -> float:
-    """How full a marker is: 0 without guidance, 1 at the strongest; a student has its teacher's guidance."""
-    scales = _scales(result)
-    scale = result.guidance_scale if row.model == "student" else row.guidance_scale
+    """Filling of a marker: 0 without guidance, 1 at the strongest; a student has its teacher's guidance."""
+    return _filling_of(result.guidance_scale if row.model == "student" else row.guidance_scale, _scales(result))
+
+
+def _filling_of(scale: float, scales: list[float]) -> float:
     return 0.0 if scale == 1 else (scales.index(scale) + 1) / len(scales)
 
 
@@ -107,7 +109,7 @@ def _scales(result: Frontier) -> list[float]:
 
 def _tint(colour: str, filling: float) -> tuple[float, float, float]:
     red, green, blue = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
-    share = filling**1.5  # tells the lightest from white, and a middle one from full
+    share = filling**1.5  # keeps the lightest distinguishable from white, and a middle one from full
     return 1 - share * (1 - red), 1 - share * (1 - green), 1 - share * (1 - blue)
 
 
@@ -117,10 +119,10 @@ def _explain_filling(axes: Axes, result: Frontier) -> None:
         return
     folded = result.guidance_scale if any(row.model == "student" for row in result.rows) else None
     for scale in (1.0, *scales):
-        filling = 0.0 if scale == 1 else (scales.index(scale) + 1) / len(scales)
-        says = "no guidance" if scale == 1 else f"guidance {scale:g}"
-        says += " (in distilled: folded in)" if scale == folded else ""
-        axes.plot([], [], "o", color=FAINT, markerfacecolor=_tint(FAINT, filling), markersize=7, label=says)
+        filling = _filling_of(scale, scales)
+        text = "no guidance" if scale == 1 else f"guidance {scale:g}"
+        text += " (in distilled: folded in)" if scale == folded else ""
+        axes.plot([], [], "o", color=FAINT, markerfacecolor=_tint(FAINT, filling), markersize=7, label=text)
     axes.legend(loc="upper right")
 
 
@@ -138,24 +140,27 @@ def _colour(row: FrontierRow) -> str:
 
 
 def _label(figure: Figure, axes: Axes, rows: Sequence[FrontierRow], column: str) -> None:
-    """Names every point where its name covers neither a point nor another name."""
-    figure.draw_without_rendering()  # lays the axes out, so that points have places
-    place = {row: axes.transData.transform((row.latency_ms, getattr(row, column))) for row in rows}
-    points = list(place.values())
+    """Labels every point at the position where the label covers least of points, lines and other labels."""
+    figure.draw_without_rendering()  # lays the axes out, so that points have pixel coordinates
+    pixels = {row: axes.transData.transform((row.latency_ms, getattr(row, column))) for row in rows}
+    points = list(pixels.values())
     taken: list[_Box] = [(x - 6, y - 6, x + 6, y + 6) for x, y in points]
     for series in _series(rows):
-        taken += _boxes_along([place[row] for row in series])
+        taken += _boxes_along([pixels[row] for row in series])
     if legend := axes.get_legend():
         taken.append(cast(_Box, tuple(legend.get_window_extent().extents)))
     frame = axes.get_window_extent().extents
-    # The most crowded choose first: what has room finds it anyway.
+    # The most crowded points first: the others have free positions anyway.
     for index in sorted(range(len(rows)), key=lambda i: _nearest(points, i)):
         row = rows[index]
-        name = row.label.split(",")[0]  # the filling says what guidance
+        name = row.label.split(",")[0]  # the marker's filling shows the guidance
         point = row.latency_ms, getattr(row, column)
         label = axes.annotate(name, point, (0, 0), textcoords="offset points", fontsize=8.5, color=_colour(row))
         label.set_in_layout(False)
-        best = min(_PLACES, key=lambda one: (_overlap(_placed(label, one), taken, frame), _PLACES.index(one)))
+        best = min(
+            _LABEL_POSITIONS,
+            key=lambda one: (_overlap(_placed(label, one), taken, frame), _LABEL_POSITIONS.index(one)),
+        )
         taken.append(_placed(label, best))
 
 
@@ -174,9 +179,9 @@ def _nearest(points: Sequence[npt.NDArray[np.float64]], index: int) -> float:
     return min(others, default=0.0)
 
 
-def _placed(label: Annotation, place: _Place) -> _Box:
-    """Moves a label to a place, and returns what it covers."""
-    (right, up), horizontal, vertical = place
+def _placed(label: Annotation, position: _LabelPosition) -> _Box:
+    """Moves a label to a position, and returns the box that it covers."""
+    (right, up), horizontal, vertical = position
     label.set_position((right * _GAP, up * _GAP))
     label.set_horizontalalignment(horizontal)
     label.set_verticalalignment(vertical)
@@ -185,7 +190,7 @@ def _placed(label: Annotation, place: _Place) -> _Box:
 
 
 def _overlap(box: _Box, taken: Sequence[_Box], frame: Sequence[float]) -> float:
-    """Pixels of a box that are taken, or lie out of the frame."""
+    """Pixels of a box that other boxes cover, or that lie outside of the frame."""
     left, bottom, right, top = box
     inside = _common(box, frame)
     return (right - left) * (top - bottom) - inside + sum(_common(box, other) for other in taken)

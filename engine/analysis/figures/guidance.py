@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @styled
 def draw_guidance_sweep(result: GuidanceSweep) -> Figure:
-    """Distance, accuracy and over-saturation against the scale, and what the same samples look like at each."""
+    """Distance, accuracy and over-saturation against the scale, and the same samples at each scale."""
     pictures = drawable(result.images.shape[2:])
     panels = [name for name in ("distance", "accuracy") if getattr(result.rows[0], name) is not None]
     panels.append("beyond_range")

@@ -1,4 +1,4 @@
-"""The paths of ``paths`` as a picture: samplers side by side, from the same starts."""
+"""The figure of ``paths``: samplers side by side, from the same starting noises."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 Points = npt.NDArray[np.float32]
 
 _TRACED = 11
-_LONG = 200  # steps; such a path is a scribble, and eleven of them hide one another
+_LONG = 200  # steps from which lines are thin, since so long paths hide one another
 
 
 @styled
 def draw_paths(result: Paths) -> Figure:
-    """A panel a sampler: where samples begin (pale) and end, in the colour of their start, and some on their way.
+    """A panel for each sampler: starts (pale) and ends of all samples, coloured by start, and the paths of some.
 
-    One of these is black, to be followed with the eye.
+    One of the paths is black, so that the eye can follow it.
     """
     count = len(result.rows)
     figure = new_figure(4.1 * count, 5.1 if count > 2 else 5.9)
@@ -40,7 +40,7 @@ def draw_paths(result: Paths) -> Figure:
         axes.set_xlim(middle[0] - reach, middle[0] + reach)
         axes.set_ylim(middle[1] - reach, middle[1] + reach)
         axes.set_title(sampler_title(row.sampler, row.steps, row.options))
-        axes.set_xlabel(_told(row), color=INK, labelpad=8)
+        axes.set_xlabel(_caption(row), color=INK, labelpad=8)
     wrapped = "" if count > 2 else "\n"
     figure.suptitle(
         f"From noise ○ to data ●. {wrapped}The same starts in every panel, {wrapped}coloured by direction,"
@@ -81,7 +81,7 @@ def _draw_panel(axes: Axes, result: Paths, states: Points, colours: list[str], t
 
 
 def _view(result: Paths, traced: list[int]) -> tuple[npt.NDArray[np.float64], float]:
-    """Middle and half width of the square that holds the data, all ends and every path that is traced."""
+    """Middle and half width of the square that holds the data, all ends and every path that is drawn."""
     means, around = result.mixture.means, 3 * result.mixture.spreads[:, None]
     shown: list[npt.NDArray[Any]] = [means - around, means + around, *(states[:, -1] for states in result.trajectories)]
     shown += [states[traced].reshape(-1, 2) for states in result.trajectories]
@@ -91,11 +91,11 @@ def _view(result: Paths, traced: list[int]) -> tuple[npt.NDArray[np.float64], fl
 
 
 def _by_angle(starts: Points) -> list[str]:
-    """A hue for each start's direction, all equally light and strong: a circle in OKLab (Ottosson, 2020)."""
+    """A hue for each start's direction at equal lightness and chroma: a circle in OKLab (Ottosson, 2020)."""
     from matplotlib.colors import to_hex
 
-    turn = np.arctan2(starts[:, 1], starts[:, 0]).astype(np.float64)
-    lab = np.stack([np.full_like(turn, 0.66), 0.15 * np.cos(turn), 0.15 * np.sin(turn)], axis=1)
+    angle = np.arctan2(starts[:, 1], starts[:, 0]).astype(np.float64)
+    lab = np.stack([np.full_like(angle, 0.66), 0.15 * np.cos(angle), 0.15 * np.sin(angle)], axis=1)
     linear = ((lab @ _LAB_TO_LMS.T) ** 3 @ _LMS_TO_RGB.T).clip(0, 1)
     rgb = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)  # IEC 61966-2-1
     return [to_hex(one) for one in rgb]
@@ -115,14 +115,14 @@ _LMS_TO_RGB = np.array(
 
 
 def _spread_out(starts: Points, count: int) -> list[int]:
-    """Starts in all directions, not too near the middle: the one nearest to each of ``count`` points on a circle."""
-    turn = 2 * np.pi * (np.arange(count) + 0.25) / count
-    wanted = 1.1 * np.stack([np.cos(turn), np.sin(turn)], axis=1)
+    """Indices of starts in all directions: the one nearest to each of ``count`` points on a circle."""
+    angle = 2 * np.pi * (np.arange(count) + 0.25) / count
+    wanted = 1.1 * np.stack([np.cos(angle), np.sin(angle)], axis=1)
     distance = np.linalg.norm(starts[None] - wanted[:, None], axis=2)
     return list(dict.fromkeys(distance.argmin(1).tolist()))
 
 
-def _told(row: PathsRow) -> str:
+def _caption(row: PathsRow) -> str:
     again = "the same end in every run" if row.runs_apart == 0 else f"another run ends {row.runs_apart:.2g} away"
-    turns = f"turns back {row.reversals:.0f} times"
-    return f"a path is {row.path_length:.0f} long and {turns}\nfrom the same start, {again}"
+    reversals = f"turns back {row.reversals:.0f} times"
+    return f"a path is {row.path_length:.0f} long and {reversals}\nfrom the same start, {again}"

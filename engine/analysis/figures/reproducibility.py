@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from stepfuse.analysis.experiments.reproducibility import Reproducibility
-from stepfuse.analysis.experiments.sampling import cond_suffix, sampler_title
+from stepfuse.analysis.experiments.sampling import sampler_title
 from stepfuse.analysis.figures.pictures import annotate_rows, drawable, show_images
-from stepfuse.analysis.figures.style import new_figure, sampler_colour, styled
+from stepfuse.analysis.figures.style import cond_suffix, new_figure, sampler_colour, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

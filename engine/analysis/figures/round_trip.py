@@ -1,4 +1,4 @@
-"""The figure of ``round_trip``: the error against the step count; images, their noise and what is decoded from it."""
+"""The figure of ``round_trip``: the error against the step count, and images, their noise and the returned ones."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")  # by refinements
 
 @styled
 def draw_round_trip(result: RoundTrip) -> Figure:
-    """The error against the step count, and images, their noise and what comes back."""
+    """The error against the step count by refinements, and images, their noise and the returned images."""
     rounds = sorted({row.refinements for row in result.rows})
     most = max(row.steps for row in result.rows)
     pictures = drawable(result.images.shape[1:])

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stepfuse.analysis.experiments.sampling import cond_suffix, sampler_title
+from stepfuse.analysis.experiments.sampling import sampler_title
 from stepfuse.analysis.experiments.smoothness import Smoothness
 from stepfuse.analysis.figures.pictures import drawable, show_images
-from stepfuse.analysis.figures.style import new_figure, sampler_colour, styled
+from stepfuse.analysis.figures.style import cond_suffix, new_figure, sampler_colour, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -103,6 +103,11 @@ def sampler_colour(sampler: str) -> str:
     return SAMPLER_COLOURS.get(sampler, FAINT)
 
 
+def cond_suffix(cond: str) -> str:
+    """The end of a figure's title that names the conditioning; empty if there is none."""
+    return f", {cond}" if cond else ""
+
+
 def log_steps_axis(axes: Axes, counts: Sequence[int]) -> None:
     """A logarithmic x axis of step counts, with ticks at these alone."""
     axes.set_xscale("log")

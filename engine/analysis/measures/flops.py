@@ -1,4 +1,4 @@
-"""What a network costs, counted from its ONNX graph: no machine, no timing."""
+"""The cost of a network in floating-point operations, counted in its ONNX graph without running it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 Shape = tuple[int, ...]
 
-# Left out: they compute a few operations an element where a convolution computes thousands, or only move data.
+# Not counted: they compute a few operations an element where a convolution computes thousands, or only move data.
 _LEFT_OUT = """
     Abs Add AveragePool BatchNormalization Cast Ceil Clip Concat Constant ConstantOfShape Cos DepthToSpace Div Dropout
     Elu Equal Erf Exp Expand Flatten Floor Gather GatherElements GatherND Gelu GlobalAveragePool GlobalMaxPool Greater
@@ -30,8 +30,8 @@ def flops_of(path: str | os.PathLike[str], row_shapes: Mapping[str, Sequence[int
 
     Convolutions (transposed ones too) and matrix products are counted, two operations a multiply-add, as
     ``torch.utils.flop_counter`` does. Biases and everything that computes a few operations an element are left out:
-    activations, normalisation, softmax, pooling, sums. An operator that is in neither list is refused, so that none
-    is taken for free.
+    activations, normalisation, softmax, pooling, sums. An operator that is in neither list is refused, so that no
+    expensive one is missed.
 
     Args:
         path: An ONNX file. The first dimension of every input is the row; it must be dynamic or 1.
@@ -41,7 +41,9 @@ def flops_of(path: str | os.PathLike[str], row_shapes: Mapping[str, Sequence[int
         The count, the same for every row of a batch.
 
     Raises:
-        ValueError: If the file is no ONNX model, has an operator that is not known here, or leaves a shape open.
+        OSError: If the file cannot be read.
+        ValueError: If the file is no ONNX model, has an operator in neither list or a fixed number of rows, leaves a
+            shape open, or has no input that ``row_shapes`` names, or one of another number of dimensions.
         ImportError: If onnx is not installed.
     """
     model = _read(path)
@@ -89,7 +91,7 @@ def _read(path: str | os.PathLike[str]) -> ModelProto:
 
 
 def _set_rows(graph: GraphProto, row_shapes: Mapping[str, Shape]) -> None:
-    """Makes every input one row, of a shape that is fixed."""
+    """Fixes every input's shape to one row."""
     constants = {tensor.name for tensor in graph.initializer}
     inputs = {node.name: node for node in graph.input if node.name not in constants}
     if unknown := sorted(set(row_shapes) - set(inputs)):
@@ -107,11 +109,11 @@ def _set_rows(graph: GraphProto, row_shapes: Mapping[str, Shape]) -> None:
             raise ValueError(f"every dimension of input {name} but the first must be fixed, got {_written(sizes)}")
         for size, fixed in zip(sizes, (1, *row), strict=True):
             size.dim_value = fixed
-    del graph.value_info[:]  # what the file says of shapes inside is about any number of rows
+    del graph.value_info[:]  # the file's intermediate shapes are of any number of rows
 
 
 def _shapes(model: ModelProto) -> dict[str, Shape | None]:
-    """Shapes of all constants and of whatever flows, where they can be inferred."""
+    """Shapes of all constants, inputs and intermediate values, None where they cannot be inferred."""
     import onnx.shape_inference
 
     for output in model.graph.output:

@@ -1,7 +1,7 @@
-"""How far two sets of features are apart: the Fréchet distance between the Gaussians that have their moments.
+"""The Fréchet distance between two sets of features, taken as Gaussians of their moments.
 
-With the features of an Inception network this number is called FID. Here the features are any function's, so it is
-called what it is, and its values compare only under the same function and with equally many images.
+With the features of an Inception network this number is called FID. Here the features are any function's, so its values
+compare only under the same function and with equally many images.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy.typing as npt
 Images = npt.NDArray[np.float32]
 FeatureFunction = Callable[[Images], npt.NDArray[np.floating[Any]]]
 
-_ROUNDING = 1e-9  # of the largest eigenvalue: what an estimate in float64 may be off; float32 moments are refused
+_ROUNDING = 1e-9  # of the largest eigenvalue: the error of an estimate in float64; float32 moments are refused
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,11 +26,11 @@ class Statistics:
     Attributes:
         mean: Their mean, (F,) float64.
         cov: Their covariance, (F, F) float64, unbiased (divided by count - 1).
-        count: How many rows they were taken over.
+        count: Number of rows that they were taken over.
 
     Raises:
-        ValueError: If the shapes do not fit together, a number is not finite, or ``cov`` is not symmetric with
-            eigenvalues of at least 0, to rounding.
+        ValueError: If ``mean`` is not (F,) or ``cov`` not (F, F), a number is not finite, ``count`` is below 2, or
+            ``cov`` is not symmetric with eigenvalues of at least 0, to rounding.
     """
 
     mean: npt.NDArray[np.float64]
@@ -61,8 +61,8 @@ class Statistics:
             features: (n, F) numbers, a row an image, with n > F.
 
         Raises:
-            ValueError: If they are not such numbers, one is not finite, all rows are equal, or there are no more rows
-                than columns: their covariance would be singular, whatever the images.
+            ValueError: If they are not real numbers (n, F), one is not finite, all rows are equal, or there are no more
+                rows than columns, which makes the covariance singular for any images.
         """
         given = np.asarray(features)
         if given.ndim != 2 or not given.size:
@@ -92,15 +92,15 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
 
     The trace of the root is the sum of the singular values of C_a^(1/2) C_b^(1/2). In this form every matrix stays
     real and symmetric, and a covariance that is nearly singular (a feature that never fires) costs no digits, where a
-    general matrix root of C_a C_b returns complex numbers and loses half of them. Rounding can leave the result a
-    little below 0 for equal moments; it is then 0.
+    general matrix root of C_a C_b returns complex numbers and loses half of them. A result that rounding makes
+    negative, for equal moments, is returned as 0.
 
     Args:
         a: Moments of one set of features.
         b: Moments of the other, of the same function.
 
     Raises:
-        ValueError: If they are not of equally many features.
+        ValueError: If the numbers of features differ.
     """
     if a.mean.size != b.mean.size:
         raise ValueError(f"both sets must have as many features, got {a.mean.size} and {b.mean.size}")

@@ -1,4 +1,4 @@
-"""The judge: a small classifier of real images, as ONNX, that names generated ones and measures how far off they are.
+"""The judge: a small ONNX classifier of real images that classifies generated ones and measures their distance.
 
 A judge is a folder as a bundle is: ``manifest.json`` lists every file with its size and SHA-256, nothing is unpickled.
 ``judge.onnx`` has the input ``images`` and the outputs ``logits`` and ``features``, all with a dynamic first dimension;
@@ -22,7 +22,6 @@ from stepfuse.bundle.folder import MANIFEST, entry, read_folder
 from stepfuse.errors import BundleError
 
 NETWORK, REFERENCE = "judge.onnx", "reference.npz"
-BATCH = 256  # images a forward; more only costs memory
 
 _JUDGES = Path(__file__).resolve().parents[1] / "data"  # a strict editable install is a tree of links
 _OF_MODEL = {"fashion": "fashion", "fashion-8step": "fashion"}
@@ -34,15 +33,16 @@ class Judge:
 
     Attributes:
         name: The judge's name.
-        class_names: The classes that it tells apart.
+        class_names: Names of its classes.
         shape: Shape of one image, (C, H, W).
         feature_count: Size F of the penultimate layer, which ``features`` returns.
-        real_accuracy: Share of the real test images that it names right: what a perfect generator would reach.
+        real_accuracy: Share of the real test images that it classifies correctly, as it would those of a perfect
+            generator.
         reference: Moments of the features of the real test images.
         real_images: A few of them, float32 (n, *shape) in [-1, 1], equally many of each class.
         real_labels: Their classes, int64 (n,).
         provenance: Where the weights and the images come from.
-        licence: Under which terms.
+        licence: Terms of their use.
     """
 
     name: str
@@ -59,13 +59,14 @@ class Judge:
 
     @classmethod
     def load(cls, name_or_path: str | os.PathLike[str]) -> Judge:
-        """Opens a judge that comes with the package, or a folder, and checks every file against the manifest.
+        """Opens a judge of the package by name, or one in a folder, and checks every file against the manifest.
 
         Args:
             name_or_path: Such as ``"fashion"``, or a folder with a ``manifest.json``.
 
         Raises:
-            BundleError: If there is no such judge, or anything in it is not as its manifest says.
+            BundleError: If there is no such judge, a file is missing, not listed or of another size or checksum, an
+                entry of the manifest is missing or invalid, or the network or the reference does not fit it.
         """
         path = _locate(name_or_path)
         manifest = read_folder(path)
@@ -103,7 +104,7 @@ class Judge:
         """The penultimate layer's outputs, (n, F).
 
         Args:
-            images: (n, *shape) floating-point numbers in [-1, 1]. What a sampler overshoots is clipped, as pictures do.
+            images: (n, *shape) floating-point numbers in [-1, 1]; values beyond are clipped, as in a picture.
 
         Raises:
             ValueError: If they have another shape or dtype, or a number is not finite.
@@ -111,19 +112,19 @@ class Judge:
         return run_network(self._session, "features", self._checked(images))
 
     def classify(self, images: npt.ArrayLike) -> npt.NDArray[np.int64]:
-        """The class of each image, (n,); arguments and errors as ``features``."""
+        """The class of each image, (n,); arguments and errors are those of ``features``."""
         classes: npt.NDArray[np.int64] = run_network(self._session, "logits", self._checked(images)).argmax(1)
         return classes.astype(np.int64, copy=False)
 
     def accuracy(self, images: npt.ArrayLike, labels: npt.ArrayLike) -> float:
-        """Share of images that are named as their labels are.
+        """Share of images that are classified as their labels say.
 
         Args:
             images: As for ``features``.
             labels: The wanted classes, integers (n,).
 
         Raises:
-            ValueError: As ``features``, and if ``labels`` is not one class an image.
+            ValueError: As ``features``; or if ``labels`` are not integers (n,), or one is no class of the judge.
         """
         named, wanted = self.classify(images), np.asarray(labels)
         if wanted.shape != named.shape or wanted.dtype.kind not in "iu":
@@ -137,11 +138,11 @@ class Judge:
     def distance(self, images: npt.ArrayLike) -> float:
         """The Fréchet distance of the images' features to those of the real test images; see ``frechet_distance``.
 
-        It falls with the number of images and varies with the draw, so it compares only between sets of equal size,
+        It falls with the number of images and varies with the sample, so it compares only between sets of equal size,
         with equally many images of each class. 1,000 real training images of Fashion-MNIST are at 1.02 ± 0.12.
 
         Raises:
-            ValueError: As ``features`` and ``Statistics.of``: there must be more images than features.
+            ValueError: As ``features``; or if there are no more images than features, or all have the same features.
         """
         return frechet_distance(Statistics.of(self.features(images)), self.reference)
 

@@ -25,7 +25,8 @@ def open_network(file: Path, shape: tuple[int, ...], classes: int, features: int
         features: Size of ``features``; None takes the network's.
 
     Raises:
-        BundleError: If the file is no ONNX model, or its input and outputs are not a judge's.
+        BundleError: If the file is no ONNX model, or its inputs and outputs are not ``images``, ``logits`` and
+            ``features`` of these sizes in float32, with a dynamic first dimension.
     """
     options = ort.SessionOptions()
     options.log_severity_level = 3

@@ -1,4 +1,4 @@
-"""Writing a judge: its network, and what it makes of real test images, as a folder."""
+"""Writing a judge's folder: its network, and the moments of its features of real test images."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def write_judge(
     kept: int = 10,
     overwrite: bool = False,
 ) -> Judge:
-    """Writes a judge: all of it, or nothing.
+    """Writes a judge's folder, complete or not at all.
 
     Args:
         path: The folder to make.
@@ -39,16 +39,17 @@ def write_judge(
         images: Real images that the network has not seen, uint8 (n, *shape), more than F.
         labels: Their classes, integers (n,).
         provenance: Where weights and images come from.
-        licence: Under which terms.
-        kept: How many images of each class are stored, the first of each.
-        overwrite: Whether a judge that is there already is replaced.
+        licence: Terms of their use.
+        kept: Number of images of each class that are stored, the first of each.
+        overwrite: Whether a judge in the folder is replaced.
 
     Returns:
         The judge, read back and checked.
 
     Raises:
-        ValueError: If images or labels are not as said, or a class has fewer than ``kept`` images.
-        BundleError: If the folder is there already and ``overwrite`` is not set, or the result does not load.
+        ValueError: If ``images`` are not uint8, ``labels`` not integers (n,) within the classes, ``kept`` is below 1, a
+            class has fewer than ``kept`` images, or there are no more images than features.
+        BundleError: If the folder exists and ``overwrite`` is not set, or the network is not a judge's.
     """
     if images.dtype != np.uint8 or images.ndim < 2 or labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
         raise ValueError(

@@ -10,14 +10,16 @@ import numpy as np
 import numpy.typing as npt
 
 from stepfuse.analysis.measures.frechet import FeatureFunction, Images
-from stepfuse.analysis.measures.judge import BATCH
+from stepfuse.analysis.measures.judge_network import BATCH
 
 
 def feature_function(path: str | os.PathLike[str], shape: tuple[int, ...]) -> FeatureFunction:
-    """The feature function of an ONNX file: samples (n, *shape) go into its one input, its first output is flattened.
+    """The feature function of an ONNX file: samples (n, *shape) are its one input; its first output is flattened.
 
     Raises:
-        ValueError: If the file is no such network.
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no ONNX model or has not exactly one float32 input; from the function itself, if the
+            network does not take samples of ``shape``.
     """
     import onnxruntime as ort
 

@@ -1,4 +1,4 @@
-"""How near samples are to real data, by whatever judges them."""
+"""Distance of samples to real data and accuracy of their classes, by a judge or a feature function."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from stepfuse.serving.in_flight import Images
 
 
 def require_reference(features: Judge | FeatureFunction | None, reference: Statistics | None) -> None:
-    """Refuses a feature function without the real data's moments, and moments without a feature function.
+    """Checks that a feature function has the real data's moments as its reference, and a judge no other.
 
     Raises:
-        ValueError: If one is there without the other.
+        ValueError: If a feature function or a reference is given without the other, or a reference with a judge.
     """
     if isinstance(features, Judge):
         if reference is not None:
@@ -27,7 +27,7 @@ def require_reference(features: Judge | FeatureFunction | None, reference: Stati
 def require_more_than_features(
     samples: int, features: Judge | FeatureFunction | None, reference: Statistics | None
 ) -> None:
-    """Refuses before anything is drawn what ``Statistics.of`` would refuse afterwards.
+    """Checks, before any sample is generated, that ``Statistics.of`` will have more samples than features.
 
     Raises:
         ValueError: If there are no more samples than features.
@@ -43,10 +43,10 @@ def require_more_than_features(
 def distance_to_real(
     images: Images, features: Judge | FeatureFunction | None, reference: Statistics | None
 ) -> float | None:
-    """The Fréchet distance of samples to real data; None where nothing judges them.
+    """The Fréchet distance of samples to real data; None without features.
 
     Raises:
-        ValueError: As ``Statistics.of``: there must be more samples than features, finite and not all the same.
+        ValueError: If there are no more samples than features, a feature is not finite, or all samples have the same.
     """
     if isinstance(features, Judge):
         return features.distance(images)
@@ -58,7 +58,7 @@ def distance_to_real(
 def share_named_right(
     images: Images, features: Judge | FeatureFunction | None, labels: npt.NDArray[np.int64] | None
 ) -> float | None:
-    """The share of samples that a Judge names as they were asked for; None where there is none, or no classes."""
+    """The share of samples that a judge classifies as their labels say; None without a judge or without labels."""
     if not isinstance(features, Judge) or labels is None:
         return None
     return features.accuracy(images, labels)

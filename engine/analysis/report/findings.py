@@ -1,4 +1,4 @@
-"""What each experiment found, in sentences that state the figures; the first of them is the headline."""
+"""The findings of each experiment in sentences that state what was measured; the first one is the headline."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from stepfuse.analysis.experiments.smoothness import Smoothness
 
 
 def of_reproducibility(result: Reproducibility) -> list[str]:
-    """Which samplers return the same bits, and how far apart the others' runs are."""
+    """Which samplers return the same bits, and how much the others' runs differ."""
     found = []
     for row in result.rows:
         title = sampler_title(row.sampler, row.steps, row.options)
@@ -56,7 +56,7 @@ def of_degradation(result: Degradation) -> list[str]:
 
 
 def of_smoothness(result: Smoothness) -> list[str]:
-    """How long the steps between frames are, and whether another run gives the same walk."""
+    """The error between neighbouring frames, and whether another run gives the same walk."""
     found = []
     smoothest, *others = sorted(result.rows, key=lambda row: row.neighbour_mse)
     for other in others:
@@ -75,7 +75,7 @@ def of_smoothness(result: Smoothness) -> list[str]:
 
 
 def of_paths(result: Paths) -> list[str]:
-    """How long and how crooked the paths are, where they end, and whether the start decides the end."""
+    """Length and reversals of the paths, where they end, and whether the start determines the end."""
     found = []
     for row in sorted(result.rows, key=lambda row: row.path_length):
         ends = "the start decides the end" if row.runs_apart == 0 else f"two runs end {row.runs_apart:.3g} apart"
@@ -88,7 +88,7 @@ def of_paths(result: Paths) -> list[str]:
 
 
 def of_round_trip(result: RoundTrip) -> list[str]:
-    """The error of the way there and back at 100 steps or the most there are, by refinements."""
+    """The error of the round trip at 100 steps, or at the most there are, by refinements."""
     counts = sorted({row.steps for row in result.rows})
     steps = 100 if 100 in counts else counts[-1]
     rows = [row for row in result.rows if row.steps == steps]
@@ -107,7 +107,7 @@ def of_round_trip(result: RoundTrip) -> list[str]:
 
 
 def of_guidance(result: GuidanceSweep) -> list[str]:
-    """The scale of least distance, the scale that is named best, and what too much does."""
+    """The scale of least distance, the accuracy by scale, and over-saturation at the largest scale."""
     rows = [row for row in result.rows if row.variant == PLAIN]
     most = max(rows, key=lambda row: row.guidance_scale)
     of = sampler_title(rows[0].sampler, rows[0].steps)
@@ -131,7 +131,7 @@ def of_guidance(result: GuidanceSweep) -> list[str]:
 
 
 def of_interval(result: IntervalSaving) -> list[str]:
-    """What the interval saves, counted and timed, and what it does to the samples."""
+    """Passes and time that the interval saves, and its distance and accuracy."""
     everywhere, inside = result.rows
     of = f"{sampler_title(result.sampler, result.steps)}, guidance {result.guidance_scale:g}"
     found = [
@@ -147,11 +147,11 @@ def of_interval(result: IntervalSaving) -> list[str]:
 
 
 def of_frontier(result: Frontier) -> list[str]:
-    """The fastest and the best, and whether the orderings that one expects hold."""
+    """The fastest and the best row, and whether the expected orderings hold."""
     fastest = min(result.rows, key=lambda row: row.latency_ms)
-    found = [f"Fastest: {_placed(fastest)}."]
+    found = [f"Fastest: {_row_text(fastest)}."]
     if judged := [row for row in result.rows if row.distance is not None]:
-        found.append(f"Nearest to real data: {_placed(_nearest(judged))}.")
+        found.append(f"Nearest to real data: {_row_text(_nearest(judged))}.")
         for one in orderings(result):
             verdict = {True: "holds", False: "**does not hold**", None: "reported"}[one.holds]
             found.append(f"{one.claim}: {one.measured}; {one.wanted}: {verdict}.")
@@ -162,6 +162,6 @@ def _nearest(rows: Sequence[FrontierRow]) -> FrontierRow:
     return min(rows, key=lambda row: row.distance or 0.0)
 
 
-def _placed(row: FrontierRow) -> str:
+def _row_text(row: FrontierRow) -> str:
     distance = "" if row.distance is None else f", Fréchet distance {row.distance:.3g}"
     return f"{row.label}, {row.latency_ms:.3g} ms a sample, {row.passes:g} passes{distance}"

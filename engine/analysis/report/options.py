@@ -49,7 +49,7 @@ class ReportOptions:
 
     Attributes:
         quick: Whether they run at the quick sizes.
-        seed: Of all noise.
+        seed: Seed of all noise.
         samples: Samples of each row where they are judged; None is what ``SIZES`` says.
         progress: Whether progress bars are shown.
     """

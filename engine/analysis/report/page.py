@@ -1,4 +1,4 @@
-"""The page that gathers what the experiments found: Markdown, with each experiment's picture and table."""
+"""The report's page in Markdown: a section for each experiment, with its figure, findings and table."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def page(records: Sequence[Record], model: str) -> str:
     """Markdown of all experiments, with paths relative to the report's folder.
 
     Args:
-        records: What each experiment wrote as JSON, in the order they are shown.
+        records: The experiments' JSON records, in the order of the sections.
         model: The model's name.
     """
     parts = [f"# {model}: what its samples are worth", _preface(records)]

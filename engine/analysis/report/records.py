@@ -1,4 +1,4 @@
-"""The records of a report: what each experiment leaves as JSON, and how its figures came about."""
+"""The records of a report: the JSON of each experiment, with the provenance of its results."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PACKAGES = ("stepfuse", "numpy", "onnxruntime", "matplotlib")
 
 
 def provenance(subject: Subject, options: ReportOptions) -> dict[str, Any]:
-    """How figures came about: what is needed to reproduce them, and what times depend on."""
+    """Where an experiment's results come from: what is needed to reproduce them, and what times depend on."""
     return {
         "model": subject.name,
         "model_sha256": subject.identity,

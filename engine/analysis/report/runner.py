@@ -23,7 +23,7 @@ from stepfuse.analysis.report.options import ReportOptions, too_few_samples
 from stepfuse.analysis.report.page import page
 from stepfuse.analysis.report.records import as_json, provenance, read_records, require_same_model
 from stepfuse.analysis.report.subject import Model, Subject, opened
-from stepfuse.analysis.report.tables import as_csv, rows_of, settings_of, write_text, write_whole
+from stepfuse.analysis.report.tables import as_csv, rows_of, settings_of, write_atomically, write_text
 
 REPORT = "report.md"
 
@@ -67,14 +67,14 @@ def analyze(
         output: The report's folder. Records of other experiments of the same model in it stay in the report.
         quick: Whether to run at small sizes; see ``SIZES`` of ``stepfuse.analysis.report.options``.
         only: Names of the experiments to run; None is all.
-        seed: Of all noise.
+        seed: Seed of all noise.
         samples: Samples of each row where they are judged, more than there are features; None is what ``SIZES`` says.
         student: The model that was distilled from this one, for the frontier; an embedded model has its own.
         judge: Classifies samples and measures their distance to real data; None is the embedded judge, if the model has
             one.
         features: Instead of a judge: an ONNX file with one input, or any function from samples to features (n, F).
         real: Real samples to compare the features with, (n, *shape) floating point in the data range; or a .npy file.
-        progress: Whether bars are shown.
+        progress: Whether progress bars are shown.
         finished: Callback with the outcome of each experiment as it ends.
 
     Returns:
@@ -137,7 +137,7 @@ def _run(name: str, subject: Subject, options: ReportOptions, folder: Path) -> O
     began = time.perf_counter()
     result = experiment.run(subject, options)
     findings = tuple(experiment.summarize(result))
-    write_whole(folder / f"{name}.png", lambda scratch: save_figure(experiment.draw(result), scratch))
+    write_atomically(folder / f"{name}.png", lambda scratch: save_figure(experiment.draw(result), scratch))
     tables = rows_of(result)
     for kind, rows in tables.items():
         write_text(folder / (f"{name}.csv" if kind == "rows" else f"{name}_{kind}.csv"), as_csv(rows))

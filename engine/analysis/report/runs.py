@@ -46,10 +46,7 @@ def run_degradation(subject: Subject, options: ReportOptions) -> Any:
         samples=sizes["samples"],
         steps=steps,
         samplers=fitting,
-        features=subject.features,
-        reference=subject.reference,
-        seed=options.seed,
-        progress=options.progress,
+        **_judged(subject, options),
     )
 
 
@@ -92,10 +89,7 @@ def run_guidance(subject: Subject, options: ReportOptions) -> Any:
         subject.engine,
         **{**sizes, "steps": _fitting(subject, sizes["steps"])},
         sampler=_ode_sampler(subject),
-        features=subject.features,
-        reference=subject.reference,
-        seed=options.seed,
-        progress=options.progress,
+        **_judged(subject, options),
     )
 
 
@@ -108,10 +102,7 @@ def run_guidance_interval(subject: Subject, options: ReportOptions) -> Any:
         **{**sizes, "steps": _fitting(subject, sizes["steps"])},
         guidance_scale=3.0 if usual in (0.0, 1.0) else usual,
         sampler=_ode_sampler(subject),
-        features=subject.features,
-        reference=subject.reference,
-        seed=options.seed,
-        progress=options.progress,
+        **_judged(subject, options),
     )
 
 
@@ -121,16 +112,23 @@ def run_frontier(subject: Subject, options: ReportOptions) -> Any:
     return frontier(
         subject.engine,
         student=subject.student,
-        features=subject.features,
-        reference=subject.reference,
         samples=sizes["samples"],
         latency_repeats=sizes["latency_repeats"],
         configurations=_frontier_configurations(subject, sizes["ddpm_steps"]),
         flops_per_pass=subject.flops,
         student_flops_per_pass=subject.student_flops,
-        seed=options.seed,
-        progress=options.progress,
+        **_judged(subject, options),
     )
+
+
+def _judged(subject: Subject, options: ReportOptions) -> dict[str, Any]:
+    """The arguments that all experiments with judged samples share."""
+    return {
+        "features": subject.features,
+        "reference": subject.reference,
+        "seed": options.seed,
+        "progress": options.progress,
+    }
 
 
 def _frontier_configurations(subject: Subject, ddpm_steps: int) -> list[SamplerChoice] | None:

@@ -1,4 +1,4 @@
-"""What a report is about: a model, its student if it has one, and what judges their samples."""
+"""The subject of a report: a model, its student if it has one, and the judge of their samples."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.engine import Engine
 from stepfuse.serving.in_flight import Images
 
-#: What was distilled from an embedded model.
+#: Embedded models that were distilled from an embedded model.
 STUDENTS = {"fashion": "fashion-8step"}
 
 Model = str | os.PathLike[str] | Engine
@@ -33,15 +33,15 @@ class Subject:
 
     Attributes:
         name: The model's name.
-        identity: SHA-256 of its network; empty for an engine that was made from a function.
-        engine: Draws.
-        features: A judge, a feature function, or None: then there are no distances.
+        identity: SHA-256 of its network; empty for an engine that was given.
+        engine: Generates the samples.
+        features: A judge or a feature function; None leaves distances out.
         reference: Moments of the real data's features, for a function.
-        judged_by: In words, for the report.
+        judged_by: Description of the judge or the features, for the report.
         real: Real images; None if there are none.
         real_labels: Their classes, where they are known.
         flops: Operations of one row of one pass; None if they cannot be counted.
-        student, student_name, student_flops: The same of what was distilled from it.
+        student, student_name, student_flops: The same of the model that was distilled from it.
     """
 
     name: str
@@ -67,16 +67,18 @@ def opened(
     features: str | os.PathLike[str] | FeatureFunction | None = None,
     real: str | os.PathLike[str] | npt.ArrayLike | None = None,
 ) -> Iterator[Subject]:
-    """Loads what is given by name or path, and closes it at the end; engines that are given stay open.
+    """Loads models and a judge that are given by name or path, and closes them at the end; given engines stay open.
 
     Raises:
-        BundleError: If a model or judge cannot be used.
-        ValueError: If they do not fit together; the message names the rule and the value.
+        BundleError: If a model or a judge cannot be loaded.
+        FileNotFoundError: If the file of ``features`` or ``real`` does not exist.
+        ValueError: If ``judge`` is given with ``features`` or ``real``, these two are not given together, their shapes
+            or classes are not the model's, or ``features`` is no network of one float32 input.
     """
     engine, bundle = _engine(model)
     if student is None and bundle is not None and bundle.name in STUDENTS and not isinstance(model, Engine):
         student = STUDENTS[bundle.name]
-    pupil, pupil_bundle = (None, None) if student is None else _engine(student)
+    student_engine, student_bundle = (None, None) if student is None else _engine(student)
     try:
         name = bundle.name if bundle else "model"
         found, reference, judged_by, images = _features(name, engine.info, judge, features, real)
@@ -90,14 +92,14 @@ def opened(
             real=found.real_images if isinstance(found, Judge) else images,
             real_labels=found.real_labels if isinstance(found, Judge) else None,
             flops=_flops(bundle),
-            student=pupil,
-            student_name=pupil_bundle.name if pupil_bundle else "student" if pupil else "",
-            student_flops=_flops(pupil_bundle),
+            student=student_engine,
+            student_name=student_bundle.name if student_bundle else "student" if student_engine else "",
+            student_flops=_flops(student_bundle),
         )
     finally:
-        for mine, given in ((engine, model), (pupil, student)):
-            if mine is not None and mine is not given:
-                mine.close(abort=True)
+        for opened_engine, given in ((engine, model), (student_engine, student)):
+            if opened_engine is not None and opened_engine is not given:
+                opened_engine.close(abort=True)
 
 
 def _engine(model: Model) -> tuple[Engine, Bundle | None]:
@@ -109,7 +111,7 @@ def _engine(model: Model) -> tuple[Engine, Bundle | None]:
 def _features(
     name: str, info: ModelInfo, judge: Any, features: Any, real: Any
 ) -> tuple[Judge | FeatureFunction | None, Statistics | None, str, Images | None]:
-    """What judges, its reference, both in words, and the real images that were given."""
+    """The judge or feature function, its reference, a description of both, and the real images that were given."""
     if judge is not None and (features is not None or real is not None):
         raise ValueError("judge brings its own features and real images: leave out features and real")
     if (features is None) != (real is None):
@@ -139,7 +141,7 @@ def _features(
 
 
 def _misfit(judge: Judge, info: ModelInfo) -> str:
-    """Why a judge cannot judge a model's samples; empty if it can."""
+    """Why a judge does not fit a model's samples; empty if it does."""
     names = next(iter(info.cond.values())).names if len(info.cond) == 1 else ()
     if judge.shape != info.shape:
         return f"the judge's images must have the model's shape {info.shape}, got {judge.shape}"
@@ -162,7 +164,7 @@ def _real_images(real: Any, shape: tuple[int, ...]) -> Images:
 
 
 def _flops(bundle: Bundle | None) -> int | None:
-    """Operations of a row; None where they cannot be counted, which leaves a column out and nothing else."""
+    """Operations of a row; None, which leaves a column out, if onnx is missing or an operator is not countable."""
     if bundle is None:
         return None
     shapes = {

@@ -1,4 +1,4 @@
-"""Results as files: rows as CSV and Markdown, everything but pictures as JSON; each file whole or not at all."""
+"""Results as files: rows as CSV and Markdown, plain fields as JSON values; files are written atomically."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import numpy as np
 
 
 def rows_of(result: Any) -> dict[str, list[dict[str, Any]]]:
-    """Every field of a result that holds rows (a tuple of dataclasses), by its name, each row a dict."""
+    """Fields of a result that hold rows (a tuple of dataclasses), by name, each row as a dict."""
     found = {one.name: getattr(result, one.name) for one in fields(result)}
     return {
         name: [{column.name: plain(getattr(row, column.name)) for column in fields(row)} for row in value]
@@ -26,13 +26,13 @@ def rows_of(result: Any) -> dict[str, list[dict[str, Any]]]:
 
 
 def settings_of(result: Any) -> dict[str, Any]:
-    """Every other field that is a number, a text, or a few of these: no pictures, no states."""
+    """Its other fields that are numbers, texts or sequences of them, not arrays of pictures or states."""
     found = {one.name: getattr(result, one.name) for one in fields(result)}
     return {name: plain(value) for name, value in found.items() if name not in rows_of(result) and _is_plain(value)}
 
 
 def plain(value: Any) -> Any:
-    """As JSON holds it: numpy's numbers as Python's, tuples as lists, what is not finite as None."""
+    """A value as JSON has it: numpy's numbers as Python's, tuples as lists, numbers that are not finite as None."""
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
@@ -41,7 +41,7 @@ def plain(value: Any) -> Any:
 
 
 def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A header and a line a row; None is empty."""
+    """Rows as CSV: a header, then a line for each row; None is an empty cell."""
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -50,15 +50,15 @@ def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def as_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The same with three digits, without the columns that are empty throughout."""
+    """Rows as a Markdown table with three digits, without the columns in which every cell is empty."""
     columns = [name for name in rows[0] if any(row[name] not in (None, "") for row in rows)]
     lines = [[name.replace("_", " ") for name in columns], ["---"] * len(columns)]
     lines += [[_short(row[name]) for name in columns] for row in rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Has ``write`` make a file beside ``path`` and puts it in place: a run that is stopped leaves what was there."""
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Lets ``write`` create a file beside ``path`` and renames it, so an interrupted run leaves the old file."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
     os.close(handle)
     scratch = Path(name)
@@ -71,8 +71,8 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file, whole or not at all."""
-    write_whole(path, lambda scratch: scratch.write_text(text, encoding="utf-8"))
+    """Writes a text file atomically."""
+    write_atomically(path, lambda scratch: scratch.write_text(text, encoding="utf-8"))
 
 
 def _is_plain(value: Any) -> bool:

@@ -68,8 +68,8 @@ def test_deterministic_samplers_come_nearer_to_the_full_run_with_more_steps(meas
     assert {row.compared_with for row in measured.rows if row.sampler.startswith("ddpm")} == {"DDPM 1000 steps"}
 
 
-def test_samples_with_step_noise_are_nearly_as_far_from_their_full_run_as_any_two_draws(measured):
-    """Two draws of the mixture are 2 (spread^2 + E|m|^2 / 2) apart; a shared starting noise changes little."""
+def test_samples_with_step_noise_are_nearly_as_far_from_their_full_run_as_unrelated_ones(measured):
+    """Two samples of the mixture are 2 (spread^2 + E|m|^2 / 2) apart; a shared starting noise changes little."""
     expected = 2 * (SPREAD**2 + (MEANS**2).sum(1).mean() / 2)
     assert measured.unrelated_mse == pytest.approx(expected, rel=0.1)
     assert min(column(measured, "ddpm", "mse")[steps] for steps in (500, 250, 100, 50, 25)) > expected / 2
@@ -86,7 +86,7 @@ def test_a_naive_run_is_compared_with_what_is_right_at_its_steps():
     assert found.rows[0].mse == pytest.approx(np.mean((right - wrong) ** 2), rel=1e-5)
 
 
-def test_passes_are_counted_and_ddpm_of_all_steps_is_drawn_once(measured):
+def test_passes_are_counted_and_ddpm_of_all_steps_runs_once(measured):
     assert column(measured, "ddpm", "passes") == {steps: steps for steps in PUBLISHED_STRIDED}
     assert [row.steps for row in measured.rows if row.sampler == "dpmpp_2m"] == [250, 100, 50, 25]
     with sf.Engine.from_callable(exact_eps, shape=(2,), schedule=SCHEDULE) as engine:
@@ -94,7 +94,7 @@ def test_passes_are_counted_and_ddpm_of_all_steps_is_drawn_once(measured):
         assert engine.stats()["network_passes"] == 2 * 1000
 
 
-def test_without_a_judge_the_error_alone_is_drawn(tmp_path):
+def test_without_a_judge_the_figure_shows_the_error_alone(tmp_path):
     with sf.Engine.from_callable(exact_eps, shape=(2,), schedule=SCHEDULE) as engine:
         found = step_degradation(engine, steps=(20, 5), samplers=("ddim",), samples=3)
     assert [row.distance for row in found.rows] == [row.accuracy for row in found.rows] == [None, None]
@@ -102,7 +102,7 @@ def test_without_a_judge_the_error_alone_is_drawn(tmp_path):
     assert [axes.get_ylabel() for axes in draw_degradation(found).axes] == ["mean squared error"]
 
 
-def test_all_of_it_is_drawn(measured):
+def test_the_figure_shows_every_sampler_and_step_count(measured):
     pytest.importorskip("matplotlib")
     left, right = draw_degradation(measured).axes
     assert [text.get_text() for text in right.get_xticklabels()] == ["1000", "500", "250", "100", "50", "25"]

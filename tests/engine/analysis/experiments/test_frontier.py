@@ -25,14 +25,14 @@ SAMPLES = 300
 
 
 def exact_eps(x, t, cond):
-    """E[z | x_t] of a Gaussian a class, and of both together where none is told."""
+    """E[z | x_t] of one Gaussian per class, and of the mixture of both for an unconditional row."""
     a = SCHEDULE.alphas_cumprod[t.astype(int)][:, None, None]
     offset = x[:, None, :] - np.sqrt(a) * MEANS
     variance = a * SPREAD**2 + 1 - a
     logits = -(offset**2).sum(2) / (2 * variance[:, :, 0])
     if cond:
-        told = cond["side"][:, None]
-        logits = np.where((told == NULL) | (told == np.arange(2)), logits, -np.inf)
+        side = cond["side"][:, None]
+        logits = np.where((side == NULL) | (side == np.arange(2)), logits, -np.inf)
     posterior = np.exp(logits - logits.max(1, keepdims=True))
     posterior /= posterior.sum(1, keepdims=True)
     return np.sqrt(1 - a[:, :, 0]) * (posterior[:, :, None] * offset / variance).sum(1)
@@ -112,7 +112,7 @@ def test_exact_noise_predictions_put_the_good_samplers_near_the_data_and_naive_s
     assert rows["naive strided DDPM 50"].distance > 10 * rows["DDIM 50"].distance
 
 
-def test_every_row_draws_the_same_classes_and_seeds(measured):
+def test_every_row_has_the_same_classes_and_seeds(measured):
     classes = [i % 2 for i in range(SAMPLES)]
     with make_engine() as engine:
         again = engine.sample(SAMPLES, cond=classes, sampler="ddim", steps=20, guidance_scale=1.5, seed=0)
@@ -135,13 +135,13 @@ def test_one_long_run_is_enough_and_short_ones_are_repeated():
         frontier(
             engine, samples=7, latency_repeats=4, configurations=[("ddpm", {"steps": LONG}), ("ddim", {"steps": 9})]
         )
-    assert rows_of_calls.count(7) == LONG + 9  # all at once, a time
+    assert rows_of_calls.count(7) == LONG + 9  # all at once, in every step
     warm = rows_of_calls.count(2)  # nothing is guided here
     assert warm == 1 + 4
     assert rows_of_calls.count(1) == warm + LONG + 4 * 9
 
 
-def test_a_model_that_is_told_nothing_is_not_guided():
+def test_a_model_without_conditioning_is_not_guided():
     info = sf.ModelInfo(shape=(2,), schedule=SCHEDULE)
     assert default_configurations(info) == [
         ("ddpm", {"steps": 1000, "guidance_scale": 1.0}),
@@ -227,7 +227,7 @@ def test_pictures_are_shown_from_the_fastest_to_the_slowest():
     ]  # fmt: skip
 
 
-def test_without_a_judge_the_passes_are_drawn():
+def test_without_a_judge_the_figure_shows_the_passes():
     with make_engine() as engine:
         found = frontier(engine, samples=2, configurations=[("ddim", {"steps": 3}), ("ddim", {"steps": 5})])
     assert [(row.distance, row.accuracy, row.gflops) for row in found.rows] == [(None, None, None)] * 2

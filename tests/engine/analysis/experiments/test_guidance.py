@@ -19,10 +19,10 @@ COND = {"where": sf.CondInput(dtype="int64", null=NULL, names=("right", "below")
 
 
 def exact_eps(x, t, cond):
-    """A Gaussian a class, and one at 0 of the same spread where none is told.
+    """One Gaussian per class, and one at 0 of the same spread for unconditional rows.
 
     E[z | x_t] = sqrt(1 - a) (x_t - sqrt(a) m) / (a s^2 + 1 - a) is linear in m. So guidance at scale g, which blends
-    the predictions for m and for 0, is the exact prediction for g m: what it draws is a Gaussian of mean g m.
+    the predictions for m and for 0, is the exact prediction for g m: the samples are a Gaussian of mean g m.
     """
     a = SCHEDULE.alphas_cumprod[t.astype(int)][:, None]
     means = MEANS[cond["where"]] if cond else np.zeros(2)
@@ -37,7 +37,7 @@ def make_engine(fn=exact_eps, **options):
 
 @pytest.fixture(scope="module")
 def measured():
-    """All samples are told one class, whose moments are the reference."""
+    """All samples are conditioned on one class, whose moments are the reference."""
     right = Statistics(MEANS[0], SPREAD**2 * np.eye(2), 1_000_000)
     with make_engine() as engine:
         yield guidance_sweep(
@@ -133,7 +133,7 @@ def test_bad_input_of_the_sweep_is_refused(arguments, message):
         guidance_sweep(engine, **arguments)
 
 
-def test_a_model_that_is_told_nothing_cannot_be_swept():
+def test_a_model_without_conditioning_cannot_be_swept():
     with make_engine(cond=None) as engine, pytest.raises(ValueError, match=r"must be 1 for a model .*, got 0"):
         guidance_sweep(engine, samples=2)
 
@@ -160,7 +160,7 @@ def test_the_interval_saves_the_passes_and_the_time_of_the_steps_outside(monkeyp
     assert (found.passes_saved, found.seconds_saved) == pytest.approx((0.2, 0.2))
 
 
-def test_the_interval_draws_what_the_engine_draws_with_it(on_fashion):
+def test_the_interval_gives_the_samples_that_the_engine_gives_with_it(on_fashion):
     with make_engine() as engine:
         found = interval_saving(engine, guidance_scale=3.0, steps=20, samples=4, repeats=1, seed=5)
         again = engine.sample(

@@ -76,11 +76,11 @@ def test_one_component_in_five_dimensions_flows_as_a_gaussian():
 @pytest.mark.parametrize(
     ("schedule", "sampler"), [(sf.NoiseSchedule.linear(), "ddim"), (sf.NoiseSchedule.flow(), "euler")]
 )
-def test_a_run_draws_each_component_as_often_as_it_is_weighted(schedule, sampler):
+def test_a_run_samples_each_component_as_often_as_it_is_weighted(schedule, sampler):
     with UNEVEN.engine(schedule, max_rows=1000) as engine:
         samples = engine.sample(1000, sampler=sampler, steps=50, seed=0)
-    drawn = [np.bincount(nearest(points), minlength=3) / 1000 for points in (samples, UNEVEN.draw(1000, seed=0))]
-    for shares in drawn:  # three standard deviations of a share of 1000
+    both = [np.bincount(nearest(points), minlength=3) / 1000 for points in (samples, UNEVEN.draw(1000, seed=0))]
+    for shares in both:  # three standard deviations of a share of 1000
         np.testing.assert_allclose(shares, UNEVEN.weights, atol=3 * np.sqrt(0.25 / 1000))
 
 
@@ -88,7 +88,7 @@ def nearest(points):
     return np.linalg.norm(points[:, None] - UNEVEN.means, axis=2).argmin(1)
 
 
-def test_draws_depend_on_their_seed_alone():
+def test_exact_samples_depend_on_their_seed_alone():
     np.testing.assert_array_equal(UNEVEN.draw(5, seed=3), UNEVEN.draw(5, seed=3))
     assert not np.array_equal(UNEVEN.draw(5, seed=3), UNEVEN.draw(5, seed=4))
 

@@ -5,8 +5,9 @@ import pytest
 
 import stepfuse as sf
 from stepfuse.analysis.experiments.mixture import GaussianMixture
-from stepfuse.analysis.experiments.paths import paths, sliced_wasserstein
+from stepfuse.analysis.experiments.paths import paths
 from stepfuse.analysis.figures.paths import draw_paths
+from stepfuse.analysis.measures.wasserstein import sliced_wasserstein
 
 SCHEDULE = sf.NoiseSchedule.linear()
 ONE = GaussianMixture([[0.5, -1.0]], 0.5)
@@ -30,12 +31,12 @@ def test_states_are_those_of_the_run_taken_step_by_step(choice):
         np.testing.assert_allclose(states[-1], x, rtol=1e-5, atol=1e-5)
 
 
-def test_ends_are_what_the_engine_draws():
+def test_ends_are_the_samples_of_the_engine():
     found = paths(samples=4, samplers=FEW[:2], seed=1)
     with found.mixture.engine(SCHEDULE) as engine:
         for (name, options), states in zip(FEW, found.trajectories, strict=False):
-            drawn = engine.sample(4, sampler=name, seed=1, **options)
-            np.testing.assert_allclose(states[:, -1], drawn, rtol=1e-5, atol=1e-5)
+            samples = engine.sample(4, sampler=name, seed=1, **options)
+            np.testing.assert_allclose(states[:, -1], samples, rtol=1e-5, atol=1e-5)
 
 
 def test_ddim_s_paths_to_one_gaussian_are_known_in_closed_form():
@@ -63,7 +64,7 @@ def test_noise_makes_paths_long_and_crooked_and_their_ends_chance():
     assert (some.options, none.options) == ("eta 0.5", "eta 0")
 
 
-def test_all_samplers_end_as_near_to_the_data_as_exact_draws():
+def test_all_samplers_end_as_near_to_the_data_as_exact_samples():
     found = paths(samples=600)
     assert all(row.distance < 2 * found.floor for row in found.rows)
     assert all(row.spread == pytest.approx(found.exact_spread, rel=0.15) for row in found.rows)
@@ -79,7 +80,7 @@ def test_the_distance_of_two_sets_is_that_of_scipy():
     assert sliced_wasserstein(a, b) == pytest.approx(expected, rel=0.02)
 
 
-def test_they_are_drawn_a_panel_a_sampler():
+def test_the_figure_has_a_panel_for_each_sampler():
     pytest.importorskip("matplotlib")
     panels = draw_paths(paths(samples=20, samplers=FEW[:3])).axes
     assert [panel.get_title(loc="left") for panel in panels] == [

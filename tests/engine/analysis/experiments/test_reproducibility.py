@@ -40,7 +40,7 @@ def test_embedded_models_repeat_themselves_to_the_bit(model):
 
 
 def test_the_spread_of_ancestral_sampling_is_that_of_the_data():
-    """DDPM of all steps forgets its starting noise: runs are independent draws of normal data of variance SPREAD^2."""
+    """DDPM of all steps forgets its starting noise, so runs are independent, normal of variance SPREAD^2."""
     with gaussian() as engine:
         samplers = [("ddpm", {"steps": 1000, "variance": "posterior"})]
         different, same = reproducibility(engine, runs=6, samplers=samplers).rows
@@ -91,10 +91,10 @@ def test_a_spread_that_is_known_by_hand():
 
 def test_the_sample_is_of_the_first_class_unless_said_otherwise():
     with support.make_engine() as engine:
-        told = {cond: reproducibility(engine, runs=2, cond=cond) for cond in (None, "boot", "bag")}
-    assert [result.cond for result in told.values()] == ["boot", "boot", "bag"]
-    np.testing.assert_array_equal(told[None].images, told["boot"].images)
-    assert (told["bag"].images != told["boot"].images).any()
+        by_cond = {cond: reproducibility(engine, runs=2, cond=cond) for cond in (None, "boot", "bag")}
+    assert [result.cond for result in by_cond.values()] == ["boot", "boot", "bag"]
+    np.testing.assert_array_equal(by_cond[None].images, by_cond["boot"].images)
+    assert (by_cond["bag"].images != by_cond["boot"].images).any()
 
 
 def test_it_is_drawn_with_and_without_pictures():

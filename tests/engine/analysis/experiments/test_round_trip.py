@@ -56,10 +56,10 @@ def test_real_images_come_back_at_a_hundred_steps_each_way():
     images = judge.real_images[::10]
     with sf.Engine.load("fashion") as engine:
         plain = round_trip(engine, images, steps=[100], refinements=[1])
-        told = round_trip(engine, images, steps=[100], refinements=[1], cond=judge.real_labels[::10])
+        conditioned = round_trip(engine, images, steps=[100], refinements=[1], cond=judge.real_labels[::10])
     assert plain.rows[0].mse <= 1e-3
-    assert told.rows[0].mse <= 1e-3
-    assert (plain.conditioned, told.conditioned) == (False, True)
+    assert conditioned.rows[0].mse <= 1e-3
+    assert (plain.conditioned, conditioned.conditioned) == (False, True)
     assert plain.rows[0].noise_std == pytest.approx(1, abs=0.3)
 
 

@@ -1,4 +1,4 @@
-"""Walks between noises: smooth and always the same where nothing is drawn on the way, neither where something is."""
+"""Walks between noises: smooth and the same in every run without step noise, neither with it."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def gaussian(**options):
 
 
 def test_a_gaussian_s_walk_is_known_in_closed_form():
-    """DDIM scales the noise, so frames differ by the scaled difference of the noises; DDPM's are independent draws."""
+    """DDIM scales the noise, so frames differ by the scaled difference of the noises; DDPM's are independent."""
     with gaussian() as engine:
         samplers = [("ddim", {"steps": 500}), ("ddpm", {"steps": 500, "variance": "posterior"})]
         ddim, ddpm = interpolation_smoothness(engine, frames=5, runs=3, samplers=samplers).rows

@@ -79,7 +79,7 @@ def test_the_real_images_come_ten_a_class_and_are_mostly_named_right(fashion):
 
 
 @pytest.mark.parametrize("name", sf.embedded_models())
-def test_every_embedded_model_has_a_judge_that_speaks_its_classes(name):
+def test_every_embedded_model_has_a_judge_with_its_classes(name):
     judge, info = Judge.for_model(name), sf.Bundle.load(name).info
     assert judge.shape == info.shape
     assert judge.class_names == tuple(info.cond["class_labels"].names)

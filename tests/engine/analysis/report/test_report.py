@@ -1,4 +1,4 @@
-"""The report: what it leaves on disk, for models of every kind, and how ``stepfuse analyze`` tells of it."""
+"""The report: what it leaves on disk, for models of every kind, and what ``stepfuse analyze`` prints."""
 
 import csv
 import json
@@ -97,7 +97,7 @@ def test_the_page_shows_every_experiment_and_its_figures(judged):
 
 
 def test_distances_are_those_of_the_feature_function(judged):
-    """The frontier's row, drawn and measured again by hand."""
+    """The frontier's row, sampled and measured again by hand."""
     folder, _ = judged
     frontier = Frontier.from_json(folder / "frontier.json")
     row = next(row for row in frontier.rows if row.label == "DDIM 10")
@@ -216,7 +216,7 @@ def test_a_damaged_record_is_named(tmp_path):
         ({"features": lambda x: np.ones((len(x), 1)), "real": REAL}, "features must differ between images"),
     ],
 )
-def test_bad_input_is_refused_before_anything_is_drawn(tmp_path, arguments, message):
+def test_bad_input_is_refused_before_any_sample_is_generated(tmp_path, arguments, message):
     with picture_engine() as engine:
         with pytest.raises(ValueError, match=message):
             analyze(engine, tmp_path / "report", quick=True, **arguments)
@@ -270,7 +270,7 @@ def run(bundle, *arguments):
     return runner.invoke(app, ["analyze", str(bundle.path), *map(str, arguments)])
 
 
-def test_the_command_line_tells_each_headline_and_where_the_report_is(bundle, tmp_path):
+def test_the_command_line_prints_each_headline_and_where_the_report_is(bundle, tmp_path):
     folder = tmp_path / "report"
     result = run(bundle, "--quick", "--only", "smoothness", "--only", "reproducibility", "--seed", 4, "-o", folder)
     assert result.exit_code == 0, result.output
@@ -300,13 +300,13 @@ def test_the_command_line_names_every_experiment():
     ("arguments", "message"),
     [
         (["--only", "magic"], "only must name some of"),
-        (["--judge", "nobody"], "'nobody' is neither a judge"),
-        (["--student", "nobody"], "'nobody' is neither an embedded model"),
+        (["--judge", "unknown"], "'unknown' is neither a judge"),
+        (["--student", "unknown"], "'unknown' is neither an embedded model"),
         (["--features", "none.onnx"], "features and real go together"),
         (["--features", "none.onnx", "--real", "none.npy"], "No such file or directory: 'none.npy'"),
     ],
 )
-def test_the_command_line_tells_bad_input_in_a_line(bundle, tmp_path, monkeypatch, arguments, message):
+def test_the_command_line_reports_bad_input_in_a_line(bundle, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     result = run(bundle, "--quick", "-o", "report", *arguments)
     assert result.exit_code == 1
