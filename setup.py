@@ -8,6 +8,10 @@ from setuptools import setup
 PACKAGES = {
     "stepfuse": "engine",
     "stepfuse.analysis": "engine/analysis",
+    "stepfuse.analysis.experiments": "engine/analysis/experiments",
+    "stepfuse.analysis.figures": "engine/analysis/figures",
+    "stepfuse.analysis.measures": "engine/analysis/measures",
+    "stepfuse.analysis.report": "engine/analysis/report",
     "stepfuse.backends": "engine/backends",
     "stepfuse.backends.cuda": "engine/backends/cuda",
     "stepfuse.backends.host": "engine/backends/host",

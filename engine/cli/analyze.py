@@ -11,7 +11,7 @@ from rich.markup import escape
 from stepfuse.cli.common import Model, console, plain_errors, say
 
 if TYPE_CHECKING:
-    from stepfuse.analysis.report import Outcome
+    from stepfuse.analysis.report.runner import Outcome
 
 
 def analyze(
@@ -40,8 +40,8 @@ def analyze(
     guidance_interval, frontier.
     """
     with plain_errors():
-        from stepfuse.analysis.report import REPORT
-        from stepfuse.analysis.report import analyze as run
+        from stepfuse.analysis.report.runner import REPORT
+        from stepfuse.analysis.report.runner import analyze as run
 
         outcomes = run(
             model,

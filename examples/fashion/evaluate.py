@@ -23,7 +23,7 @@ from plot import save_grid
 
 from stepfuse import Engine
 from stepfuse.analysis import Judge
-from stepfuse.analysis.judge import to_model_range
+from stepfuse.analysis.measures.judge_network import to_model_range
 
 RESULTS = Path(__file__).parent / "results.json"
 

@@ -189,7 +189,7 @@ def try_both(
 
 
 def _distance(images: Array, judge: Judge | FeatureFunction, reference: Statistics | None) -> float:
-    from stepfuse.analysis.scoring import distance_to_real, require_reference
+    from stepfuse.analysis.measures.scoring import distance_to_real, require_reference
 
     require_reference(judge, reference)
     found = distance_to_real(images, judge, reference)

@@ -1,0 +1,1 @@
+"""The experiments: each generates samples with an engine, measures them and returns a dataclass of rows."""

@@ -1,0 +1,55 @@
+"""The figure of ``round_trip``: the error against the step count, and images, their noise and the returned ones."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from stepfuse.analysis.experiments.round_trip import RoundTrip, refinements_text
+from stepfuse.analysis.figures.pictures import drawable, show_images
+from stepfuse.analysis.figures.style import log_steps_axis, new_figure, styled
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")  # by refinements
+
+
+@styled
+def draw_round_trip(result: RoundTrip) -> Figure:
+    """The error against the step count by refinements, and images, their noise and the returned images."""
+    rounds = sorted({row.refinements for row in result.rows})
+    most = max(row.steps for row in result.rows)
+    pictures = drawable(result.images.shape[1:])
+    figure = new_figure(9.0, 3.6 + 3.2 * pictures)
+    if pictures:
+        axes = figure.subplot_mosaic([["curve"], ["pictures"]], height_ratios=[3.2, 3.0])
+        low, high = result.data_range
+        noise = low + (high - low) * (result.noise + 3) / 6  # three standard deviations either way
+        ends = (f"back, {refinements_text(n)}" for n in (rounds[0], rounds[-1]))
+        show_images(
+            axes["pictures"],
+            np.stack([result.images, noise, *result.returned]),
+            data_range=result.data_range,
+            row_labels=["image", "its noise", *ends],
+        )
+        axes["pictures"].set_title(f"DDIM {most} steps each way")
+        curve = axes["curve"]
+    else:
+        curve = figure.subplots()
+    for index, n in enumerate(rounds):
+        points = [(row.steps, row.mse) for row in result.rows if row.refinements == n]
+        label = f"{refinements_text(n)} a step"
+        curve.plot(*zip(*points, strict=True), marker="o", color=_COLOURS[index % len(_COLOURS)], label=label)
+    counts = sorted({row.steps for row in result.rows})
+    curve.set_yscale("log")
+    log_steps_axis(curve, counts)
+    curve.set_xlabel("DDIM steps each way")
+    curve.set_ylabel("mean squared error")
+    curve.grid(visible=True, axis="y")
+    curve.legend()
+    conditioning = "conditioned on their class" if result.conditioned else "unconditional"
+    guidance = f"guidance {result.guidance_scale:g}"
+    curve.set_title(f"encode, then sample: {result.images_encoded} images, {conditioning}, {guidance}")
+    return figure

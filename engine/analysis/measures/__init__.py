@@ -1,0 +1,1 @@
+"""What samples and networks are measured by: differences, a judge, the Fréchet distance, FLOPs."""

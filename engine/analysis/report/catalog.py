@@ -1,0 +1,140 @@
+"""The experiments of a report, by name: what each shows, how it is run, drawn and put into sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from stepfuse.analysis.experiments.sampling import cycled_classes
+from stepfuse.analysis.figures.degradation import draw_degradation
+from stepfuse.analysis.figures.frontier import draw_frontier
+from stepfuse.analysis.figures.guidance import draw_guidance_sweep
+from stepfuse.analysis.figures.guidance_interval import draw_interval_saving
+from stepfuse.analysis.figures.paths import draw_paths
+from stepfuse.analysis.figures.reproducibility import draw_reproducibility
+from stepfuse.analysis.figures.round_trip import draw_round_trip
+from stepfuse.analysis.figures.smoothness import draw_smoothness
+from stepfuse.analysis.report import findings, runs
+from stepfuse.analysis.report.options import ReportOptions
+from stepfuse.analysis.report.subject import Subject
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One experiment of the report.
+
+    Attributes:
+        title: Its heading.
+        question: What it shows and how to read it.
+        run: Measures a subject; returns the experiment's result.
+        draw: Draws the figure of a result.
+        summarize: Findings of a result in sentences, the headline first.
+        unfit: Why it cannot be run on a subject; None if it can.
+    """
+
+    title: str
+    question: str
+    run: Callable[[Subject, ReportOptions], Any]
+    draw: Callable[[Any], Figure]
+    summarize: Callable[[Any], list[str]]
+    unfit: Callable[[Subject], str | None] = field(default=lambda subject: None)
+
+
+def _no_classes(subject: Subject) -> str | None:
+    return None if cycled_classes(subject.engine.info, 1) else "the model names no classes to guide by"
+
+
+def _no_inversion(subject: Subject) -> str | None:
+    return "a flow has no DDIM inversion" if subject.engine.info.schedule.is_flow else None
+
+
+def _no_labels_to_condition_on(subject: Subject) -> str | None:
+    if not cycled_classes(subject.engine.info, 1):
+        return "the model names no classes to be conditioned on"
+    if subject.real is not None and subject.real_labels is None:
+        return "the classes of the real samples are not known"
+    return _no_inversion(subject)
+
+
+EXPERIMENTS: Mapping[str, Experiment] = {
+    "reproducibility": Experiment(
+        "Reproducibility",
+        "One starting noise, drawn again and again, each time in a call of its own. A deterministic sampler returns the"
+        " same bits; a stochastic one does too if its step noise has the same seed, and something else if not.",
+        runs.run_reproducibility,
+        draw_reproducibility,
+        findings.of_reproducibility,
+    ),
+    "degradation": Experiment(
+        "Step degradation",
+        "The same samples at falling step counts, without guidance. Left: how far they move from the full run; right,"
+        " where samples are judged: how far they move from real data.",
+        runs.run_degradation,
+        draw_degradation,
+        findings.of_degradation,
+    ),
+    "smoothness": Experiment(
+        "Interpolation",
+        "A walk between two noises, drawn several times. If nothing random is added on the way, neighbouring frames are"
+        " alike and every run is the same walk.",
+        runs.run_smoothness,
+        draw_smoothness,
+        findings.of_smoothness,
+    ),
+    "paths": Experiment(
+        "Paths in two dimensions",
+        "How samplers get from noise to data, on a mixture of Gaussians whose noise prediction is exact, so that what"
+        " differs is the sampler's own. This experiment does not use the model.",
+        runs.run_paths,
+        draw_paths,
+        findings.of_paths,
+    ),
+    "round_trip": Experiment(
+        "Encoding and back, unconditional",
+        "Images are encoded to the noise that generates them, and drawn from it again. A refinement is one more network"
+        " pass a step on the way there.",
+        partial(runs.run_round_trip, conditioned=False),
+        draw_round_trip,
+        findings.of_round_trip,
+        _no_inversion,
+    ),
+    "round_trip_told": Experiment(
+        "Encoding and back, conditioned on the class",
+        "The same, with the network conditioned on the class of each image, both ways.",
+        partial(runs.run_round_trip, conditioned=True),
+        draw_round_trip,
+        findings.of_round_trip,
+        _no_labels_to_condition_on,
+    ),
+    "guidance": Experiment(
+        "Guidance",
+        "The same samples at each guidance scale. Up to a point it makes them easier to name; more of it takes their"
+        " variety, and then saturates them.",
+        runs.run_guidance,
+        draw_guidance_sweep,
+        findings.of_guidance,
+        _no_classes,
+    ),
+    "guidance_interval": Experiment(
+        "Guidance in an interval",
+        "Guidance at middle noise levels alone (Kynkäänniemi et al., 2024): elsewhere the unconditional pass is not"
+        " computed.",
+        runs.run_guidance_interval,
+        draw_interval_saving,
+        findings.of_interval,
+        _no_classes,
+    ),
+    "frontier": Experiment(
+        "The latency-quality frontier",
+        "What each way to sample costs, and what it gives: latency of one sample drawn alone, network passes and"
+        " operations a sample, and distance to real data where samples are judged.",
+        runs.run_frontier,
+        draw_frontier,
+        findings.of_frontier,
+    ),
+}

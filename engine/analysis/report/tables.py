@@ -1,0 +1,97 @@
+"""Results as files: rows as CSV and Markdown, plain fields as JSON values; files are written atomically."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def rows_of(result: Any) -> dict[str, list[dict[str, Any]]]:
+    """Fields of a result that hold rows (a tuple of dataclasses), by name, each row as a dict."""
+    found = {one.name: getattr(result, one.name) for one in fields(result)}
+    return {
+        name: [{column.name: plain(getattr(row, column.name)) for column in fields(row)} for row in value]
+        for name, value in found.items()
+        if isinstance(value, tuple) and value and all(is_dataclass(row) for row in value)
+    }
+
+
+def settings_of(result: Any) -> dict[str, Any]:
+    """Its other fields that are numbers, texts or sequences of them, not arrays of pictures or states."""
+    found = {one.name: getattr(result, one.name) for one in fields(result)}
+    return {name: plain(value) for name, value in found.items() if name not in rows_of(result) and _is_plain(value)}
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON has it: numpy's numbers as Python's, tuples as lists, numbers that are not finite as None."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return [plain(one) for one in value] if isinstance(value, tuple | list) else value
+
+
+def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as CSV: a header, then a line for each row; None is an empty cell."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: _joined(value) for name, value in row.items()} for row in rows)
+    return text.getvalue()
+
+
+def as_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as a Markdown table with three digits, without the columns in which every cell is empty."""
+    columns = [name for name in rows[0] if any(row[name] not in (None, "") for row in rows)]
+    lines = [[name.replace("_", " ") for name in columns], ["---"] * len(columns)]
+    lines += [[_short(row[name]) for name in columns] for row in rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Lets ``write`` create a file beside ``path`` and renames it, so an interrupted run leaves the old file."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    os.close(handle)
+    scratch = Path(name)
+    try:
+        write(scratch)
+        scratch.chmod(0o644)  # mkstemp's own mode would lock other users out
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file atomically."""
+    write_atomically(path, lambda scratch: scratch.write_text(text, encoding="utf-8"))
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return all(_is_plain(one) for one in value)
+    return value is None or isinstance(value, str | bool | int | float | np.generic)
+
+
+def _joined(value: Any) -> Any:
+    return " to ".join(str(one) for one in value) if isinstance(value, list) else value
+
+
+def _short(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return " to ".join(_short(one) for one in value)
+    if isinstance(value, float):
+        return f"{value:.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
+    return str(value).replace("|", "\\|")
