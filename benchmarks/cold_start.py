@@ -22,7 +22,7 @@ PEER_CODE = "import torch; from diffusers import DDIMScheduler"
 CLAIMED = "stepfuse in Python"
 
 UNFAIR = (
-    "The peer only imports torch and one scheduler of diffusers: it loads no weights and draws nothing.",
+    "The peer only imports torch and one scheduler of diffusers: it loads no weights and samples nothing.",
     "Cold means a fresh process. Files are in the disk cache and modules compiled to bytecode, for all contenders.",
     "Peak memory is the kernel's largest resident set, shared libraries included.",
 )
@@ -53,7 +53,7 @@ class Process:
 def main() -> None:
     """Runs all processes."""
     options = arguments(__doc__, bundle=True)
-    rounds = 2 if options.quick else 7
+    rounds = 1 if options.quick else 7
     report = Report("cold_start", options.quick, {"model": options.bundle, "rounds": rounds}, UNFAIR)
     with tempfile.TemporaryDirectory() as folder:
         picture = str(Path(folder) / "first.png")

@@ -27,7 +27,7 @@ UNFAIR = (
     "One call is repeated at one timestep: the row that ours makes at the first call of a timestep, about 0.1 ms, is"
     " made in the warm-up.",
     "Ours uses one thread. diffusers is run with one and with all cores, and the faster is the peer.",
-    "Where noise is drawn, both draw it by torch from the same generator, which is most of what ours takes.",
+    "Where there is noise, both make it with torch from the same generator, which is most of what ours takes.",
 )
 
 
@@ -65,7 +65,7 @@ def contenders(case: str, shape: tuple[int, ...], thread_counts: list[int]) -> d
 def main() -> None:
     """Runs all schedulers and shapes."""
     quick = arguments(__doc__).quick
-    rounds = 10 if quick else 100
+    rounds = 3 if quick else 100
     thread_counts = sorted({1, torch.get_num_threads()})
     configuration = {"step": f"{STEP} of {STEPS}", "torch_threads": thread_counts, "rounds": rounds}
     report = Report("diffusers_step", quick, configuration, UNFAIR)

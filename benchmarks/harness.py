@@ -1,4 +1,4 @@
-"""Timing several ways to do the same work, in turn: one process, one run, a shuffled order in every round."""
+"""Timing several ways to do the same work, alternating: one process, one run, a shuffled order in every round."""
 
 from __future__ import annotations
 

@@ -1,40 +1,29 @@
-"""A load of mixed requests, what became of it, and systems as models on a virtual clock.
+"""A load of mixed requests, and what a system made of it.
 
-``mixed_load.py`` measures such a load on the real engine, ``simulate.py`` replays it through the compiled planner.
+``live.py`` runs such a load on a real system, ``simulated.py`` on a virtual clock.
 """
 
 from __future__ import annotations
 
-import queue
-import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import cache, partial
-from typing import Any
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
 
 import stepfuse as sf
 from stepfuse import _core
-from stepfuse.serving.config import CostCurve, Serving
+from stepfuse.serving.config import CostCurve
 
 SEED = 0
 STEPS = (8, 100)
 GUIDANCE, GUIDED_SHARE = 3.0, 0.7
 SAMPLERS = ("ddim", "dpmpp_2m")
 CLASSES = 10
-TOLD_SECONDS = 15.0
-DESCRIPTION = (
-    f"open loop, Poisson arrivals; steps uniform {STEPS[0]}..{STEPS[1]}, {GUIDED_SHARE:.0%} guided"
-    f" (scale {GUIDANCE:g}, 2 rows), the others 1 row; {' or '.join(SAMPLERS)}; seed {SEED}"
-)
-
 Floats = npt.NDArray[np.float64]
-Images = npt.NDArray[np.float32]
 Trace = Sequence[tuple[int, float, float, int, int, int]]
 
 
@@ -109,21 +98,29 @@ class Load:
         return np.array([asked.alone(cost) for asked in self.asked])
 
 
-def burst(count: int, seed: int = SEED) -> Load:
+def describe(steps: tuple[int, int] = STEPS) -> str:
+    """What ``poisson`` makes, for a report."""
+    return (
+        f"open loop, Poisson arrivals; steps uniform {steps[0]}..{steps[1]}, {GUIDED_SHARE:.0%} guided"
+        f" (scale {GUIDANCE:g}, 2 rows), the others 1 row; {' or '.join(SAMPLERS)}; seed {SEED}"
+    )
+
+
+def burst(count: int, seed: int = SEED, steps: tuple[int, int] = STEPS) -> Load:
     """A closed burst: all are there at once. ``poisson`` gives the same requests arrival times."""
     rng = np.random.default_rng(seed)
-    steps = rng.integers(STEPS[0], STEPS[1] + 1, count)
+    counts = rng.integers(steps[0], steps[1] + 1, count)
     guided = rng.random(count) < GUIDED_SHARE
     samplers, labels = rng.integers(len(SAMPLERS), size=count), rng.integers(CLASSES, size=count)
-    columns = zip(steps.tolist(), guided.tolist(), samplers.tolist(), labels.tolist(), strict=True)
+    columns = zip(counts.tolist(), guided.tolist(), samplers.tolist(), labels.tolist(), strict=True)
     asked = [Asked(SAMPLERS[s], n, 1 + two, label, i) for i, (n, two, s, label) in enumerate(columns)]
     return Load(asked, np.zeros(count))
 
 
-def poisson(count: int, rate: float, seed: int = SEED) -> Load:
+def poisson(count: int, rate: float, seed: int = SEED, steps: tuple[int, int] = STEPS) -> Load:
     """An open loop of ``rate`` requests a second. Other rates stretch the same arrivals."""
     gaps = np.random.default_rng([seed, 1]).exponential(size=count)
-    return replace(burst(count, seed), at=np.cumsum(gaps) / rate)
+    return replace(burst(count, seed, steps), at=np.cumsum(gaps) / rate)
 
 
 @dataclass(frozen=True)
@@ -136,7 +133,7 @@ class Outcome:
         forwards: Calls of the network.
         passes: Rows of them that a request needed.
         held: Rows of them that were held for a request, needed or not.
-        trace: (turn, began, ended, request, step, row) of each row of a forward, if asked for.
+        trace: (iteration, began, ended, request, step, row) of each row of a forward, if asked for.
     """
 
     finished: Floats
@@ -167,41 +164,6 @@ def summary(load: Load, outcome: Outcome, cost: CostCurve, warm: int) -> dict[st
     }
 
 
-def replayed(
-    load: Load,
-    cost: CostCurve,
-    serving: Serving,
-    *,
-    planned: CostCurve | None,
-    priorities: Sequence[int] | None = None,
-    trace: bool = False,
-) -> tuple[Outcome, dict[str, Any]]:
-    """The engine's own loop on a virtual clock.
-
-    Args:
-        load: The requests.
-        cost: What a forward takes.
-        serving: How they share the engine.
-        planned: What the planner takes a forward to cost; None is an engine without ``calibrate``: full rows.
-        priorities: One a request; None: all alike.
-        trace: Whether each row of each forward is recorded.
-
-    Returns:
-        The outcome, and the loop's counters, whose ``loop_seconds`` are real.
-    """
-    tables = [asked.table() for asked in load.asked]
-    told, even = [True] * len(tables), [0] * len(tables)
-    options, curve = serving.loop_options(planned), _core.CostCurve(cost.fixed, cost.row)
-    found = _core.replay(
-        tables, load.at.tolist(), told, list(priorities or even), serving.max_rows, options, curve, trace
-    )
-    counters = found["counters"]
-    forwards, passes = counters["forwards"], counters["network_passes"]
-    held = passes + counters["padded_rows"]
-    busy = cost.fixed * forwards + cost.row * held
-    return Outcome(found["finished"], busy, forwards, passes, held, found["trace"]), counters
-
-
 def take_batch(load: Load, waiting: deque[int], max_rows: int) -> list[int]:
     """Takes a static batch off the queue, first come, first served; ``max_rows=0`` takes one request alone."""
     taken = [waiting.popleft()]
@@ -212,155 +174,6 @@ def take_batch(load: Load, waiting: deque[int], max_rows: int) -> list[int]:
     return taken
 
 
-def static_batches(load: Load, cost: CostCurve, max_rows: int, *, trace: bool = False) -> Outcome:
-    """Batches that wait for their slowest member, whose finished members leave the forward.
-
-    When it is free, the system takes what waits, first come, first served, as far as ``max_rows`` goes, and answers all
-    when the slowest is done; ``max_rows=0`` is one request at a time.
-    """
-    finished = np.zeros(len(load.at))
-    entries: list[tuple[int, float, float, int, int, int]] = []
-    waiting: deque[int] = deque()
-    now = busy = 0.0
-    forwards = held = arrived = 0
-    while waiting or arrived < len(load.at):
-        if not waiting:
-            now = max(now, float(load.at[arrived]))
-        while arrived < len(load.at) and load.at[arrived] <= now:
-            waiting.append(arrived)
-            arrived += 1
-        batch = take_batch(load, waiting, max_rows)
-        members = [load.asked[i] for i in batch]
-        steps = max(asked.steps for asked in members)
-        if trace:
-            entries += _batch_trace(members, batch, cost, now, forwards)
-        seconds = cost.fixed * steps + cost.row * sum(asked.passes for asked in members)
-        forwards += steps
-        held += steps * sum(asked.rows for asked in members)
-        now, busy = now + seconds, busy + seconds
-        finished[batch] = now
-    return Outcome(finished, busy, forwards, sum(asked.passes for asked in load.asked), held, entries)
-
-
-def _batch_trace(
-    members: Sequence[Asked], batch: Sequence[int], cost: CostCurve, began: float, turn: int
-) -> list[tuple[int, float, float, int, int, int]]:
-    """Rows stay where they are, so that those left empty show."""
-    entries = []
-    for step in range(max(asked.steps for asked in members)):
-        ended = began + cost.seconds(sum(asked.rows for asked in members if step < asked.steps))
-        row = 0
-        for index, asked in zip(batch, members, strict=True):
-            rows = range(row, row := row + asked.rows)
-            entries += [(turn + step, began, ended, index, step, r) for r in rows if step < asked.steps]
-        began = ended
-    return entries
-
-
 def say(text: str) -> None:
     """A line of progress."""
     print(f"{datetime.now().astimezone():%H:%M:%S}  {text}", flush=True)
-
-
-@dataclass
-class Run:
-    """A load on a real system. Times are seconds on the load's clock, one a request.
-
-    Attributes:
-        load: The requests.
-        label: What progress lines call it.
-        submitted: When each was handed over.
-        finished: When each was answered; 0: not yet.
-        busy: Seconds in which the system worked.
-        forwards, passes, held: As in ``Outcome``.
-        facts: What else is known of the run.
-    """
-
-    load: Load
-    label: str
-    submitted: Floats
-    finished: Floats
-    busy: float = 0.0
-    forwards: int = 0
-    passes: int = 0
-    held: int = 0
-
-    @classmethod
-    def of(cls, load: Load, label: str) -> Run:
-        """A run that has not begun."""
-        return cls(load, label, np.zeros(len(load.at)), np.zeros(len(load.at)))
-
-    def say(self) -> None:
-        """Tells how far it is."""
-        come, answered = np.count_nonzero(self.submitted), np.count_nonzero(self.finished)
-        say(f"{self.label}: {come} of {len(self.load.at)} requests have come, {answered} are answered")
-
-    def dispatch(self, began: float, arrive: Callable[[int], object]) -> None:
-        """The client: sleeps until each arrival and hands the request over."""
-        told = began
-        for i, at in enumerate(self.load.at):
-            if (left := began + at - time.perf_counter()) > 0:
-                time.sleep(left)
-            self.submitted[i] = now = time.perf_counter() - began
-            arrive(i)
-            if began + now - told > TOLD_SECONDS:
-                told = began + now
-                self.say()
-
-    def continuous(self, engine: sf.Engine) -> None:
-        """Every request is submitted as it comes."""
-        requests = [asked.request() for asked in self.load.asked]
-        futures: list[Future[Images]] = []
-        began = time.perf_counter() + 0.1
-
-        def answered(i: int, future: Future[Images]) -> None:
-            self.finished[i] = time.perf_counter() - began
-
-        def arrive(i: int) -> None:
-            futures.append(engine.submit(requests[i]))
-            futures[i].add_done_callback(partial(answered, i))
-
-        self.dispatch(began, arrive)
-        for future in futures:
-            future.result()
-
-    def queued(self, serve: Callable[[Sequence[int]], object], max_rows: int) -> None:
-        """One thread takes what waits and fits, first come, first served, and answers all of it when all is done."""
-        waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
-        began = time.perf_counter() + 0.1
-
-        def work() -> None:
-            line: deque[int] = deque()
-            left = len(self.load.at)
-            while left:
-                while not (line and waiting.empty()):
-                    line.append(waiting.get())
-                batch = take_batch(self.load, line, max_rows)
-                taken = time.perf_counter()
-                serve(batch)
-                now = time.perf_counter()
-                self.finished[batch] = now - began
-                self.busy += now - taken
-                members = [self.load.asked[i] for i in batch]
-                self.held += max(asked.steps for asked in members) * sum(asked.rows for asked in members)
-                left -= len(batch)
-
-        with ThreadPoolExecutor(1) as pool:
-            working = pool.submit(work)
-            self.dispatch(began, waiting.put)
-            while wait([working], TOLD_SECONDS).not_done:
-                self.say()
-            working.result()
-
-
-def new_engine(bundle: str, threads: int, serving: Serving) -> sf.Engine:
-    """An engine that has run every number of rows once."""
-    engine = sf.Engine.load(bundle, threads=threads, serving=serving)
-    engine.warmup(range(1, serving.max_rows + 1))
-    return engine
-
-
-def drawn(engine: sf.Engine, requests: Sequence[sf.Request]) -> None:
-    """Submits all and waits for all."""
-    for future in [engine.submit(request) for request in requests]:
-        future.result()

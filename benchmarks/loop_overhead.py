@@ -1,4 +1,4 @@
-"""What a step costs above the bare network: ``Engine.sample`` minus the network's own time, measured in turn."""
+"""What a step costs above the bare network: ``Engine.sample`` minus the network's own time, timed in alternation."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def main() -> None:
     """Runs all cases."""
     quick = arguments(__doc__).quick
     torch.set_num_threads(1)
-    rounds = 7 if quick else 60
+    rounds = 2 if quick else 60
     configuration = {"shape": SHAPE, "steps": STEPS, "guidance_scale": GUIDANCE, "rounds": rounds, "torch_threads": 1}
     report = Report("loop_overhead", quick, configuration, UNFAIR)
     run(report, CASES, rounds)

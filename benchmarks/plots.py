@@ -34,7 +34,7 @@ STYLE: dict[str, Any] = {
     "figure.facecolor": "white",
     "savefig.dpi": 160,
 }
-#: Colours that are told apart without red and green, one a system.
+#: One a system; they differ for readers who do not see red and green apart.
 SYSTEM_COLOURS = {
     "ours": "#d1495b",
     "fifo": "#edae49",
@@ -123,7 +123,7 @@ def draw_trace(path: Path, panels: Mapping[str, tuple[Load, Outcome]], forward: 
 
     Args:
         path: Of the picture.
-        panels: By title: the load, the same for all, and a traced outcome. A mark above tells each arrival.
+        panels: By title: the load, the same for all, and a traced outcome. A mark above shows each arrival.
         forward: What a forward takes, for the axis.
     """
     rows = 1 + max(entry[5] for _, outcome in panels.values() for entry in outcome.trace)
@@ -149,19 +149,19 @@ def draw_trace(path: Path, panels: Mapping[str, tuple[Load, Outcome]], forward: 
 
 def _draw_rows(panel: Axes, outcome: Outcome) -> None:
     """A box a request and forward: the lines between boxes are the ends of forwards."""
-    boxes: dict[tuple[int, int], tuple[int, int, float, float]] = {}  # by request and turn
-    for turn, began, ended, request, _, row in outcome.trace:
-        top, bottom = boxes.get((request, turn), (row, row + 1, began, ended))[:2]
-        boxes[request, turn] = (min(top, row), max(bottom, row + 1), began, ended)
-    for (request, turn), (top, bottom, began, ended) in boxes.items():
+    boxes: dict[tuple[int, int], tuple[int, int, float, float]] = {}  # by request and iteration
+    for iteration, began, ended, request, _, row in outcome.trace:
+        top, bottom = boxes.get((request, iteration), (row, row + 1, began, ended))[:2]
+        boxes[request, iteration] = (min(top, row), max(bottom, row + 1), began, ended)
+    for (request, iteration), (top, bottom, began, ended) in boxes.items():
         gap = 0.02
         corner, width, height = (began + gap / 2, top + 0.07), ended - began - gap, bottom - top - 0.14
         panel.add_patch(Rectangle(corner, width, height, facecolor=_colour(request), linewidth=0))
-        if (request, turn - 1) not in boxes:  # it joins, or goes on after a pause
+        if (request, iteration - 1) not in boxes:  # it joins, or goes on after a pause
             letter = {"color": "white", "va": "center", "ha": "center", "fontsize": 8.5, "fontweight": "bold"}
             panel.text((began + ended) / 2, (top + bottom) / 2, _letter(request), **letter)
-        if (request, turn + 1) not in boxes and ended < (answered := float(outcome.finished[request])) - gap:
-            done = not any(later > turn for owner, later in boxes if owner == request)
+        if (request, iteration + 1) not in boxes and ended < (answered := float(outcome.finished[request])) - gap:
+            done = not any(later > iteration for owner, later in boxes if owner == request)
             if done:
                 rest = Rectangle((ended, top + 0.07), answered - ended - gap / 2, height, linewidth=0, alpha=0.16)
                 rest.set_facecolor(_colour(request))

@@ -28,11 +28,12 @@ KINDS: Mapping[str, Mapping[str, Any]] = {
 }
 GUIDANCE = 3.0
 CASES = (1, 16)
+QUICK_KINDS, QUICK_IMAGES, QUICK_STEPS = ("static", "dynamic"), 66, 2  # a distance needs more images than features
 SETTLE_SECONDS = 0.02
 
 UNFAIR = (
     "One small network, most of whose work is convolutions of 28 x 28 pixels: a transformer's figures differ.",
-    "Static scales were found on runs of the same sampler and classes that are then drawn.",
+    "Static scales were found on runs of the same sampler and classes that are then sampled.",
     "Guidance moves images away from the real ones, so that an error may bring them nearer: see the distance without.",
     "How much int8 gains depends on the CPU's dot products: without VNNI it may lose.",
 )
@@ -40,7 +41,7 @@ UNFAIR = (
 Images = npt.NDArray[np.float32]
 
 
-def draw(engine: sf.Engine, number: int, steps: int, *, guidance: float = GUIDANCE, seed: int = 0) -> Images:
+def sample(engine: sf.Engine, number: int, steps: int, *, guidance: float = GUIDANCE, seed: int = 0) -> Images:
     """Images of all classes in turn."""
     classes = [index % 10 for index in range(number)]
     return engine.sample(number, cond=classes, sampler="ddim", steps=steps, guidance_scale=guidance, seed=seed)
@@ -48,8 +49,8 @@ def draw(engine: sf.Engine, number: int, steps: int, *, guidance: float = GUIDAN
 
 def quality(engine: sf.Engine, judge: Judge, expected: Images | None, number: int, steps: int) -> dict[str, Any]:
     """What the images of one network are worth, and how far from float32's they are."""
-    images = draw(engine, number, steps, seed=1_000_000)
-    unguided = draw(engine, number, steps, guidance=1.0, seed=1_000_000)
+    images = sample(engine, number, steps, seed=1_000_000)
+    unguided = sample(engine, number, steps, guidance=1.0, seed=1_000_000)
     difference = 0.0 if expected is None else float(np.sqrt(np.mean((images - expected) ** 2)) / 2)
     return {
         "images": images,
@@ -64,7 +65,13 @@ def quality(engine: sf.Engine, judge: Judge, expected: Images | None, number: in
 def main() -> None:
     """Quantises in every way, times all, and judges their images."""
     options = arguments(__doc__)
-    rounds, number, steps = (3, 200, 8) if options.quick else (15, 500, 20)
+    quick = options.quick
+    rounds, number, steps = (1, QUICK_IMAGES, QUICK_STEPS) if quick else (15, 500, 20)
+    kinds = {name: kind for name, kind in KINDS.items() if not quick or name in QUICK_KINDS}
+    threads = 1 if quick else 0
+    common: dict[str, Any] = {"rounds": 1, "force": True, "threads": threads}
+    if quick:
+        common |= {"samples": 2, "steps": steps, "rows": (2,)}
     judge = Judge.load("fashion")
     configuration = {
         "model": "fashion",
@@ -72,15 +79,15 @@ def main() -> None:
         "guidance_scale": GUIDANCE,
         "judged_images": number,
         "real_accuracy": judge.real_accuracy,
-        "onnxruntime_threads": "one a core",
+        "onnxruntime_threads": threads or "one a core",
         "rounds": rounds,
     }
-    report = Report("quantized", options.quick, configuration, UNFAIR)
+    report = Report("quantized", quick, configuration, UNFAIR)
     with tempfile.TemporaryDirectory() as folder:
         bundles = {FLOAT: sf.Bundle.load("fashion")}
-        for index, (name, kind) in enumerate(KINDS.items()):
-            bundles[name] = quantize("fashion", Path(folder) / str(index), rounds=1, force=True, **kind)
-        engines = {name: sf.Engine.load(bundle, spinning=False) for name, bundle in bundles.items()}
+        for index, (name, kind) in enumerate(kinds.items()):
+            bundles[name] = quantize("fashion", Path(folder) / str(index), **common, **kind)
+        engines = {name: sf.Engine.load(bundle, threads=threads, spinning=False) for name, bundle in bundles.items()}
         extra: dict[str, dict[str, Any]] = {}
         expected = None
         for name, engine in engines.items():
@@ -95,7 +102,7 @@ def main() -> None:
             }
         settle = partial(time.sleep, SETTLE_SECONDS)
         for count in CASES:
-            contenders = {name: Contender(partial(draw, one, count, steps), settle) for name, one in engines.items()}
+            contenders = {name: Contender(partial(sample, one, count, steps), settle) for name, one in engines.items()}
             report.add(f"{count} guided", in_turn(contenders, rounds=rounds), FLOAT, extra=extra)
         for engine in engines.values():
             engine.close()

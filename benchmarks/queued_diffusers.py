@@ -15,7 +15,6 @@ import stepfuse as sf
 from stepfuse.serving.config import CostCurve
 
 MAX_DIFFERENCE = 2e-3
-STEPS = 50
 
 Images = npt.NDArray[np.float32]
 
@@ -58,22 +57,22 @@ class Diffusers:
         return image
 
     def check(self, engine: sf.Engine) -> None:
-        """Both must draw the same images from the same noise."""
+        """Both must give the same images from the same noise."""
         for sampler, rows in (("ddim", 2), ("dpmpp_2m", 2), ("dpmpp_2m", 1)):
             asked = Asked(sampler, 20, rows, label=7, seed=0)
             noise = np.random.default_rng(0).standard_normal(self.shape, dtype=np.float32)
             request = sf.Request(**{**vars(asked.request()), "noise": noise.copy()})
             np.testing.assert_allclose(self(asked, noise), engine.submit(request).result(), rtol=0, atol=MAX_DIFFERENCE)
 
-    def cost(self, repeats: int = 5) -> CostCurve:
+    def cost(self, repeats: int, steps: int) -> CostCurve:
         """Seconds of a step: the line through lone requests of one row and of two, the median of each."""
         seconds: dict[int, list[float]] = {1: [], 2: []}
         for _ in range(repeats):
             for rows, found in seconds.items():
                 began = time.perf_counter()
                 for sampler in self.schedulers:
-                    self(Asked(sampler, STEPS, rows, label=0, seed=0))
-                found.append((time.perf_counter() - began) / (STEPS * len(self.schedulers)))
+                    self(Asked(sampler, steps, rows, label=0, seed=0))
+                found.append((time.perf_counter() - began) / (steps * len(self.schedulers)))
         one_row, two_rows = (float(np.median(found)) for found in seconds.values())
         row = max(two_rows - one_row, 1e-9)
         return CostCurve(max(one_row - row, 0.0), row)

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from environment import commit, machine, versions
 from rich.console import Console, Group
 from rich.table import Table
 
-from stepfuse import _core
-
 RESULTS = Path(__file__).parent / "results"
 COMMON = ("case", "contender", "rounds", "seconds", "peer", "times_peer")
-PACKAGES = ("stepfuse", "numpy", "onnxruntime", "torch", "diffusers")
 
 
 @dataclass(frozen=True)
@@ -57,6 +53,7 @@ class Report:
     results: list[dict[str, Any]] = field(default_factory=list)
     targets: list[Target] = field(default_factory=list)
     date: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
+    commit: str | None = field(default_factory=commit)
     load_average: float = field(default_factory=lambda: os.getloadavg()[0])
 
     def add(
@@ -122,6 +119,7 @@ class Report:
             "benchmark": self.name,
             "quick": self.quick,
             "date": self.date,
+            "commit": self.commit,
             "machine": machine() | {"load_average_before": self.load_average},
             "versions": versions(),
             "configuration": dict(self.configuration),
@@ -193,26 +191,3 @@ def duration(seconds: float) -> str:
         if abs(seconds) >= scale:
             return f"{seconds / scale:.2f} {unit}"
     return f"{seconds * 1e6:.2f} us"
-
-
-def machine() -> dict[str, Any]:
-    """What the figures were taken on."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return {
-        "cpu": models[0] if models else platform.processor(),
-        "cores": len(os.sched_getaffinity(0)),
-        "isas": _core.isas(),
-        "system": f"{platform.system()} {platform.machine()}",
-    }
-
-
-def versions() -> dict[str, str | None]:
-    """Of Python and of the packages that are compared; None where one is not installed."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = None
-    return found

@@ -12,20 +12,24 @@ from dataclasses import replace
 from functools import partial
 from typing import Annotated
 
+import load
 import numpy as np
 import typer
 from harness import Contender, in_turn
-from load import DESCRIPTION, GUIDANCE, burst, drawn, new_engine
+from live import new_engine, sample_all
+from load import GUIDANCE, burst, describe
 from report import Report
 
 import stepfuse as sf
 from stepfuse.serving.config import Serving
 
-STEPS, INTERVAL = 50, (0.2, 0.8)
+STEPS, QUICK_STEPS, INTERVAL = 50, 6, (0.2, 0.8)
 REQUESTS, ROUNDS = 64, 5
+QUICK_REQUESTS, QUICK_ROUNDS, QUICK_LOAD_STEPS = 3, 1, (2, 6)
+MAX_ROWS, QUICK_MAX_ROWS = (8, 64), (2, 8)
 
 INTERVAL_UNFAIR = (
-    "Guidance on a part of the steps draws other images than guidance on all (Kynkäänniemi et al., 2024).",
+    "Guidance on a part of the steps gives other images than guidance on all (Kynkäänniemi et al., 2024).",
     f"Of {STEPS} steps 30 are guided, so 80 of 100 passes are left: a full engine can gain 1.25 and no more.",
 )
 PADDING_UNFAIR = ("A lone request pays for all rows of each forward; a full engine pays for its last forwards alone.",)
@@ -33,17 +37,19 @@ PADDING_UNFAIR = ("A lone request pays for all rows of each forward; a full engi
 
 def interval(bundle: str, max_rows: int, threads: int, quick: bool) -> None:
     """What guidance on a part of the steps saves: throughput of a full engine."""
-    count, rounds = (8, 2) if quick else (REQUESTS, ROUNDS)
-    configuration = {"sampler": f"ddim, {STEPS} steps", "guidance_scale": GUIDANCE, "max_rows": max_rows}
+    count, rounds = (QUICK_REQUESTS, QUICK_ROUNDS) if quick else (REQUESTS, ROUNDS)
+    steps = QUICK_STEPS if quick else STEPS
+    configuration = {"sampler": f"ddim, {steps} steps", "guidance_scale": GUIDANCE, "max_rows": max_rows}
     configuration |= {"guidance_interval": INTERVAL, "requests": count, "threads": threads, "rounds": rounds}
     report = Report("guidance_interval", quick, configuration, INTERVAL_UNFAIR)
-    everywhere = [lone_request(seed) for seed in range(count)]
+    everywhere = [lone_request(seed, steps) for seed in range(count)]
     some = [replace(request, options={"guidance_interval": INTERVAL}) for request in everywhere]
     with new_engine(bundle, threads, Serving(max_rows=max_rows, max_queue=count)) as engine:
         peer, ours = "guided at all steps", f"guided in {INTERVAL}"
-        contenders = {peer: Contender(lambda: drawn(engine, everywhere)), ours: Contender(lambda: drawn(engine, some))}
+        cases = {peer: everywhere, ours: some}
+        contenders = {name: Contender(partial(sample_all, engine, requests)) for name, requests in cases.items()}
         samples = in_turn(contenders, rounds=rounds)
-        passes = {peer: passes_of(engine, everywhere), ours: passes_of(engine, some)}
+        passes = {name: passes_of(engine, requests) for name, requests in cases.items()}
     extra = {
         name: {"images_per_second": count / float(np.median(seconds)), "passes": passes[name]}
         for name, seconds in samples.items()
@@ -55,12 +61,13 @@ def interval(bundle: str, max_rows: int, threads: int, quick: bool) -> None:
 
 def deterministic(bundle: str, threads: int, quick: bool) -> None:
     """What padding costs: throughput of a full engine, and latency of a lone request."""
-    count, rounds = (8, 2) if quick else (REQUESTS, ROUNDS)
-    configuration = {"load": DESCRIPTION, "requests": count, "lone_request": f"guided ddim, {STEPS} steps"}
+    count, rounds = (QUICK_REQUESTS, QUICK_ROUNDS) if quick else (REQUESTS, ROUNDS)
+    steps, load_steps = (QUICK_STEPS, QUICK_LOAD_STEPS) if quick else (STEPS, load.STEPS)
+    configuration = {"load": describe(load_steps), "requests": count, "lone_request": f"guided ddim, {steps} steps"}
     configuration |= {"threads": threads, "rounds": rounds}
     report = Report("deterministic", quick, configuration, PADDING_UNFAIR)
-    mix = [asked.request() for asked in burst(count).asked]
-    for max_rows in (8, 64):
+    mix = [asked.request() for asked in burst(count, steps=load_steps).asked]
+    for max_rows in QUICK_MAX_ROWS if quick else MAX_ROWS:
         with ExitStack() as stack:
             engines = {
                 name: stack.enter_context(
@@ -68,27 +75,29 @@ def deterministic(bundle: str, threads: int, quick: bool) -> None:
                 )
                 for name, padded in (("as many rows as asked for", False), ("deterministic", True))
             }
-            for case, drawing in ((f"{count} requests at once", mix), ("a lone request", [lone_request(0)])):
-                contenders = {name: Contender(partial(drawn, engine, drawing)) for name, engine in engines.items()}
+            for case, requests in ((f"{count} requests at once", mix), ("a lone request", [lone_request(0, steps)])):
+                contenders = {
+                    name: Contender(partial(sample_all, engine, requests)) for name, engine in engines.items()
+                }
                 samples = in_turn(contenders, rounds=rounds)
                 extra = {
-                    name: {"images_per_second": len(drawing) / float(np.median(seconds))}
+                    name: {"images_per_second": len(requests) / float(np.median(seconds))}
                     for name, seconds in samples.items()
                 }
                 report.add(f"{case}, max_rows {max_rows}", samples, next(iter(engines)), extra=extra)
     report.publish()
 
 
-def lone_request(seed: int) -> sf.Request:
-    """A guided one."""
-    return sf.Request(cond=seed % 10, sampler="ddim", steps=STEPS, guidance_scale=GUIDANCE, seed=seed)
+def lone_request(seed: int, steps: int) -> sf.Request:
+    """A guided request."""
+    return sf.Request(cond=seed % 10, sampler="ddim", steps=steps, guidance_scale=GUIDANCE, seed=seed)
 
 
 def passes_of(engine: sf.Engine, requests: Sequence[sf.Request]) -> int:
     """Rows that these requests need."""
-    before = engine.stats()["network_passes"]
-    drawn(engine, requests)
-    return int(engine.stats()["network_passes"] - before)
+    before = engine.stats().network_passes
+    sample_all(engine, requests)
+    return engine.stats().network_passes - before
 
 
 def main(
@@ -98,6 +107,8 @@ def main(
     quick: Annotated[bool, typer.Option(help="to see it work")] = False,
 ) -> None:
     """Measures both."""
+    if quick:
+        max_rows, threads = min(max_rows, max(QUICK_MAX_ROWS)), 1
     interval(bundle, max_rows, threads, quick)
     deterministic(bundle, threads, quick)
 

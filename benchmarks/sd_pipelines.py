@@ -1,4 +1,4 @@
-"""Stable Diffusion pipelines of random weights and two sizes, and one picture of each by five ways to draw it."""
+"""Stable Diffusion pipelines of random weights and two sizes, and one picture of each in five ways."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 Picture = npt.NDArray[np.float32]
-Draw = Callable[[], Picture]
+Generate = Callable[[], Picture]
 
 PROMPT, NEGATIVE, GUIDANCE, TOKENS = "a red cat in the rain", "a grey dog", 5.0, 77
 #: Pixels a side, UNet's channels by level, width of its conditioning and of the text encoder.
@@ -86,31 +86,31 @@ def save(size: str, folder: Path) -> int:
 
 
 def latents(size: str) -> Picture:
-    """What all ways begin with, shape (1, 4, h, w)."""
+    """The latents that all ways start from, shape (1, 4, h, w)."""
     side = SIZES[size][0] // 8
     return np.random.default_rng(0).standard_normal((1, 4, side, side), dtype=np.float32)
 
 
-def eager(size: str, folder: Path, bundle: Path, steps: int) -> Draw:
+def eager(size: str, folder: Path, bundle: Path, steps: int) -> Generate:
     """The pipeline of diffusers itself, on torch."""
     return _of_pipeline(_pipeline(folder), size, steps)
 
 
-def compiled(size: str, folder: Path, bundle: Path, steps: int) -> Draw:
+def compiled(size: str, folder: Path, bundle: Path, steps: int) -> Generate:
     """The same pipeline, its loop run by the engine."""
     from stepfuse.integrations.diffusers import compile
 
     return _of_pipeline(compile(_pipeline(folder)), size, steps)
 
 
-def compiled_with_bundle(size: str, folder: Path, bundle: Path, steps: int) -> Draw:
+def compiled_with_bundle(size: str, folder: Path, bundle: Path, steps: int) -> Generate:
     """The same with the exported denoiser."""
     from stepfuse.integrations.diffusers import compile
 
     return _of_pipeline(compile(_pipeline(folder), bundle=bundle), size, steps)
 
 
-def python_loop(size: str, folder: Path, bundle: Path, steps: int) -> Draw:
+def python_loop(size: str, folder: Path, bundle: Path, steps: int) -> Generate:
     """The exported networks in ONNX Runtime, between them diffusers' scheduler and numpy, as optimum's pipelines do."""
     import onnxruntime as ort
     import torch
@@ -124,7 +124,7 @@ def python_loop(size: str, folder: Path, bundle: Path, steps: int) -> Draw:
         for name in ("text_encoder", "denoiser", "vae_decoder")
     )
 
-    def draw() -> Picture:
+    def generate() -> Picture:
         ids = tokenizer([NEGATIVE, PROMPT], padding="max_length", max_length=TOKENS, truncation=True)["input_ids"]
         embeds = text.run(["encoder_hidden_states"], {"input_ids": np.array(ids)})[0]
         scheduler.set_timesteps(steps)
@@ -139,23 +139,23 @@ def python_loop(size: str, folder: Path, bundle: Path, steps: int) -> Draw:
         picture: Picture = (image / 2 + 0.5).clip(0, 1)[0].transpose(1, 2, 0)
         return picture
 
-    return draw
+    return generate
 
 
-def text_to_image(size: str, folder: Path, bundle: Path, steps: int) -> Draw:
+def text_to_image(size: str, folder: Path, bundle: Path, steps: int) -> Generate:
     """The bundle alone: neither torch nor diffusers is imported."""
     import stepfuse as sf
 
     pipe = sf.TextToImage.load(bundle)
 
-    def draw() -> Picture:
+    def generate() -> Picture:
         arguments: dict[str, Any] = {"negative_prompt": NEGATIVE, "steps": steps, "guidance_scale": GUIDANCE}
         return pipe(PROMPT, latents=latents(size), **arguments).pixels[0]
 
-    return draw
+    return generate
 
 
-WAYS: dict[str, Callable[[str, Path, Path, int], Draw]] = {
+WAYS: dict[str, Callable[[str, Path, Path, int], Generate]] = {
     "diffusers eager": eager,
     "ONNX Runtime, Python loop": python_loop,
     "compile(pipe)": compiled,
@@ -172,10 +172,10 @@ def _pipeline(folder: Path) -> Any:
     return pipe
 
 
-def _of_pipeline(pipe: Any, size: str, steps: int) -> Draw:
+def _of_pipeline(pipe: Any, size: str, steps: int) -> Generate:
     import torch
 
-    def draw() -> Picture:
+    def generate() -> Picture:
         picture: Picture = pipe(
             PROMPT,
             negative_prompt=NEGATIVE,
@@ -186,7 +186,7 @@ def _of_pipeline(pipe: Any, size: str, steps: int) -> Draw:
         ).images[0]
         return picture
 
-    return draw
+    return generate
 
 
 def _tokenizer() -> Any:

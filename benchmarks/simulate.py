@@ -1,34 +1,37 @@
-"""The engine's planner on a virtual clock: policies and row rules compared, and what a turn costs as requests pile up.
+"""The engine's planner on a virtual clock: policies and row rules, and what an iteration costs as requests pile up.
 
 python benchmarks/simulate.py                          # on this machine's cost curve of the embedded model
 python benchmarks/simulate.py --fixed 20 --row 1       # on a given one, in any unit of time
-python benchmarks/simulate.py --draw                   # docs/trace.png: who has which row of each forward
+python benchmarks/simulate.py --draw                   # docs/trace.png: which request has which row of each forward
+python benchmarks/simulate.py --quick                  # few requests and rounds: to see it work, not to quote
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import typer
-from load import DESCRIPTION, Asked, Load, Outcome, burst, poisson, replayed, say, static_batches, summary
+from load import Asked, Load, Outcome, burst, describe, poisson, say, summary
 from report import TablesReport, figures_table, percentiles
+from simulated import median_cost, replayed, static_batches
 
 import stepfuse as sf
 from stepfuse.serving.config import CostCurve, Serving
 
-PICTURE = Path(__file__).parent.parent / "docs" / "trace.png"
+ROOT = Path(__file__).parent.parent
+PICTURE, QUICK_PICTURE = ROOT / "docs" / "trace.png", ROOT / "build" / "trace.quick.png"
 LOADS = (0.5, 0.8, 0.95)
 MAX_ROWS = 64
 AGEINGS = (0.0, 0.002, 0.01, 0.1)
 STATIC_CAPS = (8, 16, 64)
 GPU = CostCurve(20.0, 1.0)
 DEADLINE_OVER_ALONE = 5.0
-SPREAD_SEEDS, SPREAD_REQUESTS, WARM = 100, 2000, 100
+CAPACITY_REQUESTS, WARM = 8192, 100
 TRACE_ROWS, TRACE_COST = 12, CostCurve(0.12, 0.012)
 #: Arrival, steps and rows of each request of the picture.
 TRACE_LOAD = (
@@ -47,23 +50,45 @@ TRACE_LOAD = (
     (6.2, 10, 2),
     (7.0, 16, 1),
 )
-SCALE_REQUESTS = (1_000, 10_000)
 SCALE_TARGETS = {64: 5.0, 1024: 50.0}
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is simulated.
+
+    Attributes:
+        seeds: Loads of the comparison by seed.
+        seed_requests: Requests of each.
+        scale_requests: Requests of the closed bursts.
+        rounds: Repeats of each burst.
+        curve_rows: Most rows of a forward where the cost curve is measured.
+    """
+
+    seeds: int
+    seed_requests: int
+    scale_requests: tuple[int, ...]
+    rounds: int
+    curve_rows: int
+
+
+FULL, QUICK = Size(100, 2000, (1_000, 10_000), 9, MAX_ROWS), Size(2, 300, (200, 2_000), 1, 4)
+QUICK_REQUESTS = 300
 
 UNFAIR = (
     "The clock is virtual: a forward takes exactly what the curve says, planning and the step take nothing.",
     "Load is a fraction of the capacity of the engine when all forwards are full.",
     "The deadline policy is replayed as priorities in the order of the deadlines, which are"
     f" {DEADLINE_OVER_ALONE:g} times the time alone after the arrival; none is refused, as the engine would do.",
-    "Microseconds a turn are of planning and bookkeeping with states of one element: staging and the step grow with"
-    " the image, and caches are warmer here than beside a network.",
+    "Microseconds an iteration are of planning and bookkeeping with states of one element: staging and the step grow"
+    " with the image, and caches are warmer here than beside a network.",
 )
 
 System = Callable[[Load], Outcome]
 
 
 def serve(load: Load, cost: CostCurve, planned: CostCurve | None, policy: str, ageing: float = 0.0) -> Outcome:
-    """The engine, its planner told ``planned``: None is full rows."""
+    """The engine, whose planner chooses rows by the curve ``planned``; None: every forward is as full as it can be."""
     serving = Serving(max_rows=MAX_ROWS, policy=policy, ageing=ageing, max_queue=len(load.at))
     return replayed(load, cost, serving, planned=planned)[0]
 
@@ -79,7 +104,7 @@ def serve_by_deadline(load: Load, cost: CostCurve, planned: CostCurve | None) ->
 
 def capacity(cost: CostCurve) -> float:
     """Requests a unit of time of a burst through full forwards."""
-    mix = burst(8192)
+    mix = burst(CAPACITY_REQUESTS)
     return len(mix.at) / float(serve(mix, cost, None, "fifo").finished.max())
 
 
@@ -123,11 +148,11 @@ def cells(found: dict[str, float], unit: float) -> dict[str, str]:
     return shown | {"waste": f"{found['waste']:.0%}", "used": f"{found['utilisation']:.0%}"}
 
 
-def compare_seeds(report: TablesReport, name: str, cost: CostCurve, seeds: int) -> None:
+def compare_seeds(report: TablesReport, name: str, cost: CostCurve, size: Size) -> None:
     """Adds how far the measured benchmark's ratios depend on its seed."""
     rate, found = 0.8 * capacity(cost), []
-    for seed in range(seeds):
-        load = poisson(SPREAD_REQUESTS, rate, seed)
+    for seed in range(size.seeds):
+        load = poisson(size.seed_requests, rate, seed)
         ours = summary(load, serve(load, cost, cost, "shortest", Serving.ageing), cost, WARM)
         static = summary(load, static_batches(load, cost, MAX_ROWS), cost, WARM)
         alone = summary(load, static_batches(load, cost, 0), cost, WARM)
@@ -138,40 +163,42 @@ def compare_seeds(report: TablesReport, name: str, cost: CostCurve, seeds: int) 
         values = [one[key] for one in found]
         met = float(np.mean(np.array(values) <= wanted))
         spread = percentiles(values)
-        claim = {"ratio": key, "seeds": seeds, "seed_0": values[0], **spread, "wanted": wanted, "met": met}
+        claim = {"ratio": key, "seeds": size.seeds, "seed_0": values[0], **spread, "wanted": wanted, "met": met}
         report.results.append({"section": "seeds", "curve": name, **asdict(cost), "load": 0.8, **claim})
         rows.append({"ratio": key, "seed 0": f"{values[0]:.3f}", **{k: f"{v:.3f}" for k, v in spread.items()}})
         rows[-1] |= {"wanted": f"<= {wanted}", "seeds that meet it": f"{met:.0%}"}
-    title = f"{name}, load 0.8: ours over static batches of {MAX_ROWS}, {seeds} loads of {SPREAD_REQUESTS} requests"
+    loads = f"{size.seeds} loads of {size.seed_requests} requests"
+    title = f"{name}, load 0.8: ours over static batches of {MAX_ROWS}, {loads}"
     report.tables.append(figures_table(title, rows))
 
 
-def measure_scale(report: TablesReport, cost: CostCurve, rounds: int) -> None:
-    """Adds what planning and bookkeeping take a turn, of closed bursts."""
+def measure_scale(report: TablesReport, cost: CostCurve, size: Size) -> None:
+    """Adds what planning and bookkeeping take an iteration, of closed bursts."""
     rows = []
     for slots, wanted in SCALE_TARGETS.items():
-        for requests in SCALE_REQUESTS:
+        for requests in size.scale_requests:
             mix = burst(requests)
             for policy in ("fifo", "shortest"):
                 serving = Serving(max_rows=slots, max_running=slots, policy=policy, max_queue=requests)
-                microseconds, turns = [], 0
-                for _ in range(rounds + 1):
+                microseconds, iterations = [], 0
+                for _ in range(size.rounds + 1):
                     counters = replayed(mix, cost, serving, planned=None)[1]
-                    turns = counters["forwards"]
-                    microseconds.append(1e6 * counters["loop_seconds"] / turns)
+                    iterations = counters["forwards"]
+                    microseconds.append(1e6 * counters["loop_seconds"] / iterations)
                 spread = percentiles(microseconds[1:])
-                case = {"slots": slots, "requests": requests, "policy": policy, "turns": turns, "rounds": rounds}
-                report.results.append({"section": "scale", **case, "us_a_turn": spread})
+                case = {"slots": slots, "requests": requests, "policy": policy}
+                case |= {"iterations": iterations, "rounds": size.rounds}
+                report.results.append({"section": "scale", **case, "us_an_iteration": spread})
                 rows.append({key: str(value) for key, value in case.items()})
-                rows[-1] |= {f"us a turn, {p}": f"{value:.2f}" for p, value in spread.items()}
+                rows[-1] |= {f"us an iteration, {p}": f"{value:.2f}" for p, value in spread.items()}
                 if policy == "shortest":
-                    claim = f"planning and bookkeeping a turn, {slots} slots, {requests} requests"
+                    claim = f"planning and bookkeeping an iteration, {slots} slots, {requests} requests"
                     report.at_most(claim, "us", wanted, spread["p50"])
     report.tables.append(figures_table("closed bursts, full rows", rows))
 
 
 def traced() -> dict[str, tuple[Load, Outcome]]:
-    """A load small enough to be drawn, under ``shortest`` and in static batches."""
+    """A load small enough for a picture, under ``shortest`` and in static batches."""
     asked = [Asked("ddim", steps, rows, 0, i) for i, (_, steps, rows) in enumerate(TRACE_LOAD)]
     load = Load(asked, np.array([at for at, _, _ in TRACE_LOAD]))
     serving = Serving(max_rows=TRACE_ROWS, policy="shortest")
@@ -185,11 +212,11 @@ def traced() -> dict[str, tuple[Load, Outcome]]:
     }
 
 
-def measured_curve(bundle: str) -> CostCurve:
+def measured_curve(bundle: str, max_rows: int) -> CostCurve:
     """Of this machine and model, one thread."""
-    with sf.Engine.load(bundle, threads=1, max_rows=MAX_ROWS) as engine:
-        engine.warmup(range(1, MAX_ROWS + 1))
-        return sorted((engine.calibrate() for _ in range(3)), key=lambda cost: cost.seconds(8))[1]
+    with sf.Engine.load(bundle, threads=1, max_rows=max_rows) as engine:
+        engine.warmup(range(1, max_rows + 1))
+        return median_cost([engine.calibrate() for _ in range(3)])
 
 
 def main(
@@ -202,25 +229,31 @@ def main(
 ) -> None:
     """Compares policies on the curve and on a GPU-like one; see the module."""
     if draw:
-        from plots import draw_trace  # needs matplotlib
-
-        forward = f"a forward takes {TRACE_COST.fixed:g} s and {TRACE_COST.row:g} s a row"
-        draw_trace(PICTURE, traced(), forward)
-        say(f"drawn: {PICTURE}")
+        draw_traces(PICTURE)
         return
-    requests, rounds, seeds = (2_000, 2, 10) if quick else (requests, 9, SPREAD_SEEDS)
-    name, cost = ("given", CostCurve(fixed, row)) if row else ("this CPU", measured_curve(bundle))
-    configuration = {"load": DESCRIPTION, "max_rows": MAX_ROWS, "requests": requests, "curve": asdict(cost)}
-    configuration |= {"not_counted_at_the_beginning": WARM, "rounds": rounds, "gpu_like_curve": asdict(GPU)}
+    requests, size = (min(requests, QUICK_REQUESTS), QUICK) if quick else (requests, FULL)
+    name, cost = ("given", CostCurve(fixed, row)) if row else ("this CPU", measured_curve(bundle, size.curve_rows))
+    configuration = {"load": describe(), "max_rows": MAX_ROWS, "requests": requests, "curve": asdict(cost)}
+    configuration |= {"not_counted_at_the_beginning": WARM, "rounds": size.rounds, "gpu_like_curve": asdict(GPU)}
     report = TablesReport("simulate", quick, configuration, UNFAIR)
     for title, curve in ((name, cost), ("GPU-like", GPU)):
         title = f"{title} ({curve.fixed:.4g} + {curve.row:.4g} a row)"
         say(title)
         compare_policies(report, title, curve, requests)
-        compare_seeds(report, title, curve, seeds)
+        compare_seeds(report, title, curve, size)
     say("scale")
-    measure_scale(report, cost, rounds)
+    measure_scale(report, cost, size)
     report.publish()
+    if quick:
+        draw_traces(QUICK_PICTURE)
+
+
+def draw_traces(path: Path) -> None:
+    """Writes the picture of ``traced``."""
+    from plots import draw_trace  # needs matplotlib
+
+    draw_trace(path, traced(), f"a forward takes {TRACE_COST.fixed:g} s and {TRACE_COST.row:g} s a row")
+    say(f"picture: {path}")
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def contenders(threads: int, pool: ThreadPoolExecutor) -> dict[str, Contender]:
 def main() -> None:
     """Runs on one thread and on all cores."""
     quick = arguments(__doc__).quick
-    rounds = 5 if quick else 40
+    rounds = 2 if quick else 40
     cores = len(os.sched_getaffinity(0))
     configuration = {"tensor_bytes": TENSOR_BYTES, "bytes_moved": 4 * TENSOR_BYTES, "rounds": rounds}
     report = Report("step_bandwidth", quick, configuration, UNFAIR)

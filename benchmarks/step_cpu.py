@@ -81,7 +81,7 @@ def contenders(shape: tuple[int, ...], thread_counts: list[int]) -> dict[str, Co
 def main() -> None:
     """Runs all shapes."""
     quick = arguments(__doc__).quick
-    rounds = 10 if quick else 100
+    rounds = 3 if quick else 100
     thread_counts = sorted({1, torch.get_num_threads()})
     configuration = {
         "guidance_scale": GUIDANCE,

@@ -19,7 +19,7 @@ def main(
     target: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("editing.png"),
     seed: Annotated[int, typer.Option(min=0)] = 3,
 ) -> None:
-    """A sneaker on its way to a boot, a coat with another half, a shirt with other sleeves."""
+    """A sneaker changed to a boot by degrees, a pullover with another right half, a dress with another lower half."""
     with sf.Engine.load("fashion") as engine:
         sneaker, pullover, dress = engine.sample(3, cond=["sneaker", "pullover", "dress"], seed=seed)
         boots = engine.sample(5, image=sneaker, strength=STRENGTHS, cond="ankle boot", seed=seed)
@@ -36,7 +36,7 @@ def main(
         *("pullover", *["coat, right"] * 5),
         *("dress", "t-shirt", "pullover", "coat", "shirt", "dress"),
     ]
-    title = "first column: given. strength of the change; right half, lower half drawn anew"
+    title = "first column: given. strength of the change; right half, lower half sampled anew"
     picture = image_grid(
         np.concatenate([np.stack(row) for row in rows]), labels, title=title, data_range=(-1, 1), columns=6
     )

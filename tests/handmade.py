@@ -1,4 +1,4 @@
-"""A text-to-image bundle of a few nodes a network, whose every result can be had in numpy."""
+"""A text-to-image bundle of a few nodes a network, whose results are all computed in numpy as well."""
 
 import numpy as np
 import onnx
@@ -18,7 +18,7 @@ TABLE = np.random.default_rng(3).standard_normal((len(WORDS), WIDTH)).astype(np.
 
 
 def ids(prompt):
-    """The prompt's tokens as the tokenizer is to make them: words, in bounds, cut and padded."""
+    """The prompt's tokens as the tokenizer must give them: words, in bounds, cut and padded."""
     words = [WORDS.index(word) if word in WORDS else 2 for word in prompt.lower().split()][: LENGTH - 2]
     return [0, *words, 1] + [1] * (LENGTH - 2 - len(words))
 
@@ -30,8 +30,8 @@ def embed(prompt):
 
 def denoise(x, t, text, size):
     """The denoiser."""
-    told = text.mean(axis=(1, 2)) + size.mean(axis=1) / 100 + t / 1000
-    return (np.float32(0.5) * x + told[:, None, None, None]).astype(np.float32)
+    offset = text.mean(axis=(1, 2)) + size.mean(axis=1) / 100 + t / 1000
+    return (np.float32(0.5) * x + offset[:, None, None, None]).astype(np.float32)
 
 
 def decode(x):
@@ -80,7 +80,7 @@ def write_bundle(folder, *, pipeline=None, without=(), **info):
         "defaults": {"sampler": "ddim", "steps": 4, "guidance_scale": 3.0},
     }
     prompts = (PromptInput("input_ids", "tokenizer.json", LENGTH, 1),)
-    told = {
+    facts_of_pipeline = {
         "source": "HandMade",
         "prompts": prompts,
         "pixels_per_latent": CELL,
@@ -94,7 +94,7 @@ def write_bundle(folder, *, pipeline=None, without=(), **info):
         files={path.name: path for path in sorted(parts.iterdir()) if path.name not in without},
         provenance="made by a test",
         licence="Apache-2.0",
-        pipeline=PipelineInfo(**{**told, **(pipeline or {})}),
+        pipeline=PipelineInfo(**{**facts_of_pipeline, **(pipeline or {})}),
     )
 
 
@@ -119,8 +119,8 @@ def _denoiser():
         helper.make_node("ReduceMean", ["size", "axes_size"], ["of_size"], keepdims=0),
         helper.make_node("Mul", ["of_size", "hundredth"], ["from_size"]),
         helper.make_node("Mul", ["timestep", "thousandth"], ["from_time"]),
-        helper.make_node("Sum", ["of_text", "from_size", "from_time"], ["told"]),
-        helper.make_node("Reshape", ["told", "column"], ["spread"]),
+        helper.make_node("Sum", ["of_text", "from_size", "from_time"], ["offset"]),
+        helper.make_node("Reshape", ["offset", "column"], ["spread"]),
         helper.make_node("Add", ["from_sample", "spread"], ["prediction"]),
     ]
     constants = {

@@ -1,5 +1,5 @@
-"""diffusers' schedulers as oracles of whole runs, on float64 tensors where they let themselves: as shipped, their
-float32 coefficients cancel. 1,000 steps of its DDPM are 3e-4 off its own formulas.
+"""diffusers' schedulers as oracles of whole runs, on float64 tensors where that is possible: as shipped, digits of
+their float32 coefficients cancel. 1,000 steps of its DDPM are 3e-4 off its own formulas.
 
 diffusers and torch are imported where they are used: not every Python that stepfuse supports has them.
 """
@@ -47,20 +47,20 @@ CONFIG_NAMES = {
 
 
 def model(x, t, cond):
-    """Some smooth function of state, time and condition."""
+    """A smooth function of state, time and conditioning."""
     time, y = t[:, None] / 1000, cond["y"][:, None]
     return np.tanh(x.astype(np.float64) @ WEIGHTS + 0.3 * y) + 0.5 * np.sin(3 * time + y)
 
 
 def engine(schedule, prediction_type="epsilon"):
-    """Ours, on the model."""
+    """Our engine on the model."""
     cond = {"y": sf.CondInput(dtype="float32", shape=(), null=0.0)}
     kind = "flow" if schedule.is_flow else prediction_type
     return sf.Engine.from_callable(model, shape=(SIZE,), schedule=schedule, prediction_type=kind, cond=cond)
 
 
 def noise_schedule(name):
-    """Ours of the same noise levels."""
+    """Our schedule of the same noise levels."""
     import diffusers
 
     if "shift" in SCHEDULES[name]:
@@ -100,17 +100,17 @@ def run(
 
     Args:
         scheduler: With its timesteps set.
-        monkeypatch: Puts our noise in the place of the generator's.
+        monkeypatch: Replaces the generator's noise by ours.
         guidance_scale, guidance_rescale: As in the pipelines.
         x: The first state; None: our noise at the scheduler's scale.
-        begin: Where in the timesteps the run begins.
-        after: ``after(i, x)`` changes the state behind the i-th of all timesteps.
+        begin: Index of the first timestep of the run.
+        after: ``after(i, x)`` changes the state after the i-th of all timesteps.
         step_options: Of ``scheduler.step``.
     """
     import torch
     from diffusers.guiders.guider_utils import rescale_noise_cfg
 
-    drawn = iter(range(len(scheduler.timesteps)))
+    steps = iter(range(len(scheduler.timesteps)))
 
     def our_noise(*_args, **_options):
         return torch.from_numpy(np.stack([sf.normal(SEED + i, (SIZE, 1), step=step, stream=1) for i in range(BATCH)]))
@@ -118,13 +118,13 @@ def run(
     monkeypatch.setattr(sys.modules[type(scheduler).__module__], "randn_tensor", our_noise, raising=False)
     if x is None:
         x = torch.from_numpy(NOISE).double() * getattr(scheduler, "init_noise_sigma", 1.0)
-    x = x[..., None]  # thresholding wants a dimension behind the channels
+    x = x[..., None]  # thresholding needs a dimension after the channels
     if begin and hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(begin)
     for i, t in enumerate(scheduler.timesteps):
         if i < begin:
             continue
-        step = next(drawn)
+        step = next(steps)
         seen = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
         rows, times = seen[..., 0].numpy(), np.full(BATCH, t.item())
         uncond, cond = (torch.from_numpy(model(rows, times, {"y": np.full(BATCH, y)}))[..., None] for y in (0.0, 1.0))

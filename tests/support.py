@@ -36,7 +36,7 @@ def make_engine(fn=rowwise, **options):
 
 
 def replay(table, *, seed=0, cond=None, fn=rowwise):
-    """One sample by the text of the design: a forward and a fused step after the other, no planner, no batch.
+    """One sample as the design defines it: a forward and a fused step after the other, no planner, no batch.
 
     Returns the final state, each step's predicted clean sample, and the rows (input, timestep, class) of each forward.
     """
@@ -65,7 +65,7 @@ def _weights():
 
 
 def write_network(path, *, rows="R", timestep_shape=None, output="prediction"):
-    """An ONNX network of two matrix products and a class embedding; its faults are there to be asked for."""
+    """An ONNX network of two matrix products and a class embedding; the arguments give it faults."""
     constants = {**_weights(), "thousandth": np.float32([1e-3]), "column": np.int64([-1, 1])}
     shape = [rows, *SHAPE]
     timestep_shape = [rows] if timestep_shape is None else timestep_shape
@@ -115,5 +115,5 @@ def write_tiny_bundle(folder, *, network=None, overwrite=False, **info):
 
 
 def installed(package):
-    """Whether a package that only some tests need is there."""
+    """Whether a package that only some tests need is installed."""
     return importlib.util.find_spec(package) is not None

