@@ -24,7 +24,7 @@ _MEANS_MORE = (StopIteration, StopAsyncIteration, CancelledError)
 
 
 def error_of(
-    kind: _core.EventKind, sample: InFlightSample, step: int, cause: Any, *, aborted: bool
+    kind: _core.EventKind, sample: InFlightSample, step: int, cause: Any, *, aborted: bool, inline: bool = False
 ) -> BaseException | None:
     """The exception that a sample's end is reported as; None if it finished.
 
@@ -34,6 +34,7 @@ def error_of(
         step: Steps done, or the one that failed.
         cause: Of a failure: what the network raised, or the coefficients (16,) of the step that was not finite.
         aborted: Whether the engine was closed without running what was queued.
+        inline: Whether the network runs on the caller's own thread, where its KeyboardInterrupt is the caller's.
     """
     steps = len(sample.request.table)
     if kind == _core.EventKind.Finished:
@@ -43,6 +44,8 @@ def error_of(
         return RequestTimeout(f"{sample} was not finished within its timeout of {sample.request.timeout:g} s: {done}")
     if kind == _core.EventKind.Cancelled:
         return EngineClosed(f"the engine was closed before {sample} was finished") if aborted else CancelledError()
+    if isinstance(cause, BaseException) and inline:
+        return cause
     if isinstance(cause, Exception) and not isinstance(cause, _MEANS_MORE):
         return cause
     if isinstance(cause, BaseException):

@@ -40,6 +40,9 @@ class Service:
         check: Whether the loop's invariants are checked after each iteration.
     """
 
+    #: Whether the loop runs on the thread of the caller, as in a subclass that has no thread of its own.
+    inline = False
+
     def __init__(self, info: ModelInfo, backend: Backend, serving: Serving, *, check: bool = False) -> None:
         self.serving = serving
         self._core = _core.Server(backend.stepper, serving.loop_options(), serving.max_queue, check)
@@ -309,7 +312,9 @@ class Service:
                     self._log(logging.WARNING, text, step, _text_of(cause, repr), request_id=", ".join(retried))
                 continue
             ended = kind != _core.EventKind.Stepped
-            error = error_of(kind, sample, step, cause, aborted=self._aborting) if ended else None
+            error = None
+            if ended:
+                error = error_of(kind, sample, step, cause, aborted=self._aborting, inline=self.inline)
             if ended:
                 self._record_end(sample, OUTCOMES[kind], error, waited, ran)
             made.setdefault(sample.handle, []).append(Progress(sample, step, ended, error))

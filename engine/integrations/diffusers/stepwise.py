@@ -24,6 +24,8 @@ class InlineService(Service):
         rows: Most rows of one forward.
     """
 
+    inline = True
+
     def __init__(self, info: ModelInfo, backend: Backend, rows: int) -> None:
         super().__init__(info, backend, Serving(max_rows=rows))
         self._compiler = Compiler(info)
