@@ -315,7 +315,6 @@ class Service:
             error = None
             if ended:
                 error = error_of(kind, sample, step, cause, aborted=self._aborting, inline=self.inline)
-            if ended:
                 self._record_end(sample, OUTCOMES[kind], error, waited, ran)
             made.setdefault(sample.handle, []).append(Progress(sample, step, ended, error))
         self._report(made)
