@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from harness import arguments
 from report import Report
-from sd_pipelines import GUIDANCE, SIZES, WAYS, save
+from sd_pipelines import GUIDANCE, QUICK_SIZE, SIZES, WAYS, save
 
 PEER = "diffusers eager"
 STEPS, PICTURES = 20, 3
@@ -43,7 +43,7 @@ def main() -> None:
     if len(sys.argv) == 3 and sys.argv[1] == "--worker":
         return work(json.loads(sys.argv[2]))
     options = arguments(__doc__)
-    rounds, sizes = (1, ["tiny"]) if options.quick else (3, list(SIZES))
+    rounds, sizes = (1, [QUICK_SIZE]) if options.quick else (3, [size for size in SIZES if size != QUICK_SIZE])
     steps, pictures = (QUICK_STEPS, QUICK_PICTURES) if options.quick else (STEPS, PICTURES)
     configuration = {"rounds": rounds, "pictures": pictures, "steps": steps, "guidance_scale": GUIDANCE, "sizes": SIZES}
     report = Report("pipeline_latency", options.quick, configuration, UNFAIR)

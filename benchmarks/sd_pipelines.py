@@ -18,6 +18,9 @@ Generate = Callable[[], Picture]
 PROMPT, NEGATIVE, GUIDANCE, TOKENS = "a red cat in the rain", "a grey dog", 5.0, 77
 #: Pixels a side, UNet's channels by level, width of its conditioning and of the text encoder.
 SIZES: dict[str, tuple[int, tuple[int, ...], int]] = {"tiny": (64, (16, 32), 32), "mid": (256, (96, 192, 384), 256)}
+#: As ``tiny``, of fewer layers: most of a quick run is the export, whose time grows with the layers.
+QUICK_SIZE = "quick"
+SIZES[QUICK_SIZE] = SIZES["tiny"]
 
 
 def save(size: str, folder: Path) -> int:
@@ -30,7 +33,9 @@ def save(size: str, folder: Path) -> int:
     torch.manual_seed(0)
     tokenizer = _tokenizer()
     attention = len(channels) - 1
+    layers = {"layers_per_block": 1} if size == QUICK_SIZE else {}
     unet = diffusers.UNet2DConditionModel(
+        **layers,
         sample_size=pixels // 8,
         block_out_channels=channels,
         down_block_types=("CrossAttnDownBlock2D",) * attention + ("DownBlock2D",),
@@ -39,7 +44,7 @@ def save(size: str, folder: Path) -> int:
         attention_head_dim=8,
         norm_num_groups=8,
     )
-    levels = (8, 16, 16, 16) if size == "tiny" else (32, 64, 128, 128)
+    levels = (32, 64, 128, 128) if size == "mid" else (8, 16, 16, 16)
     vae = diffusers.AutoencoderKL(
         block_out_channels=levels,
         down_block_types=("DownEncoderBlock2D",) * 4,
@@ -53,7 +58,7 @@ def save(size: str, folder: Path) -> int:
             vocab_size=len(tokenizer),
             hidden_size=width,
             intermediate_size=4 * width,
-            num_hidden_layers=4,
+            num_hidden_layers=1 if size == QUICK_SIZE else 4,
             num_attention_heads=4,
             max_position_embeddings=TOKENS,
             bos_token_id=tokenizer.bos_token_id,
