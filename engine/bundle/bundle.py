@@ -136,6 +136,11 @@ def write_bundle(
         "data_range": list(info.data_range),
         **({} if info.range_known else {"range_known": False}),
         "defaults": dict(info.defaults),
+        **(
+            {"sampler_options": {name: dict(options) for name, options in info.sampler_options.items()}}
+            if info.sampler_options
+            else {}
+        ),
         **({} if pipeline is None else {"pipeline": pipeline.config}),
         **({} if export is None else {"export": dict(export)}),
         "files": None,
@@ -169,6 +174,7 @@ def _model_info(path: Path, manifest: Mapping[str, Any]) -> ModelInfo:
             data_range=_data_range(entry(path, manifest, "data_range", list)),
             range_known=manifest.get("range_known", True) is not False,
             defaults=entry(path, manifest, "defaults", dict),
+            sampler_options=_sampler_options(path, manifest),
         )
     except BundleError:
         raise
@@ -192,6 +198,16 @@ def _pipeline_info(path: Path, manifest: Mapping[str, Any]) -> PipelineInfo | No
             f"{path / MANIFEST}: pipeline: size_input must be one of cond's names, got {pipeline.size_input!r}"
         )
     return pipeline
+
+
+def _sampler_options(path: Path, manifest: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    if "sampler_options" not in manifest:
+        return {}
+    given = entry(path, manifest, "sampler_options", dict)
+    for name, options in given.items():
+        if not isinstance(options, dict):
+            raise BundleError(f"{path / MANIFEST}: sampler_options[{name!r}] must be an object, got {options!r}")
+    return dict(given)
 
 
 def _data_range(given: list[Any]) -> tuple[float, float]:

@@ -36,7 +36,10 @@ class ModelInfo:
         timestep_dtype: ``float32``, or ``int64`` for a network that is given timesteps rounded.
         data_range: Least and greatest value of its samples.
         range_known: Whether images are held to that; False where it is only what pictures are drawn with.
-        defaults: Arguments of ``Engine.sample`` where the caller gives none: sampler, steps, guidance_scale, ...
+        defaults: Arguments of ``Engine.sample`` where the caller gives none: sampler, steps, guidance_scale, ..., and
+            the options of that sampler.
+        sampler_options: Options by the name of each other sampler that may be taken in its place; empty where nothing
+            is said of them.
     """
 
     shape: tuple[int, ...]
@@ -47,6 +50,7 @@ class ModelInfo:
     data_range: tuple[float, float] = (-1.0, 1.0)
     range_known: bool = True
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    sampler_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(int(size) for size in self.shape))

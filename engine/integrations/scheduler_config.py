@@ -24,11 +24,14 @@ class SchedulerSettings:
         schedule: Noise levels.
         prediction_type: ``epsilon``, ``v_prediction``, ``sample`` or ``flow``.
         defaults: ``sampler`` and its options, for ``ModelInfo.defaults`` or ``Engine.sample``.
+        sampler_options: Options of each other sampler whose class, made ``from_config`` of this configuration, is
+            covered; for ``ModelInfo.sampler_options``.
     """
 
     schedule: NoiseSchedule
     prediction_type: str
     defaults: dict[str, Any]
+    sampler_options: dict[str, dict[str, Any]]
 
 
 class _Config(Mapping[str, Any]):
@@ -82,10 +85,26 @@ def read_scheduler(config: Mapping[str, Any]) -> SchedulerSettings:
         raise ValueError(f"{name}: entries must be known, got {unknown[0]} = {config[unknown[0]]!r}")
     filled = _Config(name, config)
     if name == "FlowMatchEulerDiscreteScheduler":
-        return SchedulerSettings(_flow_schedule(filled), "flow", {"sampler": "euler"})
+        return SchedulerSettings(_flow_schedule(filled), "flow", {"sampler": "euler"}, {})
     prediction = filled.require("prediction_type", "epsilon", "v_prediction", "sample")
     schedule = _schedule(filled)
-    return SchedulerSettings(schedule, prediction, _READERS[name](filled, schedule))
+    return SchedulerSettings(schedule, prediction, _READERS[name](filled, schedule), _others(name, config))
+
+
+def _others(name: str, config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Options of the other classes' samplers, as diffusers' ``from_config`` makes these of one's configuration."""
+    found = {}
+    for other, read in _READERS.items():
+        if other in (name, "FlowMatchEulerDiscreteScheduler"):
+            continue
+        filled = _Config(other, config)
+        try:
+            filled.require("prediction_type", "epsilon", "v_prediction", "sample")
+            options = read(filled, _schedule(filled))
+        except (ValueError, TypeError):
+            continue
+        found[options.pop("sampler")] = options
+    return found
 
 
 def _schedule(config: _Config) -> NoiseSchedule:

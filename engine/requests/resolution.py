@@ -26,6 +26,24 @@ _DEFAULT_STEPS = 50
 _SEED_LIMIT = 1 << 64
 _BESIDE_STATE = 2000  # bytes of a queued sample, measured: its requests in Python and in the core, its place in line
 _ADAPTIVE = ("guidance_rescale", "dynamic_threshold")  # options of every sampler: StepTable.adapt
+_NAMED = ("sampler", "steps", "guidance_scale", "eta")  # arguments of their own, not options of a sampler
+
+# Which options of a model's own sampler another one shares, where its bundle does not say what each sampler takes:
+# those that diffusers keeps under one name in the configurations of both classes. Others are the own sampler's alone.
+_EVERY = {"guidance_interval", "guidance_rescale"}
+_SPACED, _BOUNDED = {"spacing", "steps_offset"}, {"clip", "dynamic_threshold"}
+_SHARED: Mapping[str, set[str]] = {
+    "ddim": _SPACED | _BOUNDED,
+    "ddim_inverse": _SPACED,
+    "ddpm": _SPACED | _BOUNDED,
+    "ddpm_strided": _SPACED | _BOUNDED,
+    "dpmpp_2m": _SPACED | {"karras", "dynamic_threshold"},
+    "lcm": _BOUNDED,
+    "heun": _SPACED | {"clip", "karras"},
+    "euler": _SPACED | {"karras"},
+    "euler_ancestral": _SPACED,
+}
+_SAME_OPTIONS = {"ddim_inverse": "ddim", "ddpm_strided": "ddpm"}  # samplers that take another's options
 
 
 @dataclass(frozen=True)
@@ -208,9 +226,8 @@ def compile_table(
 
     function = SAMPLERS[sampler]
     accepted = inspect.signature(function).parameters
-    adaptive = {name: info.defaults[name] for name in _ADAPTIVE if name in info.defaults}
-    adaptive.update({name: value for name, value in options.items() if name in _ADAPTIVE})
-    arguments = {**default_options(info, function), **{k: v for k, v in options.items() if k not in _ADAPTIVE}}
+    arguments = {**default_options(info, function), **options}
+    adaptive = {name: arguments.pop(name) for name in _ADAPTIVE if name in arguments}
     if "prediction_type" in accepted:
         arguments["prediction_type"] = info.prediction_type
     if "eta" in accepted:
@@ -298,10 +315,38 @@ def default_steps(info: ModelInfo, sampler: str) -> int:
 
 
 def default_options(info: ModelInfo, function: Callable[..., StepTable]) -> dict[str, Any]:
-    """Those of the model's defaults that are options of this function: spacing, clip, ..."""
-    named = ("sampler", "steps", "guidance_scale", "eta")
-    accepted = inspect.signature(function).parameters
-    return {name: value for name, value in info.defaults.items() if name in accepted and name not in named}
+    """The model's defaults for the options of a sampler: spacing, clip, ..., and those of ``StepTable.adapt``.
+
+    The model's own sampler has all of them. Another has what the model says of it in ``sampler_options``, else those
+    that both share: an option of one sampler, such as DDIM's ``final_alpha_cumprod``, means something else in another.
+
+    Raises:
+        ValueError: If ``sampler_options`` of the model do not cover the sampler.
+    """
+    name = function.__name__
+    accepted = {*inspect.signature(function).parameters, *_ADAPTIVE}
+    options: Mapping[str, Any] = info.defaults
+    if not _is_own(info, name):
+        covering = _SAME_OPTIONS.get(name, name)
+        if covering in info.sampler_options:
+            options = {
+                **{one: info.defaults[one] for one in _EVERY & set(info.defaults)},
+                **info.sampler_options[covering],
+            }
+        elif info.sampler_options:
+            known = ", ".join([str(info.defaults["sampler"]), *sorted(info.sampler_options)])
+            raise ValueError(
+                f"sampler must be one that the model's scheduler configuration covers, {known}, got {name!r}"
+            )
+        else:
+            options = {one: value for one, value in info.defaults.items() if one in _SHARED.get(name, set()) | _EVERY}
+    return {one: value for one, value in options.items() if one in accepted and one not in _NAMED}
+
+
+def _is_own(info: ModelInfo, sampler: str) -> bool:
+    """Whether a model's defaults are of this sampler, or of all."""
+    own = info.defaults.get("sampler")
+    return own is None or _SAME_OPTIONS.get(sampler, sampler) == own
 
 
 def _require_memory(n: int, shape: tuple[int, ...]) -> None:

@@ -60,7 +60,7 @@ def dpmpp_2m(
         t = choose_timesteps(schedule, steps, timesteps, spacing, steps_offset)
     else:
         count = step_count(steps, total - 1)
-        t = spaced_timesteps(total, count + 1, spacing)[:-1] + (steps_offset if spacing == "leading" else 0)
+        t = spaced_timesteps(total, count + 1, spacing, steps_offset)[:-1]
     all_sigmas = sigmas_of(schedule, prediction_type)
     sigma = np.interp(t, np.arange(total), all_sigmas)
     if karras:

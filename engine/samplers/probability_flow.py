@@ -175,7 +175,13 @@ def _levels(
     all_sigmas = sigmas_of(schedule, prediction_type)
     sigma = np.interp(t, np.arange(total), all_sigmas)
     if karras:
-        sigma = karras_sigmas(sigma[::-1], len(t))
+        ends = sigma
+        if (
+            timesteps is None and spacing == "trailing"
+        ):  # as diffusers counts, with one more at -1 if rounding has it so
+            points = np.round(np.arange(total, 0, -total / len(t))) - 1
+            ends = np.interp(points, np.arange(total), all_sigmas)
+        sigma = karras_sigmas(ends[::-1], len(t))
         t = np.interp(np.log(sigma), np.log(all_sigmas), np.arange(total))
     return t, sigma, float(sigma[0] if spacing in ("linspace", "trailing") else np.hypot(sigma[0], 1.0))
 

@@ -176,14 +176,18 @@ def spaced_timesteps(num_train_timesteps: int, steps: int, spacing: Spacing, ste
         num_train_timesteps: T.
         steps: S, between 1 and T.
         spacing: ``leading`` counts up from 0, ``trailing`` down from T - 1, ``linspace`` takes in both ends.
-        steps_offset: Added to ``leading`` timesteps.
+        steps_offset: Added to ``leading`` timesteps; where an offset of up to one stride would lead beyond T - 1, as
+            far as it goes (with T steps, not at all).
 
     Raises:
         ValueError: If ``spacing`` is unknown.
     """
     total = num_train_timesteps
     if spacing == "leading":
-        return np.arange(steps, dtype=np.float64)[::-1] * (total // steps) + steps_offset
+        stride = total // steps
+        t = np.arange(steps, dtype=np.float64)[::-1] * stride
+        fits = total - 1 - t[0]
+        return t + (min(steps_offset, fits) if steps_offset <= stride else steps_offset)
     if spacing == "trailing":
         return np.round(np.arange(total, 0, -total / steps)[:steps]) - 1
     if spacing == "linspace":

@@ -235,6 +235,7 @@ def _model_info(plan: Plan, settings: SchedulerSettings) -> ModelInfo:
         data_range=plan.data_range,
         range_known=not plan.is_latent,
         defaults={**plan.defaults, "steps": steps, **settings.defaults},
+        sampler_options=settings.sampler_options,
     )
 
 

@@ -35,7 +35,7 @@ def read_settings(folder: Folder, sampler: str | None) -> SchedulerSettings:
     """
     file = folder.path / "scheduler" / "scheduler_config.json"
     config = folder.json("scheduler", file.name)
-    given = str(config.get("_class_name"))
+    given = _class_of(folder, config)
     classes = FLOW if given.startswith("FlowMatch") else CLASSES
     if sampler is not None and sampler not in classes:
         raise ExportError(f"sampler must be one of {', '.join(classes)} for {given}, got {sampler!r}")
@@ -46,6 +46,12 @@ def read_settings(folder: Folder, sampler: str | None) -> SchedulerSettings:
         return read_scheduler({**config, **_overridden(folder, config), "_class_name": name})
     except (ValueError, TypeError) as error:
         raise ExportError(f"{file}: {error}") from error
+
+
+def _class_of(folder: Folder, config: dict[str, Any]) -> str:
+    """The class that diffusers makes: model_index.json's; that of the file stays behind when a scheduler is swapped."""
+    named = folder.index.get("scheduler")
+    return str(named[1] if isinstance(named, list) and len(named) == 2 else config.get("_class_name"))
 
 
 def _overridden(folder: Folder, config: dict[str, Any]) -> dict[str, Any]:

@@ -13,10 +13,13 @@ import numpy.typing as npt
 
 from stepfuse.integrations.scheduler_config import SchedulerSettings, read_scheduler
 from stepfuse.samplers import SAMPLERS
+from stepfuse.samplers.coefficients import karras_sigmas, sigmas_of
 from stepfuse.samplers.table import COLUMNS, StepTable
 
 # Relative: diffusers keeps timesteps, and multiplies up alphas_cumprod, in float32.
 _TIMESTEPS, _SIGNAL = 1e-5, 1e-4
+# Of a noise level: its logarithm is interpolated in float32.
+_LEVELS = 2e-4
 
 
 def settings_of(scheduler: Any) -> SchedulerSettings:
@@ -72,6 +75,8 @@ def table_of(
         settings.schedule, guidance_scale=float(guidance_scale), **options, **_timesteps(scheduler, custom, settings)
     )
     wanted = np.asarray(scheduler.timesteps.cpu(), dtype=np.float64)
+    if options.get("karras") and _same_levels(settings, table, scheduler, wanted):
+        table = _at_timesteps(table, wanted)
     if len(wanted) != len(table) or not np.allclose(table["t"], wanted, rtol=_TIMESTEPS, atol=_TIMESTEPS):
         raise ValueError(
             f"{type(scheduler).__name__}: timesteps must be those of sampler {sampler!r},"
@@ -94,6 +99,33 @@ def table_from_row(table: StepTable, row: int) -> tuple[StepTable, npt.NDArray[n
     noise_scales = rows[:, q_z].copy()
     rows[:, q_z] = 0
     return replace(table, rows=rows, init_scale=1.0), noise_scales
+
+
+def _same_levels(
+    settings: SchedulerSettings, table: StepTable, scheduler: Any, wanted: npt.NDArray[np.float64]
+) -> bool:
+    """Whether a scheduler with Karras' noise levels has those of the table.
+
+    It finds its timesteps by logarithms and interpolation in float32, so they differ by more than timesteps that are
+    counted, and by a whole one where DPM-Solver++ rounds a tie.
+    """
+    if len(wanted) != len(table):
+        return False
+    levels = sigmas_of(settings.schedule, settings.prediction_type)
+    if table.sampler == "dpmpp_2m":
+        sigmas = np.asarray(scheduler.sigmas[:-1].cpu(), dtype=np.float64)
+        same = np.allclose(sigmas, karras_sigmas(levels, len(table)), rtol=_LEVELS, atol=0)
+        return same and bool(np.all(np.abs(table["t"] - wanted) <= 1))
+    log_levels, timesteps = np.log(levels), np.arange(len(levels))
+    apart = np.interp(table["t"], timesteps, log_levels) - np.interp(wanted, timesteps, log_levels)
+    return bool(np.all(np.abs(apart) <= _LEVELS))
+
+
+def _at_timesteps(table: StepTable, timesteps: npt.NDArray[np.float64]) -> StepTable:
+    """The same steps, with these timesteps given to the network."""
+    rows = np.array(table.rows)
+    rows[:, COLUMNS.index("t")] = timesteps
+    return replace(table, rows=rows)
 
 
 @lru_cache(maxsize=16)

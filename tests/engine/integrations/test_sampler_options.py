@@ -1,0 +1,137 @@
+"""Another sampler than a model's own: what diffusers' ``from_config`` makes of the own scheduler's file."""
+
+import json
+
+import numpy as np
+import pytest
+
+diffusers = pytest.importorskip("diffusers", reason="diffusers needs Python 3.11")
+
+import stepfuse as sf  # noqa: E402
+from stepfuse.integrations.diffusers import scheduler_table  # noqa: E402
+from stepfuse.integrations.scheduler_config import read_scheduler  # noqa: E402
+from stepfuse.requests.resolution import compile_table  # noqa: E402
+
+CLASSES = {
+    "ddim": "DDIMScheduler",
+    "ddpm": "DDPMScheduler",
+    "dpmpp_2m": "DPMSolverMultistepScheduler",
+    "lcm": "LCMScheduler",
+    "heun": "HeunDiscreteScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "euler_ancestral": "EulerAncestralDiscreteScheduler",
+}
+SCALED = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+# Of each class what is its own, so that all of it would change another sampler if it reached it.
+OWN = {
+    "ddim": {"set_alpha_to_one": False, "steps_offset": 1, "clip_sample": False},
+    "ddpm": {"variance_type": "fixed_large", "clip_sample_range": 2.0},
+    "dpmpp_2m": {"final_sigmas_type": "sigma_min", "use_karras_sigmas": True, "lower_order_final": False},
+    "lcm": {"original_inference_steps": 100, "clip_sample": True},
+    "heun": {"use_karras_sigmas": True},
+    "euler": {"use_karras_sigmas": True, "timestep_spacing": "trailing"},
+    "euler_ancestral": {"steps_offset": 1, "timestep_spacing": "leading"},
+}
+
+
+def saved(name):
+    """The configuration that diffusers writes of a scheduler."""
+    return json.loads(getattr(diffusers, CLASSES[name])(**SCALED, **OWN[name]).to_json_string())
+
+
+def model(config):
+    made = read_scheduler(config)
+    return sf.ModelInfo(
+        (4, 8, 8),
+        made.schedule,
+        made.prediction_type,
+        defaults={"steps": 20, **made.defaults},
+        sampler_options=made.sampler_options,
+    )
+
+
+@pytest.mark.parametrize("target", CLASSES)
+@pytest.mark.parametrize("source", CLASSES)
+def test_another_sampler_is_what_from_config_gives(source, target):
+    config = saved(source)
+    other = getattr(diffusers, CLASSES[target]).from_config(config)
+    try:
+        wanted = read_scheduler({**other.config, "_class_name": CLASSES[target]})
+    except ValueError:  # from_config's own options are not covered: then the sampler is refused by name
+        with pytest.raises(ValueError, match=f"scheduler configuration covers, .*, got '{target}'"):
+            compile_table(model(config), target, None, None, None, {})
+        return
+    options = {name: value for name, value in wanted.defaults.items() if name != "sampler"}
+    threshold = options.pop("dynamic_threshold", None)
+    expected = sf.samplers.SAMPLERS[target](
+        wanted.schedule, 20, prediction_type=wanted.prediction_type, **options
+    ).adapt(dynamic_threshold=threshold)
+    assert compile_table(model(config), target, 20, None, None, {}) == expected
+
+
+@pytest.mark.parametrize("target", sorted(set(CLASSES) - {"ddim"}))
+def test_a_bundle_that_says_nothing_of_other_samplers_hands_them_what_both_share_alone(target):
+    made = read_scheduler(saved("ddim"))
+    info = sf.ModelInfo((4, 8, 8), made.schedule, defaults=made.defaults)
+    table = compile_table(info, target, 20, None, None, {})
+    assert table.options.get("final_alpha_cumprod", 1.0) == 1.0
+    assert table.options.get("steps_offset", 1) == 1
+
+
+def test_dpm_solver_on_a_model_of_ddim_ends_clean():
+    """All data is one point: a clean end leaves no spread, one at the schedule's least noise leaves 0.03."""
+    info = model(saved("ddim"))
+    alphas = info.schedule.alphas_cumprod
+
+    def exact(x, t, cond):
+        a = alphas[t.astype(int)][:, None]
+        return (x - np.sqrt(a) * 0.5) / np.sqrt(1 - a)
+
+    table = compile_table(info, "dpmpp_2m", 20, None, None, {})
+    with sf.Engine.from_callable(exact, shape=(256,), schedule=info.schedule) as engine:
+        assert np.std(engine.sample(4, table=table, seed=0)) < 1e-6
+
+
+def test_manifests_carry_the_options_of_other_samplers(tmp_path):
+    info = model(saved("ddim"))
+    network = tmp_path / "network"
+    network.write_bytes(b"not read here")
+    written = sf.write_bundle(
+        tmp_path / "bundle", name="x", info=info, files={"denoiser.onnx": network}, provenance="", licence=""
+    )
+    assert sf.Bundle.load(written.path).info.sampler_options == info.sampler_options
+    manifest = json.loads((written.path / "manifest.json").read_text())
+    manifest["sampler_options"]["euler"] = []
+    (written.path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(sf.BundleError, match=r"sampler_options\['euler'\] must be an object, got \[\]"):
+        sf.Bundle.load(written.path)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "ddpm_strided", "euler", "heun", "dpmpp_2m"])
+@pytest.mark.parametrize("steps", [1, 499, 501, 998, 999, 1000])
+@pytest.mark.filterwarnings("ignore::stepfuse.samplers.NaiveSamplerWarning")
+def test_any_number_of_steps_runs_on_a_model_whose_timesteps_have_an_offset(sampler, steps):
+    info = model(saved("ddim"))
+    if (sampler, steps) == ("dpmpp_2m", 1000):
+        with pytest.raises(ValueError, match="steps must be between 1 and 999, got 1000"):
+            compile_table(info, sampler, steps, None, None, {})
+        return
+    table = compile_table(info, sampler, steps, None, None, {})
+    assert table["t"].max() <= 999
+    assert len(table) == (2 * steps - 1 if sampler == "heun" else steps)
+
+
+@pytest.mark.parametrize("spacing", ["linspace", "leading", "trailing"])
+@pytest.mark.parametrize("name", ["euler", "heun", "dpmpp_2m"])
+@pytest.mark.parametrize("betas", [SCALED, {}], ids=["scaled_linear", "linear"])
+def test_karras_levels_are_taken_at_every_number_of_steps(name, betas, spacing):
+    """diffusers finds these timesteps in float32: the network gets its very own, and the levels agree."""
+    scheduler = getattr(diffusers, CLASSES[name])(**betas, timestep_spacing=spacing, use_karras_sigmas=True)
+    for steps in (2, 4, 7, 18, 30, 50, 61, 77, 100):
+        scheduler.set_timesteps(steps)
+        table = scheduler_table.table_of(scheduler, {})
+        np.testing.assert_array_equal(table["t"], np.float32(scheduler.timesteps))
+        if name != "dpmpp_2m":
+            sigmas = np.sqrt(1 / table["s"].astype(np.float64) ** 2 - 1)
+            levels = np.asarray(scheduler.sigmas[: len(table)], dtype=np.float64)
+            np.testing.assert_allclose(sigmas, levels, rtol=2e-4)
