@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -295,7 +296,7 @@ def _rewrite(
         copy_files(folder, files)
         change(folder)
 
-    written = write_folder(Path(out), manifest, fill, Bundle.load, overwrite=overwrite)
+    written = write_folder(Path(out), manifest, fill, partial(Bundle.load, verify=False), overwrite=overwrite)
     return replace(written, path=Path(out))
 
 

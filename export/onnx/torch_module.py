@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,9 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from stepfuse.bundle.bundle import DENOISER, Bundle, write_bundle
+from stepfuse.bundle.bundle import DENOISER, Bundle, finish_bundle
 from stepfuse.bundle.cond_input import CondInput
-from stepfuse.bundle.folder import MANIFEST
+from stepfuse.bundle.folder import MANIFEST, new_folder
 from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.export.errors import ExportError
 from stepfuse.export.onnx.denoiser import PREDICTION, SAMPLE, TIMESTEP, Denoiser, check_module
@@ -99,11 +98,10 @@ def to_bundle(
     _check_target(target, overwrite, numbers * (2 if precision == "float16" else 4))
     denoiser = Denoiser(module, tuple(cond))
     check_module(denoiser, inputs, first_sizes(sizes))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}-export-", dir=target.parent) as scratch:
+    with new_folder(target, overwrite=overwrite) as folder:
         report = export_onnx(
             denoiser,
-            Path(scratch) / DENOISER,
+            folder.path / DENOISER,
             inputs,
             [PREDICTION],
             sizes=sizes,
@@ -123,21 +121,18 @@ def to_bundle(
             precision=precision,
         )
         try:
-            return write_bundle(
-                target,
+            return finish_bundle(
+                folder,
                 name=name or target.name,
                 info=info,
-                files=report.files,
                 provenance=provenance or f"exported from the torch module {type(module).__name__}",
                 licence=licence or "not stated",
                 export=_record(report, errors, row_counts, tolerance),
-                overwrite=overwrite,
             )
         except OSError as error:
             needed, free = report.weight_bytes / 1e9, shutil.disk_usage(target.parent).free / 1e9
             raise ExportError(
-                f"{target} cannot be written: {error}: it takes {needed:.2f} GB beside as much while it is copied,"
-                f" {free:.2f} GB are free"
+                f"{target} cannot be written: {error}: it takes {needed:.2f} GB, {free:.2f} GB are free"
             ) from error
 
 
@@ -176,10 +171,9 @@ def _check_target(target: Path, overwrite: bool, weight_bytes: int) -> None:
     if target.exists() and not (target / MANIFEST).is_file():
         raise ExportError(f"{target} has no {MANIFEST}: only a bundle is replaced")
     folder = next(parent for parent in target.absolute().parents if parent.exists())
-    if (free := shutil.disk_usage(folder).free) < 2 * weight_bytes:
+    if (free := shutil.disk_usage(folder).free) < weight_bytes:
         raise ExportError(
-            f"{folder} must have room for {2 * weight_bytes / 1e9:.3g} GB, the weights and as much while they are"
-            f" copied: {free / 1e9:.3g} GB are free"
+            f"{folder} must have room for {weight_bytes / 1e9:.3g} GB, the weights: {free / 1e9:.3g} GB are free"
         )
 
 

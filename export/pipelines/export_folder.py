@@ -6,7 +6,6 @@ import gc
 import logging
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -14,8 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from stepfuse.bundle.bundle import Bundle, write_bundle
-from stepfuse.bundle.folder import MANIFEST
+from stepfuse.bundle.bundle import Bundle, finish_bundle
+from stepfuse.bundle.folder import MANIFEST, new_folder
 from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.export.errors import ExportError
 from stepfuse.integrations.scheduler_config import SchedulerSettings
@@ -113,28 +112,24 @@ def from_diffusers(
     left_out = [component for component in LEFT_OUT if folder.has(component)]
     if left_out:
         logger.warning("%s: not exported: %s", folder.path, ", ".join(left_out))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}-export-", dir=target.parent) as scratch:
-        work = _Work(folder, Path(scratch), precision, opset, tolerance, progress or (lambda what, done, total: None))
+    with new_folder(target, overwrite=overwrite) as new:
+        work = _Work(folder, new.path, precision, opset, tolerance, progress or (lambda what, done, total: None))
         try:
             record = work.run(plan)
-            return write_bundle(
-                target,
+            return finish_bundle(
+                new,
                 name=name or folder.path.resolve().name,
                 info=_model_info(plan, settings),
-                files=work.files,
                 provenance=_provenance(folder),
                 licence=folder.licence(),
                 pipeline=plan.pipeline,
                 export={**record, "left_out": left_out},
-                overwrite=overwrite,
             )
         except OSError as error:
             free = shutil.disk_usage(target.parent).free / 1e9
-            needed = sum(file.stat().st_size for file in work.files.values() if file.exists()) / 1e9
+            needed = sum(file.stat().st_size for file in new.path.iterdir()) / 1e9
             raise ExportError(
-                f"{target} cannot be written: {error}: it takes {needed:.2f} GB beside as much while it is copied,"
-                f" {free:.2f} GB are free"
+                f"{target} cannot be written: {error}: it takes {needed:.2f} GB and more, {free:.2f} GB are free"
             ) from error
 
 
@@ -143,14 +138,11 @@ class _Work:
     """An export under way."""
 
     folder: Folder
-    scratch: Path
+    out: Path
     precision: str
     opset: int
     tolerance: float | None
     progress: Progress
-
-    def __post_init__(self) -> None:
-        self.files: dict[str, Path] = {}
 
     def run(self, plan: Plan) -> dict[str, Any]:
         """Exports and validates all parts, and returns what the manifest is to say of it."""
@@ -169,10 +161,8 @@ class _Work:
                 reports[part.file], errors[part.file] = self._export(part, loaded, done, total)
             except ExportError as error:
                 raise ExportError(f"{part.file}: {error}") from error
-            self.files |= reports[part.file].files
         for file, content in plan.tokenizers.items():
-            self.files[file] = self.scratch / file
-            self.files[file].write_text(content, encoding="utf-8")
+            (self.out / file).write_text(content, encoding="utf-8")
         self.progress("writing", total - 1, total)
         return {
             "opset": self.opset,
@@ -193,7 +183,7 @@ class _Work:
         self.progress(f"{part.file}: exporting", done + 1, total)
         report = export_onnx(
             module,
-            self.scratch / part.file,
+            self.out / part.file,
             part.inputs,
             part.outputs,
             sizes=part.sizes,
@@ -203,7 +193,7 @@ class _Work:
         )
         self.progress(f"{part.file}: comparing with torch", done + 2, total)
         errors = validate(
-            self.scratch / part.file,
+            self.out / part.file,
             module,
             part.inputs,
             part.outputs,

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnxruntime as ort
 
-from stepfuse.bundle.bundle import DENOISER, Bundle, write_bundle
-from stepfuse.bundle.folder import CACHE
+from stepfuse.bundle.bundle import DENOISER, Bundle, finish_bundle
+from stepfuse.bundle.folder import CACHE, copy_files, new_folder
 from stepfuse.export.errors import ExportError
 from stepfuse.export.lora.store import ORIGINALS, QUANTIZATION
 from stepfuse.export.quantization.trial import Feed, record_runs, try_both
@@ -120,8 +120,8 @@ def quantize(
         )
         for index in range(2)
     ]
-    with tempfile.TemporaryDirectory(prefix="stepfuse-") as folder:
-        network = Path(folder) / DENOISER
+    with new_folder(Path(out), overwrite=overwrite) as folder:
+        network = folder.path / DENOISER
         options: dict[str, Any] = {
             "operators": list(OPERATORS[method] if operators is None else operators),
             "reduce_range": reduce_range,
@@ -155,18 +155,16 @@ def quantize(
             "faster": not slow,
             **trial.figures,
         }
-        left = [one for one in loaded.files if not one.startswith((DENOISER, CACHE)) and one != ORIGINALS]
-        files = {one: loaded.path / one for one in left} | {file.name: file for file in Path(folder).iterdir()}
-        return write_bundle(
-            out,
+        others = [one for one in loaded.files if not one.startswith((DENOISER, CACHE)) and one != ORIGINALS]
+        copy_files(folder.path, {one: loaded.path / one for one in others})
+        return finish_bundle(
+            folder,
             name=f"{loaded.name}-int8" if name is None else name,
             info=loaded.info,
-            files=files,
             provenance=loaded.provenance,
             licence=loaded.licence,
             pipeline=loaded.pipeline,
             export={**loaded.export, QUANTIZATION: noted},
-            overwrite=overwrite,
         )
 
 
@@ -185,7 +183,7 @@ def _check(bundle: Bundle, method: str, calibration: str, samples: int, rows: Se
 
 
 def _require_room(out: str | os.PathLike[str], overwrite: bool) -> None:
-    """Refuses before the minutes of work what ``write_bundle`` would refuse after them."""
+    """Refuses before the minutes of work what ``new_folder`` would refuse after them."""
     if Path(out).exists() and not overwrite:
         raise ExportError(f"{Path(out)} exists already: pass overwrite=True to replace it")
 

@@ -274,11 +274,19 @@ def test_a_folder_that_is_no_bundle_is_not_replaced(network, tmp_path):
 
 
 def test_a_disk_too_small_is_found_out_before_exporting(tmp_path, monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=7_000_000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=3_000_000))
     module = Wrong(lambda x, t: x * module.scale.sum(), scale=torch.ones(1000, 1000))
-    with pytest.raises(ExportError, match=r"must have room for 0.008 GB, .*: 0.007 GB are free"):
+    with pytest.raises(ExportError, match=r"must have room for 0.004 GB, .*: 0.003 GB are free"):
         to_bundle(module, shape=SHAPE, schedule=SCHEDULE, out=tmp_path / "new" / "out")
     assert not list(tmp_path.iterdir())
+
+
+def test_files_are_written_once_and_hashed_once(written, tmp_path):
+    module = Wrong(lambda x, t: x * module.scale.sum(), scale=torch.ones(100, 100))
+    bundle = to_bundle(module, shape=SHAPE, schedule=SCHEDULE, out=tmp_path / "out", external=True)
+    assert sorted(written.hashed) == sorted(bundle.files) == ["denoiser.onnx", "denoiser.onnx.data"]
+    assert written.peak_bytes == sum(file["size"] for file in bundle.files.values())
+    assert sf.Bundle.load(bundle.path).files == bundle.files
 
 
 @pytest.mark.parametrize("external", [False, True])

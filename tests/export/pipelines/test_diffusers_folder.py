@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -216,12 +217,18 @@ def test_an_error_too_large_leaves_what_was_there(pristine, exported, tmp_path, 
     assert [one.name for one in tmp_path.iterdir()] == ["bundle"]
 
 
-def test_a_disk_that_is_full_when_the_bundle_is_put_together(pristine, untraced, refused, monkeypatch):
+def test_files_are_written_once_and_hashed_once(pristine, untraced, written, tmp_path):
+    bundle = from_diffusers(pristine("StableDiffusionPipeline"), tmp_path / "bundle")
+    assert sorted(written.hashed) == sorted(bundle.files)
+    assert written.peak_bytes == sum(file["size"] for file in bundle.files.values())
+    assert sf.Bundle.load(bundle.path).files == bundle.files
 
-    def copyfile(source, target):
+
+def test_a_disk_that_is_full_when_the_bundle_is_put_together(pristine, untraced, refused, monkeypatch):
+    def write_text(self, text, **options):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("stepfuse.bundle.folder.shutil.copyfile", copyfile)
+    monkeypatch.setattr(Path, "write_text", write_text)
     refused(pristine("DDIMPipeline"), r"cannot be written: .*No space left on device.*: it takes .* GB .* are free")
 
 

@@ -122,6 +122,14 @@ def test_what_is_faster_is_written(tmp_path, timed):
         quantize(bundle, tmp_path / "again", **QUICK)
 
 
+def test_files_are_written_once_and_hashed_once(tmp_path, timed, written):
+    timed(2.0, 1.0)
+    bundle = quantize(sf.Bundle.load("fashion", verify=False), tmp_path / "int8", **QUICK)
+    assert sorted(written.hashed) == sorted(bundle.files)
+    assert written.peak_bytes == sum(file["size"] for file in bundle.files.values())
+    assert sf.Bundle.load(bundle.path).files == bundle.files
+
+
 def test_the_distance_is_that_of_the_images(tmp_path, timed):
     timed(2.0, 1.0)
     drawn = []
