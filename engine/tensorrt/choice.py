@@ -47,7 +47,7 @@ def plan_on(
         library: The TensorRT that is to run it; None: any that is installed, ``tensorrt`` before ``tensorrt_rtx``.
 
     Raises:
-        ExportError: If there is none, with how the one that differs least differs; or the plan was changed.
+        PlanError: If there is none, with how the one that differs least differs; or the plan was changed.
         ImportError: If no TensorRT is installed.
     """
     store, source = PlanStore(bundle.path, bundle=True), source_of(bundle, network)
@@ -57,8 +57,6 @@ def plan_on(
     def unfit(key: PlanKey) -> list[str]:
         asked = [replace(key, source=source, library=one.name, version=one.version, target=target) for one in libraries]
         told = min((key.differences(wanted) for wanted in asked), key=len)
-        if key.options.stripped:
-            told.append("it is without its weights (stripped)")
         if not _most_rows(key, shape, cell):
             told.append(f"its pictures are of other sizes than {_size(shape, cell)}")
         return told

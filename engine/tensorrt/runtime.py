@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from stepfuse.errors import DenoiserError, ExportError
+from stepfuse.errors import DenoiserError, PlanError
 from stepfuse.tensorrt.library import Library, find_library
 from stepfuse.tensorrt.logger import logger_for
 from stepfuse.tensorrt.plan import Plan
@@ -19,10 +19,10 @@ _TYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT64": "i
 
 
 def deserialise(plan: Plan, *, library: Library | None = None) -> Any:
-    """An ``ICudaEngine`` of a plan that ``plan_for`` or ``load_plan`` returned; a stripped one gets its weights next.
+    """An ``ICudaEngine`` of a plan that ``plan_for`` or ``load_plan`` returned.
 
     Raises:
-        ExportError: If it is another TensorRT's, or TensorRT refuses it.
+        PlanError: If it is another TensorRT's, or TensorRT refuses it.
     """
     return Runtime(plan, library or find_library(plan.key.library)).engine
 
@@ -38,19 +38,19 @@ class Runtime:
         engine: TensorRT's ``ICudaEngine``.
 
     Raises:
-        ExportError: If it is another TensorRT's, or TensorRT refuses it.
+        PlanError: If it is another TensorRT's, or TensorRT refuses it.
     """
 
     def __init__(self, plan: Plan, library: Library) -> None:
         if (library.name, library.version) != (plan.key.library, plan.key.version):
-            raise ExportError(
+            raise PlanError(
                 f"the plan must be of {library.name} {library.version}, got {plan.key.library} {plan.key.version}"
             )
         self._library = library
         self._logger = logger_for(library.module)
         self.engine = library.module.Runtime(self._logger).deserialize_cuda_engine(plan.data)
         if self.engine is None:
-            raise ExportError(f"TensorRT does not take the plan for {plan.key.target}: {self.told()}")
+            raise PlanError(f"TensorRT does not take the plan for {plan.key.target}: {self.told()}")
         self._config: Any = None
 
     def close(self) -> None:

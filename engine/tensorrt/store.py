@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from stepfuse.bundle.folder import CACHE, change_cache, locked, read_folder
-from stepfuse.errors import ExportError
+from stepfuse.errors import PlanError
 from stepfuse.tensorrt.plan import FORMAT_VERSION, Plan, PlanKey
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class PlanStore:
         """A plan that may be used for ``key``: made for the same, or ahead of time for its GPU among others. Checked.
 
         Raises:
-            ExportError: If there is such a plan, but it is not what its description says.
+            PlanError: If there is such a plan, but it is not what its description says.
         """
         for name, about in self._descriptions():
             if not about.key.differences(key):
@@ -56,7 +56,7 @@ class PlanStore:
             rank: What is compared; of the same rank the first is taken, built on the GPU itself before ahead of time.
 
         Raises:
-            ExportError: If none fits, with why the nearest does not; or it is not what its description says.
+            PlanError: If none fits, with why the nearest does not; or it is not what its description says.
         """
         fitting, reasons = [], []
         for name, about in self._descriptions():
@@ -67,7 +67,7 @@ class PlanStore:
             else:
                 fitting.append((name, about))
         if not fitting:
-            raise ExportError(min(reasons)[1] if reasons else f"there is none of {network}")
+            raise PlanError(min(reasons)[1] if reasons else f"there is none of {network}")
         name, about = max(fitting, key=lambda one: rank(one[1].key))
         return Plan(about.key, self._checked(name, about), about.seconds)
 
@@ -84,17 +84,17 @@ class PlanStore:
         """Refuses a store that a plan cannot be put into, before one is built.
 
         Raises:
-            ExportError: If that is so.
+            PlanError: If that is so.
         """
         for folder in (self._root, self._root.parent) if self._bundle else (self._root,):
             if not os.access(folder, os.W_OK):
-                raise ExportError(f"{folder} must be writable to keep plans here: give a folder as cache")
+                raise PlanError(f"{folder} must be writable to keep plans here: give a folder as cache")
 
     def put(self, plan: Plan) -> None:
         """Adds a plan in place of any of the same key. Hold ``locked()``.
 
         Raises:
-            ExportError: If the store cannot be written to.
+            PlanError: If the store cannot be written to.
         """
         digest = sha256(plan.data).hexdigest()
         stem = f"{plan.key.digest}-{digest[:16]}"
@@ -136,7 +136,7 @@ class PlanStore:
             for name, content in add.items():
                 _write(self._plans / name, content)
         except OSError as error:
-            raise ExportError(f"{self._root}: plans cannot be kept here ({error}): give a folder as cache") from error
+            raise PlanError(f"{self._root}: plans cannot be kept here ({error}): give a folder as cache") from error
 
     def _descriptions(self) -> Iterator[tuple[str, _Description]]:
         """What can be read; what cannot is no plan. Built on the GPU itself first, ahead of time after."""
@@ -162,10 +162,10 @@ class PlanStore:
         try:
             data = file.read_bytes()
         except OSError as error:
-            raise ExportError(f"{file} must be a plan, but is not readable: {error}") from error
+            raise PlanError(f"{file} must be a plan, but is not readable: {error}") from error
         digest = sha256(data).hexdigest()
         if len(data) != about.size or digest != about.sha256:
-            raise ExportError(
+            raise PlanError(
                 f"{file} must be {about.size} bytes with sha256 {about.sha256}, got {len(data)} with {digest}: the plan"
                 " was changed, delete it"
             )

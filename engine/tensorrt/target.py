@@ -6,7 +6,7 @@ import ctypes
 import re
 from dataclasses import dataclass
 
-from stepfuse.errors import ExportError
+from stepfuse.errors import PlanError
 
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_* of cuda.h
 _NAME_BYTES = 256
@@ -60,12 +60,12 @@ def this_gpu() -> Target:
     That is the calling thread's, if it uses one, else the first that ``CUDA_VISIBLE_DEVICES`` leaves.
 
     Raises:
-        ExportError: If there is no driver or no GPU.
+        PlanError: If there is no driver or no GPU.
     """
     try:
         cuda, nvml = ctypes.CDLL("libcuda.so.1"), ctypes.CDLL("libnvidia-ml.so.1")
     except OSError as error:
-        raise ExportError(
+        raise PlanError(
             f"no GPU is found here ({error}): name the compute capabilities that the plan is for, such as '8.9'"
         ) from error
     handle, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
@@ -87,12 +87,12 @@ def target_of(gpu: str, compute_capability: int) -> Target:
         compute_capability: Times ten.
 
     Raises:
-        ExportError: If the driver's version cannot be asked.
+        PlanError: If the driver's version cannot be asked.
     """
     try:
         nvml = ctypes.CDLL("libnvidia-ml.so.1")
     except OSError as error:
-        raise ExportError(f"the driver's version cannot be asked: {error}") from error
+        raise PlanError(f"the driver's version cannot be asked: {error}") from error
     capability = f"{compute_capability // 10}.{compute_capability % 10}"
     return Target((capability,), gpu=gpu, driver=_driver_version(nvml))
 
@@ -109,4 +109,4 @@ def _driver_version(nvml: ctypes.CDLL) -> str:
 
 def _check(call: str, status: int) -> None:
     if status != 0:
-        raise ExportError(f"the GPU cannot be asked: {call} returned {status}")
+        raise PlanError(f"the GPU cannot be asked: {call} returned {status}")

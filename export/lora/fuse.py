@@ -17,7 +17,7 @@ import numpy as np
 from stepfuse.bundle.bundle import DENOISER, Bundle
 from stepfuse.bundle.folder import CACHE, copy_files, read_folder, write_folder
 from stepfuse.bundle.pipeline_info import TEXT_ENCODER
-from stepfuse.export.errors import ExportError
+from stepfuse.errors import ExportError
 from stepfuse.export.lora.file import Lora, Pair, first_of
 from stepfuse.export.lora.names import DENOISER_PART, TEXT_PARTS, names_of_denoiser, names_of_text_encoder
 from stepfuse.export.lora.store import LORAS, ORIGINALS, QUANTIZATION, store, stored

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from stepfuse.export.errors import ExportError
+from stepfuse.errors import ExportError
 from stepfuse.export.onnx.inputs import Input, split_size
 
 try:

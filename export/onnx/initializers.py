@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from stepfuse.export.errors import ExportError
+from stepfuse.errors import ExportError
 
 Float = npt.NDArray[Any]  # float32 or float16
 

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import IO
 
-from stepfuse.export.errors import ExportError
+from stepfuse.errors import ExportError
 
 try:
     import onnx

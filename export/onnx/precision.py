@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 
 import numpy as np
 
-from stepfuse.export.errors import ExportError
+from stepfuse.errors import ExportError
 
 try:
     import onnx_ir as ir

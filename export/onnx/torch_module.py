@@ -15,7 +15,7 @@ from stepfuse.bundle.bundle import DENOISER, Bundle, finish_bundle
 from stepfuse.bundle.cond_input import CondInput
 from stepfuse.bundle.folder import MANIFEST, new_folder
 from stepfuse.bundle.model_info import ModelInfo
-from stepfuse.export.errors import ExportError
+from stepfuse.errors import ExportError
 from stepfuse.export.onnx.denoiser import PREDICTION, SAMPLE, TIMESTEP, Denoiser, check_module
 from stepfuse.export.onnx.graph import Report, export_onnx
 from stepfuse.export.onnx.inputs import Input, first_sizes

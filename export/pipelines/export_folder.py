@@ -16,7 +16,7 @@ from typing import Any
 from stepfuse.bundle.bundle import Bundle, finish_bundle
 from stepfuse.bundle.folder import MANIFEST, new_folder
 from stepfuse.bundle.model_info import ModelInfo
-from stepfuse.export.errors import ExportError
+from stepfuse.errors import ExportError
 from stepfuse.integrations.scheduler_config import SchedulerSettings
 
 try:

@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stepfuse.export.errors import ExportError
+from stepfuse.errors import ExportError
 
 if TYPE_CHECKING:
     import torch

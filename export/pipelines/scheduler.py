@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from stepfuse.export.errors import ExportError
+from stepfuse.errors import ExportError
 from stepfuse.export.pipelines.folder import Folder
 from stepfuse.integrations.scheduler_config import COVERED, SchedulerSettings, read_scheduler
 

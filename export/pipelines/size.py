@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stepfuse.export.errors import ExportError
+from stepfuse.errors import ExportError
 from stepfuse.export.pipelines.folder import Config
 
 #: Width and height in pixels; None is the model's own.

@@ -17,7 +17,7 @@ import onnxruntime as ort
 
 from stepfuse.bundle.bundle import DENOISER, Bundle, finish_bundle
 from stepfuse.bundle.folder import CACHE, copy_files, new_folder
-from stepfuse.export.errors import ExportError
+from stepfuse.errors import ExportError
 from stepfuse.export.lora.store import ORIGINALS, QUANTIZATION
 from stepfuse.export.quantization.trial import Feed, record_runs, try_both
 

@@ -16,7 +16,7 @@ from stepfuse.backends.host.onnxruntime import PREDICTION, SAMPLE, TIMESTEP, ope
 from stepfuse.bundle.bundle import Bundle
 from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.engine import Engine
-from stepfuse.export.errors import ExportError
+from stepfuse.errors import ExportError
 from stepfuse.requests.resolution import default_steps
 from stepfuse.serving.config import Serving
 

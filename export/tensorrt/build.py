@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from stepfuse.bundle.bundle import DENOISER
-from stepfuse.export.errors import ExportError
+from stepfuse.errors import PlanError
 from stepfuse.export.tensorrt.listeners import Progress, monitor_for
 from stepfuse.tensorrt.library import Library, find_library
 from stepfuse.tensorrt.logger import logger_for
@@ -51,7 +51,7 @@ def build_plan(
         source: Digest of the file and its weights, if it is known; None: it is computed.
 
     Raises:
-        ExportError: If TensorRT cannot parse or build the network, in its own words; or ``target`` is None and there is
+        PlanError: If TensorRT cannot parse or build the network, in its own words; or ``target`` is None and there is
             no GPU.
         ImportError: If no TensorRT is installed.
     """
@@ -60,7 +60,7 @@ def build_plan(
     if not profiles:
         raise ValueError("profiles must hold at least one, got none")
     if not file.is_file():
-        raise ExportError(f"{file} must be an ONNX file: there is none")
+        raise PlanError(f"{file} must be an ONNX file: there is none")
     key = PlanKey(
         network=file.name,
         source=source or digest_of(file),
@@ -85,7 +85,7 @@ def build_plan(
     with _timings(config, library, timing_cache):
         data = _build(trt, builder, network, config, logger, f"{file.name} for {target}" if progress else None)
     if data is None:
-        raise ExportError(_refusal(file, options, target, logger.errors))
+        raise PlanError(_refusal(file, options, target, logger.errors))
     seconds = time.perf_counter() - began
     log.info("built a plan of %.1f MB from %s for %s in %.1f s", data.nbytes / 1e6, file, target, seconds)
     return Plan(key, data, seconds)
@@ -95,7 +95,7 @@ def parse(trt: Any, builder: Any, file: Path, logger: Any) -> Any:
     """Parses an ONNX file into a strongly typed network.
 
     Raises:
-        ExportError: If TensorRT cannot; the message names the node and says why in TensorRT's words.
+        PlanError: If TensorRT cannot; the message names the node and says why in TensorRT's words.
     """
     flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     network = builder.create_network(flags)
@@ -103,9 +103,9 @@ def parse(trt: Any, builder: Any, file: Path, logger: Any) -> Any:
     if not parser.parse_from_file(os.fspath(file)):
         errors = [parser.get_error(index) for index in range(parser.num_errors)]
         told = [f"node {one.node_name() or one.node()!r} ({one.node_operator()}): {one.desc()}" for one in errors]
-        raise ExportError(f"{file}: TensorRT cannot parse it: {'; '.join(told or logger.errors)}")
+        raise PlanError(f"{file}: TensorRT cannot parse it: {'; '.join(told or logger.errors)}")
     if network.num_outputs == 0:  # bytes that are no ONNX at all may parse as an empty model
-        raise ExportError(f"{file} must be an ONNX network with outputs: TensorRT finds none in it")
+        raise PlanError(f"{file} must be an ONNX network with outputs: TensorRT finds none in it")
     return network
 
 
@@ -123,7 +123,7 @@ def digest_of(file: Path) -> str:
 def _filled(builder: Any, network: Any, profile: Profile, pixels_per_cell: int) -> Any:
     inputs = [network.get_input(index) for index in range(network.num_inputs)]
     if unknown := sorted(set(profile.shapes) - {one.name for one in inputs}):
-        raise ExportError(f"shapes: {unknown[0]!r} is no input: those are {', '.join(one.name for one in inputs)}")
+        raise PlanError(f"shapes: {unknown[0]!r} is no input: those are {', '.join(one.name for one in inputs)}")
     filled = builder.create_optimization_profile()
     for one in inputs:
         three = profile.shapes_of(one.name, tuple(one.shape), pixels_per_cell=pixels_per_cell)
@@ -171,6 +171,6 @@ def _timings(config: Any, library: Library, file: str | os.PathLike[str] | None)
 def _refusal(file: Path, options: Options, target: Target, errors: list[str]) -> str:
     why = "; ".join(errors) or "it says no reason"
     hint = ""
-    if target.ahead and (options.refittable or options.stripped):
-        hint = " (refittable and stripped plans are built on a machine with a GPU: their weights are laid out there)"
+    if target.ahead and options.refittable:
+        hint = " (refittable plans are built on a machine with a GPU: their weights are laid out there)"
     return f"{file}: TensorRT cannot build a plan for {target}{hint}: {why}"

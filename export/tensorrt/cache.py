@@ -11,7 +11,7 @@ from typing import Any
 
 from stepfuse.bundle.bundle import DENOISER, Bundle, embedded_models
 from stepfuse.bundle.pipeline_info import TEXT_ENCODER
-from stepfuse.export.errors import ExportError
+from stepfuse.errors import PlanError
 from stepfuse.export.tensorrt.build import build_plan
 from stepfuse.tensorrt.choice import source_of
 from stepfuse.tensorrt.library import Library, find_library
@@ -56,7 +56,7 @@ def plan_for(
 
     Raises:
         BundleError: If the bundle is not as its manifest says.
-        ExportError: If there is no such network or GPU, it cannot be built, or the plan cannot be kept.
+        PlanError: If there is no such network or GPU, it cannot be built, or the plan cannot be kept.
         ImportError: If no TensorRT is installed.
     """
     bundle, key, library = _asked(bundle, network, profiles, target, options, library)
@@ -66,7 +66,7 @@ def plan_for(
             if found := _found(store, key, library):
                 return found
             log.info("building a plan of %s: %s", network, store.nearest(key))
-        except ExportError as error:
+        except PlanError as error:
             log.warning("building a plan of %s anew: %s", network, error)
         store.check_writable()
         plan = build_plan(
@@ -97,13 +97,13 @@ def load_plan(
     """As ``plan_for``, but never builds.
 
     Raises:
-        ExportError: If no plan is there for the very same, with what differs; or the plan was changed.
+        PlanError: If no plan is there for the very same, with what differs; or the plan was changed.
     """
     bundle, key, library = _asked(bundle, network, profiles, target, options, library)
     store = PlanStore(cache or bundle.path, bundle=cache is None)
     if found := _found(store, key, library):
         return found
-    raise ExportError(f"{bundle.path}: no plan of {network} fits ({store.nearest(key)}): build one with plan_for")
+    raise PlanError(f"{bundle.path}: no plan of {network} fits ({store.nearest(key)}): build one with plan_for")
 
 
 def remove_plans(bundle: Bundle | str | os.PathLike[str], *, cache: str | os.PathLike[str] | None = None) -> list[str]:
@@ -122,7 +122,7 @@ def _asked(
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
     networks = [name for name in bundle.files if name.endswith(".onnx")]
     if network not in networks:
-        raise ExportError(f"network must be one of {', '.join(networks)}, got {network!r}")
+        raise PlanError(f"network must be one of {', '.join(networks)}, got {network!r}")
     library = library or find_library()
     key = PlanKey(
         network=network,
@@ -143,7 +143,7 @@ def _sized(profile: Profile, bundle: Bundle, network: str) -> Profile:
         return replace(profile, sizes=None)
     multiple = bundle.pipeline.size_multiple if bundle.pipeline else 1
     if uneven := [side for size in profile.sizes or () for side in size if side % multiple]:
-        raise ExportError(f"sizes must be multiples of {multiple} pixels for {bundle.name}, got {uneven[0]}")
+        raise PlanError(f"sizes must be multiples of {multiple} pixels for {bundle.name}, got {uneven[0]}")
     if profile.sizes is not None or len(bundle.info.shape) != 3:
         return profile
     cell = bundle.pipeline.pixels_per_latent if bundle.pipeline else 1
@@ -158,7 +158,7 @@ def _store(bundle: Bundle, cache: str | os.PathLike[str] | None) -> PlanStore:
         return PlanStore(cache, bundle=False)
     name = bundle.path.name
     if name in embedded_models() and Bundle.load(name, verify=False).path == bundle.path:
-        raise ExportError(f"{name} comes with the package, which stays as it is: give a folder as cache")
+        raise PlanError(f"{name} comes with the package, which stays as it is: give a folder as cache")
     return PlanStore(bundle.path, bundle=True)
 
 
@@ -177,4 +177,4 @@ def _ask_library(plan: Plan, library: Library) -> None:
         return  # tensorrt says so when it deserialises
     validity, _ = runtime.get_engine_validity(plan.data)
     if validity == trt.EngineValidity.INVALID:
-        raise ExportError(f"TensorRT {library.version} does not take the plan for {plan.key.target}")
+        raise PlanError(f"TensorRT {library.version} does not take the plan for {plan.key.target}")
