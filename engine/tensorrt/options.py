@@ -1,4 +1,4 @@
-"""How a plan is built, beyond what the ONNX file says."""
+"""Options of the build of a plan."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ HARDWARE = ("ampere_plus", "same_compute_capability")
 
 @dataclass(frozen=True)
 class Options:
-    """What changes the plan, and with that its key in the cache. Types are never chosen here: the ONNX file's are kept.
+    """Options of a build, all part of the plan's key. Types are not among them: a plan has those of its ONNX file.
 
     Attributes:
-        refittable: Whether weights can be replaced by others in the plan, as a LoRA does.
+        refittable: Whether ``refit_engine`` can replace the plan's weights, for example by those with a LoRA.
         version_compatible: Whether later versions of ``tensorrt`` may run the plan; kernels are fewer then.
         hardware: ``ampere_plus`` or ``same_compute_capability``: ``tensorrt``'s plan also runs on such other GPUs.
         workspace: Most bytes of scratch memory that a layer may take; None: TensorRT's own limit.
@@ -45,7 +45,7 @@ class Options:
         """Sets an ``IBuilderConfig`` to these options and a target.
 
         Raises:
-            PlanError: If the TensorRT at hand cannot do what is asked.
+            PlanError: If this TensorRT does not support an option or the target.
         """
         trt = library.module
         for flag in self._flags(library):

@@ -16,12 +16,12 @@ CELLS = ("sample", "latent")  # and those whose sides are a sample's, as are all
 
 @dataclass(frozen=True)
 class Profile:
-    """Least, best and greatest sizes. The plan refuses what is outside, and its kernels are chosen for the best.
+    """Least, best and greatest sizes. The plan refuses other sizes, and its kernels are chosen for the best.
 
     Attributes:
         rows: Rows of a forward, as (min, opt, max); a guided sample takes two.
         sizes: Widths and heights of pictures in pixels, as three pairs; None: the bundle's own.
-        shapes: For an input that neither rows nor sizes explain: its shapes by name, as (min, opt, max).
+        shapes: Shapes by name, as (min, opt, max), of inputs that are dynamic beyond rows and sizes.
     """
 
     rows: tuple[int, int, int] = (1, 2, 8)
@@ -44,7 +44,7 @@ class Profile:
         """From texts such as ``1,2,8`` and ``512x512,768x512,1024x1024`` (width x height); one stands for all three.
 
         Raises:
-            ValueError: If a text is not so.
+            ValueError: If a text has another form, or its numbers do not ascend.
         """
         if not re.fullmatch(r"\d+(,\d+,\d+)?", rows):
             raise ValueError(f"rows must be as 8 or 1,2,8, got {rows!r}")
@@ -66,7 +66,8 @@ class Profile:
             pixels_per_cell: Pixels a side of one cell of a sample.
 
         Raises:
-            PlanError: If the network's fixed sizes are others, or a dynamic one is not explained.
+            PlanError: If a fixed dimension has another size, a side is no multiple of a cell, or a dynamic dimension
+                has no value in the profile.
         """
         three = self.shapes.get(name) or tuple(
             self._shape(name, dims, rows, size, 1 if name in PIXELS else pixels_per_cell)

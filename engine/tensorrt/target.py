@@ -15,7 +15,7 @@ _VERSION_BYTES = 80  # NVML_SYSTEM_DRIVER_VERSION_BUFFER_SIZE of nvml.h
 
 @dataclass(frozen=True)
 class Target:
-    """What a plan runs on.
+    """The GPU that a plan runs on, or the compute capabilities that it is built for.
 
     Attributes:
         compute_capabilities: Such as ("8.9", "12.0"), in ascending order.
@@ -44,7 +44,7 @@ class Target:
         return not self.gpu
 
     def covers(self, other: Target) -> bool:
-        """Whether a plan for this target may run on ``other``: the same, or what it was built ahead of time for."""
+        """Whether a plan for this target runs on ``other``: the same GPU, or one it was built for ahead of time."""
         return self == other or (self.ahead and {*other.compute_capabilities} <= {*self.compute_capabilities})
 
     def __str__(self) -> str:
@@ -55,12 +55,12 @@ class Target:
 
 
 def this_gpu() -> Target:
-    """Asks the CUDA driver for the GPU that TensorRT would build on; needs no library but the driver's.
+    """The GPU that TensorRT would build on, from the CUDA driver; needs no library but the driver's.
 
-    That is the calling thread's, if it uses one, else the first that ``CUDA_VISIBLE_DEVICES`` leaves.
+    That is the GPU of the calling thread's context, if it has one, else the first of ``CUDA_VISIBLE_DEVICES``.
 
     Raises:
-        PlanError: If there is no driver or no GPU.
+        PlanError: If there is no driver or no GPU, or a call of the driver fails.
     """
     try:
         cuda, nvml = ctypes.CDLL("libcuda.so.1"), ctypes.CDLL("libnvidia-ml.so.1")
@@ -80,14 +80,14 @@ def this_gpu() -> Target:
 
 
 def target_of(gpu: str, compute_capability: int) -> Target:
-    """The target that a GPU is which the driver has been asked for already.
+    """The target of a GPU whose name and compute capability are known.
 
     Args:
         gpu: Its name.
-        compute_capability: Times ten.
+        compute_capability: Its compute capability, times ten.
 
     Raises:
-        PlanError: If the driver's version cannot be asked.
+        PlanError: If the driver's version is not to be had.
     """
     try:
         nvml = ctypes.CDLL("libnvidia-ml.so.1")

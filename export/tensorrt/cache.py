@@ -1,4 +1,4 @@
-"""The plans of a bundle's networks: loaded where they fit, built where they do not."""
+"""The plans of a bundle's networks: loaded if one fits, built if none does."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def plan_for(
     timing_cache: str | os.PathLike[str] | None = None,
     progress: bool = False,
 ) -> Plan:
-    """The plan of a bundle's network: from the cache if one is there for the very same, else built and kept.
+    """The plan of a bundle's network: from the cache if one is there for the same key, else built and kept.
 
-    The same is: the network's and its weights' SHA-256, TensorRT's name and version, GPU, compute capability, driver,
+    The key: SHA-256 of the network and its weights, TensorRT's name and version, GPU, compute capability, driver,
     profiles and options. Where any differs, or a kept plan was changed, the reason is logged and the plan built anew. A
     plan that was built ahead of time serves every GPU that it was built for.
 
@@ -52,18 +52,19 @@ def plan_for(
         library: The TensorRT that builds it; None: the first that is installed.
         cache: A folder where plans are kept; None: the bundle itself.
         timing_cache: As for ``build_plan``.
-        progress: Whether bars are drawn on standard error while it builds.
+        progress: Whether progress bars are shown on standard error while it builds.
 
     Raises:
         BundleError: If the bundle is not as its manifest says.
-        PlanError: If there is no such network or GPU, it cannot be built, or the plan cannot be kept.
+        PlanError: If the bundle has no such network, a profile does not suit it, there is no GPU and ``target`` is
+            None, or the plan cannot be built or kept.
         ImportError: If no TensorRT is installed.
     """
-    bundle, key, library = _asked(bundle, network, profiles, target, options, library)
+    bundle, key, library = _resolve(bundle, network, profiles, target, options, library)
     store = _store(bundle, cache)
     with store.locked():
         try:
-            if found := _found(store, key, library):
+            if found := _kept(store, key, library):
                 return found
             log.info("building a plan of %s: %s", network, store.nearest(key))
         except PlanError as error:
@@ -97,11 +98,11 @@ def load_plan(
     """As ``plan_for``, but never builds.
 
     Raises:
-        PlanError: If no plan is there for the very same, with what differs; or the plan was changed.
+        PlanError: If no plan is there for the same key, with what differs; or the plan was changed.
     """
-    bundle, key, library = _asked(bundle, network, profiles, target, options, library)
+    bundle, key, library = _resolve(bundle, network, profiles, target, options, library)
     store = PlanStore(cache or bundle.path, bundle=cache is None)
-    if found := _found(store, key, library):
+    if found := _kept(store, key, library):
         return found
     raise PlanError(f"{bundle.path}: no plan of {network} fits ({store.nearest(key)}): build one with plan_for")
 
@@ -111,7 +112,7 @@ def remove_plans(bundle: Bundle | str | os.PathLike[str], *, cache: str | os.Pat
     return _store(bundle if isinstance(bundle, Bundle) else Bundle.load(bundle), cache).clear()
 
 
-def _asked(
+def _resolve(
     bundle: Bundle | str | os.PathLike[str],
     network: str,
     profiles: Sequence[Profile],
@@ -138,7 +139,7 @@ def _asked(
 
 
 def _sized(profile: Profile, bundle: Bundle, network: str) -> Profile:
-    """A profile with the bundle's own size where it tells none, and with none for a network that takes no picture."""
+    """A profile with the bundle's own size if it has no sizes, and with none for a network that takes no pictures."""
     if network == TEXT_ENCODER:
         return replace(profile, sizes=None)
     multiple = bundle.pipeline.size_multiple if bundle.pipeline else 1
@@ -152,7 +153,7 @@ def _sized(profile: Profile, bundle: Bundle, network: str) -> Profile:
 
 
 def _store(bundle: Bundle, cache: str | os.PathLike[str] | None) -> PlanStore:
-    """The store in the folder ``cache``, or in the bundle if that is not given."""
+    """The store in the folder ``cache``, or in the bundle if that is None."""
     if cache is not None:
         Path(cache).mkdir(parents=True, exist_ok=True)
         return PlanStore(cache, bundle=False)
@@ -162,19 +163,19 @@ def _store(bundle: Bundle, cache: str | os.PathLike[str] | None) -> PlanStore:
     return PlanStore(bundle.path, bundle=True)
 
 
-def _found(store: PlanStore, key: PlanKey, library: Library) -> Plan | None:
-    """A plan of the cache that fits, and that TensorRT itself takes for valid where there is a GPU to ask."""
+def _kept(store: PlanStore, key: PlanKey, library: Library) -> Plan | None:
+    """A kept plan of this key, or None; checked by TensorRT itself where there is a GPU."""
     plan = store.find(key)
     if plan is not None and not key.target.ahead:
-        _ask_library(plan, library)
+        _check_by_library(plan, library)
     return plan
 
 
-def _ask_library(plan: Plan, library: Library) -> None:
+def _check_by_library(plan: Plan, library: Library) -> None:
     trt: Any = library.module
     runtime = trt.Runtime(logger_for(trt))
     if not hasattr(runtime, "get_engine_validity"):
-        return  # tensorrt says so when it deserialises
+        return  # tensorrt checks plans when it deserialises them
     validity, _ = runtime.get_engine_validity(plan.data)
     if validity == trt.EngineValidity.INVALID:
         raise PlanError(f"TensorRT {library.version} does not take the plan for {plan.key.target}")

@@ -20,7 +20,7 @@ def refit_engine(
     weights: Mapping[str, np.ndarray] | None = None,
     library: Library | None = None,
 ) -> None:
-    """Replaces weights of an ``ICudaEngine`` in place; contexts made of it go on with the new ones.
+    """Replaces weights of an ``ICudaEngine`` in place; its execution contexts use the new ones from then on.
 
     Args:
         engine: Of ``deserialise``, from a plan that was built with ``Options(refittable=True)``.
@@ -30,7 +30,7 @@ def refit_engine(
         library: The TensorRT that made the engine; None: the first that is installed.
 
     Raises:
-        PlanError: If a weight is unknown, of another size or type, or missing; the engine must not be used then.
+        PlanError: If a weight is unknown, of another size or type, or missing. The engine must not be used afterwards.
     """
     library = library or find_library()
     trt = library.module
@@ -39,12 +39,12 @@ def refit_engine(
     if onnx is not None:
         parser = trt.OnnxParserRefitter(refitter, logger)
         if not parser.refit_from_file(os.fspath(onnx)):
-            told = [parser.get_error(index).desc() for index in range(parser.num_errors)] or logger.errors
-            raise PlanError(f"{onnx}: its weights do not fit the plan: {'; '.join(told)}")
-    kept = {name: np.ascontiguousarray(value) for name, value in (weights or {}).items()}
-    if unknown := sorted(set(kept) - set(refitter.get_all_weights())):
+            reasons = [parser.get_error(index).desc() for index in range(parser.num_errors)] or logger.errors
+            raise PlanError(f"{onnx}: its weights do not fit the plan: {'; '.join(reasons)}")
+    given = {name: np.ascontiguousarray(value) for name, value in (weights or {}).items()}
+    if unknown := sorted(set(given) - set(refitter.get_all_weights())):
         raise PlanError(f"weights: the plan cannot be refitted with {', '.join(unknown)}")
-    for name, value in kept.items():
+    for name, value in given.items():
         if not refitter.set_named_weights(name, trt.Weights(value)):
             raise PlanError(
                 f"weights: {name} of shape {value.shape}, {value.dtype} does not fit: {'; '.join(logger.errors)}"

@@ -35,7 +35,7 @@ def bundle(tmp_path):
 
 
 @pytest.fixture(params=["bundle", "folder"])
-def place(request, bundle, tmp_path):
+def location(request, bundle, tmp_path):
     """Where plans are kept: the argument ``cache``, and the folder that they are in."""
     if request.param == "bundle":
         return None, bundle.path / "plans"
@@ -60,8 +60,8 @@ def plans_in(folder):
     return sorted(file.name for file in folder.iterdir() if file.suffix == ".plan")
 
 
-def test_a_plan_is_built_once_and_found_again(bundle, place, builds):
-    where, folder = place
+def test_a_plan_is_built_once_and_found_again(bundle, location, builds):
+    where, folder = location
     first = plan_for(bundle, target=TARGET, cache=where)
     again = plan_for(bundle.path, target=TARGET, cache=where)
     assert len(builds) == 1
@@ -92,8 +92,8 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("part", CHANGES)
-def test_another_key_is_another_plan(bundle, place, builds, part, caplog):
-    where, _ = place
+def test_another_key_is_another_plan(bundle, location, builds, part, caplog):
+    where, _ = location
     plan_for(bundle, target=TARGET, cache=where)
     asked = {"target": TARGET, "cache": where, **CHANGES[part]}
     with pytest.raises(PlanError, match=rf"no plan of denoiser\.onnx fits .*\.plan: ({part} is|it is for)"):
@@ -108,10 +108,10 @@ def test_another_key_is_another_plan(bundle, place, builds, part, caplog):
     load_plan(bundle, target=TARGET, cache=where)
 
 
-def test_other_weights_are_another_plan(tmp_path, place, bundle):
+def test_other_weights_are_another_plan(tmp_path, location, bundle):
     import onnx
 
-    where, _ = place
+    where, _ = location
     plan_for(bundle, target=TARGET, cache=where)
     model = onnx.load(bundle.denoiser)
     tensor = next(one for one in model.graph.initializer if one.name == "w_in")
@@ -147,9 +147,9 @@ GPU = Target(("8.9",), gpu="NVIDIA L4", driver="580.95.05")
     [replace(GPU, gpu="NVIDIA L40S"), replace(GPU, driver="581.01"), replace(GPU, compute_capabilities=("8.6",))],
     ids=["gpu", "driver", "compute-capability"],
 )
-def test_a_plan_built_on_a_gpu_is_not_loaded_where_anything_differs(bundle, place, monkeypatch, other):
-    where, _ = place
-    monkeypatch.setattr(cache, "_ask_library", lambda plan, library: None)
+def test_a_plan_built_on_a_gpu_is_not_loaded_where_anything_differs(bundle, location, monkeypatch, other):
+    where, _ = location
+    monkeypatch.setattr(cache, "_check_by_library", lambda plan, library: None)
     _keep(bundle, GPU, where, monkeypatch)
     assert load_plan(bundle, target=GPU, cache=where).key.target == GPU
     with pytest.raises(
@@ -158,9 +158,9 @@ def test_a_plan_built_on_a_gpu_is_not_loaded_where_anything_differs(bundle, plac
         load_plan(bundle, target=other, cache=where)
 
 
-def test_a_plan_built_ahead_of_time_serves_the_gpus_that_it_was_built_for(bundle, place, monkeypatch):
-    where, _ = place
-    monkeypatch.setattr(cache, "_ask_library", lambda plan, library: None)
+def test_a_plan_built_ahead_of_time_serves_the_gpus_that_it_was_built_for(bundle, location, monkeypatch):
+    where, _ = location
+    monkeypatch.setattr(cache, "_check_by_library", lambda plan, library: None)
     ahead = plan_for(bundle, target=Target(("8.9", "12.0")), cache=where)
     assert load_plan(bundle, target=GPU, cache=where).sha256 == ahead.sha256
     _keep(bundle, GPU, where, monkeypatch)
@@ -170,8 +170,8 @@ def test_a_plan_built_ahead_of_time_serves_the_gpus_that_it_was_built_for(bundle
 
 
 @pytest.mark.parametrize("validity", ["VALID", "SUBOPTIMAL", "INVALID"])
-def test_tensorrt_itself_is_asked_where_the_plan_is_for_this_machines_gpu(bundle, place, builds, validity):
-    where, _ = place
+def test_tensorrt_itself_is_asked_where_the_plan_is_for_this_machines_gpu(bundle, location, builds, validity):
+    where, _ = location
     kept = plan_for(bundle, target=TARGET, cache=where)
     asked = []
 
@@ -203,7 +203,7 @@ def _keep(bundle, target, where, monkeypatch):
     with monkeypatch.context() as patched:
         real = cache.build_plan
         patched.setattr(cache, "build_plan", build)
-        patched.setattr(cache, "_found", lambda store, key, library: None)
+        patched.setattr(cache, "_kept", lambda store, key, library: None)
         return plan_for(bundle, target=target, cache=where)
 
 
@@ -300,19 +300,19 @@ print(len(built), plan_for(sys.argv[1], target=Target(("8.9",)), cache=sys.argv[
 """
 
 
-def test_of_builds_at_the_same_time_one_builds_and_all_have_its_plan(bundle, place):
-    where, folder = place
+def test_of_builds_at_the_same_time_one_builds_and_all_have_its_plan(bundle, location):
+    where, folder = location
     arguments = [sys.executable, "-c", PLAN, str(bundle.path), str(where or "")]
     running = [subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    told = [process.communicate()[0].split() for process in running]
+    reports = [process.communicate()[0].split() for process in running]
     assert [process.returncode for process in running] == [0, 0, 0]
-    assert sum(int(built) for _, _, built in told) == 1
-    assert len({digest for _, digest, _ in told}) == 1
+    assert sum(int(built) for _, _, built in reports) == 1
+    assert len({digest for _, digest, _ in reports}) == 1
     assert len(plans_in(folder)) == 1
 
 
-def test_plans_are_removed(bundle, place):
-    where, folder = place
+def test_plans_are_removed(bundle, location):
+    where, folder = location
     plan_for(bundle, target=TARGET, cache=where)
     plan_for(bundle, target=Target(("8.6",)), cache=where)
     assert len(remove_plans(bundle, cache=where)) == 2

@@ -12,7 +12,7 @@ import support
 from stepfuse.errors import PlanError
 from stepfuse.export.tensorrt import Options, Plan, Target, build, build_plan, deserialise, find_library, refit_engine
 from stepfuse.export.tensorrt import this_gpu as ask
-from stepfuse.export.tensorrt.listeners import monitor_for
+from stepfuse.export.tensorrt.progress import monitor_for
 from stepfuse.tensorrt.library import Library
 from stepfuse.tensorrt.logger import logger_for
 from stepfuse.tensorrt.plan import PlanKey
@@ -96,13 +96,13 @@ def test_a_gpu_that_is_known_already_is_a_target(monkeypatch, number, capability
     assert target_of("NVIDIA H200", number) == Target((capability,), gpu="NVIDIA H200", driver="580.95.05")
 
 
-def test_a_driver_that_fails_is_told(monkeypatch):
+def test_a_driver_that_fails_is_reported(monkeypatch):
     _install(monkeypatch, Cuda(status=100), Nvml())
     with pytest.raises(PlanError, match="the GPU cannot be asked: cuInit returned 100"):
         ask()
 
 
-def test_without_a_driver_the_remedy_is_told(monkeypatch):
+def test_without_a_driver_the_error_names_the_remedy(monkeypatch):
     def missing(name):
         raise OSError(f"{name}: cannot open shared object file")
 
@@ -120,7 +120,7 @@ def test_the_first_tensorrt_that_is_installed_is_taken(monkeypatch):
     assert find_library("tensorrt_rtx").is_rtx
 
 
-def test_without_tensorrt_the_remedy_is_told(monkeypatch):
+def test_without_tensorrt_the_error_names_the_remedy(monkeypatch):
     for name in ("tensorrt", "tensorrt_rtx"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ImportError, match=r"tensorrt: .*; tensorrt_rtx: .*pip install 'stepfuse\[tensorrt\]'"):
@@ -227,7 +227,7 @@ def test_tensorrt_does_not_build_ahead_of_time(network):
         build_plan(network, target=Target(("8.9",)), library=Library(DataCentre(), "tensorrt", "10.13"))
 
 
-def test_timings_are_lent_to_the_build_and_kept(network, tmp_path):
+def test_timings_are_given_to_the_build_and_kept(network, tmp_path):
     library = Library(DataCentre(), "tensorrt", "10.13")
     gpu = Target(("8.9",), gpu="NVIDIA L4", driver="580.95.05")
     kept = tmp_path / "deep" / "timing.cache"
@@ -402,6 +402,6 @@ def test_ctrl_c_in_a_real_build_is_raised(network, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(build.Progress, "advance", interrupt)
+    monkeypatch.setattr(build.BuildProgress, "advance", interrupt)
     with pytest.raises(KeyboardInterrupt):
         build_plan(network, target=Target(("8.9",)), progress=True)
