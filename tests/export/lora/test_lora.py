@@ -363,7 +363,7 @@ def test_the_weights_for_a_refit_are_those_that_are_fused(bundle, kohya, tmp_pat
     }
 
 
-def test_a_lora_of_another_base_is_told_by_its_width(bundle, tmp_path):
+def test_a_lora_of_another_base_is_refused_by_its_width(bundle, tmp_path):
     state = {}
     for index in range(5):
         key = f"lora_unet_down_blocks_0_attentions_0_transformer_blocks_{index}_attn2_to_k"
