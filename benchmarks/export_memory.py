@@ -115,7 +115,7 @@ def export(module: Any, case: dict[str, Any], contender: str, precision: str, fo
 
     import stepfuse as sf
     from stepfuse.export import to_bundle
-    from stepfuse.export.onnx.denoiser import Denoiser
+    from stepfuse.export.onnx.denoiser_module import DenoiserModule
     from stepfuse.export.onnx.graph import export_onnx
     from stepfuse.export.onnx.inputs import Input
 
@@ -137,7 +137,7 @@ def export(module: Any, case: dict[str, Any], contender: str, precision: str, fo
     if contender == GRAPH:
         conditioning = [Input(name, one.shape) for name, one in cond.items()]
         inputs = [Input("sample", tuple(case["shape"])), Input("timestep", (), low=0, high=1000), *conditioning]
-        denoiser = Denoiser(module, tuple(cond))
+        denoiser = DenoiserModule(module, tuple(cond))
         export_onnx(denoiser, folder / "net.onnx", inputs, ["prediction"], precision=precision, prefix="module.")
         return float("nan")
     text = [torch.randn(2, *one.shape) for one in cond.values()]

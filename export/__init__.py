@@ -6,7 +6,7 @@ if __name__ != "stepfuse.export":
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from stepfuse.export.errors import ExportError
+from stepfuse.errors import ExportError
 
 if TYPE_CHECKING:
     from stepfuse.export.lora.fuse import fuse_lora as fuse_lora

@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from stepfuse.bundle.cond_input import CondInput
-from stepfuse.bundle.folder import MANIFEST, copy_files, entry, read_folder, write_folder
+from stepfuse.bundle.folder import MANIFEST, NewFolder, copy_files, entry, new_folder, read_folder
 from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.bundle.pipeline_info import TEXT_ENCODER, PipelineInfo
 from stepfuse.errors import BundleError
@@ -124,7 +125,28 @@ def write_bundle(
     Raises:
         BundleError: If the folder is there already and ``overwrite`` is not set, or the result does not load.
     """
-    target = Path(path)
+    with new_folder(Path(path), overwrite=overwrite) as folder:
+        copy_files(folder.path, files)
+        return finish_bundle(
+            folder, name=name, info=info, provenance=provenance, licence=licence, pipeline=pipeline, export=export
+        )
+
+
+def finish_bundle(
+    folder: NewFolder,
+    *,
+    name: str,
+    info: ModelInfo,
+    provenance: str,
+    licence: str,
+    pipeline: PipelineInfo | None = None,
+    export: Mapping[str, Any] | None = None,
+) -> Bundle:
+    """Makes a bundle of the files that were written into a new folder. Arguments are those of ``write_bundle``.
+
+    Raises:
+        BundleError: If the result does not load, or ``folder.target`` was made meanwhile and is not to be replaced.
+    """
     manifest: dict[str, Any] = {
         "name": name,
         "shape": list(info.shape),
@@ -147,8 +169,7 @@ def write_bundle(
         "provenance": provenance,
         "licence": licence,
     }
-    bundle = write_folder(target, manifest, lambda folder: copy_files(folder, files), Bundle.load, overwrite=overwrite)
-    return replace(bundle, path=target)
+    return replace(folder.finish(manifest, partial(Bundle.load, verify=False)), path=folder.target)
 
 
 def _locate(name_or_path: str | os.PathLike[str]) -> Path:

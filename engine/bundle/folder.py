@@ -14,6 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
@@ -61,6 +62,69 @@ def entry(path: Path, manifest: Mapping[str, Any], key: str, kind: type) -> Any:
     return value
 
 
+@dataclass(frozen=True)
+class NewFolder:
+    """A checked folder that is being written, beside the place that it takes when it is finished.
+
+    Attributes:
+        path: Where its files are written.
+        target: The folder that it becomes.
+        overwrite: Whether a checked folder that is at ``target`` is replaced.
+    """
+
+    path: Path
+    target: Path
+    overwrite: bool
+
+    def finish(self, manifest: Mapping[str, Any], check: Callable[[Path], T]) -> T:
+        """Hashes each file once, writes the manifest, has it checked, and renames the folder to ``target``.
+
+        Args:
+            manifest: All but ``format_version``; what stands under ``files`` is replaced.
+            check: Reads the folder back. The checksums have just been computed: it need not compute them again.
+
+        Returns:
+            What ``check`` returns.
+
+        Raises:
+            BundleError: If ``target`` was made meanwhile and is not to be replaced.
+        """
+        files = {
+            file.relative_to(self.path).as_posix(): {"size": file.stat().st_size, "sha256": _sha256(file)}
+            for file in sorted(self.path.rglob("*"))
+            if file.is_file()
+        }
+        text = json.dumps({"format_version": FORMAT_VERSION, **manifest, "files": files}, indent=2)
+        (self.path / MANIFEST).write_text(text + "\n", encoding="utf-8")
+        self.path.chmod(0o755)  # mkdtemp's own mode would lock other users out
+        found = check(self.path)
+        _require_replaceable(self.target, overwrite=self.overwrite)
+        _put_in_place(self.path, self.target)
+        return found
+
+
+@contextmanager
+def new_folder(target: Path, *, overwrite: bool) -> Iterator[NewFolder]:
+    """A checked folder to be written: at ``target`` there is all of it once it is finished, and nothing before.
+
+    Leaving the context without ``finish`` removes what was written.
+
+    Args:
+        target: The folder to make.
+        overwrite: Whether a folder with a manifest that is there already is replaced.
+
+    Raises:
+        BundleError: If the folder is there already and ``overwrite`` is not set, or it has no manifest.
+    """
+    _require_replaceable(target, overwrite=overwrite)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        yield NewFolder(scratch, target, overwrite)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
 def write_folder(
     target: Path,
     manifest: Mapping[str, Any],
@@ -73,38 +137,20 @@ def write_folder(
 
     Args:
         target: The folder to make.
-        manifest: All but ``format_version``; what stands under ``files`` is replaced.
+        manifest: As in ``NewFolder.finish``.
         fill: Puts the files into the folder it is given.
-        check: Reads the folder back.
-        overwrite: Whether a folder with a manifest that is there already is replaced.
+        check: As in ``NewFolder.finish``.
+        overwrite: As in ``new_folder``.
 
     Returns:
         What ``check`` returns.
 
     Raises:
-        BundleError: If the folder is there already and ``overwrite`` is not set, or it is no such folder.
+        BundleError: As in ``new_folder``.
     """
-    if target.exists() and not overwrite:
-        raise BundleError(f"{target} exists already: pass overwrite=True to replace it")
-    if target.exists() and not (target / MANIFEST).is_file():
-        raise BundleError(f"{target} has no {MANIFEST}: only a folder with one is replaced")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
-        fill(scratch)
-        files = {
-            file.relative_to(scratch).as_posix(): {"size": file.stat().st_size, "sha256": _sha256(file)}
-            for file in sorted(scratch.rglob("*"))
-            if file.is_file()
-        }
-        text = json.dumps({"format_version": FORMAT_VERSION, **manifest, "files": files}, indent=2)
-        (scratch / MANIFEST).write_text(text + "\n", encoding="utf-8")
-        scratch.chmod(0o755)  # mkdtemp's own mode would lock other users out
-        found = check(scratch)
-        _put_in_place(scratch, target)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return found
+    with new_folder(target, overwrite=overwrite) as folder:
+        fill(folder.path)
+        return folder.finish(manifest, check)
 
 
 def copy_files(folder: Path, files: Mapping[str, Any]) -> None:
@@ -178,6 +224,13 @@ def _write_through(file: Path, content: bytes | memoryview) -> None:
         stream.write(content)
         stream.flush()
         os.fsync(stream.fileno())
+
+
+def _require_replaceable(target: Path, *, overwrite: bool) -> None:
+    if target.exists() and not overwrite:
+        raise BundleError(f"{target} exists already: pass overwrite=True to replace it")
+    if target.exists() and not (target / MANIFEST).is_file():
+        raise BundleError(f"{target} has no {MANIFEST}: only a folder with one is replaced")
 
 
 def _put_in_place(scratch: Path, target: Path) -> None:

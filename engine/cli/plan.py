@@ -24,9 +24,6 @@ def plan(
         typer.Option(help="Width x height in pixels, or min,opt,max of it; the model's own if left out."),
     ] = None,
     refittable: Annotated[bool, typer.Option("--refittable", help="Weights can be replaced, as a LoRA does.")] = False,
-    stripped: Annotated[
-        bool, typer.Option("--stripped", help="Without weights: to be refitted from the bundle.")
-    ] = False,
     hardware: Annotated[
         str | None, typer.Option(help="tensorrt alone: ampere_plus or same_compute_capability, to run on those too.")
     ] = None,
@@ -54,7 +51,6 @@ def plan(
                 target=plans.Target(tuple(ahead)) if ahead else None,
                 options=plans.Options(
                     refittable=refittable,
-                    stripped=stripped,
                     version_compatible=version_compatible,
                     hardware=hardware,
                     level=level,

@@ -1,4 +1,4 @@
-"""Which of a bundle's plans runs on a GPU."""
+"""Chooses which of a bundle's plans runs on a GPU."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ def plan_on(
     rows: int,
     library: Library | None = None,
 ) -> tuple[Plan, Library]:
-    """The plan that a bundle has of a network for a GPU: one of enough rows, else that of most. And what runs it.
+    """The plan of a bundle's network for a GPU: one for enough rows, else for the most. And the library that runs it.
 
     Args:
         bundle: The model folder.
         network: Name of the ONNX file in it.
         target: The GPU.
-        shape: Of one sample.
+        shape: Shape of one sample.
         rows: Most rows of a forward.
         library: The TensorRT that is to run it; None: any that is installed, ``tensorrt`` before ``tensorrt_rtx``.
 
     Raises:
-        ExportError: If there is none, with how the one that differs least differs; or the plan was changed.
+        PlanError: If none fits, with the differences of the nearest one; or the plan was changed.
         ImportError: If no TensorRT is installed.
     """
     store, source = PlanStore(bundle.path, bundle=True), source_of(bundle, network)
@@ -56,12 +56,10 @@ def plan_on(
 
     def unfit(key: PlanKey) -> list[str]:
         asked = [replace(key, source=source, library=one.name, version=one.version, target=target) for one in libraries]
-        told = min((key.differences(wanted) for wanted in asked), key=len)
-        if key.options.stripped:
-            told.append("it is without its weights (stripped)")
+        differences = min((key.differences(wanted) for wanted in asked), key=len)
         if not _most_rows(key, shape, cell):
-            told.append(f"its pictures are of other sizes than {_size(shape, cell)}")
-        return told
+            differences.append(f"its pictures are of other sizes than {_size(shape, cell)}")
+        return differences
 
     def rank(key: PlanKey) -> tuple[int, int]:
         return min(rows, _most_rows(key, shape, cell)), -NAMES.index(key.library)
@@ -71,7 +69,7 @@ def plan_on(
 
 
 def _installed(names: Iterable[str]) -> list[Library]:
-    """Those of these libraries that are installed; if none is, the first that is, for its name and version."""
+    """The named libraries that are installed; if none is, the first one installed, to compare plans with."""
     found = []
     for name in sorted(names):
         with suppress(ImportError):

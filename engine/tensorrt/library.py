@@ -17,7 +17,7 @@ class Library:
     Attributes:
         module: Its Python module; both have the same interface.
         name: ``tensorrt`` or ``tensorrt_rtx``.
-        version: As it says itself; a plan is of one version.
+        version: Its version; a plan runs in the version that built it.
     """
 
     module: Any
@@ -31,10 +31,10 @@ class Library:
 
 
 def find_library(name: str | None = None) -> Library:
-    """Imports a TensorRT: the one that is named, or the first of ``tensorrt`` and ``tensorrt_rtx`` that is installed.
+    """Imports the TensorRT of this name, or the first of ``tensorrt`` and ``tensorrt_rtx`` that is installed.
 
     Raises:
-        ValueError: If there is no TensorRT of that name.
+        ValueError: If ``name`` is neither of them.
         ImportError: If it is not installed, or does not load.
     """
     if name is not None and name not in NAMES:

@@ -1,4 +1,4 @@
-"""What hears TensorRT while it works. A class of whichever TensorRT is installed."""
+"""TensorRT's log messages, forwarded to ``logging``."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ log = logging.getLogger("stepfuse.tensorrt")
 _LEVELS = {
     "INTERNAL_ERROR": logging.CRITICAL,
     "ERROR": logging.ERROR,
-    "WARNING": logging.INFO,  # such as of every int64 input that it must be bound as int64
+    "WARNING": logging.INFO,  # for example one for each int64 input, that it must be bound as int64
     "INFO": logging.DEBUG,  # dozens of lines a build
     "VERBOSE": logging.DEBUG,
 }
 
 
 def logger_for(trt: Any) -> Any:
-    """An ``ILogger`` that hands on to ``logging``, and keeps the errors in its list ``errors``."""
+    """An ``ILogger`` of this TensorRT that forwards to ``logging``, and keeps errors in its list ``errors``."""
 
     class Logger(trt.ILogger):
         def __init__(self) -> None:
@@ -28,7 +28,7 @@ def logger_for(trt: Any) -> Any:
             level = _LEVELS[severity.name]
             if level >= logging.ERROR:
                 self.errors.append(message)
-                level = logging.DEBUG  # it is told once, by the exception
+                level = logging.DEBUG  # the exception reports it
             log.log(level, "%s", message)
 
     return Logger()

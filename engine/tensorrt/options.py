@@ -1,4 +1,4 @@
-"""How a plan is built, beyond what the ONNX file says."""
+"""Options of the build of a plan."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from stepfuse.errors import ExportError
+from stepfuse.errors import PlanError
 from stepfuse.tensorrt.library import Library
 from stepfuse.tensorrt.target import Target
 
@@ -15,11 +15,10 @@ HARDWARE = ("ampere_plus", "same_compute_capability")
 
 @dataclass(frozen=True)
 class Options:
-    """What changes the plan, and with that its key in the cache. Types are never chosen here: the ONNX file's are kept.
+    """Options of a build, all part of the plan's key. Types are not among them: a plan has those of its ONNX file.
 
     Attributes:
-        refittable: Whether weights can be replaced by others in the plan, as a LoRA does.
-        stripped: Whether the plan is without those weights; it must be refitted from its ONNX file before it runs.
+        refittable: Whether ``refit_engine`` can replace the plan's weights, for example by those with a LoRA.
         version_compatible: Whether later versions of ``tensorrt`` may run the plan; kernels are fewer then.
         hardware: ``ampere_plus`` or ``same_compute_capability``: ``tensorrt``'s plan also runs on such other GPUs.
         workspace: Most bytes of scratch memory that a layer may take; None: TensorRT's own limit.
@@ -28,7 +27,6 @@ class Options:
     """
 
     refittable: bool = False
-    stripped: bool = False
     version_compatible: bool = False
     hardware: str | None = None
     workspace: int | None = None
@@ -47,7 +45,7 @@ class Options:
         """Sets an ``IBuilderConfig`` to these options and a target.
 
         Raises:
-            ExportError: If the TensorRT at hand cannot do what is asked.
+            PlanError: If this TensorRT does not support an option or the target.
         """
         trt = library.module
         for flag in self._flags(library):
@@ -56,7 +54,7 @@ class Options:
             config.clear_flag(trt.BuilderFlag.TF32)
         if self.hardware is not None:
             if library.is_rtx:
-                raise ExportError(
+                raise PlanError(
                     f"hardware must be None for tensorrt_rtx, got {self.hardware!r}: name the compute capabilities"
                 )
             config.hardware_compatibility_level = getattr(trt.HardwareCompatibilityLevel, self.hardware.upper())
@@ -67,29 +65,27 @@ class Options:
         if library.is_rtx:
             _set_capabilities(config, trt, target)
         elif target.ahead:
-            raise ExportError(
+            raise PlanError(
                 f"tensorrt builds on the GPU that the plan is for, got {target}: build there, or with tensorrt_rtx"
             )
 
     def _flags(self, library: Library) -> Iterator[str]:
         if self.refittable:
             yield "REFIT"
-        if self.stripped:
-            yield "STRIP_PLAN"
         if self.version_compatible:
             if library.is_rtx:
-                raise ExportError("version_compatible must be False: tensorrt_rtx comes without the lean runtime")
+                raise PlanError("version_compatible must be False: tensorrt_rtx comes without the lean runtime")
             yield "VERSION_COMPATIBLE"
 
 
 def _set_capabilities(config: Any, trt: Any, target: Target) -> None:
     known = {f"{name[2:-1]}.{name[-1]}": name for name in trt.ComputeCapability.__members__ if name.startswith("SM")}
     if unknown := [one for one in target.compute_capabilities if target.ahead and one not in known]:
-        raise ExportError(
+        raise PlanError(
             f"this tensorrt_rtx builds ahead of time for compute capabilities {', '.join(known)}, got {unknown[0]}"
         )
     names = [known[one] for one in target.compute_capabilities] if target.ahead else ["CURRENT"]
     config.num_compute_capabilities = len(names)
     for index, name in enumerate(names):
         if not config.set_compute_capability(getattr(trt.ComputeCapability, name), index):
-            raise ExportError(f"tensorrt_rtx does not take compute capability {name}")
+            raise PlanError(f"tensorrt_rtx does not take compute capability {name}")

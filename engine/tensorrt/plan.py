@@ -1,4 +1,4 @@
-"""A plan and what it depends on. Everything in the key is compared before a plan is used."""
+"""A plan and its key, which is compared before the plan is used."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class PlanKey:
-    """What a plan depends on.
+    """All that a plan depends on.
 
     Attributes:
         network: The ONNX file's name, such as ``denoiser.onnx``.
         source: SHA-256 over the ONNX file and its weights.
         library: ``tensorrt`` or ``tensorrt_rtx``.
-        version: Of that library.
-        target: What it runs on.
+        version: The library's version.
+        target: The GPU that it runs on.
         profiles: Shapes that it takes.
         pixels_per_cell: Pixels a side of one cell of a sample, for the profiles' sizes.
         options: How it was built.
@@ -41,16 +41,16 @@ class PlanKey:
 
     @property
     def config(self) -> dict[str, Any]:
-        """As JSON says it."""
+        """The key as JSON values."""
         config: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return config
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> PlanKey:
-        """From what ``config`` said.
+        """The key of what ``config`` returned.
 
         Raises:
-            ValueError: If a value is out of bounds.
+            ValueError: If ``Target``, ``Profile`` or ``Options`` refuses a value.
             TypeError: If a name is unknown or missing.
         """
         return cls(
@@ -64,21 +64,21 @@ class PlanKey:
 
     @property
     def digest(self) -> str:
-        """Sixteen characters of a SHA-256 that tell this key from others."""
+        """The first sixteen characters of the key's SHA-256."""
         text = json.dumps({"format_version": FORMAT_VERSION, **self.config}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def differences(self, wanted: PlanKey) -> list[str]:
-        """In words, where this differs from what is wanted; empty if a plan of this key may be used for that."""
+        """In words, where this key differs from ``wanted``; empty if a plan of this key may be used for that one."""
         found, asked = self.config, wanted.config
-        told = [
+        differences = [
             f"{name} is {found[name]!r}, not {asked[name]!r}"
             for name in ("network", "source", "library", "version", "profiles", "pixels_per_cell", "options")
             if found[name] != asked[name]
         ]
         if not self.target.covers(wanted.target):
-            told.append(f"it is for {self.target}, not {wanted.target}")
-        return told
+            differences.append(f"it is for {self.target}, not {wanted.target}")
+        return differences
 
 
 @dataclass(frozen=True)
@@ -97,5 +97,5 @@ class Plan:
 
     @property
     def sha256(self) -> str:
-        """Of the data."""
+        """SHA-256 of the data."""
         return hashlib.sha256(self.data).hexdigest()

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from stepfuse.errors import ExportError
+from stepfuse.errors import PlanError
 
 Shape = tuple[int, ...]
 Three = tuple[Shape, Shape, Shape]
@@ -16,12 +16,12 @@ CELLS = ("sample", "latent")  # and those whose sides are a sample's, as are all
 
 @dataclass(frozen=True)
 class Profile:
-    """Least, best and greatest sizes. The plan refuses what is outside, and its kernels are chosen for the best.
+    """Least, best and greatest sizes. The plan refuses other sizes, and its kernels are chosen for the best.
 
     Attributes:
         rows: Rows of a forward, as (min, opt, max); a guided sample takes two.
         sizes: Widths and heights of pictures in pixels, as three pairs; None: the bundle's own.
-        shapes: For an input that neither rows nor sizes explain: its shapes by name, as (min, opt, max).
+        shapes: Shapes by name, as (min, opt, max), of inputs that are dynamic beyond rows and sizes.
     """
 
     rows: tuple[int, int, int] = (1, 2, 8)
@@ -44,7 +44,7 @@ class Profile:
         """From texts such as ``1,2,8`` and ``512x512,768x512,1024x1024`` (width x height); one stands for all three.
 
         Raises:
-            ValueError: If a text is not so.
+            ValueError: If a text has another form, or its numbers do not ascend.
         """
         if not re.fullmatch(r"\d+(,\d+,\d+)?", rows):
             raise ValueError(f"rows must be as 8 or 1,2,8, got {rows!r}")
@@ -66,7 +66,8 @@ class Profile:
             pixels_per_cell: Pixels a side of one cell of a sample.
 
         Raises:
-            ExportError: If the network's fixed sizes are others, or a dynamic one is not explained.
+            PlanError: If a fixed dimension has another size, a side is no multiple of a cell, or a dynamic dimension
+                has no value in the profile.
         """
         three = self.shapes.get(name) or tuple(
             self._shape(name, dims, rows, size, 1 if name in PIXELS else pixels_per_cell)
@@ -74,7 +75,7 @@ class Profile:
         )
         for shape in three:
             if len(shape) != len(dims) or any(fixed not in (-1, size) for fixed, size in zip(dims, shape, strict=True)):
-                raise ExportError(
+                raise PlanError(
                     f"{name}: the network takes shape {_text(dims)}, got {_text(shape)} in the profile"
                     f" ({', '.join(map(_text, three))})"
                 )
@@ -87,12 +88,12 @@ class Profile:
         shape = (rows, *dims[1:]) if dims[:1] == (-1,) else tuple(dims)
         if size is not None and len(dims) == 4 and (name in (*PIXELS, *CELLS) or -1 in dims[2:]):
             if uneven := [side for side in size if side % pixels_per_cell]:
-                raise ExportError(f"sizes must be multiples of {pixels_per_cell} pixels, got {uneven[0]}")
+                raise PlanError(f"sizes must be multiples of {pixels_per_cell} pixels, got {uneven[0]}")
             width, height = (side // pixels_per_cell for side in size)
             shape = (*shape[:2], height, width)
         if -1 in shape:
             missing = "sizes" if len(dims) == 4 and size is None else f"shapes={{{name!r}: (min, opt, max)}}"
-            raise ExportError(f"{name}: shape {_text(dims)} is dynamic beyond its rows: give {missing}")
+            raise PlanError(f"{name}: shape {_text(dims)} is dynamic beyond its rows: give {missing}")
         return shape
 
 

@@ -1,8 +1,8 @@
-"""A plan's engine on a GPU, and its forwards, as a library that captures them itself must have them.
+"""A plan's engine on a GPU, and its forwards, which callers capture as CUDA graphs.
 
-The rules are NVIDIA's. Every captured graph has an execution context of its own, which no other work goes through. It
-has run with its shapes before, outside of the capture. How much memory it needs is asked once all its shapes are set
-(``update_device_memory_size_for_shapes``), and the memory given to it after that.
+NVIDIA's rules of capture: every captured graph has an execution context of its own, which runs nothing else. It has run
+once with its shapes, outside of the capture. The memory that it needs is queried when all its shapes are set
+(``update_device_memory_size_for_shapes``), and given to it after that.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from stepfuse.errors import DenoiserError, ExportError
+from stepfuse.errors import DenoiserError, PlanError
 from stepfuse.tensorrt.library import Library, find_library
 from stepfuse.tensorrt.logger import logger_for
 from stepfuse.tensorrt.plan import Plan
@@ -19,10 +19,10 @@ _TYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT64": "i
 
 
 def deserialise(plan: Plan, *, library: Library | None = None) -> Any:
-    """An ``ICudaEngine`` of a plan that ``plan_for`` or ``load_plan`` returned; a stripped one gets its weights next.
+    """An ``ICudaEngine`` of a plan that ``plan_for`` or ``load_plan`` returned.
 
     Raises:
-        ExportError: If it is another TensorRT's, or TensorRT refuses it.
+        PlanError: If another TensorRT built the plan, or TensorRT refuses it.
     """
     return Runtime(plan, library or find_library(plan.key.library)).engine
 
@@ -32,33 +32,33 @@ class Runtime:
 
     Args:
         plan: The plan.
-        library: The TensorRT that it is of.
+        library: The TensorRT that built it.
 
     Attributes:
         engine: TensorRT's ``ICudaEngine``.
 
     Raises:
-        ExportError: If it is another TensorRT's, or TensorRT refuses it.
+        PlanError: If another TensorRT built the plan, or TensorRT refuses it.
     """
 
     def __init__(self, plan: Plan, library: Library) -> None:
         if (library.name, library.version) != (plan.key.library, plan.key.version):
-            raise ExportError(
+            raise PlanError(
                 f"the plan must be of {library.name} {library.version}, got {plan.key.library} {plan.key.version}"
             )
         self._library = library
         self._logger = logger_for(library.module)
         self.engine = library.module.Runtime(self._logger).deserialize_cuda_engine(plan.data)
         if self.engine is None:
-            raise ExportError(f"TensorRT does not take the plan for {plan.key.target}: {self.told()}")
+            raise PlanError(f"TensorRT does not take the plan for {plan.key.target}: {self.take_errors()}")
         self._config: Any = None
 
     def close(self) -> None:
-        """Lets TensorRT's engine go; what it runs goes before."""
+        """Releases TensorRT's engine. Its executions must be closed before."""
         self.engine = self._config = None
 
-    def told(self) -> str:
-        """The errors that TensorRT has told since it was last asked."""
+    def take_errors(self) -> str:
+        """The errors that TensorRT has logged since the last call."""
         errors = "; ".join(self._logger.errors)
         self._logger.errors.clear()
         return errors or "it says no reason"
@@ -73,7 +73,7 @@ class Runtime:
         return found
 
     def rows(self, row: Mapping[str, tuple[int, ...]]) -> list[range]:
-        """Row counts that each profile takes, where a row of each input has the shape that is given by name."""
+        """Row counts that each profile takes; ``row`` has the shape of a row of each input, by name."""
         return [self._rows(profile, row) for profile in range(self.engine.num_optimization_profiles)]
 
     def _rows(self, profile: int, row: Mapping[str, tuple[int, ...]]) -> range:
@@ -85,13 +85,13 @@ class Runtime:
     def execution(
         self, rows: int, row: Mapping[str, tuple[int, ...]], addresses: Mapping[str, int], stream: int
     ) -> Execution:
-        """What runs ``rows`` rows, by the profile that is tuned for the nearest number; it has no memory yet.
+        """An execution of ``rows`` rows, by the profile that is tuned for the nearest number. It has no memory yet.
 
         Args:
             rows: A row count that a profile takes.
             row: Shape of a row of each input, by name.
             addresses: Device memory of all inputs and outputs, by name.
-            stream: Address of the stream that it is made ready on, which the caller waits for.
+            stream: Address of the stream on which it is prepared; the caller synchronizes that.
 
         Raises:
             DenoiserError: If TensorRT refuses.
@@ -108,7 +108,7 @@ class Runtime:
         )
         if not ready:
             del context  # the error keeps this frame, and would keep it beyond the GPU's context
-            raise DenoiserError(f"TensorRT does not take {rows} rows: {self.told()}")
+            raise DenoiserError(f"TensorRT does not take {rows} rows: {self.take_errors()}")
         return Execution(self, context, rows)
 
     def _new_context(self) -> Any:
@@ -117,8 +117,8 @@ class Runtime:
         if not self._library.is_rtx:
             return self.engine.create_execution_context(managed)
         if self._config is None:
-            # It compiles kernels for the shapes that it meets, if it may behind the caller's back, and it may capture
-            # and launch graphs of its own: what we capture must be there, and its last word.
+            # By default it compiles kernels for new shapes in the background, and captures and launches graphs of its
+            # own. A forward that we capture must have its final kernels, and be no graph itself.
             self._config = self.engine.create_runtime_config()
             self._config.set_execution_context_allocation_strategy(managed)
             eager = trt.DynamicShapesKernelSpecializationStrategy.EAGER
@@ -128,10 +128,10 @@ class Runtime:
 
 
 class Execution:
-    """A number of rows in an execution context of their own.
+    """A forward of a fixed number of rows, with an execution context of its own.
 
     Attributes:
-        bytes: Memory that it works in, which is given to it before it runs.
+        bytes: Bytes of scratch memory, which it is given before it runs.
     """
 
     def __init__(self, runtime: Runtime, context: Any, rows: int) -> None:
@@ -139,29 +139,29 @@ class Execution:
         self.bytes = int(context.update_device_memory_size_for_shapes())  # of these shapes, not of the profile's
 
     def close(self) -> None:
-        """Lets TensorRT's context go."""
+        """Releases TensorRT's context."""
         self._context = None
 
     def work_in(self, address: int, size: int) -> None:
-        """Gives it memory of ``size`` bytes, aligned to 256."""
+        """Sets its scratch memory, of ``size`` bytes, aligned to 256."""
         self._context.set_device_memory(address, size)
 
     def enqueue(self, stream: int) -> None:
-        """Puts it on a stream, without waiting for it.
+        """Enqueues it on a stream, without synchronizing.
 
         Raises:
-            DenoiserError: If TensorRT cannot.
+            DenoiserError: If TensorRT cannot run it.
         """
         if not self._context.execute_async_v3(stream):
-            raise DenoiserError(f"TensorRT could not run {self._rows} rows: {self._runtime.told()}")
+            raise DenoiserError(f"TensorRT could not run {self._rows} rows: {self._runtime.take_errors()}")
 
     def is_capturable(self, stream: int) -> bool:
-        """Whether TensorRT says that it can be captured; ``tensorrt`` does not say."""
-        asked = getattr(self._context, "is_stream_capturable", None)
-        return asked is None or bool(asked(stream))
+        """Whether TensorRT reports that it can be captured; ``tensorrt`` has no such report, and is assumed to."""
+        is_stream_capturable = getattr(self._context, "is_stream_capturable", None)
+        return is_stream_capturable is None or bool(is_stream_capturable(stream))
 
 
 def _within(row: tuple[int, ...], least: Any, _: Any, most: Any) -> bool:
-    """Whether a row is in the bounds of a profile, whose shapes begin with the number of rows."""
+    """Whether a row's shape is within a profile, whose shapes begin with the number of rows."""
     low, high = tuple(least)[1:], tuple(most)[1:]
     return len(row) == len(low) and all(a <= b <= c for a, b, c in zip(low, row, high, strict=True))

@@ -1,4 +1,4 @@
-"""Plans kept in a bundle, or in a folder beside: found by what they depend on, and never loaded unchecked."""
+"""Plans kept in a bundle or in a folder of their own: found by their keys, and checked whenever one is loaded."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from stepfuse.bundle.folder import CACHE, change_cache, locked, read_folder
-from stepfuse.errors import ExportError
+from stepfuse.errors import PlanError
 from stepfuse.tensorrt.plan import FORMAT_VERSION, Plan, PlanKey
 
 log = logging.getLogger(__name__)
@@ -21,10 +21,10 @@ _SCRATCH = ".plan-"
 
 
 class PlanStore:
-    """A folder of plans. Of each there are two files, named by the key's digest and the plan's own.
+    """A folder of plans. Each has two files, named by the digests of its key and of its content.
 
-    ``KEY-PLAN.json`` says what the plan depends on, its size and SHA-256; ``KEY-PLAN.plan`` is the plan. In a bundle
-    they are under ``plans/`` and in the manifest, like all of its files.
+    ``KEY-PLAN.json`` has the plan's key, size and SHA-256; ``KEY-PLAN.plan`` is the plan. In a bundle they are under
+    ``plans/`` and in the manifest, like all of its files.
     """
 
     def __init__(self, folder: str | os.PathLike[str], *, bundle: bool) -> None:
@@ -33,10 +33,10 @@ class PlanStore:
         self._plans = self._root / CACHE if bundle else self._root
 
     def find(self, key: PlanKey) -> Plan | None:
-        """A plan that may be used for ``key``: made for the same, or ahead of time for its GPU among others. Checked.
+        """A plan that may be used for ``key``: of the same key, or built ahead of time for its GPU among others.
 
         Raises:
-            ExportError: If there is such a plan, but it is not what its description says.
+            PlanError: If there is such a plan, but its content is not as described.
         """
         for name, about in self._descriptions():
             if not about.key.differences(key):
@@ -44,35 +44,35 @@ class PlanStore:
         return None
 
     def libraries(self, network: str) -> set[str]:
-        """Names of the TensorRTs that have built the plans of a network."""
+        """Names of the libraries that have built the plans of a network."""
         return {about.key.library for _, about in self._descriptions() if about.key.network == network}
 
     def best(self, network: str, unfit: Callable[[PlanKey], list[str]], rank: Callable[[PlanKey], Any]) -> Plan:
-        """The plan of the highest rank among those that fit. Checked.
+        """The plan of the highest rank among those that fit.
 
         Args:
             network: Name of the ONNX file.
-            unfit: In words, why a plan of this key is not to be used; empty if it may be.
-            rank: What is compared; of the same rank the first is taken, built on the GPU itself before ahead of time.
+            unfit: In words, why a plan of this key cannot be used; empty if it can.
+            rank: Sort key; of equal ranks a plan that was built on the GPU itself goes before one built ahead of time.
 
         Raises:
-            ExportError: If none fits, with why the nearest does not; or it is not what its description says.
+            PlanError: If none fits, with the reasons of the nearest one; or its content is not as described.
         """
         fitting, reasons = [], []
         for name, about in self._descriptions():
             if about.key.network != network:
                 continue
-            if told := unfit(about.key):
-                reasons.append((len(told), f"{name}: {'; '.join(told)}"))
+            if differences := unfit(about.key):
+                reasons.append((len(differences), f"{name}: {'; '.join(differences)}"))
             else:
                 fitting.append((name, about))
         if not fitting:
-            raise ExportError(min(reasons)[1] if reasons else f"there is none of {network}")
+            raise PlanError(min(reasons)[1] if reasons else f"there is none of {network}")
         name, about = max(fitting, key=lambda one: rank(one[1].key))
         return Plan(about.key, self._checked(name, about), about.seconds)
 
     def nearest(self, key: PlanKey) -> str:
-        """In words, why no plan is found: how the one that differs least differs."""
+        """In words, why no plan fits: the differences of the one that has the fewest."""
         reasons = [
             (len(differences), f"{name}: {'; '.join(differences)}")
             for name, about in self._descriptions()
@@ -81,20 +81,20 @@ class PlanStore:
         return min(reasons)[1] if reasons else f"there is none of {key.network}"
 
     def check_writable(self) -> None:
-        """Refuses a store that a plan cannot be put into, before one is built.
+        """Checks that plans can be kept, before one is built.
 
         Raises:
-            ExportError: If that is so.
+            PlanError: If a folder is not writable.
         """
         for folder in (self._root, self._root.parent) if self._bundle else (self._root,):
             if not os.access(folder, os.W_OK):
-                raise ExportError(f"{folder} must be writable to keep plans here: give a folder as cache")
+                raise PlanError(f"{folder} must be writable to keep plans here: give a folder as cache")
 
     def put(self, plan: Plan) -> None:
-        """Adds a plan in place of any of the same key. Hold ``locked()``.
+        """Adds a plan, and removes others of the same key. Hold ``locked()``.
 
         Raises:
-            ExportError: If the store cannot be written to.
+            PlanError: If the store cannot be written to.
         """
         digest = sha256(plan.data).hexdigest()
         stem = f"{plan.key.digest}-{digest[:16]}"
@@ -118,7 +118,7 @@ class PlanStore:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Holds the store: one build at a time, and whoever waited finds what was built."""
+        """Locks the store: one build at a time, and a process that waited finds the plan of the one before."""
         with locked(self._root):
             yield
 
@@ -136,10 +136,13 @@ class PlanStore:
             for name, content in add.items():
                 _write(self._plans / name, content)
         except OSError as error:
-            raise ExportError(f"{self._root}: plans cannot be kept here ({error}): give a folder as cache") from error
+            raise PlanError(f"{self._root}: plans cannot be kept here ({error}): give a folder as cache") from error
 
     def _descriptions(self) -> Iterator[tuple[str, _Description]]:
-        """What can be read; what cannot is no plan. Built on the GPU itself first, ahead of time after."""
+        """Name and description of each plan: those built on the GPU itself, then those built ahead of time.
+
+        Unreadable descriptions are logged and skipped.
+        """
         listed = read_folder(self._root, verify=False)["files"] if self._bundle else None
         found = []
         for file in sorted(self._plans.glob("*-*.json")):
@@ -162,10 +165,10 @@ class PlanStore:
         try:
             data = file.read_bytes()
         except OSError as error:
-            raise ExportError(f"{file} must be a plan, but is not readable: {error}") from error
+            raise PlanError(f"{file} must be a plan, but is not readable: {error}") from error
         digest = sha256(data).hexdigest()
         if len(data) != about.size or digest != about.sha256:
-            raise ExportError(
+            raise PlanError(
                 f"{file} must be {about.size} bytes with sha256 {about.sha256}, got {len(data)} with {digest}: the plan"
                 " was changed, delete it"
             )
@@ -173,7 +176,7 @@ class PlanStore:
 
 
 class _Description:
-    """A plan's JSON, read. Raises what wrong JSON makes it raise."""
+    """A plan's JSON, read. Wrong JSON raises ValueError, TypeError, KeyError or AttributeError."""
 
     def __init__(self, about: Any) -> None:
         if about["format_version"] != FORMAT_VERSION:
@@ -183,7 +186,7 @@ class _Description:
 
 
 def _write(file: Path, content: bytes | memoryview) -> None:
-    """Writes a file whole or not at all; a plan's description comes after it."""
+    """Writes a file atomically."""
     with tempfile.NamedTemporaryFile(dir=file.parent, prefix=_SCRATCH, delete=False) as scratch:
         try:
             scratch.write(content)

@@ -6,7 +6,7 @@ import ctypes
 import re
 from dataclasses import dataclass
 
-from stepfuse.errors import ExportError
+from stepfuse.errors import PlanError
 
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_* of cuda.h
 _NAME_BYTES = 256
@@ -15,7 +15,7 @@ _VERSION_BYTES = 80  # NVML_SYSTEM_DRIVER_VERSION_BUFFER_SIZE of nvml.h
 
 @dataclass(frozen=True)
 class Target:
-    """What a plan runs on.
+    """The GPU that a plan runs on, or the compute capabilities that it is built for.
 
     Attributes:
         compute_capabilities: Such as ("8.9", "12.0"), in ascending order.
@@ -44,7 +44,7 @@ class Target:
         return not self.gpu
 
     def covers(self, other: Target) -> bool:
-        """Whether a plan for this target may run on ``other``: the same, or what it was built ahead of time for."""
+        """Whether a plan for this target runs on ``other``: the same GPU, or one it was built for ahead of time."""
         return self == other or (self.ahead and {*other.compute_capabilities} <= {*self.compute_capabilities})
 
     def __str__(self) -> str:
@@ -55,17 +55,17 @@ class Target:
 
 
 def this_gpu() -> Target:
-    """Asks the CUDA driver for the GPU that TensorRT would build on; needs no library but the driver's.
+    """The GPU that TensorRT would build on, from the CUDA driver; needs no library but the driver's.
 
-    That is the calling thread's, if it uses one, else the first that ``CUDA_VISIBLE_DEVICES`` leaves.
+    That is the GPU of the calling thread's context, if it has one, else the first of ``CUDA_VISIBLE_DEVICES``.
 
     Raises:
-        ExportError: If there is no driver or no GPU.
+        PlanError: If there is no driver or no GPU, or a call of the driver fails.
     """
     try:
         cuda, nvml = ctypes.CDLL("libcuda.so.1"), ctypes.CDLL("libnvidia-ml.so.1")
     except OSError as error:
-        raise ExportError(
+        raise PlanError(
             f"no GPU is found here ({error}): name the compute capabilities that the plan is for, such as '8.9'"
         ) from error
     handle, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
@@ -80,19 +80,19 @@ def this_gpu() -> Target:
 
 
 def target_of(gpu: str, compute_capability: int) -> Target:
-    """The target that a GPU is which the driver has been asked for already.
+    """The target of a GPU whose name and compute capability are known.
 
     Args:
         gpu: Its name.
-        compute_capability: Times ten.
+        compute_capability: Its compute capability, times ten.
 
     Raises:
-        ExportError: If the driver's version cannot be asked.
+        PlanError: If the driver's version is not to be had.
     """
     try:
         nvml = ctypes.CDLL("libnvidia-ml.so.1")
     except OSError as error:
-        raise ExportError(f"the driver's version cannot be asked: {error}") from error
+        raise PlanError(f"the driver's version cannot be asked: {error}") from error
     capability = f"{compute_capability // 10}.{compute_capability % 10}"
     return Target((capability,), gpu=gpu, driver=_driver_version(nvml))
 
@@ -109,4 +109,4 @@ def _driver_version(nvml: ctypes.CDLL) -> str:
 
 def _check(call: str, status: int) -> None:
     if status != 0:
-        raise ExportError(f"the GPU cannot be asked: {call} returned {status}")
+        raise PlanError(f"the GPU cannot be asked: {call} returned {status}")

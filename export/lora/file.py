@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from stepfuse.export.errors import ExportError
+from stepfuse.errors import ExportError
 from stepfuse.export.lora.names import split_name
 
 try:
@@ -29,7 +29,7 @@ _DOWN = re.compile(
 _UP = re.compile(r"(.+?)(?:\.lora_B(?:\.[^.]+)?|\.lora_up|\.lora\.up|\.lora_linear_layer\.up|(?<=_lora)\.up)\.weight")
 _ALPHA = re.compile(r"(.+?)(?:\.lora|\.lora_linear_layer)?\.alpha")
 
-#: Kinds of adapters that are no LoRA, by what their keys hold.
+#: Kinds of adapters that are no LoRA, by patterns of their keys.
 _OTHERS = {
     r"dora_scale|lora_magnitude_vector": "DoRA",
     r"hada_w\d": "LoHa",
@@ -80,12 +80,12 @@ class Pair:
 
 @dataclass(frozen=True)
 class Lora:
-    """A file of pairs.
+    """A LoRA file, read.
 
     Attributes:
         name: The file's name, without its ending.
         sha256: Of the file.
-        pairs: One a weight.
+        pairs: One for each weight.
         strays: Keys that belong to no pair.
     """
 
@@ -121,28 +121,28 @@ class Lora:
 
 
 class _Scales:
-    """What the metadata of diffusers says of alphas."""
+    """Scales of pairs: by alphas of their own, or by those in the metadata that diffusers writes."""
 
     def __init__(self, file: Path, metadata: Mapping[str, str]) -> None:
         try:
-            self._said = json.loads(metadata.get(_DIFFUSERS_METADATA, "{}"))
+            self._metadata = json.loads(metadata.get(_DIFFUSERS_METADATA, "{}"))
         except ValueError as error:
             raise ExportError(f"{file}: {_DIFFUSERS_METADATA} must be JSON: {error}") from error
-        if not isinstance(self._said, dict):
-            raise ExportError(f"{file}: {_DIFFUSERS_METADATA} must be an object, got {self._said!r}")
+        if not isinstance(self._metadata, dict):
+            raise ExportError(f"{file}: {_DIFFUSERS_METADATA} must be an object, got {self._metadata!r}")
 
     def scale(self, name: str, rank: int, alpha: float | None) -> float:
-        """Of one pair. Without an alpha anywhere it is 1."""
+        """The scale of one pair; 1 without an alpha."""
         component, _, module = name.partition(".")
         if alpha is None:
-            alpha = self._said.get(f"{component}.lora_alpha")
-            for pattern, value in (self._said.get(f"{component}.alpha_pattern") or {}).items():
+            alpha = self._metadata.get(f"{component}.lora_alpha")
+            for pattern, value in (self._metadata.get(f"{component}.alpha_pattern") or {}).items():
                 if re.fullmatch(rf"(.*\.)?({pattern})", module):  # as PEFT reads it
                     alpha = value
                     break
         if alpha is None:
             return 1.0
-        return float(alpha) / (math.sqrt(rank) if self._said.get(f"{component}.use_rslora") else rank)
+        return float(alpha) / (math.sqrt(rank) if self._metadata.get(f"{component}.use_rslora") else rank)
 
 
 def first_of(names: Iterable[str], count: int = 3) -> str:

@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 from stepfuse.bundle.bundle import DENOISER, Bundle
 from stepfuse.bundle.folder import CACHE, copy_files, read_folder, write_folder
 from stepfuse.bundle.pipeline_info import TEXT_ENCODER
-from stepfuse.export.errors import ExportError
+from stepfuse.errors import ExportError
 from stepfuse.export.lora.file import Lora, Pair, first_of
 from stepfuse.export.lora.names import DENOISER_PART, TEXT_PARTS, names_of_denoiser, names_of_text_encoder
 from stepfuse.export.lora.store import LORAS, ORIGINALS, QUANTIZATION, store, stored
@@ -39,8 +40,8 @@ def fuse_lora(
 ) -> Bundle:
     """Writes a bundle with a LoRA added to its weights: W + scale * (alpha / rank) * up @ down.
 
-    The sum is taken in float32 and rounded once, to the weights' own type. What the weights were is kept in the
-    bundle, so that ``unfuse_lora`` restores them to the byte; another LoRA is fused on top.
+    The sum is taken in float32 and rounded once, to the weights' own type. The original weights are kept in the bundle,
+    so that ``unfuse_lora`` restores them to the byte; another LoRA is fused on top.
 
     Args:
         bundle: A folder, or a bundle, written by ``stepfuse.export``.
@@ -51,8 +52,9 @@ def fuse_lora(
         overwrite: Whether a bundle that is there already is replaced, which may be ``bundle`` itself.
 
     Raises:
-        ExportError: If the file is no LoRA of a supported kind, or does not fit: the message counts what does, names
-            what does not, and says what it seems made for.
+        ExportError: If the file is no LoRA of a supported kind, does not fit, or leaves a weight that is not finite; or
+            the bundle is in int8. The message of one that does not fit counts the pairs that do, names those that do
+            not, and says which base model it seems made for.
         BundleError: If the bundle cannot be used, or ``out`` is there already.
         ValueError: If ``scale`` is not finite.
     """
@@ -60,22 +62,22 @@ def fuse_lora(
     adapter = Lora.read(lora)
     changes = _match(loaded, adapter, scale, strict)
     before = stored(loaded)
-    touched = {change.key: change.place.weight for change in changes}
+    touched = {change.key: change.target.weight for change in changes}
 
     def change_copy(folder: Path) -> None:
         for change in changes:
-            weight = _moved(change.place.weight, folder)
+            weight = _moved(change.target.weight, folder)
             weight.write(change.apply(weight.read()))
         store(folder / ORIGINALS, touched | before)
 
-    noted = {"name": adapter.name, "sha256": adapter.sha256, "scale": scale}
-    return _rewrite(loaded, out, [*loaded.export.get(LORAS, []), noted], change_copy, overwrite)
+    record = {"name": adapter.name, "sha256": adapter.sha256, "scale": scale}
+    return _rewrite(loaded, out, [*loaded.export.get(LORAS, []), record], change_copy, overwrite)
 
 
 def unfuse_lora(
     bundle: str | os.PathLike[str] | Bundle, out: str | os.PathLike[str], *, overwrite: bool = False
 ) -> Bundle:
-    """Writes a bundle without the LoRAs that were fused into it: its ONNX files are what they were, to the byte.
+    """Writes a bundle without the LoRAs that were fused into it: its ONNX files are the original ones, to the byte.
 
     Args:
         bundle: A folder, or a bundle, that ``fuse_lora`` wrote.
@@ -106,7 +108,9 @@ def lora_weights(
     scale: float = 1.0,
     model: str = DENOISER,
 ) -> dict[str, Float]:
-    """The weights of one ONNX file that a LoRA changes, as they are with it: what a TensorRT plan is refitted with.
+    """The weights of one ONNX file that a LoRA changes, with the LoRA added.
+
+    ``stepfuse.export.tensorrt.refit_engine`` replaces those of a TensorRT plan by them.
 
     Args:
         bundle: As in ``fuse_lora``.
@@ -119,15 +123,16 @@ def lora_weights(
 
     Raises:
         ExportError: As in ``fuse_lora``.
+        ValueError: As in ``fuse_lora``.
     """
     loaded = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
     changes = _match(loaded, Lora.read(lora), scale, strict=True)
-    mine = [(change.place.weight, change) for change in changes if change.place.model == model]
+    mine = [(change.target.weight, change) for change in changes if change.target.model == model]
     return {weight.name: change.apply(weight.read()) for weight, change in mine}
 
 
 @dataclass(frozen=True)
-class _Place:
+class _TargetWeight:
     """A weight that a pair may change.
 
     Attributes:
@@ -151,19 +156,19 @@ class _Place:
 class _Change:
     """A weight and what is added to it."""
 
-    place: _Place
+    target: _TargetWeight
     pair: Pair
     scale: float
 
     @property
     def key(self) -> tuple[str, str]:
         """ONNX file and initializer."""
-        return self.place.model, self.place.weight.name
+        return self.target.model, self.target.weight.name
 
     def apply(self, values: Float) -> Float:
         """The weight with the pair added, in its own type."""
         delta = self.pair.delta(self.scale)
-        delta = delta.T if self.place.transposed else delta
+        delta = delta.T if self.target.transposed else delta
         with np.errstate(over="ignore"):
             changed: Float = (values.astype(np.float32) + delta.reshape(values.shape)).astype(values.dtype)
         if not np.isfinite(changed).all():
@@ -171,7 +176,7 @@ class _Change:
         return changed
 
 
-_Modules = Mapping[tuple[str, str], _Place]
+_Modules = Mapping[tuple[str, str], _TargetWeight]
 
 
 def _match(bundle: Bundle, lora: Lora, scale: float, strict: bool) -> list[_Change]:
@@ -184,14 +189,14 @@ def _match(bundle: Bundle, lora: Lora, scale: float, strict: bool) -> list[_Chan
     changes: dict[tuple[str, str], _Change] = {}
     unknown, misshapen, unread = list(lora.strays), [], 0
     for pair in lora.pairs:
-        place = modules.get((pair.part, pair.module))
-        if place is None and _is_unread(pair, modules):
+        target = modules.get((pair.part, pair.module))
+        if target is None and _is_unread(pair, modules):
             unread += 1
-        elif place is None:
+        elif target is None:
             unknown.append(pair.key)
-        elif place.sizes != pair.sizes:
-            misshapen.append(f"{pair.key} ({pair.sizes} for {place.sizes})")
-        elif (change := _Change(place, pair, scale)).key in changes:
+        elif target.sizes != pair.sizes:
+            misshapen.append(f"{pair.key} ({pair.sizes} for {target.sizes})")
+        elif (change := _Change(target, pair, scale)).key in changes:
             raise ExportError(f"{lora.name}: {pair.key} and {changes[change.key].pair.key} are the same weight")
         else:
             changes[change.key] = change
@@ -205,9 +210,9 @@ def _match(bundle: Bundle, lora: Lora, scale: float, strict: bool) -> list[_Chan
 
 
 def _is_unread(pair: Pair, modules: _Modules) -> bool:
-    """Whether it changes the layer after a text encoder's last, which pipelines of penultimate states do not read.
+    """Whether a pair changes a text encoder's last layer, which is not exported where penultimate states are used.
 
-    The whole layer is missing then, and the one before it has such a weight.
+    The whole layer is missing then, and the one before it has a weight of the same name and shape.
     """
     match = re.fullmatch(r"(.*layers_)(\d+)(_.*)", pair.module)
     if pair.part not in TEXT_PARTS or match is None:
@@ -218,21 +223,21 @@ def _is_unread(pair: Pair, modules: _Modules) -> bool:
 
 
 def _modules(bundle: Bundle) -> _Modules:
-    """Every weight by part and flat module name, under all names that it goes by."""
-    found: dict[tuple[str, str], _Place] = {}
+    """Every weight by part and flat module name, under each of its names."""
+    found: dict[tuple[str, str], _TargetWeight] = {}
     for model in (DENOISER, TEXT_ENCODER):
         if model not in bundle.files:
             continue
         weights, metadata = read_weights(bundle.path / model)
         transposed = transposed_weights(metadata)
-        parts: dict[str, dict[str, _Place]] = {}
+        parts: dict[str, dict[str, _TargetWeight]] = {}
         for name, weight in weights.items():
             if name.endswith(".weight") and weight.file.name in bundle.files:
                 part, module = _part_of(model, name.removesuffix(".weight"))
-                parts.setdefault(part, {})[module] = _Place(model, weight, name in transposed)
-        for part, places in parts.items():
-            names = names_of_denoiser(places) if model == DENOISER else names_of_text_encoder(places)
-            found |= {(part, alias): places[module] for alias, module in names.items()}
+                parts.setdefault(part, {})[module] = _TargetWeight(model, weight, name in transposed)
+        for part, targets in parts.items():
+            names = names_of_denoiser(targets) if model == DENOISER else names_of_text_encoder(targets)
+            found |= {(part, alias): targets[module] for alias, module in names.items()}
     return found
 
 
@@ -252,7 +257,7 @@ def _misfit(
         reasons.append(f"this pipeline has no {first_of(unknown)}")
     if misshapen:
         reasons.append(f"another shape have {first_of(misshapen)}")
-    width = next((place.sizes[1] for (_, name), place in modules.items() if _is_cross(name)), None)
+    width = next((target.sizes[1] for (_, name), target in modules.items() if _is_cross(name)), None)
     if (made_for := _made_for(lora, width)) is not None:
         here = f", and this network has cross-attention of width {width}" if width else ""
         reasons.append(f"it seems made for {made_for}{here}")
@@ -260,7 +265,7 @@ def _misfit(
 
 
 def _made_for(lora: Lora, width: int | None) -> str | None:
-    """What kind of network a LoRA tells of, unless it is of this one's width."""
+    """The base model that a LoRA was trained for, by its widths or names; None if it is not known to be another one."""
     for pair in lora.pairs:
         if _is_cross(pair.module) and (its := pair.sizes[1]) != width:
             return f"{_WIDTHS.get(its, 'another base')} (cross-attention of width {its})"
@@ -281,7 +286,7 @@ def _rewrite(
     change: Callable[[Path], None],
     overwrite: bool,
 ) -> Bundle:
-    """Writes a copy of a bundle with some weights changed in it; plans, which hold other weights, stay behind."""
+    """Writes a copy of a bundle and changes weights in it, without its plans, which have the old weights."""
     files = {name: bundle.path / name for name in bundle.files if not name.startswith(CACHE) and name != ORIGINALS}
     manifest = read_folder(bundle.path, verify=False)
     export = {key: value for key, value in bundle.export.items() if key != LORAS}
@@ -295,7 +300,7 @@ def _rewrite(
         copy_files(folder, files)
         change(folder)
 
-    written = write_folder(Path(out), manifest, fill, Bundle.load, overwrite=overwrite)
+    written = write_folder(Path(out), manifest, fill, partial(Bundle.load, verify=False), overwrite=overwrite)
     return replace(written, path=Path(out))
 
 

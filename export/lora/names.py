@@ -1,8 +1,8 @@
-"""What a network's modules are called by those who train LoRAs.
+"""Names of a network's modules in LoRA files.
 
-Trainers name a module as diffusers does, or as the first Stable Diffusion code did, with dots or underscores between
-the parts. A table of all these names of the modules that are there is exact, where turning a name's underscores into
-dots has to guess.
+Training scripts name a module as diffusers does, or as the first Stable Diffusion code did, with dots or underscores
+between the parts. A table of all these names of a network's modules is exact, while replacing a name's underscores by
+dots is ambiguous.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterable
 DENOISER_PART = "denoiser"
 TEXT_PARTS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 
-#: What stands before a module's name, by the part of the pipeline that it is in.
+#: Prefixes of modules' names, and the part of the pipeline that each stands for.
 _PREFIXES = {
     "lora_unet_": DENOISER_PART,
     "lora_transformer_": DENOISER_PART,
@@ -75,14 +75,14 @@ def flat(module: str) -> str:
 
 
 def names_of_denoiser(modules: Iterable[str]) -> dict[str, str]:
-    """All names that a denoiser's modules go by, flat, each with the module's own."""
+    """The module of a denoiser by each of its names, flat."""
     known = list(modules)
     found = {flat(old): module for module in known if (old := _original_name(module, known))}
     return found | {flat(module): module for module in known}
 
 
 def names_of_text_encoder(modules: Iterable[str]) -> dict[str, str]:
-    """The same for a text encoder, which transformers has with ``text_model.`` in front, or, of late, without."""
+    """The same for a text encoder, whose names begin with ``text_model.`` or, in later transformers, do not."""
     known = list(modules)
     found = {flat(f"text_model.{module}"): module for module in known}
     found |= {flat(module.removeprefix("text_model.")): module for module in known}
@@ -90,7 +90,7 @@ def names_of_text_encoder(modules: Iterable[str]) -> dict[str, str]:
 
 
 def _original_name(module: str, modules: list[str]) -> str | None:
-    """A UNet's module as the first Stable Diffusion code numbered it; None if it is none of those."""
+    """A UNet's module as the first Stable Diffusion code numbered it; None if that has no such module."""
     if module in _TOP:
         return _TOP[module]
     if match := _MIDDLE.fullmatch(module):

@@ -1,4 +1,4 @@
-"""What a bundle's weights were before its LoRAs, as a file of the bundle."""
+"""A bundle's original weights, from before its LoRAs, as a file of the bundle."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from stepfuse.export.onnx.initializers import Weight
 
 ORIGINALS = "lora_originals.safetensors"  # a file of the bundle
 LORAS = "loras"  # in a manifest's export entry: name, sha256, scale of each, the first fused first
-QUANTIZATION = "quantization"  # there too: what int8 was measured to be
+QUANTIZATION = "quantization"  # in the same entry: options and measurements of int8
 
 _DTYPES = {"F32": "<f4", "F16": "<f2"}
 
 
 def stored(bundle: Bundle) -> dict[tuple[str, str], Weight]:
-    """Where the values before any LoRA lie, by ONNX file and initializer; empty for a bundle without.
+    """The original weights, by ONNX file and initializer; empty for a bundle without LoRAs.
 
     Raises:
         BundleError: If the file is damaged.
@@ -44,7 +44,7 @@ def stored(bundle: Bundle) -> dict[tuple[str, str], Weight]:
 
 
 def store(path: Path, weights: Mapping[tuple[str, str], Weight]) -> None:
-    """Writes the values that these weights have now, one at a time, as a safetensors file."""
+    """Writes the present values of weights, one at a time, as a safetensors file."""
     header, end = {}, 0
     for (model, name), weight in weights.items():
         header[f"{model}/{name}"] = {

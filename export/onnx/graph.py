@@ -13,13 +13,13 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stepfuse.export.onnx.capture import translate
 from stepfuse.export.onnx.initializers import TRANSPOSED
 from stepfuse.export.onnx.inputs import Input as Input
 from stepfuse.export.onnx.inputs import first_sizes
 from stepfuse.export.onnx.onnx_file import write_onnx
 from stepfuse.export.onnx.parameters import drop_prefix, name_shared, simplify, transpose_weights
 from stepfuse.export.onnx.precision import FLOAT32_OPERATORS, PRECISIONS, to_float16
+from stepfuse.export.onnx.translation import translate
 
 try:
     import torch
@@ -31,7 +31,7 @@ OPSETS = (18, 23)
 
 @dataclass(frozen=True)
 class Report:
-    """What was written.
+    """What ``export_onnx`` has written.
 
     Attributes:
         files: The files by name: the graph, and its weights if they lie beside it.
@@ -75,13 +75,14 @@ def export_onnx(
         sizes: Values to try for each size that ``inputs`` name, at least 2; the graph is captured at the first.
         opset: ONNX operator set, 18 to 23.
         precision: ``float16`` makes weights and arithmetic float16; inputs and outputs stay as they are.
-        float32_operators: What stays float32 in a float16 graph, beside what a sine or cosine is taken of.
+        float32_operators: Operators that stay float32 in a float16 graph, beside those that compute the arguments of
+            sines and cosines.
         external: Whether weights lie in a file of their own; None: where they must, from 2 GB on.
         prefix: Taken off the front of parameters' names: that of a module inside ``module``.
 
     Raises:
         ExportError: If the module cannot be captured or translated, or the disk is too small.
-        ValueError: If an argument is out of bounds.
+        ValueError: If ``opset`` or ``precision`` is not supported, or ``sizes`` lacks a name that ``inputs`` have.
     """
     if not OPSETS[0] <= opset <= OPSETS[1]:
         raise ValueError(f"opset must be between {OPSETS[0]} and {OPSETS[1]}, got {opset}")

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from stepfuse.export.errors import ExportError
+from stepfuse.errors import ExportError
 
 Float = npt.NDArray[Any]  # float32 or float16
 
@@ -75,7 +75,7 @@ def read_weights(model: Path) -> tuple[dict[str, Weight], dict[str, str]]:
         model: The file; weights outside it must lie beside it.
 
     Raises:
-        ExportError: If it is no ONNX file, or points to a file elsewhere.
+        ExportError: If it is no ONNX file, or its weights are not beside it.
     """
     weights: dict[str, Weight] = {}
     metadata: dict[str, str] = {}
@@ -100,7 +100,7 @@ def transposed_weights(metadata: Mapping[str, str]) -> frozenset[str]:
     """Names of the parameters that a graph of ``stepfuse.export`` holds transposed, from its metadata.
 
     Raises:
-        ExportError: If the metadata does not say, as that of other exporters.
+        ExportError: If the metadata has no entry of them, as that of other exporters.
     """
     if TRANSPOSED not in metadata:
         raise ExportError(f"a graph must say which weights it holds transposed ({TRANSPOSED}): export it with stepfuse")
@@ -108,7 +108,7 @@ def transposed_weights(metadata: Mapping[str, str]) -> frozenset[str]:
 
 
 def _fields(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Number, first and past-the-last byte of each field of a message. A number's own bytes are its value."""
+    """Field number, first byte and end of the value of each field of a message."""
     at = start
     while at < end:
         key, at = _varint(data, at)
@@ -141,7 +141,7 @@ def _varint(data: mmap.mmap, at: int) -> tuple[int, int]:
 
 
 def _weight(data: mmap.mmap, start: int, end: int, model: Path) -> Weight | None:
-    """A tensor, if it is of a kind that can be changed in place."""
+    """A tensor, if it is float32 or float16 and its values are stored as they are in memory."""
     dims: list[int] = []
     outside: dict[str, str] = {}
     name, dtype, values = "", None, None

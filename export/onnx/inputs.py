@@ -1,4 +1,4 @@
-"""What a network is given: names, shapes and examples of it."""
+"""A network's inputs: their names, shapes and random examples."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Input:
         shape: Shape of one row: numbers, and names of sizes that a run may choose, such as ``"height"``, or
             ``"8*height"`` for a multiple of it.
         dtype: ``float32``, ``float16``, ``int64``, ``int32`` or ``bool``.
-        low: Least value that it is tried with.
-        high: Values that it is tried with are below this: the number of classes or of tokens. Without it, floats are
-            standard normal, and integers 0 or 1.
+        low: Least value of an example.
+        high: Values of an example are below this: the number of classes or of tokens. Without it, floats are standard
+            normal, and integers 0 or 1.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Input:
         return tuple(found)
 
     def example(self, rows: int, sizes: Mapping[str, int], rng: np.random.Generator) -> npt.NDArray[Any]:
-        """Random values of shape (rows, ...) that the network may be given."""
+        """Random values of shape (rows, ...)."""
         shape = (rows, *self.row_shape(sizes))
         if not self.dtype.startswith("float"):
             return rng.integers(int(self.low), 2 if self.high is None else int(self.high), shape).astype(self.dtype)

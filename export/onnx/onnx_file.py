@@ -1,4 +1,4 @@
-"""ONNX files written a weight at a time: at no moment is there a second copy of the weights."""
+"""ONNX files written a weight at a time, so that memory never holds a second copy of all weights."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import IO
 
-from stepfuse.export.errors import ExportError
+from stepfuse.errors import ExportError
 
 try:
     import onnx
@@ -23,7 +23,7 @@ _MODEL_GRAPH, _GRAPH_INITIALIZER, _TENSOR_RAW_DATA = 7, 5, 9  # field numbers of
 
 
 def write_onnx(model: ir.Model, path: Path, external: bool | None = None) -> tuple[list[Path], int]:
-    """Writes a model whose weights may be read only now.
+    """Writes a model; lazy weights are computed one at a time, as they are written.
 
     Args:
         model: The model.
@@ -34,7 +34,7 @@ def write_onnx(model: ir.Model, path: Path, external: bool | None = None) -> tup
         The files, and how many bytes of weights they hold.
 
     Raises:
-        ExportError: If the disk is too small; nothing is left of the files then.
+        ExportError: If the disk is too small, or a weight has no value; the files are removed then.
     """
     tensors = [_named(name, value) for name, value in model.graph.initializers.items()]
     weight_bytes = sum(tensor.nbytes for tensor in tensors)
@@ -71,7 +71,7 @@ def _named(name: str, value: ir.Value) -> ir.TensorProtocol:
 
 
 def _header(tensor: ir.TensorProtocol) -> onnx.TensorProto:
-    """All of a tensor but its values."""
+    """A tensor without its values."""
     return onnx.TensorProto(name=tensor.name, data_type=int(tensor.dtype), dims=tensor.shape.numpy())
 
 
@@ -85,9 +85,9 @@ def _write_data(data: Path, tensors: list[ir.TensorProtocol]) -> list[onnx.Tenso
             else:
                 stream.write(bytes(-stream.tell() % _ALIGNMENT))
                 header.data_location = onnx.TensorProto.EXTERNAL
-                place = {"location": data.name, "offset": stream.tell(), "length": tensor.nbytes}
+                region = {"location": data.name, "offset": stream.tell(), "length": tensor.nbytes}
                 header.external_data.extend(
-                    onnx.StringStringEntryProto(key=key, value=str(value)) for key, value in place.items()
+                    onnx.StringStringEntryProto(key=key, value=str(value)) for key, value in region.items()
                 )
                 stream.write(tensor.tobytes())
             headers.append(header)
@@ -108,7 +108,7 @@ def _without_weights(model: ir.Model) -> onnx.ModelProto:
 def _write_model(
     stream: IO[bytes], model: onnx.ModelProto, fragments: list[tuple[bytes, ir.TensorProtocol | None]]
 ) -> None:
-    """The model with its initializers, each the bytes of its header and the tensor whose values follow, if any do."""
+    """Writes the model with its initializers: the bytes of each one's header, and the values of its tensor if given."""
     graph = _bytes(model.graph)
     model.ClearField("graph")
     sizes = [
@@ -130,7 +130,7 @@ def _bytes(message: onnx.ModelProto | onnx.GraphProto | onnx.TensorProto) -> byt
 
 
 def _key(number: int, length: int) -> bytes:
-    """What stands before a length-delimited field: its number, its wire type and its length, as varints."""
+    """The prefix of a length-delimited field: its number, its wire type and its length, as varints."""
     return _varint(number << 3 | 2) + _varint(length)
 
 

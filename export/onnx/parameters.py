@@ -1,8 +1,8 @@
-"""Parameters of a model keep the names that torch gives them, whatever is simplified around them."""
+"""Simplifies a model without changing its parameters or the names that torch gives them."""
 
 from __future__ import annotations
 
-from stepfuse.export.onnx.capture import quiet
+from stepfuse.export.onnx.translation import quiet
 
 try:
     import onnx_ir as ir
@@ -21,7 +21,7 @@ def name_shared(model: ir.Model, module: torch.nn.Module) -> None:
 
 
 def transpose_weights(model: ir.Model) -> set[str]:
-    """Matrices that are only used transposed are stored so, as a view that is read when the file is written.
+    """Stores matrices that are only used transposed as their transpose, a view that is read when the file is written.
 
     Returns:
         Their names.
@@ -44,7 +44,7 @@ def transpose_weights(model: ir.Model) -> set[str]:
 
 
 def simplify(model: ir.Model) -> None:
-    """Folds constants and removes what is not needed, without touching parameters: what has no value stays."""
+    """Folds constants and removes unused nodes. Parameters have no value meanwhile, so that none is folded."""
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
     from onnxscript import optimizer
 
@@ -60,7 +60,7 @@ def simplify(model: ir.Model) -> None:
 
 
 def drop_prefix(model: ir.Model, transposed: set[str], prefix: str) -> set[str]:
-    """Shortens parameters' names, unless another value has the short one; gives those of ``transposed`` as they are."""
+    """Shortens parameters' names, unless another value has the short one; returns the new names of ``transposed``."""
     weights = model.graph.initializers
     taken = {value.name for node in model.graph for value in node.outputs}
     taken.update(value.name for value in model.graph.inputs)

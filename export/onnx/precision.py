@@ -1,4 +1,4 @@
-"""Float16 graphs: weights and arithmetic in half the bytes, except where half the digits are too few."""
+"""Float16 graphs: weights and arithmetic in float16, except where its precision or range is too small."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 
 import numpy as np
 
-from stepfuse.export.errors import ExportError
+from stepfuse.errors import ExportError
 
 try:
     import onnx_ir as ir
@@ -40,8 +40,8 @@ _LARGEST = float(np.finfo(np.float16).max)
 def to_float16(model: ir.Model, float32_operators: Collection[str] = FLOAT32_OPERATORS) -> dict[str, int]:
     """Turns the float32 values of a graph into float16, in place; its inputs and outputs stay float32.
 
-    What goes on in float32, between casts: the operators named; whatever a sine or cosine is taken of, because of a
-    timestep of 999 float16 keeps only half a radian; squares; and an operator between two such.
+    Between casts, these stay float32: the operators named; those that compute the argument of a sine or cosine, since
+    float16 rounds a timestep of 999 to half a radian; squares; and an operator between two of these.
 
     Args:
         model: The model; the type of every value must be known.
@@ -120,7 +120,7 @@ def _is_square(node: ir.Node) -> bool:
 
 
 def _halve(value: ir.Value) -> None:
-    """Float16 values, computed when the file is written. What is too large becomes the largest; infinity stays."""
+    """Float16 values, computed when the file is written. Finite ones are clamped to float16's range; infinity stays."""
     tensor = value.const_value
     if tensor is None:
         raise ExportError(f"{value.name} must have a value to become float16")
@@ -139,7 +139,7 @@ def _halve(value: ir.Value) -> None:
 
 
 def _retype(node: ir.Node) -> None:
-    """Operators that are told which type to give."""
+    """Changes the attributes by which an operator's output is float32."""
     name = _TYPE_ATTRIBUTES.get(node.op_type)
     if name is not None and name in node.attributes and node.attributes[name].as_int() == ir.DataType.FLOAT:
         node.attributes[name] = ir.AttrInt64(name, int(ir.DataType.FLOAT16))
@@ -186,9 +186,9 @@ def _cast(graph: ir.Graph, value: ir.Value, dtype: ir.DataType, first: ir.Node |
 
 
 def _guard_transposes(graph: ir.Graph) -> None:
-    """Puts a reshape that changes nothing after each transpose that moves the first axis to before the last.
+    """Inserts an identity reshape after each transpose that moves the first axis to before the last.
 
-    ONNX Runtime, from 1.24 or before to 1.31, folds such a one into a float16 product and then follows a null pointer:
+    ONNX Runtime, from 1.24 or before to 1.31, folds such a transpose into a float16 product and then crashes:
     https://github.com/microsoft/onnxruntime/issues/28392.
     """
     for node in list(graph):

@@ -1,10 +1,9 @@
-"""A torch module becomes a bundle: spec, convert, validate, and only then write."""
+"""A torch module becomes a bundle: exported into a new folder, compared with the module, then put in place."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,12 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from stepfuse.bundle.bundle import DENOISER, Bundle, write_bundle
+from stepfuse.bundle.bundle import DENOISER, Bundle, finish_bundle
 from stepfuse.bundle.cond_input import CondInput
-from stepfuse.bundle.folder import MANIFEST
+from stepfuse.bundle.folder import MANIFEST, new_folder
 from stepfuse.bundle.model_info import ModelInfo
-from stepfuse.export.errors import ExportError
-from stepfuse.export.onnx.denoiser import PREDICTION, SAMPLE, TIMESTEP, Denoiser, check_module
+from stepfuse.errors import ExportError
+from stepfuse.export.onnx.denoiser_module import PREDICTION, SAMPLE, TIMESTEP, DenoiserModule, check_module
 from stepfuse.export.onnx.graph import Report, export_onnx
 from stepfuse.export.onnx.inputs import Input, first_sizes
 from stepfuse.export.onnx.validate import TOLERANCES, require_trials, validate
@@ -51,22 +50,23 @@ def to_bundle(
     tolerance: float | None = None,
     overwrite: bool = False,
 ) -> Bundle:
-    """Writes a noise-prediction network as a bundle, once it was seen to give what the module gives.
+    """Writes a noise-prediction network as a bundle, and compares it with the module first.
 
     The graph is run in ONNX Runtime beside the module at each number of rows, on the same random inputs; a bundle whose
-    error is too large is not written, and nothing is left of a failed export. Weights are written one at a time.
+    error is too large is not put in place, and nothing is left of a failed export. Weights are written one at a time,
+    once, into a temporary folder beside ``out`` that is renamed to it.
 
     Args:
         module: Called as ``module(x, t, **cond)`` with x (R, *shape) float32, t (R,), and the conditioning inputs by
             name, each with leading R. It returns the prediction, shape of x, or an object with that as ``.sample``,
-            as diffusers' models do. Float32, on the CPU; it is as it was afterwards.
+            as diffusers' models do. Float32, on the CPU; it is not changed.
         shape: Shape of one sample, such as (C, H, W).
         schedule: Noise levels that the module was trained with.
         out: The folder to make.
         prediction_type: ``epsilon``, ``v_prediction``, ``sample``, or ``flow`` with a flow schedule.
         cond: Its conditioning inputs.
         timestep_dtype: ``float32``, or ``int64`` for a module that takes whole timesteps.
-        dynamic_size: Whether the last two sizes of a sample may be others; a number: multiples of it.
+        dynamic_size: Whether the last two sizes of a sample are free; a number: free multiples of it.
         precision: ``float32`` or ``float16``: weights and arithmetic in half the bytes, inputs and outputs float32.
             What stays float32 is ``stepfuse.export.onnx.precision.FLOAT32_OPERATORS`` and the arguments of sines and
             cosines.
@@ -86,8 +86,11 @@ def to_bundle(
         The bundle; ``bundle.export`` says how it was exported and the error that was found.
 
     Raises:
-        ExportError: If the module does not keep to the above, cannot be exported or reproduced, or the disk is full.
-        ValueError: If an argument is out of bounds.
+        ExportError: If ``module`` is not as described above, cannot be exported, or its graph's error is above the
+            tolerance; ``out`` is there already and is not to be replaced; or the disk is too small.
+        ValueError: If ``opset`` or ``precision`` is not supported, ``row_counts`` is empty or has a number below 1,
+            ``tolerance`` is not above 0, ``dynamic_size`` does not divide the last two sizes, ``cond`` has a name of
+            the network's own inputs, or ``ModelInfo`` refuses ``shape``, ``schedule`` or another argument of its own.
     """
     target, cond = Path(out), dict(cond or {})
     info = ModelInfo(
@@ -97,13 +100,12 @@ def to_bundle(
     require_trials(row_counts, tolerance)
     numbers = sum(tensor.numel() for tensor in module.state_dict().values())
     _check_target(target, overwrite, numbers * (2 if precision == "float16" else 4))
-    denoiser = Denoiser(module, tuple(cond))
+    denoiser = DenoiserModule(module, tuple(cond))
     check_module(denoiser, inputs, first_sizes(sizes))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}-export-", dir=target.parent) as scratch:
+    with new_folder(target, overwrite=overwrite) as folder:
         report = export_onnx(
             denoiser,
-            Path(scratch) / DENOISER,
+            folder.path / DENOISER,
             inputs,
             [PREDICTION],
             sizes=sizes,
@@ -123,26 +125,23 @@ def to_bundle(
             precision=precision,
         )
         try:
-            return write_bundle(
-                target,
+            return finish_bundle(
+                folder,
                 name=name or target.name,
                 info=info,
-                files=report.files,
                 provenance=provenance or f"exported from the torch module {type(module).__name__}",
                 licence=licence or "not stated",
                 export=_record(report, errors, row_counts, tolerance),
-                overwrite=overwrite,
             )
         except OSError as error:
             needed, free = report.weight_bytes / 1e9, shutil.disk_usage(target.parent).free / 1e9
             raise ExportError(
-                f"{target} cannot be written: {error}: it takes {needed:.2f} GB beside as much while it is copied,"
-                f" {free:.2f} GB are free"
+                f"{target} cannot be written: {error}: it takes {needed:.2f} GB, {free:.2f} GB are free"
             ) from error
 
 
 def _spec(info: ModelInfo, dynamic_size: bool | int) -> tuple[list[Input], dict[str, tuple[int, ...]]]:
-    """The network's inputs, and the sizes to try where it may draw several."""
+    """The network's inputs, and the sizes to compare at where height and width are free."""
     if taken := {SAMPLE, TIMESTEP, PREDICTION} & info.cond.keys():
         raise ValueError(f"cond must not be named {', '.join(sorted(taken))}: the network's own inputs are")
     shape: tuple[int | str, ...] = info.shape
@@ -170,16 +169,15 @@ def _cond_input(name: str, spec: CondInput) -> Input:
 
 
 def _check_target(target: Path, overwrite: bool, weight_bytes: int) -> None:
-    """What would be refused after minutes of exporting."""
+    """Refuses at once what would be refused after minutes of exporting."""
     if target.exists() and not overwrite:
         raise ExportError(f"{target} exists already: pass overwrite=True to replace it")
     if target.exists() and not (target / MANIFEST).is_file():
         raise ExportError(f"{target} has no {MANIFEST}: only a bundle is replaced")
     folder = next(parent for parent in target.absolute().parents if parent.exists())
-    if (free := shutil.disk_usage(folder).free) < 2 * weight_bytes:
+    if (free := shutil.disk_usage(folder).free) < weight_bytes:
         raise ExportError(
-            f"{folder} must have room for {2 * weight_bytes / 1e9:.3g} GB, the weights and as much while they are"
-            f" copied: {free / 1e9:.3g} GB are free"
+            f"{folder} must have room for {weight_bytes / 1e9:.3g} GB, the weights: {free / 1e9:.3g} GB are free"
         )
 
 

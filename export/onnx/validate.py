@@ -1,4 +1,4 @@
-"""An exported graph against the module that it was exported from."""
+"""Compares an exported graph with the module that it was exported from."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from stepfuse.export.errors import ExportError
-from stepfuse.export.onnx.capture import evaluating
+from stepfuse.errors import ExportError
 from stepfuse.export.onnx.inputs import Input
+from stepfuse.export.onnx.translation import evaluating
 
 try:
     import torch
@@ -23,7 +23,7 @@ except ImportError as error:
 if TYPE_CHECKING:
     import os
 
-_LARGE = 100_000_000  # bytes of a graph that is run with one copy of its weights; smaller ones as an engine runs them
+_LARGE = 100_000_000  # bytes; larger graphs are run with a single copy of their weights, smaller ones as engines do
 
 #: Worst error of an output relative to its largest magnitude. Float32: two libraries add up the same products in
 #: another order, through a hundred layers. Float16: each of these rounds to eleven bits, 5e-4.
@@ -40,7 +40,6 @@ def validate(
     row_counts: Sequence[int] = (1, 2, 3),
     tolerance: float | None = None,
     precision: str = "float32",
-    seed: int = 1,
 ) -> dict[str, float]:
     """Runs an exported graph in ONNX Runtime beside its module, on the same random inputs.
 
@@ -54,37 +53,36 @@ def validate(
         row_counts: Numbers of rows to try.
         tolerance: Largest error allowed of any output, relative to its largest magnitude; None: by ``precision``.
         precision: What the graph computes in.
-        seed: Of the inputs.
 
     Returns:
         The worst error of each output, relative to its largest magnitude.
 
     Raises:
         ExportError: If an error is above the tolerance, a shape differs, or a number is not finite.
-        ValueError: If there are no rows to try, or the tolerance is not above 0.
+        ValueError: As in ``require_trials``.
     """
     require_trials(row_counts, tolerance)
     limit = TOLERANCES[precision] if tolerance is None else tolerance
     session = _session(Path(path))
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(1)
     worst = dict.fromkeys(outputs, 0.0)
     chosen_sizes = _combinations(sizes)
     trials = [(rows, chosen_sizes[0]) for rows in row_counts] + [(row_counts[0], one) for one in chosen_sizes[1:]]
     for rows, chosen in trials:
         feed = {one.name: one.example(rows, chosen, rng) for one in inputs}
-        told = ", ".join([f"{rows} rows", *(f"{name} {size}" for name, size in chosen.items())])
+        trial = ", ".join([f"{rows} rows", *(f"{name} {size}" for name, size in chosen.items())])
         expected = _reference(module, list(feed.values()))
-        found = _run(session, outputs, feed, told)
+        found = _run(session, outputs, feed, trial)
         for name, ours, theirs in zip(outputs, found, expected, strict=True):
-            worst[name] = max(worst[name], _error(name, told, ours, theirs, limit))
+            worst[name] = max(worst[name], _error(name, trial, ours, theirs, limit))
     return worst
 
 
 def require_trials(row_counts: Sequence[int], tolerance: float | None) -> None:
-    """Checks what ``validate`` is asked for.
+    """Checks arguments of ``validate``.
 
     Raises:
-        ValueError: If it could not find an error.
+        ValueError: If ``row_counts`` is empty or has a number below 1, or ``tolerance`` is not above 0.
     """
     if not row_counts or min(row_counts) < 1:
         raise ValueError(f"row_counts must be one or more, each at least 1, got {tuple(row_counts)}")
@@ -96,7 +94,7 @@ def _session(path: Path) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.log_severity_level = 4
     if sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*")) >= _LARGE:
-        # What would copy the weights, rearranged for speed or cast to float32 all at once.
+        # Each of these would otherwise hold copies of the weights, rearranged for speed or cast to float32.
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
         options.enable_cpu_mem_arena = False
@@ -119,27 +117,27 @@ def _reference(module: torch.nn.Module, feed: list[npt.NDArray[Any]]) -> list[np
 
 
 def _run(
-    session: ort.InferenceSession, outputs: Sequence[str], feed: dict[str, npt.NDArray[Any]], told: str
+    session: ort.InferenceSession, outputs: Sequence[str], feed: dict[str, npt.NDArray[Any]], trial: str
 ) -> list[npt.NDArray[Any]]:
     taken = {one.name for one in session.get_inputs()}  # what a network does not use is not an input of its graph
     try:
         return list(session.run(list(outputs), {name: value for name, value in feed.items() if name in taken}))
     except Exception as error:
-        raise ExportError(f"the exported graph fails at {told}: {error}") from error
+        raise ExportError(f"the exported graph fails at {trial}: {error}") from error
 
 
-def _error(name: str, told: str, ours: npt.NDArray[Any], theirs: npt.NDArray[Any], limit: float) -> float:
+def _error(name: str, trial: str, ours: npt.NDArray[Any], theirs: npt.NDArray[Any], limit: float) -> float:
     if ours.shape != theirs.shape:
-        raise ExportError(f"{name} at {told}: shape must be {theirs.shape} as in torch, got {ours.shape}")
-    for who, values in (("the module", theirs), ("the exported graph", ours)):
+        raise ExportError(f"{name} at {trial}: shape must be {theirs.shape} as in torch, got {ours.shape}")
+    for source, values in (("the module", theirs), ("the exported graph", ours)):
         if not np.isfinite(values).all():
             bad = int(np.count_nonzero(~np.isfinite(values)))
-            raise ExportError(f"{name} at {told}: every number must be finite, got {bad} from {who} that are not")
+            raise ExportError(f"{name} at {trial}: every number must be finite, got {bad} from {source} that are not")
     scale = float(np.abs(theirs).max(initial=0.0)) or 1.0
     error = float(np.abs(ours.astype(np.float64) - theirs).max(initial=0.0)) / scale
     if error > limit:
         raise ExportError(
-            f"{name} at {told}: error must be at most {limit:g} of the largest magnitude, got {error:.3g}:"
+            f"{name} at {trial}: error must be at most {limit:g} of the largest magnitude, got {error:.3g}:"
             " nothing is written; pass tolerance= if that is near enough"
         )
     return error

@@ -1,4 +1,4 @@
-"""``DiTPipeline``: a transformer on a VAE's latents that is told a class (Peebles and Xie, 2023)."""
+"""``DiTPipeline``: a class-conditional transformer on a VAE's latents (Peebles and Xie, 2023)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 from stepfuse.bundle.cond_input import CondInput
 from stepfuse.bundle.pipeline_info import PipelineInfo
 from stepfuse.export.onnx.inputs import Input
-from stepfuse.export.pipelines.folder import Config, Folder
-from stepfuse.export.pipelines.parts import DENOISER, PREDICTION, SAMPLE, TIMESTEP, Part, Plan
+from stepfuse.export.pipelines.export_plan import DENOISER, PREDICTION, SAMPLE, TIMESTEP, ExportPart, ExportPlan
+from stepfuse.export.pipelines.pipeline_folder import Config, PipelineFolder
 from stepfuse.export.pipelines.size import Size, own_size
 from stepfuse.export.pipelines.vae import pixels_per_latent, vae_config, vae_parts
 
@@ -23,7 +23,7 @@ LABELS = "class_labels"
 DATA_RANGE = (-4.0, 4.0)
 
 
-class Denoiser(torch.nn.Module):
+class DiTModule(torch.nn.Module):
     """diffusers' ``DiTTransformer2DModel`` without the variance that it predicts beside the noise."""
 
     def __init__(self, transformer: Any) -> None:
@@ -37,11 +37,11 @@ class Denoiser(torch.nn.Module):
         return found[:, : self.channels]
 
 
-def plan(folder: Folder, size: Size) -> Plan:
-    """What becomes of the pipeline.
+def plan(folder: PipelineFolder, size: Size) -> ExportPlan:
+    """What is exported of the pipeline.
 
     Raises:
-        ExportError: If a component is not covered, or the size is none that it can draw.
+        ExportError: If a component is not covered, or ``size`` is none that the model takes.
     """
     config, vae = folder.config("transformer", KIND), vae_config(folder)
     config.require("norm_type", "'ada_norm_zero'", lambda value: value == "ada_norm_zero")
@@ -57,8 +57,8 @@ def plan(folder: Folder, size: Size) -> Plan:
         Input(LABELS, (), "int64", high=classes + 1),
     ]
     shape = (channels, height, width)
-    denoiser = Part(DENOISER, {"transformer": (KIND,)}, Denoiser, inputs, [PREDICTION], prefix="transformer.")
-    return Plan(
+    denoiser = ExportPart(DENOISER, {"transformer": (KIND,)}, DiTModule, inputs, [PREDICTION], prefix="transformer.")
+    return ExportPlan(
         shape,
         PipelineInfo(folder.class_name, pixels_per_latent=cell, size_multiple=cell, fixed_size=True),
         [denoiser, *vae_parts(vae, shape)],
@@ -68,10 +68,11 @@ def plan(folder: Folder, size: Size) -> Plan:
     )
 
 
-def _names(folder: Folder, config: Config) -> tuple[str, ...]:
-    """A name a class: the first of its labels; all of them where others have that one, too; its number if it has none.
+def _names(folder: PipelineFolder, config: Config) -> tuple[str, ...]:
+    """Names of the classes, all different; empty if the pipeline has no labels.
 
-    Empty if the pipeline has no labels.
+    A class is called by the first of its labels, by all of them where another class has that one too, and by its number
+    if it has none.
     """
     given = folder.index.get("id2label")
     if not isinstance(given, dict) or not given:

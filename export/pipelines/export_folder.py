@@ -1,4 +1,4 @@
-"""A diffusers pipeline's folder becomes a bundle: read the configurations, export part by part, and only then write."""
+"""A diffusers pipeline's folder becomes a bundle: planned from its configurations, then exported part by part."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import gc
 import logging
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -14,10 +13,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from stepfuse.bundle.bundle import Bundle, write_bundle
-from stepfuse.bundle.folder import MANIFEST
+from stepfuse.bundle.bundle import Bundle, finish_bundle
+from stepfuse.bundle.folder import MANIFEST, new_folder
 from stepfuse.bundle.model_info import ModelInfo
-from stepfuse.export.errors import ExportError
+from stepfuse.errors import ExportError
 from stepfuse.integrations.scheduler_config import SchedulerSettings
 
 try:
@@ -31,8 +30,8 @@ except ImportError as error:
 from stepfuse.export.onnx.graph import OPSETS, Report, export_onnx
 from stepfuse.export.onnx.precision import PRECISIONS
 from stepfuse.export.onnx.validate import validate
-from stepfuse.export.pipelines.folder import Folder
-from stepfuse.export.pipelines.parts import Part, Plan
+from stepfuse.export.pipelines.export_plan import ExportPart, ExportPlan
+from stepfuse.export.pipelines.pipeline_folder import PipelineFolder
 from stepfuse.export.pipelines.scheduler import read_settings
 
 #: The pipeline classes that can be exported, and the module in ``stepfuse.export.pipelines`` of each.
@@ -70,19 +69,20 @@ def from_diffusers(
     """Writes a folder that diffusers' ``save_pretrained`` has made as a bundle.
 
     Every network is run in ONNX Runtime beside the original on the same random inputs, and every tokenizer on the same
-    texts; a bundle whose error is too large is not written, and nothing is left of a failed export. Components are
-    loaded one at a time, text encoders together. Nothing is unpickled, and no hub is asked.
+    texts; a bundle whose error is too large is not put in place, and nothing is left of a failed export. Files are
+    written once, into a temporary folder beside ``out`` that is renamed to it. Components are loaded one at a time,
+    text encoders together. Nothing is unpickled, and no hub is asked.
 
     Args:
         path: The pipeline's folder; ``PIPELINES`` lists the classes that are covered.
         out: The folder to make.
         precision: ``float32`` or ``float16``: weights and arithmetic in half the bytes, inputs and outputs float32.
-            What overflows in float16 stays float32: a VAE that its pipeline runs so (``force_upcast`` of XL's), and
-            text encoders with a T5.
+            Graphs that overflow in float16 stay float32: a VAE that its pipeline runs in float32 (``force_upcast`` of
+            XL's), and text encoders with a T5.
         sampler: A sampler in the place of the pipeline's own scheduler, as if that were made ``from_config`` of it:
             ddim, ddpm, dpmpp_2m, lcm, heun, euler or euler_ancestral. The bundle takes any of them later, too.
         opset: ONNX operator set, 18 to 23.
-        size: What is drawn unless asked otherwise, in pixels: a side or (width, height); None is the model's own.
+        size: Default size of pictures in pixels: a side or (width, height); None is the model's own.
         name: The model's name; None is the folder's.
         tolerance: Largest error allowed of any output, relative to its largest magnitude; None is
             ``stepfuse.export.onnx.validate.TOLERANCES``.
@@ -95,65 +95,60 @@ def from_diffusers(
     Raises:
         ExportError: If the folder is incomplete, a class or setting in it is not covered, a file would have to be
             unpickled, a network cannot be reproduced, the disk is too small, or ``out`` is there already.
-        ValueError: If an argument is out of bounds.
+        ValueError: If ``precision`` or ``opset`` is not supported, or ``size`` is no whole number or pair of them.
     """
     target = Path(out)
     _check_arguments(precision, opset, size)
     if target.exists() and not (overwrite and (target / MANIFEST).is_file()):  # found now, not when all is exported
         rule = f"only a folder with a {MANIFEST} is replaced" if overwrite else "pass overwrite=True to replace it"
         raise ExportError(f"{target} exists already: {rule}")
-    folder = Folder(Path(path))
+    folder = PipelineFolder(Path(path))
     if folder.class_name not in PIPELINES:
         raise ExportError(f"{folder.path}: pipeline must be one of {', '.join(PIPELINES)}, got {folder.class_name}")
     settings = read_settings(folder, sampler)
     module = import_module(f"stepfuse.export.pipelines.{PIPELINES[folder.class_name]}")
-    plan: Plan = module.plan(folder, (size, size) if isinstance(size, int) else size)
+    plan: ExportPlan = module.plan(folder, (size, size) if isinstance(size, int) else size)
     for component in {component for part in plan.parts for component in part.components}:
         folder.weights(component)
     left_out = [component for component in LEFT_OUT if folder.has(component)]
     if left_out:
         logger.warning("%s: not exported: %s", folder.path, ", ".join(left_out))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}-export-", dir=target.parent) as scratch:
-        work = _Work(folder, Path(scratch), precision, opset, tolerance, progress or (lambda what, done, total: None))
+    with new_folder(target, overwrite=overwrite) as new:
+        work = _PipelineExport(
+            folder, new.path, precision, opset, tolerance, progress or (lambda what, done, total: None)
+        )
         try:
             record = work.run(plan)
-            return write_bundle(
-                target,
+            return finish_bundle(
+                new,
                 name=name or folder.path.resolve().name,
                 info=_model_info(plan, settings),
-                files=work.files,
                 provenance=_provenance(folder),
                 licence=folder.licence(),
                 pipeline=plan.pipeline,
                 export={**record, "left_out": left_out},
-                overwrite=overwrite,
             )
         except OSError as error:
             free = shutil.disk_usage(target.parent).free / 1e9
-            needed = sum(file.stat().st_size for file in work.files.values() if file.exists()) / 1e9
+            needed = sum(file.stat().st_size for file in new.path.iterdir()) / 1e9
             raise ExportError(
-                f"{target} cannot be written: {error}: it takes {needed:.2f} GB beside as much while it is copied,"
-                f" {free:.2f} GB are free"
+                f"{target} cannot be written: {error}: it takes {needed:.2f} GB and more, {free:.2f} GB are free"
             ) from error
 
 
 @dataclass
-class _Work:
-    """An export under way."""
+class _PipelineExport:
+    """An export in progress."""
 
-    folder: Folder
-    scratch: Path
+    folder: PipelineFolder
+    out: Path
     precision: str
     opset: int
     tolerance: float | None
     progress: Progress
 
-    def __post_init__(self) -> None:
-        self.files: dict[str, Path] = {}
-
-    def run(self, plan: Plan) -> dict[str, Any]:
-        """Exports and validates all parts, and returns what the manifest is to say of it."""
+    def run(self, plan: ExportPlan) -> dict[str, Any]:
+        """Exports and validates all parts, and returns the manifest's record of it."""
         total = 3 * len(plan.parts) + 1
         reports: dict[str, Report] = {}
         errors: dict[str, dict[str, float]] = {}
@@ -169,10 +164,8 @@ class _Work:
                 reports[part.file], errors[part.file] = self._export(part, loaded, done, total)
             except ExportError as error:
                 raise ExportError(f"{part.file}: {error}") from error
-            self.files |= reports[part.file].files
         for file, content in plan.tokenizers.items():
-            self.files[file] = self.scratch / file
-            self.files[file].write_text(content, encoding="utf-8")
+            (self.out / file).write_text(content, encoding="utf-8")
         self.progress("writing", total - 1, total)
         return {
             "opset": self.opset,
@@ -185,7 +178,7 @@ class _Work:
         }
 
     def _export(
-        self, part: Part, loaded: Mapping[str, torch.nn.Module], done: int, total: int
+        self, part: ExportPart, loaded: Mapping[str, torch.nn.Module], done: int, total: int
     ) -> tuple[Report, dict[str, float]]:
         """One graph, and the worst error of each of its outputs."""
         module = part.build(*(loaded[name] for name in part.components))
@@ -193,7 +186,7 @@ class _Work:
         self.progress(f"{part.file}: exporting", done + 1, total)
         report = export_onnx(
             module,
-            self.scratch / part.file,
+            self.out / part.file,
             part.inputs,
             part.outputs,
             sizes=part.sizes,
@@ -203,7 +196,7 @@ class _Work:
         )
         self.progress(f"{part.file}: comparing with torch", done + 2, total)
         errors = validate(
-            self.scratch / part.file,
+            self.out / part.file,
             module,
             part.inputs,
             part.outputs,
@@ -225,7 +218,7 @@ def _check_arguments(precision: str, opset: int, size: Any) -> None:
         raise ValueError(f"size must be a whole number of pixels or (width, height), got {size!r}")
 
 
-def _model_info(plan: Plan, settings: SchedulerSettings) -> ModelInfo:
+def _model_info(plan: ExportPlan, settings: SchedulerSettings) -> ModelInfo:
     steps = min(plan.defaults["steps"], settings.schedule.num_train_timesteps)
     return ModelInfo(
         plan.shape,
@@ -239,7 +232,7 @@ def _model_info(plan: Plan, settings: SchedulerSettings) -> ModelInfo:
     )
 
 
-def _provenance(folder: Folder) -> str:
-    said = folder.index.get("_name_or_path")
-    source = f", {said}" if isinstance(said, str) and said and not Path(said).is_absolute() else ""
+def _provenance(folder: PipelineFolder) -> str:
+    name = folder.index.get("_name_or_path")
+    source = f", {name}" if isinstance(name, str) and name and not Path(name).is_absolute() else ""
     return f"exported from diffusers' {folder.class_name} {folder.path.resolve().name}{source}"

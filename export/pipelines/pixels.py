@@ -1,12 +1,19 @@
-"""``DDPMPipeline`` and ``DDIMPipeline``: a UNet on pixels that is told nothing."""
+"""``DDPMPipeline`` and ``DDIMPipeline``: an unconditional UNet on pixels."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from stepfuse.bundle.pipeline_info import PipelineInfo
-from stepfuse.export.pipelines.folder import Folder
-from stepfuse.export.pipelines.parts import DENOISER, PREDICTION, Part, Plan, sample_inputs, trial_sizes
+from stepfuse.export.pipelines.export_plan import (
+    DENOISER,
+    PREDICTION,
+    ExportPart,
+    ExportPlan,
+    sample_inputs,
+    trial_sizes,
+)
+from stepfuse.export.pipelines.pipeline_folder import PipelineFolder
 from stepfuse.export.pipelines.size import Size, own_size
 
 try:
@@ -17,7 +24,7 @@ except ImportError as error:
 KIND = "UNet2DModel"
 
 
-class Denoiser(torch.nn.Module):
+class UNetModule(torch.nn.Module):
     """diffusers' ``UNet2DModel``."""
 
     def __init__(self, unet: Any) -> None:
@@ -29,11 +36,11 @@ class Denoiser(torch.nn.Module):
         return self.unet(sample, timestep, return_dict=False)[0]
 
 
-def plan(folder: Folder, size: Size) -> Plan:
-    """What becomes of the pipeline.
+def plan(folder: PipelineFolder, size: Size) -> ExportPlan:
+    """What is exported of the pipeline.
 
     Raises:
-        ExportError: If a component is not covered, or the size is none that it can draw.
+        ExportError: If a component is not covered, or ``size`` is none that the model takes.
     """
     config = folder.config("unet", KIND)
     config.require_none("class_embed_type", "num_class_embeds")
@@ -41,10 +48,10 @@ def plan(folder: Folder, size: Size) -> Plan:
     config.require("out_channels", f"in_channels, {channels}", lambda value: value == channels)
     multiple = 2 ** (len(config["block_out_channels"]) - 1)
     shape = (channels, *own_size(config, size, multiple))
-    denoiser = Part(
+    denoiser = ExportPart(
         DENOISER,
         {"unet": (KIND,)},
-        Denoiser,
+        UNetModule,
         sample_inputs(channels, multiple),
         [PREDICTION],
         trial_sizes(shape, multiple),
@@ -52,4 +59,4 @@ def plan(folder: Folder, size: Size) -> Plan:
     )
     steps = {"DDPMPipeline": 1000, "DDIMPipeline": 50}[folder.class_name]
     info = PipelineInfo(folder.class_name, pixels_per_latent=1, size_multiple=multiple)
-    return Plan(shape, info, [denoiser], defaults={"steps": steps})
+    return ExportPlan(shape, info, [denoiser], defaults={"steps": steps})

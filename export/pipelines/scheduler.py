@@ -1,11 +1,11 @@
-"""The pipeline's scheduler as a schedule and a sampler, or another sampler on its noise levels."""
+"""The pipeline's scheduler as a schedule and a sampler, or another sampler on the same noise levels."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from stepfuse.export.errors import ExportError
-from stepfuse.export.pipelines.folder import Folder
+from stepfuse.errors import ExportError
+from stepfuse.export.pipelines.pipeline_folder import PipelineFolder
 from stepfuse.integrations.scheduler_config import COVERED, SchedulerSettings, read_scheduler
 
 CLASSES = {
@@ -19,11 +19,11 @@ CLASSES = {
 }
 FLOW = {"euler": "FlowMatchEulerDiscreteScheduler"}
 
-_OWN = {"DDIMPipeline": "DDIMScheduler"}  # whatever was saved, it is made this
+_OWN = {"DDIMPipeline": "DDIMScheduler"}  # pipelines that convert the saved scheduler to a class of their own
 
 
-def read_settings(folder: Folder, sampler: str | None) -> SchedulerSettings:
-    """What the scheduler's configuration comes to.
+def read_settings(folder: PipelineFolder, sampler: str | None) -> SchedulerSettings:
+    """Reads the schedule and the sampler's settings from the scheduler's configuration.
 
     Args:
         folder: The pipeline.
@@ -31,7 +31,7 @@ def read_settings(folder: Folder, sampler: str | None) -> SchedulerSettings:
             its own.
 
     Raises:
-        ExportError: If a setting is not covered.
+        ExportError: If ``sampler`` is unknown, or the scheduler or a setting of it is not covered.
     """
     file = folder.path / "scheduler" / "scheduler_config.json"
     config = folder.json("scheduler", file.name)
@@ -48,13 +48,13 @@ def read_settings(folder: Folder, sampler: str | None) -> SchedulerSettings:
         raise ExportError(f"{file}: {error}") from error
 
 
-def _class_of(folder: Folder, config: dict[str, Any]) -> str:
+def _class_of(folder: PipelineFolder, config: dict[str, Any]) -> str:
     """The class that diffusers makes: model_index.json's; that of the file stays behind when a scheduler is swapped."""
     named = folder.index.get("scheduler")
     return str(named[1] if isinstance(named, list) and len(named) == 2 else config.get("_class_name"))
 
 
-def _overridden(folder: Folder, config: dict[str, Any]) -> dict[str, Any]:
+def _overridden(folder: PipelineFolder, config: dict[str, Any]) -> dict[str, Any]:
     """Entries that the pipeline's constructor changes, as diffusers 0.42 does."""
     if folder.class_name != "StableDiffusionPipeline":
         return {}

@@ -1,9 +1,9 @@
-"""The size that a bundle draws unless it is asked for another."""
+"""The default size of a bundle's samples."""
 
 from __future__ import annotations
 
-from stepfuse.export.errors import ExportError
-from stepfuse.export.pipelines.folder import Config
+from stepfuse.errors import ExportError
+from stepfuse.export.pipelines.pipeline_folder import Config
 
 #: Width and height in pixels; None is the model's own.
 Size = tuple[int, int] | None
@@ -14,13 +14,14 @@ def own_size(config: Config, size: Size, multiple: int, *, cell: int = 1, fixed:
 
     Args:
         config: The denoiser's; ``sample_size`` is a number, or height and width.
-        size: The size asked for.
+        size: The size asked for; None is the model's own.
         multiple: Sides of a sample are multiples of this.
         cell: Pixels a side of one cell of it.
         fixed: Whether the network takes no other size than its own.
 
     Raises:
-        ExportError: If the size is none that the model can draw.
+        ExportError: If ``size`` is not a multiple of the model's, or not its own where that is fixed; or it is None and
+            ``sample_size`` is not stated, or not a multiple.
     """
     given = config["sample_size"]
     if size is not None and not fixed:

@@ -7,8 +7,15 @@ from typing import Any
 from stepfuse.bundle.cond_input import CondInput
 from stepfuse.bundle.pipeline_info import PipelineInfo
 from stepfuse.export.onnx.inputs import Input
-from stepfuse.export.pipelines.folder import Folder
-from stepfuse.export.pipelines.parts import DENOISER, PREDICTION, Part, Plan, sample_inputs, trial_sizes
+from stepfuse.export.pipelines.export_plan import (
+    DENOISER,
+    PREDICTION,
+    ExportPart,
+    ExportPlan,
+    sample_inputs,
+    trial_sizes,
+)
+from stepfuse.export.pipelines.pipeline_folder import PipelineFolder
 from stepfuse.export.pipelines.size import Size, own_size
 from stepfuse.export.pipelines.text import CLIP, TextEncoders, read_encoder, text_part
 from stepfuse.export.pipelines.unet import KIND, size_multiple, unet_config
@@ -23,7 +30,7 @@ TEXT = "encoder_hidden_states"
 DATA_RANGE = (-4.0, 4.0)
 
 
-class Denoiser(torch.nn.Module):
+class TextUNetModule(torch.nn.Module):
     """diffusers' ``UNet2DConditionModel``."""
 
     def __init__(self, unet: Any) -> None:
@@ -46,11 +53,11 @@ class LastState(TextEncoders):
         return found.last_hidden_state
 
 
-def plan(folder: Folder, size: Size) -> Plan:
-    """What becomes of the pipeline.
+def plan(folder: PipelineFolder, size: Size) -> ExportPlan:
+    """What is exported of the pipeline.
 
     Raises:
-        ExportError: If a component is not covered, or the size is none that it can draw.
+        ExportError: If a component is not covered, or ``size`` is none that the model takes.
     """
     vae, encoder = vae_config(folder), read_encoder(folder, 1, [CLIP])
     config = unet_config(folder, vae, None)
@@ -59,16 +66,16 @@ def plan(folder: Folder, size: Size) -> Plan:
     channels, multiple, cell = config.number("in_channels"), size_multiple(config), pixels_per_latent(vae)
     shape = (channels, *own_size(config, size, multiple, cell=cell))
     text = (encoder.prompt.length, width)
-    denoiser = Part(
+    denoiser = ExportPart(
         DENOISER,
         {"unet": (KIND,)},
-        Denoiser,
+        TextUNetModule,
         [*sample_inputs(channels, multiple), Input(TEXT, text)],
         [PREDICTION],
         trial_sizes(shape, multiple),
         "unet.",
     )
-    return Plan(
+    return ExportPlan(
         shape,
         PipelineInfo(folder.class_name, (encoder.prompt,), pixels_per_latent=cell, size_multiple=cell * multiple),
         [text_part([encoder], LastState, [TEXT]), denoiser, *vae_parts(vae, shape)],

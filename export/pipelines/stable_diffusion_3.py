@@ -9,8 +9,15 @@ from typing import Any
 from stepfuse.bundle.cond_input import CondInput
 from stepfuse.bundle.pipeline_info import PipelineInfo
 from stepfuse.export.onnx.inputs import Input
-from stepfuse.export.pipelines.folder import Folder
-from stepfuse.export.pipelines.parts import DENOISER, PREDICTION, Part, Plan, sample_inputs, trial_sizes
+from stepfuse.export.pipelines.export_plan import (
+    DENOISER,
+    PREDICTION,
+    ExportPart,
+    ExportPlan,
+    sample_inputs,
+    trial_sizes,
+)
+from stepfuse.export.pipelines.pipeline_folder import PipelineFolder
 from stepfuse.export.pipelines.size import Size, own_size
 from stepfuse.export.pipelines.stable_diffusion import DATA_RANGE, TEXT
 from stepfuse.export.pipelines.text import CLIP_PROJECTED, T5, TextEncoders, read_encoder, text_part
@@ -26,7 +33,7 @@ POOLED = "pooled_projections"
 T5_LENGTH = 256  # max_sequence_length of the pipeline's call
 
 
-class Denoiser(torch.nn.Module):
+class SD3Module(torch.nn.Module):
     """diffusers' ``SD3Transformer2DModel``."""
 
     def __init__(self, transformer: Any) -> None:
@@ -49,7 +56,7 @@ class Denoiser(torch.nn.Module):
 def _crop(embedding: Any, height: int, width: int) -> torch.Tensor:
     """The middle of the position embeddings for a sample of this size, as diffusers' own ``cropped_pos_embed``.
 
-    That begins at ``(most - rows) // 2``, which torch rewrites to divide ``-rows``; but what it exports rounds
+    That begins at ``(most - rows) // 2``, which torch rewrites to divide ``-rows``, while the exported graph rounds
     quotients towards zero. Here no dividend is negative.
     """
     most, patch = embedding.pos_embed_max_size, embedding.patch_size
@@ -60,8 +67,8 @@ def _crop(embedding: Any, height: int, width: int) -> torch.Tensor:
     return cut.reshape(1, rows * columns, -1)
 
 
-class Joined(TextEncoders):
-    """Both CLIPs' last states but one side by side, filled up with zeros, then T5's, or zeros in its place."""
+class JoinedWithT5(TextEncoders):
+    """The penultimate states of both CLIPs side by side, padded with zeros, then T5's last states or zeros."""
 
     def __init__(self, encoders: Mapping[str, torch.nn.Module], *, width: int) -> None:
         super().__init__(encoders)
@@ -76,11 +83,11 @@ class Joined(TextEncoders):
         return torch.cat([text, rest], dim=-2), torch.cat([first.text_embeds, second.text_embeds], dim=-1)
 
 
-def plan(folder: Folder, size: Size) -> Plan:
-    """What becomes of the pipeline.
+def plan(folder: PipelineFolder, size: Size) -> ExportPlan:
+    """What is exported of the pipeline.
 
     Raises:
-        ExportError: If a component is not covered, or the size is none that it can draw.
+        ExportError: If a component is not covered, or ``size`` is none that the model takes.
     """
     config, vae = folder.config("transformer", KIND), vae_config(folder)
     encoders = [read_encoder(folder, 1, [CLIP_PROJECTED])]
@@ -100,16 +107,16 @@ def plan(folder: Folder, size: Size) -> Plan:
     config.require("out_channels", f"in_channels, {channels}", lambda value: value in (None, channels))
     shape = (channels, *own_size(config, size, patch, cell=cell))
     text = (length + T5_LENGTH, width)
-    denoiser = Part(
+    denoiser = ExportPart(
         DENOISER,
         {"transformer": (KIND,)},
-        Denoiser,
+        SD3Module,
         [*sample_inputs(channels, patch), Input(TEXT, text), Input(POOLED, (pooled,))],
         [PREDICTION],
         trial_sizes(shape, patch),
         "transformer.",
     )
-    return Plan(
+    return ExportPlan(
         shape,
         PipelineInfo(
             folder.class_name,
@@ -118,7 +125,7 @@ def plan(folder: Folder, size: Size) -> Plan:
             size_multiple=cell * patch,
             max_size=config.number("pos_embed_max_size") * patch * cell,
         ),
-        [text_part(encoders, Joined, [TEXT, POOLED], width=width), denoiser, *vae_parts(vae, shape)],
+        [text_part(encoders, JoinedWithT5, [TEXT, POOLED], width=width), denoiser, *vae_parts(vae, shape)],
         {TEXT: CondInput("float32", text, null=0.0), POOLED: CondInput("float32", (pooled,), null=0.0)},
         {"steps": 28, "guidance_scale": 7.0},
         {one.prompt.tokenizer: one.tokenizer for one in encoders},

@@ -1,4 +1,4 @@
-"""``StableDiffusionXLPipeline`` (Podell et al., 2023): two text encoders, a UNet that is told the picture's size."""
+"""``StableDiffusionXLPipeline`` (Podell et al., 2023): two text encoders, a UNet conditioned on the picture's size."""
 
 from __future__ import annotations
 
@@ -7,8 +7,15 @@ from typing import Any
 from stepfuse.bundle.cond_input import CondInput
 from stepfuse.bundle.pipeline_info import PipelineInfo
 from stepfuse.export.onnx.inputs import Input
-from stepfuse.export.pipelines.folder import Folder
-from stepfuse.export.pipelines.parts import DENOISER, PREDICTION, Part, Plan, sample_inputs, trial_sizes
+from stepfuse.export.pipelines.export_plan import (
+    DENOISER,
+    PREDICTION,
+    ExportPart,
+    ExportPlan,
+    sample_inputs,
+    trial_sizes,
+)
+from stepfuse.export.pipelines.pipeline_folder import PipelineFolder
 from stepfuse.export.pipelines.size import Size, own_size
 from stepfuse.export.pipelines.stable_diffusion import DATA_RANGE, TEXT
 from stepfuse.export.pipelines.text import CLIP, CLIP_PROJECTED, TextEncoders, read_encoder, text_part
@@ -23,7 +30,7 @@ except ImportError as error:
 POOLED, SIZE = "text_embeds", "time_ids"
 
 
-class Denoiser(torch.nn.Module):
+class XLUNetModule(torch.nn.Module):
     """diffusers' ``UNet2DConditionModel`` with what XL adds to it."""
 
     def __init__(self, unet: Any) -> None:
@@ -44,8 +51,8 @@ class Denoiser(torch.nn.Module):
         return found[0]
 
 
-class Joined(TextEncoders):
-    """The last states but one of all encoders side by side, and the last encoder's projected summary."""
+class JoinedEncoders(TextEncoders):
+    """The penultimate states of all encoders side by side, and the pooled projection of the last."""
 
     def forward(self, *ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Shape (R, L) for each encoder to (R, L, D) and (R, P)."""
@@ -53,11 +60,11 @@ class Joined(TextEncoders):
         return torch.cat([one.hidden_states[-2] for one in found], dim=-1), found[-1].text_embeds
 
 
-def plan(folder: Folder, size: Size) -> Plan:
-    """What becomes of the pipeline.
+def plan(folder: PipelineFolder, size: Size) -> ExportPlan:
+    """What is exported of the pipeline.
 
     Raises:
-        ExportError: If a component is not covered, or the size is none that it can draw.
+        ExportError: If a component is not covered, or ``size`` is none that the model takes.
     """
     vae = vae_config(folder)
     first = read_encoder(folder, 1, [CLIP])
@@ -66,21 +73,21 @@ def plan(folder: Folder, size: Size) -> Plan:
     width = sum(one.config.number("hidden_size") for one in encoders)
     pooled = encoders[-1].config.number("projection_dim")
     config.require("cross_attention_dim", f"{width}, the text encoders' width", lambda value: value == width)
-    told = pooled + 6 * config.number("addition_time_embed_dim")
-    config.require("projection_class_embeddings_input_dim", f"{told} for six sizes", lambda value: value == told)
+    added = pooled + 6 * config.number("addition_time_embed_dim")
+    config.require("projection_class_embeddings_input_dim", f"{added} for six sizes", lambda value: value == added)
     channels, multiple, cell = config.number("in_channels"), size_multiple(config), pixels_per_latent(vae)
     shape = (channels, *own_size(config, size, multiple, cell=cell))
     text = (encoders[-1].prompt.length, width)
-    denoiser = Part(
+    denoiser = ExportPart(
         DENOISER,
         {"unet": (KIND,)},
-        Denoiser,
+        XLUNetModule,
         [*sample_inputs(channels, multiple), Input(TEXT, text), Input(POOLED, (pooled,)), Input(SIZE, (6,), high=1024)],
         [PREDICTION],
         trial_sizes(shape, multiple),
         "unet.",
     )
-    return Plan(
+    return ExportPlan(
         shape,
         PipelineInfo(
             folder.class_name,
@@ -90,7 +97,7 @@ def plan(folder: Folder, size: Size) -> Plan:
             size_input=SIZE,
             zeros_without_negative=bool(folder.index.get("force_zeros_for_empty_prompt", True)),
         ),
-        [text_part(encoders, Joined, [TEXT, POOLED]), denoiser, *vae_parts(vae, shape, upcast=True)],
+        [text_part(encoders, JoinedEncoders, [TEXT, POOLED]), denoiser, *vae_parts(vae, shape, upcast=True)],
         {
             TEXT: CondInput("float32", text, null=0.0),
             POOLED: CondInput("float32", (pooled,), null=0.0),

@@ -1,4 +1,4 @@
-"""Text encoders as one graph: what a pipeline's ``encode_prompt`` gives for token ids."""
+"""A pipeline's text encoders as one graph, which maps token ids to what ``encode_prompt`` returns."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 from stepfuse.bundle.pipeline_info import TEXT_ENCODER, PromptInput
 from stepfuse.export.onnx.inputs import Input
-from stepfuse.export.pipelines.folder import Config, Folder
-from stepfuse.export.pipelines.parts import Part
+from stepfuse.export.pipelines.export_plan import ExportPart
+from stepfuse.export.pipelines.pipeline_folder import Config, PipelineFolder
 from stepfuse.export.pipelines.tokenizer import read_tokenizer
 
 try:
@@ -21,7 +21,7 @@ CLIP, CLIP_PROJECTED, T5 = "CLIPTextModel", "CLIPTextModelWithProjection", "T5En
 
 
 @dataclass(frozen=True)
-class Encoder:
+class TextEncoderInfo:
     """A text encoder and its tokenizer.
 
     Attributes:
@@ -49,12 +49,14 @@ class TextEncoders(torch.nn.Module):
             self.add_module(name, encoder)
 
     def encode(self, ids: Sequence[torch.Tensor]) -> list[Any]:
-        """What each gives, all hidden states among it."""
+        """Outputs of each encoder, with all hidden states."""
         each = zip(self.names, ids, strict=True)
         return [getattr(self, name)(one, output_hidden_states=True) for name, one in each]
 
 
-def read_encoder(folder: Folder, number: int, allowed: Sequence[str], length: int | None = None) -> Encoder:
+def read_encoder(
+    folder: PipelineFolder, number: int, allowed: Sequence[str], length: int | None = None
+) -> TextEncoderInfo:
     """The pipeline's n-th text encoder with its tokenizer, counted from 1.
 
     Args:
@@ -75,10 +77,12 @@ def read_encoder(folder: Folder, number: int, allowed: Sequence[str], length: in
     prompt = PromptInput(f"input_ids{suffix}", f"tokenizer{suffix}.json", found.length, found.pad_id)
     if (most := config.get("max_position_embeddings")) is not None:
         config.require("max_position_embeddings", f"at least {found.length}", lambda _: most >= found.length)
-    return Encoder(component, folder.kind(component, allowed), config, prompt, found.json)
+    return TextEncoderInfo(component, folder.kind(component, allowed), config, prompt, found.json)
 
 
-def text_part(encoders: Sequence[Encoder], kind: type[TextEncoders], outputs: Sequence[str], **options: Any) -> Part:
+def text_part(
+    encoders: Sequence[TextEncoderInfo], kind: type[TextEncoders], outputs: Sequence[str], **options: Any
+) -> ExportPart:
     """The graph of a pipeline's text encoders.
 
     With a T5 it stays float32: transformers, too, keeps part of T5 in float32 (``_keep_in_fp32_modules``) and clamps
@@ -91,4 +95,6 @@ def text_part(encoders: Sequence[Encoder], kind: type[TextEncoders], outputs: Se
 
     inputs = [Input(one.prompt.input, (one.prompt.length,), "int64", high=one.config["vocab_size"]) for one in encoders]
     float32 = any(one.kind == T5 for one in encoders)
-    return Part(TEXT_ENCODER, {one.component: (one.kind,) for one in encoders}, build, inputs, outputs, float32=float32)
+    return ExportPart(
+        TEXT_ENCODER, {one.component: (one.kind,) for one in encoders}, build, inputs, outputs, float32=float32
+    )

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from stepfuse.export.errors import ExportError
-from stepfuse.export.pipelines.folder import Folder
+from stepfuse.errors import ExportError
+from stepfuse.export.pipelines.pipeline_folder import PipelineFolder
 
 KINDS = ("CLIPTokenizer", "CLIPTokenizerFast", "T5Tokenizer", "T5TokenizerFast")
 
-#: What the file is tried with: nothing, case, spaces, digits, apostrophes, accents, other scripts, emoji, words that
-#: are special tokens, and more than any context.
+#: Texts that are compared: empty, with capitals, spaces, digits, apostrophes, accents, other scripts, emoji and special
+#: tokens, and longer than any context.
 TRIALS = (
     "",
     " ",
@@ -24,7 +24,7 @@ TRIALS = (
 )
 
 
-# Without any of these transformers makes a tokenizer that knows no words.
+# Without one of these sets of files transformers makes a tokenizer with an empty vocabulary.
 _VOCABULARIES = ({"tokenizer.json"}, {"vocab.json", "merges.txt"}, {"spiece.model"})
 
 
@@ -35,8 +35,8 @@ class TokenizerFile:
     Attributes:
         json: Content of its file.
         length: Tokens of its context.
-        pad_id: What fills it.
-        largest_id: The largest id that it gives.
+        pad_id: Id of the padding token.
+        largest_id: The largest id of its vocabulary.
     """
 
     json: str
@@ -45,7 +45,7 @@ class TokenizerFile:
     largest_id: int
 
 
-def read_tokenizer(folder: Folder, name: str, length: int | None = None) -> TokenizerFile:
+def read_tokenizer(folder: PipelineFolder, name: str, length: int | None = None) -> TokenizerFile:
     """Converts a tokenizer, and compares the ids of ``TRIALS``.
 
     Args:

@@ -1,19 +1,19 @@
-"""The conditional UNet of Stable Diffusion 1.x, 2.x and XL, as its configuration tells of it."""
+"""The configuration of the conditional UNet of Stable Diffusion 1.x, 2.x and XL, checked."""
 
 from __future__ import annotations
 
-from stepfuse.export.pipelines.folder import Config, Folder
+from stepfuse.export.pipelines.pipeline_folder import Config, PipelineFolder
 
 KIND = "UNet2DConditionModel"
 
 
-def unet_config(folder: Folder, vae: Config, addition: str | None) -> Config:
+def unet_config(folder: PipelineFolder, vae: Config, addition: str | None) -> Config:
     """The UNet's configuration.
 
     Args:
         folder: The pipeline.
         vae: The VAE's configuration.
-        addition: What it adds to the timestep's embedding.
+        addition: The ``addition_embed_type`` that it must have.
 
     Raises:
         ExportError: If it is missing or not covered.

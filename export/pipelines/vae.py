@@ -1,4 +1,4 @@
-"""The VAE's two halves, in the denoiser's units: scaling and shift are folded in."""
+"""The VAE's decoder and encoder, with the scaling and the shift of latents folded in."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 
 from stepfuse.bundle.pipeline_info import VAE_DECODER, VAE_ENCODER
 from stepfuse.export.onnx.inputs import Input
-from stepfuse.export.pipelines.folder import Config, Folder
-from stepfuse.export.pipelines.parts import Part
+from stepfuse.export.pipelines.export_plan import ExportPart
+from stepfuse.export.pipelines.pipeline_folder import Config, PipelineFolder
 
 try:
     import torch
@@ -18,13 +18,13 @@ except ImportError as error:
 KIND = "AutoencoderKL"
 
 
-class Decoder(torch.nn.Module):
-    """Pictures of samples.
+class VaeDecoder(torch.nn.Module):
+    """Decodes samples, in the denoiser's units, to pictures: ``sample = (latent - shift) * scale``.
 
     Args:
         vae: diffusers' ``AutoencoderKL``.
-        scale: A sample is its latent times this, (1, C, 1, 1), once the shift is taken off.
-        shift: That shift.
+        scale: Shape (1, C, 1, 1).
+        shift: Shape (1, C, 1, 1).
     """
 
     def __init__(self, vae: Any, scale: torch.Tensor, shift: torch.Tensor) -> None:
@@ -36,8 +36,8 @@ class Decoder(torch.nn.Module):
         return self.vae.decode(latent / self.scale + self.shift, return_dict=False)[0]
 
 
-class Encoder(Decoder):
-    """Samples of pictures."""
+class VaeEncoder(VaeDecoder):
+    """Encodes pictures to samples, in the denoiser's units."""
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Shape (R, 3, H, W) to mean and standard deviation of the posterior, (R, C, h, w) each."""
@@ -46,11 +46,11 @@ class Encoder(Decoder):
 
 
 def pixels_per_latent(vae: Config) -> int:
-    """Pixels a side of a cell: each level but the last halves the picture."""
+    """Pixels a side of a latent's cell: each level but the last halves the picture."""
     return int(2 ** (len(vae["block_out_channels"]) - 1))
 
 
-def vae_config(folder: Folder) -> Config:
+def vae_config(folder: PipelineFolder) -> Config:
     """The VAE's configuration.
 
     Raises:
@@ -62,13 +62,13 @@ def vae_config(folder: Folder) -> Config:
     return config
 
 
-def vae_parts(config: Config, shape: Sequence[int], *, upcast: bool = False) -> list[Part]:
-    """Decoder and encoder.
+def vae_parts(config: Config, shape: Sequence[int], *, upcast: bool = False) -> list[ExportPart]:
+    """VaeDecoder and encoder.
 
     Args:
         config: What ``vae_config`` returned.
-        shape: Of a sample at the model's own size.
-        upcast: Whether the pipeline runs the VAE in float32 where ``force_upcast`` says so.
+        shape: Shape of a sample at the model's own size.
+        upcast: Whether the pipeline runs the VAE in float32 if ``force_upcast`` is set.
     """
     channels, cell = config.number("latent_channels"), pixels_per_latent(config)
     scale, shift = (torch.tensor(one).reshape(1, -1, 1, 1) for one in _units(config))
@@ -76,16 +76,16 @@ def vae_parts(config: Config, shape: Sequence[int], *, upcast: bool = False) -> 
     float32 = upcast and bool(config["force_upcast"])
     cells = "" if cell == 1 else f"{cell}*"
 
-    def part(file: str, kind: type[Decoder], given: Input, outputs: Sequence[str]) -> Part:
-        return Part(
+    def part(file: str, kind: type[VaeDecoder], given: Input, outputs: Sequence[str]) -> ExportPart:
+        return ExportPart(
             file, {"vae": (KIND,)}, lambda vae: kind(vae, scale, shift), [given], outputs, small, "vae.", float32
         )
 
     latent = Input("latent", (channels, "height", "width"))
     image = Input("image", (3, f"{cells}height", f"{cells}width"))
     return [
-        part(VAE_DECODER, Decoder, latent, ["image"]),
-        part(VAE_ENCODER, Encoder, image, ["latent", "std"]),
+        part(VAE_DECODER, VaeDecoder, latent, ["image"]),
+        part(VAE_ENCODER, VaeEncoder, image, ["latent", "std"]),
     ]
 
 

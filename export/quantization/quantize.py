@@ -1,4 +1,4 @@
-"""Int8 bundles for the CPU, by ONNX Runtime's own quantiser, kept only where they are faster than what they replace."""
+"""Int8 bundles for the CPU, by ONNX Runtime's own quantiser, written only if they are faster than float32."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnxruntime as ort
 
-from stepfuse.bundle.bundle import DENOISER, Bundle, write_bundle
-from stepfuse.bundle.folder import CACHE
-from stepfuse.export.errors import ExportError
+from stepfuse.bundle.bundle import DENOISER, Bundle, finish_bundle
+from stepfuse.bundle.folder import CACHE, copy_files, new_folder
+from stepfuse.errors import ExportError
 from stepfuse.export.lora.store import ORIGINALS, QUANTIZATION
 from stepfuse.export.quantization.trial import Feed, record_runs, try_both
 
@@ -33,9 +33,9 @@ except ImportError as error:
 METHODS = ("static", "dynamic")
 CALIBRATIONS = ("percentile", "minmax", "entropy")
 
-#: What each method is worth doing to. Dynamic convolutions run as ConvInteger, slower than in float32.
+#: Operators that each method makes faster. Dynamic convolutions run as ConvInteger, slower than in float32.
 OPERATORS = {"static": ("Conv", "Gemm", "MatMul"), "dynamic": ("Gemm", "MatMul")}
-WORTH_IT = 1.05  # times as fast, at every number of rows: what medians of one idle machine resolve
+WORTH_IT = 1.05  # least speed-up at every number of rows: smaller ones are within the noise of medians
 PERCENTILE = 99.99
 _EXTERNAL_FROM = 1_900_000_000  # bytes of weights; a protobuf ends at 2 GiB
 
@@ -67,28 +67,28 @@ def quantize(
     """Writes a bundle whose denoiser computes in int8, if that is faster on this machine.
 
     Weights are int8 with a scale an output channel. ``static`` fixes the activations' scales beforehand, uint8, from
-    runs of the bundle itself, and suits convolutions; ``dynamic`` finds them anew in every forward, needs no runs, and
-    suits matrix products. Inputs, outputs and all other operators stay float32. It pays on CPUs with int8 dot
-    products (VNNI, Arm's dotprod); the result is a bundle for machines like this one.
+    runs of the bundle itself, and suits convolutions; ``dynamic`` computes them in every forward, needs no runs, and
+    suits matrix products. Inputs, outputs and all other operators stay float32. CPUs with int8 dot products (VNNI,
+    Arm's dotprod) are faster with it; the result is a bundle for machines like this one.
 
     Args:
         bundle: An embedded model's name, a folder, or a bundle, of a float32 network.
         out: The folder to make.
         method: ``static`` or ``dynamic``.
         operators: ONNX operators to quantise; None is ``OPERATORS[method]``.
-        keep: Names of nodes to leave in float32; None is the first and the last convolution, which touch the sample
-            itself and cost little.
+        keep: Names of nodes to leave in float32; None is the first and the last convolution, which read and write
+            samples and cost little.
         calibration: How ``static`` finds ranges: ``percentile`` (99.99 % of the values), ``minmax`` or ``entropy``.
         reduce_range: Whether weights take 7 bits, for AVX2 and AVX-512 without VNNI, whose sums of products saturate.
-        samples: Samples of each run that is recorded, all drawn together.
+        samples: Samples of each recorded run, in one batch.
         steps: Steps of these runs; None is the bundle's default, at most 20.
-        cond: What they are told, as in ``Engine.sample``; None takes class names in turn, where there are any. For a
-            pipeline with prompts: ``TextToImage.encode_prompt`` of as many prompts as ``samples``.
-        negative_cond: What their unconditional passes are told, as in ``Engine.sample``.
-        seed: Of the run that calibrates; that which is measured has the next one.
+        cond: Their conditioning, as in ``Engine.sample``; None cycles through the class names, where there are any. For
+            a pipeline with prompts: ``TextToImage.encode_prompt`` of as many prompts as ``samples``.
+        negative_cond: Their negative conditioning, as in ``Engine.sample``.
+        seed: Seed of the run that calibrates; the run that is measured has the next one.
         rows: Numbers of rows at which it must be faster.
-        rounds: Forwards of each network at each, taken in turn.
-        threads: Of ONNX Runtime; 0 is a thread a core.
+        rounds: Forwards of each network at each number of rows; the two networks alternate.
+        threads: Threads of ONNX Runtime; 0 is a thread a core.
         judge: Also measures the Fréchet distance of images to real ones, before and after.
         reference: Moments of the real data's features, where ``judge`` is a function and no ``Judge``.
         judged_samples: Images of each distance.
@@ -100,10 +100,12 @@ def quantize(
         The bundle; ``export["quantization"]`` of its manifest has what was measured.
 
     Raises:
-        ExportError: If it is not faster and ``force`` is not set; the message has the figures. Also if nothing was
-            there to quantise, or its predictions are not finite.
-        BundleError: If the bundle cannot be used, or ``out`` is there already.
-        ValueError: If a bound is broken; the message carries the value received.
+        ExportError: If int8 is not faster and ``force`` is not set; the message has the figures. Also if the bundle is
+            not float32 or is quantised already, ``keep`` or ``operators`` names nothing of the network, ``cond`` is
+            needed, predictions are not finite, or ``out`` is there already and is not to be replaced.
+        BundleError: If the bundle cannot be used, or ``out`` is there already and no bundle.
+        ValueError: If ``method`` or ``calibration`` is unknown, ``samples``, ``rounds`` or a number of rows is below 1,
+            or ``rows`` is empty.
     """
     loaded = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
     _check(loaded, method, calibration, samples, rows, rounds)
@@ -120,8 +122,8 @@ def quantize(
         )
         for index in range(2)
     ]
-    with tempfile.TemporaryDirectory(prefix="stepfuse-") as folder:
-        network = Path(folder) / DENOISER
+    with new_folder(Path(out), overwrite=overwrite) as folder:
+        network = folder.path / DENOISER
         options: dict[str, Any] = {
             "operators": list(OPERATORS[method] if operators is None else operators),
             "reduce_range": reduce_range,
@@ -145,7 +147,7 @@ def quantize(
                 f"{method} int8 must be at least {WORTH_IT} times as fast as float32 on this machine, got"
                 f" {trial.describe()}: keep the float32 bundle, try method={_other(method)!r}, or pass force=True"
             )
-        noted = {
+        record = {
             "method": method,
             **options,
             "kept_float32": kept,
@@ -155,18 +157,16 @@ def quantize(
             "faster": not slow,
             **trial.figures,
         }
-        left = [one for one in loaded.files if not one.startswith((DENOISER, CACHE)) and one != ORIGINALS]
-        files = {one: loaded.path / one for one in left} | {file.name: file for file in Path(folder).iterdir()}
-        return write_bundle(
-            out,
+        others = [one for one in loaded.files if not one.startswith((DENOISER, CACHE)) and one != ORIGINALS]
+        copy_files(folder.path, {one: loaded.path / one for one in others})
+        return finish_bundle(
+            folder,
             name=f"{loaded.name}-int8" if name is None else name,
             info=loaded.info,
-            files=files,
             provenance=loaded.provenance,
             licence=loaded.licence,
             pipeline=loaded.pipeline,
-            export={**loaded.export, QUANTIZATION: noted},
-            overwrite=overwrite,
+            export={**loaded.export, QUANTIZATION: record},
         )
 
 
@@ -185,7 +185,7 @@ def _check(bundle: Bundle, method: str, calibration: str, samples: int, rows: Se
 
 
 def _require_room(out: str | os.PathLike[str], overwrite: bool) -> None:
-    """Refuses before the minutes of work what ``write_bundle`` would refuse after them."""
+    """Refuses before the minutes of work what ``new_folder`` would refuse after them."""
     if Path(out).exists() and not overwrite:
         raise ExportError(f"{Path(out)} exists already: pass overwrite=True to replace it")
 
@@ -203,7 +203,7 @@ def _write_int8(
     feeds: Sequence[Feed],
     options: Mapping[str, Any],
 ) -> list[str]:
-    """Writes the quantised network; returns the names of the nodes that were kept in float32."""
+    """Writes the quantised network; returns the names of the nodes that stay float32."""
     model = onnx.load(source, load_external_data=False)
     if any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in model.graph.initializer):
         raise ExportError(f"{source}: weights must be float32, got float16: export with precision='float32' first")
@@ -264,7 +264,7 @@ def _kept(nodes: Sequence[Any], keep: Sequence[str] | None, operators: Sequence[
 
 
 def _reader(feeds: Sequence[Feed]) -> Any:
-    """The feeds as ONNX Runtime's calibration asks for them, a range at a time."""
+    """A ``CalibrationDataReader`` of the feeds."""
 
     class Reader(ort_quantization.CalibrationDataReader):
         def __init__(self) -> None:
@@ -285,7 +285,7 @@ def _reader(feeds: Sequence[Feed]) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps what the quantiser prints, and logs as the root logger, off the terminal."""
+    """Suppresses what the quantiser prints, and what it logs by the root logger below errors."""
     root, handler = logging.getLogger(), logging.NullHandler()
 
     def refuse(record: logging.LogRecord) -> bool:

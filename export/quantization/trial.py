@@ -1,4 +1,4 @@
-"""What a quantised network is worth: its time and its error against the network that it replaces."""
+"""A quantised network beside the float32 one: times, errors of predictions and images, distances to real images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from stepfuse.backends.host.onnxruntime import PREDICTION, SAMPLE, TIMESTEP, ope
 from stepfuse.bundle.bundle import Bundle
 from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.engine import Engine
-from stepfuse.export.errors import ExportError
+from stepfuse.errors import ExportError
 from stepfuse.requests.resolution import default_steps
 from stepfuse.serving.config import Serving
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 Feed = Mapping[str, Array]
 
-MOST_STEPS = 20  # of a recorded run that is not told how many: noise levels enough, forwards few
+MOST_STEPS = 20  # of a recorded run by default: enough noise levels at few forwards
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Runs:
     """A recorded run of a bundle.
 
     Attributes:
-        feeds: What each forward was given, by input name.
-        arguments: Of ``Engine.sample``, to draw the same again.
-        images: What came out, (samples, *shape).
+        feeds: The inputs of each forward, by name.
+        arguments: Arguments of ``Engine.sample``, to repeat the run.
+        images: Its samples, (samples, *shape).
     """
 
     feeds: Sequence[Feed]
@@ -46,7 +46,7 @@ class Runs:
 
 @dataclass(frozen=True)
 class Trial:
-    """Two networks side by side.
+    """Measurements of the float32 network and the int8 one.
 
     Attributes:
         milliseconds: Median of a forward by number of rows, float32 and int8.
@@ -99,24 +99,24 @@ def record_runs(
     negative_cond: Any = None,
     threads: int = 0,
 ) -> Runs:
-    """Draws samples by the bundle's defaults, and keeps what the network was given.
+    """Samples a batch by the bundle's defaults, and keeps the inputs of every forward.
 
     Args:
         bundle: The bundle.
-        samples: How many, drawn together.
-        steps: Of each; None is the default, at most 20.
-        cond: What they are told; None takes class names in turn, where there are any.
-        seed: Of the first.
-        negative_cond: What unconditional passes are told.
-        threads: Of ONNX Runtime.
+        samples: Size of the batch.
+        steps: Steps of each sample; None is the default, at most 20.
+        cond: Their conditioning; None cycles through the class names, where there are any.
+        seed: Seed of the first sample.
+        negative_cond: Their negative conditioning.
+        threads: Threads of ONNX Runtime.
 
     Raises:
-        ExportError: If the network wants to be told more than classes, and ``cond`` is None.
+        ExportError: If ``cond`` is None and the network has other conditioning than a class with names.
     """
     if steps is None:
         steps = min(default_steps(bundle.info, str(bundle.info.defaults.get("sampler", ""))), MOST_STEPS)
-    told = _classes(bundle, samples) if cond is None else cond
-    arguments: dict[str, Any] = {"n": samples, "cond": told, "steps": steps, "seed": seed}
+    conditioning = _classes(bundle, samples) if cond is None else cond
+    arguments: dict[str, Any] = {"n": samples, "cond": conditioning, "steps": steps, "seed": seed}
     if negative_cond is not None:
         arguments["negative_cond"] = negative_cond
     session = open_session(bundle.denoiser, threads=threads)
@@ -145,30 +145,30 @@ def try_both(
     reference: Statistics | None = None,
     judged_samples: int = 1000,
 ) -> Trial:
-    """Runs the bundle's network and another in turn.
+    """Measures the bundle's network and its int8 version.
 
     Args:
         bundle: The bundle.
-        network: The other network's ONNX file, with the same inputs and output.
+        network: The int8 network's ONNX file, with the same inputs and output.
         runs: A run of the bundle, other than that which calibrated.
         rows: Numbers of rows to time.
-        rounds: Forwards of each.
-        threads: Of ONNX Runtime.
-        cond: What judged images are told, as in ``record_runs``.
+        rounds: Forwards of each network at each number of rows.
+        threads: Threads of ONNX Runtime.
+        cond: Conditioning of the judged images, as in ``record_runs``.
         judge: Measures the distance of images to real ones.
         reference: As in ``quantize``.
         judged_samples: Images of each distance.
 
     Raises:
-        ExportError: If the other network's predictions are not finite.
+        ExportError: If predictions of the int8 network are not finite; or ``cond`` is needed, as in ``record_runs``.
     """
     sessions = [open_session(file, threads=threads, spinning=False) for file in (bundle.denoiser, network)]
     errors = [_relative_error(*(_predict(session, feed) for session in sessions)) for feed in runs.feeds]
     if not np.isfinite(errors).all():
         raise ExportError(f"{network.name}: int8 predictions must be finite, got NaN or infinity")
-    times = {count: _in_turn(sessions, _rows_of(runs.feeds, count), rounds) for count in rows}
+    times = {count: _alternately(sessions, _rows_of(runs.feeds, count), rounds) for count in rows}
 
-    def draw(session: Any, arguments: Mapping[str, Any]) -> Array:
+    def sample(session: Any, arguments: Mapping[str, Any]) -> Array:
         def forward(x: Array, t: Array, given: Mapping[str, Array]) -> Array:
             return _predict(session, {SAMPLE: x, TIMESTEP: t, **given})
 
@@ -176,14 +176,16 @@ def try_both(
             return engine.sample(**arguments)
 
     low, high = bundle.info.data_range
-    difference = draw(sessions[1], runs.arguments) - runs.images
+    difference = sample(sessions[1], runs.arguments) - runs.images
     distances = None
     if judge is not None:
-        told = _classes(bundle, judged_samples) if cond is None else _repeated(bundle.info, cond, judged_samples)
-        arguments = {**runs.arguments, "n": judged_samples, "cond": told}
+        conditioning = (
+            _classes(bundle, judged_samples) if cond is None else _repeated(bundle.info, cond, judged_samples)
+        )
+        arguments = {**runs.arguments, "n": judged_samples, "cond": conditioning}
         if "negative_cond" in arguments:
             arguments["negative_cond"] = _repeated(bundle.info, arguments["negative_cond"], judged_samples)
-        before, after = (_distance(draw(session, arguments), judge, reference) for session in sessions)
+        before, after = (_distance(sample(session, arguments), judge, reference) for session in sessions)
         distances = (before, after)
     return Trial(times, errors, float(np.sqrt(np.mean(difference**2)) / (high - low)), distances)
 
@@ -198,26 +200,26 @@ def _distance(images: Array, judge: Judge | FeatureFunction, reference: Statisti
 
 
 def _classes(bundle: Bundle, samples: int) -> Any:
-    """A class each in turn, for a network that is told a class; None for one that is told nothing."""
+    """Classes, cycled through, for a class-conditional network; None for an unconditional one."""
     inputs = list(bundle.info.cond.values())
     if not inputs:
         return None
     if len(inputs) == 1 and inputs[0].names:
         return [index % len(inputs[0].names) for index in range(samples)]
     raise ExportError(
-        f"cond must say what the runs are told, which calibrate and measure: this network takes"
+        f"cond must give the conditioning of the runs that calibrate and measure: this network takes"
         f" {', '.join(bundle.info.cond)}, without class names"
     )
 
 
-def _repeated(info: ModelInfo, told: Any, count: int) -> Any:
-    """What a few samples are told, for more of them in turn; what all are told stays."""
-    if isinstance(told, Mapping):
-        return {name: _in_order(info.cond[name].shape, value, count) for name, value in told.items()}
-    return _in_order(next(iter(info.cond.values())).shape, told, count)
+def _repeated(info: ModelInfo, conditioning: Any, count: int) -> Any:
+    """Conditioning of a few samples, cycled through for ``count`` of them; a value for all of them stays one."""
+    if isinstance(conditioning, Mapping):
+        return {name: _cycled(info.cond[name].shape, value, count) for name, value in conditioning.items()}
+    return _cycled(next(iter(info.cond.values())).shape, conditioning, count)
 
 
-def _in_order(shape: tuple[int, ...], values: Any, count: int) -> Any:
+def _cycled(shape: tuple[int, ...], values: Any, count: int) -> Any:
     if isinstance(values, str) or np.ndim(values) <= len(shape):
         return values
     return [values[index % len(values)] for index in range(count)]
@@ -243,15 +245,15 @@ def _rows_of(feeds: Sequence[Feed], count: int) -> Feed:
     return {name: np.resize(values, (count, *values.shape[1:])) for name, values in feed.items()}
 
 
-def _in_turn(sessions: Sequence[Any], feed: Feed, rounds: int) -> tuple[float, float]:
-    """Median milliseconds of each, taken in turn so that both meet the same machine."""
+def _alternately(sessions: Sequence[Any], feed: Feed, rounds: int) -> tuple[float, float]:
+    """Median milliseconds of each session; they alternate, so that a machine's load slows both."""
     seconds = np.empty((rounds, 2))
     for session in sessions:
         _predict(session, feed)
-    for turn in range(rounds):
-        for index in (0, 1) if turn % 2 else (1, 0):
+    for round_index in range(rounds):
+        for index in (0, 1) if round_index % 2 else (1, 0):
             began = time.perf_counter()
             _predict(sessions[index], feed)
-            seconds[turn, index] = time.perf_counter() - began
+            seconds[round_index, index] = time.perf_counter() - began
     before, after = 1e3 * np.median(seconds, axis=0)
     return float(before), float(after)

@@ -1,4 +1,4 @@
-"""TensorRT plans of a bundle's networks: built, cached by what they depend on, refitted."""
+"""TensorRT plans of a bundle's networks: built, cached by all that they depend on, refitted with other weights."""
 
 from stepfuse.export.tensorrt.build import build_plan
 from stepfuse.export.tensorrt.cache import load_plan, plan_for, remove_plans

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from stepfuse.bundle.bundle import DENOISER
-from stepfuse.export.errors import ExportError
-from stepfuse.export.tensorrt.listeners import Progress, monitor_for
+from stepfuse.errors import PlanError
+from stepfuse.export.tensorrt.progress import BuildProgress, monitor_for
 from stepfuse.tensorrt.library import Library, find_library
 from stepfuse.tensorrt.logger import logger_for
 from stepfuse.tensorrt.options import Options
@@ -45,14 +45,15 @@ def build_plan(
         target: What it runs on; None: the GPU of this machine.
         options: How it is built.
         library: The TensorRT that builds it; None: the first that is installed.
-        pixels_per_cell: Pixels a side of one cell of a sample, where profiles speak of pictures.
+        pixels_per_cell: Pixels a side of one cell of a sample, for the sizes in ``profiles``.
         timing_cache: A file that measured kernels are read from and added to; ``tensorrt_rtx`` measures none.
-        progress: Whether bars are drawn on standard error.
+        progress: Whether progress bars are shown on standard error.
         source: Digest of the file and its weights, if it is known; None: it is computed.
 
     Raises:
-        ExportError: If TensorRT cannot parse or build the network, in its own words; or ``target`` is None and there is
-            no GPU.
+        PlanError: If ``onnx`` is no file, TensorRT cannot parse or build the network, or a profile or an option does
+            not suit it; or ``target`` is None and there is no GPU.
+        ValueError: If ``profiles`` is empty.
         ImportError: If no TensorRT is installed.
     """
     file, library, options = Path(onnx), library or find_library(), options or Options()
@@ -60,7 +61,7 @@ def build_plan(
     if not profiles:
         raise ValueError("profiles must hold at least one, got none")
     if not file.is_file():
-        raise ExportError(f"{file} must be an ONNX file: there is none")
+        raise PlanError(f"{file} must be an ONNX file: there is none")
     key = PlanKey(
         network=file.name,
         source=source or digest_of(file),
@@ -77,7 +78,7 @@ def build_plan(
     builder = trt.Builder(logger)
     config = builder.create_builder_config()
     options.configure(config, library, target)
-    if library.is_rtx and file.name == DENOISER:  # it runs in captured graphs, where none of its layers may allocate
+    if library.is_rtx and file.name == DENOISER:  # captured graphs run it: no layer may allocate
         config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     network = parse(trt, builder, file, logger)
     for profile in profiles:
@@ -85,7 +86,7 @@ def build_plan(
     with _timings(config, library, timing_cache):
         data = _build(trt, builder, network, config, logger, f"{file.name} for {target}" if progress else None)
     if data is None:
-        raise ExportError(_refusal(file, options, target, logger.errors))
+        raise PlanError(_refusal(file, options, target, logger.errors))
     seconds = time.perf_counter() - began
     log.info("built a plan of %.1f MB from %s for %s in %.1f s", data.nbytes / 1e6, file, target, seconds)
     return Plan(key, data, seconds)
@@ -95,22 +96,22 @@ def parse(trt: Any, builder: Any, file: Path, logger: Any) -> Any:
     """Parses an ONNX file into a strongly typed network.
 
     Raises:
-        ExportError: If TensorRT cannot; the message names the node and says why in TensorRT's words.
+        PlanError: If TensorRT cannot parse it, in TensorRT's words and with the node's name; or it has no outputs.
     """
     flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     network = builder.create_network(flags)
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(os.fspath(file)):
         errors = [parser.get_error(index) for index in range(parser.num_errors)]
-        told = [f"node {one.node_name() or one.node()!r} ({one.node_operator()}): {one.desc()}" for one in errors]
-        raise ExportError(f"{file}: TensorRT cannot parse it: {'; '.join(told or logger.errors)}")
+        reasons = [f"node {one.node_name() or one.node()!r} ({one.node_operator()}): {one.desc()}" for one in errors]
+        raise PlanError(f"{file}: TensorRT cannot parse it: {'; '.join(reasons or logger.errors)}")
     if network.num_outputs == 0:  # bytes that are no ONNX at all may parse as an empty model
-        raise ExportError(f"{file} must be an ONNX network with outputs: TensorRT finds none in it")
+        raise PlanError(f"{file} must be an ONNX network with outputs: TensorRT finds none in it")
     return network
 
 
 def digest_of(file: Path) -> str:
-    """SHA-256 over an ONNX file and, by the name that exports give it, its external data."""
+    """SHA-256 over an ONNX file and its external data, which is ``NAME.onnx.data`` beside it."""
     digest = hashlib.sha256()
     for part in (file, file.with_name(f"{file.name}.data")):
         if part.is_file():
@@ -123,7 +124,7 @@ def digest_of(file: Path) -> str:
 def _filled(builder: Any, network: Any, profile: Profile, pixels_per_cell: int) -> Any:
     inputs = [network.get_input(index) for index in range(network.num_inputs)]
     if unknown := sorted(set(profile.shapes) - {one.name for one in inputs}):
-        raise ExportError(f"shapes: {unknown[0]!r} is no input: those are {', '.join(one.name for one in inputs)}")
+        raise PlanError(f"shapes: {unknown[0]!r} is no input: those are {', '.join(one.name for one in inputs)}")
     filled = builder.create_optimization_profile()
     for one in inputs:
         three = profile.shapes_of(one.name, tuple(one.shape), pixels_per_cell=pixels_per_cell)
@@ -135,7 +136,7 @@ def _build(trt: Any, builder: Any, network: Any, config: Any, logger: Any, title
     if title is None:
         memory = builder.build_serialized_network(network, config)
     else:
-        with Progress(title) as bars:
+        with BuildProgress(title) as bars:
             config.progress_monitor = monitor = monitor_for(trt, bars)
             memory = builder.build_serialized_network(network, config)
         if monitor.error is not None:
@@ -145,7 +146,7 @@ def _build(trt: Any, builder: Any, network: Any, config: Any, logger: Any, title
 
 @contextmanager
 def _timings(config: Any, library: Library, file: str | os.PathLike[str] | None) -> Iterator[None]:
-    """Lends a timing cache to a build, and writes back what was added."""
+    """Gives a build the timing cache of a file, and writes it back with the kernels that were measured."""
     if file is None or library.is_rtx:
         if file is not None:
             log.info("tensorrt_rtx measures no kernels while it builds: %s is not used", file)
@@ -171,6 +172,6 @@ def _timings(config: Any, library: Library, file: str | os.PathLike[str] | None)
 def _refusal(file: Path, options: Options, target: Target, errors: list[str]) -> str:
     why = "; ".join(errors) or "it says no reason"
     hint = ""
-    if target.ahead and (options.refittable or options.stripped):
-        hint = " (refittable and stripped plans are built on a machine with a GPU: their weights are laid out there)"
+    if target.ahead and options.refittable:
+        hint = " (refittable plans are built on a machine with a GPU: their weights are laid out there)"
     return f"{file}: TensorRT cannot build a plan for {target}{hint}: {why}"

@@ -1,4 +1,4 @@
-"""The plans of a bundle's networks: loaded where they fit, built where they do not."""
+"""The plans of a bundle's networks: loaded if one fits, built if none does."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from stepfuse.bundle.bundle import DENOISER, Bundle, embedded_models
 from stepfuse.bundle.pipeline_info import TEXT_ENCODER
-from stepfuse.export.errors import ExportError
+from stepfuse.errors import PlanError
 from stepfuse.export.tensorrt.build import build_plan
 from stepfuse.tensorrt.choice import source_of
 from stepfuse.tensorrt.library import Library, find_library
@@ -37,9 +37,9 @@ def plan_for(
     timing_cache: str | os.PathLike[str] | None = None,
     progress: bool = False,
 ) -> Plan:
-    """The plan of a bundle's network: from the cache if one is there for the very same, else built and kept.
+    """The plan of a bundle's network: from the cache if one is there for the same key, else built and kept.
 
-    The same is: the network's and its weights' SHA-256, TensorRT's name and version, GPU, compute capability, driver,
+    The key: SHA-256 of the network and its weights, TensorRT's name and version, GPU, compute capability, driver,
     profiles and options. Where any differs, or a kept plan was changed, the reason is logged and the plan built anew. A
     plan that was built ahead of time serves every GPU that it was built for.
 
@@ -52,21 +52,22 @@ def plan_for(
         library: The TensorRT that builds it; None: the first that is installed.
         cache: A folder where plans are kept; None: the bundle itself.
         timing_cache: As for ``build_plan``.
-        progress: Whether bars are drawn on standard error while it builds.
+        progress: Whether progress bars are shown on standard error while it builds.
 
     Raises:
         BundleError: If the bundle is not as its manifest says.
-        ExportError: If there is no such network or GPU, it cannot be built, or the plan cannot be kept.
+        PlanError: If the bundle has no such network, a profile does not suit it, there is no GPU and ``target`` is
+            None, or the plan cannot be built or kept.
         ImportError: If no TensorRT is installed.
     """
-    bundle, key, library = _asked(bundle, network, profiles, target, options, library)
+    bundle, key, library = _resolve(bundle, network, profiles, target, options, library)
     store = _store(bundle, cache)
     with store.locked():
         try:
-            if found := _found(store, key, library):
+            if found := _kept(store, key, library):
                 return found
             log.info("building a plan of %s: %s", network, store.nearest(key))
-        except ExportError as error:
+        except PlanError as error:
             log.warning("building a plan of %s anew: %s", network, error)
         store.check_writable()
         plan = build_plan(
@@ -97,13 +98,13 @@ def load_plan(
     """As ``plan_for``, but never builds.
 
     Raises:
-        ExportError: If no plan is there for the very same, with what differs; or the plan was changed.
+        PlanError: If no plan is there for the same key, with what differs; or the plan was changed.
     """
-    bundle, key, library = _asked(bundle, network, profiles, target, options, library)
+    bundle, key, library = _resolve(bundle, network, profiles, target, options, library)
     store = PlanStore(cache or bundle.path, bundle=cache is None)
-    if found := _found(store, key, library):
+    if found := _kept(store, key, library):
         return found
-    raise ExportError(f"{bundle.path}: no plan of {network} fits ({store.nearest(key)}): build one with plan_for")
+    raise PlanError(f"{bundle.path}: no plan of {network} fits ({store.nearest(key)}): build one with plan_for")
 
 
 def remove_plans(bundle: Bundle | str | os.PathLike[str], *, cache: str | os.PathLike[str] | None = None) -> list[str]:
@@ -111,7 +112,7 @@ def remove_plans(bundle: Bundle | str | os.PathLike[str], *, cache: str | os.Pat
     return _store(bundle if isinstance(bundle, Bundle) else Bundle.load(bundle), cache).clear()
 
 
-def _asked(
+def _resolve(
     bundle: Bundle | str | os.PathLike[str],
     network: str,
     profiles: Sequence[Profile],
@@ -122,7 +123,7 @@ def _asked(
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
     networks = [name for name in bundle.files if name.endswith(".onnx")]
     if network not in networks:
-        raise ExportError(f"network must be one of {', '.join(networks)}, got {network!r}")
+        raise PlanError(f"network must be one of {', '.join(networks)}, got {network!r}")
     library = library or find_library()
     key = PlanKey(
         network=network,
@@ -138,12 +139,12 @@ def _asked(
 
 
 def _sized(profile: Profile, bundle: Bundle, network: str) -> Profile:
-    """A profile with the bundle's own size where it tells none, and with none for a network that takes no picture."""
+    """A profile with the bundle's own size if it has no sizes, and with none for a network that takes no pictures."""
     if network == TEXT_ENCODER:
         return replace(profile, sizes=None)
     multiple = bundle.pipeline.size_multiple if bundle.pipeline else 1
     if uneven := [side for size in profile.sizes or () for side in size if side % multiple]:
-        raise ExportError(f"sizes must be multiples of {multiple} pixels for {bundle.name}, got {uneven[0]}")
+        raise PlanError(f"sizes must be multiples of {multiple} pixels for {bundle.name}, got {uneven[0]}")
     if profile.sizes is not None or len(bundle.info.shape) != 3:
         return profile
     cell = bundle.pipeline.pixels_per_latent if bundle.pipeline else 1
@@ -152,29 +153,29 @@ def _sized(profile: Profile, bundle: Bundle, network: str) -> Profile:
 
 
 def _store(bundle: Bundle, cache: str | os.PathLike[str] | None) -> PlanStore:
-    """The store in the folder ``cache``, or in the bundle if that is not given."""
+    """The store in the folder ``cache``, or in the bundle if that is None."""
     if cache is not None:
         Path(cache).mkdir(parents=True, exist_ok=True)
         return PlanStore(cache, bundle=False)
     name = bundle.path.name
     if name in embedded_models() and Bundle.load(name, verify=False).path == bundle.path:
-        raise ExportError(f"{name} comes with the package, which stays as it is: give a folder as cache")
+        raise PlanError(f"{name} comes with the package, which stays as it is: give a folder as cache")
     return PlanStore(bundle.path, bundle=True)
 
 
-def _found(store: PlanStore, key: PlanKey, library: Library) -> Plan | None:
-    """A plan of the cache that fits, and that TensorRT itself takes for valid where there is a GPU to ask."""
+def _kept(store: PlanStore, key: PlanKey, library: Library) -> Plan | None:
+    """A kept plan of this key, or None; checked by TensorRT itself where there is a GPU."""
     plan = store.find(key)
     if plan is not None and not key.target.ahead:
-        _ask_library(plan, library)
+        _check_by_library(plan, library)
     return plan
 
 
-def _ask_library(plan: Plan, library: Library) -> None:
+def _check_by_library(plan: Plan, library: Library) -> None:
     trt: Any = library.module
     runtime = trt.Runtime(logger_for(trt))
     if not hasattr(runtime, "get_engine_validity"):
-        return  # tensorrt says so when it deserialises
+        return  # tensorrt checks plans when it deserialises them
     validity, _ = runtime.get_engine_validity(plan.data)
     if validity == trt.EngineValidity.INVALID:
-        raise ExportError(f"TensorRT {library.version} does not take the plan for {plan.key.target}")
+        raise PlanError(f"TensorRT {library.version} does not take the plan for {plan.key.target}")

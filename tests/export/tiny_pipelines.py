@@ -39,8 +39,8 @@ def save_tiny(name: str, folder: Path, scheduler=None, **changes) -> Path:
     Args:
         name: One of ``NAMES``.
         folder: The folder to make.
-        scheduler: A diffusers scheduler in the place of the usual one.
-        changes: Components in the place of the usual ones, by name, such as ``text_encoder_3=None``.
+        scheduler: A diffusers scheduler instead of the usual one.
+        changes: Components instead of the usual ones, by name, such as ``text_encoder_3=None``.
 
     Returns:
         The folder.
@@ -294,7 +294,7 @@ def _scheduler(name, **config):
 
 
 def _widen(module):
-    """Initial weights are so small that what a network is told would hardly show."""
+    """Scales weights up: initial ones are so small that conditioning would hardly change a prediction."""
     import torch
 
     with torch.no_grad():

@@ -11,7 +11,7 @@ from stepfuse.backends.cuda.driver_network import DriverNetwork
 from stepfuse.backends.host.onnxruntime import PREDICTION, SAMPLE, TIMESTEP
 from stepfuse.bundle.bundle import DENOISER, Bundle
 from stepfuse.bundle.model_info import ModelInfo
-from stepfuse.errors import BundleError, DenoiserError, ExportError
+from stepfuse.errors import BundleError, DenoiserError, PlanError
 from stepfuse.tensorrt.choice import plan_on
 from stepfuse.tensorrt.library import Library
 from stepfuse.tensorrt.runtime import Execution, Runtime
@@ -73,7 +73,7 @@ class TensorRTNetwork(DriverNetwork):
             plan, library = plan_on(bundle, DENOISER, gpu, shape=info.shape, rows=max_rows, library=library)
             with cuda.Current(self.context):
                 return Runtime(plan, library)
-        except ExportError as error:
+        except PlanError as error:
             if _tells_of_memory(error):
                 raise DenoiserError(f"the GPU has no memory for the plan of {bundle.denoiser}: {error}") from error
             rows = max(1, max_rows)

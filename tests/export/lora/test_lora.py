@@ -344,6 +344,13 @@ def test_loras_stack_and_are_all_taken_out(bundle, kohya, tmp_path):
     assert digests(unfuse_lora(both, out, overwrite=True)) == digests(bundle)
 
 
+def test_files_are_copied_once_and_hashed_once(bundle, kohya, written, tmp_path):
+    fused = fuse_lora(bundle, kohya, tmp_path / "fused")
+    assert sorted(written.hashed) == sorted(fused.files)
+    assert written.peak_bytes == sum(file["size"] for file in fused.files.values())
+    assert sf.Bundle.load(fused.path).files == fused.files
+
+
 def test_the_weights_for_a_refit_are_those_that_are_fused(bundle, kohya, tmp_path):
     fused = fuse_lora(bundle, kohya, tmp_path / "fused", scale=2.0)
     held = {one.name: numpy_helper.to_array(one) for one in onnx.load(fused.denoiser).graph.initializer}
@@ -356,7 +363,7 @@ def test_the_weights_for_a_refit_are_those_that_are_fused(bundle, kohya, tmp_pat
     }
 
 
-def test_a_lora_of_another_base_is_told_by_its_width(bundle, tmp_path):
+def test_a_lora_of_another_base_is_refused_by_its_width(bundle, tmp_path):
     state = {}
     for index in range(5):
         key = f"lora_unet_down_blocks_0_attentions_0_transformer_blocks_{index}_attn2_to_k"

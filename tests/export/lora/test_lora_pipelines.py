@@ -1,4 +1,4 @@
-"""LoRAs in exported pipelines: pictures as diffusers draws them with the same LoRA."""
+"""LoRAs in exported pipelines: the pictures of diffusers with the same LoRA."""
 
 import numpy as np
 import pytest
@@ -84,7 +84,7 @@ def test_taken_out_of_a_pipeline_every_file_is_as_it_was(bundle, lora, tmp_path)
     assert unfuse_lora(fused, tmp_path / "restored").files == bundle.files
 
 
-def test_a_lora_of_another_pipeline_is_told(name, bundle, tmp_path):
+def test_a_lora_of_another_pipeline_is_refused(name, bundle, tmp_path):
     [other] = LAYERS.keys() - {name}
     path = tmp_path / "other.safetensors"
     save_file(random_state(other), path)

@@ -64,8 +64,8 @@ def test_external_weights_begin_on_pages_and_small_ones_stay(tmp_path):
     weights, odd = {"large": np.ones(300, np.float32), "small": np.ones(300, np.float16)}, np.ones((300, 7), np.float32)
     write_onnx(model_of(weights), tmp_path / "net.onnx", True)
     large, small = onnx.load(tmp_path / "net.onnx", load_external_data=False).graph.initializer
-    place = {entry.key: entry.value for entry in large.external_data}
-    assert place == {"location": "net.onnx.data", "offset": "0", "length": "1200"}
+    region = {entry.key: entry.value for entry in large.external_data}
+    assert region == {"location": "net.onnx.data", "offset": "0", "length": "1200"}
     assert small.raw_data == weights["small"].tobytes()
     write_onnx(model_of({"a": odd, "b": odd}), tmp_path / "two.onnx", True)
     offsets = [

@@ -122,8 +122,8 @@ def test_inputs_and_outputs_stay_as_they_are(export, tmp_path):
     inputs = [X, Input("label", (), "int64", low=0, high=5), Input("half", (8,), "float16")]
     export(lambda self, x, label, half: x + self.table[label] + half.float(), inputs, table=torch.randn(5, 8))
     session = ort.InferenceSession(tmp_path / "net.onnx")
-    told = [*session.get_inputs(), *session.get_outputs()]
-    assert [(one.name, one.type) for one in told] == [
+    interface = [*session.get_inputs(), *session.get_outputs()]
+    assert [(one.name, one.type) for one in interface] == [
         ("x", "tensor(float)"),
         ("label", "tensor(int64)"),
         ("half", "tensor(float16)"),

@@ -40,10 +40,10 @@ class Network(nn.Module):
 
     def forward(self, x, t, label=None, text=None):
         phase = t[:, None].float() * torch.exp(torch.arange(4) * -2.0)
-        told = self.time(torch.cat([phase.sin(), phase.cos()], dim=1))
+        embedding = self.time(torch.cat([phase.sin(), phase.cos()], dim=1))
         if label is not None:
-            told = told + self.label(label)
-        h = nn.functional.silu(self.norm(self.into(x) + told[:, :, None, None]))
+            embedding = embedding + self.label(label)
+        h = nn.functional.silu(self.norm(self.into(x) + embedding[:, :, None, None]))
         h = h + self.up(self.down(self.drop(h)))
         if text is not None:
             tokens, text = self.token_norm(h.flatten(2).transpose(1, 2)), text[:, None]  # one head
@@ -83,10 +83,10 @@ def in_torch(module, shape=SHAPE, cond=COND):
     """The module itself as the engine's network."""
     module = module.eval()
 
-    def predict(x, t, told):
+    def predict(x, t, conditioning):
         with torch.no_grad():
             found = module(
-                torch.from_numpy(x), torch.from_numpy(t), **{k: torch.from_numpy(v) for k, v in told.items()}
+                torch.from_numpy(x), torch.from_numpy(t), **{k: torch.from_numpy(v) for k, v in conditioning.items()}
             )
         return getattr(found, "sample", found).numpy()
 
@@ -100,9 +100,9 @@ def relative(ours, theirs):
 @pytest.mark.parametrize("shape", [None, (2, 10, 14)], ids=["own size", "another size"])
 def test_images_are_those_of_the_module(bundle, network, shape):
     text = np.random.default_rng(0).standard_normal((3, 5, 8)).astype(np.float32)
-    told = {"cond": {"label": ["bag", "coat", None], "text": text}, "steps": 20, "guidance_scale": 2.0, "seed": 5}
+    arguments = {"cond": {"label": ["bag", "coat", None], "text": text}, "steps": 20, "guidance_scale": 2.0, "seed": 5}
     with sf.Engine.load(bundle, shape=shape) as ours, in_torch(network, shape or SHAPE) as theirs:
-        assert relative(ours.sample(3, sampler="ddim", **told), theirs.sample(3, sampler="ddim", **told)) < (
+        assert relative(ours.sample(3, sampler="ddim", **arguments), theirs.sample(3, sampler="ddim", **arguments)) < (
             tolerances.EXPORTED_TRAJECTORY
         )
 
@@ -125,23 +125,24 @@ def test_float16_halves_the_weights_and_errs_no_more_than_torch(bundle, half, ne
     assert not wide & {name for name, _ in network.named_parameters() if "norm" not in name}
     rng = np.random.default_rng(1)
     feed = [torch.from_numpy(rng.standard_normal((4, *SHAPE)).astype(np.float32)), torch.tensor([1.0, 300, 700, 999])]
-    told = [torch.arange(4), torch.from_numpy(rng.standard_normal((4, 5, 8)).astype(np.float32))]
+    conditioning = [torch.arange(4), torch.from_numpy(rng.standard_normal((4, 5, 8)).astype(np.float32))]
     network.eval()
     with torch.no_grad(), sf.Engine.load(half) as engine:
-        exact = network(*feed, *told).numpy()
+        exact = network(*feed, *conditioning).numpy()
         with torch.autocast("cpu", dtype=torch.float16):
-            theirs = network(*feed, *told).float().numpy()
-        ours = _predict(half, feed, told)
+            theirs = network(*feed, *conditioning).float().numpy()
+        ours = _predict(half, feed, conditioning)
         assert engine.sample(1, steps=2).dtype == np.float32
     assert relative(ours, exact) < tolerances.FLOAT16_AGAINST_TORCH * relative(theirs, exact)
 
 
-def _predict(bundle, feed, told):
+def _predict(bundle, feed, conditioning):
     import onnxruntime as ort
 
     session = ort.InferenceSession(bundle.denoiser)
     names = ("sample", "timestep", *COND)
-    return session.run(None, {name: value.numpy() for name, value in zip(names, [*feed, *told], strict=True)})[0]
+    inputs = zip(names, [*feed, *conditioning], strict=True)
+    return session.run(None, {name: value.numpy() for name, value in inputs})[0]
 
 
 def test_external_weights_are_files_of_the_bundle(half):
@@ -178,8 +179,8 @@ def test_a_diffusers_unet_is_exported_as_it_is(tmp_path):
         unet, shape=(3, 8, 8), schedule=SCHEDULE, cond=cond, out=tmp_path / "unet", timestep_dtype="int64", opset=21
     )
     with sf.Engine.load(bundle) as ours, in_torch(unet, (3, 8, 8), cond) as theirs:
-        told = {"cond": [0, 3], "steps": 5, "seed": 1}
-        assert relative(ours.sample(2, **told), theirs.sample(2, **told)) < tolerances.EXPORTED_TRAJECTORY
+        arguments = {"cond": [0, 3], "steps": 5, "seed": 1}
+        assert relative(ours.sample(2, **arguments), theirs.sample(2, **arguments)) < tolerances.EXPORTED_TRAJECTORY
 
 
 def test_a_network_without_parameters_and_one_axis(tmp_path):
@@ -188,9 +189,9 @@ def test_a_network_without_parameters_and_one_axis(tmp_path):
             return x * (t / 1000)[:, None].cos()
 
     bundle = to_bundle(Still(), shape=(3,), schedule=SCHEDULE, out=tmp_path / "still")
-    told = {"steps": 5, "seed": 2}
+    arguments = {"steps": 5, "seed": 2}
     with sf.Engine.load(bundle) as ours, in_torch(Still(), (3,), None) as theirs:
-        assert relative(ours.sample(2, **told), theirs.sample(2, **told)) < tolerances.EXPORTED_TRAJECTORY
+        assert relative(ours.sample(2, **arguments), theirs.sample(2, **arguments)) < tolerances.EXPORTED_TRAJECTORY
 
 
 class Wrong(nn.Module):
@@ -274,11 +275,19 @@ def test_a_folder_that_is_no_bundle_is_not_replaced(network, tmp_path):
 
 
 def test_a_disk_too_small_is_found_out_before_exporting(tmp_path, monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=7_000_000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=3_000_000))
     module = Wrong(lambda x, t: x * module.scale.sum(), scale=torch.ones(1000, 1000))
-    with pytest.raises(ExportError, match=r"must have room for 0.008 GB, .*: 0.007 GB are free"):
+    with pytest.raises(ExportError, match=r"must have room for 0.004 GB, .*: 0.003 GB are free"):
         to_bundle(module, shape=SHAPE, schedule=SCHEDULE, out=tmp_path / "new" / "out")
     assert not list(tmp_path.iterdir())
+
+
+def test_files_are_written_once_and_hashed_once(written, tmp_path):
+    module = Wrong(lambda x, t: x * module.scale.sum(), scale=torch.ones(100, 100))
+    bundle = to_bundle(module, shape=SHAPE, schedule=SCHEDULE, out=tmp_path / "out", external=True)
+    assert sorted(written.hashed) == sorted(bundle.files) == ["denoiser.onnx", "denoiser.onnx.data"]
+    assert written.peak_bytes == sum(file["size"] for file in bundle.files.values())
+    assert sf.Bundle.load(bundle.path).files == bundle.files
 
 
 @pytest.mark.parametrize("external", [False, True])

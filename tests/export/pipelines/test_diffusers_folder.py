@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ diffusers = pytest.importorskip("diffusers", reason="diffusers needs Python 3.11
 from stepfuse.export import ExportError, from_diffusers  # noqa: E402
 from stepfuse.export.onnx.graph import Report  # noqa: E402
 from stepfuse.export.pipelines import export_folder as diffusers_folder  # noqa: E402
-from stepfuse.export.pipelines.folder import Folder  # noqa: E402
+from stepfuse.export.pipelines.pipeline_folder import PipelineFolder  # noqa: E402
 
 STEPS, SEED = 5, 3
 
@@ -158,7 +159,7 @@ def test_float16_halves_the_weights(pristine, exported, tmp_path):
 
 
 def test_components_are_loaded_one_at_a_time(pristine, untraced, tmp_path, monkeypatch):
-    alive, load = [], Folder.load
+    alive, load = [], PipelineFolder.load
 
     def watched(folder, name, allowed):
         gc.collect()
@@ -167,7 +168,7 @@ def test_components_are_loaded_one_at_a_time(pristine, untraced, tmp_path, monke
         alive.append((name, weakref.ref(module)))
         return module
 
-    monkeypatch.setattr(Folder, "load", watched)
+    monkeypatch.setattr(PipelineFolder, "load", watched)
     from_diffusers(pristine("StableDiffusionPipeline"), tmp_path / "bundle")
     assert [name for name, _ in alive] == ["text_encoder", "unet", "vae"]
 
@@ -187,22 +188,22 @@ def test_a_folder_says_its_licence_and_what_is_left_out(copied, untraced, tmp_pa
 
 def test_weights_of_another_variant(pristine, copied):
     folder = copied("DDIMPipeline")
-    unet = Folder(folder).load("unet", ["UNet2DModel"])
+    unet = PipelineFolder(folder).load("unet", ["UNet2DModel"])
     shutil.rmtree(folder / "unet")
     unet.half().save_pretrained(folder / "unet", variant="fp16", max_shard_size="60KB")
     assert len(list((folder / "unet").glob("*fp16*.safetensors"))) > 1
-    assert Folder(folder).weights("unet") == "fp16"
-    loaded = Folder(folder).load("unet", ["UNet2DModel"])
+    assert PipelineFolder(folder).weights("unet") == "fp16"
+    loaded = PipelineFolder(folder).load("unet", ["UNet2DModel"])
     assert loaded.dtype == torch.float32
-    kept = Folder(pristine("DDIMPipeline")).load("unet", ["UNet2DModel"]).state_dict()
+    kept = PipelineFolder(pristine("DDIMPipeline")).load("unet", ["UNet2DModel"]).state_dict()
     torch.testing.assert_close(loaded.state_dict(), kept, rtol=1e-3, atol=1e-3)
     (folder / "unet" / "diffusion_pytorch_model.safetensors.index.json").write_text('{"weight_map": {"a": "nowhere"}}')
-    assert Folder(folder).weights("unet") == "fp16"  # that list is of the other variant
+    assert PipelineFolder(folder).weights("unet") == "fp16"  # that list is of the other variant
     (folder / "unet" / "diffusion_pytorch_model.safetensors.index.json").unlink()
     shard = sorted((folder / "unet").glob("*.safetensors"))[0]
     shard.unlink()
     with pytest.raises(ExportError, match=rf"{shard.name} is missing"):
-        Folder(folder).weights("unet")
+        PipelineFolder(folder).weights("unet")
 
 
 def test_an_error_too_large_leaves_what_was_there(pristine, exported, tmp_path, monkeypatch):
@@ -216,12 +217,18 @@ def test_an_error_too_large_leaves_what_was_there(pristine, exported, tmp_path, 
     assert [one.name for one in tmp_path.iterdir()] == ["bundle"]
 
 
-def test_a_disk_that_is_full_when_the_bundle_is_put_together(pristine, untraced, refused, monkeypatch):
+def test_files_are_written_once_and_hashed_once(pristine, untraced, written, tmp_path):
+    bundle = from_diffusers(pristine("StableDiffusionPipeline"), tmp_path / "bundle")
+    assert sorted(written.hashed) == sorted(bundle.files)
+    assert written.peak_bytes == sum(file["size"] for file in bundle.files.values())
+    assert sf.Bundle.load(bundle.path).files == bundle.files
 
-    def copyfile(source, target):
+
+def test_a_disk_that_is_full_when_the_bundle_is_put_together(pristine, untraced, refused, monkeypatch):
+    def write_text(self, text, **options):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("stepfuse.bundle.folder.shutil.copyfile", copyfile)
+    monkeypatch.setattr(Path, "write_text", write_text)
     refused(pristine("DDIMPipeline"), r"cannot be written: .*No space left on device.*: it takes .* GB .* are free")
 
 
@@ -384,10 +391,10 @@ def test_pickles_are_refused_with_the_command_that_converts_them(copied, refused
     import subprocess
 
     folder = copied("DDIMPipeline")
-    unet = Folder(folder).load("unet", ["UNet2DModel"])
+    unet = PipelineFolder(folder).load("unet", ["UNet2DModel"])
     (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     unet.save_pretrained(folder / "unet", safe_serialization=False)
     said = refused(folder, "unet must hold weights as safetensors, got diffusion_pytorch_model.bin: files that can run")
     command = said.partition("convert them: ")[2].replace("python", sys.executable, 1)
     subprocess.run(command, shell=True, check=True, capture_output=True, cwd=tmp_path)
-    assert Folder(tmp_path / "CONVERTED").weights("unet") is None
+    assert PipelineFolder(tmp_path / "CONVERTED").weights("unet") is None

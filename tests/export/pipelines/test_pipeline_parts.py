@@ -12,7 +12,7 @@ diffusers = pytest.importorskip("diffusers", reason="diffusers needs Python 3.11
 
 from stepfuse.export import ExportError  # noqa: E402
 from stepfuse.export.pipelines import dit, pixels, stable_diffusion, stable_diffusion_3, stable_diffusion_xl  # noqa: E402
-from stepfuse.export.pipelines.folder import Folder  # noqa: E402
+from stepfuse.export.pipelines.pipeline_folder import PipelineFolder  # noqa: E402
 
 MODULES = {
     "DDPMPipeline": pixels,
@@ -41,13 +41,13 @@ def saved(tmp_path_factory):
 
 
 def plan_of(path, size=None):
-    folder = Folder(path)
+    folder = PipelineFolder(path)
     return MODULES[path.name].plan(folder, size)
 
 
 def module_of(path, file):
     """A part's module, its weights loaded."""
-    folder = Folder(path)
+    folder = PipelineFolder(path)
     [part] = [one for one in plan_of(path).parts if one.file == file]
     return part.build(*(folder.load(name, kinds) for name, kinds in part.components.items())).eval()
 
@@ -112,7 +112,7 @@ def test_scale_and_shift_are_in_the_vae(saved, units, tmp_path):
     path = tiny_pipelines.save_tiny(
         "StableDiffusionPipeline", tmp_path / "StableDiffusionPipeline", vae=tiny_pipelines.vae(**units)
     )
-    vae = Folder(path).load("vae", ["AutoencoderKL"])
+    vae = PipelineFolder(path).load("vae", ["AutoencoderKL"])
     scale = torch.tensor(units["scaling_factor"]) / torch.tensor(units.get("latents_std", 1.0)).reshape(1, -1, 1, 1)
     shift = torch.tensor(units.get("latents_mean", units.get("shift_factor", 0.0))).reshape(1, -1, 1, 1)
     image = torch.rand(2, 3, 8, 12) * 2 - 1
@@ -138,7 +138,7 @@ def test_position_embeddings_are_cropped_as_diffusers_crops_them(most):
 
 def test_the_variance_that_a_transformer_learned_is_left_out(saved):
     path = saved("DiTPipeline")
-    transformer = Folder(path).load("transformer", ["DiTTransformer2DModel"])
+    transformer = PipelineFolder(path).load("transformer", ["DiTTransformer2DModel"])
     x, t, y = torch.randn(2, 4, 8, 8), torch.tensor([3.0, 700.0]), torch.tensor([1, 1000])
     with torch.no_grad():
         whole = transformer(x, timestep=t, class_labels=y).sample
@@ -199,7 +199,7 @@ def test_a_transformer_with_one_size_refuses_others(saved):
         plan_of(saved("DiTPipeline"), (24, 16))
 
 
-def test_what_xl_is_told_beside_the_prompt(saved, tmp_path):
+def test_conditioning_of_xl_beside_the_prompt(saved, tmp_path):
     plan = plan_of(saved("StableDiffusionXLPipeline"))
     assert plan.pipeline.size_input == "time_ids"
     assert plan.pipeline.zeros_without_negative

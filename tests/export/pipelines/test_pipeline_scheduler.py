@@ -10,7 +10,7 @@ pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers", reason="diffusers needs Python 3.11")
 
 from stepfuse.export import ExportError  # noqa: E402
-from stepfuse.export.pipelines.folder import Folder  # noqa: E402
+from stepfuse.export.pipelines.pipeline_folder import PipelineFolder  # noqa: E402
 from stepfuse.export.pipelines.scheduler import CLASSES, read_settings  # noqa: E402
 from stepfuse.integrations.scheduler_config import read_scheduler  # noqa: E402
 
@@ -26,7 +26,7 @@ def folder_of(tmp_path):
             (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
         else:
             scheduler.save_pretrained(tmp_path / "scheduler")
-        return Folder(tmp_path)
+        return PipelineFolder(tmp_path)
 
     return make
 

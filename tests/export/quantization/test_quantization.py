@@ -36,7 +36,7 @@ def timed(monkeypatch):
     """Says how long forwards take: tests of what follows from it must not depend on the machine."""
 
     def set_times(before, after):
-        monkeypatch.setattr(quantization_trial, "_in_turn", lambda sessions, feed, rounds: (before, after))
+        monkeypatch.setattr(quantization_trial, "_alternately", lambda sessions, feed, rounds: (before, after))
 
     return set_times
 
@@ -122,24 +122,32 @@ def test_what_is_faster_is_written(tmp_path, timed):
         quantize(bundle, tmp_path / "again", **QUICK)
 
 
+def test_files_are_written_once_and_hashed_once(tmp_path, timed, written):
+    timed(2.0, 1.0)
+    bundle = quantize(sf.Bundle.load("fashion", verify=False), tmp_path / "int8", **QUICK)
+    assert sorted(written.hashed) == sorted(bundle.files)
+    assert written.peak_bytes == sum(file["size"] for file in bundle.files.values())
+    assert sf.Bundle.load(bundle.path).files == bundle.files
+
+
 def test_the_distance_is_that_of_the_images(tmp_path, timed):
     timed(2.0, 1.0)
-    drawn = []
+    judged = []
 
     def features(images):
-        drawn.append(images)
+        judged.append(images)
         return images.reshape(len(images), -1)[:, 300:304]
 
     reference = Statistics(mean=np.zeros(4), cov=np.eye(4), count=100)
     bundle = quantize("fashion", tmp_path / "int8", judge=features, reference=reference, judged_samples=12, **QUICK)
     found = bundle.export["quantization"]["frechet_distance"]
-    assert len(drawn) == 2
-    for images, kind in zip(drawn, ("float32", "int8"), strict=True):
+    assert len(judged) == 2
+    for images, kind in zip(judged, ("float32", "int8"), strict=True):
         moments = Statistics.of(images.reshape(12, -1)[:, 300:304])
         assert found[kind] == frechet_distance(moments, reference)
     with sf.Engine.load("fashion", threads=1) as engine:
         expected = engine.sample(12, cond=[*range(10), 0, 1], steps=4, seed=1)
-    np.testing.assert_allclose(drawn[0], expected, atol=tolerances.BATCH_ONNXRUNTIME * 10)
+    np.testing.assert_allclose(judged[0], expected, atol=tolerances.BATCH_ONNXRUNTIME * 10)
 
 
 def test_nothing_is_said_on_the_way(tmp_path, timed, capfd, caplog):
@@ -153,7 +161,7 @@ def test_a_pipeline_is_quantised_on_what_its_prompts_become(exported, tmp_path, 
     timed(2.0, 1.0)
     bundle = exported("StableDiffusionPipeline")
     with sf.TextToImage.load(bundle, threads=1) as pipe:
-        told, negative = pipe.encode_prompt(["a cat", "", "dog", "red"]), pipe.encode_prompt("")
+        conditioning, negative = pipe.encode_prompt(["a cat", "", "dog", "red"]), pipe.encode_prompt("")
     negative = {name: values[0] for name, values in negative.items()}
     seen = []
 
@@ -162,12 +170,12 @@ def test_a_pipeline_is_quantised_on_what_its_prompts_become(exported, tmp_path, 
         return images.reshape(len(images), -1)[:, :3]
 
     judge = {"judge": features, "reference": Statistics(np.zeros(3), np.eye(3), 9), "judged_samples": 6}
-    int8 = quantize(bundle, tmp_path / "int8", cond=told, negative_cond=negative, **judge, **QUICK)
+    int8 = quantize(bundle, tmp_path / "int8", cond=conditioning, negative_cond=negative, **judge, **QUICK)
     assert int8.pipeline == bundle.pipeline
     assert set(int8.files) == set(bundle.files)
     with sf.Engine.load(bundle, threads=1) as engine:
-        told = {name: [*values, *values[:2]] for name, values in told.items()}
-        expected = engine.sample(6, cond=told, negative_cond=negative, steps=4, seed=1)
+        conditioning = {name: [*values, *values[:2]] for name, values in conditioning.items()}
+        expected = engine.sample(6, cond=conditioning, negative_cond=negative, steps=4, seed=1)
     np.testing.assert_allclose(seen[0], expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
 
@@ -198,10 +206,10 @@ def test_a_bundle_that_is_there_is_not_replaced_unasked(tmp_path):
         quantize("fashion", there.path, **QUICK)
 
 
-def test_runs_must_be_told_what_is_no_class(tmp_path):
+def test_runs_need_conditioning_that_is_no_class(tmp_path):
     text = sf.CondInput(dtype="float32", shape=(2,), null=0.0)
     bundle = support.write_tiny_bundle(tmp_path / "tiny", cond={"text": text})
-    with pytest.raises(ExportError, match=r"cond must say what the runs are told.*takes text"):
+    with pytest.raises(ExportError, match=r"cond must give the conditioning of the runs.*takes text"):
         quantize(bundle, tmp_path / "int8", **QUICK)
 
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import stepfuse as sf
 from stepfuse.bundle.pipeline_info import PipelineInfo
 from stepfuse.cli import app
-from stepfuse.export import ExportError
+from stepfuse.errors import PlanError
 from stepfuse.export.tensorrt import (
     Options,
     Profile,
@@ -35,7 +35,7 @@ def bundle(tmp_path):
 
 
 @pytest.fixture(params=["bundle", "folder"])
-def place(request, bundle, tmp_path):
+def location(request, bundle, tmp_path):
     """Where plans are kept: the argument ``cache``, and the folder that they are in."""
     if request.param == "bundle":
         return None, bundle.path / "plans"
@@ -60,8 +60,8 @@ def plans_in(folder):
     return sorted(file.name for file in folder.iterdir() if file.suffix == ".plan")
 
 
-def test_a_plan_is_built_once_and_found_again(bundle, place, builds):
-    where, folder = place
+def test_a_plan_is_built_once_and_found_again(bundle, location, builds):
+    where, folder = location
     first = plan_for(bundle, target=TARGET, cache=where)
     again = plan_for(bundle.path, target=TARGET, cache=where)
     assert len(builds) == 1
@@ -92,11 +92,11 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("part", CHANGES)
-def test_another_key_is_another_plan(bundle, place, builds, part, caplog):
-    where, _ = place
+def test_another_key_is_another_plan(bundle, location, builds, part, caplog):
+    where, _ = location
     plan_for(bundle, target=TARGET, cache=where)
     asked = {"target": TARGET, "cache": where, **CHANGES[part]}
-    with pytest.raises(ExportError, match=rf"no plan of denoiser\.onnx fits .*\.plan: ({part} is|it is for)"):
+    with pytest.raises(PlanError, match=rf"no plan of denoiser\.onnx fits .*\.plan: ({part} is|it is for)"):
         load_plan(bundle, **asked)
     if part == "library":  # not installed here: that it was not taken for the same is what counts
         return
@@ -108,17 +108,17 @@ def test_another_key_is_another_plan(bundle, place, builds, part, caplog):
     load_plan(bundle, target=TARGET, cache=where)
 
 
-def test_other_weights_are_another_plan(tmp_path, place, bundle):
+def test_other_weights_are_another_plan(tmp_path, location, bundle):
     import onnx
 
-    where, _ = place
+    where, _ = location
     plan_for(bundle, target=TARGET, cache=where)
     model = onnx.load(bundle.denoiser)
     tensor = next(one for one in model.graph.initializer if one.name == "w_in")
     tensor.raw_data = tensor.raw_data[:-4] + b"\0\0\0\0"
     onnx.save(model, tmp_path / "other.onnx")
     other = support.write_tiny_bundle(tmp_path / "other", network=tmp_path / "other.onnx")
-    with pytest.raises(ExportError, match=r"source is|there is none"):
+    with pytest.raises(PlanError, match=r"source is|there is none"):
         load_plan(other, target=TARGET, cache=where)
 
 
@@ -128,7 +128,7 @@ def test_weights_beside_the_network_are_part_of_the_key(tmp_path, bundle):
     (tmp_path / "data").write_bytes(b"weights")
     facts = {"name": "tiny", "info": bundle.info, "provenance": "made by a test", "licence": "Apache-2.0"}
     with_data = sf.write_bundle(tmp_path / "data-bundle", files=files, **facts)
-    with pytest.raises(ExportError, match="source is"):
+    with pytest.raises(PlanError, match="source is"):
         load_plan(with_data, target=TARGET, cache=tmp_path / "kept")
 
 
@@ -147,31 +147,31 @@ GPU = Target(("8.9",), gpu="NVIDIA L4", driver="580.95.05")
     [replace(GPU, gpu="NVIDIA L40S"), replace(GPU, driver="581.01"), replace(GPU, compute_capabilities=("8.6",))],
     ids=["gpu", "driver", "compute-capability"],
 )
-def test_a_plan_built_on_a_gpu_is_not_loaded_where_anything_differs(bundle, place, monkeypatch, other):
-    where, _ = place
-    monkeypatch.setattr(cache, "_ask_library", lambda plan, library: None)
+def test_a_plan_built_on_a_gpu_is_not_loaded_where_anything_differs(bundle, location, monkeypatch, other):
+    where, _ = location
+    monkeypatch.setattr(cache, "_check_by_library", lambda plan, library: None)
     _keep(bundle, GPU, where, monkeypatch)
     assert load_plan(bundle, target=GPU, cache=where).key.target == GPU
     with pytest.raises(
-        ExportError, match=r"it is for NVIDIA L4 \(compute capability 8\.9\) with driver 580\.95\.05, not"
+        PlanError, match=r"it is for NVIDIA L4 \(compute capability 8\.9\) with driver 580\.95\.05, not"
     ):
         load_plan(bundle, target=other, cache=where)
 
 
-def test_a_plan_built_ahead_of_time_serves_the_gpus_that_it_was_built_for(bundle, place, monkeypatch):
-    where, _ = place
-    monkeypatch.setattr(cache, "_ask_library", lambda plan, library: None)
+def test_a_plan_built_ahead_of_time_serves_the_gpus_that_it_was_built_for(bundle, location, monkeypatch):
+    where, _ = location
+    monkeypatch.setattr(cache, "_check_by_library", lambda plan, library: None)
     ahead = plan_for(bundle, target=Target(("8.9", "12.0")), cache=where)
     assert load_plan(bundle, target=GPU, cache=where).sha256 == ahead.sha256
     _keep(bundle, GPU, where, monkeypatch)
     assert load_plan(bundle, target=GPU, cache=where).key.target == GPU
-    with pytest.raises(ExportError, match="no plan"):
+    with pytest.raises(PlanError, match="no plan"):
         load_plan(bundle, target=replace(GPU, compute_capabilities=("9.0",)), cache=where)
 
 
 @pytest.mark.parametrize("validity", ["VALID", "SUBOPTIMAL", "INVALID"])
-def test_tensorrt_itself_is_asked_where_the_plan_is_for_this_machines_gpu(bundle, place, builds, validity):
-    where, _ = place
+def test_tensorrt_itself_is_asked_where_the_plan_is_for_this_machines_gpu(bundle, location, builds, validity):
+    where, _ = location
     kept = plan_for(bundle, target=TARGET, cache=where)
     asked = []
 
@@ -186,7 +186,7 @@ def test_tensorrt_itself_is_asked_where_the_plan_is_for_this_machines_gpu(bundle
     )
     library = replace(RTX, module=fake)
     if validity == "INVALID":
-        with pytest.raises(ExportError, match=r"does not take the plan for compute capability 8\.9"):
+        with pytest.raises(PlanError, match=r"does not take the plan for compute capability 8\.9"):
             load_plan(bundle, target=GPU, cache=where, library=library)
     else:
         load_plan(bundle, target=GPU, cache=where, library=library)
@@ -203,7 +203,7 @@ def _keep(bundle, target, where, monkeypatch):
     with monkeypatch.context() as patched:
         real = cache.build_plan
         patched.setattr(cache, "build_plan", build)
-        patched.setattr(cache, "_found", lambda store, key, library: None)
+        patched.setattr(cache, "_kept", lambda store, key, library: None)
         return plan_for(bundle, target=target, cache=where)
 
 
@@ -222,7 +222,7 @@ def test_a_plan_that_was_changed_is_never_loaded_and_is_built_anew(tmp_path, bun
     kept = tmp_path / "kept"
     plan_for(bundle, target=TARGET, cache=kept)
     damage(kept / plans_in(kept)[0])
-    with pytest.raises(ExportError, match=r"\.plan must be \d+ bytes with sha256 .* the plan was changed, delete it"):
+    with pytest.raises(PlanError, match=r"\.plan must be \d+ bytes with sha256 .* the plan was changed, delete it"):
         load_plan(bundle, target=TARGET, cache=kept)
     plan_for(bundle, target=TARGET, cache=kept)
     assert len(builds) == 2
@@ -237,7 +237,7 @@ def test_a_plan_of_a_bundle_that_was_changed_makes_the_bundle_refused(bundle, bu
     _flip(plan)
     with pytest.raises(sf.BundleError, match=r"\.plan: sha256 must be"):
         plan_for(bundle.path, target=TARGET)
-    with pytest.raises(ExportError, match="the plan was changed, delete it"):
+    with pytest.raises(PlanError, match="the plan was changed, delete it"):
         load_plan(bundle, target=TARGET)  # read before: the plan is checked again when it is loaded
     plan.unlink()
     plan_for(bundle.path, target=TARGET)
@@ -272,7 +272,7 @@ def test_a_description_that_was_changed_is_passed_over(tmp_path, bundle, builds,
     (about,) = kept.glob("*.json")
     about.write_text(change(about.read_text()))
     for target in (TARGET, Target(("8.6",))):
-        with pytest.raises(ExportError, match=r"no plan of denoiser\.onnx fits \(there is none"):
+        with pytest.raises(PlanError, match=r"no plan of denoiser\.onnx fits \(there is none"):
             load_plan(bundle, target=target, cache=kept)
     assert "it is passed over" in caplog.text
     plan_for(bundle, target=TARGET, cache=kept)
@@ -285,7 +285,7 @@ def test_what_a_killed_build_leaves_is_no_plan_and_is_cleared_away(tmp_path, bun
     (about,) = kept.glob("*.json")
     about.unlink()
     (kept / ".plan-half").write_bytes(b"half")
-    with pytest.raises(ExportError, match="no plan"):
+    with pytest.raises(PlanError, match="no plan"):
         load_plan(bundle, target=TARGET, cache=kept)
     plan_for(bundle, target=TARGET, cache=kept)
     assert sorted(file.suffix for file in kept.iterdir()) == [".json", ".plan"]
@@ -300,19 +300,19 @@ print(len(built), plan_for(sys.argv[1], target=Target(("8.9",)), cache=sys.argv[
 """
 
 
-def test_of_builds_at_the_same_time_one_builds_and_all_have_its_plan(bundle, place):
-    where, folder = place
+def test_of_builds_at_the_same_time_one_builds_and_all_have_its_plan(bundle, location):
+    where, folder = location
     arguments = [sys.executable, "-c", PLAN, str(bundle.path), str(where or "")]
     running = [subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    told = [process.communicate()[0].split() for process in running]
+    reports = [process.communicate()[0].split() for process in running]
     assert [process.returncode for process in running] == [0, 0, 0]
-    assert sum(int(built) for _, _, built in told) == 1
-    assert len({digest for _, digest, _ in told}) == 1
+    assert sum(int(built) for _, _, built in reports) == 1
+    assert len({digest for _, digest, _ in reports}) == 1
     assert len(plans_in(folder)) == 1
 
 
-def test_plans_are_removed(bundle, place):
-    where, folder = place
+def test_plans_are_removed(bundle, location):
+    where, folder = location
     plan_for(bundle, target=TARGET, cache=where)
     plan_for(bundle, target=Target(("8.6",)), cache=where)
     assert len(remove_plans(bundle, cache=where)) == 2
@@ -321,16 +321,14 @@ def test_plans_are_removed(bundle, place):
 
 
 def test_an_embedded_model_stays_as_it_is(tmp_path):
-    with pytest.raises(
-        ExportError, match="fashion comes with the package, which stays as it is: give a folder as cache"
-    ):
+    with pytest.raises(PlanError, match="fashion comes with the package, which stays as it is: give a folder as cache"):
         plan_for("fashion", target=TARGET)
     assert plan_for("fashion", target=TARGET, cache=tmp_path).sha256
 
 
 def test_a_place_that_cannot_be_written_is_refused_before_the_build(bundle, builds, monkeypatch):
     monkeypatch.setattr("os.access", lambda path, mode: path != bundle.path)
-    with pytest.raises(ExportError, match="must be writable to keep plans here: give a folder as cache"):
+    with pytest.raises(PlanError, match="must be writable to keep plans here: give a folder as cache"):
         plan_for(bundle, target=TARGET)
     assert builds == []
 
@@ -340,37 +338,37 @@ def test_a_full_disk_leaves_the_bundle_whole(bundle, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("stepfuse.bundle.folder._write_through", full)
-    with pytest.raises(ExportError, match=r"plans cannot be kept here .*No space left on device"):
+    with pytest.raises(PlanError, match=r"plans cannot be kept here .*No space left on device"):
         plan_for(bundle, target=TARGET)
     assert not any(name.startswith("plans/") for name in sf.Bundle.load(bundle.path).files)
 
 
 def test_a_network_that_is_not_in_the_bundle_is_refused(bundle):
-    with pytest.raises(ExportError, match=r"network must be one of denoiser\.onnx, got 'vae_decoder\.onnx'"):
+    with pytest.raises(PlanError, match=r"network must be one of denoiser\.onnx, got 'vae_decoder\.onnx'"):
         plan_for(bundle, "vae_decoder.onnx", target=TARGET)
 
 
 def test_the_bundles_own_size_is_taken_and_another_refused(bundle):
     width, height = support.SHAPE[2], support.SHAPE[1]
     assert plan_for(bundle, target=TARGET).key.profiles[0].sizes == ((width, height),) * 3
-    with pytest.raises(ExportError, match=r"sample: the network takes shape \(\?, 1, 4, 5\), got \(1, 1, 5, 4\)"):
+    with pytest.raises(PlanError, match=r"sample: the network takes shape \(\?, 1, 4, 5\), got \(1, 1, 5, 4\)"):
         plan_for(bundle, target=TARGET, profiles=[Profile(sizes=((height, width),) * 3)])
 
 
 def test_sizes_are_multiples_of_the_pipelines(bundle):
     pipeline = PipelineInfo("Tiny", pixels_per_latent=2, size_multiple=4)
-    with pytest.raises(ExportError, match="sizes must be multiples of 4 pixels for tiny, got 10"):
+    with pytest.raises(PlanError, match="sizes must be multiples of 4 pixels for tiny, got 10"):
         plan_for(replace(bundle, pipeline=pipeline), target=TARGET, profiles=[Profile(sizes=((8, 10),) * 3)])
 
 
 def test_without_a_gpu_the_target_must_be_named(bundle, monkeypatch):
     monkeypatch.setattr(cache, "this_gpu", _no_gpu)
-    with pytest.raises(ExportError, match="name the compute capabilities"):
+    with pytest.raises(PlanError, match="name the compute capabilities"):
         plan_for(bundle)
 
 
 def _no_gpu():
-    raise ExportError("no GPU is found here: name the compute capabilities")
+    raise PlanError("no GPU is found here: name the compute capabilities")
 
 
 def test_the_command_builds_plans_and_finds_them_again(bundle):

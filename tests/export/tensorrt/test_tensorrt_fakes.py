@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import support
 
-from stepfuse.export import ExportError
+from stepfuse.errors import PlanError
 from stepfuse.export.tensorrt import Options, Plan, Target, build, build_plan, deserialise, find_library, refit_engine
 from stepfuse.export.tensorrt import this_gpu as ask
-from stepfuse.export.tensorrt.listeners import monitor_for
+from stepfuse.export.tensorrt.progress import monitor_for
 from stepfuse.tensorrt.library import Library
 from stepfuse.tensorrt.logger import logger_for
 from stepfuse.tensorrt.plan import PlanKey
@@ -96,18 +96,18 @@ def test_a_gpu_that_is_known_already_is_a_target(monkeypatch, number, capability
     assert target_of("NVIDIA H200", number) == Target((capability,), gpu="NVIDIA H200", driver="580.95.05")
 
 
-def test_a_driver_that_fails_is_told(monkeypatch):
+def test_a_driver_that_fails_is_reported(monkeypatch):
     _install(monkeypatch, Cuda(status=100), Nvml())
-    with pytest.raises(ExportError, match="the GPU cannot be asked: cuInit returned 100"):
+    with pytest.raises(PlanError, match="the GPU cannot be asked: cuInit returned 100"):
         ask()
 
 
-def test_without_a_driver_the_remedy_is_told(monkeypatch):
+def test_without_a_driver_the_error_names_the_remedy(monkeypatch):
     def missing(name):
         raise OSError(f"{name}: cannot open shared object file")
 
     monkeypatch.setattr(ctypes, "CDLL", missing)
-    with pytest.raises(ExportError, match=r"no GPU is found here \(libcuda.*name the compute capabilities"):
+    with pytest.raises(PlanError, match=r"no GPU is found here \(libcuda.*name the compute capabilities"):
         ask()
 
 
@@ -120,7 +120,7 @@ def test_the_first_tensorrt_that_is_installed_is_taken(monkeypatch):
     assert find_library("tensorrt_rtx").is_rtx
 
 
-def test_without_tensorrt_the_remedy_is_told(monkeypatch):
+def test_without_tensorrt_the_error_names_the_remedy(monkeypatch):
     for name in ("tensorrt", "tensorrt_rtx"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ImportError, match=r"tensorrt: .*; tensorrt_rtx: .*pip install 'stepfuse\[tensorrt\]'"):
@@ -187,7 +187,6 @@ def test_tensorrts_options_are_set(network):
     fake = DataCentre()
     options = Options(
         refittable=True,
-        stripped=True,
         version_compatible=True,
         hardware="ampere_plus",
         workspace=1 << 30,
@@ -199,7 +198,6 @@ def test_tensorrts_options_are_set(network):
     strongly_typed = 1 << int(RTX.module.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     assert fake.log == [
         "REFIT",
-        "STRIP_PLAN",
         "VERSION_COMPATIBLE",
         "no TF32",
         ("WORKSPACE", 1 << 30),
@@ -225,11 +223,11 @@ def test_what_is_captured_takes_its_memory_from_the_caller(network, monkeypatch,
 
 
 def test_tensorrt_does_not_build_ahead_of_time(network):
-    with pytest.raises(ExportError, match="tensorrt builds on the GPU that the plan is for, got compute"):
+    with pytest.raises(PlanError, match="tensorrt builds on the GPU that the plan is for, got compute"):
         build_plan(network, target=Target(("8.9",)), library=Library(DataCentre(), "tensorrt", "10.13"))
 
 
-def test_timings_are_lent_to_the_build_and_kept(network, tmp_path):
+def test_timings_are_given_to_the_build_and_kept(network, tmp_path):
     library = Library(DataCentre(), "tensorrt", "10.13")
     gpu = Target(("8.9",), gpu="NVIDIA L4", driver="580.95.05")
     kept = tmp_path / "deep" / "timing.cache"
@@ -314,7 +312,7 @@ def _engine():
     return {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
 
 
-def test_a_stripped_plan_gets_its_weights_from_the_onnx_file(network):
+def test_all_weights_are_taken_from_an_onnx_file(network):
     engine = _engine()
     refit_engine(engine, onnx=network, library=LIBRARY)
     assert all(np.any(value) for value in engine.values())
@@ -346,13 +344,13 @@ def test_weights_alone_are_replaced_and_back(network):
 )
 def test_weights_that_do_not_fit_are_refused(weights, message):
     engine = _engine()
-    with pytest.raises(ExportError, match=message):
+    with pytest.raises(PlanError, match=message):
         refit_engine(engine, weights=weights, library=LIBRARY)
     assert not any(np.any(value) for value in engine.values())
 
 
 def test_a_file_that_does_not_fit_is_refused(network):
-    with pytest.raises(ExportError, match="its weights do not fit the plan: an initializer is missing"):
+    with pytest.raises(PlanError, match="its weights do not fit the plan: an initializer is missing"):
         refit_engine({**_engine(), "other": np.zeros(1)}, onnx=network, library=LIBRARY)
 
 
@@ -363,11 +361,9 @@ def _plan(data=b"plan", version="1.7"):
 
 def test_a_plan_is_deserialised_by_the_tensorrt_that_made_it():
     assert deserialise(_plan(), library=LIBRARY) == {}
-    with pytest.raises(ExportError, match=r"must be of tensorrt_rtx 1\.7, got tensorrt_rtx 1\.6"):
+    with pytest.raises(PlanError, match=r"must be of tensorrt_rtx 1\.7, got tensorrt_rtx 1\.6"):
         deserialise(_plan(version="1.6"), library=LIBRARY)
-    with pytest.raises(
-        ExportError, match=r"TensorRT does not take the plan for compute capability 8\.9.*no such engine"
-    ):
+    with pytest.raises(PlanError, match=r"TensorRT does not take the plan for compute capability 8\.9.*no such engine"):
         deserialise(_plan(b"nap"), library=LIBRARY)
 
 
@@ -406,6 +402,6 @@ def test_ctrl_c_in_a_real_build_is_raised(network, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(build.Progress, "advance", interrupt)
+    monkeypatch.setattr(build.BuildProgress, "advance", interrupt)
     with pytest.raises(KeyboardInterrupt):
         build_plan(network, target=Target(("8.9",)), progress=True)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from stepfuse.export import ExportError
+from stepfuse.errors import PlanError
 from stepfuse.export.tensorrt import Options, Profile, Target
 
 LATENT = (-1, 4, -1, -1)
@@ -43,7 +43,7 @@ def test_shapes_that_are_given_go_first():
     ],
 )
 def test_a_shape_that_the_network_does_not_take_is_refused(profile, name, dims, message):
-    with pytest.raises(ExportError, match=message):
+    with pytest.raises(PlanError, match=message):
         profile.shapes_of(name, dims, pixels_per_cell=8)
 
 

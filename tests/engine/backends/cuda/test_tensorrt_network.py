@@ -330,7 +330,6 @@ def test_no_memory_for_the_weights_is_no_fault_of_the_bundle(made):
         pytest.param([{"target": replace(TARGET, gpu="Other")}], "it is for Other .*, not Fake GPU", id="gpu"),
         pytest.param([{"target": replace(TARGET, driver="1.0")}], "with driver 1.0, not .* 580.95.05", id="driver"),
         pytest.param([{"target": Target(("8.9",))}], "it is for compute capability 8.9, ahead of time", id="ahead"),
-        pytest.param([{"options": Options(refittable=True, stripped=True)}], "without its weights", id="stripped"),
         pytest.param([{"sizes": ((8, 8),) * 3}], "its pictures are of other sizes than 5x4", id="sizes"),
         pytest.param([{"library": "tensorrt_rtx"}], "library is 'tensorrt_rtx', not 'tensorrt'", id="library"),
         pytest.param(

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from stepfuse.export.errors import ExportError
+from stepfuse.errors import ExportError
 from stepfuse.export.onnx.inputs import Input, split_size
 
 try:
@@ -36,7 +36,8 @@ def translate(
         opset: ONNX operator set.
 
     Raises:
-        ExportError: If it cannot be captured or translated; the message has the cause's first line.
+        ExportError: If the module cannot be captured or translated, or returns another number of outputs than are
+            named; the message has the cause's first line.
     """
     rng = np.random.default_rng(0)
     dims: dict[str, Any] = {}
@@ -84,7 +85,7 @@ def translate(
 
 @contextmanager
 def evaluating(module: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; each part of the module is then as it was."""
+    """Evaluation mode without gradients; afterwards each submodule is in the mode that it was in."""
     training = [part for part in module.modules() if part.training]
     module.eval()
     try:
@@ -97,7 +98,7 @@ def evaluating(module: torch.nn.Module) -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the exporters' warnings and logs."""
+    """Suppresses the exporters' warnings and logs."""
     levels = {name: logging.getLogger(name).level for name in _LOUD}
     try:
         for name in _LOUD:
@@ -111,7 +112,7 @@ def quiet() -> Iterator[None]:
 
 
 def _give_attention_heads(program: torch.export.ExportedProgram) -> None:
-    """Attention without an axis of heads gets one of size 1: torch's exporter asks for four axes."""
+    """Adds an axis of heads, of size 1, to attention without one: torch's exporter requires four axes."""
     aten, graph = torch.ops.aten, program.graph
     for node in list(graph.nodes):
         if node.target is not aten.scaled_dot_product_attention.default or node.args[0].meta["val"].ndim != 3:
@@ -159,7 +160,7 @@ def _name_sizes(model: ir.Model, inputs: Sequence[Input], outputs: Sequence[str]
 
 
 def _first_line(error: BaseException) -> str:
-    """What went wrong first, in one line; torch wraps causes in pages of advice."""
+    """The root cause in one line; torch wraps causes in pages of advice."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]

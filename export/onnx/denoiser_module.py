@@ -1,4 +1,4 @@
-"""A noise-prediction module as a bundle's network is called, and whether it is one."""
+"""Adapts a noise-prediction module to the inputs of a bundle's network, and checks that it takes and returns them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from stepfuse.export.errors import ExportError
-from stepfuse.export.onnx.capture import evaluating
+from stepfuse.errors import ExportError
 from stepfuse.export.onnx.inputs import Input
+from stepfuse.export.onnx.translation import evaluating
 
 try:
     import torch
@@ -19,8 +19,8 @@ except ImportError as error:
 SAMPLE, TIMESTEP, PREDICTION = "sample", "timestep", "prediction"
 
 
-class Denoiser(torch.nn.Module):
-    """The module, called with what a bundle's network is given, in order."""
+class DenoiserModule(torch.nn.Module):
+    """A module that is called with positional inputs, the conditioning inputs among them, as an ONNX graph is."""
 
     def __init__(self, module: torch.nn.Module, cond: tuple[str, ...]) -> None:
         super().__init__()
@@ -32,17 +32,18 @@ class Denoiser(torch.nn.Module):
         return type(self.module).__name__  # messages are about that one
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-        """Sample and timestep, then the conditioning inputs; gives the prediction."""
-        sample, timestep, *told = inputs
-        found = self.module(sample, timestep, **dict(zip(self.cond, told, strict=True)))
+        """Sample and timestep, then the conditioning inputs in the order of ``cond``; returns the prediction."""
+        sample, timestep, *conditioning = inputs
+        found = self.module(sample, timestep, **dict(zip(self.cond, conditioning, strict=True)))
         return getattr(found, "sample", found) if not isinstance(found, torch.Tensor) else found
 
 
-def check_module(denoiser: Denoiser, inputs: Sequence[Input], sizes: Mapping[str, int]) -> None:
-    """Whether the module takes and gives what it must, in torch alone, where errors are plain.
+def check_module(denoiser: DenoiserModule, inputs: Sequence[Input], sizes: Mapping[str, int]) -> None:
+    """Checks the module in torch alone, where errors are plainer than those of a translated graph.
 
     Raises:
-        ExportError: If it does not.
+        ExportError: If a parameter is not float32 on the CPU; or the module does not take ``inputs``, changes them,
+            does not return a finite float32 tensor of the sample's shape, or predicts a row differently beside others.
     """
     module, kind = denoiser.module, type(denoiser.module).__name__
     for name, parameter in module.named_parameters():
@@ -71,7 +72,7 @@ def check_module(denoiser: Denoiser, inputs: Sequence[Input], sizes: Mapping[str
     _check_prediction(kind, found, feed[0])
     if not torch.allclose(found[:1], alone, rtol=0, atol=1e-3 * float(found.abs().max())):
         raise ExportError(
-            f"{kind} must give a row the same prediction whatever rows are beside it: they share batches with strangers"
+            f"{kind} must give a row the same prediction whatever rows are beside it: unrelated requests share a batch"
         )
 
 
@@ -79,8 +80,8 @@ def _check_names(module: torch.nn.Module, cond: Sequence[str], kind: str) -> Non
     try:
         inspect.signature(module.forward).bind(None, None, **dict.fromkeys(cond))
     except TypeError as error:
-        told = "".join(f", {name}={name}" for name in cond)
-        raise ExportError(f"{kind} must be callable as module(x, t{told}): {error}") from error
+        keywords = "".join(f", {name}={name}" for name in cond)
+        raise ExportError(f"{kind} must be callable as module(x, t{keywords}): {error}") from error
 
 
 def _check_prediction(kind: str, found: torch.Tensor, sample: torch.Tensor) -> None:

@@ -1,4 +1,4 @@
-"""A diffusers pipeline's folder: what it says of itself, and its components, one at a time."""
+"""A diffusers pipeline's folder: its index and configurations, and its components, loaded one at a time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stepfuse.export.errors import ExportError
+from stepfuse.errors import ExportError
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +24,7 @@ _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 _OTHERS = (*_PICKLES, ".msgpack", ".h5", ".onnx", ".gguf")
 
 
-class Folder:
+class PipelineFolder:
     """A pipeline saved with ``save_pretrained``. Nothing is unpickled, and no hub is asked.
 
     Args:
@@ -68,7 +68,7 @@ class Folder:
         return _read_json(self.path / name / file)
 
     def config(self, name: str, kind: str) -> Config:
-        """How a component of diffusers is built, its class's defaults filled in.
+        """Configuration of a component of diffusers, with its class's defaults filled in.
 
         Raises:
             ExportError: If it is missing, or of another class.
@@ -82,7 +82,7 @@ class Folder:
         return Config(f"{name} ({kind})", {**defaults, **_read_json(file)})
 
     def text_config(self, name: str, allowed: Collection[str]) -> Config:
-        """How a text encoder of transformers is built, likewise."""
+        """Configuration of a text encoder of transformers, likewise."""
         import transformers
 
         kind = self.kind(name, allowed)
@@ -91,10 +91,10 @@ class Folder:
         return Config(f"{name} ({kind})", found.to_dict())
 
     def weights(self, name: str) -> str | None:
-        """The variant of a component's weights, such as ``fp16``; None for those without one, which go first.
+        """The variant of a component's weights, such as ``fp16``; None for those without one, which are preferred.
 
         Raises:
-            ExportError: If there are none as safetensors, or a part of them is missing.
+            ExportError: If there are none as safetensors, or a shard is missing.
         """
         folder = self.path / name
         names = sorted(file.name for file in folder.iterdir() if file.is_file())
@@ -115,7 +115,8 @@ class Folder:
         """A component with its weights, in float32 and evaluation mode.
 
         Raises:
-            ExportError: If they are not there, are not safetensors, or do not fit.
+            ExportError: If there are no weights as safetensors, a shard or a parameter is missing, or the class's own
+                library cannot load them.
         """
         kind, variant = self.kind(name, allowed), self.weights(name)
         library = import_module("transformers" if self.index[name][0] == "transformers" else "diffusers")
@@ -137,14 +138,14 @@ class Folder:
         return found
 
     def licence(self) -> str:
-        """What the front matter of README.md says."""
+        """The licence that the front matter of README.md names."""
         readme = self.path / "README.md"
         text = readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else ""
         matter = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
         entries = re.findall(r"^(license\w*):[ \t]*(\S.*?)\s*$", matter[1] if matter else "", re.MULTILINE)
-        said = {key: value.strip("'\"") for key, value in entries}
-        named = said.get("license_name") if said.get("license") == "other" else said.get("license")
-        return " ".join(filter(None, (named or said.get("license"), said.get("license_link")))) or (
+        values = {key: value.strip("'\"") for key, value in entries}
+        named = values.get("license_name") if values.get("license") == "other" else values.get("license")
+        return " ".join(filter(None, (named or values.get("license"), values.get("license_link")))) or (
             "not stated: that of the weights it was exported from"
         )
 
@@ -167,7 +168,7 @@ class Config(Mapping[str, Any]):
     """A component's configuration.
 
     Args:
-        name: What messages call the component.
+        name: The component's name in error messages.
         values: Entries by name.
     """
 
@@ -187,7 +188,7 @@ class Config(Mapping[str, Any]):
         """An entry's value.
 
         Raises:
-            ExportError: If it does not pass.
+            ExportError: If ``check`` refuses the value.
         """
         value = self._values.get(key)
         if not check(value):
@@ -206,7 +207,7 @@ class Config(Mapping[str, Any]):
 
 @contextmanager
 def _no_bars() -> Iterator[None]:
-    """Without the bars of transformers, which would draw over the caller's."""
+    """Hides the progress bars of transformers, which would overwrite the caller's."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()

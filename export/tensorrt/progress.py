@@ -1,4 +1,4 @@
-"""What is told how far TensorRT is: a progress monitor, a class of whichever TensorRT is installed."""
+"""Progress bars of TensorRT's builds, fed by a progress monitor of the TensorRT at hand."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from types import TracebackType
 from typing import Any
 
 
-class Progress:
-    """Bars of what TensorRT does, on standard error, a line a phase; gone when it is done."""
+class BuildProgress:
+    """Progress bars on standard error, one for each phase of a build; removed when it ends."""
 
     def __init__(self, title: str) -> None:
         from rich.console import Console
@@ -20,7 +20,7 @@ class Progress:
         self._tasks: dict[str, tuple[Any, int]] = {}
 
     def begin(self, phase: str, parent: str | None, steps: int) -> None:
-        """A phase of so many steps begins, within another or none."""
+        """A phase of ``steps`` steps begins, within the phase ``parent`` or none."""
         depth = self._tasks[parent][1] + 1 if parent in self._tasks else 1
         self._tasks[phase] = self._bars.add_task("  " * depth + phase, total=steps), depth
 
@@ -34,7 +34,7 @@ class Progress:
         if phase in self._tasks:
             self._bars.remove_task(self._tasks.pop(phase)[0])
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> BuildProgress:
         self._bars.start()
         return self
 
@@ -45,9 +45,9 @@ class Progress:
 
 
 def monitor_for(trt: Any, progress: Any) -> Any:
-    """An ``IProgressMonitor`` that hands on to ``progress``.
+    """An ``IProgressMonitor`` that forwards to ``progress``.
 
-    No exception may pass through TensorRT: the first is kept as ``error``, Ctrl-C's too, and the build is cancelled.
+    No exception may pass through TensorRT: the first one, Ctrl-C included, is kept as ``error`` and cancels the build.
     """
 
     class Monitor(trt.IProgressMonitor):
@@ -55,7 +55,7 @@ def monitor_for(trt: Any, progress: Any) -> Any:
             trt.IProgressMonitor.__init__(self)
             self.error: BaseException | None = None
 
-        def _hand_on(self, method: str, *arguments: Any) -> None:
+        def _forward(self, method: str, *arguments: Any) -> None:
             try:
                 if self.error is None:
                     getattr(progress, method)(*arguments)
@@ -63,13 +63,13 @@ def monitor_for(trt: Any, progress: Any) -> Any:
                 self.error = error
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            self._hand_on("begin", phase_name, parent_phase, num_steps)
+            self._forward("begin", phase_name, parent_phase, num_steps)
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            self._hand_on("advance", phase_name, step)
+            self._forward("advance", phase_name, step)
             return self.error is None
 
         def phase_finish(self, phase_name: str) -> None:
-            self._hand_on("end", phase_name)
+            self._forward("end", phase_name)
 
     return Monitor()

@@ -1,4 +1,4 @@
-"""What exporting a pipeline comes to, known from its configuration files before any weights are loaded."""
+"""What is exported of a pipeline, planned from its configuration files before any weights are loaded."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ SAMPLE, TIMESTEP, PREDICTION = "sample", "timestep", "prediction"
 
 
 @dataclass(frozen=True)
-class Part:
-    """One graph of a bundle.
+class ExportPart:
+    """One graph of the bundle.
 
     Attributes:
         file: Its name in the bundle.
@@ -44,22 +44,22 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What becomes of a pipeline.
+class ExportPlan:
+    """What is exported of a pipeline.
 
     Attributes:
         shape: Shape of one sample at the model's own size.
-        pipeline: What the bundle says of the pipeline.
-        parts: Its graphs; neighbours of the same components share what is loaded.
+        pipeline: The manifest's entry of the pipeline.
+        parts: Its graphs; consecutive parts of the same components share the loaded modules.
         cond: The denoiser's conditioning inputs.
         defaults: Steps and guidance, as the pipeline's own call has them.
         tokenizers: Contents of tokenizer files by name.
-        data_range: Least and greatest value of pictures, or of samples for drawing them.
+        data_range: Least and greatest value of pictures; of latents, the range that they are shown in.
     """
 
     shape: tuple[int, int, int]
     pipeline: PipelineInfo
-    parts: Sequence[Part]
+    parts: Sequence[ExportPart]
     cond: Mapping[str, CondInput] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     tokenizers: Mapping[str, str] = field(default_factory=dict)
@@ -72,7 +72,7 @@ class Plan:
 
 
 def sample_inputs(channels: int, multiple: int, trained_steps: int = 1000) -> list[Input]:
-    """The denoiser's first two inputs where height and width are any multiples."""
+    """The denoiser's first two inputs, with height and width free multiples of ``multiple``."""
     times = "" if multiple == 1 else f"{multiple}*"
     return [
         Input(SAMPLE, (channels, f"{times}height", f"{times}width")),
@@ -81,6 +81,6 @@ def sample_inputs(channels: int, multiple: int, trained_steps: int = 1000) -> li
 
 
 def trial_sizes(shape: Sequence[int], multiple: int) -> dict[str, tuple[int, ...]]:
-    """Heights and widths to try: one that is small and not square, and the model's own."""
+    """Heights and widths to compare at: a small size that is not square, and the model's own."""
     height, width = (max(2, size // multiple) for size in shape[-2:])
     return {"height": (2, height), "width": (3, width)}
