@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import re
@@ -17,6 +16,7 @@ import numpy.typing as npt
 
 from stepfuse.errors import ExportError
 from stepfuse.export.lora.names import split_name
+from stepfuse.export.lora.scales import Scales, read_scales
 
 try:
     from safetensors import SafetensorError, deserialize, safe_open
@@ -42,7 +42,6 @@ _OTHERS = {
     r"\.(lora_B|lora_up|lora\.up)(\..+)?\.bias$": "a LoRA with biases",
 }
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4"}  # alphas may be whole numbers
-_DIFFUSERS_METADATA = "lora_adapter_metadata"
 
 
 @dataclass(frozen=True)
@@ -114,35 +113,10 @@ class Lora:
         except SafetensorError as error:
             raise ExportError(f"{file} must be a safetensors file: {error}") from error
         _refuse_others(file, tensors)
-        pairs, strays = _pairs(file, tensors, _Scales(file, metadata))
+        pairs, strays = _pairs(file, tensors, read_scales(file, metadata))
         if not pairs:
             raise ExportError(f"{file} must hold pairs of matrices of a LoRA, got {first_of(tensors) or 'no keys'}")
         return cls(file.stem, hashlib.sha256(content).hexdigest(), pairs, strays)
-
-
-class _Scales:
-    """Scales of pairs: by alphas of their own, or by those in the metadata that diffusers writes."""
-
-    def __init__(self, file: Path, metadata: Mapping[str, str]) -> None:
-        try:
-            self._metadata = json.loads(metadata.get(_DIFFUSERS_METADATA, "{}"))
-        except ValueError as error:
-            raise ExportError(f"{file}: {_DIFFUSERS_METADATA} must be JSON: {error}") from error
-        if not isinstance(self._metadata, dict):
-            raise ExportError(f"{file}: {_DIFFUSERS_METADATA} must be an object, got {self._metadata!r}")
-
-    def scale(self, name: str, rank: int, alpha: float | None) -> float:
-        """The scale of one pair; 1 without an alpha."""
-        component, _, module = name.partition(".")
-        if alpha is None:
-            alpha = self._metadata.get(f"{component}.lora_alpha")
-            for pattern, value in (self._metadata.get(f"{component}.alpha_pattern") or {}).items():
-                if re.fullmatch(rf"(.*\.)?({pattern})", module):  # as PEFT reads it
-                    alpha = value
-                    break
-        if alpha is None:
-            return 1.0
-        return float(alpha) / (math.sqrt(rank) if self._metadata.get(f"{component}.use_rslora") else rank)
 
 
 def first_of(names: Iterable[str], count: int = 3) -> str:
@@ -158,7 +132,7 @@ def _refuse_others(file: Path, keys: Mapping[str, Any]) -> None:
             raise ExportError(f"{file} must be a LoRA of linear layers and convolutions, got {kind} ({found})")
 
 
-def _pairs(file: Path, tensors: Mapping[str, Any], scales: _Scales) -> tuple[tuple[Pair, ...], tuple[str, ...]]:
+def _pairs(file: Path, tensors: Mapping[str, Any], scales: Scales) -> tuple[tuple[Pair, ...], tuple[str, ...]]:
     downs: dict[str, Any] = {}
     ups: dict[str, Any] = {}
     alphas: dict[str, Any] = {}
