@@ -173,8 +173,6 @@ static_assert(sizeof(CUgraphNodeParams) == 256 && offsetof(CUgraphNodeParams, co
   CALL(cuPointerGetAttribute, "cuPointerGetAttribute", 4000, void*, CUpointer_attribute, CUdeviceptr)                  \
   CALL(cuGraphInstantiateWithFlags, "cuGraphInstantiateWithFlags", 11040, CUgraphExec*, CUgraph, unsigned long long)   \
   CALL(cuGraphExecDestroy, "cuGraphExecDestroy", 10000, CUgraphExec)                                                   \
-  CALL(cuGraphExecKernelNodeSetParams, "cuGraphExecKernelNodeSetParams_v2", 12000, CUgraphExec, CUgraphNode,           \
-       const CUDA_KERNEL_NODE_PARAMS_v2*)                                                                              \
   CALL(cuGraphUpload, "cuGraphUpload", 11010, CUgraphExec, CUstream)                                                   \
   CALL(cuGraphLaunch, "cuGraphLaunch", 10000, CUgraphExec, CUstream)                                                   \
   CALL(cuGraphAddNode, "cuGraphAddNode", 12020, CUgraphNode*, CUgraph, const CUgraphNode*, std::size_t,                \

@@ -62,7 +62,7 @@ std::shared_ptr<const Driver> Driver::load(const std::string& path) {
   driver->error_name_ = reinterpret_cast<decltype(error_name_)>(find("cuGetErrorName", "cuGetErrorName", 6000));
   driver->error_text_ = reinterpret_cast<decltype(error_text_)>(find("cuGetErrorString", "cuGetErrorString", 6000));
   if (!version_of || version_of(&driver->version_) != CUDA_SUCCESS)
-    throw CudaError(CUDA_ERROR_NOT_INITIALIZED, path + " is not a CUDA driver: it does not tell its version");
+    throw CudaError(CUDA_ERROR_NOT_INITIALIZED, path + " is not a CUDA driver: it gives no version");
   driver->require(kGraphs);
 
   // What came after kGraphs may be absent, and throws where it is called; destructors call nothing of that.

@@ -66,19 +66,20 @@ FrameLayout::FrameLayout(int slots) {
   words = (words + kLineWords - 1) / kLineWords * kLineWords;
 }
 
-std::map<std::string, std::size_t> FrameLayout::parts() const {
-  return {{"rows", rows},
-          {"next_rows", next_rows},
-          {"levels", levels},
-          {"row_cond", row_cond},
-          {"row_uncond", row_uncond},
-          {"next_cond", next_cond},
-          {"next_uncond", next_uncond},
-          {"step", step},
-          {"known_row", known_row},
-          {"phi", phi},
-          {"ratio", ratio},
-          {"largest", largest}};
+std::array<std::pair<StepArgument, std::size_t>, 12> FrameLayout::parts() const {
+  using A = StepArgument;
+  return {{{A::rows, rows},
+           {A::next_rows, next_rows},
+           {A::levels, levels},
+           {A::row_cond, row_cond},
+           {A::row_uncond, row_uncond},
+           {A::next_cond, next_cond},
+           {A::next_uncond, next_uncond},
+           {A::step, step},
+           {A::known_row, known_row},
+           {A::phi, phi},
+           {A::ratio, ratio},
+           {A::largest, largest}}};
 }
 
 void StepNeeds::add(const StepNeeds& other) {

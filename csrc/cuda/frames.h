@@ -1,19 +1,20 @@
-// Everything that a batch's steps take from its tables, written out before it starts: a frame a step, which the fused
-// step reads where it lies. Pure: no driver, no device.
+// Everything that the steps of a static batch take from its tables, written before it starts: a frame a step, which the
+// fused step reads where it lies. Pure: no driver, no device.
 #pragma once
 
+#include <array>
 #include <cstdint>
-#include <map>
-#include <string>
+#include <utility>
 #include <vector>
 
 #include "../core/step/adapt.h"
 #include "../core/step/known_region.h"
 #include "../core/step/row.h"
+#include "step_arguments.h"
 
 namespace stepfuse::cuda {
 
-// One sample's steps, and whether it is told something.
+// One sample's steps, and whether it has conditioning.
 struct Course {
   std::vector<StepRow> rows;
   bool conditioned;
@@ -21,7 +22,7 @@ struct Course {
   std::vector<Level> levels{};  // as of KnownRegion, where a part of the sample is kept; else empty
 };
 
-// What any slot of a step asks for beside the fused step.
+// What a step needs beside the plain fused step, for any of its slots.
 struct StepNeeds {
   bool noise = false;
   bool rescale = false;
@@ -34,7 +35,7 @@ struct StepNeeds {
 
 // Which rows of every forward are a slot's, from the first step to the last, so that conditioning is written once.
 struct SlotRows {
-  int cond;    // -1: the slot is told nothing
+  int cond;    // -1: the slot has no conditioning
   int uncond;  // -1: no step of it computes an unconditional pass
 };
 
@@ -51,8 +52,8 @@ struct FrameLayout {
   std::size_t ratio, largest;                                // (B,) float32, dynamic threshold; ratio 0: off
   std::size_t words;                                         // a multiple of a cache line's
 
-  // By the names that kernels have for them.
-  std::map<std::string, std::size_t> parts() const;
+  // As kernels take them.
+  std::array<std::pair<StepArgument, std::size_t>, 12> parts() const;
 };
 
 struct Frames {

@@ -1,6 +1,8 @@
 // Memory of the device, and memory of the host that the device copies from and to while the host goes on.
 #pragma once
 
+#include <memory>
+
 #include "stream.h"
 
 namespace stepfuse::cuda {
@@ -9,8 +11,9 @@ class DeviceBuffer {
  public:
   // Throws CudaError if there is no room, with the bytes asked for and the bytes that are free.
   DeviceBuffer(ContextPtr context, std::size_t bytes);
+  static DeviceBuffer borrow(ContextPtr context, CUdeviceptr address, std::size_t bytes);  // of another owner
 
-  CUdeviceptr get() const { return memory_.get(); }
+  CUdeviceptr get() const { return address_; }
   std::size_t bytes() const { return bytes_; }
 
   // From and to `offset`. The host's memory must stay as it is until the stream has passed. Throw std::invalid_argument
@@ -20,11 +23,17 @@ class DeviceBuffer {
   void copy(const Stream& stream, const DeviceBuffer& from, std::size_t bytes);  // from its beginning to this one's
 
  private:
+  DeviceBuffer() = default;
   CUdeviceptr at(std::size_t offset, std::size_t bytes) const;
 
-  Owned<CUdeviceptr, &Driver::cuMemFree> memory_;
-  std::size_t bytes_;
+  ContextPtr context_;
+  Owned<CUdeviceptr, &Driver::cuMemFree> memory_;  // empty where it is borrowed
+  CUdeviceptr address_ = 0;
+  std::size_t bytes_ = 0;
 };
+
+// At least so many bytes: what was there stays, and is copied where the memory has to move.
+void reserve(std::unique_ptr<DeviceBuffer>& buffer, const Stream& stream, std::size_t bytes);
 
 // Pinned: copies of it run beside everything else.
 class HostBuffer {

@@ -30,7 +30,7 @@ class Module {
   // A cubin, a fat binary, or PTX, which the driver compiles. Throws CudaError with the compiler's log.
   Module(ContextPtr context, const std::string& image);
 
-  // Allows launches of so many bytes of shared memory: above 48 KiB a kernel has to be told.
+  // Allows launches of so many bytes of shared memory: above 48 KiB a kernel's attribute must say so.
   CUfunction function(const std::string& name, unsigned shared_bytes = 0) const;
   FunctionInfo info(CUfunction function) const;
   const ContextPtr& context() const { return module_.context(); }

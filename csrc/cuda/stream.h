@@ -19,7 +19,7 @@ class Event {
 class Stream {
  public:
   explicit Stream(ContextPtr context);
-  static Stream borrow(ContextPtr context, CUstream stream);  // somebody else's: never destroyed here
+  static Stream borrow(ContextPtr context, CUstream stream);  // of another owner: never destroyed here
 
   CUstream get() const { return borrowed_ ? borrowed_ : stream_.get(); }
   const ContextPtr& context() const { return context_; }

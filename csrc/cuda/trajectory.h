@@ -1,11 +1,11 @@
-// A batch that nobody joins, as one graph: S times a forward and a step, launched once. Nothing waits for the host
-// until the result. A step is a kernel, or a few in a row (StepProgram).
+// A static batch as one graph: S times a forward and a step, launched once. Nothing waits for the host until the
+// result. A step is a kernel, or a few in a row (StepProgram).
 //
 // Unrolled, every step is nodes of its own, which read their frame where it lies: S copies of the forward's graph, each
 // of the smallest bucket that does. As a loop, one forward, one step and `stepfuse_advance`, which moves the frames by:
 // the graph is of one step's size, and takes any number of steps up to those planned.
 //
-// What a step takes from the whole of its sample is folded into the rows of the current frame, which a loop fills anew
+// What depends on the whole of a sample is folded into the rows of the current frame, which a loop fills anew
 // for each step and which unrolled steps use for nothing else: frames stay as they were loaded, and a trajectory may be
 // launched again.
 #pragma once
@@ -56,12 +56,12 @@ TrajectoryPlan plan_trajectory(Form form, int slots, const std::vector<int>& for
 
 class Trajectory {
  public:
-  // `needs` is what any frames that are loaded may need. `values` are the step's arguments but those that frames hold;
+  // `needs` is what any frames that are loaded may need. `arguments` are the step's but those that frames hold;
   // `forwards` captured graphs by their rows, all of which read and write the first rows of the same buffers. Copies
   // are kept of the graphs, not of the memory they use. Throws std::invalid_argument if a kernel, an argument or a
   // forward is missing.
-  Trajectory(ContextPtr context, TrajectoryPlan plan, StepProgram program, const StepNeeds& needs, Values values,
-             const std::map<int, const Graph*>& forwards);
+  Trajectory(ContextPtr context, TrajectoryPlan plan, StepProgram program, const StepNeeds& needs,
+             StepArguments arguments, const std::map<int, const Graph*>& forwards);
 
   // What the next launches run. On the stream that launches: it is ordered behind the launch before. Waits for nothing
   // but a previous upload. Throws std::invalid_argument if the frames are not of this plan, or need what this
@@ -83,7 +83,7 @@ class Trajectory {
   FrameLayout layout_;
   StepProgram program_;
   StepNeeds needs_;
-  Values values_;
+  StepArguments arguments_;
   std::unique_ptr<Module> advance_module_;  // of a loop
   DeviceBuffer device_;
   HostBuffer host_;

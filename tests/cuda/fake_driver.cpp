@@ -1,6 +1,6 @@
 // A CUDA driver over the host's memory: the functions that csrc/cuda calls, under the names that libcuda.so.1 exports
 // them by. It records every call, runs what is launched in an order as bad as the dependencies allow, at once or, where
-// a test wants it so, not before somebody waits, holds its caller to the rules of the real one, and fails where a test
+// a test wants it so, not before the host waits, holds its caller to the rules of the real one, and fails where a test
 // wants it to.
 //
 // A module's image is text, a line a kernel: its name and how many parameters it has; what it does is the test's.
@@ -246,8 +246,8 @@ void run(CUgraph graph) {
     if (node.kind == Node::Kernel) run_kernel(node);
     if (node.kind == Node::Child) run(node.graph);
     if (node.kind == Node::Copy) std::memcpy(node.copy.to, node.copy.from, node.copy.bytes);
-    for (int turns = 0; node.kind == Node::While && world->conditions[node.condition]; ++turns) {
-      if (turns > 100000) {
+    for (int rounds = 0; node.kind == Node::While && world->conditions[node.condition]; ++rounds) {
+      if (rounds > 100000) {
         violate("a loop without an end");
         break;
       }
@@ -257,7 +257,7 @@ void run(CUgraph graph) {
   }
 }
 
-// What a stream is given: done at once, or when somebody waits.
+// What a stream is given: done at once, or when the host waits.
 void soon(std::function<void()> work, CUevent event = nullptr) {
   if (!world->late) return work();
   world->pending.emplace_back(event, std::move(work));
@@ -416,7 +416,7 @@ CUresult cuDevicePrimaryCtxRelease_v2(CUdevice) {
   return enter("cuDevicePrimaryCtxRelease");
 }
 CUresult cuCtxPushCurrent_v2(CUcontext context) {
-  if (!world->retained) violate("a context is made current that nobody holds");
+  if (!world->retained) violate("a context is made current that is not retained");
   current.push_back(context);
   return CUDA_SUCCESS;
 }
@@ -698,15 +698,6 @@ CUresult cuGraphExecDestroy(CUgraphExec exec) {
     delete exec;
   }
   return enter_context("cuGraphExecDestroy");
-}
-CUresult cuGraphExecKernelNodeSetParams_v2(CUgraphExec exec, CUgraphNode node,
-                                           const CUDA_KERNEL_NODE_PARAMS_v2* params) {
-  if (const CUresult code = enter_context("cuGraphExecKernelNodeSetParams")) return code;
-  Node& twin = *exec->copies.at(node);
-  Node changed = kernel_node(*params);
-  twin.shape = changed.shape;
-  twin.arguments = changed.arguments;
-  return CUDA_SUCCESS;
 }
 CUresult cuGraphUpload(CUgraphExec, CUstream) { return enter_context("cuGraphUpload"); }
 CUresult cuGraphLaunch(CUgraphExec exec, CUstream stream) {

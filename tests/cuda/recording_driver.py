@@ -79,7 +79,7 @@ class Fake:
         self._library.fake_fail(calls_from_now, code)
 
     def late(self, late):
-        """Whether the device does nothing before somebody waits for it."""
+        """Whether the device does nothing before the host waits for it."""
         self._library.fake_late(int(late))
 
     def put(self, stream, kind):
@@ -133,7 +133,14 @@ STEP_KERNELS = {
     "thresholded_rows_kernel": ("triton_adapt.py", BLOCK, "slots"),
     "keep_known_kernel": ("triton_keep.py", BLOCK, "tiles"),
 }
-NETWORK = [("rows", "i64"), ("sample", "*fp32"), ("t", "*fp32"), ("prediction", "*fp32"), ("n", "i64")]
+#: A forward, whose arguments are called as the step calls a network's rows.
+NETWORK = [
+    ("prediction_rows", "i64"),
+    ("next_input", "*fp32"),
+    ("next_t", "*fp32"),
+    ("prediction", "*fp32"),
+    ("n", "i64"),
+]
 
 
 def arguments_of(kernel):
@@ -306,6 +313,11 @@ def write_next(a, slots, slot, x, *, timestep=True):
             array_at(a["next_t"], (a["next_input_rows"],), np.float32)[to] = next_rows[slot][T]
 
 
+def forward_arguments(rows, n, sample, t, prediction):
+    """Of a launch of the network."""
+    return {"prediction_rows": rows, "n": n, "next_input": sample, "next_t": t, "prediction": prediction}
+
+
 def network_on(module):
     return cuda.StepKernel(module, "network", [(*argument, False) for argument in NETWORK], BLOCK, WARPS)
 
@@ -357,8 +369,7 @@ class Rig:
         self.forwards = {}
         for rows in buckets:
             capture = cuda.Capture(self.stream)
-            tensors = {name: at[name] for name in ("sample", "t", "prediction")}
-            forward.launch(self.stream, rows, {"rows": rows, "n": n, **tensors})
+            forward.launch(self.stream, rows, forward_arguments(rows, n, at["sample"], at["t"], at["prediction"]))
             self.forwards[rows] = capture.end()
 
     def trajectory(self, form, *, steps=None, needs=None):

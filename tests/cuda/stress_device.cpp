@@ -1,4 +1,4 @@
-// The stress test on the recording driver, whose device does nothing before somebody waits for it, in some rounds, and
+// The stress test on the recording driver, whose device does nothing before the host waits for it, in some rounds, and
 // whose calls fail, in some. What the kernels do, by their documented headers, is csrc/core's own arithmetic.
 #include <cmath>
 #include <cstring>
@@ -270,13 +270,13 @@ struct Rig {
   }
 };
 
-// Puts forwards on the stream, captured or one by one. One that looks waits for the device first, as a module does that
+// Puts forwards on the stream, captured or one by one. One that reads its rows waits for the device first, as a module does that
 // asks for a value.
 class DeviceNetwork final : public Network {
  public:
   DeviceNetwork(const Rig& rig, const Fake& fake, bool padded, std::uint64_t seed)
       : Network(rig.rows(), padded, seed),
-        looks(random_.one_in(2)),
+        reads_rows(random_.one_in(2)),
         breaks_down(random_.one_in(3)),
         rig_(rig),
         fake_(fake) {
@@ -295,12 +295,12 @@ class DeviceNetwork final : public Network {
   int computed(int rows) const override { return captured_ ? captured_->computed(rows) : rows; }
   void compute(int rows) { predict_all(rows); }
 
-  const bool looks, breaks_down;
+  const bool reads_rows, breaks_down;
 
  private:
   void run(int rows) override {
     if (breaks_down && random_.one_in(8)) fake_.fail(random_.from(0, 40), CUDA_ERROR_OUT_OF_MEMORY);
-    if (looks) {
+    if (reads_rows) {
       rig_.stream.synchronize();
       raise_if_faulty(rows);
     } else {
@@ -344,7 +344,7 @@ class DevicePlace final : public Place {
 
   std::unique_ptr<Stepper> stepper() override { return rig_->stepper(); }
   Network& network() override { return *network_; }
-  bool looks() const override { return network_->looks; }
+  bool looks() const override { return network_->reads_rows; }
   bool breaks_down() const override { return network_->breaks_down; }
 
  private:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from stepfuse.backends.cuda.config import BACKENDS
+from stepfuse.backends.cuda.config import BACKENDS, Cuda
 from stepfuse.bundle.bundle import Bundle
 from stepfuse.bundle.model_info import ModelInfo
 
@@ -13,42 +12,33 @@ if TYPE_CHECKING:
     from stepfuse.backends.cuda.driver_network import DriverNetwork
 
 
-def open_network(
-    bundle: Bundle,
-    info: ModelInfo,
-    *,
-    device: int = 0,
-    backend: str = "onnxruntime",
-    max_rows: int = 16,
-    options: Mapping[str, str] | None = None,
-) -> DriverNetwork:
+def open_network(bundle: Bundle, info: ModelInfo, device: Cuda, max_rows: int) -> DriverNetwork:
     """A bundle's network on a GPU, with nothing captured yet.
 
     Args:
         bundle: The model folder.
         info: What the network is.
-        device: Which GPU.
-        backend: One of ``stepfuse.backends.cuda.config.BACKENDS``.
+        device: Which GPU, which library runs the network, and that library's options.
         max_rows: Most rows of a forward.
-        options: Of ONNX Runtime's execution provider, by the names that it has for them.
 
     Raises:
         ImportError: If the library is missing.
-        ProviderError: If ONNX Runtime has not the execution provider.
-        BundleError: If the network cannot be used.
+        ProviderError: If ONNX Runtime lacks the execution provider.
+        BundleError: If the bundle has no network that the library can run, or its interface is not the manifest's.
         DenoiserError: If the GPU has no memory for it.
         CudaError: If there is no driver, it is too old, or out of memory.
-        ValueError: If a bound is broken.
+        ValueError: If ``max_rows`` is below 1 or more than a plan takes, or the library does not take ``options``.
     """
-    if backend not in BACKENDS:
-        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    backend = device.backend or BACKENDS[0]
     if backend == "tensorrt":
-        if options:
-            raise ValueError(f"options are of ONNX Runtime's execution providers: none for tensorrt, got {options}")
+        if device.options:
+            raise ValueError(
+                f"options are of ONNX Runtime's execution providers: none for tensorrt, got {device.options}"
+            )
         from stepfuse.backends.cuda.tensorrt import TensorRTNetwork
 
-        return TensorRTNetwork(bundle, info, max_rows, device=device)
+        return TensorRTNetwork(bundle, info, max_rows, device=device.index)
     from stepfuse.backends.cuda.onnxruntime import OnnxRuntimeNetwork
 
     tensorrt = backend == "onnxruntime-tensorrt"
-    return OnnxRuntimeNetwork(bundle, info, max_rows, device=device, tensorrt=tensorrt, options=options)
+    return OnnxRuntimeNetwork(bundle, info, max_rows, device=device.index, tensorrt=tensorrt, options=device.options)

@@ -83,8 +83,8 @@ class Context:
         trt.rule(not self._captured, "a context of a captured graph runs")
         trt.rule(self._ran or not trt.capturing, "a context is captured that has not run with its shapes")
         trt.ran.append((self.rows, self._profile))
-        if told := trt.fails(self.rows):
-            trt.logger.log(trt.ILogger.ERROR, told)
+        if text := trt.fails(self.rows):
+            trt.logger.log(trt.ILogger.ERROR, text)
             return False
         self._captured, self._ran = trt.capturing, True
         trt.launch(self.rows, self._at)

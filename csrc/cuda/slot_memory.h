@@ -1,0 +1,62 @@
+// Device memory of the samples in slots, and the step's arguments over it. The loop's stepper and the trajectory of a
+// static batch have theirs alike; the rows of a forward are the network's.
+#pragma once
+
+#include <memory>
+
+#include "../core/loop/denoiser.h"
+#include "memory.h"
+#include "step_arguments.h"
+
+namespace stepfuse::cuda {
+
+// Where a network's rows are: memory that its back end owns, (count, ...) each.
+struct NetworkRows {
+  CUdeviceptr sample, timestep, prediction;
+  int count;
+  TimestepType timestep_type;
+};
+
+class SlotMemory {
+ public:
+  enum class Use : std::uint8_t {
+    Loop,         // has previews, and flags of states that are not finite
+    StaticBatch,  // has neither
+  };
+
+  // The stream is borrowed: copies to larger memory go on it.
+  SlotMemory(const Stream& stream, std::int64_t elements, Use use);
+
+  // Of so many slots of a loop, without what masks and rescaled guidance take.
+  static std::size_t bytes(int slots, std::int64_t elements);
+
+  // Memory for at least so many slots, what they hold included. Throws CudaError if there is none.
+  void reserve(int slots);
+  void reserve_known();                  // known regions: as many as slots
+  void reserve_sums(std::size_t bytes);  // what guidance rescale works in
+  int capacity() const { return capacity_; }
+
+  // (capacity, ...) each, and null before it is reserved.
+  DeviceBuffer* x() const { return x_.get(); }
+  DeviceBuffer* h() const { return h_.get(); }
+  DeviceBuffer* x0() const { return x0_.get(); }
+  DeviceBuffer* seed() const { return seed_.get(); }
+  DeviceBuffer* nonfinite() const { return nonfinite_.get(); }
+  DeviceBuffer* sums() const { return sums_.get(); }
+  DeviceBuffer* known() const { return known_.get(); }  // (3, elements) a slot: image, mask, first noise
+
+  // Of all kernels of a step, but those in its frame. Without previews none are written.
+  StepArguments arguments(const NetworkRows& rows, bool previews) const;
+
+ private:
+  using Buffer = std::unique_ptr<DeviceBuffer>;
+
+  Stream stream_;
+  std::int64_t elements_;
+  std::size_t state_bytes_;  // of one sample
+  Use use_;
+  int capacity_ = 0;
+  Buffer x_, h_, x0_, seed_, nonfinite_, known_, sums_;
+};
+
+}  // namespace stepfuse::cuda
