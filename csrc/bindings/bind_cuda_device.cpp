@@ -46,6 +46,7 @@ void bind_cuda_device(py::module_& m) {
 
   py::class_<Event>(m, "Event")
       .def(py::init([](std::shared_ptr<Context> context) { return Event(std::move(context)); }), py::arg("context"))
+      .def("passed", &Event::passed)
       .def("synchronize", &Event::synchronize, NoGil())
       .def("seconds_since", &Event::seconds_since, py::arg("start"));
   py::class_<Stream>(m, "Stream")

@@ -11,7 +11,7 @@ namespace stepfuse::cuda {
 struct Bucket {
   int rows;
   std::size_t pool_bytes;  // what its forward works in
-  std::size_t own_bytes;   // what it keeps beside that: the graph itself, its buffers
+  std::size_t own_bytes;   // what it keeps besides: the graph itself, its buffers
 };
 
 struct Budget {

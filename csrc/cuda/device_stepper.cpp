@@ -119,7 +119,7 @@ void DeviceStepper::fill(Sample& sample, int slot) {
 
 void DeviceStepper::stage(const Iteration& iteration, int rows) {
   const Unwinding unwinding{*this};
-  if (std::exchange(staged_, true)) {  // the iteration before has failed, and a part of it is enqueued all the same
+  if (std::exchange(staged_, true)) {  // the iteration before has failed, but a part of it may be enqueued
     end_flight();
     await(flight());
   }
@@ -197,7 +197,7 @@ void DeviceStepper::step(const Iteration& iteration, const Iteration& next) {
 }
 
 void DeviceStepper::synchronize() {
-  // Taken first: where this throws, the requests fail, and the memory that they would be copied to goes with them.
+  // Taken first: where this throws, the requests fail, and the memory that they would be copied to is freed.
   const std::vector<Download> downloads = std::exchange(downloads_, {});
   if (broken_) std::rethrow_exception(std::exchange(broken_, nullptr));
   for (std::size_t behind = 1; behind < kFlights; ++behind) await(flight(behind));
@@ -209,7 +209,7 @@ void DeviceStepper::end(const Sample& sample) {
   slots_.give_back(sample.slot);
 }
 
-// By way of pinned memory: `from` may be gone when this returns.
+// By way of pinned memory: `from` may be freed when this returns.
 void DeviceStepper::upload(CUdeviceptr to, const void* from, std::size_t host_bytes, Stored stored) {
   const std::size_t bytes = stored_bytes(stored, host_bytes);
   void* pinned = flight().pinned.take(bytes);
@@ -257,7 +257,7 @@ void DeviceStepper::reserve(int slots) {
   cuda::reserve(frame_, stream_, frame_bytes(memory_.capacity()));
 }
 
-// Puts the frame on the device; returns what is to be launched on it.
+// Copies the frame to the device, and returns the launches of its step.
 std::vector<Launch> DeviceStepper::prepare(const Frame& frame, const StepNeeds& needs, StepArguments arguments) {
   frame_->upload(stream_, frame.data(), frame.bytes());
   if (needs.rescale) {

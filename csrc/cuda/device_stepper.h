@@ -21,7 +21,7 @@
 
 namespace stepfuse::cuda {
 
-// What conditioning is kept in on the device; on the host it is as the request has it.
+// How conditioning is stored on the device; on the host it is as the request has it.
 enum class Stored : std::uint8_t { AsIs, Float32AsFloat16, Float32AsBFloat16 };
 
 // A network's rows, memory that its back end owns: (max_rows, ...) each.
@@ -120,7 +120,7 @@ class DeviceStepper final : public Stepper {
   std::size_t current_ = 0;
   bool staged_ = false;              // an iteration has been staged, and not stepped
   std::vector<Download> downloads_;  // of the last step
-  std::exception_ptr broken_;        // what failed behind the last launch
+  std::exception_ptr broken_;        // what failed after the last launch
 };
 
 }  // namespace stepfuse::cuda

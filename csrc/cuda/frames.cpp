@@ -24,7 +24,7 @@ Rows rows_at(const Course& course, const SlotRows& slot, std::size_t step) {
 void require_whole(const Course& course) {
   if (course.rows.empty()) throw std::invalid_argument("a trajectory's samples need at least one step each");
   if (!course.levels.empty() && course.levels.size() != course.rows.size() + 1)
-    throw std::invalid_argument("what is known of a sample needs " + std::to_string(course.rows.size() + 1) +
+    throw std::invalid_argument("a known region needs " + std::to_string(course.rows.size() + 1) +
                                 " levels, one for each step and one for the result, got " +
                                 std::to_string(course.levels.size()));
 }

@@ -19,7 +19,7 @@ struct Course {
   std::vector<StepRow> rows;
   bool conditioned;
   Adaptive adaptive{};
-  std::vector<Level> levels{};  // as of KnownRegion, where a part of the sample is kept; else empty
+  std::vector<Level> levels{};  // as in KnownRegion, if the sample has one; else empty
 };
 
 // What a step needs beside the plain fused step, for any of its slots.
@@ -44,31 +44,31 @@ struct FrameLayout {
   explicit FrameLayout(int slots);
 
   std::size_t rows, next_rows;                               // (B, 16) float32
-  std::size_t levels;                                        // (B, 2) float32, of what is known behind this step
+  std::size_t levels;                                        // (B, 2) float32, of the known region after this step
   std::size_t row_cond, row_uncond, next_cond, next_uncond;  // (B,) int32, -1: none
   std::size_t step;                                          // (B,) int32
-  std::size_t known_row;                                     // (B,) int32, -1: nothing is kept
+  std::size_t known_row;                                     // (B,) int32, -1: no known region
   std::size_t phi;                                           // (B,) float32, guidance rescale; 0: off
   std::size_t ratio, largest;                                // (B,) float32, dynamic threshold; ratio 0: off
   std::size_t words;                                         // a multiple of a cache line's
 
-  // As kernels take them.
+  // Each part as the kernels' argument that it is.
   std::array<std::pair<StepArgument, std::size_t>, 12> parts() const;
 };
 
 struct Frames {
   int slots;
-  int steps;                        // of the longest course; a slot that has ended is left alone
+  int steps;                        // of the longest course; a slot that has ended stays unchanged
   std::vector<SlotRows> slot_rows;  // (B,)
-  std::vector<int> forward_rows;    // (steps,) rows of the forward that a step needs, used from 0
+  std::vector<int> forward_rows;    // (steps,) rows, from 0 on, of the forward that a step needs
   StepNeeds needs;                  // of all steps together
   bool uses_history;
   std::vector<std::uint32_t> words;  // (steps, FrameLayout::words)
 };
 
-// Slot i has row i, and those that need an unconditional pass beside it a row behind all of these; what is known of it
-// lies in row i too. Throws std::invalid_argument if there is no slot, or a course has no step or another number of
-// levels.
+// Slot i has row i; those that need an unconditional pass as well have another row after all of these. The known region
+// of slot i is in row i too. Throws std::invalid_argument if there is no slot, or a course has no step or another
+// number of levels.
 Frames make_frames(const std::vector<Course>& courses);
 
 }  // namespace stepfuse::cuda

@@ -11,7 +11,7 @@ namespace stepfuse::cuda {
 
 class Graph {
  public:
-  // What a node comes behind; null: nothing.
+  // The node that comes before; null: none.
   using After = CUgraphNode;
 
   explicit Graph(ContextPtr context);                      // empty
@@ -45,8 +45,9 @@ class Graph {
   CUgraph borrowed_ = nullptr;
 };
 
-// From construction on what is put on the stream is recorded, not run; `end` gives the graph. Other threads may use the
-// driver as they like meanwhile. Without `end`, when something threw, the recording is dropped and the stream is free.
+// From construction on what is enqueued on the stream is recorded, not run; `end` returns the graph. Other threads may
+// use the driver as they like meanwhile. Without `end`, when something threw, the recording is dropped and the stream
+// is usable.
 class Capture {
  public:
   explicit Capture(const Stream& stream);

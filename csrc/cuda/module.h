@@ -9,7 +9,7 @@
 
 namespace stepfuse::cuda {
 
-// A kernel, how it is cut up, and its arguments' values: the low bytes of a word each, as the kernel's type has them.
+// A kernel, its grid and block, and its arguments' values: the low bytes of a word each, as many as the type has.
 struct Launch {
   CUfunction function;
   std::array<unsigned, 3> grid;
@@ -17,7 +17,7 @@ struct Launch {
   unsigned shared_bytes = 0;
   std::vector<std::uint64_t> arguments;
 
-  // The driver's form, good while `pointers` and this live.
+  // The driver's form, valid while `pointers` and this object live.
   CUDA_KERNEL_NODE_PARAMS_v2 params(std::vector<void*>& pointers) const;
 };
 

@@ -1,5 +1,5 @@
 // Device memory of the samples in slots, and the step's arguments over it. The loop's stepper and the trajectory of a
-// static batch have theirs alike; the rows of a forward are the network's.
+// static batch each have one; the rows of a forward are the network's.
 #pragma once
 
 #include <memory>
@@ -24,15 +24,15 @@ class SlotMemory {
     StaticBatch,  // has neither
   };
 
-  // The stream is borrowed: copies to larger memory go on it.
+  // The stream is borrowed; contents that move to larger memory are copied on it.
   SlotMemory(const Stream& stream, std::int64_t elements, Use use);
 
   // Of so many slots of a loop, without what masks and rescaled guidance take.
   static std::size_t bytes(int slots, std::int64_t elements);
 
-  // Memory for at least so many slots, what they hold included. Throws CudaError if there is none.
+  // Grows to at least so many slots, whose contents stay. Throws CudaError if there is no memory.
   void reserve(int slots);
-  void reserve_known();                  // known regions: as many as slots
+  void reserve_known();                  // a known region for each slot
   void reserve_sums(std::size_t bytes);  // what guidance rescale works in
   int capacity() const { return capacity_; }
 
@@ -45,7 +45,7 @@ class SlotMemory {
   DeviceBuffer* sums() const { return sums_.get(); }
   DeviceBuffer* known() const { return known_.get(); }  // (3, elements) a slot: image, mask, first noise
 
-  // Of all kernels of a step, but those in its frame. Without previews none are written.
+  // The arguments of all kernels of a step but those in its frame. Without `previews` none are written.
   StepArguments arguments(const NetworkRows& rows, bool previews) const;
 
  private:

@@ -17,7 +17,7 @@ class StepProgram {
  public:
   struct Kernels {
     std::map<int, KernelPtr> plain, noise;  // the fused step, without and with noise, by the most slots it is meant for
-    KernelPtr guidance_sums, rescaled_rows, thresholded_rows, keep_known;  // null: there is none
+    KernelPtr guidance_sums, rescaled_rows, thresholded_rows, keep_known;  // null: missing
   };
 
   // Of the fused steps one may be missing if no step needs it. Throws std::invalid_argument if both are.

@@ -9,6 +9,7 @@ class Event {
  public:
   explicit Event(ContextPtr context);
   CUevent get() const { return event_.get(); }
+  bool passed() const;  // without waiting
   void synchronize() const;
   double seconds_since(const Event& start) const;  // on the device; both have been recorded and passed
 

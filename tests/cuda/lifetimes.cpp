@@ -195,7 +195,7 @@ int main(int count, char** arguments) {
       require(!*fake.text(2), fake.text(2), at);
     }
     fake.reset();
-    // All but the releases behind the last call, of which there are at most as many as things made.
+    // All but the releases after the last call, of which there are at most as many as objects made.
     require(reported > calls / 2, "too few failures were reported", calls);
     std::printf("%d calls, %d failures reported\n", calls, reported);
   }

@@ -45,7 +45,7 @@ def old_library(tmp_path_factory):
 
 
 class Fake:
-    """What the driver was asked, and what it is to do. After a test nothing may be left, and no rule broken."""
+    """Which calls the driver got, and how it behaves. After a test nothing may be left, and no rule broken."""
 
     BODY = ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.POINTER(ctypes.c_void_p), ctypes.POINTER(ctypes.c_uint))
 
@@ -83,7 +83,7 @@ class Fake:
         self._library.fake_late(int(late))
 
     def put(self, stream, kind):
-        """Work of another kind, by its CUgraphNodeType, as a library puts it on a stream that is captured."""
+        """Work of another kind, by its CUgraphNodeType, as a library enqueues it on a stream that is captured."""
         self._library.fake_put(ctypes.c_void_p(stream.address), kind)
 
     def spend(self, seconds):
@@ -102,7 +102,7 @@ class Fake:
         return self._library.fake_text(which).decode().splitlines()
 
     def log(self):
-        """Calls since the last time, without those that only look."""
+        """Calls since the last time, without queries."""
         lines = self._lines(0)
         new, self._seen = lines[self._seen :], len(lines)
         return new
@@ -169,7 +169,7 @@ def array_at(address, shape, dtype):
 
 
 class StepOnHost:
-    """What the step's kernels do, by their documented headers, over the host's memory; and a network."""
+    """The step's kernels, by their documented headers, over the host's memory; and a network."""
 
     def __init__(self, network):
         self.arguments = {name: arguments_of(name) for name in STEP_KERNELS}

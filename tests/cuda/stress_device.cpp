@@ -84,7 +84,7 @@ class Given {
   void** params_;
 };
 
-// What kernels look at first of a slot.
+// What kernels read first of a slot.
 struct Slot {
   Slot(const Given& given, int index)
       : i(index),
@@ -205,7 +205,7 @@ DeviceNetwork* network_here = nullptr;  // what the kernel "network" is
 
 void run_kernel(const char* name, void** params, const unsigned* shape);
 
-// A context with all that a round needs of it.
+// A context, and what a round needs in it.
 struct Rig {
   Rig(const ModelSpec& model, const Fake& fake)
       : spec(model),
@@ -270,8 +270,8 @@ struct Rig {
   }
 };
 
-// Puts forwards on the stream, captured or one by one. One that reads its rows waits for the device first, as a module does that
-// asks for a value.
+// Enqueues forwards, captured or one by one. A network that reads its rows waits for the device first, as a module does
+// that asks for a value.
 class DeviceNetwork final : public Network {
  public:
   DeviceNetwork(const Rig& rig, const Fake& fake, bool padded, std::uint64_t seed)

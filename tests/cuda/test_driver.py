@@ -1,4 +1,4 @@
-"""The driver at run time: what it is asked, and what is said where it is missing, old or incomplete."""
+"""The driver at run time: its calls, and the errors where it is missing, old or incomplete."""
 
 import gc
 

@@ -448,7 +448,7 @@ def test_whatever_fails_half_way_everything_is_released_once(rig, fake, form):
         gc.collect()
         assert fake.violations == [], name
         assert fake.live == [], name
-        # A failed release after the last call is raised by none.
+        # No call comes after the last releases that could raise their error.
         assert "CUDA_ERROR_OUT_OF_MEMORY" in message or name.endswith(
             ("Destroy", "Free", "FreeHost", "Unload", "Release")
         ), name

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from stepfuse._core import cuda
 from stepfuse.backends.cuda.capture import WARM_UPS, CapturedForwards, not_captured
-from stepfuse.backends.cuda.memory import Rows, is_out_of_memory
+from stepfuse.backends.cuda.memory import Rows, Staging, is_out_of_memory
 from stepfuse.bundle.model_info import ModelInfo
 
 Array = npt.NDArray[Any]
@@ -86,16 +86,15 @@ class DriverNetwork(CapturedForwards):
 
     def _clear(self) -> None:
         """Zero samples and null conditioning: a forward computes its padding too, which must be in bounds."""
-        cleared = [
-            (self._memory[name].buffer, np.zeros(self._memory[name].buffer.bytes, np.uint8))
-            for name in ("sample", "timestep")
+        shape = self.max_rows, *self.info.shape
+        copies = [
+            (self._memory["sample"], np.zeros(shape, self.storage)),
+            (self._memory["timestep"], np.zeros(self.max_rows, self.info.timestep_dtype)),
         ]
         for name, spec in self.info.cond.items():
-            null = np.asarray(spec.value(name, None), self.cond_storage[name])
-            cleared.append((self._cond[name].buffer, np.repeat(null[np.newaxis], self.max_rows, axis=0)))
-        for buffer, values in cleared:
-            buffer.upload(self.stream, values)
-        self.stream.synchronize()
+            copies.append((self._cond[name], np.repeat(spec.value(name, None)[np.newaxis], self.max_rows, axis=0)))
+        Staging(self.context, self.stream).put(copies)
+        self.stream.synchronize()  # the copies are from memory that is freed now
 
     def ordered(self) -> AbstractContextManager[object]:
         """Nothing: the caller has no stream to be ordered with."""

@@ -61,9 +61,9 @@ class Staging:
         Raises:
             ValueError: If a number is too large for a dtype. Nothing is copied then.
         """
-        if self._enqueued:
+        if self._enqueued and not self._copied.passed():
             self._copied.synchronize()
-            self._enqueued = False
+        self._enqueued = False
         sizes = [values.size * item_bytes(rows.dtype) for rows, values in copies]
         starts = np.cumsum([0, *(-(-size // _LINE) * _LINE for size in sizes)])
         if starts[-1] > len(self._host):

@@ -115,7 +115,7 @@ def test_a_batch_is_a_copy_each_a_launch_and_the_wait_for_its_result(made, fake)
     copies = ["cuMemcpyHtoDAsync"] * 5  # states, seeds, the first rows, their timesteps and labels
     frames = ["cuEventSynchronize", "cuMemcpyHtoDAsync", "cuEventRecord"]
     result = ["cuMemcpyDtoHAsync", "cuStreamSynchronize"]
-    assert fake.names() == ["cuEventSynchronize", *copies, "cuEventRecord", *frames, "cuGraphLaunch", *result]
+    assert fake.names() == ["cuEventQuery", *copies, "cuEventRecord", *frames, "cuGraphLaunch", *result]
 
 
 def batch(rows, **changed):
@@ -131,16 +131,17 @@ def batch(rows, **changed):
 
 def test_pinned_memory_is_not_overwritten_while_a_copy_of_it_is_under_way(fake):
     memory = BatchMemory(Bare(fake.open(), INFO, 4), INFO)
+    fake.late(True)
     fake.log()
     for words in (8, 4, 100):
         memory.upload_frames(np.zeros(words, np.uint32))
     made = ["cuMemAlloc", "cuMemHostAlloc", "cuMemcpyHtoDAsync", "cuEventRecord"]
-    reused = ["cuEventSynchronize", "cuMemcpyHtoDAsync", "cuEventRecord"]
+    reused = ["cuEventQuery", "cuEventSynchronize", "cuMemcpyHtoDAsync", "cuEventRecord"]
     names = fake.names()
-    assert names[1 : 1 + len(made) + len(reused)] == [*made, *reused]  # behind the wait for what reads the memory
+    assert names[1 : 1 + len(made) + len(reused)] == [*made, *reused]  # after the wait for what reads the memory
     # Memory that is too small is replaced once nothing reads it: neither kernels of the device's, nor copies.
-    assert names[8:11] == ["cuStreamSynchronize", "cuMemAlloc", "cuMemFree"]
-    assert names[11:14] == ["cuEventSynchronize", "cuMemHostAlloc", "cuMemFreeHost"]
+    assert names[9:12] == ["cuStreamSynchronize", "cuMemAlloc", "cuMemFree"]
+    assert names[12:15] == ["cuEventQuery", "cuMemHostAlloc", "cuMemFreeHost"]
 
 
 def test_an_upload_that_fails_leaves_nothing_that_is_not_waited_for(fake):
@@ -153,7 +154,7 @@ def test_an_upload_that_fails_leaves_nothing_that_is_not_waited_for(fake):
     assert fake.names()[-1] == "cuEventRecord"
     fake.log()
     memory.begin(batch(2))
-    assert fake.names()[0] == "cuEventSynchronize"
+    assert fake.names()[0] == "cuEventQuery"
 
 
 def test_values_are_held_in_what_the_network_takes(fake):
@@ -286,7 +287,7 @@ HOST_CALL, EMPTY, ALLOCATION = 3, 5, 10  # CUgraphNodeType
 
 
 def holds(fake, kind):
-    """A library whose forward puts something on the stream beside the kernel, by its kind."""
+    """A library whose forward enqueues work of some kind beside the kernel."""
     kept = []
 
     def before(network, rows):

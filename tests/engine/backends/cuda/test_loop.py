@@ -286,7 +286,7 @@ def test_more_slots_than_memory_has_room_for_are_refused_one_by_one(made, fake):
         return support.rowwise(x, t, cond)
 
     engine = made(late=False, rows=2, buckets=(), fn=network, serving=sf.Serving(max_rows=2, policy="shortest"))
-    # There are two slots to begin with. Each newcomer has fewer passes left than those before, and steps at once.
+    # There are two slots to begin with. Each new request has fewer passes left than those before, and steps at once.
     arguments = [{"cond": 1, "steps": 60 - 10 * i, "seed": i} for i in range(6)]
     free, total = engine.network.context.memory
     fake.set(memory=total - free)

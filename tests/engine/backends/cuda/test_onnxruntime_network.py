@@ -1,7 +1,7 @@
 """ONNX Runtime on a GPU, as far as none is needed: a stand-in holds its caller to the rules of the real one.
 
-The stand-in puts its forward on the stream that it was given, as a kernel of the recording driver's; what runs when the
-kernel does is the network itself, in a session on the CPU. So captured forwards are replayed with real predictions.
+The stand-in enqueues its forward on the stream that it was given, as a kernel of the recording driver's, which runs the
+network itself in a session on the CPU. So captured forwards are replayed with real predictions.
 """
 
 import ctypes
@@ -46,7 +46,7 @@ class Binding:
 
 
 class Session:
-    """What of a session is used. Its arena keeps what forwards have taken until a run that asks to have it shrunk."""
+    """What is used of a session. Its arena keeps what forwards allocate until a run that asks for shrinkage."""
 
     def __init__(self, gpu, model, options, providers):
         assert options.get_session_config_entry("session.record_ep_graph_assignment_info") == "1"
@@ -60,7 +60,7 @@ class Session:
         self._scratch = cuda.DeviceBuffer(gpu.context, 8)
         gpu.sessions.append(self._options)
 
-    def __del__(self):  # what it lets go of is let go of behind what it has put on the stream, which must be there
+    def __del__(self):  # memory is freed in stream order, so the stream must still exist
         if hasattr(self, "_scratch"):
             self._scratch.upload(self._stream, bytes(8))
 

@@ -1,4 +1,4 @@
-"""Which kernels a step asks for beside the fused step."""
+"""Which kernels a step needs beside the fused step."""
 
 import json
 from itertools import product

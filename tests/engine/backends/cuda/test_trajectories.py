@@ -36,11 +36,11 @@ ADAPTED = (
 )
 PICTURES = np.random.default_rng(5).uniform(-1, 1, (4, *support.SHAPE)).astype(np.float32)
 MASK = np.float32([[1, 1, 0, 0, 0]] * 2 + [[0.5, 0.25, 0, 1, 1]] * 2)
-#: What the driver is asked for a batch: states, seeds, the first rows, their timesteps and labels, and the frames. Each
-#: wait is for the upload before, whose memory the host is about to overwrite.
+#: What the driver is asked for a batch: states, seeds, the first rows, their timesteps and labels, and the frames. The
+#: query and the wait are for the uploads before, whose memory the host is about to overwrite.
 UPLOADS = ["cuMemcpyHtoDAsync"] * 5
 FRAMES = ["cuEventSynchronize", "cuMemcpyHtoDAsync", "cuEventRecord"]
-LOADED = ["cuEventSynchronize", *UPLOADS, "cuEventRecord", *FRAMES, "cuGraphLaunch"]
+LOADED = ["cuEventQuery", *UPLOADS, "cuEventRecord", *FRAMES, "cuGraphLaunch"]
 #: And for its result, copied to the host's memory.
 DOWNLOADED = ["cuMemcpyDtoHAsync"]
 FORMS = pytest.mark.parametrize("form", ["unrolled", "loop"])

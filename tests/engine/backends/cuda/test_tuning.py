@@ -33,13 +33,13 @@ def cubin(name, cc):
 
 
 class Clock:
-    """What each launch takes, and what it was given."""
+    """The time of each launch, and its arguments."""
 
     def __init__(self, fake, microseconds):
         self.fake = fake
         self.microseconds = microseconds  # by layout
         self.launches = collections.Counter()  # by kernel
-        self.extra = {}  # microseconds of one launch, by kernel and how manieth
+        self.extra = {}  # microseconds of one launch, by kernel and launch number
         self.given = {}
 
     def __call__(self, name, words, shape):
@@ -181,7 +181,7 @@ def test_whatever_fails_while_it_is_timed_the_rule_of_thumb_s_is_taken(made, fak
     assert layout == ["wide"]
     for call in range(calls):
         layout, _ = measured(call)
-        assert layout in (["small"], ["wide"])  # of what is released nothing is asked
+        assert layout in (["small"], ["wide"])  # errors of releases are ignored
 
 
 def test_every_kernel_s_arguments_have_names_in_the_core(made):
