@@ -86,7 +86,7 @@ void bind_kernels(py::module_& m) {
           "One run over a frame: its rows are adapted in place.");
 }
 
-NetworkRows rows_of(CUdeviceptr sample, CUdeviceptr timestep, CUdeviceptr prediction, int rows, bool integer_timestep) {
+ForwardRows rows_of(CUdeviceptr sample, CUdeviceptr timestep, CUdeviceptr prediction, int rows, bool integer_timestep) {
   return {sample, timestep, prediction, rows, integer_timestep ? TimestepType::Int64 : TimestepType::Float32};
 }
 

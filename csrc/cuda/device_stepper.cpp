@@ -51,7 +51,7 @@ DeviceStepper::DeviceStepper(const Stream& stream, ModelSpec spec, DeviceRows ro
       spec_(std::move(spec)),
       state_bytes_(static_cast<std::size_t>(spec_.elements) * sizeof(float)),
       rows_(std::move(rows)),
-      network_rows_{rows_.sample, rows_.timestep, rows_.prediction, spec_.max_rows, spec_.timestep},
+      forward_rows_{rows_.sample, rows_.timestep, rows_.prediction, spec_.max_rows, spec_.timestep},
       program_(std::move(program)),
       row_contents_(spec_.max_rows),
       memory_(stream_, spec_.elements, SlotMemory::Use::Loop),
@@ -139,7 +139,7 @@ void DeviceStepper::stage(const Iteration& iteration, int rows) {
   for (int row = iteration.plan.rows; row < rows; ++row)
     if (row_contents_.release(row)) blank(row);
   if (!any) return;
-  StepArguments arguments = memory_.arguments(network_rows_, false);
+  StepArguments arguments = memory_.arguments(forward_rows_, false);
   arguments.set(StepArgument::prediction, zeros_.get());
   arguments.set(StepArgument::prediction_rows, 1);
   arguments.set(StepArgument::nonfinite, 0);
@@ -183,7 +183,7 @@ void DeviceStepper::step(const Iteration& iteration, const Iteration& next) {
   void* flags = now.pinned.take(flag_bytes);
   now.nonfinite = static_cast<const std::int32_t*>(flags);
   const std::vector<Launch> launches =
-      now.stepped.empty() ? std::vector<Launch>{} : prepare(frame, needs, memory_.arguments(network_rows_, previews));
+      now.stepped.empty() ? std::vector<Launch>{} : prepare(frame, needs, memory_.arguments(forward_rows_, previews));
   staged_ = false;
   try {
     for (const Launch& one : launches) launch(stream_, one);

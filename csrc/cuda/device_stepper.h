@@ -106,7 +106,7 @@ class DeviceStepper final : public Stepper {
   ModelSpec spec_;
   std::size_t state_bytes_;  // of one sample
   DeviceRows rows_;
-  NetworkRows network_rows_;
+  ForwardRows forward_rows_;
   StepProgram program_;
   RowContents row_contents_;
 

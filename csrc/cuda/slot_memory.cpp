@@ -45,7 +45,7 @@ void SlotMemory::reserve_known() {
 
 void SlotMemory::reserve_sums(std::size_t bytes) { cuda::reserve(sums_, stream_, bytes); }
 
-StepArguments SlotMemory::arguments(const NetworkRows& rows, bool previews) const {
+StepArguments SlotMemory::arguments(const ForwardRows& rows, bool previews) const {
   using A = StepArgument;
   const auto n = static_cast<std::uint64_t>(elements_), count = static_cast<std::uint64_t>(rows.count);
   const bool whole = rows.timestep_type == TimestepType::Int64;

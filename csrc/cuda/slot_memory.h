@@ -10,8 +10,8 @@
 
 namespace stepfuse::cuda {
 
-// Where a network's rows are: memory that its back end owns, (count, ...) each.
-struct NetworkRows {
+// Where the rows of a forward are: memory that the network's back end owns, (count, ...) each.
+struct ForwardRows {
   CUdeviceptr sample, timestep, prediction;
   int count;
   TimestepType timestep_type;
@@ -46,7 +46,7 @@ class SlotMemory {
   DeviceBuffer* known() const { return known_.get(); }  // (3, elements) a slot: image, mask, first noise
 
   // The arguments of all kernels of a step but those in its frame. Without `previews` none are written.
-  StepArguments arguments(const NetworkRows& rows, bool previews) const;
+  StepArguments arguments(const ForwardRows& rows, bool previews) const;
 
  private:
   using Buffer = std::unique_ptr<DeviceBuffer>;
