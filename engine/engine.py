@@ -113,7 +113,7 @@ class Engine:
         info = bundle.info if shape is None else replace(bundle.info, shape=tuple(shape))
         serving = _serving(serving, max_rows, deterministic, GPU_ROWS if gpu else HOST_ROWS)
         if gpu is not None:
-            from stepfuse.backends.cuda.networks import open_network
+            from stepfuse.backends.cuda.bundle_network import open_network
 
             network = open_network(bundle, info, gpu, serving.row_limit)
             return cls._on_gpu(info, network, gpu, serving)

@@ -16,11 +16,11 @@ import numpy.typing as npt
 
 from stepfuse._core import cuda
 from stepfuse.backends.cuda.batch_memory import BatchMemory
+from stepfuse.backends.cuda.bundle_network import open_network
 from stepfuse.backends.cuda.capture import capture_as
 from stepfuse.backends.cuda.config import Cuda, gpu_of
 from stepfuse.backends.cuda.kernels import StepKernels
 from stepfuse.backends.cuda.network import CapturedNetwork, Samples
-from stepfuse.backends.cuda.networks import open_network
 from stepfuse.backends.cuda.program import Kernels, batch_program
 from stepfuse.backends.cuda.static_batch import StaticBatch, frames_of, split, static_batch_of
 from stepfuse.bundle.bundle import Bundle

@@ -19,7 +19,7 @@ from recording_driver import forward_arguments
 import stepfuse as sf
 from stepfuse._core import cuda
 from stepfuse.backends.cuda import trajectories as backend
-from stepfuse.backends.cuda.networks import open_network
+from stepfuse.backends.cuda.bundle_network import open_network
 from stepfuse.backends.cuda.onnxruntime import CPU, CUDA, TENSORRT, ProviderError
 from stepfuse.errors import CaptureError, DenoiserError
 

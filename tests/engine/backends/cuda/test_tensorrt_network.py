@@ -18,7 +18,7 @@ import stepfuse as sf
 from stepfuse._core import cuda
 from stepfuse.backends.cuda import loop as cuda_loop
 from stepfuse.backends.cuda import tensorrt as cuda_tensorrt
-from stepfuse.backends.cuda.networks import open_network
+from stepfuse.backends.cuda.bundle_network import open_network
 from stepfuse.backends.cuda.tensorrt import TensorRTNetwork
 from stepfuse.backends.cuda.trajectories import Trajectories
 from stepfuse.cli import app
