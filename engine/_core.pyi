@@ -401,13 +401,13 @@ class cuda:  # noqa: N801  a submodule, which one stub file can only write as a 
         def __init__(self, values: dict[str, int]) -> None: ...
 
     class SlotMemory:
-        """Device memory of a static batch's samples.
+        """Device memory of a static batch's samples, a slot for each row of a forward.
 
-        ``x``, ``h`` and ``seed``: (slots, ...) each. ``known``: (slots, 3, elements) image, mask and first noise, once
+        ``x``, ``h`` and ``seed``: (max_rows, ...) each. ``known``: (max_rows, 3, elements) image, mask and first noise, once
         it is reserved.
         """
 
-        def __init__(self, stream: cuda.Stream, elements: int, slots: int) -> None: ...
+        def __init__(self, stream: cuda.Stream, elements: int, integer_timestep: bool, max_rows: int) -> None: ...
         @property
         def x(self) -> cuda.DeviceBuffer: ...
         @property
@@ -418,9 +418,7 @@ class cuda:  # noqa: N801  a submodule, which one stub file can only write as a 
         def known(self) -> cuda.DeviceBuffer: ...
         def reserve_known(self) -> None: ...
         def reserve_sums(self, bytes: int) -> None: ...
-        def arguments(
-            self, *, sample: int, timestep: int, prediction: int, rows: int, integer_timestep: bool
-        ) -> cuda.StepArguments:
+        def arguments(self, *, sample: int, timestep: int, prediction: int) -> cuda.StepArguments:
             """Of all kernels of a step over this memory and a network's rows, at these addresses."""
 
     class StepProgram:

@@ -86,20 +86,18 @@ void bind_kernels(py::module_& m) {
           "One run over a frame: its rows are adapted in place.");
 }
 
-ForwardRows rows_of(CUdeviceptr sample, CUdeviceptr timestep, CUdeviceptr prediction, int rows, bool integer_timestep) {
-  return {sample, timestep, prediction, rows, integer_timestep ? TimestepType::Int64 : TimestepType::Float32};
-}
-
 void bind_slots(py::module_& m) {
   const auto buffer = py::return_value_policy::reference_internal;
   py::class_<SlotMemory>(m, "SlotMemory")
-      .def(py::init([](const Stream& stream, std::int64_t elements, int slots) {
-             auto memory = std::make_unique<SlotMemory>(stream, elements, SlotMemory::Use::StaticBatch);
-             memory->reserve(slots);
+      .def(py::init([](const Stream& stream, std::int64_t elements, bool integer_timestep, int max_rows) {
+             const ModelSpec spec{
+                 elements, integer_timestep ? TimestepType::Int64 : TimestepType::Float32, {}, max_rows};
+             auto memory = std::make_unique<SlotMemory>(stream, spec, SlotMemory::Use::StaticBatch);
+             memory->reserve(max_rows);
              return memory;
            }),
-           py::arg("stream"), py::arg("elements"), py::arg("slots"), py::keep_alive<1, 2>(),
-           "Memory for the samples of a static batch.")
+           py::arg("stream"), py::arg("elements"), py::arg("integer_timestep"), py::arg("max_rows"),
+           py::keep_alive<1, 2>(), "Memory for the samples of a static batch, a slot for each row of a forward.")
       .def("reserve_known", &SlotMemory::reserve_known)
       .def("reserve_sums", &SlotMemory::reserve_sums, py::arg("bytes"))
       .def_property_readonly("x", &SlotMemory::x, buffer)
@@ -108,12 +106,11 @@ void bind_slots(py::module_& m) {
       .def_property_readonly("known", &SlotMemory::known, buffer)
       .def(
           "arguments",
-          [](const SlotMemory& memory, CUdeviceptr sample, CUdeviceptr timestep, CUdeviceptr prediction, int rows,
-             bool integer_timestep) {
-            return memory.arguments(rows_of(sample, timestep, prediction, rows, integer_timestep), false);
+          [](const SlotMemory& memory, CUdeviceptr sample, CUdeviceptr timestep, CUdeviceptr prediction) {
+            return memory.arguments({sample, timestep, prediction}, false);
           },
-          py::kw_only(), py::arg("sample"), py::arg("timestep"), py::arg("prediction"), py::arg("rows"),
-          py::arg("integer_timestep"), "Of all kernels of a step over this memory and a network's rows.");
+          py::kw_only(), py::arg("sample"), py::arg("timestep"), py::arg("prediction"),
+          "Of all kernels of a step over this memory and a network's rows.");
 }
 
 }  // namespace

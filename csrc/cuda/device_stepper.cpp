@@ -51,10 +51,9 @@ DeviceStepper::DeviceStepper(const Stream& stream, ModelSpec spec, DeviceRows ro
       spec_(std::move(spec)),
       state_bytes_(static_cast<std::size_t>(spec_.elements) * sizeof(float)),
       rows_(std::move(rows)),
-      forward_rows_{rows_.sample, rows_.timestep, rows_.prediction, spec_.max_rows, spec_.timestep},
       program_(std::move(program)),
       row_contents_(spec_.max_rows),
-      memory_(stream_, spec_.elements, SlotMemory::Use::Loop),
+      memory_(stream_, spec_, SlotMemory::Use::Loop),
       zeros_(context_, state_bytes_),
       flights_{Flight(context_), Flight(context_), Flight(context_)} {
   if (rows_.cond.size() != spec_.cond_bytes.size())
@@ -139,7 +138,7 @@ void DeviceStepper::stage(const Iteration& iteration, int rows) {
   for (int row = iteration.plan.rows; row < rows; ++row)
     if (row_contents_.release(row)) blank(row);
   if (!any) return;
-  StepArguments arguments = memory_.arguments(forward_rows_, false);
+  StepArguments arguments = memory_.arguments(rows_.forward, false);
   arguments.set(StepArgument::prediction, zeros_.get());
   arguments.set(StepArgument::prediction_rows, 1);
   arguments.set(StepArgument::nonfinite, 0);
@@ -183,7 +182,7 @@ void DeviceStepper::step(const Iteration& iteration, const Iteration& next) {
   void* flags = now.pinned.take(flag_bytes);
   now.nonfinite = static_cast<const std::int32_t*>(flags);
   const std::vector<Launch> launches =
-      now.stepped.empty() ? std::vector<Launch>{} : prepare(frame, needs, memory_.arguments(forward_rows_, previews));
+      now.stepped.empty() ? std::vector<Launch>{} : prepare(frame, needs, memory_.arguments(rows_.forward, previews));
   staged_ = false;
   try {
     for (const Launch& one : launches) launch(stream_, one);
@@ -232,8 +231,8 @@ void DeviceStepper::blank(int row) {
   const auto put = [&](CUdeviceptr rows, std::size_t bytes) {
     upload(rows + static_cast<std::size_t>(row) * bytes, std::vector<std::byte>(bytes).data(), bytes);
   };
-  put(rows_.sample, rows_.sample_bytes);
-  put(rows_.timestep, spec_.timestep == TimestepType::Int64 ? sizeof(std::int64_t) : sizeof(float));
+  put(rows_.forward.sample, rows_.sample_bytes);
+  put(rows_.forward.timestep, spec_.timestep == TimestepType::Int64 ? sizeof(std::int64_t) : sizeof(float));
   for (std::size_t input = 0; input < rows_.cond.size(); ++input)
     put(rows_.cond[input].address, stored_bytes(rows_.cond[input].stored, spec_.cond_bytes[input]));
 }

@@ -31,7 +31,7 @@ struct DeviceRows {
     Stored stored;
   };
 
-  CUdeviceptr sample, timestep, prediction;
+  ForwardRows forward;
   std::size_t sample_bytes;  // of one sample
   std::vector<Cond> cond;
 };
@@ -106,7 +106,6 @@ class DeviceStepper final : public Stepper {
   ModelSpec spec_;
   std::size_t state_bytes_;  // of one sample
   DeviceRows rows_;
-  ForwardRows forward_rows_;
   StepProgram program_;
   RowContents row_contents_;
 

@@ -13,10 +13,10 @@ std::uint64_t address_of(const std::unique_ptr<DeviceBuffer>& buffer) { return b
 
 }  // namespace
 
-SlotMemory::SlotMemory(const Stream& stream, std::int64_t elements, Use use)
+SlotMemory::SlotMemory(const Stream& stream, const ModelSpec& spec, Use use)
     : stream_(Stream::borrow(stream.context(), stream.get())),
-      elements_(elements),
-      state_bytes_(static_cast<std::size_t>(elements) * sizeof(float)),
+      spec_(spec),
+      state_bytes_(static_cast<std::size_t>(spec.elements) * sizeof(float)),
       use_(use) {}
 
 std::size_t SlotMemory::bytes(int slots, std::int64_t elements) {
@@ -47,8 +47,8 @@ void SlotMemory::reserve_sums(std::size_t bytes) { cuda::reserve(sums_, stream_,
 
 StepArguments SlotMemory::arguments(const ForwardRows& rows, bool previews) const {
   using A = StepArgument;
-  const auto n = static_cast<std::uint64_t>(elements_), count = static_cast<std::uint64_t>(rows.count);
-  const bool whole = rows.timestep_type == TimestepType::Int64;
+  const auto n = static_cast<std::uint64_t>(spec_.elements), count = static_cast<std::uint64_t>(spec_.max_rows);
+  const bool whole = spec_.timestep == TimestepType::Int64;
   const std::pair<A, std::uint64_t> values[] = {
       {A::x, address_of(x_)},
       {A::out, address_of(x_)},

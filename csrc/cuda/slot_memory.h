@@ -10,11 +10,9 @@
 
 namespace stepfuse::cuda {
 
-// Where the rows of a forward are: memory that the network's back end owns, (count, ...) each.
+// Where the rows of a forward are: memory that the network's back end owns, (max_rows, ...) each.
 struct ForwardRows {
   CUdeviceptr sample, timestep, prediction;
-  int count;
-  TimestepType timestep_type;
 };
 
 class SlotMemory {
@@ -25,7 +23,7 @@ class SlotMemory {
   };
 
   // The stream is borrowed; contents that move to larger memory are copied on it.
-  SlotMemory(const Stream& stream, std::int64_t elements, Use use);
+  SlotMemory(const Stream& stream, const ModelSpec& spec, Use use);
 
   // Of so many slots of a loop, without what masks and rescaled guidance take.
   static std::size_t bytes(int slots, std::int64_t elements);
@@ -52,7 +50,7 @@ class SlotMemory {
   using Buffer = std::unique_ptr<DeviceBuffer>;
 
   Stream stream_;
-  std::int64_t elements_;
+  ModelSpec spec_;
   std::size_t state_bytes_;  // of one sample
   Use use_;
   int capacity_ = 0;

@@ -72,9 +72,7 @@ void draw(const std::string& path) {
   DeviceBuffer rows(rig.context, 4096);
   const Graph forward = rig.forward();
   GraphDenoiser denoiser(rig.stream, {{4, &forward}});
-  DeviceRows memory{rows.get(),
-                    rows.get() + 1024,
-                    rows.get() + 2048,
+  DeviceRows memory{{rows.get(), rows.get() + 1024, rows.get() + 2048},
                     kElements * sizeof(float),
                     {{rows.get() + 3072, Stored::Float32AsFloat16}}};
   const ModelSpec spec{kElements, TimestepType::Float32, {8}, 4};

@@ -235,9 +235,7 @@ struct Rig {
                         kernel("keep_known")});
   }
   std::unique_ptr<Stepper> stepper() const {
-    DeviceRows rows{sample.get(),
-                    timestep.get(),
-                    prediction.get(),
+    DeviceRows rows{{sample.get(), timestep.get(), prediction.get()},
                     static_cast<std::size_t>(spec.elements) * sizeof(float),
                     {{label.get(), Stored::AsIs}, {tag.get(), Stored::AsIs}}};
     return std::make_unique<DeviceStepper>(stream, spec, std::move(rows), program());

@@ -30,8 +30,7 @@ class BatchMemory:
         context, stream, count = network.context, network.stream, network.max_rows
         self._network = network  # the owner of the rows that batches are copied to
         self._elements = math.prod(info.shape)
-        self._slots = cuda.SlotMemory(stream, self._elements, count)
-        self._integer_timestep = info.timestep_dtype == "int64"
+        self._slots = cuda.SlotMemory(stream, self._elements, info.timestep_dtype == "int64", count)
         self._x = Rows("x", "float32", self._slots.x)
         self._seed = Rows("seed", "int64", self._slots.seed)
         of_forward = {"sample": (info.shape, network.storage), "timestep": ((), info.timestep_dtype)}
@@ -81,8 +80,6 @@ class BatchMemory:
             sample=addresses["sample"],
             timestep=addresses["timestep"],
             prediction=addresses["prediction"],
-            rows=self._network.max_rows,
-            integer_timestep=self._integer_timestep,
         )
 
     def upload_frames(self, words: npt.NDArray[np.uint32]) -> int:
