@@ -403,8 +403,8 @@ class cuda:  # noqa: N801  a submodule, which one stub file can only write as a 
     class SlotMemory:
         """Device memory of a static batch's samples, a slot for each row of a forward.
 
-        ``x``, ``h`` and ``seed``: (max_rows, ...) each. ``known``: (max_rows, 3, elements) image, mask and first noise, once
-        it is reserved.
+        ``x``, ``h`` and ``seed``: (max_rows, ...) each. ``known``, once it is reserved: (max_rows, 3, elements) image,
+        mask and first noise.
         """
 
         def __init__(self, stream: cuda.Stream, elements: int, integer_timestep: bool, max_rows: int) -> None: ...
