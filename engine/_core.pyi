@@ -303,7 +303,7 @@ class Server:
         """Counters, ``waiting`` and ``running``; histograms as ``bounds``, ``counts`` (one more) and ``sum``."""
 
 class cuda:  # noqa: N801  a submodule, which one stub file can only write as a class
-    """The GPU through the CUDA driver, opened when it is first asked for; csrc/cuda says more of each."""
+    """The GPU through the CUDA driver, opened when it is first asked for; csrc/cuda documents each class."""
 
     class CudaError(StepfuseError, RuntimeError):
         """A call of the driver failed: which, how, and what to do."""
@@ -341,6 +341,7 @@ class cuda:  # noqa: N801  a submodule, which one stub file can only write as a 
 
     class Event:
         def __init__(self, context: cuda.Context) -> None: ...
+        def passed(self) -> bool: ...
         def synchronize(self) -> None: ...
         def seconds_since(self, start: cuda.Event) -> float: ...
 
@@ -362,12 +363,16 @@ class cuda:  # noqa: N801  a submodule, which one stub file can only write as a 
 
     class DeviceBuffer:
         def __init__(self, context: cuda.Context, bytes: int) -> None: ...
+        @staticmethod
+        def borrow(context: cuda.Context, address: int, bytes: int) -> cuda.DeviceBuffer: ...
         @property
         def address(self) -> int: ...
         @property
         def bytes(self) -> int: ...
         def upload(self, stream: cuda.Stream, source: Any, offset: int = 0) -> None: ...
         def download(self, stream: cuda.Stream, target: Any, offset: int = 0) -> None: ...
+        def copy(self, stream: cuda.Stream, source: cuda.DeviceBuffer, bytes: int) -> None:
+            """From the beginning of another buffer to the beginning of this one."""
 
     class Module:
         def __init__(self, context: cuda.Context, image: bytes) -> None: ...
@@ -392,7 +397,7 @@ class cuda:  # noqa: N801  a submodule, which one stub file can only write as a 
         def launch(self, stream: cuda.Stream, slots: int, values: dict[str, int]) -> None: ...
 
     class StepNeeds:
-        """What any slot of a step asks for beside the fused step. Equal ones have the same hash."""
+        """What a step needs beside the plain fused step, for any of its slots. Equal ones have the same hash."""
 
         def __init__(
             self, *, noise: bool = False, rescale: bool = False, threshold: bool = False, keep: bool = False
@@ -402,8 +407,34 @@ class cuda:  # noqa: N801  a submodule, which one stub file can only write as a 
         threshold: bool
         keep: bool
 
+    class StepArguments:
+        """Values of the step's kernels' arguments by name, of which each kernel takes its own."""
+
+        def __init__(self, values: dict[str, int]) -> None: ...
+
+    class SlotMemory:
+        """Device memory of a static batch's samples, a slot for each row of a forward.
+
+        ``x``, ``h`` and ``seed``: (max_rows, ...) each. ``known``, once it is reserved: (max_rows, 3, elements) image,
+        mask and first noise.
+        """
+
+        def __init__(self, stream: cuda.Stream, elements: int, integer_timestep: bool, max_rows: int) -> None: ...
+        @property
+        def x(self) -> cuda.DeviceBuffer: ...
+        @property
+        def h(self) -> cuda.DeviceBuffer: ...
+        @property
+        def seed(self) -> cuda.DeviceBuffer: ...
+        @property
+        def known(self) -> cuda.DeviceBuffer: ...
+        def reserve_known(self) -> None: ...
+        def reserve_sums(self, bytes: int) -> None: ...
+        def arguments(self, *, sample: int, timestep: int, prediction: int) -> cuda.StepArguments:
+            """Of all kernels of a step over this memory and a network's rows, at these addresses."""
+
     class StepProgram:
-        """The kernels of a step: the fused step by the most slots it is meant for, and what goes before and behind."""
+        """The kernels of a step: the fused step by the most slots it is meant for, and those before and after it."""
 
         def __init__(
             self,
@@ -415,9 +446,15 @@ class cuda:  # noqa: N801  a submodule, which one stub file can only write as a 
             keep_known: cuda.StepKernel | None = None,
         ) -> None: ...
         def sums_bytes(self, slots: int, n: int) -> int:
-            """Of the memory that guidance rescale works in."""
+            """Size of the memory that guidance rescale works in."""
+
         def launch(
-            self, stream: cuda.Stream, slots: int, needs: cuda.StepNeeds, values: dict[str, int], frame: int
+            self,
+            stream: cuda.Stream,
+            slots: int,
+            needs: cuda.StepNeeds,
+            arguments: cuda.StepArguments | dict[str, int],
+            frame: int,
         ) -> None:
             """One run over the frame at that address, whose rows are adapted in place."""
 
@@ -430,7 +467,7 @@ class cuda:  # noqa: N801  a submodule, which one stub file can only write as a 
             """What a trajectory cannot repeat: copies of pageable memory, calls of the host, allocations."""
 
     class Capture:
-        """What is put on the stream is recorded from now on."""
+        """Records what is enqueued on the stream, from now on."""
 
         def __init__(self, stream: cuda.Stream) -> None: ...
         def end(self) -> cuda.Graph: ...
@@ -471,13 +508,13 @@ class cuda:  # noqa: N801  a submodule, which one stub file can only write as a 
     def plan_trajectory(
         form: cuda.Form, slots: int, forward_rows: Sequence[int], buckets: Sequence[int]
     ) -> cuda.TrajectoryPlan:
-        """What nodes, in what order, and how much memory."""
+        """Which nodes, in what order, and how much memory."""
 
     class Frames:
-        """What a batch's steps take from its tables.
+        """What the steps of a static batch take from its tables.
 
-        A course: a table's rows, whether it is told something, and if there are any what it takes from whole samples
-        and, where a part of an image is kept, its levels.
+        A course: a table's rows, whether the sample has conditioning, and optionally what the table computes of whole
+        samples, and the levels of a known region.
         """
 
         def __init__(
@@ -510,7 +547,7 @@ class cuda:  # noqa: N801  a submodule, which one stub file can only write as a 
             plan: cuda.TrajectoryPlan,
             program: cuda.StepProgram,
             needs: cuda.StepNeeds,
-            values: dict[str, int],
+            arguments: cuda.StepArguments | dict[str, int],
             forwards: dict[int, cuda.Graph],
         ) -> None: ...
         def load(self, stream: cuda.Stream, frames: cuda.Frames) -> None: ...
@@ -525,14 +562,12 @@ class cuda:  # noqa: N801  a submodule, which one stub file can only write as a 
         """The smallest bucket of at least ``rows``, or -1."""
 
     @staticmethod
-    def plan_budget(
-        buckets: Sequence[tuple[int, int, int]], fixed_bytes: int, available_bytes: int
-    ) -> tuple[list[int], list[int], int]:
-        """Buckets as (rows, pool_bytes, own_bytes) to (rows kept, rows given up, bytes)."""
+    def plan_budget(buckets: Sequence[tuple[int, int, int]], available_bytes: int) -> tuple[list[int], int]:
+        """Buckets as (rows, pool_bytes, own_bytes) to (rows kept, bytes)."""
 
     @staticmethod
-    def capture_buckets(buckets: Sequence[int], capture: Callable[[int], bool]) -> tuple[list[int], list[int]]:
-        """Captures the largest first; ``capture(rows)`` says if there was memory."""
+    def capture_buckets(buckets: Sequence[int], capture: Callable[[int], bool]) -> list[int]:
+        """Captures the largest first; ``capture(rows)`` says if there was memory. Returns what was captured."""
 
     @staticmethod
     def device_stepper(

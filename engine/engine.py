@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from stepfuse import samplers
 from stepfuse.backends.base import Backend
-from stepfuse.backends.cuda.config import BACKENDS, Cuda, device_of
+from stepfuse.backends.cuda.config import Cuda, device_of
 from stepfuse.backends.host.callable import CallableBackend, DenoiserFunction
 from stepfuse.bundle.bundle import Bundle
 from stepfuse.bundle.cond_input import CondInput
@@ -112,16 +112,9 @@ class Engine:
         info = bundle.info if shape is None else replace(bundle.info, shape=tuple(shape))
         serving = _serving(serving, max_rows, deterministic, GPU_ROWS if gpu else HOST_ROWS)
         if gpu is not None:
-            from stepfuse.backends.cuda.networks import open_network
+            from stepfuse.backends.cuda.bundle_network import open_network
 
-            network = open_network(
-                bundle,
-                info,
-                device=gpu.index,
-                backend=gpu.backend or BACKENDS[0],
-                max_rows=serving.row_limit,
-                options=gpu.options,
-            )
+            network = open_network(bundle, info, gpu, serving.row_limit)
             return cls._on_gpu(info, network, gpu, serving)
 
         from stepfuse.backends.host.onnxruntime import OnnxRuntimeBackend, open_session
@@ -229,11 +222,12 @@ class Engine:
 
     @classmethod
     def _on_gpu(cls, info: ModelInfo, network: Any, device: Cuda, serving: Serving) -> Engine:
-        from stepfuse.backends.cuda.loop import LoopBackend, capture_forwards, kernels_for
+        from stepfuse.backends.cuda.kernels import StepKernels
+        from stepfuse.backends.cuda.loop import LoopBackend, capture_forwards
 
         rows = capture_forwards(info, network, device, serving.row_limit, serving.most_running)
         serving = replace(serving, max_rows=rows)
-        return cls(info, LoopBackend(network, info, kernels_for(network, device.cubins), rows), serving)
+        return cls(info, LoopBackend(network, info, StepKernels.of(network, device.cubins), rows), serving)
 
     def sample(
         self,

@@ -146,7 +146,7 @@ def at_once(parts: Sequence[Part]) -> list[list[Part]]:
 
 
 def expected_seconds() -> int:
-    """Of all stages, the build included; nobody has measured it."""
+    """Of all stages, the build included; an estimate."""
     groups = [group for parts in STAGES.values() for group in at_once(parts)]
     return BUILD_SECONDS + sum(max(part.expected for part in group) for group in groups)
 

@@ -1,4 +1,4 @@
-"""What the GPU's benchmarks share: options, and a report that knows the GPU and goes where it is told."""
+"""What the GPU's benchmarks share: options, and a report with the GPU's name, in the folder given."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import report
 from timing import clocks, machine
 
-SAID = 400  # characters of an error
+LONGEST = 400  # characters of an error
 GAIN = 1.05  # times as fast: less is none
 
 
@@ -66,8 +66,8 @@ class GpuReport(report.Report):
             self.skipped.append(f"{what}: {error.name} is not installed")
         except Exception as error:
             traceback.print_exc()
-            told = "; ".join(str(error).splitlines())[:SAID]
-            self.failed.append(f"{what}: {type(error).__name__}: {told}")
+            text = "; ".join(str(error).splitlines())[:LONGEST]
+            self.failed.append(f"{what}: {type(error).__name__}: {text}")
 
     def attempt(self, case: str, measure: Callable[[], object]) -> None:
         """Measures a case if there is time. One that fails is noted, and the next ones are measured."""

@@ -26,7 +26,7 @@ UNFAIR = (
     " GPU, ours on the host.",
     "torch.compile is given to both: to diffusers' network with graphs of its own (reduce-overhead), to ours without.",
     "Times are those of a caller who waits for the result. Compiling and capturing are not part of them.",
-    f"Stable Diffusion's network draws {STEPS_OF_LARGE} steps, the other {STEPS}. Both are compiled for one sample.",
+    f"Stable Diffusion's network takes {STEPS_OF_LARGE} steps, the other {STEPS}. Both are compiled for one sample.",
 )
 
 
@@ -45,7 +45,7 @@ def diffusers_loop(unet: Any, subject: Subject, n: int, steps: int, *, fresh: bo
     guided = subject.guidance_scale != 1
     cond = None
     if guided:
-        text = torch.from_numpy(subject.told).to("cuda", subject.dtype).expand(n, -1, -1)
+        text = torch.from_numpy(subject.conditioning).to("cuda", subject.dtype).expand(n, -1, -1)
         cond = torch.cat([torch.zeros_like(text), text])
 
     def draw(noise: torch.Tensor | None = None) -> torch.Tensor:
@@ -57,8 +57,8 @@ def diffusers_loop(unet: Any, subject: Subject, n: int, steps: int, *, fresh: bo
             if fresh:
                 torch.compiler.cudagraph_mark_step_begin()
             rows = scheduler.scale_model_input(torch.cat([x] * 2) if guided else x, t)
-            told = () if cond is None else (cond,)
-            predicted = unet(rows, t, *told, return_dict=False)[0]
+            conditioning = () if cond is None else (cond,)
+            predicted = unet(rows, t, *conditioning, return_dict=False)[0]
             if guided:
                 uncond, conditional = predicted.chunk(2)
                 predicted = uncond + subject.guidance_scale * (conditional - uncond)

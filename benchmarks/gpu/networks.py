@@ -29,8 +29,8 @@ class Subject:
         dtype: It computes in this.
         shape: Shape of one sample.
         cond: Its conditioning inputs.
-        told: What each sample is told; None where it takes nothing.
-        guidance_scale: 1 for a network that is told nothing.
+        conditioning: Of each sample; None where the network has no conditioning inputs.
+        guidance_scale: 1 for such a network.
         schedule: Noise levels.
     """
 
@@ -39,7 +39,7 @@ class Subject:
     dtype: torch.dtype
     shape: tuple[int, ...]
     cond: dict[str, sf.CondInput]
-    told: Any
+    conditioning: Any
     guidance_scale: float
     schedule: sf.NoiseSchedule
 
@@ -56,11 +56,11 @@ class Subject:
     @property
     def arguments(self) -> dict[str, Any]:
         """How a sample of it is drawn, but for the steps: deterministic DDIM."""
-        return {"cond": self.told, "sampler": "ddim", "guidance_scale": self.guidance_scale, "seed": 0}
+        return {"cond": self.conditioning, "sampler": "ddim", "guidance_scale": self.guidance_scale, "seed": 0}
 
     @property
     def info(self) -> dict[str, Any]:
-        """What ``Trajectories.from_torch`` is told of it."""
+        """Arguments of ``Trajectories.from_torch``, beside the module."""
         return {"shape": self.shape, "cond": self.cond, "schedule": self.schedule}
 
     def module(self) -> Any:

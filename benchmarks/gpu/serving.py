@@ -37,8 +37,8 @@ UNFAIR = (
     "The forwards alone are replays of the captured forward, as many as the loop has made. Of mixed requests each is of"
     " the largest, though the loop's last ones are smaller.",
     "diffusers is given the module as the loop calls it. Batched, it is helped: requests of as many steps are a batch,"
-    " whoever came first, with a guidance scale for each; guided ones and others are apart.",
-    f"One at a time diffusers draws one in {BLOCKS} of them, each kind once; its time counts {BLOCKS} times.",
+    " in any order of arrival, with a guidance scale for each; guided ones and others are apart.",
+    f"One at a time diffusers samples one in {BLOCKS} of them, each kind once; its time counts {BLOCKS} times.",
     "A trajectory's batch is as long as its longest request, and requests are taken as they come.",
     "Weights are random. Times are those of a caller who waits; capturing is not part of them.",
 )
@@ -74,16 +74,18 @@ def batches(asked: Sequence[Asked]) -> list[list[Asked]]:
     return found
 
 
-def diffusers_draws(module: Any, subject: Subject, scheduler: Any, steps: int, scales: Sequence[float]) -> torch.Tensor:
-    """One batch as its pipelines draw it, each sample with a guidance scale of its own."""
+def diffusers_samples(
+    module: Any, subject: Subject, scheduler: Any, steps: int, scales: Sequence[float]
+) -> torch.Tensor:
+    """One batch, sampled as its pipelines do, each sample with a guidance scale of its own."""
     n, guided = len(scales), any(scale != 1 for scale in scales)
     scheduler.set_timesteps(steps, device="cuda")
     x = torch.randn((n, *subject.shape), device="cuda", dtype=subject.dtype) * scheduler.init_noise_sigma
     scale = torch.tensor(scales, device="cuda", dtype=subject.dtype).reshape(n, *[1] * len(subject.shape))
     cond = {}
     for name, spec in subject.cond.items():
-        told, null = (torch.from_numpy(spec.value(name, value)).cuda() for value in (subject.told, None))
-        both = [null.expand(n, *spec.shape)] * guided + [told.expand(n, *spec.shape)]
+        given, null = (torch.from_numpy(spec.value(name, value)).cuda() for value in (subject.conditioning, None))
+        both = [null.expand(n, *spec.shape)] * guided + [given.expand(n, *spec.shape)]
         values = torch.cat(both)
         cond[name] = values.to(subject.dtype) if values.is_floating_point() else values
     for t in scheduler.timesteps:
@@ -121,7 +123,7 @@ class Contenders:
 
     def at_once(self, asked: Sequence[Asked]) -> list[Any]:
         """The loop's images of requests that all come together."""
-        arguments = {"cond": self.subject.told, "sampler": "ddim"}
+        arguments = {"cond": self.subject.conditioning, "sampler": "ddim"}
         futures = [
             self.engine.submit(sf.Request(**arguments, steps=one.steps, guidance_scale=one.scale, seed=one.seed))
             for one in asked
@@ -129,10 +131,10 @@ class Contenders:
         return [future.result() for future in futures]
 
     def in_trajectories(self, asked: Sequence[Asked]) -> torch.Tensor:
-        """The same in batches that nobody joins."""
+        """The same in static batches."""
         drawn: torch.Tensor = self.trajectories.sample(
             len(asked),
-            cond=self.subject.told if self.subject.cond else None,
+            cond=self.subject.conditioning if self.subject.cond else None,
             sampler="ddim",
             steps=[one.steps for one in asked],
             guidance_scale=[one.scale for one in asked],
@@ -146,7 +148,7 @@ class Contenders:
         Raises:
             ModuleNotFoundError: If it is not installed.
         """
-        return partial(diffusers_draws, self.module, self.subject, scheduler_of(self.subject))
+        return partial(diffusers_samples, self.module, self.subject, scheduler_of(self.subject))
 
 
 def alone(report: GpuReport, made: Contenders, rounds: int) -> None:
@@ -202,7 +204,7 @@ def together(report: GpuReport, made: Contenders, rounds: int) -> None:
         if name != PEER
     }
     extra[LOOP] |= {"forwards": forwards, "rows a forward": passes / forwards}
-    extra[LOOP] |= {"host us a turn": 1e6 * (planning + stepping) / forwards}
+    extra[LOOP] |= {"host us an iteration": 1e6 * (planning + stepping) / forwards}
     ratios = report.add(case, samples, PEER, extra=extra)
     for peer in (ALONE, BATCHED):
         if peer in ratios:

@@ -1,4 +1,4 @@
-"""Timing on a GPU, in turn: events around each call, the caches flushed before it, a shuffled order in every round."""
+"""Timing on a GPU: events around each call, caches flushed before it, contenders in a shuffled order each round."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """What a profiler sees of a piece of work: kernels, their launches, and where the host waits.
 
 torch's profiler (Kineto) names of the driver's calls only those that launch kernels, no graphs and no waits. So a graph
-is counted by its kernels, which have the number of its launch; and waits by what CUPTI records of them, whoever asks
-for one (``enable_cuda_sync_events``).
+is counted by its kernels, which have the number of its launch; and waits by what CUPTI records of them, whichever
+library asks for one (``enable_cuda_sync_events``).
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from traces import traced
 
 import stepfuse as sf
 from stepfuse._core import cuda
-from stepfuse.backends.cuda.static_batch import batch_of, frames_of
+from stepfuse.backends.cuda.static_batch import frames_of, static_batch_of
 from stepfuse.backends.cuda.trajectories import Trajectories
 from stepfuse.requests.resolution import Compiler, resolve
 
@@ -65,13 +65,13 @@ def launch_of(trajectories: Trajectories, subject: Subject, n: int, steps: int) 
     arguments = {**dict.fromkeys(("eta", "table")), **subject.arguments, "steps": steps, "options": {}}
     requests = resolve(Compiler(trajectories.info), n, **arguments)
     frames = frames_of(requests)
-    batch = batch_of(trajectories.info, requests, frames)
+    batch = static_batch_of(trajectories.info, requests, frames)
     with network.ordered():
         trajectory = trajectories._trajectory(frames)
 
     def prepare() -> None:
         with network.ordered():
-            network.begin(batch)
+            trajectories._memory.begin(batch)
             trajectory.load(network.stream, frames)
 
     return Launch(prepare, lambda: trajectory.launch(network.stream), network._torch_stream)
@@ -140,8 +140,8 @@ def compare(report: GpuReport, module: torch.nn.Module, subject: Subject) -> Non
 
     def on_cpu(x: Floats, t: Floats, cond: dict[str, Any]) -> Floats:
         with torch.no_grad():
-            told = {name: torch.from_numpy(values) for name, values in cond.items()}
-            predicted: Floats = host(torch.from_numpy(x), torch.from_numpy(t), **told).numpy()
+            conditioning = {name: torch.from_numpy(values) for name, values in cond.items()}
+            predicted: Floats = host(torch.from_numpy(x), torch.from_numpy(t), **conditioning).numpy()
         return predicted
 
     before = torch.backends.cudnn.allow_tf32

@@ -22,7 +22,7 @@ std::unique_ptr<StepperBox> device_stepper(const Stream& stream, std::int64_t el
                                            const std::vector<std::tuple<CUdeviceptr, std::size_t, std::string>>& cond,
                                            const StepProgram& program) {
   ModelSpec spec{elements, integer_timestep ? TimestepType::Int64 : TimestepType::Float32, {}, max_rows};
-  DeviceRows rows{sample, timestep, prediction, sample_bytes, {}};
+  DeviceRows rows{{sample, timestep, prediction}, sample_bytes, {}};
   for (const auto& [address, host_bytes, stored] : cond) {
     spec.cond_bytes.push_back(host_bytes);
     rows.cond.push_back({address, stored_as(stored)});

@@ -33,6 +33,7 @@ enum CUresult : int {
   CUDA_ERROR_JIT_COMPILER_NOT_FOUND = 221,
   CUDA_ERROR_UNSUPPORTED_PTX_VERSION = 222,
   CUDA_ERROR_NOT_FOUND = 500,
+  CUDA_ERROR_NOT_READY = 600,
   CUDA_ERROR_ILLEGAL_ADDRESS = 700,
   CUDA_ERROR_SYSTEM_DRIVER_MISMATCH = 803,
   CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED = 900,
@@ -151,6 +152,7 @@ static_assert(sizeof(CUgraphNodeParams) == 256 && offsetof(CUgraphNodeParams, co
   CALL(cuEventCreate, "cuEventCreate", 2000, CUevent*, unsigned)                                                       \
   CALL(cuEventDestroy, "cuEventDestroy_v2", 4000, CUevent)                                                             \
   CALL(cuEventRecord, "cuEventRecord", 2000, CUevent, CUstream)                                                        \
+  CALL(cuEventQuery, "cuEventQuery", 2000, CUevent)                                                                    \
   CALL(cuEventSynchronize, "cuEventSynchronize", 2000, CUevent)                                                        \
   CALL(cuEventElapsedTime, "cuEventElapsedTime", 2000, float*, CUevent, CUevent)                                       \
   CALL(cuModuleLoadDataEx, "cuModuleLoadDataEx", 2010, CUmodule*, const void*, unsigned, CUjit_option*, void**)        \
@@ -173,8 +175,6 @@ static_assert(sizeof(CUgraphNodeParams) == 256 && offsetof(CUgraphNodeParams, co
   CALL(cuPointerGetAttribute, "cuPointerGetAttribute", 4000, void*, CUpointer_attribute, CUdeviceptr)                  \
   CALL(cuGraphInstantiateWithFlags, "cuGraphInstantiateWithFlags", 11040, CUgraphExec*, CUgraph, unsigned long long)   \
   CALL(cuGraphExecDestroy, "cuGraphExecDestroy", 10000, CUgraphExec)                                                   \
-  CALL(cuGraphExecKernelNodeSetParams, "cuGraphExecKernelNodeSetParams_v2", 12000, CUgraphExec, CUgraphNode,           \
-       const CUDA_KERNEL_NODE_PARAMS_v2*)                                                                              \
   CALL(cuGraphUpload, "cuGraphUpload", 11010, CUgraphExec, CUstream)                                                   \
   CALL(cuGraphLaunch, "cuGraphLaunch", 10000, CUgraphExec, CUstream)                                                   \
   CALL(cuGraphAddNode, "cuGraphAddNode", 12020, CUgraphNode*, CUgraph, const CUgraphNode*, std::size_t,                \

@@ -9,13 +9,13 @@ namespace stepfuse::cuda {
 
 namespace {
 
-std::size_t bytes_of(const std::vector<Bucket>& buckets, std::size_t fixed_bytes) {
+std::size_t bytes_of(const std::vector<Bucket>& buckets) {
   std::size_t pool = 0, own = 0;
   for (const Bucket& bucket : buckets) {
     pool = std::max(pool, bucket.pool_bytes);
     own += bucket.own_bytes;
   }
-  return fixed_bytes + pool + own;
+  return pool + own;
 }
 
 }  // namespace
@@ -38,25 +38,25 @@ int bucket_for(const std::vector<int>& buckets, int rows) {
   return best;
 }
 
-Budget plan_budget(std::vector<Bucket> buckets, std::size_t fixed_bytes, std::size_t available_bytes) {
+Budget plan_budget(std::vector<Bucket> buckets, std::size_t available_bytes) {
   if (buckets.empty()) throw std::invalid_argument("a budget needs at least one bucket");
   std::sort(buckets.begin(), buckets.end(), [](const Bucket& a, const Bucket& b) { return a.rows > b.rows; });
-  Budget budget{std::move(buckets), {}, 0};
-  while ((budget.bytes = bytes_of(budget.kept, fixed_bytes)) > available_bytes) {
+  Budget budget{std::move(buckets), 0};
+  while ((budget.bytes = bytes_of(budget.kept)) > available_bytes) {
     if (budget.kept.size() == 1)
       throw std::invalid_argument("a forward of " + std::to_string(budget.kept[0].rows) + " rows needs " +
                                   std::to_string(budget.bytes) + " bytes, there are " +
                                   std::to_string(available_bytes) + ": free memory, or run on the CPU");
-    budget.given_up.push_back(budget.kept.front());
     budget.kept.erase(budget.kept.begin());
   }
   return budget;
 }
 
-Captured capture_buckets(std::vector<int> buckets, const std::function<bool(int rows)>& capture) {
+std::vector<int> capture_buckets(std::vector<int> buckets, const std::function<bool(int rows)>& capture) {
   std::sort(buckets.begin(), buckets.end(), std::greater<>());
-  Captured captured;
-  for (const int rows : buckets) (capture(rows) ? captured.kept : captured.given_up).push_back(rows);
+  std::vector<int> captured;
+  for (const int rows : buckets)
+    if (capture(rows)) captured.push_back(rows);
   return captured;
 }
 

@@ -11,12 +11,12 @@ namespace stepfuse::cuda {
 struct Bucket {
   int rows;
   std::size_t pool_bytes;  // what its forward works in
-  std::size_t own_bytes;   // what it keeps beside that: the graph itself, its buffers
+  std::size_t own_bytes;   // what it keeps besides: the graph itself, its buffers
 };
 
 struct Budget {
-  std::vector<Bucket> kept, given_up;  // the largest first
-  std::size_t bytes;                   // of what is kept, `fixed_bytes` included
+  std::vector<Bucket> kept;  // the largest first
+  std::size_t bytes;         // of these
 };
 
 // 1, 2, 3, 4, 6, 8, 12 and so on, and `max_rows` itself, the largest first: a forward is padded by less than half.
@@ -25,14 +25,11 @@ std::vector<int> bucket_rows(int max_rows);
 // The smallest bucket of at least `rows`; -1 if there is none. `buckets` in any order.
 int bucket_for(const std::vector<int>& buckets, int rows);
 
-// Gives up the largest bucket until the rest fits. Throws std::invalid_argument if not even the smallest does.
-Budget plan_budget(std::vector<Bucket> buckets, std::size_t fixed_bytes, std::size_t available_bytes);
+// Drops the largest bucket until the rest fits. Throws std::invalid_argument if not even the smallest does.
+Budget plan_budget(std::vector<Bucket> buckets, std::size_t available_bytes);
 
-// Captures bucket by bucket, the largest first. `capture` returns false if there was no memory for it: that bucket is
-// given up, and the next smaller one tried. What it throws passes through.
-struct Captured {
-  std::vector<int> kept, given_up;
-};
-Captured capture_buckets(std::vector<int> buckets, const std::function<bool(int rows)>& capture);
+// Captures bucket by bucket, the largest first, and returns those that were captured. `capture` returns false if there
+// was no memory for it: that bucket is dropped, and the next smaller one tried. What it throws passes through.
+std::vector<int> capture_buckets(std::vector<int> buckets, const std::function<bool(int rows)>& capture);
 
 }  // namespace stepfuse::cuda

@@ -20,7 +20,7 @@ class Context : public std::enable_shared_from_this<Context> {
   ~Context();
 
   // While it lives this context is the calling thread's current one. Throws if a release has failed since the last
-  // time: destructors cannot.
+  // Scope, since destructors cannot throw.
   class Scope {
    public:
     explicit Scope(const Context& context);
@@ -40,7 +40,7 @@ class Context : public std::enable_shared_from_this<Context> {
   int multiprocessors() const { return multiprocessors_; }
   MemoryInfo memory() const;
 
-  // For destructors: `act` is given the driver, in this context; its error waits for the next Scope.
+  // For destructors: calls `act` with the driver, in this context; the next Scope throws its error.
   template <class Act>
   void quietly(Act act) const noexcept {
     CUresult code = driver_->cuCtxPushCurrent.result(context_);
@@ -49,7 +49,7 @@ class Context : public std::enable_shared_from_this<Context> {
       CUcontext popped;
       driver_->cuCtxPopCurrent.result(&popped);
     }
-    // At the end of the process the driver may have gone first, and its handles with it.
+    // At the end of the process the driver may have been unloaded before, and its handles with it.
     if (code != CUDA_SUCCESS && code != CUDA_ERROR_DEINITIALIZED) failed_release_ = code;
   }
 

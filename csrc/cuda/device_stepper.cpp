@@ -12,10 +12,8 @@ namespace stepfuse::cuda {
 
 namespace {
 
-constexpr std::int64_t kKnownParts = 3;  // image, mask, noise
-
-// A step that leaves the state as it is: all it does is to fill the next forward's rows.
-StepRow resting() {
+// A step that leaves the state as it is, and only fills the next forward's rows.
+StepRow identity_row() {
   StepRow row{};
   row.g = 1;
   row.lo = -std::numeric_limits<float>::infinity();
@@ -55,6 +53,7 @@ DeviceStepper::DeviceStepper(const Stream& stream, ModelSpec spec, DeviceRows ro
       rows_(std::move(rows)),
       program_(std::move(program)),
       row_contents_(spec_.max_rows),
+      memory_(stream_, spec_, SlotMemory::Use::Loop),
       zeros_(context_, state_bytes_),
       flights_{Flight(context_), Flight(context_), Flight(context_)} {
   if (rows_.cond.size() != spec_.cond_bytes.size())
@@ -67,20 +66,16 @@ DeviceStepper::DeviceStepper(const Stream& stream, ModelSpec spec, DeviceRows ro
 }
 
 std::size_t DeviceStepper::bytes(int slots, std::int64_t elements) {
-  constexpr std::size_t kStates = 3;  // x, h, x0
-  const std::size_t slot =
-      kStates * static_cast<std::size_t>(elements) * sizeof(float) + sizeof(std::uint64_t) + sizeof(std::int32_t);
-  return static_cast<std::size_t>(slots) * slot + frame_bytes(slots);
+  return SlotMemory::bytes(slots, elements) + frame_bytes(slots);
 }
 
-// What is under way reads pinned memory and writes slots.
+// What is enqueued reads pinned memory and writes slots.
 DeviceStepper::~DeviceStepper() {
   context_->quietly([this](const Driver& driver) { return driver.cuStreamSynchronize.result(stream_.get()); });
 }
 
-// Of an iteration that fails half-way nothing is left but what costs nothing: rows are filled anew, nobody is told to
-// have stepped.
-void DeviceStepper::forget_turn() {
+// Rolls back a partly enqueued iteration: its rows are filled again, and no sample counts as stepped.
+void DeviceStepper::roll_back() {
   row_contents_.invalidate();
   flight().stepped.clear();
   downloads_.clear();
@@ -104,15 +99,16 @@ void DeviceStepper::fill(Sample& sample, int slot) {
   const Request& request = sample.request;
   const auto n = static_cast<std::size_t>(spec_.elements), at = static_cast<std::size_t>(slot);
   const std::int32_t finite = 0;
-  if (request.keeps()) reserve(known_, static_cast<std::size_t>(capacity_ * kKnownParts) * state_bytes_);
+  if (request.keeps()) memory_.reserve_known();
   std::vector<float> noise(request.keeps() ? n : 0);
   first_state(request, spec_.elements, request.keeps() ? noise.data() : nullptr);
-  upload(x_->get() + at * state_bytes_, request.x, state_bytes_);
-  upload(seed_->get() + at * sizeof request.seed, &request.seed, sizeof request.seed);
-  upload(nonfinite_->get() + at * sizeof finite, &finite, sizeof finite);
-  if (request.table->uses_history) upload(h_->get() + at * state_bytes_, std::vector<float>(n).data(), state_bytes_);
+  upload(memory_.x()->get() + at * state_bytes_, request.x, state_bytes_);
+  upload(memory_.seed()->get() + at * sizeof request.seed, &request.seed, sizeof request.seed);
+  upload(memory_.nonfinite()->get() + at * sizeof finite, &finite, sizeof finite);
+  if (request.table->uses_history)
+    upload(memory_.h()->get() + at * state_bytes_, std::vector<float>(n).data(), state_bytes_);
   if (!request.keeps()) return;
-  CUdeviceptr part = known_->get() + at * static_cast<std::size_t>(kKnownParts) * state_bytes_;
+  CUdeviceptr part = memory_.known()->get() + at * 3 * state_bytes_;
   for (const float* values :
        {request.known_region->image, request.known_region->mask, static_cast<const float*>(noise.data())}) {
     upload(part, values, state_bytes_);
@@ -122,35 +118,34 @@ void DeviceStepper::fill(Sample& sample, int slot) {
 
 void DeviceStepper::stage(const Iteration& iteration, int rows) {
   const Unwinding unwinding{*this};
-  if (std::exchange(staged_,
-                    true)) {  // the iteration before has failed: what was taken for it is under way all the same
-    depart();
-    pass(flight());
+  if (std::exchange(staged_, true)) {  // the iteration before has failed, but a part of it may be enqueued
+    end_flight();
+    await(flight());
   }
   Frame frame(slots_.end(), flight().pinned.take(frame_bytes(slots_.end())));
-  bool moves = false;
+  bool any = false;
   for (std::size_t i = 0; i < iteration.samples.size(); ++i) {
     const Sample& sample = *iteration.samples[i];
     const PlanEntry to = claim(sample, sample.step, iteration.plan.entries[i]);
     if (to.row_cond < 0 && to.row_uncond < 0) continue;
-    moves = true;
-    // Behind a gate its owner may have changed the state.
+    any = true;
+    // While the gate was closed its caller may have changed the state.
     if (sample.request.gate && sample.step > 0)
-      upload(x_->get() + static_cast<std::size_t>(sample.slot) * state_bytes_, sample.request.x, state_bytes_);
-    frame.step(sample.slot, resting(), 0, -1, 0);
+      upload(memory_.x()->get() + static_cast<std::size_t>(sample.slot) * state_bytes_, sample.request.x, state_bytes_);
+    frame.step(sample.slot, identity_row(), 0, -1, 0);
     frame.next(sample.slot, sample.row(), to.row_cond, to.row_uncond);
   }
   for (int row = iteration.plan.rows; row < rows; ++row)
     if (row_contents_.release(row)) blank(row);
-  if (!moves) return;
-  Values values = this->values(false);
-  values["prediction"] = zeros_.get();
-  values["prediction_rows"] = 1;
-  values["nonfinite"] = 0;
-  for (const Launch& one : prepare(frame, {}, std::move(values))) launch(stream_, one);
+  if (!any) return;
+  StepArguments arguments = memory_.arguments(rows_.forward, false);
+  arguments.set(StepArgument::prediction, zeros_.get());
+  arguments.set(StepArgument::prediction_rows, 1);
+  arguments.set(StepArgument::nonfinite, 0);
+  for (const Launch& one : prepare(frame, {}, arguments)) launch(stream_, one);
 }
 
-void DeviceStepper::throttle() { pass(flight(1)); }
+void DeviceStepper::throttle() { await(flight(1)); }
 
 void DeviceStepper::step(const Iteration& iteration, const Iteration& next) {
   const Unwinding unwinding{*this};
@@ -158,8 +153,8 @@ void DeviceStepper::step(const Iteration& iteration, const Iteration& next) {
   Frame frame(slots_.end(), now.pinned.take(frame_bytes(slots_.end())));
   StepNeeds needs;
   bool previews = false;
-  // What throws here is done again. So all that may fail comes before the launch, and what fails behind it all the same
-  // is told by `settle`.
+  // An iteration that throws here is tried again. So all that may fail comes before the launch, and what fails after it
+  // is rethrown by `synchronize`.
   for (std::size_t i = 0; i < iteration.samples.size(); ++i) {
     Sample& sample = *iteration.samples[i];
     if (!sample.live() || sample.failed_step >= 0) continue;
@@ -180,31 +175,31 @@ void DeviceStepper::step(const Iteration& iteration, const Iteration& next) {
     now.stepped.push_back({sample.slot, sample.standing.arrival, sample.step});
     if (sample.steps_left() > 1 && !watched(sample)) continue;
     const std::size_t offset = static_cast<std::size_t>(sample.slot) * state_bytes_;
-    downloads_.push_back({x_.get(), offset, now.pinned.take(state_bytes_), request.x});
-    if (request.x0) downloads_.push_back({x0_.get(), offset, now.pinned.take(state_bytes_), request.x0});
+    downloads_.push_back({memory_.x(), offset, now.pinned.take(state_bytes_), request.x});
+    if (request.x0) downloads_.push_back({memory_.x0(), offset, now.pinned.take(state_bytes_), request.x0});
   }
   const std::size_t flag_bytes = static_cast<std::size_t>(frame.slots()) * sizeof(std::int32_t);
   void* flags = now.pinned.take(flag_bytes);
   now.nonfinite = static_cast<const std::int32_t*>(flags);
   const std::vector<Launch> launches =
-      now.stepped.empty() ? std::vector<Launch>{} : prepare(frame, needs, values(previews));
+      now.stepped.empty() ? std::vector<Launch>{} : prepare(frame, needs, memory_.arguments(rows_.forward, previews));
   staged_ = false;
   try {
     for (const Launch& one : launches) launch(stream_, one);
-    if (!launches.empty()) nonfinite_->download(stream_, flags, flag_bytes);
+    if (!launches.empty()) memory_.nonfinite()->download(stream_, flags, flag_bytes);
     for (const Download& one : downloads_) one.from->download(stream_, one.pinned, state_bytes_, one.offset);
-    depart();
+    end_flight();
   } catch (...) {
-    forget_turn();
+    roll_back();
     broken_ = std::current_exception();
   }
 }
 
 void DeviceStepper::synchronize() {
-  // Whatever fails here: what they would be copied to goes with those who asked for it.
+  // Taken first: where this throws, the requests fail, and the memory that they would be copied to is freed.
   const std::vector<Download> downloads = std::exchange(downloads_, {});
   if (broken_) std::rethrow_exception(std::exchange(broken_, nullptr));
-  for (std::size_t behind = 1; behind < kFlights; ++behind) pass(flight(behind));
+  for (std::size_t behind = 1; behind < kFlights; ++behind) await(flight(behind));
   for (const Download& one : downloads) std::memcpy(one.to, one.pinned, state_bytes_);
 }
 
@@ -213,7 +208,7 @@ void DeviceStepper::end(const Sample& sample) {
   slots_.give_back(sample.slot);
 }
 
-// By way of pinned memory: `from` may be gone when this returns.
+// By way of pinned memory: `from` may be freed when this returns.
 void DeviceStepper::upload(CUdeviceptr to, const void* from, std::size_t host_bytes, Stored stored) {
   const std::size_t bytes = stored_bytes(stored, host_bytes);
   void* pinned = flight().pinned.take(bytes);
@@ -231,18 +226,18 @@ void DeviceStepper::upload_cond(int row, const std::vector<const void*>& values)
   }
 }
 
-// What the row held may be of a sample that has ended, and that the network refuses: zeros, it is nobody's.
+// Zeros: the row is of no sample now, and what it held may be of one that the network refuses.
 void DeviceStepper::blank(int row) {
   const auto put = [&](CUdeviceptr rows, std::size_t bytes) {
     upload(rows + static_cast<std::size_t>(row) * bytes, std::vector<std::byte>(bytes).data(), bytes);
   };
-  put(rows_.sample, rows_.sample_bytes);
-  put(rows_.timestep, spec_.timestep == TimestepType::Int64 ? sizeof(std::int64_t) : sizeof(float));
+  put(rows_.forward.sample, rows_.sample_bytes);
+  put(rows_.forward.timestep, spec_.timestep == TimestepType::Int64 ? sizeof(std::int64_t) : sizeof(float));
   for (std::size_t input = 0; input < rows_.cond.size(); ++input)
     put(rows_.cond[input].address, stored_bytes(rows_.cond[input].stored, spec_.cond_bytes[input]));
 }
 
-// The rows are the sample's from now on, for its step `step`, and hold what it is told. Returns those of them that do
+// The rows are the sample's from now on, for its step `step`, and hold its conditioning. Returns those of them that do
 // not hold its state yet.
 PlanEntry DeviceStepper::claim(const Sample& sample, int step, const PlanEntry& rows) {
   PlanEntry to = rows;
@@ -257,70 +252,30 @@ PlanEntry DeviceStepper::claim(const Sample& sample, int step, const PlanEntry& 
 }
 
 void DeviceStepper::reserve(int slots) {
-  if (slots <= capacity_) return;
-  const int grown = std::max(slots, 2 * capacity_);
-  const auto count = static_cast<std::size_t>(grown);
-  for (Buffer* states : {&x_, &h_, &x0_}) reserve(*states, count * state_bytes_);
-  reserve(seed_, count * sizeof(std::uint64_t));
-  reserve(nonfinite_, count * sizeof(std::int32_t));
-  reserve(frame_, frame_bytes(grown));
-  capacity_ = grown;
+  memory_.reserve(slots);
+  cuda::reserve(frame_, stream_, frame_bytes(memory_.capacity()));
 }
 
-// Keeps what is there.
-void DeviceStepper::reserve(Buffer& buffer, std::size_t bytes) {
-  if (buffer && bytes <= buffer->bytes()) return;
-  auto grown = std::make_unique<DeviceBuffer>(context_, bytes);
-  if (buffer) {
-    grown->copy(stream_, *buffer, buffer->bytes());
-    stream_.synchronize();
-  }
-  buffer = std::move(grown);
-}
-
-// Puts the frame on the device; returns what is to be launched on it.
-std::vector<Launch> DeviceStepper::prepare(const Frame& frame, const StepNeeds& needs, Values values) {
+// Copies the frame to the device, and returns the launches of its step.
+std::vector<Launch> DeviceStepper::prepare(const Frame& frame, const StepNeeds& needs, StepArguments arguments) {
   frame_->upload(stream_, frame.data(), frame.bytes());
   if (needs.rescale) {
-    reserve(sums_, program_.sums_bytes(capacity_, spec_.elements));
-    values["sums"] = sums_->get();
+    memory_.reserve_sums(program_.sums_bytes(memory_.capacity(), spec_.elements));
+    arguments.set(StepArgument::sums, memory_.sums()->get());
   }
-  if (needs.keep) values["known"] = known_->get();
-  return program_.launches(frame.slots(), needs, std::move(values), frame_->get());
+  return program_.launches(frame.slots(), needs, arguments, frame_->get());
 }
 
-Values DeviceStepper::values(bool previews) const {
-  const auto n = static_cast<std::uint64_t>(spec_.elements), rows = static_cast<std::uint64_t>(spec_.max_rows);
-  const bool whole = spec_.timestep == TimestepType::Int64;
-  return {{"x", x_->get()},
-          {"out", x_->get()},
-          {"h", h_->get()},
-          {"x0", previews ? x0_->get() : 0},
-          {"seed", seed_->get()},
-          {"nonfinite", nonfinite_->get()},
-          {"prediction", rows_.prediction},
-          {"next_input", rows_.sample},
-          {"next_t", whole ? 0 : rows_.timestep},
-          {"next_t_int", whole ? rows_.timestep : 0},
-          {"prediction_rows", rows},
-          {"next_input_rows", rows},
-          {"n", n},
-          {"x_stride", n},
-          {"out_stride", n},
-          {"prediction_stride", n},
-          {"next_input_stride", n}};
-}
-
-// What the current flight was given is under way.
-void DeviceStepper::depart() {
+// All of the current flight is enqueued.
+void DeviceStepper::end_flight() {
   stream_.record(flight().passed);
-  flight().under_way = true;
+  flight().enqueued = true;
   current_ = (current_ + 1) % kFlights;
 }
 
-// Waits until the device is through with a flight, and takes what it has found.
-void DeviceStepper::pass(Flight& flight) {
-  if (!std::exchange(flight.under_way, false)) return;
+// Waits until the device has passed a flight, and reads which states are not finite.
+void DeviceStepper::await(Flight& flight) {
+  if (!std::exchange(flight.enqueued, false)) return;
   const std::vector<Stepped> stepped = std::exchange(flight.stepped, {});
   flight.passed.synchronize();
   for (const auto& [slot, arrival, step] : stepped) {

@@ -1,9 +1,9 @@
-// Samples in a GPU's memory, for the loop of csrc/core: states and histories lie in slots, all of which one launch of
-// the fused step runs over, whatever each is at.
+// Samples in a GPU's memory, for the loop of csrc/core: states and histories lie in slots, and one launch of the fused
+// step runs over all of them, each at its own row of its own table.
 //
-// The host goes ahead of the device: it plans and launches an iteration while the device is at the one before. Nothing
-// waits but `await`, which keeps it from going further, and `settle`, where somebody wants what the device has made. So
-// a state that is not finite is seen an iteration or two late.
+// The host is ahead of the device: it plans and enqueues an iteration while the device runs the one before. Only
+// `throttle` waits, which bounds how far ahead it is, and `synchronize`, which brings results and previews to the host.
+// So a state that is not finite is found an iteration or two late.
 #pragma once
 
 #include <array>
@@ -16,11 +16,12 @@
 #include "../core/loop/stepper.h"
 #include "frame.h"
 #include "pinned_arena.h"
+#include "slot_memory.h"
 #include "step_program.h"
 
 namespace stepfuse::cuda {
 
-// What conditioning is kept in on the device; on the host it is as the request has it.
+// How conditioning is stored on the device; on the host it is as the request has it.
 enum class Stored : std::uint8_t { AsIs, Float32AsFloat16, Float32AsBFloat16 };
 
 // A network's rows, memory that its back end owns: (max_rows, ...) each.
@@ -30,7 +31,7 @@ struct DeviceRows {
     Stored stored;
   };
 
-  CUdeviceptr sample, timestep, prediction;
+  ForwardRows forward;
   std::size_t sample_bytes;  // of one sample
   std::vector<Cond> cond;
 };
@@ -42,7 +43,7 @@ class DeviceStepper final : public Stepper {
   DeviceStepper(const Stream& stream, ModelSpec spec, DeviceRows rows, StepProgram program);
   ~DeviceStepper() override;
 
-  // Device memory of so many slots, what masks and rescaled guidance take when they first come left out.
+  // Device memory of so many slots, without what masks and rescaled guidance take from their first use on.
   static std::size_t bytes(int slots, std::int64_t elements);
 
   const ModelSpec& spec() const override { return spec_; }
@@ -55,9 +56,7 @@ class DeviceStepper final : public Stepper {
   void end(const Sample& sample) override;
 
  private:
-  using Buffer = std::unique_ptr<DeviceBuffer>;
-
-  // A sample's copy to pinned memory, of the flight that departs with it, and where it goes when it is there.
+  // A copy of a sample to pinned memory of the flight, and where it goes from there.
   struct Download {
     const DeviceBuffer* from;
     std::size_t offset;
@@ -69,40 +68,38 @@ class DeviceStepper final : public Stepper {
     int step;
   };
 
-  // What the device is given for an iteration, and what it gives back.
+  // What the device is given for an iteration, and what it returns.
   struct Flight {
     explicit Flight(const ContextPtr& context) : pinned(context), passed(context) {}
 
     PinnedArena pinned;
     Event passed;
-    bool under_way = false;
+    bool enqueued = false;
     std::vector<Stepped> stepped;
     const std::int32_t* nonfinite = nullptr;
   };
-  static constexpr std::size_t kFlights = 3;  // being filled, at the device, and one whose end was waited for
+  static constexpr std::size_t kFlights = 3;  // one being filled, one enqueued, one whose end was waited for
 
   struct Unwinding {
     DeviceStepper& stepper;
     const int before = std::uncaught_exceptions();
 
     ~Unwinding() {
-      if (std::uncaught_exceptions() > before) stepper.forget_turn();
+      if (std::uncaught_exceptions() > before) stepper.roll_back();
     }
   };
 
   Flight& flight(std::size_t ahead = 0) { return flights_[(current_ + ahead) % kFlights]; }
-  void forget_turn();
+  void roll_back();
   void upload(CUdeviceptr to, const void* from, std::size_t host_bytes, Stored stored = Stored::AsIs);
   void upload_cond(int row, const std::vector<const void*>& values);
   void blank(int row);
   PlanEntry claim(const Sample& sample, int step, const PlanEntry& rows);
   void reserve(int slots);
-  void reserve(Buffer& buffer, std::size_t bytes);
   void fill(Sample& sample, int slot);
-  std::vector<Launch> prepare(const Frame& frame, const StepNeeds& needs, Values values);
-  Values values(bool previews) const;
-  void depart();
-  void pass(Flight& flight);
+  std::vector<Launch> prepare(const Frame& frame, const StepNeeds& needs, StepArguments arguments);
+  void end_flight();
+  void await(Flight& flight);
 
   const ContextPtr context_;
   Stream stream_;
@@ -113,19 +110,16 @@ class DeviceStepper final : public Stepper {
   RowContents row_contents_;
 
   Slots slots_;
-  std::vector<Sample*> samples_;          // a slot each
-  int capacity_ = 0;                      // slots that there is memory for
-  Buffer x_, h_, x0_, seed_, nonfinite_;  // (slots, ...) each
-  Buffer frame_;                          // of the launch that comes next
-  Buffer known_;                          // (slots, 3, elements) image, mask, noise; null until a mask comes
-  Buffer sums_;                           // null until a guidance is rescaled
-  DeviceBuffer zeros_;                    // (elements,): the prediction of a step that only moves states
+  std::vector<Sample*> samples_;  // a slot each
+  SlotMemory memory_;
+  std::unique_ptr<DeviceBuffer> frame_;  // of the launch that comes next
+  DeviceBuffer zeros_;                   // (elements,): the prediction of a step that only moves states
 
   std::array<Flight, kFlights> flights_;
   std::size_t current_ = 0;
   bool staged_ = false;              // an iteration has been staged, and not stepped
   std::vector<Download> downloads_;  // of the last step
-  std::exception_ptr broken_;        // what failed behind the last launch
+  std::exception_ptr broken_;        // what failed after the last launch
 };
 
 }  // namespace stepfuse::cuda

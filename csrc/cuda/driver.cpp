@@ -8,7 +8,7 @@ namespace {
 
 using GetProcAddress = CUresult (*)(const char*, void**, int, std::uint64_t, int*);
 
-// What the driver's own text leaves open; null if nothing.
+// The remedy, which the driver's own text lacks; null if there is none to add.
 const char* advice_for(CUresult code) {
   switch (code) {
     case CUDA_ERROR_NO_DEVICE:
@@ -47,7 +47,7 @@ std::shared_ptr<const Driver> Driver::load(const std::string& path) {
     throw CudaError(CUDA_ERROR_NOT_INITIALIZED,
                     std::string("there is no CUDA driver (") + dlerror() +
                         "): install NVIDIA's driver, in a container give it the GPU, or run on the CPU");
-  // A driver that is older than this function has the functions themselves under their exported names.
+  // In a driver older than this function all others are found by their exported names.
   const auto get = reinterpret_cast<GetProcAddress>(dlsym(library, "cuGetProcAddress_v2"));
   const auto find = [&](const char* name, const char* exported, int version) -> void* {
     if (!get) return dlsym(library, exported);
@@ -62,10 +62,10 @@ std::shared_ptr<const Driver> Driver::load(const std::string& path) {
   driver->error_name_ = reinterpret_cast<decltype(error_name_)>(find("cuGetErrorName", "cuGetErrorName", 6000));
   driver->error_text_ = reinterpret_cast<decltype(error_text_)>(find("cuGetErrorString", "cuGetErrorString", 6000));
   if (!version_of || version_of(&driver->version_) != CUDA_SUCCESS)
-    throw CudaError(CUDA_ERROR_NOT_INITIALIZED, path + " is not a CUDA driver: it does not tell its version");
+    throw CudaError(CUDA_ERROR_NOT_INITIALIZED, path + " is not a CUDA driver: it gives no version");
   driver->require(kGraphs);
 
-  // What came after kGraphs may be absent, and throws where it is called; destructors call nothing of that.
+  // Functions newer than kGraphs may be absent, and then throw where they are called; destructors call none of them.
 #define STEPFUSE_FIND(name, exported, since, ...)                                                     \
   driver->name.driver_ = driver.get();                                                                \
   driver->name.name_ = #name;                                                                         \

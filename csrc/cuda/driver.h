@@ -1,4 +1,4 @@
-// The driver, opened at run time. Every call checks its result and throws; nothing else in this folder looks at one.
+// The driver, opened at run time. Every call checks its result and throws; no other file here handles error codes.
 #pragma once
 
 #include <memory>
@@ -41,7 +41,7 @@ class Call {
   CUresult (*function_)(Args...) = nullptr;
 };
 
-// Never closed: the driver's own threads and exit handlers outlive whoever opened it.
+// Never closed: the driver's own threads and exit handlers outlive this object.
 class Driver {
  public:
   // Throws CudaError if there is no driver, no device, or a driver older than CUDA 12.0.

@@ -13,7 +13,7 @@ namespace stepfuse::cuda {
 
 class Frame {
  public:
-  // In memory of FrameLayout::words words. At first no slot takes part.
+  // In memory of FrameLayout::words words. Initially no slot takes part.
   Frame(int slots, void* memory) : slots_(slots), layout_(slots), words_(static_cast<std::uint32_t*>(memory)) {
     std::fill(words_, words_ + layout_.words, 0u);
     for (const std::size_t map :
@@ -39,7 +39,7 @@ class Frame {
     put(layout_.ratio, slot, adaptive.threshold_ratio);
     put(layout_.largest, slot, adaptive.largest_threshold);
   }
-  // What its row `known_row` of the known holds is put back, at this level.
+  // Its known region, in row `known_row` of the known regions, is put back at this level.
   void keep(int slot, int known_row, const Level& level) {
     word(layout_.known_row, slot) = static_cast<std::uint32_t>(known_row);
     std::memcpy(&word(layout_.levels, 2 * slot), &level, sizeof level);

@@ -24,7 +24,7 @@ Rows rows_at(const Course& course, const SlotRows& slot, std::size_t step) {
 void require_whole(const Course& course) {
   if (course.rows.empty()) throw std::invalid_argument("a trajectory's samples need at least one step each");
   if (!course.levels.empty() && course.levels.size() != course.rows.size() + 1)
-    throw std::invalid_argument("what is known of a sample needs " + std::to_string(course.rows.size() + 1) +
+    throw std::invalid_argument("a known region needs " + std::to_string(course.rows.size() + 1) +
                                 " levels, one for each step and one for the result, got " +
                                 std::to_string(course.levels.size()));
 }
@@ -66,19 +66,20 @@ FrameLayout::FrameLayout(int slots) {
   words = (words + kLineWords - 1) / kLineWords * kLineWords;
 }
 
-std::map<std::string, std::size_t> FrameLayout::parts() const {
-  return {{"rows", rows},
-          {"next_rows", next_rows},
-          {"levels", levels},
-          {"row_cond", row_cond},
-          {"row_uncond", row_uncond},
-          {"next_cond", next_cond},
-          {"next_uncond", next_uncond},
-          {"step", step},
-          {"known_row", known_row},
-          {"phi", phi},
-          {"ratio", ratio},
-          {"largest", largest}};
+std::array<std::pair<StepArgument, std::size_t>, 12> FrameLayout::parts() const {
+  using A = StepArgument;
+  return {{{A::rows, rows},
+           {A::next_rows, next_rows},
+           {A::levels, levels},
+           {A::row_cond, row_cond},
+           {A::row_uncond, row_uncond},
+           {A::next_cond, next_cond},
+           {A::next_uncond, next_uncond},
+           {A::step, step},
+           {A::known_row, known_row},
+           {A::phi, phi},
+           {A::ratio, ratio},
+           {A::largest, largest}}};
 }
 
 void StepNeeds::add(const StepNeeds& other) {

@@ -1,27 +1,28 @@
-// Everything that a batch's steps take from its tables, written out before it starts: a frame a step, which the fused
-// step reads where it lies. Pure: no driver, no device.
+// Everything that the steps of a static batch take from its tables, written before it starts: a frame a step, which the
+// fused step reads where it lies. Pure: no driver, no device.
 #pragma once
 
+#include <array>
 #include <cstdint>
-#include <map>
-#include <string>
+#include <utility>
 #include <vector>
 
 #include "../core/step/adapt.h"
 #include "../core/step/known_region.h"
 #include "../core/step/row.h"
+#include "step_arguments.h"
 
 namespace stepfuse::cuda {
 
-// One sample's steps, and whether it is told something.
+// One sample's steps, and whether it has conditioning.
 struct Course {
   std::vector<StepRow> rows;
   bool conditioned;
   Adaptive adaptive{};
-  std::vector<Level> levels{};  // as of KnownRegion, where a part of the sample is kept; else empty
+  std::vector<Level> levels{};  // as in KnownRegion, if the sample has one; else empty
 };
 
-// What any slot of a step asks for beside the fused step.
+// What a step needs beside the plain fused step, for any of its slots.
 struct StepNeeds {
   bool noise = false;
   bool rescale = false;
@@ -34,7 +35,7 @@ struct StepNeeds {
 
 // Which rows of every forward are a slot's, from the first step to the last, so that conditioning is written once.
 struct SlotRows {
-  int cond;    // -1: the slot is told nothing
+  int cond;    // -1: the slot has no conditioning
   int uncond;  // -1: no step of it computes an unconditional pass
 };
 
@@ -43,31 +44,31 @@ struct FrameLayout {
   explicit FrameLayout(int slots);
 
   std::size_t rows, next_rows;                               // (B, 16) float32
-  std::size_t levels;                                        // (B, 2) float32, of what is known behind this step
+  std::size_t levels;                                        // (B, 2) float32, of the known region after this step
   std::size_t row_cond, row_uncond, next_cond, next_uncond;  // (B,) int32, -1: none
   std::size_t step;                                          // (B,) int32
-  std::size_t known_row;                                     // (B,) int32, -1: nothing is kept
+  std::size_t known_row;                                     // (B,) int32, -1: no known region
   std::size_t phi;                                           // (B,) float32, guidance rescale; 0: off
   std::size_t ratio, largest;                                // (B,) float32, dynamic threshold; ratio 0: off
   std::size_t words;                                         // a multiple of a cache line's
 
-  // By the names that kernels have for them.
-  std::map<std::string, std::size_t> parts() const;
+  // Each part as the kernels' argument that it is.
+  std::array<std::pair<StepArgument, std::size_t>, 12> parts() const;
 };
 
 struct Frames {
   int slots;
-  int steps;                        // of the longest course; a slot that has ended is left alone
+  int steps;                        // of the longest course; a slot that has ended stays unchanged
   std::vector<SlotRows> slot_rows;  // (B,)
-  std::vector<int> forward_rows;    // (steps,) rows of the forward that a step needs, used from 0
+  std::vector<int> forward_rows;    // (steps,) rows, from 0 on, of the forward that a step needs
   StepNeeds needs;                  // of all steps together
   bool uses_history;
   std::vector<std::uint32_t> words;  // (steps, FrameLayout::words)
 };
 
-// Slot i has row i, and those that need an unconditional pass beside it a row behind all of these; what is known of it
-// lies in row i too. Throws std::invalid_argument if there is no slot, or a course has no step or another number of
-// levels.
+// Slot i has row i; those that need an unconditional pass as well have another row after all of these. The known region
+// of slot i is in row i too. Throws std::invalid_argument if there is no slot, or a course has no step or another
+// number of levels.
 Frames make_frames(const std::vector<Course>& courses);
 
 }  // namespace stepfuse::cuda

@@ -4,7 +4,7 @@ namespace stepfuse::cuda {
 
 namespace {
 
-// The driver knows all memory but the host's pageable one, which is whoever's it is when a graph is replayed.
+// The driver knows all memory but the host's pageable memory, which may hold anything when a graph is replayed.
 bool is_pageable(const Driver& driver, const CUDA_MEMCPY3D_v2::Side& side) {
   if (side.type != CU_MEMORYTYPE_HOST && side.type != CU_MEMORYTYPE_UNIFIED) return false;
   const auto address = side.type == CU_MEMORYTYPE_HOST ? reinterpret_cast<CUdeviceptr>(side.host) : side.device;
@@ -130,13 +130,6 @@ GraphExec::GraphExec(const Graph& graph) {
   CUgraphExec exec = nullptr;
   graph.context()->driver().cuGraphInstantiateWithFlags(&exec, graph.get(), 0);
   exec_ = {graph.context(), exec};
-}
-
-void GraphExec::set_kernel(CUgraphNode node, const Launch& launch) {
-  const Context::Scope scope(*exec_.context());
-  std::vector<void*> pointers;
-  const CUDA_KERNEL_NODE_PARAMS_v2 params = launch.params(pointers);
-  exec_.driver().cuGraphExecKernelNodeSetParams(exec_.get(), node, &params);
 }
 
 void GraphExec::upload(const Stream& stream) const {

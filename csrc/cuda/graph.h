@@ -11,11 +11,11 @@ namespace stepfuse::cuda {
 
 class Graph {
  public:
-  // What a node comes behind; null: nothing.
+  // The node that comes before; null: none.
   using After = CUgraphNode;
 
   explicit Graph(ContextPtr context);                      // empty
-  static Graph borrow(ContextPtr context, CUgraph graph);  // somebody else's, such as torch's raw_cuda_graph()
+  static Graph borrow(ContextPtr context, CUgraph graph);  // of another owner, such as torch's raw_cuda_graph()
 
   CUgraphNode add_kernel(After after, const Launch& launch);
   CUgraphNode add_child(After after, const Graph& child);  // a copy of it
@@ -29,8 +29,8 @@ class Graph {
   While add_while(After after, CUgraphConditionalHandle condition);
 
   // What of the graph a trajectory cannot repeat, in words, a node each: copies from or to the host's pageable memory,
-  // which is another's by then; calls of the host, such as release what is used once, and which a loop's body may not
-  // hold; allocations, which a child graph may not.
+  // which may hold anything by then; calls of the host, which often release what is used once, and which a loop's body
+  // may not hold; allocations, which a child graph may not hold.
   std::vector<std::string> unrepeatable() const;
 
   CUgraph get() const { return borrowed_ ? borrowed_ : graph_.get(); }
@@ -45,8 +45,9 @@ class Graph {
   CUgraph borrowed_ = nullptr;
 };
 
-// From construction on what is put on the stream is recorded, not run; `end` gives the graph. Other threads may use the
-// driver as they like meanwhile. Without `end`, when something threw, the recording is dropped and the stream is free.
+// From construction on what is enqueued on the stream is recorded, not run; `end` returns the graph. Other threads may
+// use the driver as they like meanwhile. Without `end`, when something threw, the recording is dropped and the stream
+// is usable.
 class Capture {
  public:
   explicit Capture(const Stream& stream);
@@ -66,8 +67,7 @@ class GraphExec {
  public:
   explicit GraphExec(const Graph& graph);
 
-  void set_kernel(CUgraphNode node, const Launch& launch);  // of a kernel node of the graph itself, in later launches
-  void upload(const Stream& stream) const;                  // so that the first launch does not have to
+  void upload(const Stream& stream) const;  // so that the first launch does not have to
   void launch(const Stream& stream) const;
   CUgraphExec get() const { return exec_.get(); }
 

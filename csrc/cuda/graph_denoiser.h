@@ -1,4 +1,4 @@
-// The network as captured forwards: a forward is the launch of the smallest that has the rows.
+// The network as captured forwards: a forward launches the smallest captured one that has enough rows.
 #pragma once
 
 #include <map>
@@ -14,7 +14,7 @@ class GraphDenoiser final : public Denoiser {
   // The graphs by their rows; the stream is borrowed.
   GraphDenoiser(const Stream& stream, const std::map<int, const Graph*>& forwards);
 
-  // Waits for nothing. Throws std::invalid_argument if no graph has so many rows, and CudaError.
+  // Returns before the predictions are there. Throws std::invalid_argument if no graph has so many rows, and CudaError.
   void forward(int rows) override;
   int computed(int rows) const override { return forwards_.lower_bound(rows)->first; }
 

@@ -2,7 +2,7 @@
 
 namespace stepfuse::cuda {
 
-DeviceBuffer::DeviceBuffer(ContextPtr context, std::size_t bytes) : bytes_(bytes) {
+DeviceBuffer::DeviceBuffer(ContextPtr context, std::size_t bytes) : context_(context), bytes_(bytes) {
   if (bytes == 0) throw std::invalid_argument("a buffer must have at least one byte");
   const Context::Scope scope(*context);
   const Driver& driver = context->driver();
@@ -17,31 +17,50 @@ DeviceBuffer::DeviceBuffer(ContextPtr context, std::size_t bytes) : bytes_(bytes
   }
   if (code != CUDA_SUCCESS) throw CudaError(code, driver.describe(code, "cuMemAlloc"));
   memory_ = {std::move(context), memory};
+  address_ = memory;
+}
+
+DeviceBuffer DeviceBuffer::borrow(ContextPtr context, CUdeviceptr address, std::size_t bytes) {
+  DeviceBuffer borrowed;
+  borrowed.context_ = std::move(context);
+  borrowed.address_ = address;
+  borrowed.bytes_ = bytes;
+  return borrowed;
 }
 
 CUdeviceptr DeviceBuffer::at(std::size_t offset, std::size_t bytes) const {
   if (offset > bytes_ || bytes > bytes_ - offset)
     throw std::invalid_argument("a copy must stay within the buffer's " + std::to_string(bytes_) + " bytes, got " +
                                 std::to_string(bytes) + " at " + std::to_string(offset));
-  return memory_.get() + offset;
+  return address_ + offset;
 }
 
 void DeviceBuffer::upload(const Stream& stream, const void* from, std::size_t bytes, std::size_t offset) {
   const CUdeviceptr to = at(offset, bytes);
-  const Context::Scope scope(*memory_.context());
-  memory_.driver().cuMemcpyHtoDAsync(to, from, bytes, stream.get());
+  const Context::Scope scope(*context_);
+  context_->driver().cuMemcpyHtoDAsync(to, from, bytes, stream.get());
 }
 
 void DeviceBuffer::download(const Stream& stream, void* to, std::size_t bytes, std::size_t offset) const {
   const CUdeviceptr from = at(offset, bytes);
-  const Context::Scope scope(*memory_.context());
-  memory_.driver().cuMemcpyDtoHAsync(to, from, bytes, stream.get());
+  const Context::Scope scope(*context_);
+  context_->driver().cuMemcpyDtoHAsync(to, from, bytes, stream.get());
 }
 
 void DeviceBuffer::copy(const Stream& stream, const DeviceBuffer& from, std::size_t bytes) {
   const CUdeviceptr source = from.at(0, bytes), target = at(0, bytes);
-  const Context::Scope scope(*memory_.context());
-  memory_.driver().cuMemcpyDtoDAsync(target, source, bytes, stream.get());
+  const Context::Scope scope(*context_);
+  context_->driver().cuMemcpyDtoDAsync(target, source, bytes, stream.get());
+}
+
+void reserve(std::unique_ptr<DeviceBuffer>& buffer, const Stream& stream, std::size_t bytes) {
+  if (buffer && bytes <= buffer->bytes()) return;
+  auto grown = std::make_unique<DeviceBuffer>(stream.context(), bytes);
+  if (buffer) {
+    grown->copy(stream, *buffer, buffer->bytes());
+    stream.synchronize();
+  }
+  buffer = std::move(grown);
 }
 
 HostBuffer::HostBuffer(ContextPtr context, std::size_t bytes) : bytes_(bytes) {

@@ -9,7 +9,7 @@
 
 namespace stepfuse::cuda {
 
-// A kernel, how it is cut up, and its arguments' values: the low bytes of a word each, as the kernel's type has them.
+// A kernel, its grid and block, and its arguments' values: the low bytes of a word each, as many as the type has.
 struct Launch {
   CUfunction function;
   std::array<unsigned, 3> grid;
@@ -17,7 +17,7 @@ struct Launch {
   unsigned shared_bytes = 0;
   std::vector<std::uint64_t> arguments;
 
-  // The driver's form, good while `pointers` and this live.
+  // The driver's form, valid while `pointers` and this object live.
   CUDA_KERNEL_NODE_PARAMS_v2 params(std::vector<void*>& pointers) const;
 };
 
@@ -30,7 +30,7 @@ class Module {
   // A cubin, a fat binary, or PTX, which the driver compiles. Throws CudaError with the compiler's log.
   Module(ContextPtr context, const std::string& image);
 
-  // Allows launches of so many bytes of shared memory: above 48 KiB a kernel has to be told.
+  // Allows launches of so many bytes of shared memory: above 48 KiB a kernel's attribute must say so.
   CUfunction function(const std::string& name, unsigned shared_bytes = 0) const;
   FunctionInfo info(CUfunction function) const;
   const ContextPtr& context() const { return module_.context(); }

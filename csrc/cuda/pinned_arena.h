@@ -1,4 +1,4 @@
-// Pinned memory that is handed out piece by piece and taken back as a whole.
+// Pinned memory that is allocated piece by piece and released as a whole.
 #pragma once
 
 #include <cstddef>
@@ -12,7 +12,7 @@ class PinnedArena {
  public:
   explicit PinnedArena(ContextPtr context) : context_(std::move(context)) {}
 
-  // On a cache line of its own. Throws CudaError if there is no memory.
+  // Aligned to a cache line. Throws CudaError if there is no memory.
   void* take(std::size_t bytes) {
     bytes = (bytes + kLine - 1) / kLine * kLine;
     while (chunk_ < chunks_.size() && chunks_[chunk_].bytes() - used_ < bytes) next();

@@ -16,7 +16,7 @@ const StepKernel& chosen(const std::map<int, KernelPtr>& kernels, int slots, con
   return found == kernels.end() ? *kernels.rbegin()->second : *found->second;
 }
 
-const StepKernel& at_hand(const KernelPtr& kernel, const char* what) {
+const StepKernel& required(const KernelPtr& kernel, const char* what) {
   if (!kernel) throw std::invalid_argument(std::string("there is no kernel for ") + what + ": build the kernels anew");
   return *kernel;
 }
@@ -34,30 +34,33 @@ StepProgram::StepProgram(Kernels kernels) : kernels_(std::move(kernels)) {
 }
 
 std::size_t StepProgram::sums_bytes(int slots, std::int64_t n) const {
-  const std::int64_t tiles = tiles_of(at_hand(kernels_.guidance_sums, "guidance_rescale"), n);
+  const std::int64_t tiles = tiles_of(required(kernels_.guidance_sums, "guidance_rescale"), n);
   return static_cast<std::size_t>(slots * tiles * kSums) * sizeof(double);
 }
 
-std::vector<Launch> StepProgram::launches(int slots, const StepNeeds& needs, Values values, CUdeviceptr frame) const {
+std::vector<Launch> StepProgram::launches(int slots, const StepNeeds& needs, StepArguments arguments,
+                                          CUdeviceptr frame) const {
+  using A = StepArgument;
   const FrameLayout layout(slots);
-  for (const auto& [name, word] : layout.parts()) values[name] = frame + word * sizeof(std::uint32_t);
-  values.try_emplace("adapted", values["rows"]);
-  values["rows_stride"] = values["next_rows_stride"] = kStepColumns;
+  for (const auto& [part, word] : layout.parts()) arguments.set(part, frame + word * sizeof(std::uint32_t));
+  if (!arguments.has(A::adapted)) arguments.set(A::adapted, arguments.at(A::rows));
+  arguments.set(A::rows_stride, kStepColumns);
+  arguments.set(A::next_rows_stride, kStepColumns);
   std::vector<Launch> found;
   if (needs.rescale) {
-    const StepKernel& sums = at_hand(kernels_.guidance_sums, "guidance_rescale");
-    values["tiles"] = static_cast<std::uint64_t>(tiles_of(sums, static_cast<std::int64_t>(values.at("n"))));
-    found.push_back(sums.launch_of(slots, values));
-    found.push_back(at_hand(kernels_.rescaled_rows, "guidance_rescale").launch_of(slots, values));
-    values["rows"] = values["adapted"];
+    const StepKernel& sums = required(kernels_.guidance_sums, "guidance_rescale");
+    arguments.set(A::tiles, static_cast<std::uint64_t>(tiles_of(sums, static_cast<std::int64_t>(arguments.at(A::n)))));
+    found.push_back(sums.launch(slots, arguments));
+    found.push_back(required(kernels_.rescaled_rows, "guidance_rescale").launch(slots, arguments));
+    arguments.set(A::rows, arguments.at(A::adapted));
   }
   if (needs.threshold) {
-    found.push_back(at_hand(kernels_.thresholded_rows, "dynamic_threshold").launch_of(slots, values));
-    values["rows"] = values["adapted"];
+    found.push_back(required(kernels_.thresholded_rows, "dynamic_threshold").launch(slots, arguments));
+    arguments.set(A::rows, arguments.at(A::adapted));
   }
   const StepKernel& step = needs.noise ? chosen(kernels_.noise, slots, kNoise) : chosen(kernels_.plain, slots, kPlain);
-  found.push_back(step.launch_of(slots, values));
-  if (needs.keep) found.push_back(at_hand(kernels_.keep_known, "masks").launch_of(slots, values));
+  found.push_back(step.launch(slots, arguments));
+  if (needs.keep) found.push_back(required(kernels_.keep_known, "masks").launch(slots, arguments));
   return found;
 }
 

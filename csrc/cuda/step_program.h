@@ -1,5 +1,5 @@
-// The kernels of a step, one after the other: what it takes from the whole of a sample is folded into the sample's row,
-// then comes the fused step, then what a mask keeps is put back. Most steps are the fused step alone.
+// The kernels of a step, one after the other: what depends on the whole of a sample is folded into the sample's row,
+// then comes the fused step, then the known region is put back. Most steps are the fused step alone.
 #pragma once
 
 #include <map>
@@ -17,16 +17,16 @@ class StepProgram {
  public:
   struct Kernels {
     std::map<int, KernelPtr> plain, noise;  // the fused step, without and with noise, by the most slots it is meant for
-    KernelPtr guidance_sums, rescaled_rows, thresholded_rows, keep_known;  // null: not at hand
+    KernelPtr guidance_sums, rescaled_rows, thresholded_rows, keep_known;  // null: missing
   };
 
   // Of the fused steps one may be missing if no step needs it. Throws std::invalid_argument if both are.
   explicit StepProgram(Kernels kernels);
 
-  // `values` are the arguments of all kernels but those that the frame holds; the frame lies at `frame`. What a step
-  // does not need may be missing. Rows are adapted where "adapted" says, (slots, 16) float32: without it in the frame,
-  // which then serves one run. Throws std::invalid_argument if it needs a kernel that is not at hand.
-  std::vector<Launch> launches(int slots, const StepNeeds& needs, Values values, CUdeviceptr frame) const;
+  // `arguments` are those of all kernels but those in the frame, which lies at `frame`. What a step does not need may
+  // be missing. Rows are adapted where "adapted" says, (slots, 16) float32: without it in the frame, which then serves
+  // one run. Throws std::invalid_argument if it needs a kernel that there is none of, or an argument that has no value.
+  std::vector<Launch> launches(int slots, const StepNeeds& needs, StepArguments arguments, CUdeviceptr frame) const;
 
   // Bytes of "sums", which guidance rescale works in.
   std::size_t sums_bytes(int slots, std::int64_t n) const;

@@ -9,6 +9,13 @@ Event::Event(ContextPtr context) {
   event_ = {std::move(context), event};
 }
 
+bool Event::passed() const {
+  const Context::Scope scope(*event_.context());
+  const CUresult code = event_.driver().cuEventQuery.result(event_.get());
+  if (code == CUDA_SUCCESS || code == CUDA_ERROR_NOT_READY) return code == CUDA_SUCCESS;
+  throw CudaError(code, event_.driver().describe(code, "cuEventQuery"));
+}
+
 void Event::synchronize() const {
   const Context::Scope scope(*event_.context());
   event_.driver().cuEventSynchronize(event_.get());

@@ -9,6 +9,7 @@ class Event {
  public:
   explicit Event(ContextPtr context);
   CUevent get() const { return event_.get(); }
+  bool passed() const;  // without waiting
   void synchronize() const;
   double seconds_since(const Event& start) const;  // on the device; both have been recorded and passed
 
@@ -19,7 +20,7 @@ class Event {
 class Stream {
  public:
   explicit Stream(ContextPtr context);
-  static Stream borrow(ContextPtr context, CUstream stream);  // somebody else's: never destroyed here
+  static Stream borrow(ContextPtr context, CUstream stream);  // of another owner: never destroyed here
 
   CUstream get() const { return borrowed_ ? borrowed_ : stream_.get(); }
   const ContextPtr& context() const { return context_; }

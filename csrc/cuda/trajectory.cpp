@@ -55,13 +55,13 @@ TrajectoryPlan plan_trajectory(Form form, int slots, const std::vector<int>& for
 }
 
 Trajectory::Trajectory(ContextPtr context, TrajectoryPlan plan, StepProgram program, const StepNeeds& needs,
-                       Values values, const std::map<int, const Graph*>& forwards)
+                       StepArguments arguments, const std::map<int, const Graph*>& forwards)
     : context_(std::move(context)),
       plan_(std::move(plan)),
       layout_(plan_.slots),
       program_(std::move(program)),
       needs_(needs),
-      values_(std::move(values)),
+      arguments_(arguments),
       advance_module_(plan_.form == Form::While ? std::make_unique<Module>(context_, kAdvance) : nullptr),
       device_(context_, plan_.device_bytes),
       host_(context_, plan_.host_bytes),
@@ -75,9 +75,9 @@ CUdeviceptr Trajectory::frame_address(int frame) const {
 }
 
 std::vector<Launch> Trajectory::step_launches(int frame) const {
-  Values values = values_;
-  values["adapted"] = frame_address(-1) + layout_.rows * sizeof(std::uint32_t);
-  return program_.launches(plan_.slots, needs_, std::move(values), frame_address(frame));
+  StepArguments arguments = arguments_;
+  arguments.set(StepArgument::adapted, frame_address(-1) + layout_.rows * sizeof(std::uint32_t));
+  return program_.launches(plan_.slots, needs_, arguments, frame_address(frame));
 }
 
 Launch Trajectory::advance_launch(CUgraphConditionalHandle condition, bool first) const {
@@ -136,18 +136,17 @@ void Trajectory::require_fits(const Frames& frames) const {
       throw std::invalid_argument("step " + std::to_string(step) + " of this trajectory has " +
                                   std::to_string(plan_.forward_rows[step]) + " rows, got " +
                                   std::to_string(frames.forward_rows[step]));
-  const auto require = [&](bool needed, bool built, const char* what, const char* name) {
+  const auto require = [&](bool needed, bool built, const char* what, StepArgument memory) {
     if (!needed) return;
     if (!built) throw std::invalid_argument(std::string(what) + ", which this trajectory was built without");
-    const auto found = values_.find(name);
-    if (found == values_.end() || found->second == 0)
-      throw std::invalid_argument(std::string(what) + ": " + name + " must be memory, got none");
+    if (!arguments_.has(memory) || arguments_.at(memory) == 0)
+      throw std::invalid_argument(std::string(what) + ": " + name_of(memory) + " must be memory, got none");
   };
-  require(frames.needs.noise, needs_.noise, "a step adds noise", "seed");
-  require(frames.needs.rescale, needs_.rescale, "a step rescales its guidance", "sums");
-  require(frames.needs.threshold, needs_.threshold, "a step has a dynamic threshold", "x");
-  require(frames.needs.keep, needs_.keep, "a step keeps a part of an image", "known");
-  require(frames.uses_history, true, "a step uses history", "h");
+  require(frames.needs.noise, needs_.noise, "a step adds noise", StepArgument::seed);
+  require(frames.needs.rescale, needs_.rescale, "a step rescales its guidance", StepArgument::sums);
+  require(frames.needs.threshold, needs_.threshold, "a step has a dynamic threshold", StepArgument::x);
+  require(frames.needs.keep, needs_.keep, "a step keeps a part of an image", StepArgument::known);
+  require(frames.uses_history, true, "a step uses history", StepArgument::h);
 }
 
 void Trajectory::load(const Stream& stream, const Frames& frames) {

@@ -1,11 +1,11 @@
-// A batch that nobody joins, as one graph: S times a forward and a step, launched once. Nothing waits for the host
-// until the result. A step is a kernel, or a few in a row (StepProgram).
+// A static batch as one graph: S times a forward and a step, launched once. Nothing waits for the host until the
+// result. A step is a kernel, or a few in a row (StepProgram).
 //
 // Unrolled, every step is nodes of its own, which read their frame where it lies: S copies of the forward's graph, each
-// of the smallest bucket that does. As a loop, one forward, one step and `stepfuse_advance`, which moves the frames by:
-// the graph is of one step's size, and takes any number of steps up to those planned.
+// of the smallest bucket that has the rows. As a loop, one forward, one step and `stepfuse_advance`, which loads the
+// next frame: the graph has the size of one step, and runs any number of steps up to those planned.
 //
-// What a step takes from the whole of its sample is folded into the rows of the current frame, which a loop fills anew
+// What depends on the whole of a sample is folded into the rows of the current frame, which a loop fills anew
 // for each step and which unrolled steps use for nothing else: frames stay as they were loaded, and a trajectory may be
 // launched again.
 #pragma once
@@ -35,7 +35,7 @@ enum class NodeKind : std::uint8_t {
 struct PlannedNode {
   NodeKind kind;
   bool in_body;  // of the loop
-  int after;     // index of the node it comes behind; -1: the first of its graph
+  int after;     // index of the node that comes before; -1: the first of its graph
   int rows;      // of a forward: the bucket; else 0
   int frame;     // of a step: which one it reads; -1: the current one
 };
@@ -49,23 +49,23 @@ struct TrajectoryPlan {
   std::size_t host_bytes;    // pinned, for their upload
 };
 
-// `forward_rows` is Frames::forward_rows, `buckets` the row counts of the forwards at hand. Throws
+// `forward_rows` is Frames::forward_rows, `buckets` the row counts of the captured forwards. Throws
 // std::invalid_argument if a step needs more rows than the largest has.
 TrajectoryPlan plan_trajectory(Form form, int slots, const std::vector<int>& forward_rows,
                                const std::vector<int>& buckets);
 
 class Trajectory {
  public:
-  // `needs` is what any frames that are loaded may need. `values` are the step's arguments but those that frames hold;
+  // `needs` is what any frames that are loaded may need. `arguments` are the step's but those that frames hold;
   // `forwards` captured graphs by their rows, all of which read and write the first rows of the same buffers. Copies
   // are kept of the graphs, not of the memory they use. Throws std::invalid_argument if a kernel, an argument or a
   // forward is missing.
-  Trajectory(ContextPtr context, TrajectoryPlan plan, StepProgram program, const StepNeeds& needs, Values values,
-             const std::map<int, const Graph*>& forwards);
+  Trajectory(ContextPtr context, TrajectoryPlan plan, StepProgram program, const StepNeeds& needs,
+             StepArguments arguments, const std::map<int, const Graph*>& forwards);
 
-  // What the next launches run. On the stream that launches: it is ordered behind the launch before. Waits for nothing
-  // but a previous upload. Throws std::invalid_argument if the frames are not of this plan, or need what this
-  // trajectory was built without or memory that it has not been given.
+  // Sets the frames of the next launches. On the stream that launches, so that it is ordered after the launch before.
+  // Waits for a previous upload alone. Throws std::invalid_argument if the frames are not of this plan, or need what
+  // this trajectory was built without, or memory that its arguments lack.
   void load(const Stream& stream, const Frames& frames);
   void launch(const Stream& stream) const;  // one launch; the first input rows are in place
 
@@ -83,7 +83,7 @@ class Trajectory {
   FrameLayout layout_;
   StepProgram program_;
   StepNeeds needs_;
-  Values values_;
+  StepArguments arguments_;
   std::unique_ptr<Module> advance_module_;  // of a loop
   DeviceBuffer device_;
   HostBuffer host_;

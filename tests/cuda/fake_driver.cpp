@@ -1,7 +1,7 @@
 // A CUDA driver over the host's memory: the functions that csrc/cuda calls, under the names that libcuda.so.1 exports
-// them by. It records every call, runs what is launched in an order as bad as the dependencies allow, at once or, where
-// a test wants it so, not before somebody waits, holds its caller to the rules of the real one, and fails where a test
-// wants it to.
+// them by. It records every call, runs what is launched in the worst order that dependencies allow, at once or, if a
+// test sets it, only when the host waits, checks that its caller keeps the rules of the real one, and fails a call that
+// a test chooses.
 //
 // A module's image is text, a line a kernel: its name and how many parameters it has; what it does is the test's.
 // stepfuse_advance comes as PTX and runs from its CUDA source.
@@ -65,7 +65,7 @@ struct World {
   int calls = 0, ids = 0;
   double clock = 0;  // the device's, in milliseconds: kernels take as long as a test says
   bool late = false, unified = false;
-  std::deque<std::pair<CUevent, std::function<void()>>> pending;  // what streams have been given, and recorded events
+  std::deque<std::pair<CUevent, std::function<void()>>> pending;  // enqueued work, and recorded events
   Fault fault{-1, CUDA_SUCCESS};
 };
 
@@ -136,7 +136,7 @@ CUresult enter_context(const char* name, Words... words) {
 
 void born(void* object, const char* kind, std::size_t bytes = 0) { world->live[object] = {kind, bytes}; }
 
-// False, and a violation, if there is no such thing: never made, or released before.
+// False, and a violation, if it was never made, or is released.
 bool dies(void* object, const char* kind) {
   const auto found = world->live.find(object);
   if (found == world->live.end() || found->second.first != kind) {
@@ -237,7 +237,7 @@ void run_kernel(const Node& node) {
 void run(CUgraph graph) {
   std::set<CUgraphNode> done;
   while (done.size() < graph->nodes.size()) {
-    // Of those that may run the one made last: an order that only dependencies put right.
+    // The node made last of those that may run: an order that only dependencies correct.
     const auto ready = std::find_if(graph->nodes.rbegin(), graph->nodes.rend(), [&](const auto& node) {
       const auto ran = [&](CUgraphNode before) { return done.count(before) > 0; };
       return !done.count(node.get()) && std::all_of(node->after.begin(), node->after.end(), ran);
@@ -246,8 +246,8 @@ void run(CUgraph graph) {
     if (node.kind == Node::Kernel) run_kernel(node);
     if (node.kind == Node::Child) run(node.graph);
     if (node.kind == Node::Copy) std::memcpy(node.copy.to, node.copy.from, node.copy.bytes);
-    for (int turns = 0; node.kind == Node::While && world->conditions[node.condition]; ++turns) {
-      if (turns > 100000) {
+    for (int rounds = 0; node.kind == Node::While && world->conditions[node.condition]; ++rounds) {
+      if (rounds > 100000) {
         violate("a loop without an end");
         break;
       }
@@ -257,7 +257,7 @@ void run(CUgraph graph) {
   }
 }
 
-// What a stream is given: done at once, or when somebody waits.
+// Enqueues work: done at once, or when the host waits.
 void soon(std::function<void()> work, CUevent event = nullptr) {
   if (!world->late) return work();
   world->pending.emplace_back(event, std::move(work));
@@ -275,7 +275,7 @@ void catch_up(CUevent event = nullptr) {
   }
 }
 
-// Puts a kernel or a copy on a stream: done, or recorded behind what the stream recorded last.
+// Enqueues a kernel or a copy: done, or while capturing recorded after the stream's last node.
 void put(CUstream stream, Node node) {
   if (!stream->capturing)
     return soon([node = std::move(node)] {
@@ -294,7 +294,7 @@ void put_copy(CUstream stream, To to, From from, std::size_t bytes) {
   put(stream, std::move(node));
 }
 
-// What was asked of the driver at or around an address: "device memory", "host memory", or nothing.
+// The kind of the driver's memory that holds an address: "device memory", "host memory", or nothing.
 std::string owner_of(const void* address) {
   const auto* at = static_cast<const char*>(address);
   for (const auto& [object, kind] : world->live) {
@@ -314,7 +314,7 @@ CUDA_MEMCPY3D_v2::Side side_of(void* address) {
   return side;
 }
 
-// What may not be done while this thread captures.
+// Calls that are forbidden while this thread captures.
 bool captured_meanwhile() {
   for (auto& [object, kind] : world->live) {
     if (kind.first != "stream" || !static_cast<CUstream>(object)->capturing) continue;
@@ -341,7 +341,7 @@ void fake_hide(const char* name) { world->hidden.insert(name); }
 void fake_kernels(KernelBody body) { world->body = body; }
 void fake_fail(int calls_from_now, int code) { world->fault = {calls_from_now, static_cast<CUresult>(code)}; }
 void fake_unified(int unified) { world->unified = unified != 0; }
-// Work of another kind, as a library puts it on a stream that is captured.
+// Work of another kind, as a library enqueues it on a stream that is captured.
 void fake_put(void* stream, int type) {
   Node node;
   node.kind = Node::Other;
@@ -416,7 +416,7 @@ CUresult cuDevicePrimaryCtxRelease_v2(CUdevice) {
   return enter("cuDevicePrimaryCtxRelease");
 }
 CUresult cuCtxPushCurrent_v2(CUcontext context) {
-  if (!world->retained) violate("a context is made current that nobody holds");
+  if (!world->retained) violate("a context is made current that is not retained");
   current.push_back(context);
   return CUDA_SUCCESS;
 }
@@ -440,7 +440,7 @@ CUresult cuMemAlloc_v2(CUdeviceptr* memory, std::size_t bytes) {
   if (captured_meanwhile()) return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
   if (bytes > world->memory - world->used) return CUDA_ERROR_OUT_OF_MEMORY;
   void* pages = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
-  std::memset(pages, 0xEE, bytes);  // fresh memory holds anything
+  std::memset(pages, 0xEE, bytes);  // new memory is not zero
   world->used += bytes;
   born(pages, "device memory", bytes);
   *memory = reinterpret_cast<CUdeviceptr>(pages);
@@ -541,6 +541,12 @@ CUresult cuEventRecord(CUevent event, CUstream) {
   alive(event, "event");
   soon([at = event->at] { *at = world->clock; }, event);
   return enter_context("cuEventRecord");
+}
+CUresult cuEventQuery(CUevent event) {
+  if (const CUresult code = enter_context("cuEventQuery")) return code;
+  const bool pending = std::any_of(world->pending.begin(), world->pending.end(),
+                                   [event](const auto& one) { return one.first == event; });
+  return pending ? CUDA_ERROR_NOT_READY : CUDA_SUCCESS;
 }
 CUresult cuEventSynchronize(CUevent event) {
   if (const CUresult code = enter_context("cuEventSynchronize")) return code;
@@ -698,15 +704,6 @@ CUresult cuGraphExecDestroy(CUgraphExec exec) {
     delete exec;
   }
   return enter_context("cuGraphExecDestroy");
-}
-CUresult cuGraphExecKernelNodeSetParams_v2(CUgraphExec exec, CUgraphNode node,
-                                           const CUDA_KERNEL_NODE_PARAMS_v2* params) {
-  if (const CUresult code = enter_context("cuGraphExecKernelNodeSetParams")) return code;
-  Node& twin = *exec->copies.at(node);
-  Node changed = kernel_node(*params);
-  twin.shape = changed.shape;
-  twin.arguments = changed.arguments;
-  return CUDA_SUCCESS;
 }
 CUresult cuGraphUpload(CUgraphExec, CUstream) { return enter_context("cuGraphUpload"); }
 CUresult cuGraphLaunch(CUgraphExec exec, CUstream stream) {

@@ -1,9 +1,9 @@
 // Whole lives of a trajectory, and of a loop, on the recording driver, each with another call of it failing, under the
-// sanitizers: what failed is told, and nothing is left, used after its release or released twice.
+// sanitizers: the failure is reported, and nothing is leaked, used after its release or released twice.
 //
 //   lifetimes PATH_OF_THE_FAKE_DRIVER
 //
-// Without a driver it only starts and ends.
+// Without a driver it does nothing.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -64,17 +64,15 @@ StepRow noisy_row() {
   return row;
 }
 
-// A loop whose samples join, are watched, rest behind a gate, keep a part of an image and are withdrawn, and of which
-// there are more than the slots that it begins with.
+// A loop whose samples join, have previews, wait for a gate, have known regions and are cancelled, and of which there
+// are more than the slots that it begins with.
 void draw(const std::string& path) {
   constexpr std::int64_t kElements = 20;
   const Rig rig(path);
   DeviceBuffer rows(rig.context, 4096);
   const Graph forward = rig.forward();
   GraphDenoiser denoiser(rig.stream, {{4, &forward}});
-  DeviceRows memory{rows.get(),
-                    rows.get() + 1024,
-                    rows.get() + 2048,
+  DeviceRows memory{{rows.get(), rows.get() + 1024, rows.get() + 2048},
                     kElements * sizeof(float),
                     {{rows.get() + 3072, Stored::Float32AsFloat16}}};
   const ModelSpec spec{kElements, TimestepType::Float32, {8}, 4};
@@ -84,7 +82,7 @@ void draw(const std::string& path) {
   const auto plain = std::make_shared<Table>(std::vector<StepRow>(3, StepRow{}), 1.0f);
   const auto rich = std::make_shared<Table>(std::vector<StepRow>(4, noisy_row()), 1.0f, kAdaptive);
   std::vector<float> states(7 * kElements), previews(states.size()), image(kElements, 0.5f);
-  const std::array<float, 2> told{1, 2};
+  const std::array<float, 2> cond{1, 2};
   const auto known =
       std::make_shared<const KnownRegion>(KnownRegion{image.data(), image.data(), std::vector<Level>(5)});
   const auto gate = std::make_shared<Gate>();
@@ -94,8 +92,8 @@ void draw(const std::string& path) {
     request.id = id;
     request.table = is_rich ? rich : plain;
     request.x = &states[id * kElements];
-    request.cond = {told.data()};
-    request.null_cond = {told.data()};
+    request.cond = {cond.data()};
+    request.null_cond = {cond.data()};
     if (is_rich) request.known_region = known;
     if (id == 3) request.x0 = &previews[id * kElements];
     request.watched = id == 3;
@@ -146,8 +144,11 @@ void live(const std::string& path, Form form) {
   row.g = 1;
   const Frames frames = make_frames({{{row, row, row}, true}, {{row}, true, kAdaptive, {{0, 1}, {1, 0}}}});
   const TrajectoryPlan plan = plan_trajectory(form, frames.slots, frames.forward_rows, {2});
-  const Values values{{"x", x.get()}, {"n", 500}, {"sums", x.get()}, {"known", x.get()}};
-  Trajectory trajectory(context, plan, program, {false, true, true, true}, values, {{2, &forward}});
+  StepArguments arguments;
+  for (const StepArgument memory : {StepArgument::x, StepArgument::sums, StepArgument::known})
+    arguments.set(memory, x.get());
+  arguments.set(StepArgument::n, 500);
+  Trajectory trajectory(context, plan, program, {false, true, true, true}, arguments, {{2, &forward}});
   for (int i = 0; i < 2; ++i) {
     trajectory.load(stream, frames);
     trajectory.launch(stream);
@@ -155,9 +156,8 @@ void live(const std::string& path, Form form) {
 
   Graph single(context);
   const Launch first{module->function("network"), {1, 1, 1}, {32, 1, 1}, 0, {}};
-  CUgraphNode node = single.add_kernel(nullptr, first);
+  single.add_kernel(nullptr, first);
   GraphExec exec(single);
-  exec.set_kernel(node, {first.function, {7, 1, 1}, {64, 1, 1}, 0, {}});
   exec.upload(stream);
   exec.launch(stream);
   stream.synchronize();
@@ -179,22 +179,22 @@ int main(int count, char** arguments) {
     fake.reset();
     life();
     const int calls = fake.calls();
-    int told = 0;
+    int reported = 0;
     for (int at = 0; at <= calls; ++at) {
       fake.reset();
       fake.fail(at, CUDA_ERROR_OUT_OF_MEMORY);
       try {
         life();
       } catch (const CudaError& error) {
-        ++told;
+        ++reported;
         require(error.out_of_memory(), error.what(), at);
       }
       require(!*fake.text(1), fake.text(1), at);
       require(!*fake.text(2), fake.text(2), at);
     }
     fake.reset();
-    // All but the releases behind the last call, of which there are at most as many as things made.
-    require(told > calls / 2, "too few failures were told", calls);
-    std::printf("%d calls, %d failures told\n", calls, told);
+    // All but the releases after the last call, of which there are at most as many as objects made.
+    require(reported > calls / 2, "too few failures were reported", calls);
+    std::printf("%d calls, %d failures reported\n", calls, reported);
   }
 }

@@ -45,7 +45,7 @@ def old_library(tmp_path_factory):
 
 
 class Fake:
-    """What the driver was asked, and what it is to do. After a test nothing may be left, and no rule broken."""
+    """Which calls the driver got, and how it behaves. After a test nothing may be left, and no rule broken."""
 
     BODY = ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.POINTER(ctypes.c_void_p), ctypes.POINTER(ctypes.c_uint))
 
@@ -79,11 +79,11 @@ class Fake:
         self._library.fake_fail(calls_from_now, code)
 
     def late(self, late):
-        """Whether the device does nothing before somebody waits for it."""
+        """Whether the device does nothing before the host waits for it."""
         self._library.fake_late(int(late))
 
     def put(self, stream, kind):
-        """Work of another kind, by its CUgraphNodeType, as a library puts it on a stream that is captured."""
+        """Work of another kind, by its CUgraphNodeType, as a library enqueues it on a stream that is captured."""
         self._library.fake_put(ctypes.c_void_p(stream.address), kind)
 
     def spend(self, seconds):
@@ -102,7 +102,7 @@ class Fake:
         return self._library.fake_text(which).decode().splitlines()
 
     def log(self):
-        """Calls since the last time, without those that only look."""
+        """Calls since the last time, without queries."""
         lines = self._lines(0)
         new, self._seen = lines[self._seen :], len(lines)
         return new
@@ -133,7 +133,14 @@ STEP_KERNELS = {
     "thresholded_rows_kernel": ("adapt_kernel.py", BLOCK, "slots"),
     "keep_known_kernel": ("keep_kernel.py", BLOCK, "tiles"),
 }
-NETWORK = [("rows", "i64"), ("sample", "*fp32"), ("t", "*fp32"), ("prediction", "*fp32"), ("n", "i64")]
+#: A forward, whose arguments are called as the step calls a network's rows.
+NETWORK = [
+    ("prediction_rows", "i64"),
+    ("next_input", "*fp32"),
+    ("next_t", "*fp32"),
+    ("prediction", "*fp32"),
+    ("n", "i64"),
+]
 
 
 def arguments_of(kernel):
@@ -162,7 +169,7 @@ def array_at(address, shape, dtype):
 
 
 class StepOnHost:
-    """What the step's kernels do, by their documented headers, over the host's memory; and a network."""
+    """The step's kernels, by their documented headers, over the host's memory; and a network."""
 
     def __init__(self, network):
         self.arguments = {name: arguments_of(name) for name in STEP_KERNELS}
@@ -306,6 +313,11 @@ def write_next(a, slots, slot, x, *, timestep=True):
             array_at(a["next_t"], (a["next_input_rows"],), np.float32)[to] = next_rows[slot][T]
 
 
+def forward_arguments(rows, n, sample, t, prediction):
+    """Of a launch of the network."""
+    return {"prediction_rows": rows, "n": n, "next_input": sample, "next_t": t, "prediction": prediction}
+
+
 def network_on(module):
     return cuda.StepKernel(module, "network", [(*argument, False) for argument in NETWORK], BLOCK, WARPS)
 
@@ -357,8 +369,7 @@ class Rig:
         self.forwards = {}
         for rows in buckets:
             capture = cuda.Capture(self.stream)
-            tensors = {name: at[name] for name in ("sample", "t", "prediction")}
-            forward.launch(self.stream, rows, {"rows": rows, "n": n, **tensors})
+            forward.launch(self.stream, rows, forward_arguments(rows, n, at["sample"], at["t"], at["prediction"]))
             self.forwards[rows] = capture.end()
 
     def trajectory(self, form, *, steps=None, needs=None):

@@ -1,4 +1,4 @@
-// The stress test on the recording driver, whose device does nothing before somebody waits for it, in some rounds, and
+// The stress test on the recording driver, whose device does nothing before the host waits for it, in some rounds, and
 // whose calls fail, in some. What the kernels do, by their documented headers, is csrc/core's own arithmetic.
 #include <cmath>
 #include <cstring>
@@ -84,7 +84,7 @@ class Given {
   void** params_;
 };
 
-// What kernels look at first of a slot.
+// What kernels read first of a slot.
 struct Slot {
   Slot(const Given& given, int index)
       : i(index),
@@ -205,7 +205,7 @@ DeviceNetwork* network_here = nullptr;  // what the kernel "network" is
 
 void run_kernel(const char* name, void** params, const unsigned* shape);
 
-// A context with all that a round needs of it.
+// A context, and what a round needs in it.
 struct Rig {
   Rig(const ModelSpec& model, const Fake& fake)
       : spec(model),
@@ -235,9 +235,7 @@ struct Rig {
                         kernel("keep_known")});
   }
   std::unique_ptr<Stepper> stepper() const {
-    DeviceRows rows{sample.get(),
-                    timestep.get(),
-                    prediction.get(),
+    DeviceRows rows{{sample.get(), timestep.get(), prediction.get()},
                     static_cast<std::size_t>(spec.elements) * sizeof(float),
                     {{label.get(), Stored::AsIs}, {tag.get(), Stored::AsIs}}};
     return std::make_unique<DeviceStepper>(stream, spec, std::move(rows), program());
@@ -270,8 +268,8 @@ struct Rig {
   }
 };
 
-// Puts forwards on the stream, captured or one by one. One that reads its rows waits for the device first, as a module
-// does that asks for a value.
+// Enqueues forwards, captured or one by one. A network that reads its rows waits for the device first, as a module does
+// that asks for a value.
 class DeviceNetwork final : public Network {
  public:
   DeviceNetwork(const Rig& rig, const Fake& fake, bool padded, std::uint64_t seed)

@@ -1,4 +1,4 @@
-"""The driver at run time: what it is asked, and what is said where it is missing, old or incomplete."""
+"""The driver at run time: its calls, and the errors where it is missing, old or incomplete."""
 
 import gc
 
@@ -10,7 +10,7 @@ from stepfuse._core import cuda
 OUT_OF_MEMORY, NO_KERNEL_FOR_GPU, NEWER_DRIVER, NOT_FOUND = 2, 209, 36, 500
 
 
-def test_tells_of_the_gpu(fake):
+def test_a_context_describes_the_gpu(fake):
     context = fake.open()
     assert (context.name, context.compute_capability, context.multiprocessors) == ("Fake GPU", 90, 132)
     assert (context.driver_version, context.has_while_nodes) == ("13.0", True)
@@ -84,7 +84,7 @@ def test_an_error_carries_the_call_and_the_driver_s_name_and_text(fake):
     assert (error.value.code, error.value.out_of_memory) == (719, False)
 
 
-def test_a_release_that_fails_is_told_by_the_next_call(fake):
+def test_a_release_that_fails_is_raised_by_the_next_call(fake):
     context = fake.open()
     stream = cuda.Stream(context)
     fake.fail(0, 700)
@@ -128,7 +128,7 @@ def test_streams_and_events(fake):
     assert fake.names() == names
 
 
-def test_a_stream_of_somebody_else_is_not_destroyed(fake):
+def test_a_borrowed_stream_is_not_destroyed(fake):
     context = fake.open()
     stream = cuda.Stream(context)
     borrowed = cuda.Stream.borrow(context, stream.address)

@@ -60,7 +60,7 @@ def test_capture_is_of_the_thread_alone(fake):
         pytest.param(lambda context, stream: cuda.DeviceBuffer(context, 64), id="allocates"),
     ],
 )
-def test_what_cannot_be_captured_is_told_and_leaves_the_stream_usable(fake, forbidden):
+def test_what_cannot_be_captured_is_refused_and_leaves_the_stream_usable(fake, forbidden):
     context, stream, kernel = set_up(fake)
     capture = cuda.Capture(stream)
     with pytest.raises(cuda.CudaError, match="must neither synchronise nor allocate: warm the network up") as error:
@@ -82,7 +82,7 @@ def test_a_capture_that_is_given_up_leaves_nothing(fake):
     stream.synchronize()
 
 
-def test_a_graph_of_somebody_else_is_not_destroyed(fake):
+def test_a_borrowed_graph_is_not_destroyed(fake):
     context, stream, kernel = set_up(fake)
     graph = captured(stream, kernel)
     borrowed = cuda.Graph.borrow(context, graph.address)
@@ -128,11 +128,13 @@ def test_kernels_are_named_and_typed(fake):
         cuda.StepKernel(module, "colonel", ARGUMENTS, 256, 2)
     with pytest.raises(ValueError, match="type must be a pointer, i32 or i64, got 'fp64'"):
         cuda.StepKernel(module, "kernel", [("x", "fp64", False)], 256, 2)
+    with pytest.raises(ValueError, match="a kernel's arguments must be those of a step, kernel takes 'y'"):
+        cuda.StepKernel(module, "kernel", [("y", "*fp32", False)], 256, 2)
     with pytest.raises(ValueError, match="block and num_warps must be at least 1"):
         cuda.StepKernel(module, "kernel", ARGUMENTS, 0, 2)
 
 
-def test_a_kernel_of_much_shared_memory_is_told_so(fake):
+def test_a_kernel_of_much_shared_memory_has_the_attribute_set(fake):
     context, _, _ = set_up(fake)
     module = cuda.Module(context, b"kernel 3\n")
     fake.log()

@@ -25,13 +25,13 @@ def rows(*guidance, noise=0.0):
     return table
 
 
-def told(node):
+def fields_of(node):
     return (node.kind, node.in_body, node.after, node.rows, node.frame)
 
 
 def test_unrolled_each_step_is_a_forward_of_the_smallest_bucket_and_a_step():
     plan = cuda.plan_trajectory(Form.Unrolled, 2, [4, 3, 2], [8, 4, 2])
-    assert [told(node) for node in plan.nodes] == [
+    assert [fields_of(node) for node in plan.nodes] == [
         (NodeKind.Forward, False, -1, 4, -1),
         (NodeKind.Step, False, 0, 0, 0),
         (NodeKind.Forward, False, 1, 4, -1),
@@ -45,7 +45,7 @@ def test_unrolled_each_step_is_a_forward_of_the_smallest_bucket_and_a_step():
 @pytest.mark.parametrize("steps", [1, 2, 1000])
 def test_a_loop_has_five_nodes_whatever_the_steps(steps):
     plan = cuda.plan_trajectory(Form.While, 2, [3] * steps, [8, 4, 2])
-    assert [told(node) for node in plan.nodes] == [
+    assert [fields_of(node) for node in plan.nodes] == [
         (NodeKind.Begin, False, -1, 0, -1),
         (NodeKind.Loop, False, 0, 0, -1),
         (NodeKind.Forward, True, -1, 4, -1),
@@ -82,7 +82,7 @@ def test_what_cannot_be_planned_is_refused(form, slots, forward_rows, buckets, m
     ("courses", "slot_rows", "forward_rows"),
     [
         pytest.param([(rows(1, 1), True)], [(0, -1)], [1, 1], id="conditional"),
-        pytest.param([(rows(3, 3), False)], [(-1, 0)], [1, 1], id="told-nothing"),
+        pytest.param([(rows(3, 3), False)], [(-1, 0)], [1, 1], id="unconditional"),
         pytest.param([(rows(3, 1), True), (rows(1, 1), True)], [(0, 2), (1, -1)], [3, 2], id="guided-at-first"),
         # Of a step that computes the unconditional pass alone, the row that holds the null condition.
         pytest.param([(rows(0, 0), True)], [(0, 1)], [2, 2], id="unconditional-alone"),
@@ -96,7 +96,7 @@ def test_a_slot_has_the_same_rows_in_every_forward(courses, slot_rows, forward_r
     assert frames.steps == max(len(course) for course, _ in courses)
 
 
-def test_frames_tell_what_the_steps_need():
+def test_frames_hold_what_the_steps_need():
     plain, levels = (rows(1), True, _core.Adaptive()), np.float32([[0, 1], [1, 0]])
     for other, needs in (
         (plain, {}),
@@ -419,7 +419,7 @@ def test_a_trajectory_must_be_loaded_and_its_forwards_given(rig):
 
 @FORMS
 def test_whatever_fails_half_way_everything_is_released_once(rig, fake, form):
-    """Every call of a whole life is failed once: the error is told, nothing is left, nothing is released twice."""
+    """Every call of a whole life is failed once: the error is raised, nothing is left, nothing is released twice."""
 
     table = sf.samplers.ddim(support.SCHEDULE, 2, eta=1.0, guidance_scale=3.0)
     samples = [(table.adapt(guidance_rescale=0.5, dynamic_threshold=(0.9, 2.0)), cond) for cond in (2, 4)]
@@ -448,7 +448,7 @@ def test_whatever_fails_half_way_everything_is_released_once(rig, fake, form):
         gc.collect()
         assert fake.violations == [], name
         assert fake.live == [], name
-        # What is released behind the last call has nobody to tell.
+        # No call comes after the last releases that could raise their error.
         assert "CUDA_ERROR_OUT_OF_MEMORY" in message or name.endswith(
             ("Destroy", "Free", "FreeHost", "Unload", "Release")
         ), name

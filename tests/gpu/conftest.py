@@ -97,8 +97,8 @@ def make_module(torch):
             self.spoil = spoil
 
         def forward(self, sample, timestep, class_labels):
-            told = self.classes(class_labels) + torch.cos(timestep / 300).to(sample.dtype)[:, None]
-            hidden = torch.tanh(self.first(sample) + told[:, :, None, None])
+            embedding = self.classes(class_labels) + torch.cos(timestep / 300).to(sample.dtype)[:, None]
+            hidden = torch.tanh(self.first(sample) + embedding[:, :, None, None])
             if self.spoil:
                 hidden = self.spoil(hidden)
             return self.last(torch.tanh(self.middle(hidden))) + 0.5 * sample
@@ -124,8 +124,8 @@ def on_host(torch):
     def make(module, model=MODEL, **options):
         def call(x, t, cond):
             with torch.no_grad():
-                told = {name: torch.from_numpy(values) for name, values in cond.items()}
-                return module(torch.from_numpy(x), torch.from_numpy(t), **told).numpy()
+                conditioning = {name: torch.from_numpy(values) for name, values in cond.items()}
+                return module(torch.from_numpy(x), torch.from_numpy(t), **conditioning).numpy()
 
         engines.append(sf.Engine.from_callable(call, **{**model, **options}))
         return engines[-1]
@@ -137,7 +137,7 @@ def on_host(torch):
 
 @pytest.fixture
 def on_cpu(on_host):
-    """``on_cpu(module, n, ...)``: what the engine draws on the CPU with the same module."""
+    """``on_cpu(module, n, ...)``: the engine's samples on the CPU with the same module."""
     return lambda module, n, **arguments: on_host(module).sample(n, **arguments)
 
 

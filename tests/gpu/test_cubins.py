@@ -21,7 +21,7 @@ SIZES = {
     "wide": (2064, 8192),
     "any": (3, 1111),
 }
-COND, UNCOND = (2, 0, -1, -1), (3, -1, 1, -1)  # guided, told, told nothing, absent
+COND, UNCOND = (2, 0, -1, -1), (3, -1, 1, -1)  # guided, conditional, unconditional, absent
 NEXT_COND, NEXT_UNCOND = (0, -1, 2, 4), (-1, 3, 1, -1)
 ROWS = 5
 SEEDS, STEPS = (5, (1 << 64) - 1, 7, 8), (0, 3, 999, 1)

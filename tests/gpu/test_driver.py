@@ -40,7 +40,7 @@ def test_events_take_the_time_of_what_lies_between(torch, context):
     assert 1e-3 < second.seconds_since(first) < 1
 
 
-def test_more_memory_than_there_is_is_told_and_harms_nothing(context):
+def test_out_of_memory_is_an_error_and_harms_nothing(context):
     _, total = context.memory
     with pytest.raises(cuda.CudaError, match=f"asked for {2 * total} bytes") as error:
         cuda.DeviceBuffer(context, 2 * total)
@@ -48,7 +48,7 @@ def test_more_memory_than_there_is_is_told_and_harms_nothing(context):
     cuda.DeviceBuffer(context, 1 << 20)
 
 
-def test_an_image_that_is_none_is_told_and_harms_nothing(context, cubins):
+def test_an_invalid_image_is_an_error_and_harms_nothing(context, cubins):
     for image in (b"no image", b".version 8.0\n.target sm_80\n.address_size 64\nnonsense\n"):
         with pytest.raises(cuda.CudaError, match="the GPU is of sm_"):
             cuda.Module(context, image)

@@ -1,4 +1,4 @@
-"""The engine's loop on a GPU: the CPU's images whatever shares the forwards, a wait a turn, and what goes wrong."""
+"""The engine's loop on a GPU: the CPU's images whatever shares the forwards, its waits, and what goes wrong."""
 
 import gc
 import itertools
@@ -12,8 +12,8 @@ import tolerances
 
 import stepfuse as sf
 from stepfuse._core import cuda
-from stepfuse.backends.cuda.capture import CaptureError
 from stepfuse.backends.cuda.trajectories import Trajectories
+from stepfuse.errors import CaptureError
 
 GUIDED = {"cond": 3, "steps": 20, "eta": 1.0, "guidance_scale": 3.0, "seed": 7}
 SHORT = {"cond": 3, "steps": 6, "guidance_scale": 2.0, "seed": 5}
@@ -48,7 +48,7 @@ def close(near):
         pytest.param({"n": 9, **GUIDED}, id="more-than-fit"),
         pytest.param({"n": 5, **MIXED}, id="mixed"),
         pytest.param({"n": 2, "cond": 2, "sampler": "dpmpp_2m", "steps": 12, "seed": 1}, id="history"),
-        pytest.param({"n": 2, "sampler": "heun", "steps": 8, "seed": 1}, id="told-nothing"),
+        pytest.param({"n": 2, "sampler": "heun", "steps": 8, "seed": 1}, id="unconditional"),
         pytest.param({"n": 2, **GUIDED, "negative_cond": 4}, id="negative"),
         pytest.param({"n": 3, **GUIDED, "image": IMAGE, "strength": 0.6}, id="image"),
         pytest.param({"n": 2, **GUIDED, **KEPT}, id="kept"),
@@ -125,17 +125,17 @@ def test_a_stream_a_walk_and_an_inversion_are_the_cpu_s(on_gpu, on_host, make_mo
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision_is_a_trajectory_s(torch, on_gpu, cubins, near, dtype):
-    class Told(torch.nn.Module):
+    class Conditional(torch.nn.Module):
         """Of a float conditioning input, which the engine has in float32 and the network in its own type."""
 
         def __init__(self):
             super().__init__()
             torch.manual_seed(0)
             self.first, self.last = torch.nn.Conv2d(3, 16, 3, padding=1), torch.nn.Conv2d(16, 3, 3, padding=1)
-            self.told = torch.nn.Linear(7, 16)
+            self.conditioning = torch.nn.Linear(7, 16)
 
         def forward(self, sample, timestep, text):
-            hidden = self.first(sample) + self.told(text)[:, :, None, None]
+            hidden = self.first(sample) + self.conditioning(text)[:, :, None, None]
             return self.last(torch.tanh(hidden)) + 0.5 * sample
 
     text = np.linspace(-1, 1, 7, dtype=np.float32)
@@ -143,15 +143,15 @@ def test_half_precision_is_a_trajectory_s(torch, on_gpu, cubins, near, dtype):
     model["cond"] = {"text": sf.CondInput(dtype="float32", shape=(7,), null=0.0)}
     kind = getattr(torch, dtype)
     arguments = {"cond": text, "steps": 8, "guidance_scale": 2.0, "seed": 0}
-    module = Told().eval().requires_grad_(False).to("cuda", kind)
+    module = Conditional().eval().requires_grad_(False).to("cuda", kind)
     whole = Trajectories.from_torch(module, **model, max_rows=8, cubins=cubins).sample(3, **arguments).cpu().numpy()
     got = on_gpu(module, model=model, dtype=kind).sample(3, **arguments)
     near(got, whole, tolerances.GPU_HALF_IMAGES * np.abs(whole).max())
-    told_nothing = on_gpu(module, model=model, dtype=kind).sample(3, **{**arguments, "cond": None})
-    assert np.abs(told_nothing - got).max() > tolerances.GPU_HALF_IMAGES * np.abs(whole).max()
+    unconditional = on_gpu(module, model=model, dtype=kind).sample(3, **{**arguments, "cond": None})
+    assert np.abs(unconditional - got).max() > tolerances.GPU_HALF_IMAGES * np.abs(whole).max()
 
 
-def test_padded_an_image_is_the_same_bits_whoever_shares_its_forwards(on_gpu, make_module):
+def test_padded_an_image_is_the_same_bits_whatever_shares_its_forwards(on_gpu, make_module):
     engine = on_gpu(make_module(), serving=sf.Serving(max_rows=8, deterministic=True))
     request = sf.Request(cond=3, steps=12, guidance_scale=3.0, seed=7)
     alone = engine.submit(request).result(timeout=60)
@@ -189,15 +189,15 @@ def test_a_state_that_is_not_finite_fails_its_own_request_and_says_where(
 ):
     bad, good = sf.Request(cond=BAD, seed=1, steps=6), [sf.Request(cond=i, seed=i, steps=6) for i in range(others)]
     engine, host = on_gpu(faulty(torch, make_module())), on_host(faulty(torch, make_module()))
-    told, images = [], []
+    messages, images = [], []
     for one in (engine, host):
         futures = [one.submit(request) for request in good]
         with pytest.raises(sf.DenoiserError) as error:
             one.submit(bad).result(timeout=60)
-        told += re.findall(r"went non-finite at step \d of 6 \(ddim\)", str(error.value))
+        messages += re.findall(r"went non-finite at step \d of 6 \(ddim\)", str(error.value))
         images.append([future.result(timeout=60) for future in futures])
-    assert len(told) == 2
-    assert told[0] == told[1]
+    assert len(messages) == 2
+    assert messages[0] == messages[1]
     for got, want in zip(*images, strict=True):
         close(got, want)
     close(engine.sample(2, cond=1, seed=3, steps=5), host.sample(2, cond=1, seed=3, steps=5))
@@ -214,7 +214,7 @@ def test_cancelled_requests_leave_and_their_slots_are_free(on_gpu, on_cpu, make_
     assert engine.stats()["cancelled"] == cancelled
 
 
-def test_a_module_that_waits_is_told_and_leaves_all_usable(on_gpu, on_cpu, make_module, close, waiting, caplog):
+def test_a_module_that_waits_is_refused_and_leaves_all_usable(on_gpu, on_cpu, make_module, close, waiting, caplog):
     want = on_cpu(make_module(), 2, **GUIDED)
     with pytest.raises(CaptureError, match=r"a forward of 8 rows cannot be captured: .*must neither wait"):
         on_gpu(make_module(spoil=waiting))
@@ -298,7 +298,7 @@ def test_the_profiler_sees_the_driver_s_waits(torch, context, traced):
         assert kind in seen.name
 
 
-def test_the_host_is_ahead_and_waits_once_a_turn(on_gpu, make_module, traced, monkeypatch):
+def test_the_host_is_ahead_and_waits_once_an_iteration(on_gpu, make_module, traced, monkeypatch):
     monkeypatch.setattr("stepfuse.engine.CHECK_INVARIANTS", False)
     engine, steps = on_gpu(make_module(width=512)), 40
     arguments = {**GUIDED, "steps": steps}
@@ -315,7 +315,7 @@ def test_the_host_is_ahead_and_waits_once_a_turn(on_gpu, make_module, traced, mo
     assert sum(ahead) >= 0.9 * len(ahead), f"{sum(ahead)} of {len(ahead)} steps"
 
 
-def test_a_closed_engine_refuses_and_the_next_draws(on_gpu, make_module):
+def test_a_closed_engine_refuses_and_the_next_works(on_gpu, make_module):
     engine = on_gpu(make_module())
     engine.close()
     with pytest.raises(sf.EngineClosed):

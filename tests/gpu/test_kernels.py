@@ -56,7 +56,7 @@ def test_what_a_mask_keeps_is_the_cpu_s_to_the_bit(torch, context, cubins, netwo
     assert torch.equal(on_gpu["next_input"].cpu().view(bits), inputs.view(bits))
 
 
-def test_tuned_or_not_the_images_are_the_same_bits_and_the_choice_is_told(torch, cubins, make_module, model, caplog):
+def test_tuned_or_not_the_images_are_the_same_bits_and_the_choice_is_logged(torch, cubins, make_module, model, caplog):
     module = make_module().cuda()
     made = Trajectories.from_torch(module, **model, max_rows=8, buckets=[8], cubins=cubins)
     network, arguments = made._network, {"cond": 3, "steps": 12, "eta": 1.0, "guidance_scale": 3.0, "seed": 7}
@@ -66,14 +66,14 @@ def test_tuned_or_not_the_images_are_the_same_bits_and_the_choice_is_told(torch,
             kernels = StepKernels(network.context, network.storage, cubins, tune=tune)
             drawn[tune] = Trajectories(made.info, network, kernels).sample(4, **arguments)
     assert torch.equal(drawn[True], drawn[False])
-    told = [message for message in caplog.messages if message.startswith("a step over 4 samples of 768 elements")]
-    assert len(told) == 1
-    assert told[0].count(" us") == 4
+    logged = [message for message in caplog.messages if message.startswith("a step over 4 samples of 768 elements")]
+    assert len(logged) == 1
+    assert logged[0].count(" us") == 4
 
 
 def test_a_loop_s_kernels_are_all_in_the_pack(context, cubins):
-    from stepfuse.backends.cuda.loop import step_program
+    from stepfuse.backends.cuda.program import loop_program
 
     for storage in ("float32", "float16", "bfloat16"):
         for n in (support.ELEMENTS, 768):
-            step_program(StepKernels(context, storage, cubins), storage, n, 8)
+            loop_program(StepKernels(context, storage, cubins), storage, n, 8)

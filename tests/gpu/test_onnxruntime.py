@@ -31,20 +31,20 @@ def near(got, bundle, n, **arguments):
 
 
 @pytest.mark.parametrize("options", [{}, {"form": "loop"}, {"eager": True}], ids=str)
-def test_a_captured_session_draws_the_cpu_s_images(tiny, cubins, options):
+def test_a_captured_session_gives_the_cpu_s_images(tiny, cubins, options):
     trajectories = Trajectories.load(tiny, max_rows=8, cubins=cubins, **options)
     for n in (1, 4, 6):
         near(trajectories.sample(n, **GUIDED), tiny, n, **GUIDED)
 
 
-def test_the_embedded_model_draws_the_cpu_s_images(cubins):
+def test_the_embedded_model_gives_the_cpu_s_images(cubins):
     # Its GatherND copies from pageable memory, which no graph can repeat: it may have to run kernel by kernel.
     trajectories = Trajectories.load("fashion", max_rows=8, cubins=cubins, eager=None)
     near(trajectories.sample(3, **SNEAKERS), "fashion", 3, **SNEAKERS)
 
 
 @pytest.mark.parametrize("eager", [False, True], ids=["captured", "eager"])
-def test_the_engine_s_loop_draws_the_cpu_s_images(tiny, cubins, eager):
+def test_the_engine_s_loop_gives_the_cpu_s_images(tiny, cubins, eager):
     with sf.Engine.load(tiny, device=sf.Cuda(cubins=cubins, eager=eager), max_rows=8) as engine:
         for n in (1, 4, 9):
             near(engine.sample(n, **GUIDED), tiny, n, **GUIDED)

@@ -24,7 +24,7 @@ def library():
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """A bundle with a plan for the GPU at hand."""
+    """A bundle with a plan for this GPU."""
     bundle = support.write_tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny")
     done = CliRunner().invoke(app, ["plan", str(bundle.path), "--rows", f"1,{ROWS},{ROWS}"])
     if done.exit_code:
@@ -40,21 +40,21 @@ def near(got, bundle, n):
 
 
 @pytest.mark.parametrize("options", [{}, {"form": "loop"}, {"eager": True}], ids=str)
-def test_a_plan_draws_the_cpu_s_images(tiny, cubins, options):
+def test_a_plan_gives_the_cpu_s_images(tiny, cubins, options):
     trajectories = Trajectories.load(tiny, backend="tensorrt", max_rows=ROWS, cubins=cubins, **options)
     for n in (1, 4, 6):
         near(trajectories.sample(n, **GUIDED), tiny, n)
 
 
 @pytest.mark.parametrize("eager", [False, True], ids=["captured", "eager"])
-def test_the_engine_s_loop_draws_the_cpu_s_images(tiny, cubins, eager):
+def test_the_engine_s_loop_gives_the_cpu_s_images(tiny, cubins, eager):
     device = sf.Cuda(backend="tensorrt", cubins=cubins, eager=eager)
     with sf.Engine.load(tiny, device=device, max_rows=ROWS) as engine:
         for n in (1, 4, 9):
             near(engine.sample(n, **GUIDED), tiny, n)
 
 
-def test_onnx_runtime_s_provider_draws_the_cpu_s_images(tmp_path, cubins):
+def test_onnx_runtime_s_provider_gives_the_cpu_s_images(tmp_path, cubins):
     if "TensorrtExecutionProvider" not in onnxruntime.get_available_providers():
         pytest.skip("this ONNX Runtime has no TensorRT execution provider: pip install onnxruntime-gpu tensorrt")
     bundle = support.write_tiny_bundle(tmp_path / "tiny")

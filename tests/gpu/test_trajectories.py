@@ -161,7 +161,7 @@ def test_without_memory_for_any_forward_it_is_refused(make, make_module):
         make(make_module(), memory_bytes=1)
 
 
-def test_a_module_that_waits_is_told_and_leaves_all_usable(make, make_module, on_cpu, near, waiting, caplog):
+def test_a_module_that_waits_is_refused_and_leaves_all_usable(make, make_module, on_cpu, near, waiting, caplog):
     want = on_cpu(make_module(), 2, **GUIDED)
     with pytest.raises(RuntimeError, match=r"a forward of 8 rows cannot be captured: .*must neither wait"):
         make(make_module(spoil=waiting))

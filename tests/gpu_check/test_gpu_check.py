@@ -250,7 +250,7 @@ def test_clocks_are_read_by_name(benchmark):
     assert timing.parse_fields(("a", "b"), "no devices were found") == {}
 
 
-def test_contenders_are_timed_in_turn(benchmark, monkeypatch):
+def test_contenders_are_timed_alternately(benchmark, monkeypatch):
     timing = benchmark("timing")
     monkeypatch.setattr(timing.torch.cuda, "synchronize", lambda: None)
     done = []

@@ -1,4 +1,4 @@
-"""Captured forwards: a graph for each number of rows, the largest first, as many as memory suffices for."""
+"""Captured forwards: a CUDA graph for each number of rows, the largest first, as many as memory suffices for."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
 from stepfuse._core import cuda
+from stepfuse.backends.cuda.config import Cuda
+from stepfuse.backends.cuda.network import CapturedNetwork
 from stepfuse.errors import CaptureError
 
 #: Forwards before a capture: libraries choose algorithms, load kernels and allocate in the first ones.
@@ -36,7 +39,7 @@ class CapturedForwards(ABC):
         memory_bytes: int | None = None,
         *,
         optional: bool = False,
-        beside_bytes: int = 0,
+        reserved_bytes: int = 0,
     ) -> None:
         """Captures a forward for each number of rows, the largest first.
 
@@ -45,19 +48,19 @@ class CapturedForwards(ABC):
         Args:
             buckets: Row counts.
             memory_bytes: Most memory for all of them; None: what is free.
-            optional: Whether a network that cannot be captured is left to run eagerly, with a warning, and not refused.
-            beside_bytes: What is to stay free for others, such as the loop's states.
+            optional: Whether a network that cannot be captured runs eagerly, with a warning, and is not refused.
+            reserved_bytes: What is to stay free for other uses, such as the loop's states.
 
         Raises:
             CaptureError: If it cannot be captured, or memory does not suffice for the smallest.
-            ValueError: If a row count is out of bounds.
+            ValueError: If ``buckets`` is empty, or a row count is not between 1 and ``max_rows``.
         """
         wrong = [rows for rows in buckets if not 1 <= rows <= self.max_rows]
         if wrong or not buckets:
             raise ValueError(f"buckets must be row counts from 1 to {self.max_rows}, got {list(buckets)}")
         try:
             with self.ordered():
-                self._capture(sorted(set(buckets), reverse=True), memory_bytes, beside_bytes)
+                self._capture(sorted(set(buckets), reverse=True), memory_bytes, reserved_bytes)
         except CaptureError as error:
             self._forget()
             if not optional:
@@ -65,19 +68,19 @@ class CapturedForwards(ABC):
             reason = str(error)  # a log that keeps the error would keep the network
             logger.warning("the network runs eagerly, a launch a kernel: %s", reason)
 
-    def _capture(self, buckets: list[int], memory_bytes: int | None, beside_bytes: int) -> None:
+    def _capture(self, buckets: list[int], memory_bytes: int | None, reserved_bytes: int) -> None:
         needs = {rows: self._warm_up(rows) for rows in buckets}
         tried = [(rows, need, GRAPH_BYTES) for rows, need in needs.items() if need is not None]
-        free = max(0, self._free_memory() - beside_bytes)
+        free = max(0, self._free_memory() - reserved_bytes)
         available = free if memory_bytes is None else min(free, memory_bytes)
         try:
-            kept, _, total = cuda.plan_budget(tried, 0, available)
+            kept, total = cuda.plan_budget(tried, available)
         except ValueError as error:
             raise CaptureError(
                 f"no forward can be captured: {error}; give it more memory, or a smaller network"
             ) from error
         logger.info("capturing forwards of %s rows: about %.1f MiB of %.1f MiB free", kept, total / 2**20, free / 2**20)
-        captured, _ = cuda.capture_buckets(kept, self._captures)
+        captured = cuda.capture_buckets(kept, self._captures)
         given_up = sorted(set(buckets) - set(captured), reverse=True)
         if given_up:
             logger.warning("forwards of %s rows are given up: memory suffices for %s", given_up, captured)
@@ -86,7 +89,7 @@ class CapturedForwards(ABC):
 
     @abstractmethod
     def ordered(self) -> AbstractContextManager[object]:
-        """Behind what the caller's stream has, and before what it gets next."""
+        """Orders what is enqueued inside after the work of the caller's stream, and before its next work."""
 
     @abstractmethod
     def _warm_up(self, rows: int) -> int | None:
@@ -105,20 +108,33 @@ class CapturedForwards(ABC):
         """
 
     def _forget(self) -> None:
-        """Drops what was captured."""
+        """Drops the captured forwards."""
         self.graphs.clear()
 
 
+def capture_as(device: Cuda, network: CapturedNetwork[Any], reserved_bytes: int = 0) -> None:
+    """Captures a network's forwards as a device says.
+
+    Raises:
+        CaptureError: If they cannot be captured, and ``device.eager`` is False.
+        ValueError: If a bucket is not between 1 and the network's ``max_rows``.
+    """
+    if device.eager is True:
+        return
+    buckets = device.buckets or cuda.bucket_rows(network.max_rows)
+    network.capture(buckets, device.memory_bytes, optional=device.eager is None, reserved_bytes=reserved_bytes)
+
+
 def not_captured(rows: int, reason: BaseException | str, rule: str) -> CaptureError:
-    """What is raised where a capture came to nothing.
+    """The error of a capture that failed.
 
     Args:
         rows: Of the forward.
-        reason: Why; of an error the first line is told.
+        reason: Why; of an error, the first line of its text.
         rule: What a captured network must be like, a sentence without its full stop.
     """
-    told = (str(reason) or type(reason).__name__).splitlines()[0]
+    text = (str(reason) or type(reason).__name__).splitlines()[0]
     return CaptureError(
-        f"a forward of {rows} rows cannot be captured: {told}. {rule}: change that, or pass eager=None to run it"
+        f"a forward of {rows} rows cannot be captured: {text}. {rule}: change that, or pass eager=None to run it"
         " kernel by kernel"
     )

@@ -1,10 +1,11 @@
-"""Which device an engine draws on."""
+"""Which device a network runs on."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 #: How a bundle's network runs on a GPU.
 BACKENDS = ("onnxruntime", "onnxruntime-tensorrt", "tensorrt")
@@ -26,6 +27,9 @@ class Cuda:
         eager: Whether forwards run kernel by kernel, each launched by the host: None where they cannot be captured,
             with a warning that says why; False never, True always.
         options: Of ONNX Runtime's execution provider, by the names that it has for them.
+
+    Raises:
+        ValueError: If ``index`` is negative, or ``backend`` is not one of ``BACKENDS``.
     """
 
     index: int = 0
@@ -57,3 +61,26 @@ def device_of(device: str | Cuda) -> Cuda | None:
     if kind != "cuda" or not (index or device == "cuda") or (index and not index.isdecimal()):
         raise ValueError(f"device must be 'cpu', 'cuda', 'cuda:N' or stepfuse.Cuda(...), got {device!r}")
     return Cuda(int(index or 0))
+
+
+def gpu_of(device: int | str | Cuda, **options: Any) -> Cuda:
+    """A GPU by its index or name, with the attributes of ``Cuda`` that keywords give.
+
+    Args:
+        device: An index, ``cuda``, ``cuda:1``, or a ``Cuda``.
+        **options: Attributes of ``Cuda`` by name.
+
+    Raises:
+        ValueError: If ``device`` is ``cpu`` or no device, or is a ``Cuda`` and options are given too.
+    """
+    if isinstance(device, Cuda):
+        if options:
+            given = ", ".join(f"{name}={value!r}" for name, value in options.items())
+            raise ValueError(
+                f"device=Cuda(...) must hold all options of the GPU, got {given} beside it: move them there"
+            )
+        return device
+    gpu = Cuda(device) if isinstance(device, int) else device_of(device)
+    if gpu is None:
+        raise ValueError(f"device must be a GPU, got {device!r}: stepfuse.Engine draws on the CPU")
+    return replace(gpu, **options)

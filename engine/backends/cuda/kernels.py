@@ -1,24 +1,26 @@
-"""The compiled kernels of a step for one GPU: from a folder of cubins, or by Triton on the spot where it is there."""
+"""The compiled kernels of a step for one GPU: from a folder of cubins, or compiled by Triton where it is installed."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
+import os
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stepfuse._core import cuda
+from stepfuse.backends.cuda.network import CapturedNetwork
 from stepfuse.backends.cuda.tuning import step_seconds
 from stepfuse.errors import KernelError
 from stepfuse.kernels.configs import layout_for, layouts_for
 
 FORMAT_VERSION = 1
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-_WORTH = 0.98  # of the time of the rule of thumb's layout: what is hardly faster is noise
-_FIRST_SPECIFIC = 90  # from here on cubins are for one architecture alone, before for later ones of the same major too
+_WORTH = 0.98  # of the default layout's time: a smaller gain is noise
+_FIRST_SPECIFIC = 90  # from here on a cubin runs on its own architecture alone, before on later ones of its major too
 
 logger = logging.getLogger("stepfuse")
 
@@ -34,7 +36,7 @@ class Cubin:
     Attributes:
         image: The cubin.
         kernel: The function's name in it.
-        arguments: Name, Triton's type, and whether a multiple of 16 is asked for, of each argument in order.
+        arguments: Name, Triton's type, and whether it must be a multiple of 16, of each argument in order.
         block: Elements a tile.
         num_warps: Warps a tile.
         shared_bytes: Shared memory of a launch.
@@ -63,8 +65,8 @@ class StepKernels:
         context: Of the GPU.
         storage: What the network computes in: ``float32``, ``float16`` or ``bfloat16``. States are float32.
         pack: Folder written by ``python -m stepfuse.kernels.aot``; None compiles with Triton.
-        tune: Whether a step's layouts are timed, when one of its size is first asked for; else a rule of thumb says
-            which. Samples do not depend on it.
+        tune: Whether a step's layouts are timed when one of its size is first asked for; else the default for its size
+            is taken. Samples do not depend on it.
     """
 
     def __init__(self, context: cuda.Context, storage: str, pack: Path | None = None, *, tune: bool = True) -> None:
@@ -74,6 +76,11 @@ class StepKernels:
         self._tune = tune
         self._loaded: dict[str, cuda.StepKernel] = {}
         self._fastest: dict[tuple[int, int, bool], str | None] = {}  # layouts, by the power of two up to the slots
+
+    @classmethod
+    def of(cls, network: CapturedNetwork[Any], cubins: str | os.PathLike[str] | None) -> StepKernels:
+        """The kernels for a network, from a folder of cubins or compiled."""
+        return cls(network.context, network.storage, None if cubins is None else Path(cubins))
 
     def get(self, slots: int, n: int, *, noise: bool) -> cuda.StepKernel:
         """The step over ``slots`` samples of ``n`` elements.
@@ -102,7 +109,7 @@ class StepKernels:
         return self._loaded[name]
 
     def _cubin(self, name: str) -> Cubin:
-        """From the folder; where that is for other GPUs Triton compiles it, if it is installed, with a warning."""
+        """From the folder; where that is for other GPUs, compiled by Triton if it is installed, with a warning."""
         cc = self._context.compute_capability
         if self._pack is None:
             return compiled(name, cc)
@@ -119,20 +126,20 @@ class StepKernels:
         return f"fused_step.float32.{self._storage}.{'noise' if noise else 'plain'}.{layout}"
 
     def _measure(self, slots: int, n: int, noise: bool) -> str | None:
-        """The fastest layout, None if it could not be measured."""
+        """The fastest layout; None if it could not be measured."""
         kernels = {layout: self.named(self._name(layout, noise)) for layout in layouts_for(n)}
         what = f"a step over {slots} samples of {n} elements, {'with' if noise else 'without'} noise"
         try:
             found = step_seconds(list(kernels.values()), self._context, slots, n, _BYTES[self._storage], noise=noise)
         except cuda.CudaError as error:
-            logger.debug("%s was not timed: %s", what, str(error))  # the error itself holds on to the memory
+            logger.debug("%s was not timed: %s", what, str(error))  # the error itself keeps the memory
             return None
         seconds = dict(zip(kernels, found, strict=True))
         usual = layout_for(slots, n)
         best = min(seconds, key=seconds.__getitem__)
         chosen = best if seconds[best] < _WORTH * seconds[usual] else usual
-        told = ", ".join(f"{layout} {1e6 * one:.2f} us" for layout, one in seconds.items())
-        logger.debug("%s: %s of %s", what, chosen, told)
+        times = ", ".join(f"{layout} {1e6 * one:.2f} us" for layout, one in seconds.items())
+        logger.debug("%s: %s of %s", what, chosen, times)
         return chosen
 
 
@@ -145,8 +152,8 @@ def packed(folder: Path, name: str, cc: int) -> Cubin:
         cc: The GPU's compute capability times ten.
 
     Raises:
-        KernelError: If the folder is none, has no such variant, or a file has changed.
-        OtherGpuError: If it has none for this GPU.
+        KernelError: If the folder has no manifest or no such variant, or a file has changed.
+        OtherGpuError: If it has no cubin for this GPU.
     """
     manifest = _manifest(folder)
     try:
@@ -172,7 +179,7 @@ def compiled(name: str, cc: int) -> Cubin:
     """A variant, compiled by Triton now.
 
     Raises:
-        KernelError: If Triton is not installed, or interprets.
+        KernelError: If Triton is not installed or set to interpret, or there is no such variant.
     """
     try:
         import triton
@@ -192,7 +199,7 @@ def compiled(name: str, cc: int) -> Cubin:
     [variant] = found
     kernel = aot.compile_variant(variant, cc)
     aot.require_exact(name, kernel.asm["ptx"])
-    told = {
+    manifest = {
         "kernel": kernel.metadata.name,
         "block": variant.config.block,
         "num_warps": variant.config.num_warps,
@@ -200,11 +207,11 @@ def compiled(name: str, cc: int) -> Cubin:
         "arguments": aot.arguments_of(variant, kernel.asm["ptx"]),
         "divisible_by_16": variant.divisible_by_16,
     }
-    return _cubin(kernel.asm["cubin"], told, kernel.metadata.shared)
+    return _cubin(kernel.asm["cubin"], manifest, kernel.metadata.shared)
 
 
 def runs_on(architectures: list[int], cc: int) -> int | None:
-    """Which of the architectures that cubins were built for a GPU takes: its own, or an older one of its major."""
+    """The architecture whose cubin runs on a GPU: its own, or an older one of its major; None if there is none."""
     fits = [one for one in architectures if one == cc or (one // 10 == cc // 10 and one < min(cc, _FIRST_SPECIFIC))]
     return max(fits, default=None)
 

@@ -1,48 +1,24 @@
-"""An engine's loop on a GPU: requests join and leave between steps, which all happen on the device."""
+"""An engine's back end on a GPU: requests join and leave between steps, all of which run on the device."""
 
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, suppress
-from pathlib import Path
-from typing import Protocol
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
 
 from stepfuse import _core
 from stepfuse._core import cuda
 from stepfuse.backends.base import row_bytes
+from stepfuse.backends.cuda.capture import capture_as
 from stepfuse.backends.cuda.config import Cuda
-from stepfuse.backends.cuda.kernels import StepKernels
-from stepfuse.backends.cuda.program import beside_step
+from stepfuse.backends.cuda.network import CapturedNetwork
+from stepfuse.backends.cuda.program import Kernels, loop_program
 from stepfuse.bundle.model_info import ModelInfo
 
 
-class Network(Protocol):
-    """What the loop asks of a network on a GPU; ``stepfuse.backends.cuda`` says what each is."""
-
-    context: cuda.Context
-    stream: cuda.Stream
-    graphs: dict[int, cuda.Graph]
-    max_rows: int
-    storage: str
-    addresses: dict[str, int]
-    cond_storage: dict[str, str]
-
-    def ordered(self) -> AbstractContextManager[object]:
-        """Behind what the caller's stream has, and before what it gets next."""
-
-    def forward(self, rows: int) -> None:
-        """Puts the first ``rows`` rows on the stream."""
-
-    def capture(
-        self, buckets: Sequence[int], memory_bytes: int | None = None, *, optional: bool = False, beside_bytes: int = 0
-    ) -> None:
-        """Captures a forward for each number of rows."""
-
-
 class LoopBackend:
-    """A network on a GPU, whose forwards the loop puts on a stream, and a stepper that holds the samples there.
+    """A network on a GPU, whose forwards the loop enqueues, and a stepper that holds the samples there.
 
     Args:
         network: The network. Where it has no captured forwards its own are called, kernel by kernel.
@@ -55,7 +31,7 @@ class LoopBackend:
         TypeError: If the network takes a conditioning input in a type that requests' values cannot be kept in.
     """
 
-    def __init__(self, network: Network, info: ModelInfo, kernels: StepKernels, max_rows: int) -> None:
+    def __init__(self, network: CapturedNetwork[Any], info: ModelInfo, kernels: Kernels, max_rows: int) -> None:
         elements = math.prod(info.shape)
         self.stepper = cuda.device_stepper(
             network.stream,
@@ -70,9 +46,9 @@ class LoopBackend:
                 (network.addresses[name], row_bytes(spec), _stored(name, spec.dtype, network.cond_storage[name]))
                 for name, spec in info.cond.items()
             ],
-            program=step_program(kernels, network.storage, elements, max_rows),
+            program=loop_program(kernels, network.storage, elements, max_rows),
         )
-        self._network: Network | None = network
+        self._network: CapturedNetwork[Any] | None = network
         self._stream = network.stream
         self.enqueue: Callable[[int], None] | _core.Denoiser = (
             cuda.GraphDenoiser(network.stream, network.graphs) if network.graphs else self._enqueue
@@ -87,7 +63,7 @@ class LoopBackend:
         self._stream.synchronize()
 
     def close(self) -> None:
-        """Lets the network go, when the device is through with it: of samples withdrawn it may still be at work."""
+        """Frees the network once the device is idle: forwards of cancelled samples may still run."""
         with suppress(cuda.CudaError):
             self._stream.synchronize()
         self._network = None
@@ -99,50 +75,23 @@ class LoopBackend:
             self._network.forward(rows)
 
 
-def step_program(kernels: StepKernels, storage: str, n: int, slots: int) -> cuda.StepProgram:
-    """All kernels that steps of up to ``slots`` samples of ``n`` elements may need: no request waits for a compiler.
-
-    Args:
-        kernels: Where they are from.
-        storage: What the network computes in.
-        n: Elements of a sample.
-        slots: Samples that step together; more run in what is best for so many.
-
-    Raises:
-        KernelError: If one is missing.
-    """
-    counts = [1 << i for i in range((slots - 1).bit_length() + 1)]
-    needs = cuda.StepNeeds(rescale=True, threshold=True, keep=True)
-    return cuda.StepProgram(
-        {count: kernels.get(count, n, noise=False) for count in counts},
-        {count: kernels.get(count, n, noise=True) for count in counts},
-        **beside_step(kernels, storage, n, needs),
-    )
-
-
-def capture_forwards(info: ModelInfo, network: Network, device: Cuda, max_rows: int, max_running: int) -> int:
+def capture_forwards(
+    info: ModelInfo, network: CapturedNetwork[Any], device: Cuda, max_rows: int, max_running: int
+) -> int:
     """Captures the network's forwards as ``device`` says, and returns the most rows that memory suffices for.
 
-    Room stays for the states of ``max_running`` samples.
+    Memory for the states of ``max_running`` samples stays free.
 
     Raises:
         CaptureError: If they cannot be captured, and ``device.eager`` is False.
-        ValueError: If a bucket is out of bounds.
+        ValueError: If a bucket is not between 1 and ``max_rows``.
     """
-    if device.eager is not True:
-        buckets = device.buckets or cuda.bucket_rows(max_rows)
-        states = cuda.slot_bytes(max_running, math.prod(info.shape))
-        network.capture(buckets, device.memory_bytes, optional=device.eager is None, beside_bytes=states)
+    capture_as(device, network, reserved_bytes=cuda.slot_bytes(max_running, math.prod(info.shape)))
     return min(max(network.graphs, default=max_rows), max_rows)
 
 
-def kernels_for(network: Network, cubins: str | os.PathLike[str] | None) -> StepKernels:
-    """The step's kernels for a network."""
-    return StepKernels(network.context, network.storage, None if cubins is None else Path(cubins))
-
-
 def _stored(name: str, given: str, kept: str) -> str:
-    """How a value of ``given`` dtype is kept in ``kept``, in the compiled core's words."""
+    """How a value of dtype ``given`` is stored in dtype ``kept``, by the compiled core's names."""
     if given == kept:
         return "as_is"
     if given != "float32" or kept not in ("float16", "bfloat16"):

@@ -1,10 +1,10 @@
 """ONNX Runtime on a GPU, through its CUDA or TensorRT execution provider, as a network whose forwards are captured.
 
 Its own CUDA graphs (``enable_cuda_graph``) stay off: it launches them itself, and a launch cannot become part of a
-trajectory. What it puts on our stream (``user_compute_stream``) is recorded instead. That asks of a forward what ONNX
-Runtime asks of its own capture: no wait, and nothing of the network on the CPU but arithmetic on shapes. Some of its
-CUDA kernels copy small arrays from the host, which a graph copies anew whenever it is replayed: GatherND from memory
-that is gone by then, Concat and Split from memory that is let go behind the run, and kept since its pull request 32121.
+trajectory. What it enqueues on our stream (``user_compute_stream``) is captured instead. A forward must then be what
+ONNX Runtime asks of its own capture: no wait, and nothing of the network on the CPU but arithmetic on shapes. Some of
+its CUDA kernels copy small arrays from the host, and a graph copies them again at each replay: GatherND from memory
+that is freed by then, Concat and Split from memory that is freed after the run, and kept since its pull request 32121.
 What cannot be replayed is refused.
 """
 
@@ -20,6 +20,7 @@ import numpy as np
 
 from stepfuse._core import cuda
 from stepfuse.backends.cuda.driver_network import DriverNetwork
+from stepfuse.backends.cuda.memory import is_out_of_memory
 from stepfuse.backends.host.onnxruntime import (
     CPU,
     PREDICTION,
@@ -41,7 +42,10 @@ CUDA, TENSORRT = "CUDAExecutionProvider", "TensorrtExecutionProvider"
 
 _NO_WAIT = {"disable_synchronize_execution_providers": "1"}
 
-#: What the capture rests on, which a caller may not set.
+#: What ONNX Runtime's errors say where memory is exhausted: they have texts alone.
+_OUT_OF_MEMORY = ("out of memory", "failed to allocate memory", "cuda failure 2:")
+
+#: Options that the capture depends on, which a caller may not set.
 _OURS = {"device_id", "user_compute_stream", "has_user_compute_stream", "enable_cuda_graph", "trt_cuda_graph_enable"}
 
 logger = logging.getLogger("stepfuse")
@@ -59,11 +63,13 @@ class OnnxRuntimeNetwork(DriverNetwork):
         options: Of the first execution provider, beside and before our own.
 
     Raises:
-        ProviderError: If the execution provider is not there. Nothing falls back to the CPU.
+        ProviderError: If the execution provider is missing. Nothing falls back to the CPU.
         BundleError: If the network does not load, or is not what the manifest says.
         DenoiserError: If the GPU has no memory for it.
-        ValueError: If a bound is broken, or an option is one that captures rest on.
+        ValueError: If ``max_rows`` is below 1, or an option is one that captures depend on.
     """
+
+    out_of_memory_texts = _OUT_OF_MEMORY
 
     def __init__(
         self,
@@ -96,7 +102,7 @@ class OnnxRuntimeNetwork(DriverNetwork):
             self.rule += f". On the CPU are {self._on_cpu}; what copies to or from it must not be there"
 
     def __del__(self) -> None:
-        """The session goes before the stream that it works on."""
+        """The session is freed before the stream that it works on."""
         for name in ("_bindings", "_session"):
             self.__dict__.pop(name, None)
 
@@ -104,13 +110,13 @@ class OnnxRuntimeNetwork(DriverNetwork):
         return {
             "device_id": str(self._device),
             "user_compute_stream": str(self.stream.address),
-            "do_copy_in_default_stream": "1",  # copies are put on the same stream, behind what they copy
-            "arena_extend_strategy": "kSameAsRequested",  # as much memory as forwards take, and all can be given back
+            "do_copy_in_default_stream": "1",  # copies go on the same stream, after what they copy
+            "arena_extend_strategy": "kSameAsRequested",  # as much memory as forwards need, all of which can be freed
             "use_tf32": "0",  # float32 is float32, as on the CPU
         }
 
     def _tensorrt_options(self) -> dict[str, str]:
-        """With its bounds told, it builds one engine for all row counts, when the session is made."""
+        """Given these bounds it builds one engine for all row counts, when the session is made."""
         rows = {SAMPLE: self.info.shape, TIMESTEP: (), **{name: spec.shape for name, spec in self.info.cond.items()}}
 
         def shapes(count: int) -> str:
@@ -131,10 +137,10 @@ class OnnxRuntimeNetwork(DriverNetwork):
         return rows
 
     def forward(self, rows: int) -> None:
-        """Puts the first ``rows`` rows on the stream, without waiting for them.
+        """Enqueues a forward of the first ``rows`` rows, without waiting for it.
 
         Raises:
-            DenoiserError: If ONNX Runtime cannot.
+            DenoiserError: If ONNX Runtime refuses.
         """
         self._run(rows, self._run_options)
 
@@ -155,14 +161,14 @@ class OnnxRuntimeNetwork(DriverNetwork):
         self._bindings[rows] = binding
         return binding
 
-    def _give_back(self) -> None:
-        """The arena keeps what forwards have taken; behind a run that asks for it, it frees what is not in use."""
+    def _free_unused(self) -> None:
+        """The arena keeps what forwards allocate; after a run that asks for it, it frees what is not in use."""
         self._run(1, self._shrink)
         self.stream.synchronize()
 
     def _captures(self, rows: int) -> bool:
         # The arena must have the memory before: none can be allocated while a stream is captured. The first run of a
-        # row count finds out in what pattern it takes memory, the second takes it.
+        # row count finds its pattern of allocations, the second allocates it.
         try:
             for _ in range(2):
                 self.forward(rows)
@@ -173,17 +179,14 @@ class OnnxRuntimeNetwork(DriverNetwork):
             raise
         return super()._captures(rows)
 
-    def _is_out_of_memory(self, error: BaseException) -> bool:
-        return super()._is_out_of_memory(error) or _tells_of_memory(error)
-
 
 def _require(wanted: list[str]) -> None:
-    there = available_providers()
-    missing = [name for name in wanted if name not in there]
+    available = available_providers()
+    missing = [name for name in wanted if name not in available]
     if missing:
         raise ProviderError(
-            f"ONNX Runtime must have {', '.join(missing)}, it has {', '.join(there)}: 'pip uninstall onnxruntime' and"
-            " 'pip install onnxruntime-gpu[cuda,cudnn]' (never both)"
+            f"ONNX Runtime must have {', '.join(missing)}, it has {', '.join(available)}: 'pip uninstall onnxruntime'"
+            " and 'pip install onnxruntime-gpu[cuda,cudnn]' (never both)"
         )
 
 
@@ -193,7 +196,7 @@ def _open(model: Path, providers: list[tuple[str, dict[str, str]]]) -> Any:
     try:
         session = session_of(model, options, providers)
     except BundleError as error:
-        if _tells_of_memory(error):
+        if is_out_of_memory(error, _OUT_OF_MEMORY):
             raise DenoiserError(f"the GPU has no memory for {model}: {error}") from error
         raise
     names = [name for name, _ in providers]
@@ -210,14 +213,9 @@ def _open(model: Path, providers: list[tuple[str, dict[str, str]]]) -> Any:
 
 
 def _nodes_on_cpu(session: Any) -> str:
-    """Kinds of the nodes that no GPU runs, with how many there are; empty if none, or ONNX Runtime cannot tell."""
+    """Kinds of the nodes that no GPU runs, with their counts; empty if none, or ONNX Runtime does not say."""
     assigned = getattr(session, "get_provider_graph_assignment_info", None)  # since 1.24
     if assigned is None:
         return ""
     kinds = Counter(node.op_type for part in assigned() if part.ep_name == CPU for node in part.get_nodes())
     return ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
-
-
-def _tells_of_memory(error: BaseException) -> bool:
-    text = str(error)
-    return any(words in text for words in ("out of memory", "Failed to allocate memory", "CUDA failure 2:"))

@@ -1,4 +1,4 @@
-"""Which compiled kernels a step takes beside the fused step."""
+"""Which compiled kernels a step takes."""
 
 from __future__ import annotations
 
@@ -7,15 +7,56 @@ from typing import Protocol
 from stepfuse._core import cuda
 
 
-class NamedKernels(Protocol):
-    """As ``StepKernels``."""
+class Kernels(Protocol):
+    """Where kernels are from, such as ``StepKernels``."""
+
+    def get(self, slots: int, n: int, *, noise: bool) -> cuda.StepKernel:
+        """The fused step over ``slots`` samples of ``n`` elements."""
 
     def named(self, name: str) -> cuda.StepKernel:
         """A variant by its whole name."""
 
 
-def beside_step(kernels: NamedKernels, storage: str, n: int, needs: cuda.StepNeeds) -> dict[str, cuda.StepKernel]:
-    """Those kernels that these needs take, by the names that ``cuda.StepProgram`` has for them.
+def loop_program(kernels: Kernels, storage: str, n: int, slots: int) -> cuda.StepProgram:
+    """All kernels that steps of up to ``slots`` samples of ``n`` elements may need: no request waits for a compiler.
+
+    Args:
+        kernels: Where they are from.
+        storage: What the network computes in.
+        n: Elements of a sample.
+        slots: Samples that step together; more run in the kernels that are best for so many.
+
+    Raises:
+        KernelError: If one is missing.
+    """
+    counts = [1 << i for i in range((slots - 1).bit_length() + 1)]
+    return cuda.StepProgram(
+        {count: kernels.get(count, n, noise=False) for count in counts},
+        {count: kernels.get(count, n, noise=True) for count in counts},
+        **adapting_kernels(kernels, storage, n, cuda.StepNeeds(rescale=True, threshold=True, keep=True)),
+    )
+
+
+def batch_program(kernels: Kernels, storage: str, n: int, slots: int, needs: cuda.StepNeeds) -> cuda.StepProgram:
+    """The kernels of a static batch's steps, and no others.
+
+    Args:
+        kernels: Where they are from.
+        storage: What the network computes in.
+        n: Elements of a sample.
+        slots: Samples of the batch.
+        needs: Of all its steps together.
+
+    Raises:
+        KernelError: If one is missing.
+    """
+    step = {slots: kernels.get(slots, n, noise=needs.noise)}
+    adapting = adapting_kernels(kernels, storage, n, needs)
+    return cuda.StepProgram({} if needs.noise else step, step if needs.noise else {}, **adapting)
+
+
+def adapting_kernels(kernels: Kernels, storage: str, n: int, needs: cuda.StepNeeds) -> dict[str, cuda.StepKernel]:
+    """The kernels that these needs take beside the fused step, by the names that ``cuda.StepProgram`` has for them.
 
     Args:
         kernels: Where they are from.

@@ -1,4 +1,4 @@
-"""What a batch of samples begins with: its states, the first forward's rows, and what the network is told."""
+"""What a static batch begins with: its states, and the rows and conditioning of the first forward."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
-class Batch:
-    """B samples that share forwards of R rows.
+class StaticBatch:
+    """B samples that share forwards of R rows from their first step to their last.
 
     Attributes:
         x: First states, (B, *shape) float32.
         seed: Keys of their noise, (B,) int64: the bits of the unsigned seeds.
         sample: The first forward's input, (R, *shape) float32.
         timestep: Its timesteps, (R,), of the network's dtype for them.
-        cond: (R, *input shape) by input name; what no sample says is null.
-        known: Image, mask and first noise of the samples that keep a part of an image, (B, 3, *shape) float32, zero of
-            others; None where none does.
+        cond: (R, *input shape) by input name, null where a sample gives none.
+        known: Image, mask and first noise of each sample with a known region, (B, 3, *shape) float32, zero for others;
+            None where no sample has one.
     """
 
     x: Array
@@ -43,7 +43,7 @@ class Batch:
 
 
 def rows_of(request: ResolvedRequest) -> int:
-    """Rows of every forward that are a sample's: as ``Frames.slot_rows`` has it, most of them at once."""
+    """Most rows that a sample has in a forward, as ``Frames.slot_rows`` gives them."""
     return 1 if request.cond is None else 1 + bool((request.table["g"] != 1).any())
 
 
@@ -51,7 +51,7 @@ def split(requests: Sequence[ResolvedRequest], max_rows: int) -> list[slice]:
     """Which samples run together, in order, so that no forward has more than ``max_rows`` rows.
 
     Raises:
-        ValueError: If one alone has.
+        ValueError: If a sample alone needs more than ``max_rows`` rows.
     """
     parts, start, used = [], 0, 0
     for index, request in enumerate(requests):
@@ -80,16 +80,16 @@ def frames_of(requests: Sequence[ResolvedRequest]) -> cuda.Frames:
     )
 
 
-def batch_of(
+def static_batch_of(
     info: ModelInfo, requests: Sequence[ResolvedRequest], frames: cuda.Frames, noise: Array | None = None
-) -> Batch:
+) -> StaticBatch:
     """What these samples begin with.
 
     Args:
         info: What the network is.
         requests: A request a sample.
         frames: Of the same requests.
-        noise: Starting noise, (B, *shape) float32; None draws it from the seeds.
+        noise: Starting noise, (B, *shape) float32; None makes it from the seeds.
     """
     if noise is None:
         noise = np.stack([normal(request.seed, info.shape) for request in requests])
@@ -99,16 +99,16 @@ def batch_of(
     cond = {name: np.repeat(spec.value(name, None)[np.newaxis], rows, axis=0) for name, spec in info.cond.items()}
     for slot, (request, pair) in enumerate(zip(requests, frames.slot_rows, strict=True)):
         first = request.table[0]
-        for row, told in zip(pair, (request.cond, request.negative_cond), strict=True):
+        for row, given in zip(pair, (request.cond, request.negative_cond), strict=True):
             if row < 0:
                 continue
             sample[row], timestep[row] = first[S] * x[slot], first[T]
-            for values, value in zip(cond.values(), told or (), strict=False):
+            for values, value in zip(cond.values(), given or (), strict=False):
                 values[row] = value
     seeds = np.array([request.seed for request in requests], np.uint64).view(np.int64)
     whole = info.timestep_dtype == "int64"
     timestep = np.rint(timestep).astype(np.int64) if whole else timestep
-    return Batch(x, seeds, sample, timestep, cond, _known(requests, noise) if frames.needs.keep else None)
+    return StaticBatch(x, seeds, sample, timestep, cond, _known(requests, noise) if frames.needs.keep else None)
 
 
 def _first_state(request: ResolvedRequest, noise: Array) -> Array:
@@ -126,25 +126,3 @@ def _known(requests: Sequence[ResolvedRequest], noise: Array) -> Array:
             given = request.known_region.image, request.known_region.mask, first
             parts[:] = [values.reshape(first.shape) for values in given]
     return known
-
-
-def step_values(at: dict[str, int], rows: int, n: int, *, whole: bool) -> dict[str, int]:
-    """The step's arguments that never change, over contiguous memory.
-
-    Args:
-        at: Addresses of ``x``, ``h``, ``seed``, ``sample``, ``timestep`` and ``prediction``, ``rows`` rows each.
-        rows: Most rows of a forward.
-        n: Elements of a sample.
-        whole: Whether the network is given timesteps rounded, as int64.
-    """
-    return {
-        **dict.fromkeys(("x", "out"), at["x"]),
-        **dict.fromkeys(("x_stride", "out_stride", "prediction_stride", "next_input_stride", "n"), n),
-        **dict.fromkeys(("prediction_rows", "next_input_rows"), rows),
-        **{name: at[name] for name in ("h", "seed", "prediction")},
-        "next_input": at["sample"],
-        "next_t": 0 if whole else at["timestep"],
-        "next_t_int": at["timestep"] if whole else 0,
-        "x0": 0,
-        "nonfinite": 0,
-    }

@@ -8,6 +8,7 @@ from contextlib import suppress
 from stepfuse._core import cuda
 from stepfuse.backends.cuda.capture import WARM_UPS, not_captured
 from stepfuse.backends.cuda.driver_network import DriverNetwork
+from stepfuse.backends.cuda.memory import is_out_of_memory
 from stepfuse.backends.host.onnxruntime import PREDICTION, SAMPLE, TIMESTEP
 from stepfuse.bundle.bundle import DENOISER, Bundle
 from stepfuse.bundle.model_info import ModelInfo
@@ -17,11 +18,14 @@ from stepfuse.tensorrt.library import Library
 from stepfuse.tensorrt.runtime import Execution, Runtime
 from stepfuse.tensorrt.target import target_of
 
+#: What TensorRT's errors say where memory is exhausted: its log has texts alone.
+_OUT_OF_MEMORY = ("out of memory", "outofmemory", "could not be allocated")
+
 
 class TensorRTNetwork(DriverNetwork):
     """The plan of a bundle's denoiser for this GPU, which ``stepfuse plan`` has built.
 
-    Each row count has an execution context of its own. They work in one memory, as large as the largest needs it:
+    Each row count has an execution context of its own. They share one memory, of the size that the largest needs, since
     forwards never run at once.
 
     Args:
@@ -29,16 +33,17 @@ class TensorRTNetwork(DriverNetwork):
         info: What the network is.
         max_rows: Most rows of a forward.
         device: Which GPU.
-        library: The TensorRT that runs it; None: whichever is installed that the bundle has a plan of.
+        library: The TensorRT that runs it; None: an installed one that the bundle has a plan for.
 
     Raises:
         ImportError: If no TensorRT is installed.
-        BundleError: If the bundle has no plan for this GPU, TensorRT does not take it, or it is not of such a network.
+        BundleError: If the bundle has no plan for this GPU, TensorRT refuses it, or its tensors are not the manifest's.
         DenoiserError: If the GPU has no memory for it.
         ValueError: If no plan takes ``max_rows`` rows.
         CudaError: If there is no driver, or no memory.
     """
 
+    out_of_memory_texts = _OUT_OF_MEMORY
     rule = "A plan that is captured must not wait for the device, allocate, or have shapes that depend on data"
 
     def __init__(
@@ -61,7 +66,7 @@ class TensorRTNetwork(DriverNetwork):
         super().__init__(self.context, info, max_rows, storage=types[SAMPLE], cond_storage=cond_storage)
 
     def __del__(self) -> None:
-        """What is TensorRT's goes before the stream, in the GPU's context."""
+        """TensorRT's objects are freed before the stream, in the GPU's context."""
         if hasattr(self, "_runtime"):
             with suppress(cuda.CudaError), cuda.Current(self.context):
                 self._drop()
@@ -74,7 +79,7 @@ class TensorRTNetwork(DriverNetwork):
             with cuda.Current(self.context):
                 return Runtime(plan, library)
         except PlanError as error:
-            if _tells_of_memory(error):
+            if is_out_of_memory(error, _OUT_OF_MEMORY):
                 raise DenoiserError(f"the GPU has no memory for the plan of {bundle.denoiser}: {error}") from error
             rows = max(1, max_rows)
             raise BundleError(
@@ -88,54 +93,54 @@ class TensorRTNetwork(DriverNetwork):
         memory_bytes: int | None = None,
         *,
         optional: bool = False,
-        beside_bytes: int = 0,
+        reserved_bytes: int = 0,
     ) -> None:
-        """As of the class, for row counts that the plan takes: what is between is padded."""
+        """As ``CapturedForwards.capture``; other row counts are padded to the next that the plan takes."""
         padded = [self._padded(rows) for rows in buckets]
         with cuda.Current(self.context):
             self._forget()
-            super().capture(padded, memory_bytes, optional=optional, beside_bytes=beside_bytes)
+            super().capture(padded, memory_bytes, optional=optional, reserved_bytes=reserved_bytes)
 
     def forward(self, rows: int) -> None:
-        """Puts the first ``rows`` rows on the stream, without waiting for them; more where the plan takes no fewer.
+        """Enqueues a forward of the first ``rows`` rows, without waiting for it; more where the plan takes no fewer.
 
         Raises:
-            DenoiserError: If TensorRT cannot.
-            CudaError: If there is no memory for them.
+            DenoiserError: If TensorRT refuses.
+            CudaError: If there is no memory for it.
         """
         with cuda.Current(self.context):
             self._execution(self._padded(rows)).enqueue(self.stream.address)
 
     def _padded(self, rows: int) -> int:
-        """The fewest rows from ``rows`` on that the plan takes; what is out of bounds stays so."""
+        """The fewest rows from ``rows`` on that the plan takes; a number out of bounds stays as it is."""
         return rows if rows < 1 else min((taken for taken in self._taken_rows if taken >= rows), default=rows)
 
     def _execution(self, rows: int) -> Execution:
-        """What runs as many rows, with memory to work in."""
-        assert rows not in self.graphs, "what is captured is launched: nothing else may run in its context"
+        """The context of a row count, with memory to work in."""
+        assert rows not in self.graphs, "a context whose forward was captured may run nothing else"
         found = self._executions.get(rows)
         if found is None:
             found = self._runtime.execution(rows, self._row, self.addresses, self.stream.address)
             self.stream.synchronize()
             self._executions[rows] = found
-            self._give(found)
+            self._give_scratch(found)
         if self._scratch is None or self._scratch.bytes < found.bytes:
-            self._work_in(found.bytes)
+            self._allocate_scratch(found.bytes)
         return found
 
-    def _give(self, execution: Execution) -> None:
-        """Has it work in the memory, if that suffices."""
+    def _give_scratch(self, execution: Execution) -> None:
+        """Gives it the shared memory, if that suffices."""
         if self._scratch is not None and self._scratch.bytes >= execution.bytes:
             execution.work_in(self._scratch.address, self._scratch.bytes)
 
-    def _work_in(self, size: int) -> None:
-        """Has all that it suffices for work in one memory of that size."""
-        assert not self.graphs, "what is captured works in the memory that it was captured with"
+    def _allocate_scratch(self, size: int) -> None:
+        """Allocates the shared memory, and gives it to all contexts that it suffices for."""
+        assert not self.graphs, "a captured forward needs the memory that it was captured with"
         self.stream.synchronize()
         self._scratch = None
         self._scratch = cuda.DeviceBuffer(self.context, max(1, size))
         for one in self._executions.values():
-            self._give(one)
+            self._give_scratch(one)
 
     def _warm_up(self, rows: int) -> int | None:
         try:
@@ -156,7 +161,7 @@ class TensorRTNetwork(DriverNetwork):
     def _captures(self, rows: int) -> bool:
         try:
             if not self.graphs:
-                self._keep(rows)
+                self._shrink_to(rows)
             self.forward(rows)
             self.stream.synchronize()
         except Exception as error:
@@ -167,28 +172,25 @@ class TensorRTNetwork(DriverNetwork):
             raise not_captured(rows, "TensorRT says that it cannot be", self.rule)
         return super()._captures(rows)
 
-    def _keep(self, rows: int) -> None:
-        """Lets go of all that more rows than these have taken."""
+    def _shrink_to(self, rows: int) -> None:
+        """Frees the contexts of more rows, and their share of the memory."""
         self._drop(more_than=rows)
-        self._work_in(max(one.bytes for one in self._executions.values()))
-
-    def _is_out_of_memory(self, error: BaseException) -> bool:
-        return super()._is_out_of_memory(error) or (isinstance(error, DenoiserError) and _tells_of_memory(error))
+        self._allocate_scratch(max(one.bytes for one in self._executions.values()))
 
     def _forget(self) -> None:
-        """Drops what was captured, and the contexts that it was captured from."""
+        """Drops the captured forwards, and the contexts that they were captured from."""
         super()._forget()
         self._drop()
         self._scratch = None
 
     def _drop(self, more_than: int = 0) -> None:
-        """Lets go of the contexts of more rows than that. Errors may keep what they were raised in, but not these."""
+        """Frees the contexts of more rows than that: errors that are kept may keep this object, but not these."""
         for rows in [rows for rows in self._executions if rows > more_than]:
             self._executions.pop(rows).close()
 
 
 def _types(bundle: Bundle, info: ModelInfo, found: dict[str, tuple[str, tuple[int, ...]]]) -> dict[str, str]:
-    """The type of each tensor of a plan, where shapes and types are those of the manifest. Floats may be halves."""
+    """The dtype of each tensor of a plan, whose shapes and dtypes must be the manifest's; float32 may be float16."""
     floats = {"float32", "float16"}
     rows: dict[str, tuple[set[str], tuple[int, ...]]] = {
         SAMPLE: (floats, info.shape),
@@ -212,8 +214,3 @@ def _types(bundle: Bundle, info: ModelInfo, found: dict[str, tuple[str, tuple[in
             f" {found[PREDICTION][0]}"
         )
     return {name: dtype for name, (dtype, _) in found.items()}
-
-
-def _tells_of_memory(error: BaseException) -> bool:
-    text = str(error).lower()
-    return any(words in text for words in ("out of memory", "outofmemory", "could not be allocated"))

@@ -1,4 +1,4 @@
-"""A torch module on a GPU as a network: static memory, and a captured forward for each number of rows."""
+"""A torch module on a GPU as a network: its rows, and a captured forward for each number of them."""
 
 from __future__ import annotations
 
@@ -7,14 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from stepfuse._core import cuda
 from stepfuse.backends.cuda.capture import WARM_UPS, CapturedForwards, not_captured
 from stepfuse.backends.cuda.config import Cuda
-from stepfuse.backends.cuda.static_batch import Batch, step_values
 from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.errors import DenoiserError
 
@@ -28,13 +25,13 @@ _RULE = (
 
 
 class TorchNetwork(CapturedForwards):
-    """A module, the memory that its forwards and the step share, and its captured forwards.
+    """A module, the rows that its forwards and the step share, and its captured forwards.
 
     Args:
         module: ``module(sample (R, *shape), timestep (R,), **cond)``, on a GPU.
         info: What it is.
         max_rows: Most rows of a forward.
-        device: The GPU that the caller names, which must be the module's; None names none.
+        device: The GPU that the caller names, which must be the module's; None: the module's.
 
     Raises:
         ValueError: If ``max_rows`` is below 1, the module has no parameter, is not on one GPU or on another than
@@ -58,34 +55,26 @@ class TorchNetwork(CapturedForwards):
         self.stream = cuda.Stream.borrow(self.context, self._torch_stream.cuda_stream)
         self._captured: list[torch.cuda.CUDAGraph] = []  # they own the memory that the graphs work in
         self._pool = torch.cuda.graph_pool_handle()
-        self._words = self._zeros((1,), torch.int32)
-        self._extra: dict[str, torch.Tensor] = {}
+        self._shape = info.shape
         with self.ordered():
             self._allocate(info)
 
     def _allocate(self, info: ModelInfo) -> None:
         rows, shape = self.max_rows, info.shape
-        whole = info.timestep_dtype == "int64"
-        self._x, self._h = (self._zeros((rows, *shape), torch.float32) for _ in range(2))
-        self._seed = self._zeros((rows,), torch.int64)
         self._sample, self._prediction = (self._zeros((rows, *shape), self._dtype) for _ in range(2))
-        self._timestep = self._zeros((rows,), torch.int64 if whole else torch.float32)
+        self._timestep = self._zeros((rows,), torch.int64 if info.timestep_dtype == "int64" else torch.float32)
         self._cond = {}
         for name, spec in info.cond.items():
             null = torch.from_numpy(spec.value(name, None))
             dtype = self._dtype if null.is_floating_point() else null.dtype
             self._cond[name] = null.to(self.device, dtype).expand(rows, *spec.shape).contiguous()
-        memory = {"x": self._x, "h": self._h, "seed": self._seed, "prediction": self._prediction}
-        memory |= {"sample": self._sample, "timestep": self._timestep}
-        at = {name: tensor.data_ptr() for name, tensor in memory.items()}
-        self.values = step_values(at, rows, self._x[0].numel(), whole=whole)
-        self.addresses = {name: at[name] for name in ("sample", "timestep", "prediction")}
-        self.addresses |= {name: tensor.data_ptr() for name, tensor in self._cond.items()}
+        memory = {"sample": self._sample, "timestep": self._timestep, "prediction": self._prediction, **self._cond}
+        self.addresses = {name: tensor.data_ptr() for name, tensor in memory.items()}
         self.cond_storage = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in self._cond.items()}
 
     @contextmanager
     def ordered(self) -> Iterator[None]:
-        """Our stream is the current one: behind what the caller's has, and before what that gets next."""
+        """Makes our stream the current one: after the work of the caller's stream, and before its next work."""
         self._callers = torch.cuda.current_stream(self.device)
         self._torch_stream.wait_stream(self._callers)
         try:
@@ -94,34 +83,11 @@ class TorchNetwork(CapturedForwards):
         finally:
             self._callers.wait_stream(self._torch_stream)
 
-    def begin(self, batch: Batch) -> None:
-        """Copies a batch to the first rows of the memory."""
-        _put(self._x, batch.x)
-        _put(self._seed, batch.seed)
-        _put(self._sample, batch.sample)
-        _put(self._timestep, batch.timestep)
-        for name, values in batch.cond.items():
-            _put(self._cond[name], values)
-        if batch.known is not None:
-            _put(self._extra["known"], batch.known.reshape(-1))
-
-    def extra(self, name: str, size: int) -> int:
-        """Memory of ``size`` bytes that some batches take beside, kept from its first use on; returns its address."""
-        if name not in self._extra:
-            self._extra[name] = self._zeros((size // torch.float32.itemsize,), torch.float32)
-        return int(self._extra[name].data_ptr())
-
-    def upload(self, words: npt.NDArray[Any]) -> int:
-        """Copies words to memory that holds them until the next call; returns its address."""
-        self._words = self._zeros((words.size,), torch.int32)
-        _put(self._words, words.reshape(-1).view(np.int32))
-        return int(self._words.data_ptr())
-
     def forward(self, rows: int) -> None:
-        """Runs the first ``rows`` rows on the current stream.
+        """Enqueues a forward of the first ``rows`` rows on the current stream.
 
         Raises:
-            DenoiserError: If what comes back has another shape, or is no tensor.
+            DenoiserError: If the module returns another shape, or no tensor.
         """
         cond = {name: values[:rows] for name, values in self._cond.items()}
         got = self._module(self._sample[:rows], self._timestep[:rows], **cond)
@@ -132,9 +98,11 @@ class TorchNetwork(CapturedForwards):
             raise DenoiserError(f"the module must return shape {tuple(target.shape)}, got {shape}")
         target.copy_(prediction)
 
-    def result(self, slots: int) -> torch.Tensor:
-        """A copy of the first states, (slots, *shape) float32, for the stream that called ``ordered``."""
-        copy = self._x[:slots].clone()
+    def copy_of(self, states: cuda.DeviceBuffer, count: int) -> torch.Tensor:
+        """A copy of the first states, (count, *shape) float32, for the stream that called ``ordered``."""
+        copy = torch.empty((count, *self._shape), dtype=torch.float32, device=self.device)
+        target = cuda.DeviceBuffer.borrow(self.context, copy.data_ptr(), copy.nbytes)
+        target.copy(self.stream, states, copy.nbytes)
         copy.record_stream(self._callers)
         return copy
 
@@ -159,7 +127,7 @@ class TorchNetwork(CapturedForwards):
     def _captures(self, rows: int) -> bool:
         """Captures one forward; False if there was no memory for it."""
         graph = torch.cuda.CUDAGraph(keep_graph=True)
-        # A workspace that is made during the capture belongs to the graph's pool, and nobody else frees it.
+        # A workspace that is made during the capture belongs to the graph's pool, and nothing else frees it.
         _clear_workspaces()
         graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
         error: BaseException | None = None
@@ -169,21 +137,21 @@ class TorchNetwork(CapturedForwards):
             error = raised
         try:
             graph.capture_end()
-        except RuntimeError as raised:  # where the forward has raised, that is the reason
+        except RuntimeError as raised:  # if the forward has raised, its error is the reason
             error = error or raised
             self._end_allocation()
         finally:
             _clear_workspaces()
         if error is not None:
             if not self._captured:
-                self._pool = torch.cuda.graph_pool_handle()  # that of a graph that came to nothing is closed
+                self._pool = torch.cuda.graph_pool_handle()  # the pool of a capture that failed is closed
             return self._explain(error, rows)
         self._captured.append(graph)
         self.graphs[rows] = cuda.Graph.borrow(self.context, graph.raw_cuda_graph())
         return True
 
     def _end_allocation(self) -> None:
-        """Torch leaves its allocator directed to the pool where the end of a capture fails."""
+        """Where the end of a capture fails torch leaves its allocator directed to the pool."""
         with suppress(RuntimeError, AttributeError):
             torch._C._cuda_endAllocateToPool(self.device.index or 0, self._pool)
 
@@ -218,14 +186,8 @@ def _where(module: Any) -> tuple[torch.device, torch.dtype]:
     return parameters[0].device, dtype
 
 
-def _put(tensor: torch.Tensor, values: npt.NDArray[Any]) -> None:
-    """Copies values to the first rows, from pinned memory: the host does not wait."""
-    source = torch.from_numpy(np.ascontiguousarray(values)).to(tensor.dtype).pin_memory()
-    tensor[: len(values)].copy_(source, non_blocking=True)
-
-
 def _clear_workspaces() -> None:
-    """Of cuBLAS, which torch keeps for the next product; torch's own graph trees do the same around a capture."""
+    """Frees cuBLAS workspaces, which torch keeps for later products; its own graph trees do so around a capture."""
     clear = getattr(torch._C, "_cuda_clearCublasWorkspaces", None)
     if clear is not None:
         clear()

@@ -1,24 +1,28 @@
-"""Whole trajectories on an NVIDIA GPU: a batch that nobody joins is one launch, from its noise to its images."""
+"""Whole trajectories on an NVIDIA GPU: a static batch is one launch, from its noise to its images."""
 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Generic
 
 import numpy as np
 import numpy.typing as npt
 
 from stepfuse._core import cuda
+from stepfuse.backends.cuda.batch_memory import BatchMemory
+from stepfuse.backends.cuda.bundle_network import open_network
+from stepfuse.backends.cuda.capture import capture_as
+from stepfuse.backends.cuda.config import Cuda, gpu_of
 from stepfuse.backends.cuda.kernels import StepKernels
-from stepfuse.backends.cuda.networks import open_network
-from stepfuse.backends.cuda.program import beside_step
-from stepfuse.backends.cuda.static_batch import Batch, batch_of, frames_of, split
+from stepfuse.backends.cuda.network import CapturedNetwork, Samples
+from stepfuse.backends.cuda.program import Kernels, batch_program
+from stepfuse.backends.cuda.static_batch import StaticBatch, frames_of, split, static_batch_of
 from stepfuse.bundle.bundle import Bundle
 from stepfuse.bundle.cond_input import CondInput
 from stepfuse.bundle.model_info import ModelInfo
@@ -32,85 +36,44 @@ if TYPE_CHECKING:
 FORMS = {"unrolled": cuda.Form.Unrolled, "loop": cuda.Form.While}
 
 _KEPT = 8  # trajectories: one a number of samples and of rows in each step
-_SMALLEST_LOOP = 64  # steps that a loop has room for; it doubles
-_KNOWN_BYTES = 3 * 4  # an element: image, mask and noise, float32
+_SMALLEST_LOOP = 64  # steps that a loop has frames for; it doubles
 
 logger = logging.getLogger("stepfuse")
 
 
-#: What samples come back as: a tensor on the GPU of a torch module, else an array.
-Samples = TypeVar("Samples", covariant=True)
+class Unset(Enum):
+    """An argument that was not given."""
 
-
-class Network(Protocol[Samples]):
-    """A network on a GPU, and the memory that it and the step share.
-
-    Attributes:
-        stream: What all work is ordered on.
-        graphs: Its captured forwards by their rows; empty where it runs eagerly.
-        max_rows: Rows of its memory.
-        values: The step's arguments that never change: addresses, strides, lengths.
-        storage: What it takes samples and gives predictions in: ``float32``, ``float16`` or ``bfloat16``.
-        addresses: Device memory of ``sample``, ``timestep``, ``prediction`` and each conditioning input by name.
-        cond_storage: Dtype of each conditioning input in that memory.
-    """
-
-    context: cuda.Context
-    stream: cuda.Stream
-    graphs: dict[int, cuda.Graph]
-    max_rows: int
-    values: dict[str, int]
-    storage: str
-    addresses: dict[str, int]
-    cond_storage: dict[str, str]
-
-    def ordered(self) -> AbstractContextManager[object]:
-        """Behind what the caller's stream has, and before what it gets next."""
-
-    def begin(self, batch: Batch) -> None:
-        """Copies a batch to the first rows of the memory; what it keeps of images to ``extra("known", ...)``."""
-
-    def extra(self, name: str, size: int) -> int:
-        """Memory of ``size`` bytes that some batches take beside, kept from its first use on; returns its address."""
-
-    def upload(self, words: npt.NDArray[Any]) -> int:
-        """Copies words to memory that holds them until the next call; returns its address."""
-
-    def forward(self, rows: int) -> None:
-        """Runs the first ``rows`` rows, kernel by kernel."""
-
-    def result(self, slots: int) -> Samples:
-        """A copy of the first states, (slots, *shape) float32: on the GPU, or an array once they are there."""
-
-    def capture(self, buckets: Sequence[int], memory_bytes: int | None = None, *, optional: bool = False) -> None:
-        """Captures a forward for each number of rows, the largest first."""
+    UNSET = "unset"
 
 
 class Trajectories(Generic[Samples]):
-    """Draws batches from a network on a GPU. Calls from several threads take turns.
+    """Draws static batches from a network on a GPU. Calls from several threads run one after the other.
 
-    A batch's forwards and steps are one CUDA graph, which is built when it is first asked for and kept for the next
-    batch of as many samples. A batch of more samples than fit the largest forward takes several launches.
+    A batch's forwards and steps are one CUDA graph, which is built when it is first needed and kept for the next batch
+    of as many samples. A batch of more samples than fit the largest forward takes several launches.
 
     Args:
         info: What the network is.
         network: The network.
         kernels: The step, compiled.
-        form: ``unrolled``, every step a piece of the graph: each as small as it can be, and any driver runs it; or
-            ``loop``, one piece that the device repeats (CUDA 12.4): built once for all numbers of steps, each of which
-            has the rows of the largest.
+        form: ``unrolled``, where every step has nodes of its own, with the smallest forward that it needs, on any
+            driver; or ``loop``, where the device repeats the nodes of one step (CUDA 12.4): built once for all numbers
+            of steps, each of which has the rows of the largest.
 
     Raises:
-        ValueError: If the form is another.
+        ValueError: If ``form`` is neither.
+        CudaError: If there is no memory for the samples.
     """
 
     def __init__(
-        self, info: ModelInfo, network: Network[Samples], kernels: StepKernels, *, form: str = "unrolled"
+        self, info: ModelInfo, network: CapturedNetwork[Samples], kernels: Kernels, *, form: str = "unrolled"
     ) -> None:
         if form not in FORMS:
             raise ValueError(f"form must be one of {', '.join(FORMS)}, got {form!r}")
         self.info = info
         self._network = network
+        self._memory = BatchMemory(network, info)
         self._kernels = kernels
         self._form = FORMS[form]
         self._compiler = Compiler(info)
@@ -128,12 +91,13 @@ class Trajectories(Generic[Samples]):
         cond: Mapping[str, CondInput] | None = None,
         timestep_dtype: str = "float32",
         defaults: Mapping[str, Any] | None = None,
+        device: str | Cuda | None = None,
         max_rows: int = 16,
         buckets: Sequence[int] | None = None,
         memory_bytes: int | None = None,
         cubins: str | os.PathLike[str] | None = None,
         form: str = "unrolled",
-        eager: bool | None = False,
+        eager: bool | Unset | None = Unset.UNSET,
     ) -> Trajectories[torch.Tensor]:
         """Captures a torch module that is on a GPU, in evaluation mode and in the dtype that it is to run in.
 
@@ -147,21 +111,27 @@ class Trajectories(Generic[Samples]):
             cond: Conditioning inputs by name.
             timestep_dtype: ``float32``, or ``int64`` to have timesteps rounded.
             defaults: Arguments of ``sample`` where the caller gives none.
+            device: Where the module is: ``cuda``, ``cuda:1``, or a ``Cuda``; None is the GPU that it is on. A ``Cuda``
+                has neither ``backend`` nor ``options``, since the module is the network, and takes the place of
+                ``buckets``, ``memory_bytes``, ``cubins`` and ``eager``.
             max_rows: Most rows of a forward; a guided sample takes two.
             buckets: Row counts that are captured; None: 1, 2, 3, 4, 6, 8, 12, ... to ``max_rows``.
             memory_bytes: Most device memory that captured forwards may work in; None: what is free. Where it does not
                 suffice the largest forwards are given up, and a warning says so.
             cubins: Folder of kernels built ahead of time; None compiles them with Triton.
             form: As of the class.
-            eager: Whether the forward runs kernel by kernel, each launched by the host: False never, True always, None
-                where it cannot be captured, with a warning. ``self.eager`` says whether it does.
+            eager: Whether the forward runs kernel by kernel, each launched by the host: False, the default, never, True
+                always, None where it cannot be captured, with a warning. ``self.eager`` says whether it does.
 
         Raises:
             ImportError: If torch is missing.
             CaptureError: If the module cannot be captured and ``eager`` is False.
             CudaError: If there is no driver, or it is too old.
             KernelError: If there is no compiled step for this GPU.
-            ValueError: If a bound is broken, or the module is not on a GPU.
+            ValueError: If ``max_rows`` is below 1, a bucket is not between 1 and ``max_rows``, ``form`` is neither, the
+                module is not on one GPU or not on ``device``, or ``device`` is ``cpu``, or a ``Cuda`` with one of its
+                attributes given as a keyword too.
+            TypeError: If the module computes in a dtype that the step has no kernel for.
         """
         try:
             from stepfuse.backends.cuda.torch import TorchNetwork
@@ -175,32 +145,37 @@ class Trajectories(Generic[Samples]):
             timestep_dtype=timestep_dtype,
             defaults=defaults or {},
         )
-        network = TorchNetwork(module, info, max_rows)
-        return cls._captured(info, network, buckets, memory_bytes, cubins, form, eager)
+        gpu = _gpu(
+            "cuda" if device is None else device, eager, buckets=buckets, memory_bytes=memory_bytes, cubins=cubins
+        )
+        network = TorchNetwork(module, info, max_rows, device=None if device is None else gpu)
+        return cls._captured(info, network, gpu, form)
 
     @classmethod
     def load(
         cls,
         name_or_path: str | os.PathLike[str] | Bundle,
         *,
-        device: int = 0,
-        backend: str = "onnxruntime",
+        device: int | str | Cuda = 0,
+        backend: str | None = None,
         options: Mapping[str, str] | None = None,
         max_rows: int = 16,
         buckets: Sequence[int] | None = None,
         memory_bytes: int | None = None,
         cubins: str | os.PathLike[str] | None = None,
         form: str = "unrolled",
-        eager: bool | None = False,
+        eager: bool | Unset | None = Unset.UNSET,
         verify: bool = True,
     ) -> Trajectories[npt.NDArray[Any]]:
         """Loads an embedded model by name or a bundle by path, and captures its network.
 
         Args:
             name_or_path: Such as ``"fashion"``, a folder with a ``manifest.json``, or a bundle that is loaded already.
-            device: Which GPU.
-            backend: What runs the network: ``onnxruntime`` by its CUDA execution provider, ``onnxruntime-tensorrt`` by
-                its TensorRT execution provider, or ``tensorrt`` by a plan that ``stepfuse plan`` has put in the bundle.
+            device: Which GPU: its index, ``cuda``, ``cuda:1``, or a ``Cuda``, which takes the place of ``backend``,
+                ``options``, ``buckets``, ``memory_bytes``, ``cubins`` and ``eager``.
+            backend: What runs the network: ``onnxruntime``, the default, by its CUDA execution provider,
+                ``onnxruntime-tensorrt`` by its TensorRT execution provider, or ``tensorrt`` by a plan that
+                ``stepfuse plan`` has put into the bundle.
             options: Of ONNX Runtime's execution provider, by the names that it has for them, such as
                 ``{"use_tf32": "1"}`` or ``{"trt_engine_cache_enable": "1", "trt_engine_cache_path": "engines"}``.
             max_rows: As in ``from_torch``, like what follows.
@@ -213,33 +188,25 @@ class Trajectories(Generic[Samples]):
 
         Raises:
             ImportError: If the library is missing.
-            ProviderError: If ONNX Runtime has not the execution provider; it never falls back to the CPU.
+            ProviderError: If ONNX Runtime lacks the execution provider; it never falls back to the CPU.
             BundleError: If the bundle cannot be used; the message names file, rule and value.
-            DenoiserError: If the GPU has no memory for the network, or it cannot run.
+            DenoiserError: If the GPU has no memory for the network, or the library refuses it.
             CaptureError: If the network cannot be captured and ``eager`` is False.
             CudaError: If there is no driver, or it is too old.
             KernelError: If there is no compiled step for this GPU.
-            ValueError: If a bound is broken.
+            ValueError: If ``max_rows`` is below 1 or more than a plan takes, a bucket is not between 1 and
+                ``max_rows``, ``form`` or ``backend`` is none of its values, the library does not take ``options``, or
+                ``device`` is no GPU, or a ``Cuda`` with one of its attributes given as a keyword too.
         """
+        given = {"backend": backend, "options": options, "buckets": buckets, "memory_bytes": memory_bytes}
+        gpu = _gpu(device, eager, cubins=cubins, **given)
         bundle = name_or_path if isinstance(name_or_path, Bundle) else Bundle.load(name_or_path, verify=verify)
-        network = open_network(bundle, bundle.info, device=device, backend=backend, max_rows=max_rows, options=options)
-        return cls._captured(bundle.info, network, buckets, memory_bytes, cubins, form, eager)
+        return cls._captured(bundle.info, open_network(bundle, bundle.info, gpu, max_rows), gpu, form)
 
     @classmethod
-    def _captured(
-        cls,
-        info: ModelInfo,
-        network: Network[Any],
-        buckets: Sequence[int] | None,
-        memory_bytes: int | None,
-        cubins: str | os.PathLike[str] | None,
-        form: str,
-        eager: bool | None,
-    ) -> Trajectories[Any]:
-        kernels = StepKernels(network.context, network.storage, None if cubins is None else Path(cubins))
-        made = cls(info, network, kernels, form=form)
-        if eager is not True:
-            network.capture(buckets or cuda.bucket_rows(network.max_rows), memory_bytes, optional=eager is None)
+    def _captured(cls, info: ModelInfo, network: CapturedNetwork[Any], gpu: Cuda, form: str) -> Trajectories[Any]:
+        made = cls(info, network, StepKernels.of(network, gpu.cubins), form=form)
+        capture_as(gpu, network)
         return made
 
     @property
@@ -273,13 +240,14 @@ class Trajectories(Generic[Samples]):
         """Draws ``n`` samples; the arguments are those of ``Engine.sample``, and the same seed gives the same noise.
 
         Returns:
-            (n, *shape) float32. Of a torch module a tensor on its GPU, which nothing waits for: it is there for what is
-            put on the caller's stream next. Else an array.
+            (n, *shape) float32. Of a torch module a tensor on its GPU, without waiting for it: it is valid for what is
+            enqueued on the caller's stream next. Else an array.
 
         Raises:
-            ValueError: If a bound is broken.
-            TypeError: If a value is of the wrong kind.
-            CudaError: If a call of the driver failed. What was drawn is lost, later calls are not concerned.
+            ValueError: If an argument is out of bounds as in ``Engine.sample``, a guided sample takes more rows than
+                the largest forward has, or a value does not fit the network's storage.
+            TypeError: If an argument is of the wrong kind.
+            CudaError: If a call of the driver failed. The samples of this call are lost; later calls are not affected.
         """
         requests = resolve(
             self._compiler,
@@ -306,18 +274,18 @@ class Trajectories(Generic[Samples]):
 
     def _draw(self, requests: Sequence[ResolvedRequest], noise: npt.NDArray[Any] | None) -> Samples:
         frames = frames_of(requests)
-        batch = batch_of(self.info, requests, frames, noise)
+        batch = static_batch_of(self.info, requests, frames, noise)
         if self.eager:
             self._run_eagerly(frames, batch)
         else:
             trajectory = self._trajectory(frames)
-            self._network.begin(batch)
+            self._memory.begin(batch)
             trajectory.load(self._network.stream, frames)
             trajectory.launch(self._network.stream)
-        return self._network.result(frames.slots)
+        return self._network.copy_of(self._memory.states, frames.slots)
 
     def _trajectory(self, frames: cuda.Frames) -> cuda.Trajectory:
-        """The graph that these frames run in, built if there is none yet."""
+        """The graph that runs these frames, built if there is none yet."""
         forward_rows = frames.forward_rows
         if self._form == cuda.Form.While:
             room = max(_SMALLEST_LOOP, 1 << (frames.steps - 1).bit_length())
@@ -341,38 +309,34 @@ class Trajectories(Generic[Samples]):
         return built
 
     def _build(self, plan: cuda.TrajectoryPlan, needs: cuda.StepNeeds) -> cuda.Trajectory:
-        network = self._network
         program = self._program(plan.slots, needs)
-        return cuda.Trajectory(network.context, plan, program, needs, self._values(program, needs), network.graphs)
+        arguments = self._memory.arguments(program, needs)
+        return cuda.Trajectory(self._network.context, plan, program, needs, arguments, self._network.graphs)
 
     def _program(self, slots: int, needs: cuda.StepNeeds) -> cuda.StepProgram:
-        """The kernels of a step with these needs."""
-        n = self._network.values["n"]
-        step = {slots: self._kernels.get(slots, n, noise=needs.noise)}
-        beside = beside_step(self._kernels, self._network.storage, n, needs)
-        return cuda.StepProgram({} if needs.noise else step, step if needs.noise else {}, **beside)
+        return batch_program(self._kernels, self._network.storage, math.prod(self.info.shape), slots, needs)
 
-    def _values(self, program: cuda.StepProgram, needs: cuda.StepNeeds) -> dict[str, int]:
-        """The kernels' arguments but those that frames hold."""
-        network = self._network
-        values, rows = dict(network.values), network.max_rows
-        if needs.rescale:
-            values["sums"] = network.extra("sums", program.sums_bytes(rows, values["n"]))
-        if needs.keep:
-            values["known"] = network.extra("known", rows * _KNOWN_BYTES * values["n"])
-        return values
-
-    def _run_eagerly(self, frames: cuda.Frames, batch: Batch) -> None:
+    def _run_eagerly(self, frames: cuda.Frames, batch: StaticBatch) -> None:
         """Every forward and every step launched by the host."""
         network, words = self._network, frames.words
         program = self._program(frames.slots, frames.needs)
-        values = self._values(program, frames.needs)
-        network.begin(batch)
-        frame = network.upload(words)
+        arguments = self._memory.arguments(program, frames.needs)
+        self._memory.begin(batch)
+        frame = self._memory.upload_frames(words)
         for rows in frames.forward_rows:
             network.forward(rows)
-            program.launch(network.stream, frames.slots, frames.needs, values, frame)
+            program.launch(network.stream, frames.slots, frames.needs, arguments, frame)
             frame += words.shape[1] * words.itemsize
+
+
+def _gpu(device: int | str | Cuda, eager: bool | Unset | None, **options: Any) -> Cuda:
+    """The GPU with the options that are given; eager is False unless something says otherwise."""
+    given = {name: value for name, value in options.items() if value is not None}
+    if eager is not Unset.UNSET:
+        given["eager"] = eager
+    elif not isinstance(device, Cuda):
+        given["eager"] = False
+    return gpu_of(device, **given)
 
 
 def _joined(drawn: Sequence[Any]) -> Any:

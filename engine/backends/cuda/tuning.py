@@ -1,4 +1,4 @@
-"""Which of several compiled steps is the fastest on the GPU at hand."""
+"""Which of several compiled steps is the fastest on this GPU."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import numpy.typing as npt
 from stepfuse._core import cuda
 from stepfuse.samplers.table import COLUMNS
 
-_LAUNCHES = 16  # in a graph: what an event costs is spread over them
-_ROUNDS = 7  # timed, behind one that is not
+_LAUNCHES = 16  # in a graph, so that an event's cost is spread over them
+_ROUNDS = 7  # timed, after one that is not
 
 
 def step_seconds(
     kernels: Sequence[cuda.StepKernel], context: cuda.Context, slots: int, n: int, network_bytes: int, *, noise: bool
 ) -> list[float]:
-    """How long each of some compiled steps takes, in device memory of its own: medians, measured in turn.
+    """How long each of some compiled steps takes, in device memory of its own: medians, measured alternately.
 
-    Every slot is guided, and has rows in the next forward: what a step does most.
+    Every slot is guided and has rows in the next forward, as most steps of the loop.
 
     Args:
         kernels: Variants of ``fused_step`` with float32 states, which take the same arguments.
@@ -47,13 +47,13 @@ def step_seconds(
         graphs.append(cuda.GraphExec(capture.end()))
     found: list[list[float]] = [[] for _ in graphs]
     begin, end = cuda.Event(context), cuda.Event(context)
-    for turn in range(1 + _ROUNDS):
+    for round_ in range(1 + _ROUNDS):
         for graph, seconds in zip(graphs, found, strict=True):
             stream.record(begin)
             graph.launch(stream)
             stream.record(end)
             end.synchronize()
-            if turn:
+            if round_:
                 seconds.append(end.seconds_since(begin) / _LAUNCHES)
     del memory  # until here
     return [median(seconds) for seconds in found]
@@ -62,7 +62,7 @@ def step_seconds(
 def _problem(
     context: cuda.Context, stream: cuda.Stream, slots: int, n: int, network_bytes: int, *, noise: bool
 ) -> tuple[list[cuda.DeviceBuffer], dict[str, int]]:
-    """Memory, and the arguments of a step in it. States and predictions hold anything: no time depends on them."""
+    """Memory, and the arguments of a step over it. States and predictions are not set: no time depends on them."""
     memory = []
 
     def placed(values: npt.NDArray[Any]) -> int:

@@ -146,7 +146,7 @@ EXPECTED = {
 
 
 class Trt:
-    """``tensorrt``, or ``tensorrt_rtx``, as far as a runtime asks it.
+    """What a runtime uses of ``tensorrt``, or of ``tensorrt_rtx``.
 
     Args:
         profiles: Least, best and most rows of each.
@@ -175,7 +175,7 @@ class Trt:
         self.stream = self.launch = None
 
     def put_on(self, fake, patch):
-        """Has it know of the recording driver's contexts and captures."""
+        """Connects it with the recording driver's contexts and captures."""
         self.in_context = lambda: "current context" in fake.live
         begin, trt = cuda.Capture, weakref.proxy(self)
 
@@ -209,7 +209,7 @@ class Trt:
         return Engine(self)
 
     def close(self):
-        """Checks the rules once all is released, and lets the driver go."""
+        """Checks the rules once all is released, and drops the driver."""
         gc.collect()
         violations = self.violations
         vars(self).clear()

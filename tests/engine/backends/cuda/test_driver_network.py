@@ -9,15 +9,17 @@ import sys
 import numpy as np
 import pytest
 import support
+from recording_driver import forward_arguments
 from tolerances import ADAPTED_SAMPLES
 
 import stepfuse as sf
 from stepfuse._core import cuda
-from stepfuse.backends.cuda.capture import CaptureError
+from stepfuse.backends.cuda.batch_memory import BatchMemory
 from stepfuse.backends.cuda.driver_network import DriverNetwork
-from stepfuse.backends.cuda.static_batch import Batch
+from stepfuse.backends.cuda.static_batch import StaticBatch
 from stepfuse.backends.cuda.trajectories import Trajectories
 from stepfuse.bundle.model_info import ModelInfo
+from stepfuse.errors import CaptureError
 
 INFO = ModelInfo(shape=support.SHAPE, schedule=support.SCHEDULE, cond=support.COND)
 ARGUMENTS = {"cond": 3, "steps": 4, "guidance_scale": 2.0, "eta": 1.0, "seed": 5}
@@ -51,8 +53,8 @@ class HostNetwork(DriverNetwork):
 
     def forward(self, rows):
         self._before(self, rows)
-        at = {"t": self.addresses["timestep"], **{name: self.addresses[name] for name in ("sample", "prediction")}}
-        self._kernel.launch(self.stream, rows, {"rows": rows, "n": support.ELEMENTS, **at})
+        at = [self.addresses[name] for name in ("sample", "timestep", "prediction")]
+        self._kernel.launch(self.stream, rows, forward_arguments(rows, support.ELEMENTS, *at))
 
     def get(self, slots, n, *, noise):
         """As of StepKernels."""
@@ -113,7 +115,7 @@ def test_a_batch_is_a_copy_each_a_launch_and_the_wait_for_its_result(made, fake)
     copies = ["cuMemcpyHtoDAsync"] * 5  # states, seeds, the first rows, their timesteps and labels
     frames = ["cuEventSynchronize", "cuMemcpyHtoDAsync", "cuEventRecord"]
     result = ["cuMemcpyDtoHAsync", "cuStreamSynchronize"]
-    assert fake.names() == ["cuEventSynchronize", *copies, "cuEventRecord", *frames, "cuGraphLaunch", *result]
+    assert fake.names() == ["cuEventQuery", *copies, "cuEventRecord", *frames, "cuGraphLaunch", *result]
 
 
 def batch(rows, **changed):
@@ -124,33 +126,35 @@ def batch(rows, **changed):
         "timestep": np.zeros(rows, np.float32),
         "cond": {},
     }
-    return Batch(**{**memory, **changed})
+    return StaticBatch(**{**memory, **changed})
 
 
 def test_pinned_memory_is_not_overwritten_while_a_copy_of_it_is_under_way(fake):
-    network = Bare(fake.open(), INFO, 4)
+    memory = BatchMemory(Bare(fake.open(), INFO, 4), INFO)
+    fake.late(True)
     fake.log()
     for words in (8, 4, 100):
-        network.upload(np.zeros(words, np.uint32))
+        memory.upload_frames(np.zeros(words, np.uint32))
     made = ["cuMemAlloc", "cuMemHostAlloc", "cuMemcpyHtoDAsync", "cuEventRecord"]
-    reused = ["cuEventSynchronize", "cuMemcpyHtoDAsync", "cuEventRecord"]
+    reused = ["cuEventQuery", "cuEventSynchronize", "cuMemcpyHtoDAsync", "cuEventRecord"]
     names = fake.names()
-    assert names[1 : 1 + len(made) + len(reused)] == [*made, *reused]  # behind the wait for what reads the memory
+    assert names[1 : 1 + len(made) + len(reused)] == [*made, *reused]  # after the wait for what reads the memory
     # Memory that is too small is replaced once nothing reads it: neither kernels of the device's, nor copies.
-    assert names[8:11] == ["cuStreamSynchronize", "cuMemAlloc", "cuMemFree"]
-    assert names[11:14] == ["cuEventSynchronize", "cuMemHostAlloc", "cuMemFreeHost"]
+    assert names[9:12] == ["cuStreamSynchronize", "cuMemAlloc", "cuMemFree"]
+    assert names[12:15] == ["cuEventQuery", "cuMemHostAlloc", "cuMemFreeHost"]
 
 
 def test_an_upload_that_fails_leaves_nothing_that_is_not_waited_for(fake):
-    network = Bare(fake.open(), INFO, 4)
+    memory = BatchMemory(Bare(fake.open(), INFO, 4), INFO)
+    memory.begin(batch(2))
     fake.log()
     fake.fail(2, OUT_OF_MEMORY)
     with pytest.raises(cuda.CudaError, match="cuMemcpyHtoDAsync failed"):
-        network.begin(batch(2))
+        memory.begin(batch(2))
     assert fake.names()[-1] == "cuEventRecord"
     fake.log()
-    network.begin(batch(2))
-    assert fake.names()[0] == "cuEventSynchronize"
+    memory.begin(batch(2))
+    assert fake.names()[0] == "cuEventQuery"
 
 
 def test_values_are_held_in_what_the_network_takes(fake):
@@ -167,13 +171,13 @@ def test_values_are_held_in_what_the_network_takes(fake):
     network = Bare(fake.open(), info, 4, storage="float16", cond_storage={"text": "float16"})
     assert network.storage == "float16"
     assert network.cond_storage == {"text": "float16", "scale": "float32", "flag": "bool"}
-    memory = {name: array_at(network.addresses[name], (4, 2, 2), np.float16) for name in ("text",)}
-    np.testing.assert_array_equal(memory["text"], 0.5)
+    np.testing.assert_array_equal(array_at(network.addresses["text"], (4, 2, 2), np.float16), 0.5)
+    memory = BatchMemory(network, info)
     rng = np.random.default_rng(0)
     sample, text = rng.standard_normal((2, 3), np.float32), rng.standard_normal((2, 2, 2), np.float32)
     scale, flag, whole = np.float32([2, 3]), np.array([True, False]), np.int64([999, 0])
-    network.begin(
-        Batch(sample, np.int64([1, 2]), sample, whole, {"text": text, "scale": scale, "flag": flag}),
+    memory.begin(
+        StaticBatch(sample, np.int64([1, 2]), sample, whole, {"text": text, "scale": scale, "flag": flag}),
     )
     for name, shape, dtype, want in (
         ("sample", (4, 3), np.float16, sample.astype(np.float16)),
@@ -183,31 +187,32 @@ def test_values_are_held_in_what_the_network_takes(fake):
         ("flag", (4,), np.bool_, flag),
     ):
         np.testing.assert_array_equal(array_at(network.addresses[name], shape, dtype)[:2], want, err_msg=name)
-    assert network.values["next_t_int"] == network.addresses["timestep"]
-    assert network.values["next_t"] == 0
-    np.testing.assert_array_equal(network.result(2), sample)  # states are float32 whatever the network takes
+    np.testing.assert_array_equal(
+        network.copy_of(memory.states, 2), sample
+    )  # states are float32 whatever the network takes
 
 
-def test_what_does_not_fit_is_told_and_nothing_is_written(fake):
+def test_values_that_do_not_fit_are_refused_and_nothing_is_written(fake):
     info = ModelInfo(
         shape=(3,), schedule=support.SCHEDULE, cond={"text": sf.CondInput(dtype="float32", shape=(2,), null=0.0)}
     )
-    network = Bare(fake.open(), info, 4, cond_storage={"text": "float16"})
+    memory = BatchMemory(Bare(fake.open(), info, 4, cond_storage={"text": "float16"}), info)
     x = np.ones((1, 3), np.float32)
     fake.log()
     with pytest.raises(ValueError, match=r"text must fit the network's float16, got 70000\.0"):
-        network.begin(Batch(x, np.int64([0]), x, np.float32([1]), {"text": np.float32([[1, 7e4]])}))
+        memory.begin(StaticBatch(x, np.int64([0]), x, np.float32([1]), {"text": np.float32([[1, 7e4]])}))
     assert "cuMemcpyHtoDAsync" not in fake.names()
-    network.begin(Batch(x, np.int64([0]), x, np.float32([1]), {"text": np.float32([[np.inf, 1]])}))
+    memory.begin(StaticBatch(x, np.int64([0]), x, np.float32([1]), {"text": np.float32([[np.inf, 1]])}))
 
 
 def test_conditioning_may_be_named_as_the_memory_is(fake):
     info = ModelInfo(shape=(3,), schedule=support.SCHEDULE, cond={"x": sf.CondInput(dtype="int64", null=7)})
     network = Bare(fake.open(), info, 2)
+    memory = BatchMemory(network, info)
     x = np.float32([[1, 2, 3]])
-    network.begin(Batch(x, np.int64([0]), x, np.float32([1]), {"x": np.int64([4])}))
+    memory.begin(StaticBatch(x, np.int64([0]), x, np.float32([1]), {"x": np.int64([4])}))
     np.testing.assert_array_equal(array_at(network.addresses["x"], (2,), np.int64), [4, 7])
-    np.testing.assert_array_equal(network.result(1), x)
+    np.testing.assert_array_equal(network.copy_of(memory.states, 1), x)
 
 
 def test_the_largest_is_captured_first_after_all_were_run(made, fake):
@@ -227,7 +232,7 @@ def takes(buffers, bytes_of):
     return before
 
 
-def test_what_memory_is_needed_is_told_before_anything_is_captured(made, caplog):
+def test_the_memory_needed_is_logged_before_anything_is_captured(made, caplog):
     kept = {}
     with caplog.at_level(logging.INFO, logger="stepfuse"):
         made(buckets=[8, 2], before=takes(kept, lambda rows: rows << 20))
@@ -253,7 +258,7 @@ def test_no_memory_at_all_is_refused(made):
 
 
 @pytest.mark.parametrize("raises", [True, False], ids=["raises", "swallows"])
-def test_a_forward_that_waits_is_told_and_leaves_the_stream_usable(made, fake, caplog, raises):
+def test_a_forward_that_waits_is_refused_and_leaves_the_stream_usable(made, fake, caplog, raises):
     def before(network, rows):
         try:
             network.stream.synchronize()
@@ -282,15 +287,16 @@ HOST_CALL, EMPTY, ALLOCATION = 3, 5, 10  # CUgraphNodeType
 
 
 def holds(fake, kind):
-    """A library whose forward puts something on the stream beside the kernel, by its kind."""
+    """A library whose forward enqueues work of some kind beside the kernel."""
     kept = []
 
     def before(network, rows):
-        memory = network._memory["h"].buffer
         if not kept:
             kept.append(np.zeros(4, np.float32) if "pageable" in kind else cuda.HostBuffer(network.context, 16))
+            kept.append(cuda.DeviceBuffer(network.context, 16))
+        host, memory = kept
         if "copy" in kind:
-            (memory.upload if "from" in kind else memory.download)(network.stream, kept[0])
+            (memory.upload if "from" in kind else memory.download)(network.stream, host)
         else:
             fake.put(network.stream, {"call of the host": HOST_CALL, "allocation": ALLOCATION, "nothing": EMPTY}[kind])
 
@@ -319,7 +325,7 @@ def test_what_a_replay_can_repeat_is_captured(made, fake, kind, unified):
     np.testing.assert_array_equal(trajectories.sample(2, **ARGUMENTS), engine_s(2, **ARGUMENTS))
 
 
-def test_what_a_library_raises_when_it_is_first_run_is_told_as_it_is(made):
+def test_what_a_library_raises_when_it_is_first_run_passes_through(made):
     def before(network, rows):
         raise KeyError("weights")
 
@@ -327,7 +333,7 @@ def test_what_a_library_raises_when_it_is_first_run_is_told_as_it_is(made):
         made(before=before)
 
 
-def test_bounds_are_told(fake):
+def test_arguments_out_of_bounds_are_refused(fake):
     context = fake.open()
     with pytest.raises(ValueError, match="max_rows must be at least 1, got 0"):
         Bare(context, INFO, 0)

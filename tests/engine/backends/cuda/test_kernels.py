@@ -100,7 +100,7 @@ def break_version(folder):
         ),
     ],
 )
-def test_a_pack_that_does_not_do_is_told(folder, spoil, name, cc, message):
+def test_an_unusable_pack_is_refused(folder, spoil, name, cc, message):
     spoil(folder)
     with pytest.raises(KernelError, match=message):
         packed(folder, name, cc)
@@ -108,7 +108,7 @@ def test_a_pack_that_does_not_do_is_told(folder, spoil, name, cc, message):
 
 @pytest.fixture
 def other_gpu(monkeypatch):
-    """A folder whose kernels are for other GPUs than the one at hand."""
+    """A folder whose kernels are for other GPUs than this one."""
 
     def packed(folder, name, cc):
         raise OtherGpuError(f"{folder} has kernels for sm_80, the GPU is sm_{cc}")

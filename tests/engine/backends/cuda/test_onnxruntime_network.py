@@ -1,7 +1,7 @@
 """ONNX Runtime on a GPU, as far as none is needed: a stand-in holds its caller to the rules of the real one.
 
-The stand-in puts its forward on the stream that it was given, as a kernel of the recording driver's; what runs when the
-kernel does is the network itself, in a session on the CPU. So captured forwards are replayed with real predictions.
+The stand-in enqueues its forward on the stream that it was given, as a kernel of the recording driver's, which runs the
+network itself in a session on the CPU. So captured forwards are replayed with real predictions.
 """
 
 import ctypes
@@ -14,14 +14,14 @@ import onnxruntime as ort
 import pytest
 import support
 import tolerances
+from recording_driver import forward_arguments
 
 import stepfuse as sf
 from stepfuse._core import cuda
 from stepfuse.backends.cuda import trajectories as backend
-from stepfuse.backends.cuda.capture import CaptureError
-from stepfuse.backends.cuda.networks import open_network
+from stepfuse.backends.cuda.bundle_network import open_network
 from stepfuse.backends.cuda.onnxruntime import CPU, CUDA, TENSORRT, ProviderError
-from stepfuse.errors import DenoiserError
+from stepfuse.errors import CaptureError, DenoiserError
 
 ARGUMENTS = {"cond": 3, "steps": 4, "guidance_scale": 2.0, "eta": 1.0, "seed": 5}
 MIB = 1 << 20
@@ -46,7 +46,7 @@ class Binding:
 
 
 class Session:
-    """What of a session is used. Its arena keeps what forwards have taken until a run that asks to have it shrunk."""
+    """What is used of a session. Its arena keeps what forwards allocate until a run that asks for shrinkage."""
 
     def __init__(self, gpu, model, options, providers):
         assert options.get_session_config_entry("session.record_ep_graph_assignment_info") == "1"
@@ -60,7 +60,7 @@ class Session:
         self._scratch = cuda.DeviceBuffer(gpu.context, 8)
         gpu.sessions.append(self._options)
 
-    def __del__(self):  # what it lets go of is let go of behind what it has put on the stream, which must be there
+    def __del__(self):  # memory is freed in stream order, so the stream must still exist
         if hasattr(self, "_scratch"):
             self._scratch.upload(self._stream, bytes(8))
 
@@ -110,8 +110,10 @@ class Gpu:
         steps, self._kernel = step_on(self.context, self._network())
 
         class Kernels:
-            def __init__(self, context, storage, pack):
-                assert (storage, pack) == ("float32", None)
+            @classmethod
+            def of(cls, network, cubins):
+                assert (network.storage, cubins) == ("float32", None)
+                return cls()
 
             def get(self, slots, n, *, noise):
                 return steps[noise]
@@ -132,8 +134,8 @@ class Gpu:
 
         def network(x, t):
             session, (dtype, shape, labels) = bound["network"]
-            told = array_at(labels, (len(x),), dtype)
-            inputs = {"sample": x.reshape(len(x), *shape), "timestep": t, "class_labels": told}
+            conditioning = array_at(labels, (len(x),), dtype)
+            inputs = {"sample": x.reshape(len(x), *shape), "timestep": t, "class_labels": conditioning}
             return session.run(None, inputs)[0].reshape(x.shape)
 
         return network
@@ -143,8 +145,8 @@ class Gpu:
         _, (_, *shape), sample = binding.at["sample"]
         labels, _, address = binding.at["class_labels"]
         self._launched["network"] = session, (labels, tuple(shape), address)
-        at = {"sample": sample, "t": binding.at["timestep"][2], "prediction": binding.at["prediction"][2]}
-        self._kernel.launch(stream, rows, {"rows": rows, "n": math.prod(shape), **at})
+        at = [sample, *(binding.at[name][2] for name in ("timestep", "prediction"))]
+        self._kernel.launch(stream, rows, forward_arguments(rows, math.prod(shape), *at))
 
 
 @pytest.fixture
@@ -172,7 +174,7 @@ def engine_s(bundle, n, **arguments):
 @pytest.mark.parametrize(
     "options", [{}, {"form": "loop"}, {"eager": True}, {"buckets": [3]}, {"backend": "onnxruntime-tensorrt"}], ids=str
 )
-def test_a_bundle_draws_what_the_engine_draws(gpu, tiny, options):
+def test_a_bundle_s_samples_are_the_engine_s(gpu, tiny, options):
     trajectories = load(tiny.path, **options)
     assert trajectories.eager == options.get("eager", False)
     for n in (1, 3, 9):
@@ -184,7 +186,7 @@ def test_a_bundle_draws_what_the_engine_draws(gpu, tiny, options):
     np.testing.assert_allclose(trajectories.sample(2, **mixed), want, rtol=0, atol=tolerances.BATCH_ONNXRUNTIME)
 
 
-def test_the_embedded_model_draws_what_the_engine_draws(gpu):
+def test_the_embedded_model_s_samples_are_the_engine_s(gpu):
     trajectories = load("fashion", max_rows=4)
     arguments = {"cond": "sneaker", "steps": 3, "guidance_scale": 3.0, "seed": 0}
     want = engine_s("fashion", 2, **arguments)
@@ -203,13 +205,12 @@ def test_nothing_waits_but_for_the_result(gpu, tiny, fake):
     assert gpu.ran == []  # ONNX Runtime is not called again
 
 
-def test_what_the_execution_providers_are_told(gpu, tiny):
-    network = open_network(
-        tiny, tiny.info, backend="onnxruntime-tensorrt", max_rows=6, options={"trt_fp16_enable": "1"}
-    )
-    [told] = gpu.sessions
-    assert list(told) == [TENSORRT, CUDA]
-    assert told[TENSORRT] == {
+def test_options_of_the_execution_providers(gpu, tiny):
+    device = sf.Cuda(backend="onnxruntime-tensorrt", options={"trt_fp16_enable": "1"})
+    network = open_network(tiny, tiny.info, device, 6)
+    [options] = gpu.sessions
+    assert list(options) == [TENSORRT, CUDA]
+    assert options[TENSORRT] == {
         "device_id": "0",
         "user_compute_stream": str(network.stream.address),
         "trt_profile_min_shapes": "sample:1x1x4x5,timestep:1,class_labels:1",
@@ -217,25 +218,25 @@ def test_what_the_execution_providers_are_told(gpu, tiny):
         "trt_profile_max_shapes": "sample:6x1x4x5,timestep:6,class_labels:6",
         "trt_fp16_enable": "1",
     }
-    assert told[CUDA]["user_compute_stream"] == str(network.stream.address)
-    assert told[CUDA]["use_tf32"] == "0"
-    assert not {"enable_cuda_graph", "trt_cuda_graph_enable"} & {*told[CUDA], *told[TENSORRT]}
+    assert options[CUDA]["user_compute_stream"] == str(network.stream.address)
+    assert options[CUDA]["use_tf32"] == "0"
+    assert not {"enable_cuda_graph", "trt_cuda_graph_enable"} & {*options[CUDA], *options[TENSORRT]}
 
 
 def test_an_option_of_the_caller_s_comes_before_ours(gpu, tiny):
-    open_network(tiny, tiny.info, options={"use_tf32": "1"})
+    open_network(tiny, tiny.info, sf.Cuda(options={"use_tf32": "1"}), 16)
     assert gpu.sessions[0][CUDA]["use_tf32"] == "1"
 
 
 @pytest.mark.parametrize("backend_name", ["onnxruntime", "onnxruntime-tensorrt"])
-def test_a_provider_that_is_not_there_is_told(gpu, tiny, backend_name):
+def test_a_missing_provider_is_refused(gpu, tiny, backend_name):
     gpu.available = [CPU]
     missing = CUDA if backend_name == "onnxruntime" else f"{TENSORRT}, {CUDA}"
     with pytest.raises(ProviderError, match=rf"must have {missing}, it has {CPU}: .*onnxruntime-gpu\[cuda,cudnn\]"):
         load(tiny, backend=backend_name)
 
 
-def test_a_provider_that_fell_back_in_silence_is_told(gpu, tiny):
+def test_a_provider_that_fell_back_silently_is_refused(gpu, tiny):
     gpu.libraries_missing = True
     with pytest.raises(ProviderError, match=f"has {CUDA} but could not load it, and would run on {CPU}: the CUDA and"):
         load(tiny)
@@ -326,6 +327,6 @@ def test_no_memory_for_the_weights_is_no_fault_of_the_bundle(gpu, tiny, monkeypa
         pytest.param({"form": "rolled"}, "form must be one of unrolled, loop", id="form"),
     ],
 )
-def test_bounds_are_told(gpu, tiny, options, message):
+def test_arguments_out_of_bounds_are_refused(gpu, tiny, options, message):
     with pytest.raises(ValueError, match=message):
         load(tiny, **options)

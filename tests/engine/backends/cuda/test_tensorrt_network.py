@@ -11,17 +11,18 @@ import numpy as np
 import pytest
 import support
 from fake_tensorrt import MIB, OUT_OF_MEMORY, Trt
+from recording_driver import forward_arguments
 from typer.testing import CliRunner
 
 import stepfuse as sf
 from stepfuse._core import cuda
 from stepfuse.backends.cuda import loop as cuda_loop
 from stepfuse.backends.cuda import tensorrt as cuda_tensorrt
-from stepfuse.backends.cuda.capture import CaptureError
-from stepfuse.backends.cuda.networks import open_network
+from stepfuse.backends.cuda.bundle_network import open_network
 from stepfuse.backends.cuda.tensorrt import TensorRTNetwork
 from stepfuse.backends.cuda.trajectories import Trajectories
 from stepfuse.cli import app
+from stepfuse.errors import CaptureError
 from stepfuse.tensorrt.choice import source_of
 from stepfuse.tensorrt.library import Library, find_library
 from stepfuse.tensorrt.options import Options
@@ -88,8 +89,8 @@ def made(fake, step_on, bundle, monkeypatch):
         stream = cuda.Stream.borrow(network.context, network.stream.address)
 
         def launch(rows, at):
-            values = {"t": at["timestep"], **{name: at[name] for name in ("sample", "prediction")}}
-            kernel.launch(stream, rows, {"rows": rows, "n": support.ELEMENTS, **values})
+            addresses = [at[name] for name in ("sample", "timestep", "prediction")]
+            kernel.launch(stream, rows, forward_arguments(rows, support.ELEMENTS, *addresses))
 
         trt.launch, trt.stream = launch, network.stream.address
         return network, kernels
@@ -105,7 +106,7 @@ def engine_s(n, **arguments):
         return engine.sample(n, **arguments)
 
 
-def draws_the_engine_s(network, kernels, *counts, form="unrolled"):
+def samples_are_the_engine_s(network, kernels, *counts, form="unrolled"):
     trajectories = Trajectories(network.info, network, kernels, form=form)
     for n in counts:
         np.testing.assert_array_equal(trajectories.sample(n, **ARGUMENTS), engine_s(n, **ARGUMENTS))
@@ -119,7 +120,7 @@ def test_a_trajectory_is_the_engine_s_to_the_bit(made, rtx, buckets, form):
     network, kernels = made(Trt(rtx=rtx), plans=[{"library": library}], library=library)
     if buckets:
         network.capture(buckets)
-    draws_the_engine_s(network, kernels, 1, 3, 9, form=form)
+    samples_are_the_engine_s(network, kernels, 1, 3, 9, form=form)
 
 
 @pytest.mark.parametrize("buckets", [(8, 4, 2), ()], ids=["captured", "eager"])
@@ -142,7 +143,7 @@ def test_what_is_captured_is_launched_and_tensorrt_not_called_again(made):
     network, kernels = made(trt)
     network.capture((8, 4))
     trt.ran.clear()
-    draws_the_engine_s(network, kernels, 1, 4)
+    samples_are_the_engine_s(network, kernels, 1, 4)
     assert trt.ran == []
 
 
@@ -151,7 +152,7 @@ def test_it_may_be_captured_again(made):
     network.capture((8, 4))
     network.capture((8, 2))
     assert list(network.graphs) == [8, 2]
-    draws_the_engine_s(network, kernels, 1)
+    samples_are_the_engine_s(network, kernels, 1)
 
 
 def test_all_row_counts_work_in_the_memory_of_the_largest(made):
@@ -169,7 +170,7 @@ def test_a_budget_gives_up_the_largest_and_their_memory(made, caplog):
     assert sorted(network.graphs) == [2, 4]
     assert free - network.context.memory[0] == 4 * MIB
     assert "forwards of [8] rows are given up" in caplog.text
-    draws_the_engine_s(network, kernels, 3)
+    samples_are_the_engine_s(network, kernels, 3)
 
 
 def test_out_of_memory_gives_up_the_largest(made, fake, caplog):
@@ -178,7 +179,7 @@ def test_out_of_memory_gives_up_the_largest(made, fake, caplog):
     network.capture((8, 4, 2))
     assert sorted(network.graphs) == [2]  # the graph of one of four rows is counted, and would need a sixth MiB
     assert "forwards of [8, 4] rows are given up" in caplog.text
-    draws_the_engine_s(network, kernels, 1)
+    samples_are_the_engine_s(network, kernels, 1)
 
 
 def test_out_of_memory_inside_of_tensorrt_gives_up_the_largest(made, caplog):
@@ -187,7 +188,7 @@ def test_out_of_memory_inside_of_tensorrt_gives_up_the_largest(made, caplog):
     network, kernels = made(trt)
     network.capture((8, 4, 2))
     assert sorted(network.graphs) == [2, 4]
-    draws_the_engine_s(network, kernels, 3)
+    samples_are_the_engine_s(network, kernels, 3)
 
 
 def test_out_of_memory_as_a_stream_is_captured_gives_up_that_row_count(made):
@@ -196,7 +197,7 @@ def test_out_of_memory_as_a_stream_is_captured_gives_up_that_row_count(made):
     network, kernels = made(trt)
     network.capture((8, 4, 2))
     assert sorted(network.graphs) == [2, 4]
-    draws_the_engine_s(network, kernels, 3)
+    samples_are_the_engine_s(network, kernels, 3)
 
 
 def test_a_forward_that_fits_runs_behind_one_that_does_not(made, fake):
@@ -205,17 +206,17 @@ def test_a_forward_that_fits_runs_behind_one_that_does_not(made, fake):
     fake.set(memory=6 * MIB)
     with pytest.raises(sf.CudaError, match="out of memory"):
         network.forward(8)
-    draws_the_engine_s(network, kernels, 1)
+    samples_are_the_engine_s(network, kernels, 1)
 
 
 def test_fewer_rows_than_the_plan_takes_are_padded(made):
     trt = Trt(profiles=((3, 4, 4), (8, 8, 8)))
     network, kernels = made(trt)
-    draws_the_engine_s(network, kernels, 1, 4)  # two rows, and eight
+    samples_are_the_engine_s(network, kernels, 1, 4)  # two rows, and eight
     assert {rows for rows, _ in trt.ran} == {3, 8}
     network.capture((8, 6, 2, 1))
     assert sorted(network.graphs) == [3, 8]
-    draws_the_engine_s(network, kernels, 1, 2, 4)
+    samples_are_the_engine_s(network, kernels, 1, 2, 4)
 
 
 def test_the_profile_that_is_tuned_for_the_nearest_rows_is_taken(made):
@@ -230,13 +231,13 @@ def test_halves_are_as_the_plan_has_them(made):
     assert (network.storage, network.cond_storage) == ("float16", {"class_labels": "int64"})
 
 
-def test_floats_that_it_is_told_may_be_halves(made, bundle):
+def test_float_conditioning_may_be_half_precision(made, bundle):
     info = replace(bundle.info, cond={**bundle.info.cond, "text": sf.CondInput(dtype="float32", shape=(3,), null=0.0)})
     network, _ = made(Trt(tensors={"text": ("HALF", (-1, 3))}), info=info)
     assert network.cond_storage == {"class_labels": "int64", "text": "float16"}
 
 
-def test_a_forward_that_fails_is_told_in_tensorrt_s_words(made):
+def test_a_forward_that_fails_raises_tensorrt_s_text(made):
     trt = Trt()
     network, _ = made(trt)
     trt.fails = lambda rows: f"Myelin: no {rows}"
@@ -258,7 +259,7 @@ def test_a_plan_that_cannot_be_captured_may_run_eagerly(made, optional, caplog):
     else:
         with pytest.raises(CaptureError, match=message):
             network.capture((4, 2))
-    draws_the_engine_s(network, kernels, 1, 3)
+    samples_are_the_engine_s(network, kernels, 1, 3)
 
 
 def test_a_capture_that_fails_may_run_eagerly(made, caplog):
@@ -269,7 +270,7 @@ def test_a_capture_that_fails_may_run_eagerly(made, caplog):
         CaptureError, match="of 8 rows cannot be captured: TensorRT could not run 8 rows: operation not"
     ):
         network.capture((8, 4))
-    draws_the_engine_s(network, kernels, 1, 3)
+    samples_are_the_engine_s(network, kernels, 1, 3)
 
 
 @pytest.mark.parametrize(
@@ -296,7 +297,7 @@ def test_a_plan_of_any_size_is_run_in_that_of_the_bundle_or_refused(made):
     any_size = dict.fromkeys(("sample", "prediction"), ("FLOAT", (-1, 1, -1, -1)))
     network, kernels = made(Trt(tensors=any_size, rows_of={"sample": support.SHAPE}))
     network.capture((8, 2))
-    draws_the_engine_s(network, kernels, 1)
+    samples_are_the_engine_s(network, kernels, 1)
     with pytest.raises(sf.BundleError, match=r"a profile of the plan must take rows of .*\(1, 4, 5\).*: none does"):
         made(Trt(tensors=any_size, rows_of={"sample": (1, 8, 8)}))
 
@@ -311,7 +312,7 @@ def test_rows_that_the_plan_does_not_take_are_refused(made):
         network.capture((9, 0))
 
 
-def test_a_plan_that_tensorrt_refuses_is_told(made):
+def test_a_plan_that_tensorrt_refuses_is_an_error(made):
     with pytest.raises(sf.BundleError, match=r"does not take the plan for Fake GPU .*: another version\): build one"):
         made(Trt(refuses="another version"))
 
@@ -337,7 +338,7 @@ def test_no_memory_for_the_weights_is_no_fault_of_the_bundle(made):
         ),
     ],
 )
-def test_without_a_plan_the_command_is_told(made, bundle, plans, why):
+def test_without_a_plan_the_error_names_the_command(made, bundle, plans, why):
     command = f"'stepfuse plan {bundle.path} --rows 1,4,8'"
     with pytest.raises(sf.BundleError, match=rf"no plan of denoiser\.onnx runs on Fake GPU \(.*{why}.*\): .*{command}"):
         made(plans=plans)
@@ -395,7 +396,7 @@ def test_the_tensorrt_that_the_bundle_has_a_plan_of_is_taken(made, installed):
     network, kernels = made(trt, plans=[{"library": "tensorrt_rtx"}], library=None)
     assert (len(trt.plans), len(other.plans)) == (1, 0)
     network.capture((8, 2))
-    draws_the_engine_s(network, kernels, 1)
+    samples_are_the_engine_s(network, kernels, 1)
 
 
 def test_of_two_plans_tensorrt_s_is_taken(made, installed):
@@ -405,16 +406,16 @@ def test_of_two_plans_tensorrt_s_is_taken(made, installed):
     assert (len(trt.plans), len(other.plans)) == (1, 0)
 
 
-def test_a_plan_of_what_is_not_installed_is_told(made, installed):
+def test_a_plan_of_a_library_that_is_not_installed_is_refused(made, installed):
     installed(tensorrt_rtx=Trt(rtx=True))
     with pytest.raises(sf.BundleError, match=r"library is 'tensorrt', not 'tensorrt_rtx'.*stepfuse plan"):
         made(library=None)
 
 
-def test_without_tensorrt_what_to_install_is_told(made, bundle, installed):
+def test_without_tensorrt_the_error_names_what_to_install(made, bundle, installed):
     installed()
     with pytest.raises(ImportError, match=r"plans need TensorRT \(tensorrt: .*pip install 'stepfuse\[tensorrt\]'"):
-        open_network(bundle, bundle.info, backend="tensorrt")
+        open_network(bundle, bundle.info, sf.Cuda(backend="tensorrt"), 16)
 
 
 def test_a_plan_of_the_real_one_is_found(made, bundle, monkeypatch, installed):
@@ -455,7 +456,7 @@ def test_the_stand_in_has_the_interface_of_the_real_one():
         assert hasattr(real.DataType, dtype), name
 
 
-def test_the_stand_in_tells_what_breaks_the_rules(fake, monkeypatch):
+def test_the_stand_in_reports_broken_rules(fake, monkeypatch):
     trt = Trt(rtx=True)
     trt.put_on(fake, monkeypatch)
     context = fake_tensorrt.RtxContext(trt)

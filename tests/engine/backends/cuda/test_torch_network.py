@@ -6,15 +6,17 @@ import logging
 import numpy as np
 import pytest
 import support
+from recording_driver import forward_arguments
 from tolerances import ADAPTED_SAMPLES
 
+import stepfuse as sf
 from stepfuse._core import cuda
 
 torch = pytest.importorskip("torch")
 
 from stepfuse.backends.cuda import torch as cuda_torch  # noqa: E402
 from stepfuse.backends.cuda import trajectories as backend  # noqa: E402
-from stepfuse.backends.cuda.capture import CaptureError  # noqa: E402
+from stepfuse.errors import CaptureError  # noqa: E402
 
 MODEL = {"shape": support.SHAPE, "schedule": support.SCHEDULE, "cond": support.COND}
 ARGUMENTS = {"cond": 3, "steps": 4, "guidance_scale": 2.0, "eta": 1.0, "seed": 5}
@@ -73,7 +75,6 @@ class Gpu:
         patch.setattr(torch.cuda, "max_memory_allocated", lambda device: self.peak)
         for name in ("reset_peak_memory_stats", "empty_cache"):
             patch.setattr(torch.cuda, name, lambda *arguments: None)
-        patch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
         patch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: None)
         patch.setattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: self.log.append("clear"), raising=False)
         end = lambda device, pool: self.log.append(f"leave {pool}")  # noqa: E731
@@ -104,8 +105,10 @@ def made(gpu, step_on, monkeypatch):
         steps, forward = step_on(gpu.context, network)
 
         class Kernels:
-            def __init__(self, context, storage, pack):
-                assert (storage, pack) == ("float32", None)
+            @classmethod
+            def of(cls, network, cubins):
+                assert (network.storage, cubins) == ("float32", None)
+                return cls()
 
             def get(self, slots, n, *, noise):
                 return steps[noise]
@@ -120,17 +123,16 @@ def made(gpu, step_on, monkeypatch):
             # A view of all rows: what the captured forward reads at its launch is the memory, not a copy.
             labels = np.lib.stride_tricks.as_strided(class_labels.numpy(), (options.get("max_rows", 16),))
             prediction = networks[-1]._prediction[:rows]
-            memory = {"sample": sample, "t": timestep, "prediction": prediction}
-            at = {name: tensor.data_ptr() for name, tensor in memory.items()}
-            forward.launch(gpu.stream, rows, {"rows": rows, "n": support.ELEMENTS, **at})
+            at = [tensor.data_ptr() for tensor in (sample, timestep, prediction)]
+            forward.launch(gpu.stream, rows, forward_arguments(rows, support.ELEMENTS, *at))
             return prediction
 
         networks = []
 
         class Network(cuda_torch.TorchNetwork):
-            def __init__(self, *arguments):
+            def __init__(self, *arguments, **options):
                 networks.append(self)
-                super().__init__(*arguments)
+                super().__init__(*arguments, **options)
 
         monkeypatch.setattr(backend, "StepKernels", Kernels)
         monkeypatch.setattr(cuda_torch, "TorchNetwork", Network)
@@ -145,7 +147,7 @@ def engine_s(n, **arguments):
 
 
 @pytest.mark.parametrize("options", [{}, {"form": "loop"}, {"eager": True}, {"buckets": [4, 16]}], ids=str)
-def test_a_module_draws_what_the_engine_draws(made, options):
+def test_a_module_s_samples_are_the_engine_s(made, options):
     trajectories = made(**options)
     for n in (1, 3, 9):
         np.testing.assert_array_equal(trajectories.sample(n, **ARGUMENTS).numpy(), engine_s(n, **ARGUMENTS))
@@ -168,7 +170,7 @@ def test_the_largest_is_captured_first_and_all_work_in_one_pool(made, gpu):
     assert gpu.log == ["clear", "begin 1", "end", "clear"] * 5
 
 
-def test_what_memory_is_needed_is_told_before_anything_is_captured(made, gpu, caplog):
+def test_the_memory_needed_is_logged_before_anything_is_captured(made, gpu, caplog):
     with caplog.at_level(logging.INFO, logger="stepfuse"):
         made(buckets=[8, 2])
     assert "capturing forwards of [8, 2] rows: about 2.0 MiB of 1024.0 MiB free" in caplog.text
@@ -199,7 +201,7 @@ def test_no_memory_at_all_is_refused(made):
         made(memory_bytes=10)
 
 
-def test_a_module_that_waits_is_told_and_torch_s_allocator_is_put_right(made, gpu, caplog):
+def test_a_module_that_waits_is_refused_and_torch_s_allocator_is_restored(made, gpu, caplog):
     def before(rows):
         if any(line.startswith("begin") for line in gpu.log):
             gpu.stream.synchronize()
@@ -224,9 +226,28 @@ def test_a_module_that_waits_is_told_and_torch_s_allocator_is_put_right(made, gp
         pytest.param({"buckets": [17]}, r"buckets must be row counts from 1 to 16, got \[17\]", id="large"),
     ],
 )
-def test_bounds_are_told(made, options, message):
+def test_arguments_out_of_bounds_are_refused(made, options, message):
     with pytest.raises(ValueError, match=message):
         made(**options)
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:0", sf.Cuda(buckets=[4, 16], eager=False)], ids=str)
+def test_the_module_s_own_gpu_may_be_named(made, device):
+    trajectories = made(device=device)
+    np.testing.assert_array_equal(trajectories.sample(3, **ARGUMENTS).numpy(), engine_s(3, **ARGUMENTS))
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        pytest.param("cuda:1", "the module must be on the device named, cuda:1, got cpu", id="another"),
+        pytest.param(sf.Cuda(backend="tensorrt"), "backend must be left out for a torch module", id="backend"),
+        pytest.param(sf.Cuda(options={"use_tf32": "1"}), "options must be left out for a torch module", id="options"),
+    ],
+)
+def test_a_device_that_a_module_cannot_have_is_refused(made, device, message):
+    with pytest.raises(ValueError, match=message):
+        made(device=device)
 
 
 def test_a_module_that_is_not_on_one_gpu_is_refused():

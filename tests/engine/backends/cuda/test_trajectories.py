@@ -1,4 +1,4 @@
-"""Whole trajectories as a user draws them, on the recording driver: the same bits as the engine, in one launch."""
+"""Whole trajectories on the recording driver: the same bits as the engine, in one launch."""
 
 import contextlib
 import logging
@@ -6,6 +6,7 @@ import logging
 import numpy as np
 import pytest
 import support
+from recording_driver import forward_arguments
 from tolerances import ADAPTED_SAMPLES
 
 import stepfuse as sf
@@ -35,8 +36,13 @@ ADAPTED = (
 )
 PICTURES = np.random.default_rng(5).uniform(-1, 1, (4, *support.SHAPE)).astype(np.float32)
 MASK = np.float32([[1, 1, 0, 0, 0]] * 2 + [[0.5, 0.25, 0, 1, 1]] * 2)
-#: What the driver is asked for a batch. The wait is for the upload before, whose memory the host is about to overwrite.
-LOADED = ("cuEventSynchronize", "cuMemcpyHtoDAsync", "cuEventRecord", "cuGraphLaunch")
+#: What the driver is asked for a batch: states, seeds, the first rows, their timesteps and labels, and the frames. The
+#: query and the wait are for the uploads before, whose memory the host is about to overwrite.
+UPLOADS = ["cuMemcpyHtoDAsync"] * 5
+FRAMES = ["cuEventSynchronize", "cuMemcpyHtoDAsync", "cuEventRecord"]
+LOADED = ["cuEventQuery", *UPLOADS, "cuEventRecord", *FRAMES, "cuGraphLaunch"]
+#: And for its result, copied to the host's memory.
+DOWNLOADED = ["cuMemcpyDtoHAsync"]
 FORMS = pytest.mark.parametrize("form", ["unrolled", "loop"])
 
 
@@ -50,27 +56,17 @@ class HostNetwork:
         self.stream = cuda.Stream(self.context)
         self.max_rows = max_rows
         n = support.ELEMENTS
-        self.x, self.h = np.zeros((2, max_rows, n), np.float32)
         self.sample, self.prediction = np.zeros((2, max_rows, n), np.float32)
-        self.t, self.seed = np.zeros(max_rows, np.float32), np.zeros(max_rows, np.int64)
-        self.labels = labels = np.full(max_rows, support.NULL)
+        self.timestep, self.class_labels = np.zeros(max_rows, np.float32), np.full(max_rows, support.NULL)
+        labels = self.class_labels
 
         def network(x, t):  # no method: the fake keeps it, and must not keep what is to be released
             shaped = x.reshape(len(x), *support.SHAPE)
             return fn(shaped, t, {"class_labels": labels[: len(x)]}).reshape(x.shape)
 
-        at = {name: getattr(self, name).ctypes.data for name in ("x", "h", "sample", "prediction", "t", "seed")}
-        self.values = {
-            **dict.fromkeys(("x", "out"), at["x"]),
-            **dict.fromkeys(("x0", "nonfinite", "next_t_int"), 0),
-            **dict.fromkeys(("x_stride", "out_stride", "prediction_stride", "next_input_stride", "n"), n),
-            **dict.fromkeys(("prediction_rows", "next_input_rows"), max_rows),
-            **{name: at[name] for name in ("h", "seed", "prediction")},
-            "next_input": at["sample"],
-            "next_t": at["t"],
-        }
-        self._tensors = {name: at[name] for name in ("sample", "t", "prediction")}
-        self._extra = {}
+        names = ("sample", "timestep", "prediction", "class_labels")
+        self.addresses = {name: getattr(self, name).ctypes.data for name in names}
+        self.cond_storage = {"class_labels": "int64"}
         self._steps, self._forward = step_on(self.context, network)
         self.graphs = {}
         for rows in buckets:
@@ -89,32 +85,14 @@ class HostNetwork:
     def ordered(self):
         return contextlib.nullcontext()
 
-    def begin(self, batch):
-        for mine, theirs in (
-            (self.x, batch.x),
-            (self.seed, batch.seed),
-            (self.sample, batch.sample),
-            (self.t, batch.timestep),
-            (self.labels, batch.cond["class_labels"]),
-        ):
-            mine[: len(theirs)] = theirs.reshape(len(theirs), *mine.shape[1:])
-        if batch.known is not None:
-            self._extra["known"][: batch.known.size] = batch.known.reshape(-1)
-
-    def extra(self, name, size):
-        self._extra.setdefault(name, np.full(size // 4, np.nan, np.float32))
-        assert self._extra[name].nbytes == size
-        return self._extra[name].ctypes.data
-
-    def upload(self, words):
-        self.words = words.copy()
-        return self.words.ctypes.data
-
     def forward(self, rows):
-        self._forward.launch(self.stream, rows, {"rows": rows, "n": support.ELEMENTS, **self._tensors})
+        at = [self.addresses[name] for name in ("sample", "timestep", "prediction")]
+        self._forward.launch(self.stream, rows, forward_arguments(rows, support.ELEMENTS, *at))
 
-    def result(self, slots):
-        return torch.from_numpy(self.x[:slots].reshape(slots, *support.SHAPE).copy())
+    def copy_of(self, states, count):
+        copy = np.empty((count, *support.SHAPE), np.float32)
+        states.download(self.stream, copy)  # at once: this device is never late
+        return torch.from_numpy(copy)
 
 
 @pytest.fixture
@@ -191,13 +169,14 @@ def test_rescaled_guidance_is_the_engine_s(drawn, n, arguments, way):
 
 @FORMS
 def test_needs_have_a_trajectory_of_their_own_and_memory_once(made, fake, form):
-    trajectories, network = made(form)
+    trajectories, _ = made(form)
     kept = {"image": PICTURES[0], "mask": MASK, "cond": 1, "steps": 3, "seed": 0}
-    trajectories.sample(2, cond=1, steps=3, seed=0)
-    assert network._extra == {}
-    trajectories.sample(2, **kept)
-    trajectories.sample(2, cond=1, steps=3, guidance_scale=2.0, guidance_rescale=0.5, seed=0)
-    assert set(network._extra) == {"known", "sums"}
+    rescaled = {"cond": 1, "steps": 3, "guidance_scale": 2.0, "guidance_rescale": 0.5, "seed": 0}
+    # Each has a trajectory of its own, which allocates its frames; known regions and sums are allocated beside.
+    for arguments, allocations in (({"cond": 1, "steps": 3, "seed": 0}, 1), (kept, 2), (rescaled, 2)):
+        fake.log()
+        trajectories.sample(2, **arguments)
+        assert fake.names().count("cuMemAlloc") == allocations
     fake.log()
     for image in PICTURES:
         trajectories.sample(2, **{**kept, "image": image})
@@ -231,7 +210,7 @@ def test_a_batch_is_one_launch_and_nothing_waits(made, fake, form):
     trajectories.sample(4, **MIXED)
     fake.log()
     trajectories.sample(4, **MIXED)
-    assert fake.names() == list(LOADED)
+    assert fake.names() == LOADED + DOWNLOADED
 
 
 def test_a_loop_is_built_once_for_all_numbers_of_steps(made, fake):
@@ -276,7 +255,7 @@ def test_what_fails_once_does_not_concern_the_next_call(made, fake):
     trajectories, _ = made()
     want = trajectories.sample(2, cond=1, steps=3, seed=0)
     fake.log()
-    fake.fail(list(LOADED).index("cuGraphLaunch"), 2)
+    fake.fail(LOADED.index("cuGraphLaunch"), 2)
     with pytest.raises(cuda.CudaError, match="cuGraphLaunch failed"):
         trajectories.sample(2, cond=1, steps=3, seed=0)
     assert torch.equal(trajectories.sample(2, cond=1, steps=3, seed=0), want)

@@ -33,13 +33,13 @@ def cubin(name, cc):
 
 
 class Clock:
-    """What each launch takes, and what it was given."""
+    """The time of each launch, and its arguments."""
 
     def __init__(self, fake, microseconds):
         self.fake = fake
         self.microseconds = microseconds  # by layout
         self.launches = collections.Counter()  # by kernel
-        self.extra = {}  # microseconds of one launch, by kernel and how manieth
+        self.extra = {}  # microseconds of one launch, by kernel and launch number
         self.given = {}
 
     def __call__(self, name, words, shape):
@@ -140,7 +140,7 @@ def test_seconds_are_those_of_a_launch_neither_the_first_nor_a_rare_one_counts(m
     assert found == pytest.approx([3e-6, 1e-5, 1e-5, 2.5e-6], rel=1e-4)
 
 
-def test_the_choice_and_its_times_are_told(made, caplog):
+def test_the_choice_and_its_times_are_logged(made, caplog):
     kernels, _ = made({"medium": 2.0})
     with caplog.at_level(logging.DEBUG, "stepfuse"):
         kernels.get(5, N, noise=True)
@@ -157,9 +157,9 @@ def test_without_memory_it_is_the_rule_of_thumb_s(made, fake, caplog):
         assert kernels.get(2, 1024, noise=False) is kernels.named(name_of("small"))
         assert kernels.get(3, 1024, noise=False) is kernels.named(name_of("small"))
     assert not clock.launches
-    [told] = caplog.messages
-    assert told.startswith("a step over 2 samples of 1024 elements, without noise was not timed: ")
-    assert "out of memory" in told
+    [message] = caplog.messages
+    assert message.startswith("a step over 2 samples of 1024 elements, without noise was not timed: ")
+    assert "out of memory" in message
     assert kernels.get(1, N, noise=False) is kernels.named(name_of("wide"))  # for which there is
 
 
@@ -181,7 +181,13 @@ def test_whatever_fails_while_it_is_timed_the_rule_of_thumb_s_is_taken(made, fak
     assert layout == ["wide"]
     for call in range(calls):
         layout, _ = measured(call)
-        assert layout in (["small"], ["wide"])  # of what is released nothing is asked
+        assert layout in (["small"], ["wide"])  # errors of releases are ignored
+
+
+def test_every_kernel_s_arguments_have_names_in_the_core(made):
+    kernels, _ = made()
+    for name in VARIANTS:
+        assert isinstance(kernels.named(name), cuda.StepKernel)
 
 
 def test_any_kernel_is_found_by_its_name_and_loaded_once(made, fake):
@@ -214,6 +220,6 @@ def test_a_kernel_s_grid_is_its_variant_s(made, fake, name, grid):
     assert tuple(map(int, launched[2:5])) == grid
 
 
-def test_a_kernel_that_is_none_is_told(fake):
+def test_an_unknown_kernel_is_refused(fake):
     with pytest.raises(KernelError, match="there is no kernel fused_stop"):
         StepKernels(fake.open(), "float32").named("fused_stop")

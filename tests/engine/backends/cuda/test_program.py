@@ -1,4 +1,4 @@
-"""Which kernels a step asks for beside the fused step."""
+"""Which kernels a step needs beside the fused step."""
 
 import json
 from itertools import product
@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from stepfuse._core import cuda
-from stepfuse.backends.cuda.program import beside_step
+from stepfuse.backends.cuda.program import adapting_kernels
 
 #: What is compiled for each architecture, as recorded by ``make cubins``.
-COMPILED = json.loads((Path(__file__).parents[2] / "benchmarks/results/cubins.json").read_text())["variants"]
+COMPILED = json.loads((Path(__file__).parents[4] / "benchmarks/results/cubins.json").read_text())["variants"]
 
 
 class Named:
@@ -20,7 +20,7 @@ class Named:
 
 @pytest.mark.parametrize(("storage", "n"), list(product(("float32", "float16", "bfloat16"), (16, 20))))
 def test_what_is_asked_for_is_compiled(storage, n):
-    found = beside_step(Named(), storage, n, cuda.StepNeeds(noise=True, rescale=True, threshold=True, keep=True))
+    found = adapting_kernels(Named(), storage, n, cuda.StepNeeds(noise=True, rescale=True, threshold=True, keep=True))
     assert list(found) == ["guidance_sums", "rescaled_rows", "thresholded_rows", "keep_known"]
     for name, variant in found.items():
         assert variant in COMPILED
@@ -39,4 +39,4 @@ def test_what_is_asked_for_is_compiled(storage, n):
     ids=str,
 )
 def test_nothing_is_loaded_that_no_step_needs(needs, names):
-    assert sorted(beside_step(Named(), "float32", 16, cuda.StepNeeds(**needs))) == names
+    assert sorted(adapting_kernels(Named(), "float32", 16, cuda.StepNeeds(**needs))) == names

@@ -1,4 +1,4 @@
-"""The engine's loop on a GPU, on the recording driver: what the loop draws in the host's memory, to the bit."""
+"""The engine's loop on a GPU, on the recording driver: the samples of the loop in the host's memory, to the bit."""
 
 import contextlib
 import threading
@@ -6,12 +6,14 @@ import threading
 import numpy as np
 import pytest
 import support
+from recording_driver import forward_arguments
 from tolerances import ADAPTED_SAMPLES
 
 import stepfuse as sf
 from stepfuse import _core
 from stepfuse._core import cuda
 from stepfuse.backends.cuda import loop as cuda_loop
+from stepfuse.backends.cuda.program import loop_program
 from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.engine import Engine
 
@@ -55,9 +57,8 @@ class Network:
             self.graphs[bucket] = capture.end()
 
     def forward(self, rows):
-        at = {"sample": self.addresses["sample"], "t": self.addresses["timestep"]}
-        values = {"rows": rows, "n": support.ELEMENTS, "prediction": self.addresses["prediction"], **at}
-        self._forward.launch(self.stream, rows, values)
+        at = [self.addresses[name] for name in ("sample", "timestep", "prediction")]
+        self._forward.launch(self.stream, rows, forward_arguments(rows, support.ELEMENTS, *at))
 
     def ordered(self):
         return contextlib.nullcontext()
@@ -98,7 +99,7 @@ def hosts(n, **arguments):
         pytest.param({"cond": 3, "steps": 4, "guidance_scale": 2.0}, id="guided"),
         pytest.param({"cond": 3, **GUIDED}, id="noise"),
         pytest.param({"cond": "bag", "sampler": "dpmpp_2m", "steps": 5}, id="history"),
-        pytest.param({"sampler": "heun", "steps": 3}, id="told-nothing"),
+        pytest.param({"sampler": "heun", "steps": 3}, id="unconditional"),
         pytest.param({"cond": 1, "negative_cond": 4, "steps": 3, "guidance_scale": 3.0}, id="negative"),
         pytest.param({"cond": 2, "steps": 5, "guidance_scale": 2.0, "guidance_interval": (0.2, 0.6)}, id="interval"),
         pytest.param(
@@ -127,7 +128,7 @@ def test_samples_are_the_host_s_to_the_bit(made, late, buckets, arguments):
 def test_what_is_taken_from_a_whole_sample_is_taken_on_the_device(made, options):
     arguments = {"cond": 3, "steps": 5, "guidance_scale": 4.0, "seed": 5, "sampler": "ddim"}
 
-    def louder(x, t, cond):  # what a sample is told changes the deviation of what is predicted
+    def louder(x, t, cond):  # conditioning changes the deviation of the prediction
         return support.rowwise(x, t, cond) * (1 + cond["class_labels"].reshape(-1, 1, 1, 1).astype(np.float32) / 8)
 
     with support.make_engine(louder) as engine:
@@ -201,7 +202,7 @@ def test_padding_up_to_a_captured_forward_is_counted(made):
     assert (stats["network_passes"], stats["padded_rows"]) == (15, 5)
 
 
-def test_rows_that_a_padded_forward_has_beside_are_nobody_s(made, monkeypatch):
+def test_padding_rows_hold_no_sample(made, monkeypatch):
     bad = 6
 
     def network(x, t, cond):
@@ -209,7 +210,7 @@ def test_rows_that_a_padded_forward_has_beside_are_nobody_s(made, monkeypatch):
         predictions[(cond["class_labels"] == bad) & (t < 500)] = np.nan
         return predictions
 
-    def forward(self, rows):  # as a module that looks at what it is given
+    def forward(self, rows):  # as a module that reads its inputs on the host
         self.stream.synchronize()
         assert np.isfinite(self.memory["sample"][:rows]).all(), "refused"
         launch(self, rows)
@@ -240,23 +241,23 @@ def test_a_state_that_is_not_finite_fails_its_own_request_and_says_where(made, o
         engine.submit(sf.Request(cond=bad, seed=1, steps=6)).result()
     for i, future in enumerate(good):
         np.testing.assert_array_equal(future.result(), hosts(1, cond=i, seed=i, steps=6)[0])
-    # Its slot is somebody else's now, whose flag is his own.
+    # Its slot is another sample's now, with a flag of its own.
     np.testing.assert_array_equal(engine.sample(2, cond=1, seed=3, steps=5), hosts(2, cond=1, seed=3, steps=5))
 
 
-def test_the_host_is_a_turn_ahead_and_waits_for_nothing_else(made, fake):
+def test_the_host_is_an_iteration_ahead_and_waits_for_nothing_else(made, fake):
     engine = made()
     engine.sample(1, cond=3, steps=20, seed=1)
     fake.log()
     engine.sample(1, cond=3, steps=20, seed=1)
     names = fake.names()
-    turns = [i for i, name in enumerate(names) if name == "cuGraphLaunch"]
+    launches = [i for i, name in enumerate(names) if name == "cuGraphLaunch"]
     waits = [i for i, name in enumerate(names) if name == "cuEventSynchronize"]
-    assert len(turns) == 20
+    assert len(launches) == 20
     assert "cuStreamSynchronize" not in names
-    # Each wait is for the turn before the last; the result waits for the two that are under way.
+    # Each wait is for the iteration before the last; the result waits for the two that are enqueued.
     assert len(waits) <= 20
-    between = names[turns[9] : turns[10]]
+    between = names[launches[9] : launches[10]]
     step = {"cuMemcpyHtoDAsync", "cuLaunchKernel", "cuMemcpyDtoHAsync", "cuEventRecord"}
     assert sorted(between) == sorted({"cuGraphLaunch", "cuEventSynchronize", *step})
 
@@ -285,7 +286,7 @@ def test_more_slots_than_memory_has_room_for_are_refused_one_by_one(made, fake):
         return support.rowwise(x, t, cond)
 
     engine = made(late=False, rows=2, buckets=(), fn=network, serving=sf.Serving(max_rows=2, policy="shortest"))
-    # There are two slots to begin with. Each newcomer has fewer passes left than those before, and steps at once.
+    # There are two slots to begin with. Each new request has fewer passes left than those before, and steps at once.
     arguments = [{"cond": 1, "steps": 60 - 10 * i, "seed": i} for i in range(6)]
     free, total = engine.network.context.memory
     fake.set(memory=total - free)
@@ -305,7 +306,7 @@ def test_more_slots_than_memory_has_room_for_are_refused_one_by_one(made, fake):
 
 
 @pytest.mark.parametrize("calls", range(60))
-def test_whatever_call_fails_the_request_is_told_or_drawn_and_the_next_is_drawn(made, fake, calls):
+def test_whatever_call_fails_the_request_fails_or_succeeds_and_the_next_succeeds(made, fake, calls):
     engine = made()
     arguments = {"cond": 3, "steps": 4, "seed": 1}
     expected = hosts(2, **arguments)
@@ -317,7 +318,7 @@ def test_whatever_call_fails_the_request_is_told_or_drawn_and_the_next_is_drawn(
     np.testing.assert_array_equal(engine.sample(2, **arguments), expected)
 
 
-def test_a_loop_is_checked_after_each_turn(made, monkeypatch):
+def test_invariants_hold_after_each_iteration(made, monkeypatch):
     monkeypatch.setattr("stepfuse.engine.CHECK_INVARIANTS", True)
     engine = made()
     np.testing.assert_array_equal(engine.sample(5, cond=3, seed=1, **GUIDED), hosts(5, cond=3, seed=1, **GUIDED))
@@ -325,7 +326,7 @@ def test_a_loop_is_checked_after_each_turn(made, monkeypatch):
 
 def test_a_stepper_belongs_to_one_server(fake, step_on):
     network = Network(fake, step_on)
-    program = cuda_loop.step_program(network.kernels, "float32", support.ELEMENTS, 8)
+    program = loop_program(network.kernels, "float32", support.ELEMENTS, 8)
     rows = {name: network.addresses[name] for name in ("sample", "timestep", "prediction")}
     stepper = cuda.device_stepper(
         network.stream,

@@ -1,0 +1,78 @@
+#include "slot_memory.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace stepfuse::cuda {
+
+namespace {
+
+constexpr std::size_t kKnownParts = 3;  // image, mask, first noise
+
+std::uint64_t address_of(const std::unique_ptr<DeviceBuffer>& buffer) { return buffer ? buffer->get() : 0; }
+
+}  // namespace
+
+SlotMemory::SlotMemory(const Stream& stream, const ModelSpec& spec, Use use)
+    : stream_(Stream::borrow(stream.context(), stream.get())),
+      spec_(spec),
+      state_bytes_(static_cast<std::size_t>(spec.elements) * sizeof(float)),
+      use_(use) {}
+
+std::size_t SlotMemory::bytes(int slots, std::int64_t elements) {
+  constexpr std::size_t kStates = 3;  // x, h, x0
+  const std::size_t slot =
+      kStates * static_cast<std::size_t>(elements) * sizeof(float) + sizeof(std::uint64_t) + sizeof(std::int32_t);
+  return static_cast<std::size_t>(slots) * slot;
+}
+
+void SlotMemory::reserve(int slots) {
+  if (slots <= capacity_) return;
+  const int grown = std::max(slots, 2 * capacity_);
+  const auto count = static_cast<std::size_t>(grown);
+  const bool loop = use_ == Use::Loop;
+  cuda::reserve(x_, stream_, count * state_bytes_);
+  cuda::reserve(h_, stream_, count * state_bytes_);
+  if (loop) cuda::reserve(x0_, stream_, count * state_bytes_);
+  cuda::reserve(seed_, stream_, count * sizeof(std::uint64_t));
+  if (loop) cuda::reserve(nonfinite_, stream_, count * sizeof(std::int32_t));
+  capacity_ = grown;
+}
+
+void SlotMemory::reserve_known() {
+  cuda::reserve(known_, stream_, static_cast<std::size_t>(capacity_) * kKnownParts * state_bytes_);
+}
+
+void SlotMemory::reserve_sums(std::size_t bytes) { cuda::reserve(sums_, stream_, bytes); }
+
+StepArguments SlotMemory::arguments(const ForwardRows& rows, bool previews) const {
+  using A = StepArgument;
+  const auto n = static_cast<std::uint64_t>(spec_.elements), count = static_cast<std::uint64_t>(spec_.max_rows);
+  const bool whole = spec_.timestep == TimestepType::Int64;
+  const std::pair<A, std::uint64_t> values[] = {
+      {A::x, address_of(x_)},
+      {A::out, address_of(x_)},
+      {A::h, address_of(h_)},
+      {A::x0, previews ? address_of(x0_) : 0},
+      {A::seed, address_of(seed_)},
+      {A::nonfinite, address_of(nonfinite_)},
+      {A::prediction, rows.prediction},
+      {A::next_input, rows.sample},
+      {A::next_t, whole ? 0 : rows.timestep},
+      {A::next_t_int, whole ? rows.timestep : 0},
+      {A::prediction_rows, count},
+      {A::next_input_rows, count},
+      {A::n, n},
+      {A::x_stride, n},
+      {A::out_stride, n},
+      {A::prediction_stride, n},
+      {A::next_input_stride, n},
+  };
+  StepArguments arguments;
+  for (const auto& [argument, value] : values) arguments.set(argument, value);
+  if (known_) arguments.set(A::known, known_->get());
+  if (sums_) arguments.set(A::sums, sums_->get());
+  return arguments;
+}
+
+}  // namespace stepfuse::cuda
