@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from stepfuse.errors import ExportError
+from stepfuse.export.pipelines.inversions import textual_inversions, with_inversions
 from stepfuse.export.pipelines.pipeline_folder import PipelineFolder
 
 KINDS = ("CLIPTokenizer", "CLIPTokenizerFast", "T5Tokenizer", "T5TokenizerFast")
@@ -80,18 +82,23 @@ def read_tokenizer(folder: PipelineFolder, name: str, length: int | None = None)
     tokenizer = Tokenizer.from_str(fast.backend_tokenizer.to_str())
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    found = TokenizerFile(tokenizer.to_str(), length, own.pad_token_id, max(own.get_vocab().values()))
-    _compare(path, found, own)
+    inversions = textual_inversions(own.get_added_vocab())
+    text = with_inversions(tokenizer.to_str(), inversions)
+    found = TokenizerFile(text, length, own.pad_token_id, max(own.get_vocab().values()))
+    _compare(path, found, own, inversions)
     return found
 
 
-def _compare(path: Any, found: TokenizerFile, own: Any) -> None:
+def _compare(path: Any, found: TokenizerFile, own: Any, inversions: Mapping[str, Sequence[str]]) -> None:
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_str(found.json)
     tokenizer.enable_truncation(found.length)
-    for text in TRIALS:
-        expected = own(text, padding="max_length", max_length=found.length, truncation=True)["input_ids"]
+    for text in (*TRIALS, *(f"a {token} cat, {token}" for token in inversions)):
+        converted = text
+        for token, vectors in inversions.items():  # as diffusers' pipelines write a prompt before they tokenize it
+            converted = converted.replace(token, " ".join(vectors))
+        expected = own(converted, padding="max_length", max_length=found.length, truncation=True)["input_ids"]
         ids = tokenizer.encode(text).ids
         ids += [found.pad_id] * (found.length - len(ids))
         if ids != list(expected):

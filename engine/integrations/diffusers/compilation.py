@@ -41,7 +41,8 @@ def compile(pipe: Any, *, bundle: str | os.PathLike[str] | None = None) -> Any:
         pipe: A pipeline of diffusers: DDPM, DDIM, DiT, Stable Diffusion 1, 2, XL and 3, these also from image to image.
             It is not changed; the result shares its components.
         bundle: A bundle that was exported from the pipeline: its denoiser, in ONNX Runtime, then predicts in place of
-            the pipeline's module.
+            the pipeline's module. A LoRA belongs into the bundle then (``stepfuse lora``): a call raises ValueError
+            where the module's weights have changed since, or an argument scales them.
 
     Returns:
         An object of the pipeline's class. Its ``original`` is the same pipeline, stepped by diffusers. Calls from
@@ -66,8 +67,9 @@ def compile(pipe: Any, *, bundle: str | os.PathLike[str] | None = None) -> Any:
     # Under the class's own name and module, so that save_pretrained writes those.
     compiled_kind = type(kind.__name__, (_Compiled, kind), {"__call__": call, "__module__": kind.__module__})
     compiled: Any = object.__new__(compiled_kind)
-    predictor = ModulePredictor() if bundle is None else BundlePredictor(bundle)
-    compiled.__dict__.update(pipe.__dict__, _stepfuse=_CompiledState(_FAMILIES[kind.__name__], predictor))
+    family = _FAMILIES[kind.__name__]
+    predictor = ModulePredictor() if bundle is None else BundlePredictor(bundle, getattr(pipe, family.network))
+    compiled.__dict__.update(pipe.__dict__, _stepfuse=_CompiledState(family, predictor))
     return compiled
 
 

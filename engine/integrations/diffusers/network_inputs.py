@@ -47,6 +47,14 @@ class NetworkInputs:
             if isinstance(leaf, torch.Tensor) and self._has_rows(leaf)
         }
 
+    def unbatched(self) -> list[str]:
+        """Names of what is passed beside: neither None nor a tensor with a row for each of the batch."""
+        return [
+            name
+            for name, leaf in _leaves(self._conditioning)
+            if leaf is not None and not (isinstance(leaf, torch.Tensor) and self._has_rows(leaf))
+        ]
+
     def arguments(
         self, sample: torch.Tensor, timestep: torch.Tensor, index: torch.Tensor
     ) -> tuple[list[Any], dict[str, Any]]:

@@ -25,6 +25,7 @@ Array = npt.NDArray[Any]
 Conditioning = dict[str, Array]
 
 _KEPT_SERVICES = 4  # of different sizes and batches
+_FINGERPRINT_VALUES = 64  # of each parameter
 
 
 class Predictor(Protocol):
@@ -120,14 +121,16 @@ class BundlePredictor:
 
     Args:
         path: A bundle that was exported from the pipeline.
+        module: The pipeline's module, whose weights the bundle has.
 
     Raises:
         BundleError: If it cannot be used.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], module: torch.nn.Module) -> None:
         from stepfuse.backends.host.onnxruntime import open_session
 
+        self._weights = _fingerprint(module)
         self._bundle = Bundle.load(path)
         self._session = open_session(self._bundle.denoiser)
         self._services = _ServiceCache(self._open)
@@ -146,7 +149,23 @@ class BundlePredictor:
         return self._services.get(shape, rows, settings)
 
     def prepare(self, module: Any, inputs: NetworkInputs, chunks: int) -> None:
-        """Does nothing: requests carry all of the conditioning."""
+        """Requests carry all of the conditioning; what else would act on the module is refused.
+
+        Raises:
+            ValueError: If the module's weights are not those of ``compile``, or the pipeline passes it more than
+                conditioning.
+        """
+        if _fingerprint(module) != self._weights:
+            raise ValueError(
+                f"the weights of {type(module).__name__} must be those that compile(pipe, bundle=...) found, got"
+                " others, as by a LoRA loaded or fused since: put it into the bundle with 'stepfuse lora"
+                f" {self._bundle.path} LORA', compile again without bundle=, or call pipe.original"
+            )
+        if others := inputs.unbatched():
+            raise ValueError(
+                f"the pipeline must pass nothing but conditioning to a bundle's network, got {', '.join(others)}:"
+                " compile again without bundle=, or call pipe.original"
+            )
 
     def conditioning(self, inputs: NetworkInputs, rows: npt.NDArray[np.int64]) -> Conditioning:
         """As in ``Predictor``.
@@ -190,6 +209,16 @@ class _ServiceCache:
             _, (_, oldest) = self._kept.popitem(last=False)
             oldest.close()
         return self._kept[key][1]
+
+
+def _fingerprint(module: torch.nn.Module) -> list[tuple[str, float]]:
+    """Names of a module's parameters and sums of some of their values, which adapters and fused ones change."""
+    found = []
+    for name, parameter in module.named_parameters():
+        values = parameter.detach().reshape(-1)
+        some = values[:: max(1, len(values) // _FINGERPRINT_VALUES)]
+        found.append((name, float(some.cpu().double().sum())))
+    return found
 
 
 def _as_numpy(tensor: torch.Tensor) -> Array:

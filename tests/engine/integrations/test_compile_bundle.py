@@ -103,3 +103,36 @@ def test_a_bundle_of_another_pipeline_is_refused(compiled, tmp_path):
         generate(velocity, CALLS["StableDiffusionPipeline"])
     with pytest.raises(sf.BundleError, match="no-such-bundle"):
         compile(pipe, bundle=tmp_path / "no-such-bundle")
+
+
+def with_lora(pipe):
+    torch.manual_seed(0)
+    weights = {}
+    for name, module in pipe.unet.named_modules():
+        if name.endswith(("to_q", "to_v")):
+            weights[f"unet.{name}.lora_A.weight"] = 0.01 * torch.randn(4, module.in_features)
+            weights[f"unet.{name}.lora_B.weight"] = 0.01 * torch.randn(module.out_features, 4)
+    pipe.load_lora_weights(weights)
+
+
+def test_a_lora_on_the_module_is_refused_with_the_command_that_puts_it_into_the_bundle(compiled):
+    pytest.importorskip("peft")
+    pipe, ours = compiled["StableDiffusionPipeline"]
+    before = generate(ours, CALLS["StableDiffusionPipeline"])
+    with_lora(pipe)
+    try:
+        for change in (lambda: None, pipe.fuse_lora):
+            change()
+            with pytest.raises(ValueError, match=r"the weights of UNet2DConditionModel must be those .*'stepfuse lora"):
+                generate(ours, CALLS["StableDiffusionPipeline"])
+    finally:
+        pipe.unfuse_lora()
+        pipe.unload_lora_weights()
+    again = generate(ours, CALLS["StableDiffusionPipeline"])
+    np.testing.assert_array_equal(again, before)
+
+
+def test_arguments_that_act_on_the_module_are_refused(compiled):
+    _, ours = compiled["StableDiffusionPipeline"]
+    with pytest.raises(ValueError, match="must pass nothing but conditioning to a bundle's network, got scale"):
+        generate(ours, CALLS["StableDiffusionPipeline"], cross_attention_kwargs={"scale": 0.3})

@@ -108,3 +108,21 @@ def test_what_is_not_covered_says_what_is(folder_of):
 def test_a_configuration_that_is_none(folder_of, config):
     with pytest.raises(ExportError, match=r"scheduler_config\.json: "):
         read_settings(folder_of("DDPMPipeline", config), None)
+
+
+@pytest.mark.parametrize("named", ["EulerDiscreteScheduler", "DPMSolverMultistepScheduler", "HeunDiscreteScheduler"])
+def test_the_class_is_that_of_model_index_as_diffusers_makes_it(folder_of, tmp_path, named):
+    """A scheduler that is swapped leaves its name behind in scheduler_config.json."""
+    folder_of("StableDiffusionXLPipeline", diffusers.DDIMScheduler(**tiny_pipelines.STABLE_DIFFUSION))
+    index = {"_class_name": "StableDiffusionXLPipeline", "scheduler": ["diffusers", named]}
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    config = json.loads((tmp_path / "scheduler" / "scheduler_config.json").read_text())
+    assert_same(read_settings(PipelineFolder(tmp_path), None), getattr(diffusers, named).from_config(config))
+
+
+def test_a_class_that_is_not_covered_is_so_by_model_index_too(folder_of, tmp_path):
+    folder_of("StableDiffusionXLPipeline", diffusers.DDIMScheduler())
+    index = {"_class_name": "StableDiffusionXLPipeline", "scheduler": ["diffusers", "PNDMScheduler"]}
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(ExportError, match="PNDMScheduler is not covered: choose a sampler"):
+        read_settings(PipelineFolder(tmp_path), None)
