@@ -86,7 +86,8 @@ class Engine:
                 whatever shares them. By default its last bits may differ with the number of rows, as the network
                 library computes each number of rows in its own way.
             serving: More of how requests share the engine; ``max_rows`` and ``deterministic`` change what it says.
-            threads: ONNX Runtime's threads inside an operator on the CPU; 0 is its own choice, a thread a core.
+            threads: ONNX Runtime's threads inside an operator on the CPU; 0 is its own choice, a thread a core, or one
+                for each processor that the process is held to.
             spinning: Whether its idle threads wait actively: lowest latency, but a busy core.
             verify: Whether checksums are compared; False trusts the files' sizes, which spares reading huge ones twice.
             session: The network in ONNX Runtime on the CPU, of ``stepfuse.backends.host.onnxruntime.open_session``, for

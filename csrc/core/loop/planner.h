@@ -82,7 +82,7 @@ struct PlanLimits {
 // How many rows the next forward should have at most, if all running and waiting samples together want `rows_wanted`.
 // More rows spread the fixed cost, but every sample among them waits for all: n equal samples of b rows, run k at a
 // time, take (fixed / (b k) + row) (n + k) / 2 on average, which is least at b k = sqrt(fixed / row * b n). Time saved
-// also help later arrivals, the more the higher the load, and the backlog measures the load: hence a power above a
+// also helps later arrivals, more so under higher load, which the backlog measures: hence a power above a
 // half. The factor and the power are the best of those that benchmarks/simulate.py compares.
 int rows_worthwhile(const CostCurve& cost, std::int64_t rows_wanted, int max_rows);
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,16 +30,28 @@ def open_session(model: Path, *, threads: int = 0, spinning: bool = True) -> ort
 
     Args:
         model: The ONNX file.
-        threads: Threads inside an operator; 0 leaves it to ONNX Runtime, which takes a thread a core.
+        threads: Threads inside an operator; 0 is ONNX Runtime's own choice, a thread a core, or one for each processor
+            that the process is held to, if these are fewer than the machine has.
         spinning: Whether idle threads wait actively: the lowest latency, at the price of a busy core.
 
     Raises:
         BundleError: If the file is no ONNX model.
     """
     options = session_options({"session.intra_op.allow_spinning": "1" if spinning else "0"})
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = threads or _held_to()
     options.inter_op_num_threads = 1
     return session_of(model, options, [CPU])
+
+
+def _held_to() -> int:
+    """Processors that the process is held to (taskset, cpusets); 0 if that is all of them.
+
+    ONNX Runtime counts the machine's: its threads, which wait actively, would take turns on fewer.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return 0
+    allowed = len(os.sched_getaffinity(0))
+    return 0 if allowed == os.cpu_count() else allowed
 
 
 def session_options(entries: Mapping[str, str]) -> ort.SessionOptions:

@@ -1,5 +1,9 @@
 """The ONNX Runtime back end: it reads and writes the loop's memory, and refuses a network that does not fit."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import onnxruntime
 import pytest
@@ -85,3 +89,19 @@ def test_a_network_that_fails_says_so_and_the_engine_goes_on(tmp_path):
 def test_threads_are_counted_from_zero(tmp_path):
     with pytest.raises(ValueError, match="threads must be at least 0, got -1"):
         sf.Engine.load(support.write_tiny_bundle(tmp_path / "tiny").path, threads=-1)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="processes are held to processors on Linux")
+def test_threads_are_no_more_than_the_processors_that_the_process_is_held_to():
+    """ONNX Runtime counts the machine's: on one processor two threads that wait actively take turns."""
+    code = """
+import os, sys
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+from pathlib import Path
+from stepfuse.backends.host.onnxruntime import open_session
+session = open_session(Path(sys.argv[1]))
+print(session.get_session_options().intra_op_num_threads)
+"""
+    model = sf.Bundle.load("fashion").denoiser
+    done = subprocess.run([sys.executable, "-c", code, str(model)], check=True, capture_output=True, text=True)
+    assert int(done.stdout) == (0 if os.cpu_count() == 1 else 1)
