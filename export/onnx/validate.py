@@ -93,6 +93,7 @@ def require_trials(row_counts: Sequence[int], tolerance: float | None) -> None:
 def _session(path: Path) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.log_severity_level = 4
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # torch runs between its runs
     if sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*")) >= _LARGE:
         # Each of these would otherwise hold copies of the weights, rearranged for speed or cast to float32.
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
