@@ -417,6 +417,7 @@ def test_a_trajectory_must_be_loaded_and_its_forwards_given(rig):
         cuda.Trajectory(made.context, plan, made.program, made.frames.needs, made.values, made.forwards)
 
 
+@pytest.mark.slow
 @FORMS
 def test_whatever_fails_half_way_everything_is_released_once(rig, fake, form):
     """Every call of a whole life is failed once: the error is raised, nothing is left, nothing is released twice."""

@@ -13,6 +13,8 @@ from safetensors.torch import save_file
 import stepfuse as sf
 from stepfuse.export import ExportError, fuse_lora, unfuse_lora
 
+pytestmark = pytest.mark.slow  # two pipelines are exported for a handful of pictures
+
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 CLIP = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
 LAYERS = {
