@@ -5,6 +5,8 @@ import pytest
 
 import stepfuse as sf
 
+pytestmark = pytest.mark.slow  # thousands of samples of a thousand steps
+
 MEANS = np.array([[1.5, 0.0], [-0.75, 1.3], [-0.75, -1.3]])
 SPREAD, WEIGHTS = 0.2, np.array([0.5, 0.3, 0.2])
 SCHEDULE = sf.NoiseSchedule.linear()

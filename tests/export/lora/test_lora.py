@@ -299,7 +299,7 @@ def test_a_fused_lora_is_what_diffusers_applies(bundle, lora, tmp_path, scale):
     ("kind", "changed"),
     [
         ("bundle", {"denoiser.onnx", "text_encoder.onnx"}),
-        ("half", {"denoiser.onnx", "text_encoder.onnx"}),
+        pytest.param("half", {"denoiser.onnx", "text_encoder.onnx"}, marks=pytest.mark.slow),
         ("external", {"denoiser.onnx.data", "text_encoder.onnx.data"}),
     ],
 )

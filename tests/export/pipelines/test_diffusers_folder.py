@@ -129,6 +129,7 @@ def test_what_the_manifest_says(exported):
     assert "DiTPipeline" in bundle.provenance
 
 
+@pytest.mark.slow
 def test_float16_halves_the_weights(pristine, exported, tmp_path):
     import onnx
 

@@ -157,6 +157,7 @@ def test_nothing_is_said_on_the_way(tmp_path, timed, capfd, caplog):
     assert not caplog.records
 
 
+@pytest.mark.slow
 def test_a_pipeline_is_quantised_on_what_its_prompts_become(exported, tmp_path, timed):
     timed(2.0, 1.0)
     bundle = exported("StableDiffusionPipeline")

@@ -18,6 +18,8 @@ from stepfuse.export.tensorrt import Options, Profile, Target, build_plan, find_
 from stepfuse.export.tensorrt.build import parse
 from stepfuse.tensorrt.logger import logger_for
 
+pytestmark = pytest.mark.slow  # TensorRT tries many kernels for each
+
 ADA = Target(("8.9",))
 TURING = Target(("7.5",))  # which has no float32 or bfloat16 products: TensorRT refuses the types that it must keep
 AMPERE = Target(("8.0",))  # which has no float8

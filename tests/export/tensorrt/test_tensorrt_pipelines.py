@@ -8,7 +8,7 @@ import tiny_pipelines
 import stepfuse as sf
 from stepfuse.export.tensorrt import Profile, Target, load_plan, plan_for
 
-pytestmark = pytest.mark.slow  # 25 plans are built; test_tensorrt_build.py builds one of each kind
+pytestmark = pytest.mark.slow  # 25 plans are built
 
 TARGET = Target(("8.9", "12.0"))
 NETWORKS = {"DDPMPipeline": 1, "DDIMPipeline": 1, "DiTPipeline": 3}  # the others have 4

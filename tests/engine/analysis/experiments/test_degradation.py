@@ -45,6 +45,7 @@ def column(measured, sampler, name):
     return {row.steps: getattr(row, name) for row in measured.rows if row.sampler == sampler}
 
 
+@pytest.mark.slow
 def test_naive_striding_collapses_as_published(measured):
     """Each published step count is worse than the one before, and the whole fall is at least as deep."""
     found = column(measured, "ddpm_strided", "distance")
@@ -53,12 +54,14 @@ def test_naive_striding_collapses_as_published(measured):
     assert found[25] / found[1000] > PUBLISHED_STRIDED[25] / PUBLISHED_STRIDED[1000]
 
 
+@pytest.mark.slow
 def test_ddim_hardly_degrades_where_naive_striding_does(measured):
     ddim, naive = (column(measured, sampler, "distance") for sampler in ("ddim", "ddpm_strided"))
     assert max(ddim.values()) * 20 < naive[50]
     assert column(measured, "dpmpp_2m", "distance")[25] * 20 < naive[50]
 
 
+@pytest.mark.slow
 def test_deterministic_samplers_come_nearer_to_the_full_run_with_more_steps(measured):
     for sampler in ("ddim", "dpmpp_2m"):
         errors = list(column(measured, sampler, "mse").values())
@@ -68,6 +71,7 @@ def test_deterministic_samplers_come_nearer_to_the_full_run_with_more_steps(meas
     assert {row.compared_with for row in measured.rows if row.sampler.startswith("ddpm")} == {"DDPM 1000 steps"}
 
 
+@pytest.mark.slow
 def test_samples_with_step_noise_are_nearly_as_far_from_their_full_run_as_unrelated_ones(measured):
     """Two samples of the mixture are 2 (spread^2 + E|m|^2 / 2) apart; a shared starting noise changes little."""
     expected = 2 * (SPREAD**2 + (MEANS**2).sum(1).mean() / 2)
@@ -86,6 +90,7 @@ def test_a_naive_run_is_compared_with_what_is_right_at_its_steps():
     assert found.rows[0].mse == pytest.approx(np.mean((right - wrong) ** 2), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_passes_are_counted_and_ddpm_of_all_steps_runs_once(measured):
     assert column(measured, "ddpm", "passes") == {steps: steps for steps in PUBLISHED_STRIDED}
     assert [row.steps for row in measured.rows if row.sampler == "dpmpp_2m"] == [250, 100, 50, 25]
@@ -102,6 +107,7 @@ def test_without_a_judge_the_figure_shows_the_error_alone(tmp_path):
     assert [axes.get_ylabel() for axes in draw_degradation(found).axes] == ["mean squared error"]
 
 
+@pytest.mark.slow
 def test_the_figure_shows_every_sampler_and_step_count(measured):
     pytest.importorskip("matplotlib")
     left, right = draw_degradation(measured).axes

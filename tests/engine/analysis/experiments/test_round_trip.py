@@ -51,6 +51,7 @@ def test_refinements_and_steps_bring_it_nearer():
     assert all(row.mse <= row.mse_worst for row in rows)
 
 
+@pytest.mark.slow
 def test_real_images_come_back_at_a_hundred_steps_each_way():
     judge = Judge.load("fashion")
     images = judge.real_images[::10]

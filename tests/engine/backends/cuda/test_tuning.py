@@ -163,6 +163,7 @@ def test_without_memory_it_is_the_rule_of_thumb_s(made, fake, caplog):
     assert kernels.get(1, N, noise=False) is kernels.named(name_of("wide"))  # for which there is
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [OUT_OF_MEMORY, ANOTHER])
 def test_whatever_fails_while_it_is_timed_the_rule_of_thumb_s_is_taken(made, fake, code):
     def measured(fail_at=None):
