@@ -1,5 +1,7 @@
 """The wheel: it holds everything, and samples in a fresh environment of the base dependencies alone."""
 
+import contextlib
+import os
 import shutil
 import subprocess
 import sys
@@ -24,6 +26,20 @@ def run(*command, cwd, ok=True):
     return done.stdout if ok else done.stderr
 
 
+@contextlib.contextmanager
+def all_processors():
+    """For a compiler: tests in several processes are held to a processor each."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    held = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, range(os.cpu_count()))
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, held)
+
+
 def tracked(*patterns):
     listed = run("git", "ls-files", "-z", *patterns, cwd=ROOT).split("\0")
     return [name for name in listed if name and (ROOT / name).is_file()]
@@ -37,7 +53,8 @@ def wheel(tmp_path_factory):
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, source / name)
     options = ["--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", out]
-    run(sys.executable, "-m", "pip", "wheel", *options, source, cwd=out)
+    with all_processors():
+        run(sys.executable, "-m", "pip", "wheel", *options, source, cwd=out)
     [built] = out.iterdir()
     return built
 
