@@ -18,7 +18,7 @@ test: .venv-dev/.ready
 
 # All cubins, the soak of 100,000 requests, the GPU check's own tests, fresh environments: long for what they show.
 test-slow: .venv-dev/.ready
-	$(PYTEST) -m slow
+	$(PYTEST) -m slow $$(grep -rl 'mark\.slow' tests --include='test_*.py')
 
 # What the newest versions within the extras' ranges break; says first where they differ from the lock. torch and
 # diffusers stay, which the test extra pins.

@@ -1,7 +1,7 @@
 """Runs the benchmarks, each in a process of its own, and ends with the design's targets against the figures.
 
     python benchmarks/run.py           # all rounds of those that take minutes, on an idle machine
-    python benchmarks/run.py --quick   # all benchmarks, a few rounds each: to see them work, not to quote
+    python benchmarks/run.py --quick   # all, a few rounds each, two at a time: to see them work, not to quote
 
 The exit status is 1 if a benchmark fails: if it exits with another status than 0, or if a result is missing, cannot be
 read or has a figure that is not finite. A target that is missed is no failure: a benchmark is not a test.
@@ -14,6 +14,7 @@ import math
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -110,15 +111,18 @@ def main() -> int:
     console = Console(width=None if Console().is_terminal else 120)
     targets: list[Target] = []
     failures: dict[str, str] = {}
-    for name, benchmark in BENCHMARKS.items():
-        if benchmark.long and not options.quick:
-            continue
+    names = [name for name, benchmark in BENCHMARKS.items() if options.quick or not benchmark.long]
+
+    def timed(name: str) -> tuple[list[Target], str | None, float]:
         started = time.monotonic()
-        found, failure = run(name, options.quick, options.bundle)
-        targets += found
-        if failure is not None:
-            failures[name] = failure
-        console.print(f"{name}: {failure or 'done'}, {time.monotonic() - started:.0f} s", highlight=False)
+        return *run(name, options.quick, options.bundle), time.monotonic() - started
+
+    with ThreadPoolExecutor(max_workers=2 if options.quick else 1) as pool:
+        for name, (found, failure, seconds) in zip(names, pool.map(timed, names), strict=True):
+            targets += found
+            if failure is not None:
+                failures[name] = failure
+            console.print(f"{name}: {failure or 'done'}, {seconds:.0f} s", highlight=False)
     console.print(targets_table(targets))
     for name, failure in failures.items():
         console.print(f"failed: {name}: {failure}", style="red", highlight=False, markup=False)
