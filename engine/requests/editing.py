@@ -48,15 +48,22 @@ def begin_late(table: StepTable, strength: float) -> StepTable:
         raise ValueError(f"strength must leave at least one of {steps} steps, at least {1 / steps:.3g}, got {strength}")
     if kept == steps:
         return table
-    rows = np.array(table.rows[starts[-kept] :])
+    rest = table[int(starts[-kept]) :]
+    rows = np.array(rest.rows)
     q_d, q_h = COLUMNS.index("q_d"), COLUMNS.index("q_h")
     rows[0, q_d] += rows[0, q_h]
     rows[0, q_h] = 0
-    return replace(table, rows=rows)
+    return replace(rest, rows=rows)
 
 
 def levels(table: StepTable, schedule: NoiseSchedule) -> npt.NDArray[np.float32]:
-    """Signal and noise of the state before each row, and of the clean result behind the last, shape (S + 1, 2)."""
+    """Signal and noise of the state before each row, and of the clean result behind the last, shape (S + 1, 2).
+
+    They are the table's own, which a sampler may take from between the schedule's; a table made by hand has none, and
+    takes those of the schedule at its timesteps.
+    """
+    if table.levels is not None:
+        return table.levels.astype(np.float32)
     scale = table["s"].astype(np.float64)
     mixed = np.stack(schedule.levels(table["t"].astype(np.float64)), axis=1) / scale[:, None]
     return np.append(mixed, [[1.0, 0.0]], axis=0).astype(np.float32)

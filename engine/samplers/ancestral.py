@@ -14,6 +14,7 @@ from stepfuse.samplers.coefficients import (
     ancestral,
     build_table,
     choose_timesteps,
+    preserving_levels,
     recorded,
 )
 from stepfuse.samplers.schedule import NoiseSchedule, Spacing
@@ -58,7 +59,7 @@ def ddpm(
     t = choose_timesteps(schedule, steps, timesteps, spacing, steps_offset)
     a, a_prev = alphas_at(schedule, t), alphas_at(schedule, np.append(t[1:], -1.0))
     columns = ancestral(prediction_type, t, a, a_prev, variance, clip)
-    return build_table("ddpm", schedule, t, columns, guidance_scale, guidance_interval)
+    return build_table("ddpm", schedule, t, columns, preserving_levels(a), guidance_scale, guidance_interval)
 
 
 @recorded
@@ -93,8 +94,9 @@ def ddpm_strided(
         NaiveSamplerWarning: If any timestep is left out.
     """
     t = choose_timesteps(schedule, steps, timesteps, spacing, steps_offset)
-    columns = ancestral(prediction_type, t, alphas_at(schedule, t), alphas_at(schedule, t - 1), variance, clip)
-    table = build_table("ddpm_strided", schedule, t, columns, guidance_scale, guidance_interval)
+    a = alphas_at(schedule, t)
+    columns = ancestral(prediction_type, t, a, alphas_at(schedule, t - 1), variance, clip)
+    table = build_table("ddpm_strided", schedule, t, columns, preserving_levels(a), guidance_scale, guidance_interval)
     if len(t) < schedule.num_train_timesteps:
         warnings.warn(
             f"ddpm_strided with {len(t)} of {schedule.num_train_timesteps} steps is wrong on purpose:"

@@ -16,6 +16,7 @@ from stepfuse.samplers.table import StepTable
 
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
 Columns = dict[str, npt.ArrayLike]
+Levels = tuple[Float64Array, Float64Array]  # signal and noise of states: signal * x0 + noise * z
 
 # The smallest positive float16: what diffusers puts in the place of a terminal ᾱ of 0 where a sampler divides by it.
 TINY_ALPHA = 2.0**-24
@@ -82,11 +83,10 @@ def require_between(name: str, value: float, low: float, high: float) -> None:
 
 def alphas_at(schedule: NoiseSchedule, t: Float64Array, final: float = 1.0) -> Float64Array:
     """ᾱ at each timestep; ``final`` where t is below 0, past the last one."""
-    alphas = schedule.alphas_cumprod
-    index = t.round().astype(int)
-    if index.max() >= len(alphas):
-        raise ValueError(f"timesteps[{int(np.argmax(index))}] must be at most {len(alphas) - 1}, got {index.max()}")
-    return np.where(index >= 0, alphas[np.maximum(index, 0)], final)
+    last = schedule.num_train_timesteps - 1
+    if t.max() > last:
+        raise ValueError(f"timesteps[{int(np.argmax(t))}] must be at most {last}, got {t.max():g}")
+    return np.where(t >= 0, schedule.alphas_cumprod_at(np.maximum(t, 0.0)), final)
 
 
 def sigmas_of(schedule: NoiseSchedule, prediction_type: str) -> Float64Array:
@@ -106,6 +106,11 @@ def karras_sigmas(sigmas: Float64Array, count: int) -> Float64Array:
     rho = 7.0
     low, high = sigmas[0] ** (1 / rho), sigmas[-1] ** (1 / rho)
     return cast("Float64Array", (high + np.linspace(0, 1, count) * (low - high)) ** rho)
+
+
+def preserving_levels(a: Float64Array) -> Levels:
+    """Signal and noise of variance-preserving states at signal share ``a``."""
+    return np.sqrt(a), np.sqrt(1 - a)
 
 
 def clean_sample(prediction_type: str, a: Float64Array, clip: float | None) -> Columns:
@@ -186,11 +191,25 @@ def build_table(
     schedule: NoiseSchedule,
     t: Float64Array,
     columns: Columns,
+    levels: Levels,
     guidance_scale: float,
     guidance_interval: tuple[float, float],
     init_scale: float = 1.0,
+    last_level: tuple[float, float] = (1.0, 0.0),
 ) -> StepTable:
-    """A checked table of these columns, with guidance where the interval has it on."""
+    """A checked table of these columns, with guidance where the interval has it on.
+
+    Args:
+        name: The sampler's.
+        schedule: Its noise levels.
+        t: Timesteps, shape (S,).
+        columns: As in ``StepTable.from_columns``.
+        levels: Signal and noise of the state before each row, each of shape (S,).
+        guidance_scale: As for ``ddim``.
+        guidance_interval: As for ``ddim``.
+        init_scale: As in ``StepTable``.
+        last_level: Signal and noise of the result.
+    """
     if not (np.isfinite(guidance_scale) and guidance_scale >= 0):
         raise ValueError(f"guidance_scale must be at least 0 and finite, got {guidance_scale}")
     start, stop = guidance_interval
@@ -204,5 +223,6 @@ def build_table(
         {"t": t, "g": np.where(guided, guidance_scale, 1.0), **columns},
         sampler=name,
         init_scale=init_scale,
+        levels=np.append(np.stack(levels, axis=1), [last_level], axis=0),
         max_timestep=schedule.max_timestep,
     )

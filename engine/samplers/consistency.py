@@ -14,6 +14,7 @@ from stepfuse.samplers.coefficients import (
     choose_timesteps,
     clean_sample,
     consistency,
+    preserving_levels,
     recorded,
     step_count,
 )
@@ -65,4 +66,4 @@ def lcm(
             "q_d": np.sqrt(a_prev) * c_out,
             "q_z": np.sqrt(1 - a_prev),
         }
-    return build_table("lcm", schedule, t, columns, guidance_scale, guidance_interval)
+    return build_table("lcm", schedule, t, columns, preserving_levels(a), guidance_scale, guidance_interval)

@@ -14,6 +14,7 @@ from stepfuse.samplers.coefficients import (
     choose_timesteps,
     clean_sample,
     karras_sigmas,
+    preserving_levels,
     recorded,
     require_between,
     sigmas_of,
@@ -84,4 +85,4 @@ def dpmpp_2m(
         "q_h": -towards_d * 0.5 / step_ratio,
         "u_d": 1.0,
     }
-    return build_table("dpmpp_2m", schedule, t, columns, guidance_scale, guidance_interval)
+    return build_table("dpmpp_2m", schedule, t, columns, preserving_levels(a), guidance_scale, guidance_interval)

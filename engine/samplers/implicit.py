@@ -11,6 +11,7 @@ from stepfuse.samplers.coefficients import (
     choose_timesteps,
     implicit,
     next_timesteps,
+    preserving_levels,
     recorded,
     require_between,
 )
@@ -67,4 +68,4 @@ def ddim(
     prev_t = next_timesteps(schedule, t, explicit=timesteps is not None)
     a, a_prev = alphas_at(schedule, t), alphas_at(schedule, prev_t, final_alpha_cumprod)
     columns = implicit(prediction_type, a, a_prev, eta, clip, clipped_eps=clipped_eps)
-    return build_table("ddim", schedule, t, columns, guidance_scale, guidance_interval)
+    return build_table("ddim", schedule, t, columns, preserving_levels(a), guidance_scale, guidance_interval)

@@ -15,6 +15,7 @@ from stepfuse.samplers.coefficients import (
     clean_sample,
     eps_from,
     next_timesteps,
+    preserving_levels,
     recorded,
     require_between,
 )
@@ -84,4 +85,14 @@ def ddim_inverse(
             "u_x": np.where(first & (refinements > 0), 1.0, 0.0),
             "u_h": np.where(first, 0.0, 1.0),
         }
-    return build_table("ddim_inverse", schedule, t, columns, guidance_scale, guidance_interval)
+    last = np.sqrt(a_to[-1]), np.sqrt(1 - a_to[-1])
+    return build_table(
+        "ddim_inverse",
+        schedule,
+        t,
+        columns,
+        preserving_levels(a_here),
+        guidance_scale,
+        guidance_interval,
+        last_level=last,
+    )

@@ -8,6 +8,7 @@ import numpy as np
 
 from stepfuse.samplers.coefficients import (
     Columns,
+    Levels,
     PredictionType,
     build_table,
     choose_timesteps,
@@ -64,7 +65,7 @@ def euler(
         return _flow(schedule, steps, timesteps, guidance_scale, guidance_interval)
     t, sigma, init_scale = _levels(schedule, steps, timesteps, spacing, steps_offset, prediction_type, karras)
     columns = _ode_step(prediction_type, sigma, np.append(sigma[1:], 0.0) - sigma)
-    return build_table("euler", schedule, t, columns, guidance_scale, guidance_interval, init_scale)
+    return build_table("euler", schedule, t, columns, _exploding(sigma), guidance_scale, guidance_interval, init_scale)
 
 
 @recorded
@@ -100,7 +101,9 @@ def euler_ancestral(
     noise = after * np.sqrt(sigma**2 - after**2) / sigma
     below = after**2 / sigma  # sqrt(after^2 - noise^2)
     columns = {**_ode_step(prediction_type, sigma, below - sigma), "q_z": noise}
-    return build_table("euler_ancestral", schedule, t, columns, guidance_scale, guidance_interval, init_scale)
+    return build_table(
+        "euler_ancestral", schedule, t, columns, _exploding(sigma), guidance_scale, guidance_interval, init_scale
+    )
 
 
 @recorded
@@ -155,7 +158,9 @@ def heun(
         "u_d": np.where(corrected, step / 2 * d_to_slope, 0.0),
         "u_e": np.where(corrected, step / 2 * e_to_slope, 0.0),
     }
-    return build_table("heun", schedule, t, columns, guidance_scale, guidance_interval, init_scale)
+    return build_table(
+        "heun", schedule, t, columns, _exploding(sigma_here), guidance_scale, guidance_interval, init_scale
+    )
 
 
 def _levels(
@@ -184,6 +189,11 @@ def _levels(
         sigma = karras_sigmas(ends[::-1], len(t))
         t = np.interp(np.log(sigma), np.log(all_sigmas), np.arange(total))
     return t, sigma, float(sigma[0] if spacing in ("linspace", "trailing") else np.hypot(sigma[0], 1.0))
+
+
+def _exploding(sigma: Float64Array) -> Levels:
+    """Signal and noise of states ``x0 + sigma z``, whose variance grows with the noise."""
+    return np.ones_like(sigma), sigma
 
 
 def _slope(prediction_type: PredictionType, sigma: Float64Array, clip: float | None) -> tuple[Columns, Weights]:
@@ -218,7 +228,8 @@ def _flow(
         sigma = np.linspace(ends[0], ends[1], step_count(steps, total))
         sigma = shift * sigma / (1 + (shift - 1) * sigma)  # diffusers shifts both the ends and what lies between
     columns: Columns = {"p_x": 1.0, "p_e": -sigma, "q_x": 1.0, "q_e": np.append(sigma[1:], 0.0) - sigma}
-    return build_table("euler", schedule, sigma * total, columns, guidance_scale, guidance_interval)
+    levels = 1 - sigma, sigma
+    return build_table("euler", schedule, sigma * total, columns, levels, guidance_scale, guidance_interval)
 
 
 def _refuse_on_flows(**given: tuple[object, object]) -> None:

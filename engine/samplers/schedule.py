@@ -68,19 +68,29 @@ class NoiseSchedule:
         Returns:
             Signal and noise, each of the timesteps' shape: √ᾱ and √(1 − ᾱ), or 1 − σ and σ on a flow schedule.
         """
-        t = np.asarray(timesteps, dtype=np.float64)
         if self.is_flow:
-            sigma = t / self.num_train_timesteps
+            sigma = np.asarray(timesteps, dtype=np.float64) / self.num_train_timesteps
             return 1 - sigma, sigma
-        below = np.floor(t).astype(int)
-        alphas = self.alphas_cumprod[below]
-        share = t - below
-        if share.any():
-            with np.errstate(divide="ignore", invalid="ignore"):
-                ratio = np.sqrt(1 / self.alphas_cumprod - 1)
-                between = (1 - share) * ratio[below] + share * ratio[np.minimum(below + 1, len(ratio) - 1)]
-            alphas = np.where(share > 0, 1 / (1 + between**2), alphas)
+        alphas = self.alphas_cumprod_at(timesteps)
         return np.sqrt(alphas), np.sqrt(1 - alphas)
+
+    def alphas_cumprod_at(self, timesteps: npt.ArrayLike) -> Float64Array:
+        """Share of signal left at these timesteps, of any shape, 0 to T - 1; between two whole ones as in ``levels``.
+
+        Raises:
+            ValueError: On a flow schedule, which has none.
+        """
+        t = np.asarray(timesteps, dtype=np.float64)
+        below = np.floor(t).astype(int)
+        alphas: Float64Array = self.alphas_cumprod[below]
+        share = t - below
+        if not share.any():
+            return alphas
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = np.sqrt(1 / self.alphas_cumprod - 1)
+            between = (1 - share) * ratio[below] + share * ratio[np.minimum(below + 1, len(ratio) - 1)]
+        alphas = np.where(share > 0, 1 / (1 + between**2), alphas)
+        return alphas
 
     @classmethod
     def linear(cls, beta_start: float = 1e-4, beta_end: float = 0.02, num_train_timesteps: int = 1000) -> NoiseSchedule:

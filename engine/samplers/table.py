@@ -16,6 +16,7 @@ import numpy.typing as npt
 from stepfuse import _core
 
 Float32Array = npt.NDArray[np.float32]
+Float64Array = npt.NDArray[np.float64]
 
 #: The columns of a row, in memory order; ``csrc/core/step/row.h`` says what each does.
 COLUMNS = ("t", "s", "g", "p_x", "p_e", "lo", "hi", "q_x", "q_d", "q_e", "q_h", "q_z", "u_x", "u_d", "u_e", "u_h")
@@ -38,6 +39,9 @@ class StepTable:
         max_timestep: Largest timestep of the schedule it was made for; None if it is not bound to one.
         guidance_rescale: As in ``adapt``.
         dynamic_threshold: As in ``adapt``.
+        levels: Signal and noise of the state before each row, and of the result: shape (S + 1, 2), float64, read-only;
+            a state is ``signal * x0 + noise * z``. An image that a run begins with, or keeps in part, is noised to
+            them. None, in a table made by hand: the levels that the model's schedule has at ``t``.
     """
 
     rows: Float32Array
@@ -47,6 +51,7 @@ class StepTable:
     max_timestep: float | None = None
     guidance_rescale: float = 0.0
     dynamic_threshold: tuple[float, float] | None = None
+    levels: Float64Array | None = None
 
     def __post_init__(self) -> None:
         rows = np.array(self.rows, dtype=np.float32, order="C")
@@ -54,6 +59,12 @@ class StepTable:
             raise ValueError(f"a table's rows must have shape (S, {len(COLUMNS)}), got {rows.shape}")
         rows.flags.writeable = False
         object.__setattr__(self, "rows", rows)
+        if self.levels is not None:
+            levels = np.array(self.levels, dtype=np.float64, order="C")
+            if levels.shape != (len(rows) + 1, 2):
+                raise ValueError(f"levels must have shape (S + 1, 2) = ({len(rows) + 1}, 2), got {levels.shape}")
+            levels.flags.writeable = False
+            object.__setattr__(self, "levels", levels)
 
     @classmethod
     def from_columns(cls, columns: Mapping[str, npt.ArrayLike], **attributes: Any) -> StepTable:
@@ -91,6 +102,10 @@ class StepTable:
             self._require(np.isfinite(column) | unbounded, name, "must be finite")
         self._require(self["lo"] <= self["hi"], "lo", "must be at most hi")
         self._require(self["s"] != 0, "s", "must not be 0")
+        levels = np.zeros((0, 2)) if self.levels is None else self.levels
+        for row, level in enumerate(levels):
+            if not (np.isfinite(level) & (level >= 0)).all():
+                raise ValueError(f"{self.sampler}: levels[{row}] must be finite and at least 0, got {level.tolist()}")
         if self.max_timestep is not None:
             inside = (self["t"] >= 0) & (self["t"] <= self.max_timestep)
             self._require(inside, "t", f"must be between 0 and {self.max_timestep:g}")
@@ -197,19 +212,25 @@ class StepTable:
     @overload
     def __getitem__(self, key: slice) -> StepTable: ...
     def __getitem__(self, key: int | str | slice) -> Float32Array | StepTable:
-        """``table[i]`` is a row, shape (16,); ``table["q_x"]`` a column, shape (S,); ``table[a:b]`` a shorter table."""
+        """``table[i]`` is a row, shape (16,); ``table["q_x"]`` a column, shape (S,); ``table[a:b]`` a shorter table.
+
+        With a stride a shorter table has no ``levels``: its rows do not lead from one to the next.
+        """
         if isinstance(key, str):
             if key not in COLUMNS:
                 raise KeyError(f"columns are {', '.join(COLUMNS)}, got {key!r}")
             column: Float32Array = self.rows[:, COLUMNS.index(key)]
             return column
         if isinstance(key, slice):
-            return replace(self, rows=self.rows[key])
+            start, stop, stride = key.indices(len(self))
+            connected = stride == 1 and stop > start
+            levels = self.levels[start : stop + 1] if self.levels is not None and connected else None
+            return replace(self, rows=self.rows[key], levels=levels)
         row: Float32Array = self.rows[key]
         return row
 
     def __eq__(self, other: object) -> bool:
-        """Tables are equal if they compute the same thing; names and options do not count."""
+        """Tables are equal if they compute the same thing; names, options and what is said of states do not count."""
         if not isinstance(other, StepTable):
             return NotImplemented
         return self._scalars == other._scalars and np.array_equal(self.rows, other.rows)
@@ -241,11 +262,12 @@ class StepTable:
             "dynamic_threshold": self.dynamic_threshold,
         }
         with Path(path).open("wb") as file:
-            np.savez(file, rows=self.rows, header=np.array(json.dumps(header, default=np.ndarray.tolist)))
+            levels: dict[str, Any] = {} if self.levels is None else {"levels": self.levels}
+            np.savez(file, rows=self.rows, header=np.array(json.dumps(header, default=np.ndarray.tolist)), **levels)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> StepTable:
-        """Reads what ``save`` wrote, and checks it.
+        """Reads what ``save`` wrote, and checks it. A file without ``levels``, of an earlier version, is read too.
 
         Raises:
             ValueError: If the file is no saved table, or the table does not pass ``check``.
@@ -254,6 +276,7 @@ class StepTable:
             with np.load(path, allow_pickle=False) as file:
                 header = json.loads(str(file["header"]))
                 threshold = header.pop("dynamic_threshold", None)
+                header |= {"levels": file["levels"]} if "levels" in file else {}
                 table = cls(file["rows"], **header, dynamic_threshold=threshold and tuple(threshold)).check()
         except (KeyError, TypeError, ValueError, AttributeError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(f"{os.fspath(path)} is not a saved StepTable: {error}") from error

@@ -91,14 +91,15 @@ def table_from_row(table: StepTable, row: int) -> tuple[StepTable, npt.NDArray[n
     Returns:
         The table, whose initial state is not scaled, and the weight of each step's noise, shape (S,).
     """
-    rows = np.array(table.rows[row:])
+    rest = table[row:]
+    rows = np.array(rest.rows)
     q_d, q_h, q_z = (COLUMNS.index(name) for name in ("q_d", "q_h", "q_z"))
     if row:  # the first step of a multistep solver is of first order: it uses its own estimate in place of the last
         rows[0, q_d] += rows[0, q_h]
         rows[0, q_h] = 0
     noise_scales = rows[:, q_z].copy()
     rows[:, q_z] = 0
-    return replace(table, rows=rows, init_scale=1.0), noise_scales
+    return replace(rest, rows=rows, init_scale=1.0), noise_scales
 
 
 def _same_levels(

@@ -22,8 +22,15 @@ SAMPLERS = {
     "ddim-eta": ("ddim", "linear", {"eta": 1.0}),
     "ddpm": ("ddpm", "linear", {}),
     "dpmpp_2m": ("dpmpp_2m", "scaled", {}),
+    "dpmpp_2m-karras": ("dpmpp_2m", "scaled", {"karras": True}),
+    "dpmpp_2m-karras-v": ("dpmpp_2m", "linear", {"karras": True, "prediction_type": "v_prediction"}),
     "lcm": ("lcm", "scaled", {}),
     "heun": ("heun", "linear", {"spacing": "trailing"}),
+    "heun-karras": ("heun", "scaled", {"karras": True}),
+    "euler-linspace": ("euler", "linear", {}),
+    "euler-karras": ("euler", "scaled", {"karras": True, "spacing": "trailing"}),
+    "euler-karras-leading": ("euler", "linear", {"karras": True, "spacing": "leading", "steps_offset": 1}),
+    "euler_ancestral": ("euler_ancestral", "scaled", {"spacing": "linspace"}),
     "euler": ("euler", "shift-3", {}),
 }
 
