@@ -132,7 +132,7 @@ def _flow_schedule(config: _Config) -> NoiseSchedule:
 
 
 def _ddim(config: _Config, schedule: NoiseSchedule) -> dict[str, Any]:
-    options = {"sampler": "ddim", **_spacing(config), **_bounds(config)}
+    options = {"sampler": "ddim", "fixed_stride": True, **_spacing(config), **_bounds(config)}
     if not config["set_alpha_to_one"]:
         options["final_alpha_cumprod"] = float(schedule.alphas_cumprod[0])
     return options

@@ -67,12 +67,9 @@ def choose_timesteps(
     return spaced_timesteps(total, step_count(steps, total), spacing, steps_offset)
 
 
-def next_timesteps(schedule: NoiseSchedule, t: Float64Array, *, explicit: bool) -> Float64Array:
-    """The timestep that each DDIM step leads to; below 0 where that is the clean sample.
-
-    With a spacing, diffusers steps to t - T // S whatever the next timestep is; so do we, to give the same images.
-    """
-    return np.append(t[1:], -1.0) if explicit else t - schedule.num_train_timesteps // len(t)
+def next_timesteps(schedule: NoiseSchedule, t: Float64Array, *, fixed_stride: bool) -> Float64Array:
+    """The timestep that each DDIM step leads to, as ``ddim`` says of ``fixed_stride``; below 0: the clean sample."""
+    return t - schedule.num_train_timesteps // len(t) if fixed_stride else np.append(t[1:], -1.0)
 
 
 def require_between(name: str, value: float, low: float, high: float) -> None:

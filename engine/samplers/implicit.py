@@ -27,6 +27,7 @@ def ddim(
     timesteps: Sequence[float] | None = None,
     spacing: Spacing = "leading",
     steps_offset: int = 0,
+    fixed_stride: bool = False,
     prediction_type: PredictionType = "epsilon",
     clip: float | None = None,
     clipped_eps: bool = False,
@@ -43,6 +44,10 @@ def ddim(
         timesteps: Timesteps of one's own, strictly decreasing, instead of ``spacing``; each step leads to the next one.
         spacing: Which S timesteps are taken: ``leading``, ``trailing`` or ``linspace``.
         steps_offset: Added to ``leading`` timesteps.
+        fixed_stride: Whether a step leads from t to t - T // S, as in diffusers' ``DDIMScheduler``, instead of to the
+            next timestep. The two differ with ``trailing`` and ``linspace`` where T is no multiple of S: a step then
+            ends at another noise level than the next one starts from, and at large S the samples are wrong. It is here
+            for the same images as diffusers; given ``timesteps`` are always led to one by one.
         prediction_type: What the network predicts: ``epsilon``, ``v_prediction`` or ``sample``.
         clip: The implied clean sample is clamped to [-clip, clip]; None leaves it alone.
         clipped_eps: Whether the noise estimate is derived again from the clamped sample.
@@ -65,7 +70,7 @@ def ddim(
     require_between("eta", eta, 0.0, 1.0)
     require_between("final_alpha_cumprod", final_alpha_cumprod, 0.0, 1.0)
     t = choose_timesteps(schedule, steps, timesteps, spacing, steps_offset)
-    prev_t = next_timesteps(schedule, t, explicit=timesteps is not None)
+    prev_t = next_timesteps(schedule, t, fixed_stride=fixed_stride and timesteps is None)
     a, a_prev = alphas_at(schedule, t), alphas_at(schedule, prev_t, final_alpha_cumprod)
     columns = implicit(prediction_type, a, a_prev, eta, clip, clipped_eps=clipped_eps)
     return build_table("ddim", schedule, t, columns, preserving_levels(a), guidance_scale, guidance_interval)

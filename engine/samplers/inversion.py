@@ -31,6 +31,7 @@ def ddim_inverse(
     timesteps: Sequence[float] | None = None,
     spacing: Spacing = "leading",
     steps_offset: int = 0,
+    fixed_stride: bool = False,
     prediction_type: PredictionType = "epsilon",
     final_alpha_cumprod: float = 1.0,
     refinements: int = 0,
@@ -49,6 +50,7 @@ def ddim_inverse(
         timesteps: As for ``ddim``, the noisiest first.
         spacing: As for ``ddim``.
         steps_offset: As for ``ddim``.
+        fixed_stride: As for ``ddim``, to undo steps that are made so.
         prediction_type: As for ``ddim``.
         final_alpha_cumprod: As for ``ddim``: ᾱ of the sample that is encoded.
         refinements: Further network evaluations a step, at least 0.
@@ -66,7 +68,7 @@ def ddim_inverse(
     if refinements < 0:
         raise ValueError(f"refinements must be at least 0, got {refinements}")
     t = choose_timesteps(schedule, steps, timesteps, spacing, steps_offset)
-    prev_t = next_timesteps(schedule, t, explicit=timesteps is not None)
+    prev_t = next_timesteps(schedule, t, fixed_stride=fixed_stride and timesteps is None)
     rounds = 1 + refinements
     t, prev_t = np.repeat(t[::-1], rounds), np.repeat(prev_t[::-1], rounds)
     first = np.arange(len(t)) % rounds == 0  # the state is that of prev_t; in refinements it is already that of t

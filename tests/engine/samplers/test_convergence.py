@@ -1,0 +1,92 @@
+"""More steps come closer to the exact solution, for normal data, whose probability flow is known in closed form."""
+
+import numpy as np
+import pytest
+
+import stepfuse as sf
+
+MEAN, SPREAD = 0.3, 0.5
+NOISE = np.linspace(-2, 2, 5, dtype=np.float32)[None]
+SPACINGS = ("leading", "trailing", "linspace")
+COUNTS = (10, 30, 90, 150, 300, 400, 501, 600, 750, 999)
+
+
+def exact(schedule):
+    """The noise prediction that is right for data N(MEAN, SPREAD²), or on a flow the velocity."""
+
+    def predict(x, t, cond):
+        signal, noise = (one[:, None] for one in schedule.levels(t.astype(np.float64)))
+        surplus = (x - signal * MEAN) / ((signal * SPREAD) ** 2 + noise**2)
+        eps = noise * surplus
+        return eps - (MEAN + signal * SPREAD**2 * surplus) if schedule.is_flow else eps
+
+    return predict
+
+
+def errors(sampler, schedule, counts=COUNTS, **options):
+    """Distance from where the probability flow leads from the first state: x - E[x] scales as its deviation."""
+    found = []
+    kind = "flow" if schedule.is_flow else "epsilon"
+    with sf.Engine.from_callable(exact(schedule), shape=(5,), schedule=schedule, prediction_type=kind) as engine:
+        for steps in counts:
+            table = engine.table(sampler=sampler, steps=steps, **options)
+            signal, noise = table.levels[0]
+            first = table.init_scale * NOISE.astype(np.float64)
+            want = MEAN + SPREAD * (first - signal * MEAN) / np.hypot(signal * SPREAD, noise)
+            found.append(np.abs(engine.sample(1, table=table, noise=NOISE, seed=0) - want).max())
+    return np.array(found)
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("sampler", ["ddim", "euler"])
+def test_the_error_of_a_first_order_sampler_falls_as_steps_are_added(sampler, spacing):
+    for schedule in (sf.NoiseSchedule.linear(), sf.NoiseSchedule.scaled_linear()):
+        found = errors(sampler, schedule, spacing=spacing)
+        assert (found[1:] <= 1.05 * found[:-1]).all(), found
+        assert found[-1] < 0.01
+
+
+@pytest.mark.parametrize("options", [{"spacing": one} for one in SPACINGS] + [{"karras": True}], ids=str)
+@pytest.mark.parametrize("sampler", ["heun", "dpmpp_2m"])
+def test_a_second_order_sampler_stays_near_the_solution_once_it_is_there(sampler, options):
+    """The schedule's least noise, at which its last step begins, leaves 5e-4 of the data's deviation."""
+    found = errors(sampler, sf.NoiseSchedule.linear(), (10, 100, 300, 600, 999), **options)
+    assert found[0] > 5 * found[1]
+    assert found[1:].max() < 0.005
+
+
+def test_a_flow_converges():
+    found = errors("euler", sf.NoiseSchedule.flow(3.0))
+    assert (np.diff(found) < 0).all()
+
+
+@pytest.mark.parametrize("spacing", ["trailing", "linspace"])
+def test_a_fixed_stride_is_diffusers_and_not_right(spacing):
+    schedule = sf.NoiseSchedule.linear()
+    [wrong] = errors("ddim", schedule, [600], spacing=spacing, fixed_stride=True)
+    [right] = errors("ddim", schedule, [600], spacing=spacing)
+    assert wrong > 30 * right
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("options", [{}, {"steps_offset": 1}], ids=str)
+def test_ddim_leads_to_where_the_next_step_begins_and_ends_clean(spacing, options):
+    """With the clean sample predicted, a step's result is the mix of x0 and noise that the next one starts from."""
+    schedule = sf.NoiseSchedule.linear()
+    for steps in (3, 7, 150, 600, 999, 1000):
+        table = sf.samplers.ddim(schedule, steps, spacing=spacing, prediction_type="sample", **options)
+        signal, noise = table.levels.T
+        np.testing.assert_allclose(table["q_x"], noise[1:] / noise[:-1], rtol=1e-6)
+        on_x0 = table["q_x"] * signal[:-1] + table["q_d"] + table["q_e"]
+        np.testing.assert_allclose(on_x0, signal[1:], rtol=1e-5)
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_the_inverse_of_a_step_leads_back_to_where_it_began(spacing):
+    schedule = sf.NoiseSchedule.linear()
+    for steps in (7, 600):
+        for fixed_stride in (False, True):
+            options = {"spacing": spacing, "fixed_stride": fixed_stride}
+            forward = sf.samplers.ddim(schedule, steps, **options)
+            back = sf.samplers.ddim_inverse(schedule, steps, **options)
+            np.testing.assert_allclose(back["q_x"][::-1] * (forward["q_x"] + forward["q_d"] * forward["p_x"]), 1, 1e-5)
