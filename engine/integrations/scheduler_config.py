@@ -1,7 +1,9 @@
 """A diffusers scheduler's configuration, read as a noise schedule and the options of one of our samplers.
 
-It needs ``scheduler_config.json`` alone, not diffusers. Missing entries take the defaults of diffusers 0.42; entries
-that a class does not have are ignored, as diffusers ignores them in a file that another scheduler wrote.
+It needs ``scheduler_config.json`` alone, not diffusers. Missing entries take the defaults of diffusers 0.42. Each entry
+is decided by itself (``scheduler_entries``): one of the class is read, or refused where its value changes the numbers
+in a way that is not covered; one of another scheduler is ignored, as diffusers ignores it; any other is refused,
+whatever its value.
 """
 
 from __future__ import annotations
@@ -9,11 +11,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
+from stepfuse.integrations.scheduler_entries import DEFAULTS, FORMER, KNOWN
 from stepfuse.samplers.schedule import NoiseSchedule
+
+__all__ = ["COVERED", "DEFAULTS", "SchedulerSettings", "read_scheduler"]
+
+_OTHER_SIGMAS = ("use_exponential_sigmas", "use_beta_sigmas")
 
 
 @dataclass(frozen=True)
@@ -35,10 +42,15 @@ class SchedulerSettings:
 
 
 class _Config(Mapping[str, Any]):
-    """A configuration with its class's defaults filled in."""
+    """A configuration with its class's defaults filled in.
+
+    Attributes:
+        given: All entries, those of other classes among them.
+    """
 
     def __init__(self, name: str, values: Mapping[str, Any]) -> None:
         self.name = name
+        self.given = values
         self._values = {key: values.get(key, default) for key, default in DEFAULTS[name].items()}
 
     def __getitem__(self, key: str) -> Any:
@@ -54,19 +66,32 @@ class _Config(Mapping[str, Any]):
         """The value of an entry that must be one of ``allowed``."""
         value = self._values[key]
         if value not in allowed:
-            choice = " or ".join(repr(one) for one in allowed)
-            raise ValueError(
-                f"{self.name}: {key} must be {choice}{why}, got {value!r}: change the scheduler's configuration, or"
-                f" take another of {', '.join(COVERED)}"
-            )
+            self.refuse(key, value, " or ".join(repr(one) for one in allowed) + why)
         return value
+
+    def number(self, key: str, rule: str = "a number", holds: Callable[[float], bool] = math.isfinite) -> float:
+        """The value of an entry that must be a number, and of which ``holds`` is true."""
+        value = self._values[key]
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise TypeError(f"{self.name}: {key} must be {rule}, got {value!r}")
+        if not holds(value):
+            raise ValueError(f"{self.name}: {key} must be {rule}, got {value!r}")
+        return float(value)
+
+    def refuse(self, key: str, value: Any, rule: str) -> NoReturn:
+        """Refuses an entry that changes the numbers in a way that is not covered."""
+        raise ValueError(
+            f"{self.name}: {key} must be {rule}, got {value!r}: change the scheduler's configuration, or take another"
+            f" of {', '.join(COVERED)}"
+        )
 
 
 def read_scheduler(config: Mapping[str, Any]) -> SchedulerSettings:
     """Reads the entries of a ``scheduler_config.json``, ``_class_name`` among them.
 
     Args:
-        config: Entries by name; a missing one takes the class's default.
+        config: Entries by name; a missing one takes the default of the class. Those listed in ``_use_default_values``, in
+            the configuration of a scheduler that diffusers has made, are not handed on to other classes.
 
     Raises:
         ValueError: If the class is not covered, or an entry changes its numbers in a way that no sampler here does; the
@@ -76,19 +101,20 @@ def read_scheduler(config: Mapping[str, Any]) -> SchedulerSettings:
     name = config.get("_class_name")
     if not isinstance(name, str) or name not in _READERS:
         raise ValueError(f"scheduler must be one of {', '.join(COVERED)}, got {name}")
-    unknown = [
-        key
-        for key, value in config.items()
-        if not key.startswith("_") and key not in _KNOWN and value is not None and value is not False
-    ]
-    if unknown:
-        raise ValueError(f"{name}: entries must be known, got {unknown[0]} = {config[unknown[0]]!r}")
+    by_default = set(config.get("_use_default_values") or ())
+    config = {key: value for key, value in config.items() if not key.startswith("_")}
+    handed_on = {key: value for key, value in config.items() if key not in by_default}
+    for key, value in config.items():
+        if key not in KNOWN:
+            raise ValueError(f"{name}: entries must be known, got {key} = {value!r}")
+        if (neutral := FORMER.get(key)) is not None and value not in neutral:
+            raise ValueError(f"{name}: {key}, of former versions, must be {neutral[0]!r} or left out, got {value!r}")
     filled = _Config(name, config)
     if name == "FlowMatchEulerDiscreteScheduler":
         return SchedulerSettings(_flow_schedule(filled), "flow", {"sampler": "euler"}, {})
     prediction = filled.require("prediction_type", "epsilon", "v_prediction", "sample")
     schedule = _schedule(filled)
-    return SchedulerSettings(schedule, prediction, _READERS[name](filled, schedule), _others(name, config))
+    return SchedulerSettings(schedule, prediction, _READERS[name](filled, schedule), _others(name, handed_on))
 
 
 def _others(name: str, config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -120,15 +146,16 @@ def _schedule(config: _Config) -> NoiseSchedule:
             schedule = NoiseSchedule.squaredcos(total)
         else:
             make = NoiseSchedule.linear if kind == "linear" else NoiseSchedule.scaled_linear
-            schedule = make(float(config["beta_start"]), float(config["beta_end"]), total)
+            schedule = make(config.number("beta_start"), config.number("beta_end"), total)
     return schedule.rescale_zero_terminal_snr() if config.get("rescale_betas_zero_snr") else schedule
 
 
 def _flow_schedule(config: _Config) -> NoiseSchedule:
     for key in ("use_dynamic_shifting", "invert_sigmas", "stochastic_sampling", *_OTHER_SIGMAS, "use_karras_sigmas"):
         config.require(key, False, None)
-    config.require("shift_terminal", None)
-    return NoiseSchedule.flow(float(config["shift"]), config["num_train_timesteps"])
+    config.require("shift_terminal", None, False)  # 0, too, leaves the levels as they are
+    shift = config.number("shift", "above 0", lambda shift: 0 < shift < math.inf)
+    return NoiseSchedule.flow(shift, config["num_train_timesteps"])
 
 
 def _ddim(config: _Config, schedule: NoiseSchedule) -> dict[str, Any]:
@@ -145,18 +172,23 @@ def _ddpm(config: _Config, schedule: NoiseSchedule) -> dict[str, Any]:
 
 
 def _dpmpp_2m(config: _Config, schedule: NoiseSchedule) -> dict[str, Any]:
+    _require_signal(config)
     config.require("algorithm_type", "dpmsolver++")
+    config.require(
+        "solver_type", "midpoint", "logrho", "bh1", "bh2"
+    )  # the constructor takes the last three for the first
     config.require("solver_order", 2)
-    config.require("solver_type", "midpoint")
-    config.require("variance_type", None)
-    for key in ("use_lu_lambdas", "use_flow_sigmas", "use_dynamic_shifting", *_OTHER_SIGMAS):
+    if config["variance_type"] in ("learned", "learned_range"):  # others are DDPM's, and mean nothing here
+        config.refuse("variance_type", config["variance_type"], "neither 'learned' nor 'learned_range'")
+    karras = _karras(config)
+    for key in ("use_flow_sigmas", *(() if karras else ("use_lu_lambdas",))):
         config.require(key, False, None)
-    karras = bool(config["use_karras_sigmas"])
     if karras and config["trained_betas"] is None:  # diffusers truncates these timesteps where it rounds all others
         config.require("beta_schedule", "linear", "scaled_linear", why=" with use_karras_sigmas")
     with np.errstate(divide="ignore"):
         log_snr = np.log(schedule.alphas_cumprod / (1 - schedule.alphas_cumprod)) / 2
-    if config["lambda_min_clipped"] > np.where(np.isfinite(log_snr), log_snr, math.log(2.0**-12)).min():
+    bound = config.number("lambda_min_clipped", "a number", lambda value: not math.isnan(value))
+    if bound > np.where(np.isfinite(log_snr), log_snr, math.log(2.0**-12)).min():
         config.require("lambda_min_clipped", -math.inf)
     options = {
         "sampler": "dpmpp_2m",
@@ -172,48 +204,72 @@ def _dpmpp_2m(config: _Config, schedule: NoiseSchedule) -> dict[str, Any]:
 
 
 def _heun(config: _Config, schedule: NoiseSchedule) -> dict[str, Any]:
-    for key in _OTHER_SIGMAS:
-        config.require(key, False, None)
-    return {"sampler": "heun", "karras": bool(config["use_karras_sigmas"]), **_spacing(config), **_bounds(config)}
+    return {"sampler": "heun", "karras": _karras(config), **_spacing(config), **_bounds(config)}
 
 
 def _lcm(config: _Config, schedule: NoiseSchedule) -> dict[str, Any]:
+    _require_signal(config)
     config.require("timestep_scaling", 10.0)
-    return {"sampler": "lcm", "original_steps": config["original_inference_steps"], **_bounds(config)}
+    total = config["num_train_timesteps"]
+    rule = f"a whole number from 1 to num_train_timesteps, {total}"
+    steps = config.number("original_inference_steps", rule, lambda steps: steps in range(1, total + 1))
+    return {"sampler": "lcm", "original_steps": int(steps), **_bounds(config)}
 
 
 def _euler(config: _Config, schedule: NoiseSchedule) -> dict[str, Any]:
-    for key in _OTHER_SIGMAS:
-        config.require(key, False, None)
+    _require_signal(config)
+    karras = _karras(config)
     config.require("interpolation_type", "linear")
     config.require("final_sigmas_type", "zero")
     if config["prediction_type"] == "v_prediction":
         config.require("timestep_type", "discrete", why=" with prediction_type 'v_prediction'")
-    karras = bool(config["use_karras_sigmas"])
-    for key in ("sigma_min", "sigma_max") if karras else ():
-        config.require(key, None, why=" with use_karras_sigmas")
     return {"sampler": "euler", "karras": karras, **_spacing(config)}
 
 
 def _euler_ancestral(config: _Config, schedule: NoiseSchedule) -> dict[str, Any]:
+    _require_signal(config)
     config.require("prediction_type", "epsilon", "v_prediction")
     return {"sampler": "euler_ancestral", **_spacing(config)}
 
 
 def _spacing(config: _Config) -> dict[str, Any]:
     spacing = config.require("timestep_spacing", "leading", "trailing", "linspace")
-    offset = {"steps_offset": config["steps_offset"]} if spacing == "leading" and config["steps_offset"] else {}
-    return {"spacing": spacing, **offset}
+    if spacing != "leading" or not config["steps_offset"]:
+        return {"spacing": spacing}
+    rule = "a whole number of at least 0"
+    offset = config.number("steps_offset", rule, lambda offset: offset >= 0 and offset % 1 == 0)
+    return {"spacing": spacing, "steps_offset": int(offset)}
 
 
 def _bounds(config: _Config) -> dict[str, Any]:
     """How the clean estimate is bounded: by thresholding if that is set, else by clipping."""
     if config.get("thresholding"):
-        largest = float(config["sample_max_value"])
-        if largest < 1:
-            raise ValueError(f"{config.name}: sample_max_value must be at least 1 with thresholding, got {largest}")
-        return {"dynamic_threshold": (float(config["dynamic_thresholding_ratio"]), largest)}
-    return {"clip": float(config["clip_sample_range"])} if config.get("clip_sample") else {}
+        largest = config.number("sample_max_value", "at least 1 with thresholding", lambda largest: largest >= 1)
+        rule = "above 0 and at most 1 with thresholding"
+        return {"dynamic_threshold": (config.number("dynamic_thresholding_ratio", rule, lambda r: 0 < r <= 1), largest)}
+    if config.get("clip_sample"):
+        return {"clip": config.number("clip_sample_range", "above 0 with clip_sample", lambda bound: bound > 0)}
+    return {}
+
+
+def _require_signal(config: _Config) -> None:
+    """Refuses noise estimates at a level without signal, from which these samplers begin with any spacing."""
+    if config["rescale_betas_zero_snr"] and config["prediction_type"] == "epsilon":
+        config.refuse(
+            "rescale_betas_zero_snr", config["rescale_betas_zero_snr"], "False with prediction_type 'epsilon'"
+        )
+
+
+def _karras(config: _Config) -> bool:
+    """Whether a scheduler takes Karras' noise levels, between the bounds that the schedule has."""
+    for key in _OTHER_SIGMAS:
+        config.require(key, False, None)
+    if not config["use_karras_sigmas"]:
+        return False
+    for key in ("sigma_min", "sigma_max"):  # entries of one class, but every other looks for them too
+        if config.given.get(key) is not None:
+            config.refuse(key, config.given[key], "None with use_karras_sigmas")
+    return True
 
 
 _READERS: dict[str, Callable[[_Config, NoiseSchedule], dict[str, Any]]] = {
@@ -229,90 +285,3 @@ _READERS: dict[str, Callable[[_Config, NoiseSchedule], dict[str, Any]]] = {
 
 #: The classes of diffusers that ``read_scheduler`` reads.
 COVERED = tuple(_READERS)
-
-_OTHER_SIGMAS = ("use_exponential_sigmas", "use_beta_sigmas")
-_BETAS: dict[str, Any] = {
-    "num_train_timesteps": 1000,
-    "beta_start": 0.0001,
-    "beta_end": 0.02,
-    "beta_schedule": "linear",
-    "trained_betas": None,
-    "prediction_type": "epsilon",
-}
-_THRESHOLD = {"thresholding": False, "dynamic_thresholding_ratio": 0.995, "sample_max_value": 1.0}
-_CLIP = {"clip_sample": True, "clip_sample_range": 1.0}
-_LEADING = {"timestep_spacing": "leading", "steps_offset": 0}
-_LINSPACE = {"timestep_spacing": "linspace", "steps_offset": 0}
-_SIGMAS = {"use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False}
-_ZERO_SNR = {"rescale_betas_zero_snr": False}
-_LATENT = {"beta_start": 0.00085, "beta_end": 0.012}
-
-#: The arguments of each class's constructor with what they are by default.
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "DDIMScheduler": {**_BETAS, **_CLIP, **_THRESHOLD, **_LEADING, **_ZERO_SNR, "set_alpha_to_one": True},
-    "DDPMScheduler": {**_BETAS, **_CLIP, **_THRESHOLD, **_LEADING, **_ZERO_SNR, "variance_type": "fixed_small"},
-    "DPMSolverMultistepScheduler": {
-        **_BETAS,
-        **_THRESHOLD,
-        **_LINSPACE,
-        **_ZERO_SNR,
-        **_SIGMAS,
-        "solver_order": 2,
-        "algorithm_type": "dpmsolver++",
-        "solver_type": "midpoint",
-        "lower_order_final": True,
-        "euler_at_final": False,
-        "use_lu_lambdas": False,
-        "use_flow_sigmas": False,
-        "flow_shift": 1.0,
-        "final_sigmas_type": "zero",
-        "lambda_min_clipped": -math.inf,
-        "variance_type": None,
-        "use_dynamic_shifting": False,
-        "time_shift_type": "exponential",
-    },
-    "LCMScheduler": {
-        **_BETAS,
-        **_LATENT,
-        **_CLIP,
-        **_THRESHOLD,
-        **_LEADING,
-        **_ZERO_SNR,
-        "beta_schedule": "scaled_linear",
-        "original_inference_steps": 50,
-        "clip_sample": False,
-        "set_alpha_to_one": True,
-        "timestep_scaling": 10.0,
-    },
-    "HeunDiscreteScheduler": {**_BETAS, **_LATENT, **_CLIP, **_LINSPACE, **_SIGMAS, "clip_sample": False},
-    "EulerDiscreteScheduler": {
-        **_BETAS,
-        **_LINSPACE,
-        **_SIGMAS,
-        **_ZERO_SNR,
-        "interpolation_type": "linear",
-        "sigma_min": None,
-        "sigma_max": None,
-        "timestep_type": "discrete",
-        "final_sigmas_type": "zero",
-    },
-    "EulerAncestralDiscreteScheduler": {**_BETAS, **_LINSPACE, **_ZERO_SNR},
-    "FlowMatchEulerDiscreteScheduler": {
-        **_SIGMAS,
-        "num_train_timesteps": 1000,
-        "shift": 1.0,
-        "use_dynamic_shifting": False,
-        "base_shift": 0.5,
-        "max_shift": 1.15,
-        "base_image_seq_len": 256,
-        "max_image_seq_len": 4096,
-        "invert_sigmas": False,
-        "shift_terminal": None,
-        "time_shift_type": "exponential",
-        "stochastic_sampling": False,
-    },
-}
-
-# Entries of other schedulers, which stay in a file that is saved again under one of these classes.
-_LEFT_OVER = {"skip_prk_steps", "predict_x0", "solver_p", "disable_corrector", "set_alpha_to_zero"}
-_KNOWN = _LEFT_OVER.union(*DEFAULTS.values())
