@@ -13,6 +13,7 @@ from typing import Any, NoReturn, cast
 import numpy.typing as npt
 
 from stepfuse import samplers
+from stepfuse.arguments import number, whole_number
 from stepfuse.backends.base import Backend
 from stepfuse.backends.cuda.config import Cuda, device_of
 from stepfuse.backends.host.callable import CallableBackend, DenoiserFunction
@@ -107,6 +108,7 @@ class Engine:
         _refuse_unused(only_on_host if gpu else {}, f"an engine on {device!r}")
         of_session = {name: only_on_host[name] for name in ("threads", "spinning")}
         _refuse_unused(of_session if session is not None else {}, "a session of its own")
+        threads = whole_number("threads", threads)
         if threads < 0:
             raise ValueError(f"threads must be at least 0, got {threads}")
         bundle = name_or_path if isinstance(name_or_path, Bundle) else Bundle.load(name_or_path, verify=verify)
@@ -415,6 +417,7 @@ class Engine:
             TypeError: If an argument is of the wrong kind.
             DenoiserError: As in ``sample``.
         """
+        guidance_scale = number("guidance_scale", guidance_scale)
         require_guidable(self.info, guidance_scale)
         given = as_images(self.info, images, "images")
         if steps is None and options.get("timesteps") is None:
@@ -477,12 +480,13 @@ class Engine:
             EngineClosed: If the engine is closed.
         """
         limit = self.serving.row_limit
-        for count in rows:
+        counts = [whole_number("rows", count) for count in rows]
+        for count in counts:
             if not 1 <= count <= limit:
                 raise ValueError(f"rows must be between 1 and {limit}, got {count}")
 
         def run(backend: Backend) -> None:
-            for count in rows:
+            for count in counts:
                 backend.forward(count)
 
         self._service.run_alone(run)
@@ -545,9 +549,9 @@ class Engine:
 
 
 def _checked_wait(wait: float) -> float:
-    if not wait >= 0:
+    if not number("wait", wait) >= 0:
         raise ValueError(f"wait must be at least 0 seconds, got {wait}")
-    return wait
+    return float(wait)
 
 
 def _info(

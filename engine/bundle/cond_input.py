@@ -12,6 +12,9 @@ import numpy.typing as npt
 _NAMES_TOLD = 20  # of a thousand classes a message names so many
 
 
+# Kinds of numpy's types that are taken for one: a truth value is no class, and a fraction no whole number.
+_KINDS = {"f": "fiub", "i": "iu", "b": "biu"}
+
 _DTYPES = ("float32", "float16", "int64", "int32", "bool")
 
 
@@ -52,7 +55,7 @@ class CondInput:
         array = np.asarray(given)
         if array.shape != self.shape:
             raise ValueError(f"{name} must have shape {self.shape}, got {array.shape}")
-        if array.dtype.kind not in "biuf" or (array.dtype.kind == "f" and np.dtype(self.dtype).kind != "f"):
+        if array.dtype.kind not in _KINDS[np.dtype(self.dtype).kind]:
             raise TypeError(f"{name} must be {self.dtype}, got {given!r} of type {array.dtype}")
         if self.names and not self._known(array):
             raise ValueError(f"{name} must be a class from 0 to {len(self.names) - 1}, got {given}")

@@ -90,8 +90,8 @@ def read_scheduler(config: Mapping[str, Any]) -> SchedulerSettings:
     """Reads the entries of a ``scheduler_config.json``, ``_class_name`` among them.
 
     Args:
-        config: Entries by name; a missing one takes the default of the class. Those listed in ``_use_default_values``, in
-            the configuration of a scheduler that diffusers has made, are not handed on to other classes.
+        config: Entries by name; a missing one takes the default of the class. Those in a list ``_use_default_values``,
+            as in the configuration of a scheduler that diffusers has made, are not handed on to other classes.
 
     Raises:
         ValueError: If the class is not covered, or an entry changes its numbers in a way that no sampler here does; the

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from stepfuse.arguments import whole_number
 from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.bundle.pipeline_info import PipelineInfo
 
@@ -24,9 +25,9 @@ def sample_shape(model: ModelInfo, pipeline: PipelineInfo, width: int, height: i
         TypeError: If a side is not a whole number.
     """
     own = pixels_of(pipeline, model.shape)
-    for name, side in (("width", width), ("height", height)):
-        if isinstance(side, bool) or not isinstance(side, int):
-            raise TypeError(f"{name} must be a whole number of pixels, got {side!r}")
+    width, height = (
+        whole_number(name, side, "a whole number of pixels") for name, side in (("width", width), ("height", height))
+    )
     if pipeline.fixed_size and (width, height) != own:
         raise ValueError(f"this model draws {own[0]} x {own[1]} pixels alone, got {width} x {height}")
     step, most = pipeline.size_multiple, pipeline.max_size or math.inf

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
+from stepfuse.arguments import whole_number
 from stepfuse.backends.cuda.config import Cuda, device_of
 from stepfuse.backends.host.onnxruntime import open_session
 from stepfuse.bundle.bundle import Bundle
@@ -353,8 +354,7 @@ def _text_of(texts: Sequence[str], index: int, n: int) -> str:
 
 
 def _checked_count(given: int) -> int:
-    if isinstance(given, bool) or not isinstance(given, int | np.integer):
-        raise TypeError(f"num_images must be a whole number, got {given!r}")
-    if given < 1:
-        raise ValueError(f"num_images must be at least 1, got {given}")
-    return int(given)
+    count = whole_number("num_images", given)
+    if count < 1:
+        raise ValueError(f"num_images must be at least 1, got {count}")
+    return count

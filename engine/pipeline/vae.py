@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from stepfuse.arguments import whole_number
 from stepfuse.bundle.bundle import Bundle
 from stepfuse.bundle.pipeline_info import VAE_DECODER, VAE_ENCODER
 from stepfuse.errors import BundleError
@@ -133,8 +134,7 @@ class Vae:
 def _checked_tile(tile: Tile, multiple: int) -> Tile:
     if tile is None or tile == "auto":
         return tile
-    if isinstance(tile, bool) or not isinstance(tile, int):
-        raise TypeError(f"tile must be a number of pixels, 'auto' or None, got {tile!r}")
+    tile = whole_number("tile", tile, "a number of pixels, 'auto' or None")
     if tile < multiple or tile % multiple:
         raise ValueError(f"tile must be a multiple of {multiple} pixels for this model, got {tile}")
     return tile

@@ -7,6 +7,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from stepfuse.arguments import whole_number
+
 Path = Literal["slerp", "lerp"]
 
 # Below this angle the great circle and the straight line are the same in float64; as near to a half turn there is none.
@@ -33,7 +35,7 @@ def interpolate_noise(z0: npt.ArrayLike, z1: npt.ArrayLike, n: int, path: Path =
     start, end = np.asarray(z0, dtype=np.float64), np.asarray(z1, dtype=np.float64)
     if start.shape != end.shape:
         raise ValueError(f"z1 must have the shape of z0, {start.shape}, got {end.shape}")
-    _require_two("n", n)
+    n = _two_or_more("n", n)
     return _walk(start, end, n, path).astype(np.float32)
 
 
@@ -63,16 +65,17 @@ def interpolate_noise_grid(
         given = given.reshape(4, *given.shape[2:])
     if given.shape[:1] != (4,):
         raise ValueError(f"corners must have shape (4, *shape) or (2, 2, *shape), got {given.shape}")
-    _require_two("rows", rows)
-    _require_two("columns", columns)
+    rows, columns = _two_or_more("rows", rows), _two_or_more("columns", columns)
     top, bottom = _walk(given[0], given[1], columns, path), _walk(given[2], given[3], columns, path)
     down = [_walk(above, below, rows, path) for above, below in zip(top, bottom, strict=True)]
     return np.stack(down, axis=1).astype(np.float32)
 
 
-def _require_two(name: str, points: int) -> None:
+def _two_or_more(name: str, points: int) -> int:
+    points = whole_number(name, points)
     if points < 2:
         raise ValueError(f"{name} must be at least 2, got {points}")
+    return points
 
 
 def _walk(start: npt.NDArray[np.float64], end: npt.NDArray[np.float64], n: int, path: Path) -> npt.NDArray[np.float64]:

@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy.typing as npt
 
+from stepfuse.arguments import with_hints
 from stepfuse.samplers.table import StepTable
 
 
+@with_hints
 @dataclass(frozen=True)
 class Request:
     """One image to draw, as ``Engine.submit`` takes it: the arguments of ``Engine.sample`` for one sample.

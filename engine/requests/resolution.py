@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stepfuse import _core
+from stepfuse.arguments import number, plain, refuse_unknown, whole_number
 from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.requests.conditioning import cond_per_sample
 from stepfuse.requests.editing import Edit
@@ -92,14 +93,17 @@ class Compiler:
             ValueError: If there is no such sampler, or it refuses an argument.
             TypeError: If it does not have one of the options.
         """
-        items = tuple((options or {}).items())
-        arguments = sampler, steps, guidance_scale, eta, items
-        kinds = tuple(type(one) for one in (*arguments[:4], *(value for _, value in items)))  # True equals 1, 1.0 too
+        given = {name: plain(value) for name, value in (options or {}).items()}
+        numbers = plain(steps), plain(guidance_scale), plain(eta)
+        arguments = sampler, *numbers, tuple(given.items())
+        kinds = tuple(type(one) for one in (sampler, *numbers, *given.values()))  # True equals 1, 1.0 too
         try:
             hash(arguments)
         except TypeError:
-            return compile_table(self.info, sampler, steps, guidance_scale, eta, options or {})
-        return self._remembered(arguments, kinds)
+            hashable = False
+        else:
+            hashable = True
+        return self._remembered(arguments, kinds) if hashable else compile_table(self.info, sampler, *numbers, given)
 
     def _compile_hashable(self, arguments: tuple[Any, ...], kinds: tuple[type, ...]) -> StepTable:
         sampler, steps, guidance_scale, eta, items = arguments
@@ -129,16 +133,14 @@ class Compiler:
             strength=request.strength,
             options=request.options,
         )
-        priority = request.priority
-        if isinstance(priority, bool) or not isinstance(priority, int):
-            raise TypeError(f"priority must be a whole number, got {priority!r}")
+        priority = whole_number("priority", request.priority)
         if not -(1 << 31) <= priority < 1 << 31:
             raise ValueError(f"priority must fit 32 bits, got {priority}")
         if request.id is not None and not (isinstance(request.id, str) and request.id):
             raise TypeError(f"id must be a text of at least one character, got {request.id!r}")
         for name, seconds in (("deadline", request.deadline), ("timeout", request.timeout)):
             if seconds is not None:
-                _require_number(name, seconds)
+                number(name, seconds)
                 if not math.isfinite(seconds):
                     raise ValueError(f"{name} must be finite, got {seconds}")
         if request.timeout is not None and request.timeout <= 0:
@@ -170,12 +172,11 @@ def resolve(
             is not within 0 to 2^64 - 1, or a sampler, ``CondInput.value`` or ``Edit`` refuses its argument.
         TypeError: If a value is of the wrong kind.
     """
-    if isinstance(n, bool) or not isinstance(n, int | np.integer):
-        raise TypeError(f"n must be a whole number, got {n!r}")
+    n = whole_number("n", n)
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")
     info = compiler.info
-    _require_memory(int(n), info.shape)
+    _require_memory(n, info.shape)
     conds = cond_per_sample(info.cond, cond, n)
     negatives = cond_per_sample(info.cond, negative_cond, n, "negative_cond")
     seeds = seeds_of(seed, n)
@@ -221,8 +222,8 @@ def compile_table(
         steps = default_steps(info, sampler)
     if guidance_scale is None:
         guidance_scale = info.defaults.get("guidance_scale", 1.0)
+    guidance_scale = number("guidance_scale", guidance_scale)
     require_guidable(info, guidance_scale)
-    _require_number("guidance_scale", guidance_scale)
 
     function = SAMPLERS[sampler]
     accepted = inspect.signature(function).parameters
@@ -232,13 +233,10 @@ def compile_table(
         arguments["prediction_type"] = info.prediction_type
     if "eta" in accepted:
         arguments["eta"] = info.defaults.get("eta", 0.0) if eta is None else eta
-        _require_number("eta", arguments["eta"])
     elif eta:
         raise ValueError(f"eta must be left out with sampler {sampler!r}, which has none, got {eta}")
-    unknown = [name for name in arguments if name not in accepted]
-    if unknown:
-        known = ", ".join([*(name for name in accepted if name != "schedule"), *_ADAPTIVE])
-        raise TypeError(f"sampler {sampler!r} takes {known}, got {', '.join(unknown)}")
+    known = [*(name for name in accepted if name != "schedule"), *_ADAPTIVE]
+    refuse_unknown(f"sampler {sampler!r}", known, arguments)
     return _adapt(function(info.schedule, steps, guidance_scale=guidance_scale, **arguments), adaptive)
 
 
@@ -247,14 +245,12 @@ def _adapt(table: StepTable, options: Mapping[str, Any]) -> StepTable:
     rescale, threshold = options.get("guidance_rescale"), options.get("dynamic_threshold")
     if rescale is None and threshold is None:
         return table
-    _require_number("guidance_rescale", rescale or 0.0)
+    rescale = number("guidance_rescale", 0.0 if rescale is None else rescale)
     if threshold is not None:
         if not isinstance(threshold, Sequence | np.ndarray) or len(threshold) != 2:
             raise TypeError(f"dynamic_threshold must be two numbers, (ratio, largest), got {threshold!r}")
-        for one in threshold:
-            _require_number("dynamic_threshold", one)
-        threshold = float(threshold[0]), float(threshold[1])
-    return table.adapt(guidance_rescale=float(rescale or 0.0), dynamic_threshold=threshold)
+        threshold = float(number("dynamic_threshold", threshold[0])), float(number("dynamic_threshold", threshold[1]))
+    return table.adapt(guidance_rescale=float(rescale), dynamic_threshold=threshold)
 
 
 def starting_state(shape: tuple[int, ...], given: npt.ArrayLike | None, name: str = "noise") -> npt.NDArray[np.float32]:
@@ -373,41 +369,24 @@ def _check(info: ModelInfo, table: Any) -> None:
 
 
 def _strengths(given: float | Sequence[float] | None, n: int) -> list[float | None]:
-    strengths = _each("strength", given, n)
-    for one in strengths:
-        if one is not None:
-            _require_number("strength", one)
-    return strengths
+    return [one if one is None else number("strength", one) for one in _each("strength", given, n)]
 
 
 def seeds_of(seed: int | Sequence[int] | None, n: int) -> list[int]:
     """A seed a sample: of one seed s, s + i, beginning again at 0 after the last; None draws one."""
     if seed is None:
         seed = secrets.randbits(64)
-    if isinstance(seed, int | np.integer) and not isinstance(seed, bool):
-        _require_seed(int(seed))
-        return [(int(seed) + i) % _SEED_LIMIT for i in range(n)]
-    seeds = _each("seed", seed, n)
+    seeds = [whole_number("seed", one) for one in _each("seed", seed, n)]
     for one in seeds:
-        if isinstance(one, bool) or not isinstance(one, int | np.integer):
-            raise TypeError(f"seed must be a whole number, got {one!r}")
-        _require_seed(int(one))
-    return [int(one) for one in seeds]
-
-
-def _require_seed(seed: int) -> None:
-    if not 0 <= seed < _SEED_LIMIT:
-        raise ValueError(f"seed must be between 0 and 2^64 - 1, got {seed}")
-
-
-def _require_number(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
-        raise TypeError(f"{name} must be a number, got {value!r}")
+        if not 0 <= one < _SEED_LIMIT:
+            raise ValueError(f"seed must be between 0 and 2^64 - 1, got {one}")
+    single = np.ndim(seed) == 0
+    return [(one + i) % _SEED_LIMIT for i, one in enumerate(seeds)] if single else seeds
 
 
 def _each(name: str, given: Any, n: int) -> list[Any]:
     """One value a sample."""
-    if isinstance(given, np.ndarray) and given.ndim == 1:
+    if isinstance(given, np.ndarray) and given.ndim <= 1:
         given = given.tolist()
     if isinstance(given, str | StepTable) or not isinstance(given, Sequence):
         return [given] * n

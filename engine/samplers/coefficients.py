@@ -6,17 +6,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import wraps
 from inspect import signature
-from typing import Literal, ParamSpec, cast
+from typing import Any, Literal, ParamSpec, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from stepfuse.arguments import number, plain, refuse_unknown, truth_value, whole_number
 from stepfuse.samplers.schedule import Float64Array, NoiseSchedule, Spacing, explicit_timesteps, spaced_timesteps
 from stepfuse.samplers.table import StepTable
 
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
 Columns = dict[str, npt.ArrayLike]
 Levels = tuple[Float64Array, Float64Array]  # signal and noise of states: signal * x0 + noise * z
+
+# What an argument annotated so must be.
+_CHECKS: dict[str, Callable[[str, Any], Any]] = {"int": whole_number, "float": number, "bool": truth_value}
 
 # The smallest positive float16: what diffusers puts in the place of a terminal ᾱ of 0 where a sampler divides by it.
 TINY_ALPHA = 2.0**-24
@@ -25,16 +29,26 @@ Arguments = ParamSpec("Arguments")
 
 
 def recorded(function: Callable[Arguments, StepTable]) -> Callable[Arguments, StepTable]:
-    """Has a sampler's tables carry all arguments that they were made with, but for the schedule."""
-    parameters = signature(function)
+    """Has a sampler's tables carry all arguments that they were made with, but for the schedule.
+
+    Arguments are checked to be of the kind that their annotation says; numpy's numbers become Python's.
+    """
+    signed = signature(function)
+    kinds = {name: str(parameter.annotation).partition(" | ") for name, parameter in signed.parameters.items()}
+    checks = {name: (_CHECKS[kind], bool(rest)) for name, (kind, _, rest) in kinds.items() if kind in _CHECKS}
+    known = [name for name in signed.parameters if name != "schedule"]
 
     @wraps(function)
     def sampler(*args: Arguments.args, **kwargs: Arguments.kwargs) -> StepTable:
-        table = function(*args, **kwargs)
-        bound = parameters.bind(*args, **kwargs)
+        refuse_unknown(f"sampler {function.__name__!r}", known, kwargs.keys() - {"schedule"})
+        bound = signed.bind(*args, **kwargs)
         bound.apply_defaults()
-        del bound.arguments["schedule"]
-        return replace(table, options=bound.arguments)
+        schedule = bound.arguments.pop("schedule")
+        options = {name: plain(value) for name, value in bound.arguments.items()}
+        for name, (check, optional) in checks.items():
+            if not (optional and options[name] is None):
+                options[name] = check(name, options[name])
+        return replace(cast("Callable[..., StepTable]", function)(schedule, **options), options=options)
 
     return sampler
 
@@ -43,10 +57,8 @@ def step_count(steps: int | None, most: int, name: str = "steps") -> int:
     """A checked number of steps, 1 to ``most``."""
     if steps is None:
         raise ValueError(f"{name} must be given where timesteps are not")
-    if isinstance(steps, bool) or not isinstance(steps, int | np.integer):
-        raise TypeError(f"{name} must be a whole number, got {steps!r}")
     require_between(name, steps, 1, most)
-    return int(steps)
+    return steps
 
 
 def match_count(steps: int | None, given: int) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stepfuse import _core
+from stepfuse.arguments import whole_number
 
 #: Streams of one seed: the starting state, the noise that a step adds, and what an encoded picture deviates by.
 INITIAL_STATE, STEP, POSTERIOR = 0, 1, 2
@@ -35,6 +36,7 @@ def normal(seed: int, shape: tuple[int, ...], *, step: int = 0, stream: int = IN
     Raises:
         ValueError: If the seed is out of range.
     """
+    seed = whole_number("seed", seed)
     if not 0 <= seed < 1 << 64:
         raise ValueError(f"seed must be between 0 and 2^64 - 1, got {seed}")
     return _core.normal(seed, step, stream, int(np.prod(shape))).reshape(shape)

@@ -9,6 +9,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from stepfuse.arguments import number, plain, whole_number
+
 Float64Array = npt.NDArray[np.float64]
 _LONGEST = 1_000_000  # a manifest may say anything
 Spacing = Literal["leading", "trailing", "linspace"]
@@ -133,10 +135,11 @@ class NoiseSchedule:
     @classmethod
     def flow(cls, shift: float = 1.0, num_train_timesteps: int = 1000) -> NoiseSchedule:
         """Rectified flow (Liu et al., 2023; Esser et al., 2024): the network predicts ``z - x0``, timesteps are T σ."""
+        shift = number("shift", shift)
         if not (np.isfinite(shift) and shift > 0):
             raise ValueError(f"shift must be positive and finite, got {shift}")
-        config = {"type": "flow", "shift": shift, "num_train_timesteps": num_train_timesteps}
-        return cls(_length(num_train_timesteps), shift=float(shift), config=config)
+        length, shift = _length(num_train_timesteps), float(shift)
+        return cls(length, shift=shift, config={"type": "flow", "shift": shift, "num_train_timesteps": length})
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> NoiseSchedule:
@@ -167,7 +170,7 @@ class NoiseSchedule:
     def _named(cls, betas: Float64Array, **config: Any) -> NoiseSchedule:
         schedule = cls.from_betas(betas)
         config["num_train_timesteps"] = len(betas)
-        return cls(len(betas), config=config, _alphas_cumprod=schedule.alphas_cumprod)
+        return cls(len(betas), config=plain(config), _alphas_cumprod=schedule.alphas_cumprod)
 
     def rescale_zero_terminal_snr(self) -> NoiseSchedule:
         """The same schedule stretched to end in pure noise, ᾱ_T = 0 (Lin et al., 2023, Algorithm 1)."""
@@ -215,11 +218,10 @@ def explicit_timesteps(num_train_timesteps: int, timesteps: Sequence[float] | np
 
 
 def _length(num_train_timesteps: int) -> int:
-    if isinstance(num_train_timesteps, bool) or not isinstance(num_train_timesteps, int | np.integer):
-        raise TypeError(f"num_train_timesteps must be a whole number, got {num_train_timesteps!r}")
-    if not 1 <= num_train_timesteps <= _LONGEST:
-        raise ValueError(f"num_train_timesteps must be between 1 and {_LONGEST}, got {num_train_timesteps}")
-    return int(num_train_timesteps)
+    length = whole_number("num_train_timesteps", num_train_timesteps)
+    if not 1 <= length <= _LONGEST:
+        raise ValueError(f"num_train_timesteps must be between 1 and {_LONGEST}, got {length}")
+    return length
 
 
 def _vector(name: str, values: npt.ArrayLike) -> Float64Array:

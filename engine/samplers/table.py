@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stepfuse import _core
+from stepfuse.arguments import plain
 
 Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
@@ -59,6 +60,8 @@ class StepTable:
             raise ValueError(f"a table's rows must have shape (S, {len(COLUMNS)}), got {rows.shape}")
         rows.flags.writeable = False
         object.__setattr__(self, "rows", rows)
+        for name in ("options", "init_scale", "max_timestep", "guidance_rescale", "dynamic_threshold"):
+            object.__setattr__(self, name, plain(getattr(self, name)))
         if self.levels is not None:
             levels = np.array(self.levels, dtype=np.float64, order="C")
             if levels.shape != (len(rows) + 1, 2):

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from stepfuse import _core
+from stepfuse.arguments import number, whole_number
 
 #: Most rows of one forward where the caller does not say: in the host's memory, and on a GPU.
 HOST_ROWS, GPU_ROWS = 64, 16
@@ -31,6 +32,8 @@ class CostCurve:
     row: float
 
     def __post_init__(self) -> None:
+        for name in ("fixed", "row"):
+            object.__setattr__(self, name, number(name, getattr(self, name)))
         if not (math.isfinite(self.fixed) and self.fixed >= 0 and math.isfinite(self.row) and self.row > 0):
             raise ValueError(f"a cost curve needs fixed >= 0 and row > 0 seconds, got {self.fixed} and {self.row}")
 
@@ -68,12 +71,13 @@ class Serving:
             value = getattr(self, name)
             if name != "max_queue" and value is None:
                 continue
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{name} must be a whole number, got {value!r}")
+            value = whole_number(name, value)
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+            object.__setattr__(self, name, value)
         if self.policy not in POLICIES:
             raise ValueError(f"policy must be one of {', '.join(POLICIES)}, got {self.policy!r}")
+        object.__setattr__(self, "ageing", number("ageing", self.ageing))
         if not (math.isfinite(self.ageing) and self.ageing >= 0):
             raise ValueError(f"ageing must be finite and at least 0, got {self.ageing}")
 

@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from stepfuse.arguments import plain, whole_number
 from stepfuse.bundle.bundle import Bundle, finish_bundle
 from stepfuse.bundle.folder import MANIFEST, new_folder
 from stepfuse.bundle.model_info import ModelInfo
@@ -98,7 +99,9 @@ def from_diffusers(
         ValueError: If ``precision`` or ``opset`` is not supported, or ``size`` is no whole number or pair of them.
     """
     target = Path(out)
-    _check_arguments(precision, opset, size)
+    opset = whole_number("opset", opset)
+    _check_arguments(precision, opset)
+    pixels = None if size is None else _pixels(size)
     if target.exists() and not (overwrite and (target / MANIFEST).is_file()):  # found now, not when all is exported
         rule = f"only a folder with a {MANIFEST} is replaced" if overwrite else "pass overwrite=True to replace it"
         raise ExportError(f"{target} exists already: {rule}")
@@ -107,7 +110,7 @@ def from_diffusers(
         raise ExportError(f"{folder.path}: pipeline must be one of {', '.join(PIPELINES)}, got {folder.class_name}")
     settings = read_settings(folder, sampler)
     module = import_module(f"stepfuse.export.pipelines.{PIPELINES[folder.class_name]}")
-    plan: ExportPlan = module.plan(folder, (size, size) if isinstance(size, int) else size)
+    plan: ExportPlan = module.plan(folder, pixels)
     for component in {component for part in plan.parts for component in part.components}:
         folder.weights(component)
     left_out = [component for component in LEFT_OUT if folder.has(component)]
@@ -208,14 +211,20 @@ class _PipelineExport:
         return report, errors
 
 
-def _check_arguments(precision: str, opset: int, size: Any) -> None:
+def _pixels(size: Any) -> tuple[int, int]:
+    """Width and height of a ``size`` that is one number or both."""
+    given = plain(size)
+    sides = tuple(given) if isinstance(given, tuple | list) else (given, given)
+    if len(sides) != 2 or not all(isinstance(side, int) and not isinstance(side, bool) for side in sides):
+        raise ValueError(f"size must be a whole number of pixels or (width, height), got {size!r}")
+    return sides
+
+
+def _check_arguments(precision: str, opset: int) -> None:
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     if not OPSETS[0] <= opset <= OPSETS[1]:
         raise ValueError(f"opset must be between {OPSETS[0]} and {OPSETS[1]}, got {opset}")
-    sides = size if isinstance(size, tuple) and len(size) == 2 else (size, size)
-    if size is not None and not all(isinstance(side, int) and not isinstance(side, bool) for side in sides):
-        raise ValueError(f"size must be a whole number of pixels or (width, height), got {size!r}")
 
 
 def _model_info(plan: ExportPlan, settings: SchedulerSettings) -> ModelInfo:

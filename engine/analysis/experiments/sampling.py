@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from stepfuse.arguments import whole_number
 from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.engine import Engine
 from stepfuse.samplers import NaiveSamplerWarning
@@ -131,9 +132,7 @@ def require_count(name: str, value: int, least: int) -> None:
         TypeError: If ``value`` is not an integer.
         ValueError: If ``value`` is below ``least``.
     """
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"{name} must be a whole number, got {value!r}")
-    if value < least:
+    if whole_number(name, value) < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")
 
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from stepfuse.arguments import plain, whole_number
+
 #: How a bundle's network runs on a GPU.
 BACKENDS = ("onnxruntime", "onnxruntime-tensorrt", "tensorrt")
 
@@ -41,6 +43,11 @@ class Cuda:
     options: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "index", whole_number("index", self.index))
+        if self.memory_bytes is not None:
+            object.__setattr__(self, "memory_bytes", whole_number("memory_bytes", self.memory_bytes))
+        if self.buckets is not None:
+            object.__setattr__(self, "buckets", plain(self.buckets))
         if self.index < 0:
             raise ValueError(f"index must be at least 0, got {self.index}")
         if self.backend is not None and self.backend not in BACKENDS:
@@ -80,7 +87,7 @@ def gpu_of(device: int | str | Cuda, **options: Any) -> Cuda:
                 f"device=Cuda(...) must hold all options of the GPU, got {given} beside it: move them there"
             )
         return device
-    gpu = Cuda(device) if isinstance(device, int) else device_of(device)
+    gpu = device_of(device) if isinstance(device, str) else Cuda(device)
     if gpu is None:
         raise ValueError(f"device must be a GPU, got {device!r}: stepfuse.Engine draws on the CPU")
     return replace(gpu, **options)

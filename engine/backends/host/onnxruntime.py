@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from stepfuse.arguments import whole_number
 from stepfuse.backends.host.base import HostBackend
 from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.errors import BundleError, DenoiserError
@@ -38,7 +39,7 @@ def open_session(model: Path, *, threads: int = 0, spinning: bool = True) -> ort
         BundleError: If the file is no ONNX model.
     """
     options = session_options({"session.intra_op.allow_spinning": "1" if spinning else "0"})
-    options.intra_op_num_threads = threads or _held_to()
+    options.intra_op_num_threads = whole_number("threads", threads) or _held_to()
     options.inter_op_num_threads = 1
     return session_of(model, options, [CPU])
 

@@ -1,0 +1,116 @@
+"""What a caller gives: numbers of Python's or numpy's as Python's, and hints where the name is another library's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import wraps
+from inspect import signature
+from typing import Any, TypeVar
+
+import numpy as np
+
+Class = TypeVar("Class", bound=type)
+
+#: What arguments of diffusers and other libraries are called here.
+_NAMES: Mapping[str, str] = {
+    **dict.fromkeys(("num_inference_steps", "num_steps", "inference_steps", "n_steps"), "steps"),
+    **dict.fromkeys(("generator", "random_seed", "manual_seed", "rng"), "seed"),
+    **dict.fromkeys(
+        ("num_images_per_prompt", "batch_size", "num_samples", "num_images"), "n, num_images of TextToImage"
+    ),
+    **dict.fromkeys(("cfg_scale", "cfg", "guidance"), "guidance_scale"),
+    **dict.fromkeys(("class_labels", "labels", "y", "prompt"), "cond, prompt of TextToImage"),
+    "negative_prompt": "negative_cond, negative_prompt of TextToImage",
+    "latents": "noise, latents of TextToImage",
+    "scheduler": "sampler",
+    "sigmas": "timesteps",
+    "mask_image": "mask",
+    "init_image": "image",
+    "callback_on_step_end": "callback",
+    "timestep_spacing": "spacing",
+    "use_karras_sigmas": "karras",
+    **dict.fromkeys(("clip_sample", "clip_sample_range"), "clip"),
+    **dict.fromkeys(("thresholding", "dynamic_thresholding_ratio", "sample_max_value"), "dynamic_threshold"),
+    **dict.fromkeys(("set_alpha_to_one", "final_sigmas_type"), "final_alpha_cumprod"),
+    "use_clipped_model_output": "clipped_eps",
+    "original_inference_steps": "original_steps",
+    "variance_type": "variance",
+}
+
+
+def plain(value: Any) -> Any:
+    """What numpy has made as numbers and lists of Python, within tuples, lists and dicts too; a range as a list."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    if isinstance(value, dict):
+        return {name: plain(one) for name, one in value.items()}
+    if isinstance(value, tuple):
+        return tuple(plain(one) for one in value)
+    return [plain(one) for one in value] if isinstance(value, list | range) else value
+
+
+def whole_number(name: str, value: Any, rule: str = "a whole number") -> int:
+    """An int of Python's or numpy's, also as an array of no dimension; truth values are none.
+
+    Raises:
+        TypeError: If it is something else.
+    """
+    found = _scalar(value)
+    if isinstance(found, bool) or not isinstance(found, int):
+        raise TypeError(f"{name} must be {rule}, got {value!r}")
+    return found
+
+
+def number(name: str, value: Any) -> float:
+    """A whole number or a float of Python's or numpy's, also as an array of no dimension; truth values are none.
+
+    Raises:
+        TypeError: If it is something else.
+    """
+    found = _scalar(value)
+    if isinstance(found, bool) or not isinstance(found, int | float):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    return found
+
+
+def truth_value(name: str, value: Any) -> bool:
+    """A bool of Python's or numpy's, also as an array of no dimension.
+
+    Raises:
+        TypeError: If it is something else.
+    """
+    found = _scalar(value)
+    if not isinstance(found, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return found
+
+
+def refuse_unknown(taker: str, known: Collection[str], given: Iterable[str]) -> None:
+    """Refuses arguments that there are not, with what those of another library are called here.
+
+    Raises:
+        TypeError: If one of ``given`` is not in ``known``.
+    """
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        named = (f"{name} (here: {_NAMES[name]})" if name in _NAMES else name for name in unknown)
+        raise TypeError(f"{taker} takes {', '.join(known)}, got {', '.join(named)}")
+
+
+def with_hints(kind: Class) -> Class:
+    """Has a class's constructor refuse unknown keywords with ``refuse_unknown``."""
+    construct: Callable[..., None] = kind.__init__  # type: ignore[misc]
+    known = list(signature(construct).parameters)[1:]
+
+    @wraps(construct)
+    def constructor(self: Any, *args: Any, **kwargs: Any) -> None:
+        refuse_unknown(kind.__name__, known, kwargs)
+        construct(self, *args, **kwargs)
+
+    kind.__init__ = constructor  # type: ignore[misc]
+    return kind
+
+
+def _scalar(value: Any) -> Any:
+    is_one = isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0)
+    return value.item() if is_one else value
