@@ -15,8 +15,18 @@ import stepfuse as sf
 
 console = Console()
 
+_OWN = ("sampler", "steps", "guidance_scale", "eta", "seed")
+_WORDS = {"true": True, "false": False, "none": None}
+
 Model = Annotated[str, typer.Argument(help="An embedded model's name, or a bundle folder.")]
 Sampler = Annotated[str | None, typer.Option(help=f"One of {', '.join(sf.samplers.SAMPLERS)}.")]
+SamplerOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--sampler-option",
+        help="NAME=VALUE of the sampler, such as karras=true, spacing=trailing or timesteps=900,600,300; repeat it.",
+    ),
+]
 Steps = Annotated[int | None, typer.Option(help="Steps; the model's default if left out.")]
 GuidanceScale = Annotated[float | None, typer.Option("--guidance-scale", "-g", help="1 is no guidance.")]
 Eta = Annotated[float | None, typer.Option(help="DDIM's share of added noise, 0 to 1.")]
@@ -44,6 +54,39 @@ def plain_errors() -> Iterator[None]:
 def say(text: str) -> None:
     """Prints a line as it is: nothing in it is read as markup, and a long path is not wrapped."""
     console.print(escape(text), highlight=False, soft_wrap=True)
+
+
+def parse_sampler_options(texts: list[str] | None) -> dict[str, Any]:
+    """Options of ``--sampler-option`` by name: numbers, true, false, none, other words, or several with commas between.
+
+    Raises:
+        ValueError: If one is not NAME=VALUE, a name comes twice or has an option of its own.
+    """
+    options: dict[str, Any] = {}
+    for text in texts or ():
+        name, given, value = text.partition("=")
+        name = name.strip().replace("-", "_")
+        if not (given and name and value.strip()):
+            raise ValueError(f"--sampler-option must be NAME=VALUE such as karras=true, got {text!r}")
+        if name in _OWN:
+            raise ValueError(f"--sampler-option {name} has an option of its own: give --{name.replace('_', '-')}")
+        if name in options:
+            raise ValueError(f"--sampler-option {name} must be given once, got {text!r} too")
+        values = [_parse_value(part) for part in value.split(",") if part.strip()]
+        options[name] = tuple(values) if "," in value else values[0]
+    return options
+
+
+def _parse_value(text: str) -> Any:
+    word = text.strip()
+    if word.lower() in _WORDS:
+        return _WORDS[word.lower()]
+    for kind in (int, float):
+        try:
+            return kind(word)
+        except ValueError:
+            continue
+    return word
 
 
 def parse_cond(info: sf.ModelInfo, text: str | None) -> Any:

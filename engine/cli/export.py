@@ -12,7 +12,16 @@ import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 import stepfuse as sf
-from stepfuse.cli.common import NewBundle, Overwrite, Sampler, console, plain_errors, say
+from stepfuse.cli.common import (
+    NewBundle,
+    Overwrite,
+    Sampler,
+    SamplerOptions,
+    console,
+    parse_sampler_options,
+    plain_errors,
+    say,
+)
 
 
 def export(
@@ -20,6 +29,7 @@ def export(
     output: NewBundle,
     precision: Annotated[str, typer.Option(help="float32 or float16.")] = "float32",
     sampler: Sampler = None,
+    sampler_option: SamplerOptions = None,
     size: Annotated[
         str | None,
         typer.Option(help="Pixels a side, or WIDTHxHEIGHT, sampled by default; the model's own if left out."),
@@ -42,6 +52,7 @@ def export(
                 output,
                 precision=precision,
                 sampler=sampler,
+                sampler_options=parse_sampler_options(sampler_option),
                 opset=opset,
                 size=None if size is None else _pixels(size),
                 name=name,

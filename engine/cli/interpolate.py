@@ -18,11 +18,13 @@ from stepfuse.cli.common import (
     MaxRows,
     Model,
     Sampler,
+    SamplerOptions,
     Steps,
     Threads,
     console,
     describe,
     parse_cond,
+    parse_sampler_options,
     plain_errors,
     say,
 )
@@ -49,6 +51,7 @@ def interpolate(
     seeds: Annotated[str, typer.Option(help="The grid's corners: two above, two below.")] = "0,1,2,3",
     path: Annotated[str, typer.Option(help="slerp (great circle) or lerp (straight line).")] = "slerp",
     sampler: Sampler = None,
+    sampler_option: SamplerOptions = None,
     steps: Steps = None,
     guidance_scale: GuidanceScale = None,
     eta: Eta = None,
@@ -64,6 +67,7 @@ def interpolate(
 ) -> None:
     """Sample along a walk between two noises, or between four: a strip, a grid or an animation."""
     with plain_errors():
+        chosen = parse_sampler_options(sampler_option)
         size = None if grid is None else _grid_size(grid)
         _check_output(output, moving=size is None)
         if path not in get_args(WalkPath):
@@ -79,7 +83,7 @@ def interpolate(
             given = parse_cond(engine.info, cond)
             if from_image and guidance_scale is None:
                 guidance_scale = 1.0  # with guidance an inversion is far from exact
-            table = engine.table(sampler=sampler, steps=steps, guidance_scale=guidance_scale, eta=eta)
+            table = engine.table(sampler=sampler, steps=steps, guidance_scale=guidance_scale, eta=eta, **chosen)
             if size:
                 walk = walk_on_grid(engine.info.shape, seeds, size, walk_path)
             elif from_image and to_image:

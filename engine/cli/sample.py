@@ -17,11 +17,13 @@ from stepfuse.cli.common import (
     GuidanceScale,
     Model,
     Sampler,
+    SamplerOptions,
     Steps,
     Threads,
     console,
     describe,
     parse_cond,
+    parse_sampler_options,
     plain_errors,
     say,
 )
@@ -42,6 +44,7 @@ def sample(
         list[str] | None, typer.Option(help="Class name or index; repeat it for several. All classes if left out.")
     ] = None,
     sampler: Sampler = None,
+    sampler_option: SamplerOptions = None,
     steps: Steps = None,
     guidance_scale: GuidanceScale = None,
     eta: Eta = None,
@@ -75,6 +78,7 @@ def sample(
     with plain_errors():
         if output.suffix not in (".png", ".npy"):
             raise ValueError(f"output must end in .png or .npy, got {output.name}")
+        chosen = parse_sampler_options(sampler_option)
         bundle = sf.Bundle.load(model)
         options = {"prompt": prompt, "negative_prompt": negative_prompt, "width": width, "height": height}
         prompted = require_prompt(bundle, {**options, "cond": cond})
@@ -87,6 +91,7 @@ def sample(
                 max_rows=max_rows,
                 threads=threads,
                 **options,
+                **chosen,
                 num_images=1 if number is None else number,
                 sampler=sampler,
                 steps=steps,
@@ -101,7 +106,7 @@ def sample(
         number = 30 if number is None else number
         with sf.Engine.load(bundle, device=device, max_rows=max_rows, threads=threads) as engine:
             conds = conds_per_sample(engine.info, cond, number)
-            table = engine.table(sampler=sampler, steps=steps, guidance_scale=guidance_scale, eta=eta)
+            table = engine.table(sampler=sampler, steps=steps, guidance_scale=guidance_scale, eta=eta, **chosen)
             editing = edit_arguments(bundle, image, mask, threads)
             began = time.perf_counter()
             images = engine.sample(

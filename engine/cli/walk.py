@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,9 @@ def walk_between_pictures(
         how = f"{table.sampler} with eta {table.options['eta']:g}" if table.sampler == "ddim" else table.sampler
         raise ValueError(f"pictures can be inverted with sampler ddim and eta 0 alone, got {how}")
     images = np.stack([read_image(one, engine.info.shape, engine.info.data_range) for one in pictures])
-    scale = table.options["guidance_scale"]
-    z0, z1 = engine.encode(images, steps=len(table), cond=cond, guidance_scale=scale, progress=console.is_terminal)
+    known = signature(sf.samplers.ddim_inverse).parameters.keys() - {"schedule", "steps", "prediction_type"}
+    options = {name: value for name, value in table.options.items() if name in known}
+    z0, z1 = engine.encode(images, steps=len(table), cond=cond, progress=console.is_terminal, **options)
     return _line(z0, z1, (pictures[0].name, pictures[1].name), number, path, 0)
 
 

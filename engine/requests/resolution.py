@@ -21,6 +21,7 @@ from stepfuse.requests.conditioning import cond_per_sample
 from stepfuse.requests.editing import Edit
 from stepfuse.requests.request import Request
 from stepfuse.samplers import SAMPLERS
+from stepfuse.samplers.names import require_sampler
 from stepfuse.samplers.table import StepTable
 
 _DEFAULT_STEPS = 50
@@ -216,8 +217,7 @@ def compile_table(
     """
     if sampler is None:
         sampler = info.defaults.get("sampler", "euler" if info.schedule.is_flow else "ddim")
-    if sampler not in SAMPLERS:
-        raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {sampler!r}")
+    require_sampler(sampler, SAMPLERS)
     if steps is None and options.get("timesteps") is None:
         steps = default_steps(info, sampler)
     if guidance_scale is None:
@@ -229,14 +229,14 @@ def compile_table(
     accepted = inspect.signature(function).parameters
     arguments = {**default_options(info, function), **options}
     adaptive = {name: arguments.pop(name) for name in _ADAPTIVE if name in arguments}
-    if "prediction_type" in accepted:
-        arguments["prediction_type"] = info.prediction_type
     if "eta" in accepted:
         arguments["eta"] = info.defaults.get("eta", 0.0) if eta is None else eta
     elif eta:
         raise ValueError(f"eta must be left out with sampler {sampler!r}, which has none, got {eta}")
-    known = [*(name for name in accepted if name != "schedule"), *_ADAPTIVE]
+    known = [*(name for name in accepted if name not in ("schedule", "prediction_type")), *_ADAPTIVE]
     refuse_unknown(f"sampler {sampler!r}", known, arguments)
+    if not info.schedule.is_flow:
+        arguments["prediction_type"] = info.prediction_type
     return _adapt(function(info.schedule, steps, guidance_scale=guidance_scale, **arguments), adaptive)
 
 

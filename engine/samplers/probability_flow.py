@@ -61,7 +61,12 @@ def euler(
         TypeError: If ``steps`` is no whole number.
     """
     if schedule.is_flow:
-        _refuse_on_flows(spacing=(spacing, "linspace"), steps_offset=(steps_offset, 0), karras=(karras, False))
+        _refuse_on_flows(
+            spacing=(spacing, "linspace"),
+            steps_offset=(steps_offset, 0),
+            prediction_type=(prediction_type, "epsilon"),
+            karras=(karras, False),
+        )
         return _flow(schedule, steps, timesteps, guidance_scale, guidance_interval)
     t, sigma, init_scale = _levels(schedule, steps, timesteps, spacing, steps_offset, prediction_type, karras)
     columns = _ode_step(prediction_type, sigma, np.append(sigma[1:], 0.0) - sigma)

@@ -19,6 +19,7 @@ from stepfuse.bundle.folder import MANIFEST, new_folder
 from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.errors import ExportError
 from stepfuse.integrations.scheduler_config import SchedulerSettings
+from stepfuse.requests.resolution import compile_table
 
 try:
     import diffusers  # noqa: F401
@@ -60,6 +61,7 @@ def from_diffusers(
     *,
     precision: str = "float32",
     sampler: str | None = None,
+    sampler_options: Mapping[str, Any] | None = None,
     opset: int = 18,
     size: int | tuple[int, int] | None = None,
     name: str | None = None,
@@ -82,6 +84,8 @@ def from_diffusers(
             XL's), and text encoders with a T5.
         sampler: A sampler in the place of the pipeline's own scheduler, as if that were made ``from_config`` of it:
             ddim, ddpm, dpmpp_2m, lcm, heun, euler or euler_ancestral. The bundle takes any of them later, too.
+        sampler_options: Options of that sampler, or of the pipeline's own, in the place of what the configuration says:
+            ``{"karras": True, "spacing": "trailing"}``.
         opset: ONNX operator set, 18 to 23.
         size: Default size of pictures in pixels: a side or (width, height); None is the model's own.
         name: The model's name; None is the folder's.
@@ -96,7 +100,9 @@ def from_diffusers(
     Raises:
         ExportError: If the folder is incomplete, a class or setting in it is not covered, a file would have to be
             unpickled, a network cannot be reproduced, the disk is too small, or ``out`` is there already.
-        ValueError: If ``precision`` or ``opset`` is not supported, or ``size`` is no whole number or pair of them.
+        ValueError: If ``precision`` or ``opset`` is not supported, ``size`` is no whole number or pair of them, or the
+            sampler refuses an option.
+        TypeError: If the sampler does not have an option.
     """
     target = Path(out)
     opset = whole_number("opset", opset)
@@ -108,9 +114,11 @@ def from_diffusers(
     folder = PipelineFolder(Path(path))
     if folder.class_name not in PIPELINES:
         raise ExportError(f"{folder.path}: pipeline must be one of {', '.join(PIPELINES)}, got {folder.class_name}")
-    settings = read_settings(folder, sampler)
+    settings = read_settings(folder, sampler, sampler_options or {})
     module = import_module(f"stepfuse.export.pipelines.{PIPELINES[folder.class_name]}")
     plan: ExportPlan = module.plan(folder, pixels)
+    info = _model_info(plan, settings)
+    compile_table(info, None, None, None, None, {})  # raises what the sampler refuses, before anything is exported
     for component in {component for part in plan.parts for component in part.components}:
         folder.weights(component)
     left_out = [component for component in LEFT_OUT if folder.has(component)]
@@ -125,7 +133,7 @@ def from_diffusers(
             return finish_bundle(
                 new,
                 name=name or folder.path.resolve().name,
-                info=_model_info(plan, settings),
+                info=info,
                 provenance=_provenance(folder),
                 licence=folder.licence(),
                 pipeline=plan.pipeline,

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
+from stepfuse.arguments import plain
 from stepfuse.errors import ExportError
 from stepfuse.export.pipelines.pipeline_folder import PipelineFolder
 from stepfuse.integrations.scheduler_config import COVERED, SchedulerSettings, read_scheduler
+from stepfuse.samplers.names import require_sampler
 
 CLASSES = {
     "ddim": "DDIMScheduler",
@@ -22,13 +27,16 @@ FLOW = {"euler": "FlowMatchEulerDiscreteScheduler"}
 _OWN = {"DDIMPipeline": "DDIMScheduler"}  # pipelines that convert the saved scheduler to a class of their own
 
 
-def read_settings(folder: PipelineFolder, sampler: str | None) -> SchedulerSettings:
+def read_settings(
+    folder: PipelineFolder, sampler: str | None, options: Mapping[str, Any] = MappingProxyType({})
+) -> SchedulerSettings:
     """Reads the schedule and the sampler's settings from the scheduler's configuration.
 
     Args:
         folder: The pipeline.
         sampler: One of ``CLASSES``, as if the pipeline had that scheduler made ``from_config`` of its own; None keeps
             its own.
+        options: Of that sampler, instead of what the configuration says.
 
     Raises:
         ExportError: If ``sampler`` is unknown, or the scheduler or a setting of it is not covered.
@@ -37,15 +45,19 @@ def read_settings(folder: PipelineFolder, sampler: str | None) -> SchedulerSetti
     config = folder.json("scheduler", file.name)
     given = _class_of(folder, config)
     classes = FLOW if given.startswith("FlowMatch") else CLASSES
-    if sampler is not None and sampler not in classes:
-        raise ExportError(f"sampler must be one of {', '.join(classes)} for {given}, got {sampler!r}")
+    if sampler is not None:
+        try:
+            require_sampler(sampler, classes, f" for {given}")
+        except ValueError as error:
+            raise ExportError(str(error)) from error
     name = classes[sampler] if sampler is not None else _OWN.get(folder.class_name, given)
     if name not in COVERED:
         raise ExportError(f"{file}: {name} is not covered: choose a sampler, one of {', '.join(classes)}")
     try:
-        return read_scheduler({**config, **_overridden(folder, config), "_class_name": name})
+        settings = read_scheduler({**config, **_overridden(folder, config), "_class_name": name})
     except (ValueError, TypeError) as error:
         raise ExportError(f"{file}: {error}") from error
+    return replace(settings, defaults={**settings.defaults, **plain(dict(options))})
 
 
 def _class_of(folder: PipelineFolder, config: dict[str, Any]) -> str:

@@ -72,6 +72,14 @@ def test_sample_begins_with_a_picture_and_keeps_what_the_mask_does(bundle, tmp_p
         (["--strength", "0.5"], "strength needs an image, got image=None"),
         (["--steps", "0"], "steps must be between 1 and 1000, got 0"),
         (["--sampler", "magic"], "sampler must be one of"),
+        (["--sampler", "DPMSolverMultistepScheduler"], "got 'DPMSolverMultistepScheduler' (here: dpmpp_2m)"),
+        (["--sampler-option", "karras"], "--sampler-option must be NAME=VALUE such as karras=true, got 'karras'"),
+        (["--sampler-option", "spacing="], "--sampler-option must be NAME=VALUE such as karras=true, got 'spacing='"),
+        (["--sampler-option", "steps=4"], "--sampler-option steps has an option of its own: give --steps"),
+        (["--sampler-option", "clip=1", "--sampler-option", "clip=2"], "clip must be given once, got 'clip=2' too"),
+        (["--sampler-option", "use_karras_sigmas=true"], "got use_karras_sigmas (here: karras)"),
+        (["--sampler-option", "spacing=even"], "spacing must be 'leading', 'trailing' or 'linspace', got 'even'"),
+        (["--sampler-option", "prediction_type=sample"], "got prediction_type"),
         (["--cond", "spaceship"], "spaceship"),
         (["-g", "nan"], "guidance_scale must be at least 0 and finite, got nan"),
         (["-n", "0"], "n must be at least 1, got 0"),
@@ -84,6 +92,33 @@ def test_bad_input_is_reported_in_a_line(bundle, tmp_path, arguments, message):
     assert message in result.output
     assert "Traceback" not in result.output
     assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("sampler", "texts", "options"),
+    [
+        ("dpmpp_2m", ["karras=true", "final-alpha-cumprod=0.9999"], {"karras": True, "final_alpha_cumprod": 0.9999}),
+        ("euler", ["spacing=trailing"], {"spacing": "trailing"}),
+        ("ddim", ["timesteps=900,500,0", "clip=1"], {"timesteps": (900, 500, 0), "clip": 1}),
+        ("ddim", ["guidance_interval=0.2,0.8", "clip=none"], {"guidance_interval": (0.2, 0.8)}),
+        (
+            "lcm",
+            ["original_steps=20", "dynamic_threshold=0.9,2"],
+            {"original_steps": 20, "dynamic_threshold": (0.9, 2)},
+        ),
+    ],
+)
+def test_options_of_a_sampler_are_those_of_the_api(bundle, tmp_path, sampler, texts, options):
+    path = tmp_path / "raw.npy"
+    given = [part for text in texts for part in ("--sampler-option", text)]
+    steps = [] if "timesteps" in options else ["--steps", 4]
+    common = [bundle.path, "-n", 2, "--cond", "1", *steps, "-g", 2, "--sampler", sampler]
+    result = run("sample", *common, "--seed", 3, "-o", path, *given)
+    assert result.exit_code == 0, result.output
+    with sf.Engine.load(bundle.path) as engine:
+        count = {} if "timesteps" in options else {"steps": 4}
+        want = engine.sample(2, cond=1, guidance_scale=2.0, seed=3, sampler=sampler, **count, **options)
+    np.testing.assert_array_equal(np.load(path), want)
 
 
 def test_a_missing_bundle_says_what_there_is(tmp_path):

@@ -171,3 +171,22 @@ def test_a_title_that_is_wider_than_its_picture_goes_on_below():
     )
     assert many.width == one.width
     assert many.height > one.height + 100
+
+
+def test_a_walk_between_pictures_inverts_the_sampler_of_the_walk(bundle, tmp_path):
+    """Options of the sampler reach the inversion: with both alike the ends of the walk are the pictures again."""
+    with sf.Engine.load(bundle.path) as engine:
+        images = engine.sample(2, steps=40, seed=0, sampler="ddim", spacing="trailing")
+    pictures = []
+    for index, image in enumerate(np.clip(images, -1, 1)):
+        pictures.append(tmp_path / f"{index}.png")
+        Image.fromarray(((image[0] + 1) * 127.5).round().astype(np.uint8)).save(pictures[-1])
+    path = tmp_path / "walk.npy"
+    options = ["--sampler-option", "spacing=trailing", "--sampler-option", "timesteps=950,600,250,10"]
+    result = run(bundle, "--from-image", pictures[0], "--to-image", pictures[1], "-n", 2, *options, "-o", path)
+    assert result.exit_code == 0, result.output
+    with sf.Engine.load(bundle.path) as engine:
+        given = np.stack([read_image(one, support.SHAPE, (-1, 1)) for one in pictures])
+        noise = engine.encode(given, timesteps=(950, 600, 250, 10))
+        want = engine.sample(2, noise=noise, timesteps=(950, 600, 250, 10), sampler="ddim")
+    np.testing.assert_allclose(np.load(path), want, atol=1e-5)

@@ -1,10 +1,13 @@
 """What samplers refuse, with the rule and the value; the columns that guidance sets; the naive baseline."""
 
+import re
+
 import numpy as np
 import pytest
 
 import stepfuse as sf
 from stepfuse.samplers import SAMPLERS
+from stepfuse.samplers.names import require_sampler
 
 LINEAR = sf.NoiseSchedule.linear()
 ZERO_SNR = LINEAR.rescale_zero_terminal_snr()
@@ -96,7 +99,11 @@ def test_samplers_of_preserving_schedules_refuse_flow(sampler):
         SAMPLERS[sampler](FLOW, 5)
 
 
-@pytest.mark.parametrize("option", [{"spacing": "trailing"}, {"steps_offset": 1}, {"karras": True}], ids=str)
+@pytest.mark.parametrize(
+    "option",
+    [{"spacing": "trailing"}, {"steps_offset": 1}, {"karras": True}, {"prediction_type": "v_prediction"}],
+    ids=str,
+)
 def test_euler_on_a_flow_refuses_what_is_of_other_schedules(option):
     [[name, value]] = option.items()
     with pytest.raises(ValueError, match=f"^{name} must be left out with a flow schedule, got {value!r}$"):
@@ -154,3 +161,31 @@ def test_a_last_state_without_signal_is_refused():
 def test_lcm_takes_whole_original_steps():
     with pytest.raises(TypeError, match=r"original_steps must be a whole number, got 50.5"):
         sf.samplers.lcm(sf.NoiseSchedule.linear(), 4, original_steps=50.5)
+
+
+@pytest.mark.parametrize(
+    ("elsewhere", "here"),
+    {
+        "DDIMScheduler": "ddim",
+        "DPMSolverMultistepScheduler": "dpmpp_2m",
+        "DPM++ 2M Karras": "dpmpp_2m with karras=True",
+        "dpm++_2m": "dpmpp_2m",
+        "Euler a": "euler_ancestral",
+        "k_euler": "euler",
+        "EulerDiscreteScheduler": "euler",
+        "FlowMatchEulerDiscreteScheduler": "euler",
+        "Heun": "heun",
+        "LCMScheduler": "lcm",
+    }.items(),
+)
+def test_names_of_other_libraries_are_refused_with_ours(elsewhere, here):
+    with pytest.raises(
+        ValueError, match=rf"sampler must be one of ddim, .*, got '{re.escape(elsewhere)}' \(here: {here}\)"
+    ):
+        require_sampler(elsewhere, SAMPLERS)
+
+
+@pytest.mark.parametrize("name", ["PNDMScheduler", "", "ddi", None, 3])
+def test_names_that_mean_nothing_are_refused_plainly(name):
+    with pytest.raises(ValueError, match=rf"got {name!r}$"):
+        require_sampler(name, SAMPLERS)

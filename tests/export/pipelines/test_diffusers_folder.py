@@ -247,6 +247,7 @@ ARGUMENTS = [
     ({"size": 1.5}, r"size must be a whole number of pixels or \(width, height\), got 1.5"),
     ({"size": (16, 16, 16)}, "size must be a whole number"),
     ({"size": True}, "size must be a whole number"),
+    ({"sampler_options": {"spacing": "even"}}, "spacing must be 'leading', 'trailing' or 'linspace', got 'even'"),
 ]
 
 

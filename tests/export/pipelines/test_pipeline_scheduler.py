@@ -88,6 +88,18 @@ def test_another_sampler_takes_over_the_configuration(folder_of, sampler):
     assert_same(settings, getattr(diffusers, CLASSES[sampler]).from_config(saved))
 
 
+def test_options_of_a_sampler_are_arguments_of_from_config(folder_of):
+    scheduler = diffusers.PNDMScheduler(**tiny_pipelines.STABLE_DIFFUSION)
+    folder = folder_of("StableDiffusionXLPipeline", scheduler)
+    saved = json.loads((folder.path / "scheduler" / "scheduler_config.json").read_text())
+    settings = read_settings(folder, "dpmpp_2m", {"karras": np.True_, "lower_order_final": False})
+    wanted = {"use_karras_sigmas": True, "lower_order_final": False}
+    assert_same(settings, diffusers.DPMSolverMultistepScheduler.from_config(saved, **wanted))
+    json.dumps(settings.defaults)
+    with pytest.raises(ExportError, match=r"got 'EulerDiscreteScheduler' \(here: euler\)"):
+        read_settings(folder, "EulerDiscreteScheduler")
+
+
 def test_what_is_not_covered_says_what_is(folder_of):
     folder = folder_of("StableDiffusionPipeline", diffusers.PNDMScheduler())
     with pytest.raises(ExportError, match="PNDMScheduler is not covered: choose a sampler, one of ddim, ddpm"):
