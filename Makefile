@@ -7,7 +7,7 @@ PYTEST = .venv-dev/bin/pytest -n $(JOBS) --dist worksteal
 LOCK := requirements.lock
 SOURCES := setup.py pyproject.toml MANIFEST.in $(shell find engine kernels export csrc -type f -not -name '*.so' -not -path '*/__pycache__/*')
 
-.PHONY: sample test test-slow test-newest lint lock sanitize cubins bench bench-quick bench-load gpu-check analyze format clean
+.PHONY: sample test test-slow test-newest fuzz lint lock sanitize cubins bench bench-quick bench-load gpu-check analyze format clean
 
 # Sampling needs no torch: this environment has the base dependencies alone.
 sample: .venv/.ready
@@ -19,6 +19,13 @@ test: .venv-dev/.ready
 # All cubins, the soak of 100,000 requests, the GPU check's own tests, fresh environments: long for what they show.
 test-slow: .venv-dev/.ready
 	$(PYTEST) -m slow $$(grep -rl 'mark\.slow' tests --include='test_*.py')
+
+# What tests/fuzz draws at random instead of always the same: rounds until MINUTES are over or one fails. What failed is
+# kept in .hypothesis, and tried first in the next round.
+MINUTES ?= 60
+fuzz: .venv-dev/.ready
+	end=$$(( $$(date +%s) + 60 * $(MINUTES) )); while [ $$(date +%s) -lt $$end ]; do \
+	    $(PYTEST) -q tests/fuzz --hypothesis-profile=fuzz || exit 1; done
 
 # What the newest versions within the extras' ranges break; says first where they differ from the lock. torch and
 # diffusers stay, which the test extra pins.

@@ -81,7 +81,15 @@ __all__ = [
 ]
 
 
+#: Modules that ``import stepfuse`` alone does not load, each by the first use of its name.
+_MODULES = ("analysis", "export", "integrations", "interpolation", "kernels", "metrics")
+
+
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        from importlib import import_module
+
+        return import_module(f"stepfuse.{name}")
     if name == "TextToImage":
         from stepfuse.pipeline.text_to_image import TextToImage  # with ONNX Runtime, which not every engine needs
 

@@ -1,5 +1,6 @@
 """What all tests share. ``import tolerances`` works in every test module; see ``tolerances.py``."""
 
+import fcntl
 import importlib.util
 import os
 import sys
@@ -47,16 +48,19 @@ def pytest_configure(config):
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory):
-    """``exported(name)``: the bundle of a tiny pipeline, exported once."""
-    made = {}
+    """``exported(name)``: the bundle of a tiny pipeline, exported once for all processes that run tests."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "exported"
+    folder.mkdir(exist_ok=True)
 
     def export(name):
-        if name not in made:
-            from stepfuse.export import from_diffusers
+        from stepfuse.export import from_diffusers
 
-            folder = tmp_path_factory.mktemp("exported")
-            source = sys.modules["tiny_pipelines"].save_tiny(name, folder / name)
-            made[name] = from_diffusers(source, folder / "bundle")
-        return made[name]
+        bundle = folder / f"{name}-bundle"
+        with (folder / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not bundle.exists():
+                from_diffusers(sys.modules["tiny_pipelines"].save_tiny(name, folder / name), bundle)
+        return stepfuse.Bundle.load(bundle)
 
     return export

@@ -6,7 +6,7 @@ SECONDS := 15
 DEVICE_SECONDS := 8
 # As in setup.py: the stress test compares bits.
 NUMERICS := -ffp-contract=off -fno-math-errno -fno-trapping-math
-FLAGS := -std=c++17 -g -pthread $(NUMERICS) -Wall -Wextra -Wno-psabi -MMD -MP
+FLAGS := -std=c++17 -g -pthread -fPIC $(NUMERICS) -Wall -Wextra -Wno-psabi -MMD -MP
 
 CORE := $(wildcard csrc/core/*/*.cpp)
 CUDA := $(wildcard csrc/cuda/*.cpp)
@@ -17,7 +17,7 @@ plain := -O2 -DNDEBUG
 thread := -O1 -fsanitize=thread
 address := -O1 -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 
-.PHONY: all stress thread address thread_device address_device allocations lifetimes
+.PHONY: all stress thread address thread_device address_device allocations lifetimes bindings
 .SECONDARY:
 
 all: thread address thread_device address_device allocations lifetimes
@@ -49,10 +49,32 @@ address_device: $(OUT)/address/stress_device
 lifetimes: $(OUT)/address/lifetimes $(OUT)/address/libfake.so
 	if $< >/dev/null 2>&1; then $^; else ASAN_OPTIONS=detect_leaks=0 $^; fi
 
+# The Python extension under the address sanitizer, and the tests that give it arguments of any kind.
+PYTHON := .venv-dev/bin/python
+SITE := $(OUT)/address/site
+BINDINGS := $(patsubst csrc/bindings/%.cpp,$(OUT)/address/csrc/bindings/%.o,$(wildcard csrc/bindings/*.cpp))
+TESTS := tests/fuzz/test_fuzz_core.py tests/fuzz/test_fuzz_arguments.py tests/core
+# Python itself is not built with the sanitizer: its library comes first, and libstdc++ with it for exceptions' sake.
+PRELOAD = $(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file-name=libstdc++.so.6)
+
+$(BINDINGS): extra = -O0 -g0 -fno-sanitize=undefined -fvisibility=hidden $(shell $(PYTHON) -m pybind11 --includes 2>/dev/null)
+
+$(SITE)/stepfuse/_core.so: $(BINDINGS) $(call device_objects,address)
+	@mkdir -p $(@D)
+	$(CXX) $(FLAGS) $(address) -shared $^ -ldl -o $@
+
+# The package as it is installed, but for the extension.
+bindings: $(SITE)/stepfuse/_core.so
+	ln -sfn $(CURDIR)/engine/* $(SITE)/stepfuse/
+	ln -sfn $(CURDIR)/kernels $(CURDIR)/export $(SITE)/stepfuse/
+	LD_PRELOAD="$(PRELOAD)" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SITE) \
+	    $(PYTHON) -c 'import stepfuse._core as core; assert core.__file__.endswith("$<"), core.__file__'
+	LD_PRELOAD="$(PRELOAD)" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SITE) $(PYTHON) -m pytest -q $(TESTS)
+
 define variant
 $(OUT)/$(1)/%.o: %.cpp
 	@mkdir -p $$(@D)
-	$(CXX) $(FLAGS) $($(1)) -c $$< -o $$@
+	$(CXX) $(FLAGS) $($(1)) $$(extra) -c $$< -o $$@
 $(OUT)/$(1)/allocations: $(OUT)/$(1)/tests/core/allocations.o $(call objects,$(1))
 $(OUT)/$(1)/stress: $(patsubst %,$(OUT)/$(1)/tests/core/%.o,stress stress_host) $(call objects,$(1))
 $(OUT)/$(1)/stress_device: $(patsubst %,$(OUT)/$(1)/tests/%.o,core/stress cuda/stress_device) \

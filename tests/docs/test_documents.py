@@ -1,0 +1,191 @@
+"""Every block of code and every command of README.md and docs/*.md runs as it stands there.
+
+The embedded model is stood in for by a network of one product, and the pipeline folder by a tiny one: what is shown is
+that the text is right, not how fast it is.
+"""
+
+import ast
+import inspect
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import tiny_pipelines
+import typer.main
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+from typer.testing import CliRunner
+
+import stepfuse as sf
+from stepfuse.cli import app
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FASHION = sf.Bundle.load("fashion", verify=False)
+
+
+def blocks(document, language="python"):
+    """The code of a document: (line, text)."""
+    text = document.read_text(encoding="utf-8")
+    for found in re.finditer(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        yield text[: found.start()].count("\n") + 2, found[1]
+
+
+def commands(document):
+    """The lines of a document that are typed into a shell and start ``stepfuse``: (line, arguments)."""
+    for number, line in enumerate(document.read_text(encoding="utf-8").splitlines(), 1):
+        if line.startswith("    stepfuse "):
+            yield number, shlex.split(line, comments=True)[1:]
+
+
+def write_network(path, info):
+    """The exact network of data that is zero everywhere: what a sample holds is noise, of the timestep's level."""
+    one_over_sigma = (1 / np.sqrt(1 - info.schedule.alphas_cumprod)).astype(np.float32)
+    graph = helper.make_graph(
+        [
+            helper.make_node("Cast", ["timestep"], ["index"], to=TensorProto.INT64),
+            helper.make_node("Gather", ["one_over_sigma", "index"], ["factor"]),
+            helper.make_node("Reshape", ["factor", "column"], ["factors"]),
+            helper.make_node("Mul", ["sample", "factors"], ["prediction"]),
+        ],
+        "zero",
+        [
+            helper.make_tensor_value_info("sample", TensorProto.FLOAT, ["R", *info.shape]),
+            helper.make_tensor_value_info("timestep", TensorProto.FLOAT, ["R"]),
+            helper.make_tensor_value_info("class_labels", TensorProto.INT64, ["R"]),
+        ],
+        [helper.make_tensor_value_info("prediction", TensorProto.FLOAT, ["R", *info.shape])],
+        [
+            numpy_helper.from_array(one_over_sigma, "one_over_sigma"),
+            numpy_helper.from_array(np.int64([-1, 1, 1, 1]), "column"),
+        ],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Embedded models of the right names, shapes and classes."""
+    folder = tmp_path_factory.mktemp("models")
+    write_network(folder / "network.onnx", FASHION.info)
+    for name in ("fashion", "fashion-8step"):
+        sf.write_bundle(
+            folder / name,
+            name=name,
+            info=FASHION.info,
+            files={"denoiser.onnx": folder / "network.onnx"},
+            provenance="made by a test",
+            licence="Apache-2.0",
+        )
+    return folder
+
+
+@pytest.fixture
+def here(models, exported, pipeline_folder, tmp_path, monkeypatch):
+    """A reader's folder: with a pipeline, a LoRA and pictures of the names that the documents use."""
+
+    bundle = exported("StableDiffusionPipeline").path
+
+    def from_diffusers(source, out, **options):
+        """The export of that pipeline, which takes a while, is done once for all tests."""
+        assert Path(source).resolve() == pipeline_folder
+        shutil.copytree(bundle, out)
+        return sf.Bundle.load(out)
+
+    monkeypatch.setattr("stepfuse.bundle.bundle._MODELS", models)
+    monkeypatch.setattr("stepfuse.export.from_diffusers", from_diffusers, raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "stable-diffusion-folder").symlink_to(pipeline_folder)
+    for name in ("sneaker", "pullover", "half"):
+        Image.fromarray(np.full((28, 28), 128, np.uint8)).save(tmp_path / f"{name}.png")
+    write_lora(tmp_path / "style.safetensors")
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def pipeline_folder(tmp_path_factory):
+    pytest.importorskip("diffusers")
+    return tiny_pipelines.save_tiny("StableDiffusionPipeline", tmp_path_factory.mktemp("pipelines") / "folder")
+
+
+def module():
+    import torch
+
+    class Tenth(torch.nn.Module):
+        def forward(self, x, t):
+            return 0.1 * x + 0 * t[:, None, None, None]
+
+    return Tenth().eval()
+
+
+#: What needs a GPU, by what the block begins with: its names are checked, its calls are not made.
+ON_A_GPU = (
+    'engine = sf.Engine.load("my-bundle", device',
+    "from stepfuse.backends.cuda",
+    "from stepfuse.export import lora_weights",
+)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+def test_the_code_runs(document, here):
+    names = {"unet": module()}  # the one thing that a reader brings: a network of their own
+    for line, text in blocks(document):
+        if text.startswith(ON_A_GPU):
+            check_names(text)
+            continue
+        text = text.replace("9400", "0")  # any port that is free
+        code = compile("\n" * (line - 1) + text, document, "exec")  # a traceback shows the document's own line
+        exec(code, names)
+    for value in names.values():
+        if isinstance(value, sf.Engine | sf.TextToImage):
+            value.close()
+    if "server" in names:
+        names["server"].shutdown()
+        names["prometheus_client"].REGISTRY.unregister(names["collector"])
+
+
+def check_names(text):
+    """Imports and attributes of ``sf`` exist, and so do the keywords of calls of what they name."""
+    names = {"sf": sf}
+    tree = ast.parse(text)
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom):
+            exec(compile(ast.Module([node], []), "imports", "exec"), names)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            function = ast.unparse(node.func)
+            if function.split(".")[0] in names:
+                taken = inspect.signature(eval(function, names)).parameters
+                given = {keyword.arg for keyword in node.keywords}
+                has_options = any(one.kind is one.VAR_KEYWORD for one in taken.values())
+                assert has_options or given <= taken.keys(), f"{function} takes {', '.join(taken)}, got {given}"
+
+
+#: Commands that are only parsed: what they do takes minutes, or a GPU, or this machine to be fast at int8.
+PARSED_ALONE = ("analyze", "plan", "quantize")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+def test_the_commands_run(document, here):
+    for line, arguments in commands(document):
+        if arguments[0] in PARSED_ALONE:
+            command = typer.main.get_command(app).commands[arguments[0]]
+            command.make_context(arguments[0], arguments[1:])
+            continue
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 0, f"{document.name}:{line}: {' '.join(arguments)}\n{result.output}"
+
+
+def write_lora(path):
+    """A LoRA of two weights of the tiny pipeline's UNet."""
+    from safetensors.numpy import save_file
+
+    unet = tiny_pipelines.tiny_pipeline("StableDiffusionPipeline").unet
+    name, layer = next((name, layer) for name, layer in unet.named_modules() if name.endswith("attn1.to_q"))
+    out, wide = layer.weight.shape
+    down, up = np.full((2, wide), 0.1, np.float32), np.full((out, 2), 0.1, np.float32)
+    save_file({f"unet.{name}.lora_A.weight": down, f"unet.{name}.lora_B.weight": up}, path)
