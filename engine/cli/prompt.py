@@ -32,13 +32,11 @@ def sample_prompt(
         ValueError: If ``device`` is not the CPU, or as ``TextToImage.__call__`` does.
         OSError: If a file cannot be read or written.
     """
-    from PIL import Image
+    from stepfuse.pipeline.shown_picture import open_picture
 
     for name in ("image", "mask"):
         if (path := arguments[name]) is not None:
-            with Image.open(path) as picture:
-                picture.load()
-                arguments[name] = picture
+            arguments[name] = open_picture(path)
     with (
         sf.TextToImage.load(bundle, device=device, max_rows=max_rows, threads=threads) as pipe,
         warnings.catch_warnings(),

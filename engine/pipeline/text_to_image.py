@@ -19,7 +19,7 @@ from stepfuse.engine import Engine
 from stepfuse.errors import BundleError
 from stepfuse.pipeline.conditioning import Conditioning, Embeddings, PromptConditioning, as_texts, row_per_picture
 from stepfuse.pipeline.engines import Engines, Shape
-from stepfuse.pipeline.input_images import from_masks, from_pictures, size_of
+from stepfuse.pipeline.input_images import from_masks, from_pictures, shown, size_of
 from stepfuse.pipeline.pictures import Array, Pictures, to_pixels
 from stepfuse.pipeline.prompts import PromptEncoder
 from stepfuse.pipeline.size import pixels_of, rows_for, sample_shape
@@ -156,9 +156,10 @@ class TextToImage:
             negative_prompt_embeds: Instead of ``negative_prompt``.
             image: What the pictures begin as, noised, or with ``mask`` the known region: a Pillow image, which is
                 scaled to ``width`` and ``height`` if these are given, or floating point (H, W, 3), 0 to 1; or as many
-                as there are prompts or pictures.
-            mask: White, or 1, where ``image`` is repainted, black, or 0, in the known region: as ``image``, without
-                channels.
+                as there are prompts or pictures. A Pillow image is taken as a viewer shows it
+                (``stepfuse.pipeline.shown_picture.as_shown``): upright, transparency on white.
+            mask: White, or 1, where ``image`` is repainted, black, or 0, in the known region; values between blend the
+                two. As ``image``, without channels; a transparent one is refused.
             strength: Share of the steps that are taken from ``image`` on, above 0 to 1; None is 0.8, and 1 with a mask.
             sample_posterior: Whether ``image`` is encoded as a sample of the VAE's posterior by the picture's seed, as
                 diffusers does, instead of as its mean.
@@ -186,6 +187,7 @@ class TextToImage:
         count = len(next(iter(cond.values())))
         n = count * _checked_count(num_images)
         seeds = seeds_of(seed, n)
+        image = shown("image", image, "RGB")
         shape = self._shape(width, height, image, latents)
         width, height = pixels_of(self._pipeline, shape)
         noise = None if latents is None else starting_state((n, *shape), latents, "latents")
@@ -276,6 +278,7 @@ class TextToImage:
             BundleError: If the bundle has no VAE encoder.
             DenoiserError: If the encoder fails.
         """
+        image = shown("image", image, "RGB")
         size = size_of(image)
         if size is None:
             raise TypeError(f"image must be Pillow images or an array (n, H, W, 3), got {type(image).__name__}")
@@ -300,7 +303,9 @@ class TextToImage:
 
     def _shape(self, width: int | None, height: int | None, image: Any, latents: npt.ArrayLike | None) -> Shape:
         """Shape of the samples."""
-        given = size_of(image) if image is not None else None
+        given = None
+        if image is not None and (width is None or height is None):
+            given = size_of(image)
         if given is None and latents is not None and np.ndim(latents) == 4:
             given = pixels_of(self._pipeline, np.shape(latents)[1:])
         own = given or pixels_of(self._pipeline, self._model.shape)
