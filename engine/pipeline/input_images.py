@@ -83,7 +83,7 @@ def size_of(given: Any) -> tuple[int, int] | None:
     if isinstance(given, Image.Image):
         return given.size
     if isinstance(given, list | tuple) and given and isinstance(given[0], Image.Image):
-        sizes = {one.size for one in given}
+        sizes: set[tuple[int, int]] = {one.size for one in given}
         if len(sizes) > 1:
             named = ", ".join(f"{width} x {height}" for width, height in sorted(sizes))
             raise ValueError(f"pictures must have one size unless width and height are given, got {named}")
@@ -150,7 +150,7 @@ def _levels_of_size(picture: Image.Image, path: Path, shape: tuple[int, ...]) ->
     if picture.size != (width, height):
         got = f"{picture.width} x {picture.height}"
         raise ValueError(f"{path.name} must be {width} x {height} pixels for this model, got {got}")
-    return np.asarray(picture, dtype=np.float32) / 255
+    return np.asarray(picture, dtype=np.float32) / np.float32(255)
 
 
 def _stacked(given: Any, width: int, height: int, filter: Image.Resampling) -> Array | None:

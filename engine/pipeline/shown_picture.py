@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 Mode = Literal["L", "RGB"]
 
@@ -29,7 +29,7 @@ def open_picture(path: Path) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise ValueError(f"{path} must have at most {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels: {error}") from error
     except OSError as error:
-        if error.filename is not None or isinstance(error, Image.UnidentifiedImageError):
+        if error.filename is not None or isinstance(error, UnidentifiedImageError):
             raise
         raise OSError(f"{path} cannot be read as a picture: {error}") from error
     except (MemoryError, RecursionError):
@@ -87,7 +87,7 @@ def _flat(picture: Image.Image, name: str, sixteen: bool, opaque: bool) -> Image
     if not (picture.has_transparency_data or mode in _PREMULTIPLIED):
         return picture
     own = picture.convert(_PREMULTIPLIED.get(mode, mode)).convert("RGBA")
-    if opaque and own.getextrema()[3] != (255, 255):
+    if opaque and own.getchannel("A").getextrema() != (255, 255):
         raise _UnsuitableModeError(
             f"{name} must be opaque, white where the picture is repainted and black where it is kept, got a picture"
             " with transparency: put it on white or on black first"
