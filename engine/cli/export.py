@@ -12,7 +12,7 @@ import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 import stepfuse as sf
-from stepfuse.cli.common import NewBundle, Overwrite, Sampler, console, plain_errors, say
+from stepfuse.cli.common import NewBundle, Overwrite, Sampler, console, plain_errors, say, shown
 
 
 def export(
@@ -68,7 +68,7 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
     columns = BarColumn(), TextColumn("{task.completed}/{task.total} {task.description}"), TimeElapsedColumn()
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("reading")
-        yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
+        yield lambda what, done, total: bar.update(task, description=shown(what), completed=done, total=total)
 
 
 def _pixels(size: str) -> tuple[int, int]:

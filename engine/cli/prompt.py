@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.markup import escape
 
 import stepfuse as sf
-from stepfuse.cli.common import console, say
+from stepfuse.cli.common import console, say, shown
 
 
 def sample_prompt(
@@ -59,7 +58,7 @@ def sample_prompt(
 
 def _print_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     """Takes the place of ``warnings.showwarning``: one line, without file and line number."""
-    Console(stderr=True).print(f"[yellow]stepfuse:[/] {escape(str(message))}", highlight=False, soft_wrap=True)
+    Console(stderr=True, emoji=False).print(f"[yellow]stepfuse:[/] {shown(message)}", highlight=False, soft_wrap=True)
 
 
 def require_prompt(bundle: sf.Bundle, given: dict[str, Any]) -> bool:

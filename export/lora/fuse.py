@@ -17,6 +17,7 @@ import numpy as np
 from stepfuse.bundle.bundle import DENOISER, Bundle
 from stepfuse.bundle.folder import CACHE, copy_files, read_folder, write_folder
 from stepfuse.bundle.pipeline_info import TEXT_ENCODER
+from stepfuse.display import printable
 from stepfuse.errors import ExportError
 from stepfuse.export.lora.file import Lora, Pair, first_of
 from stepfuse.export.lora.names import DENOISER_PART, TEXT_PARTS, names_of_denoiser, names_of_text_encoder
@@ -203,7 +204,9 @@ def _match(bundle: Bundle, lora: Lora, scale: float, strict: bool) -> list[_Chan
     if (unknown or misshapen) and (strict or not changes):
         raise ExportError(_misfit(bundle, lora, modules, len(changes) + unread, unknown, misshapen))
     if unknown or misshapen:
-        log.warning("%s: %d of %d pairs fit %s and are fused", lora.name, len(changes), len(lora.pairs), bundle.path)
+        log.warning(
+            "%s: %d of %d pairs fit %s and are fused", printable(lora.name), len(changes), len(lora.pairs), bundle.path
+        )
     if not changes:
         raise ExportError(f"{lora.name} must change a weight that {bundle.path} reads, got none")
     return list(changes.values())
