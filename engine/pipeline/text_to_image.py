@@ -15,6 +15,7 @@ import numpy.typing as npt
 from stepfuse.backends.cuda.config import Cuda, device_of
 from stepfuse.backends.host.onnxruntime import open_session
 from stepfuse.bundle.bundle import Bundle
+from stepfuse.display import NAME, printable
 from stepfuse.engine import Engine
 from stepfuse.errors import BundleError
 from stepfuse.pipeline.conditioning import Conditioning, Embeddings, PromptConditioning, as_texts, row_per_picture
@@ -22,7 +23,7 @@ from stepfuse.pipeline.engines import Engines, Shape
 from stepfuse.pipeline.input_images import from_masks, from_pictures, shown, size_of
 from stepfuse.pipeline.pictures import Array, Pictures, to_pixels
 from stepfuse.pipeline.prompts import PromptEncoder
-from stepfuse.pipeline.size import pixels_of, rows_for, sample_shape
+from stepfuse.pipeline.size import pixels_of, require_memory, rows_for, sample_shape
 from stepfuse.pipeline.vae import Tile, Vae
 from stepfuse.requests.resolution import Compiler, seeds_of, starting_state
 from stepfuse.samplers.noise import POSTERIOR, normal
@@ -171,7 +172,8 @@ class TextToImage:
         Raises:
             ValueError: If neither or both of ``prompt`` and ``prompt_embeds`` are given; if the sampler refuses
                 ``steps``, ``guidance_scale``, ``eta`` or an option; if the pipeline cannot sample the size; if
-                ``num_images`` is below 1, a seed outside 0 to 2^64 - 1, ``strength`` outside 0 to 1 or given without an
+                ``num_images`` is below 1, the pictures do not fit the machine's memory, a prompt has more than
+                16,384 characters, a seed outside 0 to 2^64 - 1, ``strength`` outside 0 to 1 or given without an
                 image, or a value of ``image`` or ``mask`` outside 0 to 1; if an array has another shape, or a list
                 another length. The message says the rule and the value.
             TypeError: If an argument has the wrong type, or the sampler lacks an option.
@@ -183,12 +185,16 @@ class TextToImage:
             PromptCutWarning: If a prompt is longer than the text encoder's context: what is not read is shown.
         """
         table = self._compiler.compile(sampler, steps, guidance_scale, eta, options)
+        image = shown("image", image, "RGB")
+        shape = self._shape(width, height, image, latents)
+        if prompt is not None:  # before each of many is encoded
+            prompts = len(as_texts("prompt", prompt))
+            require_memory(self._model, self._pipeline, shape, prompts * _checked_count(num_images))
         texts, cond = self._conditioning.conditional(prompt, prompt_embeds)
         count = len(next(iter(cond.values())))
         n = count * _checked_count(num_images)
+        require_memory(self._model, self._pipeline, shape, n)
         seeds = seeds_of(seed, n)
-        image = shown("image", image, "RGB")
-        shape = self._shape(width, height, image, latents)
         width, height = pixels_of(self._pipeline, shape)
         noise = None if latents is None else starting_state((n, *shape), latents, "latents")
         if self._pipeline.size_input is not None:
@@ -323,9 +329,10 @@ class TextToImage:
     def _facts(self, table: StepTable, seed: int, prompt: str, negative: str, strength: float | None) -> dict[str, str]:
         scale = table.options.get("guidance_scale", 1.0)
         guided = f", guidance {scale:g}" if scale != 1 else ""
+        name = printable(self.bundle.name, NAME)
         facts = {
             "Software": f"stepfuse {version('stepfuse')}",
-            "Description": f"{self.bundle.name}: {table.sampler}, {len(table)} steps{guided}, seed {seed}",
+            "Description": f"{name}: {table.sampler}, {len(table)} steps{guided}, seed {seed}",
             "prompt": prompt,
             "negative_prompt": negative,
             "seed": str(seed),
@@ -346,7 +353,7 @@ class TextToImage:
 
     def __repr__(self) -> str:
         width, height = pixels_of(self._pipeline, self._model.shape)
-        return f"<TextToImage {self.bundle.name}, {width} x {height}>"
+        return f"<TextToImage {printable(self.bundle.name, NAME)}, {width} x {height}>"
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a pipeline can be neither pickled nor copied: load it in each process")
