@@ -6,7 +6,8 @@ import gc
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
@@ -16,7 +17,8 @@ from typing import Any
 from stepfuse.bundle.bundle import Bundle, finish_bundle
 from stepfuse.bundle.folder import MANIFEST, new_folder
 from stepfuse.bundle.model_info import ModelInfo
-from stepfuse.errors import ExportError
+from stepfuse.display import printable
+from stepfuse.errors import ExportError, StepfuseError
 from stepfuse.integrations.scheduler_config import SchedulerSettings
 
 try:
@@ -105,11 +107,12 @@ def from_diffusers(
     folder = PipelineFolder(Path(path))
     if folder.class_name not in PIPELINES:
         raise ExportError(f"{folder.path}: pipeline must be one of {', '.join(PIPELINES)}, got {folder.class_name}")
-    settings = read_settings(folder, sampler)
     module = import_module(f"stepfuse.export.pipelines.{PIPELINES[folder.class_name]}")
-    plan: ExportPlan = module.plan(folder, (size, size) if isinstance(size, int) else size)
-    for component in {component for part in plan.parts for component in part.components}:
-        folder.weights(component)
+    with _readable(folder):
+        settings = read_settings(folder, sampler)
+        plan: ExportPlan = module.plan(folder, (size, size) if isinstance(size, int) else size)
+        for component in {component for part in plan.parts for component in part.components}:
+            folder.weights(component)
     left_out = [component for component in LEFT_OUT if folder.has(component)]
     if left_out:
         logger.warning("%s: not exported: %s", folder.path, ", ".join(left_out))
@@ -206,6 +209,19 @@ class _PipelineExport:
             precision=precision,
         )
         return report, errors
+
+
+@contextmanager
+def _readable(folder: PipelineFolder) -> Iterator[None]:
+    """Whatever a damaged configuration or tokenizer makes of this code or of a library is an error of the folder."""
+    try:
+        yield
+    except BaseException as error:
+        panic = type(error).__name__ == "PanicException"  # of the tokenizers library, which is no Exception
+        if isinstance(error, StepfuseError | ImportError | MemoryError) or not (isinstance(error, Exception) or panic):
+            raise
+        reason = printable(f"{type(error).__name__}: {error}", 500)
+        raise ExportError(f"{folder.path}: its files must be as diffusers writes them, got {reason}") from error
 
 
 def _check_arguments(precision: str, opset: int, size: Any) -> None:
