@@ -60,35 +60,37 @@ def as_shown(picture: Image.Image, mode: Mode, name: str, *, opaque: bool = Fals
         return flat.convert("RGB").convert(mode) if flat.mode == "LAB" else flat.convert(mode)
     except MemoryError:
         raise
-    except _UnsuitableModeError:
+    except _UnsuitableError:
         raise
     except Exception as error:  # of a damaged or closed file each format's reader raises its own
         raise ValueError(f"{name} cannot be read as a picture: {type(error).__name__}: {error}") from error
 
 
-class _UnsuitableModeError(ValueError):
-    """A picture of a mode that is not taken."""
+class _UnsuitableError(ValueError):
+    """A picture that is not taken; the message says why."""
 
 
 def _flat(picture: Image.Image, name: str, sixteen: bool, opaque: bool) -> Image.Image:
     """The picture without transparency, 8 bits a channel."""
     mode = picture.mode
+    if 0 in picture.size:
+        raise _UnsuitableError(f"{name} must have pixels, got {picture.width} x {picture.height}")
     if sixteen:
         if "transparency" in picture.info:
-            raise _UnsuitableModeError(
+            raise _UnsuitableError(
                 f"{name} must not be 16-bit grey with a transparent value: put it on a background first"
             )
         levels = (np.asarray(picture).astype(np.float64) / 257).round().astype(np.uint8)
         return Image.fromarray(levels)
     if mode in ("I", "F"):
-        raise _UnsuitableModeError(
+        raise _UnsuitableError(
             f"{name} must be of a mode that says which value is white, got mode {mode}: convert it to 8 bits (mode L)"
         )
     if not (picture.has_transparency_data or mode in _PREMULTIPLIED):
         return picture
     own = picture.convert(_PREMULTIPLIED.get(mode, mode)).convert("RGBA")
     if opaque and own.getchannel("A").getextrema() != (255, 255):
-        raise _UnsuitableModeError(
+        raise _UnsuitableError(
             f"{name} must be opaque, white where the picture is repainted and black where it is kept, got a picture"
             " with transparency: put it on white or on black first"
         )

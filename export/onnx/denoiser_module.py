@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 
@@ -68,12 +69,8 @@ def check_module(denoiser: DenoiserModule, inputs: Sequence[Input], sizes: Mappi
             raise ExportError(f"{kind} must take {shapes}: {type(error).__name__}: {error}") from error
     if not all(torch.equal(given, copy) for given, copy in zip(feed, before, strict=True)):
         raise ExportError(f"{kind} must not change its inputs: make that operation one that returns a new tensor")
-    if not isinstance(found, torch.Tensor):
-        raise ExportError(
-            f"{kind} must return a tensor, or an object with one as .sample, got {type(found).__name__}:"
-            " wrap it in a module that returns the prediction"
-        )
-    _check_prediction(kind, found, feed[0])
+    for prediction, sample in ((found, feed[0]), (again, feed[0]), (alone, feed[0][:1]), (turned, feed[0])):
+        _check_prediction(kind, prediction, sample)
     near = 1e-3 * float(found.abs().max())
     if not torch.allclose(found, again, rtol=0, atol=near):
         raise ExportError(
@@ -111,7 +108,12 @@ def _check_names(module: torch.nn.Module, cond: Sequence[str], kind: str) -> Non
         raise ExportError(f"{kind} must be callable as module(x, t{keywords}): {error}") from error
 
 
-def _check_prediction(kind: str, found: torch.Tensor, sample: torch.Tensor) -> None:
+def _check_prediction(kind: str, found: Any, sample: torch.Tensor) -> None:
+    if not isinstance(found, torch.Tensor):
+        raise ExportError(
+            f"{kind} must return a tensor, or an object with one as .sample, got {type(found).__name__}:"
+            " wrap it in a module that returns the prediction"
+        )
     if found.shape != sample.shape:
         learned = found.ndim > 1 and found.shape[1] == 2 * sample.shape[1] and found.shape[2:] == sample.shape[2:]
         hint = ": its second half is a learned variance: wrap it to return the first C channels" if learned else ""

@@ -169,6 +169,11 @@ def test_a_list_of_pictures_and_arrays_is_refused():
         shown("image", [Image.new("RGB", (6, 4)), np.zeros((4, 6, 3))], "RGB")
 
 
+def test_a_picture_without_pixels_is_refused():
+    with pytest.raises(ValueError, match="image must have pixels, got 0 x 3"):
+        from_pictures(Image.new("RGB", (0, 3)), WIDTH, HEIGHT)
+
+
 def test_a_closed_picture_says_so(tmp_path):
     Image.fromarray(PIXELS).save(tmp_path / "closed.png")
     with Image.open(tmp_path / "closed.png") as picture:

@@ -51,6 +51,7 @@ BRANCHES = {
     "one row": (lambda m, x, t: doubled(x, x.shape[0] == 1), "the same prediction whatever rows are beside it"),
     "a row before": (lambda m, x, t: x.cumsum(0), "the same prediction whatever rows are beside it"),
     "a row behind": (lambda m, x, t: x.flip(0).cumsum(0).flip(0), "the same prediction whatever rows are beside it"),
+    "one row squeezed": (lambda m, x, t: x.squeeze(0) * 2, r"the shape of x, \(1, 2, 4, 4\), got \(2, 4, 4\)"),
     "chance": (lambda m, x, t: x * torch.randn(len(x), 1, 1, 1), "the same for the same inputs: it is random"),
     "dropout": (lambda m, x, t: torch.nn.functional.dropout(x, 0.5, training=True), "it is random"),
     "calls before": (lambda m, x, t: counted(m, x), "or keeps state between calls"),
