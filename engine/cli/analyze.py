@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 
-from stepfuse.cli.common import Model, console, plain_errors, say
+from stepfuse.cli.common import Model, console, plain_errors, say, shown
 
 if TYPE_CHECKING:
     from stepfuse.analysis.report.runner import Outcome
@@ -65,4 +64,4 @@ def _print_outcome(outcome: Outcome) -> None:
         text, time = f"not run: {outcome.skipped}", ""
     else:
         text, time = outcome.findings[0], f"{outcome.seconds:.1f} s"
-    console.print(f"[bold]{outcome.name:18}[/]{time:>9}  {escape(text)}", highlight=False, soft_wrap=True)
+    console.print(f"[bold]{outcome.name:18}[/]{time:>9}  {shown(text)}", highlight=False, soft_wrap=True)

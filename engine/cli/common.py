@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.markup import escape
 
 import stepfuse as sf
+from stepfuse.display import printable
 
-console = Console()
+console = Console(emoji=False)  # ":b:" of a path is no emoji
 
 _OWN = ("sampler", "steps", "guidance_scale", "eta", "seed")
 _WORDS = {"true": True, "false": False, "none": None}
@@ -47,13 +48,18 @@ def plain_errors() -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, OSError, MemoryError, ImportError, sf.StepfuseError) as error:
-        Console(stderr=True).print(f"[red]stepfuse:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        Console(stderr=True, emoji=False).print(f"[red]stepfuse:[/] {shown(error)}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error
 
 
-def say(text: str) -> None:
+def shown(given: object, limit: int | None = None) -> str:
+    """A text as it stands inside rich's markup: ``printable``, and nothing in it is read as markup."""
+    return escape(printable(given, limit))
+
+
+def say(text: str, *, bold: bool = False) -> None:
     """Prints a line as it is: nothing in it is read as markup, and a long path is not wrapped."""
-    console.print(escape(text), highlight=False, soft_wrap=True)
+    console.print(f"[bold]{shown(text)}[/]" if bold else shown(text), highlight=False, soft_wrap=True)
 
 
 def parse_sampler_options(texts: list[str] | None) -> dict[str, Any]:

@@ -6,12 +6,11 @@ import platform
 from dataclasses import dataclass
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from stepfuse import _core
 from stepfuse.bundle.bundle import Bundle, embedded_models
-from stepfuse.cli.common import console
+from stepfuse.cli.common import console, shown
 from stepfuse.errors import BundleError
 
 _EXPORTERS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "safetensors")
@@ -52,7 +51,7 @@ def doctor() -> None:
     for finding in findings:
         mark = "[green]ok" if finding.ok else "[red]no" if finding.required else "[yellow]-"
         texts = finding.subject, finding.found or "missing", finding.needed_for, finding.remedy
-        table.add_row(mark, *map(escape, texts))
+        table.add_row(mark, *map(shown, texts))
     console.print(table, highlight=False)
     if any(finding.required and not finding.ok for finding in findings):
         raise typer.Exit(1)

@@ -21,6 +21,7 @@ from stepfuse.cli.common import (
     parse_sampler_options,
     plain_errors,
     say,
+    shown,
 )
 
 
@@ -79,7 +80,7 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
     columns = BarColumn(), TextColumn("{task.completed}/{task.total} {task.description}"), TimeElapsedColumn()
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("reading")
-        yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
+        yield lambda what, done, total: bar.update(task, description=shown(what), completed=done, total=total)
 
 
 def _pixels(size: str) -> tuple[int, int]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from rich.markup import escape
 from rich.table import Table
 
 import stepfuse as sf
 from stepfuse.bundle.pipeline_info import PipelineInfo
-from stepfuse.cli.common import Model, console, plain_errors
+from stepfuse.cli.common import Model, console, plain_errors, shown
+from stepfuse.display import NAME
 from stepfuse.pipeline.size import pixels_of
+
+_LONGEST = 2000  # characters of an entry: paths and licences are shown whole
 
 
 def info(model: Model) -> None:
@@ -31,7 +33,7 @@ def info(model: Model) -> None:
         ("provenance", bundle.provenance),
         ("licence", bundle.licence),
     ):
-        table.add_row(f"[bold]{escape(name)}", escape(str(value)))
+        table.add_row(f"[bold]{shown(name, NAME)}", shown(value, _LONGEST))
     console.print(table, highlight=False)
 
 

@@ -8,7 +8,6 @@ from typing import Annotated, Literal, cast, get_args
 import numpy as np
 import numpy.typing as npt
 import typer
-from rich.markup import escape
 
 import stepfuse as sf
 from stepfuse.cli.common import (
@@ -110,7 +109,7 @@ def interpolate(
             _save_animation(output, frames, engine.info, title, frame_ms)
         else:
             _save_picture(output, images, engine.info, title, walk.labels, size[1] if size else min(columns, number))
-    console.print(f"[bold]{escape(title)}", highlight=False)
+    say(title, bold=True)
     say(f"{len(images)} samples, {engine.stats()['network_passes']} network passes; written to {output}")
 
 

@@ -35,7 +35,7 @@ def edit_arguments(bundle: sf.Bundle, image: Path | None, mask: Path | None, thr
         ValueError: If a picture does not have the model's size, or the bundle has no encoder that it needs.
         OSError: If a file cannot be read.
     """
-    from stepfuse.pipeline.input_images import read_image
+    from stepfuse.pipeline.input_images import read_image, read_mask
 
     info, cell = bundle.info, 1
     shape, data_range = info.shape, info.data_range
@@ -51,5 +51,5 @@ def edit_arguments(bundle: sf.Bundle, image: Path | None, mask: Path | None, thr
 
             arguments["image"] = Vae(bundle, threads=threads).encode(arguments["image"][None])[0][0]
     if mask is not None:
-        arguments["mask"] = read_image(mask, (1, *shape[1:]), (0.0, 1.0))[:, ::cell, ::cell]
+        arguments["mask"] = read_mask(mask, shape, cell)
     return arguments

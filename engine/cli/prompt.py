@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.markup import escape
 
 import stepfuse as sf
-from stepfuse.cli.common import console, say
+from stepfuse.cli.common import console, say, shown
 
 
 def sample_prompt(
@@ -32,13 +31,11 @@ def sample_prompt(
         ValueError: If ``device`` is not the CPU, or as ``TextToImage.__call__`` does.
         OSError: If a file cannot be read or written.
     """
-    from PIL import Image
+    from stepfuse.pipeline.shown_picture import open_picture
 
     for name in ("image", "mask"):
         if (path := arguments[name]) is not None:
-            with Image.open(path) as picture:
-                picture.load()
-                arguments[name] = picture
+            arguments[name] = open_picture(path)
     with (
         sf.TextToImage.load(bundle, device=device, max_rows=max_rows, threads=threads) as pipe,
         warnings.catch_warnings(),
@@ -61,7 +58,7 @@ def sample_prompt(
 
 def _print_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     """Takes the place of ``warnings.showwarning``: one line, without file and line number."""
-    Console(stderr=True).print(f"[yellow]stepfuse:[/] {escape(str(message))}", highlight=False, soft_wrap=True)
+    Console(stderr=True, emoji=False).print(f"[yellow]stepfuse:[/] {shown(message)}", highlight=False, soft_wrap=True)
 
 
 def require_prompt(bundle: sf.Bundle, given: dict[str, Any]) -> bool:

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from rich.markup import escape
 
 import stepfuse as sf
 from stepfuse.cli.common import (
@@ -158,7 +157,7 @@ def _save_grid(
 
 
 def _report(stats: sf.EngineStats, title: str, number: int, seconds: float) -> None:
-    console.print(f"[bold]{escape(title)}", highlight=False)
+    say(title, bold=True)
     console.print(
         f"{number} samples, {stats.network_passes:.0f} network passes in {stats.forwards:.0f} forwards,"
         f" {seconds:.2f} s ({seconds / number * 1e3:.0f} ms a sample): network {stats.network_seconds:.2f} s,"

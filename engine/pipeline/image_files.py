@@ -11,10 +11,13 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
+from stepfuse.display import encodable, printable
+
 _GAP, _CAPTION, _TITLE = 6, 16, 26
 _PAPER, _INK = (255, 255, 255), (40, 40, 40)
 _LEAST_CELL = 84  # pixels wide, so that a caption fits
 _LEAST_FRAME = 224
+_LONGEST_TITLE, _LONGEST_LABEL = 1000, 60  # characters
 
 
 def image_grid(
@@ -38,6 +41,7 @@ def image_grid(
         ValueError: If ``samples`` does not have shape (n, 1 or 3, H, W).
     """
     pictures = _pictures(samples, data_range, _LEAST_CELL)
+    title, labels = printable(title, _LONGEST_TITLE), [printable(label, _LONGEST_LABEL) for label in labels]
     width, height = pictures[0].size
     gap, below = (_GAP, _CAPTION) if any(labels) else (2, 2)
     rows = -(-len(samples) // columns)
@@ -89,11 +93,11 @@ def save_animation(
     if kind == "PNG":
         options["pnginfo"] = _png_info(facts)
     elif kind == "GIF":
-        options["comment"] = "\n".join(f"{name}: {value}" for name, value in facts.items())
+        options["comment"] = "\n".join(f"{name}: {encodable(value)}" for name, value in facts.items())
     else:
         exif = Image.Exif()
-        exif[ExifTags.Base.Software] = facts.get("Software", "")
-        exif[ExifTags.Base.ImageDescription] = facts.get("Description", "")
+        exif[ExifTags.Base.Software] = encodable(facts.get("Software", ""))
+        exif[ExifTags.Base.ImageDescription] = encodable(facts.get("Description", ""))
         options.update(exif=exif, lossless=True)
     first.save(path, format=kind, save_all=True, append_images=rest, duration=frame_ms, loop=0, **options)
 
@@ -125,5 +129,5 @@ def _wrapped(text: str, font: Any, width: int) -> list[str]:
 def _png_info(facts: Mapping[str, str]) -> PngInfo:
     info = PngInfo()
     for name, value in facts.items():
-        info.add_text(name, value)
+        info.add_text(name, encodable(value))
     return info

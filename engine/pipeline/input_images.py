@@ -9,42 +9,87 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from stepfuse.pipeline.shown_picture import Mode, as_shown, open_picture
+
 Array = npt.NDArray[np.float32]
 
 
-def read_image(path: Path, shape: tuple[int, ...], data_range: tuple[float, float]) -> npt.NDArray[np.float32]:
-    """Reads a picture as a sample.
+def read_image(path: Path, shape: tuple[int, ...], data_range: tuple[float, float]) -> Array:
+    """Reads a picture as a sample, as a viewer shows it (``as_shown``).
 
     Args:
-        path: Any format that Pillow reads.
+        path: Any format that Pillow reads; of several frames the first.
         shape: (C, H, W) of the sample, C = 1 (it is turned to grey) or 3 (to RGB).
         data_range: Values of black and of full.
 
     Raises:
-        ValueError: If the picture has another size, or ``shape`` is not (1 or 3, H, W).
+        ValueError: If the picture, upright, has another size, ``as_shown`` refuses it, or ``shape`` is not
+            (1 or 3, H, W).
         OSError: If the file cannot be read.
     """
     if len(shape) != 3 or shape[0] not in (1, 3):
         raise ValueError(f"samples must have shape (1 or 3, H, W) to be read from a picture, got {shape}")
-    channels, height, width = shape
-    with Image.open(path) as picture:
-        if picture.size != (width, height):
-            got = f"{picture.width} x {picture.height}"
-            raise ValueError(f"{path.name} must be {width} x {height} pixels for this model, got {got}")
-        levels = np.asarray(picture.convert("L" if channels == 1 else "RGB"), dtype=np.float32)
+    levels = _levels_of_size(as_shown(open_picture(path), "L" if shape[0] == 1 else "RGB", str(path)), path, shape)
     low, high = data_range
-    sample = levels.reshape(height, width, channels).transpose(2, 0, 1) / 255 * (high - low) + low
-    return np.asarray(sample, dtype=np.float32)
+    return np.asarray(levels.reshape(*shape[1:], -1).transpose(2, 0, 1) * (high - low) + low, dtype=np.float32)
+
+
+def read_mask(path: Path, shape: tuple[int, ...], cell: int) -> Array:
+    """Reads a mask, white where the picture is repainted, as a mask of samples.
+
+    Args:
+        path: As for ``read_image``.
+        shape: (..., H, W) in pixels.
+        cell: Pixels a side that one value of a sample stands for: the first pixel of each is taken.
+
+    Returns:
+        Shape (1, H / cell, W / cell), 0 to 1.
+
+    Raises:
+        ValueError: As in ``read_image``, and if the mask is transparent anywhere.
+        OSError: If the file cannot be read.
+    """
+    picture = as_shown(open_picture(path), "L", str(path), opaque=True)
+    return _levels_of_size(picture, path, shape)[None, ::cell, ::cell]
+
+
+def shown(name: str, given: Any, mode: Mode, *, opaque: bool = False) -> Any:
+    """Pillow images as a viewer shows them, one or a list; anything else as it is.
+
+    Raises:
+        ValueError: If ``as_shown`` refuses one.
+        TypeError: If a list holds Pillow images and something else.
+    """
+    pictures = given if isinstance(given, list | tuple) else [given]
+    kinds = {isinstance(one, Image.Image) for one in pictures}
+    if True not in kinds:
+        return given
+    if False in kinds:
+        other = next(type(one).__name__ for one in pictures if not isinstance(one, Image.Image))
+        raise TypeError(f"{name} must be Pillow images or an array, got a list with {other} beside Pillow images")
+    found = [as_shown(one, mode, name, opaque=opaque) for one in pictures]
+    return found if isinstance(given, list | tuple) else found[0]
 
 
 def size_of(given: Any) -> tuple[int, int] | None:
-    """Width and height of a picture or of several, None if ``given`` is neither Pillow images nor such an array."""
+    """Width and height of a picture or of several, None if ``given`` is neither Pillow images nor such an array.
+
+    Args:
+        given: Pillow images, upright, or anything else.
+
+    Raises:
+        ValueError: If Pillow images have several sizes.
+    """
     if isinstance(given, Image.Image):
         return given.size
-    if isinstance(given, list | tuple) and given:
-        return size_of(given[0])
+    if isinstance(given, list | tuple) and given and isinstance(given[0], Image.Image):
+        sizes: set[tuple[int, int]] = {one.size for one in given}
+        if len(sizes) > 1:
+            named = ", ".join(f"{width} x {height}" for width, height in sorted(sizes))
+            raise ValueError(f"pictures must have one size unless width and height are given, got {named}")
+        return sizes.pop()
     shape = np.shape(given)
-    return (shape[-2], shape[-3]) if len(shape) in (3, 4) else None
+    return (shape[-2], shape[-3]) if len(shape) in (3, 4) and shape[-1] == 3 else None
 
 
 def from_pictures(given: Any, width: int, height: int) -> Array:
@@ -63,7 +108,7 @@ def from_pictures(given: Any, width: int, height: int) -> Array:
         ValueError: If an array has another shape, or a value is not between 0 and 1.
         TypeError: If an array is not floating point.
     """
-    levels = _stacked(given, width, height, "RGB", Image.Resampling.LANCZOS)
+    levels = _stacked(shown("image", given, "RGB"), width, height, Image.Resampling.LANCZOS)
     array = np.asarray(given) if levels is None else levels
     array = array[None] if array.ndim == 3 else array
     if array.ndim != 4 or array.shape[1:] != (height, width, 3) or not len(array):
@@ -90,7 +135,7 @@ def from_masks(given: Any, width: int, height: int, cell: int) -> Array:
         ValueError: If an array has another shape, or a value is not between 0 and 1.
         TypeError: If an array is neither floating point nor of truth values.
     """
-    levels = _stacked(given, width, height, "L", Image.Resampling.NEAREST)
+    levels = _stacked(shown("mask", given, "L", opaque=True), width, height, Image.Resampling.NEAREST)
     array = np.asarray(given) if levels is None else levels
     array = array.astype(np.float32) if array.dtype == bool else array
     array = array[None] if array.ndim == 2 else array
@@ -99,13 +144,21 @@ def from_masks(given: Any, width: int, height: int, cell: int) -> Array:
     return np.ascontiguousarray(_unit("mask", array)[:, None, ::cell, ::cell])
 
 
-def _stacked(given: Any, width: int, height: int, mode: str, filter: Image.Resampling) -> Array | None:
+def _levels_of_size(picture: Image.Image, path: Path, shape: tuple[int, ...]) -> Array:
+    """A picture's values, 0 to 1, shape (H, W) or (H, W, 3)."""
+    height, width = shape[-2:]
+    if picture.size != (width, height):
+        got = f"{picture.width} x {picture.height}"
+        raise ValueError(f"{path.name} must be {width} x {height} pixels for this model, got {got}")
+    return np.asarray(picture, dtype=np.float32) / np.float32(255)
+
+
+def _stacked(given: Any, width: int, height: int, filter: Image.Resampling) -> Array | None:
     """Pillow images as one array, 0 to 1; None if ``given`` holds anything else."""
     pictures = given if isinstance(given, list | tuple) else [given]
-    if not pictures or not all(isinstance(one, Image.Image) for one in pictures):
+    if not pictures or not isinstance(pictures[0], Image.Image):
         return None
-    scaled = [one.convert(mode) for one in pictures]
-    scaled = [one if one.size == (width, height) else one.resize((width, height), filter) for one in scaled]
+    scaled = [one if one.size == (width, height) else one.resize((width, height), filter) for one in pictures]
     return np.stack([np.asarray(one, dtype=np.float32) / 255 for one in scaled])
 
 

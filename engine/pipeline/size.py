@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+
+import numpy as np
 
 from stepfuse.arguments import whole_number
 from stepfuse.bundle.model_info import ModelInfo
@@ -39,6 +42,27 @@ def sample_shape(model: ModelInfo, pipeline: PipelineInfo, width: int, height: i
             raise ValueError(f"{name} must be a multiple of {step} pixels{limit} for this model: {nearest}, got {side}")
     cell = pipeline.pixels_per_latent
     return model.shape[0], height // cell, width // cell
+
+
+def require_memory(model: ModelInfo, pipeline: PipelineInfo, shape: tuple[int, ...], n: int) -> None:
+    """Refuses more or larger pictures than the machine has memory for, before anything is made for each of them.
+
+    Counted are each picture's pixels, its sample and its conditioning, with and without guidance.
+
+    Raises:
+        ValueError: If they do not fit.
+    """
+    if not hasattr(os, "sysconf"):
+        return
+    width, height = pixels_of(pipeline, shape)
+    cond = sum(math.prod(spec.shape) * np.dtype(spec.dtype).itemsize for spec in model.cond.values())
+    each = 4 * (3 * width * height + math.prod(shape)) + 2 * cond
+    most = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // each
+    if n > most:
+        raise ValueError(
+            f"a call must be for at most {most} pictures of {width} x {height} pixels, as many as fit this machine's"
+            f" memory, got {n}, which would take {n * each / 1e9:.3g} GB"
+        )
 
 
 def rows_for(pipeline: PipelineInfo, shape: tuple[int, ...]) -> int:

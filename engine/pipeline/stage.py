@@ -49,7 +49,7 @@ class Stage:
         """The outputs by name.
 
         Raises:
-            DenoiserError: If ONNX Runtime fails, or an output is not finite.
+            DenoiserError: If ONNX Runtime fails, or an output is no array of finite floating point.
             EngineClosed: If the stage is closed.
         """
         session = self._session  # read once: another thread may close the stage meanwhile
@@ -61,6 +61,9 @@ class Stage:
             shapes = ", ".join(f"{name} {array.shape}" for name, array in feeds.items())
             raise DenoiserError(f"ONNX Runtime could not run {self._name} on {shapes}: {error}") from error
         for name, array in zip(self.outputs, found, strict=True):
+            if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
+                kind = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
+                raise DenoiserError(f"{name} of {self._name} must be floating point, got {kind}")
             if not np.isfinite(array).all():
                 raise DenoiserError(
                     f"{name} of {self._name} must be finite, got {array[~np.isfinite(array)][0]}: float16 weights"

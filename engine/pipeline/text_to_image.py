@@ -16,14 +16,15 @@ from stepfuse.arguments import whole_number
 from stepfuse.backends.cuda.config import Cuda, device_of
 from stepfuse.backends.host.onnxruntime import open_session
 from stepfuse.bundle.bundle import Bundle
+from stepfuse.display import NAME, printable
 from stepfuse.engine import Engine
 from stepfuse.errors import BundleError
 from stepfuse.pipeline.conditioning import Conditioning, Embeddings, PromptConditioning, as_texts, row_per_picture
 from stepfuse.pipeline.engines import Engines, Shape
-from stepfuse.pipeline.input_images import from_masks, from_pictures, size_of
+from stepfuse.pipeline.input_images import from_masks, from_pictures, shown, size_of
 from stepfuse.pipeline.pictures import Array, Pictures, to_pixels
 from stepfuse.pipeline.prompts import PromptEncoder
-from stepfuse.pipeline.size import pixels_of, rows_for, sample_shape
+from stepfuse.pipeline.size import pixels_of, require_memory, rows_for, sample_shape
 from stepfuse.pipeline.vae import Tile, Vae
 from stepfuse.requests.resolution import Compiler, seeds_of, starting_state
 from stepfuse.samplers.noise import POSTERIOR, normal
@@ -157,9 +158,10 @@ class TextToImage:
             negative_prompt_embeds: Instead of ``negative_prompt``.
             image: What the pictures begin as, noised, or with ``mask`` the known region: a Pillow image, which is
                 scaled to ``width`` and ``height`` if these are given, or floating point (H, W, 3), 0 to 1; or as many
-                as there are prompts or pictures.
-            mask: White, or 1, where ``image`` is repainted, black, or 0, in the known region: as ``image``, without
-                channels.
+                as there are prompts or pictures. A Pillow image is taken as a viewer shows it
+                (``stepfuse.pipeline.shown_picture.as_shown``): upright, transparency on white.
+            mask: White, or 1, where ``image`` is repainted, black, or 0, in the known region; values between blend the
+                two. As ``image``, without channels; a transparent one is refused.
             strength: Share of the steps that are taken from ``image`` on, above 0 to 1; None is 0.8, and 1 with a mask.
             sample_posterior: Whether ``image`` is encoded as a sample of the VAE's posterior by the picture's seed, as
                 diffusers does, instead of as its mean.
@@ -171,7 +173,8 @@ class TextToImage:
         Raises:
             ValueError: If neither or both of ``prompt`` and ``prompt_embeds`` are given; if the sampler refuses
                 ``steps``, ``guidance_scale``, ``eta`` or an option; if the pipeline cannot sample the size; if
-                ``num_images`` is below 1, a seed outside 0 to 2^64 - 1, ``strength`` outside 0 to 1 or given without an
+                ``num_images`` is below 1, the pictures do not fit the machine's memory, a prompt has more than
+                16,384 characters, a seed outside 0 to 2^64 - 1, ``strength`` outside 0 to 1 or given without an
                 image, or a value of ``image`` or ``mask`` outside 0 to 1; if an array has another shape, or a list
                 another length. The message says the rule and the value.
             TypeError: If an argument has the wrong type, or the sampler lacks an option.
@@ -183,11 +186,16 @@ class TextToImage:
             PromptCutWarning: If a prompt is longer than the text encoder's context: what is not read is shown.
         """
         table = self._compiler.compile(sampler, steps, guidance_scale, eta, options)
+        image = shown("image", image, "RGB")
+        shape = self._shape(width, height, image, latents)
+        if prompt is not None:  # before each of many is encoded
+            prompts = len(as_texts("prompt", prompt))
+            require_memory(self._model, self._pipeline, shape, prompts * _checked_count(num_images))
         texts, cond = self._conditioning.conditional(prompt, prompt_embeds)
         count = len(next(iter(cond.values())))
         n = count * _checked_count(num_images)
+        require_memory(self._model, self._pipeline, shape, n)
         seeds = seeds_of(seed, n)
-        shape = self._shape(width, height, image, latents)
         width, height = pixels_of(self._pipeline, shape)
         noise = None if latents is None else starting_state((n, *shape), latents, "latents")
         if self._pipeline.size_input is not None:
@@ -277,6 +285,7 @@ class TextToImage:
             BundleError: If the bundle has no VAE encoder.
             DenoiserError: If the encoder fails.
         """
+        image = shown("image", image, "RGB")
         size = size_of(image)
         if size is None:
             raise TypeError(f"image must be Pillow images or an array (n, H, W, 3), got {type(image).__name__}")
@@ -301,7 +310,9 @@ class TextToImage:
 
     def _shape(self, width: int | None, height: int | None, image: Any, latents: npt.ArrayLike | None) -> Shape:
         """Shape of the samples."""
-        given = size_of(image) if image is not None else None
+        given = None
+        if image is not None and (width is None or height is None):
+            given = size_of(image)
         if given is None and latents is not None and np.ndim(latents) == 4:
             given = pixels_of(self._pipeline, np.shape(latents)[1:])
         own = given or pixels_of(self._pipeline, self._model.shape)
@@ -319,9 +330,10 @@ class TextToImage:
     def _facts(self, table: StepTable, seed: int, prompt: str, negative: str, strength: float | None) -> dict[str, str]:
         scale = table.options.get("guidance_scale", 1.0)
         guided = f", guidance {scale:g}" if scale != 1 else ""
+        name = printable(self.bundle.name, NAME)
         facts = {
             "Software": f"stepfuse {version('stepfuse')}",
-            "Description": f"{self.bundle.name}: {table.sampler}, {len(table)} steps{guided}, seed {seed}",
+            "Description": f"{name}: {table.sampler}, {len(table)} steps{guided}, seed {seed}",
             "prompt": prompt,
             "negative_prompt": negative,
             "seed": str(seed),
@@ -342,7 +354,7 @@ class TextToImage:
 
     def __repr__(self) -> str:
         width, height = pixels_of(self._pipeline, self._model.shape)
-        return f"<TextToImage {self.bundle.name}, {width} x {height}>"
+        return f"<TextToImage {printable(self.bundle.name, NAME)}, {width} x {height}>"
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a pipeline can be neither pickled nor copied: load it in each process")

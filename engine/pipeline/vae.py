@@ -12,7 +12,7 @@ import numpy.typing as npt
 from stepfuse.arguments import whole_number
 from stepfuse.bundle.bundle import Bundle
 from stepfuse.bundle.pipeline_info import VAE_DECODER, VAE_ENCODER
-from stepfuse.errors import BundleError
+from stepfuse.errors import BundleError, DenoiserError
 from stepfuse.pipeline.stage import Stage
 from stepfuse.pipeline.tiles import OVERLAP, tiled
 
@@ -51,7 +51,7 @@ class Vae:
         path = bundle.file(VAE_DECODER)
         if path is None:
             raise BundleError(f"{bundle.path}: has no {VAE_DECODER}")
-        self._cell = bundle.pipeline.pixels_per_latent
+        self._cell, self._channels = bundle.pipeline.pixels_per_latent, bundle.info.shape[0]
         self._tile = _checked_tile(tile, self._cell * OVERLAP)
         self._decoder = Stage(path, ("latent",), ("image",), threads=threads)
         self._encoder: Stage | None = None
@@ -68,11 +68,13 @@ class Vae:
             Shape (n, 3, H, W), -1 to 1 and a little beyond.
 
         Raises:
-            DenoiserError: If the decoder fails.
+            DenoiserError: If the decoder fails, or returns another shape.
         """
 
         def run(x: Images) -> Images:
-            return self._decoder.run({"latent": x})["image"]
+            image = self._decoder.run({"latent": x})["image"]
+            sides = x.shape[2] * self._cell, x.shape[3] * self._cell
+            return _checked(f"image of {VAE_DECODER}", image, {(1, channels, *sides) for channels in (3, 1)})
 
         return np.concatenate([self._run_one(run, x[None], shrinks=False) for x in latents])
 
@@ -87,13 +89,15 @@ class Vae:
 
         Raises:
             BundleError: If the bundle has no encoder, or one that cannot be used.
-            DenoiserError: If the encoder fails.
+            DenoiserError: If the encoder fails, or returns another shape.
         """
         encoder = self._open_encoder()
 
         def run(x: Images) -> Images:
             found = encoder.run({"image": x})
-            return np.concatenate([found["latent"], found["std"]], axis=1)
+            shape = 1, self._channels, x.shape[2] // self._cell, x.shape[3] // self._cell
+            both = [_checked(f"{name} of {VAE_ENCODER}", found[name], {shape}) for name in ("latent", "std")]
+            return np.concatenate(both, axis=1)
 
         both = np.concatenate([self._run_one(run, x[None], shrinks=True) for x in images])
         mean, std = np.split(both, 2, axis=1)
@@ -129,6 +133,13 @@ class Vae:
                     raise BundleError(f"a picture to begin with needs {VAE_ENCODER}, which this bundle does not have")
                 self._encoder = Stage(self._encoder_path, ("image",), ("latent", "std"), threads=self._threads)
             return self._encoder
+
+
+def _checked(name: str, found: Images, shapes: set[tuple[int, ...]]) -> Images:
+    """A network's result, float32."""
+    if found.shape not in shapes:
+        raise DenoiserError(f"{name} must have shape {' or '.join(map(str, sorted(shapes)))}, got {found.shape}")
+    return found.astype(np.float32, copy=False)
 
 
 def _checked_tile(tile: Tile, multiple: int) -> Tile:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stepfuse import _core
+from stepfuse.display import NAME, printable
 from stepfuse.requests.resolution import ResolvedRequest
 
 Images = npt.NDArray[np.float32]
@@ -46,7 +47,7 @@ class InFlightSample:
     @property
     def name(self) -> str:
         """What logs and traces call it."""
-        return self.request.name or str(self.id)
+        return printable(self.request.name or self.id, NAME)
 
     def __str__(self) -> str:
         return f"request {self.name}" if self.index is None else f"sample {self.index}"

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from stepfuse import _core
 from stepfuse.backends.base import Backend
 from stepfuse.bundle.model_info import ModelInfo
+from stepfuse.display import printable
 from stepfuse.errors import DeadlineError, EngineClosed, QueueFull
 from stepfuse.requests.resolution import ResolvedRequest
 from stepfuse.samplers.table import StepTable
@@ -364,7 +365,7 @@ class Service:
 def _text_of(error: BaseException, form: Callable[[object], str] = str) -> str:
     """For a log record, which must not keep the error: its traceback holds the arrays of callers that waited."""
     try:
-        return form(error)
+        return printable(form(error), 2000)
     except BaseException:  # of a class whose texts raise
         return type(error).__name__
 

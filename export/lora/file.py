@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
 import re
@@ -14,12 +15,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from stepfuse.display import NAME
 from stepfuse.errors import ExportError
 from stepfuse.export.lora.names import split_name
 from stepfuse.export.lora.scales import Scales, read_scales
 
 try:
-    from safetensors import SafetensorError, deserialize, safe_open
+    from safetensors import SafetensorError, deserialize
 except ImportError as error:
     raise ImportError(f"LoRAs need safetensors ({error}): pip install 'stepfuse[export]'") from error
 
@@ -41,7 +43,9 @@ _OTHERS = {
     r"\.(diff|diff_b|w_norm|b_norm)$": "a full difference of weights",
     r"\.(lora_B|lora_up|lora\.up)(\..+)?\.bias$": "a LoRA with biases",
 }
-_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4"}  # alphas may be whole numbers
+_MAX_KEY = 1000  # characters
+_MATRICES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": ""}
+_NUMBERS = {"I64": "<i8", "I32": "<i4"}  # alphas may be whole numbers
 
 
 @dataclass(frozen=True)
@@ -105,13 +109,17 @@ class Lora:
             raise ExportError(f"a LoRA must be a .safetensors file, got {file}: pickled ones are not read")
         if not file.is_file():
             raise ExportError(f"a LoRA must be a file, got {file}, which is not there")
-        content = file.read_bytes()
         try:
+            content = file.read_bytes()
             tensors = dict(deserialize(content))  # type: ignore[no-untyped-call]
-            with safe_open(file, framework="numpy") as opened:
-                metadata = opened.metadata() or {}
-        except SafetensorError as error:
+            header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        except OSError as error:
+            raise ExportError(f"{file} is not readable: {error}") from error
+        except (SafetensorError, ValueError, RecursionError) as error:
             raise ExportError(f"{file} must be a safetensors file: {error}") from error
+        metadata = header.get("__metadata__", {})
+        if long := next((key for key in tensors if len(key) > _MAX_KEY), None):
+            raise ExportError(f"{file}: keys must have at most {_MAX_KEY} characters, got {long[:NAME]!r}...")
         _refuse_others(file, tensors)
         pairs, strays = _pairs(file, tensors, read_scales(file, metadata))
         if not pairs:
@@ -140,6 +148,8 @@ def _pairs(file: Path, tensors: Mapping[str, Any], scales: Scales) -> tuple[tupl
     for key, tensor in tensors.items():
         for pattern, found in ((_DOWN, downs), (_UP, ups), (_ALPHA, alphas)):
             if match := pattern.fullmatch(key):
+                if match[1] in found:
+                    raise ExportError(f"{file}: {match[1]} must have one matrix of each kind, got another in {key}")
                 found[match[1]] = tensor
                 break
         else:
@@ -149,23 +159,31 @@ def _pairs(file: Path, tensors: Mapping[str, Any], scales: Scales) -> tuple[tupl
     strays += [f"{name}.alpha" for name in alphas.keys() - downs.keys()]
     pairs = []
     for name in sorted(downs):  # safetensors has no order
-        down, up = (_array(file, name, one) for one in (downs[name], ups[name]))
+        down, up = (_array(file, name, one, _MATRICES) for one in (downs[name], ups[name]))
         if down.ndim not in (2, 4) or up.ndim not in (2, 4) or up.shape[1:] != (len(down), *[1] * (up.ndim - 2)):
             raise ExportError(f"{file}: {name} must be a pair (rank, in) and (out, rank), got {down.shape}, {up.shape}")
-        alpha = float(_array(file, name, alphas[name]).reshape(-1)[0]) if name in alphas else None
+        alpha = _alpha(file, name, alphas[name]) if name in alphas else None
         part, module = split_name(name)
         pairs.append(Pair(name, part, module, down, up, scales.scale(name, len(down), alpha)))
     return tuple(pairs), tuple(sorted(strays))
 
 
-def _array(file: Path, name: str, tensor: Mapping[str, Any]) -> npt.NDArray[np.float32]:
+def _alpha(file: Path, name: str, tensor: Mapping[str, Any]) -> float:
+    values = _array(file, f"{name}.alpha", tensor, {**_MATRICES, **_NUMBERS})
+    if values.size != 1:
+        raise ExportError(f"{file}: {name}.alpha must be one number, got shape {values.shape}")
+    return float(values.reshape(()))
+
+
+def _array(file: Path, name: str, tensor: Mapping[str, Any], dtypes: Mapping[str, str]) -> npt.NDArray[np.float32]:
     kind, data, shape = tensor["dtype"], tensor["data"], tensor["shape"]
     if kind == "BF16":  # the upper half of a float32
         values = (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4")
-    elif kind in _DTYPES:
-        values = np.frombuffer(data, _DTYPES[kind]).astype(np.float32)
+    elif kind in dtypes:
+        with np.errstate(over="ignore"):
+            values = np.frombuffer(data, dtypes[kind]).astype(np.float32)
     else:
-        raise ExportError(f"{file}: {name} must be numbers of 16 bits or more, got {kind}")
+        raise ExportError(f"{file}: {name} must be numbers of 16 bits or more, {' or '.join(dtypes)}, got {kind}")
     if not values.size or not np.isfinite(values).all():
         raise ExportError(f"{file}: {name} must be finite numbers, got NaN, infinity or nothing")
     return values.reshape(shape)

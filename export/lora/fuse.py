@@ -17,7 +17,8 @@ import numpy as np
 from stepfuse.bundle.bundle import DENOISER, Bundle
 from stepfuse.bundle.folder import CACHE, copy_files, read_folder, write_folder
 from stepfuse.bundle.pipeline_info import TEXT_ENCODER
-from stepfuse.errors import ExportError
+from stepfuse.display import printable
+from stepfuse.errors import BundleError, ExportError
 from stepfuse.export.lora.file import Lora, Pair, first_of
 from stepfuse.export.lora.names import DENOISER_PART, TEXT_PARTS, names_of_denoiser, names_of_text_encoder
 from stepfuse.export.lora.store import LORAS, ORIGINALS, QUANTIZATION, store, stored
@@ -70,8 +71,11 @@ def fuse_lora(
             weight.write(change.apply(weight.read()))
         store(folder / ORIGINALS, touched | before)
 
+    earlier = loaded.export.get(LORAS, [])
+    if not isinstance(earlier, list):
+        raise BundleError(f"{loaded.path}: export: {LORAS} must be a list, got {type(earlier).__name__}")
     record = {"name": adapter.name, "sha256": adapter.sha256, "scale": scale}
-    return _rewrite(loaded, out, [*loaded.export.get(LORAS, []), record], change_copy, overwrite)
+    return _rewrite(loaded, out, [*earlier, record], change_copy, overwrite)
 
 
 def unfuse_lora(
@@ -93,6 +97,10 @@ def unfuse_lora(
     if not before:
         raise ExportError(f"{loaded.path} must hold weights from before a LoRA ({ORIGINALS}), got none")
     weights = {model: read_weights(loaded.path / model)[0] for model in {model for model, _ in before}}
+    for (model, name), original in before.items():
+        found = weights[model].get(name)
+        if found is None or (found.shape, found.dtype) != (original.shape, original.dtype):
+            raise BundleError(f"{loaded.path / ORIGINALS}: {name} must be a weight of {model} in its shape, but is not")
 
     def restore(folder: Path) -> None:
         for (model, name), original in before.items():
@@ -167,9 +175,9 @@ class _Change:
 
     def apply(self, values: Float) -> Float:
         """The weight with the pair added, in its own type."""
-        delta = self.pair.delta(self.scale)
-        delta = delta.T if self.target.transposed else delta
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused below
+            delta = self.pair.delta(self.scale)
+            delta = delta.T if self.target.transposed else delta
             changed: Float = (values.astype(np.float32) + delta.reshape(values.shape)).astype(values.dtype)
         if not np.isfinite(changed).all():
             raise ExportError(f"{self.pair.key}: scale {self.scale:g} must leave {values.dtype} weights finite")
@@ -203,7 +211,9 @@ def _match(bundle: Bundle, lora: Lora, scale: float, strict: bool) -> list[_Chan
     if (unknown or misshapen) and (strict or not changes):
         raise ExportError(_misfit(bundle, lora, modules, len(changes) + unread, unknown, misshapen))
     if unknown or misshapen:
-        log.warning("%s: %d of %d pairs fit %s and are fused", lora.name, len(changes), len(lora.pairs), bundle.path)
+        log.warning(
+            "%s: %d of %d pairs fit %s and are fused", printable(lora.name), len(changes), len(lora.pairs), bundle.path
+        )
     if not changes:
         raise ExportError(f"{lora.name} must change a weight that {bundle.path} reads, got none")
     return list(changes.values())

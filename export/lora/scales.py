@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import json
 import math
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stepfuse.display import NAME, printable
 from stepfuse.errors import ExportError
+from stepfuse.export.lora.patterns import NamePattern
 
 _DIFFUSERS_METADATA = "lora_adapter_metadata"
 _PEFT_FILE, _PEFT_CONFIG, _PEFT_PREFIX = "adapter_model.safetensors", "adapter_config.json", "base_model.model."
+
+_MAX_PATTERNS = 10_000  # more than a network has modules
 
 # Ways to begin a training that change the base model's weights: the pairs fit those, not the model's own.
 _CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "orthogonal")
@@ -29,22 +32,19 @@ class Strength:
 
     Attributes:
         alpha: Of all modules that no pattern matches; None: not stated.
-        patterns: Alphas by patterns of module names, as PEFT reads them: the first that matches.
+        patterns: Patterns of module names and their alphas, as PEFT reads them: the first that matches.
         rslora: Whether the scale is alpha / sqrt(rank) (Kalajdzievski, 2023) instead of alpha / rank.
     """
 
     alpha: float | None = None
-    patterns: Mapping[str, float] = field(default_factory=dict)
+    patterns: Sequence[tuple[NamePattern, float]] = ()
     rslora: bool = False
 
     def scale(self, module: str, rank: int, own_alpha: float | None) -> float:
         """The scale of one pair; 1 without an alpha."""
         alpha = self.alpha if own_alpha is None else own_alpha
         if own_alpha is None:
-            for pattern, value in self.patterns.items():
-                if re.fullmatch(rf"(.*\.)?({pattern})", module):
-                    alpha = value
-                    break
+            alpha = next((value for pattern, value in self.patterns if pattern.matches(module)), alpha)
         if alpha is None:
             return 1.0
         return alpha / (math.sqrt(rank) if self.rslora else rank)
@@ -95,10 +95,10 @@ def _of_peft(file: Path) -> Strength:
     except (OSError, UnicodeDecodeError) as error:
         raise ExportError(f"{file} is not readable: {error}") from error
     if config.get("peft_type") != "LORA":
-        raise ExportError(f"{file}: peft_type must be 'LORA', got {config.get('peft_type')!r}")
-    if config.get("fan_in_fan_out"):
+        raise ExportError(f"{file}: peft_type must be 'LORA', got {_shown(config.get('peft_type'))}")
+    if config.get("fan_in_fan_out") not in (None, False):
         raise ExportError(
-            f"{file}: fan_in_fan_out must be false, got {config['fan_in_fan_out']!r}: weights are (out, in)"
+            f"{file}: fan_in_fan_out must be false, got {_shown(config['fan_in_fan_out'])}: weights are (out, in)"
         )
     begun = config.get("init_lora_weights")
     if isinstance(begun, str) and begun.lower().startswith(_CHANGED_BASE):
@@ -110,21 +110,25 @@ def _of_peft(file: Path) -> Strength:
 
 
 def _strength(where: str, stated: Mapping[str, Any], prefix: str = "") -> Strength:
-    alpha, patterns = stated.get(f"{prefix}lora_alpha"), stated.get(f"{prefix}alpha_pattern") or {}
+    alpha, patterns = stated.get(f"{prefix}lora_alpha"), stated.get(f"{prefix}alpha_pattern")
+    patterns = {} if patterns is None else patterns
+    rslora = stated.get(f"{prefix}use_rslora")
     if not isinstance(patterns, dict):
-        raise ExportError(f"{where}: alpha_pattern must be an object, got {patterns!r}")
-    for pattern in patterns:
+        raise ExportError(f"{where}: alpha_pattern must be an object, got {_shown(patterns)}")
+    if rslora is not None and not isinstance(rslora, bool):
+        raise ExportError(f"{where}: use_rslora must be true or false, got {_shown(rslora)}")
+    if len(patterns) > _MAX_PATTERNS:
+        raise ExportError(f"{where}: alpha_pattern must have at most {_MAX_PATTERNS} patterns, got {len(patterns)}")
+    found = []
+    for text, value in patterns.items():
         try:
-            re.compile(pattern)
-        except re.error as error:
+            pattern = NamePattern(text)
+        except ValueError as error:
             raise ExportError(
-                f"{where}: alpha_pattern must have regular expressions, got {pattern!r}: {error}"
+                f"{where}: alpha_pattern must have regular expressions of names, got {_shown(text)}: {error}"
             ) from error
-    return Strength(
-        None if alpha is None else _number(f"{where}: lora_alpha", alpha),
-        {pattern: _number(f"{where}: alpha_pattern[{pattern!r}]", value) for pattern, value in patterns.items()},
-        bool(stated.get(f"{prefix}use_rslora")),
-    )
+        found.append((pattern, _number(f"{where}: alpha_pattern[{_shown(text)}]", value)))
+    return Strength(None if alpha is None else _number(f"{where}: lora_alpha", alpha), tuple(found), bool(rslora))
 
 
 def _object(where: str, text: str) -> dict[str, Any]:
@@ -133,11 +137,22 @@ def _object(where: str, text: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ExportError(f"{where} must be JSON: {error}") from error
     if not isinstance(found, dict):
-        raise ExportError(f"{where} must be an object, got {found!r}")
+        raise ExportError(f"{where} must be an object, got {_shown(found)}")
     return found
 
 
 def _number(where: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ExportError(f"{where} must be a finite number, got {value!r}")
-    return float(value)
+    try:
+        if not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value):
+            return float(value)
+    except OverflowError:  # of a whole number that no float holds
+        pass
+    raise ExportError(f"{where} must be a finite number, got {_shown(value)}")
+
+
+def _shown(value: Any) -> str:
+    """A value of the file in a message, which a long one does not fill."""
+    try:
+        return printable(repr(value), NAME)
+    except (ValueError, RecursionError):  # of a whole number of too many digits, or an object in an object in ...
+        return type(value).__name__

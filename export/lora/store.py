@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import operator
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -31,14 +33,22 @@ def stored(bundle: Bundle) -> dict[tuple[str, str], Weight]:
     try:
         with path.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
+            size = path.stat().st_size - 8 - length
+            if size < 0:
+                raise ValueError(f"its header of {length} bytes is longer than the file")
             entries = json.loads(stream.read(length))
         found = {}
         for key, entry in entries.items():
             model, name = key.split("/", 1)
-            begin, _ = entry["data_offsets"]
-            shape = tuple(entry["shape"])
-            found[model, name] = Weight(name, path, 8 + length + begin, np.dtype(_DTYPES[entry["dtype"]]), shape)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, MemoryError) as error:
+            begin, end = map(operator.index, entry["data_offsets"])
+            shape, dtype = tuple(map(operator.index, entry["shape"])), np.dtype(_DTYPES[entry["dtype"]])
+            if model not in bundle.files:
+                raise ValueError(f"{model} is no file of the bundle")
+            nbytes = math.prod(shape) * dtype.itemsize
+            if min(shape, default=1) < 0 or not 0 <= begin <= end <= size or end - begin != nbytes:
+                raise ValueError(f"{name} does not lie in the file")
+            found[model, name] = Weight(name, path, 8 + length + begin, dtype, shape)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BundleError(f"{path} must hold the weights before the LoRAs: {error!r}") from error
     return found
 

@@ -13,13 +13,14 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from stepfuse.errors import ExportError
 from stepfuse.export.onnx.initializers import TRANSPOSED
 from stepfuse.export.onnx.inputs import Input as Input
 from stepfuse.export.onnx.inputs import first_sizes
 from stepfuse.export.onnx.onnx_file import write_onnx
 from stepfuse.export.onnx.parameters import drop_prefix, name_shared, simplify, transpose_weights
 from stepfuse.export.onnx.precision import FLOAT32_OPERATORS, PRECISIONS, to_float16
-from stepfuse.export.onnx.translation import translate
+from stepfuse.export.onnx.translation import first_line, translate
 
 try:
     import torch
@@ -91,7 +92,10 @@ def export_onnx(
     model = translate(module, inputs, outputs, first_sizes(sizes), opset)
     name_shared(model, module)
     transposed = transpose_weights(model)
-    simplify(model)
+    try:
+        simplify(model)
+    except Exception as error:  # whatever its passes raise on a graph that torch's exporter should not have made
+        raise ExportError(f"{module._get_name()} cannot be simplified as an ONNX graph: {first_line(error)}") from error
     kept = to_float16(model, float32_operators) if precision == "float16" else {}
     model.metadata_props[TRANSPOSED] = json.dumps(sorted(drop_prefix(model, transposed, prefix)))
     files, weight_bytes = write_onnx(model, Path(path), external)

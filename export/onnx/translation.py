@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from stepfuse.errors import ExportError
+from stepfuse.export.onnx.guards import recorded_guards, refuse_branches
 from stepfuse.export.onnx.inputs import Input, split_size
 
 try:
@@ -36,8 +37,8 @@ def translate(
         opset: ONNX operator set.
 
     Raises:
-        ExportError: If the module cannot be captured or translated, or returns another number of outputs than are
-            named; the message has the cause's first line.
+        ExportError: If the module cannot be captured or translated, branches on the number of rows or a free size, or
+            returns another number of outputs than are named; the message has the cause's first line.
     """
     rng = np.random.default_rng(0)
     dims: dict[str, Any] = {}
@@ -45,7 +46,7 @@ def translate(
     shapes = tuple({0: rows, **_dynamic(one, dims)} for one in inputs)
     arguments = tuple(torch.from_numpy(one.example(3, sizes, rng)) for one in inputs)
     kind = module._get_name()  # what torch prints; a wrapper gives that of what it wraps
-    with evaluating(module), quiet():
+    with evaluating(module), quiet(), recorded_guards() as guards:
         try:
             program = torch.export.export(
                 module,
@@ -56,10 +57,11 @@ def translate(
             )
         except Exception as error:
             raise ExportError(
-                f"{kind} cannot be captured by torch.export: {_first_line(error)}: a module must not branch on the"
+                f"{kind} cannot be captured by torch.export: {first_line(error)}: a module must not branch on the"
                 " values of tensors, fix the number of rows, or leave torch on the way: rewrite that part, or give a"
                 " size that it fixes as a number"
             ) from error
+        refuse_branches(kind, guards, program)
         _give_attention_heads(program)
         try:
             translated = torch.onnx.export(
@@ -73,7 +75,7 @@ def translate(
             )
         except Exception as error:
             raise ExportError(
-                f"{kind} cannot be translated to ONNX operator set {opset}: {_first_line(error)}: try a later opset,"
+                f"{kind} cannot be translated to ONNX operator set {opset}: {first_line(error)}: try a later opset,"
                 " or write that part with other operators"
             ) from error
     model: ir.Model = translated.model
@@ -159,9 +161,10 @@ def _name_sizes(model: ir.Model, inputs: Sequence[Input], outputs: Sequence[str]
             value.shape = ir.Shape([dim if isinstance(dim, int) else names.get(str(dim)) for dim in value.shape])
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """The root cause in one line; torch wraps causes in pages of advice."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    goes_on = lines[0].endswith(":") or any(line.startswith("- ") for line in lines[1:2])
+    return " ".join(lines[:2]) if goes_on else lines[0]

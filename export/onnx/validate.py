@@ -71,7 +71,7 @@ def validate(
     for rows, chosen in trials:
         feed = {one.name: one.example(rows, chosen, rng) for one in inputs}
         trial = ", ".join([f"{rows} rows", *(f"{name} {size}" for name, size in chosen.items())])
-        expected = _reference(module, list(feed.values()))
+        expected = _reference(module, list(feed.values()), trial)
         found = _run(session, outputs, feed, trial)
         for name, ours, theirs in zip(outputs, found, expected, strict=True):
             worst[name] = max(worst[name], _error(name, trial, ours, theirs, limit))
@@ -111,9 +111,12 @@ def _combinations(sizes: Mapping[str, Sequence[int]] | None) -> list[dict[str, i
     return [dict(zip(given, values, strict=True)) for values in itertools.product(*given.values())]
 
 
-def _reference(module: torch.nn.Module, feed: list[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
+def _reference(module: torch.nn.Module, feed: list[npt.NDArray[Any]], trial: str) -> list[npt.NDArray[Any]]:
     with evaluating(module):
-        found = module(*map(torch.from_numpy, feed))
+        try:
+            found = module(*map(torch.from_numpy, feed))
+        except Exception as error:  # whatever the module raises
+            raise ExportError(f"the module fails at {trial} in torch: {type(error).__name__}: {error}") from error
     return [one.numpy() for one in (found if isinstance(found, tuple | list) else (found,))]
 
 

@@ -6,7 +6,8 @@ import gc
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
@@ -17,7 +18,8 @@ from stepfuse.arguments import plain, whole_number
 from stepfuse.bundle.bundle import Bundle, finish_bundle
 from stepfuse.bundle.folder import MANIFEST, new_folder
 from stepfuse.bundle.model_info import ModelInfo
-from stepfuse.errors import ExportError
+from stepfuse.display import printable
+from stepfuse.errors import ExportError, StepfuseError
 from stepfuse.integrations.scheduler_config import SchedulerSettings
 from stepfuse.requests.resolution import compile_table
 
@@ -114,13 +116,14 @@ def from_diffusers(
     folder = PipelineFolder(Path(path))
     if folder.class_name not in PIPELINES:
         raise ExportError(f"{folder.path}: pipeline must be one of {', '.join(PIPELINES)}, got {folder.class_name}")
-    settings = read_settings(folder, sampler, sampler_options or {})
     module = import_module(f"stepfuse.export.pipelines.{PIPELINES[folder.class_name]}")
-    plan: ExportPlan = module.plan(folder, pixels)
+    with _readable(folder):
+        settings = read_settings(folder, sampler, sampler_options or {})
+        plan: ExportPlan = module.plan(folder, pixels)
+        for component in {component for part in plan.parts for component in part.components}:
+            folder.weights(component)
     info = _model_info(plan, settings)
     compile_table(info, None, None, None, None, {})  # raises what the sampler refuses, before anything is exported
-    for component in {component for part in plan.parts for component in part.components}:
-        folder.weights(component)
     left_out = [component for component in LEFT_OUT if folder.has(component)]
     if left_out:
         logger.warning("%s: not exported: %s", folder.path, ", ".join(left_out))
@@ -226,6 +229,19 @@ def _pixels(size: Any) -> tuple[int, int]:
     if len(sides) != 2 or not all(isinstance(side, int) and not isinstance(side, bool) for side in sides):
         raise ValueError(f"size must be a whole number of pixels or (width, height), got {size!r}")
     return sides
+
+
+@contextmanager
+def _readable(folder: PipelineFolder) -> Iterator[None]:
+    """Whatever a damaged configuration or tokenizer makes of this code or of a library is an error of the folder."""
+    try:
+        yield
+    except BaseException as error:
+        panic = type(error).__name__ == "PanicException"  # of the tokenizers library, which is no Exception
+        if isinstance(error, StepfuseError | ImportError | MemoryError) or not (isinstance(error, Exception) or panic):
+            raise
+        reason = printable(f"{type(error).__name__}: {error}", 500)
+        raise ExportError(f"{folder.path}: its files must be as diffusers writes them, got {reason}") from error
 
 
 def _check_arguments(precision: str, opset: int) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from stepfuse.errors import ExportError
@@ -19,7 +20,16 @@ if TYPE_CHECKING:
 
 INDEX = "model_index.json"
 
-_SHARD = re.compile(r"-\d{5}-of-\d{5}$")
+# Weights without their ending: a shard's number behind the variant, or, as diffusers wrote it until 0.30, before it.
+_WEIGHTS = re.compile(
+    r"(?:diffusion_pytorch_model|model)(?P<old>-\d{5}-of-\d{5})?(?:\.(?P<variant>.+?))?(?:-\d{5}-of-\d{5})?"
+)
+# The index of shards of a variant: as both libraries write it now, and as they did.
+_INDEX, *_OLD_INDICES = (
+    ".safetensors.index.{}.json",
+    ".safetensors.{}.index.json",
+    ".{}.safetensors.index.json",
+)
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 _OTHERS = (*_PICKLES, ".msgpack", ".h5", ".onnx", ".gguf")
 
@@ -98,15 +108,17 @@ class PipelineFolder:
         """
         folder = self.path / name
         names = sorted(file.name for file in folder.iterdir() if file.is_file())
-        stems = {one.removesuffix(".safetensors") for one in names if one.endswith(".safetensors")}
-        whole = {_SHARD.sub("", stem) for stem in stems}
-        variants = {stem.partition(".")[2] or None for stem in whole if stem.partition(".")[0] in _WEIGHTS}
+        stems = [one.removesuffix(".safetensors") for one in names if one.endswith(".safetensors")]
+        variants = {found["variant"] for stem in stems if (found := _WEIGHTS.fullmatch(stem))}
         if not variants:
             raise ExportError(self._no_weights(name, names))
-        variant = None if None in variants else min(one for one in variants if one is not None)
-        ending = f".safetensors.index.{variant}.json" if variant else ".safetensors.index.json"
-        for index in (one for one in names if one.endswith(ending)):
-            shards = set(_read_json(folder / index).get("weight_map", {}).values())
+        variant = None if None in variants else min(variants)
+        endings = [one.format(variant) for one in (_INDEX, *_OLD_INDICES)] if variant else [".safetensors.index.json"]
+        for index in (one for one in names if one.endswith(tuple(endings))):
+            listed = _read_json(folder / index).get("weight_map")
+            if not isinstance(listed, dict) or not all(isinstance(one, str) for one in listed.values()):
+                raise ExportError(f"{folder / index}: weight_map must name a file for each weight")
+            shards = set(listed.values())
             if missing := sorted(shards - set(names)):
                 raise ExportError(f"{folder / missing[0]} is missing: {index} lists it")
         return variant
@@ -121,9 +133,9 @@ class PipelineFolder:
         kind, variant = self.kind(name, allowed), self.weights(name)
         library = import_module("transformers" if self.index[name][0] == "transformers" else "diffusers")
         try:
-            with _no_bars():
+            with _no_bars(), _with_index_names_of_now(self.path / name, variant) as path:
                 module, report = getattr(library, kind).from_pretrained(
-                    self.path / name,
+                    path,
                     variant=variant,
                     use_safetensors=True,
                     local_files_only=True,
@@ -206,6 +218,26 @@ class Config(Mapping[str, Any]):
 
 
 @contextmanager
+def _with_index_names_of_now(folder: Path, variant: str | None) -> Iterator[Path]:
+    """The folder; or, if the index of its shards has an old name, one of links to its files, with the name of now.
+
+    diffusers itself looks for one of the old names, but not where a folder above has a dot in its name.
+    """
+    files = sorted(folder.iterdir())
+    old = [ending.format(variant) for ending in _OLD_INDICES] if variant else []
+    found = [(file, ending) for file in files for ending in old if file.name.endswith(ending)]
+    if not found or any(file.name.endswith(_INDEX.format(variant)) for file in files):
+        yield folder
+        return
+    index, ending = found[0]
+    with TemporaryDirectory() as links:
+        for file in files:
+            (Path(links) / file.name).symlink_to(file.resolve())
+        (Path(links) / (index.name.removesuffix(ending) + _INDEX.format(variant))).symlink_to(index.resolve())
+        yield Path(links)
+
+
+@contextmanager
 def _no_bars() -> Iterator[None]:
     """Hides the progress bars of transformers, which would overwrite the caller's."""
     from transformers.utils import logging
@@ -229,6 +261,3 @@ def _read_json(file: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ExportError(f"{file} must hold an object, got {type(found).__name__}")
     return found
-
-
-_WEIGHTS = ("diffusion_pytorch_model", "model")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Any
 
+from stepfuse.display import NAME, printable
+
 
 class BuildProgress:
     """Progress bars on standard error, one for each phase of a build; removed when it ends."""
@@ -16,13 +18,13 @@ class BuildProgress:
 
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
         self._bars = Bars(*columns, console=Console(stderr=True), transient=True)
-        self._bars.add_task(title, total=None)
+        self._bars.add_task(_shown(title), total=None)
         self._tasks: dict[str, tuple[Any, int]] = {}
 
     def begin(self, phase: str, parent: str | None, steps: int) -> None:
         """A phase of ``steps`` steps begins, within the phase ``parent`` or none."""
         depth = self._tasks[parent][1] + 1 if parent in self._tasks else 1
-        self._tasks[phase] = self._bars.add_task("  " * depth + phase, total=steps), depth
+        self._tasks[phase] = self._bars.add_task("  " * depth + _shown(phase), total=steps), depth
 
     def advance(self, phase: str, step: int) -> None:
         """A step, counted from 0, is done."""
@@ -42,6 +44,13 @@ class BuildProgress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bars.stop()
+
+
+def _shown(name: str) -> str:
+    """A name in rich's markup: layers are named by the model's file."""
+    from rich.markup import escape
+
+    return escape(printable(name, NAME))
 
 
 def monitor_for(trt: Any, progress: Any) -> Any:

@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+from stepfuse.display import NAME, printable
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -50,6 +52,7 @@ STYLE: dict[str, Any] = {
     "figure.titlesize": 12,
     "figure.titleweight": "bold",
     "svg.fonttype": "none",
+    "text.usetex": False,  # TeX would run what a name says
 }
 
 #: A colour for each sampler, distinguishable with red-green colour blindness (Okabe & Ito, 2008); ``distilled`` is a
@@ -104,8 +107,8 @@ def sampler_colour(sampler: str) -> str:
 
 
 def cond_suffix(cond: str) -> str:
-    """The end of a figure's title that names the conditioning; empty if there is none."""
-    return f", {cond}" if cond else ""
+    """The end of a figure's title that names the conditioning, its dollar signs no formula; empty if there is none."""
+    return ", " + printable(cond, NAME).replace("$", r"\$") if cond else ""
 
 
 def log_steps_axis(axes: Axes, counts: Sequence[int]) -> None:

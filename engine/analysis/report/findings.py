@@ -15,6 +15,9 @@ from stepfuse.analysis.experiments.round_trip import RoundTrip, refinements_text
 from stepfuse.analysis.experiments.sampling import sampler_title
 from stepfuse.analysis.experiments.smoothness import Smoothness
 
+#: The verdict that a page shows in bold, as Markdown has it.
+FAILED = "**does not hold**"
+
 
 def of_reproducibility(result: Reproducibility) -> list[str]:
     """Which samplers return the same bits, and how much the others' runs differ."""
@@ -153,7 +156,7 @@ def of_frontier(result: Frontier) -> list[str]:
     if judged := [row for row in result.rows if row.distance is not None]:
         found.append(f"Nearest to real data: {_row_text(_nearest(judged))}.")
         for one in orderings(result):
-            verdict = {True: "holds", False: "**does not hold**", None: "reported"}[one.holds]
+            verdict = {True: "holds", False: FAILED, None: "reported"}[one.holds]
             found.append(f"{one.claim}: {one.measured}; {one.wanted}: {verdict}.")
     return found
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stepfuse.analysis.report.tables import as_markdown
+from stepfuse.analysis.report.findings import FAILED
+from stepfuse.analysis.report.tables import as_markdown, markdown
 
 Record = Mapping[str, Any]
 
@@ -17,7 +18,7 @@ def page(records: Sequence[Record], model: str) -> str:
         records: The experiments' JSON records, in the order of the sections.
         model: The model's name.
     """
-    parts = [f"# {model}: what its samples are worth", _preface(records)]
+    parts = [f"# {markdown(model)}: what its samples are worth", _preface(records)]
     parts += [_section(record) for record in records]
     return "\n\n".join(parts) + "\n"
 
@@ -25,12 +26,13 @@ def page(records: Sequence[Record], model: str) -> str:
 def _preface(records: Sequence[Record]) -> str:
     latest = max(records, key=lambda record: record["date"])
     machine, versions = latest["machine"], latest["versions"]
+    processor = markdown(machine["processor"])
     lines = [
-        f"Made by `stepfuse analyze`, last on {latest['date'][:10]}: {machine['processor']}, {machine['cores']} cores"
+        f"Made by `stepfuse analyze`, last on {latest['date'][:10]}: {processor}, {machine['cores']} cores"
         f" ({machine['instructions']}), {machine['system']}; "
         + ", ".join(f"{name} {number}" for name, number in versions.items() if number)
         + f". All experiments together took {_duration(sum(record.get('seconds', 0.0) for record in records))}.",
-        f"Samples are judged by {latest['judged_by']}."
+        f"Samples are judged by {markdown(latest['judged_by'])}."
         if latest["judged_by"]
         else "Nothing judges this model's samples, so distances to real data and accuracies are left out."
         " A judge's folder (`--judge FOLDER`) adds them, and so does a feature network with real samples"
@@ -49,9 +51,10 @@ def _section(record: Record) -> str:
     name = record["experiment"]
     parts = [f"## {record['title']}", record["question"]]
     if reason := record.get("skipped"):
-        return "\n\n".join([*parts, f"*Not run: {reason}.*"])
+        return "\n\n".join([*parts, f"*Not run: {markdown(reason)}.*"])
     parts.append(f"![{record['title']}]({name}.png)")
-    parts.append("\n".join(f"- {finding}" for finding in record["findings"]))
+    findings = (markdown(finding).replace(markdown(FAILED), FAILED) for finding in record["findings"])
+    parts.append("\n".join(f"- {finding}" for finding in findings))
     parts.append(as_markdown(record["rows"]).rstrip("\n"))
     sizes = "quick sizes" if record["quick"] else "default sizes"
     kept = {key: value for key, value in record["settings"].items() if key not in ("seed", "data_range")}
@@ -68,7 +71,7 @@ def _section(record: Record) -> str:
 def _written(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    return f"{value:.3g}" if isinstance(value, float) else markdown(value)
 
 
 def _duration(seconds: float) -> str:

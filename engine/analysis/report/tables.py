@@ -6,6 +6,7 @@ import csv
 import io
 import math
 import os
+import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -13,6 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from stepfuse.display import printable
+
+#: What begins a formula in a spreadsheet (OWASP, "CSV Injection"), in either width.
+_FORMULA = tuple("=+-@\uff1d\uff0b\uff0d\uff20")
+#: What Markdown, or GitHub's, would read: underscores inside of a word are none of it.
+_MARKS = re.compile(r"[\\`*\[\]|~$]|(?<!\w)_|_(?!\w)|^#")
 
 
 def rows_of(result: Any) -> dict[str, list[dict[str, Any]]]:
@@ -45,7 +53,7 @@ def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows({name: _joined(value) for name, value in row.items()} for row in rows)
+    writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
     return text.getvalue()
 
 
@@ -55,6 +63,14 @@ def as_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = [[name.replace("_", " ") for name in columns], ["---"] * len(columns)]
     lines += [[_short(row[name]) for name in columns] for row in rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def markdown(given: object) -> str:
+    """A text that Markdown shows as it is: no HTML, no links, no formulas, on one line."""
+    text = printable(given)
+    for mark, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;")):
+        text = text.replace(mark, entity)
+    return _MARKS.sub(r"\\\g<0>", text)
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -71,8 +87,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file atomically."""
-    write_atomically(path, lambda scratch: scratch.write_text(text, encoding="utf-8"))
+    """Writes a text file atomically; a lone surrogate is written as JSON escapes it."""
+    write_atomically(path, lambda scratch: scratch.write_text(text, encoding="utf-8", errors="backslashreplace"))
 
 
 def _is_plain(value: Any) -> bool:
@@ -81,8 +97,14 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, str | bool | int | float | np.generic)
 
 
-def _joined(value: Any) -> Any:
-    return " to ".join(str(one) for one in value) if isinstance(value, list) else value
+def _cell(value: Any) -> Any:
+    """A cell of CSV: a text that a spreadsheet would take for a formula begins with an apostrophe."""
+    if isinstance(value, list):
+        return " to ".join(str(_cell(one)) for one in value)
+    if not isinstance(value, str):
+        return value
+    text = printable(value)
+    return f"'{text}" if text.startswith(_FORMULA) else text
 
 
 def _short(value: Any) -> str:
@@ -94,4 +116,4 @@ def _short(value: Any) -> str:
         return " to ".join(_short(one) for one in value)
     if isinstance(value, float):
         return f"{value:.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
-    return str(value).replace("|", "\\|")
+    return markdown(value)

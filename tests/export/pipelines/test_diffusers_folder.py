@@ -2,6 +2,7 @@
 
 import errno
 import gc
+import importlib
 import json
 import shutil
 import sys
@@ -205,6 +206,72 @@ def test_weights_of_another_variant(pristine, copied):
     shard.unlink()
     with pytest.raises(ExportError, match=rf"{shard.name} is missing"):
         PipelineFolder(folder).weights("unet")
+
+
+OLD_INDEX = {"diffusers": "{}.safetensors.fp16.index.json", "transformers": "{}.safetensors.index.fp16.json"}
+
+
+@pytest.mark.parametrize("name", ["unet", "text_encoder"])
+@pytest.mark.parametrize("dots", ["", "v1.5"], ids=["", "dots in the path"])
+def test_shards_of_a_variant_under_their_old_names(pristine, tmp_path, name, dots):
+    library, kind, stem = {
+        "unet": ("diffusers", "UNet2DConditionModel", "diffusion_pytorch_model"),
+        "text_encoder": ("transformers", "CLIPTextModel", "model"),
+    }[name]
+    folder = tmp_path / dots / "pipeline"
+    shutil.copytree(pristine("StableDiffusionPipeline"), folder)
+    whole = PipelineFolder(folder).load(name, [kind])
+    kept = {key: value.half().float() for key, value in whole.state_dict().items()}
+    shutil.rmtree(folder / name)
+    whole.half().save_pretrained(folder / name, variant="fp16", max_shard_size="4KB")
+    # Shards and their index are renamed to what earlier versions of both libraries wrote.
+    for shard in (folder / name).glob(f"{stem}.fp16-*.safetensors"):
+        number = shard.name.removeprefix(f"{stem}.fp16").removesuffix(".safetensors")
+        shard.rename(folder / name / f"{stem}{number}.fp16.safetensors")
+    index = folder / name / f"{stem}.safetensors.index.fp16.json"
+    text = index.read_text().replace(f"{stem}.fp16-", f"{stem}-").replace(".safetensors", ".fp16.safetensors")
+    index.unlink()
+    (folder / name / OLD_INDEX[library].format(stem)).write_text(text)
+    assert len(list((folder / name).glob("*-of-*.fp16.safetensors"))) > 1
+    if not dots:  # diffusers looks for the old name in the wrong place then
+        own = getattr(importlib.import_module(library), kind)
+        torch.testing.assert_close(own.from_pretrained(folder / name, variant="fp16").float().state_dict(), kept)
+    assert PipelineFolder(folder).weights(name) == "fp16"
+    torch.testing.assert_close(PipelineFolder(folder).load(name, [kind]).state_dict(), kept)
+    next((folder / name).glob("*00001*.safetensors")).unlink()
+    with pytest.raises(ExportError, match=r"00001-of-\d+\.fp16\.safetensors is missing: .* lists it"):
+        PipelineFolder(folder).weights(name)
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("vae/config.json", {"block_out_channels": 3}),
+        ("vae/config.json", {"scaling_factor": "x"}),
+        ("vae/config.json", {"latents_mean": 1, "latents_std": [0]}),
+        ("unet/config.json", {"sample_size": "x"}),
+        ("unet/config.json", {"sample_size": {"a": 1}}),
+        ("unet/config.json", {"block_out_channels": None}),
+        ("text_encoder/config.json", {"vocab_size": "x"}),
+        ("text_encoder/config.json", {"max_position_embeddings": "x"}),
+        ("text_encoder/config.json", {"hidden_size": -1}),
+        ("tokenizer/tokenizer.json", []),
+        ("tokenizer/tokenizer.json", {"model": 3}),
+        ("tokenizer/tokenizer_config.json", {"model_max_length": "x"}),
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": 1e400}),
+        ("scheduler/scheduler_config.json", {"trained_betas": {}}),
+        ("model_index.json", {"unet": {"a": 1}}),
+        ("model_index.json", {"scheduler": [1, {}]}),
+    ],
+)
+def test_damaged_configurations_are_errors_of_the_folder(copied, untraced, tmp_path, file, change):
+    folder = copied("StableDiffusionPipeline")
+    path = folder / file
+    there = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**there, **change} if isinstance(change, dict) else change))
+    with pytest.raises(ExportError):
+        from_diffusers(folder, tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_an_error_too_large_leaves_what_was_there(pristine, exported, tmp_path, monkeypatch):

@@ -1,0 +1,39 @@
+"""Text that others chose, made safe to show: names of a bundle, request ids, prompts, texts of foreign errors.
+
+Raw, they may move a terminal's cursor, forge a line of a log, turn the order of what follows, or not be encodable at
+all. What is shown anywhere passes ``printable``; escaping for one medium (rich, Markdown, CSV, figures) comes after it.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+
+#: Categories that are escaped: controls (C0, C1, DEL: ANSI sequences begin with one), formats (bidirectional overrides,
+#: zero-width characters), lone surrogates, line and paragraph separators.
+_ESCAPED = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+
+NAME = 200  # most characters of a name that is shown
+
+
+def printable(given: object, limit: int | None = None) -> str:
+    r"""A text on one line, with Python's escapes (``\n``, ``\x1b``, ``\u202e``) for what acts on a terminal.
+
+    Args:
+        given: A text, or what ``str`` makes one of.
+        limit: Most characters taken of it; what is longer ends in an ellipsis. None takes all.
+    """
+    text = str(given)
+    if limit is not None and len(text) > limit:
+        text = text[: limit - 1] + "…"
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(_escaped(one) if unicodedata.category(one) in _ESCAPED else one for one in text)
+
+
+def encodable(text: str) -> str:
+    """A text that UTF-8 can hold, for files that keep it as it is: lone surrogates are escaped, nothing else."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _escaped(one: str) -> str:
+    return one.encode("unicode_escape").decode("ascii")
