@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from stepfuse.display import NAME, printable
 from stepfuse.integrations.scheduler_entries import DEFAULTS, FORMER, KNOWN
 from stepfuse.samplers.schedule import NoiseSchedule
 
@@ -106,7 +107,8 @@ def read_scheduler(config: Mapping[str, Any]) -> SchedulerSettings:
     handed_on = {key: value for key, value in config.items() if key not in by_default}
     for key, value in config.items():
         if key not in KNOWN:
-            raise ValueError(f"{name}: entries must be known, got {key} = {value!r}")
+            found = f"{printable(key, NAME)} = {printable(repr(value), NAME)}"
+            raise ValueError(f"{name}: entries must be known, got {found}")
         if (neutral := FORMER.get(key)) is not None and value not in neutral:
             raise ValueError(f"{name}: {key}, of former versions, must be {neutral[0]!r} or left out, got {value!r}")
     filled = _Config(name, config)
