@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from stepfuse.display import NAME, printable
+
 Class = TypeVar("Class", bound=type)
 
 #: What arguments of diffusers and other libraries are called here.
@@ -93,7 +95,7 @@ def refuse_unknown(taker: str, known: Collection[str], given: Iterable[str]) -> 
     """
     unknown = [name for name in given if name not in known]
     if unknown:
-        named = (f"{name} (here: {_NAMES[name]})" if name in _NAMES else name for name in unknown)
+        named = (f"{name} (here: {_NAMES[name]})" if name in _NAMES else printable(name, NAME) for name in unknown)
         raise TypeError(f"{taker} takes {', '.join(known)}, got {', '.join(named)}")
 
 

@@ -94,6 +94,8 @@ class Compiler:
             ValueError: If there is no such sampler, or it refuses an argument.
             TypeError: If it does not have one of the options.
         """
+        if not isinstance(options, Mapping | None):
+            raise TypeError(f"options must be a mapping of names to values, got {options!r}")
         given = {name: plain(value) for name, value in (options or {}).items()}
         numbers = plain(steps), plain(guidance_scale), plain(eta)
         arguments = sampler, *numbers, tuple(given.items())

@@ -35,8 +35,8 @@ def fuzz(share=1.0):
 
 
 @contextlib.contextmanager
-def contract(*errors):
-    """What a call may raise, and how long and how much memory it may take."""
+def contract(*errors, longest=10_000):
+    """What a call may raise, in how many characters, and how long and how much memory it may take."""
     peak = _peak()
     outer = signal.signal(signal.SIGALRM, _took_too_long)
     signal.setitimer(signal.ITIMER_REAL, SECONDS)
@@ -44,7 +44,7 @@ def contract(*errors):
     try:
         yield
     except errors as error:
-        _require_readable(error)
+        _require_readable(error, longest)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, outer)
@@ -52,10 +52,10 @@ def contract(*errors):
     assert _peak() - peak < MEGABYTES, f"took {_peak() - peak:.0f} MB"
 
 
-def _require_readable(error):
+def _require_readable(error, longest):
     text = str(error)
     assert text, f"{type(error).__name__} says nothing"
-    assert len(text) < 10_000, f"{type(error).__name__} of {len(text)} characters: {text[:200]}..."
+    assert len(text) < longest, f"{type(error).__name__} of {len(text)} characters: {text[:200]}..."
     text.encode()  # can be written to a log
 
 
