@@ -7,6 +7,7 @@ all. What is shown anywhere passes ``printable``; escaping for one medium (rich,
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterable
 
 #: Categories that are escaped: controls (C0, C1, DEL: ANSI sequences begin with one), formats (bidirectional overrides,
 #: zero-width characters), lone surrogates, line and paragraph separators.
@@ -28,6 +29,11 @@ def printable(given: object, limit: int | None = None) -> str:
     if text.isascii() and text.isprintable():
         return text
     return "".join(_escaped(one) if unicodedata.category(one) in _ESCAPED else one for one in text)
+
+
+def listed(names: Iterable[object]) -> str:
+    """Names as an error or a line shows several: each ``printable``, at most ``NAME`` characters of it."""
+    return ", ".join(printable(name, NAME) for name in names)
 
 
 def encodable(text: str) -> str:

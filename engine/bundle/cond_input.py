@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-_NAMES_TOLD = 20  # of a thousand classes a message names so many
+_NAMES_SHOWN = 20  # of a thousand classes a message names so many
 
 
 # Kinds of numpy's types that are taken for one: a truth value is no class, and a fraction no whole number.
@@ -88,8 +88,8 @@ class CondInput:
         if not self.names:
             raise ValueError(f"{name} has no class names, got {given!r}")
         if given not in self.names:
-            more = f" and {len(self.names) - _NAMES_TOLD} more" if len(self.names) > _NAMES_TOLD else ""
-            raise ValueError(f"{name} must be one of {', '.join(self.names[:_NAMES_TOLD])}{more}, got {given!r}")
+            more = f" and {len(self.names) - _NAMES_SHOWN} more" if len(self.names) > _NAMES_SHOWN else ""
+            raise ValueError(f"{name} must be one of {', '.join(self.names[:_NAMES_SHOWN])}{more}, got {given!r}")
         return self.names.index(given)
 
     def _known(self, array: npt.NDArray[Any]) -> bool:

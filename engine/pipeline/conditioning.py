@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.bundle.pipeline_info import PipelineInfo
+from stepfuse.display import listed
 from stepfuse.pipeline.prompts import PromptEncoder
 
 Embeddings = Mapping[str, npt.ArrayLike]
@@ -84,7 +85,7 @@ class PromptConditioning:
         inputs, needed = self._model.cond, self._encoder.outputs
         if not set(needed) <= set(embeds) <= set(inputs):
             allowed = f"{', '.join(needed)}, and may hold others of {', '.join(inputs)}"
-            raise ValueError(f"{name} must hold {allowed}, got {', '.join(map(str, embeds)) or 'nothing'}")
+            raise ValueError(f"{name} must hold {allowed}, got {listed(embeds) or 'nothing'}")
         conditioning: Conditioning = {}
         for key, given in embeds.items():
             array, shape = np.asarray(given), inputs[key].shape

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stepfuse.bundle.cond_input import CondInput
+from stepfuse.display import listed
 
 
 def cond_per_sample(
@@ -36,8 +37,9 @@ def cond_per_sample(
         given = {next(iter(inputs)): given}
     unknown = set(given) - set(inputs)
     if unknown:
-        names = ", ".join(map(str, sorted(unknown)))
-        raise ValueError(f"{argument} must have names among {', '.join(inputs)}, got {names}")
+        raise ValueError(
+            f"{argument} must have names among {', '.join(inputs)}, got {listed(sorted(unknown, key=str))}"
+        )
     columns = [spec.values(name, given.get(name), count) for name, spec in inputs.items()]
     nulls = [spec.value(name, None) for name, spec in inputs.items()]
     rows: list[list[npt.NDArray[Any]] | None] = []

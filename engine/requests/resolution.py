@@ -17,6 +17,7 @@ import numpy.typing as npt
 from stepfuse import _core
 from stepfuse.arguments import number, plain, refuse_unknown, whole_number
 from stepfuse.bundle.model_info import ModelInfo
+from stepfuse.display import listed
 from stepfuse.requests.conditioning import cond_per_sample
 from stepfuse.requests.editing import Edit
 from stepfuse.requests.request import Request
@@ -187,7 +188,7 @@ def resolve(
         given = {"sampler": sampler, "steps": steps, "guidance_scale": guidance_scale, "eta": eta, **options}
         named = [name for name, value in given.items() if value is not None]
         if named:
-            raise ValueError(f"table says all about the sampler: leave out {', '.join(named)}")
+            raise ValueError(f"table says all about the sampler: leave out {listed(named)}")
         tables = _each("table", table, n)
         for distinct in {id(one): one for one in tables}.values():
             _check(info, distinct)

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from stepfuse import _core
 from stepfuse.arguments import plain
+from stepfuse.display import listed
 
 Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
@@ -78,7 +79,7 @@ class StepTable:
         """
         unknown = set(columns) - set(COLUMNS)
         if unknown:
-            raise ValueError(f"columns must be among {', '.join(COLUMNS)}, got {', '.join(sorted(unknown))}")
+            raise ValueError(f"columns must be among {', '.join(COLUMNS)}, got {listed(sorted(unknown))}")
         steps = np.broadcast_shapes((1,), *(np.shape(values) for values in columns.values()))[0]
         rows = np.zeros((steps, len(COLUMNS)))
         for index, name in enumerate(COLUMNS):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hypothesis import HealthCheck, settings
 
-settings.register_profile("fuzz", max_examples=20_000, suppress_health_check=list(HealthCheck), print_blob=True)
+settings.register_profile("fuzz", max_examples=2_000, suppress_health_check=list(HealthCheck), print_blob=True)
 
 
 def _load(name):
