@@ -110,6 +110,24 @@ def sigmas_of(schedule: NoiseSchedule, prediction_type: str) -> Float64Array:
     return cast("Float64Array", np.sqrt((1 - alphas) / alphas))
 
 
+def sigmas_at(all_sigmas: Float64Array, t: Float64Array) -> Float64Array:
+    """Noise over signal at timesteps, the noisiest first, interpolated between whole ones.
+
+    Where the last ᾱ of 0 gives way to ``TINY_ALPHA``, the one before may be smaller yet: with both among the timesteps
+    the noise would rise. The first level is then taken above the second; diffusers' ancestral steps are NaN there.
+    """
+    sigma = np.interp(t, np.arange(len(all_sigmas)), all_sigmas)
+    if len(sigma) > 1 and sigma[0] <= sigma[1]:
+        sigma[0] = 2 * sigma[1]
+    return sigma
+
+
+def timesteps_of(all_sigmas: Float64Array, sigma: Float64Array) -> Float64Array:
+    """Timesteps at which noise over signal is ``sigma``; its logarithm is interpolated."""
+    rising = np.maximum.accumulate(all_sigmas)
+    return np.interp(np.log(sigma), np.log(rising), np.arange(len(rising)))
+
+
 def karras_sigmas(sigmas: Float64Array, count: int) -> Float64Array:
     """Noise levels of Karras et al. (2022), Eq. 5, from the last (noisiest) of ``sigmas`` to the first."""
     rho = 7.0
