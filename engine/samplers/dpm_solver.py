@@ -21,6 +21,7 @@ from stepfuse.samplers.coefficients import (
     sigmas_of,
     step_count,
     timesteps_of,
+    warn_of_late_start,
 )
 from stepfuse.samplers.schedule import NoiseSchedule, Spacing, spaced_timesteps
 from stepfuse.samplers.table import StepTable
@@ -63,7 +64,9 @@ def dpmpp_2m(
         t = choose_timesteps(schedule, steps, timesteps, spacing, steps_offset)
     else:
         count = step_count(steps, total - 1)
-        t = spaced_timesteps(total, count + 1, spacing, steps_offset)[:-1]
+        points = spaced_timesteps(total, count + 1, spacing, steps_offset)
+        warn_of_late_start(schedule, points, spacing)
+        t = points[:-1]
     all_sigmas = sigmas_of(schedule, prediction_type)
     sigma = sigmas_at(all_sigmas, t)
     if karras:
