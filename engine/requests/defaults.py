@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from stepfuse.bundle.model_info import ModelInfo
+from stepfuse.samplers import lcm
 from stepfuse.samplers.table import StepTable
 
 #: Options of every sampler: ``StepTable.adapt``.
 ADAPTIVE = ("guidance_rescale", "dynamic_threshold")
 
 _DEFAULT_STEPS = 50
+_LCM_STEPS = inspect.signature(lcm).parameters["original_steps"].default
 _NAMED = ("sampler", "steps", "guidance_scale", "eta")  # arguments of their own, not options of a sampler
 
 # Which options of a model's own sampler another one shares, where its bundle does not say what each sampler takes:
@@ -33,15 +36,21 @@ _SHARED: Mapping[str, set[str]] = {
 _SAME_OPTIONS = {"ddim_inverse": "ddim", "ddpm_strided": "ddpm"}  # samplers that take another's options
 
 
-def default_steps(info: ModelInfo, sampler: str) -> int:
+def default_steps(info: ModelInfo, sampler: str, options: Mapping[str, Any] = MappingProxyType({})) -> int:
     """Steps where the caller gives none: the model's default, and all of T for the original sampler.
 
-    A model whose own sampler is the original one, respaced, says so with its steps.
+    A model whose own sampler is the original one, respaced, says so with its steps. They are no more than the sampler
+    takes with these options.
     """
     total = info.schedule.num_train_timesteps
     respaced = info.defaults.get("sampler") == "ddpm" and "steps" in info.defaults
     if sampler == "ddpm" and not respaced:
         return total
+    original = options.get("original_steps", _LCM_STEPS)
+    if sampler == "dpmpp_2m":
+        total = max(total - 1, 1)
+    elif sampler == "lcm" and isinstance(original, int):  # the sampler refuses anything else
+        total = min(total, original)
     return min(int(info.defaults.get("steps", _DEFAULT_STEPS)), total)
 
 

@@ -199,8 +199,6 @@ def compile_table(
     if sampler is None:
         sampler = info.defaults.get("sampler", "euler" if info.schedule.is_flow else "ddim")
     require_sampler(sampler, SAMPLERS)
-    if steps is None and options.get("timesteps") is None:
-        steps = default_steps(info, sampler)
     if guidance_scale is None:
         guidance_scale = info.defaults.get("guidance_scale", 1.0)
     guidance_scale = number("guidance_scale", guidance_scale)
@@ -209,6 +207,8 @@ def compile_table(
     function = SAMPLERS[sampler]
     accepted = inspect.signature(function).parameters
     arguments = {**default_options(info, function), **options}
+    if steps is None and arguments.get("timesteps") is None:
+        steps = default_steps(info, sampler, arguments)
     adaptive = {name: arguments.pop(name) for name in ADAPTIVE if name in arguments}
     if "eta" in accepted:
         arguments["eta"] = info.defaults.get("eta", 0.0) if eta is None else eta
