@@ -20,13 +20,12 @@ from stepfuse.backends.host.callable import CallableBackend, DenoiserFunction
 from stepfuse.bundle.bundle import Bundle
 from stepfuse.bundle.cond_input import CondInput
 from stepfuse.bundle.model_info import ModelInfo
+from stepfuse.requests.defaults import default_options, default_steps
 from stepfuse.requests.editing import as_images
 from stepfuse.requests.interpolation import Path, interpolate_noise
 from stepfuse.requests.request import Request
 from stepfuse.requests.resolution import (
     Compiler,
-    default_options,
-    default_steps,
     require_guidable,
     resolve,
     starting_state,

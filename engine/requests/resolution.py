@@ -7,7 +7,7 @@ import inspect
 import math
 import os
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,34 +19,15 @@ from stepfuse.arguments import number, plain, refuse_unknown, whole_number
 from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.display import listed
 from stepfuse.requests.conditioning import cond_per_sample
+from stepfuse.requests.defaults import ADAPTIVE, default_options, default_steps
 from stepfuse.requests.editing import Edit
 from stepfuse.requests.request import Request
 from stepfuse.samplers import SAMPLERS
 from stepfuse.samplers.names import require_sampler
 from stepfuse.samplers.table import StepTable
 
-_DEFAULT_STEPS = 50
 _SEED_LIMIT = 1 << 64
 _BESIDE_STATE = 2000  # bytes of a queued sample, measured: its requests in Python and in the core, its place in line
-_ADAPTIVE = ("guidance_rescale", "dynamic_threshold")  # options of every sampler: StepTable.adapt
-_NAMED = ("sampler", "steps", "guidance_scale", "eta")  # arguments of their own, not options of a sampler
-
-# Which options of a model's own sampler another one shares, where its bundle does not say what each sampler takes:
-# those that diffusers keeps under one name in the configurations of both classes. Others are the own sampler's alone.
-_EVERY = {"guidance_interval", "guidance_rescale"}
-_SPACED, _BOUNDED = {"spacing", "steps_offset"}, {"clip", "dynamic_threshold"}
-_SHARED: Mapping[str, set[str]] = {
-    "ddim": _SPACED | _BOUNDED,
-    "ddim_inverse": _SPACED,
-    "ddpm": _SPACED | _BOUNDED,
-    "ddpm_strided": _SPACED | _BOUNDED,
-    "dpmpp_2m": _SPACED | {"karras", "dynamic_threshold"},
-    "lcm": _BOUNDED,
-    "heun": _SPACED | {"clip", "karras"},
-    "euler": _SPACED | {"karras"},
-    "euler_ancestral": _SPACED,
-}
-_SAME_OPTIONS = {"ddim_inverse": "ddim", "ddpm_strided": "ddpm"}  # samplers that take another's options
 
 
 @dataclass(frozen=True)
@@ -221,8 +202,6 @@ def compile_table(
     if sampler is None:
         sampler = info.defaults.get("sampler", "euler" if info.schedule.is_flow else "ddim")
     require_sampler(sampler, SAMPLERS)
-    if steps is None and options.get("timesteps") is None:
-        steps = default_steps(info, sampler)
     if guidance_scale is None:
         guidance_scale = info.defaults.get("guidance_scale", 1.0)
     guidance_scale = number("guidance_scale", guidance_scale)
@@ -231,12 +210,14 @@ def compile_table(
     function = SAMPLERS[sampler]
     accepted = inspect.signature(function).parameters
     arguments = {**default_options(info, function), **options}
-    adaptive = {name: arguments.pop(name) for name in _ADAPTIVE if name in arguments}
+    if steps is None and arguments.get("timesteps") is None:
+        steps = default_steps(info, sampler, arguments)
+    adaptive = {name: arguments.pop(name) for name in ADAPTIVE if name in arguments}
     if "eta" in accepted:
         arguments["eta"] = info.defaults.get("eta", 0.0) if eta is None else eta
     elif eta:
         raise ValueError(f"eta must be left out with sampler {sampler!r}, which has none, got {eta}")
-    known = [*(name for name in accepted if name not in ("schedule", "prediction_type")), *_ADAPTIVE]
+    known = [*(name for name in accepted if name not in ("schedule", "prediction_type")), *ADAPTIVE]
     refuse_unknown(f"sampler {sampler!r}", known, arguments)
     if not info.schedule.is_flow:
         arguments["prediction_type"] = info.prediction_type
@@ -299,53 +280,6 @@ def require_guidable(info: ModelInfo, guidance_scale: float) -> None:
     """Refuses guidance where there is nothing to guide by."""
     if guidance_scale != 1 and not info.cond:
         raise ValueError(f"guidance_scale must be 1 for a model that takes no conditioning, got {guidance_scale}")
-
-
-def default_steps(info: ModelInfo, sampler: str) -> int:
-    """Steps where the caller gives none: the model's default, and all of T for the original sampler.
-
-    A model whose own sampler is the original one, respaced, says so with its steps.
-    """
-    total = info.schedule.num_train_timesteps
-    respaced = info.defaults.get("sampler") == "ddpm" and "steps" in info.defaults
-    if sampler == "ddpm" and not respaced:
-        return total
-    return min(int(info.defaults.get("steps", _DEFAULT_STEPS)), total)
-
-
-def default_options(info: ModelInfo, function: Callable[..., StepTable]) -> dict[str, Any]:
-    """The model's defaults for the options of a sampler: spacing, clip, ..., and those of ``StepTable.adapt``.
-
-    The model's own sampler has all of them. Another has what the model says of it in ``sampler_options``, else those
-    that both share: an option of one sampler, such as DDIM's ``final_alpha_cumprod``, means something else in another.
-
-    Raises:
-        ValueError: If ``sampler_options`` of the model do not cover the sampler.
-    """
-    name = function.__name__
-    accepted = {*inspect.signature(function).parameters, *_ADAPTIVE}
-    options: Mapping[str, Any] = info.defaults
-    if not _is_own(info, name):
-        covering = _SAME_OPTIONS.get(name, name)
-        if covering in info.sampler_options:
-            options = {
-                **{one: info.defaults[one] for one in _EVERY & set(info.defaults)},
-                **info.sampler_options[covering],
-            }
-        elif info.sampler_options:
-            known = ", ".join([str(info.defaults["sampler"]), *sorted(info.sampler_options)])
-            raise ValueError(
-                f"sampler must be one that the model's scheduler configuration covers, {known}, got {name!r}"
-            )
-        else:
-            options = {one: value for one, value in info.defaults.items() if one in _SHARED.get(name, set()) | _EVERY}
-    return {one: value for one, value in options.items() if one in accepted and one not in _NAMED}
-
-
-def _is_own(info: ModelInfo, sampler: str) -> bool:
-    """Whether a model's defaults are of this sampler, or of all."""
-    own = info.defaults.get("sampler")
-    return own is None or _SAME_OPTIONS.get(sampler, sampler) == own
 
 
 def _require_memory(n: int, shape: tuple[int, ...]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import wraps
@@ -21,6 +22,8 @@ Levels = tuple[Float64Array, Float64Array]  # signal and noise of states: signal
 
 # What an argument annotated so must be.
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {"int": whole_number, "float": number, "bool": truth_value}
+
+_LATE = 0.1  # share of the sample in the first state; that of latent diffusion's schedule at T - 1 is 0.07
 
 # The smallest positive float16: what diffusers puts in the place of a terminal ᾱ of 0 where a sampler divides by it.
 TINY_ALPHA = 2.0**-24
@@ -76,7 +79,21 @@ def choose_timesteps(
         chosen = explicit_timesteps(total, timesteps)
         match_count(steps, len(chosen))
         return chosen
-    return spaced_timesteps(total, step_count(steps, total), spacing, steps_offset)
+    chosen = spaced_timesteps(total, step_count(steps, total), spacing, steps_offset)
+    warn_of_late_start(schedule, chosen, spacing)
+    return chosen
+
+
+def warn_of_late_start(schedule: NoiseSchedule, t: Float64Array, spacing: Spacing) -> None:
+    """Warns where leading timesteps, whose stride is T // S, leave out so much that more steps give worse samples."""
+    total, count = schedule.num_train_timesteps, len(t)
+    signal = float(np.sqrt(alphas_at(schedule, t[:1])[0]))
+    if spacing == "leading" and total - count * (total // count) >= total // count and signal > _LATE:
+        warnings.warn(
+            f"leading spacing begins at timestep {t[0]:g} of {total - 1}, where {signal:.2g} of the sample is left, as"
+            f" if it were noise: take spacing='trailing', or a number of steps that divides {total}",
+            stacklevel=5,
+        )
 
 
 def next_timesteps(schedule: NoiseSchedule, t: Float64Array, *, fixed_stride: bool) -> Float64Array:
@@ -108,6 +125,24 @@ def sigmas_of(schedule: NoiseSchedule, prediction_type: str) -> Float64Array:
         )
     alphas = np.where(alphas == 0, TINY_ALPHA, alphas)
     return cast("Float64Array", np.sqrt((1 - alphas) / alphas))
+
+
+def sigmas_at(all_sigmas: Float64Array, t: Float64Array) -> Float64Array:
+    """Noise over signal at timesteps, the noisiest first, interpolated between whole ones.
+
+    Where the last ᾱ of 0 gives way to ``TINY_ALPHA``, the one before may be smaller yet: with both among the timesteps
+    the noise would rise. The first level is then taken above the second; diffusers' ancestral steps are NaN there.
+    """
+    sigma = np.interp(t, np.arange(len(all_sigmas)), all_sigmas)
+    if len(sigma) > 1 and sigma[0] <= sigma[1]:
+        sigma[0] = 2 * sigma[1]
+    return sigma
+
+
+def timesteps_of(all_sigmas: Float64Array, sigma: Float64Array) -> Float64Array:
+    """Timesteps at which noise over signal is ``sigma``; its logarithm is interpolated."""
+    rising = np.maximum.accumulate(all_sigmas)
+    return np.interp(np.log(sigma), np.log(rising), np.arange(len(rising)))
 
 
 def karras_sigmas(sigmas: Float64Array, count: int) -> Float64Array:

@@ -17,8 +17,11 @@ from stepfuse.samplers.coefficients import (
     preserving_levels,
     recorded,
     require_between,
+    sigmas_at,
     sigmas_of,
     step_count,
+    timesteps_of,
+    warn_of_late_start,
 )
 from stepfuse.samplers.schedule import NoiseSchedule, Spacing, spaced_timesteps
 from stepfuse.samplers.table import StepTable
@@ -61,12 +64,14 @@ def dpmpp_2m(
         t = choose_timesteps(schedule, steps, timesteps, spacing, steps_offset)
     else:
         count = step_count(steps, total - 1)
-        t = spaced_timesteps(total, count + 1, spacing, steps_offset)[:-1]
+        points = spaced_timesteps(total, count + 1, spacing, steps_offset)
+        warn_of_late_start(schedule, points, spacing)
+        t = points[:-1]
     all_sigmas = sigmas_of(schedule, prediction_type)
-    sigma = np.interp(t, np.arange(total), all_sigmas)
+    sigma = sigmas_at(all_sigmas, t)
     if karras:
         sigma = karras_sigmas(all_sigmas, len(t))
-        t = np.interp(np.log(sigma), np.log(all_sigmas), np.arange(total)).round()
+        t = timesteps_of(all_sigmas, sigma).round()
 
     require_between("final_alpha_cumprod", final_alpha_cumprod, TINY_ALPHA, 1.0)
     last_sigma = np.sqrt((1 - final_alpha_cumprod) / final_alpha_cumprod)

@@ -42,7 +42,9 @@ def ddim(
         schedule: Noise levels the network was trained with, variance-preserving.
         steps: Number of network evaluations S, 1 ≤ S ≤ T. May be left out where ``timesteps`` are given.
         timesteps: Timesteps of one's own, strictly decreasing, instead of ``spacing``; each step leads to the next one.
-        spacing: Which S timesteps are taken: ``leading``, ``trailing`` or ``linspace``.
+        spacing: Which S timesteps are taken: ``leading`` (0, T // S, ...), ``trailing`` (T - 1, T - 1 - T / S, ...) or
+            ``linspace`` (from T - 1 to 0), as in diffusers. Where S is large and does not divide T, leading ones begin
+            where much of the sample is left, and a warning says so.
         steps_offset: Added to ``leading`` timesteps.
         fixed_stride: Whether a step leads from t to t - T // S, as in diffusers' ``DDIMScheduler``, instead of to the
             next timestep. The two differ with ``trailing`` and ``linspace`` where T is no multiple of S: a step then

@@ -17,8 +17,10 @@ from stepfuse.samplers.coefficients import (
     karras_sigmas,
     match_count,
     recorded,
+    sigmas_at,
     sigmas_of,
     step_count,
+    timesteps_of,
 )
 from stepfuse.samplers.schedule import Float64Array, NoiseSchedule, Spacing, explicit_timesteps
 from stepfuse.samplers.table import StepTable
@@ -183,7 +185,7 @@ def _levels(
     if timesteps is None and spacing == "linspace":
         t = np.linspace(0, total - 1, len(t))[::-1]
     all_sigmas = sigmas_of(schedule, prediction_type)
-    sigma = np.interp(t, np.arange(total), all_sigmas)
+    sigma = sigmas_at(all_sigmas, t)
     if karras:
         ends = sigma
         if (
@@ -192,7 +194,7 @@ def _levels(
             points = np.round(np.arange(total, 0, -total / len(t))) - 1
             ends = np.interp(points, np.arange(total), all_sigmas)
         sigma = karras_sigmas(ends[::-1], len(t))
-        t = np.interp(np.log(sigma), np.log(all_sigmas), np.arange(total))
+        t = timesteps_of(all_sigmas, sigma)
     return t, sigma, float(sigma[0] if spacing in ("linspace", "trailing") else np.hypot(sigma[0], 1.0))
 
 

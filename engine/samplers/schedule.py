@@ -188,7 +188,8 @@ def spaced_timesteps(num_train_timesteps: int, steps: int, spacing: Spacing, ste
     Args:
         num_train_timesteps: T.
         steps: S, between 1 and T.
-        spacing: ``leading`` counts up from 0, ``trailing`` down from T - 1, ``linspace`` takes in both ends.
+        spacing: ``leading`` counts up from 0 by T // S, so that it ends far below T - 1 where S is large and does not
+            divide T; ``trailing`` counts down from T - 1 by T / S, ``linspace`` takes in both ends.
         steps_offset: Added to ``leading`` timesteps; where an offset of up to one stride would lead beyond T - 1, as
             far as it goes (with T steps, not at all).
 

@@ -1,5 +1,6 @@
 """Another sampler than a model's own: what diffusers' ``from_config`` makes of the own scheduler's file."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -135,3 +136,12 @@ def test_karras_levels_are_taken_at_every_number_of_steps(name, betas, spacing):
             sigmas = np.sqrt(1 / table["s"].astype(np.float64) ** 2 - 1)
             levels = np.asarray(scheduler.sigmas[: len(table)], dtype=np.float64)
             np.testing.assert_allclose(sigmas, levels, rtol=2e-4)
+
+
+@pytest.mark.parametrize(("target", "options", "steps"), [("dpmpp_2m", {}, 999), ("lcm", {"original_steps": 30}, 30)])
+def test_default_steps_are_no_more_than_the_sampler_takes(target, options, steps):
+    """A pipeline of DDPM has all of T by default."""
+    info = model(saved("ddpm"))
+    info = dataclasses.replace(info, defaults={**info.defaults, "steps": 1000}, sampler_options={})
+    assert len(compile_table(info, target, None, None, None, options)) == steps
+    assert len(compile_table(info, target, 7, None, None, options)) == 7

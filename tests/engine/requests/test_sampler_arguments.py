@@ -153,6 +153,23 @@ def test_all_of_ddpm_s_noise_is_added_also_from_pure_noise(spacing, prediction_t
         assert abs(table["q_x"][0]) < 1e-6  # nothing of the old noise is left, all of it is drawn anew
 
 
+@naive_allowed
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+@pytest.mark.parametrize("sampler", sorted(set(SAMPLERS) - {"lcm"}))
+def test_any_number_of_steps_makes_a_table(sampler, spacing):
+    """Also where the last ᾱ is 0 and the one before nearly: both are among the timesteps from 500 steps on."""
+    for schedule, kind in ((LINEAR, "epsilon"), (ZERO_SNR, "v_prediction")):
+        for steps in (1, 2, 3, 7, 299, 500, 501, 998, 999, 1000):
+            if (sampler, steps) == ("dpmpp_2m", 1000) and spacing != "trailing":
+                with pytest.raises(ValueError, match="steps must be between 1 and 999, got 1000"):
+                    SAMPLERS[sampler](schedule, steps, spacing=spacing)
+                continue
+            table = SAMPLERS[sampler](schedule, steps, spacing=spacing, prediction_type=kind)
+            signal, noise = table.levels[:: 2 if sampler == "heun" else 1].T
+            assert (np.diff(noise[:-1] / np.maximum(signal[:-1], 1e-30)) < 0).all()
+            assert (np.diff(table["t"][:: 2 if sampler == "heun" else 1]) < 0).all()
+
+
 def test_a_last_state_without_signal_is_refused():
     with pytest.raises(ValueError, match=r"final_alpha_cumprod must be between .*, got 0.0"):
         sf.samplers.dpmpp_2m(sf.NoiseSchedule.linear(), 5, final_alpha_cumprod=0.0)

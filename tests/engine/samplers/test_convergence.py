@@ -90,3 +90,14 @@ def test_the_inverse_of_a_step_leads_back_to_where_it_began(spacing):
             forward = sf.samplers.ddim(schedule, steps, **options)
             back = sf.samplers.ddim_inverse(schedule, steps, **options)
             np.testing.assert_allclose(back["q_x"][::-1] * (forward["q_x"] + forward["q_d"] * forward["p_x"]), 1, 1e-5)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "euler", "heun", "dpmpp_2m"])
+def test_leading_timesteps_that_begin_late_are_warned_of(sampler, recwarn):
+    schedule = sf.NoiseSchedule.scaled_linear()
+    make = getattr(sf.samplers, sampler)
+    for steps in (1, 5, 30, 50, 60, 99, 249, 499, 999):
+        make(schedule, steps, spacing="leading")
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match=r"begins at timestep (599|600) of 999, where 0\.4 of the sample is left"):
+        make(schedule, 600, spacing="leading")

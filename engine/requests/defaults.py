@@ -1,0 +1,89 @@
+"""What a sampler takes where the caller gives nothing: a model's defaults, and what one sampler shares with another."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from stepfuse.bundle.model_info import ModelInfo
+from stepfuse.samplers import lcm
+from stepfuse.samplers.table import StepTable
+
+#: Options of every sampler: ``StepTable.adapt``.
+ADAPTIVE = ("guidance_rescale", "dynamic_threshold")
+
+_DEFAULT_STEPS = 50
+_LCM_STEPS = inspect.signature(lcm).parameters["original_steps"].default
+_NAMED = ("sampler", "steps", "guidance_scale", "eta")  # arguments of their own, not options of a sampler
+
+# Which options of a model's own sampler another one shares, where its bundle does not say what each sampler takes:
+# those that diffusers keeps under one name in the configurations of both classes. Others are the own sampler's alone.
+_EVERY = {"guidance_interval", "guidance_rescale"}
+_SPACED, _BOUNDED = {"spacing", "steps_offset"}, {"clip", "dynamic_threshold"}
+_SHARED: Mapping[str, set[str]] = {
+    "ddim": _SPACED | _BOUNDED,
+    "ddim_inverse": _SPACED,
+    "ddpm": _SPACED | _BOUNDED,
+    "ddpm_strided": _SPACED | _BOUNDED,
+    "dpmpp_2m": _SPACED | {"karras", "dynamic_threshold"},
+    "lcm": _BOUNDED,
+    "heun": _SPACED | {"clip", "karras"},
+    "euler": _SPACED | {"karras"},
+    "euler_ancestral": _SPACED,
+}
+_SAME_OPTIONS = {"ddim_inverse": "ddim", "ddpm_strided": "ddpm"}  # samplers that take another's options
+
+
+def default_steps(info: ModelInfo, sampler: str, options: Mapping[str, Any] = MappingProxyType({})) -> int:
+    """Steps where the caller gives none: the model's default, and all of T for the original sampler.
+
+    A model whose own sampler is the original one, respaced, says so with its steps. They are no more than the sampler
+    takes with these options.
+    """
+    total = info.schedule.num_train_timesteps
+    respaced = info.defaults.get("sampler") == "ddpm" and "steps" in info.defaults
+    if sampler == "ddpm" and not respaced:
+        return total
+    original = options.get("original_steps", _LCM_STEPS)
+    if sampler == "dpmpp_2m":
+        total = max(total - 1, 1)
+    elif sampler == "lcm" and isinstance(original, int):  # the sampler refuses anything else
+        total = min(total, original)
+    return min(int(info.defaults.get("steps", _DEFAULT_STEPS)), total)
+
+
+def default_options(info: ModelInfo, function: Callable[..., StepTable]) -> dict[str, Any]:
+    """The model's defaults for the options of a sampler: spacing, clip, ..., and those of ``StepTable.adapt``.
+
+    The model's own sampler has all of them. Another has what the model says of it in ``sampler_options``, else those
+    that both share: an option of one sampler, such as DDIM's ``final_alpha_cumprod``, means something else in another.
+
+    Raises:
+        ValueError: If ``sampler_options`` of the model do not cover the sampler.
+    """
+    name = function.__name__
+    accepted = {*inspect.signature(function).parameters, *ADAPTIVE}
+    options: Mapping[str, Any] = info.defaults
+    if not _is_own(info, name):
+        covering = _SAME_OPTIONS.get(name, name)
+        if covering in info.sampler_options:
+            options = {
+                **{one: info.defaults[one] for one in _EVERY & set(info.defaults)},
+                **info.sampler_options[covering],
+            }
+        elif info.sampler_options:
+            known = ", ".join([str(info.defaults["sampler"]), *sorted(info.sampler_options)])
+            raise ValueError(
+                f"sampler must be one that the model's scheduler configuration covers, {known}, got {name!r}"
+            )
+        else:
+            options = {one: value for one, value in info.defaults.items() if one in _SHARED.get(name, set()) | _EVERY}
+    return {one: value for one, value in options.items() if one in accepted and one not in _NAMED}
+
+
+def _is_own(info: ModelInfo, sampler: str) -> bool:
+    """Whether a model's defaults are of this sampler, or of all."""
+    own = info.defaults.get("sampler")
+    return own is None or _SAME_OPTIONS.get(sampler, sampler) == own
