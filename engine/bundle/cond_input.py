@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from stepfuse.display import NAME, printable
+
 _NAMES_TOLD = 20  # of a thousand classes a message names so many
 
 
@@ -86,7 +88,8 @@ class CondInput:
             raise ValueError(f"{name} has no class names, got {given!r}")
         if given not in self.names:
             more = f" and {len(self.names) - _NAMES_TOLD} more" if len(self.names) > _NAMES_TOLD else ""
-            raise ValueError(f"{name} must be one of {', '.join(self.names[:_NAMES_TOLD])}{more}, got {given!r}")
+            known = ", ".join(printable(one, NAME) for one in self.names[:_NAMES_TOLD])
+            raise ValueError(f"{name} must be one of {known}{more}, got {given!r}")
         return self.names.index(given)
 
     def _known(self, array: npt.NDArray[Any]) -> bool:

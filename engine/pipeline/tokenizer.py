@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
-import math
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,15 @@ from stepfuse.errors import BundleError
 MAX_CHARACTERS = 1 << 14
 #: Most characters of a prompt as the file's normalizer writes it: each of a chain of them may double it.
 MAX_NORMALIZED = 1 << 20
+MAX_NORMALIZERS = 1000
 MAX_LENGTH = 1 << 16  # tokens of a context
 
 #: Most characters that a normalizer makes of one: decompositions of Unicode (its stability policy bounds them), lower
 #: case, spaces around ideographs, a letter a byte.
 _GROWTH = {"NFC": 3, "NFD": 4, "NFKC": 18, "NFKD": 18, "Lowercase": 3, "BertNormalizer": 12, "ByteLevel": 4}
 
-Lengths = Callable[[int], float]
+#: An expression for one text alone, or one that no number follows, as exports write for textual inversions.
+_LITERAL = re.compile(r"(?:\\[^A-Za-z0-9]|[^\\^$.|?*+()\[\]{}])+(?:\(\?!_\\d\))?")
 
 
 class PromptTokenizer:
@@ -64,7 +66,7 @@ class PromptTokenizer:
             BundleError: If the tokenizer fails, may make too long a text of the prompt, or gives too many ids.
         """
         require_prompt(prompt)
-        if (longest := self._normalized_length(len(prompt))) > MAX_NORMALIZED:
+        if (longest := self._normalized_length(prompt)) > MAX_NORMALIZED:
             raise BundleError(
                 f"{self._path}: its normalizer must make at most {MAX_NORMALIZED:,} characters of a prompt, of"
                 f" {len(prompt)} it may make {longest:.3g}"
@@ -102,21 +104,56 @@ def require_prompt(prompt: str) -> None:
         raise ValueError(f"a prompt must be text that UTF-8 can hold, got {prompt[error.start]!r} in it") from error
 
 
-def normalized_length(normalizer: Any) -> Lengths:
-    """A bound on the characters that a tokenizer's normalizer makes of so many.
+def normalized_length(normalizer: Any) -> Callable[[str], float]:
+    """A bound on the characters that a tokenizer's normalizer makes of a text.
+
+    Literal replacements, such as those of textual inversions, are made here too, as long as nothing else comes before
+    them: they are often many, and most find nothing. What is behind others is bounded by what it may do to any text.
 
     Args:
         normalizer: The entry of its file, None for none.
+
+    Returns:
+        From a text to the bound; beyond ``MAX_NORMALIZED`` it is no longer exact.
+
+    Raises:
+        ValueError: If there are more than ``MAX_NORMALIZERS``.
     """
     steps = [_step(one) for one in _flat(normalizer)]
+    if len(steps) > MAX_NORMALIZERS:
+        raise ValueError(f"it must have at most {MAX_NORMALIZERS} normalizers, got {len(steps)}")
 
-    def bound(length: int) -> float:
-        found = float(length)
+    def bound(text: str) -> float:
+        known: str | None = text
+        length = float(len(text))
         for step in steps:
-            found = min(step(found), math.inf)
-        return found
+            if known is None or step.literal is None:
+                known, length = None, step.bound(length)
+                continue
+            length = len(known) + len(step.literal.findall(known)) * float(len(step.content))
+            if length > MAX_NORMALIZED:
+                known = None
+            else:
+                known = step.content.join(step.literal.split(known))
+                length = len(known)
+        return length
 
     return bound
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One normalizer.
+
+    Attributes:
+        bound: Most characters of its result, by those of the text.
+        literal: What it replaces, if that is a literal text.
+        content: What by.
+    """
+
+    bound: Callable[[float], float]
+    literal: re.Pattern[str] | None = None
+    content: str = ""
 
 
 def _flat(normalizer: Any) -> list[Mapping[str, Any]]:
@@ -128,18 +165,21 @@ def _flat(normalizer: Any) -> list[Mapping[str, Any]]:
     return [normalizer]
 
 
-def _step(normalizer: Mapping[str, Any]) -> Callable[[float], float]:
+def _step(normalizer: Mapping[str, Any]) -> _Step:
     kind = normalizer.get("type")
     if kind == "Prepend":
-        return lambda length: length + len(normalizer["prepend"])
-    if kind == "Replace":
-        pattern, content = normalizer["pattern"], len(normalizer["content"])
-        least = _least_width(pattern["Regex"]) if "Regex" in pattern else len(pattern["String"])
-        if least == 0:
-            return lambda length: length + (length + 1) * content
-        return lambda length: length * max(1.0, content / least)
-    growth = _longest_entry(normalizer) if kind == "Precompiled" else _GROWTH.get(str(kind), 1)
-    return lambda length: length * growth
+        added = len(normalizer["prepend"])
+        return _Step(lambda length: length + added)
+    if kind != "Replace":
+        growth = _longest_entry(normalizer) if kind == "Precompiled" else _GROWTH.get(str(kind), 1)
+        return _Step(lambda length: length * growth)
+    content: str = normalizer["content"]
+    pattern: str = normalizer["pattern"].get("Regex") or re.escape(normalizer["pattern"].get("String", ""))
+    least = _least_width(pattern)
+    if least == 0:
+        return _Step(lambda length: length + (length + 1) * len(content))
+    literal = re.compile(pattern) if _LITERAL.fullmatch(pattern) else None
+    return _Step(lambda length: length * max(1.0, len(content) / least), literal, content)
 
 
 def _least_width(pattern: str) -> int:
@@ -160,7 +200,7 @@ def _longest_entry(normalizer: Mapping[str, Any]) -> int:
     """
     data = base64.b64decode(normalizer["precompiled_charsmap"] or "")
     texts = data[4 + int.from_bytes(data[:4], "little") :]
-    return max([len(one) for one in texts.split(b"\0")], default=1) or 1
+    return max([len(one.decode(errors="replace")) for one in texts.split(b"\0")], default=1) or 1
 
 
 def _unread(prompt: str, overflow: Any) -> str:
