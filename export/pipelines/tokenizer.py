@@ -10,7 +10,7 @@ from typing import Any
 from stepfuse.errors import ExportError
 from stepfuse.export.pipelines.inversions import textual_inversions, with_inversions
 from stepfuse.export.pipelines.pipeline_folder import PipelineFolder
-from stepfuse.pipeline.tokenizer import MAX_NORMALIZED, normalized_length
+from stepfuse.pipeline.normalizers import MAX_NORMALIZED, normalized_length
 
 KINDS = ("CLIPTokenizer", "CLIPTokenizerFast", "T5Tokenizer", "T5TokenizerFast")
 

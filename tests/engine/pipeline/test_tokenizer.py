@@ -11,8 +11,9 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, pr
 
 import stepfuse as sf
 from stepfuse.bundle.pipeline_info import PromptInput
+from stepfuse.pipeline.normalizers import MAX_NORMALIZED, normalized_length
 from stepfuse.pipeline.size import require_memory
-from stepfuse.pipeline.tokenizer import MAX_CHARACTERS, MAX_NORMALIZED, PromptTokenizer, normalized_length
+from stepfuse.pipeline.tokenizer import MAX_CHARACTERS, PromptTokenizer
 
 PROMPT = PromptInput("input_ids", "tokenizer.json", 8, 0)
 
