@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from stepfuse.display import listed
+
 _NAMES_SHOWN = 20  # of a thousand classes a message names so many
 
 
@@ -89,7 +91,7 @@ class CondInput:
             raise ValueError(f"{name} has no class names, got {given!r}")
         if given not in self.names:
             more = f" and {len(self.names) - _NAMES_SHOWN} more" if len(self.names) > _NAMES_SHOWN else ""
-            raise ValueError(f"{name} must be one of {', '.join(self.names[:_NAMES_SHOWN])}{more}, got {given!r}")
+            raise ValueError(f"{name} must be one of {listed(self.names[:_NAMES_SHOWN])}{more}, got {given!r}")
         return self.names.index(given)
 
     def _known(self, array: npt.NDArray[Any]) -> bool:

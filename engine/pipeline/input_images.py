@@ -39,7 +39,7 @@ def read_mask(path: Path, shape: tuple[int, ...], cell: int) -> Array:
 
     Args:
         path: As for ``read_image``.
-        shape: (..., H, W) in pixels.
+        shape: (C, H, W) in pixels, for any number of channels.
         cell: Pixels a side that one value of a sample stands for: the first pixel of each is taken.
 
     Returns:
@@ -49,6 +49,8 @@ def read_mask(path: Path, shape: tuple[int, ...], cell: int) -> Array:
         ValueError: As in ``read_image``, and if the mask is transparent anywhere.
         OSError: If the file cannot be read.
     """
+    if len(shape) != 3:
+        raise ValueError(f"samples must have shape (C, H, W) to be masked by a picture, got {shape}")
     picture = as_shown(open_picture(path), "L", str(path), opaque=True)
     return _levels_of_size(picture, path, shape)[None, ::cell, ::cell]
 

@@ -7,8 +7,11 @@ both condition and line; those of torch's own code choose between ways to the sa
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import linecache
 import logging
+import os
 import re
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +33,8 @@ _LOGGER = "torch.fx.experimental.symbolic_shapes"
 
 #: Code whose branches on sizes change no value: torch itself, and diffusers' upsampling, which copies 64 rows and more.
 _HARMLESS = ("torch/", "diffusers/models/upsampling.py")
+#: torch's functions that follow what the module asked for: how many parts a split has, where a slice ends.
+_DECISIVE = ("split", "_compute_slice_index")
 _TRUSTED_FOR_SIZES = ("torch/", "diffusers/", "transformers/")  # whose rules for sizes the plan of a pipeline knows
 
 _ROW = sympy.Symbol("rows", positive=True, integer=True)
@@ -58,8 +63,16 @@ class Guard:
 
     def is_in(self, packages: Sequence[str]) -> bool:
         """Whether the line is of one of these packages or files."""
-        path = Path(self.frame.filename).as_posix()
-        return any(f"/site-packages/{one}" in path or f"/dist-packages/{one}" in path for one in packages)
+        return any(self.frame.filename.startswith(_installed(one)) for one in packages)
+
+
+@functools.cache
+def _installed(package: str) -> str:
+    """Where the files of an installed package begin, such as ``torch/``, or one of its files is."""
+    name, _, rest = package.partition("/")
+    spec = importlib.util.find_spec(name)
+    folder = f"no {name}" if spec is None or spec.origin is None else str(Path(spec.origin).parent)
+    return f"{folder}{os.sep}{rest.replace('/', os.sep)}"
 
 
 @contextmanager
@@ -100,7 +113,7 @@ def refuse_branches(kind: str, guards: Sequence[Guard], program: torch.export.Ex
     """
     symbols = _Symbols(program)
     for guard in {(one.condition, one.place): one for one in guards}.values():
-        if guard.is_in(_HARMLESS):
+        if guard.is_in(_HARMLESS) and guard.frame.name not in _DECISIVE:
             continue
         condition = symbols.parse(guard.condition)
         if condition is None or (symbols.has_sizes(condition) and guard.is_in(_TRUSTED_FOR_SIZES)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from stepfuse.errors import ExportError
 from stepfuse.export.pipelines.inversions import textual_inversions, with_inversions
 from stepfuse.export.pipelines.pipeline_folder import PipelineFolder
+from stepfuse.pipeline.normalizers import MAX_NORMALIZED, normalized_length
 
 KINDS = ("CLIPTokenizer", "CLIPTokenizerFast", "T5Tokenizer", "T5TokenizerFast")
 
@@ -84,6 +86,12 @@ def read_tokenizer(folder: PipelineFolder, name: str, length: int | None = None)
     tokenizer.no_truncation()
     inversions = textual_inversions(own.get_added_vocab())
     text = with_inversions(tokenizer.to_str(), inversions)
+    longest = max(map(normalized_length(json.loads(text)["normalizer"]), TRIALS))
+    if longest > MAX_NORMALIZED:
+        raise ExportError(
+            f"{path}: the normalizer must make at most {MAX_NORMALIZED:,} characters of a text, of one of"
+            f" {max(map(len, TRIALS)):,} it may make {longest:.3g}"
+        )
     found = TokenizerFile(text, length, own.pad_token_id, max(own.get_vocab().values()))
     _compare(path, found, own, inversions)
     return found

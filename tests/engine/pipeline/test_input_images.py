@@ -145,6 +145,15 @@ def test_damaged_files_are_named(tmp_path, content):
         read_image(path, SHAPE, RANGE)
 
 
+def test_samples_that_are_no_pictures_take_none(tmp_path):
+    Image.fromarray(PIXELS).save(tmp_path / "a.png")
+    for shape in ((2,), (2, HEIGHT, WIDTH)):
+        with pytest.raises(ValueError, match=r"samples must have shape \(1 or 3, H, W\) to be read from a picture"):
+            read_image(tmp_path / "a.png", shape, RANGE)
+    with pytest.raises(ValueError, match=r"samples must have shape \(C, H, W\) to be masked"):
+        read_mask(tmp_path / "a.png", (2,), 1)
+
+
 def test_a_folder_is_no_picture(tmp_path):
     with pytest.raises(OSError, match=str(tmp_path)):
         read_image(tmp_path, SHAPE, RANGE)

@@ -11,8 +11,9 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, pr
 
 import stepfuse as sf
 from stepfuse.bundle.pipeline_info import PromptInput
+from stepfuse.pipeline.normalizers import MAX_NORMALIZED, normalized_length
 from stepfuse.pipeline.size import require_memory
-from stepfuse.pipeline.tokenizer import MAX_CHARACTERS, MAX_NORMALIZED, PromptTokenizer, normalized_length
+from stepfuse.pipeline.tokenizer import MAX_CHARACTERS, PromptTokenizer
 
 PROMPT = PromptInput("input_ids", "tokenizer.json", 8, 0)
 
@@ -88,6 +89,7 @@ def test_a_normalizer_that_blows_a_prompt_up_is_refused(tmp_path, normalizer):
     "normalizer",
     [
         normalizers.Replace("a", "bbb"),
+        normalizers.Sequence([normalizers.Replace("a", "ab"), normalizers.Replace("b", "aaa")]),
         normalizers.Replace(Regex("a+"), "bbb"),
         normalizers.Replace(Regex("[[:alpha:]]"), "bbb"),
         normalizers.Replace(Regex("x*"), "yy"),
@@ -112,7 +114,7 @@ def test_no_text_becomes_longer_than_the_bound(normalizer):
         "\U0001f98a",
         "\u0958\ufb2c",
     ):
-        assert len(normalizer.normalize_str(text)) <= bound(len(text)), text
+        assert len(normalizer.normalize_str(text)) <= bound(text), text
 
 
 def test_tokenizers_of_published_pipelines_are_far_from_the_bound():
@@ -120,7 +122,17 @@ def test_tokenizers_of_published_pipelines_are_far_from_the_bound():
     vectors = " ".join(f"<toy>_{number}" for number in range(16))
     inverted = [normalizers.Replace(Regex(r"<toy>(?!_\d)"), vectors)]
     bound = normalized_length(json.loads(normalizers.Sequence([*inverted, clip]).__getstate__()))
-    assert bound(300) < MAX_NORMALIZED / 10
+    assert bound("a <toy> cat, " * 20) < MAX_NORMALIZED / 10
+    names = ["toy", "style", "dress", "cat", "house"]
+    many = [normalizers.Replace(Regex(rf"<{name}>(?!_\d)"), vectors.replace("toy", name)) for name in names]
+    chain = normalizers.Sequence([*many, clip])
+    bound, text = normalized_length(json.loads(chain.__getstate__())), "a <toy> <cat>_1 <dress>"
+    assert len(chain.normalize_str(text)) <= bound(text) < 10_000
+
+
+def test_normalizers_have_a_number(tmp_path):
+    with pytest.raises(sf.BundleError, match="it must have at most 1000 normalizers, got 1001"):
+        write(tmp_path, normalizer=normalizers.Sequence([normalizers.Lowercase()] * 1001))
 
 
 def test_a_panic_of_the_library_is_an_error_of_the_bundle(tmp_path, capfd):

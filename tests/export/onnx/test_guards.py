@@ -47,6 +47,11 @@ BRANCHES = {
     "many": (lambda m, x, t: doubled(x, x.shape[0] >= 64), "rows < 64 .* fails at 64 rows"),
     "elements": (lambda m, x, t: doubled(x, x.numel() > 1000), r"32\*rows <= 1000 .* fails at 32 rows"),
     "the number that it is captured at": (lambda m, x, t: doubled(x, x.shape[0] == 3), "inferred a static shape of 3"),
+    "parts of eight": (
+        lambda m, x, t: torch.cat([part * 1 for part in x.split(8)]),
+        r"Eq\(\(\(rows \+ 7\)//8\), 1\) \(.* fails at 9 rows",
+    ),
+    "the first eight": (lambda m, x, t: torch.cat([x[:8], x[8:] * 2]), "rows < 8 .* fails at 8 rows"),
     "a loop": (lambda m, x, t: torch.cat([x[i : i + 1] * 2 for i in range(x.shape[0])]), "a static shape of 3"),
     "one row": (lambda m, x, t: doubled(x, x.shape[0] == 1), "the same prediction whatever rows are beside it"),
     "a row before": (lambda m, x, t: x.cumsum(0), "the same prediction whatever rows are beside it"),
