@@ -16,7 +16,7 @@ from stepfuse import samplers
 from stepfuse.backends.base import Backend
 from stepfuse.backends.cuda.config import Cuda, device_of
 from stepfuse.backends.host.callable import CallableBackend, DenoiserFunction
-from stepfuse.bundle.bundle import Bundle
+from stepfuse.bundle.bundle import DENOISER, Bundle
 from stepfuse.bundle.cond_input import CondInput
 from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.requests.editing import as_images
@@ -121,7 +121,7 @@ class Engine:
         from stepfuse.backends.host.onnxruntime import OnnxRuntimeBackend, open_session
 
         if session is None:
-            session = open_session(bundle.denoiser, threads=threads, spinning=spinning)
+            session = open_session(bundle.networks[DENOISER], threads=threads, spinning=spinning)
         return cls(info, OnnxRuntimeBackend(session, bundle.denoiser, info, serving.row_limit), serving)
 
     @classmethod

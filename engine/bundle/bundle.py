@@ -16,8 +16,11 @@ from typing import Any
 import numpy as np
 
 from stepfuse.bundle.cond_input import CondInput
-from stepfuse.bundle.folder import MANIFEST, NewFolder, copy_files, entry, new_folder, read_folder
+from stepfuse.bundle.folder import MANIFEST, entry, open_folder
 from stepfuse.bundle.model_info import ModelInfo
+from stepfuse.bundle.new_folder import NewFolder, copy_files, new_folder
+from stepfuse.bundle.onnx_file import OnnxFile
+from stepfuse.bundle.open_file import OpenFile
 from stepfuse.bundle.pipeline_info import TEXT_ENCODER, PipelineInfo
 from stepfuse.errors import BundleError
 from stepfuse.samplers.schedule import NoiseSchedule
@@ -41,6 +44,8 @@ class Bundle:
         files: Size and SHA-256 of each file by name.
         pipeline: What stands around the denoiser, where it is a whole pipeline's.
         export: How it was exported: opset, precision, versions, measured errors; empty if the manifest does not say.
+        opened: The files that were checked, open, by name. They stay what they were if the folder is replaced.
+        networks: The ONNX files among them by name, each with the files that hold weights of it.
     """
 
     path: Path
@@ -51,6 +56,8 @@ class Bundle:
     files: Mapping[str, Mapping[str, Any]]
     pipeline: PipelineInfo | None = None
     export: Mapping[str, Any] = field(default_factory=dict)
+    opened: Mapping[str, OpenFile] = field(default_factory=dict, repr=False, compare=False)
+    networks: Mapping[str, OnnxFile] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def load(cls, name_or_path: str | os.PathLike[str], *, verify: bool = True) -> Bundle:
@@ -64,7 +71,8 @@ class Bundle:
             BundleError: If there is no such bundle, or anything in it is not as its manifest says.
         """
         path = _locate(name_or_path)
-        manifest = read_folder(path, verify=verify)
+        folder = open_folder(path, verify=verify)
+        manifest = folder.manifest
         files = manifest["files"]
         if DENOISER not in files:
             raise BundleError(f"{path / MANIFEST}: files must list {DENOISER}, got {', '.join(files) or 'nothing'}")
@@ -77,6 +85,8 @@ class Bundle:
             files=files,
             pipeline=_pipeline_info(path, manifest),
             export=entry(path, manifest, "export", dict) if "export" in manifest else {},
+            opened=folder.opened,
+            networks=folder.networks,
         )
 
     @property
@@ -169,7 +179,10 @@ def finish_bundle(
         "provenance": provenance,
         "licence": licence,
     }
-    return replace(folder.finish(manifest, partial(Bundle.load, verify=False)), path=folder.target)
+    bundle = folder.finish(manifest, partial(Bundle.load, verify=False))
+    for file_name, file in bundle.opened.items():
+        file.path = folder.target / file_name
+    return replace(bundle, path=folder.target)
 
 
 def _locate(name_or_path: str | os.PathLike[str]) -> Path:

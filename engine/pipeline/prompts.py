@@ -13,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from stepfuse.bundle.bundle import Bundle
-from stepfuse.bundle.pipeline_info import TEXT_ENCODER, PromptInput
+from stepfuse.bundle.pipeline_info import TEXT_ENCODER
 from stepfuse.errors import BundleError
 from stepfuse.pipeline.stage import Stage
+from stepfuse.pipeline.tokenizer import open_tokenizer
 
 Array = npt.NDArray[Any]
 
@@ -45,8 +46,8 @@ class PromptEncoder:
     def __init__(self, bundle: Bundle, *, threads: int = 0) -> None:
         assert bundle.pipeline is not None
         self._prompts = bundle.pipeline.prompts
-        self._tokenizers = [_tokenizer(bundle, one) for one in self._prompts]
-        self._stage = Stage(bundle.path / TEXT_ENCODER, tuple(one.input for one in self._prompts), threads=threads)
+        self._tokenizers = [open_tokenizer(bundle, one) for one in self._prompts]
+        self._stage = Stage(bundle.networks[TEXT_ENCODER], tuple(one.input for one in self._prompts), threads=threads)
         if unknown := set(self._stage.outputs) - set(bundle.info.cond):
             raise BundleError(
                 f"{bundle.path / TEXT_ENCODER}: outputs must be among the denoiser's conditioning inputs,"
@@ -98,21 +99,6 @@ class PromptEncoder:
     def _encode_tokens(self, tokens: tuple[tuple[int, ...], ...]) -> dict[str, Array]:
         feeds = {one.input: np.array([ids], dtype=np.int64) for one, ids in zip(self._prompts, tokens, strict=True)}
         return {name: array[0] for name, array in self._stage.run(feeds).items()}
-
-
-def _tokenizer(bundle: Bundle, prompt: PromptInput) -> Any:
-    try:
-        from tokenizers import Tokenizer
-    except ImportError as error:
-        raise ImportError("prompts need tokenizers: pip install 'stepfuse[text]'") from error
-    path = bundle.path / prompt.tokenizer
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises Exception itself
-        raise BundleError(f"{path} is no file of the tokenizers library: {error}") from error
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(prompt.length)
-    return tokenizer
 
 
 def _caller_stacklevel() -> int:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
-import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from stepfuse import _core
+from stepfuse.samplers.table_file import read_table, write_table
 
 Float32Array = npt.NDArray[np.float32]
 
@@ -231,7 +229,7 @@ class StepTable:
         return "\n".join(lines)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the table as an ``.npz`` without pickled objects."""
+        """Writes the table as an ``.npz`` without pickled objects: all of it, or what was there before stays."""
         header = {
             "sampler": self.sampler,
             "options": dict(self.options),
@@ -240,21 +238,18 @@ class StepTable:
             "guidance_rescale": self.guidance_rescale,
             "dynamic_threshold": self.dynamic_threshold,
         }
-        with Path(path).open("wb") as file:
-            np.savez(file, rows=self.rows, header=np.array(json.dumps(header, default=np.ndarray.tolist)))
+        write_table(path, self.rows, header)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> StepTable:
         """Reads what ``save`` wrote, and checks it.
 
         Raises:
-            ValueError: If the file is no saved table, or the table does not pass ``check``.
+            ValueError: If the file is no saved table, is larger than 128 MiB, or the table does not pass ``check``.
+            OSError: If the file cannot be read.
         """
         try:
-            with np.load(path, allow_pickle=False) as file:
-                header = json.loads(str(file["header"]))
-                threshold = header.pop("dynamic_threshold", None)
-                table = cls(file["rows"], **header, dynamic_threshold=threshold and tuple(threshold)).check()
-        except (KeyError, TypeError, ValueError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+            rows, header = read_table(path)
+            return cls(rows, **header).check()
+        except ValueError as error:
             raise ValueError(f"{os.fspath(path)} is not a saved StepTable: {error}") from error
-        return table

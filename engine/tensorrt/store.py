@@ -12,8 +12,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from stepfuse.bundle.folder import CACHE, change_cache, locked, read_folder
+from stepfuse.bundle.cache import change_cache
+from stepfuse.bundle.folder import CACHE, read_folder
 from stepfuse.errors import PlanError
+from stepfuse.files.atomic import locked
 from stepfuse.tensorrt.plan import FORMAT_VERSION, Plan, PlanKey
 
 log = logging.getLogger(__name__)

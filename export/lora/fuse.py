@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from stepfuse.bundle.bundle import DENOISER, Bundle
-from stepfuse.bundle.folder import CACHE, copy_files, read_folder, write_folder
+from stepfuse.bundle.folder import CACHE, read_folder
+from stepfuse.bundle.new_folder import copy_files, write_folder
 from stepfuse.bundle.pipeline_info import TEXT_ENCODER
 from stepfuse.errors import ExportError
 from stepfuse.export.lora.file import Lora, Pair, first_of

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from stepfuse.bundle.bundle import Bundle, finish_bundle
-from stepfuse.bundle.folder import MANIFEST, new_folder
+from stepfuse.bundle.folder import MANIFEST
 from stepfuse.bundle.model_info import ModelInfo
+from stepfuse.bundle.new_folder import new_folder
 from stepfuse.errors import ExportError
 from stepfuse.integrations.scheduler_config import SchedulerSettings
 

@@ -16,7 +16,8 @@ import numpy as np
 import onnxruntime as ort
 
 from stepfuse.bundle.bundle import DENOISER, Bundle, finish_bundle
-from stepfuse.bundle.folder import CACHE, copy_files, new_folder
+from stepfuse.bundle.folder import CACHE
+from stepfuse.bundle.new_folder import copy_files, new_folder
 from stepfuse.errors import ExportError
 from stepfuse.export.lora.store import ORIGINALS, QUANTIZATION
 from stepfuse.export.quantization.trial import Feed, record_runs, try_both

@@ -1,0 +1,81 @@
+"""The file of a table: an ``.npz`` of its rows and of a JSON text with all else, without pickled objects."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from stepfuse.files.atomic import write_atomically
+from stepfuse.files.npz import read_npz
+from stepfuse.files.strict_json import parse_json, shown
+
+MOST_BYTES = 128 << 20  # packed and unpacked: a million steps take half of it
+
+
+def write_table(path: str | os.PathLike[str], rows: npt.NDArray[np.float32], header: Mapping[str, Any]) -> None:
+    """Writes the file: at ``path`` is what was there before, or all of this."""
+    text = np.array(json.dumps(dict(header), default=lambda value: np.asarray(value).tolist()))
+
+    def write(file: Path) -> None:
+        with file.open("wb") as stream:
+            np.savez(stream, rows=rows, header=text)
+
+    write_atomically(Path(path), write)
+
+
+def read_table(path: str | os.PathLike[str]) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
+    """Rows, shape (S, 16) float32, and the header, with each value of its type.
+
+    Raises:
+        ValueError: If the file is larger than 128 MiB, or anything in it is not as ``write_table`` writes it.
+        OSError: If it cannot be read.
+    """
+    with Path(path).open("rb") as stream:
+        status = os.fstat(stream.fileno())
+        if not stat.S_ISREG(status.st_mode) or status.st_size > MOST_BYTES:
+            raise ValueError(f"it must be a file of at most {MOST_BYTES} bytes, got {status.st_size}")
+        arrays = read_npz(stream.read(MOST_BYTES), MOST_BYTES)
+    if arrays.keys() != {"rows", "header"}:
+        raise ValueError(f"it must hold rows and header, got {', '.join(map(repr, arrays)) or 'nothing'}")
+    rows, text = arrays["rows"], arrays["header"]
+    if rows.dtype != np.float32 or rows.ndim != 2:
+        raise ValueError(f"rows must be float32 (S, 16), got {rows.dtype} {rows.shape}")
+    if text.dtype.kind != "U" or text.ndim:
+        raise ValueError(f"header must be a text, got {text.dtype} {text.shape}")
+    return rows, _checked(parse_json(str(text).encode("utf-8")))
+
+
+def _checked(header: Any) -> dict[str, Any]:
+    if not isinstance(header, dict):
+        raise ValueError(f"header must be an object, got {shown(header)}")
+    names = {"sampler", "options", "init_scale", "max_timestep", "guidance_rescale", "dynamic_threshold"}
+    if unknown := header.keys() - names:
+        raise ValueError(f"header must have {', '.join(sorted(names))} alone, got {shown(sorted(unknown))}")
+    found = dict(header)
+    for name, kind in (("sampler", str), ("options", dict)):
+        if name in found and not isinstance(found[name], kind):
+            raise ValueError(f"{name} must be a {kind.__name__}, got {shown(found[name])}")
+    for name in ("init_scale", "max_timestep", "guidance_rescale"):
+        if name in found and not (name == "max_timestep" and found[name] is None):
+            found[name] = _number(name, found[name])
+    threshold = found.get("dynamic_threshold")
+    if threshold is not None:
+        if not isinstance(threshold, list) or len(threshold) != 2:
+            raise ValueError(f"dynamic_threshold must be two numbers, got {shown(threshold)}")
+        found["dynamic_threshold"] = tuple(_number("dynamic_threshold", one) for one in threshold)
+    return found
+
+
+def _number(name: str, value: Any) -> float:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or (isinstance(value, int) and value.bit_length() > 1023) or math.isnan(value):
+        raise ValueError(f"{name} must be a number, got {shown(value)}")
+    return float(value)
