@@ -27,7 +27,7 @@ def read_npz(data: bytes, most_bytes: int) -> dict[str, npt.NDArray[Any]]:
         most_bytes: Bound of its arrays' bytes in all, which is held before any of them is unpacked.
 
     Raises:
-        ValueError: If it is no archive of plain arrays, an array is not as long as it says, or they are larger than that.
+        ValueError: If it is no archive of plain arrays, an array is not as long as it says, or they are larger.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:

@@ -83,7 +83,7 @@ class Judge:
             raise BundleError(f"{path / MANIFEST}: data_range must be [-1, 1], got {shown(manifest.get('data_range'))}")
         try:
             reference, images, labels = _read_reference(files[REFERENCE], shape, len(class_names))
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise BundleError(f"{path / REFERENCE} does not hold what a judge needs: {error}") from error
         return cls(
             name=entry(path, manifest, "name", str),
@@ -185,6 +185,8 @@ def _read_reference(
     if file.size > MOST_BYTES:
         raise ValueError(f"it must have at most {MOST_BYTES} bytes, got {file.size}")
     arrays = read_npz(file.read(), MOST_BYTES)
+    if missing := {"mean", "cov", "count", "images", "labels"} - arrays.keys():
+        raise ValueError(f"it must hold {' and '.join(sorted(missing))}, got {', '.join(arrays) or 'nothing'}")
     statistics = Statistics(arrays["mean"], arrays["cov"], int(arrays["count"]))
     images, labels = arrays["images"], arrays["labels"].astype(np.int64)
     if images.dtype != np.uint8 or images.shape != (len(labels), *shape) or math.prod(images.shape) < 1:
