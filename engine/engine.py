@@ -19,6 +19,7 @@ from stepfuse.backends.host.callable import CallableBackend, DenoiserFunction
 from stepfuse.bundle.bundle import DENOISER, Bundle
 from stepfuse.bundle.cond_input import CondInput
 from stepfuse.bundle.model_info import ModelInfo
+from stepfuse.requests.defaults import check_defaults
 from stepfuse.requests.editing import as_images
 from stepfuse.requests.interpolation import Path, interpolate_noise
 from stepfuse.requests.request import Request
@@ -110,6 +111,7 @@ class Engine:
         if threads < 0:
             raise ValueError(f"threads must be at least 0, got {threads}")
         bundle = name_or_path if isinstance(name_or_path, Bundle) else Bundle.load(name_or_path, verify=verify)
+        check_defaults(bundle)
         info = bundle.info if shape is None else replace(bundle.info, shape=tuple(shape))
         serving = _serving(serving, max_rows, deterministic, GPU_ROWS if gpu else HOST_ROWS)
         if gpu is not None:

@@ -23,6 +23,7 @@ from stepfuse.bundle.onnx_file import OnnxFile
 from stepfuse.bundle.open_file import OpenFile
 from stepfuse.bundle.pipeline_info import TEXT_ENCODER, PipelineInfo
 from stepfuse.errors import BundleError
+from stepfuse.files.strict_json import shortened, shown
 from stepfuse.samplers.schedule import NoiseSchedule
 
 DENOISER = "denoiser.onnx"
@@ -206,14 +207,14 @@ def _model_info(path: Path, manifest: Mapping[str, Any]) -> ModelInfo:
             cond=cond,
             timestep_dtype=manifest.get("timestep_dtype", "float32"),
             data_range=_data_range(entry(path, manifest, "data_range", list)),
-            range_known=manifest.get("range_known", True) is not False,
+            range_known=entry(path, {"range_known": True, **manifest}, "range_known", bool),
             defaults=entry(path, manifest, "defaults", dict),
             sampler_options=_sampler_options(path, manifest),
         )
     except BundleError:
         raise
     except (TypeError, ValueError, OverflowError, MemoryError) as error:
-        raise BundleError(f"{path / MANIFEST}: {error}") from error
+        raise BundleError(shortened(f"{path / MANIFEST}: {error}")) from error
 
 
 def _pipeline_info(path: Path, manifest: Mapping[str, Any]) -> PipelineInfo | None:
@@ -221,15 +222,19 @@ def _pipeline_info(path: Path, manifest: Mapping[str, Any]) -> PipelineInfo | No
         return None
     try:
         pipeline = PipelineInfo.from_config(entry(path, manifest, "pipeline", dict))
+    except BundleError:
+        raise
     except (TypeError, ValueError) as error:
-        raise BundleError(f"{path / MANIFEST}: {error}") from error
+        raise BundleError(shortened(f"{path / MANIFEST}: {error}")) from error
+    if len(shape := entry(path, manifest, "shape", list)) != 3:
+        raise BundleError(f"{path / MANIFEST}: shape must be (C, h, w) for a pipeline, got {shown(shape)}")
     listed, cond = entry(path, manifest, "files", dict), entry(path, manifest, "cond", dict)
     missing = {one.tokenizer for one in pipeline.prompts} | ({TEXT_ENCODER} if pipeline.prompts else set())
     if missing := missing - set(listed):
         raise BundleError(f"{path / MANIFEST}: files must list {', '.join(sorted(missing))}, which pipeline needs")
     if pipeline.size_input is not None and pipeline.size_input not in cond:
         raise BundleError(
-            f"{path / MANIFEST}: pipeline: size_input must be one of cond's names, got {pipeline.size_input!r}"
+            f"{path / MANIFEST}: pipeline: size_input must be one of cond's names, got {shown(pipeline.size_input)}"
         )
     return pipeline
 
@@ -240,11 +245,13 @@ def _sampler_options(path: Path, manifest: Mapping[str, Any]) -> dict[str, dict[
     given = entry(path, manifest, "sampler_options", dict)
     for name, options in given.items():
         if not isinstance(options, dict):
-            raise BundleError(f"{path / MANIFEST}: sampler_options[{name!r}] must be an object, got {options!r}")
+            raise BundleError(
+                f"{path / MANIFEST}: sampler_options[{shown(name)}] must be an object, got {shown(options)}"
+            )
     return dict(given)
 
 
 def _data_range(given: list[Any]) -> tuple[float, float]:
-    if len(given) != 2:
-        raise ValueError(f"data_range must be two numbers, got {given}")
+    if len(given) != 2 or not all(isinstance(one, int | float) and not isinstance(one, bool) for one in given):
+        raise ValueError(f"data_range must be two numbers, got {shown(given)}")
     return float(given[0]), float(given[1])

@@ -7,14 +7,16 @@ from rich.table import Table
 
 import stepfuse as sf
 from stepfuse.bundle.pipeline_info import PipelineInfo
-from stepfuse.cli.common import Model, console, plain_errors
+from stepfuse.cli.common import Model, console, plain_errors, printable
 from stepfuse.pipeline.size import pixels_of
+from stepfuse.requests.defaults import check_defaults
 
 
 def info(model: Model) -> None:
     """Say what a bundle is, after checking it."""
     with plain_errors():
         bundle = sf.Bundle.load(model)
+        check_defaults(bundle)
     facts = bundle.info
     table = Table("", "", show_header=False, box=None, padding=(0, 2, 0, 0))
     table.columns[1].overflow = "fold"
@@ -31,7 +33,7 @@ def info(model: Model) -> None:
         ("provenance", bundle.provenance),
         ("licence", bundle.licence),
     ):
-        table.add_row(f"[bold]{escape(name)}", escape(str(value)))
+        table.add_row(f"[bold]{escape(printable(name))}", escape(printable(str(value))))
     console.print(table, highlight=False)
 
 

@@ -15,8 +15,10 @@ import numpy.typing as npt
 
 _MAGIC = b"\x93NUMPY"
 _HEADER = re.compile(
-    r"\{'descr': '([<>|=]?[?biufU]\d*)', 'fortran_order': (True|False), 'shape': \(((?:\d{1,19},? ?)*)\), *\} *\n"
+    r"\{'descr': '(?:([<>|=]?(?:b1|[iu][1248]|f[248]))|([<>])U(\d{1,10}))', 'fortran_order': (True|False),"
+    r" 'shape': \(((?:\d{1,19},? ?)*)\), *\} *\n"
 )
+_MOST_DIMENSIONS = 32
 
 
 def read_npz(data: bytes, most_bytes: int) -> dict[str, npt.NDArray[Any]]:
@@ -52,9 +54,13 @@ def _array(name: str, data: bytes) -> npt.NDArray[Any]:
         raise ValueError(
             f"{name} must be a plain array of numbers or text, got {data[begin : min(end, begin + 200)]!r}"
         )
-    dtype = np.dtype(found[1])
-    shape = tuple(int(size) for size in found[3].replace(",", " ").split())
-    if math.prod(shape) * dtype.itemsize != len(data) - end or len(shape) > 32:
-        raise ValueError(f"{name} must have as many bytes as its shape says, {shape} of {dtype}, got {len(data) - end}")
-    array = np.frombuffer(data, dtype, offset=end) if dtype.itemsize else np.zeros(math.prod(shape), dtype)
-    return array.reshape(shape, order="F" if found[2] == "True" else "C")
+    number, order, characters, by_column, sizes = found.groups()
+    shape = tuple(int(size) for size in sizes.replace(",", " ").split())
+    each = np.dtype(number).itemsize if number else 4 * int(characters)
+    if math.prod(shape) * each != len(data) - end or len(shape) > _MOST_DIMENSIONS:
+        raise ValueError(f"{name} must have as many bytes as its shape says, {shape}, got {len(data) - end}")
+    if number:
+        return np.frombuffer(data, number, offset=end).reshape(shape, order="F" if by_column == "True" else "C")
+    if shape:
+        raise ValueError(f"{name} must be one text, got {shape}")
+    return np.array(data[end:].decode("utf-32-le" if order == "<" else "utf-32-be").rstrip("\0"))

@@ -6,6 +6,7 @@ import json
 import reprlib
 from typing import Any
 
+_LONGEST = 2000  # characters of a message
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 200
 _SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 12
@@ -33,6 +34,11 @@ def parse_json(data: bytes) -> Any:
 def shown(value: Any) -> str:
     """A value of unknown size and depth as a message shows it."""
     return _SHORT.repr(value)
+
+
+def shortened(text: str) -> str:
+    """A message that quotes a value of unknown size."""
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 4 :]}"
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

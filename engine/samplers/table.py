@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stepfuse import _core
+from stepfuse.files.strict_json import shortened
 from stepfuse.samplers.table_file import read_table, write_table
 
 Float32Array = npt.NDArray[np.float32]
@@ -90,7 +91,7 @@ class StepTable:
         self._require(self["lo"] <= self["hi"], "lo", "must be at most hi")
         self._require(self["s"] != 0, "s", "must not be 0")
         if self.max_timestep is not None:
-            inside = (self["t"] >= 0) & (self["t"] <= self.max_timestep)
+            inside = (self["t"] >= 0) & (self["t"].astype(np.float64) <= self.max_timestep)
             self._require(inside, "t", f"must be between 0 and {self.max_timestep:g}")
         return self
 
@@ -252,4 +253,4 @@ class StepTable:
             rows, header = read_table(path)
             return cls(rows, **header).check()
         except ValueError as error:
-            raise ValueError(f"{os.fspath(path)} is not a saved StepTable: {error}") from error
+            raise ValueError(shortened(f"{os.fspath(path)} is not a saved StepTable: {error}")) from error

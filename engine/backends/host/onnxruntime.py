@@ -150,13 +150,16 @@ class OnnxRuntimeBackend(HostBackend):
     """
 
     def __init__(self, session: ort.InferenceSession, model: Path, info: ModelInfo, max_rows: int) -> None:
-        super().__init__(info, max_rows)
+        sample = Row("float32", info.shape)
+        inputs = {SAMPLE: sample, TIMESTEP: Row(info.timestep_dtype, ())}
+        inputs |= {name: Row(spec.dtype, spec.shape) for name, spec in info.cond.items()}
+        check_interface(model, session, inputs, sample)  # before memory is taken for what a manifest says
+        try:
+            super().__init__(info, max_rows)
+        except MemoryError as error:
+            raise BundleError(f"{model}: {max_rows} rows do not fit the memory: lower max_rows") from error
         self._session = session
         self._bindings: dict[int, ort.IOBinding] = {}
-        buffers = self.buffers
-        memory = {SAMPLE: buffers.sample, TIMESTEP: buffers.timestep, **buffers.cond}
-        inputs = {name: Row(str(rows.dtype), rows.shape[1:]) for name, rows in memory.items()}
-        check_interface(model, session, inputs, Row(str(buffers.prediction.dtype), buffers.prediction.shape[1:]))
 
     def forward(self, rows: int) -> None:
         """Runs the first ``rows`` rows; the session releases the GIL while it computes.

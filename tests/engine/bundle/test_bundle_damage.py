@@ -78,7 +78,10 @@ DAMAGE = {
     "bad-schedule": (entries(schedule={"type": "sigmoid"}), "manifest.json: schedule type must be .*, got 'sigmoid'"),
     "bad-prediction": (entries(prediction_type="score"), "manifest.json: prediction_type must be .*, got 'score'"),
     "bad-range": (entries(data_range=[1]), "manifest.json: data_range must be two numbers, got \\[1\\]"),
-    "infinite-shape": (entries(shape=[float("inf")]), "manifest.json: cannot convert float infinity to integer"),
+    "infinite-shape": (
+        entries(shape=[float("inf")]),
+        "manifest.json: 'float' object cannot be interpreted as an integer",
+    ),
     "vast-schedule": (
         entries(schedule={"type": "linear", "num_train_timesteps": 10**15}),
         "manifest.json: num_train_timesteps must be between 1 and 1000000, got 1000000000000000",
