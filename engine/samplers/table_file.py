@@ -21,8 +21,12 @@ MOST_BYTES = 128 << 20  # packed and unpacked: a million steps take half of it
 
 
 def write_table(path: str | os.PathLike[str], rows: npt.NDArray[np.float32], header: Mapping[str, Any]) -> None:
-    """Writes the file: at ``path`` is what was there before, or all of this."""
-    text = np.array(json.dumps(dict(header), default=lambda value: np.asarray(value).tolist()))
+    """Writes the file: at ``path`` is what was there before, or all of this.
+
+    Raises:
+        TypeError: If JSON has no word for something in the header.
+    """
+    text = np.array(json.dumps(dict(header), default=_of_numpy))
 
     def write(file: Path) -> None:
         with file.open("wb") as stream:
@@ -51,6 +55,12 @@ def read_table(path: str | os.PathLike[str]) -> tuple[npt.NDArray[np.float32], d
     if text.dtype.kind != "U" or text.ndim:
         raise ValueError(f"header must be a text, got {text.dtype} {text.shape}")
     return rows, _checked(parse_json(str(text).encode("utf-8")))
+
+
+def _of_numpy(value: Any) -> Any:
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    raise TypeError(f"options must be what JSON can say, got {value!r}")
 
 
 def _checked(header: Any) -> dict[str, Any]:
