@@ -175,8 +175,8 @@ def _checked(path: Path, handle: int, *, verify: bool) -> CheckedFolder:
             opened[name] = file
         if len(opened) > MOST_FILES:
             raise BundleError(f"{path / MANIFEST}: files must be at most {MOST_FILES}, got {len(listed)}")
-    unlisted = found - {*listed, MANIFEST}
-    if unlisted := sorted(name for name in unlisted if not gone(Path(f"/proc/self/fd/{handle}"), name)):
+    pinned = Path(f"/proc/self/fd/{handle}")
+    if unlisted := sorted(name for name in found - {*listed, MANIFEST} if not gone(pinned, name)):
         more = f" and {len(unlisted) - 20} more" if len(unlisted) > 20 else ""
         raise BundleError(f"{path}: every file must be listed in {MANIFEST}, got {', '.join(unlisted[:20])}{more}")
     networks = {name: _network(path, opened, name) for name in opened if name.endswith(".onnx")}

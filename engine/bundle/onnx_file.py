@@ -1,8 +1,8 @@
 """An ONNX file together with the files that hold weights of it, all open, and what it may name.
 
 A graph can name files of the machine that reads it: tensors with external data, in initializers, attributes, subgraphs
-and functions, and ``EPContext`` nodes, which load a compiled engine. Here each tensor's location is read from the
-file's own bytes and has to be a file that was checked; such nodes are refused. Field numbers are those of onnx.proto.
+and functions, and ``EPContext`` nodes, which load a compiled engine. Here the locations of the main graph's initializers
+are read from the file's own bytes, and have to be files that were checked; all else is refused. Field numbers are those of onnx.proto.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ _INSIDE: dict[int, dict[int, int]] = {  # messages that lead to tensors: kind of
 }
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types
 _LENGTHS = {_FIXED64: 8, _FIXED32: 4}
+_INITIALIZER = 2  # messages around a tensor that is an initializer of the main graph: the model, the graph
 _DEEPEST = 100  # messages in messages, as protobuf's own readers have it
 _MOST_FIELDS = 20_000_000
 _LONGEST_NAME = 4096
@@ -111,10 +112,11 @@ class OnnxFile:
 
 
 def _locations(data: Bytes) -> set[str]:
-    """Locations of all external data that a model names, wherever it does.
+    """Locations of the external data of a model's initializers.
 
     Raises:
-        ValueError: If the bytes are no ONNX model, or it has a node that loads a compiled engine.
+        ValueError: If the bytes are no ONNX model, another tensor than an initializer of the main graph has a location,
+            which ONNX Runtime would look up itself, or a node loads a compiled engine.
     """
     if data.find(b"location") < 0 and data.find(b"EPContext") < 0:
         return set()  # a text is one piece of the file, so no tensor has a location
@@ -134,7 +136,12 @@ def _locations(data: Bytes) -> set[str]:
                 if data[at:stop] == b"EPContext":
                     raise ValueError("nodes must be operators of a graph, got EPContext, which loads a compiled engine")
             elif inside == _ENTRY:
-                found.update(_location(data, at, stop))
+                named = _location(data, at, stop)
+                if named and depth != _INITIALIZER:
+                    raise ValueError(
+                        f"external data must be of the main graph's initializers, got {named[0]!r} elsewhere"
+                    )
+                found.update(named)
             elif inside is not None:
                 messages.append((inside, at, stop, depth + 1))
     return found

@@ -37,14 +37,8 @@ def plain_errors() -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, OSError, MemoryError, ImportError, sf.StepfuseError) as error:
-        text = escape(printable(str(error)))
-        Console(stderr=True).print(f"[red]stepfuse:[/] {text}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(f"[red]stepfuse:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error
-
-
-def printable(text: str) -> str:
-    """A text of unknown origin without what a terminal would act on, escaped as Python does."""
-    return "".join(one if one.isprintable() or one == "\n" else ascii(one)[1:-1] for one in text)
 
 
 def say(text: str) -> None:

@@ -7,7 +7,7 @@ from rich.table import Table
 
 import stepfuse as sf
 from stepfuse.bundle.pipeline_info import PipelineInfo
-from stepfuse.cli.common import Model, console, plain_errors, printable
+from stepfuse.cli.common import Model, console, plain_errors
 from stepfuse.pipeline.size import pixels_of
 from stepfuse.requests.defaults import check_defaults
 
@@ -33,7 +33,7 @@ def info(model: Model) -> None:
         ("provenance", bundle.provenance),
         ("licence", bundle.licence),
     ):
-        table.add_row(f"[bold]{escape(printable(name))}", escape(printable(str(value))))
+        table.add_row(f"[bold]{escape(name)}", escape(str(value)))
     console.print(table, highlight=False)
 
 

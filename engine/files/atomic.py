@@ -42,16 +42,9 @@ def scratch_beside(target: Path, *, folder: bool = False) -> Iterator[Path]:
         target: The place that it is for. Its name has the suffix of ``target``, which tells writers a format.
         folder: Whether it is a folder.
     """
+    _remove_stale(target.parent)
     suffix = "" if folder else target.suffix if target.suffix[1:].isalnum() else ""
-    path = target.parent / f".{target.name[:64]}-{secrets.token_hex(4)}.partial{suffix}"
-    with locked(target.parent):  # which keeps others from taking it for one that has been left, before it has its lock
-        _remove_stale(target.parent)
-        if folder:
-            path.mkdir()
-            handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        else:
-            handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
-        _lock(handle)
+    path, handle = _new_scratch(target, suffix, folder=folder)
     try:
         yield path
     finally:
@@ -116,6 +109,22 @@ def _lock(handle: int) -> None:
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
+
+
+def _new_scratch(target: Path, suffix: str, *, folder: bool) -> tuple[Path, int]:
+    """An empty file or folder and the descriptor that holds its lock."""
+    while True:
+        path = target.parent / f".{target.name[:64]}-{secrets.token_hex(4)}.partial{suffix}"
+        if folder:
+            path.mkdir()
+        else:
+            path.touch(exist_ok=False)
+        with suppress(FileNotFoundError):  # before it has its lock, another writer may take it for one that was left
+            handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            _lock(handle)
+            if path.exists():
+                return path, handle
+            os.close(handle)
 
 
 def _remove_stale(folder: Path) -> None:

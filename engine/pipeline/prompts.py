@@ -14,12 +14,13 @@ import numpy.typing as npt
 
 from stepfuse.bundle.bundle import Bundle
 from stepfuse.bundle.pipeline_info import TEXT_ENCODER
-from stepfuse.errors import BundleError
+from stepfuse.errors import BundleError, DenoiserError
 from stepfuse.pipeline.stage import Stage
-from stepfuse.pipeline.tokenizer import open_tokenizer
+from stepfuse.pipeline.tokenizer import PromptTokenizer
 
 Array = npt.NDArray[Any]
 
+_SHOWN = 1000  # characters of a prompt in messages
 CACHED = 16  # prompts: the embeddings of a long context are megabytes each
 
 logger = logging.getLogger("stepfuse")
@@ -46,7 +47,8 @@ class PromptEncoder:
     def __init__(self, bundle: Bundle, *, threads: int = 0) -> None:
         assert bundle.pipeline is not None
         self._prompts = bundle.pipeline.prompts
-        self._tokenizers = [open_tokenizer(bundle, one) for one in self._prompts]
+        self._tokenizers = [PromptTokenizer(bundle.opened[one.tokenizer], one) for one in self._prompts]
+        self._shapes = {name: spec.shape for name, spec in bundle.info.cond.items()}
         self._stage = Stage(bundle.networks[TEXT_ENCODER], tuple(one.input for one in self._prompts), threads=threads)
         if unknown := set(self._stage.outputs) - set(bundle.info.cond):
             raise BundleError(
@@ -67,7 +69,9 @@ class PromptEncoder:
             By conditioning input: shape (n, *shape of the input).
 
         Raises:
-            DenoiserError: If the text encoder fails.
+            ValueError: If a prompt has more than ``MAX_CHARACTERS`` characters, or UTF-8 cannot hold it.
+            BundleError: If a tokenizer fails.
+            DenoiserError: If the text encoder fails or returns another shape than the conditioning input's.
 
         Warns:
             PromptCutWarning: If a prompt is longer than the context.
@@ -83,22 +87,29 @@ class PromptEncoder:
         """Token ids for each input, cut and padded to its length."""
         found, cuts = [], {}
         for one, tokenizer in zip(self._prompts, self._tokenizers, strict=True):
-            encoded = tokenizer.encode(prompt)
-            if encoded.overflowing:
-                cuts[_unread(prompt, encoded.overflowing[0])] = one.length
-            found.append((*encoded.ids, *[one.pad_id] * (one.length - len(encoded.ids))))
+            ids, unread = tokenizer.encode(prompt)
+            if unread:
+                cuts[unread] = one.length
+            found.append(ids)
         for unread, length in cuts.items():
-            text = f"a prompt is cut after {length} tokens: {unread!r} is not read"
+            text = f"a prompt is cut after {length} tokens: {unread[:_SHOWN]!r} is not read"
             if len(self._prompts) > 1:
                 text += " by a text encoder of that context"
             warnings.warn(text, PromptCutWarning, stacklevel=_caller_stacklevel())
             # Logged too: Python shows a warning once, or not at all.
-            logger.info("%s (in %r)", text, prompt, extra={"request_id": ""})
+            logger.info("%s (in %r)", text, prompt[:_SHOWN], extra={"request_id": ""})
         return tuple(found)
 
     def _encode_tokens(self, tokens: tuple[tuple[int, ...], ...]) -> dict[str, Array]:
         feeds = {one.input: np.array([ids], dtype=np.int64) for one, ids in zip(self._prompts, tokens, strict=True)}
-        return {name: array[0] for name, array in self._stage.run(feeds).items()}
+        found = self._stage.run(feeds)
+        for name, array in found.items():
+            if array.shape != (1, *self._shapes[name]):
+                raise DenoiserError(
+                    f"{name} of {TEXT_ENCODER} must have shape {(1, *self._shapes[name])}, as the manifest says, got"
+                    f" {array.shape}"
+                )
+        return {name: array[0] for name, array in found.items()}
 
 
 def _caller_stacklevel() -> int:
@@ -107,10 +118,3 @@ def _caller_stacklevel() -> int:
     while frame is not None and frame.f_globals["__name__"].startswith("stepfuse."):
         level, frame = level + 1, frame.f_back
     return level - 1
-
-
-def _unread(prompt: str, overflow: Any) -> str:
-    """The rest of the prompt, from the first token beyond the context."""
-    inside = zip(overflow.offsets, overflow.special_tokens_mask, strict=True)
-    start = next((offsets[0] for offsets, special in inside if not special), len(prompt))
-    return prompt[start:].strip()

@@ -239,7 +239,7 @@ class StepTable:
             "guidance_rescale": self.guidance_rescale,
             "dynamic_threshold": self.dynamic_threshold,
         }
-        write_table(path, self.rows, header)
+        write_table(path, {"rows": self.rows}, header)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> StepTable:
@@ -250,7 +250,7 @@ class StepTable:
             OSError: If the file cannot be read.
         """
         try:
-            rows, header = read_table(path)
-            return cls(rows, **header).check()
+            arrays, header = read_table(path)
+            return cls(**arrays, **header).check()
         except ValueError as error:
             raise ValueError(shortened(f"{os.fspath(path)} is not a saved StepTable: {error}")) from error

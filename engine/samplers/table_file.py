@@ -17,10 +17,14 @@ from stepfuse.files.atomic import write_atomically
 from stepfuse.files.npz import read_npz
 from stepfuse.files.strict_json import parse_json, shown
 
+_ARRAYS = ("rows",)  # the first has to be there
 MOST_BYTES = 128 << 20  # packed and unpacked: a million steps take half of it
 
 
-def write_table(path: str | os.PathLike[str], rows: npt.NDArray[np.float32], header: Mapping[str, Any]) -> None:
+Array = npt.NDArray[Any]
+
+
+def write_table(path: str | os.PathLike[str], arrays: Mapping[str, Array], header: Mapping[str, Any]) -> None:
     """Writes the file: at ``path`` is what was there before, or all of this.
 
     Raises:
@@ -30,13 +34,13 @@ def write_table(path: str | os.PathLike[str], rows: npt.NDArray[np.float32], hea
 
     def write(file: Path) -> None:
         with file.open("wb") as stream:
-            np.savez(stream, rows=rows, header=text)
+            np.savez(stream, **arrays, header=text)
 
     write_atomically(Path(path), write)
 
 
-def read_table(path: str | os.PathLike[str]) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
-    """Rows, shape (S, 16) float32, and the header, with each value of its type.
+def read_table(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[str, Any]]:
+    """The arrays by name, ``rows`` of shape (S, 16) float32 among them, and the header, with each value of its type.
 
     Raises:
         ValueError: If the file is larger than 128 MiB, or anything in it is not as ``write_table`` writes it.
@@ -47,14 +51,14 @@ def read_table(path: str | os.PathLike[str]) -> tuple[npt.NDArray[np.float32], d
         if not stat.S_ISREG(status.st_mode) or status.st_size > MOST_BYTES:
             raise ValueError(f"it must be a file of at most {MOST_BYTES} bytes, got {status.st_size}")
         arrays = read_npz(stream.read(MOST_BYTES), MOST_BYTES)
-    if arrays.keys() != {"rows", "header"}:
-        raise ValueError(f"it must hold rows and header, got {', '.join(map(repr, arrays)) or 'nothing'}")
-    rows, text = arrays["rows"], arrays["header"]
+    if not {"header", *_ARRAYS} >= arrays.keys() >= {"header", "rows"}:
+        raise ValueError(f"it must hold header and {', '.join(_ARRAYS)}, got {shown(sorted(arrays))}")
+    text, rows = arrays.pop("header"), arrays["rows"]
     if rows.dtype != np.float32 or rows.ndim != 2:
         raise ValueError(f"rows must be float32 (S, 16), got {rows.dtype} {rows.shape}")
     if text.dtype.kind != "U" or text.ndim:
         raise ValueError(f"header must be a text, got {text.dtype} {text.shape}")
-    return rows, _checked(parse_json(str(text).encode("utf-8")))
+    return arrays, _checked(parse_json(str(text).encode("utf-8")))
 
 
 def _of_numpy(value: Any) -> Any:

@@ -159,7 +159,7 @@ def quantize(
             **trial.figures,
         }
         others = [one for one in loaded.files if not one.startswith((DENOISER, CACHE)) and one != ORIGINALS]
-        copy_files(folder.path, {one: loaded.path / one for one in others})
+        copy_files(folder.path, {one: loaded.opened[one] for one in others})
         return finish_bundle(
             folder,
             name=f"{loaded.name}-int8" if name is None else name,

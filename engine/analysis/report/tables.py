@@ -5,14 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import math
-import os
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from stepfuse.files.atomic import write_atomically
 
 
 def rows_of(result: Any) -> dict[str, list[dict[str, Any]]]:
@@ -55,19 +55,6 @@ def as_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = [[name.replace("_", " ") for name in columns], ["---"] * len(columns)]
     lines += [[_short(row[name]) for name in columns] for row in rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Lets ``write`` create a file beside ``path`` and renames it, so an interrupted run leaves the old file."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-    os.close(handle)
-    scratch = Path(name)
-    try:
-        write(scratch)
-        scratch.chmod(0o644)  # mkstemp's own mode would lock other users out
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
