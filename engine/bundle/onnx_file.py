@@ -1,8 +1,9 @@
 """An ONNX file together with the files that hold weights of it, all open, and what it may name.
 
 A graph can name files of the machine that reads it: tensors with external data, in initializers, attributes, subgraphs
-and functions, and ``EPContext`` nodes, which load a compiled engine. Here the locations of the main graph's initializers
-are read from the file's own bytes, and have to be files that were checked; all else is refused. Field numbers are those of onnx.proto.
+and functions, and ``EPContext`` nodes, which load a compiled engine. Here the locations of the main graph's
+initializers are read from the file's own bytes, and have to be files that were checked; all else is refused. Field
+numbers are those of onnx.proto.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ _INITIALIZER = 2  # messages around a tensor that is an initializer of the main 
 _DEEPEST = 100  # messages in messages, as protobuf's own readers have it
 _MOST_FIELDS = 20_000_000
 _LONGEST_NAME = 4096
+_MEMORY = "_ORT_MEM_ADDR_"  # in the location of a tensor that ONNX Runtime itself has put into its memory
 
 Bytes = mmap.mmap | bytes
 
@@ -91,7 +93,14 @@ class OnnxFile:
         data = {}
         for location in sorted(locations):
             inside = PurePosixPath(location)
-            if not location or inside.is_absolute() or ".." in inside.parts or "\\" in location or "\0" in location:
+            if (
+                not location
+                or _MEMORY in location
+                or inside.is_absolute()
+                or ".." in inside.parts
+                or "\\" in location
+                or "\0" in location
+            ):
                 raise BundleError(f"{file.path}: external data must lie in the model's folder, got {location!r}")
             data[location] = open_data((PurePosixPath(folder) / inside).as_posix())
         return cls(file, data)

@@ -105,11 +105,11 @@ def test_listed_weights_reach_the_network(folder):
 @pytest.mark.parametrize("place", [name for name in PLACES if name != "initializer"])
 def test_weights_elsewhere_are_refused_since_onnx_runtime_would_open_them(folder, place):
     content = network(**PLACES[place]("d/w.bin")).SerializeToString()
-    with pytest.raises(sf.BundleError, match="external data must be of the main graph's initializers, got 'd/w.bin'"):
+    with pytest.raises(sf.BundleError, match=r"external data must be of the main graph's initializers, got 'd/w"):
         sf.Bundle.load(folder({"denoiser.onnx": content, "d/w.bin": WEIGHTS.tobytes()}))
 
 
-LOCATIONS = ["../out/w.bin", "{out}", "/etc/passwd", "d/../../out/w.bin", "other.bin", "", "a\0b"]
+LOCATIONS = ["../out/w.bin", "{out}", "/etc/passwd", "d/../../out/w.bin", "other.bin", "*/_ORT_MEM_ADDR_/*", "", "a\0b"]
 
 
 @pytest.mark.parametrize("location", LOCATIONS)
