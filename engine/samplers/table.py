@@ -251,6 +251,6 @@ class StepTable:
         """
         try:
             arrays, header = read_table(path)
-            return cls(**arrays, **header).check()
+            return cls(arrays["rows"], **header).check()
         except ValueError as error:
             raise ValueError(shortened(f"{os.fspath(path)} is not a saved StepTable: {error}")) from error

@@ -30,11 +30,11 @@ def write_table(path: str | os.PathLike[str], arrays: Mapping[str, Array], heade
     Raises:
         TypeError: If JSON has no word for something in the header.
     """
-    text = np.array(json.dumps(dict(header), default=_of_numpy))
+    contents: dict[str, Any] = {**arrays, "header": np.array(json.dumps(dict(header), default=_of_numpy))}
 
     def write(file: Path) -> None:
         with file.open("wb") as stream:
-            np.savez(stream, **arrays, header=text)
+            np.savez(stream, **contents)
 
     write_atomically(Path(path), write)
 

@@ -317,7 +317,7 @@ def unlist(folder):
             r"features must be float32 \(n, 2\)",
         ),
         (lambda folder: rewrite_reference(folder, images=np.array([{}])), "must be a plain array of numbers or text"),
-        (lambda folder: replace(folder, "judge.onnx", b"weights"), r"judge\.onnx does not load in ONNX Runtime"),
+        (lambda folder: replace(folder, "judge.onnx", b"weights"), r"judge\.onnx must be an ONNX file"),
     ],
 )
 def test_a_judge_that_is_not_as_its_manifest_says_is_refused(folder, damage, message):
