@@ -69,6 +69,18 @@ def entries(**changed):
 DAMAGE = {
     "not-json": (manifest("{'name'"), "manifest.json is not readable JSON: "),
     "nested-too-deep": (manifest("[" * 100_000), "manifest.json is not readable JSON: maximum recursion depth"),
+    "key-there-twice": (
+        manifest('{"name": 1, "name": 2}'),
+        "manifest.json is not readable JSON: a key .* once, got 'name'",
+    ),
+    "half-a-surrogate": (
+        manifest('{"name": "\\ud800"}'),
+        "manifest.json is not readable JSON: .*surrogates not allowed",
+    ),
+    "endless-number": (
+        manifest('{"name": ' + "1" * 5000 + "}"),
+        "manifest.json is not readable JSON: Exceeds the limit",
+    ),
     "not-an-object": (manifest("[1]"), "manifest.json must hold an object, got list"),
     "no-version": (entries(format_version=None), "manifest.json: format_version must be 1, got None"),
     "later-version": (entries(format_version=2), "manifest.json: format_version must be 1, got 2"),
