@@ -17,6 +17,7 @@ PACKAGES = {
     "stepfuse.backends.host": "engine/backends/host",
     "stepfuse.bundle": "engine/bundle",
     "stepfuse.cli": "engine/cli",
+    "stepfuse.files": "engine/files",
     "stepfuse.integrations": "engine/integrations",
     "stepfuse.integrations.diffusers": "engine/integrations/diffusers",
     "stepfuse.pipeline": "engine/pipeline",

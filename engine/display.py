@@ -6,6 +6,7 @@ all. What is shown anywhere passes ``printable``; escaping for one medium (rich,
 
 from __future__ import annotations
 
+import reprlib
 import unicodedata
 from collections.abc import Iterable
 
@@ -14,6 +15,11 @@ from collections.abc import Iterable
 _ESCAPED = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 
 NAME = 200  # most characters of a name that is shown
+MESSAGE = 2000  # and of an error's message
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = NAME
+_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 12
 
 
 def printable(given: object, limit: int | None = None) -> str:
@@ -34,6 +40,16 @@ def printable(given: object, limit: int | None = None) -> str:
 def listed(names: Iterable[object]) -> str:
     """Names as an error or a line shows several: each ``printable``, at most ``NAME`` characters of it."""
     return ", ".join(printable(name, NAME) for name in names)
+
+
+def brief(value: object) -> str:
+    """``repr`` of a value of unknown size and depth: long texts, lists and nested ones are cut."""
+    return _SHORT.repr(value)
+
+
+def shortened(text: str) -> str:
+    """A message that quotes texts of unknown size, at most ``MESSAGE`` characters of it."""
+    return text if len(text) <= MESSAGE else f"{text[: MESSAGE // 2]} ... {text[-MESSAGE // 4 :]}"
 
 
 def encodable(text: str) -> str:

@@ -17,9 +17,10 @@ from stepfuse.arguments import number, whole_number
 from stepfuse.backends.base import Backend
 from stepfuse.backends.cuda.config import Cuda, device_of
 from stepfuse.backends.host.callable import CallableBackend, DenoiserFunction
-from stepfuse.bundle.bundle import Bundle
+from stepfuse.bundle.bundle import DENOISER, Bundle
 from stepfuse.bundle.cond_input import CondInput
 from stepfuse.bundle.model_info import ModelInfo
+from stepfuse.requests.bundle_defaults import check_defaults
 from stepfuse.requests.defaults import default_options, default_steps
 from stepfuse.requests.editing import as_images
 from stepfuse.requests.interpolation import Path, interpolate_noise
@@ -111,6 +112,7 @@ class Engine:
         if threads < 0:
             raise ValueError(f"threads must be at least 0, got {threads}")
         bundle = name_or_path if isinstance(name_or_path, Bundle) else Bundle.load(name_or_path, verify=verify)
+        check_defaults(bundle)
         info = bundle.info if shape is None else replace(bundle.info, shape=tuple(shape))
         serving = _serving(serving, max_rows, deterministic, GPU_ROWS if gpu else HOST_ROWS)
         if gpu is not None:
@@ -122,7 +124,7 @@ class Engine:
         from stepfuse.backends.host.onnxruntime import OnnxRuntimeBackend, open_session
 
         if session is None:
-            session = open_session(bundle.denoiser, threads=threads, spinning=spinning)
+            session = open_session(bundle.networks[DENOISER], threads=threads, spinning=spinning)
         return cls(info, OnnxRuntimeBackend(session, bundle.denoiser, info, serving.row_limit), serving)
 
     @classmethod

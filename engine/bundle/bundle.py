@@ -16,9 +16,13 @@ from typing import Any
 import numpy as np
 
 from stepfuse.bundle.cond_input import CondInput
-from stepfuse.bundle.folder import MANIFEST, NewFolder, copy_files, entry, new_folder, read_folder
+from stepfuse.bundle.folder import MANIFEST, entry, open_folder
 from stepfuse.bundle.model_info import ModelInfo
+from stepfuse.bundle.new_folder import NewFolder, copy_files, new_folder
+from stepfuse.bundle.onnx_file import OnnxFile
+from stepfuse.bundle.open_file import OpenFile
 from stepfuse.bundle.pipeline_info import TEXT_ENCODER, PipelineInfo
+from stepfuse.display import brief, shortened
 from stepfuse.errors import BundleError
 from stepfuse.samplers.schedule import NoiseSchedule
 
@@ -41,6 +45,8 @@ class Bundle:
         files: Size and SHA-256 of each file by name.
         pipeline: What stands around the denoiser, where it is a whole pipeline's.
         export: How it was exported: opset, precision, versions, measured errors; empty if the manifest does not say.
+        opened: The files that were checked, open, by name. They stay what they were if the folder is replaced.
+        networks: The ONNX files among them by name, each with the files that hold weights of it.
     """
 
     path: Path
@@ -51,6 +57,8 @@ class Bundle:
     files: Mapping[str, Mapping[str, Any]]
     pipeline: PipelineInfo | None = None
     export: Mapping[str, Any] = field(default_factory=dict)
+    opened: Mapping[str, OpenFile] = field(default_factory=dict, repr=False, compare=False)
+    networks: Mapping[str, OnnxFile] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def load(cls, name_or_path: str | os.PathLike[str], *, verify: bool = True) -> Bundle:
@@ -64,7 +72,8 @@ class Bundle:
             BundleError: If there is no such bundle, or anything in it is not as its manifest says.
         """
         path = _locate(name_or_path)
-        manifest = read_folder(path, verify=verify)
+        folder = open_folder(path, verify=verify)
+        manifest = folder.manifest
         files = manifest["files"]
         if DENOISER not in files:
             raise BundleError(f"{path / MANIFEST}: files must list {DENOISER}, got {', '.join(files) or 'nothing'}")
@@ -77,6 +86,8 @@ class Bundle:
             files=files,
             pipeline=_pipeline_info(path, manifest),
             export=entry(path, manifest, "export", dict) if "export" in manifest else {},
+            opened=folder.opened,
+            networks=folder.networks,
         )
 
     @property
@@ -169,7 +180,10 @@ def finish_bundle(
         "provenance": provenance,
         "licence": licence,
     }
-    return replace(folder.finish(manifest, partial(Bundle.load, verify=False)), path=folder.target)
+    bundle = folder.finish(manifest, partial(Bundle.load, verify=False))
+    for file_name, file in bundle.opened.items():
+        file.path = folder.target / file_name
+    return replace(bundle, path=folder.target)
 
 
 def _locate(name_or_path: str | os.PathLike[str]) -> Path:
@@ -193,14 +207,14 @@ def _model_info(path: Path, manifest: Mapping[str, Any]) -> ModelInfo:
             cond=cond,
             timestep_dtype=manifest.get("timestep_dtype", "float32"),
             data_range=_data_range(entry(path, manifest, "data_range", list)),
-            range_known=manifest.get("range_known", True) is not False,
+            range_known=entry(path, {"range_known": True, **manifest}, "range_known", bool),
             defaults=entry(path, manifest, "defaults", dict),
             sampler_options=_sampler_options(path, manifest),
         )
     except BundleError:
         raise
     except (TypeError, ValueError, OverflowError, MemoryError) as error:
-        raise BundleError(f"{path / MANIFEST}: {error}") from error
+        raise BundleError(shortened(f"{path / MANIFEST}: {error}")) from error
 
 
 def _pipeline_info(path: Path, manifest: Mapping[str, Any]) -> PipelineInfo | None:
@@ -208,15 +222,19 @@ def _pipeline_info(path: Path, manifest: Mapping[str, Any]) -> PipelineInfo | No
         return None
     try:
         pipeline = PipelineInfo.from_config(entry(path, manifest, "pipeline", dict))
+    except BundleError:
+        raise
     except (TypeError, ValueError) as error:
-        raise BundleError(f"{path / MANIFEST}: {error}") from error
+        raise BundleError(shortened(f"{path / MANIFEST}: {error}")) from error
+    if len(shape := entry(path, manifest, "shape", list)) != 3:
+        raise BundleError(f"{path / MANIFEST}: shape must be (C, h, w) for a pipeline, got {brief(shape)}")
     listed, cond = entry(path, manifest, "files", dict), entry(path, manifest, "cond", dict)
     missing = {one.tokenizer for one in pipeline.prompts} | ({TEXT_ENCODER} if pipeline.prompts else set())
     if missing := missing - set(listed):
         raise BundleError(f"{path / MANIFEST}: files must list {', '.join(sorted(missing))}, which pipeline needs")
     if pipeline.size_input is not None and pipeline.size_input not in cond:
         raise BundleError(
-            f"{path / MANIFEST}: pipeline: size_input must be one of cond's names, got {pipeline.size_input!r}"
+            f"{path / MANIFEST}: pipeline: size_input must be one of cond's names, got {brief(pipeline.size_input)}"
         )
     return pipeline
 
@@ -227,11 +245,13 @@ def _sampler_options(path: Path, manifest: Mapping[str, Any]) -> dict[str, dict[
     given = entry(path, manifest, "sampler_options", dict)
     for name, options in given.items():
         if not isinstance(options, dict):
-            raise BundleError(f"{path / MANIFEST}: sampler_options[{name!r}] must be an object, got {options!r}")
+            raise BundleError(
+                f"{path / MANIFEST}: sampler_options[{brief(name)}] must be an object, got {brief(options)}"
+            )
     return dict(given)
 
 
 def _data_range(given: list[Any]) -> tuple[float, float]:
-    if len(given) != 2:
-        raise ValueError(f"data_range must be two numbers, got {given}")
+    if len(given) != 2 or not all(isinstance(one, int | float) and not isinstance(one, bool) for one in given):
+        raise ValueError(f"data_range must be two numbers, got {brief(given)}")
     return float(given[0]), float(given[1])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from stepfuse.display import listed
+from stepfuse.display import brief, listed
 
 _NAMES_SHOWN = 20  # of a thousand classes a message names so many
 
@@ -17,6 +19,8 @@ _NAMES_SHOWN = 20  # of a thousand classes a message names so many
 # Kinds of numpy's types that are taken for one: a truth value is no class, and a fraction no whole number.
 _KINDS = {"f": "fiub", "i": "iu", "b": "biu"}
 
+MAX_ELEMENTS = 1 << 25  # of one row of all inputs; the longest contexts of text encoders take a tenth of it
+_MOST_DIMENSIONS = 16
 _DTYPES = ("float32", "float16", "int64", "int32", "bool")
 
 
@@ -38,10 +42,25 @@ class CondInput:
 
     def __post_init__(self) -> None:
         if self.dtype not in _DTYPES:
-            raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, got {self.dtype!r}")
-        object.__setattr__(self, "shape", tuple(int(size) for size in self.shape))
+            raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, got {brief(self.dtype)}")
+        if isinstance(self.names, str) or not all(isinstance(name, str) for name in self.names):
+            raise ValueError(f"names must be a list of texts, got {brief(self.names)}")
+        object.__setattr__(self, "shape", tuple(operator.index(size) for size in self.shape))
         object.__setattr__(self, "names", tuple(self.names))
-        self.value("null", None)
+        if len(self.shape) > _MOST_DIMENSIONS or min(self.shape, default=1) < 1 or self.elements > MAX_ELEMENTS:
+            raise ValueError(
+                f"shape must be at most {_MOST_DIMENSIONS} sizes of at least 1, at most 2^25 in all, got"
+                f" {brief(self.shape)}"
+            )
+        if isinstance(self.null, str) or np.ndim(self.null):
+            self.value("null", None)
+        else:
+            self._converted("null", np.asarray(self.null), self.null)
+
+    @property
+    def elements(self) -> int:
+        """Numbers of one row."""
+        return math.prod(self.shape)
 
     def value(self, name: str, given: Any) -> npt.NDArray[Any]:
         """One row's value as an array of this input's dtype and shape. ``None`` is the null value.
@@ -57,6 +76,9 @@ class CondInput:
         array = np.asarray(given)
         if array.shape != self.shape:
             raise ValueError(f"{name} must have shape {self.shape}, got {array.shape}")
+        return self._converted(name, array, given)
+
+    def _converted(self, name: str, array: npt.NDArray[Any], given: Any) -> npt.NDArray[Any]:
         if array.dtype.kind not in _KINDS[np.dtype(self.dtype).kind]:
             raise TypeError(f"{name} must be {self.dtype}, got {given!r} of type {array.dtype}")
         if self.names and not self._known(array):

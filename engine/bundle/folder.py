@@ -1,316 +1,260 @@
 """A checked folder: ``manifest.json`` lists every other file with its size and SHA-256. Nothing is unpickled.
 
-Bundles and judges are such folders. What lies under ``plans/`` is a cache: added and removed while others read, listed
-like the rest, but not missed where it is gone.
+Bundles and judges are such folders. A folder is opened once, and so is each of its files: what is used is what was
+checked, while others replace the folder or files in it. What lies under ``plans/`` is a cache: added and removed while
+others read, listed like the rest, but not missed where it is gone.
 """
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import json
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import Any
 
+from stepfuse.bundle.onnx_file import OnnxFile
+from stepfuse.bundle.open_file import OpenFile
+from stepfuse.display import brief
 from stepfuse.errors import BundleError
-
-T = TypeVar("T")
+from stepfuse.files.strict_json import parse_json
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 CACHE = "plans/"
 
+MOST_BYTES = 8 << 20  # of a manifest
+MOST_FILES = 128  # that stay open; those of the cache do not
+_MOST_FOUND, _DEEPEST = 4096, 8  # files in a folder, folders in folders
+_TRIES = 50  # of a reader whose folder is replaced meanwhile
+
+
+@dataclass(frozen=True)
+class CheckedFolder:
+    """A folder whose every file is as its manifest says.
+
+    Attributes:
+        path: The folder.
+        manifest: What ``manifest.json`` says; under ``files`` are those that are there.
+        opened: The files, but for those of the cache, by name.
+        networks: The ONNX files among them, each with those that hold weights of it.
+    """
+
+    path: Path
+    manifest: dict[str, Any]
+    opened: Mapping[str, OpenFile]
+    networks: Mapping[str, OnnxFile]
+
+
+def open_folder(path: Path, *, verify: bool = True) -> CheckedFolder:
+    """Opens a folder and checks it, all of it before or after its replacement by another.
+
+    Args:
+        path: The folder. A file in it may be a link, to a file in the folder or to one under ``blobs`` of the hub's
+            cache, where the folder lies under its ``snapshots``.
+        verify: Whether checksums are compared; False trusts the files' sizes.
+
+    Raises:
+        BundleError: If anything is not as the manifest says, a file is not listed, or an ONNX file names one that is
+            not.
+    """
+    for _ in range(_TRIES):
+        with _open(path) as handle:
+            try:
+                return _checked(path, handle, verify=verify)
+            except BundleError:
+                if _is_at(path, handle):
+                    raise
+    raise BundleError(f"{path} was replaced {_TRIES} times while it was read")
+
 
 def read_folder(path: Path, *, verify: bool = True) -> dict[str, Any]:
     """The manifest of a folder whose every file is as it says; a cached file that is gone is left out.
 
-    Args:
-        path: The folder.
-        verify: Whether checksums are compared; False trusts the files' sizes.
-
-    Raises:
-        BundleError: If anything is not as the manifest says, or a file is not listed.
+    Arguments and errors are those of ``open_folder``.
     """
-    found = _found(path)  # before the manifest, which lists a cached file before it is there
-    manifest = _read_manifest(path)
-    listed = entry(path, manifest, "files", dict)
-    files = {}
-    for name, expected in listed.items():
-        try:
-            _check_file(path, name, expected, verify=verify)
-            files[name] = expected
-        except FileNotFoundError as error:
-            if not name.startswith(CACHE):
-                raise BundleError(
-                    f"{path / name} is listed in the manifest and must be a file of the bundle: it is missing"
-                ) from error
-    _refuse_unlisted(path, found, listed)
-    return {**manifest, "files": files}
+    return open_folder(path, verify=verify).manifest
+
+
+def _network(path: Path, opened: Mapping[str, OpenFile], name: str) -> OnnxFile:
+    def open_data(other: str) -> OpenFile:
+        if other not in opened:
+            raise BundleError(f"{path / name}: external data must be a file that the manifest lists, got {other!r}")
+        return opened[other]
+
+    return OnnxFile.of(opened[name], PurePosixPath(name).parent.as_posix(), open_data)
 
 
 def entry(path: Path, manifest: Mapping[str, Any], key: str, kind: type) -> Any:
     """A value of the manifest, refused if it is of another kind."""
     value = manifest.get(key)
     if not isinstance(value, kind):
-        raise BundleError(f"{path / MANIFEST}: {key} must be a {kind.__name__}, got {value!r}")
+        raise BundleError(f"{path / MANIFEST}: {key} must be a {kind.__name__}, got {brief(value)}")
     return value
 
 
-@dataclass(frozen=True)
-class NewFolder:
-    """A checked folder that is being written, beside the place that it takes when it is finished.
-
-    Attributes:
-        path: Where its files are written.
-        target: The folder that it becomes.
-        overwrite: Whether a checked folder that is at ``target`` is replaced.
-    """
-
-    path: Path
-    target: Path
-    overwrite: bool
-
-    def finish(self, manifest: Mapping[str, Any], check: Callable[[Path], T]) -> T:
-        """Hashes each file once, writes the manifest, has it checked, and renames the folder to ``target``.
-
-        Args:
-            manifest: All but ``format_version``; what stands under ``files`` is replaced.
-            check: Reads the folder back. The checksums have just been computed: it need not compute them again.
-
-        Returns:
-            What ``check`` returns.
-
-        Raises:
-            BundleError: If ``target`` was made meanwhile and is not to be replaced.
-        """
-        files = {
-            file.relative_to(self.path).as_posix(): {"size": file.stat().st_size, "sha256": _sha256(file)}
-            for file in sorted(self.path.rglob("*"))
-            if file.is_file()
-        }
-        text = json.dumps({"format_version": FORMAT_VERSION, **manifest, "files": files}, indent=2)
-        (self.path / MANIFEST).write_text(text + "\n", encoding="utf-8")
-        self.path.chmod(0o755)  # mkdtemp's own mode would lock other users out
-        found = check(self.path)
-        _require_replaceable(self.target, overwrite=self.overwrite)
-        _put_in_place(self.path, self.target)
-        return found
-
-
-@contextmanager
-def new_folder(target: Path, *, overwrite: bool) -> Iterator[NewFolder]:
-    """A checked folder to be written: at ``target`` there is all of it once it is finished, and nothing before.
-
-    Leaving the context without ``finish`` removes what was written.
+def read_manifest(path: Path, folder: int | None = None) -> dict[str, Any]:
+    """A folder's manifest, of this format and ``float32``.
 
     Args:
-        target: The folder to make.
-        overwrite: Whether a folder with a manifest that is there already is replaced.
+        path: The folder.
+        folder: Its descriptor, where it is open.
 
     Raises:
-        BundleError: If the folder is there already and ``overwrite`` is not set, or it has no manifest.
+        BundleError: If it cannot be read, is larger than 8 MiB, or is no such manifest.
     """
-    _require_replaceable(target, overwrite=overwrite)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
-        yield NewFolder(scratch, target, overwrite)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def write_folder(
-    target: Path,
-    manifest: Mapping[str, Any],
-    fill: Callable[[Path], None],
-    check: Callable[[Path], T],
-    *,
-    overwrite: bool,
-) -> T:
-    """Writes a checked folder: all of it, or nothing.
-
-    Args:
-        target: The folder to make.
-        manifest: As in ``NewFolder.finish``.
-        fill: Puts the files into the folder it is given.
-        check: As in ``NewFolder.finish``.
-        overwrite: As in ``new_folder``.
-
-    Returns:
-        What ``check`` returns.
-
-    Raises:
-        BundleError: As in ``new_folder``.
-    """
-    with new_folder(target, overwrite=overwrite) as folder:
-        fill(folder.path)
-        return folder.finish(manifest, check)
-
-
-def copy_files(folder: Path, files: Mapping[str, Any]) -> None:
-    """Copies files into a folder, by their names there.
-
-    Raises:
-        BundleError: If a name could lead out of the folder.
-    """
-    for name, source in files.items():
-        copy = _inside(folder, name)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, copy)
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Holds a folder's lock, which is the only one that changes its cache; waits for it."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
-
-
-def change_cache(path: Path, add: Mapping[str, bytes | memoryview], remove: Collection[str] = ()) -> None:
-    """Adds files under ``plans/`` to a folder, and removes some, in an order that keeps the folder readable meanwhile.
-
-    The manifest lists a file before it is there, and until it is gone. A writer that is killed leaves names of nothing,
-    which the next one drops. Hold ``locked(path)``.
-
-    Args:
-        path: The folder; what is written passes through a scratch folder beside it.
-        add: Contents by name; a name that is there already keeps its content, so a name must stand for its content.
-        remove: Names to remove.
-
-    Raises:
-        BundleError: If a name is not under ``plans/``, or the manifest is not readable.
-    """
-    for name in (*add, *remove):
-        if not (_inside(path, name) and name.startswith(CACHE)):
-            raise BundleError(f"{path}: what is cached must be under {CACHE}, got {name!r}")
-    manifest = _read_manifest(path)
-    listed = entry(path, manifest, "files", dict)
-    files = {name: value for name, value in listed.items() if name not in remove and not _gone(path, name)}
-    new = {name: content for name, content in add.items() if name not in files}
-    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    try:
-        for index, content in enumerate(new.values()):
-            _write_through(scratch / str(index), content)
-        for name in remove:
-            (path / name).unlink(missing_ok=True)
-        files |= {
-            name: {"size": memoryview(content).nbytes, "sha256": hashlib.sha256(content).hexdigest()}
-            for name, content in new.items()
-        }
-        text = json.dumps({**manifest, "files": files}, indent=2) + "\n"
-        _write_through(scratch / MANIFEST, text.encode())
-        shutil.copymode(path / MANIFEST, scratch / MANIFEST)
-        (scratch / MANIFEST).replace(path / MANIFEST)
-        for index, name in enumerate(new):
-            (path / name).parent.mkdir(parents=True, exist_ok=True)
-            (scratch / str(index)).replace(path / name)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _write_through(file: Path, content: bytes | memoryview) -> None:
-    """Writes a file to the disk itself: a rename must not overtake what it names."""
-    with file.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def _require_replaceable(target: Path, *, overwrite: bool) -> None:
-    if target.exists() and not overwrite:
-        raise BundleError(f"{target} exists already: pass overwrite=True to replace it")
-    if target.exists() and not (target / MANIFEST).is_file():
-        raise BundleError(f"{target} has no {MANIFEST}: only a folder with one is replaced")
-
-
-def _put_in_place(scratch: Path, target: Path) -> None:
-    """Renames ``scratch`` to ``target``. What was there before is gone then, or back in its place if that fails."""
-    if not target.exists():
-        scratch.rename(target)
-        return
-    retired = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    target.rename(retired / target.name)
-    try:
-        scratch.rename(target)
-    except BaseException:
-        (retired / target.name).rename(target)
-        retired.rmdir()
-        raise
-    shutil.rmtree(retired, ignore_errors=True)
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
     file = path / MANIFEST
     try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        opened = OpenFile(file, name=None if folder is None else MANIFEST, folder=folder)
+        if opened.size > MOST_BYTES:
+            raise BundleError(f"{file} must have at most {MOST_BYTES} bytes, got {opened.size}")
+        manifest = parse_json(opened.read())
+    except BundleError:
+        raise
+    except (OSError, ValueError, MemoryError) as error:
         raise BundleError(f"{file} is not readable JSON: {error}") from error
     if not isinstance(manifest, dict):
         raise BundleError(f"{file} must hold an object, got {type(manifest).__name__}")
     version = manifest.get("format_version")
-    if version != FORMAT_VERSION:
-        raise BundleError(f"{file}: format_version must be {FORMAT_VERSION}, got {version!r}")
+    if type(version) is not int or version != FORMAT_VERSION:
+        raise BundleError(f"{file}: format_version must be {FORMAT_VERSION}, got {brief(version)}")
     if manifest.get("dtype") != "float32":
-        raise BundleError(f"{file}: dtype must be 'float32', got {manifest.get('dtype')!r}")
+        raise BundleError(f"{file}: dtype must be 'float32', got {brief(manifest.get('dtype'))}")
     return manifest
 
 
-def _inside(path: Path, name: str) -> Path:
-    """The file's path, refused if the name could lead out of the folder."""
+def inside(path: Path, name: str) -> Path:
+    """A file's path, refused if its name could lead out of the folder."""
     parts = PurePosixPath(name)
     if not name or parts.is_absolute() or ".." in parts.parts or "\\" in name or name == MANIFEST:
-        raise BundleError(f"{path}: a file's name must stay inside the folder, got {name!r}")
+        raise BundleError(f"{path}: a file's name must stay inside the folder, got {brief(name)}")
     return path / name
 
 
-def _check_file(path: Path, name: str, expected: Any, *, verify: bool) -> None:
-    file = _inside(path, name)
-    if not isinstance(expected, dict) or not {"size", "sha256"} <= expected.keys():
-        raise BundleError(f"{path / MANIFEST}: files[{name!r}] must give size and sha256, got {expected!r}")
+def gone(path: Path, name: str) -> bool:
+    """Whether a file of the cache is not there."""
+    return name.startswith(CACHE) and not os.path.lexists(inside(path, name))
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[int]:
     try:
-        target, exists = file.resolve(), file.is_file()
+        handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except (OSError, ValueError) as error:
-        raise BundleError(f"{file} must be a name that a file can have: {error}") from error
-    if not target.is_relative_to(path.resolve()):
-        raise BundleError(f"{file} must stay inside the folder, but leads to {target}")
-    if not exists:
-        raise FileNotFoundError(file)
-    size = file.stat().st_size
-    if size != expected["size"]:
+        raise BundleError(f"{path} must be a folder that can be listed: {error}") from error
+    try:
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def _is_at(path: Path, handle: int) -> bool:
+    """Whether a path still leads to the folder that was opened there."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(handle))
+    except OSError:
+        return False
+
+
+def _checked(path: Path, handle: int, *, verify: bool) -> CheckedFolder:
+    found = _found(path, handle)  # before the manifest, which lists a cached file before it is there
+    manifest = read_manifest(path, handle)
+    listed = entry(path, manifest, "files", dict)
+    files, opened = {}, {}
+    for name, expected in listed.items():
+        try:
+            file = _check_file(path, handle, name, expected, verify=verify)
+        except FileNotFoundError as error:
+            if not name.startswith(CACHE):
+                raise BundleError(
+                    f"{path / name} is listed in the manifest and must be a file of the bundle: it is missing"
+                ) from error
+            continue
+        files[name] = expected
+        if not name.startswith(CACHE):
+            opened[name] = file
+        if len(opened) > MOST_FILES:
+            raise BundleError(f"{path / MANIFEST}: files must be at most {MOST_FILES}, got {len(listed)}")
+    pinned = Path(f"/proc/self/fd/{handle}")
+    if unlisted := sorted(name for name in found - {*listed, MANIFEST} if not gone(pinned, name)):
+        more = f" and {len(unlisted) - 20} more" if len(unlisted) > 20 else ""
+        raise BundleError(f"{path}: every file must be listed in {MANIFEST}, got {', '.join(unlisted[:20])}{more}")
+    networks = {name: _network(path, opened, name) for name in opened if name.endswith(".onnx")}
+    return CheckedFolder(path, {**manifest, "files": files}, opened, networks)
+
+
+def _check_file(path: Path, handle: int, name: str, expected: Any, *, verify: bool) -> OpenFile:
+    file = inside(path, name)
+    if not _is_entry(expected):
         raise BundleError(
-            f"{file}: size must be {expected['size']} bytes, got {size}: the file is truncated or changed"
+            f"{path / MANIFEST}: files[{brief(name)}] must give size and sha256, a whole number and a text, got"
+            f" {brief(expected)}"
         )
-    if verify and (digest := _sha256(file)) != expected["sha256"]:
-        raise BundleError(f"{file}: sha256 must be {expected['sha256']}, got {digest}: the file was changed")
+    try:
+        opened = OpenFile(file, name=name, folder=handle)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        if isinstance(error, BundleError):
+            raise
+        raise BundleError(f"{file} must be a name that a file can have: {error}") from error
+    if not _may_lead_to(Path(os.path.realpath(f"/proc/self/fd/{handle}")), opened.leads_to):
+        raise BundleError(f"{file} must stay inside the folder, but leads to {opened.leads_to}")
+    if opened.size != expected["size"]:
+        raise BundleError(
+            f"{file}: size must be {expected['size']} bytes, got {opened.size}: the file is truncated or changed"
+        )
+    if verify:
+        opened.require(expected["sha256"])
+    return opened
 
 
-def _found(path: Path) -> set[str]:
-    return {file.relative_to(path).as_posix() for file in path.rglob("*") if not file.is_dir()}
+def _is_entry(expected: Any) -> bool:
+    return (
+        isinstance(expected, dict)
+        and type(expected.get("size")) is int
+        and isinstance(expected.get("sha256"), str)
+        and len(expected["sha256"]) <= 64
+    )
 
 
-def _gone(path: Path, name: str) -> bool:
-    return name.startswith(CACHE) and not os.path.lexists(_inside(path, name))
+def _may_lead_to(folder: Path, file: Path) -> bool:
+    """Whether a file of the folder may be this one: within it, or behind a link as the hub's cache has them.
+
+    There ``snapshots/REVISION/NAME`` leads to ``blobs/CHECKSUM``.
+    """
+    if file.is_relative_to(folder):
+        return True
+    snapshots = next((one for one in folder.parents if one.name == "snapshots"), None)
+    return snapshots is not None and file.parent == snapshots.parent / "blobs"
 
 
-def _refuse_unlisted(path: Path, found: set[str], listed: Mapping[str, Any]) -> None:
-    """An ONNX file may point to weights in other files: what is not listed is not checked, so it must not be there."""
-    if unlisted := sorted(name for name in found - {*listed, MANIFEST} if not _gone(path, name)):
-        raise BundleError(f"{path}: every file must be listed in {MANIFEST}, got {', '.join(unlisted)}")
-
-
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+def _found(path: Path, handle: int) -> set[str]:
+    """Names of all that is in a folder and its folders, but for these themselves."""
+    found: set[str] = set()
+    folders = [PurePosixPath()]
+    while folders:
+        folder = folders.pop()
+        try:
+            inner = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=handle)
+            try:
+                with os.scandir(inner) as entries:
+                    for one in entries:
+                        if not one.is_dir():
+                            found.add((folder / one.name).as_posix())
+                        elif one.is_symlink():
+                            raise BundleError(f"{path / folder / one.name} must be a folder itself, not a link to one")
+                        else:
+                            folders.append(folder / one.name)
+                        if len(found) + len(folders) > _MOST_FOUND or len(folder.parts) > _DEEPEST:
+                            raise BundleError(
+                                f"{path} must have at most {_MOST_FOUND} files, in folders at most {_DEEPEST} deep"
+                            )
+            finally:
+                os.close(inner)
+        except OSError as error:
+            if folder.parts and folder.parts[0] + "/" == CACHE and isinstance(error, FileNotFoundError):
+                continue
+            raise BundleError(f"{path / folder} must be a folder that can be listed: {error}") from error
+    return found

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from stepfuse.bundle.cond_input import MAX_ELEMENTS as MAX_COND_ELEMENTS
 from stepfuse.bundle.cond_input import CondInput
+from stepfuse.display import brief
 from stepfuse.samplers.schedule import NoiseSchedule
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow")
 
 
 MAX_ELEMENTS = 1 << 31  # of one sample; a manifest may say anything
+MAX_DIMENSIONS, MAX_INPUTS = 16, 64
 
 
 _DEFAULT_KINDS: dict[str, tuple[type, ...]] = {
@@ -53,20 +57,27 @@ class ModelInfo:
     sampler_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "shape", tuple(int(size) for size in self.shape))
-        if not self.shape or min(self.shape) < 1 or math.prod(self.shape) > MAX_ELEMENTS:
-            raise ValueError(f"shape must be one or more sizes of at least 1, at most 2^31 in all, got {self.shape}")
+        object.__setattr__(self, "shape", tuple(operator.index(size) for size in self.shape))
+        if not 1 <= len(self.shape) <= MAX_DIMENSIONS or min(self.shape) < 1 or math.prod(self.shape) > MAX_ELEMENTS:
+            raise ValueError(
+                f"shape must be 1 to {MAX_DIMENSIONS} sizes of at least 1, at most 2^31 in all, got {brief(self.shape)}"
+            )
+        if sum(one.elements for one in self.cond.values()) > MAX_COND_ELEMENTS or len(self.cond) > MAX_INPUTS:
+            raise ValueError(
+                f"cond must be at most {MAX_INPUTS} inputs with at most 2^25 numbers a row in all, got {len(self.cond)}"
+                f" with {sum(one.elements for one in self.cond.values())}"
+            )
         low, high = self.data_range
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
             raise ValueError(f"data_range must be two finite numbers, the lower first, got {self.data_range}")
         for name, kinds in _DEFAULT_KINDS.items():
             if not isinstance(self.defaults.get(name, kinds[0]()), kinds):
-                raise ValueError(f"defaults: {name} must be {kinds[0].__name__}, got {self.defaults[name]!r}")
+                raise ValueError(f"defaults: {name} must be {kinds[0].__name__}, got {brief(self.defaults[name])}")
         if self.prediction_type not in PREDICTION_TYPES:
             raise ValueError(
-                f"prediction_type must be one of {', '.join(PREDICTION_TYPES)}, got {self.prediction_type!r}"
+                f"prediction_type must be one of {', '.join(PREDICTION_TYPES)}, got {brief(self.prediction_type)}"
             )
         if (self.prediction_type == "flow") != self.schedule.is_flow:
             raise ValueError(f"prediction_type 'flow' and a flow schedule go together, got {self.prediction_type!r}")
         if self.timestep_dtype not in ("float32", "int64"):
-            raise ValueError(f"timestep_dtype must be 'float32' or 'int64', got {self.timestep_dtype!r}")
+            raise ValueError(f"timestep_dtype must be 'float32' or 'int64', got {brief(self.timestep_dtype)}")

@@ -6,9 +6,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from stepfuse.display import brief
+
 TEXT_ENCODER = "text_encoder.onnx"
 VAE_DECODER = "vae_decoder.onnx"
 VAE_ENCODER = "vae_encoder.onnx"
+
+LONGEST_CONTEXT = 1 << 16  # tokens
+_MOST_PROMPTS = 16
 
 
 @dataclass(frozen=True)
@@ -30,11 +35,11 @@ class PromptInput:
     def __post_init__(self) -> None:
         for name in ("input", "tokenizer"):
             if not isinstance(getattr(self, name), str) or not getattr(self, name):
-                raise ValueError(f"prompts: {name} must be a text, got {getattr(self, name)!r}")
-        if not _whole(self.length) or self.length < 1:
-            raise ValueError(f"prompts: length must be at least 1, got {self.length!r}")
-        if not _whole(self.pad_id) or self.pad_id < 0:
-            raise ValueError(f"prompts: pad_id must be at least 0, got {self.pad_id!r}")
+                raise ValueError(f"prompts: {name} must be a text, got {brief(getattr(self, name))}")
+        if not _whole(self.length) or not 1 <= self.length <= LONGEST_CONTEXT:
+            raise ValueError(f"prompts: length must be at least 1, at most {LONGEST_CONTEXT}, got {brief(self.length)}")
+        if not _whole(self.pad_id) or not 0 <= self.pad_id < 1 << 31:
+            raise ValueError(f"prompts: pad_id must be at least 0 and below 2^31, got {brief(self.pad_id)}")
 
 
 @dataclass(frozen=True)
@@ -64,10 +69,17 @@ class PipelineInfo:
 
     def __post_init__(self) -> None:
         if not isinstance(self.source, str) or not self.source:
-            raise ValueError(f"pipeline: source must be a text, got {self.source!r}")
+            raise ValueError(f"pipeline: source must be a text, got {brief(self.source)}")
         for name in ("pixels_per_latent", "size_multiple"):
             if not _whole(getattr(self, name)) or getattr(self, name) < 1:
-                raise ValueError(f"pipeline: {name} must be at least 1, got {getattr(self, name)!r}")
+                raise ValueError(f"pipeline: {name} must be at least 1, got {brief(getattr(self, name))}")
+        for name in ("fixed_size", "zeros_without_negative"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"pipeline: {name} must be true or false, got {brief(getattr(self, name))}")
+        if self.max_size is not None and (not _whole(self.max_size) or self.max_size < 1):
+            raise ValueError(f"pipeline: max_size must be at least 1 or null, got {brief(self.max_size)}")
+        if self.size_input is not None and not isinstance(self.size_input, str):
+            raise ValueError(f"pipeline: size_input must be a text or null, got {brief(self.size_input)}")
         if self.size_multiple % self.pixels_per_latent:
             raise ValueError(
                 f"pipeline: size_multiple must be a multiple of pixels_per_latent, {self.pixels_per_latent},"
@@ -82,7 +94,10 @@ class PipelineInfo:
             ValueError: If a value is out of bounds.
             TypeError: If a name is unknown or missing.
         """
-        prompts = tuple(PromptInput(**one) for one in config.get("prompts", ()))
+        given = config.get("prompts", [])
+        if not isinstance(given, list | tuple) or len(given) > _MOST_PROMPTS:
+            raise ValueError(f"pipeline: prompts must be a list of at most {_MOST_PROMPTS}, got {brief(given)}")
+        prompts = tuple(PromptInput(**one) for one in given)
         return cls(**{**config, "prompts": prompts})
 
     @property

@@ -9,6 +9,7 @@ from stepfuse.bundle.pipeline_info import PipelineInfo
 from stepfuse.cli.common import Model, console, plain_errors, shown
 from stepfuse.display import NAME
 from stepfuse.pipeline.size import pixels_of
+from stepfuse.requests.bundle_defaults import check_defaults
 
 _LONGEST = 2000  # characters of an entry: paths and licences are shown whole
 
@@ -17,6 +18,7 @@ def info(model: Model) -> None:
     """Say what a bundle is, after checking it."""
     with plain_errors():
         bundle = sf.Bundle.load(model)
+        check_defaults(bundle)
     facts = bundle.info
     table = Table("", "", show_header=False, box=None, padding=(0, 2, 0, 0))
     table.columns[1].overflow = "fold"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal, cast, get_args
 
@@ -28,6 +29,7 @@ from stepfuse.cli.common import (
     say,
 )
 from stepfuse.cli.walk import walk_between_pictures, walk_between_seeds, walk_on_grid
+from stepfuse.files.atomic import write_atomically
 from stepfuse.requests.interpolation import Path as WalkPath
 
 _STILL, _MOVING = (".png", ".npy"), {".gif": "GIF", ".apng": "PNG", ".webp": "WEBP"}
@@ -103,7 +105,7 @@ def interpolate(
         title = f"{about}, {path}, {walk.ends}"
         output.parent.mkdir(parents=True, exist_ok=True)
         if output.suffix == ".npy":
-            np.save(output, images.reshape(walk.noises.shape))
+            write_atomically(output, partial(np.save, arr=images.reshape(walk.noises.shape)))
         elif output.suffix in _MOVING:
             frames = np.concatenate([images, images[-2:0:-1]]) if back else images
             _save_animation(output, frames, engine.info, title, frame_ms)

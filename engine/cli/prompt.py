@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from rich.console import Console
 
 import stepfuse as sf
 from stepfuse.cli.common import console, say, shown
+from stepfuse.files.atomic import write_atomically
 
 
 def sample_prompt(
@@ -45,7 +47,7 @@ def sample_prompt(
         pictures = pipe(**arguments, progress=console.is_terminal)
         seconds = time.perf_counter() - began
     if output.suffix == ".npy":
-        np.save(output, pictures.pixels)
+        write_atomically(output, partial(np.save, arr=pictures.pixels))
         paths = [output]
     else:
         paths = pictures.save(output)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,6 +29,7 @@ from stepfuse.cli.common import (
 )
 from stepfuse.cli.latents import edit_arguments, pictures_of
 from stepfuse.cli.prompt import require_prompt, sample_prompt
+from stepfuse.files.atomic import write_atomically
 
 
 def sample(
@@ -114,7 +116,7 @@ def sample(
             seconds = time.perf_counter() - began
         title = f"{Path(model).name}: {describe(table)}, seed {seed}"
         if output.suffix == ".npy":
-            np.save(output, images)
+            write_atomically(output, partial(np.save, arr=images))
         else:
             pictures, data_range = pictures_of(bundle, images, threads)
             _save_grid(output, pictures, data_range, engine.info, conds, title, min(columns, number))

@@ -12,6 +12,7 @@ from PIL import ExifTags, Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from stepfuse.display import encodable, printable
+from stepfuse.files.atomic import write_atomically
 
 _GAP, _CAPTION, _TITLE = 6, 16, 26
 _PAPER, _INK = (255, 255, 255), (40, 40, 40)
@@ -63,7 +64,8 @@ def image_grid(
 
 def save_png(picture: Image.Image, path: Path, facts: Mapping[str, str]) -> None:
     """Writes a PNG with ``facts``, how it was made, as its text entries."""
-    picture.save(path, format="PNG", pnginfo=_png_info(facts), optimize=True)
+    info = _png_info(facts)
+    write_atomically(path, lambda file: picture.save(file, format="PNG", pnginfo=info, optimize=True))
 
 
 def save_animation(
@@ -99,7 +101,8 @@ def save_animation(
         exif[ExifTags.Base.Software] = encodable(facts.get("Software", ""))
         exif[ExifTags.Base.ImageDescription] = encodable(facts.get("Description", ""))
         options.update(exif=exif, lossless=True)
-    first.save(path, format=kind, save_all=True, append_images=rest, duration=frame_ms, loop=0, **options)
+    options.update(format=kind, save_all=True, append_images=rest, duration=frame_ms, loop=0)
+    write_atomically(path, lambda file: first.save(file, **options))
 
 
 def _pictures(samples: npt.NDArray[np.float32], data_range: tuple[float, float], least_width: int) -> list[Image.Image]:

@@ -47,9 +47,9 @@ class PromptEncoder:
     def __init__(self, bundle: Bundle, *, threads: int = 0) -> None:
         assert bundle.pipeline is not None
         self._prompts = bundle.pipeline.prompts
-        self._tokenizers = [PromptTokenizer(bundle.path / one.tokenizer, one) for one in self._prompts]
+        self._tokenizers = [PromptTokenizer(bundle.opened[one.tokenizer], one) for one in self._prompts]
         self._shapes = {name: spec.shape for name, spec in bundle.info.cond.items()}
-        self._stage = Stage(bundle.path / TEXT_ENCODER, tuple(one.input for one in self._prompts), threads=threads)
+        self._stage = Stage(bundle.networks[TEXT_ENCODER], tuple(one.input for one in self._prompts), threads=threads)
         if unknown := set(self._stage.outputs) - set(bundle.info.cond):
             raise BundleError(
                 f"{bundle.path / TEXT_ENCODER}: outputs must be among the denoiser's conditioning inputs,"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from stepfuse.backends.host.onnxruntime import open_session, returning_memory
+from stepfuse.bundle.onnx_file import OnnxFile
 from stepfuse.errors import BundleError, DenoiserError, EngineClosed
 
 Array = npt.NDArray[Any]
@@ -21,7 +21,7 @@ class Stage:
     Calls from any number of threads are safe.
 
     Args:
-        path: The network's ONNX file.
+        network: The network's ONNX file, of ``Bundle.networks``.
         inputs: Names of its inputs.
         outputs: Names of its outputs; None takes those that the file has.
         threads: As in ``open_session``. Idle threads do not spin, as the denoiser's threads need the cores.
@@ -31,17 +31,17 @@ class Stage:
     """
 
     def __init__(
-        self, path: Path, inputs: tuple[str, ...], outputs: tuple[str, ...] | None = None, *, threads: int = 0
+        self, network: OnnxFile, inputs: tuple[str, ...], outputs: tuple[str, ...] | None = None, *, threads: int = 0
     ) -> None:
-        self._name = path.name
-        session = open_session(path, threads=threads, spinning=False)
+        self._name = network.path.name
+        session = open_session(network, threads=threads, spinning=False)
         for kind, nodes, wanted in (
             ("inputs", session.get_inputs(), inputs),
             ("outputs", session.get_outputs(), outputs),
         ):
             found = [node.name for node in nodes]
             if wanted is not None and set(found) != set(wanted):
-                raise BundleError(f"{path}: {kind} must be {', '.join(wanted)}, got {', '.join(found)}")
+                raise BundleError(f"{network.path}: {kind} must be {', '.join(wanted)}, got {', '.join(found)}")
         self.outputs = tuple(node.name for node in session.get_outputs())
         self._session: Any = session
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from stepfuse.arguments import whole_number
 from stepfuse.backends.cuda.config import Cuda, device_of
 from stepfuse.backends.host.onnxruntime import open_session
-from stepfuse.bundle.bundle import Bundle
+from stepfuse.bundle.bundle import DENOISER, Bundle
 from stepfuse.display import NAME, printable
 from stepfuse.engine import Engine
 from stepfuse.errors import BundleError
@@ -60,7 +60,7 @@ class TextToImage:
         self._prompts = PromptEncoder(bundle, threads=threads)
         self._conditioning = PromptConditioning(self._model, self._pipeline, self._prompts)
         self._vae = Vae(bundle, threads=threads, tile=tile)
-        session = open_session(bundle.denoiser, threads=threads, spinning=spinning)
+        session = open_session(bundle.networks[DENOISER], threads=threads, spinning=spinning)
         shared = serving or Serving()
 
         def make(shape: Shape) -> Engine:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+from stepfuse.bundle.open_file import OpenFile
 from stepfuse.bundle.pipeline_info import PromptInput
 from stepfuse.errors import BundleError
+from stepfuse.files.strict_json import parse_json
 from stepfuse.pipeline.normalizers import MAX_NORMALIZED, normalized_length
 
+#: Most bytes of a tokenizer's file: the largest vocabularies take half of it.
+MAX_BYTES = 64 << 20
 #: Most characters of a prompt: text encoders read 77 to 512 tokens, and the time to tokenize is linear in the prompt.
 MAX_CHARACTERS = 1 << 14
 MAX_LENGTH = 1 << 16  # tokens of a context
@@ -20,29 +22,33 @@ class PromptTokenizer:
     """Token ids of prompts.
 
     Args:
-        path: A file of the tokenizers library.
+        file: A file of the tokenizers library, as it was checked.
         prompt: What the text encoder takes.
 
     Raises:
-        BundleError: If the file cannot be read, or the context is longer than ``MAX_LENGTH``.
+        BundleError: If the file is larger than ``MAX_BYTES`` or no tokenizer, or the context is longer than
+            ``MAX_LENGTH``.
         ImportError: If ``tokenizers`` is not installed.
     """
 
-    def __init__(self, path: Path, prompt: PromptInput) -> None:
+    def __init__(self, file: OpenFile, prompt: PromptInput) -> None:
         try:
             from tokenizers import Tokenizer
         except ImportError as error:
             raise ImportError("prompts need tokenizers: pip install 'stepfuse[text]'") from error
         if prompt.length > MAX_LENGTH:
-            raise BundleError(f"{path}: a context must have at most {MAX_LENGTH} tokens, got {prompt.length}")
-        self._path, self._prompt = path, prompt
+            raise BundleError(f"{file.path}: a context must have at most {MAX_LENGTH} tokens, got {prompt.length}")
+        if file.size > MAX_BYTES:
+            raise BundleError(f"{file.path} must have at most {MAX_BYTES:,} bytes, got {file.size:,}")
+        self._path, self._prompt = file.path, prompt
 
         def load() -> Any:
-            text = path.read_text(encoding="utf-8")
-            tokenizer = Tokenizer.from_str(text)
+            content = file.read()
+            described = parse_json(content)
+            tokenizer = Tokenizer.from_str(content.decode("utf-8"))
             tokenizer.no_padding()
             tokenizer.enable_truncation(prompt.length)
-            return tokenizer, normalized_length(json.loads(text).get("normalizer"))
+            return tokenizer, normalized_length(described.get("normalizer"))
 
         self._tokenizer, self._normalized_length = self._guarded("is no file of the tokenizers library", load)
 

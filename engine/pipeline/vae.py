@@ -48,14 +48,14 @@ class Vae:
 
     def __init__(self, bundle: Bundle, *, threads: int = 0, tile: Tile = "auto") -> None:
         assert bundle.pipeline is not None
-        path = bundle.file(VAE_DECODER)
-        if path is None:
+        if VAE_DECODER not in bundle.networks:
             raise BundleError(f"{bundle.path}: has no {VAE_DECODER}")
         self._cell, self._channels = bundle.pipeline.pixels_per_latent, bundle.info.shape[0]
         self._tile = _checked_tile(tile, self._cell * OVERLAP)
-        self._decoder = Stage(path, ("latent",), ("image",), threads=threads)
+        self._decoder = Stage(bundle.networks[VAE_DECODER], ("latent",), ("image",), threads=threads)
         self._encoder: Stage | None = None
-        self._encoder_path, self._threads = bundle.file(VAE_ENCODER), threads
+        self._encoder_file = bundle.networks.get(VAE_ENCODER)
+        self._threads = threads
         self._lock = threading.Lock()
 
     def decode(self, latents: Images) -> Images:
@@ -129,9 +129,9 @@ class Vae:
         """The encoder, opened on first use."""
         with self._lock:
             if self._encoder is None:
-                if self._encoder_path is None:
+                if self._encoder_file is None:
                     raise BundleError(f"a picture to begin with needs {VAE_ENCODER}, which this bundle does not have")
-                self._encoder = Stage(self._encoder_path, ("image",), ("latent", "std"), threads=self._threads)
+                self._encoder = Stage(self._encoder_file, ("image",), ("latent", "std"), threads=self._threads)
             return self._encoder
 
 

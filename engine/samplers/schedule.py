@@ -151,6 +151,8 @@ class NoiseSchedule:
         arguments = dict(config)
         kind = arguments.pop("type", None)
         zero_snr = arguments.pop("zero_terminal_snr", False)
+        if not isinstance(zero_snr, bool):
+            raise ValueError(f"zero_terminal_snr must be true or false, got {zero_snr!r}")
         makers: dict[Any, Callable[..., NoiseSchedule]] = {
             "linear": cls.linear,
             "scaled_linear": cls.scaled_linear,

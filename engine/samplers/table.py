@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
-import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
@@ -15,7 +12,8 @@ import numpy.typing as npt
 
 from stepfuse import _core
 from stepfuse.arguments import plain
-from stepfuse.display import listed
+from stepfuse.display import listed, shortened
+from stepfuse.samplers.table_file import read_table, write_table
 
 Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
@@ -111,7 +109,7 @@ class StepTable:
             if not (np.isfinite(level) & (level >= 0)).all():
                 raise ValueError(f"{self.sampler}: levels[{row}] must be finite and at least 0, got {level.tolist()}")
         if self.max_timestep is not None:
-            inside = (self["t"] >= 0) & (self["t"] <= self.max_timestep)
+            inside = (self["t"] >= 0) & (self["t"].astype(np.float64) <= self.max_timestep)
             self._require(inside, "t", f"must be between 0 and {self.max_timestep:g}")
         return self
 
@@ -256,7 +254,7 @@ class StepTable:
         return "\n".join(lines)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the table as an ``.npz`` without pickled objects."""
+        """Writes the table as an ``.npz`` without pickled objects: all of it, or what was there before stays."""
         header = {
             "sampler": self.sampler,
             "options": dict(self.options),
@@ -265,23 +263,21 @@ class StepTable:
             "guidance_rescale": self.guidance_rescale,
             "dynamic_threshold": self.dynamic_threshold,
         }
-        with Path(path).open("wb") as file:
-            levels: dict[str, Any] = {} if self.levels is None else {"levels": self.levels}
-            np.savez(file, rows=self.rows, header=np.array(json.dumps(header, default=np.ndarray.tolist)), **levels)
+        arrays: dict[str, npt.NDArray[Any]] = {"rows": self.rows}
+        if self.levels is not None:
+            arrays["levels"] = self.levels
+        write_table(path, arrays, header)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> StepTable:
         """Reads what ``save`` wrote, and checks it. A file without ``levels``, of an earlier version, is read too.
 
         Raises:
-            ValueError: If the file is no saved table, or the table does not pass ``check``.
+            ValueError: If the file is no saved table, is larger than 128 MiB, or the table does not pass ``check``.
+            OSError: If the file cannot be read.
         """
         try:
-            with np.load(path, allow_pickle=False) as file:
-                header = json.loads(str(file["header"]))
-                threshold = header.pop("dynamic_threshold", None)
-                header |= {"levels": file["levels"]} if "levels" in file else {}
-                table = cls(file["rows"], **header, dynamic_threshold=threshold and tuple(threshold)).check()
-        except (KeyError, TypeError, ValueError, AttributeError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{os.fspath(path)} is not a saved StepTable: {error}") from error
-        return table
+            arrays, header = read_table(path)
+            return cls(arrays["rows"], **header, levels=arrays.get("levels")).check()
+        except ValueError as error:
+            raise ValueError(shortened(f"{os.fspath(path)} is not a saved StepTable: {error}")) from error

@@ -5,19 +5,23 @@ from __future__ import annotations
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from stepfuse.bundle.folder import CACHE, change_cache, locked, read_folder
-from stepfuse.errors import PlanError
+from stepfuse.bundle.cache import change_cache
+from stepfuse.bundle.folder import CACHE, read_folder
+from stepfuse.bundle.open_file import OpenFile
+from stepfuse.errors import BundleError, PlanError
+from stepfuse.files.atomic import locked, write_atomically
+from stepfuse.files.strict_json import parse_json
 from stepfuse.tensorrt.plan import FORMAT_VERSION, Plan, PlanKey
 
 log = logging.getLogger(__name__)
-_SCRATCH = ".plan-"
+_LONGEST = 1 << 20  # bytes of a description
 
 
 class PlanStore:
@@ -131,17 +135,17 @@ class PlanStore:
                     [CACHE + name for name in remove],
                 )
                 return
-            for stale in (*remove, *(file.name for file in self._plans.glob(f"{_SCRATCH}*"))):
-                (self._plans / stale).unlink(missing_ok=True)
+            for name in remove:
+                (self._plans / name).unlink(missing_ok=True)
             for name, content in add.items():
-                _write(self._plans / name, content)
+                write_atomically(self._plans / name, partial(Path.write_bytes, data=content))
         except OSError as error:
             raise PlanError(f"{self._root}: plans cannot be kept here ({error}): give a folder as cache") from error
 
     def _descriptions(self) -> Iterator[tuple[str, _Description]]:
         """Name and description of each plan: those built on the GPU itself, then those built ahead of time.
 
-        Unreadable descriptions are logged and skipped.
+        Descriptions that cannot be read, or in a bundle are not as its manifest lists them, are logged and skipped.
         """
         listed = read_folder(self._root, verify=False)["files"] if self._bundle else None
         found = []
@@ -150,10 +154,16 @@ class PlanStore:
             if listed is not None and not {CACHE + file.name, CACHE + name} <= listed.keys():
                 continue
             try:
-                about = _Description(json.loads(file.read_text(encoding="utf-8")))
-            except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+                content = _content(file, _LONGEST)
+                about = _Description(parse_json(content))
+            except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
                 log.warning("%s is no description of a plan (%s): it is passed over", file, error)
                 continue
+            if listed is not None:
+                digests = sha256(content).hexdigest(), about.sha256
+                if digests != (listed[CACHE + file.name]["sha256"], listed[CACHE + name]["sha256"]):
+                    log.warning("%s is not as the manifest lists it: it is passed over", file)
+                    continue
             if name != f"{about.key.digest}-{about.sha256[:16]}.plan":
                 log.warning("%s describes another plan than its name says: it is passed over", file)
                 continue
@@ -163,8 +173,8 @@ class PlanStore:
     def _checked(self, name: str, about: _Description) -> bytes:
         file = self._plans / name
         try:
-            data = file.read_bytes()
-        except OSError as error:
+            data = _content(file, about.size)
+        except (OSError, BundleError) as error:
             raise PlanError(f"{file} must be a plan, but is not readable: {error}") from error
         digest = sha256(data).hexdigest()
         if len(data) != about.size or digest != about.sha256:
@@ -185,14 +195,8 @@ class _Description:
         self.size, self.sha256, self.seconds = int(about["size"]), str(about["sha256"]), float(about["seconds"])
 
 
-def _write(file: Path, content: bytes | memoryview) -> None:
-    """Writes a file atomically."""
-    with tempfile.NamedTemporaryFile(dir=file.parent, prefix=_SCRATCH, delete=False) as scratch:
-        try:
-            scratch.write(content)
-            scratch.flush()
-            os.fsync(scratch.fileno())
-            Path(scratch.name).chmod(0o644)  # its own mode would lock other users out
-            Path(scratch.name).replace(file)
-        finally:
-            Path(scratch.name).unlink(missing_ok=True)
+def _content(file: Path, most: int) -> bytes:
+    opened = OpenFile(file)
+    if opened.size > most:
+        raise BundleError(f"{file} must have at most {most} bytes, got {opened.size}")
+    return opened.read()

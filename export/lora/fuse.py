@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from stepfuse.bundle.bundle import DENOISER, Bundle
-from stepfuse.bundle.folder import CACHE, copy_files, read_folder, write_folder
+from stepfuse.bundle.folder import read_folder
+from stepfuse.bundle.new_folder import copy_files, write_folder
 from stepfuse.bundle.pipeline_info import TEXT_ENCODER
 from stepfuse.display import printable
 from stepfuse.errors import BundleError, ExportError
@@ -297,7 +298,7 @@ def _rewrite(
     overwrite: bool,
 ) -> Bundle:
     """Writes a copy of a bundle and changes weights in it, without its plans, which have the old weights."""
-    files = {name: bundle.path / name for name in bundle.files if not name.startswith(CACHE) and name != ORIGINALS}
+    files = {name: file for name, file in bundle.opened.items() if name != ORIGINALS}
     manifest = read_folder(bundle.path, verify=False)
     export = {key: value for key, value in bundle.export.items() if key != LORAS}
     if loras:

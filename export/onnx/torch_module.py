@@ -13,8 +13,9 @@ import onnxruntime as ort
 
 from stepfuse.bundle.bundle import DENOISER, Bundle, finish_bundle
 from stepfuse.bundle.cond_input import CondInput
-from stepfuse.bundle.folder import MANIFEST, new_folder
+from stepfuse.bundle.folder import MANIFEST
 from stepfuse.bundle.model_info import ModelInfo
+from stepfuse.bundle.new_folder import new_folder
 from stepfuse.errors import ExportError
 from stepfuse.export.onnx.denoiser_module import PREDICTION, SAMPLE, TIMESTEP, DenoiserModule, check_module
 from stepfuse.export.onnx.graph import Report, export_onnx

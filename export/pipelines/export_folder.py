@@ -16,8 +16,9 @@ from typing import Any
 
 from stepfuse.arguments import plain, whole_number
 from stepfuse.bundle.bundle import Bundle, finish_bundle
-from stepfuse.bundle.folder import MANIFEST, new_folder
+from stepfuse.bundle.folder import MANIFEST
 from stepfuse.bundle.model_info import ModelInfo
+from stepfuse.bundle.new_folder import new_folder
 from stepfuse.display import printable
 from stepfuse.errors import ExportError, StepfuseError
 from stepfuse.integrations.scheduler_config import SchedulerSettings

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,12 +12,14 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from stepfuse.errors import ExportError
+from stepfuse.files.strict_json import parse_json
 
 if TYPE_CHECKING:
     import torch
 
 
 INDEX = "model_index.json"
+_MOST_BYTES = 64 << 20  # of a JSON file: the index of a large model's shards is megabytes
 
 # Weights without their ending: a shard's number behind the variant, or, as diffusers wrote it until 0.30, before it.
 _WEIGHTS = re.compile(
@@ -97,7 +98,10 @@ class PipelineFolder:
 
         kind = self.kind(name, allowed)
         _read_json(self.path / name / "config.json")
-        found = getattr(transformers, kind).config_class.from_pretrained(self.path / name, local_files_only=True)
+        try:
+            found = getattr(transformers, kind).config_class.from_pretrained(self.path / name, local_files_only=True)
+        except Exception as error:  # whatever the library raises of a configuration that it does not take
+            raise ExportError(f"{self.path / name / 'config.json'}: {kind} does not take it: {error}") from error
         return Config(f"{name} ({kind})", found.to_dict())
 
     def weights(self, name: str) -> str | None:
@@ -253,10 +257,16 @@ def _no_bars() -> Iterator[None]:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        with file.open("rb") as stream:
+            content = stream.read(_MOST_BYTES + 1)
+        if len(content) > _MOST_BYTES:
+            raise ExportError(f"{file} must have at most {_MOST_BYTES} bytes")
+        found = parse_json(content)
     except FileNotFoundError as error:
         raise ExportError(f"{file} is missing") from error
-    except (OSError, ValueError, RecursionError) as error:
+    except ExportError:
+        raise
+    except (OSError, ValueError) as error:
         raise ExportError(f"{file} is not readable JSON: {error}") from error
     if not isinstance(found, dict):
         raise ExportError(f"{file} must hold an object, got {type(found).__name__}")

@@ -16,7 +16,8 @@ import numpy as np
 import onnxruntime as ort
 
 from stepfuse.bundle.bundle import DENOISER, Bundle, finish_bundle
-from stepfuse.bundle.folder import CACHE, copy_files, new_folder
+from stepfuse.bundle.folder import CACHE
+from stepfuse.bundle.new_folder import copy_files, new_folder
 from stepfuse.errors import ExportError
 from stepfuse.export.lora.store import ORIGINALS, QUANTIZATION
 from stepfuse.export.quantization.trial import Feed, record_runs, try_both
@@ -158,7 +159,7 @@ def quantize(
             **trial.figures,
         }
         others = [one for one in loaded.files if not one.startswith((DENOISER, CACHE)) and one != ORIGINALS]
-        copy_files(folder.path, {one: loaded.path / one for one in others})
+        copy_files(folder.path, {one: loaded.opened[one] for one in others})
         return finish_bundle(
             folder,
             name=f"{loaded.name}-int8" if name is None else name,

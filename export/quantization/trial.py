@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from stepfuse.backends.host.callable import CallableBackend
 from stepfuse.backends.host.onnxruntime import PREDICTION, SAMPLE, TIMESTEP, open_session
-from stepfuse.bundle.bundle import Bundle
+from stepfuse.bundle.bundle import DENOISER, Bundle
 from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.engine import Engine
 from stepfuse.errors import ExportError
@@ -119,7 +119,7 @@ def record_runs(
     arguments: dict[str, Any] = {"n": samples, "cond": conditioning, "steps": steps, "seed": seed}
     if negative_cond is not None:
         arguments["negative_cond"] = negative_cond
-    session = open_session(bundle.denoiser, threads=threads)
+    session = open_session(bundle.networks[DENOISER], threads=threads)
     feeds: list[Feed] = []
 
     def forward(x: Array, t: Array, given: Mapping[str, Array]) -> Array:
@@ -162,7 +162,7 @@ def try_both(
     Raises:
         ExportError: If predictions of the int8 network are not finite; or ``cond`` is needed, as in ``record_runs``.
     """
-    sessions = [open_session(file, threads=threads, spinning=False) for file in (bundle.denoiser, network)]
+    sessions = [open_session(file, threads=threads, spinning=False) for file in (bundle.networks[DENOISER], network)]
     errors = [_relative_error(*(_predict(session, feed) for session in sessions)) for feed in runs.feeds]
     if not np.isfinite(errors).all():
         raise ExportError(f"{network.name}: int8 predictions must be finite, got NaN or infinity")

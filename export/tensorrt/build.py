@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from typing import Any
 from stepfuse.bundle.bundle import DENOISER
 from stepfuse.errors import PlanError
 from stepfuse.export.tensorrt.progress import BuildProgress, monitor_for
+from stepfuse.files.atomic import write_atomically
 from stepfuse.tensorrt.library import Library, find_library
 from stepfuse.tensorrt.logger import logger_for
 from stepfuse.tensorrt.options import Options
@@ -160,13 +160,7 @@ def _timings(config: Any, library: Library, file: str | os.PathLike[str] | None)
         config.set_timing_cache(cache, ignore_mismatch=False)
     yield
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as scratch:
-        try:
-            scratch.write(config.get_timing_cache().serialize())
-            scratch.close()
-            Path(scratch.name).replace(path)
-        finally:
-            Path(scratch.name).unlink(missing_ok=True)
+    write_atomically(path, lambda scratch: scratch.write_bytes(config.get_timing_cache().serialize()))
 
 
 def _refusal(file: Path, options: Options, target: Target, errors: list[str]) -> str:

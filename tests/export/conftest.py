@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from stepfuse.bundle import folder
+from stepfuse.bundle.open_file import OpenFile
 
 
 @pytest.fixture
@@ -14,12 +14,12 @@ def written(tmp_path, monkeypatch):
     def bytes_on_disk():
         return sum(file.stat().st_size for file in tmp_path.rglob("*") if file.is_file())
 
-    found, before, sha256 = SimpleNamespace(hashed=[], peak_bytes=0), bytes_on_disk(), folder._sha256
+    found, before, sha256 = SimpleNamespace(hashed=[], peak_bytes=0), bytes_on_disk(), OpenFile.digest
 
     def hash_and_measure(file):
-        found.hashed.append(file.name)
+        found.hashed.append(file.path.name)
         found.peak_bytes = max(found.peak_bytes, bytes_on_disk() - before)
         return sha256(file)
 
-    monkeypatch.setattr(folder, "_sha256", hash_and_measure)
+    monkeypatch.setattr(OpenFile, "digest", hash_and_measure)
     return found

@@ -18,10 +18,14 @@ import numpy.typing as npt
 
 from stepfuse.analysis.measures.frechet import Images, Statistics, frechet_distance
 from stepfuse.analysis.measures.judge_network import open_network, run_network, to_model_range
-from stepfuse.bundle.folder import MANIFEST, entry, read_folder
+from stepfuse.bundle.folder import MANIFEST, entry, open_folder
+from stepfuse.bundle.open_file import OpenFile
+from stepfuse.display import brief
 from stepfuse.errors import BundleError
+from stepfuse.files.npz import read_npz
 
 NETWORK, REFERENCE = "judge.onnx", "reference.npz"
+MOST_BYTES = 1 << 28  # of the reference, packed and unpacked: the moments of 4,000 features
 
 _JUDGES = Path(__file__).resolve().parents[1] / "data"  # a strict editable install is a tree of links
 _OF_MODEL = {"fashion": "fashion", "fashion-8step": "fashion"}
@@ -69,17 +73,17 @@ class Judge:
                 entry of the manifest is missing or invalid, or the network or the reference does not fit it.
         """
         path = _locate(name_or_path)
-        manifest = read_folder(path)
-        files = manifest["files"]
+        folder = open_folder(path)
+        manifest, files = folder.manifest, folder.opened
         if missing := {NETWORK, REFERENCE} - set(files):
             raise BundleError(f"{path / MANIFEST}: files must list {' and '.join(sorted(missing))}, got {list(files)}")
-        shape = tuple(entry(path, manifest, "shape", list))
+        shape = _shape(path, entry(path, manifest, "shape", list))
         class_names = tuple(str(name) for name in entry(path, manifest, "class_names", list))
         if manifest.get("data_range") != [-1.0, 1.0]:
-            raise BundleError(f"{path / MANIFEST}: data_range must be [-1, 1], got {manifest.get('data_range')}")
+            raise BundleError(f"{path / MANIFEST}: data_range must be [-1, 1], got {brief(manifest.get('data_range'))}")
         try:
-            reference, images, labels = _read_reference(path / REFERENCE, shape, len(class_names))
-        except Exception as error:  # what a damaged archive raises has no base class of its own
+            reference, images, labels = _read_reference(files[REFERENCE], shape, len(class_names))
+        except (TypeError, ValueError, OverflowError) as error:
             raise BundleError(f"{path / REFERENCE} does not hold what a judge needs: {error}") from error
         return cls(
             name=entry(path, manifest, "name", str),
@@ -92,7 +96,7 @@ class Judge:
             real_labels=labels,
             provenance=entry(path, manifest, "provenance", str),
             licence=entry(path, manifest, "licence", str),
-            _session=open_network(path / NETWORK, shape, len(class_names), reference.mean.size),
+            _session=open_network(folder.networks[NETWORK], shape, len(class_names), reference.mean.size),
         )
 
     @classmethod
@@ -176,13 +180,23 @@ def _locate(name_or_path: str | os.PathLike[str]) -> Path:
 
 
 def _read_reference(
-    file: Path, shape: tuple[int, ...], classes: int
+    file: OpenFile, shape: tuple[int, ...], classes: int
 ) -> tuple[Statistics, Images, npt.NDArray[np.int64]]:
-    with np.load(file, allow_pickle=False) as arrays:
-        statistics = Statistics(arrays["mean"], arrays["cov"], int(arrays["count"]))
-        images, labels = arrays["images"], arrays["labels"].astype(np.int64)
+    if file.size > MOST_BYTES:
+        raise ValueError(f"it must have at most {MOST_BYTES} bytes, got {file.size}")
+    arrays = read_npz(file.read(), MOST_BYTES)
+    if missing := {"mean", "cov", "count", "images", "labels"} - arrays.keys():
+        raise ValueError(f"it must hold {' and '.join(sorted(missing))}, got {', '.join(arrays) or 'nothing'}")
+    statistics = Statistics(arrays["mean"], arrays["cov"], int(arrays["count"]))
+    images, labels = arrays["images"], arrays["labels"].astype(np.int64)
     if images.dtype != np.uint8 or images.shape != (len(labels), *shape) or math.prod(images.shape) < 1:
         raise ValueError(f"images must be uint8 (n, {', '.join(map(str, shape))}), got {images.dtype} {images.shape}")
     if labels.min() < 0 or labels.max() >= classes:
         raise ValueError(f"labels must be between 0 and {classes - 1}, got {labels.min()} to {labels.max()}")
     return statistics, to_model_range(images), labels
+
+
+def _shape(path: Path, given: list[Any]) -> tuple[int, ...]:
+    if not all(type(size) is int and size > 0 for size in given) or len(given) != 3:
+        raise BundleError(f"{path / MANIFEST}: shape must be three sizes of at least 1, got {brief(given)}")
+    return tuple(given)

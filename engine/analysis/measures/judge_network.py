@@ -7,15 +7,16 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime as ort
 
 from stepfuse.analysis.measures.frechet import Images
+from stepfuse.backends.host.onnxruntime import CPU, session_of, session_options
+from stepfuse.bundle.onnx_file import OnnxFile
 from stepfuse.errors import BundleError
 
 BATCH = 256  # images a forward; more only costs memory
 
 
-def open_network(file: Path, shape: tuple[int, ...], classes: int, features: int | None = None) -> Any:
+def open_network(file: Path | OnnxFile, shape: tuple[int, ...], classes: int, features: int | None = None) -> Any:
     """An ONNX Runtime session of a judge's network.
 
     Args:
@@ -28,21 +29,17 @@ def open_network(file: Path, shape: tuple[int, ...], classes: int, features: int
         BundleError: If the file is no ONNX model, or its inputs and outputs are not ``images``, ``logits`` and
             ``features`` of these sizes in float32, with a dynamic first dimension.
     """
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # it runs between samplers, on their cores
-    try:
-        session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's exceptions share no base class
-        raise BundleError(f"{file} does not load in ONNX Runtime: {error}") from error
+    options = session_options({"session.intra_op.allow_spinning": "0"})  # it runs between samplers, on their cores
+    session = session_of(file, options, [CPU])
+    path = file.path if isinstance(file, OnnxFile) else file
     nodes = {node.name: node for node in (*session.get_inputs(), *session.get_outputs())}
     if set(nodes) != {"images", "logits", "features"} or len(session.get_inputs()) != 1:
-        raise BundleError(f"{file}: must have input images, outputs logits and features, got {', '.join(nodes)}")
+        raise BundleError(f"{path}: must have input images, outputs logits and features, got {', '.join(nodes)}")
     for name, row in {"images": shape, "logits": (classes,), "features": (features,)}.items():
         found = tuple(nodes[name].shape)
         sizes_fit = len(found) == len(row) + 1 and all(b in (a, None) for a, b in zip(found[1:], row, strict=True))
         if isinstance(found[0], int) or not sizes_fit or nodes[name].type != "tensor(float)":
-            raise BundleError(f"{file}: {name} must be float32 (n, {', '.join(map(str, row))}), got {found}")
+            raise BundleError(f"{path}: {name} must be float32 (n, {', '.join(map(str, row))}), got {found}")
     return session
 
 

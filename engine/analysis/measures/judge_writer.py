@@ -12,7 +12,7 @@ import numpy.typing as npt
 from stepfuse.analysis.measures.frechet import Statistics
 from stepfuse.analysis.measures.judge import NETWORK, REFERENCE, Judge
 from stepfuse.analysis.measures.judge_network import open_network, run_network, to_model_range
-from stepfuse.bundle.folder import copy_files, write_folder
+from stepfuse.bundle.new_folder import copy_files, write_folder
 
 
 def write_judge(

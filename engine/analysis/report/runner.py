@@ -23,7 +23,8 @@ from stepfuse.analysis.report.options import ReportOptions, too_few_samples
 from stepfuse.analysis.report.page import page
 from stepfuse.analysis.report.records import as_json, provenance, read_records, require_same_model
 from stepfuse.analysis.report.subject import Model, Subject, opened
-from stepfuse.analysis.report.tables import as_csv, rows_of, settings_of, write_atomically, write_text
+from stepfuse.analysis.report.tables import as_csv, rows_of, settings_of, write_text
+from stepfuse.files.atomic import write_atomically
 
 REPORT = "report.md"
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import math
-import os
 import re
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from stepfuse.display import printable
+from stepfuse.files.atomic import write_atomically
 
 #: What begins a formula in a spreadsheet (OWASP, "CSV Injection"), in either width.
 _FORMULA = tuple("=+-@\uff1d\uff0b\uff0d\uff20")
@@ -71,19 +70,6 @@ def markdown(given: object) -> str:
     for mark, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;")):
         text = text.replace(mark, entity)
     return _MARKS.sub(r"\\\g<0>", text)
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Lets ``write`` create a file beside ``path`` and renames it, so an interrupted run leaves the old file."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-    os.close(handle)
-    scratch = Path(name)
-    try:
-        write(scratch)
-        scratch.chmod(0o644)  # mkstemp's own mode would lock other users out
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -34,8 +34,9 @@ from stepfuse.backends.host.onnxruntime import (
     session_of,
     session_options,
 )
-from stepfuse.bundle.bundle import Bundle
+from stepfuse.bundle.bundle import DENOISER, Bundle
 from stepfuse.bundle.model_info import ModelInfo
+from stepfuse.bundle.onnx_file import OnnxFile
 from stepfuse.errors import BundleError, DenoiserError, ProviderError
 
 CUDA, TENSORRT = "CUDAExecutionProvider", "TensorrtExecutionProvider"
@@ -91,7 +92,7 @@ class OnnxRuntimeNetwork(DriverNetwork):
         own = {CUDA: self._cuda_options(), TENSORRT: self._tensorrt_options()}
         providers = [(name, own[name]) for name in wanted]
         providers[0][1].update(options or {})
-        self._session = _open(bundle.denoiser, providers)
+        self._session = _open(bundle.networks[DENOISER], providers)
         self._rows = self._interface(bundle.denoiser)
         self._bindings: dict[int, Any] = {}
         self._run_options = run_options(_NO_WAIT)
@@ -190,14 +191,14 @@ def _require(wanted: list[str]) -> None:
         )
 
 
-def _open(model: Path, providers: list[tuple[str, dict[str, str]]]) -> Any:
+def _open(model: OnnxFile, providers: list[tuple[str, dict[str, str]]]) -> Any:
     preload_libraries()
     options = session_options({"session.record_ep_graph_assignment_info": "1"})
     try:
         session = session_of(model, options, providers)
     except BundleError as error:
         if is_out_of_memory(error, _OUT_OF_MEMORY):
-            raise DenoiserError(f"the GPU has no memory for {model}: {error}") from error
+            raise DenoiserError(f"the GPU has no memory for {model.path}: {error}") from error
         raise
     names = [name for name, _ in providers]
     got = session.get_providers()

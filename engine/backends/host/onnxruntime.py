@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +14,7 @@ import numpy as np
 from stepfuse.arguments import whole_number
 from stepfuse.backends.host.base import HostBackend
 from stepfuse.bundle.model_info import ModelInfo
+from stepfuse.bundle.onnx_file import OnnxFile
 from stepfuse.errors import BundleError, DenoiserError
 
 try:
@@ -26,17 +29,17 @@ SAMPLE, TIMESTEP, PREDICTION = "sample", "timestep", "prediction"
 CPU = "CPUExecutionProvider"
 
 
-def open_session(model: Path, *, threads: int = 0, spinning: bool = True) -> ort.InferenceSession:
+def open_session(model: Path | OnnxFile, *, threads: int = 0, spinning: bool = True) -> ort.InferenceSession:
     """An ONNX file in a session on the CPU.
 
     Args:
-        model: The ONNX file.
+        model: The ONNX file, with external data beside or below it; ``Bundle.networks`` has it as it was checked.
         threads: Threads inside an operator; 0 is ONNX Runtime's own choice, a thread a core, or one for each processor
             that the process is held to, if these are fewer than the machine has.
         spinning: Whether idle threads wait actively: the lowest latency, at the price of a busy core.
 
     Raises:
-        BundleError: If the file is no ONNX model.
+        BundleError: If the file is no ONNX model, or names a file elsewhere.
     """
     options = session_options({"session.intra_op.allow_spinning": "1" if spinning else "0"})
     options.intra_op_num_threads = whole_number("threads", threads) or _held_to()
@@ -64,16 +67,42 @@ def session_options(entries: Mapping[str, str]) -> ort.SessionOptions:
     return options
 
 
-def session_of(model: Path, options: ort.SessionOptions, providers: Sequence[Any]) -> ort.InferenceSession:
+def session_of(model: Path | OnnxFile, options: ort.SessionOptions, providers: Sequence[Any]) -> ort.InferenceSession:
     """An ONNX file in a session on these execution providers; where they fail no other is tried.
 
+    ONNX Runtime is given open files, and opens none by a name that the model has.
+
     Raises:
-        BundleError: If it does not load.
+        BundleError: If it does not load, or is written to meanwhile.
     """
+    onnx = model if isinstance(model, OnnxFile) else OnnxFile.open(model)
+    options.add_session_config_entry("session.load_model_format", "ONNX")
     try:
-        return ort.InferenceSession(str(model), options, providers=providers, enable_fallback=0)
+        with _with_external_data(onnx, options) as path:
+            session = ort.InferenceSession(path, options, providers=providers, enable_fallback=0)
     except Exception as error:  # ONNX Runtime's exceptions share no base class
-        raise BundleError(f"{model} does not load in ONNX Runtime: {error}") from error
+        raise BundleError(f"{onnx.path} does not load in ONNX Runtime: {error}") from error
+    onnx.require_unchanged()
+    return session
+
+
+@contextmanager
+def _with_external_data(onnx: OnnxFile, options: ort.SessionOptions) -> Iterator[str]:
+    """A path that leads to the open model; its external data are those that are open, too."""
+    if not onnx.data:
+        yield onnx.file.link
+    elif hasattr(options, "add_external_initializers_from_files_in_memory"):
+        contents = [file.mapped() for file in onnx.data.values()]
+        sizes = [len(content) for content in contents]
+        options.add_external_initializers_from_files_in_memory(list(onnx.data), contents, sizes)
+        yield onnx.file.link
+    else:  # before 1.24, which follows links
+        with tempfile.TemporaryDirectory(prefix="stepfuse-") as folder:
+            for name, file in {onnx.path.name: onnx.file, **onnx.data}.items():
+                link = Path(folder, name)
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(file.link)
+            yield str(Path(folder, onnx.path.name))
 
 
 def run_options(entries: Mapping[str, str]) -> ort.RunOptions:
@@ -122,13 +151,16 @@ class OnnxRuntimeBackend(HostBackend):
     """
 
     def __init__(self, session: ort.InferenceSession, model: Path, info: ModelInfo, max_rows: int) -> None:
-        super().__init__(info, max_rows)
+        sample = Row("float32", info.shape)
+        inputs = {SAMPLE: sample, TIMESTEP: Row(info.timestep_dtype, ())}
+        inputs |= {name: Row(spec.dtype, spec.shape) for name, spec in info.cond.items()}
+        check_interface(model, session, inputs, sample)  # before memory is taken for what a manifest says
+        try:
+            super().__init__(info, max_rows)
+        except MemoryError as error:
+            raise BundleError(f"{model}: {max_rows} rows do not fit the memory: lower max_rows") from error
         self._session = session
         self._bindings: dict[int, ort.IOBinding] = {}
-        buffers = self.buffers
-        memory = {SAMPLE: buffers.sample, TIMESTEP: buffers.timestep, **buffers.cond}
-        inputs = {name: Row(str(rows.dtype), rows.shape[1:]) for name, rows in memory.items()}
-        check_interface(model, session, inputs, Row(str(buffers.prediction.dtype), buffers.prediction.shape[1:]))
 
     def forward(self, rows: int) -> None:
         """Runs the first ``rows`` rows; the session releases the GIL while it computes.

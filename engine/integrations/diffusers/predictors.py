@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from stepfuse.backends.host.callable import CallableBackend
-from stepfuse.bundle.bundle import Bundle
+from stepfuse.bundle.bundle import DENOISER, Bundle
 from stepfuse.bundle.cond_input import CondInput
 from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.integrations.diffusers.network_inputs import NetworkInputs
@@ -132,7 +132,7 @@ class BundlePredictor:
 
         self._weights = _fingerprint(module)
         self._bundle = Bundle.load(path)
-        self._session = open_session(self._bundle.denoiser)
+        self._session = open_session(self._bundle.networks[DENOISER])
         self._services = _ServiceCache(self._open)
 
     def service(self, shape: tuple[int, ...], rows: int, settings: SchedulerSettings) -> InlineService:

@@ -33,6 +33,9 @@ def refuse(folder, message, *, network=None, **info):
 
 def test_a_file_that_is_no_network_is_refused(tmp_path):
     (tmp_path / "text").write_bytes(b"no network")
+    with pytest.raises(sf.BundleError, match=r"denoiser\.onnx must be an ONNX file: wire type 6"):
+        support.write_tiny_bundle(tmp_path / "tiny", network=tmp_path / "text")
+    (tmp_path / "text").write_bytes(b"")  # a message without fields
     refuse(tmp_path, "does not load in ONNX Runtime: ", network=tmp_path / "text")
 
 

@@ -7,6 +7,7 @@ import pytest
 import support
 
 import stepfuse as sf
+from stepfuse.files import atomic
 
 EMBEDDING = sf.CondInput(dtype="float32", shape=(2, 3), null=np.zeros((2, 3), np.float32))
 
@@ -80,8 +81,21 @@ def led_outside(tmp_path, monkeypatch):
     return {"denoiser.onnx": __file__, "../escaped": __file__}
 
 
+def unable_to_exchange(tmp_path, monkeypatch):
+    renameat2 = atomic._renameat2
+
+    def fail(old, new, flags):
+        if new == tmp_path / "tiny":
+            raise OSError("disk full")
+        return renameat2(old, new, flags)
+
+    monkeypatch.setattr(atomic, "_renameat2", fail)
+    return {"denoiser.onnx": __file__}
+
+
 def unable_to_rename(tmp_path, monkeypatch):
     rename = Path.rename
+    monkeypatch.setattr(atomic, "_renameat2", lambda old, new, flags: False)  # an old system
 
     def fail(self, target):
         if target == tmp_path / "tiny" and (self / "manifest.json").is_file() and fail.left:
@@ -95,7 +109,7 @@ def unable_to_rename(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("overwrite", [pytest.param(False, id="new"), pytest.param(True, id="over-an-old-one")])
-@pytest.mark.parametrize("fault", [without_source, without_network, led_outside, unable_to_rename])
+@pytest.mark.parametrize("fault", [without_source, without_network, led_outside, unable_to_exchange, unable_to_rename])
 def test_a_write_that_fails_leaves_everything_as_it_was(tmp_path, monkeypatch, fault, overwrite):
     if overwrite:
         support.write_tiny_bundle(tmp_path / "tiny")

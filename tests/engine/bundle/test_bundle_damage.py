@@ -69,6 +69,18 @@ def entries(**changed):
 DAMAGE = {
     "not-json": (manifest("{'name'"), "manifest.json is not readable JSON: "),
     "nested-too-deep": (manifest("[" * 100_000), "manifest.json is not readable JSON: maximum recursion depth"),
+    "key-there-twice": (
+        manifest('{"name": 1, "name": 2}'),
+        "manifest.json is not readable JSON: a key .* once, got 'name'",
+    ),
+    "half-a-surrogate": (
+        manifest('{"name": "\\ud800"}'),
+        "manifest.json is not readable JSON: .*surrogates not allowed",
+    ),
+    "endless-number": (
+        manifest('{"name": ' + "1" * 5000 + "}"),
+        "manifest.json is not readable JSON: Exceeds the limit",
+    ),
     "not-an-object": (manifest("[1]"), "manifest.json must hold an object, got list"),
     "no-version": (entries(format_version=None), "manifest.json: format_version must be 1, got None"),
     "later-version": (entries(format_version=2), "manifest.json: format_version must be 1, got 2"),
@@ -78,7 +90,10 @@ DAMAGE = {
     "bad-schedule": (entries(schedule={"type": "sigmoid"}), "manifest.json: schedule type must be .*, got 'sigmoid'"),
     "bad-prediction": (entries(prediction_type="score"), "manifest.json: prediction_type must be .*, got 'score'"),
     "bad-range": (entries(data_range=[1]), "manifest.json: data_range must be two numbers, got \\[1\\]"),
-    "infinite-shape": (entries(shape=[float("inf")]), "manifest.json: cannot convert float infinity to integer"),
+    "infinite-shape": (
+        entries(shape=[float("inf")]),
+        "manifest.json: 'float' object cannot be interpreted as an integer",
+    ),
     "vast-schedule": (
         entries(schedule={"type": "linear", "num_train_timesteps": 10**15}),
         "manifest.json: num_train_timesteps must be between 1 and 1000000, got 1000000000000000",

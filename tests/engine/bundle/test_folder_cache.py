@@ -10,13 +10,16 @@ import support
 
 import stepfuse as sf
 from stepfuse import BundleError
-from stepfuse.bundle import folder
-from stepfuse.bundle.folder import MANIFEST, change_cache, locked
+from stepfuse.bundle import cache
+from stepfuse.bundle.cache import change_cache
+from stepfuse.bundle.folder import MANIFEST
+from stepfuse.files.atomic import locked
 
 ADD_TEN = """
 import sys
 from pathlib import Path
-from stepfuse.bundle.folder import change_cache, locked
+from stepfuse.bundle.cache import change_cache
+from stepfuse.files.atomic import locked
 bundle, worker = Path(sys.argv[1]), sys.argv[2]
 for index in range(10):
     with locked(bundle):
@@ -90,14 +93,14 @@ def test_only_names_under_plans_are_cached(bundle, name):
 
 @pytest.mark.parametrize("calls", [1, 2, 3])
 def test_a_full_disk_changes_nothing(bundle, monkeypatch, calls):
-    before, write, count = (bundle / MANIFEST).read_text(), folder._write_through, iter(range(calls))
+    before, write, count = (bundle / MANIFEST).read_text(), cache._write_through, iter(range(calls))
 
     def full(file, content):
         if next(count) == calls - 1:
             raise OSError(28, "No space left on device")
         write(file, content)
 
-    monkeypatch.setattr(folder, "_write_through", full)
+    monkeypatch.setattr(cache, "_write_through", full)
     with pytest.raises(OSError, match="No space left"):
         change_cache(bundle, {"plans/a.plan": b"first", "plans/b.plan": b"second"})
     assert (bundle / MANIFEST).read_text() == before
@@ -110,7 +113,7 @@ def test_a_writer_that_is_killed_leaves_a_bundle(bundle, monkeypatch, landed):
     class Killed(BaseException):
         pass
 
-    replace, count = folder.Path.replace, iter(range(10))
+    replace, count = cache.Path.replace, iter(range(10))
 
     def killed(file, target):
         if next(count) == 1 + len(landed):  # the manifest, and as many files, are in place
@@ -118,7 +121,7 @@ def test_a_writer_that_is_killed_leaves_a_bundle(bundle, monkeypatch, landed):
         return replace(file, target)
 
     with monkeypatch.context() as patched:
-        patched.setattr(folder.Path, "replace", killed)
+        patched.setattr(cache.Path, "replace", killed)
         with pytest.raises(Killed):
             change_cache(bundle, {"plans/a.plan": b"first", "plans/b.plan": b"second"})
     assert cached(bundle) == landed

@@ -4,13 +4,13 @@ import pytest
 import support
 
 import stepfuse as sf
-from stepfuse.bundle import folder
-from stepfuse.bundle.folder import new_folder
+from stepfuse.bundle.new_folder import new_folder
+from stepfuse.bundle.open_file import OpenFile
 
 
 def test_files_of_a_bundle_are_hashed_once(tmp_path, monkeypatch):
-    hashed, sha256 = [], folder._sha256
-    monkeypatch.setattr(folder, "_sha256", lambda file: hashed.append(file.name) or sha256(file))
+    hashed, digest = [], OpenFile.digest
+    monkeypatch.setattr(OpenFile, "digest", lambda file: hashed.append(file.path.name) or digest(file))
     bundle = support.write_tiny_bundle(tmp_path / "tiny")
     assert hashed == list(bundle.files) == ["denoiser.onnx"]
     assert sf.Bundle.load(bundle.path).files == bundle.files

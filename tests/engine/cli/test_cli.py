@@ -154,7 +154,8 @@ def test_doctor_names_the_two_packages_that_collide(monkeypatch):
 
 
 def test_text_in_a_bundle_is_no_markup(tmp_path):
-    bundle = support.write_tiny_bundle(tmp_path / "odd", defaults={"sampler": "[/bold]"})
+    cond = {"class_labels": sf.CondInput(null=2, names=("[/bold]", "bag"))}
+    bundle = support.write_tiny_bundle(tmp_path / "odd", cond=cond)
     result = run("info", bundle.path)
     assert result.exit_code == 0, result.output
     assert "[/bold]" in result.output

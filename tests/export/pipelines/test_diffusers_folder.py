@@ -46,6 +46,24 @@ def copied(pristine, tmp_path):
     return lambda name: shutil.copytree(pristine(name), tmp_path / name)
 
 
+def test_a_folder_behind_the_links_of_the_hubs_cache_is_read(pristine, tmp_path):
+    folder = pristine("StableDiffusionPipeline")
+    snapshot = tmp_path / "models--me--tiny" / "snapshots" / "0123abc"
+    (tmp_path / "models--me--tiny" / "blobs").mkdir(parents=True)
+    for number, file in enumerate(one for one in sorted(folder.rglob("*")) if one.is_file()):
+        blob, link = snapshot.parents[1] / "blobs" / str(number), snapshot / file.relative_to(folder)
+        shutil.copyfile(file, blob)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(Path(*[".."] * (len(link.relative_to(snapshot.parents[1]).parts) - 1)) / "blobs" / blob.name)
+    read, plain = PipelineFolder(snapshot), PipelineFolder(folder)
+    assert read.index == plain.index
+    assert dict(read.config("vae", "AutoencoderKL")) == dict(plain.config("vae", "AutoencoderKL"))
+    wanted = plain.load("vae", ("AutoencoderKL",)).state_dict()
+    found = read.load("vae", ("AutoencoderKL",)).state_dict()
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
 @pytest.fixture
 def refused(tmp_path):
     """``refused(folder, match, **options)``: an export that must fail and leave nothing."""

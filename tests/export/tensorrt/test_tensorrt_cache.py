@@ -284,7 +284,7 @@ def test_what_a_killed_build_leaves_is_no_plan_and_is_cleared_away(tmp_path, bun
     plan_for(bundle, target=TARGET, cache=kept)
     (about,) = kept.glob("*.json")
     about.unlink()
-    (kept / ".plan-half").write_bytes(b"half")
+    (kept / ".a.plan-0123abcd.partial.plan").write_bytes(b"half")
     with pytest.raises(PlanError, match="no plan"):
         load_plan(bundle, target=TARGET, cache=kept)
     plan_for(bundle, target=TARGET, cache=kept)
@@ -337,7 +337,7 @@ def test_a_full_disk_leaves_the_bundle_whole(bundle, monkeypatch):
     def full(file, content):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("stepfuse.bundle.folder._write_through", full)
+    monkeypatch.setattr("stepfuse.bundle.cache._write_through", full)
     with pytest.raises(PlanError, match=r"plans cannot be kept here .*No space left on device"):
         plan_for(bundle, target=TARGET)
     assert not any(name.startswith("plans/") for name in sf.Bundle.load(bundle.path).files)

@@ -311,13 +311,13 @@ def unlist(folder):
         (lambda folder: edit(folder, shape=[1, 2, 3]), r"reference\.npz .* images must be uint8 \(n, 1, 2, 3\)"),
         (lambda folder: replace(folder, "reference.npz", b"PK no zip"), r"reference\.npz does not hold"),
         (lambda folder: rewrite_reference(folder, cov=-np.eye(3)), "cov must have no negative eigenvalue, got -1"),
-        (lambda folder: rewrite_reference(folder, mean=None), "'mean is not a file in the archive'"),
+        (lambda folder: rewrite_reference(folder, mean=None), r"it must hold .*mean"),
         (
             lambda folder: rewrite_reference(folder, mean=np.zeros(2), cov=np.eye(2)),
             r"features must be float32 \(n, 2\)",
         ),
-        (lambda folder: rewrite_reference(folder, images=np.array([{}])), "allow_pickle=False"),
-        (lambda folder: replace(folder, "judge.onnx", b"weights"), r"judge\.onnx does not load in ONNX Runtime"),
+        (lambda folder: rewrite_reference(folder, images=np.array([{}])), "must be a plain array of numbers or text"),
+        (lambda folder: replace(folder, "judge.onnx", b"weights"), r"judge\.onnx must be an ONNX file"),
     ],
 )
 def test_a_judge_that_is_not_as_its_manifest_says_is_refused(folder, damage, message):
