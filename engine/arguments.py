@@ -41,14 +41,25 @@ _NAMES: Mapping[str, str] = {
 
 
 def plain(value: Any) -> Any:
-    """What numpy has made as numbers and lists of Python, within tuples, lists and dicts too; a range as a list."""
+    """What numpy has made as numbers and lists of Python, within tuples, lists and dicts too; a range as a list.
+
+    Raises:
+        ValueError: If it nests too deeply.
+    """
+    try:
+        return _plain(value)
+    except RecursionError as error:
+        raise ValueError("values must not nest as deeply as this") from error
+
+
+def _plain(value: Any) -> Any:
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
     if isinstance(value, dict):
-        return {name: plain(one) for name, one in value.items()}
+        return {name: _plain(one) for name, one in value.items()}
     if isinstance(value, tuple):
-        return tuple(plain(one) for one in value)
-    return [plain(one) for one in value] if isinstance(value, list | range) else value
+        return tuple(_plain(one) for one in value)
+    return [_plain(one) for one in value] if isinstance(value, list | range) else value
 
 
 def whole_number(name: str, value: Any, rule: str = "a whole number") -> int:

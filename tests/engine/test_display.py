@@ -83,7 +83,7 @@ def test_a_request_id_forges_no_log_line(caplog):
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
-    names = (HOSTILE, "=1+1", *support.NAMES[2:])
+    names = (HOSTILE.replace("\ud800", ""), "=1+1", *support.NAMES[2:])  # no manifest has half a pair
     cond = {"class_labels": sf.CondInput(dtype="int64", null=support.NULL, names=names)}
     return support.write_tiny_bundle(tmp_path_factory.mktemp("hostile") / "bundle", cond=cond)
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 import stepfuse as sf
 from stepfuse.bundle import folder as checked_folder
 from stepfuse.cli.app import app
-from stepfuse.requests.defaults import check_defaults
+from stepfuse.requests.bundle_defaults import check_defaults
 
 
 class Text(str):

@@ -10,6 +10,7 @@ from onnx import helper
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 
 import stepfuse as sf
+from stepfuse.bundle.open_file import OpenFile
 from stepfuse.bundle.pipeline_info import PromptInput
 from stepfuse.pipeline.normalizers import MAX_NORMALIZED, normalized_length
 from stepfuse.pipeline.size import require_memory
@@ -28,7 +29,7 @@ def write(path, *, normalizer=None, split=None, processor=None):
     if processor is not None:
         tokenizer.post_processor = processor
     tokenizer.save(str(path / "tokenizer.json"))
-    return PromptTokenizer(path / "tokenizer.json", PROMPT)
+    return PromptTokenizer(OpenFile(path / "tokenizer.json"), PROMPT)
 
 
 @pytest.fixture(scope="module")
@@ -151,12 +152,13 @@ def test_a_template_that_does_not_fit_the_context_is_refused(tmp_path):
 def test_a_file_that_is_no_tokenizer_is_refused(tmp_path, content):
     (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(sf.BundleError, match=r"tokenizer\.json is no file of the tokenizers library"):
-        PromptTokenizer(tmp_path / "tokenizer.json", PROMPT)
+        PromptTokenizer(OpenFile(tmp_path / "tokenizer.json"), PROMPT)
 
 
 def test_a_context_has_a_bound(tmp_path):
+    (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(sf.BundleError, match="a context must have at most 65536 tokens, got 1000000000"):
-        PromptTokenizer(tmp_path / "tokenizer.json", PromptInput("input_ids", "tokenizer.json", 10**9, 0))
+        PromptTokenizer(OpenFile(tmp_path / "tokenizer.json"), PromptInput("input_ids", "tokenizer.json", 10**9, 0))
 
 
 def with_network(monkeypatch, name, change):
