@@ -15,7 +15,6 @@ from stepfuse.pipeline.normalizers import MAX_NORMALIZED, normalized_length
 MAX_BYTES = 64 << 20
 #: Most characters of a prompt: text encoders read 77 to 512 tokens, and the time to tokenize is linear in the prompt.
 MAX_CHARACTERS = 1 << 14
-MAX_LENGTH = 1 << 16  # tokens of a context
 
 
 class PromptTokenizer:
@@ -26,8 +25,7 @@ class PromptTokenizer:
         prompt: What the text encoder takes.
 
     Raises:
-        BundleError: If the file is larger than ``MAX_BYTES`` or no tokenizer, or the context is longer than
-            ``MAX_LENGTH``.
+        BundleError: If the file is larger than ``MAX_BYTES`` or no tokenizer.
         ImportError: If ``tokenizers`` is not installed.
     """
 
@@ -36,8 +34,6 @@ class PromptTokenizer:
             from tokenizers import Tokenizer
         except ImportError as error:
             raise ImportError("prompts need tokenizers: pip install 'stepfuse[text]'") from error
-        if prompt.length > MAX_LENGTH:
-            raise BundleError(f"{file.path}: a context must have at most {MAX_LENGTH} tokens, got {prompt.length}")
         if file.size > MAX_BYTES:
             raise BundleError(f"{file.path} must have at most {MAX_BYTES:,} bytes, got {file.size:,}")
         self._path, self._prompt = file.path, prompt

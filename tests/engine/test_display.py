@@ -92,7 +92,7 @@ def bundle(tmp_path_factory):
     "arguments",
     [
         ["info"],
-        ["sample", "-n", "1", "--steps", "2", "--cond", HOSTILE.replace("\ud800", "")],
+        ["sample", "-n", "1", "--steps", "2", "--cond", HOSTILE.replace("\ud800", "?")],
         ["sample", "-n", "2", "--steps", "2"],
         ["interpolate", "-n", "2", "--steps", "2", "--cond", "0"],
     ],
