@@ -20,7 +20,6 @@ from stepfuse.backends.host.callable import CallableBackend, DenoiserFunction
 from stepfuse.bundle.bundle import Bundle
 from stepfuse.bundle.cond_input import CondInput
 from stepfuse.bundle.model_info import ModelInfo
-from stepfuse.requests.defaults import default_options, default_steps
 from stepfuse.requests.editing import as_images
 from stepfuse.requests.interpolation import Path, interpolate_noise
 from stepfuse.requests.request import Request
@@ -30,6 +29,7 @@ from stepfuse.requests.resolution import (
     resolve,
     starting_state,
 )
+from stepfuse.requests.sampler_defaults import default_options, default_steps
 from stepfuse.samplers.coefficients import PredictionType
 from stepfuse.samplers.schedule import NoiseSchedule
 from stepfuse.samplers.table import StepTable
