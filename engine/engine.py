@@ -21,7 +21,6 @@ from stepfuse.bundle.bundle import DENOISER, Bundle
 from stepfuse.bundle.cond_input import CondInput
 from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.requests.bundle_defaults import check_defaults
-from stepfuse.requests.defaults import default_options, default_steps
 from stepfuse.requests.editing import as_images
 from stepfuse.requests.interpolation import Path, interpolate_noise
 from stepfuse.requests.request import Request
@@ -31,6 +30,7 @@ from stepfuse.requests.resolution import (
     resolve,
     starting_state,
 )
+from stepfuse.requests.sampler_defaults import default_options, default_steps
 from stepfuse.samplers.coefficients import PredictionType
 from stepfuse.samplers.schedule import NoiseSchedule
 from stepfuse.samplers.table import StepTable

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from stepfuse.arguments import whole_number
+from stepfuse.arguments import number, whole_number
 from stepfuse.backends.cuda.config import Cuda, device_of
 from stepfuse.backends.host.onnxruntime import open_session
 from stepfuse.bundle.bundle import DENOISER, Bundle
@@ -26,6 +26,7 @@ from stepfuse.pipeline.pictures import Array, Pictures, to_pixels
 from stepfuse.pipeline.prompts import PromptEncoder
 from stepfuse.pipeline.size import pixels_of, require_memory, rows_for, sample_shape
 from stepfuse.pipeline.vae import Tile, Vae
+from stepfuse.requests.editing import IMAGE_STRENGTH, strength_of_flow
 from stepfuse.requests.resolution import Compiler, seeds_of, starting_state
 from stepfuse.samplers.noise import POSTERIOR, normal
 from stepfuse.samplers.table import StepTable
@@ -163,6 +164,7 @@ class TextToImage:
             mask: White, or 1, where ``image`` is repainted, black, or 0, in the known region; values between blend the
                 two. As ``image``, without channels; a transparent one is refused.
             strength: Share of the steps that are taken from ``image`` on, above 0 to 1; None is 0.8, and 1 with a mask.
+                Steps that are not whole are rounded as in diffusers: down, and up in pipelines of flow models.
             sample_posterior: Whether ``image`` is encoded as a sample of the VAE's posterior by the picture's seed, as
                 diffusers does, instead of as its mean.
             progress: Whether a bar is shown.
@@ -212,6 +214,10 @@ class TextToImage:
         if mask is not None:
             cells = from_masks(mask, width, height, self._pipeline.pixels_per_latent)
             masks = row_per_picture("mask", cells, count, n)
+        share = strength
+        if self._model.schedule.is_flow and image is not None and (strength is not None or mask is None):
+            share = IMAGE_STRENGTH if strength is None else number("strength", strength)
+            share = strength_of_flow(share, len(table))
         with self._engines.use(shape) as engine:
             samples = engine.sample(
                 n,
@@ -222,7 +228,7 @@ class TextToImage:
                 noise=noise,
                 image=starts,
                 mask=masks,
-                strength=strength,
+                strength=share,
                 progress=progress,
                 callback=callback,
             )

@@ -15,7 +15,7 @@ from stepfuse.samplers.schedule import NoiseSchedule
 from stepfuse.samplers.table import COLUMNS, StepTable
 
 # Where the caller gives no strength: diffusers' defaults.
-_IMAGE_STRENGTH, _MASK_STRENGTH = 0.8, 1.0
+IMAGE_STRENGTH, _MASK_STRENGTH = 0.8, 1.0
 
 # Share of the data range's width by which values may lie beyond it: samplers overshoot, and samples are encoded too.
 _OVERSHOOT = 0.4
@@ -54,6 +54,19 @@ def begin_late(table: StepTable, strength: float) -> StepTable:
     rows[0, q_d] += rows[0, q_h]
     rows[0, q_h] = 0
     return replace(rest, rows=rows)
+
+
+def strength_of_flow(strength: float, steps: int) -> float:
+    """The strength whose steps are those of diffusers' pipelines of flow models, which round down what is left out.
+
+    Args:
+        strength: As their callers give it; one out of bounds is returned as it is, to be refused.
+        steps: Of the whole run.
+    """
+    if not 0 < strength < 1:
+        return strength
+    taken = steps - int(steps - steps * strength)
+    return min((taken + 0.5) / steps, 1.0)  # a half is not lost to rounding where the whole part is taken
 
 
 def levels(table: StepTable, schedule: NoiseSchedule) -> npt.NDArray[np.float32]:
@@ -107,7 +120,7 @@ class Edit:
         mask = None if self._masks is None else self._masks[index]
         strength = self._strength[index]
         if strength is None:
-            strength = _IMAGE_STRENGTH if mask is None else _MASK_STRENGTH
+            strength = IMAGE_STRENGTH if mask is None else _MASK_STRENGTH
         run = begin_late(table, strength)
         mixed = levels(run, self._schedule)
         if mask is not None and strength == 1:

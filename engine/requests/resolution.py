@@ -19,9 +19,9 @@ from stepfuse.arguments import number, plain, refuse_unknown, whole_number
 from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.display import listed
 from stepfuse.requests.conditioning import cond_per_sample
-from stepfuse.requests.defaults import ADAPTIVE, default_options, default_steps
 from stepfuse.requests.editing import Edit
 from stepfuse.requests.request import Request
+from stepfuse.requests.sampler_defaults import ADAPTIVE, default_options, default_steps
 from stepfuse.samplers import SAMPLERS
 from stepfuse.samplers.names import require_sampler
 from stepfuse.samplers.table import StepTable
@@ -123,14 +123,10 @@ class Compiler:
             raise ValueError(f"priority must fit 32 bits, got {priority}")
         if request.id is not None and not (isinstance(request.id, str) and request.id):
             raise TypeError(f"id must be a text of at least one character, got {request.id!r}")
-        for name, seconds in (("deadline", request.deadline), ("timeout", request.timeout)):
-            if seconds is not None:
-                number(name, seconds)
-                if not math.isfinite(seconds):
-                    raise ValueError(f"{name} must be finite, got {seconds}")
-        if request.timeout is not None and request.timeout <= 0:
-            raise ValueError(f"timeout must be above 0 seconds, got {request.timeout}")
-        return replace(resolved, priority=priority, deadline=request.deadline, timeout=request.timeout, name=request.id)
+        deadline, timeout = _seconds("deadline", request.deadline), _seconds("timeout", request.timeout)
+        if timeout is not None and timeout <= 0:
+            raise ValueError(f"timeout must be above 0 seconds, got {timeout}")
+        return replace(resolved, priority=priority, deadline=deadline, timeout=timeout, name=request.id)
 
 
 def resolve(
@@ -303,6 +299,15 @@ def _check(info: ModelInfo, table: Any) -> None:
     for t in (float(table["t"].max()), float(table["t"].min())):
         if not 0 <= t <= limit:
             raise ValueError(f"table's timesteps must be between 0 and {limit:g} for this model, got {t:g}")
+
+
+def _seconds(name: str, given: float | None) -> float | None:
+    if given is None:
+        return None
+    seconds = float(number(name, given))
+    if not math.isfinite(seconds):
+        raise ValueError(f"{name} must be finite, got {seconds}")
+    return seconds
 
 
 def _strengths(given: float | Sequence[float] | None, n: int) -> list[float | None]:

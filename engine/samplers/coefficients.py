@@ -39,11 +39,11 @@ def recorded(function: Callable[Arguments, StepTable]) -> Callable[Arguments, St
     signed = signature(function)
     kinds = {name: str(parameter.annotation).partition(" | ") for name, parameter in signed.parameters.items()}
     checks = {name: (_CHECKS[kind], bool(rest)) for name, (kind, _, rest) in kinds.items() if kind in _CHECKS}
-    known = [name for name in signed.parameters if name != "schedule"]
+    known = list(signed.parameters)
 
     @wraps(function)
     def sampler(*args: Arguments.args, **kwargs: Arguments.kwargs) -> StepTable:
-        refuse_unknown(f"sampler {function.__name__!r}", known, kwargs.keys() - {"schedule"})
+        refuse_unknown(f"sampler {function.__name__!r}", known, kwargs)
         bound = signed.bind(*args, **kwargs)
         bound.apply_defaults()
         schedule = bound.arguments.pop("schedule")

@@ -17,7 +17,7 @@ from stepfuse.bundle.bundle import DENOISER, Bundle
 from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.engine import Engine
 from stepfuse.errors import ExportError
-from stepfuse.requests.defaults import default_steps
+from stepfuse.requests.sampler_defaults import default_steps
 from stepfuse.serving.config import Serving
 
 if TYPE_CHECKING:

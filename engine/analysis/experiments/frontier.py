@@ -29,7 +29,7 @@ from stepfuse.analysis.measures.judge import Judge
 from stepfuse.analysis.measures.scoring import distance_to_real, require_reference, share_named_right
 from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.engine import Engine
-from stepfuse.requests.defaults import default_steps
+from stepfuse.requests.sampler_defaults import default_steps
 from stepfuse.serving.in_flight import Images
 
 #: A little guidance, near the least Fréchet distance of the embedded model: samples are more typical of their class, at

@@ -18,7 +18,7 @@ from stepfuse.analysis.experiments.sampling import (
 )
 from stepfuse.analysis.measures.differences import identical, pairwise_mse, variance
 from stepfuse.engine import Engine
-from stepfuse.requests.defaults import default_steps
+from stepfuse.requests.sampler_defaults import default_steps
 from stepfuse.samplers.noise import normal
 from stepfuse.serving.in_flight import Images
 

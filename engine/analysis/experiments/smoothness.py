@@ -11,8 +11,8 @@ import numpy as np
 from stepfuse.analysis.experiments.sampling import SamplerChoice, choose, cond_text, cycled_classes, require_count
 from stepfuse.analysis.measures.differences import mse, variance
 from stepfuse.engine import Engine
-from stepfuse.requests.defaults import default_steps
 from stepfuse.requests.interpolation import Path, interpolate_noise
+from stepfuse.requests.sampler_defaults import default_steps
 from stepfuse.samplers.noise import normal
 from stepfuse.serving.in_flight import Images
 

@@ -17,7 +17,7 @@ from stepfuse.analysis.experiments.sampling import SamplerChoice, class_labels, 
 from stepfuse.analysis.experiments.smoothness import interpolation_smoothness
 from stepfuse.analysis.report.options import ReportOptions
 from stepfuse.analysis.report.subject import Subject
-from stepfuse.requests.defaults import default_steps
+from stepfuse.requests.sampler_defaults import default_steps
 
 
 def run_reproducibility(subject: Subject, options: ReportOptions) -> Any:

@@ -139,9 +139,13 @@ def test_every_scheduler_that_the_manifest_names(ours, theirs, case, monkeypatch
         assert_same(pipe(PROMPTS, latents=latents).pixels, want)
 
 
-@pytest.mark.parametrize("sample_posterior", [False, True], ids=["mean", "posterior"])
+@pytest.mark.parametrize(
+    ("sample_posterior", "strength"),
+    [(False, 0.6), (True, 0.6), (False, 0.5)],  # of 5 steps: 3, or 2 and a half
+    ids=["mean", "posterior", "part-of-a-step"],
+)
 @pytest.mark.parametrize("name", ["StableDiffusionPipeline", "StableDiffusionXLPipeline", "StableDiffusion3Pipeline"])
-def test_pictures_to_begin_with(ours, theirs, name, sample_posterior, monkeypatch):
+def test_pictures_to_begin_with(ours, theirs, name, sample_posterior, strength, monkeypatch):
     import diffusers
     import torch
 
@@ -164,7 +168,7 @@ def test_pictures_to_begin_with(ours, theirs, name, sample_posterior, monkeypatc
     posteriors = iter([noise(2, ours(name).bundle.info.shape, stream=POSTERIOR)])
     monkeypatch.setattr(sys.modules[type(pipe).__module__], "randn_tensor", our_noise)
     monkeypatch.setattr(sys.modules["diffusers.models.autoencoders.vae"], "randn_tensor", our_posterior)
-    arguments = {"image": image, "strength": 0.6, "guidance_scale": 3.0}
+    arguments = {"image": image, "strength": strength, "guidance_scale": 3.0}
     with torch.no_grad():
         want = pipe(PROMPTS, num_inference_steps=STEPS, output_type="np", **arguments).images
     got = ours(name)(PROMPTS, steps=STEPS, seed=SEED, sample_posterior=sample_posterior, **arguments)

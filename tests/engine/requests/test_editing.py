@@ -6,6 +6,7 @@ import pytest
 import support
 
 import stepfuse as sf
+from stepfuse.requests.editing import strength_of_flow
 
 RNG = np.random.default_rng(3)
 IMAGES = RNG.uniform(-1, 1, (peers.BATCH, peers.SIZE)).astype(np.float32)
@@ -97,6 +98,15 @@ def test_inpainting_is_diffusers(name, strength, mask, monkeypatch):
     with engine:
         got = engine.sample(peers.BATCH, image=IMAGES, mask=mask, strength=strength, **arguments)
     assert np.abs(got - want).max() < peers.TOLERANCES[arguments["sampler"]] * np.abs(want).max()
+
+
+@pytest.mark.parametrize("steps", [1, 5, 10, 28, 50])
+def test_strength_of_flow_models_is_rounded_as_in_their_pipelines(steps):
+    for strength in np.linspace(0.02, 0.98, 49):
+        taken = steps - int(max(steps - min(steps * strength, steps), 0))  # get_timesteps of Stable Diffusion 3
+        assert int(steps * strength_of_flow(strength, steps)) == taken
+    assert strength_of_flow(1.0, steps) == 1.0
+    assert strength_of_flow(1.5, steps) == 1.5
 
 
 def test_what_is_kept_is_kept_to_the_bit_and_the_rest_is_drawn():
