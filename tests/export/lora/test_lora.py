@@ -467,8 +467,7 @@ def test_a_bundle_in_int8_takes_no_lora(kohya, tmp_path):
 
 
 def test_a_manifest_of_damaged_loras_is_refused(bundle, kohya, tmp_path):
-    loaded = sf.Bundle.load(bundle)
-    damaged = replace(loaded, export={**loaded.export, "loras": True})
+    damaged = replace(bundle, export={**bundle.export, "loras": True})
     with pytest.raises(sf.BundleError, match="export: loras must be a list, got bool"):
         fuse_lora(damaged, kohya, tmp_path / "fused")
 
