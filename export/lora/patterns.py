@@ -38,11 +38,11 @@ class NamePattern:
     def __init__(self, text: str) -> None:
         if len(text) > _MAX_CHARACTERS:
             raise ValueError(f"it has {len(text)} characters, more than {_MAX_CHARACTERS}")
-        self._alternatives = [_alternative(one) for one in _expanded(text)]
+        self._alternatives = [_Alternative(one) for one in _expanded(text)]
 
     def matches(self, name: str) -> bool:
         """Whether PEFT finds the pattern at the end of a module's name."""
-        return any(_matches(parts, name, anywhere=anywhere) for parts, anywhere in self._alternatives)
+        return any(one.matches(name) for one in self._alternatives)
 
 
 def _expanded(text: str) -> list[str]:
@@ -73,18 +73,30 @@ def _split(text: str) -> list[str]:
     return parts
 
 
-def _alternative(text: str) -> tuple[list[_Part], bool]:
-    """The parts of an expression without groups, and whether it may begin behind any dot."""
-    anywhere = not text.startswith("^")
-    rest = text.removeprefix("^")
-    rest = rest[:-1] if rest.endswith("$") and not rest.endswith("\\$") else rest
-    parts, at = [], 0
-    while at < len(rest):
-        if (atom := _ATOM.match(rest, at)) is None:
-            raise ValueError(f"at {rest[at:][:20]!r} it is none that is matched in linear time")
-        parts.append(_Part(re.compile(atom[1]), atom[2] in ("*", "?"), atom[2] in ("*", "+")))
-        at = atom.end()
-    return parts, anywhere
+class _Alternative:
+    """An expression without groups."""
+
+    def __init__(self, text: str) -> None:
+        self._anywhere = not text.startswith("^")  # it may begin behind any dot
+        rest = text.removeprefix("^")
+        rest = rest[:-1] if rest.endswith("$") and not rest.endswith("\\$") else rest
+        self._parts, at = [], 0
+        while at < len(rest):
+            if (atom := _ATOM.match(rest, at)) is None:
+                raise ValueError(f"at {rest[at:][:20]!r} it is none that is matched in linear time")
+            self._parts.append(_Part(re.compile(atom[1]), atom[2] in ("*", "?"), atom[2] in ("*", "+")))
+            at = atom.end()
+        is_fixed = not any(part.skips or part.repeats for part in self._parts)
+        self._fixed = re.compile(rest) if is_fixed else None
+
+    def matches(self, name: str) -> bool:
+        """Whether PEFT finds it at the end of a name."""
+        if self._fixed is None:
+            return _matches(self._parts, name, anywhere=self._anywhere)
+        begin = len(name) - len(self._parts)  # without repeats it has one length: nearly every pattern has
+        if begin and not (self._anywhere and begin > 0 and name[begin - 1] == "."):
+            return False
+        return self._fixed.fullmatch(name, begin) is not None
 
 
 def _matches(parts: list[_Part], name: str, *, anywhere: bool) -> bool:

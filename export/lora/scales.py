@@ -20,6 +20,9 @@ from stepfuse.export.lora.patterns import NamePattern
 _DIFFUSERS_METADATA = "lora_adapter_metadata"
 _PEFT_FILE, _PEFT_CONFIG, _PEFT_PREFIX = "adapter_model.safetensors", "adapter_config.json", "base_model.model."
 
+# Options with which a model computes more than its weights and the pairs' products.
+_OTHER_CHANGES = ("use_dora", "use_qalora", "layer_replication", "alora_invocation_tokens")
+
 _MAX_PATTERNS = 10_000  # more than a network has modules
 
 # Ways to begin a training that change the base model's weights: the pairs fit those, not the model's own.
@@ -96,6 +99,11 @@ def _of_peft(file: Path) -> Strength:
         raise ExportError(f"{file} is not readable: {error}") from error
     if config.get("peft_type") != "LORA":
         raise ExportError(f"{file}: peft_type must be 'LORA', got {_shown(config.get('peft_type'))}")
+    for option in _OTHER_CHANGES:
+        if config.get(option) not in (None, False):
+            raise ExportError(
+                f"{file}: {option} must be unset, got {_shown(config[option])}: then the pairs are not all that changes"
+            )
     if config.get("fan_in_fan_out") not in (None, False):
         raise ExportError(
             f"{file}: fan_in_fan_out must be false, got {_shown(config['fan_in_fan_out'])}: weights are (out, in)"

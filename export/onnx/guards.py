@@ -1,4 +1,4 @@
-"""Branches on sizes that a capture has fixed: torch guards what its program holds for, and this finds who is left out.
+"""Branches on sizes that a capture has fixed: torch guards what its program holds for, and this finds the rest.
 
 ``torch.export`` follows one side of ``if x.shape[0] > 4`` and notes the condition as a guard. ONNX has no guards, so a
 graph would silently compute that side for every number of rows. The guards are read from torch's log, which alone has
@@ -38,7 +38,7 @@ _DECISIVE = ("split", "_compute_slice_index")
 _TRUSTED_FOR_SIZES = ("torch/", "diffusers/", "transformers/")  # whose rules for sizes the plan of a pipeline knows
 
 _ROW = sympy.Symbol("rows", positive=True, integer=True)
-_ROWS = (*range(2, 130), 255, 256, 257, 511, 512, 513, 1000, 1024, 4095, 4096, 4097, 65536, 65537)
+_ROWS = (*range(2, 130), 255, 256, 257, 511, 512, 513, 1000, 1024, 4095, 4096, 4097)
 _SIZES = (*range(2, 66), 96, 127, 128, 129, 255, 256, 257, 512, 513, 1024)
 _SIZE = 8  # of those that are not being tried
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -463,6 +464,12 @@ def test_a_bundle_in_int8_takes_no_lora(kohya, tmp_path):
     int8 = quantize("fashion", tmp_path / "int8", method="dynamic", **options)
     with pytest.raises(ExportError, match=r"int8 is in int8, .*: fuse it first, then quantize"):
         fuse_lora(int8, kohya, tmp_path / "fused")
+
+
+def test_a_manifest_of_damaged_loras_is_refused(bundle, kohya, tmp_path):
+    damaged = replace(bundle, export={**bundle.export, "loras": True})
+    with pytest.raises(sf.BundleError, match="export: loras must be a list, got bool"):
+        fuse_lora(damaged, kohya, tmp_path / "fused")
 
 
 def test_there_must_be_a_lora_to_take_out(bundle, tmp_path):

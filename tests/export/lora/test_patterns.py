@@ -60,6 +60,20 @@ def test_other_expressions_are_refused(pattern):
         NamePattern(pattern)
 
 
+def test_a_pattern_a_module_takes_no_long_time():
+    names = [
+        f"down_blocks.{a}.attentions.{b}.transformer_blocks.{c}.attn1.to_q"
+        for a in range(8)
+        for b in range(8)
+        for c in range(8)
+    ]
+    patterns, began = [NamePattern(name) for name in names], time.perf_counter()
+    assert [next(i for i, pattern in enumerate(patterns) if pattern.matches(name)) for name in names] == list(
+        range(512)
+    )
+    assert time.perf_counter() - began < 5  # a tenth of a second; without the shortcut, minutes
+
+
 def test_a_long_name_takes_no_long_time():
     pattern, began = NamePattern(".*" * 20 + "b"), time.perf_counter()
     assert not pattern.matches("a." * 500)
