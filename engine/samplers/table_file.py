@@ -46,7 +46,7 @@ def read_table(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[str
         ValueError: If the file is larger than 128 MiB, or anything in it is not as ``write_table`` writes it.
         OSError: If it cannot be read.
     """
-    with Path(path).open("rb") as stream:
+    with open(path, "rb", opener=_without_waiting) as stream:
         status = os.fstat(stream.fileno())
         if not stat.S_ISREG(status.st_mode) or status.st_size > MOST_BYTES:
             raise ValueError(f"it must be a file of at most {MOST_BYTES} bytes, got {status.st_size}")
@@ -59,6 +59,10 @@ def read_table(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[str
     if text.dtype.kind != "U" or text.ndim:
         raise ValueError(f"header must be a text, got {text.dtype} {text.shape}")
     return arrays, _checked(parse_json(str(text).encode("utf-8")))
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # a pipe without a writer would block
 
 
 def _of_numpy(value: Any) -> Any:
