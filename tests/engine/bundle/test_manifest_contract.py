@@ -101,8 +101,8 @@ def test_a_hostile_value_is_taken_or_refused(bundle, entry):
         ({"defaults": {"spacing": "zigzag"}}, "defaults: spacing must be 'leading', 'trailing' or 'linspace'"),
         ({"defaults": {"stepz": 5}}, r"defaults must be options of samplers, got \['stepz'\]"),
         (
-            {"sampler_options": {"heun": {"rho": 7}}},
-            r"sampler_options\['heun'\] must be options of samplers, got \['rho'",
+            {"sampler_options": {"heun": {"stepz": 7}}},
+            r"sampler_options\['heun'\] must be options of samplers, got \['stepz'\]",
         ),
         ({"cond": {"y": {"dtype": "float32", "shape": [2**28], "null": 0}}}, r"at most 2\^25 in all"),
         (
