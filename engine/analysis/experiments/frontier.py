@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import statistics
 import time
@@ -28,7 +29,6 @@ from stepfuse.analysis.measures.judge import Judge
 from stepfuse.analysis.measures.scoring import distance_to_real, require_reference, share_named_right
 from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.engine import Engine
-from stepfuse.files.strict_json import parse_json
 from stepfuse.requests.resolution import default_steps
 from stepfuse.serving.in_flight import Images
 
@@ -109,11 +109,11 @@ class Frontier:
             ValueError: If it is no JSON, or lacks an entry of a frontier; the message names the file and the entry.
         """
         try:
-            found = parse_json(Path(path).read_bytes())
+            found = json.loads(Path(path).read_text(encoding="utf-8"))
             rows = tuple(FrontierRow(**row) for row in found["rows"])
             low, high = found["settings"]["data_range"]
             return cls(rows, **{**found["settings"], "data_range": (low, high)})
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"{os.fspath(path)} must be a frontier's JSON: {type(error).__name__} {error}") from error
 
 
