@@ -191,7 +191,11 @@ def _locate(name_or_path: str | os.PathLike[str]) -> Path:
     if given in embedded_models():
         return _MODELS / given
     path = Path(given)
-    if (path / MANIFEST).is_file():
+    try:
+        found = (path / MANIFEST).is_file()
+    except OSError as error:
+        raise BundleError(f"{shown(given)} must be a folder with a {MANIFEST}: {error}") from error
+    if found:
         return path
     known = ", ".join(embedded_models()) or "none"
     raise BundleError(f"{given!r} is neither an embedded model ({known}) nor a folder with a {MANIFEST}")

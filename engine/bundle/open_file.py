@@ -9,6 +9,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from stepfuse.errors import BundleError
 
@@ -52,6 +53,18 @@ class OpenFile:
         if hasattr(self, "_handle"):
             with suppress(OSError):
                 os.close(self._handle)
+
+    def __copy__(self) -> OpenFile:
+        """Itself: there is one descriptor, closed once."""
+        return self
+
+    def __deepcopy__(self, memo: object) -> OpenFile:
+        """Itself."""
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process opens the file by its path, and checks it."""
+        return _reopened, (self.path, self.size, self._sha256)
 
     @property
     def link(self) -> str:
@@ -123,3 +136,12 @@ class OpenFile:
         while block := os.pread(self._handle, _BLOCK, at):
             yield block
             at += len(block)
+
+
+def _reopened(path: Path, size: int, sha256: str | None) -> OpenFile:
+    file = OpenFile(path)
+    if file.size != size:
+        raise BundleError(f"{path}: size must be {size} bytes, got {file.size}: the file was changed")
+    if sha256 is not None:
+        file.require(sha256)
+    return file

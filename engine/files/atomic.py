@@ -18,7 +18,8 @@ from pathlib import Path
 
 _SCRATCH = re.compile(r"\..+-[0-9a-f]{8}\.partial(\.\w+)?")
 _AT_FDCWD, _RENAME_NOREPLACE, _RENAME_EXCHANGE = -100, 1, 2  # of linux/fcntl.h and linux/fs.h
-_NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}  # of file systems that have none
+# Of file systems that have none; NFS has some, but of what is open to be written, which no folder is.
+_NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EBADF}
 
 
 @contextmanager
@@ -62,7 +63,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         write: Writes the file that it is given.
     """
     target = Path(os.path.realpath(path))
-    if target.exists() and not target.is_file():
+    if path.exists() and not path.is_file():
         write(path)
         return
     with scratch_beside(target) as scratch:

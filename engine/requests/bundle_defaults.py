@@ -11,16 +11,21 @@ from stepfuse.errors import BundleError
 from stepfuse.requests.resolution import compile_table
 from stepfuse.samplers import SAMPLERS
 
-_NOT_OPTIONS = {"schedule", "prediction_type"}  # which the manifest says elsewhere
+_OF_THE_MANIFEST = {"schedule", "prediction_type"}  # arguments of samplers that it says elsewhere
 
 
 def check_defaults(bundle: Bundle) -> None:
-    """Compiles the table of a call without arguments, and that of each sampler that ``sampler_options`` names.
+    """Compiles the table of a call without arguments.
+
+    Options of other samplers are known by name alone: whether they suit one depends on the steps that a call asks for.
 
     Raises:
-        BundleError: If a sampler is unknown or refuses what the manifest says, or no sampler has such an option.
+        BundleError: If the model's sampler is unknown or refuses ``defaults``, or no sampler has an option of
+            ``defaults`` or ``sampler_options``.
     """
+    manifest, info = bundle.path / MANIFEST, bundle.info
     options = {"sampler", "guidance_rescale", "dynamic_threshold"}
+<<<<<<< HEAD:engine/requests/bundle_defaults.py
     options |= {name for one in SAMPLERS.values() for name in inspect.signature(one).parameters} - _NOT_OPTIONS
     for given in (bundle.info.defaults, *bundle.info.sampler_options.values()):
         if unknown := sorted(set(given) - options):
@@ -34,3 +39,15 @@ def check_defaults(bundle: Bundle) -> None:
         except (ValueError, TypeError, OverflowError) as error:
             name = "defaults" if sampler is None else f"sampler_options[{brief(sampler)}]"
             raise BundleError(shortened(f"{bundle.path / MANIFEST}: {name}: {error}")) from error
+=======
+    options |= {name for one in SAMPLERS.values() for name in inspect.signature(one).parameters} - _OF_THE_MANIFEST
+    others = {f"sampler_options[{shown(name)}]": values for name, values in info.sampler_options.items()}
+    for name, values in {"defaults": info.defaults, **others}.items():
+        if unknown := sorted(set(values) - options):
+            raise BundleError(f"{manifest}: {name} must be options of samplers, got {shown(unknown)}")
+    try:
+        compile_table(info, None, None, None, None, {})
+    except (ValueError, TypeError, OverflowError) as error:
+        raise BundleError(shortened(f"{manifest}: defaults: {error}")) from error
+>>>>>>> h-folder:engine/requests/defaults.py
+

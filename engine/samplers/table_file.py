@@ -47,7 +47,7 @@ def read_table(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[str
         ValueError: If the file is larger than 128 MiB, or anything in it is not as ``write_table`` writes it.
         OSError: If it cannot be read.
     """
-    with Path(path).open("rb") as stream:
+    with open(path, "rb", opener=_without_waiting) as stream:
         status = os.fstat(stream.fileno())
         if not stat.S_ISREG(status.st_mode) or status.st_size > MOST_BYTES:
             raise ValueError(f"it must be a file of at most {MOST_BYTES} bytes, got {status.st_size}")
@@ -62,6 +62,10 @@ def read_table(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[str
     if "levels" in arrays and arrays["levels"].dtype != np.float64:
         raise ValueError(f"levels must be float64 (S + 1, 2), got {arrays['levels'].dtype}")
     return arrays, _checked(parse_json(str(text).encode("utf-8")))
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # a pipe without a writer would block
 
 
 def _of_numpy(value: Any) -> Any:

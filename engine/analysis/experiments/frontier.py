@@ -113,7 +113,7 @@ class Frontier:
             rows = tuple(FrontierRow(**row) for row in found["rows"])
             low, high = found["settings"]["data_range"]
             return cls(rows, **{**found["settings"], "data_range": (low, high)})
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"{os.fspath(path)} must be a frontier's JSON: {type(error).__name__} {error}") from error
 
 

@@ -16,6 +16,7 @@ from stepfuse import _core
 from stepfuse.analysis.report.catalog import EXPERIMENTS
 from stepfuse.analysis.report.options import ReportOptions
 from stepfuse.analysis.report.subject import Subject
+from stepfuse.files.strict_json import parse_json
 
 _PACKAGES = ("stepfuse", "numpy", "onnxruntime", "matplotlib")
 
@@ -62,7 +63,7 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
         file = folder / f"{name}.json"
         if file.is_file():
             try:
-                record = json.loads(file.read_text(encoding="utf-8"))
+                record = parse_json(file.read_bytes())
                 found.append({**record, "model": record["model"], "model_sha256": record["model_sha256"]})
             except (ValueError, TypeError, KeyError) as error:
                 raise ValueError(f"{file} must be what an experiment wrote: {error!r}; remove it") from error

@@ -154,7 +154,7 @@ def _real_images(real: Any, shape: tuple[int, ...]) -> Images:
     if isinstance(real, str | os.PathLike):
         try:
             real = np.load(real, allow_pickle=False)
-        except ValueError as error:
+        except (ValueError, EOFError, MemoryError) as error:
             raise ValueError(f"real must be a .npy file of numbers, got {os.fspath(real)}: {error}") from error
     images = np.asarray(real)
     if images.shape[1:] != shape or not len(images) or images.dtype.kind != "f":

@@ -1,6 +1,8 @@
 """A bundle that is replaced: old or new for every reader, through kills and beside other writers."""
 
+import copy
 import os
+import pickle
 import random
 import signal
 import subprocess
@@ -110,6 +112,19 @@ def test_a_bundle_stays_what_it_was_when_its_folder_is_replaced(bundle, tmp_path
         sf.Engine.load(bundle)
     with sf.Engine.load(before) as engine:
         assert np.array_equal(engine.sample(1, cond=2, steps=2, seed=1), wanted)
+
+
+def test_a_bundle_is_copied_and_sent_to_another_process_with_its_files(bundle):
+    read = sf.Bundle.load(bundle)
+    content = read.opened["denoiser.onnx"].read()
+    for another in (copy.copy(read), copy.deepcopy(read), pickle.loads(pickle.dumps(read))):
+        assert another.opened["denoiser.onnx"].read() == content
+        del another
+    assert read.opened["denoiser.onnx"].read() == content
+    sent = pickle.dumps(read)
+    (bundle / "denoiser.onnx").write_bytes(content[:-1] + b"x")
+    with pytest.raises(sf.BundleError, match="sha256 must be"):
+        pickle.loads(sent)
 
 
 def test_without_renameat2_a_bundle_is_replaced_in_two_steps(bundle, monkeypatch):

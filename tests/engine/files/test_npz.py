@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import os
 import random
 import zipfile
 
@@ -107,7 +108,10 @@ def test_a_header_that_says_something_else_is_refused(tmp_path, changes, message
         sf.StepTable.load(tmp_path / "table.npz")
 
 
-@pytest.mark.parametrize("path", ["/dev/zero", "/dev/null"])
-def test_what_is_no_file_is_not_read_to_its_end(path):
+@pytest.mark.parametrize("path", ["/dev/zero", "/dev/null", "pipe"])
+def test_what_is_no_file_is_not_read_to_its_end(tmp_path, path):
+    if path == "pipe":
+        path = tmp_path / path
+        os.mkfifo(path)
     with pytest.raises(ValueError, match="must be a file of at most"):
         sf.StepTable.load(path)

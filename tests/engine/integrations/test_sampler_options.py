@@ -96,7 +96,7 @@ def test_dpm_solver_on_a_model_of_ddim_ends_clean():
 def test_manifests_carry_the_options_of_other_samplers(tmp_path):
     info = model(saved("ddim"))
     network = tmp_path / "network"
-    network.write_bytes(b"not read here")
+    network.write_bytes(b"")  # a message without fields: no session is made of it
     written = sf.write_bundle(
         tmp_path / "bundle", name="x", info=info, files={"denoiser.onnx": network}, provenance="", licence=""
     )
