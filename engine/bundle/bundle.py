@@ -194,7 +194,7 @@ def _locate(name_or_path: str | os.PathLike[str]) -> Path:
     try:
         found = (path / MANIFEST).is_file()
     except OSError as error:
-        raise BundleError(f"{shown(given)} must be a folder with a {MANIFEST}: {error}") from error
+        raise BundleError(f"{brief(given)} must be a folder with a {MANIFEST}: {error}") from error
     if found:
         return path
     known = ", ".join(embedded_models()) or "none"

@@ -25,29 +25,12 @@ def check_defaults(bundle: Bundle) -> None:
     """
     manifest, info = bundle.path / MANIFEST, bundle.info
     options = {"sampler", "guidance_rescale", "dynamic_threshold"}
-<<<<<<< HEAD:engine/requests/bundle_defaults.py
-    options |= {name for one in SAMPLERS.values() for name in inspect.signature(one).parameters} - _NOT_OPTIONS
-    for given in (bundle.info.defaults, *bundle.info.sampler_options.values()):
-        if unknown := sorted(set(given) - options):
-            raise BundleError(
-                f"{bundle.path / MANIFEST}: defaults and sampler_options must be options of samplers, got"
-                f" {brief(unknown)}"
-            )
-    for sampler in (None, *bundle.info.sampler_options):
-        try:
-            compile_table(bundle.info, sampler, None, None, None, {})
-        except (ValueError, TypeError, OverflowError) as error:
-            name = "defaults" if sampler is None else f"sampler_options[{brief(sampler)}]"
-            raise BundleError(shortened(f"{bundle.path / MANIFEST}: {name}: {error}")) from error
-=======
     options |= {name for one in SAMPLERS.values() for name in inspect.signature(one).parameters} - _OF_THE_MANIFEST
-    others = {f"sampler_options[{shown(name)}]": values for name, values in info.sampler_options.items()}
+    others = {f"sampler_options[{brief(name)}]": values for name, values in info.sampler_options.items()}
     for name, values in {"defaults": info.defaults, **others}.items():
         if unknown := sorted(set(values) - options):
-            raise BundleError(f"{manifest}: {name} must be options of samplers, got {shown(unknown)}")
+            raise BundleError(f"{manifest}: {name} must be options of samplers, got {brief(unknown)}")
     try:
         compile_table(info, None, None, None, None, {})
     except (ValueError, TypeError, OverflowError) as error:
         raise BundleError(shortened(f"{manifest}: defaults: {error}")) from error
->>>>>>> h-folder:engine/requests/defaults.py
-
