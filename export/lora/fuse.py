@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from stepfuse.arguments import number
 from stepfuse.bundle.bundle import DENOISER, Bundle
 from stepfuse.bundle.folder import read_folder
 from stepfuse.bundle.new_folder import copy_files, write_folder
@@ -60,6 +61,7 @@ def fuse_lora(
         BundleError: If the bundle cannot be used, or ``out`` is there already.
         ValueError: If ``scale`` is not finite.
     """
+    scale = number("scale", scale)
     loaded = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
     adapter = Lora.read(lora)
     changes = _match(loaded, adapter, scale, strict)
@@ -134,6 +136,7 @@ def lora_weights(
         ExportError: As in ``fuse_lora``.
         ValueError: As in ``fuse_lora``.
     """
+    scale = number("scale", scale)
     loaded = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
     changes = _match(loaded, Lora.read(lora), scale, strict=True)
     mine = [(change.target.weight, change) for change in changes if change.target.model == model]

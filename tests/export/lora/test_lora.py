@@ -440,6 +440,13 @@ def test_files_that_are_no_lora(bundle, tmp_path):
         fuse_lora(bundle, tmp_path / "b.safetensors", tmp_path / "fused")
 
 
+def test_a_scale_of_numpy_s_is_recorded_as_a_number(bundle, kohya, tmp_path):
+    fused = fuse_lora(bundle, kohya, tmp_path / "fused", scale=np.float32(0.5))
+    assert fused.export["loras"][-1]["scale"] == 0.5
+    with pytest.raises(TypeError, match="scale must be a number, got True"):
+        fuse_lora(bundle, kohya, tmp_path / "other", scale=True)
+
+
 def test_numbers_that_are_not_finite(bundle, kohya, tmp_path):
     with pytest.raises(ValueError, match="scale must be finite, got nan"):
         fuse_lora(bundle, kohya, tmp_path / "fused", scale=float("nan"))
