@@ -47,9 +47,10 @@ lint: .venv-dev/.ready
 	.venv-dev/bin/mypy
 	.venv-dev/bin/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.inl' 'tests/core/*.h' 'tests/core/*.cpp' 'tests/cuda/*.h' 'tests/cuda/*.cpp')
 
-# The core alone, with a C++ compiler and nothing else.
-sanitize:
+# The core alone, with a C++ compiler and nothing else; then its bindings.
+sanitize: .venv-dev/.ready
 	$(MAKE) -f tests/core/sanitize.mk -j $$(nproc)
+	$(MAKE) -f tests/core/sanitize.mk -j $$(nproc) bindings
 
 # Every Triton kernel for every architecture, on any machine: fails if one spills, records what each takes. A minute and
 # a half of one processor's time.

@@ -1,7 +1,7 @@
 """Types of the compiled core; csrc/bindings holds the definitions, csrc/core says more of each."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -174,8 +174,8 @@ class EventKind:
     Retried: EventKind
     """A forward of ``step`` samples raised: each is tried alone, this being the first of them."""
 
-_Event: TypeAlias = tuple[EventKind, int, int, Any, float, float]
-"""(kind, id, steps done, error, wait_seconds, run_seconds).
+_Event: TypeAlias = tuple[EventKind, Any, int, Any, float, float]
+"""(kind, owner or id, steps done, error, wait_seconds, run_seconds).
 
 The error of a failure is what the network raised, or the (16,) row whose step was not finite. Times are of samples that
 have ended: to the first step, and from there.
@@ -222,6 +222,19 @@ class Denoiser:
 
     def forward(self, rows: int) -> None: ...
 
+class Phase:
+    """How far a server has come: it goes on to a later phase, never back."""
+
+    Open: Phase
+    """Takes requests."""
+    Draining: Phase
+    """Refuses requests, computes those it has."""
+    Aborting: Phase
+    """Refuses requests, withdraws those it has between two iterations."""
+
+def end_by_interrupt() -> None:
+    """Has the process end by SIGINT when the interpreter has, as one does that Ctrl-C has stopped."""
+
 class Server:
     """The loop, which one thread runs and any thread feeds.
 
@@ -252,8 +265,11 @@ class Server:
         watched: bool = False,
         gate: Gate | None = None,
         known_region: KnownRegion | None = None,
+        owner: Any = None,
     ) -> Request:
         """A sample computed in ``x``; its arrays are kept alive until its last event. Times in seconds from now.
+
+        ``owner`` is kept alive, too, and stands for the sample in events, where else its id does.
 
         Raises:
             ValueError: If an array has not the size that the server was made for, or is not C-contiguous.
@@ -266,8 +282,9 @@ class Server:
             QueueFull: If there was no room; the request may be submitted again.
             EngineClosed: If the server is closed.
             DeadlineError: If the deadline cannot be met.
-            ValueError: If its table is empty, its conditioning or levels are not as many as needed, a guided step does
-                not fit a forward, a time is NaN, or its id is taken.
+            ValueError: If it was made by another server or is submitted already, its table is empty, its conditioning
+                or levels are not as many as needed, a guided step does not fit a forward, a time is NaN, or its id is
+                taken.
         """
 
     def submit_all(self, requests: Sequence[Request]) -> bool:
@@ -278,8 +295,13 @@ class Server:
             ValueError: If one could never run or has a deadline, or an id is taken or occurs twice.
         """
 
+    @overload
     def cancel(self, id: int) -> bool:
         """Cancels the sample of this id, if there is one."""
+
+    @overload
+    def cancel(self, ids: Sequence[int]) -> bool:
+        """Cancels the samples of these ids, those that there are."""
 
     def cancel_all(self) -> bool:
         """Cancels all samples."""
@@ -287,20 +309,66 @@ class Server:
     def open(self, gate: Gate) -> bool:
         """Lets the samples behind it step in one more iteration."""
 
-    def run(self, forward: Callable[[int], None] | Denoiser, on_events: Callable[[list[_Event]], None]) -> None:
+    def run(
+        self,
+        forward: Callable[[int], None] | Denoiser,
+        on_events: Callable[[list[_Event]], None],
+        on_failure: Callable[[list[Any], BaseException], None] | None = None,
+    ) -> None:
         """Iterates until nothing is left to do; ``forward(rows)`` computes, ``on_events`` gets their events.
 
-        What ``on_events`` raises ends the run and cancels every sample, without an event.
+        What ``on_events`` raises ends the run and cancels every sample: ``on_failure`` gets their owners and the error.
+        Without it the run raises the error.
         """
 
-    def close(self) -> None:
+    def serve(
+        self,
+        forward: Callable[[int], None] | Denoiser,
+        on_events: Callable[[list[_Event]], None],
+        on_failure: Callable[[list[Any], BaseException], None],
+        on_idle: Callable[[], None],
+    ) -> None:
+        """Runs, and waits for more when nothing is left to do, until closed and drained; returns where another does."""
+
+    def poke(self) -> None:
+        """Has the thread in ``serve`` call ``on_idle`` when nothing is left to do."""
+
+    @property
+    def served(self) -> bool:
+        """Whether a thread is in ``serve``."""
+    @property
+    def on_loop_thread(self) -> bool:
+        """Whether the calling thread is in ``run`` or ``serve``."""
+    @property
+    def phase(self) -> Phase:
+        """How far it has come."""
+    def close(self) -> bool:
         """Refuses further requests; those queued are still computed."""
+
+    def abort(self) -> bool:
+        """Refuses further requests and cancels those that there are."""
+
+    def wait_ended(self, seconds: float | None = None) -> bool:
+        """Waits until it is closed and drained and no thread is in it; False if that takes longer than ``seconds``.
+
+        Raises:
+            ValueError: If ``seconds`` is negative or NaN.
+            RuntimeError: If called by a function that ``run`` or ``serve`` calls.
+        """
+
+    def owners(self) -> list[Any]:
+        """Those of the samples whose end ``on_events`` has not been given."""
 
     def set_cost(self, cost: CostCurve) -> None:
         """Sets what the planner takes a forward to cost."""
 
     def status(self) -> dict[str, Any]:
-        """Counters, ``waiting`` and ``running``; histograms as ``bounds``, ``counts`` (one more) and ``sum``."""
+        """Counters, ``waiting``, ``running``, refusals; histograms as ``bounds``, ``counts`` (one more) and ``sum``."""
+
+class Lease:
+    """Cancels samples of a server, or closes it, when it is let go: at once, not to be interrupted by a signal."""
+
+    def __init__(self, server: Server, ids: Sequence[int] | None = None) -> None: ...
 
 class cuda:  # noqa: N801  a submodule, which one stub file can only write as a class
     """The GPU through the CUDA driver, opened when it is first asked for; csrc/cuda documents each class."""

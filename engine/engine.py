@@ -16,6 +16,7 @@ from stepfuse import samplers
 from stepfuse.arguments import number, whole_number
 from stepfuse.backends.base import Backend
 from stepfuse.backends.cuda.config import Cuda, device_of
+from stepfuse.backends.host.base import checked_threads
 from stepfuse.backends.host.callable import CallableBackend, DenoiserFunction
 from stepfuse.bundle.bundle import DENOISER, Bundle
 from stepfuse.bundle.cond_input import CondInput
@@ -87,8 +88,8 @@ class Engine:
                 whatever shares them. By default its last bits may differ with the number of rows, as the network
                 library computes each number of rows in its own way.
             serving: More of how requests share the engine; ``max_rows`` and ``deterministic`` change what it says.
-            threads: ONNX Runtime's threads inside an operator on the CPU; 0 is its own choice, a thread a core, or one
-                for each processor that the process is held to.
+            threads: ONNX Runtime's threads inside an operator on the CPU, at most four a processor or 64; 0 is its own
+                choice, a thread a core, or one for each processor that the process is held to.
             spinning: Whether its idle threads wait actively: lowest latency, but a busy core.
             verify: Whether checksums are compared; False trusts the files' sizes, which spares reading huge ones twice.
             session: The network in ONNX Runtime on the CPU, of ``stepfuse.backends.host.onnxruntime.open_session``, for
@@ -108,9 +109,7 @@ class Engine:
         _refuse_unused(only_on_host if gpu else {}, f"an engine on {device!r}")
         of_session = {name: only_on_host[name] for name in ("threads", "spinning")}
         _refuse_unused(of_session if session is not None else {}, "a session of its own")
-        threads = whole_number("threads", threads)
-        if threads < 0:
-            raise ValueError(f"threads must be at least 0, got {threads}")
+        threads = checked_threads(threads)
         bundle = name_or_path if isinstance(name_or_path, Bundle) else Bundle.load(name_or_path, verify=verify)
         check_defaults(bundle)
         info = bundle.info if shape is None else replace(bundle.info, shape=tuple(shape))
@@ -297,7 +296,8 @@ class Engine:
             TypeError: If an argument is of the wrong kind.
             DenoiserError: If the network returns a wrong shape or a number that is not finite, or ONNX Runtime fails.
                 What a Python function raises comes through as it is.
-            RuntimeError: If the engine is closed.
+            EngineClosed: If the engine is closed.
+            RuntimeError: If the engine has no thread yet and the system none left; a later call tries again.
         """
         requests = resolve(
             self._compiler,
@@ -341,6 +341,7 @@ class Engine:
             QueueFull: If ``serving.max_queue`` requests wait to begin.
             DeadlineError: If the deadline cannot be met, by ``calibrate``'s costs or those of the forwards of late.
             EngineClosed: If the engine is closed.
+            RuntimeError: If the engine has no thread yet and the system none left; a later call tries again.
         """
         resolved = self._compiler.one(request)
         return ImageFuture(self._service, resolved, *self._state(request), _checked_wait(wait))
@@ -519,16 +520,21 @@ class Engine:
         """Counts since the engine was made, as of the last finished iteration of the loop."""
         return self._service.stats()
 
-    def close(self, *, abort: bool = False) -> None:
+    def close(self, *, abort: bool = False, timeout: float | None = None) -> None:
         """Draws what was submitted, then frees the network; closing twice is fine.
 
         Args:
             abort: Whether what was submitted is given up instead: its futures raise ``EngineClosed``.
+            timeout: Seconds that this may take; None: as long as it takes. What is not drawn by then is given up, and a
+                forward that is still in progress has one second more, with ``abort`` none, to return. If it does not,
+                the engine's thread is abandoned: all futures raise ``EngineClosed``, and the network and the memory
+                that it writes to are freed when it returns, if ever.
 
         Raises:
             RuntimeError: If called from the network, a future's own callback, or a callback of ``sample``.
+            ValueError: If ``timeout`` is negative or not a number.
         """
-        self._service.close(abort=abort)
+        self._service.close(abort=abort, timeout=timeout)
 
     def _state(self, request: Request) -> tuple[Images, bool]:
         return starting_state(self.info.shape, request.noise), request.noise is not None

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <utility>
 
 #include "../cuda/context.h"
@@ -10,7 +11,7 @@
 
 namespace stepfuse {
 
-using NoGil = py::call_guard<py::gil_scoped_release>;
+using NoGil = py::call_guard<ReleasedGil>;
 
 void bind_cuda_device(py::module_& m);      // contexts, streams, events, memory
 void bind_cuda_graphs(py::module_& m);      // modules, captures, graphs, budgets of captured forwards
@@ -25,6 +26,14 @@ std::uintptr_t address_of(Handle handle) {
 template <class T>
 std::unique_ptr<T> borrowed(const cuda::ContextPtr& context, std::uintptr_t address) {
   return std::make_unique<T>(T::borrow(context, reinterpret_cast<decltype(std::declval<T>().get())>(address)));
+}
+
+// Refuses None among the values of a map.
+template <class Map>
+const Map& whole(const Map& given, const char* what) {
+  for (const auto& [key, value] : given)
+    if (!value) throw py::type_error(std::string(what) + " must be given for each number of rows or slots, got None");
+  return given;
 }
 
 }  // namespace stepfuse

@@ -37,7 +37,7 @@ void bind_cuda_device(py::module_& m) {
         return std::pair(info.free, info.total);
       });
   py::class_<Current>(m, "Current")
-      .def(py::init<std::shared_ptr<Context>>(), py::arg("context"))
+      .def(py::init<std::shared_ptr<Context>>(), py::arg("context").none(false))
       .def("__enter__", &Current::enter)
       .def("__exit__", [](Current& self, const py::args&) { self.exit(); });
   m.def(
@@ -45,16 +45,18 @@ void bind_cuda_device(py::module_& m) {
       py::arg("device") = 0, py::arg("driver") = "libcuda.so.1", NoGil(), "The primary context of a GPU.");
 
   py::class_<Event>(m, "Event")
-      .def(py::init([](std::shared_ptr<Context> context) { return Event(std::move(context)); }), py::arg("context"))
+      .def(py::init([](std::shared_ptr<Context> context) { return Event(std::move(context)); }),
+           py::arg("context").none(false))
       .def("passed", &Event::passed)
       .def("synchronize", &Event::synchronize, NoGil())
       .def("seconds_since", &Event::seconds_since, py::arg("start"));
   py::class_<Stream>(m, "Stream")
-      .def(py::init([](std::shared_ptr<Context> context) { return Stream(std::move(context)); }), py::arg("context"))
+      .def(py::init([](std::shared_ptr<Context> context) { return Stream(std::move(context)); }),
+           py::arg("context").none(false))
       .def_static(
           "borrow",
           [](std::shared_ptr<Context> context, std::uintptr_t address) { return borrowed<Stream>(context, address); },
-          py::arg("context"), py::arg("address"))
+          py::arg("context").none(false), py::arg("address"))
       .def_property_readonly("address", [](const Stream& stream) { return address_of(stream.get()); })
       .def("synchronize", &Stream::synchronize, NoGil())
       .def("record", &Stream::record, py::arg("event"))
@@ -64,7 +66,7 @@ void bind_cuda_device(py::module_& m) {
       .def(py::init([](std::shared_ptr<Context> context, std::size_t bytes) {
              return std::make_unique<HostBuffer>(std::move(context), bytes);
            }),
-           py::arg("context"), py::arg("bytes"))
+           py::arg("context").none(false), py::arg("bytes"))
       .def_buffer([](HostBuffer& buffer) {
         return py::buffer_info(static_cast<std::uint8_t*>(buffer.data()), static_cast<py::ssize_t>(buffer.bytes()));
       });
@@ -72,13 +74,13 @@ void bind_cuda_device(py::module_& m) {
       .def(py::init([](std::shared_ptr<Context> context, std::size_t bytes) {
              return std::make_unique<DeviceBuffer>(std::move(context), bytes);
            }),
-           py::arg("context"), py::arg("bytes"))
+           py::arg("context").none(false), py::arg("bytes"))
       .def_static(
           "borrow",
           [](std::shared_ptr<Context> context, CUdeviceptr address, std::size_t bytes) {
             return DeviceBuffer::borrow(std::move(context), address, bytes);
           },
-          py::arg("context"), py::arg("address"), py::arg("bytes"))
+          py::arg("context").none(false), py::arg("address"), py::arg("bytes"))
       .def_property_readonly("address", &DeviceBuffer::get)
       .def_property_readonly("bytes", &DeviceBuffer::bytes)
       .def("copy", &DeviceBuffer::copy, py::arg("stream"), py::arg("source"), py::arg("bytes"))

@@ -38,7 +38,7 @@ void bind_cuda_graphs(py::module_& m) {
       .def(py::init([](std::shared_ptr<Context> context, const py::bytes& image) {
              return std::make_shared<Module>(std::move(context), std::string(image));
            }),
-           py::arg("context"), py::arg("image"))
+           py::arg("context").none(false), py::arg("image"))
       .def(
           "info",
           [](const Module& module, const std::string& name) {
@@ -54,7 +54,7 @@ void bind_cuda_graphs(py::module_& m) {
       .def_static(
           "borrow",
           [](std::shared_ptr<Context> context, std::uintptr_t address) { return borrowed<Graph>(context, address); },
-          py::arg("context"), py::arg("address"))
+          py::arg("context").none(false), py::arg("address"))
       .def_property_readonly("address", [](const Graph& graph) { return address_of(graph.get()); })
       .def("unrepeatable", &Graph::unrepeatable, "What a trajectory cannot repeat, a node each.");
   py::class_<Capture>(m, "Capture")

@@ -32,7 +32,7 @@ void bind_kernels(py::module_& m) {
                signature.arguments.push_back({argument, argument_type(type), divisible_by_16});
              return std::make_shared<StepKernel>(std::move(module), name, std::move(signature));
            }),
-           py::arg("module"), py::arg("name"), py::arg("arguments"), py::arg("block"), py::arg("num_warps"),
+           py::arg("module").none(false), py::arg("name"), py::arg("arguments"), py::arg("block"), py::arg("num_warps"),
            py::arg("shared_bytes") = 0, py::arg("grid") = "tiles")
       .def(
           "launch",
@@ -66,6 +66,8 @@ void bind_kernels(py::module_& m) {
   py::class_<StepProgram, std::shared_ptr<StepProgram>>(m, "StepProgram")
       .def(py::init([](const Kernels& plain, const Kernels& noise, Kernel sums, Kernel rescaled, Kernel thresholded,
                        Kernel keep) {
+             whole(plain, "a kernel");
+             whole(noise, "a kernel");
              return std::make_shared<StepProgram>(StepProgram::Kernels{{plain.begin(), plain.end()},
                                                                        {noise.begin(), noise.end()},
                                                                        std::move(sums),

@@ -80,6 +80,7 @@ void bind_cuda_trajectory(py::module_& m) {
   m.def(
       "frame_layout",
       [](int slots) {
+        if (slots < 1) throw py::value_error("slots must be at least 1, got " + std::to_string(slots));
         std::map<std::string, std::size_t> parts;
         for (const auto& [part, word] : FrameLayout(slots).parts()) parts[name_of(part)] = word;
         return parts;
@@ -89,10 +90,11 @@ void bind_cuda_trajectory(py::module_& m) {
       .def(py::init([](std::shared_ptr<Context> context, const TrajectoryPlan& plan, const StepProgram& program,
                        const StepNeeds& needs, const StepArguments& arguments,
                        const std::map<int, const Graph*>& forwards) {
-             py::gil_scoped_release nogil;
+             whole(forwards, "a graph");
+             const ReleasedGil nogil;
              return std::make_unique<Trajectory>(std::move(context), plan, program, needs, arguments, forwards);
            }),
-           py::arg("context"), py::arg("plan"), py::arg("program"), py::arg("needs"), py::arg("arguments"),
+           py::arg("context").none(false), py::arg("plan"), py::arg("program"), py::arg("needs"), py::arg("arguments"),
            py::arg("forwards"))
       .def("load", &Trajectory::load, py::arg("stream"), py::arg("frames"), NoGil())
       .def("launch", &Trajectory::launch, py::arg("stream"), NoGil());

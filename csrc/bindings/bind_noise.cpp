@@ -1,3 +1,6 @@
+#include <limits>
+#include <string>
+
 #include "../core/step/noise.h"
 #include "bindings.h"
 
@@ -10,10 +13,13 @@ FloatArray normal(std::uint64_t seed, std::uint32_t step, std::uint32_t stream, 
   if (n < 0) throw py::value_error("n must be at least 0, got " + std::to_string(n));
   if (first < 0 || first % 4)
     throw py::value_error("first must be a multiple of 4 and at least 0, got " + std::to_string(first));
+  if (n > std::numeric_limits<std::int64_t>::max() - first)
+    throw py::value_error("first and n must fit 64 bits together, got " + std::to_string(first) + " and " +
+                          std::to_string(n));
   const Isa chosen = isa_named(isa);
   FloatArray out(n);
   float* data = out.mutable_data();
-  py::gil_scoped_release nogil;
+  ReleasedGil nogil;
   fill_normal(seed, step, static_cast<NoiseStream>(stream), first, n, data, chosen);
   return out;
 }

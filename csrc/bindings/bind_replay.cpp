@@ -11,10 +11,12 @@ py::dict replay_load(const std::vector<std::shared_ptr<Table>>& tables, const st
                      const LoopOptions& options, const CostCurve& cost, bool trace) {
   if (at.size() != tables.size() || conditioned.size() != tables.size() || priorities.size() != tables.size())
     throw py::value_error("each arrival needs a table, a time, whether it is conditioned, and a priority");
+  for (const auto& table : tables)
+    if (!table) throw py::type_error("tables must be tables, got None");
   std::vector<Arrival> arrivals;
   for (std::size_t i = 0; i < tables.size(); ++i) arrivals.push_back({at[i], tables[i], conditioned[i], priorities[i]});
   const Replay replayed = [&] {
-    py::gil_scoped_release nogil;
+    ReleasedGil nogil;
     return replay(arrivals, max_rows, options, cost, trace);
   }();
   py::dict found;

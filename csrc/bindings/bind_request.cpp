@@ -1,4 +1,5 @@
 #include "bound_server.h"
+#include "callbacks.h"
 
 namespace stepfuse {
 
@@ -6,18 +7,12 @@ namespace {
 
 // The loop reads and writes through bare pointers: a wrong size must not get that far.
 void require_bytes(const char* name, const py::array& array, std::size_t expected) {
-  if (!(array.flags() & py::array::c_style)) throw py::value_error(std::string(name) + " must be C-contiguous");
+  constexpr int kPlain = py::array::c_style | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
+  if ((array.flags() & kPlain) != kPlain)
+    throw py::value_error(std::string(name) + " must be C-contiguous and aligned");
   if (static_cast<std::size_t>(array.nbytes()) != expected)
     throw py::value_error(std::string(name) + " must have " + std::to_string(expected) + " bytes, got " +
                           std::to_string(array.nbytes()));
-}
-
-// Owns the Python objects that a request borrows from; the loop may release it without the GIL.
-std::shared_ptr<void> keep_alive(py::tuple owners) {
-  return {new py::tuple(std::move(owners)), [](void* held) {
-            py::gil_scoped_acquire gil;
-            delete static_cast<py::tuple*>(held);
-          }};
 }
 
 std::vector<const void*> pointers(const char* name, const std::vector<py::array>& values, const ModelSpec& spec) {
@@ -64,29 +59,30 @@ std::shared_ptr<Table> table_from(const FloatArray& rows, float init_scale, cons
 
 }  // namespace
 
-Request BoundServer::request(std::uint64_t id, std::shared_ptr<Table> table, std::uint64_t seed, bool has_noise,
-                             FloatArray x, std::optional<FloatArray> x0, std::vector<py::array> cond,
-                             std::vector<py::array> null_cond, int priority, std::optional<double> deadline,
-                             std::optional<double> timeout, bool watched, std::shared_ptr<Gate> gate,
-                             py::object known_region) const {
+BoundRequest BoundServer::request(std::uint64_t id, std::shared_ptr<Table> table, std::uint64_t seed, bool has_noise,
+                                  FloatArray x, std::optional<FloatArray> x0, std::vector<py::array> cond,
+                                  std::vector<py::array> null_cond, int priority, std::optional<double> deadline,
+                                  std::optional<double> timeout, bool watched, std::shared_ptr<Gate> gate,
+                                  py::object known_region, py::object owner) const {
   const std::size_t state_bytes = static_cast<std::size_t>(spec_.elements) * sizeof(float);
   require_bytes("x", x, state_bytes);
   if (x0) require_bytes("x0", *x0, state_bytes);
-  return {id,
-          std::move(table),
-          seed,
-          has_noise,
-          x.mutable_data(),
-          x0 ? x0->mutable_data() : nullptr,
-          pointers("cond", cond, spec_),
-          pointers("null_cond", null_cond, spec_),
-          priority,
-          absolute(deadline),
-          absolute(timeout),
-          watched,
-          std::move(gate),
-          known_region.is_none() ? nullptr : known_region_of(known_region, state_bytes),
-          keep_alive(py::make_tuple(x, x0, cond, null_cond, known_region))};
+  Request made{id,
+               std::move(table),
+               seed,
+               has_noise,
+               x.mutable_data(),
+               x0 ? x0->mutable_data() : nullptr,
+               pointers("cond", cond, spec_),
+               pointers("null_cond", null_cond, spec_),
+               priority,
+               absolute(deadline),
+               absolute(timeout),
+               watched,
+               std::move(gate),
+               known_region.is_none() ? nullptr : known_region_of(known_region, state_bytes),
+               keep_alive(py::make_tuple(x, x0, cond, null_cond, known_region), std::move(owner))};
+  return {std::move(made), identity_};
 }
 
 void bind_request(py::module_& m) {
@@ -102,7 +98,7 @@ void bind_request(py::module_& m) {
         return FloatArray({static_cast<py::ssize_t>(levels.size()), py::ssize_t{2}},
                           levels.empty() ? nullptr : &levels.front().signal);
       });
-  py::class_<Request>(m, "Request");
+  py::class_<BoundRequest>(m, "Request");
   py::class_<Gate, std::shared_ptr<Gate>>(m, "Gate").def(py::init());
 }
 

@@ -24,7 +24,10 @@ bool same_shape(const py::array& a, const py::array& b) {
   return a.ndim() == b.ndim() && std::equal(a.shape(), a.shape() + a.ndim(), b.shape());
 }
 
-bool contiguous(const py::array& a) { return (a.flags() & py::array::c_style) != 0; }
+// In C order, and each element where its type may lie.
+constexpr int kPlain = py::array::c_style | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
+
+bool contiguous(const py::array& a) { return (a.flags() & kPlain) == kPlain; }
 
 py::array as_array(const char* name, py::handle value) {
   if (!py::isinstance<py::array>(value))
@@ -44,7 +47,7 @@ void require_like(const char* name, const py::array& a, const py::array& x) {
 py::array input(const char* name, py::handle value, const py::array& x) {
   py::array a = as_array(name, value);
   require_like(name, a, x);
-  return contiguous(a) ? a : py::array::ensure(a, py::array::c_style);
+  return contiguous(a) ? a : py::array::ensure(a, kPlain);
 }
 
 // An array that is written in place.
@@ -106,7 +109,7 @@ py::array step(py::handle x_arg, py::handle eps_arg, py::handle row_arg, py::han
   const int dtype = type_number(given);
   if (dtype != kNumpyFloat32 && dtype != kNumpyFloat16 && !is_bfloat16(given))
     throw py::type_error("x must be float32, float16 or bfloat16, got " + std::string(py::str(given.dtype())));
-  const py::array x = contiguous(given) ? given : py::array::ensure(given, py::array::c_style);
+  const py::array x = contiguous(given) ? given : py::array::ensure(given, kPlain);
   const py::array eps = input("eps", eps_arg, x);
   const auto eps_uncond = if_given(input, "eps_uncond", eps_uncond_arg, x);
   const auto z = if_given(input, "z", z_arg, x);
@@ -140,7 +143,7 @@ py::array step(py::handle x_arg, py::handle eps_arg, py::handle row_arg, py::han
                            read(z),
                            static_cast<T*>(out.mutable_data())};
     const float* columns = rows.columns.data();
-    py::gil_scoped_release nogil;
+    ReleasedGil nogil;
     fused_steps(columns, rows.per_sample, samples, span, isa);
   };
   if (dtype == kNumpyFloat32) {
@@ -154,6 +157,11 @@ py::array step(py::handle x_arg, py::handle eps_arg, py::handle row_arg, py::han
 }
 
 Adaptive adaptive(float guidance_rescale, float threshold_ratio, float largest_threshold) {
+  const auto share = [](float value) { return value >= 0 && value <= 1; };
+  if (!share(guidance_rescale) || !share(threshold_ratio) || !(largest_threshold >= 1))
+    throw py::value_error("guidance_rescale and threshold_ratio must be 0 to 1 and largest_threshold at least 1, got " +
+                          std::to_string(guidance_rescale) + ", " + std::to_string(threshold_ratio) + " and " +
+                          std::to_string(largest_threshold));
   return {guidance_rescale, threshold_ratio, largest_threshold};
 }
 

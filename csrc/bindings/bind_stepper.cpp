@@ -36,7 +36,7 @@ py::dict buffer_views(py::object self) {
 }  // namespace
 
 void bind_stepper(py::module_& m) {
-  const auto nogil = py::call_guard<py::gil_scoped_release>();
+  const auto nogil = py::call_guard<ReleasedGil>();
   py::class_<Denoiser>(m, "Denoiser").def("forward", &Denoiser::forward, py::arg("rows"), nogil);
   py::class_<StepperBox>(m, "Stepper");
   py::class_<HostStepperBox, StepperBox>(m, "HostStepper")

@@ -11,10 +11,9 @@
 
 #include "../core/step/isa.h"
 #include "../core/step/row.h"
+#include "gil.h"
 
 namespace stepfuse {
-
-namespace py = pybind11;
 
 using FloatArray = py::array_t<float, py::array::c_style>;
 

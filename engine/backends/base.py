@@ -26,6 +26,9 @@ class Backend(Protocol):
     def forward(self, rows: int) -> None:
         """Turns the first ``rows`` rows of the inputs into predictions, and returns when they are there."""
 
+    def interrupt(self) -> None:
+        """Asks a forward in progress to fail soon, and those to come; called from any thread. It may go on."""
+
     def close(self) -> None:
         """Frees the network."""
 

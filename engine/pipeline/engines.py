@@ -6,7 +6,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from stepfuse.engine import Engine
 from stepfuse.errors import EngineClosed
@@ -17,7 +17,7 @@ Shape = tuple[int, ...]
 @dataclass
 class _Held:
     engine: Engine
-    users: int = 0
+    users: dict[object, int] = field(default_factory=dict)  # the thread of each call that uses it
 
 
 class Engines:
@@ -42,19 +42,21 @@ class Engines:
             EngineClosed: If the engines are closed.
             BundleError: If the network cannot sample this shape.
         """
-        with self._changed:
-            if self._make is None:
-                raise EngineClosed("the pipeline is closed")
-            if shape not in self._held:
-                self._held[shape] = _Held(self._make(shape))
-            held = self._held[shape]
-            held.users += 1
-            self._held.move_to_end(shape)
+        call = object()
         try:
+            with self._changed:
+                if self._make is None:
+                    raise EngineClosed("the pipeline is closed")
+                if shape not in self._held:
+                    self._held[shape] = _Held(self._make(shape))
+                held = self._held[shape]
+                held.users[call] = threading.get_ident()
+                self._held.move_to_end(shape)
             yield held.engine
         finally:
             with self._changed:
-                held.users -= 1
+                for one in self._held.values():
+                    one.users.pop(call, None)
                 idle = [key for key, one in self._held.items() if not one.users and key != shape]
                 surplus = [self._held.pop(key) for key in idle[: max(len(self._held) - self._limit, 0)]]
                 self._changed.notify_all()
@@ -69,6 +71,8 @@ class Engines:
     def close(self) -> None:
         """Closes each engine when its requests are done, and waits until none is in use; closing twice is fine.
 
+        Calls of this thread are not waited for: they have been ended by Ctrl-C, which may come before they say so.
+
         Raises:
             RuntimeError: If called from a callback of one of the engines, which then stay open.
         """
@@ -81,5 +85,6 @@ class Engines:
             self._make = make
             raise
         with self._changed:
-            self._changed.wait_for(lambda: not any(held.users for held in self._held.values()))
+            here = threading.get_ident()
+            self._changed.wait_for(lambda: not any({*held.users.values()} - {here} for held in self._held.values()))
             self._held.clear()

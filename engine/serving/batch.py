@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,16 +86,22 @@ class SampleBatch:
         Raises:
             BaseException: What the first sample that failed has failed with, or what the callback raised.
         """
+        lease = self._service.lease(self._ids)  # if Ctrl-C comes a second time
         try:
             self._service.submit_all(self._samples())
-            with ExitStack() as stack:
-                if self._gate is not None:
-                    stack.enter_context(self._service.waits_for_this_thread())
-                bar = stack.enter_context(ProgressBar(self._iterations)) if self._observers.progress else None
+            if not self._observers.progress:
+                return self._wait(None)
+            bar = ProgressBar(self._iterations)
+            try:
+                bar.start()
                 return self._wait(bar)
-        except BaseException:
+            finally:
+                bar.stop()
+        except BaseException:  # Ctrl-C among them
             self._service.cancel(self._ids)
             raise
+        finally:
+            del lease
 
     def _samples(self) -> list[InFlightSample]:
         """Made for the service alone: kept here they would be a reference cycle."""
@@ -125,7 +130,7 @@ class SampleBatch:
                 bar.update(shown, max(shown, self._iterations))
             if self._gate is None or self._preview is None or self._error is not None:
                 continue
-            if not self._goes_on(shown, self._preview):
+            if not self._service.call_back(self._goes_on, shown, self._preview):
                 self._service.cancel(self._ids)
                 while self._news.get():  # until nothing holds the arrays any more
                     pass

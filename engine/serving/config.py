@@ -11,6 +11,9 @@ from stepfuse.arguments import number, whole_number
 #: Most rows of one forward where the caller does not say: in the host's memory, and on a GPU.
 HOST_ROWS, GPU_ROWS = 64, 16
 
+#: Most that each of these may be: beyond them memory alone would say no, and late.
+MOST = {"max_rows": 1 << 16, "max_queue": 1 << 24, "max_running": 1 << 20}
+
 #: Which request steps next, by name; ``csrc/core/loop/planner.h`` says how each orders them.
 POLICIES = {
     "fifo": _core.Policy.FirstCome,
@@ -47,14 +50,15 @@ class Serving:
     """How requests share an engine.
 
     Attributes:
-        max_rows: Most rows of one forward; a guided sample takes two. None is 64, and 16 on a GPU, where each row count
-            is captured.
+        max_rows: Most rows of one forward, up to 65,536; a guided sample takes two. None is 64, and 16 on a GPU, where
+            each row count is captured.
         policy: Who steps next: ``fifo`` (first come, first served), ``shortest`` (fewest network passes left first) or
             ``deadline`` (earliest first, those without one last). A higher priority goes before any of that.
         ageing: Of ``shortest``: passes of credit a request gains on those yet to come for each pass computed while it
             waits. A request of p passes is overtaken only by what arrives before p / ageing passes more are computed.
-        max_queue: Most requests that wait to begin; ``submit`` refuses more.
-        max_running: Most samples that have begun and not ended: each holds its state and history. None is 4 max_rows.
+        max_queue: Most requests that wait to begin, up to 2^24; ``submit`` refuses more.
+        max_running: Most samples that have begun and not ended, up to 2^20: each holds its state and history. None is
+            4 max_rows.
         deterministic: Whether every forward is padded to ``max_rows`` rows, so that an image is the same to the bit
             whatever shares its forwards.
     """
@@ -74,6 +78,8 @@ class Serving:
             value = whole_number(name, value)
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+            if value > MOST[name]:
+                raise ValueError(f"{name} must be at most {MOST[name]}, got {value}")
             object.__setattr__(self, name, value)
         if self.policy not in POLICIES:
             raise ValueError(f"policy must be one of {', '.join(POLICIES)}, got {self.policy!r}")

@@ -43,7 +43,7 @@ def error_of(
         done = f"{step} of {steps} steps are done"
         return RequestTimeout(f"{sample} was not finished within its timeout of {sample.request.timeout:g} s: {done}")
     if kind == _core.EventKind.Cancelled:
-        return EngineClosed(f"the engine was closed before {sample} was finished") if aborted else CancelledError()
+        return error_of_closing(sample) if aborted else CancelledError()
     if isinstance(cause, BaseException) and inline:
         return cause
     if isinstance(cause, Exception) and not isinstance(cause, _MEANS_MORE):
@@ -57,3 +57,8 @@ def error_of(
         f"{sample} went non-finite at step {step} of {steps} ({sample.request.table.sampler}): the network's output"
         f" must be finite. The step was {values}"
     )
+
+
+def error_of_closing(sample: InFlightSample) -> EngineClosed:
+    """The exception of a sample that its engine has given up."""
+    return EngineClosed(f"the engine was closed before {sample} was finished")

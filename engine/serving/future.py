@@ -32,7 +32,11 @@ class ImageFuture(Future[Images]):
         super().__init__()
         self._service = service
         self._id = service.new_id()
-        service.submit(InFlightSample(self._id, request, x, has_noise, self, context=current_context()), wait)
+        try:
+            service.submit(InFlightSample(self._id, request, x, has_noise, self, context=current_context()), wait)
+        except BaseException:  # Ctrl-C may come when it is queued already
+            service.cancel([self._id])
+            raise
 
     def cancel(self) -> bool:
         """Withdraws the request; False if it has ended otherwise."""

@@ -31,6 +31,7 @@ class InFlightSample:
         watched: Whether each step is reported to ``handle``, not the end alone.
         context: Tracing context of the caller.
         index: Its place among the samples of one call; None if it is a request of its own.
+        ended: Whether its handle has been called with its end.
     """
 
     id: int
@@ -43,6 +44,7 @@ class InFlightSample:
     watched: bool = False
     context: Any = None
     index: int | None = None
+    ended: bool = False
 
     @property
     def name(self) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import TracebackType
-
 
 class ProgressBar:
     """A bar over ``total`` turns on standard error, gone when the run is."""
@@ -26,11 +24,10 @@ class ProgressBar:
         """Shows that ``turn`` of ``total`` turns are done."""
         self._progress.update(self._task, completed=turn, total=total)
 
-    def __enter__(self) -> ProgressBar:
+    def start(self) -> None:
+        """Shows it."""
         self._progress.start()
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def stop(self) -> None:
+        """Takes it away, if it is shown."""
         self._progress.stop()

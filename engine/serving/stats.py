@@ -95,12 +95,12 @@ class EngineStats(_Counted):
     forward_rows: Histogram
 
     @classmethod
-    def of(cls, status: Mapping[str, Any], **more: Any) -> EngineStats:
-        """From what the compiled loop counts, and what is counted beside it."""
+    def of(cls, status: Mapping[str, Any]) -> EngineStats:
+        """From what the compiled loop counts."""
         values: dict[str, Any] = {
             name: Histogram(tuple(value["bounds"]), tuple(value["counts"]), value["sum"])
             if isinstance(value, dict)
             else value
             for name, value in status.items()
         }
-        return cls(**values, **more)
+        return cls(**values)

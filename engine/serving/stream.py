@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import threading
+import queue
+from collections import deque
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -35,11 +36,14 @@ class Preview:
 
 
 class _Latest:
-    """The latest preview of a request: all that the service holds of a stream, which its reader can so let go of."""
+    """The latest preview of a request: all that the service holds of a stream, which its reader can so let go of.
+
+    Without a lock: Ctrl-C could leave it behind in the reader, and the loop's thread would wait for it.
+    """
 
     def __init__(self) -> None:
-        self.changed = threading.Condition()
-        self.preview: Preview | None = None
+        self.previews: deque[Preview] = deque(maxlen=1)
+        self.news: queue.SimpleQueue[None] = queue.SimpleQueue()
         self.ended = False
         self.error: BaseException | None = None
         self.wake: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
@@ -47,30 +51,33 @@ class _Latest:
     @property
     def has_news(self) -> bool:
         """Whether a reader need not wait."""
-        return self.preview is not None or self.ended
+        return self.ended or bool(self.previews)
 
     def take(self) -> Preview | None:
         """The latest preview; None, or the error, behind the last one."""
-        preview, self.preview = self.preview, None
-        if preview is None and self.error is not None:
-            raise self.error
-        return preview
+        try:
+            return self.previews.popleft()
+        except IndexError:
+            if self.error is not None:
+                raise self.error from None
+            return None
 
     def on_progress(self, made: Sequence[Progress]) -> None:
         """Publishes a copy of the preview, and in the end the image or the error."""
         last = made[-1]
         sample, total = last.sample, len(last.sample.request.table)
-        if last.ended:
-            self._publish(None if last.error else Preview(total, total, sample.x), ended=True, error=last.error)
-        elif last.step < total and sample.x0 is not None:  # the last step's preview is the image, which the end brings
-            self._publish(Preview(last.step, total, sample.x0.copy()))
-
-    def _publish(self, preview: Preview | None, *, ended: bool = False, error: BaseException | None = None) -> None:
-        with self.changed:
-            self.preview = preview
-            self.ended, self.error = ended, error
-            self.changed.notify_all()
-            wake, self.wake = self.wake, None
+        if last.error is not None:
+            self.error = last.error  # before the reader can find nothing
+            self.previews.clear()
+        elif last.ended:
+            self.previews.append(Preview(total, total, sample.x))
+        elif last.step < total and sample.x0 is not None:
+            self.previews.append(Preview(last.step, total, sample.x0.copy()))
+        else:
+            return  # the last step's preview is the image, which the end brings
+        self.ended = last.ended
+        self.news.put(None)
+        wake = self.wake  # read behind what it is for: a reader sets it before it looks for that
         if wake is not None:
             with suppress(RuntimeError):  # the reader's event loop is closed
                 wake[0].call_soon_threadsafe(wake[1].set)
@@ -101,6 +108,7 @@ class Stream(Iterator[Preview], AsyncIterator[Preview]):
         self._latest = _Latest()
         self._service = service
         self._id = service.new_id()
+        self._withdrawn_with_this = service.lease([self._id])
         x0, context = np.zeros_like(x), current_context()
         service.submit(
             InFlightSample(self._id, request, x, has_noise, self._latest, x0, watched=True, context=context), wait
@@ -109,11 +117,6 @@ class Stream(Iterator[Preview], AsyncIterator[Preview]):
     def close(self) -> None:
         """Withdraws the request if it has not ended."""
         self._service.cancel([self._id])
-
-    def __del__(self) -> None:
-        if not self._latest.ended:
-            with suppress(Exception):  # of a fork, or of a constructor that has raised
-                self.close()
 
     def __enter__(self) -> Stream:
         return self
@@ -129,11 +132,11 @@ class Stream(Iterator[Preview], AsyncIterator[Preview]):
 
     def __next__(self) -> Preview:
         latest = self._latest
-        with latest.changed:
-            if not latest.has_news:
-                self._service.require_other_thread()
-            latest.changed.wait_for(lambda: latest.has_news)
-            preview = latest.take()
+        if not latest.has_news:
+            self._service.require_other_thread()
+        while not latest.has_news:
+            latest.news.get()
+        preview = latest.take()
         if preview is None:
             raise StopIteration
         return preview
@@ -142,17 +145,15 @@ class Stream(Iterator[Preview], AsyncIterator[Preview]):
         import asyncio  # slow to import, and needed here alone
 
         latest, event = self._latest, asyncio.Event()
-        with latest.changed:
-            latest.wake = None if latest.has_news else (asyncio.get_running_loop(), event)
-            waits = latest.wake is not None
-        if waits:
+        latest.wake = asyncio.get_running_loop(), event
+        if not latest.has_news:
             try:
                 await event.wait()
             except asyncio.CancelledError:  # the reader is gone: a client has hung up, say
                 self.close()
                 raise
-        with latest.changed:
-            preview = latest.take()
+        latest.wake = None
+        preview = latest.take()
         if preview is None:
             raise StopAsyncIteration
         return preview

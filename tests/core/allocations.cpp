@@ -171,7 +171,7 @@ class ServerRun final : public Denoiser, public Listener {
     predict_rows(buffers_, rows);
   }
 
-  void on_events(const std::vector<Event>&) override { server_.open(*samples_.gate); }
+  void on_events(std::vector<Event>&) override { server_.open(*samples_.gate); }
 
  private:
   void submit(int i) {

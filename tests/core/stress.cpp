@@ -119,7 +119,7 @@ class Round final : public Listener {
   }
 
   void run();
-  void on_events(const std::vector<Event>& events) override;
+  void on_events(std::vector<Event>& events) override;
   void drive();  // has a driver call run()
 
   RandomSample& sample_of(std::uint64_t id) { return samples_.at(id - 1); }
@@ -158,7 +158,7 @@ class Round final : public Listener {
   bool over_ = false;
 };
 
-void Round::on_events(const std::vector<Event>& events) {
+void Round::on_events(std::vector<Event>& events) {
   const ExclusiveUse alone(listener_busy_);
   require(!events.empty(), "the listener is called without events");
   std::vector<Notice> notices[kClients];
@@ -514,7 +514,7 @@ class Client {
     for (RandomSample* sample : pending_) {
       if (!random_.one_in(4)) continue;
       sample->cancel_asked.set();
-      if (round_.server.cancel(sample->id)) round_.drive();
+      if (round_.server.cancel({sample->id})) round_.drive();
     }
   }
 
@@ -531,8 +531,15 @@ void Round::run() {
   for (int i = 0; i < kDrivers; ++i) drivers.emplace_back([this] { run_driver(); });
   for (int i = 0; i < kClients; ++i)
     clients.emplace_back([this, i, seed = random_.bits()] { Client(*this, i, seed).run(); });
+  std::thread serving;  // in some rounds; the drivers' runs then return at once
+  if (random_.one_in(2)) serving = std::thread([this] { server.serve(backend->network(), *this); });
   disturb();
   for (std::thread& client : clients) client.join();
+  if (serving.joinable()) {
+    server.close();
+    require(server.wait_ended(60.0), "closed, but a thread does not leave the loop");
+    serving.join();
+  }
   {
     std::lock_guard<std::mutex> lock(mutex_);
     over_ = true;

@@ -18,8 +18,11 @@ std::size_t timestep_bytes(TimestepType type) {
 
 const ModelSpec& checked(const ModelSpec& spec) {
   if (spec.elements < 1 || spec.max_rows < 1) throw std::invalid_argument("elements and max_rows must be at least 1");
-  if (spec.elements > PTRDIFF_MAX / static_cast<std::int64_t>(sizeof(float)) / spec.max_rows)
+  if (spec.elements > PTRDIFF_MAX / 2 / static_cast<std::int64_t>(sizeof(float)) / spec.max_rows)
     throw std::invalid_argument("max_rows samples of this shape do not fit the address space");
+  for (const std::size_t bytes : spec.cond_bytes)
+    if (bytes > static_cast<std::size_t>(PTRDIFF_MAX / 2 / spec.max_rows))
+      throw std::invalid_argument("max_rows values of a conditioning input do not fit the address space");
   return spec;
 }
 

@@ -9,7 +9,11 @@ namespace stepfuse {
 
 Loop::Loop(std::shared_ptr<Stepper> stepper, const LoopOptions& options)
     : stepper_(std::move(stepper)), options_(options) {
-  if (options.max_running < 1) throw std::invalid_argument("max_running must be at least 1");
+  if (options.max_running < 1 || options.max_running > kMostRunning)
+    throw std::invalid_argument("max_running must be at least 1 and at most " + std::to_string(kMostRunning) +
+                                ", got " + std::to_string(options.max_running));
+  if (!(std::isfinite(options.ageing) && options.ageing >= 0))
+    throw std::invalid_argument("ageing must be finite and at least 0, got " + std::to_string(options.ageing));
   // All memory that an iteration needs, so that none allocates.
   const auto rows = static_cast<std::size_t>(spec().max_rows);
   const auto slots = static_cast<std::size_t>(options.max_running);
@@ -35,6 +39,8 @@ void Loop::check(const Request& request) const {
     throw std::invalid_argument("a guided step takes 2 rows of a forward, max_rows is 1");
   if (request.known_region && request.known_region->levels.size() != request.table->rows.size() + 1)
     throw std::invalid_argument("a known region needs one level for each step and one for the result");
+  if (request.gate && request.gate->loop && request.gate->loop != this)
+    throw std::invalid_argument("a gate belongs to the server whose samples it held first");
   if (std::isnan(request.deadline) || std::isnan(request.expires))
     throw std::invalid_argument("deadline and timeout must be numbers");
   if (by_id_.count(request.id)) throw std::invalid_argument("id " + std::to_string(request.id) + " is taken");
@@ -51,6 +57,7 @@ void Loop::submit(Request request, double now) {
   sample->submitted_at = now;
   require_deadline(*sample, now);
 
+  if (wanted.gate) wanted.gate->loop = this;
   ++counters_.submitted;
   by_id_.emplace(wanted.id, sample.get());
   if (wanted.expires != kNever) expiries_.emplace(wanted.expires, wanted.id);
@@ -68,6 +75,7 @@ bool Loop::cancel(std::uint64_t id) {
 }
 
 void Loop::open(Gate& gate) {
+  if (gate.loop && gate.loop != this) throw std::invalid_argument("a gate belongs to the server whose samples it held");
   gate.open = true;
   stale_ = true;
 }
@@ -148,6 +156,7 @@ void Loop::roll_back(const std::exception_ptr& error, double now) {
     sample->suspect = true;
     Event event{EventKind::Retried, sample->request.id, suspects};
     event.error = error;
+    event.keep_alive = sample->request.keep_alive;
     events_.push_back(std::move(event));
   }
   stale_ = true;
@@ -278,7 +287,11 @@ void Loop::advance(Sample& sample) {
   if (!sample.live()) return;
   ++sample.step;
   ++counters_.steps;
-  if (sample.request.watched) events_.push_back({EventKind::Stepped, sample.request.id, sample.step});
+  if (sample.request.watched) {
+    Event event{EventKind::Stepped, sample.request.id, sample.step};
+    event.keep_alive = sample.request.keep_alive;
+    events_.push_back(std::move(event));
+  }
   if (sample.steps_left() == 0) {
     sample.state = SampleState::Finished;
     ended_.push_back(&sample);

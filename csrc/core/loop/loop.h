@@ -33,7 +33,8 @@ struct LoopOptions {
 
 class Loop {
  public:
-  // Throws std::invalid_argument if max_running is below 1.
+  static constexpr int kMostRunning = 1 << 20;
+  // Throws std::invalid_argument if max_running is below 1 or above kMostRunning, or ageing is negative or not finite.
   Loop(std::shared_ptr<Stepper> stepper, const LoopOptions& options);
 
   // `now` is in seconds on any clock, the same one in each call.
@@ -44,7 +45,7 @@ class Loop {
   void check(const Request& request) const;
   void submit(Request request, double now);  // throws what check throws, or DeadlineError if its deadline cannot be met
   bool cancel(std::uint64_t id);             // false if there is no such sample, or it has ended
-  void open(Gate& gate);
+  void open(Gate& gate);                     // throws std::invalid_argument if it is another loop's
   void cancel_all();
 
   // An iteration: prepare; the caller runs the forward of forward_rows(); step; the caller synchronizes the stepper if
@@ -61,6 +62,7 @@ class Loop {
   void count_callbacks(double seconds) { counters_.callback_seconds += seconds; }
   void set_cost(const CostCurve& cost) { options_.cost = cost; }
   std::vector<Event>& events() { return events_; }  // to be taken or cleared between iterations
+  const std::vector<Event>& events() const { return events_; }
 
   Stepper& stepper() { return *stepper_; }
   const ModelSpec& spec() const { return stepper_->spec(); }

@@ -1,6 +1,7 @@
 // One sample from its submission to its end.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <exception>
 #include <limits>
@@ -16,7 +17,8 @@ namespace stepfuse {
 
 // Shared by samples that pause after each iteration in which any of them steps, until the gate is opened again.
 struct Gate {
-  bool open = true;  // whether they may step
+  bool open = true;                        // whether they may step
+  std::atomic<const void*> loop{nullptr};  // whose samples they are; null: of none so far
 };
 
 // A time that never comes.
@@ -98,7 +100,7 @@ struct Event {
   std::exception_ptr error{};          // Failed, Retried: what the network or the stepper raised
   double wait_seconds = 0;             // of an ended sample: from submission to its first forward
   double run_seconds = 0;              // of an ended sample: from there to its end
-  std::shared_ptr<void> keep_alive{};  // of an ended sample: the request's
+  std::shared_ptr<void> keep_alive{};  // the request's
 };
 
 }  // namespace stepfuse

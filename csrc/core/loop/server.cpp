@@ -6,6 +6,8 @@
 
 #include <algorithm>
 #include <chrono>
+#include <iterator>
+#include <limits>
 #include <set>
 #include <string>
 #include <utility>
@@ -44,19 +46,28 @@ bool Server::submit(Request& request, std::optional<double> wait_seconds,
                     const std::function<void()>& check_interrupt) {
   const std::shared_ptr<void> owner = request.keep_alive;  // of a refused request: not to be released under the lock
   std::unique_lock<std::mutex> lock(mutex_);
-  if (wait_seconds && !wait_for_room(lock, *wait_seconds, check_interrupt)) throw QueueFull(loop_.waiting().size());
-  if (closed_) throw EngineClosed();
-  loop_.submit(std::move(request), now());
-  return !running_;
+  const auto has_room = [this] { return phase_ != Phase::Open || loop_.waiting().size() < max_waiting_; };
+  if (wait_seconds && !wait(lock, room_, *wait_seconds, check_interrupt, has_room)) {
+    ++queue_refusals_;
+    throw QueueFull(loop_.waiting().size());
+  }
+  if (phase_ != Phase::Open) throw EngineClosed();
+  try {
+    loop_.submit(std::move(request), now());
+  } catch (const DeadlineError&) {
+    ++deadline_refusals_;
+    throw;
+  }
+  return changed();
 }
 
-bool Server::wait_for_room(std::unique_lock<std::mutex>& lock, double seconds,
-                           const std::function<void()>& check_interrupt) {
+template <class Condition>
+bool Server::wait(std::unique_lock<std::mutex>& lock, std::condition_variable& changed, double seconds,
+                  const std::function<void()>& check_interrupt, Condition condition) {
   constexpr double kLongest = 1e6;  // seconds: longer waits overflow the clock
-  const auto has_room = [this] { return closed_ || loop_.waiting().size() < max_waiting_; };
   const double end = now() + seconds, slice = check_interrupt ? kInterruptSeconds : kLongest;
-  while (!room_.wait_for(lock, std::chrono::duration<double>(std::clamp(end - now(), 0.0, slice)), has_room)) {
-    if (now() >= end) return false;
+  while (!changed.wait_for(lock, std::chrono::duration<double>(std::clamp(end - now(), 0.0, slice)), condition)) {
+    if (!(now() < end)) return false;
     if (!check_interrupt) continue;
     lock.unlock();
     check_interrupt();
@@ -67,7 +78,7 @@ bool Server::wait_for_room(std::unique_lock<std::mutex>& lock, double seconds,
 
 bool Server::submit_all(std::vector<Request> requests) {
   std::lock_guard<std::mutex> lock(mutex_);
-  if (closed_) throw EngineClosed();
+  if (phase_ != Phase::Open) throw EngineClosed();
   std::set<std::uint64_t> ids;
   for (const Request& request : requests) {
     loop_.check(request);
@@ -76,53 +87,151 @@ bool Server::submit_all(std::vector<Request> requests) {
   }
   const double time = now();
   for (Request& request : requests) loop_.submit(std::move(request), time);
-  return !running_;
+  return changed();
 }
 
-bool Server::cancel(std::uint64_t id) {
+bool Server::cancel(const std::vector<std::uint64_t>& ids) {
   std::lock_guard<std::mutex> lock(mutex_);
-  return loop_.cancel(id) && !running_;
+  bool found = false;
+  for (const std::uint64_t id : ids) found |= loop_.cancel(id);
+  return found && changed();
 }
 
 bool Server::open(Gate& gate) {
   std::lock_guard<std::mutex> lock(mutex_);
   loop_.open(gate);
-  return !running_;
+  return changed();
 }
 
 bool Server::cancel_all() {
   std::lock_guard<std::mutex> lock(mutex_);
   loop_.cancel_all();
+  return changed();
+}
+
+bool Server::changed() {
+  changed_ = true;
+  if (served_) work_.notify_all();
   return !running_;
 }
 
+bool Server::has_samples() const {
+  return !loop_.waiting().empty() || !loop_.running().empty() || !loop_.events().empty();
+}
+
+// With the server's lock held from its construction to its destruction.
+class Server::Runner {
+ public:
+  Runner(Server& server, bool serves) : server_(server) {
+    server.running_ = true;
+    server.served_ = serves;
+    server.by_ = std::this_thread::get_id();
+  }
+  Runner(const Runner&) = delete;
+  Runner& operator=(const Runner&) = delete;
+  ~Runner() {
+    server_.running_ = server_.served_ = false;
+    server_.by_ = std::thread::id();
+    server_.work_.notify_all();
+    server_.ended_.notify_all();
+  }
+
+ private:
+  Server& server_;
+};
+
 void Server::run(Denoiser& denoiser, Listener& listener) {
   std::unique_lock<std::mutex> lock(mutex_);
-  if (std::exchange(running_, true)) return;
+  if (running_) return;
+  const Runner runner(*this, false);
+  std::exception_ptr first;
+  // Once more after a failure: requests may have come while it was reported, and no other call runs them.
+  while (std::exception_ptr error = run_until_idle(denoiser, listener, lock)) {
+    if (!first) {
+      first = error;
+    } else {
+      drop(error, lock);
+    }
+  }
+  if (first) std::rethrow_exception(first);
+}
+
+void Server::serve(Denoiser& denoiser, Listener& listener) {
+  std::unique_lock<std::mutex> lock(mutex_);
+  if (running_) return;
+  const Runner runner(*this, true);
+  const auto done = [this] { return phase_ != Phase::Open && !has_samples(); };
+  while (true) {
+    // on_failure has the errors; requests that come next find a server that works.
+    while (std::exception_ptr error = run_until_idle(denoiser, listener, lock)) drop(error, lock);
+    if (std::exchange(poked_, false)) {
+      lock.unlock();
+      try {
+        listener.on_idle();
+      } catch (...) {
+      }
+      lock.lock();
+    } else if (done()) {
+      return;
+    } else {
+      work_.wait(lock, [&] { return changed_ || poked_ || done(); });
+    }
+  }
+}
+
+std::exception_ptr Server::run_until_idle(Denoiser& denoiser, Listener& listener, std::unique_lock<std::mutex>& lock) {
   try {
     while (true) {
+      changed_ = false;
       const bool busy = loop_.prepare(now());
       if (busy) run_iteration(denoiser, lock);
-      if (!busy && loop_.events().empty()) break;
+      if (!busy && loop_.events().empty()) return nullptr;
       room_.notify_all();
       deliver(listener, lock);
       if (!check_invariants_) continue;
       const auto found = violations(loop_);
       if (!found.empty()) throw std::logic_error("loop invariant broken: " + found.front());
     }
+#ifdef __GLIBCXX__
+  } catch (const abi::__forced_unwind&) {  // ends the thread
+    if (!lock.owns_lock()) lock.lock();
+    throw;
+#endif
   } catch (...) {
     if (!lock.owns_lock()) lock.lock();
     loop_.cancel_all();
     loop_.prepare(now());
-    // Taken, not cleared: as soon as the lock is free another thread may be in run(), and these are its own then.
-    const std::vector<Event> delivered = std::exchange(delivered_, {}), undelivered = std::exchange(loop_.events(), {});
-    running_ = false;
+    std::vector<Event> lost = std::exchange(delivered_, {});
+    std::move(loop_.events().begin(), loop_.events().end(), std::back_inserter(lost));
+    loop_.events().clear();
     room_.notify_all();
-    lock.unlock();
-    throw;
+    lock.unlock();  // what kept the samples' memory alive may need Python's lock
+    try {
+      listener.on_failure(lost, std::current_exception());
+    } catch (...) {
+    }
+    lost.clear();
+    lock.lock();
+    return std::current_exception();
   }
-  running_ = false;
 }
+
+// What an error refers to may end with it, and call the server.
+void Server::drop(std::exception_ptr& error, std::unique_lock<std::mutex>& lock) {
+  lock.unlock();
+  error = nullptr;
+  lock.lock();
+}
+
+void Server::poke() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  poked_ = true;
+  work_.notify_all();
+}
+
+bool Server::served() const { return served_; }
+
+bool Server::on_loop_thread() const { return by_ == std::this_thread::get_id(); }
 
 namespace {
 
@@ -176,10 +285,38 @@ void Server::deliver(Listener& listener, std::unique_lock<std::mutex>& lock) {
   loop_.count_callbacks(seconds);
 }
 
-void Server::close() {
+bool Server::close() {
   std::lock_guard<std::mutex> lock(mutex_);
-  closed_ = true;
+  return advance(Phase::Draining);
+}
+
+bool Server::abort() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  loop_.cancel_all();
+  return advance(Phase::Aborting);
+}
+
+bool Server::advance(Phase phase) {
+  phase_ = std::max(phase_.load(), phase);
   room_.notify_all();
+  ended_.notify_all();
+  return changed() && has_samples();
+}
+
+bool Server::wait_ended(std::optional<double> seconds, const std::function<void()>& check_interrupt) {
+  if (on_loop_thread()) throw std::logic_error("a thread in run() or serve() would wait for itself");
+  std::unique_lock<std::mutex> lock(mutex_);
+  const double longest = seconds.value_or(std::numeric_limits<double>::infinity());
+  return wait(lock, ended_, longest, check_interrupt, [this] { return has_ended(); });
+}
+
+std::vector<std::shared_ptr<void>> Server::owners() const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  std::vector<std::shared_ptr<void>> found;
+  for (const auto& [order, sample] : loop_.waiting()) found.push_back(sample->request.keep_alive);
+  for (const auto& sample : loop_.running()) found.push_back(sample->request.keep_alive);
+  for (const Event& event : loop_.events()) found.push_back(event.keep_alive);
+  return found;
 }
 
 void Server::set_cost(const CostCurve& cost) {
@@ -190,12 +327,16 @@ void Server::set_cost(const CostCurve& cost) {
 std::optional<Status> Server::try_status() const {
   const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
   if (!lock) return std::nullopt;
-  return Status{loop_.counters(), loop_.waiting().size(), loop_.running().size()};
+  return status_now();
 }
 
 Status Server::status() const {
   std::lock_guard<std::mutex> lock(mutex_);
-  return {loop_.counters(), loop_.waiting().size(), loop_.running().size()};
+  return status_now();
+}
+
+Status Server::status_now() const {
+  return {loop_.counters(), loop_.waiting().size(), loop_.running().size(), queue_refusals_, deadline_refusals_};
 }
 
 }  // namespace stepfuse

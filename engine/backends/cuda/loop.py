@@ -62,6 +62,9 @@ class LoopBackend:
             self.enqueue(rows)
         self._stream.synchronize()
 
+    def interrupt(self) -> None:
+        """Forwards on a device are enqueued and end by themselves."""
+
     def close(self) -> None:
         """Frees the network once the device is idle: forwards of cancelled samples may still run."""
         with suppress(cuda.CudaError):

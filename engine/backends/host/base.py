@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy.typing as npt
 
 from stepfuse import _core
+from stepfuse.arguments import whole_number
 from stepfuse.backends.base import row_bytes
 from stepfuse.bundle.model_info import ModelInfo
 
@@ -50,6 +52,22 @@ class Buffers:
         )
 
 
+def checked_threads(threads: int) -> int:
+    """``threads``, if a machine like this one can make use of so many; 0 leaves the choice to the library.
+
+    Raises:
+        TypeError: If it is not a whole number.
+        ValueError: If it is negative, or more than four a processor and more than 64.
+    """
+    threads = whole_number("threads", threads)
+    most = max(64, 4 * (os.cpu_count() or 1))
+    if threads < 0:
+        raise ValueError(f"threads must be at least 0, got {threads}")
+    if threads > most:
+        raise ValueError(f"threads must be at most {most} on this machine, got {threads}")
+    return threads
+
+
 class HostBackend:
     """The memory of a network on the host; a back end adds ``forward`` and ``close``.
 
@@ -78,6 +96,9 @@ class HostBackend:
     def forward(self, rows: int) -> None:
         """Turns the first ``rows`` rows of the inputs into predictions."""
         raise NotImplementedError
+
+    def interrupt(self) -> None:
+        """Asks a forward in progress to fail soon; a Python function cannot be asked."""
 
     def close(self) -> None:
         """Frees the network."""

@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from stepfuse.arguments import whole_number
-from stepfuse.backends.host.base import HostBackend
+from stepfuse.backends.host.base import HostBackend, checked_threads
 from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.bundle.onnx_file import OnnxFile
 from stepfuse.errors import BundleError, DenoiserError
@@ -40,9 +39,11 @@ def open_session(model: Path | OnnxFile, *, threads: int = 0, spinning: bool = T
 
     Raises:
         BundleError: If the file is no ONNX model, or names a file elsewhere.
+        ValueError: If ``threads`` is negative, or more than four a processor and more than 64.
+        TypeError: If it is not a whole number.
     """
     options = session_options({"session.intra_op.allow_spinning": "1" if spinning else "0"})
-    options.intra_op_num_threads = whole_number("threads", threads) or _held_to()
+    options.intra_op_num_threads = checked_threads(threads) or _held_to()
     options.inter_op_num_threads = 1
     return session_of(model, options, [CPU])
 
@@ -161,6 +162,7 @@ class OnnxRuntimeBackend(HostBackend):
             raise BundleError(f"{model}: {max_rows} rows do not fit the memory: lower max_rows") from error
         self._session = session
         self._bindings: dict[int, ort.IOBinding] = {}
+        self._run_options = ort.RunOptions()
 
     def forward(self, rows: int) -> None:
         """Runs the first ``rows`` rows; the session releases the GIL while it computes.
@@ -170,9 +172,13 @@ class OnnxRuntimeBackend(HostBackend):
         """
         binding = self._bindings.get(rows) or self._bind(rows)
         try:
-            self._session.run_with_iobinding(binding)
+            self._session.run_with_iobinding(binding, self._run_options)
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             raise DenoiserError(f"ONNX Runtime could not run {rows} rows: {error}") from error
+
+    def interrupt(self) -> None:
+        """Has ONNX Runtime give a forward up before its next operator; runs of others who share the session go on."""
+        self._run_options.terminate = True
 
     def close(self) -> None:
         """Lets the session go: it is freed with the last that shares it."""

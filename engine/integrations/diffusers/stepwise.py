@@ -36,9 +36,6 @@ class InlineService(Service):
         rest: dict[str, Any] = dict.fromkeys(("sampler", "steps", "guidance_scale", "eta"))
         return resolve(self._compiler, n, table=table, seed=0, options={}, **given, **rest)
 
-    def _start(self) -> None:
-        self._drive()
-
 
 class StepwiseBatch:
     """A result handle of samples that rest after each step until the next one is requested.

@@ -89,9 +89,17 @@ def test_a_network_that_fails_says_so_and_the_engine_goes_on(tmp_path):
         np.testing.assert_array_equal(engine.sample(1, cond=1, steps=2, seed=0), before)
 
 
-def test_threads_are_counted_from_zero(tmp_path):
-    with pytest.raises(ValueError, match="threads must be at least 0, got -1"):
-        sf.Engine.load(support.write_tiny_bundle(tmp_path / "tiny").path, threads=-1)
+@pytest.mark.parametrize(
+    ("threads", "error", "message"),
+    [
+        (-1, ValueError, "threads must be at least 0, got -1"),
+        (1 << 20, ValueError, "threads must be at most .* on this machine, got 1048576"),
+        (2.0, TypeError, "threads must be a whole number, got 2.0"),
+    ],
+)
+def test_threads_are_as_many_as_a_machine_can_use(threads, error, message):
+    with pytest.raises(error, match=message):
+        sf.Engine.load("fashion", threads=threads)
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="processes are held to processors on Linux")

@@ -22,6 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import stepfuse as sf
+from stepfuse import _core
 
 TIMEOUT = 60  # seconds: nothing here takes one; a hang must end
 
@@ -183,7 +184,7 @@ def test_closing_with_abort_ends_every_request(turnstile):
     closer = threading.Thread(target=engine.close, kwargs={"abort": True})
     closer.start()
     for _ in range(1000):
-        if engine._service._aborting:
+        if engine._service.phase == _core.Phase.Aborting:
             break
         time.sleep(0.01)
     time.sleep(0.05)  # what comes between that flag and the withdrawal takes microseconds
@@ -329,7 +330,7 @@ def test_a_bug_in_the_loop_fails_all_that_wait_and_is_logged(turnstile, caplog, 
             monkeypatch.undo()
             raise MemoryError("as if")
 
-        monkeypatch.setattr("stepfuse.serving.service.error_of", bug)
+        monkeypatch.setattr("stepfuse.serving.reporting.error_of", bug)
         turnstile.let(9)
         for future in futures:
             with pytest.raises(MemoryError, match="as if"):
@@ -449,7 +450,7 @@ def test_bad_requests_are_refused_in_the_caller_s_thread(request_, error, messag
         with pytest.raises(error, match=message):
             engine.submit(request_)
         assert engine.stats()["submitted"] == 0
-        assert not engine._service._samples
+        assert not engine._service._core.owners()
 
 
 @pytest.mark.parametrize(
@@ -460,6 +461,10 @@ def test_bad_requests_are_refused_in_the_caller_s_thread(request_, error, messag
         ({"max_running": 2.5}, TypeError, "max_running must be a whole number, got 2.5"),
         ({"ageing": -0.1}, ValueError, "ageing must be finite and at least 0, got -0.1"),
         ({"max_rows": True}, TypeError, "max_rows must be a whole number, got True"),
+        ({"max_rows": 10**9}, ValueError, "max_rows must be at most 65536, got 1000000000"),
+        ({"max_queue": 2**40}, ValueError, "max_queue must be at most 16777216, got"),
+        ({"max_running": 2**40}, ValueError, "max_running must be at most 1048576, got"),
+        ({"ageing": "fast"}, TypeError, "ageing must be a number, got 'fast'"),
     ],
 )
 def test_bad_settings_are_refused(given_, error, message):

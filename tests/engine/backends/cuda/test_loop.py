@@ -82,7 +82,7 @@ def made(fake, step_on):
     for engine in engines:
         engine.close()
         del engine.network
-        engine._service._core = None
+        engine._service._core = engine._service._loop = None
     engines.clear()
 
 

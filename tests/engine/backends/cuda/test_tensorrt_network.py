@@ -135,7 +135,7 @@ def test_requests_join_and_leave_between_steps(made, buckets):
         images = [future.result() for future in futures]
     for i, image in enumerate(images):
         np.testing.assert_array_equal(image, engine_s(1, cond=i % 7, seed=i, steps=3 + i % 4)[0])
-    engine._service._core = None
+    engine._service._core = engine._service._loop = None
 
 
 def test_what_is_captured_is_launched_and_tensorrt_not_called_again(made):

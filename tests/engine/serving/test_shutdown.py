@@ -1,0 +1,249 @@
+"""How engines end: drained, aborted, abandoned, without a thread, and with the interpreter."""
+
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+
+import numpy as np
+import pytest
+import support
+
+import stepfuse as sf
+
+TIMEOUT = 30  # seconds: nothing here takes ten; a hang must end
+TABLE = sf.samplers.ddim(support.SCHEDULE, 2)
+EXPECTED = support.replay(TABLE, seed=9)[0]
+REQUEST = sf.Request(table=TABLE, seed=9)
+
+
+class Hanging:
+    """A row-wise network that hangs from its second call on, until it is released."""
+
+    def __init__(self):
+        self.hangs, self.released, self.calls = threading.Event(), threading.Event(), 0
+
+    def __call__(self, x, t, cond):
+        self.calls += 1
+        if self.calls > 1:
+            self.hangs.set()
+            assert self.released.wait(TIMEOUT)
+        return support.rowwise(x, t, cond)
+
+
+@pytest.fixture
+def hanging():
+    network = Hanging()
+    yield network
+    network.released.set()
+
+
+@pytest.mark.parametrize("abort", [True, False])
+def test_a_hung_network_is_abandoned_and_all_results_say_so(hanging, abort, caplog):
+    engine = support.make_engine(hanging, max_rows=2)
+    futures = [engine.submit(sf.Request(table=TABLE, seed=seed)) for seed in range(4)]
+    stream = engine.stream(REQUEST)
+    assert hanging.hangs.wait(TIMEOUT)
+    warmup = []
+
+    def warm():
+        try:
+            engine.warmup()
+        except sf.EngineClosed as error:
+            warmup.append(error)
+
+    thread = threading.Thread(target=warm)
+    thread.start()
+    while not engine._service._loop._work:
+        time.sleep(0.001)
+    began = time.monotonic()
+    engine.close(abort=abort, timeout=0.1)
+    assert time.monotonic() - began < 5
+    for future in futures:
+        with pytest.raises(sf.EngineClosed, match="the engine was closed before request"):
+            future.result(0)
+    with pytest.raises(sf.EngineClosed):
+        list(stream)
+    thread.join(TIMEOUT)
+    assert len(warmup) == 1
+    assert "its thread is abandoned" in caplog.text
+    with pytest.raises(sf.EngineClosed):
+        engine.submit(REQUEST)
+    engine.close()
+    # When the network does come back its thread ends, and lets everything go.
+    loop = engine._service._loop._thread
+    hanging.released.set()
+    loop.join(TIMEOUT)
+    assert not loop.is_alive()
+    assert engine.stats()["waiting"] == engine.stats()["running"] == 0
+
+
+def test_a_sample_whose_network_hangs_ends_with_the_engine(hanging):
+    engine = support.make_engine(hanging)
+    raised = []
+
+    def sample():
+        try:
+            engine.sample(2, table=TABLE)
+        except sf.EngineClosed as error:
+            raised.append(error)
+
+    caller = threading.Thread(target=sample)
+    caller.start()
+    assert hanging.hangs.wait(TIMEOUT)
+    engine.close(abort=True, timeout=0.05)
+    caller.join(TIMEOUT)
+    assert len(raised) == 1
+
+
+def test_a_timeout_gives_up_what_is_not_drawn_by_then():
+    def slow(x, t, cond):
+        time.sleep(0.01)
+        return support.rowwise(x, t, cond)
+
+    engine = support.make_engine(slow, max_rows=1)
+    futures = [engine.submit(sf.Request(steps=10, seed=i)) for i in range(100)]
+    engine.close(timeout=0.3)
+    ends = [future.exception(0) for future in futures]
+    assert ends[0] is None
+    assert isinstance(ends[-1], sf.EngineClosed)
+
+
+@pytest.mark.parametrize("timeout", [-1, float("nan")])
+def test_a_timeout_is_a_number_of_seconds(timeout):
+    with support.make_engine() as engine, pytest.raises(ValueError, match="timeout must be at least 0 seconds, got"):
+        engine.close(timeout=timeout)
+
+
+def test_onnxruntime_gives_a_forward_up_when_asked(tmp_path):
+    from stepfuse.backends.host.onnxruntime import OnnxRuntimeBackend, open_session
+
+    bundle = support.write_tiny_bundle(tmp_path / "tiny")
+    backend = OnnxRuntimeBackend(open_session(bundle.denoiser, threads=1), bundle.denoiser, bundle.info, 2)
+    backend.forward(2)
+    backend.interrupt()
+    with pytest.raises(sf.DenoiserError, match="terminate"):
+        backend.forward(2)
+
+
+def no_threads(*_, **__):
+    raise RuntimeError("can't start new thread")
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        pytest.param(lambda engine: engine.sample(2, table=TABLE), id="sample"),
+        pytest.param(lambda engine: engine.sample(2, table=TABLE, callback=lambda *_: None), id="callback"),
+        pytest.param(lambda engine: engine.submit(REQUEST), id="submit"),
+        pytest.param(lambda engine: engine.stream(REQUEST), id="stream"),
+        pytest.param(lambda engine: engine.warmup(), id="warmup"),
+        pytest.param(lambda engine: engine.calibrate(), id="calibrate"),
+    ],
+)
+def test_a_shortage_of_threads_is_said_and_passes(monkeypatch, call):
+    with support.make_engine() as engine:
+        with monkeypatch.context() as patched:
+            patched.setattr(threading, "_start_new_thread", no_threads)
+            with pytest.raises(RuntimeError, match="can't start new thread") as raised:
+                call(engine)
+            assert not isinstance(raised.value, sf.EngineClosed)
+        assert engine.stats()["submitted"] == 0
+        np.testing.assert_array_equal(engine.sample(1, table=TABLE, seed=9)[0], EXPECTED)
+
+
+def test_an_exception_in_an_idle_thread_harms_one_request_at_most():
+    import ctypes
+
+    with support.make_engine() as engine:
+        engine.sample(1, table=TABLE, seed=9)
+        time.sleep(0.02)
+        loop = engine._service._loop._thread
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(loop.ident), ctypes.py_object(SystemExit))
+        with pytest.raises(sf.DenoiserError, match="SystemExit"):
+            engine.submit(REQUEST).result(TIMEOUT)
+        np.testing.assert_array_equal(engine.submit(REQUEST).result(TIMEOUT), EXPECTED)
+
+
+def test_an_engine_that_is_let_go_ends_its_thread():
+    engine = support.make_engine()
+    engine.sample(1, table=TABLE)
+    loop = engine._service._loop._thread
+    del engine
+    loop.join(TIMEOUT)
+    assert not loop.is_alive()
+
+
+PROLOGUE = """
+import threading, time, numpy as np, stepfuse as sf
+schedule = sf.NoiseSchedule.linear()
+def make(network): return sf.Engine.from_callable(network, shape=(1, 2, 3), schedule=schedule, max_rows=4)
+def slow(x, t, c): time.sleep(0.005); return x
+entered = []
+def hang(x, t, c): print("hangs", flush=True); entered.append(1); time.sleep(1000)
+"""
+
+
+def process(code):
+    return subprocess.Popen(
+        [sys.executable, "-c", PROLOGUE + textwrap.dedent(code)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_daemon_threads_that_go_on_submitting_do_not_keep_the_process():
+    """What was submitted when the main thread ended is drawn, and what comes later refused."""
+    program = process("""
+        engine = make(slow)
+        def client():
+            while True:
+                engine.submit(sf.Request(steps=5, seed=1)).result()
+        for _ in range(12): threading.Thread(target=client, daemon=True).start()
+        first = [engine.submit(sf.Request(steps=20, seed=i)) for i in range(8)]
+        for one in first: one.add_done_callback(lambda one: print("drawn", one.exception(), flush=True))
+        threading.excepthook = lambda args: print(args.exc_type.__name__, flush=True)
+        """)
+    out, err = program.communicate(timeout=TIMEOUT)
+    assert program.returncode == 0, err
+    assert out.count("drawn None") == 8
+    assert set(out.replace("drawn None", "").replace("EngineClosed", "").split()) == set()
+
+
+def test_ctrl_c_while_the_exit_draws_ends_the_process_by_it():
+    program = process("""
+        import atexit
+        engines = [make(slow), make(slow)]
+        atexit.register(print, "main ends", flush=True)
+        futures = [engine.submit(sf.Request(steps=500, seed=1)) for engine in engines for _ in range(100)]
+        """)
+    assert program.stdout.readline() == "main ends\n"
+    time.sleep(0.1)
+    program.send_signal(signal.SIGINT)
+    _, err = program.communicate(timeout=TIMEOUT)
+    assert program.returncode == -signal.SIGINT, err
+    assert err.strip().splitlines()[-1].startswith("KeyboardInterrupt")
+
+
+def test_a_process_ends_whose_network_hangs():
+    abandoned = process("""
+        engine = make(hang)
+        future = engine.submit(sf.Request(steps=5))
+        while not entered: time.sleep(0.01)
+        engine.close(abort=True, timeout=0.1)
+        print(type(future.exception()).__name__, flush=True)
+        """)
+    interrupted = process("""
+        engine = make(hang)
+        future = engine.submit(sf.Request(steps=5))
+        """)
+    assert interrupted.stdout.readline() == "hangs\n"
+    time.sleep(0.3)
+    interrupted.send_signal(signal.SIGINT)
+    out, err = abandoned.communicate(timeout=TIMEOUT)
+    assert (abandoned.returncode, out) == (0, "hangs\nEngineClosed\n"), err
+    interrupted.communicate(timeout=TIMEOUT)
+    assert interrupted.returncode == -signal.SIGINT
