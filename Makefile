@@ -25,7 +25,7 @@ test-slow: .venv-dev/.ready
 MINUTES ?= 60
 fuzz: .venv-dev/.ready
 	end=$$(( $$(date +%s) + 60 * $(MINUTES) )); while [ $$(date +%s) -lt $$end ]; do \
-	    $(PYTEST) -q tests/fuzz --hypothesis-profile=fuzz || exit 1; done
+	    $(MAKE) -f tests/core/sanitize.mk -j $$(nproc) fuzz && $(PYTEST) -q tests/fuzz --hypothesis-profile=fuzz || exit 1; done
 
 # What the newest versions within the extras' ranges break; says first where they differ from the lock. torch and
 # diffusers stay, which the test extra pins.

@@ -17,7 +17,7 @@ plain := -O2 -DNDEBUG
 thread := -O1 -fsanitize=thread
 address := -O1 -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 
-.PHONY: all stress thread address thread_device address_device allocations lifetimes bindings
+.PHONY: all stress thread address thread_device address_device allocations lifetimes bindings fuzz
 .SECONDARY:
 
 all: thread address thread_device address_device allocations lifetimes
@@ -46,46 +46,31 @@ thread_device: $(OUT)/thread/stress_device
 address_device: $(OUT)/address/stress_device
 	$(call without_leaks,$(DEVICE_SECONDS))
 
-# The bindings, with the Python that has pybind11 and numpy: whatever they are given, no byte beyond what is theirs. Not
-# optimised: compiling takes longer than the calls.
-PYTHON ?= .venv-dev/bin/python
-BINDINGS := $(patsubst %.cpp,$(OUT)/bindings/%.o,$(wildcard csrc/bindings/*.cpp) $(CORE) $(CUDA))
-bindings: $(OUT)/bindings/_core.so
-	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
-	    ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 $(PYTHON) tests/core/hostile_calls.py 20000 $<
-
-$(OUT)/bindings/%.o: %.cpp
-	@mkdir -p $(@D)
-	$(CXX) $(FLAGS) -O0 -fPIC -fvisibility=hidden $(filter -fsanitize% -fno-sanitize%,$(address)) \
-	    $$($(PYTHON) -m pybind11 --includes) -c $< -o $@
-
-$(OUT)/bindings/_core.so: $(BINDINGS)
-	$(CXX) $(address) -shared $^ -ldl -o $@
-
 lifetimes: $(OUT)/address/lifetimes $(OUT)/address/libfake.so
 	if $< >/dev/null 2>&1; then $^; else ASAN_OPTIONS=detect_leaks=0 $^; fi
 
-# The Python extension under the address sanitizer, and the tests that give it arguments of any kind.
-PYTHON := .venv-dev/bin/python
+# The Python extension under the address sanitizer, with the Python that has pybind11 and numpy: whatever it is given, no
+# byte beyond what is its own. The bindings are not optimised: compiling takes longer than the calls.
+PYTHON ?= .venv-dev/bin/python
 SITE := $(OUT)/address/site
 BINDINGS := $(patsubst csrc/bindings/%.cpp,$(OUT)/address/csrc/bindings/%.o,$(wildcard csrc/bindings/*.cpp))
-TESTS := tests/fuzz/test_fuzz_core.py tests/fuzz/test_fuzz_arguments.py tests/core
-# Python itself is not built with the sanitizer: its library comes first, and libstdc++ with it for exceptions' sake.
-PRELOAD = $(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file-name=libstdc++.so.6)
+# Python itself is not built with it: its libraries come first, and libstdc++ with them for exceptions' sake.
+sanitized = LD_PRELOAD="$(foreach name,asan ubsan stdc++,$(shell $(CXX) -print-file-name=lib$(name).so))" \
+    ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 PYTHONPATH=$(SITE) $(PYTHON)
 
-$(BINDINGS): extra = -O0 -g0 -fno-sanitize=undefined -fvisibility=hidden $(shell $(PYTHON) -m pybind11 --includes 2>/dev/null)
+bindings: $(SITE)/stepfuse/_core.so
+	$(sanitized) tests/core/hostile_calls.py 20000 $<
 
+# Random calls instead of the same ones: the package as it is installed, but for the extension.
+fuzz: $(SITE)/stepfuse/_core.so
+	ln -sfn $(CURDIR)/engine/* $(CURDIR)/kernels $(CURDIR)/export $(SITE)/stepfuse/
+	$(sanitized) -c 'import stepfuse._core as core; assert core.__file__.endswith("$<"), core.__file__'
+	$(sanitized) -m pytest -q tests/fuzz/test_fuzz_core.py tests/fuzz/test_fuzz_arguments.py --hypothesis-profile=fuzz
+
+$(BINDINGS): extra = -O0 -g1 -fno-sanitize=undefined -fvisibility=hidden $(shell $(PYTHON) -m pybind11 --includes 2>/dev/null)
 $(SITE)/stepfuse/_core.so: $(BINDINGS) $(call device_objects,address)
 	@mkdir -p $(@D)
 	$(CXX) $(FLAGS) $(address) -shared $^ -ldl -o $@
-
-# The package as it is installed, but for the extension.
-bindings: $(SITE)/stepfuse/_core.so
-	ln -sfn $(CURDIR)/engine/* $(SITE)/stepfuse/
-	ln -sfn $(CURDIR)/kernels $(CURDIR)/export $(SITE)/stepfuse/
-	LD_PRELOAD="$(PRELOAD)" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SITE) \
-	    $(PYTHON) -c 'import stepfuse._core as core; assert core.__file__.endswith("$<"), core.__file__'
-	LD_PRELOAD="$(PRELOAD)" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SITE) $(PYTHON) -m pytest -q $(TESTS)
 
 define variant
 $(OUT)/$(1)/%.o: %.cpp
