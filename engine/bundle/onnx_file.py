@@ -28,6 +28,9 @@ _INSIDE: dict[int, dict[int, int]] = {  # messages that lead to tensors: kind of
     _TENSOR: {13: _ENTRY},
 }
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types
+_INPUT = 1  # of a node: a name, empty where an input is left out
+#: Operators that read every input, however many: ONNX Runtime (1.32) does not check that each is there, and crashes.
+_OF_ALL_INPUTS = {b"Concat", b"Einsum", b"Max", b"Mean", b"Min", b"SequenceConstruct", b"Sum"}
 _LENGTHS = {_FIXED64: 8, _FIXED32: 4}
 _INITIALIZER = 2  # messages around a tensor that is an initializer of the main graph: the model, the graph
 _DEEPEST = 100  # messages in messages, as protobuf's own readers have it
@@ -125,7 +128,7 @@ def _locations(data: Bytes) -> set[str]:
 
     Raises:
         ValueError: If the bytes are no ONNX model, another tensor than an initializer of the main graph has a location,
-            which ONNX Runtime would look up itself, or a node loads a compiled engine.
+            which ONNX Runtime would look up itself, or a node loads a compiled engine or lacks an input.
     """
     found: set[str] = set()
     fields = 0
@@ -134,13 +137,15 @@ def _locations(data: Bytes) -> set[str]:
         kind, start, end, depth = messages.pop()
         if depth > _DEEPEST:
             raise ValueError(f"messages must nest at most {_DEEPEST} deep")
+        operator, left_out = b"", False
         for number, wire, at, stop in _fields(data, start, end):
             fields += 1
             if fields > _MOST_FIELDS:
                 raise ValueError(f"it must have at most {_MOST_FIELDS} fields")
             inside = _INSIDE[kind].get(number) if wire == _BYTES else None
             if inside == _OPERATOR:
-                if data[at:stop] == b"EPContext":
+                operator = data[at:stop]
+                if operator == b"EPContext":
                     raise ValueError("nodes must be operators of a graph, got EPContext, which loads a compiled engine")
             elif inside == _ENTRY:
                 named = _location(data, at, stop)
@@ -151,6 +156,9 @@ def _locations(data: Bytes) -> set[str]:
                 found.update(named)
             elif inside is not None:
                 messages.append((inside, at, stop, depth + 1))
+            left_out |= kind == _NODE and number == _INPUT and at == stop
+        if left_out and operator in _OF_ALL_INPUTS:
+            raise ValueError(f"all inputs of {operator.decode()} must be there, got one without a name")
     return found
 
 

@@ -151,6 +151,14 @@ def test_a_node_that_loads_a_compiled_engine_is_refused(folder):
         sf.Bundle.load(folder({"denoiser.onnx": network(nodes=[node]).SerializeToString()}))
 
 
+@pytest.mark.parametrize("operator", ["Sum", "Max", "Concat"])
+def test_an_operator_of_all_its_inputs_has_them_all(folder, operator):
+    """ONNX allows an empty name for optional inputs alone; ONNX Runtime 1.32 loads this and crashes when it runs."""
+    node = _NODES(operator, ["sample", ""], ["w"], **({"axis": 0} if operator == "Concat" else {}))
+    with pytest.raises(sf.BundleError, match=f"all inputs of {operator} must be there, got one without a name"):
+        sf.Bundle.load(folder({"denoiser.onnx": network(nodes=[node]).SerializeToString()}))
+
+
 def test_a_graph_that_is_cut_or_nests_without_end_is_refused(folder):
     content = network(**PLACES["subgraph"]("w.bin")).SerializeToString()
     for cut in range(len(content) // 2, len(content) - 1, 97):
