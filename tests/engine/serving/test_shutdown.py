@@ -176,8 +176,10 @@ def test_an_engine_that_is_let_go_ends_its_thread():
     assert not loop.is_alive()
 
 
+# A shell starts what runs in the background with SIGINT ignored.
 PROLOGUE = """
-import threading, time, numpy as np, stepfuse as sf
+import signal, threading, time, numpy as np, stepfuse as sf
+signal.signal(signal.SIGINT, signal.default_int_handler)
 schedule = sf.NoiseSchedule.linear()
 def make(network): return sf.Engine.from_callable(network, shape=(1, 2, 3), schedule=schedule, max_rows=4)
 def slow(x, t, c): time.sleep(0.005); return x
