@@ -16,3 +16,4 @@ def _load(name):
 
 
 _load("mutations")
+_load("targets")

@@ -1,49 +1,22 @@
 """Bundles whose manifest, network or tokenizer anyone may have written: loaded and run, or refused as a BundleError."""
 
-import hashlib
 import json
 
-import numpy as np
 import onnx
 import pytest
 import support
 from hypothesis import given
 from hypothesis import strategies as st
 from mutations import contents, contract, fuzz, json_files
+from targets import load_and_sample, rewrite
 from typer.testing import CliRunner
 
-import stepfuse as sf
 from stepfuse.cli import app
-
-#: What a request to a network that loads may end in: the network may still be any.
-RUN_ERRORS = (sf.BundleError, sf.DenoiserError, sf.EngineClosed, ValueError, TypeError)
 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
     return support.write_tiny_bundle(tmp_path_factory.mktemp("fuzzed") / "tiny").path
-
-
-def rewrite(folder, name, content):
-    """Puts a file into a bundle as its author would: with its size and checksum."""
-    manifest = json.loads((folder / "manifest.json").read_text())
-    (folder / name).write_bytes(content)
-    manifest["files"][name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-
-
-def load_and_sample(folder):
-    """A step of whatever loads; samples keep the shape that the manifest states."""
-    engine = None
-    with contract(sf.BundleError):
-        engine = sf.Engine.load(folder, threads=1)
-    if engine is None:
-        return
-    with engine, contract(*RUN_ERRORS):
-        if np.prod(engine.info.shape) < 1 << 20:
-            samples = engine.sample(1, steps=1, seed=1)
-            assert samples.shape == (1, *engine.info.shape)
-            assert np.isfinite(samples).all()
 
 
 def test_manifests(bundle):

@@ -10,6 +10,7 @@ import support
 from hypothesis import given
 from hypothesis import strategies as st
 from mutations import NUMBERS, contents, contract, documents, dump, fuzz, json_files
+from targets import load_and_run
 
 import stepfuse as sf
 from stepfuse.integrations.scheduler_config import read_scheduler
@@ -30,20 +31,6 @@ def array(values):
     buffer = io.BytesIO()
     np.lib.format.write_array(buffer, np.asarray(values), allow_pickle=True)
     return buffer.getvalue()
-
-
-def load_and_run(path):
-    """A table that loads is one that runs."""
-    table = None
-    with contract(ValueError):
-        table = sf.StepTable.load(path)
-    if table is None:
-        return
-    with contract(), support.make_engine() as engine:
-        assert len(table) >= 1
-        repr(table).encode()
-        with contract(ValueError, TypeError, sf.DenoiserError):
-            engine.sample(1, table=table[:2], seed=0)
 
 
 ROWS = st.one_of(
