@@ -36,7 +36,7 @@ class NewFolder:
     def finish(self, manifest: Mapping[str, Any], check: Callable[[Path], T]) -> T:
         """Hashes each file once, writes the manifest, has it checked, and renames the folder to ``target``.
 
-        Whoever opens ``target`` meanwhile finds the old folder or the new one. Writers of the same folder take turns.
+        A reader of ``target`` finds the old folder or the new one. Writers of the same folder take turns.
 
         Args:
             manifest: All but ``format_version``; what stands under ``files`` is replaced.
