@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from stepfuse import _core
 from stepfuse.arguments import number, whole_number
@@ -15,7 +17,9 @@ HOST_ROWS, GPU_ROWS = 64, 16
 MOST = {"max_rows": 1 << 16, "max_queue": 1 << 24, "max_running": 1 << 20}
 
 #: Which request steps next, by name; ``csrc/core/loop/planner.h`` says how each orders them.
-POLICIES = {
+Policy = Literal["fifo", "shortest", "deadline"]
+
+POLICIES: Mapping[str, _core.Policy] = {
     "fifo": _core.Policy.FirstCome,
     "shortest": _core.Policy.ShortestFirst,
     "deadline": _core.Policy.EarliestDeadline,
@@ -64,7 +68,7 @@ class Serving:
     """
 
     max_rows: int | None = None
-    policy: str = "fifo"
+    policy: Policy = "fifo"
     ageing: float = 0.002
     max_queue: int = 1024
     max_running: int | None = None

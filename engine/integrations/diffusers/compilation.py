@@ -8,13 +8,15 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from diffusers import DiffusionPipeline
 
 from stepfuse.integrations.diffusers.loop import DenoisingLoop, PipelineFamily
 from stepfuse.integrations.diffusers.predictors import BundlePredictor, ModulePredictor, Predictor
 from stepfuse.integrations.diffusers.scheduler_table import settings_of
+
+Pipeline = TypeVar("Pipeline")  # a diffusers pipeline's class
 
 _FAMILIES: Mapping[str, PipelineFamily] = {
     "DDPMPipeline": PipelineFamily(),
@@ -29,7 +31,7 @@ _FAMILIES: Mapping[str, PipelineFamily] = {
 }
 
 
-def compile(pipe: Any, *, bundle: str | os.PathLike[str] | None = None) -> Any:
+def compile(pipe: Pipeline, *, bundle: str | os.PathLike[str] | None = None) -> Pipeline:
     """The same pipeline with its denoising loop run by the engine.
 
     Its call takes and returns the same as before: the pipeline's own code checks, encodes, noises, calls back and
@@ -54,7 +56,7 @@ def compile(pipe: Any, *, bundle: str | os.PathLike[str] | None = None) -> Any:
         BundleError: If the bundle cannot be used.
     """
     if isinstance(pipe, _Compiled):
-        pipe = pipe.original
+        pipe = cast(Pipeline, pipe.original)
     kind = type(pipe)
     if kind.__name__ not in _FAMILIES or not isinstance(pipe, DiffusionPipeline):
         raise ValueError(f"pipe must be one of {', '.join(_FAMILIES)}, got {kind.__name__}")
@@ -70,7 +72,7 @@ def compile(pipe: Any, *, bundle: str | os.PathLike[str] | None = None) -> Any:
     family = _FAMILIES[kind.__name__]
     predictor = ModulePredictor() if bundle is None else BundlePredictor(bundle, getattr(pipe, family.network))
     compiled.__dict__.update(pipe.__dict__, _stepfuse=_CompiledState(family, predictor))
-    return compiled
+    return cast(Pipeline, compiled)
 
 
 class _Compiled:
