@@ -1,16 +1,17 @@
 """The wheel: it holds everything, and samples in a fresh environment of the base dependencies alone."""
 
-import contextlib
-import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import venv
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+import stepfuse._core
 
 ROOT = Path(__file__).parents[1]
 LOCK = ROOT / "requirements.lock"
@@ -26,20 +27,6 @@ def run(*command, cwd, ok=True):
     return done.stdout if ok else done.stderr
 
 
-@contextlib.contextmanager
-def all_processors():
-    """For a compiler: tests in several processes are held to a processor each."""
-    if not hasattr(os, "sched_setaffinity"):
-        yield
-        return
-    held = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, range(os.cpu_count()))
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, held)
-
-
 def tracked(*patterns):
     listed = run("git", "ls-files", "-z", *patterns, cwd=ROOT).split("\0")
     return [name for name in listed if name and (ROOT / name).is_file()]
@@ -47,14 +34,20 @@ def tracked(*patterns):
 
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory):
-    """Built from a copy of the tracked sources, so that nothing untracked helps."""
+    """Built from a copy of the tracked sources, so that nothing untracked helps, with the core that is installed.
+
+    That was compiled by the same ``setup.py``; setuptools takes what is newer than its sources.
+    """
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     for name in tracked():
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, source / name)
+    core = Path(stepfuse._core.__file__).resolve()
+    built = source / "build" / f"lib.{sysconfig.get_platform()}-{sys.implementation.cache_tag}" / "stepfuse" / core.name
+    built.parent.mkdir(parents=True)
+    shutil.copyfile(core, built)
     options = ["--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", out]
-    with all_processors():
-        run(sys.executable, "-m", "pip", "wheel", *options, source, cwd=out)
+    run(sys.executable, "-m", "pip", "wheel", *options, source, cwd=out)
     [built] = out.iterdir()
     return built
 
