@@ -117,15 +117,20 @@ def test_a_timeout_is_a_number_of_seconds(timeout):
         engine.close(timeout=timeout)
 
 
-def test_onnxruntime_gives_a_forward_up_when_asked(tmp_path):
-    from stepfuse.backends.host.onnxruntime import OnnxRuntimeBackend, open_session
+@pytest.mark.parametrize("seconds", [0.0, 1e9])
+def test_onnxruntime_gives_a_forward_up_when_asked_if_the_last_was_long(tmp_path, monkeypatch, seconds):
+    from stepfuse.backends.host import onnxruntime as host
 
+    monkeypatch.setattr(host, "_LONG", seconds)
     bundle = support.write_tiny_bundle(tmp_path / "tiny")
-    backend = OnnxRuntimeBackend(open_session(bundle.denoiser, threads=1), bundle.denoiser, bundle.info, 2)
+    backend = host.OnnxRuntimeBackend(host.open_session(bundle.denoiser, threads=1), bundle.denoiser, bundle.info, 2)
     backend.forward(2)
     backend.interrupt()
-    with pytest.raises(sf.DenoiserError, match="terminate"):
+    if seconds:
         backend.forward(2)
+    else:
+        with pytest.raises(sf.DenoiserError, match="terminate"):
+            backend.forward(2)
 
 
 # What starts a thread: since Python 3.13 under another name.
