@@ -61,7 +61,7 @@ def require_memory(model: ModelInfo, pipeline: PipelineInfo, shape: tuple[int, .
     if n > most:
         raise ValueError(
             f"a call must be for at most {most} pictures of {width} x {height} pixels, as many as fit this machine's"
-            f" memory, got {n}, which would take {n * each / 1e9:.3g} GB"
+            f" memory, got {n}, which would take {n * each // 10**9:,} GB"
         )
 
 

@@ -287,7 +287,7 @@ def _require_memory(n: int, shape: tuple[int, ...]) -> None:
     if n > most:
         raise ValueError(
             f"n must be at most {most}, as many samples of shape {shape} as fit this machine's memory, got {n}, which"
-            f" would take {n * each / 1e9:.3g} GB: draw them in several calls, or with as_completed"
+            f" would take {n * each // 10**9:,} GB: draw them in several calls, or with as_completed"
         )
 
 

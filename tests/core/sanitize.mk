@@ -64,6 +64,7 @@ bindings: $(SITE)/stepfuse/_core.so
 # Random calls instead of the same ones: the package as it is installed, but for the extension.
 fuzz: $(SITE)/stepfuse/_core.so
 	ln -sfn $(CURDIR)/engine/* $(CURDIR)/kernels $(CURDIR)/export $(SITE)/stepfuse/
+	rm -f $(SITE)/stepfuse/_core.*.so
 	$(sanitized) -c 'import stepfuse._core as core; assert core.__file__.endswith("$<"), core.__file__'
 	$(sanitized) -m pytest -q tests/fuzz/test_fuzz_core.py tests/fuzz/test_fuzz_arguments.py --hypothesis-profile=fuzz
 
