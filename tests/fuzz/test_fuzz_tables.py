@@ -9,7 +9,7 @@ import pytest
 import support
 from hypothesis import given
 from hypothesis import strategies as st
-from mutations import NUMBERS, contents, contract, documents, dump, fuzz, json_files
+from mutations import NUMBERS, contents, contract, documents, fuzz, json_files
 from targets import load_and_run
 
 import stepfuse as sf
@@ -139,4 +139,3 @@ def test_scheduler_configurations(config):
             engine.sample(1, steps=2, seed=0, **settings.defaults)
 
     check()
-    dump(config)
