@@ -35,7 +35,7 @@ def analyze(
 ) -> None:
     """Run the experiments on a model and write a report: tables, pictures, one page.
 
-    The experiments: reproducibility, degradation, smoothness, paths, round_trip, round_trip_told, guidance,
+    The experiments: reproducibility, degradation, smoothness, paths, round_trip, round_trip_conditioned, guidance,
     guidance_interval, frontier.
     """
     with plain_errors():
@@ -64,4 +64,4 @@ def _print_outcome(outcome: Outcome) -> None:
         text, time = f"not run: {outcome.skipped}", ""
     else:
         text, time = outcome.findings[0], f"{outcome.seconds:.1f} s"
-    console.print(f"[bold]{outcome.name:18}[/]{time:>9}  {shown(text)}", highlight=False, soft_wrap=True)
+    console.print(f"[bold]{outcome.name:22}[/]{time:>9}  {shown(text)}", highlight=False, soft_wrap=True)

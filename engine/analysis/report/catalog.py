@@ -103,7 +103,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         findings.of_round_trip,
         _no_inversion,
     ),
-    "round_trip_told": Experiment(
+    "round_trip_conditioned": Experiment(
         "Encoding and back, conditioned on the class",
         "The same, with the network conditioned on the class of each image, both ways.",
         partial(runs.run_round_trip, conditioned=True),

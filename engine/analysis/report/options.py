@@ -24,7 +24,7 @@ SIZES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"images": 32, "steps": (10, 25, 50, 100, 200), "refinements": (0, 1, 2)},
         {"images": 8, "steps": (10, 25), "refinements": (0, 1)},
     ),
-    "round_trip_told": (
+    "round_trip_conditioned": (
         {"images": 32, "steps": (25, 50, 100), "refinements": (0, 1)},
         {"images": 8, "steps": (10, 25), "refinements": (0, 1)},
     ),

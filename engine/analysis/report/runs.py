@@ -65,7 +65,7 @@ def run_paths(_subject: Subject, options: ReportOptions) -> Any:
 
 def run_round_trip(subject: Subject, options: ReportOptions, *, conditioned: bool) -> Any:
     """Encoding and back, conditioned on the classes of the images or unconditional."""
-    sizes = options.sizes("round_trip_told" if conditioned else "round_trip")
+    sizes = options.sizes("round_trip_conditioned" if conditioned else "round_trip")
     images, labels = _images_to_encode(subject, sizes["images"], options)
     total = _total(subject)
     return round_trip(

@@ -65,7 +65,7 @@ def test_every_experiment_leaves_its_picture_rows_and_record(judged):
     folder, outcomes = judged
     ran = [outcome.name for outcome in outcomes if not outcome.skipped]
     assert [outcome.name for outcome in outcomes] == list(EXPERIMENTS)
-    assert set(EXPERIMENTS) - set(ran) == {"round_trip_told"}  # the classes of the real samples are not known
+    assert set(EXPERIMENTS) - set(ran) == {"round_trip_conditioned"}  # the classes of the real samples are not known
     for name in ran:
         with Image.open(folder / f"{name}.png") as picture:
             picture.load()
@@ -113,7 +113,7 @@ def test_points_without_classes_or_judge_give_a_report_too(tmp_path):
     with point_engine() as engine:
         outcomes = analyze(engine, tmp_path, quick=True)
     skipped = {outcome.name: outcome.skipped for outcome in outcomes if outcome.skipped}
-    assert set(skipped) == {"round_trip_told", "guidance", "guidance_interval"}
+    assert set(skipped) == {"round_trip_conditioned", "guidance", "guidance_interval"}
     assert all("no classes" in reason for reason in skipped.values())
     page = (tmp_path / "report.md").read_text()
     assert "--judge FOLDER" in page
