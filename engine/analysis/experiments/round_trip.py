@@ -16,11 +16,6 @@ from stepfuse.serving.in_flight import Images
 KEPT_IMAGES = 10
 
 
-def refinements_text(refinements: int) -> str:
-    """Such as ``1 refinement`` or ``2 refinements``."""
-    return f"{refinements} refinement{'s' * (refinements != 1)}"
-
-
 @dataclass(frozen=True)
 class RoundTripRow:
     """One step count and number of refinements.

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from stepfuse.analysis.experiments.wording import plural
 from stepfuse.arguments import whole_number
 from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.engine import Engine
@@ -121,7 +122,7 @@ def sampler_title(sampler: str, steps: int | None = None, options: str = "") -> 
     """Such as ``DDIM 50 steps, eta 0``: a step count is always given with its sampler."""
     title = SAMPLER_TITLES.get(sampler, sampler)
     if steps is not None:
-        title += f" {steps} step{'s' if steps != 1 else ''}"
+        title += f" {plural(steps, 'step')}"
     return f"{title}, {options}" if options else title
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from stepfuse.analysis.experiments.guidance_interval import EVERYWHERE, IntervalRow, IntervalSaving
 from stepfuse.analysis.experiments.sampling import sampler_title
+from stepfuse.analysis.experiments.wording import plural, saving, short
 from stepfuse.analysis.figures.pictures import annotate_rows, drawable, show_images
 from stepfuse.analysis.figures.style import new_figure, sampler_colour, styled
 
@@ -22,7 +23,7 @@ def draw_interval_saving(result: IntervalSaving) -> Figure:
     ]
     numbers = [_numbers(row) for row in result.rows]
     title = f"{sampler_title(result.sampler, result.steps)}, guidance {result.guidance_scale:g}"
-    title += f": an interval saves {result.passes_saved:.0%} of the passes"
+    title += f": an interval {saving(result.passes_saved, 'the passes')}"
     if drawable(result.images.shape[2:]):
         figure = new_figure(9.0, 1.9)
         axes = figure.subplots()
@@ -42,7 +43,7 @@ def draw_interval_saving(result: IntervalSaving) -> Figure:
 
 
 def _numbers(row: IntervalRow) -> str:
-    text = f"{row.passes:g} passes, {row.seconds:.3g} s"
+    text = f"{plural(row.passes, 'pass', 'passes')}, {short(row.seconds)} s"
     if row.distance is not None:
-        text += f"\nFréchet distance {row.distance:.3g}"
+        text += f"\nFréchet distance {short(row.distance)}"
     return text if row.accuracy is None else f"{text}\nnamed right {row.accuracy:.1%}"

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from stepfuse.analysis.experiments.paths import Paths, PathsRow
 from stepfuse.analysis.experiments.sampling import sampler_title
+from stepfuse.analysis.experiments.wording import plural, short
 from stepfuse.analysis.figures.style import FAINT, INK, new_figure, styled
 
 if TYPE_CHECKING:
@@ -123,6 +124,6 @@ def _spread_out(starts: Points, count: int) -> list[int]:
 
 
 def _caption(row: PathsRow) -> str:
-    again = "the same end in every run" if row.runs_apart == 0 else f"another run ends {row.runs_apart:.2g} away"
-    reversals = f"turns back {row.reversals:.0f} times"
-    return f"a path is {row.path_length:.0f} long and {reversals}\nfrom the same start, {again}"
+    again = "the same end in every run" if row.runs_apart == 0 else f"another run ends {short(row.runs_apart, 2)} away"
+    reversals = f"turns back {plural(round(row.reversals), 'time')}"
+    return f"a path is {short(row.path_length, 2)} long and {reversals}\nfrom the same start, {again}"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from stepfuse.analysis.experiments.reproducibility import Reproducibility
+from stepfuse.analysis.experiments.reproducibility import Reproducibility, ReproducibilityRow
 from stepfuse.analysis.experiments.sampling import sampler_title
+from stepfuse.analysis.experiments.wording import short
 from stepfuse.analysis.figures.pictures import annotate_rows, drawable, show_images
 from stepfuse.analysis.figures.style import cond_suffix, new_figure, sampler_colour, styled
 
@@ -19,11 +20,7 @@ _SEEDS = {"different": "another seed a run", "same": "one seed"}
 def draw_reproducibility(result: Reproducibility) -> Figure:
     """The runs of each sampler side by side, and their mean squared error; bars alone if samples are no pictures."""
     labels = [f"{sampler_title(row.sampler, row.steps, row.options)}\n{_SEEDS[row.seeds]}" for row in result.rows]
-    numbers = [
-        f"pairwise MSE {_short(row.pairwise_mse_mean)} ± {_short(row.pairwise_mse_std)}\n"
-        + ("the same bits" if row.bit_identical else f"variance {_short(row.variance)}")
-        for row in result.rows
-    ]
+    numbers = [_numbers(row, result.runs) for row in result.rows]
     if not drawable(result.images.shape[2:]):
         return _bars(result, labels, numbers)
     height = 0.9 + len(labels) * 6.4 / max(result.runs + 5, 8)
@@ -55,5 +52,7 @@ def _bars(result: Reproducibility, labels: list[str], numbers: list[str]) -> Fig
     return figure
 
 
-def _short(value: float) -> str:
-    return "0" if value == 0 else f"{value:.2g}"
+def _numbers(row: ReproducibilityRow, runs: int) -> str:
+    spread = f" ± {short(row.pairwise_mse_std, 2)}" if runs > 2 else ""  # two runs are one pair
+    apart = f"pairwise MSE {short(row.pairwise_mse_mean, 2)}{spread}"
+    return f"{apart}\n" + ("the same bits" if row.bit_identical else f"variance {short(row.variance, 2)}")

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stepfuse.analysis.experiments.round_trip import RoundTrip, refinements_text
+from stepfuse.analysis.experiments.round_trip import RoundTrip
+from stepfuse.analysis.experiments.wording import plural
 from stepfuse.analysis.figures.pictures import drawable, show_images
 from stepfuse.analysis.figures.style import log_steps_axis, new_figure, styled
 
@@ -27,7 +28,7 @@ def draw_round_trip(result: RoundTrip) -> Figure:
         axes = figure.subplot_mosaic([["curve"], ["pictures"]], height_ratios=[3.2, 3.0])
         low, high = result.data_range
         noise = low + (high - low) * (result.noise + 3) / 6  # three standard deviations either way
-        ends = (f"back, {refinements_text(n)}" for n in (rounds[0], rounds[-1]))
+        ends = (f"back, {plural(n, 'refinement')}" for n in (rounds[0], rounds[-1]))
         show_images(
             axes["pictures"],
             np.stack([result.images, noise, *result.returned]),
@@ -40,7 +41,7 @@ def draw_round_trip(result: RoundTrip) -> Figure:
         curve = figure.subplots()
     for index, n in enumerate(rounds):
         points = [(row.steps, row.mse) for row in result.rows if row.refinements == n]
-        label = f"{refinements_text(n)} a step"
+        label = f"{plural(n, 'refinement')} a step"
         curve.plot(*zip(*points, strict=True), marker="o", color=_COLOURS[index % len(_COLOURS)], label=label)
     counts = sorted({row.steps for row in result.rows})
     curve.set_yscale("log")
@@ -51,5 +52,5 @@ def draw_round_trip(result: RoundTrip) -> Figure:
     curve.legend()
     conditioning = "conditioned on their class" if result.conditioned else "unconditional"
     guidance = f"guidance {result.guidance_scale:g}"
-    curve.set_title(f"encode, then sample: {result.images_encoded} images, {conditioning}, {guidance}")
+    curve.set_title(f"encode, then sample: {plural(result.images_encoded, 'image')}, {conditioning}, {guidance}")
     return figure

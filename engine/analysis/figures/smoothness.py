@@ -8,6 +8,7 @@ import numpy as np
 
 from stepfuse.analysis.experiments.sampling import sampler_title
 from stepfuse.analysis.experiments.smoothness import Smoothness
+from stepfuse.analysis.experiments.wording import short
 from stepfuse.analysis.figures.pictures import drawable, show_images
 from stepfuse.analysis.figures.style import cond_suffix, new_figure, sampler_colour, styled
 
@@ -41,7 +42,7 @@ def draw_smoothness(result: Smoothness) -> Figure:
             if (point.sampler, point.options) == (row.sampler, row.options) and point.mse_to_next is not None
         ]
         title = sampler_title(row.sampler, row.steps, row.options)
-        label = f"{title}: mean {row.neighbour_mse:.2g}, variance across runs {row.variance:.2g}"
+        label = f"{title}: mean {short(row.neighbour_mse, 2)}, variance across runs {short(row.variance, 2)}"
         curve.plot(*zip(*gaps, strict=True), marker="o", color=sampler_colour(row.sampler), label=label)
     curve.set_ylim(bottom=0)
     curve.set_xlabel("along the walk")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from stepfuse.analysis.experiments.wording import plural, short
 from stepfuse.analysis.report.findings import FAILED
 from stepfuse.analysis.report.tables import as_markdown, markdown
 
@@ -28,7 +29,7 @@ def _preface(records: Sequence[Record]) -> str:
     machine, versions = latest["machine"], latest["versions"]
     processor = markdown(machine["processor"])
     lines = [
-        f"Made by `stepfuse analyze`, last on {latest['date'][:10]}: {processor}, {machine['cores']} cores"
+        f"Made by `stepfuse analyze`, last on {latest['date'][:10]}: {processor}, {plural(machine['cores'], 'core')}"
         f" ({machine['instructions']}), {machine['system']}; "
         + ", ".join(f"{name} {number}" for name, number in versions.items() if number)
         + f". All experiments together took {_duration(sum(record.get('seconds', 0.0) for record in records))}.",
@@ -71,7 +72,7 @@ def _section(record: Record) -> str:
 def _written(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return f"{value:.3g}" if isinstance(value, float) else markdown(value)
+    return short(value) if isinstance(value, float) else markdown(value)
 
 
 def _duration(seconds: float) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from stepfuse.analysis.experiments.wording import short
 from stepfuse.display import printable
 from stepfuse.files.atomic import write_atomically
 
@@ -101,5 +102,5 @@ def _short(value: Any) -> str:
     if isinstance(value, list):
         return " to ".join(_short(one) for one in value)
     if isinstance(value, float):
-        return f"{value:.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
+        return short(value)
     return markdown(value)
