@@ -26,6 +26,7 @@ from stepfuse.analysis.measures.flops import flops_of
 from stepfuse.analysis.measures.frechet import FeatureFunction, Statistics, frechet_distance
 from stepfuse.analysis.measures.judge import Judge
 from stepfuse.analysis.measures.judge_writer import write_judge
+from stepfuse.analysis.report.redraw import redraw
 from stepfuse.analysis.report.runner import analyze
 
 __all__ = [
@@ -62,6 +63,7 @@ __all__ = [
     "interval_saving",
     "orderings",
     "paths",
+    "redraw",
     "reproducibility",
     "round_trip",
     "save_figure",

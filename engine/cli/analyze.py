@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 
 def analyze(
+    context: typer.Context,
     model: Model = "fashion",
     output: Annotated[Path, typer.Option("--output", "-o", help="The report's folder.")] = Path("report"),
     quick: Annotated[bool, typer.Option("--quick", help="Small sizes: to see it work, not to quote.")] = False,
@@ -32,6 +33,9 @@ def analyze(
         Path | None, typer.Option(help="Instead of a judge: an ONNX file from samples to features; with --real.")
     ] = None,
     real: Annotated[Path | None, typer.Option(help="Real samples as .npy, shape (n, ...); with --features.")] = None,
+    redraw: Annotated[
+        Path | None, typer.Option(help="Draw a report's pictures and write its page anew, and measure nothing.")
+    ] = None,
 ) -> None:
     """Run the experiments on a model and write a report: tables, pictures, one page.
 
@@ -39,6 +43,9 @@ def analyze(
     guidance_interval, frontier.
     """
     with plain_errors():
+        if redraw is not None:
+            _redraw(redraw, only, context)
+            return
         from stepfuse.analysis.report.runner import REPORT
         from stepfuse.analysis.report.runner import analyze as run
 
@@ -57,6 +64,19 @@ def analyze(
             finished=_print_outcome,
         )
     say(f"{sum(outcome.seconds for outcome in outcomes):.0f} s; written to {output / REPORT}")
+
+
+def _redraw(folder: Path, only: list[str] | None, context: typer.Context) -> None:
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    given = [name for name, source in sorted(sources.items()) if source is not None and source.name == "COMMANDLINE"]
+    if unused := [name for name in given if name not in ("redraw", "only")]:
+        raise ValueError(f"--redraw measures nothing and goes with --only alone, got {', '.join(unused)}")
+    from stepfuse.analysis.experiments.wording import plural
+    from stepfuse.analysis.report.redraw import redraw
+    from stepfuse.analysis.report.runner import REPORT
+
+    drawn = redraw(folder, only=only or None, finished=say)
+    say(f"{plural(len(drawn), 'picture')}; written to {folder / REPORT}")
 
 
 def _print_outcome(outcome: Outcome) -> None:

@@ -9,8 +9,8 @@ import numpy as np
 
 from stepfuse.analysis.experiments.degradation import PUBLISHED_STRIDED, Degradation
 from stepfuse.analysis.experiments.sampling import sampler_title
-from stepfuse.analysis.figures.pictures import drawable, show_images
-from stepfuse.analysis.figures.style import FAINT, log_steps_axis, new_figure, sampler_colour, styled
+from stepfuse.analysis.figures.pictures import drawable, height_of, show_images
+from stepfuse.analysis.figures.style import FAINT, log_steps_axis, new_figure, plain_log_axis, sampler_colour, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,10 +25,10 @@ def draw_degradation(result: Degradation) -> Figure:
     judged = any(row.distance is not None for row in result.rows)
     pictures = drawable(result.images.shape[1:])
     curves = ["mse", "distance"] if judged else ["mse"]
-    height = 3.6 + (0.4 + 0.85 * len(samplers) if pictures else 0)
+    height = 3.6 + (0.75 + height_of(len(samplers), len(counts), result.images.shape, 6.1) if pictures else 0)
     figure = new_figure(9.0, height)
     layout: list[Any] = [curves, ["pictures"] * len(curves)] if pictures else [curves]
-    axes = figure.subplot_mosaic(layout, height_ratios=[3.4, height - 3.4] if pictures else None)
+    axes = figure.subplot_mosaic(layout, height_ratios=[3.6, height - 3.6] if pictures else None)
     _draw_curve(axes["mse"], result, samplers, "mse")
     axes["mse"].set_title("how far from the full run")
     axes["mse"].set_ylabel("mean squared error")
@@ -45,10 +45,10 @@ def draw_degradation(result: Degradation) -> Figure:
     for name in curves:
         axes[name].set_xlabel("steps")
         log_steps_axis(axes[name], counts)
-        axes[name].invert_xaxis()
+        axes[name].set_xlim(1.09 * counts[0], counts[-1] / 1.09)
         axes[name].grid(visible=True, axis="y")
         axes[name].margins(y=0.12)
-        _few_plain_numbers(axes[name])
+        plain_log_axis(axes[name].yaxis)
     if pictures:
         grid = np.full((len(samplers), len(counts), *result.images.shape[1:]), np.nan)
         for row, image in zip(result.rows, result.images, strict=True):
@@ -87,13 +87,3 @@ def _draw_published(axes: Axes, result: Degradation) -> None:
         common, values, linestyle=(0, (4, 3)), color=sampler_colour("ddpm_strided"), alpha=0.6,
         label="naive striding, published\n(CIFAR-10 FID, scaled)",
     )  # fmt: skip
-
-
-def _few_plain_numbers(axes: Axes) -> None:
-    """Labels a logarithmic axis that spans less than two decades at 1, 2 and 5 instead of at powers of ten alone."""
-    from matplotlib.ticker import FuncFormatter, LogLocator
-
-    low, high = axes.get_ylim()
-    if high < 100 * low:
-        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _position: f"{value:g}"))

@@ -2,42 +2,21 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from stepfuse.analysis.experiments.frontier import Frontier, FrontierRow
-from stepfuse.analysis.figures.pictures import drawable, show_images
-from stepfuse.analysis.figures.style import FAINT, new_figure, sampler_colour, styled
+from stepfuse.analysis.figures.labels import Label, legend_row, place_labels
+from stepfuse.analysis.figures.pictures import drawable, height_of, show_images
+from stepfuse.analysis.figures.style import FAINT, new_figure, plain_log_axis, sampler_colour, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.text import Annotation
-
-_Box: TypeAlias = tuple[float, float, float, float]  # pixels: left, bottom, right, top
-_LabelPosition: TypeAlias = tuple[
-    tuple[float, float], Literal["left", "center", "right"], Literal["bottom", "center", "top"]
-]  # direction from the marker, alignment
 
 PICTURES = 2  # of each row that is shown
-
-_GAP = 6  # points between a marker and its label
-_LABEL_POSITIONS: tuple[_LabelPosition, ...] = (
-    ((0, 1), "center", "bottom"),
-    ((0, -1), "center", "top"),
-    ((1, 0), "left", "center"),
-    ((-1, 0), "right", "center"),
-    ((0.8, 0.8), "left", "bottom"),
-    ((0.8, -0.8), "left", "top"),
-    ((-0.8, 0.8), "right", "bottom"),
-    ((-0.8, -0.8), "right", "top"),
-    ((0, 2.6), "center", "bottom"),
-    ((0, -2.6), "center", "top"),
-)
 
 
 @styled
@@ -47,7 +26,8 @@ def draw_frontier(result: Frontier) -> Figure:
     Both axes are logarithmic. Passes take the place of the distance if the samples were not judged.
     """
     pictured = _pictured(result)
-    height = 4.9 + (0.6 + 8.4 * PICTURES / max(len(pictured), PICTURES) if pictured else 0)
+    shape = result.images.shape if result.images is not None else ()
+    height = 4.9 + (0.8 + height_of(PICTURES, max(len(pictured), PICTURES), shape, 8.2) if pictured else 0)
     figure = new_figure(9.0, height)
     if pictured:
         axes, below = figure.subplots(2, height_ratios=[4.9, height - 4.9])
@@ -65,14 +45,13 @@ def draw_frontier(result: Frontier) -> Figure:
     axes.set_yscale("log")
     axes.set_xlabel("latency of one sample, ms")
     axes.set_ylabel("Fréchet distance to real images" if judged else "network passes a sample")
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(lambda value, _: f"{value:g}")
-        axis.set_minor_formatter(lambda value, _: "")
     axes.margins(x=0.09, y=0.1)
+    for axis in (axes.xaxis, axes.yaxis):
+        plain_log_axis(axis)
     axes.grid(visible=True, which="major")
     axes.set_title("Latency and quality: to the left is faster" + (", further down is better" if judged else ""))
     _explain_filling(axes, result)
-    _label(figure, axes, rows, column)
+    _label(axes, rows, column)
     return figure
 
 
@@ -115,15 +94,16 @@ def _tint(colour: str, filling: float) -> tuple[float, float, float]:
 
 def _explain_filling(axes: Axes, result: Frontier) -> None:
     scales = _scales(result)
-    if not scales:
+    fillings = {_filling(result, row) for row in result.rows}
+    if fillings == {0.0}:
         return
     folded = result.guidance_scale if any(row.model == "student" for row in result.rows) else None
-    for scale in (1.0, *scales):
+    for scale in (one for one in (1.0, *scales) if _filling_of(one, scales) in fillings):
         filling = _filling_of(scale, scales)
         text = "no guidance" if scale == 1 else f"guidance {scale:g}"
         text += " (in distilled: folded in)" if scale == folded else ""
         axes.plot([], [], "o", color=FAINT, markerfacecolor=_tint(FAINT, filling), markersize=7, label=text)
-    axes.legend(loc="upper right")
+    legend_row(axes)
 
 
 def _series(rows: Sequence[FrontierRow]) -> Iterator[list[FrontierRow]]:
@@ -139,63 +119,7 @@ def _colour(row: FrontierRow) -> str:
     return sampler_colour("distilled" if row.model == "student" else row.sampler)
 
 
-def _label(figure: Figure, axes: Axes, rows: Sequence[FrontierRow], column: str) -> None:
-    """Labels every point at the position where the label covers least of points, lines and other labels."""
-    figure.draw_without_rendering()  # lays the axes out, so that points have pixel coordinates
-    pixels = {row: axes.transData.transform((row.latency_ms, getattr(row, column))) for row in rows}
-    points = list(pixels.values())
-    taken: list[_Box] = [(x - 6, y - 6, x + 6, y + 6) for x, y in points]
-    for series in _series(rows):
-        taken += _boxes_along([pixels[row] for row in series])
-    if legend := axes.get_legend():
-        taken.append(cast(_Box, tuple(legend.get_window_extent().extents)))
-    frame = axes.get_window_extent().extents
-    # The most crowded points first: the others have free positions anyway.
-    for index in sorted(range(len(rows)), key=lambda i: _nearest(points, i)):
-        row = rows[index]
-        name = row.label.split(",")[0]  # the marker's filling shows the guidance
-        point = row.latency_ms, getattr(row, column)
-        label = axes.annotate(name, point, (0, 0), textcoords="offset points", fontsize=8.5, color=_colour(row))
-        label.set_in_layout(False)
-        best = min(
-            _LABEL_POSITIONS,
-            key=lambda one: (_overlap(_placed(label, one), taken, frame), _LABEL_POSITIONS.index(one)),
-        )
-        taken.append(_placed(label, best))
-
-
-def _boxes_along(corners: Sequence[npt.NDArray[np.float64]]) -> list[_Box]:
-    """Small boxes that cover a line through these pixels."""
-    boxes: list[_Box] = []
-    for start, stop in itertools.pairwise(corners):
-        for share in np.linspace(0, 1, int(np.hypot(*(stop - start)) / 4) + 2):
-            x, y = start + share * (stop - start)
-            boxes.append((x - 2, y - 2, x + 2, y + 2))
-    return boxes
-
-
-def _nearest(points: Sequence[npt.NDArray[np.float64]], index: int) -> float:
-    others = [float(np.hypot(*(point - points[index]))) for i, point in enumerate(points) if i != index]
-    return min(others, default=0.0)
-
-
-def _placed(label: Annotation, position: _LabelPosition) -> _Box:
-    """Moves a label to a position, and returns the box that it covers."""
-    (right, up), horizontal, vertical = position
-    label.set_position((right * _GAP, up * _GAP))
-    label.set_horizontalalignment(horizontal)
-    label.set_verticalalignment(vertical)
-    left, bottom, right, top = label.get_window_extent().extents
-    return left, bottom, right, top
-
-
-def _overlap(box: _Box, taken: Sequence[_Box], frame: Sequence[float]) -> float:
-    """Pixels of a box that other boxes cover, or that lie outside of the frame."""
-    left, bottom, right, top = box
-    inside = _common(box, frame)
-    return (right - left) * (top - bottom) - inside + sum(_common(box, other) for other in taken)
-
-
-def _common(a: Sequence[float], b: Sequence[float]) -> float:
-    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    return max(0.0, width) * max(0.0, height)
+def _label(axes: Axes, rows: Sequence[FrontierRow], column: str) -> None:
+    """Labels every point with its sampler and steps; the marker's filling shows the guidance."""
+    points = [Label(row.label.split(",")[0], [(row.latency_ms, getattr(row, column))], _colour(row)) for row in rows]
+    place_labels(axes, points)

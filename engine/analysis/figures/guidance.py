@@ -8,8 +8,9 @@ import numpy as np
 
 from stepfuse.analysis.experiments.guidance import PLAIN, GuidanceSweep
 from stepfuse.analysis.experiments.sampling import sampler_title
-from stepfuse.analysis.figures.pictures import drawable, show_images
-from stepfuse.analysis.figures.style import FAINT, PALE, new_figure, sampler_colour, styled
+from stepfuse.analysis.figures.labels import BACKGROUND, Label, place_labels
+from stepfuse.analysis.figures.pictures import drawable, height_of, show_images
+from stepfuse.analysis.figures.style import FAINT, INK, PALE, new_figure, plain_log_axis, sampler_colour, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,22 +24,29 @@ def draw_guidance_sweep(result: GuidanceSweep) -> Figure:
     panels = [name for name in ("distance", "accuracy") if getattr(result.rows[0], name) is not None]
     panels.append("beyond_range")
     shown = min(result.images.shape[1], 5)
-    height = 3.2 + (0.5 + 9.2 * shown / len(result.rows) if pictures else 0)
+    height = 3.4 + (0.9 + height_of(shown, len(result.rows), result.images.shape, 9.2) if pictures else 0)
     figure = new_figure(3.2 * max(len(panels), 3), height)
     layout: Any = [panels, ["pictures"] * len(panels)] if pictures else [panels]
-    axes = figure.subplot_mosaic(layout, height_ratios=[3.2, height - 3.2] if pictures else None)
+    axes = figure.subplot_mosaic(layout, height_ratios=[3.4, height - 3.4] if pictures else None)
     for name in panels:
         _draw_curve(axes[name], result, name)
+        if name == "accuracy" and result.real_accuracy is not None:
+            axes[name].axhline(result.real_accuracy, color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
     if pictures:
         _draw_pictures(axes["pictures"], result, shown)
     row = result.rows[0]
-    figure.suptitle(f"Guidance on {sampler_title(row.sampler, row.steps)}", x=0.01, ha="left")
+    title = f"Guidance on {sampler_title(row.sampler, row.steps)}"
     handles, names = axes[panels[0]].get_legend_handles_labels()
     if handles:
-        figure.legend(handles, names, loc="outside upper right", ncols=len(names), handletextpad=0.2)
+        figure.legend(handles, names, loc="outside upper left", ncols=len(names), handletextpad=0.2)
+    figure.suptitle(title, x=0.01, y=1.02, ha="left", va="bottom")
+    for name in panels:
+        place_labels(axes[name], _labels(result, name), fontsize=8)
     return figure
 
 
+_VARIANT = sampler_colour("ddpm_strided")
+_APART = 0.3  # of the variants of one scale, which would hide one another
 _TITLES = {
     "distance": "Fréchet distance",
     "accuracy": "named as asked for",
@@ -48,32 +56,39 @@ _TITLES = {
 
 def _draw_curve(axes: Axes, result: GuidanceSweep, column: str) -> None:
     plain = [row for row in result.rows if row.variant == PLAIN]
-    position = {row.guidance_scale: i for i, row in enumerate(plain)}
+    variants = [row for row in result.rows if row.variant != PLAIN]
+    position = {row.guidance_scale: float(i) for i, row in enumerate(plain)}
     colour = sampler_colour(plain[0].sampler)
     axes.plot(range(len(plain)), [getattr(row, column) for row in plain], "o-", color=colour)
-    for marker, row in zip("D^sv", (row for row in result.rows if row.variant != PLAIN), strict=False):
-        x, y = position.get(row.guidance_scale, len(plain)), getattr(row, column)
+    for i, (marker, row) in enumerate(zip("D^sv", variants, strict=False)):
+        x = position.get(row.guidance_scale, float(len(plain))) + _APART * (i - (len(variants) - 1) / 2)
+        label = f"{row.variant}, guidance {row.guidance_scale:g}"
         axes.plot(
-            [x], [y], marker, color=sampler_colour("ddpm_strided"), markersize=6, clip_on=False, label=row.variant
-        )
-    best = result.sweet_spot
-    if best is not None:
-        axes.axvline(position[best.guidance_scale], color=PALE, linewidth=6, zorder=0)
+            [x], [getattr(row, column)], marker, color=_VARIANT, markersize=6, clip_on=False, label=label,
+        )  # fmt: skip
     if column == "distance":
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:g}"[0] in "25" else "")
-        axes.tick_params(axis="y", which="minor", labelsize=8, length=0)
+        plain_log_axis(axes.yaxis)
     else:
         axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
-        axes.set_ylim(0, 1.05 if column == "accuracy" else None)
-    if column == "accuracy" and result.real_accuracy is not None:
-        axes.axhline(result.real_accuracy, color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
-        axes.text(len(plain) - 1, result.real_accuracy, "real images", va="top", ha="right", color=FAINT, fontsize=8)
+        axes.set_ylim(0, 1.09 if column == "accuracy" else 1.05 * max(0.01, *(row.beyond_range for row in result.rows)))
     axes.set_xticks(range(len(plain)), [f"{row.guidance_scale:g}" for row in plain])
     axes.set_xlabel("guidance scale")
     axes.set_title(_TITLES[column])
     axes.grid(visible=True, axis="y")
+    if (best := result.sweet_spot) is not None:
+        axes.axvline(position[best.guidance_scale], color=PALE, linewidth=6, zorder=BACKGROUND)
+
+
+def _labels(result: GuidanceSweep, column: str) -> list[Label]:
+    """The names of what is drawn beside the curve: the sweet spot's band, and the level of real images."""
+    plain = [row for row in result.rows if row.variant == PLAIN]
+    best, level = result.sweet_spot, result.real_accuracy
+    if column == "distance" and best is not None and best.distance is not None:
+        return [Label("sweet spot", [(plain.index(best), best.distance)], INK)]
+    if column == "accuracy" and level is not None:
+        return [Label("real images", [(x, level) for x in reversed(range(len(plain)))], INK)]
+    return []
 
 
 def _draw_pictures(axes: Axes, result: GuidanceSweep, shown: int) -> None:

@@ -32,7 +32,7 @@ def draw_paths(result: Paths) -> Figure:
     figure = new_figure(4.1 * count, 5.1 if count > 2 else 5.9)
     panels = figure.subplots(1, count, squeeze=False)[0]
     starts = result.trajectories[0][:, 0]
-    traced = _spread_out(starts, min(_TRACED, len(starts)))
+    traced = traced_samples(result)
     colours = _by_angle(starts)
     colours[traced[0]] = INK
     middle, reach = _view(result, traced)
@@ -50,6 +50,12 @@ def draw_paths(result: Paths) -> Figure:
         ha="left",
     )
     return figure
+
+
+def traced_samples(result: Paths) -> list[int]:
+    """Indices of the samples whose paths are drawn."""
+    starts = result.trajectories[0][:, 0]
+    return _spread_out(starts, min(_TRACED, len(starts)))
 
 
 def _draw_panel(axes: Axes, result: Paths, states: Points, colours: list[str], traced: list[int]) -> None:

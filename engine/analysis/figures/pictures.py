@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from stepfuse.analysis.figures.layout import PICTURES
+from stepfuse.analysis.figures.style import DPI, FAINT
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -16,6 +19,13 @@ if TYPE_CHECKING:
 def drawable(shape: Sequence[int]) -> bool:
     """Whether samples of this shape are pictures, grey or RGB, which ``show_images`` can draw."""
     return len(shape) == 3 and shape[0] in (1, 3)
+
+
+def as_levels(images: npt.NDArray[np.floating[Any]], data_range: tuple[float, float]) -> npt.NDArray[np.uint8]:
+    """Values as levels from 0 to 255, clipped to ``data_range``; NaN is 255."""
+    low, high = data_range
+    share = (np.nan_to_num(images, nan=high) - low) / (high - low)
+    return (np.clip(share, 0, 1) * 255).round().astype(np.uint8)
 
 
 def tile_images(
@@ -40,14 +50,12 @@ def tile_images(
         images = images.reshape(-1, *images.shape[2:])
     if images.ndim != 4 or not drawable(images.shape[1:]) or not len(images):
         raise ValueError(f"images must have shape (n, 1 or 3, H, W) to be drawn, got {images.shape}")
-    low, high = data_range
     columns = columns or len(images)
     rows = -(-len(images) // columns)
     height, width = images.shape[2:]
     gap = _gap(images.shape[-1])
     tiled = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, dtype=np.uint8)
-    levels = (np.clip((np.nan_to_num(images, nan=high) - low) / (high - low), 0, 1) * 255).round().astype(np.uint8)
-    for index, picture in enumerate(levels):
+    for index, picture in enumerate(as_levels(images, data_range)):
         y, x = index // columns * (height + gap), index % columns * (width + gap)
         tiled[y : y + height, x : x + width] = picture.transpose(1, 2, 0)
     return tiled
@@ -62,7 +70,9 @@ def show_images(
     row_labels: Sequence[str] = (),
     column_labels: Sequence[str] = (),
 ) -> None:
-    """Draws pictures side by side into ``axes``, with labels left of the rows and above the columns.
+    """Draws pictures side by side into ``axes``, each framed, with labels left of the rows and above the columns.
+
+    ``layout.settle`` enlarges them by a whole factor.
 
     Args:
         axes: Loses its frame and ticks.
@@ -75,14 +85,40 @@ def show_images(
     Raises:
         ValueError: If ``images`` is nothing that ``tile_images`` takes.
     """
+    from matplotlib.patches import Rectangle
+
     axes.imshow(tile_images(images, data_range=data_range, columns=columns))
-    height, width = np.shape(images)[-2:]
+    images = np.asarray(images)
+    height, width = images.shape[-2:]
     gap = _gap(width)
-    axes.set_anchor("W")
+    columns = images.shape[1] if images.ndim == 5 else columns or len(images)
+    for index, picture in enumerate(images.reshape(-1, *images.shape[-3:])):
+        if not np.isnan(picture).all():
+            corner = (index % columns * (width + gap) - 0.5, index // columns * (height + gap) - 0.5)
+            frame = Rectangle(corner, width, height, fill=False, edgecolor=FAINT, linewidth=0.6, clip_on=False)
+            axes.add_patch(frame)
+    axes.set_gid(PICTURES)
+    axes.set_anchor("NW")
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0, labeltop=True, labelbottom=False)
     axes.set_yticks([i * (height + gap) + (height - 1) / 2 for i in range(len(row_labels))], row_labels)
     axes.set_xticks([i * (width + gap) + (width - 1) / 2 for i in range(len(column_labels))], column_labels)
+
+
+def height_of(rows: int, columns: int, shape: Sequence[int], room: float) -> float:
+    """The height in inches of a grid of pictures that is enlarged as far as its width stays within ``room``.
+
+    Args:
+        rows: Of the grid.
+        columns: Of the grid.
+        shape: Of one picture, its height and width last.
+        room: Inches.
+    """
+    height, width = shape[-2:]
+    gap = _gap(width)
+    down, across = rows * (height + gap) - gap, columns * (width + gap) - gap
+    factor = room * DPI / across
+    return float(down * (int(factor) if factor >= 1 else factor) / DPI)
 
 
 def annotate_rows(axes: Axes, texts: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from stepfuse.analysis.experiments.reproducibility import Reproducibility, ReproducibilityRow
 from stepfuse.analysis.experiments.sampling import sampler_title
 from stepfuse.analysis.experiments.wording import short
-from stepfuse.analysis.figures.pictures import annotate_rows, drawable, show_images
+from stepfuse.analysis.figures.pictures import annotate_rows, drawable, height_of, show_images
 from stepfuse.analysis.figures.style import cond_suffix, new_figure, sampler_colour, styled
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ def draw_reproducibility(result: Reproducibility) -> Figure:
     numbers = [_numbers(row, result.runs) for row in result.rows]
     if not drawable(result.images.shape[2:]):
         return _bars(result, labels, numbers)
-    height = 0.9 + len(labels) * 6.4 / max(result.runs + 5, 8)
-    figure = new_figure(9.0, height)
+    height = 0.85 + height_of(len(labels), result.runs, result.images.shape, 4.9)
+    figure = new_figure(9.3, height)
     axes = figure.subplots()
     show_images(
         axes,

@@ -8,12 +8,14 @@ import numpy as np
 
 from stepfuse.analysis.experiments.round_trip import RoundTrip
 from stepfuse.analysis.experiments.wording import plural
-from stepfuse.analysis.figures.pictures import drawable, show_images
+from stepfuse.analysis.figures.labels import legend_row
+from stepfuse.analysis.figures.pictures import drawable, height_of, show_images
 from stepfuse.analysis.figures.style import log_steps_axis, new_figure, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+NOISE_RANGE = (-3.0, 3.0)  # of what is shown of noise: three standard deviations either way
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")  # by refinements
 
 
@@ -23,11 +25,12 @@ def draw_round_trip(result: RoundTrip) -> Figure:
     rounds = sorted({row.refinements for row in result.rows})
     most = max(row.steps for row in result.rows)
     pictures = drawable(result.images.shape[1:])
-    figure = new_figure(9.0, 3.6 + 3.2 * pictures)
+    strips = 0.6 + height_of(4, len(result.images), result.images.shape, 7.3) if pictures else 0.0
+    figure = new_figure(9.0, 3.6 + strips)
     if pictures:
-        axes = figure.subplot_mosaic([["curve"], ["pictures"]], height_ratios=[3.2, 3.0])
+        axes = figure.subplot_mosaic([["curve"], ["pictures"]], height_ratios=[3.6, strips])
         low, high = result.data_range
-        noise = low + (high - low) * (result.noise + 3) / 6  # three standard deviations either way
+        noise = low + (high - low) * (result.noise - NOISE_RANGE[0]) / (NOISE_RANGE[1] - NOISE_RANGE[0])
         ends = (f"back, {plural(n, 'refinement')}" for n in (rounds[0], rounds[-1]))
         show_images(
             axes["pictures"],
@@ -49,8 +52,8 @@ def draw_round_trip(result: RoundTrip) -> Figure:
     curve.set_xlabel("DDIM steps each way")
     curve.set_ylabel("mean squared error")
     curve.grid(visible=True, axis="y")
-    curve.legend()
     conditioning = "conditioned on their class" if result.conditioned else "unconditional"
     guidance = f"guidance {result.guidance_scale:g}"
     curve.set_title(f"encode, then sample: {plural(result.images_encoded, 'image')}, {conditioning}, {guidance}")
+    legend_row(curve)
     return figure

@@ -9,7 +9,8 @@ import numpy as np
 from stepfuse.analysis.experiments.sampling import sampler_title
 from stepfuse.analysis.experiments.smoothness import Smoothness
 from stepfuse.analysis.experiments.wording import short
-from stepfuse.analysis.figures.pictures import drawable, show_images
+from stepfuse.analysis.figures.labels import legend_row
+from stepfuse.analysis.figures.pictures import drawable, height_of, show_images
 from stepfuse.analysis.figures.style import cond_suffix, new_figure, sampler_colour, styled
 
 if TYPE_CHECKING:
@@ -20,11 +21,11 @@ if TYPE_CHECKING:
 def draw_smoothness(result: Smoothness) -> Figure:
     """Two runs of each sampler's walk, and the error from frame to frame along it."""
     pictures = drawable(result.images.shape[3:])
-    strips = 2 * len(result.rows) if pictures else 0
-    height = 3.2 + 0.95 * strips
+    strips = height_of(2 * len(result.rows), result.frames, result.images.shape, 6.6) if pictures else 0.0
+    height = 4.5 + strips
     figure = new_figure(9.0, height)
     if pictures:
-        axes = figure.subplot_mosaic([["walks"], ["curve"]], height_ratios=[0.95 * strips, 2.8])
+        axes = figure.subplot_mosaic([["walks"], ["curve"]], height_ratios=[strips, 2.4])
         shown = np.concatenate([walks[:2] for walks in result.images])
         labels = [
             f"{sampler_title(row.sampler, row.steps)}\n{row.options}, run {run}"
@@ -45,10 +46,11 @@ def draw_smoothness(result: Smoothness) -> Figure:
         label = f"{title}: mean {short(row.neighbour_mse, 2)}, variance across runs {short(row.variance, 2)}"
         curve.plot(*zip(*gaps, strict=True), marker="o", color=sampler_colour(row.sampler), label=label)
     curve.set_ylim(bottom=0)
-    curve.set_xlabel("along the walk")
+    curve.set_xlabel("share of the walk")
     curve.set_ylabel("MSE to the next frame")
     curve.grid(visible=True, axis="y")
-    curve.legend(loc="upper left", bbox_to_anchor=(0.0, -0.22))
+    curve.set_title("from frame to frame")
+    legend_row(curve, columns=1)
     cond = cond_suffix(result.cond)
-    figure.suptitle(f"One walk between two noises ({result.path}){cond}, drawn again and again", x=0.01, ha="left")
+    figure.suptitle(f"One walk between two noises ({result.path}){cond}, sampled again and again", x=0.01, ha="left")
     return figure

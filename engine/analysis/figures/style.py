@@ -11,17 +11,21 @@ import functools
 import os
 from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec
 
+import numpy as np
+
+from stepfuse.analysis.figures.layout import settle
 from stepfuse.display import NAME, printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 P = ParamSpec("P")
-R = TypeVar("R")
 
+DPI = 150
 INK, FAINT, PALE = "#1f2430", "#8a90a0", "#e4e6ec"
 STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",
@@ -82,23 +86,37 @@ def new_figure(width: float = 8.0, height: float = 4.5) -> Figure:
     _matplotlib()
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), dpi=150, layout="constrained")
+    return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
 
 
-def styled(draw: Callable[P, R]) -> Callable[P, R]:
-    """Decorates a function that draws a figure: ``STYLE`` overrides the user's own matplotlib settings inside."""
+def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    """Decorates a function that draws a figure: ``STYLE`` overrides the user's own matplotlib settings inside.
+
+    The figure's layout is settled at the end, so that a change of its size moves nothing.
+    """
 
     @functools.wraps(draw)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> Figure:
         with _matplotlib().rc_context(STYLE):
-            return draw(*args, **kwargs)
+            figure = draw(*args, **kwargs)
+            settle(figure)
+            return figure
 
     return wrapper
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Writes a figure in the format of the file name's suffix; labels outside of the axes are not cut off."""
-    figure.savefig(path, bbox_inches="tight", pad_inches=0.12)
+    """Writes a figure in the format of the file name's suffix; labels outside of the axes are not cut off.
+
+    The margin begins at a whole pixel, so that pictures keep their sharp edges.
+    """
+    from matplotlib.transforms import Bbox
+
+    with _matplotlib().rc_context(STYLE):
+        figure.draw_without_rendering()
+        box = figure.get_tightbbox().padded(0.12)
+        whole = np.concatenate([np.floor(box.p0 * figure.dpi), np.ceil(box.p1 * figure.dpi)]) / figure.dpi
+        figure.savefig(path, bbox_inches=Bbox(whole.reshape(2, 2)), dpi=figure.dpi)
 
 
 def sampler_colour(sampler: str) -> str:
@@ -109,6 +127,21 @@ def sampler_colour(sampler: str) -> str:
 def cond_suffix(cond: str) -> str:
     """The end of a figure's title that names the conditioning, its dollar signs no formula; empty if there is none."""
     return ", " + printable(cond, NAME).replace("$", r"\$") if cond else ""
+
+
+def plain_log_axis(axis: Axis) -> None:
+    """A logarithmic axis with numbers in full, as many as its span needs: powers of ten alone beyond four decades."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    low, high = axis.get_view_interval()
+    if high > 1e4 * low:
+        return
+    if high < 100 * low:
+        several = (1.0, 2.0, 5.0) if high > 4 * low else (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
+        axis.set_major_locator(LogLocator(subs=several))
+        axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(FuncFormatter(lambda _value, _: ""))
 
 
 def log_steps_axis(axes: Axes, counts: Sequence[int]) -> None:

@@ -1,8 +1,9 @@
 """The run of a report: the experiments on a model, and their results as pictures, tables and one page.
 
-Each experiment NAME writes ``NAME.png``, ``NAME.csv`` (its rows) and ``NAME.json`` (rows, settings, findings and their
-provenance); ``report.md`` is written from all records after each experiment. So a run that is interrupted keeps the
-experiments that it has finished, and one experiment can be run again by itself.
+Each experiment NAME writes ``NAME.png``, ``NAME.csv`` (its rows), ``NAME.npz`` (what its picture shows beside them) and
+``NAME.json`` (rows, settings, findings and their provenance); ``report.md`` is written from all records after each
+experiment. So a run that is interrupted keeps the experiments that it has finished, and one experiment can be run again
+by itself.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import numpy.typing as npt
 from stepfuse.analysis.figures.style import new_figure, save_figure
 from stepfuse.analysis.measures.frechet import FeatureFunction
 from stepfuse.analysis.measures.judge import Judge
-from stepfuse.analysis.report.catalog import EXPERIMENTS
+from stepfuse.analysis.report.catalog import EXPERIMENTS, chosen
+from stepfuse.analysis.report.kept import write_arrays
 from stepfuse.analysis.report.options import ReportOptions, too_few_samples
 from stepfuse.analysis.report.page import page
 from stepfuse.analysis.report.records import as_json, provenance, read_records, require_same_model
@@ -90,7 +92,7 @@ def analyze(
         FileNotFoundError: If the file of ``features`` or ``real`` does not exist.
         ImportError: If matplotlib is not installed.
     """
-    names = _chosen(only)
+    names = chosen(only)
     if not 0 <= seed < 1 << 63:
         raise ValueError(f"seed must be between 0 and 2^63 - 1, got {seed}")
     if samples is not None and samples < 1:
@@ -113,15 +115,6 @@ def analyze(
     return outcomes
 
 
-def _chosen(only: Sequence[str] | None) -> list[str]:
-    if isinstance(only, str):
-        raise TypeError(f"only must be a list of names, got {only!r}")
-    unknown = [name for name in only or () if name not in EXPERIMENTS]
-    if unknown or (only is not None and not only):
-        raise ValueError(f"only must name some of {', '.join(EXPERIMENTS)}, got {', '.join(unknown) or 'none'}")
-    return [name for name in EXPERIMENTS if only is None or name in only]
-
-
 def _run(name: str, subject: Subject, options: ReportOptions, folder: Path) -> Outcome:
     experiment = EXPERIMENTS[name]
     record = {
@@ -139,6 +132,7 @@ def _run(name: str, subject: Subject, options: ReportOptions, folder: Path) -> O
     result = experiment.run(subject, options)
     findings = tuple(experiment.summarize(result))
     write_atomically(folder / f"{name}.png", lambda scratch: save_figure(experiment.draw(result), scratch))
+    write_arrays(folder, name, result)
     tables = rows_of(result)
     for kind, rows in tables.items():
         write_text(folder / (f"{name}.csv" if kind == "rows" else f"{name}_{kind}.csv"), as_csv(rows))

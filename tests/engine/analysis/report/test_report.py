@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 
 import numpy as np
 import onnx
@@ -13,7 +14,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import stepfuse as sf
-from stepfuse.analysis import Frontier, GaussianMixture, Judge, Statistics, analyze, frechet_distance
+from stepfuse.analysis import Frontier, GaussianMixture, Judge, Statistics, analyze, frechet_distance, redraw
 from stepfuse.analysis.measures.onnx_features import feature_function
 from stepfuse.analysis.report.catalog import EXPERIMENTS
 from stepfuse.analysis.report.options import JUDGED, SIZES
@@ -94,6 +95,54 @@ def test_the_page_shows_every_experiment_and_its_figures(judged):
         assert f"## {EXPERIMENTS[outcome.name].title}" in page
     assert "Not run: the classes of the real samples are not known" in page
     assert all(link == "report.md" or (folder / link).is_file() for link in re.findall(r"\]\(([^)]+)\)", page))
+
+
+def test_a_report_drawn_again_is_the_same_to_the_pixel(judged, tmp_path):
+    folder, outcomes = judged
+    again = tmp_path / "again"
+    shutil.copytree(folder, again)
+    for file in [*again.glob("*.png"), again / "report.md"]:
+        file.unlink()
+    names = redraw(again)
+    assert names == [one.name for one in outcomes if not one.skipped]
+    for file in folder.iterdir():
+        assert (again / file.name).read_bytes() == file.read_bytes(), file.name
+
+
+def test_a_report_of_points_is_drawn_again_too(tmp_path):
+    with point_engine() as engine:
+        names = ["reproducibility", "smoothness", "degradation", "round_trip"]
+        analyze(engine, tmp_path, quick=True, only=names)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    assert redraw(tmp_path, only=["smoothness"]) == ["smoothness"]
+    assert set(redraw(tmp_path)) == set(names)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_what_cannot_be_drawn_again_is_named_before_anything_is_written(tmp_path):
+    with pytest.raises(ValueError, match="must be a report's folder, got one without records"):
+        redraw(tmp_path)
+    with point_engine() as engine:
+        analyze(engine, tmp_path, quick=True, only=["reproducibility", "smoothness"])
+    with pytest.raises(ValueError, match=r"only must name experiments of the report, .*, got paths"):
+        redraw(tmp_path, only=["paths", "smoothness"])
+    kept = (tmp_path / "smoothness.npz").read_bytes()
+    (tmp_path / "reproducibility.png").unlink()
+    for damaged in (b"none", (tmp_path / "reproducibility.npz").read_bytes()[:200]):
+        (tmp_path / "smoothness.npz").write_bytes(damaged)
+        with pytest.raises(ValueError, match="archive"):
+            redraw(tmp_path)
+    (tmp_path / "smoothness.npz").unlink()
+    with pytest.raises(
+        ValueError, match=r"smoothness\.npz must be there .*: run the experiment with --only smoothness"
+    ):
+        redraw(tmp_path)
+    (tmp_path / "smoothness.npz").write_bytes(kept)
+    record = json.loads((tmp_path / "smoothness.json").read_text())
+    (tmp_path / "smoothness.json").write_text(json.dumps({**record, "settings": {}}))
+    with pytest.raises(ValueError, match=r"smoothness\.json and \.npz must be what an experiment wrote"):
+        redraw(tmp_path)
+    assert not (tmp_path / "reproducibility.png").exists()
 
 
 def test_distances_are_those_of_the_feature_function(judged):
@@ -294,6 +343,19 @@ def test_the_command_line_measures_by_features_from_files(bundle, tmp_path):
 
 def test_the_command_line_names_every_experiment():
     assert all(name in cli_analyze.analyze.__doc__ for name in EXPERIMENTS)
+
+
+def test_the_command_line_draws_a_report_again(bundle, tmp_path):
+    assert run(bundle, "--quick", "--only", "reproducibility", "-o", tmp_path).exit_code == 0
+    drawn = (tmp_path / "reproducibility.png").read_bytes()
+    (tmp_path / "reproducibility.png").unlink()
+    result = runner.invoke(app, ["analyze", "--redraw", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    assert result.output.splitlines() == ["reproducibility", f"1 picture; written to {tmp_path / 'report.md'}"]
+    assert (tmp_path / "reproducibility.png").read_bytes() == drawn
+    result = run(bundle, "--redraw", tmp_path, "--seed", 0)
+    assert result.exit_code == 1
+    assert "--redraw measures nothing and goes with --only alone, got model, seed" in result.output
 
 
 @pytest.mark.parametrize(
