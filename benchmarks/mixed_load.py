@@ -3,6 +3,7 @@
     python benchmarks/mixed_load.py                                    # all loads and systems: 40 minutes
     python benchmarks/mixed_load.py --loads 0.8 --systems ours,static  # a piece; pieces add up
     python benchmarks/mixed_load.py --quick                            # few requests: to see it work, not to quote
+    python benchmarks/mixed_load.py --draw                             # docs/mixed_load.png, of the committed JSON
 
 Raw latencies are kept in ``build/mixed_load/``, a file a load and system, and are not measured again unless
 ``--fresh``. Capacity and cost curve, which all pieces share, are measured by the first.
@@ -20,7 +21,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import typer
 from load import SEED, Outcome, describe, poisson, say, summary
@@ -45,11 +45,13 @@ from mixed_systems import (
     predicted,
 )
 from plots import draw_load
-from report import Report, TablesReport, figures_table
+from report import RESULTS, Report, TablesReport, figures_table
 
+from stepfuse.analysis.figures.style import save_figure
 from stepfuse.serving.config import CostCurve
 
 ROOT = Path(__file__).parent.parent
+PICTURE = ROOT / "docs" / "mixed_load.png"
 KEPT = ROOT / "build" / "mixed_load"
 QUICK_KEPT = ROOT / "build" / "mixed_load.quick"
 QUICK_LOADS, QUICK_MAX_ROWS = "0.8", 8
@@ -67,8 +69,6 @@ UNFAIR = (
     "Client, queue and engine share one process and machine; a request of a remote client costs more than that.",
     "Slowdown is the latency over the time that the cost curve gives the request on an idle engine, for all systems.",
 )
-
-Floats = npt.NDArray[np.float64]
 
 
 def shared_setting(folder: Path, size: Size, bundle: str, max_rows: int, threads: int, seed: int) -> Setting:
@@ -115,8 +115,8 @@ def measure_piece(folder: Path, fraction: float, system: str, count: int, settin
 
 def kept_result(
     folder: Path, fraction: float, system: str, count: int, warm: int, setting: Setting
-) -> tuple[dict[str, Any], Floats] | None:
-    """Figures and raw latencies of a piece, if it was measured."""
+) -> dict[str, Any] | None:
+    """Figures of a piece, if it was measured."""
     path = kept_path(folder, fraction, system, count)
     if not path.exists():
         return None
@@ -126,7 +126,7 @@ def kept_result(
         outcome, late = Outcome(kept["finished"], *counts), 1e3 * (kept["submitted"] - load.at)
         facts = json.loads(kept["facts"].item())
     late_ms = {f"p{p}": float(np.percentile(late, p)) for p in (50, 99, 100)}
-    result = {
+    return {
         "load": fraction,
         "system": system,
         "name": name_of(system, setting),
@@ -138,7 +138,6 @@ def kept_result(
         "submitted_late_ms": late_ms,
         **facts,
     }
-    return result, (outcome.finished - load.at)[warm:]
 
 
 def cells(result: dict[str, Any]) -> dict[str, str]:
@@ -206,15 +205,12 @@ def publish(
     configuration = {**asdict(setting), "load": describe(setting.size.steps), "not_counted_at_the_beginning": warm}
     report = TablesReport("mixed_load", quick, configuration, UNFAIR)
     systems = [OURS, FIFO, STATIC, *(f"{STATIC}-{cap}" for cap in STATIC_CAPS), ONE, DIFFUSERS]
-    latencies: dict[str, Floats] = {}
     for fraction in fractions:
         for system in systems:
             piece = kept_result(folder, fraction, system, counts(fraction), warm, setting)
             if piece is None:
                 continue
-            report.results.append(piece[0])
-            if fraction == CLAIMED_LOAD:
-                latencies[system] = piece[1]
+            report.results.append(piece)
     for fraction in fractions:
         rows = [result for result in report.results if result["load"] == fraction]
         if not rows:
@@ -226,9 +222,15 @@ def publish(
         if fraction == CLAIMED_LOAD:
             add_targets(report, both["measured"])
     report.publish()
-    shown = [result for result in report.results if "system" in result]
-    if latencies:
-        draw_load((folder if quick else ROOT / "docs") / "mixed_load.png", CLAIMED_LOAD, latencies, shown)
+    draw(folder / PICTURE.name if quick else PICTURE, report.results)
+
+
+def draw(path: Path, results: Sequence[dict[str, Any]]) -> None:
+    """Writes the picture of a report's results, if they have the claimed load."""
+    shown = [result for result in results if "system" in result]
+    if any(result["load"] == CLAIMED_LOAD for result in shown):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_figure(draw_load(CLAIMED_LOAD, shown), path)
 
 
 def split(text: str) -> list[str]:
@@ -248,8 +250,12 @@ def main(
     fresh: Annotated[bool, typer.Option(help="forget what was measured before")] = False,
     report_only: Annotated[bool, typer.Option(help="measure nothing, write what there is")] = False,
     quick: Annotated[bool, typer.Option(help="one load of few requests: to see it work, not to quote")] = False,
+    redraw: Annotated[bool, typer.Option("--draw", help="measure nothing, only draw docs/mixed_load.png")] = False,
 ) -> None:
     """Measures mixed loads, a piece at a time; see the module."""
+    if redraw:
+        draw(PICTURE, json.loads((RESULTS / "mixed_load.json").read_text())["results"])
+        return
     torch.set_num_threads(1)
     known = {*NAMES, *(f"{STATIC}-{cap}" for cap in STATIC_CAPS)}
     if unknown := set(split(systems)) - known:

@@ -1,47 +1,31 @@
-"""Pictures of the load benchmarks; they alone need matplotlib."""
+"""Pictures of the load benchmarks, in the style of the figures of ``stepfuse.analysis``; they alone need matplotlib."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
-import numpy.typing as npt
 from load import Load, Outcome
-
-mpl.use("Agg")
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import PercentFormatter
 
-INK, FAINT = "#1f2430", "#8a90a0"
-STYLE: dict[str, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 10,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": FAINT,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "grid.color": "#e4e6ec",
-    "figure.facecolor": "white",
-    "savefig.dpi": 160,
-}
-#: One a system; they differ for readers who do not see red and green apart.
+from stepfuse.analysis.figures.labels import Label, legend_row, place_labels
+from stepfuse.analysis.figures.style import INK, new_figure, plain_log_axis, styled
+
+#: One a system, distinguishable with red-green colour blindness (Okabe & Ito, 2008).
 SYSTEM_COLOURS = {
-    "ours": "#d1495b",
-    "fifo": "#edae49",
-    "static": "#30638e",
-    "one": "#7d8597",
-    "diffusers": "#2a9d8f",
+    "ours": "#d55e00",
+    "fifo": "#e69f00",
+    "static": "#0072b2",
+    "static-16": "#56b4e9",
+    "one": "#6b7280",
+    "diffusers": "#009e73",
 }
+PERCENTILES = {"p50_s": ("o", "median"), "p95_s": ("D", "95th percentile"), "p99_s": ("|", "99th percentile")}
 #: One a request; neighbours differ.
 REQUEST_COLOURS = (
     "#4e79a7",
@@ -60,91 +44,104 @@ REQUEST_COLOURS = (
     "#c46a1a",
 )
 
-Floats = npt.NDArray[np.float64]
 
-
-def draw_load(
-    path: Path, fraction: float, latencies: Mapping[str, Floats], results: Sequence[Mapping[str, Any]]
-) -> None:
-    """Latencies of one load as a distribution, and how their 95th percentile grows with the load.
+@styled
+def draw_load(fraction: float, results: Sequence[Mapping[str, Any]]) -> Figure:
+    """Percentiles of latency at one load, and how the 95th grows with the load.
 
     Args:
-        path: Of the picture.
-        fraction: The load of ``latencies``.
-        latencies: Seconds by system.
-        results: Of all systems and loads: ``system``, ``name``, ``load`` and ``measured``.
+        fraction: The load of the left panel.
+        results: Of all systems and loads: ``system``, ``name``, ``load``, ``demand`` and ``measured``.
     """
-    with plt.rc_context(STYLE):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6), gridspec_kw={"width_ratios": (3, 2)})
-        names = {result["system"]: result["name"] for result in results}
-        for system, name in names.items():
-            style = _style(system)
-            if system in latencies:
-                seconds = np.sort(latencies[system])
-                left.plot(seconds, np.arange(1, len(seconds) + 1) / len(seconds), label=name, **style)
-            points = sorted((r["load"], r["measured"]["p95_s"], r["demand"]) for r in results if r["system"] == system)
-            at, p95, demand = (np.array(column) for column in zip(*points, strict=True))
-            right.plot(at, p95, **style)
-            for beyond, face in ((demand < 1, style["color"]), (demand >= 1, "white")):
-                right.plot(at[beyond], p95[beyond], "o", color=style["color"], markerfacecolor=face, markersize=6)
-        left.set(xscale="log", ylim=(0, 1), xlabel="latency, seconds", ylabel="share of requests answered by then")
-        left.set_title(f"Latency at {fraction:.0%} of capacity")
-        left.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
-        right.set(yscale="log", xlabel="load (open: beyond the system's own capacity)", ylabel="seconds")
-        right.set_title("95th percentile of latency")
-        right.xaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0, decimals=0))
-        right.set_xticks(sorted({result["load"] for result in results}))
-        for panel, axis in ((left, left.xaxis), (right, right.yaxis)):
-            axis.set_major_locator(mpl.ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
-            axis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
-            axis.set_minor_locator(mpl.ticker.NullLocator())
-            panel.grid(True)
-            panel.set_axisbelow(True)
-        figure.legend(*left.get_legend_handles_labels(), loc="lower center", ncols=3, frameon=False)
-        figure.tight_layout(rect=(0, 0.12, 1, 1))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path)
-        plt.close(figure)
+    figure = new_figure(10.0, 3.9)
+    left, right = figure.subplots(1, 2, width_ratios=(6, 5))
+    _draw_percentiles(left, [result for result in results if result["load"] == fraction])
+    left.set_title(f"Latency at {fraction:.0%} of capacity")
+    legend_row(left)
+    labels = _draw_growth(right, results)
+    right.set_title("95th percentile of latency")
+    legend_row(right)
+    place_labels(right, labels, to_the_right=True)
+    return figure
 
 
-def _style(system: str) -> dict[str, Any]:
-    base, _, variant = system.partition("-")
-    width = 2.6 if system == "ours" else 1.6
-    return {
-        "color": SYSTEM_COLOURS[base],
-        "linewidth": width,
-        "linestyle": "--" if variant else "-",
-        "zorder": 5 if system == "ours" else 3,
-    }
+def _draw_percentiles(axes: Axes, results: Sequence[Mapping[str, Any]]) -> None:
+    """A row a system: its median, 95th and 99th percentile, the fastest above."""
+    ordered = sorted(results, key=lambda result: result["measured"]["p50_s"], reverse=True)
+    for row, result in enumerate(ordered):
+        colour = _system_colour(result["system"])
+        values = [result["measured"][name] for name in PERCENTILES]
+        axes.plot([values[0], values[-1]], [row, row], "-", color=colour, linewidth=2.4 if _is_ours(result) else 1.4)
+        for value, (marker, _) in zip(values, PERCENTILES.values(), strict=True):
+            axes.plot([value], [row], marker, color=colour, markersize=9 if marker == "|" else 6, markeredgewidth=2)
+    for marker, name in PERCENTILES.values():
+        axes.plot([], [], marker, color=INK, markersize=9 if marker == "|" else 6, markeredgewidth=2, label=name)
+    axes.set_yticks(range(len(ordered)), [result["name"] for result in ordered])
+    axes.set_ylim(-0.6, len(ordered) - 0.4)
+    axes.tick_params(axis="y", length=0)
+    axes.set_xscale("log")
+    axes.set_xlabel("latency, seconds")
+    plain_log_axis(axes.xaxis)
+    axes.grid(visible=True, axis="x")
 
 
-def draw_trace(path: Path, panels: Mapping[str, tuple[Load, Outcome]], forward: str) -> None:
+def _draw_growth(axes: Axes, results: Sequence[Mapping[str, Any]]) -> list[Label]:
+    """A line for each system that was measured at several loads; its label."""
+    labels = []
+    for system in dict.fromkeys(result["system"] for result in results):
+        own = sorted((one for one in results if one["system"] == system), key=lambda one: one["load"])
+        if len(own) < 2:
+            continue
+        colour = _system_colour(system)
+        points = [(result["load"], result["measured"]["p95_s"]) for result in own]
+        axes.plot(*zip(*points, strict=True), "-", color=colour, linewidth=2.4 if _is_ours(own[0]) else 1.4)
+        for result, point in zip(own, points, strict=True):
+            face = "white" if result["demand"] >= 1 else colour
+            axes.plot(*point, "o", color=colour, markerfacecolor=face, markersize=6)
+        labels.append(Label(own[0]["name"], points[::-1], colour))
+    axes.plot([], [], "o", color=INK, markerfacecolor="white", markersize=6, label="beyond the system's own capacity")
+    axes.set_yscale("log")
+    loads = sorted({result["load"] for result in results})
+    axes.set_xlim(loads[0] - 0.05, loads[-1] + 0.35)  # the right is room for the names
+    axes.set_xticks(loads)
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.set_xlabel("load, of this engine's capacity")
+    axes.set_ylabel("seconds")
+    plain_log_axis(axes.yaxis)
+    axes.grid(visible=True)
+    return labels
+
+
+def _is_ours(result: Mapping[str, Any]) -> bool:
+    return bool(result["system"] == "ours")
+
+
+def _system_colour(system: str) -> str:
+    return SYSTEM_COLOURS.get(system) or SYSTEM_COLOURS[system.partition("-")[0]]
+
+
+@styled
+def draw_trace(panels: Mapping[str, tuple[Load, Outcome]], forward: str) -> Figure:
     """Which request has which row of each forward, a panel a system, on one time axis.
 
     Args:
-        path: Of the picture.
         panels: By title: the load, the same for all, and a traced outcome. A mark above shows each arrival.
         forward: What a forward takes, for the axis.
     """
     rows = 1 + max(entry[5] for _, outcome in panels.values() for entry in outcome.trace)
     last = max(float(outcome.finished.max()) for _, outcome in panels.values())
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(len(panels), 1, figsize=(12, 3.5 * len(panels)), sharex=True)
-        for panel, (title, (load, outcome)) in zip(axes, panels.items(), strict=True):
-            _draw_rows(panel, outcome)
-            _draw_arrivals(panel, load)
-            panel.set_title(title, pad=22)
-            latency = outcome.finished - load.at
-            text = f"latency: mean {latency.mean():.1f} s, median {np.median(latency):.1f} s"
-            panel.text(1, 1.105, text, transform=panel.transAxes, ha="right")
-            panel.set(xlim=(0, last * 1.01), ylim=(rows + 0.2, -0.2), ylabel="row of the forward")
-            panel.set_yticks(np.arange(0, rows, 4) + 0.5, [str(row) for row in range(0, rows, 4)])
-            panel.tick_params(axis="y", length=0)
-        axes[-1].set_xlabel(f"seconds; {forward}")
-        figure.tight_layout(h_pad=1.6)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path)
-        plt.close(figure)
+    figure = new_figure(10.5, 3.3 * len(panels))
+    axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    for panel, (title, (load, outcome)) in zip(axes, panels.items(), strict=True):
+        _draw_rows(panel, outcome)
+        _draw_arrivals(panel, load)
+        latency = outcome.finished - load.at
+        panel.set_title(f"{title}\nlatency: mean {latency.mean():.1f} s, median {np.median(latency):.1f} s", pad=24)
+        panel.set(xlim=(0, last * 1.01), ylim=(rows + 0.2, -0.2), ylabel="row of the forward")
+        panel.set_yticks(np.arange(0, rows, 4) + 0.5, [str(row) for row in range(0, rows, 4)])
+        panel.tick_params(axis="y", length=0)
+    axes[-1].set_xlabel(f"seconds; {forward}")
+    return figure
 
 
 def _draw_rows(panel: Axes, outcome: Outcome) -> None:
@@ -158,7 +155,13 @@ def _draw_rows(panel: Axes, outcome: Outcome) -> None:
         corner, width, height = (began + gap / 2, top + 0.07), ended - began - gap, bottom - top - 0.14
         panel.add_patch(Rectangle(corner, width, height, facecolor=_colour(request), linewidth=0))
         if (request, iteration - 1) not in boxes:  # it joins, or goes on after a pause
-            letter = {"color": "white", "va": "center", "ha": "center", "fontsize": 8.5, "fontweight": "bold"}
+            letter = {
+                "color": _ink_on(_colour(request)),
+                "va": "center",
+                "ha": "center",
+                "fontsize": 8.5,
+                "fontweight": "bold",
+            }
             panel.text((began + ended) / 2, (top + bottom) / 2, _letter(request), **letter)
         if (request, iteration + 1) not in boxes and ended < (answered := float(outcome.finished[request])) - gap:
             done = not any(later > iteration for owner, later in boxes if owner == request)
@@ -173,11 +176,17 @@ def _draw_arrivals(panel: Axes, load: Load) -> None:
     for request, at in enumerate(load.at):
         style = {"color": _colour(request), "transform": above}
         panel.plot([at], [1.025], "v", clip_on=False, markersize=6, **style)
-        panel.text(at, 1.055, _letter(request), fontsize=8.5, fontweight="bold", ha="center", **style)
+        panel.text(at, 1.07, _letter(request), fontsize=8.5, fontweight="bold", ha="center", **style)
 
 
 def _colour(request: int) -> str:
     return REQUEST_COLOURS[request % len(REQUEST_COLOURS)]
+
+
+def _ink_on(colour: str) -> str:
+    """White or dark, whichever has the greater contrast (WCAG 2, relative luminance)."""
+    linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in to_rgb(colour)]
+    return "white" if np.dot(linear, (0.2126, 0.7152, 0.0722)) < 0.179 else INK
 
 
 def _letter(request: int) -> str:

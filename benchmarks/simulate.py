@@ -252,7 +252,11 @@ def draw_traces(path: Path) -> None:
     """Writes the picture of ``traced``."""
     from plots import draw_trace  # needs matplotlib
 
-    draw_trace(path, traced(), f"a forward takes {TRACE_COST.fixed:g} s and {TRACE_COST.row:g} s a row")
+    from stepfuse.analysis.figures.style import save_figure
+
+    figure = draw_trace(traced(), f"a forward takes {TRACE_COST.fixed:g} s and {TRACE_COST.row:g} s a row")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_figure(figure, path)
     say(f"picture: {path}")
 
 

@@ -6,7 +6,6 @@ Written apart from ``stepfuse.analysis.figures.labels``, whose oracle it is.
 import itertools
 
 import numpy as np
-from matplotlib.text import Text
 
 BACKGROUND = 0  # zorder of grids and bands, on which a label may lie
 TOUCHING = 1.0  # pixels by which two boxes may meet
@@ -14,7 +13,6 @@ TOUCHING = 1.0  # pixels by which two boxes may meet
 
 def overlaps(figure):
     """Sentences, one for each pair that overlaps: texts, legends, markers, lines; empty if none does."""
-    figure.draw_without_rendering()
     texts = [(text.get_text(), box(text)) for text in shown_texts(figure)]
     legends = [("the legend", box(legend)) for legend in legends_of(figure)]
     found = [f"{a!r} on {b!r}" for (a, one), (b, other) in itertools.combinations(texts, 2) if meet(one, other)]
@@ -37,7 +35,6 @@ def overlaps(figure):
 
 def lonely_ticks(figure):
     """Axes of numbers with a single tick label: it gives no scale."""
-    figure.draw_without_rendering()
     found = []
     for axes in figure.axes:
         for axis in (axes.xaxis, axes.yaxis):
@@ -50,27 +47,31 @@ def lonely_ticks(figure):
 
 
 def empty_entries(figure):
-    """Legend entries that nothing in the figure is drawn like."""
-    figure.draw_without_rendering()
-    drawn = {
-        (line.get_color(), str(line.get_markerfacecolor()))
+    """Legend entries that nothing in the figure is drawn like: by colour, or by marker and whether that is filled."""
+    lines = [
+        line
         for axes in figure.axes
         for line in axes.get_lines()
         if len(line.get_xydata()) and np.isfinite(line.get_xydata()).any()
-    }
-    alike = {filling for _, filling in drawn}
+    ]
+    colours = {line.get_color() for line in lines}
+    markers = {(line.get_marker(), is_filled(line)) for line in lines}
     return [
         text.get_text()
         for legend in legends_of(figure)
         for handle, text in zip(legend.legend_handles, legend.get_texts(), strict=True)
-        if hasattr(handle, "get_markerfacecolor")
-        and (handle.get_color(), str(handle.get_markerfacecolor())) not in drawn
-        and str(handle.get_markerfacecolor()) not in alike
+        if handle.get_color() not in colours and (handle.get_marker(), is_filled(handle)) not in markers
     ]
+
+
+def is_filled(line):
+    return str(line.get_markerfacecolor()) not in ("white", "none", "(1, 1, 1)", "(1.0, 1.0, 1.0)")
 
 
 def shown_texts(figure):
     """All texts that are drawn and not empty, tick labels beyond the ends of their axis left out."""
+    from matplotlib.text import Text
+
     hidden = set()
     for axes in figure.axes:
         for axis in (axes.xaxis, axes.yaxis):
@@ -97,6 +98,8 @@ def legends_of(figure):
 
 def box(artist):
     """Left, bottom, right and top in pixels; of an annotation without the line to its point."""
+    from matplotlib.text import Text
+
     found = artist.get_window_extent()
     return (Text.get_window_extent(artist) if isinstance(artist, Text) else found).extents
 

@@ -29,8 +29,12 @@ _POSITIONS: tuple[tuple[float, float], ...] = (  # directions, the most readable
     (0.8, -0.8),
     (-0.8, 0.8),
     (-0.8, -0.8),
+    (0.7, 1.8),
+    (0.7, -1.8),
+    (-0.7, 1.8),
+    (-0.7, -1.8),
 )
-_REACHES = (1.0, 1.7, 2.6, 3.8)  # in gaps; a label that is further away than the first has a line to its point
+_REACHES = (1.0, 1.7, 2.6, 3.8, 5.5)  # in gaps; a label that is further away than the first has a line to its point
 _ALIGNED: dict[int, tuple[Literal["left", "center", "right"], Literal["bottom", "center", "top"]]] = {
     -1: ("right", "top"),
     0: ("center", "center"),
@@ -52,7 +56,7 @@ class Label(NamedTuple):
     colour: str = INK
 
 
-def place_labels(axes: Axes, labels: Sequence[Label], *, fontsize: float = 8.5) -> None:
+def place_labels(axes: Axes, labels: Sequence[Label], *, fontsize: float = 8.5, to_the_right: bool = False) -> None:
     """Writes each label beside its anchor, the most crowded first, and moves those that others came to crowd.
 
     The figure's layout is settled by that: call it when all else is drawn.
@@ -61,6 +65,7 @@ def place_labels(axes: Axes, labels: Sequence[Label], *, fontsize: float = 8.5) 
         axes: Have what the labels name, and the legend.
         labels: At least one anchor each.
         fontsize: Points.
+        to_the_right: Whether the right of an anchor is tried first, as at the end of a line, instead of above it.
     """
     figure = axes.figure
     settle(figure)  # type: ignore[arg-type]
@@ -69,13 +74,15 @@ def place_labels(axes: Axes, labels: Sequence[Label], *, fontsize: float = 8.5) 
     occupied = _occupied(axes)
     frame = axes.get_window_extent().extents
     points = np.array([axes.transData.transform(label.anchors[0]) for label in labels])
+    positions = sorted(_POSITIONS, key=lambda one: one != (1, 0)) if to_the_right else _POSITIONS
     order = sorted(range(len(labels)), key=lambda index: _nearest(points, index))
     sizes = [_size(axes, label.text, fontsize) for label in labels]
     placed: dict[int, _Placed] = {}
     for _round in range(3):  # from the second on, labels know where all others are
         for index in order:
             others = [one.box for at, one in placed.items() if at != index]
-            placed[index] = _best(axes, labels[index], sizes[index], np.concatenate([occupied, *others]), frame)
+            taken = np.concatenate([occupied, *others])
+            placed[index] = _best(axes, labels[index], sizes[index], positions, taken, frame)
     for index, one in placed.items():
         _write(axes, labels[index], one, fontsize)
 
@@ -95,10 +102,17 @@ def _size(axes: Axes, text: str, fontsize: float) -> npt.NDArray[np.float64]:
     return np.asarray(extents[2:] - extents[:2])
 
 
-def _best(axes: Axes, label: Label, size: npt.NDArray[np.float64], taken: Boxes, frame: Any) -> _Placed:
+def _best(
+    axes: Axes,
+    label: Label,
+    size: npt.NDArray[np.float64],
+    positions: Sequence[tuple[float, float]],
+    taken: Boxes,
+    frame: Any,
+) -> _Placed:
     """The position in which a label covers least; of those in which it covers nothing, the first."""
     found, least = None, np.inf
-    for reach, anchor, direction in itertools.product(_REACHES, label.anchors, _POSITIONS):
+    for reach, anchor, direction in itertools.product(_REACHES, label.anchors, positions):
         offset = reach * _GAP * np.array(direction)
         at = axes.transData.transform(anchor) + offset * axes.figure.dpi / 72
         corner = at - size * (1 - np.sign(direction)) / 2

@@ -136,7 +136,7 @@ def plain_log_axis(axis: Axis) -> None:
     low, high = axis.get_view_interval()
     if high > 1e4 * low:
         return
-    if high < 100 * low:
+    if high < 300 * low:
         several = (1.0, 2.0, 5.0) if high > 4 * low else (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
         axis.set_major_locator(LogLocator(subs=several))
         axis.set_minor_locator(NullLocator())
