@@ -7,7 +7,7 @@ PYTEST = .venv-dev/bin/pytest -n $(JOBS) --dist worksteal
 LOCK := requirements.lock
 SOURCES := setup.py pyproject.toml MANIFEST.in $(shell find engine kernels export csrc -type f -not -name '*.so' -not -path '*/__pycache__/*')
 
-.PHONY: sample test test-slow test-newest fuzz lint lock sanitize cubins bench bench-quick bench-load gpu-check analyze format clean
+.PHONY: sample test test-slow test-newest fuzz lint lock sanitize cubins bench bench-quick bench-load readme figures gpu-check analyze format clean
 
 # Sampling needs no torch: this environment has the base dependencies alone.
 sample: .venv/.ready
@@ -59,6 +59,18 @@ cubins: .venv-dev/.ready
 
 bench: .venv-dev/.ready
 	.venv-dev/bin/python benchmarks/run.py
+
+# What README's table of measurements quotes, then its figures and those of docs written anew: minutes, on an idle machine.
+readme: .venv-dev/.ready
+	.venv-dev/bin/python benchmarks/quoted.py --measure
+
+# Every picture in docs and examples but fashion.png, drawn anew from what was measured: nothing is measured.
+figures: .venv-dev/.ready
+	.venv-dev/bin/stepfuse analyze --redraw docs/analysis
+	.venv-dev/bin/python benchmarks/mixed_load.py --draw
+	.venv-dev/bin/python benchmarks/simulate.py --draw
+	.venv-dev/bin/python examples/editing.py --target docs/editing.png
+	.venv-dev/bin/python examples/fashion/plot.py
 
 # Every benchmark at its smallest size: whether it runs, not what it measures.
 bench-quick: .venv-dev/.ready
