@@ -12,6 +12,7 @@ import typer
 import stepfuse as sf
 from stepfuse.pipeline.image_files import image_grid
 
+ZOOM = 3  # every pixel of a sample is 3 x 3 of the picture's
 STRENGTHS = (0.2, 0.4, 0.6, 0.8, 1.0)
 
 
@@ -37,9 +38,8 @@ def main(
         *("dress", "t-shirt", "pullover", "coat", "shirt", "dress"),
     ]
     title = "first column: given. strength of the change; right half, lower half sampled anew"
-    picture = image_grid(
-        np.concatenate([np.stack(row) for row in rows]), labels, title=title, data_range=(-1, 1), columns=6
-    )
+    samples = np.concatenate([np.stack(row) for row in rows]).repeat(ZOOM, axis=2).repeat(ZOOM, axis=3)
+    picture = image_grid(samples, labels, title=title, data_range=(-1, 1), columns=6)
     picture.save(target)
     typer.echo(f"written to {target}")
 

@@ -25,7 +25,7 @@ def draw_interval_saving(result: IntervalSaving) -> Figure:
     title = f"{sampler_title(result.sampler, result.steps)}, guidance {result.guidance_scale:g}"
     title += f": an interval {saving(result.passes_saved, 'the passes')}"
     if drawable(result.images.shape[2:]):
-        figure = new_figure(9.3, 0.7 + height_of(2, result.images.shape[1], result.images.shape, 5.9))
+        figure = new_figure(9.9, 0.8 + height_of(2, result.images.shape[1], result.images.shape, 6.1))
         axes = figure.subplots()
         show_images(axes, result.images, data_range=result.data_range, row_labels=labels)
         annotate_rows(axes, numbers)
