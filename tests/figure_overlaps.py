@@ -13,6 +13,7 @@ TOUCHING = 1.0  # pixels by which two boxes may meet
 
 def overlaps(figure):
     """Sentences, one for each pair that overlaps: texts, legends, markers, lines; empty if none does."""
+    figure.draw_without_rendering()  # a legend outside of axes moves when the layout no longer holds it
     texts = [(text.get_text(), box(text)) for text in shown_texts(figure)]
     legends = [("the legend", box(legend)) for legend in legends_of(figure)]
     found = [f"{a!r} on {b!r}" for (a, one), (b, other) in itertools.combinations(texts, 2) if meet(one, other)]

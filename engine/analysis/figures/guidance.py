@@ -8,7 +8,7 @@ import numpy as np
 
 from stepfuse.analysis.experiments.guidance import PLAIN, GuidanceSweep
 from stepfuse.analysis.experiments.sampling import sampler_title
-from stepfuse.analysis.figures.labels import BACKGROUND, Label, place_labels
+from stepfuse.analysis.figures.labels import BACKGROUND, Label, legend_row, place_labels
 from stepfuse.analysis.figures.pictures import drawable, height_of, show_images
 from stepfuse.analysis.figures.style import FAINT, INK, PALE, new_figure, plain_log_axis, sampler_colour, styled
 
@@ -24,10 +24,11 @@ def draw_guidance_sweep(result: GuidanceSweep) -> Figure:
     panels = [name for name in ("distance", "accuracy") if getattr(result.rows[0], name) is not None]
     panels.append("beyond_range")
     shown = min(result.images.shape[1], 5)
-    height = 3.4 + (0.9 + height_of(shown, len(result.rows), result.images.shape, 9.2) if pictures else 0)
-    figure = new_figure(3.2 * max(len(panels), 3), height)
+    strips = height_of(shown, len(result.rows), result.images.shape, 9.6) if pictures else 0.0
+    height = 4.0 + (1.2 + strips if pictures else 0.0)
+    figure = new_figure(3.4 * max(len(panels), 3), height)
     layout: Any = [panels, ["pictures"] * len(panels)] if pictures else [panels]
-    axes = figure.subplot_mosaic(layout, height_ratios=[3.4, height - 3.4] if pictures else None)
+    axes = figure.subplot_mosaic(layout, height_ratios=[2.7, strips] if pictures else None)
     for name in panels:
         _draw_curve(axes[name], result, name)
         if name == "accuracy" and result.real_accuracy is not None:
@@ -35,11 +36,9 @@ def draw_guidance_sweep(result: GuidanceSweep) -> Figure:
     if pictures:
         _draw_pictures(axes["pictures"], result, shown)
     row = result.rows[0]
-    title = f"Guidance on {sampler_title(row.sampler, row.steps)}"
-    handles, names = axes[panels[0]].get_legend_handles_labels()
-    if handles:
-        figure.legend(handles, names, loc="outside upper left", ncols=len(names), handletextpad=0.2)
-    figure.suptitle(title, x=0.01, y=1.02, ha="left", va="bottom")
+    figure.suptitle(f"Guidance on {sampler_title(row.sampler, row.steps)}", x=0.01, ha="left")
+    if axes[panels[0]].get_legend_handles_labels()[0]:
+        legend_row(axes[panels[0]], beside=[axes[name] for name in panels[1:]])
     for name in panels:
         place_labels(axes[name], _labels(result, name), fontsize=8)
     return figure

@@ -181,18 +181,21 @@ def _nearest(points: npt.NDArray[np.float64], index: int) -> float:
     return float(np.hypot(*(others - points[index]).T).min()) if len(others) else 0.0
 
 
-def legend_row(axes: Axes, *, columns: int = 0) -> None:
+def legend_row(axes: Axes, *, columns: int = 0, beside: Sequence[Axes] = ()) -> None:
     """A legend between the axes and their title, where it covers nothing.
 
     Args:
         axes: Have their title already.
         columns: Entries side by side; 0 is all of them.
+        beside: Axes to the right, above which the legend may go on; they keep as much room below their titles.
     """
     handles, names = axes.get_legend_handles_labels()
     columns = columns or len(names)
-    axes.legend(
+    legend = axes.legend(
         handles, names, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=columns, borderaxespad=0.2,
         borderpad=0.2, columnspacing=1.4, handletextpad=0.5,
     )  # fmt: skip
+    legend.set_in_layout(not beside)
     rows = -(-len(names) // columns)
-    axes.set_title(axes.get_title(loc="left"), loc="left", pad=8 + 15 * rows)
+    for one in (axes, *beside):
+        one.set_title(one.get_title(loc="left"), loc="left", pad=8 + 15 * rows)

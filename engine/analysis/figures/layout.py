@@ -18,9 +18,12 @@ def settle(figure: Figure) -> None:
 
     What is added later is not given room.
     """
-    if figure.get_layout_engine() is not None:
-        figure.draw_without_rendering()
-        figure.draw_without_rendering()  # heights of texts may change with the widths found
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    engine = figure.get_layout_engine()
+    if isinstance(engine, ConstrainedLayoutEngine):  # another one, which takes no room, once it is settled
+        engine.execute(figure)
+        engine.execute(figure)  # the places of texts may change with the widths found
         figure.set_layout_engine("none")
         for axes in figure.axes:
             if axes.get_gid() == PICTURES:

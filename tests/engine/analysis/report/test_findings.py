@@ -1,5 +1,7 @@
 """Sentences made of numbers: signs, plurals, zeros, one step, one row, and what is missing."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -12,6 +14,10 @@ from stepfuse.analysis.experiments.round_trip import RoundTrip, RoundTripRow
 from stepfuse.analysis.experiments.smoothness import Smoothness, SmoothnessRow
 from stepfuse.analysis.experiments.wording import plural, saving, short
 from stepfuse.analysis.report import findings
+from stepfuse.analysis.report.catalog import EXPERIMENTS
+from stepfuse.analysis.report.page import page
+from stepfuse.analysis.report.records import read_records
+from stepfuse.analysis.report.redraw import read_result
 
 NONE = np.empty((0, 1, 1, 1), np.float32)
 RANGE = (-1.0, 1.0)
@@ -131,3 +137,18 @@ def test_a_frontier_of_one_pass_has_one_pass():
     assert findings.of_frontier(Frontier((row,), 1, 1, 1.0, 0, RANGE)) == [
         "Fastest: distilled 1, 1234 ms a sample, 1 network pass."
     ]
+
+
+REPORT = Path(__file__).parents[4] / "docs" / "analysis"
+RECORDS = {record["experiment"]: record for record in read_records(REPORT)}
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_the_committed_findings_are_of_the_committed_rows(name):
+    record, experiment = RECORDS[name], EXPERIMENTS[name]
+    assert record["findings"] == experiment.summarize(read_result(REPORT, record))
+    assert (record["title"], record["question"]) == (experiment.title, experiment.question)
+
+
+def test_the_committed_page_is_of_the_committed_records():
+    assert (REPORT / "report.md").read_text() == page(list(RECORDS.values()), "fashion")
