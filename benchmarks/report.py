@@ -14,7 +14,7 @@ import numpy as np
 from environment import commit, machine, versions
 from rich.console import Console, Group
 from rich.table import Table
-from sources import digest
+from sources import SOURCES, digest
 
 RESULTS = Path(__file__).parent / "results"
 COMMON = ("case", "contender", "rounds", "seconds", "peer", "times_peer")
@@ -121,7 +121,7 @@ class Report:
             "quick": self.quick,
             "date": self.date,
             "commit": self.commit,
-            "sources_sha256": digest(self.name),
+            "sources_sha256": digest(self.name) if self.name in SOURCES else None,
             "machine": machine() | {"load_average_before": self.load_average},
             "versions": versions(),
             "configuration": dict(self.configuration),

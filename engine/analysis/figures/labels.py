@@ -13,6 +13,7 @@ from stepfuse.analysis.figures.layout import settle
 from stepfuse.analysis.figures.style import INK
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
 
 Boxes = npt.NDArray[np.float64]  # pixels, a box a row: left, bottom, right, top
@@ -97,9 +98,9 @@ class _Placed(NamedTuple):
 def _size(axes: Axes, text: str, fontsize: float) -> npt.NDArray[np.float64]:
     """Width and height in pixels."""
     written = axes.text(0, 0, text, fontsize=fontsize)
-    extents = written.get_window_extent().extents
+    box = written.get_window_extent()
     written.remove()
-    return np.asarray(extents[2:] - extents[:2])
+    return np.array([box.width, box.height])
 
 
 def _best(
@@ -114,7 +115,7 @@ def _best(
     found, least = None, np.inf
     for reach, anchor, direction in itertools.product(_REACHES, label.anchors, positions):
         offset = reach * _GAP * np.array(direction)
-        at = axes.transData.transform(anchor) + offset * axes.figure.dpi / 72
+        at = np.asarray(axes.transData.transform(anchor)) + offset * axes.figure.dpi / 72
         corner = at - size * (1 - np.sign(direction)) / 2
         box = np.concatenate([corner - _MARGIN, corner + size + _MARGIN])[None]
         covered = _covered(box, taken, frame)
@@ -152,7 +153,7 @@ def _occupied(axes: Axes) -> Boxes:
     found = [np.empty((0, 4))]
     points = axes.figure.dpi / 72
     for line in axes.get_lines():
-        at = line.get_transform().transform(line.get_xydata())  # type: ignore[arg-type]
+        at = line.get_transform().transform(line.get_xydata())
         if line.get_zorder() <= BACKGROUND or not len(at):
             continue
         if line.get_marker() not in ("None", "", None):
@@ -164,8 +165,13 @@ def _occupied(axes: Axes) -> Boxes:
         at = cloud.get_offset_transform().transform(cloud.get_offsets())
         found.append(np.hstack([at - 2 * points, at + 2 * points]))
     legend = axes.get_legend()
-    shown = [*axes.patches, *(text for text in axes.texts if text.get_text()), *([legend] if legend else [])]
-    found += [one.get_window_extent().extents[None] for one in shown if one.get_zorder() > BACKGROUND]
+    shown: list[Artist] = [
+        *axes.patches,
+        *(text for text in axes.texts if text.get_text()),
+        *([legend] if legend else []),
+    ]
+    covered = [one for one in shown if one.get_zorder() > BACKGROUND]
+    found += [np.asarray(one.get_window_extent().extents)[None] for one in covered]
     return np.concatenate(found)
 
 

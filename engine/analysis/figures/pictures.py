@@ -25,7 +25,7 @@ def as_levels(images: npt.NDArray[np.floating[Any]], data_range: tuple[float, fl
     """Values as levels from 0 to 255, clipped to ``data_range``; NaN is 255."""
     low, high = data_range
     share = (np.nan_to_num(images, nan=high) - low) / (high - low)
-    return (np.clip(share, 0, 1) * 255).round().astype(np.uint8)
+    return np.asarray((np.clip(share, 0, 1) * 255).round(), dtype=np.uint8)
 
 
 def tile_images(

@@ -5,7 +5,7 @@ A figure drawn from what was kept is the same to the pixel, since pictures are s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -39,7 +39,8 @@ def arrays_of(result: Any) -> dict[str, Array]:
 
 def write_arrays(folder: Path, name: str, result: Any) -> None:
     """Writes the arrays of an experiment's result as ``NAME.npz``, atomically."""
-    write_atomically(folder / f"{name}.npz", lambda scratch: np.savez_compressed(scratch, **arrays_of(result)))
+    save: Callable[..., None] = np.savez_compressed
+    write_atomically(folder / f"{name}.npz", lambda scratch: save(scratch, **arrays_of(result)))
 
 
 def read_arrays(folder: Path, name: str) -> dict[str, Array]:
