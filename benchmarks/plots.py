@@ -47,21 +47,23 @@ REQUEST_COLOURS = (
 
 @styled
 def draw_load(fraction: float, results: Sequence[Mapping[str, Any]]) -> Figure:
-    """Percentiles of latency at one load, and how the 95th grows with the load.
+    """Percentiles of latency at one load, and beside them, if a system has several, how the 95th grows with the load.
 
     Args:
         fraction: The load of the left panel.
         results: Of all systems and loads: ``system``, ``name``, ``load``, ``demand`` and ``measured``.
     """
-    figure = new_figure(10.0, 3.9)
-    left, right = figure.subplots(1, 2, width_ratios=(6, 5))
+    several = len({result["load"] for result in results}) > 1
+    figure = new_figure(10.0 if several else 6.0, 3.9)
+    left, *others = figure.subplots(1, 1 + several, squeeze=False, width_ratios=(6, 5)[: 1 + several])[0]
     _draw_percentiles(left, [result for result in results if result["load"] == fraction])
     left.set_title(f"Latency at {fraction:.0%} of capacity")
     legend_row(left)
-    labels = _draw_growth(right, results)
-    right.set_title("95th percentile of latency")
-    legend_row(right)
-    place_labels(right, labels, to_the_right=True)
+    for right in others:
+        labels = _draw_growth(right, results)
+        right.set_title("95th percentile of latency")
+        legend_row(right)
+        place_labels(right, labels, to_the_right=True)
     return figure
 
 
@@ -99,7 +101,9 @@ def _draw_growth(axes: Axes, results: Sequence[Mapping[str, Any]]) -> list[Label
             face = "white" if result["demand"] >= 1 else colour
             axes.plot(*point, "o", color=colour, markerfacecolor=face, markersize=6)
         labels.append(Label(own[0]["name"], points[::-1], colour))
-    axes.plot([], [], "o", color=INK, markerfacecolor="white", markersize=6, label="beyond the system's own capacity")
+    if any(result["demand"] >= 1 for result in results):
+        beyond = "beyond the system's own capacity"
+        axes.plot([], [], "o", color=INK, markerfacecolor="white", markersize=6, label=beyond)
     axes.set_yscale("log")
     loads = sorted({result["load"] for result in results})
     axes.set_xlim(loads[0] - 0.05, loads[-1] + 0.35)  # the right is room for the names

@@ -18,12 +18,30 @@ def benchmarks():
         yield
 
 
+def mixed_load():
+    document = json.loads((FOLDER / "results" / "mixed_load.json").read_text())
+    return [result for result in document["results"] if "system" in result]
+
+
 @pytest.fixture(scope="module")
 def load_figure(benchmarks):
     from plots import draw_load
 
-    document = json.loads((FOLDER / "results" / "mixed_load.json").read_text())
-    return draw_load(0.8, [result for result in document["results"] if "system" in result])
+    return draw_load(0.8, mixed_load())
+
+
+@pytest.fixture
+def figure_of_one_load(benchmarks):
+    from plots import draw_load
+
+    return draw_load(0.8, [result for result in mixed_load() if result["load"] == 0.8])
+
+
+@pytest.fixture
+def figure_within_capacity(benchmarks):
+    from plots import draw_load
+
+    return draw_load(0.5, [result for result in mixed_load() if result["demand"] < 1])
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +52,7 @@ def trace_figure(benchmarks):
     return draw_trace(traced(), "a forward takes a while")
 
 
-@pytest.mark.parametrize("name", ["load_figure", "trace_figure"])
+@pytest.mark.parametrize("name", ["load_figure", "figure_of_one_load", "figure_within_capacity", "trace_figure"])
 def test_nothing_covers_a_text_a_point_or_a_legend(name, request):
     figure = request.getfixturevalue(name)
     assert figure_overlaps.overlaps(figure) == []

@@ -37,8 +37,7 @@ def draw_guidance_sweep(result: GuidanceSweep) -> Figure:
         _draw_pictures(axes["pictures"], result, shown)
     row = result.rows[0]
     figure.suptitle(f"Guidance on {sampler_title(row.sampler, row.steps)}", x=0.01, ha="left")
-    if axes[panels[0]].get_legend_handles_labels()[0]:
-        legend_row(axes[panels[0]], beside=[axes[name] for name in panels[1:]])
+    legend_row(axes[panels[0]], beside=[axes[name] for name in panels[1:]])
     for name in panels:
         place_labels(axes[name], _labels(result, name), fontsize=8)
     return figure

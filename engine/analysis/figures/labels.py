@@ -188,7 +188,7 @@ def _nearest(points: npt.NDArray[np.float64], index: int) -> float:
 
 
 def legend_row(axes: Axes, *, columns: int = 0, beside: Sequence[Axes] = ()) -> None:
-    """A legend between the axes and their title, where it covers nothing.
+    """A legend between the axes and their title, where it covers nothing; none if nothing has a label.
 
     Args:
         axes: Have their title already.
@@ -196,6 +196,8 @@ def legend_row(axes: Axes, *, columns: int = 0, beside: Sequence[Axes] = ()) -> 
         beside: Axes to the right, above which the legend may go on; they keep as much room below their titles.
     """
     handles, names = axes.get_legend_handles_labels()
+    if not names:
+        return
     columns = columns or len(names)
     legend = axes.legend(
         handles, names, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=columns, borderaxespad=0.2,
