@@ -42,6 +42,15 @@ def listed(names: Iterable[object]) -> str:
     return ", ".join(printable(name, NAME) for name in names)
 
 
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """Words behind an error that refuses a name: the one of ``known`` that it looks like; empty where none does."""
+    from difflib import get_close_matches  # takes a while, and needed where something is wrong alone
+
+    plain = {name.lower(): name for name in known}
+    close = get_close_matches(given.lower(), plain, 1)
+    return f" (did you mean {printable(plain[close[0]], NAME)}?)" if close else ""
+
+
 def brief(value: object) -> str:
     """``repr`` of a value of unknown size and depth: long texts, lists and nested ones are cut."""
     return _SHORT.repr(value)

@@ -17,12 +17,13 @@ import numpy as np
 
 from stepfuse.bundle.cond_input import CondInput
 from stepfuse.bundle.folder import MANIFEST, entry, open_folder
+from stepfuse.bundle.foreign import next_step
 from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.bundle.new_folder import NewFolder, copy_files, new_folder
 from stepfuse.bundle.onnx_file import OnnxFile
 from stepfuse.bundle.open_file import OpenFile
 from stepfuse.bundle.pipeline_info import TEXT_ENCODER, PipelineInfo
-from stepfuse.display import brief, shortened
+from stepfuse.display import brief, did_you_mean, shortened
 from stepfuse.errors import BundleError
 from stepfuse.samplers.schedule import NoiseSchedule
 
@@ -197,8 +198,10 @@ def _locate(name_or_path: str | os.PathLike[str]) -> Path:
         raise BundleError(f"{brief(given)} must be a folder with a {MANIFEST}: {error}") from error
     if found:
         return path
-    known = ", ".join(embedded_models()) or "none"
-    raise BundleError(f"{given!r} is neither an embedded model ({known}) nor a folder with a {MANIFEST}")
+    models = embedded_models()
+    rule = f"is neither an embedded model ({', '.join(models) or 'none'}) nor a folder with a {MANIFEST}"
+    hint = f": {step}" if (step := next_step(given)) else did_you_mean(given, models)
+    raise BundleError(f"{given!r} {rule}{hint}")
 
 
 def _model_info(path: Path, manifest: Mapping[str, Any]) -> ModelInfo:

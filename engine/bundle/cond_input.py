@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from stepfuse.display import brief, listed
+from stepfuse.display import brief, did_you_mean, listed
 
 _NAMES_SHOWN = 20  # of a thousand classes a message names so many
 
@@ -113,7 +113,8 @@ class CondInput:
             raise ValueError(f"{name} has no class names, got {given!r}")
         if given not in self.names:
             more = f" and {len(self.names) - _NAMES_SHOWN} more" if len(self.names) > _NAMES_SHOWN else ""
-            raise ValueError(f"{name} must be one of {listed(self.names[:_NAMES_SHOWN])}{more}, got {given!r}")
+            hint = did_you_mean(given, self.names)
+            raise ValueError(f"{name} must be one of {listed(self.names[:_NAMES_SHOWN])}{more}, got {given!r}{hint}")
         return self.names.index(given)
 
     def _known(self, array: npt.NDArray[Any]) -> bool:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from typing import Any
+
 from rich.table import Table
 
 import stepfuse as sf
 from stepfuse.bundle.pipeline_info import PipelineInfo
-from stepfuse.cli.common import Model, console, plain_errors, shown
+from stepfuse.cli.console import Report, shown
+from stepfuse.cli.options import Model
 from stepfuse.display import NAME
 from stepfuse.pipeline.size import pixels_of
 from stepfuse.requests.bundle_defaults import check_defaults
@@ -14,11 +18,10 @@ from stepfuse.requests.bundle_defaults import check_defaults
 _LONGEST = 2000  # characters of an entry: paths and licences are shown whole
 
 
-def info(model: Model) -> None:
+def info(model: Model, *, report: Report) -> None:
     """Say what a bundle is, after checking it."""
-    with plain_errors():
-        bundle = sf.Bundle.load(model)
-        check_defaults(bundle)
+    bundle = sf.Bundle.load(model)
+    check_defaults(bundle)
     facts = bundle.info
     table = Table("", "", show_header=False, box=None, padding=(0, 2, 0, 0))
     table.columns[1].overflow = "fold"
@@ -36,7 +39,27 @@ def info(model: Model) -> None:
         ("licence", bundle.licence),
     ):
         table.add_row(f"[bold]{shown(name, NAME)}", shown(value, _LONGEST))
-    console.print(table, highlight=False)
+    report.show(table)
+    report.finish(**_as_data(bundle))
+
+
+def _as_data(bundle: sf.Bundle) -> dict[str, Any]:
+    """The same for programs."""
+    facts = bundle.info
+    data = {
+        "name": bundle.name,
+        "folder": str(bundle.path),
+        "shape": facts.shape,
+        "data_range": facts.data_range,
+        "prediction_type": facts.prediction_type,
+        "schedule": facts.schedule.config,
+        "cond": {name: asdict(spec) for name, spec in facts.cond.items()},
+        "defaults": dict(facts.defaults),
+        "files": {name: dict(entry) for name, entry in bundle.files.items()},
+        "provenance": bundle.provenance,
+        "licence": bundle.licence,
+    }
+    return data if bundle.pipeline is None else {**data, "pipeline": bundle.pipeline.config}
 
 
 def _describe_input(spec: sf.CondInput) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from stepfuse.bundle.foreign import next_step
 from stepfuse.errors import ExportError
 from stepfuse.files.strict_json import parse_json
 
@@ -47,9 +48,11 @@ class PipelineFolder:
 
     def __init__(self, path: Path) -> None:
         if not path.is_dir():
-            raise ExportError(f"{path} must be the folder of a diffusers pipeline: there is none")
+            hint = next_step(path) or "there is none"
+            raise ExportError(f"{path} must be the folder of a diffusers pipeline: {hint}")
         if not (path / INDEX).is_file():
-            raise ExportError(f"{path} must hold a {INDEX}, as save_pretrained writes it: it does not")
+            hint = next_step(path) or "it does not"
+            raise ExportError(f"{path} must hold a {INDEX}, as save_pretrained writes it: {hint}")
         self.path = path
         self.index = _read_json(path / INDEX)
         self.class_name = str(self.index.get("_class_name"))
@@ -168,7 +171,8 @@ class PipelineFolder:
     def _no_weights(self, name: str, names: list[str]) -> str:
         others = [one for one in names if one.endswith(_OTHERS)]
         if not others:
-            return f"{self.path / name} must hold weights as safetensors, got {', '.join(names) or 'nothing'}"
+            hint = f": {step}" if (step := next_step(self.path)) else ""
+            return f"{self.path / name} must hold weights as safetensors, got {', '.join(names) or 'nothing'}{hint}"
         convert = (
             f'python -c "from diffusers import {self.class_name} as P;'
             f" P.from_pretrained('{self.path}', use_safetensors=False)"

@@ -38,12 +38,12 @@ def test_a_folder_is_exported_and_sampled(tmp_path):
     [
         (["--size", "wide"], "--size must be a number of pixels or WIDTHxHEIGHT, got 'wide'"),
         (["--size", "16x16x3"], "got '16x16x3'"),
-        (["--precision", "int4"], "precision must be one of float32, float16, got 'int4'"),
+        (["--precision", "int4"], "--precision must be one of float32, float16, got 'int4'"),
         ([], "must be the folder of a diffusers pipeline: there is none"),
     ],
 )
 def test_bad_input_is_reported_in_a_line(tmp_path, arguments, match):
     done = stepfuse("export", tmp_path / "nowhere", "-o", tmp_path / "bundle", *arguments)
-    assert done.exit_code == 1
+    assert done.exit_code == (2 if arguments else 1)
     assert match in " ".join(done.output.split())
     assert not (tmp_path / "bundle").exists()
