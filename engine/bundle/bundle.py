@@ -200,8 +200,16 @@ def _locate(name_or_path: str | os.PathLike[str]) -> Path:
         return path
     models = embedded_models()
     rule = f"is neither an embedded model ({', '.join(models) or 'none'}) nor a folder with a {MANIFEST}"
-    hint = f": {step}" if (step := next_step(given)) else did_you_mean(given, models)
+    hint = f": {step}" if (step := next_step(given)) else did_you_mean(given, [*models, *_beside(path)])
     raise BundleError(f"{given!r} {rule}{hint}")
+
+
+def _beside(path: Path) -> list[str]:
+    """Bundles in the folder where one is looked for."""
+    try:
+        return [str(path.with_name(manifest.parent.name)) for manifest in path.parent.glob(f"*/{MANIFEST}")]
+    except (OSError, ValueError):
+        return []
 
 
 def _model_info(path: Path, manifest: Mapping[str, Any]) -> ModelInfo:

@@ -1,6 +1,6 @@
 """What every command does alike: errors as one line in the command line's words, warnings likewise, exit codes.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 130 Ctrl-C, 141 the reader of a pipe has gone.
+Exit codes: 0 done, 1 failed (silently where a pipe's reader has gone), 2 wrong usage, 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from stepfuse.cli.words import OPTIONS_ELSEWHERE, in_words_of
 from stepfuse.display import did_you_mean
 from stepfuse.errors import StepfuseError
 
-FAILED, USAGE, INTERRUPTED, PIPE_CLOSED = 1, 2, 130, 141
+FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
 #: typer has click's errors, but exports one of them alone.
 _UsageError = cast("type[Exception]", typer.BadParameter.__mro__[1])
@@ -81,7 +81,8 @@ class Commands(TyperGroup):
             return super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
         with _exit_codes():
             code = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
-            sys.stdout.flush()
+            if sys.stdout is not None:  # closed by the shell's >&-
+                sys.stdout.flush()
         sys.exit(code if isinstance(code, int) else 0)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
@@ -98,8 +99,9 @@ class Commands(TyperGroup):
 
 def _message(error: BaseException) -> str:
     """An error's text; one of the system begins with the file's name, as other commands have it."""
-    if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    if isinstance(error, OSError) and error.strerror:
+        file = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes | os.PathLike) else ""
+        return f"{file}{error.strerror}"
     return str(error) or type(error).__name__
 
 
@@ -118,7 +120,10 @@ def _exit_codes() -> Iterator[None]:
     except BrokenPipeError:
         with suppress(typer.Exit):
             _leave_broken_pipe()
-        sys.exit(PIPE_CLOSED)
+        sys.exit(FAILED)
+    except OSError as error:  # of the last lines: a disk is full
+        complain(_message(error))
+        sys.exit(FAILED)
 
 
 def _usage_message(error: Any) -> str:
@@ -136,4 +141,4 @@ def _leave_broken_pipe() -> NoReturn:
     """What is still buffered goes nowhere, so that Python has nothing to say about it when it ends."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    raise typer.Exit(PIPE_CLOSED)
+    raise typer.Exit(FAILED)

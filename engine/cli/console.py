@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
@@ -13,6 +14,7 @@ from rich.markup import escape
 
 from stepfuse.display import printable
 
+_TRAILING = re.compile(r" +$", re.MULTILINE)
 _WIDE = 1 << 14  # columns of a table in a pipe: as many as it needs
 
 
@@ -86,7 +88,10 @@ class Report:
     def show(self, table: RenderableType) -> None:
         """Prints a table; in a pipe as wide as it needs to be."""
         if not (self.json or self.quiet):
-            stdout().print(table, highlight=False, soft_wrap=False)
+            console = stdout()
+            with console.capture() as captured:
+                console.print(table, highlight=False, soft_wrap=False)
+            sys.stdout.write(_TRAILING.sub("", captured.get()))
 
     def finish(self, **facts: Any) -> None:
         """Prints the object, if one is asked for."""

@@ -27,16 +27,19 @@ def check_pattern(pattern: str) -> None:
         ValueError: If a brace is not closed, a field is none of ``FIELDS``, or its format is none of its kind.
     """
     try:
-        parts = list(Formatter().parse(pattern))
-        for _, field, _, conversion in parts:
-            if field is None:
-                continue
-            if field not in FIELDS or conversion:
-                fields = ", ".join(f"{{{name}}}" for name in FIELDS)
-                raise ValueError(f"its fields are {fields}, not {{{field}}}{did_you_mean(field, FIELDS)}")
-        file_name(pattern, index=0, seed=0, prompt="a", cond="a", model="a")
+        fields = [(name, form, as_) for _, name, form, as_ in Formatter().parse(pattern) if name is not None]
     except ValueError as error:
-        raise ValueError(f"--output must be a name or a pattern of one, got {pattern!r}: {error}") from error
+        raise ValueError(f"--output must close its braces, got {pattern!r}: a brace itself is {{{{ or }}}}") from error
+    for name, form, conversion in fields:
+        if name not in FIELDS:
+            known = ", ".join(f"{{{one}}}" for one in FIELDS)
+            raise ValueError(f"--output must have fields of {known} alone, got {{{name}}}{did_you_mean(name, FIELDS)}")
+        try:
+            if conversion:
+                raise ValueError
+            format(0 if name in ("index", "seed") else "a", form or "")
+        except ValueError as error:
+            raise ValueError(f"--output must format {{{name}}} such as {{index:04}}, got {pattern!r}") from error
 
 
 def file_name(pattern: str, **fields: Any) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -62,9 +63,13 @@ class Target:
         Args:
             save: Writes the file that it is given, all of it or nothing.
         """
-        if self.path is not None:
-            save(self.path)
-            return
+        with _naming(self.name):
+            if self.path is not None:
+                save(self.path)
+            else:
+                self._write_to_stdout(save)
+
+    def _write_to_stdout(self, save: Callable[[Path], object]) -> None:
         with TemporaryDirectory() as folder:
             file = Path(folder) / f"output{self.suffix}"
             save(file)
@@ -86,6 +91,8 @@ def target_of(output: str, suffixes: Sequence[str], *, format: str | None = None
         ValueError: If it ends in nothing of that, or a format is given for a file.
         IsADirectoryError: If it is a folder.
     """
+    if not output:
+        raise ValueError("--output must name a file, got ''")
     formats = [suffix.removeprefix(".") for suffix in suffixes]
     if output == STDOUT:
         if format is not None and format not in formats:
@@ -134,9 +141,12 @@ def require_writable(path: Path, *, folder: bool = False) -> None:
     Raises:
         OSError: If that is not possible.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with scratch_beside(path, folder=folder):
-        pass
+    if path.parent.exists() and not path.parent.is_dir():
+        raise NotADirectoryError(f"{path.parent} is a file: name a folder")
+    with _naming(str(path)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with scratch_beside(path, folder=folder):
+            pass
 
 
 def require_new_bundle(output: str, *, force: bool) -> Path:
@@ -153,6 +163,17 @@ def require_new_bundle(output: str, *, force: bool) -> Path:
         raise FileExistsError(f"{path} has no {MANIFEST}: only a bundle is replaced")
     require_writable(path, folder=True)
     return path
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Has errors of the system name the file that was to be written, not the scratch file beside it."""
+    try:
+        yield
+    except OSError as error:
+        if error.strerror is None or isinstance(error, BrokenPipeError):
+            raise
+        raise OSError(error.errno, error.strerror, name) from error
 
 
 def _taken(path: Path) -> str:

@@ -75,7 +75,9 @@ def in_words_of(options: Mapping[str, str], message: str) -> str:
         message = pattern.sub(text, message)
     if found := _UNKNOWN_OPTION.match(message):
         if found["given"] in options:
-            return f"{options[found['given']]} must be left out with sampler {found['sampler']}, which has no such option"
+            return (
+                f"{options[found['given']]} must be left out with sampler {found['sampler']}, which has no such option"
+            )
         left = [name for name in found["known"].split(", ") if name not in options]
         shown = re.sub(r"(?<=\(here: )\w+", lambda one: names.get(one[0], one[0]), found["given"])
         return f"--sampler-option of {found['sampler']} takes {', '.join(left)}, got {shown}"
