@@ -42,9 +42,10 @@ def export(
     report: Report,
 ) -> None:
     """Export a diffusers pipeline, every network compared with the original before anything is written."""
-    from stepfuse.export import from_diffusers
-
     folder = require_new_bundle(output, force=force)
+    options, pixels = parse_sampler_options(sampler_option), None if size is None else _pixels(size)
+    from stepfuse.export import from_diffusers  # takes seconds
+
     began = time.perf_counter()
     with _progress(report) as progress:
         bundle = from_diffusers(
@@ -52,9 +53,9 @@ def export(
             folder,
             precision=precision,
             sampler=sampler,
-            sampler_options=parse_sampler_options(sampler_option),
+            sampler_options=options,
             opset=opset,
-            size=None if size is None else _pixels(size),
+            size=pixels,
             name=name,
             tolerance=tolerance,
             overwrite=force,

@@ -26,13 +26,13 @@ def lora(
     report: Report,
 ) -> None:
     """Fuse a LoRA into a bundle's weights, or take all of them out again, to the byte."""
-    from stepfuse.export import fuse_lora, unfuse_lora
-
     if remove == (adapter is not None):
         raise ValueError("give either a LoRA to fuse or --remove")
     if remove:
         refuse("is for a LoRA that is fused: leave it out with --remove", scale=scale)
     folder = require_new_bundle(output, force=force)
+    from stepfuse.export import fuse_lora, unfuse_lora
+
     if adapter is None:
         bundle = unfuse_lora(model, folder, overwrite=force)
     else:

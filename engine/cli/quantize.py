@@ -24,9 +24,9 @@ def quantize(
     report: Report,
 ) -> None:
     """Write a bundle that computes in int8, if that is faster on this machine."""
-    from stepfuse.export import quantize as run
-
     folder = require_new_bundle(output, force=force)
+    from stepfuse.export import quantize as run  # takes seconds
+
     bundle = run(model, folder, method=method, threads=threads, force=even_if_slower, overwrite=force)
     found: dict[str, Any] = bundle.export["quantization"]
     for rows, times in found["milliseconds"].items():

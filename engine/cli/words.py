@@ -52,12 +52,13 @@ _WAYS_OUT = (
     (re.compile(r"in several calls, or with as_completed"), "in several runs"),
     (re.compile(r"^(image|mask|strength) needs an image, got image=None"), r"\1 needs --image"),
     (re.compile(r" must be given, got None"), " must be given"),
-    (re.compile(r" or None, got"), ", got"),
+    (re.compile(r",? or None, got"), ", got"),
 )
 
 _UNKNOWN_OPTION = re.compile(r"^sampler (?P<sampler>'\w+') takes (?P<known>[\w, ]+), got (?P<given>.*)$", re.DOTALL)
 _SUBJECT = re.compile(r"^(\w+)(?= (?:must|needs|has|have|is|takes|brings|cannot|with)\b)")
-_ASSIGNED = re.compile(r"(?<![\w-])(\w+)=(True|False|\w+|'\w*')")
+_TOGETHER = re.compile(r"^(\w+) and (\w+) go together: (\w+)(?= must)")
+_ASSIGNED = re.compile(r"(?<![\w-])(\w+)='?(\w+)'?")
 _TO_LEAVE_OUT = re.compile(r"(?<=leave out )\w+(?:(?:, | and )\w+)*")
 
 
@@ -81,6 +82,7 @@ def in_words_of(options: Mapping[str, str], message: str) -> str:
         left = [name for name in found["known"].split(", ") if name not in options]
         shown = re.sub(r"(?<=\(here: )\w+", lambda one: names.get(one[0], one[0]), found["given"])
         return f"--sampler-option of {found['sampler']} takes {', '.join(left)}, got {shown}"
+    message = _TOGETHER.sub(lambda one: re.sub(r"\w+", lambda word: names.get(word[0], word[0]), one[0]), message)
     message = _SUBJECT.sub(lambda one: names.get(one[1], one[1]), message)
     message = _TO_LEAVE_OUT.sub(lambda all_: re.sub(r"\w+", lambda one: _option(names, one[0]), all_[0]), message)
     message = _ASSIGNED.sub(lambda one: _assigned(names, one), message)
