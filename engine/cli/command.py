@@ -85,6 +85,10 @@ class Commands(TyperGroup):
                 sys.stdout.flush()
         sys.exit(code if isinstance(code, int) else 0)
 
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The commands in the order in which they were added, which older versions of click sort."""
+        return list(self.commands)
+
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Writes the help."""
         formatter.write(help_of(self, ctx))

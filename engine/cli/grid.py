@@ -155,8 +155,9 @@ def _write_each(
 
 
 def _summary(stats: sf.EngineStats, number: int, seconds: float) -> str:
+    samples = "1 sample" if number == 1 else f"{number} samples"
     return (
-        f"{number} samples, {stats.network_passes:.0f} network passes in {stats.forwards:.0f} forwards,"
+        f"{samples}, {stats.network_passes:.0f} network passes in {stats.forwards:.0f} forwards,"
         f" {seconds:.2f} s ({seconds / number * 1e3:.0f} ms a sample): network {stats.network_seconds:.2f} s,"
         f" step {stats.step_seconds * 1e3:.1f} ms, loop {stats.loop_seconds * 1e3:.1f} ms"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -48,7 +49,7 @@ class Target:
         return self.path is not None and self.path.is_file()
 
     def prepare(self, *, force: bool) -> None:
-        """Makes the folder and tries to write there: what is drawn for minutes has to have its place.
+        """Tries to write it, and leaves nothing: what is drawn for minutes has to have its place.
 
         Raises:
             FileExistsError: If the file is there, and ``force`` is not set.
@@ -65,6 +66,7 @@ class Target:
         """
         with _naming(self.name):
             if self.path is not None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
                 save(self.path)
             else:
                 self._write_to_stdout(save)
@@ -136,16 +138,19 @@ def prepare_all(targets: Iterable[Target], *, force: bool, way_out: str = "") ->
 
 
 def require_writable(path: Path, *, folder: bool = False) -> None:
-    """Makes the folder of a file or folder and tries to write there.
+    """Tries to write a file or folder, in the nearest folder that is there; nothing is left of it.
 
     Raises:
         OSError: If that is not possible.
     """
-    if path.parent.exists() and not path.parent.is_dir():
-        raise NotADirectoryError(f"{path.parent} is a file: name a folder")
     with _naming(str(path)):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with scratch_beside(path, folder=folder):
+        nearest = next(one for one in path.absolute().parents if one.exists())
+        if not nearest.is_dir():
+            raise NotADirectoryError(f"{nearest} is a file: name a folder")
+        longest = os.pathconf(nearest, "PC_NAME_MAX")
+        if any(len(os.fsencode(part)) > longest for part in path.parts):
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        with scratch_beside(nearest / path.name, folder=folder):
             pass
 
 

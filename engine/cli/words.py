@@ -38,7 +38,8 @@ _ARGUMENTS = {
     "final_alpha_cumprod": "--sampler-option final_alpha_cumprod",
     "lower_order_final": "--sampler-option lower_order_final",
     "fixed_stride": "--sampler-option fixed_stride",
-    "calibration": "--calibration",
+    "compute_capabilities": "--for",
+    "sizes": "--size",
     "overwrite": "--force",
 }
 
@@ -53,10 +54,15 @@ _WAYS_OUT = (
     (re.compile(r"^(image|mask|strength) needs an image, got image=None"), r"\1 needs --image"),
     (re.compile(r" must be given, got None"), " must be given"),
     (re.compile(r",? or None, got"), ", got"),
+    (
+        re.compile(r"name the compute capabilities that the plan is for, such as '8\.9'"),
+        "give --for, such as --for 8.9",
+    ),
+    (re.compile(r"give a folder as cache"), "give a folder as --cache"),
 )
 
 _UNKNOWN_OPTION = re.compile(r"^sampler (?P<sampler>'\w+') takes (?P<known>[\w, ]+), got (?P<given>.*)$", re.DOTALL)
-_SUBJECT = re.compile(r"^(\w+)(?= (?:must|needs|has|have|is|takes|brings|cannot|with)\b)")
+_SUBJECT = re.compile(r"^(\w+)(?=(?:\[\d+\])? (?:must|needs|has|have|is|takes|brings|cannot|with)\b)")
 _TOGETHER = re.compile(r"^(\w+) and (\w+) go together: (\w+)(?= must)")
 _ASSIGNED = re.compile(r"(?<![\w-])(\w+)='?(\w+)'?")
 _TO_LEAVE_OUT = re.compile(r"(?<=leave out )\w+(?:(?:, | and )\w+)*")

@@ -102,6 +102,7 @@ def here(models, exported, pipeline_folder, tmp_path, monkeypatch):
     (tmp_path / "stable-diffusion-folder").symlink_to(pipeline_folder)
     for name in ("sneaker", "pullover", "half"):
         Image.fromarray(np.full((28, 28), 128, np.uint8)).save(tmp_path / f"{name}.png")
+    (tmp_path / "prompts.txt").write_text("a red cat\na dog in the rain\n", encoding="utf-8")
     write_lora(tmp_path / "style.safetensors")
     return tmp_path
 

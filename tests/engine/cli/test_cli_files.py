@@ -92,6 +92,9 @@ def test_one_file_of_several_that_is_there_is_enough(bundle, pipeline, here, und
         ("folder.png", "folder.png is a folder: name a file in it"),
         ("folder.png/", "folder.png/ is a folder: name a file in it"),
         ("/proc/x.png", "/proc/x.png: "),
+        ("a" * 252 + ".png", "File name too long"),
+        ("a" * 256 + "/x.png", "File name too long"),
+        ("new/" + "a" * 256 + "/x.png", "File name too long"),
         ("", "--output must name a file, got ''"),
         ("picture", "--output must end in .png or .npy, got 'picture'"),
         ("x{sede}.png", "got {sede} (did you mean seed?)"),
@@ -109,6 +112,7 @@ def test_a_place_that_cannot_be_written_is_found_before_drawing(bundle, here, un
     assert message in result.output
     assert "partial" not in result.output
     assert "Errno" not in result.output
+    assert sorted(path.name for path in here.iterdir()) == ["file", "folder.png"]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
