@@ -1,12 +1,18 @@
-"""The command ``stepfuse info``: what a bundle holds."""
+"""The command ``stepfuse info``: what a bundle holds, or how a picture was drawn."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
 from rich.table import Table
 
 import stepfuse as sf
 from stepfuse.bundle.pipeline_info import PipelineInfo
-from stepfuse.cli.common import Model, console, plain_errors, shown
+from stepfuse.cli.common import console, plain_errors, shown
+from stepfuse.cli.picture_info import picture_json, picture_rows
 from stepfuse.display import NAME
 from stepfuse.pipeline.size import pixels_of
 from stepfuse.requests.bundle_defaults import check_defaults
@@ -14,15 +20,34 @@ from stepfuse.requests.bundle_defaults import check_defaults
 _LONGEST = 2000  # characters of an entry: paths and licences are shown whole
 
 
-def info(model: Model) -> None:
-    """Say what a bundle is, after checking it."""
+def info(
+    model: Annotated[str, typer.Argument(help="An embedded model's name, a bundle folder, or a picture.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Say what a bundle is, after checking it, or how a picture was drawn."""
     with plain_errors():
-        bundle = sf.Bundle.load(model)
-        check_defaults(bundle)
-    facts = bundle.info
+        path = Path(model)
+        if model not in sf.embedded_models() and path.is_file():
+            if as_json:
+                print(json.dumps(picture_json(path), indent=2))
+                return
+            rows = picture_rows(path)
+        else:
+            rows = _bundle_rows(sf.Bundle.load(model))
+    if as_json:
+        print(json.dumps({name: str(value) for name, value in rows}, indent=2))
+        return
     table = Table("", "", show_header=False, box=None, padding=(0, 2, 0, 0))
     table.columns[1].overflow = "fold"
-    for name, value in (
+    for name, value in rows:
+        table.add_row(f"[bold]{shown(name, NAME)}", shown(value, _LONGEST))
+    console.print(table, highlight=False)
+
+
+def _bundle_rows(bundle: sf.Bundle) -> list[tuple[str, object]]:
+    check_defaults(bundle)
+    facts = bundle.info
+    return [
         ("name", bundle.name),
         ("folder", bundle.path),
         ("sample", f"{facts.shape}, {facts.data_range[0]:g} to {facts.data_range[1]:g}"),
@@ -34,9 +59,7 @@ def info(model: Model) -> None:
         *((f"file {name}", f"{entry['size'] / 1e6:.1f} MB, checksum matches") for name, entry in bundle.files.items()),
         ("provenance", bundle.provenance),
         ("licence", bundle.licence),
-    ):
-        table.add_row(f"[bold]{shown(name, NAME)}", shown(value, _LONGEST))
-    console.print(table, highlight=False)
+    ]
 
 
 def _describe_input(spec: sf.CondInput) -> str:

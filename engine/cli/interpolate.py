@@ -79,6 +79,8 @@ def interpolate(
             raise ValueError("--grid takes its corners from --seeds: leave out --from-image and --to-image")
         if (count := size[0] * size[1] if size else number) > _MAX_SAMPLES:
             raise ValueError(f"a picture must have at most {_MAX_SAMPLES:,} samples, got {count:,}")
+        from stepfuse.pipeline.drawn import conditions, facts, record  # with Pillow, which help does not need
+
         walk_path = cast("WalkPath", path)
         with sf.Engine.load(model, device=device, max_rows=max_rows, threads=threads) as engine:
             given = parse_cond(engine.info, cond)
@@ -101,16 +103,25 @@ def interpolate(
                 seed=[walk.seed] * len(noises),
                 progress=console.is_terminal,
             )
+            made = record(
+                engine,
+                table,
+                walk.seed,
+                number=len(noises),
+                cond=conditions(engine, given, len(noises)),
+                walk={"path": path, "ends": walk.ends},
+            )
         about = f"{Path(model).name}{f' {cond}' if cond else ''}: {describe(table, conditional=cond is not None)}"
         title = f"{about}, {path}, {walk.ends}"
+        entries = {**facts(made), "Description": title}
         output.parent.mkdir(parents=True, exist_ok=True)
         if output.suffix == ".npy":
             write_atomically(output, partial(np.save, arr=images.reshape(walk.noises.shape)))
         elif output.suffix in _MOVING:
             frames = np.concatenate([images, images[-2:0:-1]]) if back else images
-            _save_animation(output, frames, engine.info, title, frame_ms)
+            _save_animation(output, frames, engine.info, entries, frame_ms)
         else:
-            _save_picture(output, images, engine.info, title, walk.labels, size[1] if size else min(columns, number))
+            _save_picture(output, images, engine.info, entries, walk.labels, size[1] if size else min(columns, number))
     say(title, bold=True)
     say(f"{len(images)} samples, {engine.stats()['network_passes']} network passes; written to {output}")
 
@@ -129,23 +140,24 @@ def _grid_size(text: str) -> tuple[int, int]:
     return int(rows), int(columns)
 
 
-def _facts(title: str) -> dict[str, str]:
-    return {"Software": f"stepfuse {sf.__version__}", "Description": title}
-
-
 def _save_picture(
-    path: Path, images: npt.NDArray[np.float32], facts: sf.ModelInfo, title: str, labels: list[str], columns: int
+    path: Path,
+    images: npt.NDArray[np.float32],
+    info: sf.ModelInfo,
+    entries: dict[str, str],
+    labels: list[str],
+    columns: int,
 ) -> None:
-    from stepfuse.pipeline.image_files import image_grid, save_png
+    from stepfuse.pipeline.image_files import image_grid, save_picture
 
-    picture = image_grid(images, labels, title=title, data_range=facts.data_range, columns=columns)
-    save_png(picture, path, _facts(title))
+    picture = image_grid(images, labels, title=entries["Description"], data_range=info.data_range, columns=columns)
+    save_picture(picture, path, entries)
 
 
 def _save_animation(
-    path: Path, frames: npt.NDArray[np.float32], facts: sf.ModelInfo, title: str, frame_ms: int
+    path: Path, frames: npt.NDArray[np.float32], info: sf.ModelInfo, entries: dict[str, str], frame_ms: int
 ) -> None:
     from stepfuse.pipeline.image_files import save_animation
 
     kind = cast('Literal["GIF", "PNG", "WEBP"]', _MOVING[path.suffix])
-    save_animation(frames, path, kind, _facts(title), data_range=facts.data_range, frame_ms=frame_ms)
+    save_animation(frames, path, kind, entries, data_range=info.data_range, frame_ms=frame_ms)

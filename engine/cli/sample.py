@@ -15,25 +15,25 @@ from stepfuse.cli.common import (
     Device,
     Eta,
     GuidanceScale,
-    Model,
     Sampler,
     SamplerOptions,
     Steps,
     Threads,
     console,
-    describe,
     parse_cond,
     parse_sampler_options,
     plain_errors,
     say,
 )
 from stepfuse.cli.latents import edit_arguments, pictures_of
+from stepfuse.cli.like import Like, OptionalModel
 from stepfuse.cli.prompt import require_prompt, sample_prompt
+from stepfuse.cli.redraw import draw_again
 from stepfuse.files.atomic import write_atomically
 
 
 def sample(
-    model: Model = "fashion",
+    model: OptionalModel = None,
     prompt: Annotated[str | None, typer.Option(help="What the picture shows, for a text-to-image bundle.")] = None,
     negative_prompt: Annotated[str | None, typer.Option(help="What guidance leads away from.")] = None,
     width: Annotated[int | None, typer.Option(help="Pixels, with --prompt; the model's own if left out.")] = None,
@@ -49,7 +49,7 @@ def sample(
     steps: Steps = None,
     guidance_scale: GuidanceScale = None,
     eta: Eta = None,
-    seed: Annotated[int, typer.Option(help="Sample i has seed SEED + i.")] = 0,
+    seed: Annotated[int | None, typer.Option(help="Sample i has seed SEED + i.", show_default="0")] = None,
     image: Annotated[
         Path | None,
         typer.Option(help="A picture that all samples begin as, noised; of the model's size without --prompt."),
@@ -67,7 +67,8 @@ def sample(
             " if there are several.",
         ),
     ] = Path("samples.png"),
-    columns: Annotated[int, typer.Option(help="Samples a row of the grid.", min=1)] = 10,
+    like: Like = None,
+    columns: Annotated[int | None, typer.Option(help="Samples a row of the grid.", min=1, show_default="10")] = None,
     max_rows: Annotated[
         int | None,
         typer.Option(help="Most rows of one forward; 64, on a GPU 16, or by size with --prompt.", min=1),
@@ -80,8 +81,15 @@ def sample(
         if output.suffix not in (".png", ".npy"):
             raise ValueError(f"output must end in .png or .npy, got {output.name}")
         chosen = parse_sampler_options(sampler_option)
-        bundle = sf.Bundle.load(model)
         options = {"prompt": prompt, "negative_prompt": negative_prompt, "width": width, "height": height}
+        if like is not None:
+            own = {"sampler": sampler, "steps": steps, "guidance_scale": guidance_scale, "eta": eta, "options": chosen}
+            begin = {"image": image, "mask": mask, "strength": strength}
+            many = {"number": number, "cond": cond, "seed": seed, "columns": columns, "max_rows": max_rows}
+            draw_again(like, model, output, {**options, **own, **begin, **many}, device=device, threads=threads)
+            return
+        model, seed, columns = model or "fashion", seed or 0, columns or 10
+        bundle = sf.Bundle.load(model)
         prompted = require_prompt(bundle, {**options, "cond": cond})
         output.parent.mkdir(parents=True, exist_ok=True)
         if prompted:
@@ -104,6 +112,9 @@ def sample(
                 strength=strength,
             )
             return
+        from stepfuse.pipeline.drawn import conditions, record, title
+        from stepfuse.pipeline.grids import save_grid
+
         number = 30 if number is None else number
         with sf.Engine.load(bundle, device=device, max_rows=max_rows, threads=threads) as engine:
             conds = conds_per_sample(engine.info, cond, number)
@@ -114,13 +125,18 @@ def sample(
                 number, cond=conds, table=table, seed=seed, strength=strength, progress=console.is_terminal, **editing
             )
             seconds = time.perf_counter() - began
-        title = f"{Path(model).name}: {describe(table)}, seed {seed}"
+            drawn: dict[str, Any] = {
+                "number": number,
+                "columns": min(columns, number),
+                "cond": conditions(engine, conds, number),
+            }
+            made = record(engine, table, seed, strength=strength, **editing, **drawn)
         if output.suffix == ".npy":
             write_atomically(output, partial(np.save, arr=images))
         else:
             pictures, data_range = pictures_of(bundle, images, threads)
-            _save_grid(output, pictures, data_range, engine.info, conds, title, min(columns, number))
-    _report(engine.stats(), title, number, seconds)
+            save_grid(output, pictures, made, data_range=data_range)
+    _report(engine.stats(), title(made), number, seconds)
     say(f"written to {output}")
 
 
@@ -137,25 +153,6 @@ def conds_per_sample(info: sf.ModelInfo, texts: list[str] | None, number: int) -
     names: list[str] | tuple[str, ...] = texts or (next(iter(info.cond.values())).names if len(info.cond) == 1 else ())
     conds = [parse_cond(info, name) for name in names]
     return [conds[index % len(conds)] for index in range(number)] if conds else None
-
-
-def _save_grid(
-    path: Path,
-    images: np.ndarray,
-    data_range: tuple[float, float],
-    facts: sf.ModelInfo,
-    conds: list[Any] | None,
-    title: str,
-    columns: int,
-) -> None:
-    from stepfuse.pipeline.image_files import image_grid, save_png
-
-    spec = next(iter(facts.cond.values()), None)
-    names = spec.names if spec else ()
-    labels = ["" if one is None else str(one) for one in conds or [None] * len(images)]
-    labels = [names[int(label)] if label.isdigit() and int(label) < len(names) else label for label in labels]
-    grid = image_grid(images, labels, title=title, data_range=data_range, columns=columns)
-    save_png(grid, path, {"Software": f"stepfuse {sf.__version__}", "Description": title})
 
 
 def _report(stats: sf.EngineStats, title: str, number: int, seconds: float) -> None:
