@@ -17,6 +17,8 @@ _ESCAPED = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 NAME = 200  # most characters of a name that is shown
 MESSAGE = 2000  # and of an error's message
 
+_UNITS = ("kB", "MB", "GB", "TB", "PB", "EB")  # powers of 1000
+
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = NAME
 _SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 12
@@ -50,6 +52,18 @@ def brief(value: object) -> str:
 def shortened(text: str) -> str:
     """A message that quotes texts of unknown size, at most ``MESSAGE`` characters of it."""
     return text if len(text) <= MESSAGE else f"{text[: MESSAGE // 2]} ... {text[-MESSAGE // 4 :]}"
+
+
+def byte_size(count: int) -> str:
+    """A number of bytes in the unit that fits, to three digits: ``12 bytes``, ``13.2 kB``, ``4 MB``, ``1.06 TB``."""
+    if count < 1000:
+        return f"{count} byte{'' if count == 1 else 's'}"
+    for power, unit in enumerate(_UNITS, start=1):
+        if count < 1000 ** (power + 1):
+            shown = f"{count / 1000**power:.3g}"
+            if float(shown) < 1000:  # 999,999 is 1 MB, not 1000 kB
+                return f"{shown} {unit}"
+    return f"over 999 {_UNITS[-1]}"
 
 
 def encodable(text: str) -> str:

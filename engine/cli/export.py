@@ -23,6 +23,7 @@ from stepfuse.cli.common import (
     say,
     shown,
 )
+from stepfuse.display import byte_size
 
 
 def export(
@@ -65,7 +66,7 @@ def export(
     errors = bundle.export["errors"]
     for file, facts in bundle.files.items():
         seen = f", error {max(errors[file].values()):.1e}" if file in errors else ""
-        say(f"{file}: {facts['size'] / 1e6:.1f} MB{seen}")
+        say(f"{file}: {byte_size(facts['size'])}{seen}")
     if bundle.export["left_out"]:
         say(f"not exported: {', '.join(bundle.export['left_out'])}")
     say(f"written to {output} in {seconds:.0f} s; next: {_next(bundle, output)}")

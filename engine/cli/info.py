@@ -13,7 +13,7 @@ import stepfuse as sf
 from stepfuse.bundle.pipeline_info import PipelineInfo
 from stepfuse.cli.common import console, plain_errors, shown
 from stepfuse.cli.picture_info import picture_json, picture_rows
-from stepfuse.display import NAME
+from stepfuse.display import NAME, byte_size
 from stepfuse.pipeline.size import pixels_of
 from stepfuse.requests.bundle_defaults import check_defaults
 
@@ -56,7 +56,7 @@ def _bundle_rows(bundle: sf.Bundle) -> list[tuple[str, object]]:
         *((f"input {name}", _describe_input(spec)) for name, spec in facts.cond.items()),
         *_describe_pipeline(facts, bundle.pipeline),
         ("defaults", ", ".join(f"{name} {value}" for name, value in facts.defaults.items())),
-        *((f"file {name}", f"{entry['size'] / 1e6:.1f} MB, checksum matches") for name, entry in bundle.files.items()),
+        *((f"file {name}", f"{byte_size(entry['size'])}, checksum matches") for name, entry in bundle.files.items()),
         ("provenance", bundle.provenance),
         ("licence", bundle.licence),
     ]

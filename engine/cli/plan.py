@@ -9,6 +9,7 @@ import typer
 
 import stepfuse as sf
 from stepfuse.cli.common import Model, console, plain_errors, say
+from stepfuse.display import byte_size
 
 
 def plan(
@@ -61,6 +62,6 @@ def plan(
                 timing_cache=timing_cache,
                 progress=console.is_terminal,
             )
-            megabytes = memoryview(built.data).nbytes / 1e6
-            say(f"{name}: {megabytes:.1f} MB for {built.key.target}, built in {built.seconds:.1f} s")
+            size = byte_size(memoryview(built.data).nbytes)
+            say(f"{name}: {size} for {built.key.target}, built in {built.seconds:.1f} s")
     say(f"kept in {cache or bundle.path / 'plans'}")
