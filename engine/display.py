@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import reprlib
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, fields
+from typing import Any
 
 #: Categories that are escaped: controls (C0, C1, DEL: ANSI sequences begin with one), formats (bidirectional overrides,
 #: zero-width characters), lone surrogates, line and paragraph separators.
@@ -17,6 +19,7 @@ _ESCAPED = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 NAME = 200  # most characters of a name that is shown
 MESSAGE = 2000  # and of an error's message
 
+_FEW = 8  # values or entries that a repr shows
 _UNITS = ("kB", "MB", "GB", "TB", "PB", "EB")  # powers of 1000
 
 _SHORT = reprlib.Repr()
@@ -47,6 +50,39 @@ def listed(names: Iterable[object]) -> str:
 def brief(value: object) -> str:
     """``repr`` of a value of unknown size and depth: long texts, lists and nested ones are cut."""
     return _SHORT.repr(value)
+
+
+def one_line(value: Any) -> str:
+    """``repr`` of a dataclass as a notebook shows it: what differs from the defaults, arrays as dtype and shape.
+
+    Meant to be its ``__repr__``; fields with ``repr=False`` are left out.
+    """
+    shown = []
+    for one in fields(value):
+        given = getattr(value, one.name)
+        default = one.default_factory() if one.default_factory is not MISSING else one.default
+        if one.repr and not (given is default or (_is_plain(given) and given == default)):
+            shown.append(f"{one.name}={_outline(given)}")
+    return f"{type(value).__name__}({', '.join(shown)})"
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, str | int | float | dict)
+
+
+def _outline(value: Any) -> str:
+    if hasattr(value, "dtype") and getattr(value, "shape", ()):
+        return f"<{value.dtype} {tuple(value.shape)}>"
+    if isinstance(value, Mapping):
+        if len(value) > _FEW:
+            return f"<{len(value)} entries>"
+        return f"{{{', '.join(f'{brief(name)}: {_outline(one)}' for name, one in value.items())}}}"
+    if isinstance(value, list | tuple):
+        if len(value) > _FEW:
+            return f"<{len(value)} values>"
+        inside = ", ".join(map(_outline, value))
+        return f"[{inside}]" if isinstance(value, list) else f"({inside}{',' if len(value) == 1 else ''})"
+    return brief(value) if isinstance(value, str) else printable(repr(value), MESSAGE)
 
 
 def shortened(text: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from stepfuse.display import NAME, printable
+from stepfuse.display import NAME, one_line, printable
 from stepfuse.integrations.scheduler_entries import DEFAULTS, FORMER, KNOWN
 from stepfuse.samplers.schedule import NoiseSchedule
 
@@ -60,6 +60,8 @@ class SchedulerSettings:
     prediction_type: str
     defaults: dict[str, Any]
     sampler_options: dict[str, dict[str, Any]]
+
+    __repr__ = one_line
 
 
 class UncoveredSchedulerError(ValueError):

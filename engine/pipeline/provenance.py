@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from stepfuse.arguments import plain
 from stepfuse.bundle.identity import ModelIdentity
-from stepfuse.display import brief
+from stepfuse.display import brief, one_line
 from stepfuse.files.strict_json import parse_json
 
 FORMAT = 1
@@ -81,6 +81,8 @@ class Provenance:
     sample_posterior: bool = False
     columns: int | None = None
     walk: Mapping[str, Any] | None = None
+
+    __repr__ = one_line
 
     def to_json(self) -> str:
         """The JSON text, in ASCII, the same for the same values; what has its default is left out."""

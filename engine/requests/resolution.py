@@ -17,7 +17,7 @@ import numpy.typing as npt
 from stepfuse import _core
 from stepfuse.arguments import number, plain, refuse_unknown, whole_number
 from stepfuse.bundle.model_info import ModelInfo
-from stepfuse.display import byte_size, listed
+from stepfuse.display import byte_size, listed, one_line
 from stepfuse.requests.conditioning import cond_per_sample
 from stepfuse.requests.editing import Edit
 from stepfuse.requests.request import Request
@@ -53,6 +53,8 @@ class ResolvedRequest:
     deadline: float | None = None
     timeout: float | None = None
     name: str | None = None
+
+    __repr__ = one_line
 
 
 class Compiler:
