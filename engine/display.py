@@ -71,8 +71,9 @@ def _is_plain(value: Any) -> bool:
 
 
 def _outline(value: Any) -> str:
-    if hasattr(value, "dtype") and getattr(value, "shape", ()):
-        return f"<{value.dtype} {tuple(value.shape)}>"
+    shape = getattr(value, "shape", None)
+    if shape and hasattr(value, "dtype"):
+        return f"<{value.dtype} {tuple(shape)}>"
     if isinstance(value, Mapping):
         if len(value) > _FEW:
             return f"<{len(value)} entries>"
