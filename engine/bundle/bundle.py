@@ -23,7 +23,7 @@ from stepfuse.bundle.new_folder import NewFolder, copy_files, new_folder
 from stepfuse.bundle.onnx_file import OnnxFile
 from stepfuse.bundle.open_file import OpenFile
 from stepfuse.bundle.pipeline_info import TEXT_ENCODER, PipelineInfo
-from stepfuse.display import brief, did_you_mean, shortened
+from stepfuse.display import NAME, brief, did_you_mean, printable, shortened
 from stepfuse.errors import BundleError
 from stepfuse.samplers.schedule import NoiseSchedule
 
@@ -90,6 +90,12 @@ class Bundle:
             opened=folder.opened,
             networks=folder.networks,
         )
+
+    def __repr__(self) -> str:
+        kind = f"{self.info.shape} {self.info.prediction_type}"
+        around = "" if self.pipeline is None else f" of {printable(self.pipeline.source, NAME)}"
+        files = f"{len(self.files)} file{'' if len(self.files) == 1 else 's'}"
+        return f"<Bundle {brief(self.name)}: {kind}{around}, {files} in {printable(self.path, NAME)}>"
 
     @property
     def denoiser(self) -> Path:

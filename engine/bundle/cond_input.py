@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from stepfuse.display import brief, did_you_mean, listed
+from stepfuse.display import brief, did_you_mean, listed, one_line
 
 _NAMES_SHOWN = 20  # of a thousand classes a message names so many
 
@@ -39,6 +39,8 @@ class CondInput:
     shape: tuple[int, ...] = ()
     null: Any = field(kw_only=True)  # no default: whatever it were, some model has it as a class
     names: tuple[str, ...] = ()
+
+    __repr__ = one_line
 
     def __post_init__(self) -> None:
         if self.dtype not in _DTYPES:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import threading
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -75,11 +78,17 @@ def main(
     ctx: typer.Context,
     version: Annotated[bool, typer.Option("--version", "-V", help="Print the version and leave.")] = False,
 ) -> None:
-    """Prints the version, or the help where no command is given."""
+    """Prints the version, or help without a command. SIGTERM removes what is half written, as Ctrl-C does."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _exit)
     if version:
         typer.echo(f"stepfuse {sf.__version__}")
     elif ctx.invoked_subcommand is None:
         typer.echo(ctx.get_help())
+
+
+def _exit(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
 
 
 for command, heading, examples in COMMANDS:

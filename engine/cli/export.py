@@ -16,6 +16,7 @@ from stepfuse.cli.console import Report, shown, stderr
 from stepfuse.cli.options import Force, NewBundle, SamplerName, SamplerOption
 from stepfuse.cli.sampler_options import parse_sampler_options
 from stepfuse.cli.target import require_new_bundle
+from stepfuse.display import byte_size
 
 
 def export(
@@ -65,7 +66,7 @@ def export(
     errors = bundle.export["errors"]
     for file, facts in bundle.files.items():
         seen = f", error {max(errors[file].values()):.1e}" if file in errors else ""
-        report.say(f"{file}: {facts['size'] / 1e6:.1f} MB{seen}")
+        report.say(f"{file}: {byte_size(facts['size'])}{seen}")
     if bundle.export["left_out"]:
         report.say(f"not exported: {', '.join(bundle.export['left_out'])}")
     following = _next(bundle, folder)

@@ -6,19 +6,23 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 import stepfuse as sf
-from stepfuse.cli.common import describe, parse_cond
+from stepfuse.bundle.pipeline_info import VAE_DECODER
+from stepfuse.cli.common import parse_cond
 from stepfuse.cli.console import Report
 from stepfuse.cli.latents import edit_arguments, pictures_of
 from stepfuse.cli.options import Machine, Sampling
 from stepfuse.cli.run import Run, seeds_of_run
 from stepfuse.cli.run_files import SUFFIXES, Writing, files_of
 from stepfuse.files.atomic import write_atomically
+
+if TYPE_CHECKING:
+    from stepfuse.pipeline.provenance import Provenance
 
 _CHUNK = 256  # samples that are drawn before their files are written
 
@@ -70,28 +74,40 @@ def sample_classes(
     if not left:
         run.finish("", 0.0)
         return
+    from stepfuse.pipeline.drawn import conditions, record, title  # with Pillow, which help does not need
+
     with sf.Engine.load(bundle, **machine.arguments) as engine:
         editing = edit_arguments(bundle, image, mask, machine.threads)
 
-        def draw(indices: Sequence[int]) -> npt.NDArray[np.float32]:
-            return engine.sample(
-                len(indices),
-                cond=None if conds is None else [conds[i] for i in indices],
-                table=run.table,
-                seed=[seeds[i] for i in indices],
-                strength=strength,
-                progress=run.report.progress,
+        def arguments(indices: Sequence[int]) -> dict[str, Any]:
+            return {
+                "cond": None if conds is None else [conds[i] for i in indices],
+                "table": run.table,
+                "seed": [seeds[i] for i in indices],
+                "strength": strength,
+                "progress": run.report.progress,
                 **editing,
-            )
+            }
 
         began = time.perf_counter()
         if files.shared:
-            images = draw(left)
-            run.write(0, partial(_save_all, run, images, labels, machine.threads, min(columns, number)))
+            images = engine.sample(number, **arguments(left))
+            made = record(
+                engine,
+                run.table,
+                seed,
+                strength=strength,
+                number=number,
+                columns=min(columns, number),
+                cond=conditions(engine, conds, number),
+                **editing,
+            )
+            run.title = title(made)
+            run.write(0, partial(_save_all, bundle, images, made, machine.threads))
         else:
             for first in range(0, len(left), _CHUNK):
                 chunk = left[first : first + _CHUNK]
-                _write_each(run, chunk, draw(chunk), labels, machine.threads)
+                _write_each(run, engine, chunk, arguments(chunk), machine.threads)
         seconds = time.perf_counter() - began
     stats = engine.stats()
     run.finish(_summary(stats, len(left), seconds), seconds, network_passes=int(stats.network_passes))
@@ -120,38 +136,29 @@ def _labels(info: sf.ModelInfo, conds: list[Any] | None, number: int) -> list[st
     return [names[int(label)] if label.isdigit() and int(label) < len(names) else label for label in labels]
 
 
-def _facts(title: str) -> dict[str, str]:
-    return {"Software": f"stepfuse {sf.__version__}", "Description": title}
+def _save_all(bundle: sf.Bundle, images: npt.NDArray[np.float32], made: Provenance, threads: int, path: Path) -> None:
+    from stepfuse.pipeline.grids import save_grid
 
-
-def _save_all(
-    run: Run, images: npt.NDArray[np.float32], labels: Sequence[str], threads: int, columns: int, path: Path
-) -> None:
     if path.suffix.lower() == ".npy":
         write_atomically(path, partial(np.save, arr=images))
         return
-    from stepfuse.pipeline.image_files import image_grid, save_png
-
-    pictures, data_range = pictures_of(run.bundle, images, threads)
-    grid = image_grid(pictures, labels, title=run.title, data_range=data_range, columns=columns)
-    save_png(grid, path, _facts(run.title))
+    pictures, data_range = pictures_of(bundle, images, threads)
+    save_grid(path, pictures, made, data_range=data_range)
 
 
-def _write_each(
-    run: Run, chunk: Sequence[int], images: npt.NDArray[np.float32], labels: Sequence[str], threads: int
-) -> None:
-    """Writes each sample as it is, or as a picture of its own size."""
-    from stepfuse.pipeline.pictures import Pictures, to_pixels
+def _write_each(run: Run, engine: sf.Engine, chunk: Sequence[int], arguments: dict[str, Any], threads: int) -> None:
+    """Draws samples and writes each as it is, or as a picture of its own size."""
+    from stepfuse.pipeline.sampling import sample_pictures
+    from stepfuse.pipeline.vae import Vae
 
-    if run.files.targets[0].suffix == ".npy":
-        for i, image in zip(chunk, images, strict=True):
-            run.write(i, partial(write_atomically, write=partial(np.save, arr=image)))
-        return
-    pixels = to_pixels(*pictures_of(run.bundle, images, threads))
+    vae = None if run.bundle.file(VAE_DECODER) is None else Vae(run.bundle, threads=threads)
+    pictures = sample_pictures(engine, len(chunk), vae=vae, **arguments)
+    run.title = run.title or pictures.facts[0]["Description"]
     for place, i in enumerate(chunk):
-        name, seed = f"{labels[i]}, " if labels[i] else "", run.samples[i]["seed"]
-        facts = _facts(f"{run.bundle.name}: {name}{describe(run.table)}, seed {seed}")
-        run.write(i, Pictures(pixels[place][None], images[place][None], [facts], [seed]).save)
+        if run.files.targets[i].suffix == ".npy":
+            run.write(i, partial(write_atomically, write=partial(np.save, arr=pictures.latents[place])))
+        else:
+            run.write(i, pictures[place : place + 1].save)
 
 
 def _summary(stats: sf.EngineStats, number: int, seconds: float) -> str:

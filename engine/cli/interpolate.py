@@ -141,6 +141,8 @@ def interpolate(
         own["guidance_scale"] = 1.0  # with guidance an inversion is far from exact
     table = Compiler(bundle.info).compile(options=sampling.options, **own)
     target.prepare(force=force)
+    from stepfuse.pipeline.drawn import conditions, facts, record  # with Pillow, which help does not need
+
     walk_path = cast("WalkPath", path)
     began = time.perf_counter()
     with sf.Engine.load(bundle, **machine.arguments) as engine:
@@ -162,11 +164,20 @@ def interpolate(
             seed=[walk.seed] * len(noises),
             progress=report.progress,
         )
+        made = record(
+            engine,
+            table,
+            walk.seed,
+            number=len(noises),
+            cond=conditions(engine, given, len(noises)),
+            walk={"path": path, "ends": walk.ends},
+        )
     about = f"{bundle.name}{f' {cond}' if cond else ''}: {describe(table, conditional=cond is not None)}"
     title = f"{about}, {path}, {walk.ends}"
     width = size[1] if size else min(columns or 10, number)
     frames = images if back is False else np.concatenate([images, images[-2:0:-1]])
-    target.write(partial(_save, images, frames, walk, engine.info, title, width, frame_ms or 120))
+    entries = {**facts(made), "Description": title}
+    target.write(partial(_save, images, frames, walk, engine.info, entries, width, frame_ms or 120))
     seconds = time.perf_counter() - began
     passes = engine.stats().network_passes
     report.say(title, bold=True)
@@ -197,21 +208,22 @@ def _save(
     frames: npt.NDArray[np.float32],
     walk: Walk,
     info: sf.ModelInfo,
-    title: str,
+    entries: dict[str, str],
     columns: int,
     frame_ms: int,
     path: Path,
 ) -> None:
     """Writes the samples as what the file's suffix says."""
-    from stepfuse.pipeline.image_files import image_grid, save_animation, save_png
+    from stepfuse.pipeline.image_files import image_grid, save_animation, save_picture
 
-    facts = {"Software": f"stepfuse {sf.__version__}", "Description": title}
     suffix = path.suffix.lower()
     if suffix == ".npy":
         write_atomically(path, partial(np.save, arr=images.reshape(walk.noises.shape)))
     elif suffix in _MOVING:
         kind = cast('Literal["GIF", "PNG", "WEBP"]', _MOVING[suffix])
-        save_animation(frames, path, kind, facts, data_range=info.data_range, frame_ms=frame_ms)
+        save_animation(frames, path, kind, entries, data_range=info.data_range, frame_ms=frame_ms)
     else:
-        picture = image_grid(images, walk.labels, title=title, data_range=info.data_range, columns=columns)
-        save_png(picture, path, facts)
+        picture = image_grid(
+            images, walk.labels, title=entries["Description"], data_range=info.data_range, columns=columns
+        )
+        save_picture(picture, path, entries)

@@ -12,6 +12,7 @@ import stepfuse as sf
 from stepfuse.cli.console import Report
 from stepfuse.cli.options import OUTPUT, Model
 from stepfuse.cli.target import require_writable
+from stepfuse.display import byte_size
 
 
 def plan(
@@ -91,7 +92,7 @@ def plan(
             progress=report.progress and sys.stderr.isatty(),
         )
         size_in_bytes = memoryview(one.data).nbytes
-        report.say(f"{name}: {size_in_bytes / 1e6:.1f} MB for {one.key.target}, built in {one.seconds:.1f} s")
+        report.say(f"{name}: {byte_size(size_in_bytes)} for {one.key.target}, built in {one.seconds:.1f} s")
         built.append({"network": name, "target": str(one.key.target), "bytes": size_in_bytes, "seconds": one.seconds})
     folder = cache or bundle.path / "plans"
     report.say(f"kept in {folder}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -19,7 +18,6 @@ from stepfuse.cli.options import Machine, Sampling
 from stepfuse.cli.run import Run, seeds_of_run
 from stepfuse.cli.run_files import Writing, files_of
 from stepfuse.files.atomic import write_atomically
-from stepfuse.pipeline.pictures import Pictures
 
 _MOST_BYTES = 16 << 20  # of a file of prompts
 
@@ -78,11 +76,12 @@ def sample_prompts(
                     **sampling.arguments,
                     **arguments,
                 )
+                run.title = run.title or pictures.facts[0]["Description"]
                 if files.shared:
                     pixels.append(pictures.pixels)
                     continue
                 for place, i in enumerate(chosen):
-                    run.write(i, _alone(pictures, place).save)
+                    run.write(i, pictures[place : place + 1].save)
         if files.shared:
             run.write(0, partial(write_atomically, write=partial(np.save, arr=np.concatenate(pixels))))
         _, height, width, _ = pictures.pixels.shape
@@ -116,15 +115,3 @@ def read_prompts(file: str) -> list[str]:
     if not (prompts := [line.strip() for line in lines if line.strip()]):
         raise ValueError(f"--prompt-file must hold a prompt a line, {file} holds none")
     return prompts
-
-
-def _alone(pictures: Pictures, place: int) -> Pictures:
-    """One of several pictures."""
-    only = slice(place, place + 1)
-    return replace(
-        pictures,
-        pixels=pictures.pixels[only],
-        latents=pictures.latents[only],
-        facts=pictures.facts[only],
-        seeds=pictures.seeds[only],
-    )

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import stepfuse as sf
-from stepfuse.cli.common import describe, facts_of
+from stepfuse.cli.common import facts_of
 from stepfuse.cli.console import Report
 from stepfuse.cli.options import Sampling
 from stepfuse.cli.run_files import RunFiles, Writing
@@ -38,13 +37,9 @@ class Run:
     ) -> None:
         self.bundle, self.samples, self.files, self.report = bundle, samples, files, report
         self.table = Compiler(bundle.info).compile(options=sampling.options, **sampling.own)
+        self.title = ""  # of what was drawn first
         self._left: list[int] = []
         self._written: list[str] = []
-
-    @cached_property
-    def title(self) -> str:
-        """Model, sampler, steps, guidance and first seed."""
-        return f"{self.bundle.name}: {describe(self.table)}, seed {self.samples[0]['seed']}"
 
     @property
     def _one_by_one(self) -> bool:

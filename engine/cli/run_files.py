@@ -51,8 +51,12 @@ class RunFiles:
         """Whether standard output carries them."""
         return self.targets[0].is_stdout
 
-    def left(self, writing: Writing) -> list[int]:
+    def left(self, writing: Writing, *, way_out: str = ", or --skip-existing to draw what is missing") -> list[int]:
         """The samples that are to be drawn, by number, after a look at whether they can be written.
+
+        Args:
+            writing: What becomes of files that are there.
+            way_out: What the error of a file that is there offers beside ``--force``.
 
         Raises:
             FileExistsError: If a file is there and is neither to be replaced nor to be kept.
@@ -63,9 +67,7 @@ class RunFiles:
             refuse("keeps what --force replaces: give one of them", skip_existing=writing.force or None)
             refuse("needs a file, --output - is none", skip_existing=self.is_stdout or None)
         left = [i for i, one in enumerate(self.targets) if not (writing.skip_existing and one.exists)]
-        prepare_all(
-            [self.targets[i] for i in left], force=writing.force, way_out=", or --skip-existing to draw what is missing"
-        )
+        prepare_all([self.targets[i] for i in left], force=writing.force, way_out=way_out)
         return left
 
 

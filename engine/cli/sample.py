@@ -12,13 +12,15 @@ from stepfuse.cli.common import refuse
 from stepfuse.cli.console import Report
 from stepfuse.cli.file_names import is_pattern
 from stepfuse.cli.grid import sample_classes
-from stepfuse.cli.options import OUTPUT, PICTURE, WHAT, Machine, Model, Sampling
+from stepfuse.cli.like import Like, OptionalModel
+from stepfuse.cli.options import OUTPUT, PICTURE, WHAT, Machine, Sampling
 from stepfuse.cli.prompt import read_prompts, sample_prompts
+from stepfuse.cli.redraw import draw_again
 from stepfuse.cli.run_files import Writing
 
 
 def sample(
-    model: Model = "fashion",
+    model: OptionalModel = None,
     *,
     prompt: Annotated[
         list[str] | None,
@@ -49,7 +51,9 @@ def sample(
             "--number", "-n", metavar="N", help="How many samples; 30, or 1 of each prompt.", rich_help_panel=WHAT
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(metavar="N", help="Sample i has seed SEED + i.", rich_help_panel=WHAT)] = 0,
+    seed: Annotated[
+        int | None, typer.Option(metavar="N", help="Sample i has seed SEED + i; 0.", rich_help_panel=WHAT)
+    ] = None,
     width: Annotated[
         int | None,
         typer.Option(metavar="N", help="Pixels, with --prompt; the model's own if left out.", rich_help_panel=WHAT),
@@ -93,12 +97,26 @@ def sample(
     columns: Annotated[
         int | None, typer.Option(metavar="N", help="Samples a row of the grid; 10.", min=1, rich_help_panel=OUTPUT)
     ] = None,
+    like: Like = None,
     writing: Writing,
     machine: Machine,
     report: Report,
 ) -> None:
     """Sample a model: a labelled grid, or pictures of prompts."""
-    bundle = sf.Bundle.load(model)
+    if like is not None:
+        refuse("is for other pictures than that of --like: leave it out", prompt_file=prompt_file)
+        if prompt and len(prompt) > 1:
+            raise ValueError(f"--prompt must be given once with --like, got {len(prompt)}")
+        given: dict[str, Any] = {
+            **{"prompt": prompt[0] if prompt else None, "negative_prompt": negative_prompt},
+            **{"width": width, "height": height, "number": number, "cond": cond, "seed": seed, "columns": columns},
+            **{"image": image, "mask": mask, "strength": strength, "max_rows": machine.max_rows},
+            **{**sampling.own, "options": sampling.options},
+        }
+        draw_again(like, model, output, given, writing, machine, report)
+        return
+    bundle = sf.Bundle.load(model or "fashion")
+    seed = seed or 0
     prompts = _prompts(
         bundle,
         prompt or None,

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -139,6 +140,8 @@ class PipelineFolder:
         """
         kind, variant = self.kind(name, allowed), self.weights(name)
         library = import_module("transformers" if self.index[name][0] == "transformers" else "diffusers")
+        # diffusers' default is True, and without accelerate it warns at each load that it does otherwise.
+        own = {"low_cpu_mem_usage": find_spec("accelerate") is not None} if library.__name__ == "diffusers" else {}
         try:
             with _no_bars(), _with_index_names_of_now(self.path / name, variant) as path:
                 module, report = getattr(library, kind).from_pretrained(
@@ -147,6 +150,7 @@ class PipelineFolder:
                     use_safetensors=True,
                     local_files_only=True,
                     output_loading_info=True,
+                    **own,
                 )
         except Exception as error:  # whatever the libraries raise, safetensors' own among it
             raise ExportError(f"{self.path / name}: {kind} cannot be loaded: {error}") from error

@@ -1,7 +1,10 @@
 """The command line, as a user types it."""
 
+import os
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from typer.testing import CliRunner
 import stepfuse as sf
 from stepfuse.cli import app
 from stepfuse.cli.grid import conds_per_sample
+from stepfuse.files.atomic import scratch_beside
 
 runner = CliRunner()
 
@@ -193,3 +197,20 @@ def test_other_formats_are_refused(bundle, tmp_path):
     result = run("sample", bundle.path, "-o", tmp_path / "picture.jpg")
     assert result.exit_code == 2
     assert "--output must end in .png or .npy, got 'picture.jpg'" in result.output
+
+
+def test_a_command_that_is_terminated_leaves_nothing_half_written(tmp_path, monkeypatch):
+    def load(path):
+        with scratch_beside(tmp_path / "bundle", folder=True) as scratch:
+            (scratch / "weights").write_bytes(b"half")
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(sf.Bundle, "load", load)
+    try:
+        result = run("info", "tiny")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert result.exit_code == 128 + signal.SIGTERM
+    assert not list(tmp_path.iterdir())
