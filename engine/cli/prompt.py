@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,7 +19,9 @@ from stepfuse.cli.options import Machine, Sampling
 from stepfuse.cli.run import Run, seeds_of_run
 from stepfuse.cli.run_files import Writing, files_of
 from stepfuse.files.atomic import write_atomically
-from stepfuse.pipeline.pictures import Pictures
+
+if TYPE_CHECKING:
+    from stepfuse.pipeline.pictures import Pictures  # with Pillow, which help does not need
 
 _MOST_BYTES = 16 << 20  # of a file of prompts
 
