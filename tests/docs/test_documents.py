@@ -181,6 +181,15 @@ def test_the_commands_run(document, here):
         assert result.exit_code == 0, f"{document.name}:{line}: {' '.join(arguments)}\n{result.output}"
 
 
+def test_the_commands_of_the_makefile_work_twice():
+    lines = re.findall(r"bin/stepfuse (.*)", (ROOT / "Makefile").read_text(encoding="utf-8"))
+    assert lines
+    for line in lines:
+        name, *arguments = shlex.split(line)
+        context = typer.main.get_command(app).commands[name].make_context(name, arguments)
+        assert context.params["force"], line
+
+
 def write_lora(path):
     """A LoRA of two weights of the tiny pipeline's UNet."""
     from safetensors.numpy import save_file
