@@ -160,6 +160,7 @@ _REQUIRED = ("version", "model", "sampler", "options", "table", "steps", "steps_
 _Rule = tuple[str, Callable[[Any], bool]]
 _TEXT: _Rule = "a text", lambda value: isinstance(value, str)
 _COUNT: _Rule = "a whole number from 0 to 2^31 - 1", _whole
+_SIZE: _Rule = "a whole number from 1 to 2^20", lambda value: _whole(value, (1 << 20) + 1) and value > 0
 _FLAG: _Rule = "true or false", lambda value: isinstance(value, bool)
 _OBJECT: _Rule = "an object", lambda value: isinstance(value, dict)
 _LIST: _Rule = "a list", lambda value: isinstance(value, list)
@@ -169,8 +170,8 @@ _NUMBER: _Rule = "a number", _number
 #: What an entry of a text of unknown origin must be.
 _RULES: Mapping[str, _Rule] = {
     **dict.fromkeys(("version", "sampler", "table", "prompt", "negative_prompt"), _TEXT),
-    **dict.fromkeys(("steps", "steps_done", "stopped_after", "number"), _COUNT),
-    **dict.fromkeys(("max_rows", "width", "height", "columns"), _COUNT),
+    **dict.fromkeys(("steps", "steps_done", "stopped_after"), _COUNT),
+    **dict.fromkeys(("number", "max_rows", "width", "height", "columns"), _SIZE),
     **dict.fromkeys(("custom_table", "sample_posterior"), _FLAG),
     **dict.fromkeys(("options", "walk"), _OBJECT),
     **dict.fromkeys(("cond", "negative_cond"), _LIST),

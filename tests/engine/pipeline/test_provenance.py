@@ -180,6 +180,8 @@ def _written(tmp_path, **entries):
         ({"seed": -1}, r"seed must be a whole number from 0 to 2\^64 - 1, got -1"),
         ({"seed": True}, "seed must be a whole number"),
         ({"steps": 1.5}, "steps must be a whole number"),
+        ({"columns": 0}, r"columns must be a whole number from 1 to 2\^20, got 0"),
+        ({"number": 2**31}, "number must be a whole number from 1"),
         ({"options": []}, "options must be an object, got"),
         ({"model": {"name": "x"}}, "model must be an object of name and files"),
         ({"model": {"name": "x", "files": {"a": 1}}}, "model must be an object of name and files"),
