@@ -11,7 +11,7 @@ SOURCES := setup.py pyproject.toml MANIFEST.in $(shell find engine kernels expor
 
 # Sampling needs no torch: this environment has the base dependencies alone.
 sample: .venv/.ready
-	.venv/bin/stepfuse sample fashion --output out/fashion.png
+	.venv/bin/stepfuse sample fashion --force --output out/fashion.png
 
 test: .venv-dev/.ready
 	$(PYTEST) -m 'not slow'
@@ -88,7 +88,7 @@ gpu-check:
 
 # Half an hour on two cores: all experiments on the embedded models, and whether the frontier's orderings hold.
 analyze: .venv-dev/.ready
-	.venv-dev/bin/stepfuse analyze fashion --output docs/analysis
+	.venv-dev/bin/stepfuse analyze fashion --force --output docs/analysis
 	.venv-dev/bin/python benchmarks/frontier_orderings.py docs/analysis/frontier.json
 
 format: .venv-dev/.ready

@@ -41,6 +41,9 @@ from stepfuse.serving.stats import EngineStats
 from stepfuse.serving.stream import Preview
 
 if TYPE_CHECKING:
+    from stepfuse.pipeline.pictures import Pictures
+    from stepfuse.pipeline.provenance import Provenance
+    from stepfuse.pipeline.sampling import sample_pictures
     from stepfuse.pipeline.text_to_image import TextToImage
 
 __all__ = [
@@ -62,8 +65,10 @@ __all__ = [
     "ModelInfo",
     "NaiveSamplerWarning",
     "NoiseSchedule",
+    "Pictures",
     "PlanError",
     "Preview",
+    "Provenance",
     "ProviderError",
     "QueueFull",
     "Request",
@@ -75,6 +80,7 @@ __all__ = [
     "__version__",
     "embedded_models",
     "normal",
+    "sample_pictures",
     "samplers",
     "step",
     "write_bundle",
@@ -94,6 +100,10 @@ def __getattr__(name: str) -> Any:
         from stepfuse.pipeline.text_to_image import TextToImage  # with ONNX Runtime, which not every engine needs
 
         return TextToImage
+    if name in ("Pictures", "Provenance", "sample_pictures"):
+        from stepfuse.pipeline import sampling
+
+        return getattr(sampling, name)
     if name != "__version__":
         raise AttributeError(f"module 'stepfuse' has no attribute {name!r}")
     from importlib.metadata import version  # a fiftieth of a cold start, for what few ask

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from stepfuse.display import NAME, printable
+from stepfuse.display import NAME, did_you_mean, printable
 
 Class = TypeVar("Class", bound=type)
 
@@ -106,7 +106,10 @@ def refuse_unknown(taker: str, known: Collection[str], given: Iterable[str]) -> 
     """
     unknown = [name for name in given if name not in known]
     if unknown:
-        named = (f"{name} (here: {_NAMES[name]})" if name in _NAMES else printable(name, NAME) for name in unknown)
+        named = (
+            f"{name} (here: {_NAMES[name]})" if name in _NAMES else printable(name, NAME) + did_you_mean(name, known)
+            for name in unknown
+        )
         raise TypeError(f"{taker} takes {', '.join(known)}, got {', '.join(named)}")
 
 

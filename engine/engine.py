@@ -20,6 +20,7 @@ from stepfuse.backends.host.base import checked_threads
 from stepfuse.backends.host.callable import CallableBackend, DenoiserFunction
 from stepfuse.bundle.bundle import DENOISER, Bundle
 from stepfuse.bundle.cond_input import CondInput
+from stepfuse.bundle.identity import ModelIdentity
 from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.requests.bundle_defaults import check_defaults
 from stepfuse.requests.editing import as_images
@@ -53,11 +54,19 @@ class Engine:
 
     Calls from any number of threads are safe. One thread of the engine's own runs the network and the loop: requests
     join and leave it between steps, and share its forwards whatever their samplers, steps and guidance scales.
+
+    Attributes:
+        info: What the network is.
+        serving: How requests share the engine.
+        model: Name and digests of the bundle that was loaded; None for a network of Python's.
     """
 
-    def __init__(self, info: ModelInfo, backend: Backend, serving: Serving) -> None:
+    def __init__(
+        self, info: ModelInfo, backend: Backend, serving: Serving, *, model: ModelIdentity | None = None
+    ) -> None:
         self.info = info
         self.serving = serving
+        self.model = model
         self._compiler = Compiler(info)
         self._service = Service(info, backend, serving, check=CHECK_INVARIANTS)
 
@@ -118,13 +127,14 @@ class Engine:
             from stepfuse.backends.cuda.bundle_network import open_network
 
             network = open_network(bundle, info, gpu, serving.row_limit)
-            return cls._on_gpu(info, network, gpu, serving)
+            return cls._on_gpu(info, network, gpu, serving, ModelIdentity.of(bundle))
 
         from stepfuse.backends.host.onnxruntime import OnnxRuntimeBackend, open_session
 
         if session is None:
             session = open_session(bundle.networks[DENOISER], threads=threads, spinning=spinning)
-        return cls(info, OnnxRuntimeBackend(session, bundle.denoiser, info, serving.row_limit), serving)
+        backend = OnnxRuntimeBackend(session, bundle.denoiser, info, serving.row_limit)
+        return cls(info, backend, serving, model=ModelIdentity.of(bundle))
 
     @classmethod
     def from_callable(
@@ -224,13 +234,16 @@ class Engine:
         return cls._on_gpu(info, network, gpu, serving)
 
     @classmethod
-    def _on_gpu(cls, info: ModelInfo, network: Any, device: Cuda, serving: Serving) -> Engine:
+    def _on_gpu(
+        cls, info: ModelInfo, network: Any, device: Cuda, serving: Serving, model: ModelIdentity | None = None
+    ) -> Engine:
         from stepfuse.backends.cuda.kernels import StepKernels
         from stepfuse.backends.cuda.loop import LoopBackend, capture_forwards
 
         rows = capture_forwards(info, network, device, serving.row_limit, serving.most_running)
         serving = replace(serving, max_rows=rows)
-        return cls(info, LoopBackend(network, info, StepKernels.of(network, device.cubins), rows), serving)
+        backend = LoopBackend(network, info, StepKernels.of(network, device.cubins), rows)
+        return cls(info, backend, serving, model=model)
 
     def sample(
         self,

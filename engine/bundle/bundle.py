@@ -17,12 +17,13 @@ import numpy as np
 
 from stepfuse.bundle.cond_input import CondInput
 from stepfuse.bundle.folder import MANIFEST, entry, open_folder
+from stepfuse.bundle.foreign import next_step
 from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.bundle.new_folder import NewFolder, copy_files, new_folder
 from stepfuse.bundle.onnx_file import OnnxFile
 from stepfuse.bundle.open_file import OpenFile
 from stepfuse.bundle.pipeline_info import TEXT_ENCODER, PipelineInfo
-from stepfuse.display import brief, shortened
+from stepfuse.display import NAME, brief, did_you_mean, printable, shortened
 from stepfuse.errors import BundleError
 from stepfuse.samplers.schedule import NoiseSchedule
 
@@ -89,6 +90,12 @@ class Bundle:
             opened=folder.opened,
             networks=folder.networks,
         )
+
+    def __repr__(self) -> str:
+        kind = f"{self.info.shape} {self.info.prediction_type}"
+        around = "" if self.pipeline is None else f" of {printable(self.pipeline.source, NAME)}"
+        files = f"{len(self.files)} file{'' if len(self.files) == 1 else 's'}"
+        return f"<Bundle {brief(self.name)}: {kind}{around}, {files} in {printable(self.path, NAME)}>"
 
     @property
     def denoiser(self) -> Path:
@@ -197,8 +204,18 @@ def _locate(name_or_path: str | os.PathLike[str]) -> Path:
         raise BundleError(f"{brief(given)} must be a folder with a {MANIFEST}: {error}") from error
     if found:
         return path
-    known = ", ".join(embedded_models()) or "none"
-    raise BundleError(f"{given!r} is neither an embedded model ({known}) nor a folder with a {MANIFEST}")
+    models = embedded_models()
+    rule = f"is neither an embedded model ({', '.join(models) or 'none'}) nor a folder with a {MANIFEST}"
+    hint = f": {step}" if (step := next_step(given)) else did_you_mean(given, [*models, *_beside(path)])
+    raise BundleError(f"{given!r} {rule}{hint}")
+
+
+def _beside(path: Path) -> list[str]:
+    """Bundles in the folder where one is looked for."""
+    try:
+        return [str(path.with_name(manifest.parent.name)) for manifest in path.parent.glob(f"*/{MANIFEST}")]
+    except (OSError, ValueError):
+        return []
 
 
 def _model_info(path: Path, manifest: Mapping[str, Any]) -> ModelInfo:

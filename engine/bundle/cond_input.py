@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from stepfuse.display import brief, listed
+from stepfuse.display import brief, did_you_mean, listed, one_line
 
 _NAMES_SHOWN = 20  # of a thousand classes a message names so many
 
@@ -39,6 +39,8 @@ class CondInput:
     shape: tuple[int, ...] = ()
     null: Any = field(kw_only=True)  # no default: whatever it were, some model has it as a class
     names: tuple[str, ...] = ()
+
+    __repr__ = one_line
 
     def __post_init__(self) -> None:
         if self.dtype not in _DTYPES:
@@ -113,7 +115,8 @@ class CondInput:
             raise ValueError(f"{name} has no class names, got {given!r}")
         if given not in self.names:
             more = f" and {len(self.names) - _NAMES_SHOWN} more" if len(self.names) > _NAMES_SHOWN else ""
-            raise ValueError(f"{name} must be one of {listed(self.names[:_NAMES_SHOWN])}{more}, got {given!r}")
+            hint = did_you_mean(given, self.names)
+            raise ValueError(f"{name} must be one of {listed(self.names[:_NAMES_SHOWN])}{more}, got {given!r}{hint}")
         return self.names.index(given)
 
     def _known(self, array: npt.NDArray[Any]) -> bool:

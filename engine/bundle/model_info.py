@@ -10,7 +10,7 @@ from typing import Any
 
 from stepfuse.bundle.cond_input import MAX_ELEMENTS as MAX_COND_ELEMENTS
 from stepfuse.bundle.cond_input import CondInput
-from stepfuse.display import brief
+from stepfuse.display import brief, one_line
 from stepfuse.samplers.schedule import NoiseSchedule
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow")
@@ -55,6 +55,8 @@ class ModelInfo:
     range_known: bool = True
     defaults: Mapping[str, Any] = field(default_factory=dict)
     sampler_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    __repr__ = one_line
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(operator.index(size) for size in self.shape))

@@ -2,21 +2,94 @@
 
 from __future__ import annotations
 
+import signal
+import threading
+from types import FrameType
+from typing import Annotated
+
 import typer
 
 import stepfuse as sf
 from stepfuse.cli.analyze import analyze
+from stepfuse.cli.command import Command, Commands
 from stepfuse.cli.doctor import doctor
 from stepfuse.cli.export import export
 from stepfuse.cli.info import info
 from stepfuse.cli.interpolate import interpolate
 from stepfuse.cli.lora import lora
+from stepfuse.cli.options import with_groups
 from stepfuse.cli.plan import plan
 from stepfuse.cli.quantize import quantize
 from stepfuse.cli.sample import sample
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=sf.__doc__)
+app = typer.Typer(
+    cls=Commands,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Sample trained diffusion models: a compiled engine, the same image for the same seed.",
+    epilog="stepfuse sample fashion --cond sneaker -o sneakers.png\nstepfuse sample --help",
+)
 
-# In the order in which --help lists them.
-for command in (sample, interpolate, analyze, export, plan, lora, quantize, info, doctor):
-    app.command()(command)
+_DRAW, _MAKE, _LOOK = "Draw", "Make bundles", "Look"
+
+#: In the order in which --help lists them: (command, heading, examples).
+COMMANDS = (
+    (
+        sample,
+        _DRAW,
+        (
+            "stepfuse sample fashion --cond sneaker --steps 20 -o sneakers.png",
+            "stepfuse sample my-pipeline --prompt 'a red cat' -n 4 --seed 7 -o 'out/{prompt}-{seed}.png'",
+            "stepfuse sample my-pipeline --prompt-file prompts.txt -o 'out/{index:04}.png' --skip-existing",
+        ),
+    ),
+    (
+        interpolate,
+        _DRAW,
+        (
+            "stepfuse interpolate fashion --cond sneaker -n 12 -o walk.gif",
+            "stepfuse interpolate fashion --grid 5x8 --seeds 0,1,2,3 -o grid.png",
+        ),
+    ),
+    (analyze, _LOOK, ("stepfuse analyze fashion --quick -o report",)),
+    (
+        export,
+        _MAKE,
+        ("stepfuse export stable-diffusion-folder -o my-pipeline --precision float16",),
+    ),
+    (plan, _MAKE, ("stepfuse plan my-pipeline --for 8.9 --size 512x512",)),
+    (
+        lora,
+        _MAKE,
+        (
+            "stepfuse lora my-pipeline style.safetensors --scale 0.8 -o my-style",
+            "stepfuse lora my-style --remove -o my-pipeline-again",
+        ),
+    ),
+    (quantize, _MAKE, ("stepfuse quantize my-model -o my-model-int8",)),
+    (info, _LOOK, ("stepfuse info fashion",)),
+    (doctor, _LOOK, ("stepfuse doctor",)),
+)
+
+
+@app.callback(invoke_without_command=True)
+def main(
+    ctx: typer.Context,
+    version: Annotated[bool, typer.Option("--version", "-V", help="Print the version and leave.")] = False,
+) -> None:
+    """Prints the version, or help without a command. SIGTERM removes what is half written, as Ctrl-C does."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _exit)
+    if version:
+        typer.echo(f"stepfuse {sf.__version__}")
+    elif ctx.invoked_subcommand is None:
+        typer.echo(ctx.get_help())
+
+
+def _exit(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+for command, heading, examples in COMMANDS:
+    app.command(cls=Command, rich_help_panel=heading, epilog="\n".join(examples))(with_groups(command))

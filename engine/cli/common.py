@@ -1,111 +1,27 @@
-"""What the commands share: the console, errors as one line, options, and how a run is described."""
+"""What the commands share: conditioning as it is typed, and how a run is described."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Annotated, Any
-
-import typer
-from rich.console import Console
-from rich.markup import escape
+from typing import Any
 
 import stepfuse as sf
-from stepfuse.display import printable
-
-console = Console(emoji=False)  # ":b:" of a path is no emoji
-
-_OWN = ("sampler", "steps", "guidance_scale", "eta", "seed")
-_WORDS = {"true": True, "false": False, "none": None}
-
-Model = Annotated[str, typer.Argument(help="An embedded model's name, or a bundle folder.")]
-Sampler = Annotated[str | None, typer.Option(help=f"One of {', '.join(sf.samplers.SAMPLERS)}.")]
-SamplerOptions = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--sampler-option",
-        help="NAME=VALUE of the sampler, such as karras=true, spacing=trailing or timesteps=900,600,300; repeat it.",
-    ),
-]
-Steps = Annotated[int | None, typer.Option(help="Steps; the model's default if left out.")]
-GuidanceScale = Annotated[float | None, typer.Option("--guidance-scale", "-g", help="1 is no guidance.")]
-Eta = Annotated[float | None, typer.Option(help="DDIM's share of added noise, 0 to 1.")]
-MaxRows = Annotated[int | None, typer.Option(help="Most rows of one forward; 64, on a GPU 16.", min=1)]
-Device = Annotated[str, typer.Option(help="cpu, cuda, or cuda:N for one of several GPUs.")]
-Threads = Annotated[int, typer.Option(help="Threads of the network; 0 is one a core.", min=0)]
-NewBundle = Annotated[Path, typer.Option("--output", "-o", help="The bundle to write.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there already.")]
-
-
-@contextmanager
-def plain_errors() -> Iterator[None]:
-    """Prints an error in the command's input as one line; a bug in stepfuse keeps its traceback.
-
-    Raises:
-        typer.Exit: With status 1, after such an error.
-    """
-    try:
-        yield
-    except (ValueError, TypeError, OSError, MemoryError, ImportError, sf.StepfuseError) as error:
-        Console(stderr=True, emoji=False).print(f"[red]stepfuse:[/] {shown(error)}", highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from error
-
-
-def shown(given: object, limit: int | None = None) -> str:
-    """A text as it stands inside rich's markup: ``printable``, and nothing in it is read as markup."""
-    return escape(printable(given, limit))
-
-
-def say(text: str, *, bold: bool = False) -> None:
-    """Prints a line as it is: nothing in it is read as markup, and a long path is not wrapped."""
-    console.print(f"[bold]{shown(text)}[/]" if bold else shown(text), highlight=False, soft_wrap=True)
-
-
-def parse_sampler_options(texts: list[str] | None) -> dict[str, Any]:
-    """Options of ``--sampler-option`` by name: numbers, true, false, none, other words, or several with commas between.
-
-    Raises:
-        ValueError: If one is not NAME=VALUE, a name comes twice or has an option of its own.
-    """
-    options: dict[str, Any] = {}
-    for text in texts or ():
-        name, given, value = text.partition("=")
-        name = name.strip().replace("-", "_")
-        if not (given and name and value.strip()):
-            raise ValueError(f"--sampler-option must be NAME=VALUE such as karras=true, got {text!r}")
-        if name in _OWN:
-            raise ValueError(f"--sampler-option {name} has an option of its own: give --{name.replace('_', '-')}")
-        if name in options:
-            raise ValueError(f"--sampler-option {name} must be given once, got {text!r} too")
-        values = [_parse_value(part) for part in value.split(",") if part.strip()]
-        options[name] = tuple(values) if "," in value else values[0]
-    return options
-
-
-def _parse_value(text: str) -> Any:
-    word = text.strip()
-    if word.lower() in _WORDS:
-        return _WORDS[word.lower()]
-    for kind in (int, float):
-        try:
-            return kind(word)
-        except ValueError:
-            continue
-    return word
 
 
 def parse_cond(info: sf.ModelInfo, text: str | None) -> Any:
     """The conditioning of ``--cond``, a class name or index; None is unconditional.
 
     Raises:
-        ValueError: If ``--cond`` is given and the model does not have exactly one conditioning input.
+        ValueError: If ``--cond`` is given and the model does not have exactly one conditioning input, or that has no
+            such class.
     """
     if text is None:
         return None
     if len(info.cond) != 1:
         raise ValueError(f"--cond needs a model with one conditioning input, this one has {len(info.cond)}")
-    return int(text) if text.isdigit() else text
+    [spec] = info.cond.values()
+    value = int(text) if text.isdigit() and text not in spec.names else text
+    spec.value("--cond", value)
+    return value
 
 
 def describe(table: sf.StepTable, *, conditional: bool = True) -> str:
@@ -113,3 +29,19 @@ def describe(table: sf.StepTable, *, conditional: bool = True) -> str:
     guided = conditional and table.passes > len(table)
     guidance = f", guidance {table.options['guidance_scale']:g}" if guided else ""
     return f"{table.sampler}, {len(table)} steps{guidance}"
+
+
+def facts_of(table: sf.StepTable) -> dict[str, Any]:
+    """The same for programs."""
+    return {"sampler": table.sampler, "steps": len(table), "guidance_scale": table.options.get("guidance_scale")}
+
+
+def refuse(reason: str, **given: object) -> None:
+    """Refuses options that have no effect; None is one that is left out.
+
+    Raises:
+        ValueError: If one is given.
+    """
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(f"--{name.replace('_', '-')} {reason}")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import typer
 from rich.table import Table
 
 from stepfuse import _core
 from stepfuse.bundle.bundle import Bundle, embedded_models
-from stepfuse.cli.common import console, shown
+from stepfuse.cli.console import Report, shown
 from stepfuse.errors import BundleError
 
 _EXPORTERS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "safetensors")
@@ -42,7 +42,7 @@ class Finding:
         return bool(self.found) and not self.remedy
 
 
-def doctor() -> None:
+def doctor(*, report: Report) -> None:
     """Say what this machine can run, what is missing, and how to install it."""
     findings = examine()
     table = Table(box=None, padding=(0, 2, 0, 0))
@@ -52,7 +52,8 @@ def doctor() -> None:
         mark = "[green]ok" if finding.ok else "[red]no" if finding.required else "[yellow]-"
         texts = finding.subject, finding.found or "missing", finding.needed_for, finding.remedy
         table.add_row(mark, *map(shown, texts))
-    console.print(table, highlight=False)
+    report.show(table)
+    report.finish(findings=[{**asdict(finding), "ok": finding.ok} for finding in findings])
     if any(finding.required and not finding.ok for finding in findings):
         raise typer.Exit(1)
 

@@ -12,70 +12,84 @@ import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 import stepfuse as sf
-from stepfuse.cli.common import (
-    NewBundle,
-    Overwrite,
-    Sampler,
-    SamplerOptions,
-    console,
-    parse_sampler_options,
-    plain_errors,
-    say,
-    shown,
-)
+from stepfuse.cli.console import Report, shown, stderr
+from stepfuse.cli.options import Force, NewBundle, SamplerName, SamplerOption
+from stepfuse.cli.sampler_options import parse_sampler_options
+from stepfuse.cli.target import require_new_bundle
+from stepfuse.display import byte_size
 
 
 def export(
     pipeline: Annotated[Path, typer.Argument(help="A folder that diffusers' save_pretrained has made.")],
-    output: NewBundle,
-    precision: Annotated[str, typer.Option(help="float32 or float16.")] = "float32",
-    sampler: Sampler = None,
-    sampler_option: SamplerOptions = None,
+    *,
+    precision: Annotated[str, typer.Option(metavar="TEXT", help="float32 or float16.")] = "float32",
+    sampler: SamplerName = None,
+    sampler_option: SamplerOption = None,
     size: Annotated[
         str | None,
-        typer.Option(help="Pixels a side, or WIDTHxHEIGHT, sampled by default; the model's own if left out."),
+        typer.Option(
+            metavar="TEXT", help="Pixels a side, or WIDTHxHEIGHT, sampled by default; the model's own if left out."
+        ),
     ] = None,
-    opset: Annotated[int, typer.Option(help="ONNX operator set.")] = 18,
-    name: Annotated[str | None, typer.Option(help="The model's name; the folder's if left out.")] = None,
+    opset: Annotated[int, typer.Option(metavar="N", help="ONNX operator set.")] = 18,
+    name: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="The model's name; the folder's if left out.")
+    ] = None,
     tolerance: Annotated[
-        float | None, typer.Option(help="Largest error allowed, relative; 1e-4, or 0.02 in float16.")
+        float | None, typer.Option(metavar="NUMBER", help="Largest error allowed, relative; 1e-4, or 0.02 in float16.")
     ] = None,
-    overwrite: Overwrite = False,
+    output: NewBundle,
+    force: Force = False,
+    report: Report,
 ) -> None:
     """Export a diffusers pipeline, every network compared with the original before anything is written."""
-    with plain_errors():
-        from stepfuse.export import from_diffusers
+    folder = require_new_bundle(output, force=force)
+    options, pixels = parse_sampler_options(sampler_option), None if size is None else _pixels(size)
+    from stepfuse.export import from_diffusers  # takes seconds
 
-        began = time.perf_counter()
-        with _progress() as progress:
-            bundle = from_diffusers(
-                pipeline,
-                output,
-                precision=precision,
-                sampler=sampler,
-                sampler_options=parse_sampler_options(sampler_option),
-                opset=opset,
-                size=None if size is None else _pixels(size),
-                name=name,
-                tolerance=tolerance,
-                overwrite=overwrite,
-                progress=progress,
-            )
-        seconds = time.perf_counter() - began
+    began = time.perf_counter()
+    with _progress(report) as progress:
+        bundle = from_diffusers(
+            pipeline,
+            folder,
+            precision=precision,
+            sampler=sampler,
+            sampler_options=options,
+            opset=opset,
+            size=pixels,
+            name=name,
+            tolerance=tolerance,
+            overwrite=force,
+            progress=progress,
+        )
+    seconds = time.perf_counter() - began
     errors = bundle.export["errors"]
     for file, facts in bundle.files.items():
         seen = f", error {max(errors[file].values()):.1e}" if file in errors else ""
-        say(f"{file}: {facts['size'] / 1e6:.1f} MB{seen}")
+        report.say(f"{file}: {byte_size(facts['size'])}{seen}")
     if bundle.export["left_out"]:
-        say(f"not exported: {', '.join(bundle.export['left_out'])}")
-    say(f"written to {output} in {seconds:.0f} s; next: {_next(bundle, output)}")
+        report.say(f"not exported: {', '.join(bundle.export['left_out'])}")
+    following = _next(bundle, folder)
+    report.say(f"written to {output} in {seconds:.0f} s; next: {following}")
+    report.finish(
+        bundle=output,
+        files={name: facts["size"] for name, facts in bundle.files.items()},
+        errors=errors,
+        left_out=bundle.export["left_out"],
+        seconds=round(seconds, 3),
+        next=following,
+    )
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar on a terminal, else one line for each piece of work."""
+def _progress(report: Report) -> Iterator[Callable[[str, int, int], None] | None]:
+    """On standard error: a progress bar on a terminal, else one line for each piece of work."""
+    console = stderr()
+    if not report.progress:
+        yield None
+        return
     if not console.is_terminal:
-        yield lambda what, done, total: say(f"{done}/{total} {what}")
+        yield lambda what, done, total: console.print(f"{done}/{total} {shown(what)}", highlight=False)
         return
     columns = BarColumn(), TextColumn("{task.completed}/{task.total} {task.description}"), TimeElapsedColumn()
     with Progress(*columns, console=console, transient=True) as bar:

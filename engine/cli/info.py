@@ -2,27 +2,49 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
 from rich.table import Table
 
 import stepfuse as sf
+from stepfuse.bundle.foreign import next_step
 from stepfuse.bundle.pipeline_info import PipelineInfo
-from stepfuse.cli.common import Model, console, plain_errors, shown
-from stepfuse.display import NAME
+from stepfuse.cli.console import Report, shown
+from stepfuse.cli.picture_info import picture_json, picture_rows
+from stepfuse.display import NAME, byte_size
 from stepfuse.pipeline.size import pixels_of
 from stepfuse.requests.bundle_defaults import check_defaults
 
 _LONGEST = 2000  # characters of an entry: paths and licences are shown whole
 
 
-def info(model: Model) -> None:
-    """Say what a bundle is, after checking it."""
-    with plain_errors():
+def info(
+    model: Annotated[str, typer.Argument(help="An embedded model's name, a bundle folder, or a picture.")],
+    *,
+    report: Report,
+) -> None:
+    """Say what a bundle is, after checking it, or how a picture was drawn."""
+    path = Path(model)
+    if model not in sf.embedded_models() and path.is_file() and not next_step(path):
+        rows, data = picture_rows(path), picture_json(path)
+    else:
         bundle = sf.Bundle.load(model)
-        check_defaults(bundle)
-    facts = bundle.info
+        rows, data = _bundle_rows(bundle), _as_data(bundle)
     table = Table("", "", show_header=False, box=None, padding=(0, 2, 0, 0))
     table.columns[1].overflow = "fold"
-    for name, value in (
+    for name, value in rows:
+        table.add_row(f"[bold]{shown(name, NAME)}", shown(value, _LONGEST))
+    report.show(table)
+    report.finish(**data)
+
+
+def _bundle_rows(bundle: sf.Bundle) -> list[tuple[str, object]]:
+    check_defaults(bundle)
+    facts = bundle.info
+    return [
         ("name", bundle.name),
         ("folder", bundle.path),
         ("sample", f"{facts.shape}, {facts.data_range[0]:g} to {facts.data_range[1]:g}"),
@@ -31,12 +53,29 @@ def info(model: Model) -> None:
         *((f"input {name}", _describe_input(spec)) for name, spec in facts.cond.items()),
         *_describe_pipeline(facts, bundle.pipeline),
         ("defaults", ", ".join(f"{name} {value}" for name, value in facts.defaults.items())),
-        *((f"file {name}", f"{entry['size'] / 1e6:.1f} MB, checksum matches") for name, entry in bundle.files.items()),
+        *((f"file {name}", f"{byte_size(entry['size'])}, checksum matches") for name, entry in bundle.files.items()),
         ("provenance", bundle.provenance),
         ("licence", bundle.licence),
-    ):
-        table.add_row(f"[bold]{shown(name, NAME)}", shown(value, _LONGEST))
-    console.print(table, highlight=False)
+    ]
+
+
+def _as_data(bundle: sf.Bundle) -> dict[str, Any]:
+    """The same for programs."""
+    facts = bundle.info
+    data = {
+        "name": bundle.name,
+        "folder": str(bundle.path),
+        "shape": facts.shape,
+        "data_range": facts.data_range,
+        "prediction_type": facts.prediction_type,
+        "schedule": facts.schedule.config,
+        "cond": {name: asdict(spec) for name, spec in facts.cond.items()},
+        "defaults": dict(facts.defaults),
+        "files": {name: dict(entry) for name, entry in bundle.files.items()},
+        "provenance": bundle.provenance,
+        "licence": bundle.licence,
+    }
+    return data if bundle.pipeline is None else {**data, "pipeline": bundle.pipeline.config}
 
 
 def _describe_input(spec: sf.CondInput) -> str:

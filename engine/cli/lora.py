@@ -7,29 +7,37 @@ from typing import Annotated
 
 import typer
 
-from stepfuse.cli.common import Model, NewBundle, Overwrite, plain_errors, say
+from stepfuse.cli.common import refuse
+from stepfuse.cli.console import Report
+from stepfuse.cli.options import Force, Model, NewBundle
+from stepfuse.cli.target import require_new_bundle
 
 
 def lora(
     model: Model,
-    output: NewBundle,
     adapter: Annotated[
-        Path | None, typer.Argument(metavar="[LORA]", help="A .safetensors file; left out, --remove must be given.")
+        Path | None, typer.Argument(metavar="LORA", help="A .safetensors file; left out, --remove must be given.")
     ] = None,
-    scale: Annotated[float, typer.Option(help="Strength.")] = 1.0,
+    *,
+    scale: Annotated[float | None, typer.Option(metavar="NUMBER", help="Strength of the LoRA; 1.")] = None,
     remove: Annotated[bool, typer.Option("--remove", help="Take all LoRAs out again.")] = False,
-    overwrite: Overwrite = False,
+    output: NewBundle,
+    force: Force = False,
+    report: Report,
 ) -> None:
     """Fuse a LoRA into a bundle's weights, or take all of them out again, to the byte."""
-    with plain_errors():
-        from stepfuse.export import fuse_lora, unfuse_lora
+    if remove == (adapter is not None):
+        raise ValueError("give either a LoRA to fuse or --remove")
+    if remove:
+        refuse("is for a LoRA that is fused: leave it out with --remove", scale=scale)
+    folder = require_new_bundle(output, force=force)
+    from stepfuse.export import fuse_lora, unfuse_lora
 
-        if remove == (adapter is not None):
-            raise ValueError("give either a LoRA to fuse or --remove")
-        if adapter is None:
-            unfuse_lora(model, output, overwrite=overwrite)
-            say(f"written to {output}, without LoRAs")
-            return
-        bundle = fuse_lora(model, adapter, output, scale=scale, overwrite=overwrite)
-        fused = ", ".join(f"{one['name']} at {one['scale']:g}" for one in bundle.export["loras"])
-    say(f"written to {output}, with {fused}")
+    if adapter is None:
+        bundle = unfuse_lora(model, folder, overwrite=force)
+    else:
+        bundle = fuse_lora(model, adapter, folder, scale=1.0 if scale is None else scale, overwrite=force)
+    fused = list(bundle.export.get("loras", ()))
+    names = ", ".join(f"{one['name']} at {one['scale']:g}" for one in fused)
+    report.say(f"written to {output}, " + (f"with {names}" if names else "without LoRAs"))
+    report.finish(bundle=output, loras=fused)

@@ -1,87 +1,117 @@
-"""``stepfuse sample --prompt``: pictures of a prompt."""
+"""``stepfuse sample --prompt``: pictures of prompts, each written as soon as it is there."""
 
 from __future__ import annotations
 
+import sys
 import time
-import warnings
+from collections.abc import Sequence
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
 import stepfuse as sf
-from stepfuse.cli.common import console, say, shown
+from stepfuse.cli.console import Report
+from stepfuse.cli.options import Machine, Sampling
+from stepfuse.cli.run import Run, seeds_of_run
+from stepfuse.cli.run_files import Writing, files_of
 from stepfuse.files.atomic import write_atomically
 
+_MOST_BYTES = 16 << 20  # of a file of prompts
 
-def sample_prompt(
-    bundle: sf.Bundle, output: Path, *, device: str, max_rows: int | None, threads: int, **arguments: Any
+
+def sample_prompts(
+    bundle: sf.Bundle,
+    prompts: Sequence[str],
+    number: int,
+    seed: int,
+    sampling: Sampling,
+    output: str,
+    writing: Writing,
+    machine: Machine,
+    report: Report,
+    **arguments: Any,
 ) -> None:
-    """Samples pictures of a prompt and writes them: one as ``output``, several as ``NAME-SEED.png``.
+    """Samples ``number`` pictures of each prompt; those of a prompt are written as soon as they are there.
 
     Args:
         bundle: A pipeline with prompts.
-        output: Ends in .png, or in .npy for the pixels, (n, H, W, 3), 0 to 1.
-        device: As in ``TextToImage.load``.
-        max_rows: Likewise.
-        threads: Likewise.
-        **arguments: Those of ``TextToImage.__call__``, with ``image`` and ``mask`` as paths.
+        prompts: What the pictures show.
+        number: Pictures of each prompt.
+        seed: Picture i has seed ``seed + i``.
+        sampling: How they are sampled.
+        output: A file, a pattern or ``-``. Of several pictures, ``cat.png`` stands for ``cat-SEED.png``; a .npy file
+            holds the pixels of all, (n, H, W, 3), 0 to 1.
+        writing: What becomes of files that are there.
+        machine: What computes.
+        report: Where the run is reported.
+        **arguments: Those of ``TextToImage.__call__`` that are left, with ``image`` and ``mask`` as paths.
 
     Raises:
-        ValueError: If ``device`` is not the CPU, or as ``TextToImage.__call__`` does.
+        ValueError: If ``number`` is below 1, ``device`` is not the CPU, or as ``TextToImage.__call__`` does.
         OSError: If a file cannot be read or written.
     """
     from stepfuse.pipeline.shown_picture import open_picture
 
-    for name in ("image", "mask"):
-        if (path := arguments[name]) is not None:
-            arguments[name] = open_picture(path)
-    with (
-        sf.TextToImage.load(bundle, device=device, max_rows=max_rows, threads=threads) as pipe,
-        warnings.catch_warnings(),
-    ):
-        warnings.showwarning = _print_warning
-        began = time.perf_counter()
-        pictures = pipe(**arguments, progress=console.is_terminal)
+    seeds = seeds_of_run(seed, number, len(prompts))
+    texts = [prompt for prompt in prompts for _ in range(number)]
+    samples = [{"index": i, "seed": seeds[i], "prompt": text} for i, text in enumerate(texts)]
+    files = files_of(output, samples, model=bundle.name, together=(".npy",), format=writing.format)
+    run = Run(bundle, sampling, samples, files, report.beside_output() if files.is_stdout else report)
+    arguments |= {name: open_picture(arguments[name]) for name in ("image", "mask") if arguments[name] is not None}
+    left = run.begin(writing)
+    pixels = []
+    began = time.perf_counter()
+    if left:
+        with sf.TextToImage.load(bundle, **machine.arguments) as pipe:
+            for prompt, group in groupby(left, key=lambda i: i // number):
+                chosen = list(group)
+                pictures = pipe(
+                    prompts[prompt],
+                    num_images=len(chosen),
+                    seed=[seeds[i] for i in chosen],
+                    progress=run.report.progress,
+                    **sampling.arguments,
+                    **arguments,
+                )
+                run.title = run.title or pictures.facts[0]["Description"]
+                if files.shared:
+                    pixels.append(pictures.pixels)
+                    continue
+                for place, i in enumerate(chosen):
+                    run.write(i, pictures[place : place + 1].save)
+        if files.shared:
+            run.write(0, partial(write_atomically, write=partial(np.save, arr=np.concatenate(pixels))))
+        _, height, width, _ = pictures.pixels.shape
         seconds = time.perf_counter() - began
-    if output.suffix == ".npy":
-        write_atomically(output, partial(np.save, arr=pictures.pixels))
-        paths = [output]
+        run.finish(f"{len(left)} of {width} x {height} pixels in {seconds:.2f} s", seconds, width=width, height=height)
     else:
-        paths = pictures.save(output)
-    _, height, width, _ = pictures.pixels.shape
-    say(pictures.facts[0]["Description"])
-    console.print(f"{len(pictures)} of {width} x {height} pixels in {seconds:.2f} s", highlight=False)
-    for path in paths:
-        say(f"written to {path}")
+        run.finish("", 0.0)
 
 
-def _print_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    """Takes the place of ``warnings.showwarning``: one line, without file and line number."""
-    Console(stderr=True, emoji=False).print(f"[yellow]stepfuse:[/] {shown(message)}", highlight=False, soft_wrap=True)
-
-
-def require_prompt(bundle: sf.Bundle, given: dict[str, Any]) -> bool:
-    """Whether a bundle samples from a prompt.
+def read_prompts(file: str) -> list[str]:
+    """Prompts of a file, one a line; blank lines are left out.
 
     Args:
-        bundle: The bundle.
-        given: The options that need a prompt, by name, and ``cond``, which excludes one; None where left out.
+        file: Its path, or ``-`` for standard input.
 
     Raises:
-        ValueError: If the bundle takes prompts and ``prompt`` is missing or ``cond`` given; or if it takes none and an
-            option that needs one is given.
+        OSError: If it cannot be read.
+        ValueError: If it is not UTF-8, too long, or holds no prompt.
     """
-    if bundle.pipeline is not None and bundle.pipeline.prompts:
-        if given["prompt"] is None:
-            raise ValueError(f"{bundle.name} draws what a prompt says: give --prompt")
-        if given["cond"] is not None:
-            raise ValueError(f"--cond is for models with classes, {bundle.name} takes --prompt")
-        return True
-    for name, value in given.items():
-        if name != "cond" and value is not None:
-            option = name.replace("_", "-")
-            raise ValueError(f"--{option} needs a pipeline with prompts, {bundle.name} has none: leave it out")
-    return False
+    if file == "-":
+        raw = sys.stdin.buffer.read(_MOST_BYTES + 1)
+    else:
+        with Path(file).open("rb") as opened:
+            raw = opened.read(_MOST_BYTES + 1)
+    if len(raw) > _MOST_BYTES:
+        raise ValueError(f"--prompt-file must have at most {_MOST_BYTES >> 20} MiB, {file} has more")
+    try:
+        lines = raw.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--prompt-file must be UTF-8, {file} is not: {error}") from error
+    if not (prompts := [line.strip() for line in lines if line.strip()]):
+        raise ValueError(f"--prompt-file must hold a prompt a line, {file} holds none")
+    return prompts

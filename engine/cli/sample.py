@@ -1,168 +1,186 @@
-"""The command ``stepfuse sample``: samples as a labelled grid, or pictures of a prompt."""
+"""The command ``stepfuse sample``: samples as a labelled grid, or pictures of prompts."""
 
 from __future__ import annotations
 
-import time
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
 
 import stepfuse as sf
-from stepfuse.cli.common import (
-    Device,
-    Eta,
-    GuidanceScale,
-    Model,
-    Sampler,
-    SamplerOptions,
-    Steps,
-    Threads,
-    console,
-    describe,
-    parse_cond,
-    parse_sampler_options,
-    plain_errors,
-    say,
-)
-from stepfuse.cli.latents import edit_arguments, pictures_of
-from stepfuse.cli.prompt import require_prompt, sample_prompt
-from stepfuse.files.atomic import write_atomically
+from stepfuse.cli.common import refuse
+from stepfuse.cli.console import Report
+from stepfuse.cli.file_names import is_pattern
+from stepfuse.cli.grid import sample_classes
+from stepfuse.cli.like import Like, OptionalModel
+from stepfuse.cli.options import OUTPUT, PICTURE, WHAT, Machine, Sampling
+from stepfuse.cli.prompt import read_prompts, sample_prompts
+from stepfuse.cli.redraw import draw_again
+from stepfuse.cli.run_files import Writing
 
 
 def sample(
-    model: Model = "fashion",
-    prompt: Annotated[str | None, typer.Option(help="What the picture shows, for a text-to-image bundle.")] = None,
-    negative_prompt: Annotated[str | None, typer.Option(help="What guidance leads away from.")] = None,
-    width: Annotated[int | None, typer.Option(help="Pixels, with --prompt; the model's own if left out.")] = None,
-    height: Annotated[int | None, typer.Option(help="Likewise.")] = None,
-    number: Annotated[
-        int | None, typer.Option("--number", "-n", help="How many samples; 30, or 1 with --prompt.")
+    model: OptionalModel = None,
+    *,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TEXT",
+            help="What the picture shows, for a text-to-image bundle; repeat it for several.",
+            rich_help_panel=WHAT,
+        ),
+    ] = None,
+    prompt_file: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="A file of prompts, one a line; - is standard input.", rich_help_panel=WHAT),
+    ] = None,
+    negative_prompt: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="What guidance leads away from.", rich_help_panel=WHAT)
     ] = None,
     cond: Annotated[
-        list[str] | None, typer.Option(help="Class name or index; repeat it for several. All classes if left out.")
+        list[str] | None,
+        typer.Option(
+            metavar="TEXT",
+            help="Class name or index; repeat it for several. All classes if left out.",
+            rich_help_panel=WHAT,
+        ),
     ] = None,
-    sampler: Sampler = None,
-    sampler_option: SamplerOptions = None,
-    steps: Steps = None,
-    guidance_scale: GuidanceScale = None,
-    eta: Eta = None,
-    seed: Annotated[int, typer.Option(help="Sample i has seed SEED + i.")] = 0,
+    number: Annotated[
+        int | None,
+        typer.Option(
+            "--number", "-n", metavar="N", help="How many samples; 30, or 1 of each prompt.", rich_help_panel=WHAT
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(metavar="N", help="Sample i has seed SEED + i; 0.", rich_help_panel=WHAT)
+    ] = None,
+    width: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Pixels, with --prompt; the model's own if left out.", rich_help_panel=WHAT),
+    ] = None,
+    height: Annotated[int | None, typer.Option(metavar="N", help="Likewise.", rich_help_panel=WHAT)] = None,
+    sampling: Sampling,
     image: Annotated[
         Path | None,
-        typer.Option(help="A picture that all samples begin as, noised; of the model's size without --prompt."),
+        typer.Option(
+            metavar="FILE",
+            help="All samples begin as this picture, noised; of the model's size without --prompt.",
+            rich_help_panel=PICTURE,
+        ),
     ] = None,
-    mask: Annotated[Path | None, typer.Option(help="White where --image is repainted, black where it is kept.")] = None,
+    mask: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="White where --image is repainted, black where it is kept.", rich_help_panel=PICTURE
+        ),
+    ] = None,
     strength: Annotated[
-        float | None, typer.Option(help="Share of the steps that --image leaves, to 1; 0.8, or 1 with a mask.")
+        float | None,
+        typer.Option(
+            metavar="NUMBER",
+            help="Share of the steps that --image leaves, to 1; 0.8, or 1 with a mask.",
+            rich_help_panel=PICTURE,
+        ),
     ] = None,
     output: Annotated[
-        Path,
+        str,
         typer.Option(
             "--output",
             "-o",
-            help="PNG grid, or .npy for the raw samples. With --prompt each picture is a PNG of its own, NAME-SEED.png"
-            " if there are several.",
+            metavar="FILE",
+            help="A .png: a grid, or with prompts a picture, NAME-SEED.png of several. A .npy: the raw samples."
+            " A pattern such as 'out/{index:04}-{seed}-{prompt}.png', also with {cond} and {model}: a file each."
+            " -: standard output.",
+            rich_help_panel=OUTPUT,
         ),
-    ] = Path("samples.png"),
-    columns: Annotated[int, typer.Option(help="Samples a row of the grid.", min=1)] = 10,
-    max_rows: Annotated[
-        int | None,
-        typer.Option(help="Most rows of one forward; 64, on a GPU 16, or by size with --prompt.", min=1),
+    ] = "samples.png",
+    columns: Annotated[
+        int | None, typer.Option(metavar="N", help="Samples a row of the grid; 10.", min=1, rich_help_panel=OUTPUT)
     ] = None,
-    device: Device = "cpu",
-    threads: Threads = 0,
+    like: Like = None,
+    writing: Writing,
+    machine: Machine,
+    report: Report,
 ) -> None:
-    """Sample a model and write a labelled grid, or pictures of a prompt."""
-    with plain_errors():
-        if output.suffix not in (".png", ".npy"):
-            raise ValueError(f"output must end in .png or .npy, got {output.name}")
-        chosen = parse_sampler_options(sampler_option)
-        bundle = sf.Bundle.load(model)
-        options = {"prompt": prompt, "negative_prompt": negative_prompt, "width": width, "height": height}
-        prompted = require_prompt(bundle, {**options, "cond": cond})
-        output.parent.mkdir(parents=True, exist_ok=True)
-        if prompted:
-            sample_prompt(
-                bundle,
-                output,
-                device=device,
-                max_rows=max_rows,
-                threads=threads,
-                **options,
-                **chosen,
-                num_images=1 if number is None else number,
-                sampler=sampler,
-                steps=steps,
-                guidance_scale=guidance_scale,
-                eta=eta,
-                seed=seed,
-                image=image,
-                mask=mask,
-                strength=strength,
-            )
-            return
-        number = 30 if number is None else number
-        with sf.Engine.load(bundle, device=device, max_rows=max_rows, threads=threads) as engine:
-            conds = conds_per_sample(engine.info, cond, number)
-            table = engine.table(sampler=sampler, steps=steps, guidance_scale=guidance_scale, eta=eta, **chosen)
-            editing = edit_arguments(bundle, image, mask, threads)
-            began = time.perf_counter()
-            images = engine.sample(
-                number, cond=conds, table=table, seed=seed, strength=strength, progress=console.is_terminal, **editing
-            )
-            seconds = time.perf_counter() - began
-        title = f"{Path(model).name}: {describe(table)}, seed {seed}"
-        if output.suffix == ".npy":
-            write_atomically(output, partial(np.save, arr=images))
-        else:
-            pictures, data_range = pictures_of(bundle, images, threads)
-            _save_grid(output, pictures, data_range, engine.info, conds, title, min(columns, number))
-    _report(engine.stats(), title, number, seconds)
-    say(f"written to {output}")
+    """Sample a model: a labelled grid, or pictures of prompts."""
+    if like is not None:
+        refuse("is for other pictures than that of --like: leave it out", prompt_file=prompt_file)
+        if prompt and len(prompt) > 1:
+            raise ValueError(f"--prompt must be given once with --like, got {len(prompt)}")
+        given: dict[str, Any] = {
+            **{"prompt": prompt[0] if prompt else None, "negative_prompt": negative_prompt},
+            **{"width": width, "height": height, "number": number, "cond": cond, "seed": seed, "columns": columns},
+            **{"image": image, "mask": mask, "strength": strength, "max_rows": machine.max_rows},
+            **{**sampling.own, "options": sampling.options},
+        }
+        draw_again(like, model, output, given, writing, machine, report)
+        return
+    bundle = sf.Bundle.load(model or "fashion")
+    seed = seed or 0
+    prompts = _prompts(
+        bundle,
+        prompt or None,
+        prompt_file,
+        cond=cond or None,
+        negative_prompt=negative_prompt,
+        width=width,
+        height=height,
+    )
+    editing: dict[str, Any] = {"image": image, "mask": mask, "strength": strength}
+    if prompts is not None:
+        refuse("is for the grid of a model without prompts: leave it out", columns=columns)
+        sample_prompts(
+            bundle,
+            prompts,
+            1 if number is None else number,
+            seed,
+            sampling,
+            output,
+            writing,
+            machine,
+            report,
+            negative_prompt=negative_prompt,
+            width=width,
+            height=height,
+            **editing,
+        )
+        return
+    if is_pattern(output) or output.endswith(".npy"):
+        refuse(f"is for a grid, which --output {output} is not: leave it out", columns=columns)
+    sample_classes(
+        bundle,
+        cond,
+        30 if number is None else number,
+        seed,
+        sampling,
+        output,
+        writing,
+        machine,
+        report,
+        columns=columns or 10,
+        **editing,
+    )
 
 
-def conds_per_sample(info: sf.ModelInfo, texts: list[str] | None, number: int) -> list[Any] | None:
-    """The conditioning of each sample: the values of ``--cond``, or else all classes, repeated in order.
-
-    Returns:
-        None, all samples unconditional, where nothing is given and the model does not have exactly one conditioning
-        input with class names.
+def _prompts(
+    bundle: sf.Bundle, prompt: list[str] | None, prompt_file: str | None, *, cond: list[str] | None, **given: object
+) -> list[str] | None:
+    """The prompts of a bundle that takes some; None of one that does not.
 
     Raises:
-        ValueError: If ``--cond`` is given and the model does not have exactly one conditioning input.
+        ValueError: If the bundle takes prompts and none or ``--cond`` is given, or it takes none and an option that
+            needs one is given.
+        OSError: If the file of prompts cannot be read.
     """
-    names: list[str] | tuple[str, ...] = texts or (next(iter(info.cond.values())).names if len(info.cond) == 1 else ())
-    conds = [parse_cond(info, name) for name in names]
-    return [conds[index % len(conds)] for index in range(number)] if conds else None
-
-
-def _save_grid(
-    path: Path,
-    images: np.ndarray,
-    data_range: tuple[float, float],
-    facts: sf.ModelInfo,
-    conds: list[Any] | None,
-    title: str,
-    columns: int,
-) -> None:
-    from stepfuse.pipeline.image_files import image_grid, save_png
-
-    spec = next(iter(facts.cond.values()), None)
-    names = spec.names if spec else ()
-    labels = ["" if one is None else str(one) for one in conds or [None] * len(images)]
-    labels = [names[int(label)] if label.isdigit() and int(label) < len(names) else label for label in labels]
-    grid = image_grid(images, labels, title=title, data_range=data_range, columns=columns)
-    save_png(grid, path, {"Software": f"stepfuse {sf.__version__}", "Description": title})
-
-
-def _report(stats: sf.EngineStats, title: str, number: int, seconds: float) -> None:
-    say(title, bold=True)
-    console.print(
-        f"{number} samples, {stats.network_passes:.0f} network passes in {stats.forwards:.0f} forwards,"
-        f" {seconds:.2f} s ({seconds / number * 1e3:.0f} ms a sample): network {stats.network_seconds:.2f} s,"
-        f" step {stats.step_seconds * 1e3:.1f} ms, loop {stats.loop_seconds * 1e3:.1f} ms",
-        highlight=False,
-    )
+    if bundle.pipeline is None or not bundle.pipeline.prompts:
+        needs = f"needs a pipeline with prompts, {bundle.name} has none: leave it out"
+        refuse(needs, prompt=prompt, prompt_file=prompt_file, **given)
+        return None
+    refuse(f"is for models with classes, {bundle.name} takes --prompt", cond=cond)
+    if prompt is None and prompt_file is None:
+        raise ValueError(f"{bundle.name} draws what a prompt says: give --prompt or --prompt-file")
+    if prompt is not None:
+        refuse("and --prompt are two places for prompts: give one of them", prompt_file=prompt_file)
+        return prompt
+    assert prompt_file is not None
+    return read_prompts(prompt_file)

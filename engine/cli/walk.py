@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 import stepfuse as sf
-from stepfuse.cli.common import console
 from stepfuse.requests.interpolation import Path as WalkPath
 from stepfuse.requests.interpolation import interpolate_noise, interpolate_noise_grid
 
@@ -39,12 +38,18 @@ def walk_between_seeds(shape: tuple[int, ...], seeds: tuple[int, int], number: i
     Raises:
         ValueError: If a seed is not between 0 and 2^64 - 1, or ``number`` is below 2.
     """
-    z0, z1 = _noises(seeds, shape)
+    z0, z1 = _noises(seeds, shape, ("--seed-from", "--seed-to"))
     return _line(z0, z1, (f"seed {seeds[0]}", f"seed {seeds[1]}"), number, path, seeds[0])
 
 
 def walk_between_pictures(
-    engine: sf.Engine, pictures: tuple[Path, Path], number: int, path: WalkPath, table: sf.StepTable, cond: Any
+    engine: sf.Engine,
+    pictures: tuple[Path, Path],
+    number: int,
+    path: WalkPath,
+    table: sf.StepTable,
+    cond: Any,
+    progress: bool,
 ) -> Walk:
     """A walk between the noises of two pictures, which the inverse of ``table`` finds.
 
@@ -61,7 +66,7 @@ def walk_between_pictures(
     images = np.stack([read_image(one, engine.info.shape, engine.info.data_range) for one in pictures])
     known = signature(sf.samplers.ddim_inverse).parameters.keys() - {"schedule", "steps", "prediction_type"}
     options = {name: value for name, value in table.options.items() if name in known}
-    z0, z1 = engine.encode(images, steps=len(table), cond=cond, progress=console.is_terminal, **options)
+    z0, z1 = engine.encode(images, steps=len(table), cond=cond, progress=progress, **options)
     return _line(z0, z1, (pictures[0].name, pictures[1].name), number, path, 0)
 
 
@@ -75,7 +80,7 @@ def walk_on_grid(shape: tuple[int, ...], text: str, size: tuple[int, int], path:
     if len(parts) != 4 or not all(part.isdigit() for part in parts):
         raise ValueError(f"--seeds must be four whole numbers such as 0,1,2,3, got {text!r}")
     seeds = tuple(map(int, parts))
-    noises = interpolate_noise_grid(_noises(seeds, shape), *size, path)
+    noises = interpolate_noise_grid(_noises(seeds, shape, ("--seeds",) * 4), *size, path)
     return Walk(noises, f"seeds {', '.join(map(str, seeds))}", [""] * (size[0] * size[1]), seeds[0])
 
 
@@ -85,8 +90,8 @@ def _line(z0: Any, z1: Any, ends: tuple[str, str], number: int, path: WalkPath, 
     return Walk(noises, f"{ends[0]} to {ends[1]}", [ends[0], *shares, ends[1]], seed)
 
 
-def _noises(seeds: tuple[int, ...], shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
-    for seed in seeds:
+def _noises(seeds: tuple[int, ...], shape: tuple[int, ...], options: tuple[str, ...]) -> npt.NDArray[np.float32]:
+    for option, seed in zip(options, seeds, strict=True):
         if not 0 <= seed < 1 << 64:
-            raise ValueError(f"seed must be between 0 and 2^64 - 1, got {seed}")
+            raise ValueError(f"{option} must be between 0 and 2^64 - 1, got {seed}")
     return np.stack([sf.normal(seed, shape) for seed in seeds])

@@ -9,17 +9,37 @@ whatever its value.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import numpy as np
 
-from stepfuse.display import NAME, printable
+from stepfuse.display import NAME, one_line, printable
 from stepfuse.integrations.scheduler_entries import DEFAULTS, FORMER, KNOWN
 from stepfuse.samplers.schedule import NoiseSchedule
 
-__all__ = ["COVERED", "DEFAULTS", "SchedulerSettings", "read_scheduler"]
+__all__ = ["COVERED", "DEFAULTS", "SchedulerSettings", "UncoveredSchedulerError", "read_scheduler"]
+
+_FLOW = "FlowMatchEulerDiscreteScheduler"
+
+# Which covered class comes nearest to one that is not, among those with the same kind of noise levels.
+_NEAREST = {
+    "PNDMScheduler": "DDIMScheduler",
+    "DDIMParallelScheduler": "DDIMScheduler",
+    "CogVideoXDDIMScheduler": "DDIMScheduler",
+    "DDPMParallelScheduler": "DDPMScheduler",
+    "UniPCMultistepScheduler": "DPMSolverMultistepScheduler",
+    "DEISMultistepScheduler": "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler": "DPMSolverMultistepScheduler",
+    "DPMSolverSDEScheduler": "DPMSolverMultistepScheduler",
+    "SASolverScheduler": "DPMSolverMultistepScheduler",
+    "LMSDiscreteScheduler": "EulerDiscreteScheduler",
+    "KDPM2DiscreteScheduler": "HeunDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler": "EulerAncestralDiscreteScheduler",
+    "TCDScheduler": "LCMScheduler",
+    "FlowMatchHeunDiscreteScheduler": _FLOW,
+}
 
 _OTHER_SIGMAS = ("use_exponential_sigmas", "use_beta_sigmas")
 
@@ -40,6 +60,28 @@ class SchedulerSettings:
     prediction_type: str
     defaults: dict[str, Any]
     sampler_options: dict[str, dict[str, Any]]
+
+    __repr__ = one_line
+
+
+class UncoveredSchedulerError(ValueError):
+    """A class, or an entry of one, that changes the numbers in a way that no sampler here does.
+
+    Attributes:
+        rule: What is not covered.
+        instead: Classes that read the configuration, the nearest first; empty where none does.
+    """
+
+    def __init__(self, rule: str, instead: Sequence[str], *, configurable: bool) -> None:
+        ways = ["change the scheduler's configuration"] if configurable else []
+        if instead:
+            ways.append(f"take {instead[0]}.from_config(scheduler.config), the nearest of {', '.join(instead)}")
+        super().__init__(": ".join([rule, *([", or ".join(ways)] if ways else [])]))
+        self.rule, self.instead = rule, tuple(instead)
+
+
+class _EntryError(ValueError):
+    """An entry that is not covered; other classes may do without it."""
 
 
 class _Config(Mapping[str, Any]):
@@ -81,10 +123,7 @@ class _Config(Mapping[str, Any]):
 
     def refuse(self, key: str, value: Any, rule: str) -> NoReturn:
         """Refuses an entry that changes the numbers in a way that is not covered."""
-        raise ValueError(
-            f"{self.name}: {key} must be {rule}, got {value!r}: change the scheduler's configuration, or take another"
-            f" of {', '.join(COVERED)}"
-        )
+        raise _EntryError(f"{self.name}: {key} must be {rule}, got {value!r}")
 
 
 def read_scheduler(config: Mapping[str, Any]) -> SchedulerSettings:
@@ -95,13 +134,46 @@ def read_scheduler(config: Mapping[str, Any]) -> SchedulerSettings:
             as in the configuration of a scheduler that diffusers has made, are not handed on to other classes.
 
     Raises:
-        ValueError: If the class is not covered, or an entry changes its numbers in a way that no sampler here does; the
-            message names class, entry and value.
+        UncoveredSchedulerError: If the class is not covered, or an entry changes its numbers in a way that no sampler
+            here does; the message names class, entry and value, and classes that would do.
+        ValueError: If an entry is unknown or out of bounds.
         TypeError: If an entry that must be a number is something else.
     """
     name = config.get("_class_name")
     if not isinstance(name, str) or name not in _READERS:
-        raise ValueError(f"scheduler must be one of {', '.join(COVERED)}, got {name}")
+        rule = f"scheduler must be one of {', '.join(COVERED)}, got {printable(name, NAME)}"
+        raise UncoveredSchedulerError(rule, _instead_of(str(name), config), configurable=False)
+    try:
+        return _read(name, config)
+    except _EntryError as error:
+        raise UncoveredSchedulerError(str(error), _instead_of(name, config), configurable=True) from error
+
+
+def _instead_of(name: str, config: Mapping[str, Any]) -> list[str]:
+    """Classes that read a configuration whose own class is not covered or refuses it, the nearest first.
+
+    None where that class has noise levels of its own kind, which another would silently take for its own.
+    """
+    if name not in _NEAREST and name not in _READERS:
+        return []
+    if name.startswith("FlowMatch") or name == _FLOW:
+        nearest, candidates = _FLOW, [_FLOW]
+    else:
+        nearest = _NEAREST.get(name, "DDIMScheduler")
+        candidates = [nearest, *(one for one in _READERS if one not in (nearest, _FLOW))]
+    found = []
+    for one in candidates:
+        if one == name:
+            continue
+        try:
+            _read(one, config)
+        except (ValueError, TypeError):
+            continue
+        found.append(one)
+    return found
+
+
+def _read(name: str, config: Mapping[str, Any]) -> SchedulerSettings:
     by_default = set(config.get("_use_default_values") or ())
     config = {key: value for key, value in config.items() if not key.startswith("_")}
     handed_on = {key: value for key, value in config.items() if key not in by_default}
@@ -112,7 +184,7 @@ def read_scheduler(config: Mapping[str, Any]) -> SchedulerSettings:
         if (neutral := FORMER.get(key)) is not None and value not in neutral:
             raise ValueError(f"{name}: {key}, of former versions, must be {neutral[0]!r} or left out, got {value!r}")
     filled = _Config(name, config)
-    if name == "FlowMatchEulerDiscreteScheduler":
+    if name == _FLOW:
         return SchedulerSettings(_flow_schedule(filled), "flow", {"sampler": "euler"}, {})
     prediction = filled.require("prediction_type", "epsilon", "v_prediction", "sample")
     schedule = _schedule(filled)
@@ -123,7 +195,7 @@ def _others(name: str, config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Options of the other classes' samplers, as diffusers' ``from_config`` makes these of one's configuration."""
     found = {}
     for other, read in _READERS.items():
-        if other in (name, "FlowMatchEulerDiscreteScheduler"):
+        if other in (name, _FLOW):
             continue
         filled = _Config(other, config)
         try:
@@ -282,7 +354,7 @@ _READERS: dict[str, Callable[[_Config, NoiseSchedule], dict[str, Any]]] = {
     "HeunDiscreteScheduler": _heun,
     "EulerDiscreteScheduler": _euler,
     "EulerAncestralDiscreteScheduler": _euler_ancestral,
-    "FlowMatchEulerDiscreteScheduler": lambda config, schedule: {},
+    _FLOW: lambda config, schedule: {},
 }
 
 #: The classes of diffusers that ``read_scheduler`` reads.

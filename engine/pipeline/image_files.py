@@ -14,6 +14,21 @@ from PIL.PngImagePlugin import PngInfo
 from stepfuse.display import encodable, printable
 from stepfuse.files.atomic import write_atomically
 
+#: The text entry that holds ``Provenance.to_json``, and that of ``webui_text``.
+ENTRY, WEBUI_ENTRY = "stepfuse", "parameters"
+
+USER_COMMENT, MAKER_NOTE = b"UNICODE\0", b"stepfuse\0"  # what EXIF's values begin with
+
+_OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    ".png": {"format": "PNG", "optimize": True},
+    ".jpg": {"format": "JPEG", "quality": 95, "subsampling": 0},
+    ".jpeg": {"format": "JPEG", "quality": 95, "subsampling": 0},
+    ".webp": {"format": "WEBP", "lossless": True},
+}
+#: Endings of picture files.
+SUFFIXES = tuple(_OPTIONS)
+_JPEG_EXIF = 65_533 - len(b"Exif\0\0")
+
 _GAP, _CAPTION, _TITLE = 6, 16, 26
 _PAPER, _INK = (255, 255, 255), (40, 40, 40)
 _LEAST_CELL = 84  # pixels wide, so that a caption fits
@@ -62,10 +77,29 @@ def image_grid(
     return grid
 
 
-def save_png(picture: Image.Image, path: Path, facts: Mapping[str, str]) -> None:
-    """Writes a PNG with ``facts``, how it was made, as its text entries."""
-    info = _png_info(facts)
-    write_atomically(path, lambda file: picture.save(file, format="PNG", pnginfo=info, optimize=True))
+def save_picture(picture: Image.Image, path: Path, facts: Mapping[str, str]) -> None:
+    """Writes a picture file, by its ending one of ``SUFFIXES``, with ``facts``, how it was made.
+
+    Args:
+        picture: The picture.
+        path: The file.
+        facts: Text entries of a PNG; of a JPEG or WebP, ``exif_of`` them.
+
+    Raises:
+        ValueError: If ``facts`` do not fit a JPEG.
+        OSError: If the file cannot be written.
+    """
+    options = {**_OPTIONS[path.suffix.lower()]}
+    if options["format"] == "PNG":
+        options["pnginfo"] = _png_info(facts)
+    else:
+        options["exif"] = exif_of(facts)
+        if options["format"] == "JPEG" and len(options["exif"]) > _JPEG_EXIF:
+            raise ValueError(
+                f"{path.name} must be a PNG or WebP: a JPEG holds {_JPEG_EXIF:,} bytes of how it was made, it takes"
+                f" {len(options['exif']):,}"
+            )
+    write_atomically(path, lambda file: picture.save(file, **options))
 
 
 def save_animation(
@@ -83,7 +117,7 @@ def save_animation(
         samples: Shape (n, C, H, W), C = 1 or 3, as for ``image_grid``.
         path: The file.
         kind: ``PNG`` is an animated PNG, which keeps every colour; so does ``WEBP``, written without loss.
-        facts: PNG text entries; a GIF's comment; a WebP's EXIF ``Software`` and ``ImageDescription``.
+        facts: PNG text entries; a GIF's comment, where ``stepfuse`` is left out; a WebP's ``exif_of`` them.
         data_range: Values shown as black and as full.
         frame_ms: How long a frame stays, in milliseconds. GIF counts in hundredths of a second.
 
@@ -95,14 +129,28 @@ def save_animation(
     if kind == "PNG":
         options["pnginfo"] = _png_info(facts)
     elif kind == "GIF":
-        options["comment"] = "\n".join(f"{name}: {encodable(value)}" for name, value in facts.items())
+        options["comment"] = "\n".join(f"{name}: {encodable(value)}" for name, value in facts.items() if name != ENTRY)
     else:
-        exif = Image.Exif()
-        exif[ExifTags.Base.Software] = encodable(facts.get("Software", ""))
-        exif[ExifTags.Base.ImageDescription] = encodable(facts.get("Description", ""))
-        options.update(exif=exif, lossless=True)
+        options.update(exif=exif_of(facts), lossless=True)
     options.update(format=kind, save_all=True, append_images=rest, duration=frame_ms, loop=0)
     write_atomically(path, lambda file: first.save(file, **options))
+
+
+def exif_of(facts: Mapping[str, str]) -> bytes:
+    """EXIF data of what a picture was made of.
+
+    ``Software`` and the description have tags of their own; the user comment is ``parameters``, which web interfaces
+    read there, and the maker's note ``stepfuse``.
+    """
+    exif = Image.Exif()
+    exif[ExifTags.Base.Software] = encodable(facts.get("Software", ""))
+    exif[ExifTags.Base.ImageDescription] = encodable(facts.get("Description", ""))
+    notes = exif.get_ifd(ExifTags.IFD.Exif)
+    if WEBUI_ENTRY in facts:
+        notes[ExifTags.Base.UserComment] = USER_COMMENT + encodable(facts[WEBUI_ENTRY]).encode("utf-16-be")
+    if ENTRY in facts:
+        notes[ExifTags.Base.MakerNote] = MAKER_NOTE + facts[ENTRY].encode("ascii")
+    return exif.tobytes()
 
 
 def _pictures(samples: npt.NDArray[np.float32], data_range: tuple[float, float], least_width: int) -> list[Image.Image]:

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import io
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from stepfuse.pipeline.image_files import save_png
+from stepfuse.pipeline.image_files import ENTRY, SUFFIXES, save_picture
+from stepfuse.pipeline.provenance import Provenance
 
 Array = npt.NDArray[np.float32]
 
+_MOST_SHOWN, _SHOWN_SIDE = 36, 768  # of a notebook's output: pictures, and pixels a side
+_GAP = 4
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Pictures:
-    """The result of one call: a sequence of Pillow images.
+    """The result of one call: a sequence of Pillow images. A notebook shows them as a small grid.
 
     Attributes:
-        pixels: Shape (n, H, W, 3), float32, 0 to 1.
+        pixels: Shape (n, H, W, 3) or (n, H, W, 1), float32, 0 to 1.
         latents: Shape (n, C, h, w), float32: the samples that the pixels were decoded from.
-        facts: How each was made, as PNG text entries: prompt, seed, sampler, ...
+        facts: How each was made, as text entries of a file: prompt, seed, sampler, ... and ``stepfuse``, all of it as
+            JSON, which ``Provenance.from_json`` reads.
         seeds: The seed of each.
     """
 
@@ -34,38 +42,102 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.pixels)
 
-    def __getitem__(self, index: int) -> Image.Image:
-        """A picture, 8 bits a channel; its ``info`` says how it was made."""
-        levels = (self.pixels[index] * 255).round().astype(np.uint8)
-        picture = Image.fromarray(levels[..., 0] if levels.shape[-1] == 1 else levels)
+    @overload
+    def __getitem__(self, index: int) -> Image.Image: ...
+    @overload
+    def __getitem__(self, index: slice) -> Pictures: ...
+    def __getitem__(self, index: int | slice) -> Image.Image | Pictures:
+        """A picture, 8 bits a channel, whose ``info`` says how it was made; of a slice several."""
+        if isinstance(index, slice):
+            return Pictures(self.pixels[index], self.latents[index], self.facts[index], self.seeds[index])
+        picture = self._image(index)
         picture.info.update(self.facts[index])
         return picture
+
+    @property
+    def provenance(self) -> list[Provenance]:
+        """How each was drawn, all of it, as it is saved.
+
+        Raises:
+            KeyError: If ``facts`` do not say.
+        """
+        return [Provenance.from_json(facts[ENTRY]) for facts in self.facts]
 
     def __iter__(self) -> Iterator[Image.Image]:
         return (self[index] for index in range(len(self)))
 
     def save(self, path: str | Path) -> list[Path]:
-        """Writes PNG files with ``facts`` as their text entries.
+        """Writes picture files with ``facts``: a PNG's text entries, or the EXIF data of a JPEG or WebP.
+
+        EXIF has the description, as its user comment the text that web interfaces read, and as the maker's note the
+        entry ``stepfuse``. WebP is written without loss, JPEG with a quality of 95.
 
         Args:
-            path: Of one picture; of several, ``cat.png`` stands for ``cat-SEED.png``, or ``cat-0.png``, ``cat-1.png``,
-                ... if they share seeds.
+            path: Of one picture, ending in .png, .jpg, .jpeg or .webp; of several, ``cat.png`` stands for
+                ``cat-SEED.png``, or ``cat-0.png``, ``cat-1.png``, ... if they share seeds.
 
         Returns:
             The files.
 
         Raises:
-            ValueError: If the path does not end in ``.png``.
+            ValueError: If the path has another ending, or what is recorded does not fit a JPEG, 64 KiB.
             OSError: If one cannot be written.
         """
         path = Path(path)
-        if path.suffix.lower() != ".png":
-            raise ValueError(f"pictures are written as .png, got {path.name}")
+        if path.suffix.lower() not in SUFFIXES:
+            raise ValueError(f"pictures are written as {', '.join(SUFFIXES)}, got {path.name}")
         names = self.seeds if len(set(self.seeds)) == len(self) else range(len(self))
         paths = [path] if len(self) == 1 else [path.with_stem(f"{path.stem}-{name}") for name in names]
         for one, picture, facts in zip(paths, self, self.facts, strict=True):
-            save_png(picture, one, facts)
+            save_picture(picture, one, facts)
         return paths
+
+    def grid(self, columns: int | None = None) -> Image.Image:
+        """All pictures in one, row by row.
+
+        Args:
+            columns: Pictures a row; None makes about as many rows.
+
+        Raises:
+            ValueError: If there is no picture, or ``columns`` is below 1.
+        """
+        if not len(self) or (columns is not None and columns < 1):
+            raise ValueError(f"a grid needs pictures and at least 1 column, got {len(self)} and {columns}")
+        return self._grid(range(len(self)), columns or math.ceil(math.sqrt(len(self))), 1.0)
+
+    def _grid(self, indices: Sequence[int], columns: int, scale: float) -> Image.Image:
+        _, height, width, channels = self.pixels.shape
+        width, height = max(int(width * scale), 1), max(int(height * scale), 1)
+        rows = -(-len(indices) // columns)
+        mode, paper = ("L", 255) if channels == 1 else ("RGB", (255, 255, 255))
+        grid = Image.new(mode, (columns * (width + _GAP) - _GAP, rows * (height + _GAP) - _GAP), paper)
+        for place, index in enumerate(indices):
+            picture = self._image(index)
+            picture = picture if picture.size == (width, height) else picture.resize((width, height))
+            grid.paste(picture, (place % columns * (width + _GAP), place // columns * (height + _GAP)))
+        return grid
+
+    def _image(self, index: int) -> Image.Image:
+        levels = (self.pixels[index] * 255).round().astype(np.uint8)
+        return Image.fromarray(levels[..., 0] if levels.shape[-1] == 1 else levels)
+
+    def _repr_png_(self) -> bytes | None:
+        """What a notebook shows: the first pictures, no larger than a page."""
+        if not len(self):
+            return None
+        indices = range(min(len(self), _MOST_SHOWN))
+        columns = math.ceil(math.sqrt(len(indices)))
+        _, height, width, _ = self.pixels.shape
+        grid = self._grid(indices, columns, min(_SHOWN_SIDE / (columns * max(width, height)), 1.0))
+        file = io.BytesIO()
+        grid.save(file, format="PNG")
+        return file.getvalue()
+
+    def __repr__(self) -> str:
+        _, height, width, _ = self.pixels.shape
+        first, last = (self.seeds[0], self.seeds[-1]) if len(self) else (None, None)
+        seeds = "" if first is None else f", seed {first}" if len(self) == 1 else f", seeds {first} to {last}"
+        return f"<Pictures: {len(self)} of {width} x {height} pixels{seeds}>"
 
 
 def to_pixels(samples: Array, data_range: tuple[float, float]) -> Array:

@@ -10,6 +10,7 @@ import numpy as np
 from stepfuse.arguments import whole_number
 from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.bundle.pipeline_info import PipelineInfo
+from stepfuse.display import byte_size
 
 FORWARD_PIXELS = 1 << 20  # most pixels of one forward's rows, by default
 
@@ -61,7 +62,7 @@ def require_memory(model: ModelInfo, pipeline: PipelineInfo, shape: tuple[int, .
     if n > most:
         raise ValueError(
             f"a call must be for at most {most} pictures of {width} x {height} pixels, as many as fit this machine's"
-            f" memory, got {n}, which would take {n * each // 10**9:,} GB"
+            f" memory, got {n}, which would take {byte_size(n * each)}"
         )
 
 

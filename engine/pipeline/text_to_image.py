@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.metadata import version
 from types import TracebackType
 from typing import Any, NoReturn
 
@@ -20,16 +19,17 @@ from stepfuse.display import NAME, printable
 from stepfuse.engine import Engine
 from stepfuse.errors import BundleError
 from stepfuse.pipeline.conditioning import Conditioning, Embeddings, PromptConditioning, as_texts, row_per_picture
+from stepfuse.pipeline.drawn import StopWatch, batches, facts, record
 from stepfuse.pipeline.engines import Engines, Shape
 from stepfuse.pipeline.input_images import from_masks, from_pictures, shown, size_of
 from stepfuse.pipeline.pictures import Array, Pictures, to_pixels
 from stepfuse.pipeline.prompts import PromptEncoder
+from stepfuse.pipeline.provenance import digest_of
 from stepfuse.pipeline.size import pixels_of, require_memory, rows_for, sample_shape
 from stepfuse.pipeline.vae import Tile, Vae
 from stepfuse.requests.editing import IMAGE_STRENGTH, strength_of_flow
 from stepfuse.requests.resolution import Compiler, seeds_of, starting_state
 from stepfuse.samplers.noise import POSTERIOR, normal
-from stepfuse.samplers.table import StepTable
 from stepfuse.serving.batch import Callback
 from stepfuse.serving.config import Serving
 from stepfuse.serving.stats import EngineStats
@@ -208,9 +208,10 @@ class TextToImage:
         if (table["g"] != 1).any():
             negative_texts, uncond = self._conditioning.unconditional(negative_prompt, negative_prompt_embeds, count)
             negative = {name: row_per_picture(name, uncond.get(name, cond[name]), count, n) for name in cond}
-        starts = masks = None
+        starts = masks = pictures = None
         if image is not None:
-            starts = self._encoded(from_pictures(image, width, height), count, seeds, sample_posterior)
+            pictures = from_pictures(image, width, height)
+            starts = self._encoded(pictures, count, seeds, sample_posterior)
         if mask is not None:
             cells = from_masks(mask, width, height, self._pipeline.pixels_per_latent)
             masks = row_per_picture("mask", cells, count, n)
@@ -218,6 +219,7 @@ class TextToImage:
         if self._model.schedule.is_flow and image is not None and (strength is not None or mask is None):
             share = IMAGE_STRENGTH if strength is None else number("strength", strength)
             share = strength_of_flow(share, len(table))
+        watch = None if callback is None else StopWatch(callback)
         with self._engines.use(shape) as engine:
             samples = engine.sample(
                 n,
@@ -230,14 +232,31 @@ class TextToImage:
                 mask=masks,
                 strength=share,
                 progress=progress,
-                callback=callback,
+                callback=watch,
             )
             pixels = self.decode(samples)
-        facts = [
-            self._facts(table, seeds[i], _text_of(texts, i, n), _text_of(negative_texts, i, n), strength)
-            for i in range(n)
+        made = [
+            record(
+                engine,
+                table,
+                seeds[i],
+                strength=strength,
+                flow_strength=share,
+                image=_row_of(pictures, i, n),
+                mask=_row_of(masks, i, n),
+                noise=_row_of(noise, i, n),
+                stopped_after=None if watch is None else watch.stopped_after,
+                prompt=_text_of(texts, i, n) if texts else None,
+                negative_prompt=_text_of(negative_texts, i, n) or None,
+                width=width,
+                height=height,
+                sample_posterior=sample_posterior and image is not None,
+                batch=batch,
+                **({} if texts else {"cond": [{name: digest_of(rows) for name, rows in cond.items()}]}),
+            )
+            for i, batch in enumerate(batches(seeds, alike=count == 1))
         ]
-        return Pictures(pixels, samples, facts, seeds)
+        return Pictures(pixels, samples, [facts(one) for one in made], seeds)
 
     def encode_prompt(self, prompt: str | Sequence[str]) -> Conditioning:
         """The denoiser's conditioning for a prompt, or for each of a list.
@@ -333,23 +352,6 @@ class TextToImage:
             mean += std * np.stack([normal(seed, mean.shape[1:], stream=POSTERIOR) for seed in seeds])
         return mean
 
-    def _facts(self, table: StepTable, seed: int, prompt: str, negative: str, strength: float | None) -> dict[str, str]:
-        scale = table.options.get("guidance_scale", 1.0)
-        guided = f", guidance {scale:g}" if scale != 1 else ""
-        name = printable(self.bundle.name, NAME)
-        facts = {
-            "Software": f"stepfuse {version('stepfuse')}",
-            "Description": f"{name}: {table.sampler}, {len(table)} steps{guided}, seed {seed}",
-            "prompt": prompt,
-            "negative_prompt": negative,
-            "seed": str(seed),
-            "sampler": table.sampler,
-            "steps": str(len(table)),
-            "guidance_scale": f"{scale:g}",
-            "strength": "" if strength is None else f"{strength:g}",
-        }
-        return {name: fact for name, fact in facts.items() if fact}
-
     def __enter__(self) -> TextToImage:
         return self
 
@@ -364,6 +366,11 @@ class TextToImage:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a pipeline can be neither pickled nor copied: load it in each process")
+
+
+def _row_of(rows: Array | None, index: int, n: int) -> Array | None:
+    """What an array of one row, or one a prompt or a picture, holds for a picture."""
+    return None if rows is None else rows[index * len(rows) // n]
 
 
 def _text_of(texts: Sequence[str], index: int, n: int) -> str:

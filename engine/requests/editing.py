@@ -14,11 +14,17 @@ from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.samplers.schedule import NoiseSchedule
 from stepfuse.samplers.table import COLUMNS, StepTable
 
-# Where the caller gives no strength: diffusers' defaults.
 IMAGE_STRENGTH, _MASK_STRENGTH = 0.8, 1.0
 
 # Share of the data range's width by which values may lie beyond it: samplers overshoot, and samples are encoded too.
 _OVERSHOOT = 0.4
+
+
+def strength_or_default(strength: float | None, *, masked: bool) -> float:
+    """What a run with an image takes for its strength where the caller gives none: diffusers' defaults."""
+    if strength is not None:
+        return strength
+    return _MASK_STRENGTH if masked else IMAGE_STRENGTH
 
 
 def begin_late(table: StepTable, strength: float) -> StepTable:
@@ -118,9 +124,7 @@ class Edit:
         if self._images is None:
             return table, None
         mask = None if self._masks is None else self._masks[index]
-        strength = self._strength[index]
-        if strength is None:
-            strength = IMAGE_STRENGTH if mask is None else _MASK_STRENGTH
+        strength = strength_or_default(self._strength[index], masked=mask is not None)
         run = begin_late(table, strength)
         mixed = levels(run, self._schedule)
         if mask is not None and strength == 1:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy.typing as npt
 
 from stepfuse.arguments import with_hints
+from stepfuse.display import one_line
 from stepfuse.samplers.table import StepTable
 
 
@@ -55,3 +56,5 @@ class Request:
     deadline: float | None = None
     timeout: float | None = None
     id: str | None = None
+
+    __repr__ = one_line

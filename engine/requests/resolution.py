@@ -17,7 +17,7 @@ import numpy.typing as npt
 from stepfuse import _core
 from stepfuse.arguments import number, plain, refuse_unknown, whole_number
 from stepfuse.bundle.model_info import ModelInfo
-from stepfuse.display import listed
+from stepfuse.display import byte_size, listed, one_line
 from stepfuse.requests.conditioning import cond_per_sample
 from stepfuse.requests.editing import Edit
 from stepfuse.requests.request import Request
@@ -53,6 +53,8 @@ class ResolvedRequest:
     deadline: float | None = None
     timeout: float | None = None
     name: str | None = None
+
+    __repr__ = one_line
 
 
 class Compiler:
@@ -287,7 +289,7 @@ def _require_memory(n: int, shape: tuple[int, ...]) -> None:
     if n > most:
         raise ValueError(
             f"n must be at most {most}, as many samples of shape {shape} as fit this machine's memory, got {n}, which"
-            f" would take {n * each // 10**9:,} GB: draw them in several calls, or with as_completed"
+            f" would take {byte_size(n * each)}: draw them in several calls, or with as_completed"
         )
 
 

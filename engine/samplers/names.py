@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from stepfuse.display import did_you_mean
+
 # Names without case, signs and "Scheduler", with "++" as "pp".
 _ELSEWHERE = {
     "dpmsolvermultistep": "dpmpp_2m",
@@ -44,5 +46,5 @@ def require_sampler(name: object, known: Collection[str], where: str = "") -> No
         plain = "".join(letter for letter in name.lower().replace("++", "pp") if letter.isalnum())
         plain = plain.removesuffix("scheduler")
         ours = plain if plain in known else _ELSEWHERE.get(plain, "")
-        hint = f" (here: {ours})" if ours.partition(" ")[0] in known else ""
+        hint = f" (here: {ours})" if ours.partition(" ")[0] in known else did_you_mean(name, known)
     raise ValueError(f"sampler must be one of {', '.join(known)}{where}, got {name!r}{hint}")

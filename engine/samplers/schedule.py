@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stepfuse.arguments import number, plain, whole_number
+from stepfuse.display import NAME, printable
 
 Float64Array = npt.NDArray[np.float64]
 _LONGEST = 1_000_000  # a manifest may say anything
@@ -39,6 +40,11 @@ class NoiseSchedule:
     shift: float | None = None
     config: dict[str, Any] = field(default_factory=dict)
     _alphas_cumprod: Float64Array | None = field(default=None, repr=False)
+
+    def __repr__(self) -> str:
+        shift = "" if self.shift is None else f", shift {self.shift:g}"
+        kind = printable(self.config.get("type", "custom"), NAME)
+        return f"<NoiseSchedule {kind}, T = {self.num_train_timesteps}{shift}>"
 
     @property
     def is_flow(self) -> bool:

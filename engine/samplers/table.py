@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -239,6 +241,13 @@ class StepTable:
 
     def __hash__(self) -> int:
         return hash((self._scalars, (self.rows + 0.0).tobytes()))  # -0.0 equals 0.0
+
+    @property
+    def digest(self) -> str:
+        """SHA-256, in hexadecimal, of what the table computes: equal tables have equal digests."""
+        init_scale, guidance_rescale, dynamic_threshold = self._scalars
+        scalars = json.dumps([float(one) for one in (init_scale, guidance_rescale, *(dynamic_threshold or ()))])
+        return hashlib.sha256((self.rows + 0.0).astype("<f4").tobytes() + scalars.encode()).hexdigest()
 
     @property
     def _scalars(self) -> tuple[Any, ...]:

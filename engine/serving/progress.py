@@ -1,33 +1,53 @@
-"""How far a run is: a bar over the loop's turns."""
+"""How far a run is: a bar over the loop's turns, or a line now and then where there is no terminal."""
 
 from __future__ import annotations
 
+import sys
+import time
+
+_BETWEEN = 10.0  # seconds between two lines
+
 
 class ProgressBar:
-    """A bar over ``total`` turns on standard error, gone when the run is."""
+    """Progress over ``total`` turns on standard error: a bar that is gone when the run is.
+
+    In a log a bar would be noise: there, a run that takes longer than ten seconds says every ten how far it is.
+    """
 
     def __init__(self, total: int) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        columns = (
-            TextColumn("sampling"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("steps"),
-            TimeRemainingColumn(),
-        )
-        self._progress = Progress(*columns, console=Console(stderr=True), transient=True)
-        self._task = self._progress.add_task("sampling", total=total)
+        console = Console(stderr=True)
+        self._bar = None
+        if console.is_terminal or console.is_jupyter:
+            columns = (
+                TextColumn("sampling"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("steps"),
+                TimeRemainingColumn(),
+            )
+            self._bar = Progress(*columns, console=console, transient=True)
+            self._task = self._bar.add_task("sampling", total=total)
+        self._began = self._last = time.monotonic()
 
     def update(self, turn: int, total: int) -> None:
         """Shows that ``turn`` of ``total`` turns are done."""
-        self._progress.update(self._task, completed=turn, total=total)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=turn, total=total)
+        elif (now := time.monotonic()) - self._last >= _BETWEEN:
+            self._last = now
+            left = (now - self._began) * (total - turn) / max(turn, 1)
+            print(f"sampling: {turn} of {total} steps, about {left:.0f} s left", file=sys.stderr, flush=True)
 
     def start(self) -> None:
         """Shows it."""
-        self._progress.start()
+        self._began = self._last = time.monotonic()
+        if self._bar is not None:
+            self._bar.start()
 
     def stop(self) -> None:
         """Takes it away, if it is shown."""
-        self._progress.stop()
+        if self._bar is not None:
+            self._bar.stop()

@@ -10,6 +10,11 @@ from typing import Any
 class _Counted(Mapping[str, Any]):
     """A dataclass's attributes by name, as in ``stats["forwards"]``."""
 
+    def __repr__(self) -> str:
+        """The numbers that are not 0, on one line."""
+        counts = [f"{name}={value:g}" for name, value in self.items() if isinstance(value, int | float) and value]
+        return f"{type(self).__name__}({', '.join(counts)})"
+
     def __getitem__(self, name: str) -> Any:
         if name not in vars(self):
             raise KeyError(name)
@@ -22,7 +27,7 @@ class _Counted(Mapping[str, Any]):
         return len(vars(self))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Histogram(_Counted):
     """Values counted in buckets; also a mapping by the names of its attributes.
 
@@ -37,7 +42,7 @@ class Histogram(_Counted):
     sum: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class EngineStats(_Counted):
     """Counts since an engine was made; also a mapping by the names of its attributes.
 

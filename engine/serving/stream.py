@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from stepfuse.display import one_line
 from stepfuse.requests.resolution import ResolvedRequest
 from stepfuse.serving.in_flight import Images, InFlightSample, Progress
 from stepfuse.serving.service import Service
@@ -33,6 +34,8 @@ class Preview:
     step: int
     total: int
     x0: Images
+
+    __repr__ = one_line
 
 
 class _Latest:

@@ -134,6 +134,7 @@ class _Symbols:
         env: Any = next(one.fake_mode.shape_env for one in values if hasattr(one, "fake_mode"))
         self._names: dict[Any, str] = {}
         self._replaced: Mapping[Any, Any] = env.replacements
+        self._ranges: Mapping[Any, Any] = env.var_to_range
         for symbol, sources in env.var_to_sources.items():
             source = str(sources[0].name() if callable(sources[0].name) else sources[0].name)
             self._names[symbol] = "rows" if source.endswith(".size()[0]") else source
@@ -159,7 +160,7 @@ class _Symbols:
         return condition
 
     def counterexample(self, condition: Any) -> str | None:
-        """The first number of rows or size that breaks the condition."""
+        """The first number of rows or size that breaks the condition, of those that the inputs allow."""
         sizes = sorted(condition.free_symbols - {_ROW}, key=str)
         for rows in _ROWS if _ROW in condition.free_symbols else ():
             if self._fails(condition, {_ROW: rows, **{one: self._size(one, _SIZE) for one in sizes}}):
@@ -167,6 +168,8 @@ class _Symbols:
         for size in _SIZES if sizes else ():
             for chosen in (sizes, *([one] for one in sizes)):
                 values = {one: self._size(one, size if one in chosen else _SIZE) for one in sizes}
+                if any(values[one] not in self._ranges[one] for one in chosen if one in self._ranges):
+                    continue
                 if self._fails(condition, {_ROW: 3, **values}):
                     return ", ".join(f"{self._names[one]} = {values[one]}" for one in chosen)
         return None

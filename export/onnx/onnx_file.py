@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import IO
 
+from stepfuse.display import byte_size
 from stepfuse.errors import ExportError
 
 try:
@@ -42,7 +43,7 @@ def write_onnx(model: ir.Model, path: Path, external: bool | None = None) -> tup
         external = weight_bytes >= EXTERNAL_FROM
     data = path.with_name(path.name + DATA_SUFFIX)
     if (free := shutil.disk_usage(path.parent).free) < weight_bytes:
-        raise ExportError(_too_small(path, weight_bytes, f"{free / 1e9:.2f} GB are free"))
+        raise ExportError(_too_small(path, weight_bytes, f"{byte_size(free)} are free"))
     files = [path, data] if external else [path]
     fragments: list[tuple[bytes, ir.TensorProtocol | None]]
     try:
@@ -147,4 +148,4 @@ def _varint(value: int) -> bytes:
 
 
 def _too_small(path: Path, needed: int, found: str) -> str:
-    return f"{path.parent} must have room for {needed / 1e9:.2f} GB of weights of {path.name}: {found}"
+    return f"{path.parent} must have room for {byte_size(needed)} of weights of {path.name}: {found}"

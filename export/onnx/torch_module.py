@@ -16,6 +16,7 @@ from stepfuse.bundle.cond_input import CondInput
 from stepfuse.bundle.folder import MANIFEST
 from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.bundle.new_folder import new_folder
+from stepfuse.display import byte_size
 from stepfuse.errors import ExportError
 from stepfuse.export.onnx.denoiser_module import PREDICTION, SAMPLE, TIMESTEP, DenoiserModule, check_module
 from stepfuse.export.onnx.graph import Report, export_onnx
@@ -135,10 +136,8 @@ def to_bundle(
                 export=_record(report, errors, row_counts, tolerance),
             )
         except OSError as error:
-            needed, free = report.weight_bytes / 1e9, shutil.disk_usage(target.parent).free / 1e9
-            raise ExportError(
-                f"{target} cannot be written: {error}: it takes {needed:.2f} GB, {free:.2f} GB are free"
-            ) from error
+            needed, free = byte_size(report.weight_bytes), byte_size(shutil.disk_usage(target.parent).free)
+            raise ExportError(f"{target} cannot be written: {error}: it takes {needed}, {free} are free") from error
 
 
 def _spec(info: ModelInfo, dynamic_size: bool | int) -> tuple[list[Input], dict[str, tuple[int, ...]]]:
@@ -178,7 +177,7 @@ def _check_target(target: Path, overwrite: bool, weight_bytes: int) -> None:
     folder = next(parent for parent in target.absolute().parents if parent.exists())
     if (free := shutil.disk_usage(folder).free) < weight_bytes:
         raise ExportError(
-            f"{folder} must have room for {weight_bytes / 1e9:.3g} GB, the weights: {free / 1e9:.3g} GB are free"
+            f"{folder} must have room for {byte_size(weight_bytes)}, the weights: {byte_size(free)} are free"
         )
 
 

@@ -19,7 +19,7 @@ from stepfuse.bundle.bundle import Bundle, finish_bundle
 from stepfuse.bundle.folder import MANIFEST
 from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.bundle.new_folder import new_folder
-from stepfuse.display import printable
+from stepfuse.display import byte_size, printable
 from stepfuse.errors import ExportError, StepfuseError
 from stepfuse.integrations.scheduler_config import SchedulerSettings
 from stepfuse.requests.resolution import compile_table
@@ -144,10 +144,10 @@ def from_diffusers(
                 export={**record, "left_out": left_out},
             )
         except OSError as error:
-            free = shutil.disk_usage(target.parent).free / 1e9
-            needed = sum(file.stat().st_size for file in new.path.iterdir()) / 1e9
+            free = byte_size(shutil.disk_usage(target.parent).free)
+            needed = byte_size(sum(file.stat().st_size for file in new.path.iterdir()))
             raise ExportError(
-                f"{target} cannot be written: {error}: it takes {needed:.2f} GB and more, {free:.2f} GB are free"
+                f"{target} cannot be written: {error}: it takes {needed} and more, {free} are free"
             ) from error
 
 

@@ -71,11 +71,13 @@ class ExportPlan:
         return len(self.parts) > 1
 
 
-def sample_inputs(channels: int, multiple: int, trained_steps: int = 1000) -> list[Input]:
-    """The denoiser's first two inputs, with height and width free multiples of ``multiple``."""
+def sample_inputs(
+    channels: int, multiple: int, trained_steps: int = 1000, *, max_size: int | None = None
+) -> list[Input]:
+    """The denoiser's first two inputs; height and width are free multiples of ``multiple``, ``max_size`` at most."""
     times = "" if multiple == 1 else f"{multiple}*"
     return [
-        Input(SAMPLE, (channels, f"{times}height", f"{times}width")),
+        Input(SAMPLE, (channels, f"{times}height", f"{times}width"), max_size=max_size),
         Input(TIMESTEP, (), high=trained_steps),
     ]
 

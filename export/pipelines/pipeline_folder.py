@@ -7,10 +7,12 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from stepfuse.bundle.foreign import next_step
 from stepfuse.errors import ExportError
 from stepfuse.files.strict_json import parse_json
 
@@ -47,9 +49,11 @@ class PipelineFolder:
 
     def __init__(self, path: Path) -> None:
         if not path.is_dir():
-            raise ExportError(f"{path} must be the folder of a diffusers pipeline: there is none")
+            hint = next_step(path) or "there is none"
+            raise ExportError(f"{path} must be the folder of a diffusers pipeline: {hint}")
         if not (path / INDEX).is_file():
-            raise ExportError(f"{path} must hold a {INDEX}, as save_pretrained writes it: it does not")
+            hint = next_step(path) or "it does not"
+            raise ExportError(f"{path} must hold a {INDEX}, as save_pretrained writes it: {hint}")
         self.path = path
         self.index = _read_json(path / INDEX)
         self.class_name = str(self.index.get("_class_name"))
@@ -136,6 +140,8 @@ class PipelineFolder:
         """
         kind, variant = self.kind(name, allowed), self.weights(name)
         library = import_module("transformers" if self.index[name][0] == "transformers" else "diffusers")
+        # diffusers' default is True, and without accelerate it warns at each load that it does otherwise.
+        own = {"low_cpu_mem_usage": find_spec("accelerate") is not None} if library.__name__ == "diffusers" else {}
         try:
             with _no_bars(), _with_index_names_of_now(self.path / name, variant) as path:
                 module, report = getattr(library, kind).from_pretrained(
@@ -144,6 +150,7 @@ class PipelineFolder:
                     use_safetensors=True,
                     local_files_only=True,
                     output_loading_info=True,
+                    **own,
                 )
         except Exception as error:  # whatever the libraries raise, safetensors' own among it
             raise ExportError(f"{self.path / name}: {kind} cannot be loaded: {error}") from error
@@ -168,7 +175,8 @@ class PipelineFolder:
     def _no_weights(self, name: str, names: list[str]) -> str:
         others = [one for one in names if one.endswith(_OTHERS)]
         if not others:
-            return f"{self.path / name} must hold weights as safetensors, got {', '.join(names) or 'nothing'}"
+            hint = f": {step}" if (step := next_step(self.path)) else ""
+            return f"{self.path / name} must hold weights as safetensors, got {', '.join(names) or 'nothing'}{hint}"
         convert = (
             f'python -c "from diffusers import {self.class_name} as P;'
             f" P.from_pretrained('{self.path}', use_safetensors=False)"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from stepfuse.arguments import plain
 from stepfuse.errors import ExportError
 from stepfuse.export.pipelines.pipeline_folder import PipelineFolder
-from stepfuse.integrations.scheduler_config import COVERED, SchedulerSettings, read_scheduler
+from stepfuse.integrations.scheduler_config import COVERED, SchedulerSettings, UncoveredSchedulerError, read_scheduler
 from stepfuse.samplers.names import require_sampler
 
 CLASSES = {
@@ -51,13 +51,24 @@ def read_settings(
         except ValueError as error:
             raise ExportError(str(error)) from error
     name = classes[sampler] if sampler is not None else _OWN.get(folder.class_name, given)
-    if name not in COVERED:
-        raise ExportError(f"{file}: {name} is not covered: choose a sampler, one of {', '.join(classes)}")
     try:
         settings = read_scheduler({**config, **_overridden(folder, config), "_class_name": name})
+    except UncoveredSchedulerError as error:
+        rule = f"{name} is not covered" if name not in COVERED else f"{error.rule}: change that"
+        raise ExportError(f"{file}: {rule}{_way_out(error.instead, classes, name in COVERED)}") from error
     except (ValueError, TypeError) as error:
         raise ExportError(f"{file}: {error}") from error
     return replace(settings, defaults={**settings.defaults, **plain(dict(options))})
+
+
+def _way_out(instead: Sequence[str], classes: Mapping[str, str], configurable: bool) -> str:
+    """Which sampler to ask for, as the end of a message; that each reads the configuration has been tried."""
+    samplers = [sampler for one in instead for sampler, kind in classes.items() if kind == one]
+    if not samplers:
+        return "" if configurable else f": choose a sampler, one of {', '.join(classes)}"
+    more = f", or {', '.join(samplers[1:])}" if samplers[1:] else ""
+    first, give = samplers[0], " or give" if configurable else ": give"
+    return f"{give} --sampler {first} (sampler={first!r} in Python), the nearest that reads it{more}"
 
 
 def _class_of(folder: PipelineFolder, config: dict[str, Any]) -> str:

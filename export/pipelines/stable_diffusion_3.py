@@ -107,11 +107,12 @@ def plan(folder: PipelineFolder, size: Size) -> ExportPlan:
     config.require("out_channels", f"in_channels, {channels}", lambda value: value in (None, channels))
     shape = (channels, *own_size(config, size, patch, cell=cell))
     text = (length + T5_LENGTH, width)
+    most = config.number("pos_embed_max_size")
     denoiser = ExportPart(
         DENOISER,
         {"transformer": (KIND,)},
         SD3Module,
-        [*sample_inputs(channels, patch), Input(TEXT, text), Input(POOLED, (pooled,))],
+        [*sample_inputs(channels, patch, max_size=most), Input(TEXT, text), Input(POOLED, (pooled,))],
         [PREDICTION],
         trial_sizes(shape, patch),
         "transformer.",
@@ -123,7 +124,7 @@ def plan(folder: PipelineFolder, size: Size) -> ExportPlan:
             tuple(one.prompt for one in encoders),
             pixels_per_latent=cell,
             size_multiple=cell * patch,
-            max_size=config.number("pos_embed_max_size") * patch * cell,
+            max_size=most * patch * cell,
         ),
         [text_part(encoders, JoinedWithT5, [TEXT, POOLED], width=width), denoiser, *vae_parts(vae, shape)],
         {TEXT: CondInput("float32", text, null=0.0), POOLED: CondInput("float32", (pooled,), null=0.0)},

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from stepfuse.bundle.bundle import DENOISER
+from stepfuse.display import byte_size
 from stepfuse.errors import PlanError
 from stepfuse.export.tensorrt.progress import BuildProgress, monitor_for
 from stepfuse.files.atomic import write_atomically
@@ -88,7 +89,7 @@ def build_plan(
     if data is None:
         raise PlanError(_refusal(file, options, target, logger.errors))
     seconds = time.perf_counter() - began
-    log.info("built a plan of %.1f MB from %s for %s in %.1f s", data.nbytes / 1e6, file, target, seconds)
+    log.info("built a plan of %s from %s for %s in %.1f s", byte_size(data.nbytes), file, target, seconds)
     return Plan(key, data, seconds)
 
 

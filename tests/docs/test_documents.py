@@ -102,6 +102,7 @@ def here(models, exported, pipeline_folder, tmp_path, monkeypatch):
     (tmp_path / "stable-diffusion-folder").symlink_to(pipeline_folder)
     for name in ("sneaker", "pullover", "half"):
         Image.fromarray(np.full((28, 28), 128, np.uint8)).save(tmp_path / f"{name}.png")
+    (tmp_path / "prompts.txt").write_text("a red cat\na dog in the rain\n", encoding="utf-8")
     write_lora(tmp_path / "style.safetensors")
     return tmp_path
 
@@ -178,6 +179,15 @@ def test_the_commands_run(document, here):
             continue
         result = CliRunner().invoke(app, arguments)
         assert result.exit_code == 0, f"{document.name}:{line}: {' '.join(arguments)}\n{result.output}"
+
+
+def test_the_commands_of_the_makefile_work_twice():
+    lines = re.findall(r"bin/stepfuse (.*)", (ROOT / "Makefile").read_text(encoding="utf-8"))
+    assert lines
+    for line in lines:
+        name, *arguments = shlex.split(line)
+        context = typer.main.get_command(app).commands[name].make_context(name, arguments)
+        assert context.params["force"], line
 
 
 def write_lora(path):

@@ -57,8 +57,16 @@ BAD = {
     ),
     "eta-above-1": ({"eta": 1.5}, ValueError, "eta must be between 0 and 1, got 1.5"),
     "eta-nan": ({"eta": [0.0, np.nan]}, ValueError, "eta must be between 0 and 1, got nan"),
-    "n-beyond-memory": ({"n": 10**12}, ValueError, "n must be at most .*, got 1000000000000, which would take .* GB"),
-    "n-beyond-floats": ({"n": 10**400}, ValueError, "n must be at most .*, got 1000.*, which would take .* GB"),
+    "n-beyond-memory": (
+        {"n": 10**12},
+        ValueError,
+        "n must be at most .*, got 1000000000000, which would take .* PB",
+    ),
+    "n-beyond-floats": (
+        {"n": 10**400},
+        ValueError,
+        "n must be at most .*, got 1000.*, .* would take over 999 EB",
+    ),
     "eta-text": ({"eta": "half"}, TypeError, "eta must be a number, got 'half'"),
     "eta-of-another-sampler": ({"eta": 0.5, "sampler": "heun"}, ValueError, "eta must be left out with sampler 'heun'"),
     "steps-zero": ({"steps": 0}, ValueError, "steps must be between 1 and 1000, got 0"),

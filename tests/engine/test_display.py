@@ -17,11 +17,32 @@ from stepfuse.analysis.figures.style import cond_suffix
 from stepfuse.analysis.report.page import page
 from stepfuse.analysis.report.tables import as_csv, as_markdown, markdown, write_text
 from stepfuse.cli.app import app
-from stepfuse.display import encodable, printable
-from stepfuse.pipeline.image_files import image_grid, save_png
+from stepfuse.display import byte_size, encodable, printable
+from stepfuse.pipeline.image_files import image_grid, save_picture
 
 #: ANSI sequences, a C1 introducer, line breaks of four kinds, an override, a zero-width space, half a pair, marks.
 HOSTILE = "\x1b[31mred\x1b]0;t\x07\x9b2J\r\nnext\u2028\u2029\x85\u202egnp\u200b\x7f\ud800 [bold]:b: <img src=x> | $x_1$"
+
+
+@pytest.mark.parametrize(
+    ("count", "shown"),
+    [
+        (0, "0 bytes"),
+        (1, "1 byte"),
+        (999, "999 bytes"),
+        (1000, "1 kB"),
+        (13_210, "13.2 kB"),
+        (999_499, "999 kB"),
+        (999_999, "1 MB"),
+        (4_000_000, "4 MB"),
+        (1_059_999_999, "1.06 GB"),
+        (10**15, "1 PB"),
+        (10**21, "over 999 EB"),
+        (10**400, "over 999 EB"),
+    ],
+)
+def test_a_size_is_shown_in_the_unit_that_fits(count, shown):
+    assert byte_size(count) == shown
 
 
 @pytest.mark.parametrize(
@@ -175,6 +196,6 @@ def test_pictures_with_hostile_names_are_written(tmp_path):
     picture = image_grid(
         np.zeros((2, 1, 4, 4), np.float32), [HOSTILE, ""], title=HOSTILE, data_range=(-1, 1), columns=2
     )
-    save_png(picture, tmp_path / "grid.png", {"Description": HOSTILE, "prompt": "two\nlines"})
+    save_picture(picture, tmp_path / "grid.png", {"Description": HOSTILE, "prompt": "two\nlines"})
     with Image.open(tmp_path / "grid.png") as read:
         assert read.text == {"Description": encodable(HOSTILE), "prompt": "two\nlines"}

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from stepfuse.display import one_line
+
 Images = npt.NDArray[np.float32]
 FeatureFunction = Callable[[Images], npt.NDArray[np.floating[Any]]]
 
@@ -36,6 +38,8 @@ class Statistics:
     mean: npt.NDArray[np.float64]
     cov: npt.NDArray[np.float64]
     count: int
+
+    __repr__ = one_line
 
     def __post_init__(self) -> None:
         mean, cov = np.asarray(self.mean, np.float64), np.asarray(self.cov, np.float64)

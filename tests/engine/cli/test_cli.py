@@ -1,7 +1,10 @@
 """The command line, as a user types it."""
 
+import os
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -11,7 +14,8 @@ from typer.testing import CliRunner
 
 import stepfuse as sf
 from stepfuse.cli import app
-from stepfuse.cli.sample import conds_per_sample
+from stepfuse.cli.grid import conds_per_sample
+from stepfuse.files.atomic import scratch_beside
 
 runner = CliRunner()
 
@@ -59,36 +63,44 @@ def test_sample_begins_with_a_picture_and_keeps_what_the_mask_does(bundle, tmp_p
         settings = {"cond": 1, "steps": 4, "guidance_scale": 2.0, "seed": 7, "image": image, "strength": 0.5}
         assert run("sample", *common, *pictures).exit_code == 0
         np.testing.assert_allclose(np.load(path), engine.sample(2, **settings), atol=1e-5)
-        assert run("sample", *common, *pictures, "--mask", tmp_path / "mask.png").exit_code == 0
+        assert run("sample", *common, "--force", *pictures, "--mask", tmp_path / "mask.png").exit_code == 0
     np.testing.assert_allclose(np.load(path)[..., 2:], np.stack([image] * 2)[..., 2:], atol=1e-6)
-    result = run("sample", *common, "--mask", tmp_path / "mask.png")
-    assert "mask needs an image" in result.output
+    result = run("sample", *common, "--force", "--mask", tmp_path / "mask.png")
+    assert "--mask needs --image" in result.output
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--image", "nowhere.png"], "nowhere.png"),
-        (["--strength", "0.5"], "strength needs an image, got image=None"),
-        (["--steps", "0"], "steps must be between 1 and 1000, got 0"),
-        (["--sampler", "magic"], "sampler must be one of"),
+        (["--strength", "0.5"], "--strength needs --image"),
+        (["--steps", "0"], "--steps must be between 1 and 1000, got 0"),
+        (["--sampler", "magic"], "--sampler must be one of"),
+        (["--sampler", "dimm"], "got 'dimm' (did you mean ddim?)"),
         (["--sampler", "DPMSolverMultistepScheduler"], "got 'DPMSolverMultistepScheduler' (here: dpmpp_2m)"),
         (["--sampler-option", "karras"], "--sampler-option must be NAME=VALUE such as karras=true, got 'karras'"),
         (["--sampler-option", "spacing="], "--sampler-option must be NAME=VALUE such as karras=true, got 'spacing='"),
         (["--sampler-option", "steps=4"], "--sampler-option steps has an option of its own: give --steps"),
         (["--sampler-option", "clip=1", "--sampler-option", "clip=2"], "clip must be given once, got 'clip=2' too"),
-        (["--sampler-option", "use_karras_sigmas=true"], "got use_karras_sigmas (here: karras)"),
-        (["--sampler-option", "spacing=even"], "spacing must be 'leading', 'trailing' or 'linspace', got 'even'"),
+        (["--sampler-option", "use_karras_sigmas=true"], "got use_karras_sigmas (here: --karras)"),
+        (["--sampler-option", "spacing=even"], "--spacing must be 'leading', 'trailing' or 'linspace', got 'even'"),
+        (["--spacing", "even"], "--spacing must be 'leading', 'trailing' or 'linspace', got 'even'"),
+        (["--karras"], "--karras must be left out with sampler 'ddim', which has no such option"),
+        (["--guidance-interval", "0.2"], "--guidance-interval must be 2 numbers with commas between, got '0.2'"),
+        (["--guidance-interval", "0.8,0.2"], "--guidance-interval must be (start, stop)"),
+        (["--guidance-rescale", "2"], "--guidance-rescale must be between 0 and 1, got 2"),
+        (["--spacing", "leading", "--sampler-option", "spacing=trailing"], "spacing must be given once"),
         (["--sampler-option", "prediction_type=sample"], "got prediction_type"),
-        (["--cond", "spaceship"], "spaceship"),
-        (["-g", "nan"], "guidance_scale must be at least 0 and finite, got nan"),
-        (["-n", "0"], "n must be at least 1, got 0"),
+        (["--cond", "spaceship"], "--cond must be one of"),
+        (["--cond", "bagg"], "got 'bagg' (did you mean bag?)"),
+        (["-g", "nan"], "--guidance-scale must be at least 0 and finite, got nan"),
+        (["-n", "0"], "--number must be at least 1, got 0"),
     ],
 )
 def test_bad_input_is_reported_in_a_line(bundle, tmp_path, arguments, message):
     path = tmp_path / "none.png"
     result = run("sample", bundle.path, "-o", path, *arguments)
-    assert result.exit_code == 1
+    assert result.exit_code == (1 if "nowhere.png" in message else 2)
     assert message in result.output
     assert "Traceback" not in result.output
     assert not path.exists()
@@ -183,5 +195,22 @@ def test_a_model_with_two_inputs_is_sampled_without_conditioning_or_not_at_all()
 
 def test_other_formats_are_refused(bundle, tmp_path):
     result = run("sample", bundle.path, "-o", tmp_path / "picture.jpg")
-    assert result.exit_code == 1
-    assert "output must end in .png or .npy, got picture.jpg" in result.output
+    assert result.exit_code == 2
+    assert "--output must end in .png or .npy, got 'picture.jpg'" in result.output
+
+
+def test_a_command_that_is_terminated_leaves_nothing_half_written(tmp_path, monkeypatch):
+    def load(path):
+        with scratch_beside(tmp_path / "bundle", folder=True) as scratch:
+            (scratch / "weights").write_bytes(b"half")
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(sf.Bundle, "load", load)
+    try:
+        result = run("info", "tiny")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert result.exit_code == 128 + signal.SIGTERM
+    assert not list(tmp_path.iterdir())

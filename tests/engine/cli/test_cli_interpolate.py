@@ -123,28 +123,32 @@ def test_a_picture_is_read_as_it_was_written(pictures):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["-n", "1"], "n must be at least 2, got 1"),
-        (["--path", "spline"], "path must be slerp or lerp, got 'spline'"),
-        (["--seed-to", "-1"], "seed must be between 0 and 2^64 - 1, got -1"),
+        (["-n", "1"], "--number must be at least 2, got 1"),
+        (["--path", "spline"], "--path must be slerp or lerp, got 'spline'"),
+        (["--seed-to", "-1"], "--seed-to must be between 0 and 2^64 - 1, got -1"),
         (["--cond", "spaceship"], "spaceship"),
         (["--grid", "5"], "--grid must be ROWSxCOLUMNS such as 5x8, got '5'"),
         (["--grid", "999999x999999"], "a picture must have at most 10,000 samples, got 999,998,000,001"),
         (["-n", "10001"], "a picture must have at most 10,000 samples, got 10,001"),
-        (["--grid", "1x5"], "rows must be at least 2, got 1"),
+        (["--grid", "1x5"], "--grid must have at least 2 rows and 2 columns, got '1x5'"),
         (["--grid", "2x2", "--seeds", "1,2,x"], "--seeds must be four whole numbers such as 0,1,2,3, got '1,2,x'"),
-        (["--grid", "2x2", "-o", "grid.gif"], "output must end in .png or .npy for a grid, got grid.gif"),
-        (["-o", "walk.jpg"], "output must end in .png, .npy, .gif, .apng or .webp, got walk.jpg"),
+        (["--grid", "2x2", "-o", "grid.gif"], "--output must end in .png or .npy for a grid, got 'grid.gif'"),
+        (["-o", "walk.jpg"], "--output must end in .png, .npy, .gif, .apng or .webp, got 'walk.jpg'"),
         (["--from-image", "a.png"], "--from-image and --to-image go together"),
-        (["--from-image", "a.png", "--to-image", "b.png"], "No such file or directory: 'a.png'"),
+        (["--from-image", "a.png", "--to-image", "b.png"], "a.png: No such file or directory"),
         (["--from-image", "a.png", "--to-image", "b.png", "--sampler", "ddpm"], "with sampler ddim and eta 0 alone"),
         (["--from-image", "a.png", "--to-image", "b.png", "--eta", "0.5"], "got ddim with eta 0.5"),
         (["--grid", "2x2", "--from-image", "a.png", "--to-image", "b.png"], "--grid takes its corners from --seeds"),
+        (["--grid", "2x2", "--seed-to", "7"], "--seed-to is for a walk"),
+        (["--seeds", "0,1,2,3"], "--seeds is for the corners of --grid"),
+        (["--frame-ms", "80"], "--frame-ms is for an animation, not for .png"),
+        (["--columns", "3", "-o", "walk.gif"], "--columns is for a PNG, not for .gif"),
     ],
 )
 def test_bad_input_is_reported_in_a_line(bundle, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     result = run(bundle, "--steps", "3", *arguments)
-    assert result.exit_code == 1
+    assert result.exit_code == (1 if "No such file" in message else 2)
     assert message in result.output
     assert "Traceback" not in result.output
     assert list(tmp_path.iterdir()) == []
@@ -153,7 +157,7 @@ def test_bad_input_is_reported_in_a_line(bundle, tmp_path, monkeypatch, argument
 def test_a_picture_of_another_size_is_refused(bundle, tmp_path, pictures):
     Image.new("L", (8, 8)).save(tmp_path / "large.png")
     result = run(bundle, "--from-image", tmp_path / "large.png", "--to-image", pictures[1])
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert f"large.png must be {WIDTH} x {HEIGHT} pixels for this model, got 8 x 8" in result.output
 
 

@@ -9,7 +9,7 @@ import peers
 import pytest
 import tolerances
 
-from stepfuse.integrations.scheduler_config import COVERED, DEFAULTS, read_scheduler
+from stepfuse.integrations.scheduler_config import COVERED, DEFAULTS, UncoveredSchedulerError, read_scheduler
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers needs Python 3.11")
 
@@ -148,9 +148,15 @@ def test_epsilon_at_zero_signal_is_refused_by_the_sampler():
     ],
 )
 def test_what_changes_the_numbers_is_refused_by_name_and_value(name, entry, value):
-    others = "change the scheduler's configuration, or take another of DDIMScheduler, DDPMScheduler"
-    with pytest.raises(ValueError, match=rf"^{name}: {entry} must be .*, got {re.escape(repr(value))}: {others}"):
+    way = "change the scheduler's configuration"
+    rule = rf"^{name}: {entry} must be .*, got {re.escape(repr(value))}"
+    with pytest.raises(UncoveredSchedulerError, match=rf"{rule}: {way}") as caught:
         read_scheduler({"_class_name": name, entry: value})
+    assert name not in caught.value.instead
+    if name.startswith("Flow"):
+        assert not caught.value.instead
+    for other in caught.value.instead:
+        read_scheduler({"_class_name": other, entry: value})
 
 
 @pytest.mark.parametrize(
@@ -184,6 +190,34 @@ def test_what_changes_the_numbers_is_refused_by_name_and_value(name, entry, valu
 def test_what_is_not_covered_is_refused(config, message):
     with pytest.raises(ValueError, match=message):
         read_scheduler(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("PNDMScheduler", "DDIMScheduler"),
+        ("UniPCMultistepScheduler", "DPMSolverMultistepScheduler"),
+        ("DPMSolverSinglestepScheduler", "DPMSolverMultistepScheduler"),
+        ("LMSDiscreteScheduler", "EulerDiscreteScheduler"),
+        ("KDPM2AncestralDiscreteScheduler", "EulerAncestralDiscreteScheduler"),
+        ("FlowMatchHeunDiscreteScheduler", "FlowMatchEulerDiscreteScheduler"),
+    ],
+)
+def test_a_class_that_is_not_covered_is_refused_with_one_that_works(name, nearest):
+    scheduler = getattr(diffusers, name)()
+    config = {**scheduler.config, "_class_name": name}
+    way = rf"got {name}: take {nearest}\.from_config\(scheduler\.config\), the nearest of {nearest}"
+    with pytest.raises(UncoveredSchedulerError, match=way) as caught:
+        read_scheduler(config)
+    for other in caught.value.instead:
+        made = getattr(diffusers, other).from_config(scheduler.config)
+        read_scheduler({**made.config, "_class_name": other})
+
+
+@pytest.mark.parametrize("name", ["EDMEulerScheduler", "KarrasVeScheduler"])
+def test_noise_levels_of_another_kind_are_no_other_classs(name):
+    with pytest.raises(UncoveredSchedulerError, match=f"got {name}$"):
+        read_scheduler({**getattr(diffusers, name)().config, "_class_name": name})
 
 
 def test_a_bound_on_the_noise_is_refused_only_where_it_binds():

@@ -243,8 +243,8 @@ def test_pictures_carry_how_they_were_made(pipe, tmp_path):
     shared = pipe("a cat", num_images=2, seed=[4, 4]).save(tmp_path / "same.png")
     assert [path.name for path in shared] == ["same-0.png", "same-1.png"]
     assert len(got) == len(list(got)) == 2
-    with pytest.raises(ValueError, match=r"written as .png, got cat.jpg"):
-        got.save(tmp_path / "cat.jpg")
+    with pytest.raises(ValueError, match=r"written as .png, .jpg, .jpeg, .webp, got cat.bmp"):
+        got.save(tmp_path / "cat.bmp")
 
 
 def test_a_random_seed_is_reported_and_gives_the_same_again(pipe):

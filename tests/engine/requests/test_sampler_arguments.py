@@ -202,7 +202,13 @@ def test_names_of_other_libraries_are_refused_with_ours(elsewhere, here):
         require_sampler(elsewhere, SAMPLERS)
 
 
-@pytest.mark.parametrize("name", ["PNDMScheduler", "", "ddi", None, 3])
+@pytest.mark.parametrize("name", ["PNDMScheduler", "", "d", None, 3])
 def test_names_that_mean_nothing_are_refused_plainly(name):
     with pytest.raises(ValueError, match=rf"got {name!r}$"):
+        require_sampler(name, SAMPLERS)
+
+
+@pytest.mark.parametrize(("name", "meant"), [("ddi", "ddim"), ("Euller", "euler"), ("dpmp_2m", "dpmpp_2m")])
+def test_misspelt_names_are_recognized(name, meant):
+    with pytest.raises(ValueError, match=rf"got '{name}' \(did you mean {meant}\?\)$"):
         require_sampler(name, SAMPLERS)

@@ -503,10 +503,10 @@ def test_the_command_fuses_and_takes_out(bundle, kohya, tmp_path):
     assert digests(sf.Bundle.load(tmp_path / "fused")) == digests(
         fuse_lora(bundle, kohya, tmp_path / "same", scale=0.5)
     )
-    removed = run(tmp_path / "fused", "--remove", "-o", tmp_path / "fused", "--overwrite")
+    removed = run(tmp_path / "fused", "--remove", "-o", tmp_path / "fused", "--force")
     assert removed.exit_code == 0, removed.output
     assert digests(sf.Bundle.load(tmp_path / "fused")) == digests(bundle)
     for wrong in ((), (kohya, "--remove")):
         refused = run(bundle.path, *wrong, "-o", tmp_path / "other")
-        assert refused.exit_code == 1
+        assert refused.exit_code == 2
         assert "give either a LoRA to fuse or --remove" in refused.output

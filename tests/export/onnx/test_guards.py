@@ -1,12 +1,15 @@
 """Modules whose result depends on the number of rows, on earlier calls or on chance: refused, in torch's own words."""
 
 import numpy as np
+import onnx_ir
 import onnxruntime
 import pytest
 import torch
 
 import stepfuse as sf
 from stepfuse.export import ExportError, to_bundle
+from stepfuse.export.onnx.inputs import Input
+from stepfuse.export.onnx.translation import translate
 
 SCHEDULE = sf.NoiseSchedule.linear()
 
@@ -83,6 +86,36 @@ def test_what_a_graph_cannot_follow_is_refused(case, tmp_path):
 def test_a_branch_on_a_free_size_is_refused(fn, message, tmp_path):
     with pytest.raises(ExportError, match=message):
         export(fn, tmp_path, dynamic_size=True)
+
+
+class Positions(torch.nn.Module):
+    """A table of eight positions, as a transformer's that takes pictures up to a size."""
+
+    def __init__(self, most):
+        super().__init__()
+        self.most = most
+        self.register_buffer("table", torch.arange(8.0))
+
+    def forward(self, x):
+        x = x + self.table[: x.shape[2]]
+        return x * 2 if x.shape[2] > self.most else x * 3
+
+
+def test_a_size_that_the_network_bounds_is_bounded_in_the_capture(tmp_path):
+    """Unbounded, torch's guard that the table is long enough looks like a branch."""
+    with pytest.raises(ExportError, match=r"satisfy the generated guard .*size\(\)\[2\] <= 8"):
+        translate(Positions(8), [Input("x", (3, "width"))], ["y"], {"width": 4}, 18)
+    bounded = [Input("x", (3, "width"), max_size=8)]
+    model = translate(Positions(8), bounded, ["y"], {"width": 4}, 18)
+    path = tmp_path / "positions.onnx"
+    onnx_ir.save(model, path)
+    session = onnxruntime.InferenceSession(path)
+    for width in (2, 4, 7, 8):
+        x = np.random.default_rng(width).standard_normal((5, 3, width), np.float32)
+        want = Positions(8)(torch.from_numpy(x)).numpy()
+        np.testing.assert_allclose(session.run(None, {"x": x})[0], want, rtol=1e-6)
+    with pytest.raises(ExportError, match=r"size\(\)\[2\] <= 6|fails at"):
+        translate(Positions(6), bounded, ["y"], {"width": 4}, 18)
 
 
 def test_a_module_without_such_branches_gives_what_torch_gives_at_any_number_of_rows(tmp_path):

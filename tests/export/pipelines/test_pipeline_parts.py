@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import onnxruntime
 import pytest
 import tiny_pipelines
 import tolerances
@@ -11,7 +12,12 @@ torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers", reason="diffusers needs Python 3.11")
 
 from stepfuse.export import ExportError  # noqa: E402
+from stepfuse.export.onnx.inputs import Input  # noqa: E402
+from stepfuse.export.onnx.onnx_file import write_onnx  # noqa: E402
+from stepfuse.export.onnx.translation import translate  # noqa: E402
+from stepfuse.export.onnx.validate import TOLERANCES  # noqa: E402
 from stepfuse.export.pipelines import dit, pixels, stable_diffusion, stable_diffusion_3, stable_diffusion_xl  # noqa: E402
+from stepfuse.export.pipelines.export_plan import sample_inputs  # noqa: E402
 from stepfuse.export.pipelines.pipeline_folder import PipelineFolder  # noqa: E402
 
 MODULES = {
@@ -134,6 +140,30 @@ def test_position_embeddings_are_cropped_as_diffusers_crops_them(most):
         for width in (2, 8, 2 * most):
             ours = stable_diffusion_3._crop(embedding, height, width)
             assert torch.equal(ours, embedding.cropped_pos_embed(height, width))
+
+
+@pytest.mark.slow
+def test_a_transformer_of_single_latents_takes_every_size_up_to_its_table(tmp_path):
+    """``patch_size=1``: sizes are free without a multiple, and the table of positions bounds them."""
+    torch.manual_seed(0)
+    config = {"sample_size": 8, "patch_size": 1, "in_channels": 4, "out_channels": 4, "num_layers": 1}
+    config |= {"attention_head_dim": 8, "num_attention_heads": 2, "joint_attention_dim": 16, "qk_norm": "rms_norm"}
+    config |= {"caption_projection_dim": 16, "pooled_projection_dim": 16, "pos_embed_max_size": 11}
+    network = diffusers.SD3Transformer2DModel(**config).eval()
+    rows, text, pooled = 2, torch.randn(2, 5, 16), torch.randn(2, 16)
+    x = {size: torch.randn(rows, 4, *size) for size in ((2, 3), (8, 8), (11, 11), (11, 2))}
+    t = torch.tensor([10.0, 900.0])
+    with torch.no_grad():
+        want = {size: network(one, text, pooled, t).sample.numpy() for size, one in x.items()}
+    inputs = [*sample_inputs(4, 1, max_size=11), Input("text", (5, 16)), Input("pooled", (16,))]
+    path = tmp_path / "denoiser.onnx"
+    model = translate(stable_diffusion_3.SD3Module(network), inputs, ["prediction"], {"height": 8, "width": 8}, 18)
+    write_onnx(model, path)
+    session = onnxruntime.InferenceSession(path)
+    for size, one in x.items():
+        feeds = {"sample": one.numpy(), "timestep": t.numpy(), "text": text.numpy(), "pooled": pooled.numpy()}
+        [got] = session.run(None, feeds)
+        assert np.abs(got - want[size]).max() < TOLERANCES["float32"] * np.abs(want[size]).max()
 
 
 def test_the_variance_that_a_transformer_learned_is_left_out(saved):

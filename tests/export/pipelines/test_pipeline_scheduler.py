@@ -102,7 +102,7 @@ def test_options_of_a_sampler_are_arguments_of_from_config(folder_of):
 
 def test_what_is_not_covered_says_what_is(folder_of):
     folder = folder_of("StableDiffusionPipeline", diffusers.PNDMScheduler())
-    with pytest.raises(ExportError, match="PNDMScheduler is not covered: choose a sampler, one of ddim, ddpm"):
+    with pytest.raises(ExportError, match=r"PNDMScheduler is not covered: give --sampler ddim \(sampler='ddim' in"):
         read_settings(folder, None)
     with pytest.raises(ExportError, match=r"sampler must be one of ddim, .* for PNDMScheduler, got 'plms'"):
         read_settings(folder, "plms")
@@ -114,6 +114,30 @@ def test_what_is_not_covered_says_what_is(folder_of):
     moving = folder_of("StableDiffusion3Pipeline", moving)
     with pytest.raises(ExportError, match=r"config\.json: FlowMatch.*: use_dynamic_shifting must be .* got True"):
         read_settings(moving, None)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "message"),
+    [
+        (
+            diffusers.EulerDiscreteScheduler(use_karras_sigmas=True, sigma_max=10.0),
+            r"EulerDiscreteScheduler: sigma_max must be None with use_karras_sigmas, got 10\.0: change that or give"
+            r" --sampler ddim \(sampler='ddim' in Python\), the nearest that reads it, or ddpm",
+        ),
+        (diffusers.UniPCMultistepScheduler(), "UniPCMultistepScheduler is not covered: give --sampler dpmpp_2m"),
+        (diffusers.EDMEulerScheduler(), "EDMEulerScheduler is not covered: choose a sampler, one of ddim"),
+    ],
+    ids=["entry", "class", "other-levels"],
+)
+def test_a_refusal_says_which_option_to_give(folder_of, scheduler, message):
+    folder = folder_of("StableDiffusionXLPipeline", scheduler)
+    with pytest.raises(ExportError, match=message) as caught:
+        read_settings(folder, None)
+    if "--sampler" in message:
+        sampler = str(caught.value).partition("--sampler ")[2].split()[0]
+        saved = json.loads((folder.path / "scheduler" / "scheduler_config.json").read_text())
+        made = getattr(diffusers, CLASSES[sampler]).from_config(saved)
+        assert_same(read_settings(folder, sampler), made)
 
 
 @pytest.mark.parametrize("config", [{}, {"_class_name": None}, {"_class_name": "DDIMScheduler", "beta_start": "x"}])
@@ -136,5 +160,5 @@ def test_a_class_that_is_not_covered_is_so_by_model_index_too(folder_of, tmp_pat
     folder_of("StableDiffusionXLPipeline", diffusers.DDIMScheduler())
     index = {"_class_name": "StableDiffusionXLPipeline", "scheduler": ["diffusers", "PNDMScheduler"]}
     (tmp_path / "model_index.json").write_text(json.dumps(index))
-    with pytest.raises(ExportError, match="PNDMScheduler is not covered: choose a sampler"):
+    with pytest.raises(ExportError, match="PNDMScheduler is not covered: give --sampler ddim"):
         read_settings(PipelineFolder(tmp_path), None)

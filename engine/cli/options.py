@@ -1,0 +1,152 @@
+"""The options that commands share, in groups: a dataclass a group, whose fields become options of the command."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
+from functools import wraps
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+import typer
+
+import stepfuse as sf
+from stepfuse.cli.sampler_options import merged, numbers
+
+#: Headings of ``--help``.
+WHAT, HOW, PICTURE, OUTPUT, MACHINE = "What", "How", "From a picture", "Output", "Machine"
+
+Model = Annotated[str, typer.Argument(help="An embedded model's name, or a bundle folder.")]
+Force = Annotated[bool, typer.Option("--force", "-f", help="Replace what is there already.", rich_help_panel=OUTPUT)]
+NewBundle = Annotated[
+    str, typer.Option("--output", "-o", metavar="FOLDER", help="The bundle to write.", rich_help_panel=OUTPUT)
+]
+Threads = Annotated[
+    int, typer.Option(metavar="N", help="Threads of the network; 0 is one a core.", min=0, rich_help_panel=MACHINE)
+]
+
+
+def _how(*flags: str, **settings: Any) -> Any:
+    return typer.Option(*flags, rich_help_panel=HOW, **settings)
+
+
+SamplerName = Annotated[str | None, _how(metavar="NAME", help=f"One of {', '.join(sf.samplers.SAMPLERS)}.")]
+SamplerOption = Annotated[
+    list[str] | None,
+    _how(
+        "--sampler-option",
+        metavar="NAME=VALUE",
+        help="Any option of the sampler, such as clip=1 or timesteps=900,600,300; repeat it.",
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Which sampler draws, and how; what is left out is the model's default."""
+
+    sampler: SamplerName = None
+    steps: Annotated[int | None, _how(metavar="N", help="Steps of the sampler.")] = None
+    guidance_scale: Annotated[
+        float | None, _how("--guidance-scale", "-g", metavar="NUMBER", help="1 is no guidance.")
+    ] = None
+    eta: Annotated[float | None, _how(metavar="NUMBER", help="DDIM's share of added noise, 0 to 1.")] = None
+    karras: Annotated[bool | None, _how("--karras/--no-karras", help="Noise levels of Karras et al.")] = None
+    spacing: Annotated[str | None, _how(metavar="NAME", help="Of timesteps: leading, trailing or linspace.")] = None
+    guidance_interval: Annotated[
+        str | None, _how(metavar="FROM,TO", help="Noise levels that are guided, such as 0.2,0.8; 1 is all noise.")
+    ] = None
+    guidance_rescale: Annotated[
+        float | None, _how(metavar="NUMBER", help="0 to 1: how far guidance keeps the prediction's own contrast.")
+    ] = None
+    sampler_option: SamplerOption = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The sampler's own options, those of ``--sampler-option`` among them.
+
+        Raises:
+            ValueError: If one of ``--sampler-option`` is not NAME=VALUE or given twice, or ``--guidance-interval`` is
+                not two numbers.
+        """
+        interval = self.guidance_interval
+        named = {
+            "karras": self.karras,
+            "spacing": self.spacing,
+            "guidance_interval": None if interval is None else numbers("--guidance-interval", interval, 2),
+            "guidance_rescale": self.guidance_rescale,
+        }
+        return merged({name: value for name, value in named.items() if value is not None}, self.sampler_option)
+
+    @property
+    def own(self) -> dict[str, Any]:
+        """What every sampler is asked for."""
+        return {name: getattr(self, name) for name in ("sampler", "steps", "guidance_scale", "eta")}
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """All of it, as arguments of ``Engine.table`` and ``TextToImage``; raises as ``options`` does."""
+        return {**self.own, **self.options}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What computes."""
+
+    device: Annotated[
+        str, typer.Option(metavar="TEXT", help="cpu, cuda, or cuda:N for one of several GPUs.", rich_help_panel=MACHINE)
+    ] = "cpu"
+    threads: Threads = 0
+    max_rows: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Most rows of one forward; 64, on a GPU 16, or by size with --prompt.",
+            min=1,
+            rich_help_panel=MACHINE,
+        ),
+    ] = None
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """As arguments of ``Engine.load`` and ``TextToImage.load``."""
+        return {one.name: getattr(self, one.name) for one in fields(self)}
+
+
+def with_groups(command: Callable[..., None]) -> Callable[..., None]:
+    """Has a command take the fields of its dataclass parameters as options of its own, in their place.
+
+    Fields whose annotation has no ``typer.Option`` stay at their default.
+    """
+    hints = get_type_hints(command, include_extras=True)
+    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+    parameters: list[inspect.Parameter] = []
+    members: dict[str, list[str]] = {}
+    for name, parameter in inspect.signature(command).parameters.items():
+        if name not in groups:
+            parameters.append(parameter.replace(annotation=hints[name]))
+            continue
+        group = groups[name]
+        options = {key: hint for key, hint in get_type_hints(group, include_extras=True).items() if _is_option(hint)}
+        members[name] = list(options)
+        defaults = {field.name: field.default for field in fields(group)}
+        parameters += [
+            inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=defaults[key], annotation=hint)
+            for key, hint in options.items()
+        ]
+
+    @wraps(command)
+    def run(**given: Any) -> None:
+        for name, keys in members.items():
+            given[name] = groups[name](**{key: given.pop(key) for key in keys})
+        command(**given)
+
+    ordered = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in parameters]
+    run.__signature__ = inspect.Signature(ordered)  # type: ignore[attr-defined]
+    run.__annotations__ = {one.name: one.annotation for one in parameters}
+    del run.__wrapped__  # typer would look for the signature there
+    return run
+
+
+def _is_option(hint: Any) -> bool:
+    return get_origin(hint) is Annotated and any(hasattr(one, "param_decls") for one in get_args(hint)[1:])

@@ -1,0 +1,194 @@
+"""How a picture was drawn, as one JSON text that is read back exactly."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from stepfuse.arguments import plain
+from stepfuse.bundle.identity import ModelIdentity
+from stepfuse.display import brief, one_line
+from stepfuse.files.strict_json import parse_json
+
+FORMAT = 1
+MOST_BYTES = 1 << 20  # of the text: the classes of a hundred thousand samples
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """How a picture, or a grid of pictures, was drawn. What does not apply is None.
+
+    Attributes:
+        version: Of stepfuse.
+        model: Name and digests of the model.
+        sampler: The sampler's name.
+        options: All its arguments but the schedule, guidance scale, eta, spacing, timesteps and interval among them.
+        guidance_rescale: As in ``StepTable.adapt``.
+        dynamic_threshold: Likewise.
+        table: ``StepTable.digest`` of the whole run's table.
+        custom_table: Whether that was given, and is not what the sampler compiles from ``options``.
+        steps: Rows of that table.
+        steps_done: Rows that were run: fewer where ``strength`` or a callback left some out; where a callback stopped
+            more samples than one forward takes, those of the sample that had run furthest.
+        stopped_after: Forwards after which a callback stopped the run.
+        seed: Seed of the picture; of a grid the first of them.
+        number: Samples in the file; sample i has seed ``seed + i``.
+        batch: Of a picture that was drawn with others: how many were drawn, and which of them it is, from 0.
+        max_rows: Most rows of one forward: last bits may depend on it.
+        cond: Conditioning of each sample: a class name, a number, a list of numbers, None where it was unconditional;
+            digest and shape of a large array; a dict of these where there are several inputs.
+        negative_cond: The same of guidance's unconditional pass.
+        prompt, negative_prompt, width, height: Of a pipeline with prompts.
+        image, mask, noise: Digest and shape of an array that it began with (``digest_of``).
+        strength: Share of the steps that ``image`` left.
+        sample_posterior: As in ``TextToImage``.
+        columns: Samples a row of a grid.
+        walk: How ``stepfuse interpolate`` chose its noises.
+    """
+
+    version: str
+    model: ModelIdentity
+    sampler: str
+    options: Mapping[str, Any]
+    table: str
+    steps: int
+    steps_done: int
+    seed: int
+    guidance_rescale: float = 0.0
+    dynamic_threshold: tuple[float, float] | None = None
+    custom_table: bool = False
+    stopped_after: int | None = None
+    number: int = 1
+    batch: tuple[int, int] | None = None
+    max_rows: int | None = None
+    cond: list[Any] | None = None
+    negative_cond: list[Any] | None = None
+    prompt: str | None = None
+    negative_prompt: str | None = None
+    width: int | None = None
+    height: int | None = None
+    image: Mapping[str, Any] | None = None
+    mask: Mapping[str, Any] | None = None
+    noise: Mapping[str, Any] | None = None
+    strength: float | None = None
+    sample_posterior: bool = False
+    columns: int | None = None
+    walk: Mapping[str, Any] | None = None
+
+    __repr__ = one_line
+
+    def to_json(self) -> str:
+        """The JSON text, in ASCII, the same for the same values; what has its default is left out."""
+        found: dict[str, Any] = {"format": FORMAT}
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if value != one.default:
+                found[one.name] = plain(value)
+        found["model"] = {"name": self.model.name, "files": dict(self.model.files)}
+        return json.dumps(found, default=str)
+
+    @property
+    def sampler_arguments(self) -> dict[str, Any]:
+        """Arguments of ``Engine.table``, and of ``TextToImage``, that compile the table again: all are named."""
+        options = {name: value for name, value in self.options.items() if name != "prediction_type"}
+        adaptive = {"guidance_rescale": self.guidance_rescale, "dynamic_threshold": self.dynamic_threshold}
+        return {"sampler": self.sampler, **options, **adaptive}
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Provenance:
+        """Reads what ``to_json`` wrote, from a picture of unknown origin.
+
+        Raises:
+            ValueError: If the text is longer than 1 MiB, no JSON, of another format or version of it, or an entry is
+                missing, unknown or of the wrong kind.
+        """
+        data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+        if len(data) > MOST_BYTES:
+            raise ValueError(f"an entry must be at most {MOST_BYTES:,} bytes, got {len(data):,}")
+        given = parse_json(data)
+        if not isinstance(given, dict) or given.pop("format", None) != FORMAT:
+            raise ValueError(f"an entry must be an object of format {FORMAT}, got {brief(given)}")
+        kinds = {one.name: one for one in fields(cls)}
+        if unknown := given.keys() - kinds.keys():
+            raise ValueError(f"entries must be among {', '.join(kinds)}, got {brief(sorted(unknown))}")
+        required = [name for name in kinds if name in _REQUIRED and name not in given]
+        if required:
+            raise ValueError(f"entries must say {', '.join(_REQUIRED)}, {', '.join(required)} is missing")
+        return cls(**{name: _checked(name, value) for name, value in given.items()})
+
+
+def digest_of(array: npt.ArrayLike) -> dict[str, Any]:
+    """What stands for an array that a run was given: ``sha256`` of its float32 values in memory order, ``shape``."""
+    values = np.ascontiguousarray(array, dtype="<f4")
+    return {"sha256": hashlib.sha256(values.tobytes()).hexdigest(), "shape": list(values.shape)}
+
+
+def _whole(value: Any, limit: int = 1 << 31) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < limit
+
+
+def _number(value: Any) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and (isinstance(value, float) or value.bit_length() < 1000) and not math.isnan(value)
+
+
+def _pair(value: Any, holds: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(holds, value))
+
+
+def _digest(value: Any) -> bool:
+    if not isinstance(value, dict) or value.keys() != {"sha256", "shape"}:
+        return False
+    return isinstance(value["sha256"], str) and isinstance(value["shape"], list) and all(map(_whole, value["shape"]))
+
+
+def _model(value: Any) -> bool:
+    if not isinstance(value, dict) or value.keys() != {"name", "files"} or not isinstance(value["files"], dict):
+        return False
+    return all(isinstance(one, str) for one in (value["name"], *value["files"].values()))
+
+
+_REQUIRED = ("version", "model", "sampler", "options", "table", "steps", "steps_done", "seed")
+
+_Rule = tuple[str, Callable[[Any], bool]]
+_TEXT: _Rule = "a text", lambda value: isinstance(value, str)
+_COUNT: _Rule = "a whole number from 0 to 2^31 - 1", _whole
+_SIZE: _Rule = "a whole number from 1 to 2^20", lambda value: _whole(value, (1 << 20) + 1) and value > 0
+_FLAG: _Rule = "true or false", lambda value: isinstance(value, bool)
+_OBJECT: _Rule = "an object", lambda value: isinstance(value, dict)
+_LIST: _Rule = "a list", lambda value: isinstance(value, list)
+_DIGEST: _Rule = "an object of sha256 and shape", _digest
+_NUMBER: _Rule = "a number", _number
+
+#: What an entry of a text of unknown origin must be.
+_RULES: Mapping[str, _Rule] = {
+    **dict.fromkeys(("version", "sampler", "table", "prompt", "negative_prompt"), _TEXT),
+    **dict.fromkeys(("steps", "steps_done", "stopped_after"), _COUNT),
+    **dict.fromkeys(("number", "max_rows", "width", "height", "columns"), _SIZE),
+    **dict.fromkeys(("custom_table", "sample_posterior"), _FLAG),
+    **dict.fromkeys(("options", "walk"), _OBJECT),
+    **dict.fromkeys(("cond", "negative_cond"), _LIST),
+    **dict.fromkeys(("image", "mask", "noise"), _DIGEST),
+    **dict.fromkeys(("guidance_rescale", "strength"), _NUMBER),
+    "model": ("an object of name and files, digests by name", _model),
+    "seed": ("a whole number from 0 to 2^64 - 1", lambda value: _whole(value, 1 << 64)),
+    "batch": ("a count and a place in it", lambda value: _pair(value, _whole) and value[1] < value[0]),
+    "dynamic_threshold": ("two numbers", lambda value: _pair(value, _number)),
+}
+
+
+def _checked(name: str, value: Any) -> Any:
+    """An entry of a text of unknown origin, of its type."""
+    rule, holds = _RULES[name]
+    if not holds(value):
+        raise ValueError(f"{name} must be {rule}, got {brief(value)}")
+    if name == "model":
+        return ModelIdentity(value["name"], value["files"])
+    return tuple(value) if name in ("batch", "dynamic_threshold") else value

@@ -1,0 +1,85 @@
+"""The ``parameters`` text of a picture: the prompts, then a line of settings, as Stable Diffusion's web interfaces do.
+
+Its form is that of AUTOMATIC1111's stable-diffusion-webui, which others read too: a value with a comma, a colon or a
+line break is a JSON text in quotes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+
+from stepfuse.pipeline.provenance import Provenance
+
+_NAMES = {
+    "ddim": "DDIM",
+    "ddpm": "DDPM",
+    "dpmpp_2m": "DPM++ 2M",
+    "euler": "Euler",
+    "euler_ancestral": "Euler a",
+    "heun": "Heun",
+    "lcm": "LCM",
+}
+_SETTING = re.compile(r'([\w.+-][\w .+-]{0,99}):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
+_NEGATIVE = "Negative prompt:"
+_FEWEST = 3  # settings that make a line one of settings, as the web interfaces count
+
+
+def webui_text(made: Provenance) -> str:
+    """The text of a picture that was drawn of a prompt."""
+    options = made.options
+    settings = {
+        "Steps": options.get("steps") or made.steps,
+        "Sampler": _NAMES.get(made.sampler, made.sampler),
+        "Schedule type": "Karras" if options.get("karras") else None,
+        "CFG scale": f"{options.get('guidance_scale', 1.0):g}",
+        "Seed": made.seed,
+        "Size": f"{made.width}x{made.height}",
+        "Model hash": made.model.weights[:10] or None,
+        "Model": made.model.name,
+        "Denoising strength": None if made.strength is None else f"{made.strength:g}",
+        "Eta": f"{options['eta']:g}" if options.get("eta") else None,
+        "Version": f"stepfuse {made.version}",
+    }
+    line = ", ".join(f"{name}: {_quoted(str(value))}" for name, value in settings.items() if value is not None)
+    negative = [f"{_NEGATIVE} {made.negative_prompt}"] if made.negative_prompt else []
+    return "\n".join([made.prompt or "", *negative, line])
+
+
+def read_webui_text(text: str) -> dict[str, str]:
+    """The settings by name, with ``Prompt`` and ``Negative prompt``, of a text of unknown origin.
+
+    Prompts may hold anything: a line of one that looks like the line of settings, or begins with ``Negative prompt:``,
+    is taken for it.
+    """
+    *lines, last = text.strip().split("\n")
+    settings = dict(_SETTING.findall(last))
+    if len(settings) < _FEWEST:
+        lines, settings = [*lines, last], {}
+    start = next((index for index, line in enumerate(lines) if line.startswith(_NEGATIVE)), len(lines))
+    found = {"Prompt": "\n".join(lines[:start])}
+    if start < len(lines):
+        found["Negative prompt"] = "\n".join(lines[start:]).removeprefix(_NEGATIVE).strip()
+    return {**found, **{name: _unquoted(value) for name, value in settings.items()}}
+
+
+def sampler_of(settings: Mapping[str, str]) -> tuple[str | None, dict[str, bool]]:
+    """Our sampler of a text's settings, None if there is none, and its options."""
+    name = settings.get("Sampler", "")
+    karras = name.endswith(" Karras") or settings.get("Schedule type") == "Karras"
+    ours = {theirs.lower(): mine for mine, theirs in _NAMES.items()}
+    return ours.get(name.removesuffix(" Karras").lower()), {"karras": True} if karras else {}
+
+
+def _quoted(value: str) -> str:
+    return json.dumps(value, ensure_ascii=False) if re.search(r'[,:\n"]', value) else value
+
+
+def _unquoted(value: str) -> str:
+    if not (len(value) > 1 and value[0] == value[-1] == '"'):
+        return value.strip()
+    try:
+        return str(json.loads(value))
+    except ValueError:
+        return value
