@@ -49,17 +49,15 @@ def analyze(
             rich_help_panel=_JUDGE,
         ),
     ] = None,
-<<<<<<< HEAD
-    real: Annotated[Path | None, typer.Option(help="Real samples as .npy, shape (n, ...); with --features.")] = None,
-    redraw: Annotated[
-        Path | None, typer.Option(help="Draw a report's pictures and write its page anew, and measure nothing.")
-    ] = None,
-=======
     real: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE", help="Real samples as .npy, shape (n, ...); with --features.", rich_help_panel=_JUDGE
         ),
+    ] = None,
+    redraw: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Draw a report's pictures and write its page anew, and measure nothing."),
     ] = None,
     output: Annotated[
         Path,
@@ -73,24 +71,17 @@ def analyze(
         ),
     ] = False,
     report: Report,
->>>>>>> 68bcfb6e31b1fb58a6bb8355a89173ab81bcd9d4
 ) -> None:
     """Run the experiments on a model and write a report: tables, pictures, one page.
 
     The experiments: reproducibility, degradation, smoothness, paths, round_trip, round_trip_conditioned, guidance,
     guidance_interval, frontier.
     """
-<<<<<<< HEAD
-    with plain_errors():
-        if redraw is not None:
-            _redraw(redraw, only, context)
-            return
-        from stepfuse.analysis.report.runner import REPORT
-        from stepfuse.analysis.report.runner import analyze as run
-=======
+    if redraw is not None:
+        _redraw(redraw, only, context, report)
+        return
     from stepfuse.analysis.report.runner import REPORT
     from stepfuse.analysis.report.runner import analyze as run
->>>>>>> 68bcfb6e31b1fb58a6bb8355a89173ab81bcd9d4
 
     if skip_existing:
         refuse("keeps what --force replaces: give one of them", skip_existing=force or None)
@@ -101,7 +92,7 @@ def analyze(
         outcomes.append(outcome)
         text = f"not run: {outcome.skipped}" if outcome.skipped else outcome.findings[0]
         time = "" if outcome.skipped else f"{outcome.seconds:.1f} s"
-        report.say(f"{outcome.name:18}{time:>9}  {text}")
+        report.say(f"{outcome.name:22}{time:>9}  {text}")
 
     if names != []:
         run(
@@ -128,27 +119,21 @@ def analyze(
     )
 
 
-<<<<<<< HEAD
-def _redraw(folder: Path, only: list[str] | None, context: typer.Context) -> None:
+def _redraw(folder: Path, only: list[str] | None, context: typer.Context, report: Report) -> None:
     sources = {name: context.get_parameter_source(name) for name in context.params}
     given = [name for name, source in sorted(sources.items()) if source is not None and source.name == "COMMANDLINE"]
-    if unused := [name for name in given if name not in ("redraw", "only")]:
-        raise ValueError(f"--redraw measures nothing and goes with --only alone, got {', '.join(unused)}")
+    if unused := [name for name in given if name not in ("redraw", "only", "json", "quiet")]:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in unused)
+        raise ValueError(f"--redraw measures nothing and goes with --only alone, got {options}")
     from stepfuse.analysis.experiments.wording import plural
     from stepfuse.analysis.report.redraw import redraw
     from stepfuse.analysis.report.runner import REPORT
 
-    drawn = redraw(folder, only=only or None, finished=say)
-    say(f"{plural(len(drawn), 'picture')}; written to {folder / REPORT}")
+    drawn = redraw(folder, only=only or None, finished=report.say)
+    report.say(f"{plural(len(drawn), 'picture')}; written to {folder / REPORT}")
+    report.finish(report=str(folder / REPORT), pictures=drawn)
 
 
-def _print_outcome(outcome: Outcome) -> None:
-    if outcome.skipped:
-        text, time = f"not run: {outcome.skipped}", ""
-    else:
-        text, time = outcome.findings[0], f"{outcome.seconds:.1f} s"
-    console.print(f"[bold]{outcome.name:22}[/]{time:>9}  {shown(text)}", highlight=False, soft_wrap=True)
-=======
 def _left(output: Path, only: list[str] | None, *, force: bool, skip_existing: bool) -> list[str] | None:
     """The experiments to run; None is all.
 
@@ -169,4 +154,3 @@ def _left(output: Path, only: list[str] | None, *, force: bool, skip_existing: b
             " is missing"
         )
     return [name for name in only or EXPERIMENTS if name not in there]
->>>>>>> 68bcfb6e31b1fb58a6bb8355a89173ab81bcd9d4
