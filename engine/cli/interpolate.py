@@ -79,7 +79,7 @@ def interpolate(
             raise ValueError("--grid takes its corners from --seeds: leave out --from-image and --to-image")
         if (count := size[0] * size[1] if size else number) > _MAX_SAMPLES:
             raise ValueError(f"a picture must have at most {_MAX_SAMPLES:,} samples, got {count:,}")
-        from stepfuse.pipeline.drawn import conditions, facts, record  # with Pillow, which help does not need
+        from stepfuse.pipeline.drawn import conditions, facts, labels, record  # with Pillow, which help does not need
 
         walk_path = cast("WalkPath", path)
         with sf.Engine.load(model, device=device, max_rows=max_rows, threads=threads) as engine:
@@ -111,7 +111,8 @@ def interpolate(
                 cond=conditions(engine, given, len(noises)),
                 walk={"path": path, "ends": walk.ends},
             )
-        about = f"{Path(model).name}{f' {cond}' if cond else ''}: {describe(table, conditional=cond is not None)}"
+        name = labels(made.cond, 1)[0] if made.cond else "unconditional" if cond else ""
+        about = f"{Path(model).name}{f' {name}' if name else ''}: {describe(table, conditional=made.cond is not None)}"
         title = f"{about}, {path}, {walk.ends}"
         entries = {**facts(made), "Description": title}
         output.parent.mkdir(parents=True, exist_ok=True)
