@@ -122,7 +122,7 @@ def interpolate(
             frames = np.concatenate([images, images[-2:0:-1]]) if back else images
             _save_animation(output, frames, engine.info, entries, frame_ms)
         else:
-            _save_picture(output, images, engine.info, entries, walk.labels, size[1] if size else min(columns, number))
+            _save_png(output, images, engine.info, entries, walk.labels, size[1] if size else min(columns, number))
     say(title, bold=True)
     say(f"{len(images)} samples, {engine.stats()['network_passes']} network passes; written to {output}")
 
@@ -141,7 +141,7 @@ def _grid_size(text: str) -> tuple[int, int]:
     return int(rows), int(columns)
 
 
-def _save_picture(
+def _save_png(
     path: Path,
     images: npt.NDArray[np.float32],
     info: sf.ModelInfo,
@@ -149,10 +149,10 @@ def _save_picture(
     labels: list[str],
     columns: int,
 ) -> None:
-    from stepfuse.pipeline.image_files import image_grid, save_picture
+    from stepfuse.pipeline.image_files import image_grid, save_png
 
     picture = image_grid(images, labels, title=entries["Description"], data_range=info.data_range, columns=columns)
-    save_picture(picture, path, entries)
+    save_png(picture, path, entries)
 
 
 def _save_animation(
