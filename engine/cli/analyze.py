@@ -123,8 +123,7 @@ def _redraw(folder: Path, only: list[str] | None, context: typer.Context, report
     sources = {name: context.get_parameter_source(name) for name in context.params}
     given = [name for name, source in sorted(sources.items()) if source is not None and source.name == "COMMANDLINE"]
     if unused := [name for name in given if name not in ("redraw", "only", "json", "quiet")]:
-        options = ", ".join(f"--{name.replace('_', '-')}" for name in unused)
-        raise ValueError(f"--redraw measures nothing and goes with --only alone, got {options}")
+        raise ValueError(f"--redraw measures nothing and goes with --only alone, got {', '.join(unused)}")
     from stepfuse.analysis.experiments.wording import plural
     from stepfuse.analysis.report.redraw import redraw
     from stepfuse.analysis.report.runner import REPORT

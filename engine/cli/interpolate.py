@@ -141,7 +141,7 @@ def interpolate(
         own["guidance_scale"] = 1.0  # with guidance an inversion is far from exact
     table = Compiler(bundle.info).compile(options=sampling.options, **own)
     target.prepare(force=force)
-    from stepfuse.pipeline.drawn import conditions, facts, record  # with Pillow, which help does not need
+    from stepfuse.pipeline.drawn import conditions, facts, labels, record  # with Pillow, which help does not need
 
     walk_path = cast("WalkPath", path)
     began = time.perf_counter()
@@ -172,7 +172,8 @@ def interpolate(
             cond=conditions(engine, given, len(noises)),
             walk={"path": path, "ends": walk.ends},
         )
-    about = f"{bundle.name}{f' {cond}' if cond else ''}: {describe(table, conditional=cond is not None)}"
+    name = labels(made.cond, 1)[0] if made.cond else "unconditional" if cond else ""
+    about = f"{bundle.name}{f' {name}' if name else ''}: {describe(table, conditional=made.cond is not None)}"
     title = f"{about}, {path}, {walk.ends}"
     width = size[1] if size else min(columns or 10, number)
     frames = images if back is False else np.concatenate([images, images[-2:0:-1]])

@@ -77,6 +77,12 @@ def image_grid(
     return grid
 
 
+def save_png(picture: Image.Image, path: Path, facts: Mapping[str, str]) -> None:
+    """Writes a PNG, whatever the path ends in, with ``facts``, how it was made, as its text entries."""
+    options = {**_OPTIONS[".png"], "pnginfo": _png_info(facts)}
+    write_atomically(path, lambda file: picture.save(file, **options))
+
+
 def save_picture(picture: Image.Image, path: Path, facts: Mapping[str, str]) -> None:
     """Writes a picture file, by its ending one of ``SUFFIXES``, with ``facts``, how it was made.
 
@@ -91,14 +97,14 @@ def save_picture(picture: Image.Image, path: Path, facts: Mapping[str, str]) -> 
     """
     options = {**_OPTIONS[path.suffix.lower()]}
     if options["format"] == "PNG":
-        options["pnginfo"] = _png_info(facts)
-    else:
-        options["exif"] = exif_of(facts)
-        if options["format"] == "JPEG" and len(options["exif"]) > _JPEG_EXIF:
-            raise ValueError(
-                f"{path.name} must be a PNG or WebP: a JPEG holds {_JPEG_EXIF:,} bytes of how it was made, it takes"
-                f" {len(options['exif']):,}"
-            )
+        save_png(picture, path, facts)
+        return
+    options["exif"] = exif_of(facts)
+    if options["format"] == "JPEG" and len(options["exif"]) > _JPEG_EXIF:
+        raise ValueError(
+            f"{path.name} must be a PNG or WebP: a JPEG holds {_JPEG_EXIF:,} bytes of how it was made, it takes"
+            f" {len(options['exif']):,}"
+        )
     write_atomically(path, lambda file: picture.save(file, **options))
 
 

@@ -18,7 +18,7 @@ from stepfuse.analysis.report.page import page
 from stepfuse.analysis.report.tables import as_csv, as_markdown, markdown, write_text
 from stepfuse.cli.app import app
 from stepfuse.display import byte_size, encodable, printable
-from stepfuse.pipeline.image_files import image_grid, save_picture
+from stepfuse.pipeline.image_files import image_grid, save_png
 
 #: ANSI sequences, a C1 introducer, line breaks of four kinds, an override, a zero-width space, half a pair, marks.
 HOSTILE = "\x1b[31mred\x1b]0;t\x07\x9b2J\r\nnext\u2028\u2029\x85\u202egnp\u200b\x7f\ud800 [bold]:b: <img src=x> | $x_1$"
@@ -196,6 +196,6 @@ def test_pictures_with_hostile_names_are_written(tmp_path):
     picture = image_grid(
         np.zeros((2, 1, 4, 4), np.float32), [HOSTILE, ""], title=HOSTILE, data_range=(-1, 1), columns=2
     )
-    save_picture(picture, tmp_path / "grid.png", {"Description": HOSTILE, "prompt": "two\nlines"})
+    save_png(picture, tmp_path / "grid.png", {"Description": HOSTILE, "prompt": "two\nlines"})
     with Image.open(tmp_path / "grid.png") as read:
         assert read.text == {"Description": encodable(HOSTILE), "prompt": "two\nlines"}
