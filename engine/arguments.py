@@ -86,6 +86,17 @@ def number(name: str, value: Any) -> float:
     return found
 
 
+def require_seconds(name: str, seconds: float | None) -> None:
+    """Refuses a time to wait that is negative or NaN; None is no limit.
+
+    Raises:
+        ValueError: If it is.
+        TypeError: If it is not a number.
+    """
+    if seconds is not None and not number(name, seconds) >= 0:
+        raise ValueError(f"{name} must be at least 0 seconds, got {seconds}")
+
+
 def truth_value(name: str, value: Any) -> bool:
     """A bool of Python's or numpy's, also as an array of no dimension.
 

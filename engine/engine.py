@@ -13,7 +13,7 @@ from typing import Any, NoReturn, cast
 import numpy.typing as npt
 
 from stepfuse import samplers
-from stepfuse.arguments import number, whole_number
+from stepfuse.arguments import number, require_seconds, whole_number
 from stepfuse.backends.base import Backend
 from stepfuse.backends.cuda.config import Cuda, device_of
 from stepfuse.backends.host.base import checked_threads
@@ -35,6 +35,7 @@ from stepfuse.requests.sampler_defaults import default_options, default_steps
 from stepfuse.samplers.coefficients import PredictionType
 from stepfuse.samplers.schedule import NoiseSchedule
 from stepfuse.samplers.table import StepTable
+from stepfuse.serving.at_exit import GRACE, is_interrupt
 from stepfuse.serving.batch import Callback, Observers, SampleBatch, StateCallback
 from stepfuse.serving.calibration import measure_cost
 from stepfuse.serving.config import GPU_ROWS, HOST_ROWS, CostCurve, Serving
@@ -50,6 +51,8 @@ CHECK_INVARIANTS = False
 
 class Engine:
     """Draws samples from one network. A context manager, or to be closed.
+
+    Leaving the context draws what was submitted; Ctrl-C and the cancellation of a task give it up.
 
     Calls from any number of threads are safe. One thread of the engine's own runs the network and the loop: requests
     join and leave it between steps, and share its forwards whatever their samplers, steps and guidance scales.
@@ -545,7 +548,8 @@ class Engine:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        interrupted = is_interrupt(error)
+        self.close(abort=interrupted, timeout=GRACE if interrupted else None)
 
     def __repr__(self) -> str:
         state = "closed" if self._service.closed else f"up to {self.serving.row_limit} rows"
@@ -556,8 +560,7 @@ class Engine:
 
 
 def _checked_wait(wait: float) -> float:
-    if not number("wait", wait) >= 0:
-        raise ValueError(f"wait must be at least 0 seconds, got {wait}")
+    require_seconds("wait", wait)
     return float(wait)
 
 

@@ -49,13 +49,15 @@ class ImageFuture(Future[Images]):
         """The image; raises what it failed with. Refused on the engine's own thread while it is still to come."""
         if not self.done():
             self._service.require_other_thread()
-        return super().result(timeout)
+        with self._service.awaited():
+            return super().result(timeout)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """What it failed with. Refused on the engine's own thread while it is still to come."""
         if not self.done():
             self._service.require_other_thread()
-        return super().exception(timeout)
+        with self._service.awaited():
+            return super().exception(timeout)
 
     def on_progress(self, made: Sequence[Progress]) -> None:
         """Sets the result or the exception, unless the future was cancelled meanwhile."""

@@ -143,17 +143,24 @@ class LoopThread:
                 _settle(result.set_result, made)
             self._work.popleft()
 
+    def refuse(self, *, abort: bool) -> None:
+        """Takes no more samples, and with ``abort`` withdraws those that there are; waits for nothing."""
+        if not abort:
+            self._core.close()
+            return
+        self._core.abort()
+        if (backend := self._backend) is not None:
+            backend.interrupt()
+
     def end(self, *, abort: bool, timeout: float | None) -> None:
         """Ends the loop and frees the network; where that takes longer than ``timeout`` seconds it abandons both."""
         if self._abandoned:
             return
         if not (abort or self._inline):
-            self._core.close()
+            self.refuse(abort=False)
             if self._wait(timeout):
                 return self._free()
-        self._core.abort()
-        if (backend := self._backend) is not None:
-            backend.interrupt()
+        self.refuse(abort=True)
         if self._wait(timeout if abort else GRACE):
             return self._free()
         self._abandon()

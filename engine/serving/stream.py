@@ -134,8 +134,9 @@ class Stream(Iterator[Preview], AsyncIterator[Preview]):
         latest = self._latest
         if not latest.has_news:
             self._service.require_other_thread()
-        while not latest.has_news:
-            latest.news.get()
+        with self._service.awaited():
+            while not latest.has_news:
+                latest.news.get()
         preview = latest.take()
         if preview is None:
             raise StopIteration
