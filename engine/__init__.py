@@ -30,6 +30,7 @@ from stepfuse.errors import (
     RequestTimeout,
     StepfuseError,
 )
+from stepfuse.requests.prompt_request import PromptRequest
 from stepfuse.requests.request import Request
 from stepfuse.samplers import NaiveSamplerWarning
 from stepfuse.samplers.noise import normal
@@ -64,6 +65,7 @@ __all__ = [
     "NoiseSchedule",
     "PlanError",
     "Preview",
+    "PromptRequest",
     "ProviderError",
     "QueueFull",
     "Request",

@@ -20,8 +20,8 @@ from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.display import NAME, listed, printable
 from stepfuse.requests.conditioning import cond_per_sample
 from stepfuse.requests.editing import Edit
-from stepfuse.requests.request import Request
 from stepfuse.requests.prompt_request import PromptRequest
+from stepfuse.requests.request import Request
 from stepfuse.requests.sampler_defaults import ADAPTIVE, default_options, default_steps
 from stepfuse.requests.terms import Terms
 from stepfuse.samplers import SAMPLERS

@@ -14,7 +14,6 @@ from stepfuse.serving.in_flight import Images, InFlightSample, Progress
 from stepfuse.serving.service import Service
 from stepfuse.serving.tracing import current_context
 
-
 Result = TypeVar("Result")
 Asked = TypeVar("Asked")
 
