@@ -54,13 +54,11 @@ class Counts:
             self._values[name][bisect.bisect_left(self._bounds, seconds)] += count
             self._sums[name] += seconds * count
 
-    def stats(self, waiting: int) -> dict[str, Any]:
-        """The counts, of which so many wait."""
+    def stats(self) -> dict[str, Any]:
+        """The counts."""
+        names = "submitted", "samples", "failures", "cancelled", "expired", "deadline_misses", "queue_refusals"
         with self._lock:
-            names = "submitted", "samples", "failures", "cancelled", "expired", "deadline_misses", "queue_refusals"
             found: dict[str, Any] = {name: self._counted[name] for name in (*names, "deadline_refusals")}
             for name, values in self._values.items():
                 found[name] = Histogram(self._bounds, tuple(values), self._sums[name])
-        ended = sum(found[name] for name in ("samples", "failures", "cancelled", "expired"))
-        waiting = min(waiting, found["submitted"] - ended)  # they were counted a moment before
-        return {**found, "waiting": waiting, "running": found["submitted"] - ended - waiting}
+        return found

@@ -6,6 +6,7 @@ import itertools
 import logging
 import os
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ from stepfuse.pipeline.prompts import PromptEncoder
 from stepfuse.pipeline.stages import Stages, decode_pictures
 from stepfuse.pipeline.vae import Vae
 from stepfuse.requests.terms import Terms
-from stepfuse.serving.at_exit import GRACE, close_at_exit, is_interrupt
+from stepfuse.serving.at_exit import GRACE, close_at_exit
 from stepfuse.serving.config import Serving
 from stepfuse.serving.future import RequestFuture
 from stepfuse.serving.stream import Latest
@@ -60,6 +61,7 @@ class PictureService:
         self._prompts, self._vae = prompts, vae
         self._serving_of = serving_of
         self._counts = Counts(engines.totals().latency_seconds.bounds)
+        self._calls: weakref.WeakSet[_Call] = weakref.WeakSet()  # weak: Ctrl-C may come before a call can say it ends
         self._numbers = itertools.count(1)
         self._pid = os.getpid()
         self.interrupted = False
@@ -181,15 +183,18 @@ class PictureService:
     @contextmanager
     def counted(self, n: int) -> Iterator[Callable[[], None]]:
         """A call for n pictures that runs on its caller's thread; what it yields notes that they are encoded."""
-        began = time.monotonic()
-        self._counts.add("submitted", n)
+        began, call = time.monotonic(), _Call(n)
         try:
+            self._calls.add(call)
+            self._counts.add("submitted", n)
             with self.awaited():
                 yield lambda: self._counts.observe("wait_seconds", time.monotonic() - began, n)
         except BaseException as error:
-            given_up = is_interrupt(error) or isinstance(error, EngineClosed)
+            given_up = not isinstance(error, Exception) or isinstance(error, EngineClosed)
             self._counts.add("cancelled" if given_up else "failures", n)
             raise
+        finally:
+            self._calls.discard(call)
         self._counts.add("samples", n)
         self._counts.observe("latency_seconds", time.monotonic() - began, n)
 
@@ -204,9 +209,14 @@ class PictureService:
 
     def stats(self) -> PipelineStats:
         """What it has counted."""
-        counted = {**self._engines.totals(), **self._counts.stats(len(self._jobs.waiting))}
+        waiting, jobs, calls = len(self._jobs.waiting), len(self._jobs.jobs), sum(call.n for call in list(self._calls))
         return PipelineStats(
-            **counted,
+            **{
+                **self._engines.totals(),
+                **self._counts.stats(),
+                "waiting": waiting,
+                "running": max(jobs - waiting, 0) + calls,
+            },
             text_encoder_seconds=self._prompts.seconds,
             vae_encoder_seconds=self._vae.encoder_seconds,
             vae_decoder_seconds=self._vae.decoder_seconds,
@@ -282,6 +292,13 @@ class PictureService:
         self._engines.close(abort=abort, timeout=seconds_left(until))
         self._prompts.close()
         self._vae.close()
+
+
+class _Call:
+    """A call in progress, for n pictures."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
 
 
 class _Lease:

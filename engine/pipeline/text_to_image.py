@@ -85,7 +85,8 @@ class TextToImage:
         self._service = PictureService(
             self._engines, self._preparation, self._prompts, self._vae, serving_of, self.serving.max_queue
         )
-        weakref.finalize(self, self._service.refuse).atexit = False
+        self._let_go = weakref.finalize(self, self._service.refuse)
+        self._let_go.atexit = False  # the service is closed then
 
     @classmethod
     @hinted
@@ -406,6 +407,7 @@ class TextToImage:
             ValueError: If ``timeout`` is negative or not a number.
         """
         self._service.close(abort=abort, timeout=timeout)
+        self._let_go.detach()
 
     def _facts_of(self, prepared: Prepared, strength: float | None) -> list[dict[str, str]]:
         """How each picture of a call is made; ``strength`` is as it was given."""
