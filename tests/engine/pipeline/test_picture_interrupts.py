@@ -38,6 +38,7 @@ CALLS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of a stream that is let go just then
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 def test_a_pipeline_survives_ctrl_c_at_any_bytecode(bundle, call):
     at = 1

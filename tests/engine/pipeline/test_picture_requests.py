@@ -226,10 +226,11 @@ def test_a_decoding_that_is_withdrawn_is_given_up(pipe, monkeypatch):
 
 
 def test_a_timeout_counts_all_stages(stage, pipe):
-    future = pipe.submit(sf.PromptRequest("a cat", timeout=0.05, id="late"))
+    future = pipe.submit(sf.PromptRequest("a cat", timeout=0.2, id="late"))
+    end = time.monotonic() + 0.3
     stage.wait()
     behind = pipe.submit(sf.PromptRequest("a cat", timeout=1e-3, id="behind"))
-    time.sleep(0.06)
+    until(lambda: time.monotonic() > end)
     stage.let_go()
     for name, one in (("late", future), ("behind", behind)):
         with pytest.raises(sf.RequestTimeout, match=rf"request {name} was not finished within its timeout of"):
