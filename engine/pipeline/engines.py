@@ -133,8 +133,8 @@ class Engines:
 
 
 def seconds_left(until: float | None) -> float | None:
-    """From now to a time on ``time.monotonic()``, at least 0; None is no limit."""
-    return None if until is None else max(until - time.monotonic(), 0.0)
+    """From now to a time on ``time.monotonic()``, at least 0 and at most what can be waited; None is no limit."""
+    return None if until is None else min(max(until - time.monotonic(), 0.0), threading.TIMEOUT_MAX)
 
 
 def _sum(one: EngineStats | None, other: EngineStats) -> EngineStats:

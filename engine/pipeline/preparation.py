@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy.typing as npt
 from stepfuse.arguments import number, whole_number
 from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.bundle.pipeline_info import PipelineInfo
+from stepfuse.display import NAME, printable
 from stepfuse.pipeline.conditioning import (
     Embeddings,
     PromptConditioning,
@@ -26,11 +27,16 @@ from stepfuse.pipeline.size import pixels_of, require_memory, sample_shape
 from stepfuse.pipeline.stage import Interrupt
 from stepfuse.pipeline.vae import Vae
 from stepfuse.requests.editing import IMAGE_STRENGTH, Edit, strength_of_flow
+from stepfuse.requests.prompt_request import PromptRequest
+from stepfuse.requests.request import Request
 from stepfuse.requests.resolution import Compiler, seeds_of, starting_state
 from stepfuse.samplers.noise import POSTERIOR, normal
 from stepfuse.samplers.table import StepTable
 
 Array = npt.NDArray[np.float32]
+
+#: A request's fields that say what is drawn.
+_DRAWN = [one.name for one in fields(PromptRequest) if one.name not in ("priority", "deadline", "timeout", "id")]
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,6 +153,28 @@ class Preparation:
         return Prepared(
             table, shape, seeds, conditional, unconditional, noise, pixels, masks, share, bool(sample_posterior)
         )
+
+    def prepare_request(self, request: PromptRequest) -> Prepared:
+        """The one picture of a request, checked.
+
+        Raises:
+            TypeError: If ``request`` is no PromptRequest, or a prompt is not one text.
+            ValueError: If it holds embeddings of several prompts.
+            Exception: As ``prepare`` does.
+        """
+        if not isinstance(request, PromptRequest):
+            kind = "a Request, which Engine takes" if isinstance(request, Request) else printable(repr(request), NAME)
+            raise TypeError(f"request must be a stepfuse.PromptRequest, got {kind}")
+        for name in ("prompt", "negative_prompt"):
+            if not isinstance(text := getattr(request, name), str | None):
+                raise TypeError(f"{name} must be a text, got {text!r}: a request is for one picture")
+        arguments = {name: getattr(request, name) for name in _DRAWN}
+        if request.latents is not None and np.ndim(request.latents) == 3:
+            arguments["latents"] = np.asarray(request.latents)[None]
+        prepared = self.prepare(**arguments, num_images=1)
+        if prepared.n != 1:
+            raise ValueError(f"prompt_embeds must be of one prompt for a request, got {prepared.n}")
+        return prepared
 
     def encode(self, prepared: Prepared, interrupt: Interrupt | None = None) -> dict[str, Any]:
         """Arguments of ``Engine.sample``, by the text encoder and the VAE's encoder.

@@ -186,6 +186,7 @@ class PictureService:
         began, call = time.monotonic(), _Call(n)
         try:
             self._calls.add(call)
+            self.interrupted = False
             self._counts.add("submitted", n)
             with self.awaited():
                 yield lambda: self._counts.observe("wait_seconds", time.monotonic() - began, n)

@@ -8,7 +8,7 @@ import os
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import fields, replace
+from dataclasses import replace
 from importlib.metadata import version
 from types import TracebackType
 from typing import Any, NoReturn
@@ -36,7 +36,6 @@ from stepfuse.pipeline.service import PictureService
 from stepfuse.pipeline.size import pixels_of, rows_for, sample_shape
 from stepfuse.pipeline.vae import Tile, Vae
 from stepfuse.requests.prompt_request import PromptRequest
-from stepfuse.requests.request import Request
 from stepfuse.requests.resolution import Compiler, seeds_of
 from stepfuse.requests.terms import Terms
 from stepfuse.samplers.table import StepTable
@@ -304,18 +303,7 @@ class TextToImage:
 
     def _resolved(self, request: PromptRequest) -> tuple[Prepared, dict[str, str], Terms]:
         """A request, checked: what is drawn, how, and on which terms."""
-        if not isinstance(request, PromptRequest):
-            kind = "a Request, which Engine takes" if isinstance(request, Request) else printable(repr(request), NAME)
-            raise TypeError(f"request must be a stepfuse.PromptRequest, got {kind}")
-        for name in ("prompt", "negative_prompt"):
-            if not isinstance(text := getattr(request, name), str | None):
-                raise TypeError(f"{name} must be a text, got {text!r}: a request is for one picture")
-        arguments = {name: getattr(request, name) for name in _DRAWN}
-        if request.latents is not None and np.ndim(request.latents) == 3:
-            arguments["latents"] = np.asarray(request.latents)[None]
-        prepared = self._preparation.prepare(**arguments, num_images=1)
-        if prepared.n != 1:
-            raise ValueError(f"prompt_embeds must be of one prompt for a request, got {prepared.n}")
+        prepared = self._preparation.prepare_request(request)
         [facts] = self._facts_of(prepared, request.strength)
         return prepared, facts, Terms.of(request)
 
@@ -448,10 +436,6 @@ class TextToImage:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a pipeline can be neither pickled nor copied: load it in each process")
-
-
-#: A request's fields that say what is drawn.
-_DRAWN = [field.name for field in fields(PromptRequest) if field.name not in ("priority", "deadline", "timeout", "id")]
 
 
 def _serving_of(pipeline: PipelineInfo, shared: Serving, shape: Shape) -> Serving:

@@ -238,6 +238,13 @@ def test_a_timeout_counts_all_stages(stage, pipe):
     assert pipe.totals()["expired"] == 2
 
 
+def test_times_beyond_what_can_be_waited_are_no_limit(bundle):
+    pipe = sf.TextToImage.load(bundle, threads=1, serving=sf.Serving(max_rows=2, max_running=1, max_queue=1))
+    futures = [pipe.submit(sf.PromptRequest("a cat", seed=i, timeout=1e200), wait=1e200) for i in range(6)]
+    pipe.close(timeout=1e200)
+    assert [future.exception(0) for future in futures] == [None] * 6
+
+
 def test_a_timeout_in_line_needs_no_stage_to_end(bundle, forward):
     with sf.TextToImage.load(bundle, threads=1, serving=sf.Serving(max_rows=2, max_running=1)) as pipe:
         running = pipe.submit(CAT)
