@@ -56,12 +56,10 @@ def test_each_size_has_room_of_its_own_for_as_many_as_there_may_be():
 def test_the_order_is_the_engine_s_policy(policy, expected):
     serving = sf.Serving(policy=policy, ageing=0.5)
     requests = [("long", 0, 100, 0), ("short", 0, 2, 10), ("late", 0, 2, 100), ("high", 1, 1000, 0)]
-    orders = {
-        name: order_of(
-            serving, Terms(priority, None, None, None), passes=passes, passes_before=lambda: before, number=i
-        )  # noqa: B023
-        for i, (name, priority, passes, before) in enumerate(requests)
-    }
+    orders = {}
+    for number, (name, priority, passes, before) in enumerate(requests):
+        terms, passes_before = Terms(priority, None, None, None), partial(int, before)
+        orders[name] = order_of(serving, terms, passes=passes, passes_before=passes_before, number=number)
     assert sorted(orders, key=orders.get) == expected
 
 
