@@ -50,8 +50,9 @@ from stepfuse.serving.stream import Latest, PreviewStream
 class TextToImage:
     """Samples pictures of prompts. Made by ``load``; a context manager, or to be closed.
 
-    Calls from any number of threads are safe, and those of one size share the denoiser's forwards.
-    Torch, transformers and diffusers are not needed.
+    Calls from any number of threads are safe, and they share the denoiser's forwards with each other and with requests
+    (``submit``, ``asample``, ``stream``, ``as_completed``) of their size. Leaving the context draws what was submitted;
+    Ctrl-C and the cancellation of a task give it up. Torch, transformers and diffusers are not needed.
     """
 
     def __init__(

@@ -561,6 +561,53 @@ def test_a_pipeline_that_is_let_go_draws_what_was_submitted_and_ends(bundle):
         gc.enable()
 
 
+@pytest.mark.parametrize("abort", [False, True])
+def test_whatever_comes_together_every_request_ends_once(bundle, abort):
+    """Requests, calls, streams, timeouts and cancelling from several threads, and an end in the middle of it."""
+    serving = sf.Serving(max_rows=4, max_running=3, max_queue=6, policy="shortest")
+    pipe = sf.TextToImage.load(bundle, threads=1, serving=serving)
+    futures, unexpected = [], []
+
+    def client(seed):
+        rng = np.random.default_rng(seed)
+        try:
+            for i in range(25):
+                request = sf.PromptRequest(
+                    ("a cat", "a dog", "red rain")[i % 3],
+                    steps=int(rng.integers(1, 8)),
+                    width=int(rng.choice([4, 8, 12])),
+                    priority=int(rng.integers(3)),
+                    timeout=float(rng.choice([0.002, TIMEOUT])),
+                )
+                kind = rng.integers(4)
+                if kind == 0:
+                    pipe("a cat", steps=2, width=request.width)
+                elif kind == 1:
+                    next(iter(pipe.stream(request, wait=TIMEOUT)))
+                else:
+                    futures.append(pipe.submit(request, wait=TIMEOUT))
+                    if kind == 2:
+                        time.sleep(rng.uniform(0, 0.005))
+                        futures[-1].cancel()
+        except (sf.EngineClosed, sf.RequestTimeout):
+            pass
+        except BaseException as error:
+            unexpected.append(error)
+
+    clients = [threading.Thread(target=client, args=(seed,)) for seed in range(6)]
+    for one in clients:
+        one.start()
+    time.sleep(0.3)
+    pipe.close(abort=abort, timeout=TIMEOUT)
+    for one in clients:
+        one.join(TIMEOUT)
+    assert not unexpected
+    assert not wait(futures, TIMEOUT).not_done
+    counts = pipe.totals()
+    assert counts["submitted"] == sum(counts[name] for name in ("samples", "failures", "cancelled", "expired"))
+    assert (counts["failures"], counts["waiting"], counts["running"]) == (0, 0, 0)
+
+
 def test_totals_are_those_of_all_sizes_and_stages_and_are_scraped(pipe):
     from prometheus_client import CollectorRegistry, generate_latest
 
