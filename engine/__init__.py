@@ -30,6 +30,7 @@ from stepfuse.errors import (
     RequestTimeout,
     StepfuseError,
 )
+from stepfuse.requests.prompt_request import PromptRequest
 from stepfuse.requests.request import Request
 from stepfuse.samplers import NaiveSamplerWarning
 from stepfuse.samplers.noise import normal
@@ -68,6 +69,7 @@ __all__ = [
     "Pictures",
     "PlanError",
     "Preview",
+    "PromptRequest",
     "Provenance",
     "ProviderError",
     "QueueFull",

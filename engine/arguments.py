@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import wraps
 from inspect import signature
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
 from stepfuse.display import NAME, did_you_mean, printable
 
 Class = TypeVar("Class", bound=type)
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
 
 #: What arguments of diffusers and other libraries are called here.
 _NAMES: Mapping[str, str] = {
@@ -37,6 +39,25 @@ _NAMES: Mapping[str, str] = {
     "use_clipped_model_output": "clipped_eps",
     "original_inference_steps": "original_steps",
     "variance_type": "variance",
+}
+
+#: Which call takes an argument that another one is given.
+_BELONGS: Mapping[str, str] = {
+    **dict.fromkeys(("priority", "deadline", "timeout", "id"), "asample, and of the request of submit and stream"),
+    "wait": "submit and stream",
+    **dict.fromkeys(("progress", "callback"), "Engine.sample and of a call of TextToImage"),
+    **dict.fromkeys(("n", "on_state"), "Engine.sample"),
+    **dict.fromkeys(("cond", "negative_cond", "table", "noise"), "Engine.sample and Request"),
+    **dict.fromkeys(
+        ("width", "height", "prompt_embeds", "negative_prompt_embeds", "sample_posterior"),
+        "a call of TextToImage and PromptRequest",
+    ),
+    **dict.fromkeys(
+        ("sampler", "steps", "guidance_scale", "eta", "seed", "image", "mask", "strength", "options"),
+        "requests, Engine.sample and a call of TextToImage",
+    ),
+    **dict.fromkeys(("device", "threads", "spinning", "max_rows", "deterministic", "serving", "verify"), "load"),
+    "abort": "close",
 }
 
 
@@ -86,6 +107,17 @@ def number(name: str, value: Any) -> float:
     return found
 
 
+def require_seconds(name: str, seconds: float | None) -> None:
+    """Refuses a time to wait that is negative or NaN; None is no limit.
+
+    Raises:
+        ValueError: If it is.
+        TypeError: If it is not a number.
+    """
+    if seconds is not None and not number(name, seconds) >= 0:
+        raise ValueError(f"{name} must be at least 0 seconds, got {seconds}")
+
+
 def truth_value(name: str, value: Any) -> bool:
     """A bool of Python's or numpy's, also as an array of no dimension.
 
@@ -99,18 +131,36 @@ def truth_value(name: str, value: Any) -> bool:
 
 
 def refuse_unknown(taker: str, known: Collection[str], given: Iterable[str]) -> None:
-    """Refuses arguments that there are not, with what those of another library are called here.
+    """Refuses arguments that there are not, with what those of another library are called here, or whose they are.
 
     Raises:
         TypeError: If one of ``given`` is not in ``known``.
     """
     unknown = [name for name in given if name not in known]
     if unknown:
-        named = (
-            f"{name} (here: {_NAMES[name]})" if name in _NAMES else printable(name, NAME) + did_you_mean(name, known)
-            for name in unknown
+        raise TypeError(
+            f"{taker} takes {', '.join(known)}, got {', '.join(_with_hint(name, known) for name in unknown)}"
         )
-        raise TypeError(f"{taker} takes {', '.join(known)}, got {', '.join(named)}")
+
+
+def _with_hint(name: str, known: Collection[str]) -> str:
+    if name in _NAMES:
+        return f"{name} (here: {_NAMES[name]})"
+    if name in _BELONGS:
+        return f"{name} (an argument of {_BELONGS[name]})"
+    return printable(name, NAME) + did_you_mean(name, known)
+
+
+def hinted(call: Callable[Given, Result]) -> Callable[Given, Result]:
+    """Has a method refuse unknown keywords with ``refuse_unknown``."""
+    known = [name for name in signature(call).parameters if name not in ("self", "cls")]
+
+    @wraps(call)
+    def checked(*args: Given.args, **kwargs: Given.kwargs) -> Result:
+        refuse_unknown(call.__qualname__, known, kwargs)
+        return call(*args, **kwargs)
+
+    return checked
 
 
 def with_hints(kind: Class) -> Class:

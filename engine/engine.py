@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, NoReturn, cast
 
+import numpy as np
 import numpy.typing as npt
 
 from stepfuse import samplers
-from stepfuse.arguments import number, whole_number
+from stepfuse.arguments import hinted, number, require_seconds, whole_number
 from stepfuse.backends.base import Backend
 from stepfuse.backends.cuda.config import Cuda, device_of
 from stepfuse.backends.host.base import checked_threads
@@ -36,14 +37,18 @@ from stepfuse.requests.sampler_defaults import default_options, default_steps
 from stepfuse.samplers.coefficients import PredictionType
 from stepfuse.samplers.schedule import NoiseSchedule
 from stepfuse.samplers.table import StepTable
+from stepfuse.serving.at_exit import GRACE, is_interrupt
 from stepfuse.serving.batch import Callback, Observers, SampleBatch, StateCallback
 from stepfuse.serving.calibration import measure_cost
 from stepfuse.serving.config import GPU_ROWS, HOST_ROWS, CostCurve, Serving
 from stepfuse.serving.future import ImageFuture, as_completed
-from stepfuse.serving.in_flight import Images
+from stepfuse.serving.in_flight import Images, InFlightSample, ResultHandle
 from stepfuse.serving.service import Service
 from stepfuse.serving.stats import EngineStats
 from stepfuse.serving.stream import Stream
+
+#: Withdraws a request, if it has not ended.
+Withdraw = Callable[[], None]
 
 #: Whether every engine checks its loop's invariants after each turn: slow, for tests.
 CHECK_INVARIANTS = False
@@ -51,6 +56,8 @@ CHECK_INVARIANTS = False
 
 class Engine:
     """Draws samples from one network. A context manager, or to be closed.
+
+    Leaving the context draws what was submitted; Ctrl-C and the cancellation of a task give it up.
 
     Calls from any number of threads are safe. One thread of the engine's own runs the network and the loop: requests
     join and leave it between steps, and share its forwards whatever their samplers, steps and guidance scales.
@@ -71,6 +78,7 @@ class Engine:
         self._service = Service(info, backend, serving, check=CHECK_INVARIANTS)
 
     @classmethod
+    @hinted
     def load(
         cls,
         name_or_path: str | os.PathLike[str] | Bundle,
@@ -137,6 +145,7 @@ class Engine:
         return cls(info, backend, serving, model=ModelIdentity.of(bundle))
 
     @classmethod
+    @hinted
     def from_callable(
         cls,
         fn: DenoiserFunction,
@@ -174,6 +183,7 @@ class Engine:
         return cls(info, CallableBackend(fn, info, serving.row_limit), serving)
 
     @classmethod
+    @hinted
     def from_torch(
         cls,
         module: Any,
@@ -335,6 +345,7 @@ class Engine:
         has_noise = noise is not None
         return SampleBatch(self._service, requests, x, has_noise, iterations=iterations, observers=observers).run()
 
+    @hinted
     def submit(self, request: Request, *, wait: float = 0.0) -> Future[Images]:
         """Queues one image to be drawn with whatever else is drawn then.
 
@@ -357,8 +368,9 @@ class Engine:
             RuntimeError: If the engine has no thread yet and the system none left; a later call tries again.
         """
         resolved = self._compiler.one(request)
-        return ImageFuture(self._service, resolved, *self._state(request), _checked_wait(wait))
+        return ImageFuture(self._service, resolved, *self._state(request), checked_wait(wait))
 
+    @hinted
     def stream(self, request: Request, *, wait: float = 0.0) -> Stream:
         """Queues one image and gives previews of it as it comes into being, the last one the image itself.
 
@@ -373,7 +385,7 @@ class Engine:
             Exception: As ``submit`` does; walking it raises what the future of ``submit`` would hold.
         """
         resolved = self._compiler.one(request)
-        return Stream(self._service, resolved, *self._state(request), _checked_wait(wait))
+        return Stream(self._service, resolved, *self._state(request), checked_wait(wait))
 
     def as_completed(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Future[Images]]]:
         """Draws any number of requests and yields each as it ends, with its settled future.
@@ -485,6 +497,7 @@ class Engine:
         """
         return self._compiler.compile(sampler, steps, guidance_scale, eta, options)
 
+    @hinted
     def warmup(self, rows: Sequence[int] = (1, 2)) -> None:
         """Runs a forward of each of these row counts, so that the first sample does not pay for what is made once.
 
@@ -506,6 +519,7 @@ class Engine:
 
         self._service.run_alone(run)
 
+    @hinted
     def calibrate(self, cost: CostCurve | None = None) -> CostCurve:
         """Has the planner choose how many rows a forward is worth, and deadlines be judged, by the network's cost.
 
@@ -533,6 +547,7 @@ class Engine:
         """Counts since the engine was made, as of the last finished iteration of the loop."""
         return self._service.stats()
 
+    @hinted
     def close(self, *, abort: bool = False, timeout: float | None = None) -> None:
         """Draws what was submitted, then frees the network; closing twice is fine.
 
@@ -549,6 +564,27 @@ class Engine:
         """
         self._service.close(abort=abort, timeout=timeout)
 
+    def enqueue(self, request: Request, handle: ResultHandle, *, x0: bool = False, context: Any = None) -> Withdraw:
+        """Queues one image, however full the queue is, for a result handle that is not of the engine's own.
+
+        Args:
+            request: What to draw.
+            handle: Takes its progress, on the engine's thread.
+            x0: Whether that comes with the clean sample implied so far.
+            context: The tracing context of its caller.
+
+        Returns:
+            Withdraws it.
+
+        Raises:
+            Exception: As ``submit`` does, but no ``QueueFull``.
+        """
+        resolved, (x, has_noise), id = self._compiler.one(request), self._state(request), self._service.new_id()
+        preview = np.zeros_like(x) if x0 else None
+        sample = InFlightSample(id, resolved, x, has_noise, handle, preview, watched=True, context=context)
+        self._service.submit(sample, None)
+        return lambda: self._service.cancel([id])
+
     def _state(self, request: Request) -> tuple[Images, bool]:
         return starting_state(self.info.shape, request.noise), request.noise is not None
 
@@ -558,7 +594,8 @@ class Engine:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        interrupted = is_interrupt(error)
+        self.close(abort=interrupted, timeout=GRACE if interrupted else None)
 
     def __repr__(self) -> str:
         state = "closed" if self._service.closed else f"up to {self.serving.row_limit} rows"
@@ -568,9 +605,14 @@ class Engine:
         raise TypeError("an engine can be neither pickled nor copied: load it in each process")
 
 
-def _checked_wait(wait: float) -> float:
-    if not number("wait", wait) >= 0:
-        raise ValueError(f"wait must be at least 0 seconds, got {wait}")
+def checked_wait(wait: float) -> float:
+    """Seconds to wait for room in a queue.
+
+    Raises:
+        ValueError: If they are negative or NaN.
+        TypeError: If that is not a number.
+    """
+    require_seconds("wait", wait)
     return float(wait)
 
 

@@ -93,9 +93,10 @@ def sample_classes(
         if files.shared:
             images = engine.sample(number, **arguments(left))
             made = record(
-                engine,
+                engine.model,
                 run.table,
                 seed,
+                max_rows=engine.serving.row_limit,
                 strength=strength,
                 number=number,
                 columns=min(columns, number),

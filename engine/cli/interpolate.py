@@ -165,9 +165,10 @@ def interpolate(
             progress=report.progress,
         )
         made = record(
-            engine,
+            engine.model,
             table,
             walk.seed,
+            max_rows=engine.serving.row_limit,
             number=len(noises),
             cond=conditions(engine, given, len(noises)),
             walk={"path": path, "ends": walk.ends},

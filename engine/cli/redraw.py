@@ -136,7 +136,16 @@ def _draw_classes(bundle: sf.Bundle, found: Mapping[str, Any], machine: Machine,
         }
         stop = found["stopped_after"]
         columns = min(found["columns"], number)
-        made = record(engine, table, found["seed"], number=number, columns=columns, stopped_after=stop, **drawn)
+        made = record(
+            engine.model,
+            table,
+            found["seed"],
+            max_rows=engine.serving.row_limit,
+            number=number,
+            columns=columns,
+            stopped_after=stop,
+            **drawn,
+        )
 
     def save_all(path: Path) -> None:
         if path.suffix.lower() == ".npy":

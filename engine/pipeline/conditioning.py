@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,24 @@ Embeddings = Mapping[str, npt.ArrayLike]
 Conditioning = dict[str, npt.NDArray[Any]]
 
 
+@dataclass(frozen=True)
+class Rows:
+    """Conditioning that is checked and yet to be encoded.
+
+    Attributes:
+        texts: The prompts; none if embeddings were given.
+        count: Rows, one a prompt.
+        encode: Makes them: by conditioning input an array (count, *shape of the input). It raises DenoiserError if the
+            text encoder fails, and EngineClosed if it is closed.
+    """
+
+    texts: Sequence[str]
+    count: int
+    encode: Callable[[], Conditioning]
+
+
 class PromptConditioning:
-    """Encodes prompts, or checks the embeddings given instead of them.
+    """Checks prompts, or the embeddings given instead of them, and says how they are encoded.
 
     Args:
         model: The denoiser.
@@ -31,32 +48,24 @@ class PromptConditioning:
         self._pipeline = pipeline
         self._encoder = encoder
 
-    def conditional(
-        self, prompt: str | Sequence[str] | None, embeds: Embeddings | None, name: str = "prompt"
-    ) -> tuple[list[str], Conditioning]:
+    def conditional(self, prompt: str | Sequence[str] | None, embeds: Embeddings | None, name: str = "prompt") -> Rows:
         """The conditioning of ``prompt`` or ``embeds``, of which one must be given.
 
-        Returns:
-            The prompts, none if embeddings were given, and by conditioning input an array with a row a prompt.
-
         Raises:
-            ValueError: If neither or both are given, there is no prompt, or the embeddings lack an input, have one that
-                the denoiser does not, or have another shape or different numbers of rows.
+            ValueError: If neither or both are given, there is no prompt, one is too long, or the embeddings lack an
+                input, have one that the denoiser does not, or have another shape or different numbers of rows.
             TypeError: If a prompt is not a text, or ``embeds`` not a mapping.
-            DenoiserError: If the text encoder fails.
+            BundleError: If a tokenizer fails.
         """
         if (prompt is None) == (embeds is None):
             raise ValueError(f"give {name} or {name}_embeds, and not both")
         if prompt is not None:
-            texts = as_texts(name, prompt)
-            return texts, self._encoder.encode(texts)
+            return self._of_texts(as_texts(name, prompt))
         if not isinstance(embeds, Mapping):
             raise TypeError(f"{name}_embeds must be a dict by conditioning input, got {type(embeds).__name__}")
-        return [], self._checked(f"{name}_embeds", embeds)
+        return _given(self._checked(f"{name}_embeds", embeds))
 
-    def unconditional(
-        self, prompt: str | Sequence[str] | None, embeds: Embeddings | None, count: int
-    ) -> tuple[list[str], Conditioning]:
+    def unconditional(self, prompt: str | Sequence[str] | None, embeds: Embeddings | None, count: int) -> Rows:
         """The conditioning of the unconditional pass: one row for all of ``count`` prompts, or one a prompt.
 
         Returns:
@@ -66,20 +75,21 @@ class PromptConditioning:
         Raises:
             ValueError: As in ``conditional``, and if there are neither one nor ``count`` rows.
             TypeError: As in ``conditional``.
-            DenoiserError: If the text encoder fails.
+            BundleError: If a tokenizer fails.
         """
         if prompt is None and embeds is None:
             if not self._pipeline.zeros_without_negative:
-                return [], self._encoder.encode([""])
+                return replace(self._of_texts([""]), texts=[])
             inputs = ((name, self._model.cond[name]) for name in self._encoder.outputs)
-            return [], {name: np.zeros((1, *spec.shape), dtype=spec.dtype) for name, spec in inputs}
-        texts, conditioning = self.conditional(prompt, embeds, "negative_prompt")
-        for rows in conditioning.values():
-            if len(rows) not in (1, count):
-                raise ValueError(
-                    f"negative_prompt must be one, or one for each of the {count} prompts, got {len(rows)}"
-                )
-        return texts, conditioning
+            return _given({name: np.zeros((1, *spec.shape), dtype=spec.dtype) for name, spec in inputs})
+        rows = self.conditional(prompt, embeds, "negative_prompt")
+        if rows.count not in (1, count):
+            raise ValueError(f"negative_prompt must be one, or one for each of the {count} prompts, got {rows.count}")
+        return rows
+
+    def _of_texts(self, texts: Sequence[str]) -> Rows:
+        tokens = self._encoder.tokens(texts)
+        return Rows(texts, len(texts), lambda: self._encoder.encode(tokens))
 
     def _checked(self, name: str, embeds: Embeddings) -> Conditioning:
         inputs, needed = self._model.cond, self._encoder.outputs
@@ -97,6 +107,10 @@ class PromptConditioning:
             raise ValueError(f"{name} must hold as many rows of each input, got {lengths}")
         rows = max(map(len, conditioning.values()))
         return {key: np.repeat(array, rows // len(array), axis=0) for key, array in conditioning.items()}
+
+
+def _given(conditioning: Conditioning) -> Rows:
+    return Rows([], len(next(iter(conditioning.values()))), lambda: conditioning)
 
 
 def as_texts(name: str, given: str | Sequence[str]) -> list[str]:
@@ -120,6 +134,15 @@ def row_per_picture(name: str, rows: npt.NDArray[Any], count: int, n: int) -> np
     Raises:
         ValueError: If there is another number of rows.
     """
-    if len(rows) not in (1, count, n):
-        raise ValueError(f"{name} must be one, or one for each of {count} prompts or {n} pictures, got {len(rows)}")
+    require_rows(name, len(rows), count, n)
     return np.repeat(rows, n // len(rows), axis=0)
+
+
+def require_rows(name: str, rows: int, count: int, n: int) -> None:
+    """Refuses what ``row_per_picture`` does.
+
+    Raises:
+        ValueError: If there is another number of rows.
+    """
+    if rows not in (1, count, n):
+        raise ValueError(f"{name} must be one, or one for each of {count} prompts or {n} pictures, got {rows}")

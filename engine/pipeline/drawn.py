@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
@@ -49,10 +50,11 @@ class StopWatch:
 
 
 def record(
-    engine: Engine,
+    model: ModelIdentity | None,
     table: StepTable,
     seed: int,
     *,
+    max_rows: int | None = None,
     strength: float | None = None,
     flow_strength: float | None = None,
     image: npt.ArrayLike | None = None,
@@ -64,9 +66,10 @@ def record(
     """What is recorded of one picture, or of a grid.
 
     Args:
-        engine: What sampled it.
+        model: What sampled it; None is a network of Python's.
         table: The whole run.
         seed: The picture's, or the first of the grid's.
+        max_rows: Most rows of one forward.
         strength: As the caller gave it.
         flow_strength: The strength that the run had, where that is another (``strength_of_flow``).
         image: What it began as.
@@ -80,8 +83,8 @@ def record(
     if image is not None and share is not None:
         run = begin_late(table, share if flow_strength is None else flow_strength)
     return Provenance(
-        version=version("stepfuse"),
-        model=engine.model or ModelIdentity("custom"),
+        version=_version(),
+        model=model or ModelIdentity("custom"),
         sampler=table.sampler,
         options=table.options,
         table=table.digest,
@@ -91,7 +94,7 @@ def record(
         seed=seed,
         guidance_rescale=table.guidance_rescale,
         dynamic_threshold=table.dynamic_threshold,
-        max_rows=engine.serving.row_limit,
+        max_rows=max_rows,
         image=None if image is None else digest_of(image),
         mask=None if mask is None else digest_of(mask),
         noise=None if noise is None else digest_of(noise),
@@ -177,3 +180,9 @@ def _caption(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} {_caption(one)}" for name, one in value.items() if not isinstance(one, dict))
     return "" if isinstance(value, list) else np.format_float_positional(value, trim="-")
+
+
+@functools.cache
+def _version() -> str:
+    """Read from the package's metadata: milliseconds, of each request."""
+    return version("stepfuse")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,6 +11,8 @@ from dataclasses import dataclass, field
 
 from stepfuse.engine import Engine
 from stepfuse.errors import EngineClosed
+from stepfuse.serving.at_exit import closed_by_its_owner
+from stepfuse.serving.stats import EngineStats
 
 Shape = tuple[int, ...]
 
@@ -23,6 +26,8 @@ class _Held:
 class Engines:
     """Keeps the engines used last, and closes the least recently used ones among those that are idle.
 
+    They are its owner's to close, at the interpreter's exit, too.
+
     Args:
         make: Makes an engine for samples of a shape.
         limit: How many are kept; more while all of them are in use.
@@ -30,8 +35,9 @@ class Engines:
 
     def __init__(self, make: Callable[[Shape], Engine], limit: int = 4) -> None:
         self._make: Callable[[Shape], Engine] | None = make
-        self._limit = limit
+        self.limit = limit
         self._held: OrderedDict[Shape, _Held] = OrderedDict()
+        self._counted: EngineStats | None = None  # by those that are closed
         self._changed = threading.Condition()
 
     @contextmanager
@@ -49,6 +55,7 @@ class Engines:
                     raise EngineClosed("the pipeline is closed")
                 if shape not in self._held:
                     self._held[shape] = _Held(self._make(shape))
+                    closed_by_its_owner(self._held[shape].engine._service)
                 held = self._held[shape]
                 held.users[call] = threading.get_ident()
                 self._held.move_to_end(shape)
@@ -58,7 +65,9 @@ class Engines:
                 for one in self._held.values():
                     one.users.pop(call, None)
                 idle = [key for key, one in self._held.items() if not one.users and key != shape]
-                surplus = [self._held.pop(key) for key in idle[: max(len(self._held) - self._limit, 0)]]
+                surplus = [self._held.pop(key) for key in idle[: max(len(self._held) - self.limit, 0)]]
+                for one in surplus:
+                    self._counted = _sum(self._counted, one.engine.stats())
                 self._changed.notify_all()
             for one in surplus:
                 one.engine.close()
@@ -68,23 +77,65 @@ class Engines:
         with self._changed:
             return {shape: held.engine for shape, held in self._held.items()}
 
-    def close(self) -> None:
+    def totals(self) -> EngineStats:
+        """What all of them have counted, those that are closed by now too.
+
+        Raises:
+            EngineClosed: If there was none.
+        """
+        with self._changed:
+            found = self._counted
+            for held in self._held.values():
+                found = _sum(found, held.engine.stats())
+        if found is None:
+            raise EngineClosed("the pipeline is closed")
+        return found
+
+    def refuse(self, *, abort: bool) -> None:
+        """Has them take no more requests, and with ``abort`` give up those that they have; waits for nothing."""
+        for engine in self.all().values():
+            engine._service.refuse(abort=abort)
+
+    def require_closable(self) -> None:
+        """Refuses to be closed by what one of them waits for.
+
+        Raises:
+            RuntimeError: If called from a callback of one of the engines.
+        """
+        for engine in self.all().values():
+            engine._service.require_closable()
+
+    def close(self, *, abort: bool = False, timeout: float | None = None) -> None:
         """Closes each engine when its requests are done, and waits until none is in use; closing twice is fine.
 
         Calls of this thread are not waited for: they have been ended by Ctrl-C, which may come before they say so.
 
+        Args:
+            abort: As in ``Engine.close``.
+            timeout: Seconds for all of them together; None: as long as it takes.
+
         Raises:
-            RuntimeError: If called from a callback of one of the engines, which then stay open.
+            RuntimeError: If called from a callback of one of the engines.
         """
+        until = None if timeout is None else time.monotonic() + timeout
         with self._changed:
-            make, self._make = self._make, None
-        try:
-            for engine in self.all().values():
-                engine.close()
-        except RuntimeError:
-            self._make = make
-            raise
+            self._make = None
+        for engine in self.all().values():
+            engine.close(abort=abort, timeout=seconds_left(until))
         with self._changed:
             here = threading.get_ident()
-            self._changed.wait_for(lambda: not any({*held.users.values()} - {here} for held in self._held.values()))
+            self._changed.wait_for(
+                lambda: not any({*held.users.values()} - {here} for held in self._held.values()), seconds_left(until)
+            )
+            for held in self._held.values():
+                self._counted = _sum(self._counted, held.engine.stats())
             self._held.clear()
+
+
+def seconds_left(until: float | None) -> float | None:
+    """From now to a time on ``time.monotonic()``, at least 0 and at most what can be waited; None is no limit."""
+    return None if until is None else min(max(until - time.monotonic(), 0.0), threading.TIMEOUT_MAX)
+
+
+def _sum(one: EngineStats | None, other: EngineStats) -> EngineStats:
+    return other if one is None else one + other

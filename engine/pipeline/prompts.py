@@ -19,6 +19,8 @@ from stepfuse.pipeline.stage import Stage
 from stepfuse.pipeline.tokenizer import PromptTokenizer
 
 Array = npt.NDArray[Any]
+#: Of one prompt: the ids for each input of the text encoder.
+Tokens = tuple[tuple[int, ...], ...]
 
 _SHOWN = 1000  # characters of a prompt in messages
 CACHED = 16  # prompts: the embeddings of a long context are megabytes each
@@ -62,28 +64,43 @@ class PromptEncoder:
         """The conditioning inputs that it feeds."""
         return self._stage.outputs
 
-    def encode(self, prompts: Sequence[str]) -> dict[str, Array]:
-        """The conditioning of each prompt.
+    def tokens(self, prompts: Sequence[str]) -> list[Tokens]:
+        """The tokens of each prompt: all that can be wrong with one, found in a fraction of a millisecond.
+
+        Raises:
+            ValueError: If a prompt has more than ``MAX_CHARACTERS`` characters, or UTF-8 cannot hold it.
+            BundleError: If a tokenizer fails.
+            EngineClosed: If the encoder is closed.
+
+        Warns:
+            PromptCutWarning: If a prompt is longer than the context.
+        """
+        self._stage.require_open()
+        return [self._tokens(prompt) for prompt in prompts]
+
+    def encode(self, tokens: Sequence[Tokens]) -> dict[str, Array]:
+        """The conditioning of each prompt, of which these are the tokens.
 
         Returns:
             By conditioning input: shape (n, *shape of the input).
 
         Raises:
-            ValueError: If a prompt has more than ``MAX_CHARACTERS`` characters, or UTF-8 cannot hold it.
-            BundleError: If a tokenizer fails.
             DenoiserError: If the text encoder fails or returns another shape than the conditioning input's.
-
-        Warns:
-            PromptCutWarning: If a prompt is longer than the context.
+            EngineClosed: If the encoder is closed.
         """
-        rows = [self._encode_cached(self._tokens(prompt)) for prompt in prompts]
+        rows = [self._encode_cached(one) for one in tokens]
         return {name: np.stack([row[name] for row in rows]) for name in self.outputs}
+
+    @property
+    def seconds(self) -> float:
+        """How long the text encoder has run."""
+        return self._stage.seconds
 
     def close(self) -> None:
         """Frees the text encoder."""
         self._stage.close()
 
-    def _tokens(self, prompt: str) -> tuple[tuple[int, ...], ...]:
+    def _tokens(self, prompt: str) -> Tokens:
         """Token ids for each input, cut and padded to its length."""
         found, cuts = [], {}
         for one, tokenizer in zip(self._prompts, self._tokenizers, strict=True):
@@ -100,7 +117,7 @@ class PromptEncoder:
             logger.info("%s (in %r)", text, prompt[:_SHOWN], extra={"request_id": ""})
         return tuple(found)
 
-    def _encode_tokens(self, tokens: tuple[tuple[int, ...], ...]) -> dict[str, Array]:
+    def _encode_tokens(self, tokens: Tokens) -> dict[str, Array]:
         feeds = {one.input: np.array([ids], dtype=np.int64) for one, ids in zip(self._prompts, tokens, strict=True)}
         found = self._stage.run(feeds)
         for name, array in found.items():

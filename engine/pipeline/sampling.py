@@ -89,9 +89,10 @@ def sample_pictures(
     alike = alike and noise is None and not _one_each(image, n, shape) and not _one_each(mask, n, shape)
     made = [
         record(
-            engine,
+            engine.model,
             compiled,
             seeds[i],
+            max_rows=engine.serving.row_limit,
             strength=strength,
             image=_of_sample(image, i, n, shape),
             mask=_of_sample(mask, i, n, shape),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +15,17 @@ from stepfuse.bundle.onnx_file import OnnxFile
 from stepfuse.errors import BundleError, DenoiserError, EngineClosed
 
 Array = npt.NDArray[Any]
+
+
+class Interrupt:
+    """Has the runs that it is given to end before their next operator, from any thread."""
+
+    def __init__(self) -> None:
+        self.options = returning_memory()
+
+    def set(self) -> None:
+        """Ends the run in progress, and those to come."""
+        self.options.terminate = True
 
 
 class Stage:
@@ -44,22 +57,42 @@ class Stage:
                 raise BundleError(f"{network.path}: {kind} must be {', '.join(wanted)}, got {', '.join(found)}")
         self.outputs = tuple(node.name for node in session.get_outputs())
         self._session: Any = session
+        self._seconds = 0.0
+        self._counting = threading.Lock()
 
-    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    @property
+    def seconds(self) -> float:
+        """How long the network has run."""
+        return self._seconds
+
+    def require_open(self) -> Any:
+        """The session.
+
+        Raises:
+            EngineClosed: If the stage is closed.
+        """
+        session = self._session  # read once: another thread may close the stage meanwhile
+        if session is None:
+            raise EngineClosed("the pipeline is closed")
+        return session
+
+    def run(self, feeds: Mapping[str, Array], interrupt: Interrupt | None = None) -> dict[str, Array]:
         """The outputs by name.
 
         Raises:
             DenoiserError: If ONNX Runtime fails, or an output is no array of finite floating point.
             EngineClosed: If the stage is closed.
         """
-        session = self._session  # read once: another thread may close the stage meanwhile
-        if session is None:
-            raise EngineClosed("the pipeline is closed")
+        session = self.require_open()
+        began = time.perf_counter()
         try:
-            found = session.run(self.outputs, dict(feeds), returning_memory())
+            found = session.run(self.outputs, dict(feeds), (interrupt or Interrupt()).options)
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             shapes = ", ".join(f"{name} {array.shape}" for name, array in feeds.items())
             raise DenoiserError(f"ONNX Runtime could not run {self._name} on {shapes}: {error}") from error
+        finally:
+            with self._counting:
+                self._seconds += time.perf_counter() - began
         for name, array in zip(self.outputs, found, strict=True):
             if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
                 kind = array.dtype if isinstance(array, np.ndarray) else type(array).__name__

@@ -2,44 +2,58 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Sequence
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from types import TracebackType
 from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
-from stepfuse.arguments import number, whole_number
+from stepfuse.arguments import hinted
 from stepfuse.backends.cuda.config import Cuda, device_of
 from stepfuse.backends.host.onnxruntime import open_session
 from stepfuse.bundle.bundle import DENOISER, Bundle
+from stepfuse.bundle.identity import ModelIdentity
+from stepfuse.bundle.pipeline_info import PipelineInfo
 from stepfuse.display import NAME, printable
-from stepfuse.engine import Engine
+from stepfuse.engine import Engine, checked_wait
 from stepfuse.errors import BundleError
-from stepfuse.pipeline.conditioning import Conditioning, Embeddings, PromptConditioning, as_texts, row_per_picture
+from stepfuse.pipeline.conditioning import Conditioning, Embeddings, PromptConditioning, as_texts
+from stepfuse.pipeline.counts import PipelineStats
 from stepfuse.pipeline.drawn import StopWatch, batches, facts, record
 from stepfuse.pipeline.engines import Engines, Shape
-from stepfuse.pipeline.input_images import from_masks, from_pictures, shown, size_of
+from stepfuse.pipeline.input_images import from_pictures, shown, size_of
 from stepfuse.pipeline.pictures import Array, Pictures, to_pixels
+from stepfuse.pipeline.preparation import Preparation, Prepared
+from stepfuse.pipeline.preview import PicturePreview
 from stepfuse.pipeline.prompts import PromptEncoder
 from stepfuse.pipeline.provenance import digest_of
-from stepfuse.pipeline.size import pixels_of, require_memory, rows_for, sample_shape
+from stepfuse.pipeline.service import PictureService
+from stepfuse.pipeline.size import pixels_of, rows_for, sample_shape
 from stepfuse.pipeline.vae import Tile, Vae
-from stepfuse.requests.editing import IMAGE_STRENGTH, strength_of_flow
-from stepfuse.requests.resolution import Compiler, seeds_of, starting_state
-from stepfuse.samplers.noise import POSTERIOR, normal
+from stepfuse.requests.prompt_request import PromptRequest
+from stepfuse.requests.resolution import Compiler, seeds_of
+from stepfuse.requests.terms import Terms
+from stepfuse.serving.at_exit import GRACE, is_interrupt
 from stepfuse.serving.batch import Callback
 from stepfuse.serving.config import Serving
+from stepfuse.serving.future import as_completed
 from stepfuse.serving.stats import EngineStats
+from stepfuse.serving.stream import Latest, PreviewStream
 
 
 class TextToImage:
     """Samples pictures of prompts. Made by ``load``; a context manager, or to be closed.
 
-    Calls from any number of threads are safe, and those of one size share the denoiser's forwards.
-    Torch, transformers and diffusers are not needed.
+    Calls from any number of threads are safe, and they share the denoiser's forwards with each other and with requests
+    (``submit``, ``asample``, ``stream``, ``as_completed``) of their size. Leaving the context draws what was submitted;
+    Ctrl-C and the cancellation of a task give it up. Torch, transformers and diffusers are not needed.
     """
 
     def __init__(
@@ -57,22 +71,28 @@ class TextToImage:
             raise BundleError(f"{bundle.path}: a pipeline's samples must have shape (C, h, w), got {bundle.info.shape}")
         self.bundle = bundle
         self._model, self._pipeline = bundle.info, bundle.pipeline
-        self._compiler = Compiler(bundle.info)
         self._prompts = PromptEncoder(bundle, threads=threads)
-        self._conditioning = PromptConditioning(self._model, self._pipeline, self._prompts)
         self._vae = Vae(bundle, threads=threads, tile=tile)
+        conditioning = PromptConditioning(self._model, self._pipeline, self._prompts)
+        self._preparation = Preparation(self._model, self._pipeline, conditioning, self._vae, Compiler(bundle.info))
         session = open_session(bundle.networks[DENOISER], threads=threads, spinning=spinning)
-        shared = serving or Serving()
-
-        def make(shape: Shape) -> Engine:
-            rows = rows_for(self._pipeline, shape) if shared.max_rows is None else shared.max_rows
-            return Engine.load(bundle, shape=shape, session=session, serving=replace(shared, max_rows=rows))
-
-        self._engines = Engines(make)
+        serving_of = partial(_serving_of, self._pipeline, serving or Serving())
+        self._engines = Engines(
+            lambda shape: Engine.load(bundle, shape=shape, session=session, serving=serving_of(shape))
+        )
         with self._engines.use(bundle.info.shape):  # raises if the network does not fit its manifest
             pass
+        self.serving = serving_of(bundle.info.shape)
+        self._identity = ModelIdentity.of(bundle)
+        self._serving_of = serving_of
+        self._service = PictureService(
+            self._engines, self._preparation, self._prompts, self._vae, serving_of, self.serving.max_queue
+        )
+        self._let_go = weakref.finalize(self, self._service.refuse)
+        self._let_go.atexit = False  # the service is closed then
 
     @classmethod
+    @hinted
     def load(
         cls,
         path: str | os.PathLike[str] | Bundle,
@@ -187,76 +207,110 @@ class TextToImage:
         Warns:
             PromptCutWarning: If a prompt is longer than the text encoder's context: what is not read is shown.
         """
-        table = self._compiler.compile(sampler, steps, guidance_scale, eta, options)
-        image = shown("image", image, "RGB")
-        shape = self._shape(width, height, image, latents)
-        if prompt is not None:  # before each of many is encoded
-            prompts = len(as_texts("prompt", prompt))
-            require_memory(self._model, self._pipeline, shape, prompts * _checked_count(num_images))
-        texts, cond = self._conditioning.conditional(prompt, prompt_embeds)
-        count = len(next(iter(cond.values())))
-        n = count * _checked_count(num_images)
-        require_memory(self._model, self._pipeline, shape, n)
-        seeds = seeds_of(seed, n)
-        width, height = pixels_of(self._pipeline, shape)
-        noise = None if latents is None else starting_state((n, *shape), latents, "latents")
-        if self._pipeline.size_input is not None:
-            size = np.array([[height, width, 0, 0, height, width]], dtype=np.float32)
-            cond = {self._pipeline.size_input: size, **cond}
-        negative_texts: list[str] = []
-        negative: Conditioning | None = None
-        if (table["g"] != 1).any():
-            negative_texts, uncond = self._conditioning.unconditional(negative_prompt, negative_prompt_embeds, count)
-            negative = {name: row_per_picture(name, uncond.get(name, cond[name]), count, n) for name in cond}
-        starts = masks = pictures = None
-        if image is not None:
-            pictures = from_pictures(image, width, height)
-            starts = self._encoded(pictures, count, seeds, sample_posterior)
-        if mask is not None:
-            cells = from_masks(mask, width, height, self._pipeline.pixels_per_latent)
-            masks = row_per_picture("mask", cells, count, n)
-        share = strength
-        if self._model.schedule.is_flow and image is not None and (strength is not None or mask is None):
-            share = IMAGE_STRENGTH if strength is None else number("strength", strength)
-            share = strength_of_flow(share, len(table))
+        self._service.require_open()
+        prepared = self._preparation.prepare(
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            width=width,
+            height=height,
+            num_images=num_images,
+            sampler=sampler,
+            steps=steps,
+            guidance_scale=guidance_scale,
+            eta=eta,
+            seed=seed,
+            latents=latents,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
+            image=image,
+            mask=mask,
+            strength=strength,
+            sample_posterior=sample_posterior,
+            options=options,
+        )
         watch = None if callback is None else StopWatch(callback)
-        with self._engines.use(shape) as engine:
-            samples = engine.sample(
-                n,
-                cond={name: row_per_picture(name, rows, count, n) for name, rows in cond.items()},
-                negative_cond=negative,
-                table=table,
-                seed=seeds,
-                noise=noise,
-                image=starts,
-                mask=masks,
-                strength=share,
-                progress=progress,
-                callback=watch,
-            )
+        with self._service.counted(prepared.n) as began, self._engines.use(prepared.shape) as engine:
+            encoded = self._preparation.encode(prepared)
+            began()
+            samples = engine.sample(prepared.n, **encoded, progress=progress, callback=watch)
             pixels = self.decode(samples)
-        made = [
-            record(
-                engine,
-                table,
-                seeds[i],
-                strength=strength,
-                flow_strength=share,
-                image=_row_of(pictures, i, n),
-                mask=_row_of(masks, i, n),
-                noise=_row_of(noise, i, n),
-                stopped_after=None if watch is None else watch.stopped_after,
-                prompt=_text_of(texts, i, n) if texts else None,
-                negative_prompt=_text_of(negative_texts, i, n) or None,
-                width=width,
-                height=height,
-                sample_posterior=sample_posterior and image is not None,
-                batch=batch,
-                **({} if texts else {"cond": [{name: digest_of(rows) for name, rows in cond.items()}]}),
-            )
-            for i, batch in enumerate(batches(seeds, alike=count == 1))
-        ]
-        return Pictures(pixels, samples, [facts(one) for one in made], seeds)
+        stopped_after = None if watch is None else watch.stopped_after
+        return Pictures(pixels, samples, self._facts_of(prepared, strength, stopped_after), prepared.seeds)
+
+    @hinted
+    def submit(self, request: PromptRequest, *, wait: float = 0.0) -> Future[Pictures]:
+        """Queues one picture to be drawn with whatever else is drawn then, through all stages.
+
+        Args:
+            request: What to draw.
+            wait: Seconds to wait for room in the queue.
+
+        Returns:
+            Holds the picture, one in number, as a call would return it to the bit, or the exception that the call would
+            raise. Cancelling works until it is there, whichever stage it is in. What is added with
+            ``add_done_callback`` runs on a thread of the pipeline, which waits for it.
+
+        Raises:
+            ValueError: If a value of ``request`` is one that a call refuses, its deadline has passed, its timeout is
+                not above 0, or ``wait`` is negative.
+            TypeError: If an argument is of the wrong kind.
+            BundleError: If ``image`` is given and the bundle has no VAE encoder.
+            QueueFull: If ``serving.max_queue`` requests wait to begin.
+            DeadlineError: If the deadline cannot be met, by the forwards so far.
+            EngineClosed: If the pipeline is closed.
+            RuntimeError: If a stage has no thread yet and the system none left; a later call tries again.
+
+        Warns:
+            PromptCutWarning: As in a call.
+        """
+        return self._service.submit(self._service.new_id(), *self._resolved(request), wait=checked_wait(wait))
+
+    @hinted
+    def stream(self, request: PromptRequest, *, wait: float = 0.0) -> PreviewStream[PicturePreview]:
+        """Queues one picture and gives previews of it as it comes into being, the last one the picture itself.
+
+        Args:
+            request: What to draw.
+            wait: Seconds to wait for room in the queue.
+
+        Returns:
+            To be walked with ``for`` or ``async for``. A slow reader misses previews and holds nothing up. Each is
+            decoded if its ``decode`` is called.
+
+        Raises:
+            Exception: As ``submit`` does; walking it raises what the future of ``submit`` would hold.
+        """
+        number, latest = self._service.new_id(), Latest[PicturePreview]()
+        stream = PreviewStream(self._service, number, latest, self._service.lease([number]))
+        self._service.submit(number, *self._resolved(request), wait=checked_wait(wait), latest=latest)
+        return stream
+
+    async def asample(self, prompt: str | None = None, **arguments: Any) -> Pictures:
+        """One picture, awaited: ``submit`` of a ``PromptRequest`` with these arguments, without waiting for room.
+
+        Cancelling its task withdraws the request.
+
+        Raises:
+            Exception: As ``submit`` and a call do.
+        """
+        import asyncio  # slow to import, and needed here alone
+
+        return await asyncio.wrap_future(self.submit(PromptRequest(prompt, **arguments)))
+
+    def as_completed(self, requests: Iterable[PromptRequest]) -> Iterator[tuple[PromptRequest, Future[Pictures]]]:
+        """Draws any number of requests and yields each as it ends, with its settled future.
+
+        They are taken from ``requests`` as room becomes free: an endless iterator is fine. The future of one that
+        ``submit`` refuses holds the refusal. Leaving the loop early withdraws what has not ended.
+        """
+        self._service.require_other_thread()
+        return as_completed(lambda request: self.submit(request, wait=math.inf), requests, self.serving.max_queue)
+
+    def _resolved(self, request: PromptRequest) -> tuple[Prepared, dict[str, str], Terms]:
+        """A request, checked: what is drawn, how, and on which terms."""
+        prepared = self._preparation.prepare_request(request)
+        [how] = self._facts_of(prepared, request.strength)
+        return prepared, how, Terms.of(request)
 
     def encode_prompt(self, prompt: str | Sequence[str]) -> Conditioning:
         """The denoiser's conditioning for a prompt, or for each of a list.
@@ -272,7 +326,7 @@ class TextToImage:
         Warns:
             PromptCutWarning: If a prompt is longer than the text encoder's context.
         """
-        return self._prompts.encode(as_texts("prompt", prompt))
+        return self._prompts.encode(self._prompts.tokens(as_texts("prompt", prompt)))
 
     def decode(self, latents: npt.ArrayLike) -> Array:
         """Pictures of the denoiser's samples.
@@ -316,41 +370,70 @@ class TextToImage:
             raise TypeError(f"image must be Pillow images or an array (n, H, W, 3), got {type(image).__name__}")
         shape = sample_shape(self._model, self._pipeline, *size)
         pictures = from_pictures(image, *pixels_of(self._pipeline, shape))
-        return self._encoded(pictures, len(pictures), seeds_of(seed, len(pictures)), sample_posterior)
+        seeds = seeds_of(seed, len(pictures))
+        return self._preparation.latents_of(pictures, len(pictures), seeds, sample_posterior)
 
     def stats(self) -> dict[tuple[int, int], EngineStats]:
         """``Engine.stats`` of the denoiser by (width, height), for the sizes sampled last."""
         engines = self._engines.all().items()
         return {pixels_of(self._pipeline, shape): engine.stats() for shape, engine in engines}
 
-    def close(self) -> None:
-        """Waits for calls in progress, then frees the networks; closing twice is fine.
+    def totals(self) -> PipelineStats:
+        """Counts of all sizes together since the pipeline was made, its other stages' time among them.
+
+        ``stepfuse.metrics`` reads these.
+        """
+        return self._service.stats()
+
+    @hinted
+    def close(self, *, abort: bool = False, timeout: float | None = None) -> None:
+        """Draws what was submitted and waits for calls in progress, then frees the networks; closing twice is fine.
+
+        Args:
+            abort: Whether what was submitted, and calls in progress, are given up instead: they raise ``EngineClosed``.
+            timeout: Seconds that this may take; None: as long as it takes. What is not drawn by then is given up, and a
+                network that is still running has one second more, with ``abort`` none. If it does not return, its
+                thread is abandoned.
 
         Raises:
             RuntimeError: If called from a callback.
+            ValueError: If ``timeout`` is negative or not a number.
         """
-        self._engines.close()
-        self._prompts.close()
-        self._vae.close()
+        self._service.close(abort=abort, timeout=timeout)
+        self._let_go.detach()
 
-    def _shape(self, width: int | None, height: int | None, image: Any, latents: npt.ArrayLike | None) -> Shape:
-        """Shape of the samples."""
-        given = None
-        if image is not None and (width is None or height is None):
-            given = size_of(image)
-        if given is None and latents is not None and np.ndim(latents) == 4:
-            given = pixels_of(self._pipeline, np.shape(latents)[1:])
-        own = given or pixels_of(self._pipeline, self._model.shape)
-        return sample_shape(
-            self._model, self._pipeline, own[0] if width is None else width, own[1] if height is None else height
-        )
-
-    def _encoded(self, pictures: Array, count: int, seeds: Sequence[int], sample_posterior: bool) -> Array:
-        """Latents of pictures, one a seed."""
-        mean, std = (row_per_picture("image", rows, count, len(seeds)) for rows in self._vae.encode(pictures))
-        if sample_posterior:
-            mean += std * np.stack([normal(seed, mean.shape[1:], stream=POSTERIOR) for seed in seeds])
-        return mean
+    def _facts_of(
+        self, prepared: Prepared, strength: float | None, stopped_after: int | None = None
+    ) -> list[dict[str, str]]:
+        """How each picture of a call is made; ``strength`` is as it was given."""
+        n, texts = prepared.n, prepared.conditional.texts
+        width, height = pixels_of(self._pipeline, prepared.shape)
+        cond = None
+        if not texts:  # given as embeddings, which are there without the encoder
+            cond = [{name: digest_of(rows) for name, rows in prepared.conditional.encode().items()}]
+        made = [
+            record(
+                self._identity,
+                prepared.table,
+                prepared.seeds[i],
+                max_rows=self._serving_of(prepared.shape).row_limit,
+                strength=strength,
+                flow_strength=prepared.strength,
+                image=_row_of(prepared.pixels, i, n),
+                mask=_row_of(prepared.masks, i, n),
+                noise=_row_of(prepared.noise, i, n),
+                stopped_after=stopped_after,
+                prompt=prepared.texts(i)[0] if texts else None,
+                negative_prompt=prepared.texts(i)[1] or None,
+                width=width,
+                height=height,
+                sample_posterior=prepared.sample_posterior and prepared.pixels is not None,
+                batch=batch,
+                cond=cond,
+            )
+            for i, batch in enumerate(batches(prepared.seeds, alike=prepared.conditional.count == 1))
+        ]
+        return [facts(one) for one in made]
 
     def __enter__(self) -> TextToImage:
         return self
@@ -358,7 +441,8 @@ class TextToImage:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        interrupted = is_interrupt(error)
+        self.close(abort=interrupted, timeout=GRACE if interrupted else None)
 
     def __repr__(self) -> str:
         width, height = pixels_of(self._pipeline, self._model.shape)
@@ -373,13 +457,6 @@ def _row_of(rows: Array | None, index: int, n: int) -> Array | None:
     return None if rows is None else rows[index * len(rows) // n]
 
 
-def _text_of(texts: Sequence[str], index: int, n: int) -> str:
-    """The prompt of a picture."""
-    return texts[index * len(texts) // n] if texts else ""
-
-
-def _checked_count(given: int) -> int:
-    count = whole_number("num_images", given)
-    if count < 1:
-        raise ValueError(f"num_images must be at least 1, got {count}")
-    return count
+def _serving_of(pipeline: PipelineInfo, shared: Serving, shape: Shape) -> Serving:
+    """How the engine for samples of this shape is shared."""
+    return replace(shared, max_rows=rows_for(pipeline, shape) if shared.max_rows is None else shared.max_rows)

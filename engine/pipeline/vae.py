@@ -11,9 +11,10 @@ import numpy.typing as npt
 
 from stepfuse.arguments import whole_number
 from stepfuse.bundle.bundle import Bundle
+from stepfuse.bundle.onnx_file import OnnxFile
 from stepfuse.bundle.pipeline_info import VAE_DECODER, VAE_ENCODER
 from stepfuse.errors import BundleError, DenoiserError
-from stepfuse.pipeline.stage import Stage
+from stepfuse.pipeline.stage import Interrupt, Stage
 from stepfuse.pipeline.tiles import OVERLAP, tiled
 
 Images = npt.NDArray[np.float32]
@@ -58,11 +59,12 @@ class Vae:
         self._threads = threads
         self._lock = threading.Lock()
 
-    def decode(self, latents: Images) -> Images:
+    def decode(self, latents: Images, interrupt: Interrupt | None = None) -> Images:
         """Pictures of samples.
 
         Args:
             latents: Shape (n, C, h, w), as the denoiser's samples are.
+            interrupt: Gives it up, with a DenoiserError.
 
         Returns:
             Shape (n, 3, H, W), -1 to 1 and a little beyond.
@@ -72,17 +74,18 @@ class Vae:
         """
 
         def run(x: Images) -> Images:
-            image = self._decoder.run({"latent": x})["image"]
+            image = self._decoder.run({"latent": x}, interrupt)["image"]
             sides = x.shape[2] * self._cell, x.shape[3] * self._cell
             return _checked(f"image of {VAE_DECODER}", image, {(1, channels, *sides) for channels in (3, 1)})
 
         return np.concatenate([self._run_one(run, x[None], shrinks=False) for x in latents])
 
-    def encode(self, images: Images) -> tuple[Images, Images]:
+    def encode(self, images: Images, interrupt: Interrupt | None = None) -> tuple[Images, Images]:
         """Samples of pictures: mean and standard deviation of the posterior.
 
         Args:
             images: Shape (n, 3, H, W), -1 to 1.
+            interrupt: Gives it up, with a DenoiserError.
 
         Returns:
             Two of shape (n, C, h, w), in the denoiser's units.
@@ -94,7 +97,7 @@ class Vae:
         encoder = self._open_encoder()
 
         def run(x: Images) -> Images:
-            found = encoder.run({"image": x})
+            found = encoder.run({"image": x}, interrupt)
             shape = 1, self._channels, x.shape[2] // self._cell, x.shape[3] // self._cell
             both = [_checked(f"{name} of {VAE_ENCODER}", found[name], {shape}) for name in ("latent", "std")]
             return np.concatenate(both, axis=1)
@@ -125,13 +128,31 @@ class Vae:
             return None if pixels <= AUTO_PIXELS else max(AUTO_TILE, self._cell * OVERLAP)
         return self._tile
 
+    def require_encoder(self) -> OnnxFile:
+        """The encoder's file.
+
+        Raises:
+            BundleError: If the bundle has none.
+        """
+        if self._encoder_file is None:
+            raise BundleError(f"a picture to begin with needs {VAE_ENCODER}, which this bundle does not have")
+        return self._encoder_file
+
+    @property
+    def encoder_seconds(self) -> float:
+        """How long the encoder has run."""
+        return 0.0 if self._encoder is None else self._encoder.seconds
+
+    @property
+    def decoder_seconds(self) -> float:
+        """How long the decoder has run."""
+        return self._decoder.seconds
+
     def _open_encoder(self) -> Stage:
         """The encoder, opened on first use."""
         with self._lock:
             if self._encoder is None:
-                if self._encoder_file is None:
-                    raise BundleError(f"a picture to begin with needs {VAE_ENCODER}, which this bundle does not have")
-                self._encoder = Stage(self._encoder_file, ("image",), ("latent", "std"), threads=self._threads)
+                self._encoder = Stage(self.require_encoder(), ("image",), ("latent", "std"), threads=self._threads)
             return self._encoder
 
 

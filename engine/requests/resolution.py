@@ -17,11 +17,13 @@ import numpy.typing as npt
 from stepfuse import _core
 from stepfuse.arguments import number, plain, refuse_unknown, whole_number
 from stepfuse.bundle.model_info import ModelInfo
-from stepfuse.display import byte_size, listed, one_line
+from stepfuse.display import NAME, byte_size, listed, one_line, printable
 from stepfuse.requests.conditioning import cond_per_sample
 from stepfuse.requests.editing import Edit
+from stepfuse.requests.prompt_request import PromptRequest
 from stepfuse.requests.request import Request
 from stepfuse.requests.sampler_defaults import ADAPTIVE, default_options, default_steps
+from stepfuse.requests.terms import Terms
 from stepfuse.samplers import SAMPLERS
 from stepfuse.samplers.names import require_sampler
 from stepfuse.samplers.table import StepTable
@@ -100,10 +102,11 @@ class Compiler:
         """A request, checked and compiled.
 
         Raises:
-            ValueError: If ``resolve`` refuses an argument, ``priority`` does not fit 32 bits, ``deadline`` or
-                ``timeout`` is not finite, or ``timeout`` is not above 0.
-            TypeError: If a value is of the wrong kind.
+            ValueError: If ``resolve`` or ``Terms.of`` refuses a value.
+            TypeError: If a value is of the wrong kind, or ``request`` is none.
         """
+        if not isinstance(request, Request):
+            raise TypeError(f"request must be a stepfuse.Request, got {_named(request)}")
         [resolved] = resolve(
             self,
             1,
@@ -120,15 +123,8 @@ class Compiler:
             strength=request.strength,
             options=request.options,
         )
-        priority = whole_number("priority", request.priority)
-        if not -(1 << 31) <= priority < 1 << 31:
-            raise ValueError(f"priority must fit 32 bits, got {priority}")
-        if request.id is not None and not (isinstance(request.id, str) and request.id):
-            raise TypeError(f"id must be a text of at least one character, got {request.id!r}")
-        deadline, timeout = _seconds("deadline", request.deadline), _seconds("timeout", request.timeout)
-        if timeout is not None and timeout <= 0:
-            raise ValueError(f"timeout must be above 0 seconds, got {timeout}")
-        return replace(resolved, priority=priority, deadline=deadline, timeout=timeout, name=request.id)
+        terms = Terms.of(request)
+        return replace(resolved, priority=terms.priority, deadline=terms.deadline, timeout=terms.timeout, name=terms.id)
 
 
 def resolve(
@@ -274,6 +270,12 @@ def _tables(
     return [compiler.compile(*arguments, options) for arguments in each]
 
 
+def _named(given: Any) -> str:
+    if isinstance(given, PromptRequest):
+        return "a PromptRequest, which TextToImage takes"
+    return printable(repr(given), NAME)
+
+
 def require_guidable(info: ModelInfo, guidance_scale: float) -> None:
     """Refuses guidance where there is nothing to guide by."""
     if guidance_scale != 1 and not info.cond:
@@ -301,15 +303,6 @@ def _check(info: ModelInfo, table: Any) -> None:
     for t in (float(table["t"].max()), float(table["t"].min())):
         if not 0 <= t <= limit:
             raise ValueError(f"table's timesteps must be between 0 and {limit:g} for this model, got {t:g}")
-
-
-def _seconds(name: str, given: float | None) -> float | None:
-    if given is None:
-        return None
-    seconds = float(number(name, given))
-    if not math.isfinite(seconds):
-        raise ValueError(f"{name} must be finite, got {seconds}")
-    return seconds
 
 
 def _strengths(given: float | Sequence[float] | None, n: int) -> list[float | None]:

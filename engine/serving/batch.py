@@ -88,15 +88,16 @@ class SampleBatch:
         """
         lease = self._service.lease(self._ids)  # if Ctrl-C comes a second time
         try:
-            self._service.submit_all(self._samples())
-            if not self._observers.progress:
-                return self._wait(None)
-            bar = ProgressBar(self._iterations)
-            try:
-                bar.start()
-                return self._wait(bar)
-            finally:
-                bar.stop()
+            with self._service.awaited():
+                self._service.submit_all(self._samples())
+                if not self._observers.progress:
+                    return self._wait(None)
+                bar = ProgressBar(self._iterations)
+                try:
+                    bar.start()
+                    return self._wait(bar)
+                finally:
+                    bar.stop()
         except BaseException:  # Ctrl-C among them
             self._service.cancel(self._ids)
             raise

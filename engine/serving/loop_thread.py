@@ -14,9 +14,7 @@ that its end needs, or it is not: nothing has to be put right afterwards.
 
 from __future__ import annotations
 
-import _thread
 import logging
-import queue
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -29,6 +27,7 @@ from stepfuse.backends.base import Backend
 from stepfuse.errors import EngineClosed
 from stepfuse.serving.events import error_of_closing
 from stepfuse.serving.reporting import Reporter
+from stepfuse.serving.threads import start_daemon
 
 T = TypeVar("T")
 
@@ -86,21 +85,10 @@ class LoopThread:
             return
         # No lock, which Ctrl-C could leave behind: of two threads that are started at once one ends.
         if self._thread is None or not self._thread.is_alive():
-            started: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
-            _thread.start_new_thread(self._start, (started,))
-            if (error := started.get()) is not None:
-                raise error
+            start_daemon(self._serve, "stepfuse", self._on_start)
 
-    def _start(self, started: queue.SimpleQueue[BaseException | None]) -> None:
-        """Starts the thread, on another one: a signal that comes in ``Thread.start`` would leave it half done."""
-        try:
-            thread = threading.Thread(target=self._serve, name="stepfuse", daemon=True)
-            thread.start()
-            self._thread = thread
-        except BaseException as error:
-            started.put(error)
-        else:
-            started.put(None)
+    def _on_start(self, thread: threading.Thread) -> None:
+        self._thread = thread
 
     def go_on(self) -> None:
         """Runs what there is to do, where the core says that no thread does."""
@@ -143,17 +131,24 @@ class LoopThread:
                 _settle(result.set_result, made)
             self._work.popleft()
 
+    def refuse(self, *, abort: bool) -> None:
+        """Takes no more samples, and with ``abort`` withdraws those that there are; waits for nothing."""
+        if not abort:
+            self._core.close()
+            return
+        self._core.abort()
+        if (backend := self._backend) is not None:
+            backend.interrupt()
+
     def end(self, *, abort: bool, timeout: float | None) -> None:
         """Ends the loop and frees the network; where that takes longer than ``timeout`` seconds it abandons both."""
         if self._abandoned:
             return
         if not (abort or self._inline):
-            self._core.close()
+            self.refuse(abort=False)
             if self._wait(timeout):
                 return self._free()
-        self._core.abort()
-        if (backend := self._backend) is not None:
-            backend.interrupt()
+        self.refuse(abort=True)
         if self._wait(timeout if abort else GRACE):
             return self._free()
         self._abandon()

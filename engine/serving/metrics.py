@@ -1,4 +1,4 @@
-"""Engines' counters for Prometheus, read when it asks: drawing pays nothing for them."""
+"""Counters of engines and pipelines for Prometheus, read when it asks: drawing pays nothing for them."""
 
 from __future__ import annotations
 
@@ -40,13 +40,17 @@ _DIVIDED = (
     ),
     (
         "stepfuse_busy_seconds",
-        "Time of the engine's thread: in the network, the fused step, planning and staging, and callbacks.",
+        "Time of an engine's thread: in the network, the fused step, planning and staging, and callbacks; of a"
+        " pipeline also in its other stages.",
         "phase",
         {
             "network_seconds": "network",
             "step_seconds": "step",
             "loop_seconds": "loop",
             "callback_seconds": "callbacks",
+            "text_encoder_seconds": "text_encoder",
+            "vae_encoder_seconds": "vae_encoder",
+            "vae_decoder_seconds": "vae_decoder",
         },
     ),
 )
@@ -70,13 +74,20 @@ class Source(Protocol):
         """As ``Engine.stats``."""
 
 
+class PipelineSource(Protocol):
+    """What has counters of several engines: a ``TextToImage``, closed or not."""
+
+    def totals(self) -> Mapping[str, Any]:
+        """As ``TextToImage.totals``."""
+
+
 class EngineCollector:
     """A collector for ``prometheus_client``: register it, and each scrape reads each engine's ``stats`` once.
 
     A registry takes one of these, as a metric may have one heading only: further engines are added to it.
 
     Args:
-        engine: An engine, or a callable that returns what ``Engine.stats`` does.
+        engine: An engine or a ``TextToImage``, or a callable that returns what ``Engine.stats`` does.
         labels: Set on all its series, such as ``{"model": "fashion"}``.
 
     Raises:
@@ -85,12 +96,12 @@ class EngineCollector:
         TypeError: As ``add`` does.
     """
 
-    def __init__(self, engine: Source | Stats, labels: Mapping[str, str] | None = None) -> None:
+    def __init__(self, engine: Source | PipelineSource | Stats, labels: Mapping[str, str] | None = None) -> None:
         _prometheus()  # better missed here than at the first scrape
         self._sources: list[tuple[Stats, dict[str, str]]] = []
         self.add(engine, labels)
 
-    def add(self, engine: Source | Stats, labels: Mapping[str, str] | None = None) -> None:
+    def add(self, engine: Source | PipelineSource | Stats, labels: Mapping[str, str] | None = None) -> None:
         """Collects from one more engine.
 
         Args:
@@ -101,9 +112,11 @@ class EngineCollector:
             ValueError: If a label's name is not one or is taken, or the labels do not tell the engines apart.
             TypeError: If a label is not text, or ``engine`` has no counters.
         """
-        stats = getattr(engine, "stats", engine)
+        stats = getattr(engine, "totals", None) or getattr(engine, "stats", engine)
         if not callable(stats):
-            raise TypeError(f"engine must be an Engine or a callable that returns its stats, got {engine!r}")
+            raise TypeError(
+                f"engine must be an Engine, a TextToImage or a callable that returns its stats, got {engine!r}"
+            )
         given = dict(labels or {})
         for name, value in given.items():
             if not isinstance(name, str) or not isinstance(value, str):
@@ -129,11 +142,13 @@ class EngineCollector:
         return _families([])
 
 
-def serve_metrics(engine: Source | EngineCollector, port: int, address: str = "127.0.0.1") -> tuple[WSGIServer, Thread]:
+def serve_metrics(
+    engine: Source | PipelineSource | EngineCollector, port: int, address: str = "127.0.0.1"
+) -> tuple[WSGIServer, Thread]:
     """Serves an engine's metrics over HTTP, from a registry of their own, in a thread of their own.
 
     Args:
-        engine: An engine, or a collector with the engines and labels wanted.
+        engine: An engine or a ``TextToImage``, or a collector with those and the labels wanted.
         port: 0 lets the system choose: ``server.server_port`` of what is returned.
         address: Where to listen; ``"0.0.0.0"`` is everywhere.
 
@@ -165,7 +180,8 @@ def _families(scraped: list[tuple[Mapping[str, Any], dict[str, str]]]) -> Iterat
         family = core.CounterMetricFamily(name, meaning, labels=[*names, label])
         for counts, values in found:
             for key, part in parts.items():
-                family.add_metric([*values, part], counts[key])
+                if key in counts:  # an engine has none of a pipeline's stages
+                    family.add_metric([*values, part], counts[key])
         yield family
     for key, (name, meaning) in _HISTOGRAMS.items():
         family = core.HistogramMetricFamily(name, meaning, labels=names)

@@ -9,6 +9,7 @@ from typing import Any
 
 from stepfuse import _core
 from stepfuse.display import MESSAGE, printable
+from stepfuse.samplers.table import StepTable
 from stepfuse.serving.events import OUTCOMES, error_of
 from stepfuse.serving.in_flight import InFlightSample, Progress, ResultHandle
 from stepfuse.serving.tracing import trace_request
@@ -50,7 +51,7 @@ class Reporter:
             error = None
             if ended:
                 error = error_of(kind, sample, step, cause, aborted=aborted, inline=self._inline)
-                _record_end(sample, OUTCOMES[kind], error, waited, ran)
+                record_end(sample.name, sample.request.table, sample.context, OUTCOMES[kind], error, waited, ran)
             made.setdefault(sample.handle, []).append(Progress(sample, step, ended, error))
         self._report(made)
 
@@ -68,7 +69,7 @@ class Reporter:
             if sample.ended:
                 continue
             error = error_of(sample)
-            _record_end(sample, "failed", error, 0.0, 0.0)
+            record_end(sample.name, sample.request.table, sample.context, "failed", error, 0.0, 0.0)
             made.setdefault(sample.handle, []).append(Progress(sample, 0, ended=True, error=error))
         self._report(made)
 
@@ -81,16 +82,18 @@ class Reporter:
         self.reported = []
 
 
-def _record_end(sample: InFlightSample, outcome: str, error: BaseException | None, waited: float, ran: float) -> None:
-    """Logs and traces that a sample has ended."""
+def record_end(
+    name: str, table: StepTable, context: Any, outcome: str, error: BaseException | None, waited: float, ran: float
+) -> None:
+    """Logs and traces that a request has ended; ``trace_request`` says what the arguments are."""
     level = logging.WARNING if outcome in ("failed", "expired") else logging.DEBUG
-    facts = {"request_id": sample.name, "outcome": outcome, "wait_seconds": waited, "run_seconds": ran}
-    message, arguments = "request %s %s after %.3f s in the queue and %.3f s of sampling", [sample.name, outcome]
+    facts = {"request_id": name, "outcome": outcome, "wait_seconds": waited, "run_seconds": ran}
+    message, arguments = "request %s %s after %.3f s in the queue and %.3f s of sampling", [name, outcome]
     if error is None:
         _log(level, message, *arguments, waited, ran, **facts)
     else:
         _log(level, message + ": %s", *arguments, waited, ran, _text_of(error), **facts)
-    _call(trace_request, sample.name, sample.request.table, sample.context, outcome, error, waited, ran)
+    _call(trace_request, name, table, context, outcome, error, waited, ran)
 
 
 def _call(callback: Callable[..., None], *arguments: Any) -> None:

@@ -7,11 +7,12 @@ import os
 import sys
 import time
 import weakref
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from stepfuse import _core
+from stepfuse.arguments import require_seconds
 from stepfuse.backends.base import Backend
 from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.errors import EngineClosed
@@ -49,6 +50,7 @@ class Service:
         self._tables: weakref.WeakKeyDictionary[StepTable, _core.Table] = weakref.WeakKeyDictionary()
         self._cost: CostCurve | None = None
         self._ids = itertools.count(1)
+        self.interrupted = False
         if not self.inline:
             close_at_exit(self)
 
@@ -66,12 +68,13 @@ class Service:
         """An id for one sample of this service."""
         return next(self._ids)
 
-    def submit(self, sample: InFlightSample, wait: float) -> None:
+    def submit(self, sample: InFlightSample, wait: float | None) -> None:
         """Queues a sample.
 
         Args:
             sample: The sample.
-            wait: Seconds to wait for room in the queue; on the loop's own thread there is no waiting.
+            wait: Seconds to wait for room in the queue, None to queue it however full; on the loop's own thread there
+                is no waiting.
 
         Raises:
             QueueFull: If there was no room.
@@ -81,8 +84,9 @@ class Service:
             RuntimeError: If the loop has no thread, and none can be started.
         """
         self._require_open()
+        self.interrupted = False
         self._loop.ensure()
-        if self._core.submit(self._request(sample), 0.0 if self._core.on_loop_thread else wait):
+        if self._core.submit(self._request(sample), 0.0 if wait and self._core.on_loop_thread else wait):
             self._loop.go_on()
 
     def submit_all(self, samples: Sequence[InFlightSample]) -> None:
@@ -94,6 +98,7 @@ class Service:
             RuntimeError: If the loop has no thread, and none can be started.
         """
         self._require_open()
+        self.interrupted = False
         self._loop.ensure()
         if self._core.submit_all([self._request(sample) for sample in samples]):
             self._loop.go_on()
@@ -172,10 +177,19 @@ class Service:
         self._require_own_process()
         return EngineStats.of(self._core.status())
 
-    def refuse(self) -> None:
-        """Takes no more samples; those that it has are finished."""
+    @contextmanager
+    def awaited(self) -> Iterator[None]:
+        """A caller's wait for samples: notes if Ctrl-C ends it, so that the interpreter's exit gives them up."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            self.interrupted = True
+            raise
+
+    def refuse(self, *, abort: bool = False) -> None:
+        """Takes no more samples; those that it has are finished, or with ``abort`` withdrawn."""
         if self._pid == os.getpid():
-            self._core.close()
+            self._loop.refuse(abort=abort)
 
     def close(self, *, abort: bool = False, timeout: float | None = None) -> None:
         """Runs what is queued to its end, or withdraws it, then frees the network; closing twice is fine.
@@ -188,14 +202,22 @@ class Service:
             RuntimeError: If called on the loop's thread, or from a callback that samples wait for.
             ValueError: If ``timeout`` is negative or not a number.
         """
-        if timeout is not None and not timeout >= 0:
-            raise ValueError(f"timeout must be at least 0 seconds, got {timeout}")
+        require_seconds("timeout", timeout)
         if self._pid != os.getpid():
             return  # the thread and the network are the parent's
+        self.require_closable()
+        with self.awaited():
+            self._loop.end(abort=abort, timeout=timeout)
+
+    def require_closable(self) -> None:
+        """Refuses to be closed by what it waits for.
+
+        Raises:
+            RuntimeError: If called on the loop's thread, or from a callback that samples wait for.
+        """
         self.require_other_thread()
         if self._is_calling_back():
             raise RuntimeError("the engine cannot be closed from a callback that its samples wait for")
-        self._loop.end(abort=abort, timeout=timeout)
 
     def _is_calling_back(self) -> bool:
         """Whether this thread is in ``call_back``. Its stack says so: a mark could be left behind by Ctrl-C."""

@@ -41,6 +41,11 @@ class Histogram(_Counted):
     counts: tuple[int, ...]
     sum: float
 
+    def __add__(self, other: Histogram) -> Histogram:
+        """The values of both, which have the same bounds."""
+        counts = tuple(one + more for one, more in zip(self.counts, other.counts, strict=True))
+        return Histogram(self.bounds, counts, self.sum + other.sum)
+
 
 @dataclass(frozen=True, repr=False)
 class EngineStats(_Counted):
@@ -98,6 +103,10 @@ class EngineStats(_Counted):
     latency_seconds: Histogram
     forward_seconds: Histogram
     forward_rows: Histogram
+
+    def __add__(self, other: EngineStats) -> EngineStats:
+        """The counts of two engines together."""
+        return EngineStats(**{name: value + other[name] for name, value in self.items()})
 
     @classmethod
     def of(cls, status: Mapping[str, Any]) -> EngineStats:

@@ -223,3 +223,35 @@ OTHERS = {
 def test_names_of_other_libraries_are_refused_with_ours(call, other, ours):
     with pytest.raises(TypeError, match=rf"takes .*, got {other} \(here: {ours}\)"):
         call(**{other: 1})
+
+
+#: What is given to a call that does not take it, and whose it is.
+BELONGS = {
+    "priority": "asample, and of the request of submit and stream",
+    "deadline": "asample, and of the request of submit and stream",
+    "wait": "submit and stream",
+    "max_rows": "load",
+}
+
+
+@pytest.mark.parametrize(("name", "whose"), BELONGS.items())
+@pytest.mark.parametrize("call", [draw, encoded])
+def test_arguments_of_other_calls_are_refused_with_whose_they_are(call, name, whose):
+    with pytest.raises(TypeError, match=rf"takes .*, got {name} \(an argument of {whose}\)"):
+        call(**{name: 1})
+
+
+def test_methods_refuse_arguments_of_others_with_whose_they_are():
+    with support.make_engine() as engine:
+        with pytest.raises(TypeError, match=r"^Engine.submit takes request, wait, got cond \(an argument of Engine"):
+            engine.submit(cond="bag")
+        with pytest.raises(TypeError, match=r"^Engine.submit takes request, wait, got priority \(an argument of as"):
+            engine.submit(sf.Request(), priority=1)
+        with pytest.raises(TypeError, match=r"got abort \(an argument of close\)"):
+            engine.stream(sf.Request(), abort=True)
+    with pytest.raises(TypeError, match=r"^Request takes .*, got callback \(an argument of Engine.sample"):
+        sf.Request(callback=print)
+    with pytest.raises(TypeError, match=r"^PromptRequest takes .*, got noise \(an argument of Engine.sample"):
+        sf.PromptRequest(noise=1)
+    with pytest.raises(TypeError, match=r"^Engine.load takes .*, got steps \(an argument of requests, Engine.sample"):
+        sf.Engine.load("fashion", steps=3)

@@ -258,3 +258,69 @@ def test_a_process_ends_whose_network_hangs():
     assert (abandoned.returncode, out) == (0, "hangs\nEngineClosed\n"), err
     interrupted.communicate(timeout=TIMEOUT)
     assert interrupted.returncode == -signal.SIGINT
+
+
+# Each has a minute and a half of requests queued when Ctrl-C comes.
+INTERRUPTED = {
+    "result": "futures[-1].result()",
+    "elsewhere": "time.sleep(100)",
+    "sample": "engine.sample(2, steps=500)",
+    "stream": "list(engine.stream(REQUEST))",
+    "as_completed": "list(engine.as_completed(sf.Request(steps=500, seed=i) for i in range(300)))",
+    "asyncio": "asyncio.run(main())",
+    "context": """
+with engine:
+    futures[-1].result()""",
+    "context-of-a-task": "asyncio.run(main_in_context())",
+    "close": "engine.close()",
+    "exit-code": """
+try: futures[-1].result()
+except KeyboardInterrupt: sys.exit(130)""",
+    "hook": """
+sys.excepthook = lambda *_: None
+futures[-1].result()""",
+}
+SETTING = """
+import asyncio, sys
+REQUEST = sf.Request(steps=500)
+engine = make(slow)
+futures = [engine.submit(sf.Request(steps=500, seed=i)) for i in range(150)]
+async def main():
+    await asyncio.gather(*(engine.asample(steps=500, seed=i) for i in range(9)))
+async def main_in_context():
+    with engine: await engine.asample(steps=500)
+print("goes on", flush=True)
+"""
+
+
+def test_ctrl_c_ends_the_process_at_once_wherever_it_comes():
+    programs = {name: process(SETTING + code) for name, code in INTERRUPTED.items()}
+    for program in programs.values():
+        assert program.stdout.readline() == "goes on\n"
+    time.sleep(0.1)
+    began = time.monotonic()
+    for program in programs.values():
+        program.send_signal(signal.SIGINT)
+    for name, program in programs.items():
+        _, err = program.communicate(timeout=TIMEOUT)
+        assert program.returncode == (130 if name == "exit-code" else -signal.SIGINT), f"{name}: {err}"
+    assert time.monotonic() - began < 20  # of a hundred, on a machine that is busy, too
+
+
+def test_ctrl_c_at_a_prompt_does_not_end_what_is_submitted_later():
+    program = process("""
+        import sys
+        engine = make(slow)
+        sys.ps1 = ">>> "
+        sys.last_type = KeyboardInterrupt
+        engine.submit(sf.Request(steps=500)).add_done_callback(lambda one: print("drawn", one.exception(), flush=True))
+        """)
+    out, err = program.communicate(timeout=TIMEOUT)
+    assert (program.returncode, out) == (0, "drawn None\n"), err
+
+
+def test_an_engine_left_by_an_exception_draws_what_was_submitted():
+    engine = support.make_engine()
+    future = engine.submit(REQUEST)
+    engine.__exit__(ZeroDivisionError, ZeroDivisionError(), None)
+    np.testing.assert_array_equal(future.result(0), EXPECTED)

@@ -1,0 +1,249 @@
+"""The arguments of a call: all checked before anything is encoded, and then encoded for the denoiser."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from stepfuse.arguments import number, whole_number
+from stepfuse.bundle.model_info import ModelInfo
+from stepfuse.bundle.pipeline_info import PipelineInfo
+from stepfuse.display import NAME, printable
+from stepfuse.pipeline.conditioning import (
+    Embeddings,
+    PromptConditioning,
+    Rows,
+    as_texts,
+    require_rows,
+    row_per_picture,
+)
+from stepfuse.pipeline.engines import Shape
+from stepfuse.pipeline.input_images import from_masks, from_pictures, shown, size_of
+from stepfuse.pipeline.size import pixels_of, require_memory, sample_shape
+from stepfuse.pipeline.stage import Interrupt
+from stepfuse.pipeline.vae import Vae
+from stepfuse.requests.editing import IMAGE_STRENGTH, Edit, strength_of_flow
+from stepfuse.requests.prompt_request import PromptRequest
+from stepfuse.requests.request import Request
+from stepfuse.requests.resolution import Compiler, seeds_of, starting_state
+from stepfuse.samplers.noise import POSTERIOR, normal
+from stepfuse.samplers.table import StepTable
+
+Array = npt.NDArray[np.float32]
+
+#: A request's fields that say what is drawn.
+_DRAWN = [one.name for one in fields(PromptRequest) if one.name not in ("priority", "deadline", "timeout", "id")]
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """The n pictures of a call, checked and yet to be encoded.
+
+    Attributes:
+        table: The sampler, compiled.
+        shape: (C, h, w) of each sample.
+        seeds: One a picture.
+        conditional: The prompts' rows.
+        unconditional: Those of guidance's other pass; None where no step takes one.
+        noise: Shape (n, C, h, w): starting noise; None generates it from the seeds.
+        pixels: Shape (m, 3, H, W), -1 to 1: what the samples begin as; None: noise.
+        masks: Shape (n, 1, h, w); None: nothing is kept.
+        strength: Share of the steps, as the engine takes it.
+        sample_posterior: Whether ``pixels`` are encoded as samples of the posterior.
+    """
+
+    table: StepTable
+    shape: Shape
+    seeds: Sequence[int]
+    conditional: Rows
+    unconditional: Rows | None
+    noise: Array | None
+    pixels: Array | None
+    masks: Array | None
+    strength: float | None
+    sample_posterior: bool
+
+    @property
+    def n(self) -> int:
+        """Number of pictures."""
+        return len(self.seeds)
+
+    def texts(self, index: int) -> tuple[str, str]:
+        """The prompt and the negative prompt of a picture; empty if it has none, or embeddings instead."""
+        both = [self.conditional.texts, self.unconditional.texts if self.unconditional else ()]
+        prompt, negative = (texts[index * len(texts) // self.n] if texts else "" for texts in both)
+        return prompt, negative
+
+
+class Preparation:
+    """Checks and encodes arguments of ``TextToImage``.
+
+    Args:
+        model: The denoiser.
+        pipeline: The pipeline around it.
+        conditioning: Of prompts.
+        vae: Encodes pictures to begin with.
+        compiler: Compiles the model's samplers.
+    """
+
+    def __init__(
+        self, model: ModelInfo, pipeline: PipelineInfo, conditioning: PromptConditioning, vae: Vae, compiler: Compiler
+    ) -> None:
+        self._model, self._pipeline = model, pipeline
+        self._conditioning = conditioning
+        self._vae = vae
+        self._compiler = compiler
+
+    def prepare(
+        self,
+        *,
+        prompt: str | Sequence[str] | None,
+        negative_prompt: str | Sequence[str] | None,
+        width: int | None,
+        height: int | None,
+        num_images: int,
+        sampler: str | None,
+        steps: int | None,
+        guidance_scale: float | None,
+        eta: float | None,
+        seed: int | Sequence[int] | None,
+        latents: npt.ArrayLike | None,
+        prompt_embeds: Embeddings | None,
+        negative_prompt_embeds: Embeddings | None,
+        image: Any,
+        mask: Any,
+        strength: float | None,
+        sample_posterior: bool,
+        options: Mapping[str, Any],
+    ) -> Prepared:
+        """What ``TextToImage.__call__`` is given, checked; it says what each is, and what is raised.
+
+        Nothing large is computed: it takes milliseconds.
+        """
+        table = self._compiler.compile(sampler, steps, guidance_scale, eta, options)
+        image = shown("image", image, "RGB")
+        shape = self._shape(width, height, image, latents)
+        if prompt is not None:  # before each of many is looked at
+            prompts = len(as_texts("prompt", prompt))
+            require_memory(self._model, self._pipeline, shape, prompts * _checked_count(num_images))
+        conditional = self._conditioning.conditional(prompt, prompt_embeds)
+        n = conditional.count * _checked_count(num_images)
+        require_memory(self._model, self._pipeline, shape, n)
+        seeds = seeds_of(seed, n)
+        width, height = pixels_of(self._pipeline, shape)
+        noise = None if latents is None else starting_state((n, *shape), latents, "latents")
+        unconditional = None
+        if (table["g"] != 1).any():
+            unconditional = self._conditioning.unconditional(negative_prompt, negative_prompt_embeds, conditional.count)
+        pixels = masks = None
+        if image is not None:
+            self._vae.require_encoder()
+            pixels = from_pictures(image, width, height)
+            require_rows("image", len(pixels), conditional.count, n)
+        if mask is not None:
+            cells = from_masks(mask, width, height, self._pipeline.pixels_per_latent)
+            masks = row_per_picture("mask", cells, conditional.count, n)
+        share = self._strength(table, strength, image is not None, mask is not None)
+        any_image = None if image is None else np.zeros(shape, dtype=np.float32)
+        Edit(replace(self._model, shape=shape), n, any_image, masks, [share] * n).apply(0, table)
+        return Prepared(
+            table, shape, seeds, conditional, unconditional, noise, pixels, masks, share, bool(sample_posterior)
+        )
+
+    def prepare_request(self, request: PromptRequest) -> Prepared:
+        """The one picture of a request, checked.
+
+        Raises:
+            TypeError: If ``request`` is no PromptRequest, or a prompt is not one text.
+            ValueError: If it holds embeddings of several prompts.
+            Exception: As ``prepare`` does.
+        """
+        if not isinstance(request, PromptRequest):
+            kind = "a Request, which Engine takes" if isinstance(request, Request) else printable(repr(request), NAME)
+            raise TypeError(f"request must be a stepfuse.PromptRequest, got {kind}")
+        for name in ("prompt", "negative_prompt"):
+            if not isinstance(text := getattr(request, name), str | None):
+                raise TypeError(f"{name} must be a text, got {text!r}: a request is for one picture")
+        arguments = {name: getattr(request, name) for name in _DRAWN}
+        if request.latents is not None and np.ndim(request.latents) == 3:
+            arguments["latents"] = np.asarray(request.latents)[None]
+        prepared = self.prepare(**arguments, num_images=1)
+        if prepared.n != 1:
+            raise ValueError(f"prompt_embeds must be of one prompt for a request, got {prepared.n}")
+        return prepared
+
+    def encode(self, prepared: Prepared, interrupt: Interrupt | None = None) -> dict[str, Any]:
+        """Arguments of ``Engine.sample``, by the text encoder and the VAE's encoder.
+
+        Raises:
+            DenoiserError: If one of them fails, or ``interrupt`` gives it up.
+            BundleError: If the VAE's encoder cannot be used.
+            EngineClosed: If the pipeline is closed.
+        """
+        n, count = prepared.n, prepared.conditional.count
+        cond = prepared.conditional.encode()
+        if self._pipeline.size_input is not None:
+            width, height = pixels_of(self._pipeline, prepared.shape)
+            size = np.array([[height, width, 0, 0, height, width]], dtype=np.float32)
+            cond = {self._pipeline.size_input: size, **cond}
+        negative = None
+        if prepared.unconditional is not None:
+            uncond = prepared.unconditional.encode()
+            negative = {name: row_per_picture(name, uncond.get(name, cond[name]), count, n) for name in cond}
+        image = None
+        if prepared.pixels is not None:
+            image = self.latents_of(prepared.pixels, count, prepared.seeds, prepared.sample_posterior, interrupt)
+        return {
+            "cond": {name: row_per_picture(name, rows, count, n) for name, rows in cond.items()},
+            "negative_cond": negative,
+            "table": prepared.table,
+            "seed": prepared.seeds,
+            "noise": prepared.noise,
+            "image": image,
+            "mask": prepared.masks,
+            "strength": prepared.strength,
+        }
+
+    def latents_of(
+        self,
+        pixels: Array,
+        count: int,
+        seeds: Sequence[int],
+        sample_posterior: bool,
+        interrupt: Interrupt | None = None,
+    ) -> Array:
+        """Latents of pictures, one a seed, shape (n, C, h, w); ``encode`` says what is raised."""
+        encoded = self._vae.encode(pixels, interrupt)
+        mean, std = (row_per_picture("image", rows, count, len(seeds)) for rows in encoded)
+        if sample_posterior:
+            mean += std * np.stack([normal(seed, mean.shape[1:], stream=POSTERIOR) for seed in seeds])
+        return mean
+
+    def _shape(self, width: int | None, height: int | None, image: Any, latents: npt.ArrayLike | None) -> Shape:
+        """Shape of the samples."""
+        given = None
+        if image is not None and (width is None or height is None):
+            given = size_of(image)
+        if given is None and latents is not None and np.ndim(latents) == 4:
+            given = pixels_of(self._pipeline, np.shape(latents)[1:])
+        own = given or pixels_of(self._pipeline, self._model.shape)
+        return sample_shape(
+            self._model, self._pipeline, own[0] if width is None else width, own[1] if height is None else height
+        )
+
+    def _strength(self, table: StepTable, given: float | None, has_image: bool, has_mask: bool) -> float | None:
+        """As the engine takes it: flow pipelines round in their own way."""
+        if not self._model.schedule.is_flow or not has_image or (given is None and has_mask):
+            return given
+        return strength_of_flow(IMAGE_STRENGTH if given is None else number("strength", given), len(table))
+
+
+def _checked_count(given: int) -> int:
+    count = whole_number("num_images", given)
+    if count < 1:
+        raise ValueError(f"num_images must be at least 1, got {count}")
+    return count
