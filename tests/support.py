@@ -65,8 +65,8 @@ def two_line_table(steps, *, seed=0, noise=False, guidance_scale=3.0):
     sizes |= {} if noise else {"q_z": 0.0, "u_z": 0.0}
     columns = {name: rng.uniform(-size, size, steps) for name, size in sizes.items()}
     for name, values in columns.items():
-        if name[2:] in ("h", "h2", "h3"):
-            values[0] = 0  # nothing is kept yet
+        if name[2:] in ("h", "h2", "h3"):  # of a register that the row before has left alone
+            values[: 2 if name.endswith("h3") else 1] = 0
     return sf.StepTable.from_columns({**columns, "t": 100 * np.arange(steps)[::-1], "g": guidance_scale})
 
 

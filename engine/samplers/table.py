@@ -226,7 +226,7 @@ class StepTable:
     @property
     def has_second_line(self) -> bool:
         """Whether ``rows`` has 32 columns."""
-        return self.rows.shape[1] > len(COLUMNS)
+        return len(self.columns) > len(COLUMNS)
 
     @property
     def registers(self) -> int:
