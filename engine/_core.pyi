@@ -18,6 +18,8 @@ def step(
     z: State | None = None,
     out: State | None = None,
     isa: str | None = None,
+    h2: State | None = None,
+    h3: State | None = None,
 ) -> State:
     """The fused step; ``stepfuse.step`` documents it."""
 
@@ -124,7 +126,7 @@ class LoopOptions:
     ) -> None: ...
 
 class Table:
-    """A sampler's rows, (S, 16), for the loop."""
+    """A sampler's rows, (S, 16) or (S, 32), for the loop."""
 
     def __init__(self, rows: Float32Array, init_scale: float, adaptive: Adaptive = ...) -> None: ...
 
@@ -468,12 +470,19 @@ class cuda:  # noqa: N801  a submodule, which one stub file can only write as a 
         """What a step needs beside the plain fused step, for any of its slots. Equal ones have the same hash."""
 
         def __init__(
-            self, *, noise: bool = False, rescale: bool = False, threshold: bool = False, keep: bool = False
+            self,
+            *,
+            noise: bool = False,
+            rescale: bool = False,
+            threshold: bool = False,
+            keep: bool = False,
+            second: bool = False,
         ) -> None: ...
         noise: bool
         rescale: bool
         threshold: bool
         keep: bool
+        second: bool
 
     class StepArguments:
         """Values of the step's kernels' arguments by name, of which each kernel takes its own."""
@@ -496,6 +505,7 @@ class cuda:  # noqa: N801  a submodule, which one stub file can only write as a 
         def seed(self) -> cuda.DeviceBuffer: ...
         @property
         def known(self) -> cuda.DeviceBuffer: ...
+        def reserve_registers(self, count: int) -> None: ...
         def reserve_known(self) -> None: ...
         def reserve_sums(self, bytes: int) -> None: ...
         def arguments(self, *, sample: int, timestep: int, prediction: int) -> cuda.StepArguments:
@@ -512,6 +522,7 @@ class cuda:  # noqa: N801  a submodule, which one stub file can only write as a 
             rescaled_rows: cuda.StepKernel | None = None,
             thresholded_rows: cuda.StepKernel | None = None,
             keep_known: cuda.StepKernel | None = None,
+            second: dict[int, cuda.StepKernel] = ...,
         ) -> None: ...
         def sums_bytes(self, slots: int, n: int) -> int:
             """Size of the memory that guidance rescale works in."""
@@ -574,7 +585,7 @@ class cuda:  # noqa: N801  a submodule, which one stub file can only write as a 
 
     @staticmethod
     def plan_trajectory(
-        form: cuda.Form, slots: int, forward_rows: Sequence[int], buckets: Sequence[int]
+        form: cuda.Form, slots: int, forward_rows: Sequence[int], buckets: Sequence[int], second: bool = False
     ) -> cuda.TrajectoryPlan:
         """Which nodes, in what order, and how much memory."""
 
@@ -597,7 +608,7 @@ class cuda:  # noqa: N801  a submodule, which one stub file can only write as a 
         steps: int
         forward_rows: list[int]
         needs: cuda.StepNeeds
-        uses_history: bool
+        registers: int
         @property
         def slot_rows(self) -> list[tuple[int, int]]: ...
         @property
@@ -605,7 +616,7 @@ class cuda:  # noqa: N801  a submodule, which one stub file can only write as a 
             """A frame a step, (steps, words), laid out as ``frame_layout`` says."""
 
     @staticmethod
-    def frame_layout(slots: int) -> dict[str, int]:
+    def frame_layout(slots: int, second: bool = False) -> dict[str, int]:
         """Where in a frame each part begins, in words, by the names that kernels have for them."""
 
     class Trajectory:

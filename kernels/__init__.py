@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any
 if __name__ != "stepfuse.kernels":
     raise ImportError(f"this folder installs as 'stepfuse.kernels': import that, not {__name__!r}")
 
-from stepfuse.kernels.reference import dynamic_threshold_ref, fused_step_ref, guidance_rescale_ref, keep_known_ref
+from stepfuse.kernels.reference import (
+    dynamic_threshold_ref,
+    fused_step_ref,
+    guidance_rescale_ref,
+    keep_known_ref,
+    two_line_step_ref,
+)
 
 if TYPE_CHECKING:
     from stepfuse.kernels.adapt import dynamic_threshold, guidance_rescale
@@ -29,6 +35,7 @@ __all__ = [
     "keep_known",
     "keep_known_ref",
     "tune",
+    "two_line_step_ref",
 ]
 
 _MODULES = {

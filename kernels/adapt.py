@@ -10,7 +10,6 @@ from stepfuse.kernels.checks import (
     on_device,
     read,
     require,
-    require_like,
     require_prediction,
     require_state,
     row_maps,
@@ -36,20 +35,20 @@ def guidance_rescale(
     row_cond: torch.Tensor,
     row_uncond: torch.Tensor,
 ) -> torch.Tensor:
-    """Rows with guidance rescale folded in: p_e, q_e and u_e times phi std(e_c) / std(e) + 1 - phi.
+    """Rows with guidance rescale folded in: p_e, q_e, u_e and v_e times phi std(e_c) / std(e) + 1 - phi.
 
     Lin et al. (2023), section 3.4. Unguided slots, and those whose prediction is constant or not finite, keep their
     rows. Call it before ``dynamic_threshold``.
 
     Args:
         prediction: Network output, (R, ...), as for ``fused_step``.
-        rows: (B, 16) float32.
+        rows: (B, 16) float32, or (B, 32) with a second line.
         phi: (B,) float32, 0 (off) to 1 (the blend gets the deviation of the conditional prediction).
         row_cond: (B,) int32, as for ``fused_step``.
         row_uncond: (B,) int32, as for ``fused_step``.
 
     Returns:
-        New rows, (B, 16) float32.
+        New rows, of the shape of ``rows``.
 
     Raises:
         TypeError: If a dtype is not the one named above.
@@ -59,7 +58,7 @@ def guidance_rescale(
     require_state("prediction", prediction)
     require(rows.ndim == 2, f"rows must have shape (B, {len(COLUMNS)}), got {tuple(rows.shape)}")
     slots, n = rows.shape[0], prediction[:1].numel()
-    rows = require_like("rows", rows, prediction, (slots, len(COLUMNS)), torch.float32).contiguous()
+    rows = rows_of("rows", rows, prediction, slots).contiguous()
     phi = slot_values("phi", phi, prediction, slots, torch.float32)
     row_cond = slot_values("row_cond", row_cond, prediction, slots, torch.int32)
     row_uncond = slot_values("row_uncond", row_uncond, prediction, slots, torch.int32)
@@ -119,14 +118,14 @@ def dynamic_threshold(
     Args:
         x: State, (B, ...), as for ``fused_step``.
         prediction: Network output, (R, ...).
-        rows: (B, 16) float32, or (16,) for all.
+        rows: (B, 16) float32, or (16,) for all; or of 32 columns with a second line.
         ratio: (B,) float32, the quantile, 0 (off) to 1.
         largest: (B,) float32, the largest s, at least 1.
         row_cond: (B,) int32, as for ``fused_step``.
         row_uncond: (B,) int32, as for ``fused_step``.
 
     Returns:
-        New rows, (B, 16) float32.
+        New rows, of the shape of ``rows``.
 
     Raises:
         TypeError: If a dtype is not the one named above.
@@ -137,10 +136,10 @@ def dynamic_threshold(
     require_prediction(prediction, x)
     slots, n = x.shape[0], x[:1].numel()
     row_cond, row_uncond = row_maps(x, prediction, row_cond, row_uncond)
-    rows = rows_of("rows", rows, x)
+    rows = rows_of("rows", rows, x).contiguous()
     ratio = slot_values("ratio", ratio, x, slots, torch.float32)
     largest = slot_values("largest", largest, x, slots, torch.float32)
-    adapted = torch.empty((slots, len(COLUMNS)), dtype=torch.float32, device=x.device)
+    adapted = torch.empty_like(rows)
     if slots == 0 or n == 0:
         return adapted.copy_(rows)
     require(n < 1 << 31, f"a sample must have fewer than 2^31 elements, got {n}")

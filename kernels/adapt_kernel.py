@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from stepfuse.kernels.row import HI, LO, P_E, P_X, Q_E, U_E, WIDTH, G, load_blend, rows_of_slot
+from stepfuse.kernels.row import BOTH_WIDTHS, HI, LO, P_E, P_X, Q_E, U_E, V_E, G, load_blend, rows_of_slot
 
 RADIX = tl.constexpr(16)
 RADIX_BITS = tl.constexpr(4)
@@ -12,7 +12,7 @@ INFINITY_BITS = tl.constexpr(0x7F800000)
 
 
 # guidance_sums: a tile's sums of e_c, e and their squares, which rescaled_rows adds up.
-#   prediction : (R, N) fp16/bf16/fp32; rows : (B, 16) fp32; row_* : (B,) int32, as for fused_step.
+#   prediction : (R, N) fp16/bf16/fp32; rows : (B, 16) or (B, 32) fp32; row_* : (B,) int32, as for fused_step.
 #   sums       : (B, tiles, 4) fp64, written.
 #   Grid       : (tiles, B); each program owns one tile; no atomics.
 #   Numerics   : fp64, in an order that depends on BLOCK alone, which is fixed: the same bits in every run.
@@ -36,7 +36,7 @@ def guidance_sums_kernel(
     cond, uncond = rows_of_slot(row_cond, row_uncond, slot)
     guided = (cond >= 0) & (uncond >= 0) & (cond < prediction_rows) & (uncond < prediction_rows)
     g = tl.load(rows + slot * rows_stride + G)
-    e_c, e = load_blend(prediction, prediction_stride, cond, uncond, g, offsets, tl.where(guided, n, 0))
+    e_c, _, e = load_blend(prediction, prediction_stride, cond, uncond, g, offsets, tl.where(guided, n, 0))
     e_c = e_c.to(tl.float64)
     e = e.to(tl.float64)
     to = sums + (slot.to(tl.int64) * tl.num_programs(0) + tile) * 4
@@ -52,10 +52,10 @@ def variance(total, squares, n):
     return squares / n - mean * mean
 
 
-# rescaled_rows: p_e, q_e and u_e of a guided slot's row times phi std(e_c) / std(e) + 1 - phi.
+# rescaled_rows: p_e, q_e, u_e and v_e of a guided slot's row times phi std(e_c) / std(e) + 1 - phi.
 #   Lin et al. (2023), "Common diffusion noise schedules and sample steps are flawed", section 3.4.
 #   sums   : (B, tiles, 4) fp64 of guidance_sums; phi : (B,) fp32, 0: off.
-#   rows   : (B, 16) fp32; adapted : (B, 16) fp32, written, may be rows.
+#   rows   : (B, 16) or (B, 32) fp32, contiguous; adapted : likewise, written, may be rows.
 #   Grid   : (B,); each program owns one slot.
 #   Oracle : guidance_rescale_ref in reference.py.
 @triton.jit(do_not_specialize=["n", "tiles"])
@@ -84,17 +84,18 @@ def rescaled_rows_kernel(sums, rows, row_cond, row_uncond, phi, adapted, n, tile
     matches = matches & (ratio > 0.0) & (ratio < float("inf"))
     factor = tl.where(matches, share * tl.sqrt(ratio) + 1.0 - share, 1.0).to(tl.float32)
 
-    column = tl.arange(0, WIDTH)
-    scaled = (column == P_E) | (column == Q_E) | (column == U_E)
-    row = tl.load(rows + slot * rows_stride + column)
-    tl.store(adapted + slot * WIDTH + column, tl.where(scaled, row * factor, row))
+    column = tl.arange(0, BOTH_WIDTHS)
+    own = column < rows_stride
+    scaled = (column == P_E) | (column == Q_E) | (column == U_E) | (column == V_E)
+    row = tl.load(rows + slot * rows_stride + column, mask=own, other=0.0)
+    tl.store(adapted + slot * rows_stride + column, tl.where(scaled, row * factor, row), mask=own)
 
 
 @triton.jit
 def load_magnitude(x, prediction, prediction_stride, cond, uncond, g, p_x, p_e, offsets, n):
     """|d| before any clamp, as bits: ordered like the numbers, since none is negative."""
     state = tl.load(x + offsets, mask=offsets < n, other=0.0).to(tl.float32)
-    _, e = load_blend(prediction, prediction_stride, cond, uncond, g, offsets, n)
+    _, _, e = load_blend(prediction, prediction_stride, cond, uncond, g, offsets, n)
     return tl.abs(p_x * state + p_e * e).to(tl.int32, bitcast=True)
 
 
@@ -103,7 +104,7 @@ def load_magnitude(x, prediction, prediction_stride, cond, uncond, g, p_x, p_e, 
 #   Saharia et al. (2022), "Photorealistic text-to-image diffusion models with deep language understanding", sec. 2.3.
 #   x, prediction, row_* : as for fused_step.
 #   ratio, largest       : (B,) fp32; ratio 0: off.
-#   rows                 : (B, 16) fp32; adapted : (B, 16) fp32, written, may be rows.
+#   rows                 : (B, 16) or (B, 32) fp32, contiguous; adapted : likewise, written, may be rows.
 #   Grid                 : (B,); each program owns one slot; no atomics.
 #   Numerics             : the two values of |d| next to the quantile are found exactly, four bits a pass, by counting;
 #                          interpolated in fp64. Results do not depend on BLOCK.
@@ -178,9 +179,10 @@ def thresholded_rows_kernel(
 
     # A row whose d is not finite is left alone, since the step reports it.
     applies = reads & (share > 0.0) & (tl.max(top, axis=0) < INFINITY_BITS)
-    column = tl.arange(0, WIDTH)
-    before = tl.load(row + column)
+    column = tl.arange(0, BOTH_WIDTHS)
+    own_columns = column < rows_stride
+    before = tl.load(row + column, mask=own_columns, other=0.0)
     new = tl.where((column == P_X) | (column == P_E), tl.div_rn(before, tl.where(applies, threshold, 1.0)), before)
     new = tl.where(column == LO, -1.0, new)
     new = tl.where(column == HI, 1.0, new)
-    tl.store(adapted + slot * WIDTH + column, tl.where(applies, new, before))
+    tl.store(adapted + slot * rows_stride + column, tl.where(applies, new, before), mask=own_columns)

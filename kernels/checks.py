@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import triton
 
-from stepfuse.kernels.columns import COLUMNS
+from stepfuse.kernels.columns import COLUMNS, SECOND_LINE
 
 STORAGE = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -51,12 +51,12 @@ def require_prediction(prediction: torch.Tensor, x: torch.Tensor) -> None:
     require_like("prediction", prediction, x, (*prediction.shape[:1], *x.shape[1:]), prediction.dtype)
 
 
-def rows_of(name: str, rows: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """Checked rows as (B, 16), a single one repeated without a copy."""
-    width = len(COLUMNS)
-    shape = (width,) if rows.ndim == 1 else (x.shape[0], width)
-    require_like(name, rows, x, shape, torch.float32)
-    return (rows if rows.stride(-1) == 1 else rows.contiguous()).expand(x.shape[0], width)
+def rows_of(name: str, rows: torch.Tensor, x: torch.Tensor, slots: int | None = None) -> torch.Tensor:
+    """Checked rows as (B, 16), or (B, 32) with a second line; a single one is repeated without a copy."""
+    width = len(COLUMNS + SECOND_LINE) if rows.ndim and rows.shape[-1] > len(COLUMNS) else len(COLUMNS)
+    slots = x.shape[0] if slots is None else slots
+    require_like(name, rows, x, (width,) if rows.ndim == 1 else (slots, width), torch.float32)
+    return (rows if rows.stride(-1) == 1 else rows.contiguous()).expand(slots, width)
 
 
 def slot_values(name: str, values: torch.Tensor, x: torch.Tensor, slots: int, dtype: torch.dtype) -> torch.Tensor:

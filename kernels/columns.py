@@ -9,8 +9,14 @@ from __future__ import annotations
 #: In memory order.
 COLUMNS = ("t", "s", "g", "p_x", "p_e", "lo", "hi", "q_x", "q_d", "q_e", "q_h", "q_z", "u_x", "u_d", "u_e", "u_h")
 
+#: Of the second line, in memory order.
+SECOND_LINE: tuple[str, ...] = (
+    *("q_u", "q_h2", "q_h3", "u_u", "u_z", "u_h2", "u_h3"),
+    *("v_x", "v_d", "v_e", "v_h", "v_h2", "w_h", "w_h2", "w_h3", "spare"),
+)
+
 #: The prediction's coefficients: what guidance rescale scales.
-OF_PREDICTION = ("p_e", "q_e", "u_e")
+OF_PREDICTION = ("p_e", "q_e", "u_e", "v_e")
 
 #: Noise streams of one seed: the initial state, and the noise that a step adds.
 INITIAL_STATE, STEP = 0, 1

@@ -31,6 +31,9 @@ UNALIGNED = Config(512, 4)
 ALIGNED_LAYOUTS = {"small": SMALL, "medium": MEDIUM, "large": LARGE, "wide": WIDE}
 ANY_LAYOUT = {"any": UNALIGNED}
 
+#: The one aligned layout of rows with a second line, which have too few users to be worth more cubins.
+SECOND_LAYOUT = {"medium": MEDIUM}
+
 #: Elements of all slots from which on tiles are large: two tiles for each multiprocessor of a current GPU.
 LARGE_FROM = 1 << 18
 
@@ -53,6 +56,12 @@ def layout_for(slots: int, n: int) -> str:
     if n % 16:
         return "any"
     return "large" if slots * n >= LARGE_FROM else "small"
+
+
+def second_layout_for(n: int) -> str:
+    """The name of the layout for rows with a second line, over samples of ``n`` elements."""
+    [layout] = ANY_LAYOUT if n % 16 else SECOND_LAYOUT
+    return layout
 
 
 def config_for(slots: int, n: int) -> Config:

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import numpy.typing as npt
 
-from stepfuse.kernels.columns import COLUMNS, OF_PREDICTION
+from stepfuse.kernels.columns import COLUMNS, OF_PREDICTION, SECOND_LINE
 
 Array = npt.NDArray[np.float64]
+
+
+class Stepped(NamedTuple):
+    """What a step gives: the next state, the history, the predicted clean sample, and two registers more."""
+
+    x: Array
+    h: Array
+    x0: Array
+    h2: Array
+    h3: Array
 
 
 def fused_step_ref(
@@ -31,15 +43,52 @@ def fused_step_ref(
     Returns:
         Next state, history, and the predicted clean sample, like ``x``, float64.
     """
-    _, _, g, p_x, p_e, lo, hi, q_x, q_d, q_e, q_h, q_z, u_x, u_d, u_e, u_h = np.asarray(row, dtype=np.float64)
+    stepped = two_line_step_ref(x, eps, row, eps_uncond, h, z)
+    return stepped.x, stepped.h, stepped.x0
+
+
+def two_line_step_ref(
+    x: npt.ArrayLike,
+    eps: npt.ArrayLike,
+    row: npt.ArrayLike,
+    eps_uncond: npt.ArrayLike | None = None,
+    h: npt.ArrayLike | None = None,
+    z: npt.ArrayLike | None = None,
+    h2: npt.ArrayLike | None = None,
+    h3: npt.ArrayLike | None = None,
+) -> Stepped:
+    """``fused_step_ref`` with further registers, for rows with a second line.
+
+    Args:
+        x: State, any shape.
+        eps: Network output, like ``x``; the conditional one if ``eps_uncond`` is given.
+        row: Shape (16,) or (32,), columns as in ``stepfuse.samplers.table.COLUMNS`` and ``SECOND_LINE``.
+        eps_uncond: Unconditional output, like ``x``, or None for an unguided step.
+        h: History, like ``x``, or None for zeros.
+        z: Standard normal noise, like ``x``, or None for zeros.
+        h2: Second register, like ``x``, or None for zeros.
+        h3: Third register, likewise.
+
+    Returns:
+        Arrays like ``x``, float64.
+    """
+    names, values = COLUMNS + SECOND_LINE, np.zeros(len(COLUMNS + SECOND_LINE))
+    values[: len(np.asarray(row))] = row
+    c = dict(zip(names, values, strict=True))
     x, e = np.asarray(x, dtype=np.float64), np.asarray(eps, dtype=np.float64)
+    e_u = e
     if eps_uncond is not None:
         e_u = np.asarray(eps_uncond, dtype=np.float64)
-        e = e_u + g * (e - e_u)
-    h = np.zeros_like(x) if h is None else np.asarray(h, dtype=np.float64)
-    z = np.zeros_like(x) if z is None else np.asarray(z, dtype=np.float64)
-    d = np.clip(p_x * x + p_e * e, lo, hi)
-    return q_x * x + q_d * d + q_e * e + q_h * h + q_z * z, u_x * x + u_d * d + u_e * e + u_h * h, d
+        e = e_u + c["g"] * (e - e_u)
+    h, h2, h3, z = (np.zeros_like(x) if a is None else np.asarray(a, dtype=np.float64) for a in (h, h2, h3, z))
+    d = np.clip(c["p_x"] * x + c["p_e"] * e, c["lo"], c["hi"])
+    after = c["q_x"] * x + c["q_d"] * d + c["q_e"] * e + c["q_h"] * h + c["q_z"] * z
+    after += c["q_u"] * e_u + c["q_h2"] * h2 + c["q_h3"] * h3
+    kept = c["u_x"] * x + c["u_d"] * d + c["u_e"] * e + c["u_h"] * h
+    kept += c["u_u"] * e_u + c["u_z"] * z + c["u_h2"] * h2 + c["u_h3"] * h3
+    second = c["v_x"] * x + c["v_d"] * d + c["v_e"] * e + c["v_h"] * h + c["v_h2"] * h2
+    third = c["w_h"] * h + c["w_h2"] * h2 + c["w_h3"] * h3
+    return Stepped(after, kept, d, second, third)
 
 
 def keep_known_ref(
@@ -65,24 +114,25 @@ def keep_known_ref(
 
 
 def guidance_rescale_ref(eps: npt.ArrayLike, row: npt.ArrayLike, phi: float, eps_uncond: npt.ArrayLike) -> Array:
-    """The row of a guided step with p_e, q_e and u_e times phi std(e_c) / std(e) + 1 - phi.
+    """The row of a guided step with p_e, q_e, u_e and v_e times phi std(e_c) / std(e) + 1 - phi.
 
     Lin et al. (2023), section 3.4.
 
     Args:
         eps: Conditional output, any shape.
-        row: Shape (16,).
+        row: Shape (16,) or (32,).
         phi: 0 (off) to 1 (the blend gets the deviation of the conditional output).
         eps_uncond: Unconditional output, like ``eps``.
 
     Returns:
-        The adapted row, (16,) float64.
+        The adapted row, of the shape of ``row``, float64.
     """
     adapted = np.array(row, dtype=np.float64)
     e_c, e_u = np.asarray(eps, dtype=np.float64), np.asarray(eps_uncond, dtype=np.float64)
     blend = e_u + adapted[COLUMNS.index("g")] * (e_c - e_u)
     factor = phi * np.std(e_c) / np.std(blend) + 1 - phi
-    adapted[[COLUMNS.index(name) for name in OF_PREDICTION]] *= factor
+    columns = [(COLUMNS + SECOND_LINE).index(name) for name in OF_PREDICTION]
+    adapted[[index for index in columns if index < len(adapted)]] *= factor
     return adapted
 
 
@@ -99,18 +149,18 @@ def dynamic_threshold_ref(
     Args:
         x: State, any shape.
         eps: Network output, like ``x``; the conditional one if ``eps_uncond`` is given.
-        row: Shape (16,).
+        row: Shape (16,) or (32,).
         ratio: s is this quantile of the magnitude of d, but at least 1.
         largest: The largest s, at least 1.
         eps_uncond: Unconditional output, like ``x``, or None for an unguided step.
 
     Returns:
-        The adapted row, (16,) float64.
+        The adapted row, of the shape of ``row``, float64.
     """
     adapted = np.array(row, dtype=np.float64)
     unclamped = adapted.copy()
     unclamped[[COLUMNS.index("lo"), COLUMNS.index("hi")]] = -np.inf, np.inf
-    _, _, d = fused_step_ref(x, eps, unclamped, eps_uncond)
+    d = two_line_step_ref(x, eps, unclamped, eps_uncond).x0
     s = min(max(np.quantile(np.abs(d), ratio), 1.0), largest)
     adapted[[COLUMNS.index("p_x"), COLUMNS.index("p_e")]] /= s
     adapted[[COLUMNS.index("lo"), COLUMNS.index("hi")]] = -1, 1

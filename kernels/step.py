@@ -22,6 +22,7 @@ from stepfuse.kernels.checks import (
     slot_values,
     written,
 )
+from stepfuse.kernels.columns import COLUMNS
 from stepfuse.kernels.configs import COMPILE_OPTIONS, Config, config_for
 from stepfuse.kernels.step_kernel import fused_step_kernel
 
@@ -45,6 +46,8 @@ def fused_step(
     next_uncond: torch.Tensor | None = None,
     next_timestep: torch.Tensor | None = None,
     nonfinite: torch.Tensor | None = None,
+    h2: torch.Tensor | None = None,
+    h3: torch.Tensor | None = None,
     config: Config | None = None,
 ) -> torch.Tensor:
     """One step of every slot, and the input rows of the next forward, in one pass over the state.
@@ -60,7 +63,8 @@ def fused_step(
     Args:
         x: State, (B, ...), float32, float16 or bfloat16.
         prediction: Network output, (R, ...), one of the same dtypes.
-        rows: One row of a StepTable a slot, (B, 16) float32, or one for all, (16,).
+        rows: One row of a StepTable a slot, (B, 16) float32, or one for all, (16,). With a second line (B, 32) or
+            (32,); a slot whose step has none has zeros there.
         row_cond: (B,) int32, each slot's conditional row of ``prediction``, -1: none. None: slot i has row i.
         row_uncond: (B,) int32, the unconditional row. Slots that have both are guided, by their row's g; slots that
             have neither are left alone. None: no slot has one.
@@ -77,6 +81,8 @@ def fused_step(
         next_uncond: (B,) int32, the unconditional row, -1: none.
         next_timestep: The next forward's timesteps, (R',) float32 or int64 (rounded, ties to even).
         nonfinite: (B,) int32, set to 1 for slots whose prediction or next state is not finite, else left alone.
+        h2: Second register, like ``h``. Rows with a second line need all three, other rows take ``h`` alone.
+        h3: Third register, likewise.
         config: Tile size and warps; the result does not depend on it.
 
     Returns:
@@ -87,14 +93,15 @@ def fused_step(
         ValueError: If a shape or device is not the one named above; ``x`` is on the CPU and Triton does not interpret;
             R is not B and ``row_cond`` is None; only one of ``seed`` and ``step`` is given, or ``z`` as well; an
             argument named ``next_*`` is given without ``next_input``, or ``next_input`` without the three that it
-            needs; a tensor that is written is not contiguous as named above, or overlaps another one, save ``out``
+            needs; rows have a second line and ``h``, ``h2`` or ``h3`` is missing, or have none and ``h2`` or ``h3`` is
+            given; a tensor that is written is not contiguous as named above, or overlaps another one, save ``out``
             that is ``x``; B is 2^16 or more, or a sample has 2^31 elements or more.
     """
     compiling = torch.compiler.is_compiling()
     if compiling and out is None:
         out = torch.empty(x.shape, dtype=x.dtype, device=x.device)  # an operator may not return what it writes to
     following = next_input, next_rows, next_cond, next_uncond, next_timestep
-    tensors = (x, prediction, rows, row_cond, row_uncond, h, z, out, seed, step, x0, *following, nonfinite)
+    tensors = (x, prediction, rows, row_cond, row_uncond, h, z, out, seed, step, x0, *following, nonfinite, h2, h3)
     if not compiling:
         return _checked_launch(*tensors, config)
     block, num_warps = (None, None) if config is None else (config.block, config.num_warps)
@@ -120,6 +127,8 @@ def _checked_launch(
     next_uncond: torch.Tensor | None,
     next_timestep: torch.Tensor | None,
     nonfinite: torch.Tensor | None,
+    h2: torch.Tensor | None,
+    h3: torch.Tensor | None,
     config: Config | None,
 ) -> torch.Tensor:
     """Checks and one launch: ``fused_step`` outside of ``torch.compile``, and the operator's implementation."""
@@ -128,6 +137,10 @@ def _checked_launch(
     slots, n = x.shape[0], x[:1].numel()
     row_cond, row_uncond = row_maps(x, prediction, row_cond, row_uncond)
     rows = rows_of("rows", rows, x)
+    two_lines = rows.shape[-1] > len(COLUMNS)
+    for name, given in (("h", h), ("h2", h2), ("h3", h3)):
+        require(not two_lines or given is not None, f"rows with a second line need {name}, a tensor like x")
+        require(two_lines or given is None or name == "h", f"{name} is of rows with a second line, got 16 columns")
     require((seed is None) == (step is None), "seed and step go together: pass both or neither")
     require(seed is None or z is None, "noise is z, or made from seed and step: pass one of them")
     if z is not None:
@@ -136,14 +149,17 @@ def _checked_launch(
         seed = slot_values("seed", seed, x, slots, torch.int64)
         step = slot_values("step", step, x, slots, torch.int32)
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device) if out is None else out
-    for name, given in (("out", out), ("h", h), ("x0", x0)):
+    for name, given in (("out", out), ("h", h), ("h2", h2), ("h3", h3), ("x0", x0)):
         if given is not None:
             written(name, require_like(name, given, x, x.shape, x.dtype))
             require(name == "out" or given.is_contiguous(), f"{name} is written in place: it must be contiguous")
     if nonfinite is not None:
         written("nonfinite", require_like("nonfinite", nonfinite, x, (slots,), torch.int32))
     following = _next_forward(x, prediction, next_input, next_rows, next_cond, next_uncond, next_timestep)
-    require_apart({"x": x, "prediction": prediction, "z": z}, {"out": out, "h": h, "x0": x0, "next_input": next_input})
+    require_apart(
+        {"x": x, "prediction": prediction, "z": z},
+        {"out": out, "h": h, "h2": h2, "h3": h3, "x0": x0, "next_input": next_input},
+    )
     if slots == 0 or n == 0:
         return out
     require_launchable(slots, n)
@@ -163,6 +179,8 @@ def _checked_launch(
             step=step,
             x0=x0,
             nonfinite=nonfinite,
+            h2=h2,
+            h3=h3,
             n=n,
             prediction_rows=outputs.shape[0],
             x_stride=state.stride(0),
@@ -210,8 +228,8 @@ _library = torch.library.Library("stepfuse", "FRAGMENT")
 _library.define(
     "fused_step(Tensor x, Tensor prediction, Tensor rows, Tensor? row_cond, Tensor? row_uncond, Tensor(a!)? h, "
     "Tensor? z, Tensor(b!) out, Tensor? seed, Tensor? step, Tensor(c!)? x0, Tensor(d!)? next_input, Tensor? next_rows, "
-    "Tensor? next_cond, Tensor? next_uncond, Tensor(e!)? next_timestep, Tensor(f!)? nonfinite, "
-    "int? block, int? num_warps) -> ()"
+    "Tensor? next_cond, Tensor? next_uncond, Tensor(e!)? next_timestep, Tensor(f!)? nonfinite, Tensor(g!)? h2, "
+    "Tensor(h!)? h3, int? block, int? num_warps) -> ()"
 )
 for _device in ("CPU", "CUDA"):
     _library.impl("fused_step", _run_operator, _device)

@@ -14,6 +14,7 @@ from stepfuse.kernels.configs import (
     GATHER_BLOCK,
     GATHER_WARPS,
     KEEP,
+    SECOND_LAYOUT,
     SELECT_BLOCK,
     SELECT_WARPS,
     SUMS_BLOCK,
@@ -62,7 +63,13 @@ ARGUMENTS = {
     "out_stride": "i64",
     "next_input_stride": "i64",
 }
-OF_STATE, OF_NETWORK = ("x", "out", "h", "x0"), ("prediction", "next_input")
+OF_STATE, OF_NETWORK = ("x", "out", "h", "h2", "h3", "x0"), ("prediction", "next_input")
+
+#: Arguments of the fused step that its kinds leave out: without noise, with it, and (none) with a second line.
+_ABSENT: dict[str, dict[str, str | None]] = {
+    "plain": dict.fromkeys(("seed", "step", "h2", "h3")),
+    "noise": dict.fromkeys(("h2", "h3")),
+}
 
 #: Arguments that must be multiples of 16 in a launch of an aligned variant: pointers, the length and strides.
 ALIGNED = (*OF_STATE, *OF_NETWORK, "known", "n", "x_stride", "prediction_stride", "out_stride", "next_input_stride")
@@ -94,10 +101,13 @@ class Variant:
 def variants() -> Iterator[Variant]:
     """Every variant that the ahead-of-time build compiles."""
     layouts = {**ALIGNED_LAYOUTS, **ANY_LAYOUT}
-    for (state, network), noise, (layout, config) in product(STORAGE, ("plain", "noise"), layouts.items()):
-        types = _storage(state, network) | ({} if noise == "noise" else {"seed": None, "step": None})
-        name = f"fused_step.{state}.{network}.{noise}.{layout}"
+    for (state, network), kind, (layout, config) in product(STORAGE, ("plain", "noise"), layouts.items()):
+        types = _storage(state, network) | _ABSENT[kind]
+        name = f"fused_step.{state}.{network}.{kind}.{layout}"
         yield Variant(name, fused_step_kernel, config, types, aligned=layout in ALIGNED_LAYOUTS)
+    for (state, network), (layout, config) in product(STORAGE, {**SECOND_LAYOUT, **ANY_LAYOUT}.items()):
+        name = f"fused_step.{state}.{network}.second.{layout}"
+        yield Variant(name, fused_step_kernel, config, _storage(state, network), aligned=layout in ALIGNED_LAYOUTS)
     for network, aligned in product(TYPES, (True, False)):
         name = f"guidance_sums.{network}.{'aligned' if aligned else 'any'}"
         config = Config(SUMS_BLOCK, SUMS_WARPS)

@@ -41,7 +41,7 @@ def replay(table, *, seed=0, cond=None, fn=rowwise):
     Returns the final state, each step's predicted clean sample, and the rows (input, timestep, class) of each forward.
     """
     x = sf.normal(seed, SHAPE) * np.float32(table.init_scale)
-    h = np.zeros_like(x) if table.uses_history else None
+    registers = {name: np.zeros_like(x) for name in ("h", "h2", "h3")[: table.registers]}
     previews, forwards = [], []
     for step, row in enumerate(table):
         t, s, g, p_x, p_e, lo, hi, *_ = row
@@ -51,10 +51,23 @@ def replay(table, *, seed=0, cond=None, fn=rowwise):
         uncond = outputs[1] if len(labels) == 2 else None
         eps = outputs[0] if uncond is None else uncond + g * (outputs[0] - uncond)
         previews.append(np.clip(p_x * x + p_e * eps, lo, hi))
-        z = sf.normal(seed, SHAPE, step=step, stream=1) if row[sf.samplers.table.COLUMNS.index("q_z")] else None
-        x = sf.step(x, outputs[0], row, eps_uncond=uncond, h=h, z=z)
+        z = sf.normal(seed, SHAPE, step=step, stream=1) if table[step : step + 1].uses_noise else None
+        x = sf.step(x, outputs[0], row, eps_uncond=uncond, z=z, **registers)
         forwards.append(rows)
     return x, np.stack(previews), forwards
+
+
+def two_line_table(steps, *, seed=0, noise=False, guidance_scale=3.0):
+    """Rows of random coefficients, small enough that no state grows, which use all that a second line has."""
+    rng = np.random.default_rng(seed)
+    sizes = {"p_x": 0.5, "p_e": 0.5, "q_x": 0.5, "q_d": 0.5, "q_e": 0.2, "q_h": 0.2, "q_z": 0.2}
+    sizes |= dict.fromkeys(("u_x", "u_d", "u_e", "u_h", *sf.samplers.table.SECOND_LINE[:-1]), 0.2)
+    sizes |= {} if noise else {"q_z": 0.0, "u_z": 0.0}
+    columns = {name: rng.uniform(-size, size, steps) for name, size in sizes.items()}
+    for name, values in columns.items():
+        if name[2:] in ("h", "h2", "h3"):  # of a register that the row before has left alone
+            values[: 2 if name.endswith("h3") else 1] = 0
+    return sf.StepTable.from_columns({**columns, "t": 100 * np.arange(steps)[::-1], "g": guidance_scale})
 
 
 @functools.cache

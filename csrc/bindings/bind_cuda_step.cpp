@@ -48,35 +48,36 @@ void bind_kernels(py::module_& m) {
   using Kernels = std::map<int, std::shared_ptr<StepKernel>>;
   using Kernel = std::shared_ptr<StepKernel>;
   py::class_<StepNeeds>(m, "StepNeeds")
-      .def(py::init([](bool noise, bool rescale, bool threshold, bool keep) {
-             return StepNeeds{noise, rescale, threshold, keep};
+      .def(py::init([](bool noise, bool rescale, bool threshold, bool keep, bool second) {
+             return StepNeeds{noise, rescale, threshold, keep, second};
            }),
            py::kw_only(), py::arg("noise") = false, py::arg("rescale") = false, py::arg("threshold") = false,
-           py::arg("keep") = false)
+           py::arg("keep") = false, py::arg("second") = false)
       .def_readonly("noise", &StepNeeds::noise)
       .def_readonly("rescale", &StepNeeds::rescale)
       .def_readonly("threshold", &StepNeeds::threshold)
       .def_readonly("keep", &StepNeeds::keep)
+      .def_readonly("second", &StepNeeds::second)
       .def("__eq__", &StepNeeds::operator==, py::is_operator())
       .def("__hash__", [](const StepNeeds& needs) {
-        return needs.noise | needs.rescale << 1 | needs.threshold << 2 | needs.keep << 3;
+        return needs.noise | needs.rescale << 1 | needs.threshold << 2 | needs.keep << 3 | needs.second << 4;
       });
   py::class_<StepArguments>(m, "StepArguments").def(py::init(&arguments_from), py::arg("values"));
   py::implicitly_convertible<py::dict, StepArguments>();
   py::class_<StepProgram, std::shared_ptr<StepProgram>>(m, "StepProgram")
       .def(py::init([](const Kernels& plain, const Kernels& noise, Kernel sums, Kernel rescaled, Kernel thresholded,
-                       Kernel keep) {
-             whole(plain, "a kernel");
-             whole(noise, "a kernel");
+                       Kernel keep, const Kernels& second) {
+             for (const Kernels* kernels : {&plain, &noise, &second}) whole(*kernels, "a kernel");
              return std::make_shared<StepProgram>(StepProgram::Kernels{{plain.begin(), plain.end()},
                                                                        {noise.begin(), noise.end()},
+                                                                       {second.begin(), second.end()},
                                                                        std::move(sums),
                                                                        std::move(rescaled),
                                                                        std::move(thresholded),
                                                                        std::move(keep)});
            }),
            py::arg("plain"), py::arg("noise"), py::arg("guidance_sums") = Kernel(), py::arg("rescaled_rows") = Kernel(),
-           py::arg("thresholded_rows") = Kernel(), py::arg("keep_known") = Kernel())
+           py::arg("thresholded_rows") = Kernel(), py::arg("keep_known") = Kernel(), py::arg("second") = Kernels())
       .def("sums_bytes", &StepProgram::sums_bytes, py::arg("slots"), py::arg("n"))
       .def(
           "launch",
@@ -100,10 +101,12 @@ void bind_slots(py::module_& m) {
            }),
            py::arg("stream"), py::arg("elements"), py::arg("integer_timestep"), py::arg("max_rows"),
            py::keep_alive<1, 2>(), "Memory for the samples of a static batch, a slot for each row of a forward.")
+      .def("reserve_registers", &SlotMemory::reserve_registers, py::arg("count"))
       .def("reserve_known", &SlotMemory::reserve_known)
       .def("reserve_sums", &SlotMemory::reserve_sums, py::arg("bytes"))
       .def_property_readonly("x", &SlotMemory::x, buffer)
-      .def_property_readonly("h", &SlotMemory::h, buffer)
+      .def_property_readonly(
+          "h", [](const SlotMemory& memory) { return memory.h(); }, buffer)
       .def_property_readonly("seed", &SlotMemory::seed, buffer)
       .def_property_readonly("known", &SlotMemory::known, buffer)
       .def(

@@ -14,11 +14,9 @@ using namespace cuda;
 Course course_of(const py::tuple& given) {
   if (given.size() < 2 || given.size() > 4)
     throw py::value_error("a course is (rows, conditioned, adaptive, levels), of which the first two suffice");
-  const auto rows = given[0].cast<FloatArray>();
-  if (rows.ndim() != 2 || rows.shape(1) != kStepColumns)
-    throw py::value_error("a course's rows must have shape (steps, 16)");
-  Course course{{}, given[1].cast<bool>()};
-  for (py::ssize_t i = 0; i < rows.shape(0); ++i) course.rows.push_back(row_from(rows.data(i, 0)));
+  Lines lines = lines_from(given[0].cast<FloatArray>());
+  Course course{std::move(lines.rows), given[1].cast<bool>()};
+  course.second = std::move(lines.second);
   if (given.size() > 2) course.adaptive = given[2].cast<Adaptive>();
   if (given.size() < 4 || given[3].is_none()) return course;
   const auto levels = given[3].cast<FloatArray>();
@@ -58,7 +56,7 @@ void bind_cuda_trajectory(py::module_& m) {
       .def_readonly("device_bytes", &TrajectoryPlan::device_bytes)
       .def_readonly("host_bytes", &TrajectoryPlan::host_bytes);
   m.def("plan_trajectory", &plan_trajectory, py::arg("form"), py::arg("slots"), py::arg("forward_rows"),
-        py::arg("buckets"), "What nodes, in what order, and how much memory.");
+        py::arg("buckets"), py::arg("second") = false, "What nodes, in what order, and how much memory.");
 
   py::class_<Frames>(m, "Frames")
       .def(py::init(&frames_of), py::arg("courses"))
@@ -66,7 +64,7 @@ void bind_cuda_trajectory(py::module_& m) {
       .def_readonly("steps", &Frames::steps)
       .def_readonly("forward_rows", &Frames::forward_rows)
       .def_readonly("needs", &Frames::needs)
-      .def_readonly("uses_history", &Frames::uses_history)
+      .def_readonly("registers", &Frames::registers)
       .def_property_readonly("slot_rows",
                              [](const Frames& frames) {
                                std::vector<std::pair<int, int>> rows;
@@ -79,13 +77,13 @@ void bind_cuda_trajectory(py::module_& m) {
       });
   m.def(
       "frame_layout",
-      [](int slots) {
+      [](int slots, bool second) {
         if (slots < 1) throw py::value_error("slots must be at least 1, got " + std::to_string(slots));
         std::map<std::string, std::size_t> parts;
-        for (const auto& [part, word] : FrameLayout(slots).parts()) parts[name_of(part)] = word;
+        for (const auto& [part, word] : FrameLayout(slots, second).parts()) parts[name_of(part)] = word;
         return parts;
       },
-      py::arg("slots"), "Where in a frame each part begins, in words.");
+      py::arg("slots"), py::arg("second") = false, "Where in a frame each part begins, in words.");
   py::class_<Trajectory>(m, "Trajectory")
       .def(py::init([](std::shared_ptr<Context> context, const TrajectoryPlan& plan, const StepProgram& program,
                        const StepNeeds& needs, const StepArguments& arguments,

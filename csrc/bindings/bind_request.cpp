@@ -51,10 +51,8 @@ double absolute(std::optional<double> seconds_from_now) {
 }
 
 std::shared_ptr<Table> table_from(const FloatArray& rows, float init_scale, const Adaptive& adaptive) {
-  if (rows.ndim() != 2 || rows.shape(1) != kStepColumns) throw py::value_error("a table has shape (S, 16)");
-  std::vector<StepRow> steps;
-  for (py::ssize_t i = 0; i < rows.shape(0); ++i) steps.push_back(row_from(rows.data(i)));
-  return std::make_shared<Table>(std::move(steps), init_scale, adaptive);
+  Lines lines = lines_from(rows);
+  return std::make_shared<Table>(std::move(lines.rows), init_scale, adaptive, std::move(lines.second));
 }
 
 }  // namespace

@@ -66,32 +66,37 @@ std::optional<py::array> if_given(Check check, const char* name, py::handle valu
 }
 
 struct Rows {
-  FloatArray columns;
-  bool per_sample;  // (B, 16): one row a sample of the batch
+  FloatArray values;
+  int columns;      // 16, or 32 with a second line
+  bool per_sample;  // (B, columns): one row a sample of the batch
 
-  StepRow at(std::int64_t i) const { return row_from(columns.data() + (per_sample ? i * kStepColumns : 0)); }
+  const float* at(std::int64_t i) const { return values.data() + (per_sample ? i * columns : 0); }
 };
 
 Rows rows_of(py::handle value, const py::array& x) {
-  auto columns =
+  auto values =
       py::isinstance<FloatArray>(value) ? py::reinterpret_borrow<FloatArray>(value) : FloatArray::ensure(value);
-  if (!columns) {
+  if (!values) {
     PyErr_Clear();
     throw py::type_error("row must be an array of numbers, got " + std::string(py::repr(value)));
   }
-  const bool single = columns.ndim() == 1 && columns.shape(0) == kStepColumns;
-  const bool per_sample =
-      columns.ndim() == 2 && columns.shape(1) == kStepColumns && x.ndim() > 0 && columns.shape(0) == x.shape(0);
-  if (!single && !per_sample)
-    throw py::value_error("row must have shape (16,), or (B, 16) with B samples in x, got " + shape_of(columns) +
-                          " for x " + shape_of(x));
-  return {std::move(columns), per_sample};
+  const py::ssize_t columns = values.ndim() == 1 || values.ndim() == 2 ? values.shape(values.ndim() - 1) : 0;
+  const bool per_sample = values.ndim() == 2 && x.ndim() > 0 && values.shape(0) == x.shape(0);
+  if (!one_or_two_lines(columns) || (values.ndim() == 2 && !per_sample))
+    throw py::value_error("row must have shape (16,) or (32,), or (B, 16) or (B, 32) with B samples in x, got " +
+                          shape_of(values) + " for x " + shape_of(x));
+  return {std::move(values), static_cast<int>(columns), per_sample};
 }
 
-void require_inputs(const StepRow& row, bool has_history, bool has_noise) {
-  if (!has_history && (row.reads_history() || row.keeps_history()))
-    throw py::value_error("this row uses history (q_h = " + std::to_string(row.q_h) + "): pass h, an array like x");
-  if (!has_noise && row.adds_noise())
+void require_inputs(const float* columns, bool two_lines, int registers, bool has_noise) {
+  const auto row = line_from<StepRow>(columns);
+  const auto second = two_lines ? line_from<SecondLine>(columns + kLineColumns) : SecondLine{};
+  const int used = registers_of(row, &second);
+  static constexpr const char* kMissing[] = {"h", "h2", "h3"};
+  if (used > registers)
+    throw py::value_error("this row uses history (q_h = " + std::to_string(row.q_h) + "): pass " + kMissing[registers] +
+                          ", an array like x");
+  if (!has_noise && (row.adds_noise() || second.adds_noise()))
     throw py::value_error("this row adds noise (q_z = " + std::to_string(row.q_z) + "): pass z, an array like x");
 }
 
@@ -104,7 +109,8 @@ void require_apart(const char* name, const py::array& written, const char* other
 }
 
 py::array step(py::handle x_arg, py::handle eps_arg, py::handle row_arg, py::handle eps_uncond_arg, py::handle h_arg,
-               py::handle z_arg, py::handle out_arg, const std::optional<std::string>& isa_name) {
+               py::handle z_arg, py::handle out_arg, const std::optional<std::string>& isa_name, py::handle h2_arg,
+               py::handle h3_arg) {
   const py::array given = as_array("x", x_arg);
   const int dtype = type_number(given);
   if (dtype != kNumpyFloat32 && dtype != kNumpyFloat16 && !is_bfloat16(given))
@@ -113,38 +119,50 @@ py::array step(py::handle x_arg, py::handle eps_arg, py::handle row_arg, py::han
   const py::array eps = input("eps", eps_arg, x);
   const auto eps_uncond = if_given(input, "eps_uncond", eps_uncond_arg, x);
   const auto z = if_given(input, "z", z_arg, x);
-  auto h = if_given(output, "h", h_arg, x);
+  const std::optional<py::array> h[] = {if_given(output, "h", h_arg, x), if_given(output, "h2", h2_arg, x),
+                                        if_given(output, "h3", h3_arg, x)};
+  static constexpr const char* kRegisters[] = {"h", "h2", "h3"};
+  int registers = 0;
+  while (registers < 3 && h[registers]) ++registers;
   py::array out = out_arg.is_none() ? py::array(x.dtype(), std::vector<py::ssize_t>(x.shape(), x.shape() + x.ndim()))
                                     : output("out", out_arg, x);
   const Rows rows = rows_of(row_arg, x);
   const std::int64_t samples = rows.per_sample ? x.shape(0) : 1;
   const std::int64_t n = samples ? x.size() / samples : 0;
-  for (std::int64_t i = 0; i < samples; ++i) require_inputs(rows.at(i), h.has_value(), z.has_value());
-  for (const auto& [name, a] : {std::pair{"x", &x}, {"eps", &eps}}) {
-    require_apart("out", out, name, *a);
-    if (h) require_apart("h", *h, name, *a);
+  for (std::int64_t i = 0; i < samples; ++i)
+    require_inputs(rows.at(i), rows.columns > kLineColumns, registers, z.has_value());
+  const std::pair<const char*, const py::array*> read_ones[] = {
+      {"x", &x}, {"eps", &eps}, {"eps_uncond", eps_uncond ? &*eps_uncond : nullptr}, {"z", z ? &*z : nullptr}};
+  std::vector<std::pair<const char*, const py::array*>> written{{"out", &out}};
+  for (int i = 0; i < 3; ++i)
+    if (h[i]) written.emplace_back(kRegisters[i], &*h[i]);
+  for (std::size_t i = 0; i < written.size(); ++i) {
+    const auto& [name, array] = written[i];
+    for (const auto& [other, a] : read_ones)
+      if (a) require_apart(name, *array, other, *a);
+    for (std::size_t k = 0; k < i; ++k) {
+      require_apart(name, *array, written[k].first, *written[k].second);
+      if (array->data() == written[k].second->data())
+        throw py::value_error(std::string(name) + " and " + written[k].first + " must be two arrays: each is written");
+    }
   }
-  for (const auto& [name, a] : {std::pair{"eps_uncond", &eps_uncond}, {"z", &z}}) {
-    if (*a) require_apart("out", out, name, **a);
-    if (*a && h) require_apart("h", *h, name, **a);
-  }
-  if (h) require_apart("out", out, "h", *h);
-  if (h && h->data() == out.data()) throw py::value_error("h and out must be two arrays: each is written");
   const Isa isa = isa_named(isa_name);
 
   const auto run = [&](auto element) {
     using T = decltype(element);
     const auto read = [](const std::optional<py::array>& a) { return a ? static_cast<const T*>(a->data()) : nullptr; };
-    const StepSpan<T> span{n,
-                           static_cast<const T*>(x.data()),
-                           static_cast<const T*>(eps.data()),
-                           read(eps_uncond),
-                           h ? static_cast<T*>(h->mutable_data()) : nullptr,
-                           read(z),
-                           static_cast<T*>(out.mutable_data())};
-    const float* columns = rows.columns.data();
+    // Written in place, as checked.
+    const auto kept = [](const std::optional<py::array>& a) {
+      return a ? static_cast<T*>(const_cast<void*>(a->data())) : nullptr;
+    };
+    StepSpan<T> span{
+        n,       static_cast<const T*>(x.data()),    static_cast<const T*>(eps.data()), read(eps_uncond), kept(h[0]),
+        read(z), static_cast<T*>(out.mutable_data())};
+    span.h2 = kept(h[1]);
+    span.h3 = kept(h[2]);
+    const float* values = rows.values.data();
     ReleasedGil nogil;
-    fused_steps(columns, rows.per_sample, samples, span, isa);
+    fused_steps(values, rows.columns, rows.per_sample, samples, span, isa);
   };
   if (dtype == kNumpyFloat32) {
     run(float{});
@@ -167,12 +185,20 @@ Adaptive adaptive(float guidance_rescale, float threshold_ratio, float largest_t
 
 FloatArray adapted_row(const FloatArray& columns, const Adaptive& adaptive, const FloatArray& x, const FloatArray& eps,
                        const std::optional<FloatArray>& eps_uncond) {
-  if (columns.size() != kStepColumns) throw py::value_error("a row has 16 columns");
+  if (columns.ndim() != 1 || !one_or_two_lines(columns.size())) throw py::value_error("a row has 16 or 32 columns");
   if (x.size() == 0 || eps.size() != x.size() || (eps_uncond && eps_uncond->size() != x.size()))
     throw py::value_error("eps and eps_uncond must have as many elements as x, and at least one");
   std::vector<float> scratch(static_cast<std::size_t>(x.size()));
-  return row_to_array(adapted(row_from(columns.data()), adaptive, x.size(), x.data(), eps.data(),
-                              eps_uncond ? eps_uncond->data() : nullptr, scratch.data()));
+  auto row = line_from<StepRow>(columns.data());
+  SecondLine second{};
+  const bool two_lines = columns.size() > kLineColumns;
+  if (two_lines) second = line_from<SecondLine>(columns.data() + kLineColumns);
+  adapt(row, &second, adaptive, x.size(), x.data(), eps.data(), eps_uncond ? eps_uncond->data() : nullptr,
+        scratch.data());
+  FloatArray found(columns.size());
+  std::memcpy(found.mutable_data(), &row, sizeof row);
+  if (two_lines) std::memcpy(found.mutable_data() + kLineColumns, &second, sizeof second);
+  return found;
 }
 
 }  // namespace
@@ -185,7 +211,7 @@ void bind_step(py::module_& m) {
         py::arg("eps_uncond") = py::none(), "The row with what it takes from the whole sample folded in.");
   m.def("step", &step, py::arg("x"), py::arg("eps"), py::arg("row"), py::arg("eps_uncond") = py::none(),
         py::arg("h") = py::none(), py::arg("z") = py::none(), py::arg("out") = py::none(), py::arg("isa") = py::none(),
-        "The fused step; stepfuse.step documents it.");
+        py::arg("h2") = py::none(), py::arg("h3") = py::none(), "The fused step; stepfuse.step documents it.");
 }
 
 }  // namespace stepfuse

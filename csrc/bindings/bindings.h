@@ -8,6 +8,7 @@
 #include <cstring>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "../core/step/isa.h"
 #include "../core/step/row.h"
@@ -30,9 +31,28 @@ void bind_cuda(py::module_& m);
 void bind_cuda_loop(py::module_& m);
 
 inline FloatArray row_to_array(const StepRow& row) {
-  FloatArray columns(kStepColumns);
+  FloatArray columns(kLineColumns);
   std::memcpy(columns.mutable_data(), &row, sizeof row);
   return columns;
+}
+
+// A table's lines from an array (S, 16) or (S, 32).
+struct Lines {
+  std::vector<StepRow> rows;
+  std::vector<SecondLine> second;
+};
+
+inline bool one_or_two_lines(py::ssize_t columns) { return columns == kLineColumns || columns == 2 * kLineColumns; }
+
+inline Lines lines_from(const FloatArray& rows) {
+  if (rows.ndim() != 2 || !one_or_two_lines(rows.shape(1)))
+    throw py::value_error("a table has shape (S, 16) or (S, 32)");
+  Lines lines;
+  for (py::ssize_t i = 0; i < rows.shape(0); ++i) {
+    lines.rows.push_back(line_from<StepRow>(rows.data(i, 0)));
+    if (rows.shape(1) > kLineColumns) lines.second.push_back(line_from<SecondLine>(rows.data(i, kLineColumns)));
+  }
+  return lines;
 }
 
 inline Isa isa_named(const std::optional<std::string>& name) {

@@ -39,7 +39,7 @@ void store(Stored stored, const void* from, void* to, std::size_t host_bytes) {
   std::memcpy(to, from, host_bytes);
 }
 
-std::size_t frame_bytes(int slots) { return FrameLayout(slots).words * sizeof(std::uint32_t); }
+std::size_t frame_bytes(int slots, bool second) { return FrameLayout(slots, second).words * sizeof(std::uint32_t); }
 
 bool watched(const Sample& sample) { return sample.request.watched || sample.request.gate; }
 
@@ -66,7 +66,7 @@ DeviceStepper::DeviceStepper(const Stream& stream, ModelSpec spec, DeviceRows ro
 }
 
 std::size_t DeviceStepper::bytes(int slots, std::int64_t elements) {
-  return SlotMemory::bytes(slots, elements) + frame_bytes(slots);
+  return SlotMemory::bytes(slots, elements) + frame_bytes(slots, false);
 }
 
 // What is enqueued reads pinned memory and writes slots.
@@ -105,8 +105,9 @@ void DeviceStepper::fill(Sample& sample, int slot) {
   upload(memory_.x()->get() + at * state_bytes_, request.x, state_bytes_);
   upload(memory_.seed()->get() + at * sizeof request.seed, &request.seed, sizeof request.seed);
   upload(memory_.nonfinite()->get() + at * sizeof finite, &finite, sizeof finite);
-  if (request.table->uses_history)
-    upload(memory_.h()->get() + at * state_bytes_, std::vector<float>(n).data(), state_bytes_);
+  memory_.reserve_registers(request.table->registers);
+  for (int i = 0; i < request.table->registers; ++i)
+    upload(memory_.h(i)->get() + at * state_bytes_, std::vector<float>(n).data(), state_bytes_);
   if (!request.keeps()) return;
   CUdeviceptr part = memory_.known()->get() + at * 3 * state_bytes_;
   for (const float* values :
@@ -122,7 +123,7 @@ void DeviceStepper::stage(const Iteration& iteration, int rows) {
     end_flight();
     await(flight());
   }
-  Frame frame(slots_.end(), flight().pinned.take(frame_bytes(slots_.end())));
+  Frame frame(slots_.end(), false, flight().pinned.take(frame_bytes(slots_.end(), false)));
   bool any = false;
   for (std::size_t i = 0; i < iteration.samples.size(); ++i) {
     const Sample& sample = *iteration.samples[i];
@@ -150,7 +151,10 @@ void DeviceStepper::throttle() { await(flight(1)); }
 void DeviceStepper::step(const Iteration& iteration, const Iteration& next) {
   const Unwinding unwinding{*this};
   Flight& now = flight();
-  Frame frame(slots_.end(), now.pinned.take(frame_bytes(slots_.end())));
+  const bool second = std::any_of(iteration.samples.begin(), iteration.samples.end(), [](const Sample* sample) {
+    return sample->live() && sample->failed_step < 0 && sample->second_line();
+  });
+  Frame frame(slots_.end(), second, now.pinned.take(frame_bytes(slots_.end(), second)));
   StepNeeds needs;
   bool previews = false;
   // An iteration that throws here is tried again. So all that may fail comes before the launch, and what fails after it
@@ -162,6 +166,7 @@ void DeviceStepper::step(const Iteration& iteration, const Iteration& next) {
     const Request& request = sample.request;
     const Adaptive& adaptive = request.table->adaptive;
     frame.step(sample.slot, sample.row(), entry.row_cond, entry.row_uncond, sample.step);
+    if (const SecondLine* line = sample.second_line()) frame.second_line(sample.slot, *line);
     if (const PlanEntry* to = next.entry_of(sample)) {
       claim(sample, sample.step + 1, *to);
       frame.next(sample.slot, sample.row(1), to->row_cond, to->row_uncond);
@@ -169,8 +174,8 @@ void DeviceStepper::step(const Iteration& iteration, const Iteration& next) {
     if (adaptive.any()) frame.adapt(sample.slot, adaptive);
     if (request.keeps())
       frame.keep(sample.slot, sample.slot, request.known_region->levels[static_cast<std::size_t>(sample.step) + 1]);
-    needs.add(
-        {sample.row().adds_noise(), adaptive.guidance_rescale > 0, adaptive.threshold_ratio > 0, request.keeps()});
+    needs.add({request.table->adds_noise(sample.step), adaptive.guidance_rescale > 0, adaptive.threshold_ratio > 0,
+               request.keeps(), second});
     previews |= request.x0 != nullptr;
     now.stepped.push_back({sample.slot, sample.standing.arrival, sample.step});
     if (sample.steps_left() > 1 && !watched(sample)) continue;
@@ -253,11 +258,16 @@ PlanEntry DeviceStepper::claim(const Sample& sample, int step, const PlanEntry& 
 
 void DeviceStepper::reserve(int slots) {
   memory_.reserve(slots);
-  cuda::reserve(frame_, stream_, frame_bytes(memory_.capacity()));
+  reserve_frame(false);
+}
+
+void DeviceStepper::reserve_frame(bool second) {
+  cuda::reserve(frame_, stream_, frame_bytes(memory_.capacity(), second));
 }
 
 // Copies the frame to the device, and returns the launches of its step.
 std::vector<Launch> DeviceStepper::prepare(const Frame& frame, const StepNeeds& needs, StepArguments arguments) {
+  reserve_frame(needs.second);
   frame_->upload(stream_, frame.data(), frame.bytes());
   if (needs.rescale) {
     memory_.reserve_sums(program_.sums_bytes(memory_.capacity(), spec_.elements));

@@ -96,6 +96,7 @@ class DeviceStepper final : public Stepper {
   void blank(int row);
   PlanEntry claim(const Sample& sample, int step, const PlanEntry& rows);
   void reserve(int slots);
+  void reserve_frame(bool second);
   void fill(Sample& sample, int slot);
   std::vector<Launch> prepare(const Frame& frame, const StepNeeds& needs, StepArguments arguments);
   void end_flight();

@@ -14,7 +14,8 @@ namespace stepfuse::cuda {
 class Frame {
  public:
   // In memory of FrameLayout::words words. Initially no slot takes part.
-  Frame(int slots, void* memory) : slots_(slots), layout_(slots), words_(static_cast<std::uint32_t*>(memory)) {
+  Frame(int slots, bool second, void* memory)
+      : slots_(slots), layout_(slots, second), words_(static_cast<std::uint32_t*>(memory)) {
     std::fill(words_, words_ + layout_.words, 0u);
     for (const std::size_t map :
          {layout_.row_cond, layout_.row_uncond, layout_.next_cond, layout_.next_uncond, layout_.known_row})
@@ -23,14 +24,18 @@ class Frame {
 
   // The slot does a step, with the predictions of these rows.
   void step(int slot, const StepRow& row, int row_cond, int row_uncond, int step) {
-    put_row(layout_.rows, slot, row);
+    put_line(layout_.rows, layout_.columns * slot, row);
     word(layout_.row_cond, slot) = static_cast<std::uint32_t>(row_cond);
     word(layout_.row_uncond, slot) = static_cast<std::uint32_t>(row_uncond);
     word(layout_.step, slot) = static_cast<std::uint32_t>(step);
   }
+  // Of a frame with second lines.
+  void second_line(int slot, const SecondLine& second) {
+    put_line(layout_.rows, layout_.columns * slot + kLineColumns, second);
+  }
   // Its new state goes to these rows of the next forward, for the step `row`.
   void next(int slot, const StepRow& row, int next_cond, int next_uncond) {
-    put_row(layout_.next_rows, slot, row);
+    put_line(layout_.next_rows, kLineColumns * slot, row);
     word(layout_.next_cond, slot) = static_cast<std::uint32_t>(next_cond);
     word(layout_.next_uncond, slot) = static_cast<std::uint32_t>(next_uncond);
   }
@@ -54,8 +59,9 @@ class Frame {
 
   std::uint32_t& word(std::size_t part, int index) { return words_[part + static_cast<std::size_t>(index)]; }
   void put(std::size_t part, int slot, float value) { std::memcpy(&word(part, slot), &value, sizeof value); }
-  void put_row(std::size_t part, int slot, const StepRow& row) {
-    std::memcpy(&word(part, kStepColumns * slot), &row, sizeof row);
+  template <class Line>
+  void put_line(std::size_t part, int index, const Line& line) {
+    std::memcpy(&word(part, index), &line, sizeof line);
   }
 
   int slots_;

@@ -23,6 +23,8 @@ Rows rows_at(const Course& course, const SlotRows& slot, std::size_t step) {
 
 void require_whole(const Course& course) {
   if (course.rows.empty()) throw std::invalid_argument("a trajectory's samples need at least one step each");
+  if (!course.second.empty() && course.second.size() != course.rows.size())
+    throw std::invalid_argument("a course has one second line for each row, or none");
   if (!course.levels.empty() && course.levels.size() != course.rows.size() + 1)
     throw std::invalid_argument("a known region needs " + std::to_string(course.rows.size() + 1) +
                                 " levels, one for each step and one for the result, got " +
@@ -33,6 +35,8 @@ StepNeeds needs_of(const Course& course) {
   StepNeeds needs;
   needs.threshold = course.adaptive.threshold_ratio > 0;
   needs.keep = !course.levels.empty();
+  needs.second = !course.second.empty();
+  for (const SecondLine& line : course.second) needs.noise |= line.adds_noise();
   for (const StepRow& row : course.rows) {
     const bool guided = passes_of(row, course.conditioned) == Passes::Both;
     needs.noise |= row.adds_noise();
@@ -43,7 +47,7 @@ StepNeeds needs_of(const Course& course) {
 
 }  // namespace
 
-FrameLayout::FrameLayout(int slots) {
+FrameLayout::FrameLayout(int slots, bool second) : columns(second ? 2 * kLineColumns : kLineColumns) {
   const auto b = static_cast<std::size_t>(slots);
   words = 0;
   const auto part = [&](std::size_t of_a_slot) {
@@ -51,8 +55,8 @@ FrameLayout::FrameLayout(int slots) {
     words += of_a_slot * b;
     return begin;
   };
-  rows = part(kStepColumns);
-  next_rows = part(kStepColumns);
+  rows = part(static_cast<std::size_t>(columns));
+  next_rows = part(kLineColumns);
   levels = part(2);
   row_cond = part(1);
   row_uncond = part(1);
@@ -87,15 +91,17 @@ void StepNeeds::add(const StepNeeds& other) {
   rescale |= other.rescale;
   threshold |= other.threshold;
   keep |= other.keep;
+  second |= other.second;
 }
 
 bool StepNeeds::operator==(const StepNeeds& other) const {
-  return noise == other.noise && rescale == other.rescale && threshold == other.threshold && keep == other.keep;
+  return noise == other.noise && rescale == other.rescale && threshold == other.threshold && keep == other.keep &&
+         second == other.second;
 }
 
 Frames make_frames(const std::vector<Course>& courses) {
   if (courses.empty()) throw std::invalid_argument("a trajectory needs at least one sample");
-  Frames frames{static_cast<int>(courses.size()), 0, {}, {}, {}, false, {}};
+  Frames frames{static_cast<int>(courses.size()), 0, {}, {}, {}, 0, {}};
   int behind = frames.slots;
   for (std::size_t i = 0; i < courses.size(); ++i) {
     const Course& course = courses[i];
@@ -105,16 +111,18 @@ Frames make_frames(const std::vector<Course>& courses) {
     bool unconditional = false;
     for (const StepRow& row : course.rows) {
       unconditional |= passes_of(row, course.conditioned) != Passes::Conditional;
-      frames.uses_history |= row.reads_history() || row.keeps_history();
     }
+    for (std::size_t k = 0; k < course.rows.size(); ++k)
+      frames.registers =
+          std::max(frames.registers, registers_of(course.rows[k], course.second.empty() ? nullptr : &course.second[k]));
     const int own = static_cast<int>(i);
     frames.slot_rows.push_back(course.conditioned ? SlotRows{own, unconditional ? behind++ : -1} : SlotRows{-1, own});
   }
 
-  const std::size_t words = FrameLayout(frames.slots).words;
+  const std::size_t words = FrameLayout(frames.slots, frames.needs.second).words;
   frames.words.resize(words * static_cast<std::size_t>(frames.steps));
   for (std::size_t step = 0; step < static_cast<std::size_t>(frames.steps); ++step) {
-    Frame frame(frames.slots, frames.words.data() + step * words);
+    Frame frame(frames.slots, frames.needs.second, frames.words.data() + step * words);
     int highest = -1;
     for (std::size_t i = 0; i < courses.size(); ++i) {
       const Course& course = courses[i];
@@ -122,6 +130,7 @@ Frames make_frames(const std::vector<Course>& courses) {
       const int slot = static_cast<int>(i);
       const Rows now = rows_at(course, frames.slot_rows[i], step);
       frame.step(slot, course.rows[step], now.cond, now.uncond, static_cast<int>(step));
+      if (!course.second.empty()) frame.second_line(slot, course.second[step]);
       frame.adapt(slot, course.adaptive);
       if (!course.levels.empty()) frame.keep(slot, slot, course.levels[step + 1]);
       highest = std::max({highest, now.cond, now.uncond});

@@ -19,7 +19,8 @@ struct Course {
   std::vector<StepRow> rows;
   bool conditioned;
   Adaptive adaptive{};
-  std::vector<Level> levels{};  // as in KnownRegion, if the sample has one; else empty
+  std::vector<Level> levels{};       // as in KnownRegion, if the sample has one; else empty
+  std::vector<SecondLine> second{};  // as in Table
 };
 
 // What a step needs beside the plain fused step, for any of its slots.
@@ -28,6 +29,7 @@ struct StepNeeds {
   bool rescale = false;
   bool threshold = false;
   bool keep = false;
+  bool second = false;  // a slot's step has a second line
 
   void add(const StepNeeds& other);
   bool operator==(const StepNeeds& other) const;
@@ -41,9 +43,12 @@ struct SlotRows {
 
 // Words of a frame for B slots, and where in it each part begins.
 struct FrameLayout {
-  explicit FrameLayout(int slots);
+  // With `second` rows have 32 columns: of a slot whose step has one line the others are 0.
+  FrameLayout(int slots, bool second);
 
-  std::size_t rows, next_rows;                               // (B, 16) float32
+  int columns;                                               // of rows
+  std::size_t rows;                                          // (B, columns) float32
+  std::size_t next_rows;                                     // (B, 16) float32
   std::size_t levels;                                        // (B, 2) float32, of the known region after this step
   std::size_t row_cond, row_uncond, next_cond, next_uncond;  // (B,) int32, -1: none
   std::size_t step;                                          // (B,) int32
@@ -58,11 +63,11 @@ struct FrameLayout {
 
 struct Frames {
   int slots;
-  int steps;                        // of the longest course; a slot that has ended stays unchanged
-  std::vector<SlotRows> slot_rows;  // (B,)
-  std::vector<int> forward_rows;    // (steps,) rows, from 0 on, of the forward that a step needs
-  StepNeeds needs;                  // of all steps together
-  bool uses_history;
+  int steps;                         // of the longest course; a slot that has ended stays unchanged
+  std::vector<SlotRows> slot_rows;   // (B,)
+  std::vector<int> forward_rows;     // (steps,) rows, from 0 on, of the forward that a step needs
+  StepNeeds needs;                   // of all steps together
+  int registers;                     // of the history, that the rows read or keep: 0 to 3
   std::vector<std::uint32_t> words;  // (steps, FrameLayout::words)
 };
 

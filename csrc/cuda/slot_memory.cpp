@@ -32,11 +32,17 @@ void SlotMemory::reserve(int slots) {
   const auto count = static_cast<std::size_t>(grown);
   const bool loop = use_ == Use::Loop;
   cuda::reserve(x_, stream_, count * state_bytes_);
-  cuda::reserve(h_, stream_, count * state_bytes_);
+  for (Buffer& h : registers_)
+    if (h || &h == &registers_[0]) cuda::reserve(h, stream_, count * state_bytes_);
   if (loop) cuda::reserve(x0_, stream_, count * state_bytes_);
   cuda::reserve(seed_, stream_, count * sizeof(std::uint64_t));
   if (loop) cuda::reserve(nonfinite_, stream_, count * sizeof(std::int32_t));
   capacity_ = grown;
+}
+
+void SlotMemory::reserve_registers(int count) {
+  for (int i = 0; i < count; ++i)
+    cuda::reserve(registers_[static_cast<std::size_t>(i)], stream_, static_cast<std::size_t>(capacity_) * state_bytes_);
 }
 
 void SlotMemory::reserve_known() {
@@ -52,7 +58,9 @@ StepArguments SlotMemory::arguments(const ForwardRows& rows, bool previews) cons
   const std::pair<A, std::uint64_t> values[] = {
       {A::x, address_of(x_)},
       {A::out, address_of(x_)},
-      {A::h, address_of(h_)},
+      {A::h, address_of(registers_[0])},
+      {A::h2, address_of(registers_[1])},
+      {A::h3, address_of(registers_[2])},
       {A::x0, previews ? address_of(x0_) : 0},
       {A::seed, address_of(seed_)},
       {A::nonfinite, address_of(nonfinite_)},

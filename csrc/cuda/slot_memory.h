@@ -2,6 +2,7 @@
 // static batch each have one; the rows of a forward are the network's.
 #pragma once
 
+#include <array>
 #include <memory>
 
 #include "../core/loop/denoiser.h"
@@ -25,18 +26,19 @@ class SlotMemory {
   // The stream is borrowed; contents that move to larger memory are copied on it.
   SlotMemory(const Stream& stream, const ModelSpec& spec, Use use);
 
-  // Of so many slots of a loop, without what masks and rescaled guidance take.
+  // Of so many slots of a loop, without what masks, second lines and rescaled guidance take.
   static std::size_t bytes(int slots, std::int64_t elements);
 
   // Grows to at least so many slots, whose contents stay. Throws CudaError if there is no memory.
   void reserve(int slots);
+  void reserve_registers(int count);     // so many history registers for each slot: one is always there
   void reserve_known();                  // a known region for each slot
   void reserve_sums(std::size_t bytes);  // what guidance rescale works in
   int capacity() const { return capacity_; }
 
   // (capacity, ...) each, and null before it is reserved.
   DeviceBuffer* x() const { return x_.get(); }
-  DeviceBuffer* h() const { return h_.get(); }
+  DeviceBuffer* h(int index = 0) const { return registers_[static_cast<std::size_t>(index)].get(); }
   DeviceBuffer* x0() const { return x0_.get(); }
   DeviceBuffer* seed() const { return seed_.get(); }
   DeviceBuffer* nonfinite() const { return nonfinite_.get(); }
@@ -54,7 +56,8 @@ class SlotMemory {
   std::size_t state_bytes_;  // of one sample
   Use use_;
   int capacity_ = 0;
-  Buffer x_, h_, x0_, seed_, nonfinite_, known_, sums_;
+  std::array<Buffer, 3> registers_;  // the history
+  Buffer x_, x0_, seed_, nonfinite_, known_, sums_;
 };
 
 }  // namespace stepfuse::cuda

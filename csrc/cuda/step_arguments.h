@@ -12,7 +12,7 @@ namespace stepfuse::cuda {
 // clang-format off
 #define STEPFUSE_STEP_ARGUMENTS(ARGUMENT)                                                                              \
   /* (B, n) states, the new states, histories and previews */                                                          \
-  ARGUMENT(x) ARGUMENT(out) ARGUMENT(h) ARGUMENT(x0)                                                                   \
+  ARGUMENT(x) ARGUMENT(out) ARGUMENT(h) ARGUMENT(h2) ARGUMENT(h3) ARGUMENT(x0)                                         \
   /* the network's rows */                                                                                             \
   ARGUMENT(prediction) ARGUMENT(next_input) ARGUMENT(next_t) ARGUMENT(next_t_int)                                      \
   /* a frame's parts (FrameLayout) */                                                                                  \

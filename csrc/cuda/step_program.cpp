@@ -8,6 +8,7 @@ namespace {
 
 constexpr std::int64_t kSums = 4;  // of each tile, float64
 constexpr char kPlain[] = "steps without noise", kNoise[] = "steps with noise";
+constexpr char kSecond[] = "rows with a second line: build the kernels anew";
 
 // The kernel meant for so many slots, or else the one for the most.
 const StepKernel& chosen(const std::map<int, KernelPtr>& kernels, int slots, const char* what) {
@@ -29,7 +30,7 @@ std::int64_t tiles_of(const StepKernel& kernel, std::int64_t n) {
 }  // namespace
 
 StepProgram::StepProgram(Kernels kernels) : kernels_(std::move(kernels)) {
-  if (kernels_.plain.empty() && kernels_.noise.empty())
+  if (kernels_.plain.empty() && kernels_.noise.empty() && kernels_.second.empty())
     throw std::invalid_argument("a step needs a kernel, without noise or with");
 }
 
@@ -41,11 +42,11 @@ std::size_t StepProgram::sums_bytes(int slots, std::int64_t n) const {
 std::vector<Launch> StepProgram::launches(int slots, const StepNeeds& needs, StepArguments arguments,
                                           CUdeviceptr frame) const {
   using A = StepArgument;
-  const FrameLayout layout(slots);
+  const FrameLayout layout(slots, needs.second);
   for (const auto& [part, word] : layout.parts()) arguments.set(part, frame + word * sizeof(std::uint32_t));
   if (!arguments.has(A::adapted)) arguments.set(A::adapted, arguments.at(A::rows));
-  arguments.set(A::rows_stride, kStepColumns);
-  arguments.set(A::next_rows_stride, kStepColumns);
+  arguments.set(A::rows_stride, static_cast<std::uint64_t>(layout.columns));
+  arguments.set(A::next_rows_stride, kLineColumns);
   std::vector<Launch> found;
   if (needs.rescale) {
     const StepKernel& sums = required(kernels_.guidance_sums, "guidance_rescale");
@@ -58,7 +59,9 @@ std::vector<Launch> StepProgram::launches(int slots, const StepNeeds& needs, Ste
     found.push_back(required(kernels_.thresholded_rows, "dynamic_threshold").launch(slots, arguments));
     arguments.set(A::rows, arguments.at(A::adapted));
   }
-  const StepKernel& step = needs.noise ? chosen(kernels_.noise, slots, kNoise) : chosen(kernels_.plain, slots, kPlain);
+  const StepKernel& step = needs.second  ? chosen(kernels_.second, slots, kSecond)
+                           : needs.noise ? chosen(kernels_.noise, slots, kNoise)
+                                         : chosen(kernels_.plain, slots, kPlain);
   found.push_back(step.launch(slots, arguments));
   if (needs.keep) found.push_back(required(kernels_.keep_known, "masks").launch(slots, arguments));
   return found;

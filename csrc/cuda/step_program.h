@@ -16,15 +16,16 @@ using KernelPtr = std::shared_ptr<const StepKernel>;
 class StepProgram {
  public:
   struct Kernels {
-    std::map<int, KernelPtr> plain, noise;  // the fused step, without and with noise, by the most slots it is meant for
+    // The fused step by the most slots it is meant for: without noise and with, and for rows with a second line.
+    std::map<int, KernelPtr> plain, noise, second;
     KernelPtr guidance_sums, rescaled_rows, thresholded_rows, keep_known;  // null: missing
   };
 
-  // Of the fused steps one may be missing if no step needs it. Throws std::invalid_argument if both are.
+  // Of the fused steps those may be missing that no step needs. Throws std::invalid_argument if all are.
   explicit StepProgram(Kernels kernels);
 
   // `arguments` are those of all kernels but those in the frame, which lies at `frame`. What a step does not need may
-  // be missing. Rows are adapted where "adapted" says, (slots, 16) float32: without it in the frame, which then serves
+  // be missing. Rows are adapted where "adapted" says, of the frame's width: without it in the frame, which then serves
   // one run. Throws std::invalid_argument if it needs a kernel that there is none of, or an argument that has no value.
   std::vector<Launch> launches(int slots, const StepNeeds& needs, StepArguments arguments, CUdeviceptr frame) const;
 

@@ -27,14 +27,20 @@ int bucket_of(const std::vector<int>& buckets, int rows) {
                               std::to_string(largest));
 }
 
+// The kernels read frames as the plan has them.
+StepNeeds with_lines_of(StepNeeds needs, const TrajectoryPlan& plan) {
+  needs.second = plan.second;
+  return needs;
+}
+
 }  // namespace
 
 TrajectoryPlan plan_trajectory(Form form, int slots, const std::vector<int>& forward_rows,
-                               const std::vector<int>& buckets) {
+                               const std::vector<int>& buckets, bool second) {
   if (slots < 1 || forward_rows.empty()) throw std::invalid_argument("a trajectory needs a sample and a step");
   const int steps = static_cast<int>(forward_rows.size());
-  const FrameLayout layout(slots);
-  TrajectoryPlan plan{form, slots, steps, {}, {}, bytes_of(layout, steps + 1), bytes_of(layout, steps)};
+  const FrameLayout layout(slots, second);
+  TrajectoryPlan plan{form, slots, steps, second, {}, {}, bytes_of(layout, steps + 1), bytes_of(layout, steps)};
   if (form == Form::While) {
     const int rows = bucket_of(buckets, *std::max_element(forward_rows.begin(), forward_rows.end()));
     plan.forward_rows.assign(forward_rows.size(), rows);
@@ -58,9 +64,9 @@ Trajectory::Trajectory(ContextPtr context, TrajectoryPlan plan, StepProgram prog
                        StepArguments arguments, const std::map<int, const Graph*>& forwards)
     : context_(std::move(context)),
       plan_(std::move(plan)),
-      layout_(plan_.slots),
+      layout_(plan_.slots, plan_.second),
       program_(std::move(program)),
-      needs_(needs),
+      needs_(with_lines_of(needs, plan_)),
       arguments_(arguments),
       advance_module_(plan_.form == Form::While ? std::make_unique<Module>(context_, kAdvance) : nullptr),
       device_(context_, plan_.device_bytes),
@@ -131,6 +137,9 @@ void Trajectory::require_fits(const Frames& frames) const {
     throw std::invalid_argument("this trajectory is of " + std::to_string(plan_.slots) + " samples and " +
                                 (plan_.form == Form::While ? "at most " : "") + std::to_string(plan_.steps) +
                                 " steps, got " + std::to_string(frames.slots) + " and " + std::to_string(frames.steps));
+  if (frames.needs.second != plan_.second)
+    throw std::invalid_argument(std::string("this trajectory is of tables ") + (plan_.second ? "with" : "without") +
+                                " a second line");
   for (std::size_t step = 0; step < frames.forward_rows.size(); ++step)
     if (frames.forward_rows[step] > plan_.forward_rows[step])
       throw std::invalid_argument("step " + std::to_string(step) + " of this trajectory has " +
@@ -146,7 +155,8 @@ void Trajectory::require_fits(const Frames& frames) const {
   require(frames.needs.rescale, needs_.rescale, "a step rescales its guidance", StepArgument::sums);
   require(frames.needs.threshold, needs_.threshold, "a step has a dynamic threshold", StepArgument::x);
   require(frames.needs.keep, needs_.keep, "a step keeps a part of an image", StepArgument::known);
-  require(frames.uses_history, true, "a step uses history", StepArgument::h);
+  constexpr StepArgument kRegisters[] = {StepArgument::h, StepArgument::h2, StepArgument::h3};
+  for (int i = 0; i < frames.registers; ++i) require(true, true, "a step uses history", kRegisters[i]);
 }
 
 void Trajectory::load(const Stream& stream, const Frames& frames) {

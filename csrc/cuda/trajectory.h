@@ -43,6 +43,7 @@ struct PlannedNode {
 struct TrajectoryPlan {
   Form form;
   int slots, steps;
+  bool second;                    // whether frames have second lines
   std::vector<int> forward_rows;  // (steps,) rows that each step's forward computes
   std::vector<PlannedNode> nodes;
   std::size_t device_bytes;  // state of the loop, the current frame, all frames
@@ -52,7 +53,7 @@ struct TrajectoryPlan {
 // `forward_rows` is Frames::forward_rows, `buckets` the row counts of the captured forwards. Throws
 // std::invalid_argument if a step needs more rows than the largest has.
 TrajectoryPlan plan_trajectory(Form form, int slots, const std::vector<int>& forward_rows,
-                               const std::vector<int>& buckets);
+                               const std::vector<int>& buckets, bool second = false);
 
 class Trajectory {
  public:

@@ -1,4 +1,4 @@
-"""A sampler, compiled: one row of sixteen numbers a step."""
+"""A sampler, compiled: one row of sixteen numbers a step, or of thirty-two where it needs more memory."""
 
 from __future__ import annotations
 
@@ -23,18 +23,34 @@ Float64Array = npt.NDArray[np.float64]
 #: The columns of a row, in memory order; ``csrc/core/step/row.h`` says what each does.
 COLUMNS = ("t", "s", "g", "p_x", "p_e", "lo", "hi", "q_x", "q_d", "q_e", "q_h", "q_z", "u_x", "u_d", "u_e", "u_h")
 
+#: The columns of the second line, which a table has where its sampler needs more memory than one register: further
+#: registers ``h2`` and ``h3``, noise that is kept (``u_z``), and the unconditional prediction by itself.
+SECOND_LINE: tuple[str, ...] = (
+    *("q_u", "q_h2", "q_h3", "u_u", "u_z", "u_h2", "u_h3"),
+    *("v_x", "v_d", "v_e", "v_h", "v_h2", "w_h", "w_h2", "w_h3", "spare"),
+)
+
 #: What a column holds where a sampler does not set it.
 DEFAULTS = {"s": 1.0, "g": 1.0, "lo": -np.inf, "hi": np.inf}
+
+_BOTH_LINES = COLUMNS + SECOND_LINE
+
+#: What each history register is read by and kept by.
+_REGISTERS = (
+    ("q_h", "u_h", "v_h", "w_h", "u_x", "u_d", "u_e", "u_u", "u_z", "u_h2", "u_h3"),
+    ("q_h2", "u_h2", "v_h2", "w_h2", "v_x", "v_d", "v_e", "v_h"),
+    ("q_h3", "u_h3", "w_h3", "w_h", "w_h2"),
+)
 
 _UNBOUNDED = {"lo": -np.inf, "hi": np.inf}
 
 
 @dataclass(frozen=True, eq=False)
 class StepTable:
-    """A sampler as data: ``(S, 16)`` float32, the noisiest step first.
+    """A sampler as data: ``(S, 16)`` or ``(S, 32)`` float32, the noisiest step first.
 
     Attributes:
-        rows: Shape (S, 16), float32, read-only; columns as in ``COLUMNS``.
+        rows: Shape (S, 16), float32, read-only, columns as in ``COLUMNS``; or (S, 32), followed by ``SECOND_LINE``.
         sampler: Name of the function that made it.
         options: All of that function's arguments but the schedule.
         init_scale: The first state is ``init_scale`` times standard normal noise.
@@ -57,8 +73,10 @@ class StepTable:
 
     def __post_init__(self) -> None:
         rows = np.array(self.rows, dtype=np.float32, order="C")
-        if rows.ndim != 2 or rows.shape[1] != len(COLUMNS):
-            raise ValueError(f"a table's rows must have shape (S, {len(COLUMNS)}), got {rows.shape}")
+        if rows.ndim != 2 or rows.shape[1] not in (len(COLUMNS), len(_BOTH_LINES)):
+            raise ValueError(
+                f"a table's rows must have shape (S, {len(COLUMNS)}) or (S, {len(_BOTH_LINES)}), got {rows.shape}"
+            )
         rows.flags.writeable = False
         object.__setattr__(self, "rows", rows)
         for name in ("options", "init_scale", "max_timestep", "guidance_rescale", "dynamic_threshold"):
@@ -74,15 +92,18 @@ class StepTable:
     def from_columns(cls, columns: Mapping[str, npt.ArrayLike], **attributes: Any) -> StepTable:
         """A checked table from float64 columns; those not named take their neutral value, scalars fill a column.
 
+        It has a second line if a column of ``SECOND_LINE`` is named.
+
         Raises:
             ValueError: If a column is unknown, lengths differ, or ``check`` finds something.
         """
-        unknown = set(columns) - set(COLUMNS)
+        unknown = set(columns) - set(_BOTH_LINES)
         if unknown:
-            raise ValueError(f"columns must be among {', '.join(COLUMNS)}, got {listed(sorted(unknown))}")
+            raise ValueError(f"columns must be among {', '.join(_BOTH_LINES)}, got {listed(sorted(unknown))}")
         steps = np.broadcast_shapes((1,), *(np.shape(values) for values in columns.values()))[0]
-        rows = np.zeros((steps, len(COLUMNS)))
-        for index, name in enumerate(COLUMNS):
+        names = COLUMNS if columns.keys() <= set(COLUMNS) else _BOTH_LINES
+        rows = np.zeros((steps, len(names)))
+        for index, name in enumerate(names):
             rows[:, index] = columns.get(name, DEFAULTS.get(name, 0.0))
         with np.errstate(over="ignore"):  # check() reports it with its row
             table = cls(rows.astype(np.float32), **attributes)
@@ -92,20 +113,24 @@ class StepTable:
         """Returns the table itself if a run of it makes sense.
 
         Raises:
-            ValueError: If it is empty, a number is not finite, bounds cross, or a timestep lies outside the schedule;
-                the message names row, column and value.
+            ValueError: If it is empty, a number is not finite, bounds cross, a timestep lies outside the schedule, or a
+                step reads the unconditional prediction that its guidance scale of 1 leaves out; the message names row,
+                column and value.
         """
         if len(self) == 0:
             raise ValueError("a table must have at least one row, got 0")
         if not (np.isfinite(self.init_scale) and self.init_scale > 0):
             raise ValueError(f"init_scale must be positive and finite, got {self.init_scale}")
         self._check_adaptive()
-        for index, name in enumerate(COLUMNS):
+        for index, name in enumerate(self.columns):
             column = self.rows[:, index]
             unbounded = column == _UNBOUNDED.get(name, np.nan)
             self._require(np.isfinite(column) | unbounded, name, "must be finite")
         self._require(self["lo"] <= self["hi"], "lo", "must be at most hi")
         self._require(self["s"] != 0, "s", "must not be 0")
+        self._require(self["spare"] == 0, "spare", "must be 0")
+        reads_uncond = (self["q_u"] != 0) | (self["u_u"] != 0)
+        self._require(~reads_uncond | (self["g"] != 1), "g", "must not be 1 where q_u or u_u is not 0")
         levels = np.zeros((0, 2)) if self.levels is None else self.levels
         for row, level in enumerate(levels):
             if not (np.isfinite(level) & (level >= 0)).all():
@@ -171,7 +196,7 @@ class StepTable:
             eps_uncond: Unconditional output.
 
         Returns:
-            Shape (16,), float32.
+            Shape (16,) or (32,), float32.
 
         Raises:
             ValueError: If sizes differ.
@@ -196,14 +221,30 @@ class StepTable:
         return guided
 
     @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the columns: ``COLUMNS``, and ``SECOND_LINE`` if there is one."""
+        return _BOTH_LINES[: self.rows.shape[1]]
+
+    @property
+    def has_second_line(self) -> bool:
+        """Whether ``rows`` has 32 columns."""
+        return len(self.columns) > len(COLUMNS)
+
+    @property
+    def registers(self) -> int:
+        """History registers that the steps read or keep: ``h``, ``h2`` and ``h3``, as many as are needed."""
+        used = [i for i, names in enumerate(_REGISTERS, 1) if any(bool(self[name].any()) for name in names)]
+        return max(used, default=0)
+
+    @property
     def uses_history(self) -> bool:
-        """Whether any step reads or keeps the history register."""
-        return any(bool(self[name].any()) for name in ("q_h", "u_x", "u_d", "u_e", "u_h"))
+        """Whether any step reads or keeps a history register."""
+        return self.registers > 0
 
     @property
     def uses_noise(self) -> bool:
         """Whether any step adds noise: the sampler is stochastic, and its result depends on the seed."""
-        return bool(self["q_z"].any())
+        return bool(self["q_z"].any() or self["u_z"].any())
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -216,14 +257,17 @@ class StepTable:
     @overload
     def __getitem__(self, key: slice) -> StepTable: ...
     def __getitem__(self, key: int | str | slice) -> Float32Array | StepTable:
-        """``table[i]`` is a row, shape (16,); ``table["q_x"]`` a column, shape (S,); ``table[a:b]`` a shorter table.
+        """``table[i]`` is a row, shape (16,) or (32,); ``table["q_x"]`` a column, (S,); ``table[a:b]`` a shorter table.
 
+        Columns of a second line that the table has not are 0.
         With a stride a shorter table has no ``levels``: its rows do not lead from one to the next.
         """
         if isinstance(key, str):
-            if key not in COLUMNS:
-                raise KeyError(f"columns are {', '.join(COLUMNS)}, got {key!r}")
-            column: Float32Array = self.rows[:, COLUMNS.index(key)]
+            if key not in _BOTH_LINES:
+                raise KeyError(f"columns are {', '.join(_BOTH_LINES)}, got {key!r}")
+            index = _BOTH_LINES.index(key)
+            absent = index >= self.rows.shape[1]
+            column: Float32Array = np.zeros(len(self), np.float32) if absent else self.rows[:, index]
             return column
         if isinstance(key, slice):
             start, stop, stride = key.indices(len(self))
@@ -237,10 +281,16 @@ class StepTable:
         """Tables are equal if they compute the same thing; names, options and what is said of states do not count."""
         if not isinstance(other, StepTable):
             return NotImplemented
-        return self._scalars == other._scalars and np.array_equal(self.rows, other.rows)
+        same: bool = self._scalars == other._scalars and np.array_equal(self._both_lines, other._both_lines)
+        return same
 
     def __hash__(self) -> int:
-        return hash((self._scalars, (self.rows + 0.0).tobytes()))  # -0.0 equals 0.0
+        return hash((self._scalars, (self._both_lines + 0.0).tobytes()))  # -0.0 equals 0.0
+
+    @property
+    def _both_lines(self) -> Float32Array:
+        """Shape (S, 32): a second line of zeros says no more than none."""
+        return np.pad(self.rows, ((0, 0), (0, len(_BOTH_LINES) - self.rows.shape[1])))
 
     @property
     def digest(self) -> str:
@@ -258,7 +308,7 @@ class StepTable:
 
     def __str__(self) -> str:
         """All rows as text, a line a step."""
-        lines = [repr(self), " ".join(f"{name:>10}" for name in ("step", *COLUMNS))]
+        lines = [repr(self), " ".join(f"{name:>10}" for name in ("step", *self.columns))]
         lines += [" ".join(f"{value:>10.5g}" for value in (step, *row)) for step, row in enumerate(self.rows)]
         return "\n".join(lines)
 

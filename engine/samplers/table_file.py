@@ -19,7 +19,7 @@ from stepfuse.files.npz import read_npz
 from stepfuse.files.strict_json import parse_json
 
 _ARRAYS = ("rows", "levels")  # the first has to be there
-MOST_BYTES = 128 << 20  # packed and unpacked: a million steps take half of it
+MOST_BYTES = 128 << 20  # packed and unpacked: a million steps of one line take half of it
 
 
 Array = npt.NDArray[Any]
@@ -41,7 +41,7 @@ def write_table(path: str | os.PathLike[str], arrays: Mapping[str, Array], heade
 
 
 def read_table(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[str, Any]]:
-    """The arrays by name, ``rows`` float32 (S, 16) and maybe ``levels``, and the header, each value of its type.
+    """The arrays by name, ``rows`` float32 (S, 16 or 32) and maybe ``levels``, and the header, each value of its type.
 
     Raises:
         ValueError: If the file is larger than 128 MiB, or anything in it is not as ``write_table`` writes it.
@@ -56,7 +56,7 @@ def read_table(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[str
         raise ValueError(f"it must hold header and {', '.join(_ARRAYS)}, got {brief(sorted(arrays))}")
     text, rows = arrays.pop("header"), arrays["rows"]
     if rows.dtype != np.float32 or rows.ndim != 2:
-        raise ValueError(f"rows must be float32 (S, 16), got {rows.dtype} {rows.shape}")
+        raise ValueError(f"rows must be float32 (S, 16) or (S, 32), got {rows.dtype} {rows.shape}")
     if text.dtype.kind != "U" or text.ndim:
         raise ValueError(f"header must be a text, got {text.dtype} {text.shape}")
     if "levels" in arrays and arrays["levels"].dtype != np.float64:

@@ -80,19 +80,39 @@ inline StepRow random_row(Random& random, int steps_left, bool history, bool noi
   return row;
 }
 
+// A row that keeps nothing in a register leaves it undefined (a device does not write it): the next must not read it.
+inline SecondLine random_second(Random& random, const SecondLine& before, bool keeps_history, bool first, bool noise) {
+  SecondLine line{};
+  line.q_u = random.coefficient(-0.2, 0.2);
+  line.u_u = random.coefficient(-0.2, 0.2);
+  if (noise) line.u_z = random.coefficient(-0.2, 0.2);
+  if (first || before.keeps_second()) line.q_h2 = line.u_h2 = line.w_h2 = random.coefficient(-0.3, 0.3);
+  if (first || before.keeps_third()) line.q_h3 = line.u_h3 = line.w_h3 = random.coefficient(-0.3, 0.3);
+  if (first || keeps_history) line.v_h = line.w_h = random.coefficient(-0.3, 0.3);
+  if (random.one_in(2)) return line;
+  line.v_x = random.coefficient(-0.3, 0.3);
+  line.v_d = random.coefficient(-0.3, 0.3);
+  line.v_e = random.coefficient(-0.3, 0.3);
+  return line;
+}
+
 inline std::shared_ptr<const Table> random_table(Random& random, int steps) {
-  const bool history = random.one_in(3), noise = random.one_in(3);
+  const bool history = random.one_in(3), noise = random.one_in(3), two_lines = random.one_in(3);
   std::vector<StepRow> rows;
+  std::vector<SecondLine> second;
   for (int i = 0; i < steps; ++i) {
     rows.push_back(random_row(random, steps - i, history && i % 3 != 2, noise && i % 2));
     // A row that keeps no history leaves the register undefined (a device does not write it): the next must not read
     // it.
     if (i > 0 && i % 3 == 0) rows.back().q_h = rows.back().u_h = 0;
+    if (!two_lines) continue;
+    // h is kept by every step: u_u is not 0.
+    second.push_back(random_second(random, i ? second.back() : SecondLine{}, i > 0, i == 0, noise));
   }
   Adaptive adaptive;
   if (random.one_in(4)) adaptive.guidance_rescale = random.coefficient(0.1, 1.0);
   if (random.one_in(4)) adaptive.threshold_ratio = random.coefficient(0.5, 1.0);
-  return std::make_shared<Table>(std::move(rows), random.coefficient(0.5, 2.0), adaptive);
+  return std::make_shared<Table>(std::move(rows), random.coefficient(0.5, 2.0), adaptive, std::move(second));
 }
 
 // No known region, an image to start from, or one of which a mask keeps a part.
@@ -119,7 +139,8 @@ struct Trajectory {
 // The oracle: one sample after the other, a row at a time, no planner and no batch.
 inline Trajectory trajectory(const RandomSample& sample, const ModelSpec& spec) {
   const auto n = static_cast<std::size_t>(spec.elements);
-  std::vector<float> x = starting_noise(sample, spec.elements), h(n), z(n), input(n), eps(n), eps_uncond(n), x0(n);
+  std::vector<float> x = starting_noise(sample, spec.elements), h(n), h2(n), h3(n), z(n), input(n), eps(n),
+                     eps_uncond(n), x0(n);
   const std::vector<float> noise = x;
   const auto given = [&](std::size_t level, std::size_t k) {
     return sample.levels[level].signal * sample.image[k] + sample.levels[level].noise * noise[k];
@@ -128,24 +149,29 @@ inline Trajectory trajectory(const RandomSample& sample, const ModelSpec& spec) 
   std::vector<float> scratch(n);
   Trajectory found;
   for (int i = 0; i < sample.table->size(); ++i) {
-    StepRow row = sample.table->rows[static_cast<std::size_t>(i)];
+    const Table& table = *sample.table;
+    StepRow row = table.rows[static_cast<std::size_t>(i)];
+    SecondLine second = table.second.empty() ? SecondLine{} : table.second[static_cast<std::size_t>(i)];
     for (std::size_t k = 0; k < n; ++k) input[k] = row.s * x[k];
     const double t = spec.timestep == TimestepType::Int64 ? static_cast<double>(std::llrint(row.t)) : row.t;
     const bool conditional = sample.conditioned && row.g != 0.0f, guided = conditional && row.g != 1.0f;
     predict(input.data(), t, conditional ? sample.label : sample.null_label, spec.elements, eps.data());
     if (guided) predict(input.data(), t, sample.null_label, spec.elements, eps_uncond.data());
-    if (sample.table->adaptive.any())
-      row = adapted(row, sample.table->adaptive, spec.elements, x.data(), eps.data(),
-                    guided ? eps_uncond.data() : nullptr, scratch.data());
-    if (row.adds_noise())
+    if (table.adaptive.any())
+      adapt(row, &second, table.adaptive, spec.elements, x.data(), eps.data(), guided ? eps_uncond.data() : nullptr,
+            scratch.data());
+    if (table.adds_noise(i))
       fill_normal(sample.seed, static_cast<std::uint32_t>(i), NoiseStream::Step, 0, spec.elements, z.data());
     StepSpan<float> span{};
     span.n = spec.elements;
     span.x = span.out = x.data();
     span.eps = eps.data();
     span.eps_uncond = guided ? eps_uncond.data() : nullptr;
-    span.h = sample.table->uses_history ? h.data() : nullptr;
-    span.z = row.adds_noise() ? z.data() : nullptr;
+    span.h = table.registers > 0 ? h.data() : nullptr;
+    span.h2 = table.registers > 1 ? h2.data() : nullptr;
+    span.h3 = table.registers > 2 ? h3.data() : nullptr;
+    if (!table.second.empty()) span.second = &second;
+    span.z = table.adds_noise(i) ? z.data() : nullptr;
     span.x0 = x0.data();
     require(fused_step(row, span), "the oracle is not finite", sample.id);
     for (std::size_t k = 0; k < sample.mask.size(); ++k) {

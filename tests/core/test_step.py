@@ -8,8 +8,8 @@ import pytest
 import tolerances
 
 import stepfuse as sf
-from stepfuse.kernels.reference import fused_step_ref
-from stepfuse.samplers.table import COLUMNS
+from stepfuse.kernels.reference import fused_step_ref, two_line_step_ref
+from stepfuse.samplers.table import COLUMNS, SECOND_LINE
 
 ISAS = sf._core.isas()
 SIZES = {"one": 1, "below-a-vector": 3, "odd": 111, "odd-long": 989, "aligned": 4096, "large": (1 << 16) + 5}
@@ -72,6 +72,71 @@ def test_every_isa_is_the_reference_and_all_agree_to_the_bit(features, n, dtype)
     for other, other_h in results.values():
         np.testing.assert_array_equal(other, got)
         np.testing.assert_array_equal(other_h, got_h)
+
+
+def random_lines(rng, features, without=()):
+    second = rng.uniform(-1.5, 1.5, len(SECOND_LINE))
+    unused = ["spare", *without] + ([] if "noise" in features else ["u_z"])
+    second[[SECOND_LINE.index(name) for name in unused]] = 0
+    return np.concatenate([random_row(rng, features), second.astype(np.float32)])
+
+
+def run_lines(row, inputs, **options):
+    """Next state and registers; inputs are left as they are."""
+    registers = {name: inputs[name].copy() for name in ("h", "h2", "h3") if name in inputs}
+    return sf.step(row=row, **{**inputs, **registers}, **options), *registers.values()
+
+
+@each_dtype
+@pytest.mark.parametrize("n", [3, 989, 4096])
+@pytest.mark.parametrize(
+    "features", [(), ("guided",), ("clip", "noise"), ("guided", "history", "noise"), FEATURES], ids="+".join
+)
+def test_a_second_line_is_the_reference_and_all_isas_agree_to_the_bit(features, n, dtype):
+    rng = np.random.default_rng(n)
+    row, inputs = random_lines(rng, features), random_inputs(rng, n, {*features, "history"}, dtype)
+    inputs |= {name: rng.standard_normal(n).astype(dtype) for name in ("h2", "h3")}
+    want = two_line_step_ref(row=row, **inputs)
+    tolerance = TOLERANCES[dtype] * max(np.abs(term).max() for term in (*want, *inputs.values()))
+    got = run_lines(row, inputs, isa="portable")
+    for found, expected in zip(got, (want.x, want.h, want.h2, want.h3), strict=True):
+        assert np.abs(found - expected).max() <= tolerance
+    for isa in ISAS:
+        for found, expected in zip(run_lines(row, inputs, isa=isa), got, strict=True):
+            np.testing.assert_array_equal(found, expected)
+
+
+@each_isa
+def test_a_second_line_of_zeros_gives_the_bits_of_none(isa):
+    rng = np.random.default_rng(5)
+    inputs = random_inputs(rng, 989, FEATURES)
+    rows = [random_row(rng, FEATURES) for _ in range(8)]
+    for row in rows:
+        for found, expected in zip(run(np.pad(row, (0, 16)), inputs, isa=isa), run(row, inputs, isa=isa), strict=True):
+            np.testing.assert_array_equal(found, expected)
+
+
+@each_isa
+def test_registers_that_a_row_does_not_read_may_hold_anything(isa):
+    x, eps = np.random.default_rng(6).standard_normal((2, 111)).astype(np.float32)
+    registers = {name: np.full_like(x, np.nan) for name in ("h", "h2", "h3")}
+    out = sf.step(x, eps, row_of(g=3.0, q_x=0.5, u_u=1.0, v_e=2.0), isa=isa, **registers)
+    np.testing.assert_array_equal(out, np.float32(0.5) * x)
+    for name, want in {"h": eps, "h2": 2 * eps, "h3": 0 * x}.items():
+        np.testing.assert_array_equal(registers[name], want)
+
+
+@each_isa
+def test_each_sample_of_a_batch_may_have_its_own_lines(isa):
+    rng = np.random.default_rng(7)
+    inputs = random_inputs(rng, (5, 3, 37), FEATURES)
+    inputs |= {name: rng.standard_normal((5, 3, 37)).astype(np.float32) for name in ("h2", "h3")}
+    rows = np.stack([random_lines(rng, FEATURES) for _ in range(5)])
+    got = run_lines(rows, inputs, isa=isa)
+    for i, row in enumerate(rows):
+        alone = run_lines(row, {name: values[i] for name, values in inputs.items()}, isa=isa)
+        for found, expected in zip(got, alone, strict=True):
+            np.testing.assert_array_equal(found[i], expected)
 
 
 @each_isa
@@ -181,6 +246,14 @@ PLAIN = row_of(q_x=1.0)
         pytest.param({"row": "abc"}, TypeError, "row must be an array of numbers, got 'abc'", id="text-row"),
         pytest.param({"row": row_of(q_h=0.5)}, ValueError, r"uses history \(q_h = 0.5\d*\): pass h", id="reads-h"),
         pytest.param({"row": row_of(u_d=1.0)}, ValueError, "uses history .*: pass h", id="keeps-h"),
+        pytest.param({"row": row_of(q_h2=0.5)}, ValueError, "uses history .*: pass h,", id="reads-h2"),
+        pytest.param({"row": row_of(v_e=0.5), "h": array(4, 6)}, ValueError, "uses .*: pass h2,", id="keeps-h2"),
+        pytest.param(
+            {"row": row_of(w_h=0.5), "h": array(4, 6), "h2": array(4, 6)}, ValueError, "pass h3,", id="keeps-h3"
+        ),
+        pytest.param({"row": row_of(u_z=0.5), "h": array(4, 6)}, ValueError, "adds noise .*: pass z", id="keeps-z"),
+        pytest.param({"row": array(31)}, ValueError, r"\(16,\) or \(32,\).*, got \(31,\)", id="short-lines"),
+        pytest.param({"h2": array(4, 7)}, ValueError, r"h2 must .*, got \(4, 7\)", id="h2-shape"),
         pytest.param({"row": row_of(q_z=0.5)}, ValueError, r"adds noise \(q_z = 0.5\d*\): pass z", id="needs-z"),
         pytest.param({"isa": "sse9"}, ValueError, r"isa must be one .*\(portable.*\), got 'sse9'", id="isa"),
     ],
@@ -197,6 +270,8 @@ def test_refuses(change, error, message):
         pytest.param(lambda b: {"eps": b[:64], "h": b[8:72]}, id="h-over-eps"),
         pytest.param(lambda b: {"z": b[:64], "out": b[63:127]}, id="out-over-z"),
         pytest.param(lambda b: {"h": b[:64], "out": b[:64]}, id="h-is-out"),
+        pytest.param(lambda b: {"h": b[:64], "h2": b[:64]}, id="h2-is-h"),
+        pytest.param(lambda b: {"x": b[:64], "h3": b[1:65]}, id="h3-over-x"),
     ],
 )
 def test_refuses_to_write_over_what_is_still_to_be_read(arrays):

@@ -44,7 +44,9 @@ constexpr Adaptive kAdaptive{0.5f, 0.9f, 2.0f};
 struct Rig {
   explicit Rig(const std::string& path) : context(Context::open(Driver::load(path), 0)), stream(context) {}
 
-  StepProgram program() const { return StepProgram({{{1, kernel}}, {{1, kernel}}, kernel, kernel, kernel, kernel}); }
+  StepProgram program() const {
+    return StepProgram({{{1, kernel}}, {{1, kernel}}, {{1, kernel}}, kernel, kernel, kernel, kernel});
+  }
   Graph forward() const {
     Capture capture(stream);
     launch(stream, {module->function("network"), {1, 1, 1}, {32, 1, 1}, 0, {}});

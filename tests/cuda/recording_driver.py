@@ -19,9 +19,10 @@ HERE = Path(__file__).parent
 KERNELS = HERE.parent.parent / "kernels"
 BLOCK, WARPS = 256, 2
 SUMS_BLOCK = 8  # several tiles, the last of which is not full
-NAMES = ("t", "s", "g", "p_x", "p_e", "lo", "hi", "q_x", "q_h", "q_z", "u_x")
-T, S, G, P_X, P_E, LO, HI, Q_X, Q_H, Q_Z, U_X = (sf.samplers.table.COLUMNS.index(name) for name in NAMES)
-OF_PREDICTION = [sf.samplers.table.COLUMNS.index(name) for name in ("p_e", "q_e", "u_e")]
+NAMES = ("t", "s", "g", "p_x", "p_e", "lo", "hi", "q_x", "q_h", "q_z")
+T, S, G, P_X, P_E, LO, HI, Q_X, Q_H, Q_Z = (sf.samplers.table.COLUMNS.index(name) for name in NAMES)
+BOTH_LINES = sf.samplers.table.COLUMNS + sf.samplers.table.SECOND_LINE
+OF_PREDICTION = [BOTH_LINES.index(name) for name in ("p_e", "q_e", "u_e", "v_e")]
 
 
 def compiled(folder, *flags):
@@ -124,10 +125,11 @@ def fake(library):
     fake.reset()
 
 
-#: The step's kernels: where each is written, and its block and grid here. The fused step is compiled twice.
+#: The step's kernels: where each is written, and its block and grid here. The fused step is compiled three times.
 STEP_KERNELS = {
     "fused_step_kernel": ("step_kernel.py", BLOCK, "tiles"),
     "plain_step_kernel": ("step_kernel.py", BLOCK, "tiles"),
+    "second_step_kernel": ("step_kernel.py", BLOCK, "tiles"),
     "guidance_sums_kernel": ("adapt_kernel.py", SUMS_BLOCK, "tiles"),
     "rescaled_rows_kernel": ("adapt_kernel.py", BLOCK, "slots"),
     "thresholded_rows_kernel": ("adapt_kernel.py", BLOCK, "slots"),
@@ -146,7 +148,7 @@ NETWORK = [
 def arguments_of(kernel):
     """A compiled kernel's arguments in order, from its source: what the ahead-of-time build's manifest says."""
     tree = ast.parse((KERNELS / STEP_KERNELS[kernel][0]).read_text())
-    name = kernel.replace("plain", "fused")
+    name = kernel.replace("plain", "fused").replace("second", "fused")
     [found] = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name]
     tree = ast.parse((KERNELS / "variants.py").read_text())
     [types] = [
@@ -154,8 +156,10 @@ def arguments_of(kernel):
         for node in tree.body
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == "ARGUMENTS"
     ]
-    tensors = ("x", "out", "h", "x0", "prediction", "next_input")
+    tensors = ("x", "out", "h", "h2", "h3", "x0", "prediction", "next_input")
     types |= dict.fromkeys(tensors, "*fp32") | {"BLOCK": None}
+    if kernel != "second_step_kernel":
+        types |= {"h2": None, "h3": None}
     if kernel == "plain_step_kernel":
         types |= {"seed": None, "step": None}
     names = [argument.arg for argument in found.args.args]
@@ -205,26 +209,29 @@ class StepOnHost:
         want = [-(-n // block), slots, 1] if grid == "tiles" else [slots, 1, 1]
         assert list(shape[:7]) == [*want, 32 * WARPS, 1, 1, 0]
         given["maps"] = {key: array_at(given[key], (slots,), np.int32) for key in ("row_cond", "row_uncond")}
-        run = {"fused_step_kernel": self.step, "plain_step_kernel": self.step}.get(name)
-        (run or getattr(self, name.removesuffix("_kernel")))(given, slots, n)
-        self.ran.append((name.removesuffix("_kernel").replace("fused_", "").replace("plain_", ""), slots))
+        kind = name.removesuffix("_kernel")
+        run = self.step if kind.endswith("_step") else getattr(self, kind)
+        run(given, slots, n)
+        self.ran.append(("step" if kind.endswith("_step") else kind, slots))
 
     def step(self, a, slots, n):
         rows = array_at(a["rows"], (slots, a["rows_stride"]), np.float32)
         x = array_at(a["x"], (slots, n), np.float32)
-        history = array_at(a["h"], (slots, n), np.float32) if a["h"] else None
+        assert ("h2" in a) == (a["rows_stride"] == len(BOTH_LINES))
+        kept = {name: array_at(a[name], (slots, n), np.float32) for name in ("h", "h2", "h3") if a.get(name)}
         for i, e, e_u in predictions(a, slots, n):
             row = rows[i].copy()
             noise = None
-            if row[Q_Z]:
+            table = sf.StepTable(row[None])
+            if table.uses_noise:
                 seed, step = array_at(a["seed"], (slots,), np.int64)[i], array_at(a["step"], (slots,), np.int32)[i]
                 noise = _core.normal(int(seed), int(step), 1, n)
-            h = history[i] if row[Q_H] or row[U_X:].any() else None
+            history = {name: kept[name][i] for name in list(kept)[: table.registers]}
             if a["x0"]:
                 clean = np.clip(row[P_X] * x[i] + row[P_E] * blend(row, e, e_u), *row[LO:Q_X])
                 array_at(a["x0"], (slots, n), np.float32)[i] = clean
             try:
-                x[i] = sf.step(x[i], e, row, eps_uncond=e_u, h=h, z=noise)
+                x[i] = sf.step(x[i], e, row, eps_uncond=e_u, z=noise, **history)
             except ValueError:  # of what is not finite
                 x[i] = np.nan
             if a["nonfinite"] and not np.isfinite(x[i]).all():
@@ -247,7 +254,7 @@ class StepOnHost:
 
     def rescaled_rows(self, a, slots, n):
         rows = array_at(a["rows"], (slots, a["rows_stride"]), np.float32)
-        adapted = array_at(a["adapted"], (slots, 16), np.float32)
+        adapted = array_at(a["adapted"], rows.shape, np.float32)
         sums = array_at(a["sums"], (slots, a["tiles"], 4), np.float64)
         phi = array_at(a["phi"], (slots,), np.float32).astype(np.float64)
         for i in range(slots):
@@ -256,12 +263,13 @@ class StepOnHost:
             of_cond, of_blend = squares_c / n - (total_c / n) ** 2, squares / n - (total / n) ** 2
             guided = all(rows_of[i] >= 0 for rows_of in a["maps"].values())
             if guided and of_cond > 0 and of_blend > 0 and np.isfinite(of_cond / of_blend):
-                row[OF_PREDICTION] *= np.float32(phi[i] * np.sqrt(of_cond / of_blend) + 1 - phi[i])
+                scaled = [index for index in OF_PREDICTION if index < len(row)]
+                row[scaled] *= np.float32(phi[i] * np.sqrt(of_cond / of_blend) + 1 - phi[i])
             adapted[i] = row
 
     def thresholded_rows(self, a, slots, n):
         rows = array_at(a["rows"], (slots, a["rows_stride"]), np.float32)
-        adapted = array_at(a["adapted"], (slots, 16), np.float32)
+        adapted = array_at(a["adapted"], rows.shape, np.float32)
         x = array_at(a["x"], (slots, n), np.float32)
         ratio, largest = (array_at(a[name], (slots,), np.float32) for name in ("ratio", "largest"))
         adapted[:] = rows.copy()
@@ -337,6 +345,7 @@ class Rig:
         self.program = cuda.StepProgram(
             {slots: kernels.pop("plain_step_kernel")},
             {slots: kernels.pop("fused_step_kernel")},
+            second={slots: kernels.pop("second_step_kernel")},
             **{name.removesuffix("_kernel"): kernel for name, kernel in kernels.items()},
         )
         self.memory = {
@@ -344,6 +353,8 @@ class Rig:
             for name, words in {
                 "x": slots * n,
                 "h": slots * n,
+                "h2": slots * n,
+                "h3": slots * n,
                 "seed": slots * 2,
                 "sample": max_rows * n,
                 "t": max_rows,
@@ -359,7 +370,7 @@ class Rig:
             **dict.fromkeys(("x0", "nonfinite", "next_t_int"), 0),
             **dict.fromkeys(("x_stride", "out_stride", "prediction_stride", "next_input_stride", "n"), n),
             **dict.fromkeys(("prediction_rows", "next_input_rows"), max_rows),
-            "h": at["h"] if history else 0,
+            **{name: at[name] if history else 0 for name in ("h", "h2", "h3")},
             **{name: at[name] for name in ("seed", "prediction", "known", "sums")},
             "next_input": at["sample"],
             "next_t": at["t"],
@@ -374,7 +385,7 @@ class Rig:
 
     def trajectory(self, form, *, steps=None, needs=None):
         rows = self.frames.forward_rows if steps is None else [max(self.frames.forward_rows)] * steps
-        plan = cuda.plan_trajectory(form, self.slots, rows, list(self.forwards))
+        plan = cuda.plan_trajectory(form, self.slots, rows, list(self.forwards), self.frames.needs.second)
         needs = needs or self.frames.needs
         return cuda.Trajectory(self.context, plan, self.program, needs, self.values, self.forwards)
 

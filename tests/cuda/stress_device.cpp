@@ -1,5 +1,6 @@
 // The stress test on the recording driver, whose device does nothing before the host waits for it, in some rounds, and
 // whose calls fail, in some. What the kernels do, by their documented headers, is csrc/core's own arithmetic.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <map>
@@ -51,6 +52,12 @@ const std::map<std::string, KernelSignature> kKernels{
                "n prediction_rows next_input_rows x_stride prediction_stride out_stride next_input_stride rows_stride "
                "next_rows_stride",
                Grid::Tiles)},
+    {"second_step",
+     signature("x prediction rows row_cond row_uncond out h h2 h3 seed step x0 next_input next_rows next_cond "
+               "next_uncond next_t next_t_int nonfinite",
+               "n prediction_rows next_input_rows x_stride prediction_stride out_stride next_input_stride rows_stride "
+               "next_rows_stride",
+               Grid::Tiles)},
     {"guidance_sums", signature("prediction rows row_cond row_uncond sums",
                                 "n prediction_rows prediction_stride rows_stride", Grid::Tiles)},
     {"rescaled_rows", signature("sums rows row_cond row_uncond phi adapted", "n tiles rows_stride", Grid::Slots)},
@@ -70,6 +77,10 @@ class Given {
     for (std::size_t i = 0; i < signature_.arguments.size(); ++i)
       if (signature_.arguments[i].name == name) return *static_cast<const std::uint64_t*>(params_[i]);
     return 0;  // not compiled in
+  }
+  bool takes(const char* name) const {
+    const auto& all = signature_.arguments;
+    return std::any_of(all.begin(), all.end(), [&](const KernelArgument& one) { return one.name == name; });
   }
   int integer(const char* name) const { return static_cast<int>(word(name)); }
   // Its (stride,) elements of index i; null if the argument is.
@@ -94,7 +105,9 @@ struct Slot {
         steps(cond >= 0 || uncond >= 0),
         guided(cond >= 0 && uncond >= 0) {
     if (!given.word("rows")) return;
-    row = row_from(given.at<float>("rows", i, given.integer("rows_stride")));
+    const float* columns = given.at<float>("rows", i, given.integer("rows_stride"));
+    row = line_from<StepRow>(columns);
+    if (given.integer("rows_stride") > kLineColumns) second = line_from<SecondLine>(columns + kLineColumns);
     if (!steps || !given.word("prediction")) return;
     const std::int64_t stride = given.integer("prediction_stride");
     require(std::max(cond, uncond) < given.integer("prediction_rows"), "a slot reads a row that is not there");
@@ -107,6 +120,7 @@ struct Slot {
   int cond, uncond;
   bool steps, guided;
   StepRow row{};
+  SecondLine second{};
   const float *eps = nullptr, *eps_uncond = nullptr;
 };
 
@@ -117,7 +131,7 @@ void aim(const Given& given, const Slot& slot, StepSpan<float>& span) {
   const std::int64_t stride = given.integer("next_input_stride");
   if (to_cond >= 0) span.next_cond = given.at<float>("next_input", to_cond, stride);
   if (to_uncond >= 0) span.next_uncond = given.at<float>("next_input", to_uncond, stride);
-  const StepRow next = row_from(given.at<float>("next_rows", slot.i, given.integer("next_rows_stride")));
+  const auto next = line_from<StepRow>(given.at<float>("next_rows", slot.i, given.integer("next_rows_stride")));
   span.next_scale = next.s;
   for (const int to : {to_cond, to_uncond}) {
     if (to < 0) continue;
@@ -135,8 +149,14 @@ void fused_step(const Given& given, const Slot& slot) {
   span.out = given.at<float>("out", slot.i, given.integer("out_stride"));
   span.eps = slot.eps;
   span.eps_uncond = slot.eps_uncond;
-  if (slot.row.reads_history() || slot.row.keeps_history()) span.h = given.at<float>("h", slot.i, slot.n);
-  if (slot.row.adds_noise()) {
+  const bool two_lines = given.takes("h2");
+  require(two_lines == (given.integer("rows_stride") > kLineColumns), "a step's kernel and its rows differ in lines");
+  const int registers = registers_of(slot.row, two_lines ? &slot.second : nullptr);
+  if (registers > 0) span.h = given.at<float>("h", slot.i, slot.n);
+  if (registers > 1) span.h2 = given.at<float>("h2", slot.i, slot.n);
+  if (registers > 2) span.h3 = given.at<float>("h3", slot.i, slot.n);
+  if (two_lines) span.second = &slot.second;
+  if (slot.row.adds_noise() || slot.second.adds_noise()) {
     require(given.word("seed"), "a step with noise is given a kernel without");
     const auto step = static_cast<std::uint32_t>(*given.at<int>("step", slot.i));
     fill_normal(*given.at<std::uint64_t>("seed", slot.i), step, NoiseStream::Step, 0, slot.n, noise.data());
@@ -162,9 +182,16 @@ void guidance_sums(const Given& given, const Slot& slot) {
   for (int i = 0; i < kSums; ++i) sums[i] = four[i][0] + four[i][1] + four[i][2] + four[i][3];
 }
 
+void put_adapted(const Given& given, const Slot& slot, const StepRow& row, const SecondLine& second) {
+  float* adapted = given.at<float>("adapted", slot.i, given.integer("rows_stride"));
+  std::memcpy(adapted, &row, sizeof row);
+  if (given.integer("rows_stride") > kLineColumns) std::memcpy(adapted + kLineColumns, &second, sizeof second);
+}
+
 void rescaled_rows(const Given& given, const Slot& slot) {
   require(given.integer("tiles") == 1, "a sample has more tiles than it should");
   StepRow row = slot.row;
+  SecondLine second = slot.second;
   const double* sums = given.at<double>("sums", slot.i, kSums);
   const auto n = static_cast<double>(slot.n);
   const auto variance = [&](int i) { return sums[i + 1] / n - (sums[i] / n) * (sums[i] / n); };
@@ -174,8 +201,9 @@ void rescaled_rows(const Given& given, const Slot& slot) {
     row.p_e *= factor;
     row.q_e *= factor;
     row.u_e *= factor;
+    second.v_e *= factor;
   }
-  std::memcpy(given.at<float>("adapted", slot.i, kStepColumns), &row, sizeof row);
+  put_adapted(given, slot, row, second);
 }
 
 void thresholded_rows(const Given& given, const Slot& slot) {
@@ -183,8 +211,8 @@ void thresholded_rows(const Given& given, const Slot& slot) {
   const Adaptive adaptive{0, *given.at<float>("ratio", slot.i), *given.at<float>("largest", slot.i)};
   std::vector<float> scratch(static_cast<std::size_t>(slot.n));
   const float* x = given.at<float>("x", slot.i, given.integer("x_stride"));
-  if (slot.steps) row = adapted(row, adaptive, slot.n, x, slot.eps, slot.eps_uncond, scratch.data());
-  std::memcpy(given.at<float>("adapted", slot.i, kStepColumns), &row, sizeof row);
+  if (slot.steps) adapt(row, nullptr, adaptive, slot.n, x, slot.eps, slot.eps_uncond, scratch.data());
+  put_adapted(given, slot, row, slot.second);
 }
 
 void keep_known(const Given& given, const Slot& slot) {
@@ -229,6 +257,7 @@ struct Rig {
     };
     return StepProgram({{{1, kernel("plain_step")}},
                         {{1, kernel("fused_step")}},
+                        {{1, kernel("second_step")}},
                         kernel("guidance_sums"),
                         kernel("rescaled_rows"),
                         kernel("thresholded_rows"),

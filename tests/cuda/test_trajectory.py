@@ -96,6 +96,9 @@ def test_a_slot_has_the_same_rows_in_every_forward(courses, slot_rows, forward_r
     assert frames.steps == max(len(course) for course, _ in courses)
 
 
+NEEDS = ("noise", "rescale", "threshold", "keep", "second")
+
+
 def test_frames_hold_what_the_steps_need():
     plain, levels = (rows(1), True, _core.Adaptive()), np.float32([[0, 1], [1, 0]])
     for other, needs in (
@@ -107,18 +110,20 @@ def test_frames_hold_what_the_steps_need():
         ((rows(1), True, _core.Adaptive(0.0, 0.9, 2.0)), {"threshold": True}),
         ((rows(1), True, _core.Adaptive(), None), {}),
         ((rows(1), True, _core.Adaptive(), levels), {"keep": True}),
+        ((np.pad(rows(1), ((0, 0), (0, 16))), True), {"second": True}),
     ):
         found, want = cuda.Frames([plain, other]).needs, cuda.StepNeeds(**needs)
         assert (found == want, hash(found)) == (True, hash(want))
-        assert {name for name in ("noise", "rescale", "threshold", "keep") if getattr(found, name)} == set(needs)
-    assert len({hash(cuda.StepNeeds(**{name: True})) for name in ("noise", "rescale", "threshold", "keep")}) == 4
+        assert {name for name in NEEDS if getattr(found, name)} == set(needs)
+    assert len({hash(cuda.StepNeeds(**{name: True})) for name in NEEDS}) == len(NEEDS)
     history = rows(1, 1)
     history[1, Q_H] = 1
-    assert cuda.Frames([(history, True)]).uses_history
+    assert cuda.Frames([(history, True)]).registers == 1
+    assert cuda.Frames([plain]).registers == 0
     for courses in ([], [(rows(), True)]):
         with pytest.raises(ValueError, match="at least one"):
             cuda.Frames(courses)
-    with pytest.raises(ValueError, match=r"must have shape \(steps, 16\)"):
+    with pytest.raises(ValueError, match=r"a table has shape \(S, 16\) or \(S, 32\)"):
         cuda.Frames([(np.zeros((2, 15), np.float32), True)])
     with pytest.raises(ValueError, match="needs 2 levels, one for each step and one for the result, got 3"):
         cuda.Frames([(*plain, np.zeros((3, 2), np.float32))])
@@ -161,6 +166,8 @@ SAMPLES = (
     (sf.samplers.ddim(support.SCHEDULE, 7, guidance_scale=2.0, guidance_interval=(0.0, 0.5)), 5),
     (sf.samplers.ddpm(support.SCHEDULE, 4), None),
 )
+#: The same, and two with a second line.
+MIXED_SAMPLES = (*SAMPLES, (support.two_line_table(5), 3), (support.two_line_table(6, noise=True), None))
 
 
 def engine_s(samples, seeds):
@@ -204,19 +211,20 @@ def begin(made, samples, seeds):
 
 
 @FORMS
-def test_one_launch_gives_what_the_loop_gives(rig, fake, form):
-    seeds = [11, 12, 13, 14]
-    made = make_rig(rig, SAMPLES, seeds)
+@pytest.mark.parametrize("samples", [SAMPLES, MIXED_SAMPLES], ids=["one line", "two lines too"])
+def test_one_launch_gives_what_the_loop_gives(rig, fake, form, samples):
+    seeds = [11, 12, 13, 14, 15, 16][: len(samples)]
+    made = make_rig(rig, samples, seeds, max_rows=16, buckets=(16, 8, 4, 2))
     trajectory = made.trajectory(form)
     for _ in range(2):  # a graph can be launched again
-        begin(made, SAMPLES, seeds)
+        begin(made, samples, seeds)
         fake.log()
         trajectory.load(made.stream, made.frames)
         trajectory.launch(made.stream)
         names = fake.names()
         assert names.count("cuGraphLaunch") == 1
         assert "cuStreamSynchronize" not in names
-        np.testing.assert_array_equal(made.result(), engine_s(SAMPLES, seeds))
+        np.testing.assert_array_equal(made.result(), engine_s(samples, seeds))
     forwards = [made_by for made_by in made.host.ran if made_by[0] == "network"]
     assert len(forwards) == 2 * made.frames.steps
 
@@ -389,16 +397,26 @@ def test_what_a_trajectory_was_built_without_is_refused(rig, course, message):
         pytest.param({"noise": True, "rescale": True}, "no kernel for guidance_rescale", id="rescale"),
         pytest.param({"noise": True, "threshold": True}, "no kernel for dynamic_threshold", id="threshold"),
         pytest.param({"noise": True, "keep": True}, "no kernel for masks", id="keep"),
+        pytest.param({"second": True}, "no kernel for rows with a second line", id="second"),
     ],
 )
 def test_what_a_step_needs_must_be_at_hand(rig, needs, message):
-    made = rig([(rows(1), True)], 20, max_rows=1, buckets=(1,), network=None, seeds=[0])
+    course = np.pad(rows(1), ((0, 0), (0, 16))) if "second" in needs else rows(1)
+    made = rig([(course, True)], 20, max_rows=1, buckets=(1,), network=None, seeds=[0])
     kernels = made.host.kernels(made.module)
     made.program = cuda.StepProgram({}, {1: kernels["fused_step_kernel"]})
     with pytest.raises(ValueError, match=message):
         made.trajectory(Form.Unrolled, needs=cuda.StepNeeds(**needs))
     with pytest.raises(ValueError, match="a step needs a kernel, without noise or with"):
         cuda.StepProgram({}, {})
+
+
+def test_frames_and_the_trajectory_have_as_many_lines(rig):
+    made = make_rig(rig, MIXED_SAMPLES[:4], [1, 2, 3, 4])
+    trajectory = made.trajectory(Form.Unrolled)
+    frames = cuda.Frames([course(*sample) for sample in MIXED_SAMPLES[2:]])
+    with pytest.raises(ValueError, match="this trajectory is of tables without a second line"):
+        trajectory.load(made.stream, frames)
 
 
 def test_a_kernel_without_an_argument_is_refused(rig):

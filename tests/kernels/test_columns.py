@@ -7,14 +7,14 @@ import pytest
 
 from stepfuse.kernels import columns
 from stepfuse.samplers.noise import INITIAL_STATE, STEP
-from stepfuse.samplers.table import COLUMNS
+from stepfuse.samplers.table import COLUMNS, SECOND_LINE
 
 CORE = Path(__file__).parents[2] / "csrc/core/step"
 
 
-def members_of_step_row():
-    """Names of the floats of StepRow, as they are declared."""
-    [body] = re.findall(r"struct alignas\(64\) StepRow \{(.*?)\n\n", (CORE / "row.h").read_text(), re.DOTALL)
+def members_of(line):
+    """Names of the floats of a line's struct, as they are declared."""
+    [body] = re.findall(rf"struct alignas\(64\) {line} \{{(.*?)\n\n", (CORE / "row.h").read_text(), re.DOTALL)
     declarations = re.findall(r"^\s*(\w+) ([\w, ]+);", body, re.MULTILINE)
     assert {kind for kind, _ in declarations} == {"float"}
     return tuple(name for _, names in declarations for name in names.split(", "))
@@ -25,11 +25,13 @@ def streams_of_the_core():
 
 
 def test_cpp_has_numpys_columns():
-    assert members_of_step_row() == COLUMNS
+    assert members_of("StepRow") == COLUMNS
+    assert members_of("SecondLine") == SECOND_LINE
 
 
 def test_the_kernels_have_numpys_columns():
     assert columns.COLUMNS == COLUMNS
+    assert columns.SECOND_LINE == SECOND_LINE
     assert (columns.INITIAL_STATE, columns.STEP) == (INITIAL_STATE, STEP)
 
 
@@ -41,8 +43,7 @@ def test_tritons_constants_number_them_in_order():
     pytest.importorskip("triton", reason="Triton is not installed: it comes for x86-64 Linux")
     from stepfuse.kernels import row, step_kernel
 
-    assert {name: getattr(row, name.upper()).value for name in COLUMNS} == {
-        name: index for index, name in enumerate(COLUMNS)
-    }
-    assert row.WIDTH.value == len(COLUMNS)
+    names = (*COLUMNS, *SECOND_LINE[:-1])
+    assert {name: getattr(row, name.upper()).value for name in names} == {name: i for i, name in enumerate(names)}
+    assert row.BOTH_WIDTHS.value == len(COLUMNS + SECOND_LINE)
     assert step_kernel.STEP_STREAM.value == STEP

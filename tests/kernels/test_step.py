@@ -11,7 +11,7 @@ import stepfuse as sf
 from stepfuse.kernels import fused_step, fused_step_ref
 from stepfuse.kernels.configs import ALIGNED_LAYOUTS, ANY_LAYOUT, LARGE, Config
 from stepfuse.samplers.noise import normal_oracle
-from stepfuse.samplers.table import COLUMNS
+from stepfuse.samplers.table import COLUMNS, SECOND_LINE
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton", reason="Triton is not installed: it comes for x86-64 Linux")
@@ -183,6 +183,42 @@ def test_slots_of_all_kinds_are_the_reference_and_the_cpu_to_the_bit(given, stor
     for untouched, before in ((got, 77), (got_x0, 77), (got_h, h[-1])):
         np.testing.assert_array_equal(untouched[-1], before)
     assert into["nonfinite"].tolist() == [0] * slots
+
+
+@pytest.mark.parametrize("noise", ["none", "given", "made"])
+@pytest.mark.parametrize(("storage", "n"), [(STORAGE["float32"], 111), (STORAGE["float32+float16"], 1024)])
+def test_second_lines_are_the_cpus_to_the_bit(given, storage, n, noise):
+    rng = np.random.default_rng(n)
+    state_type, network_type = (DTYPES[name] for name in storage)
+    slots = len(SLOTS)
+    second = rng.uniform(-1.5, 1.5, (slots, len(SECOND_LINE))).astype(np.float32)
+    unused = [SECOND_LINE.index(name) for name in ("spare", *(() if noise != "none" else ("u_z",)))]
+    second[:, unused] = 0
+    second[3:6] = 0  # of one line
+    second[6, SECOND_LINE.index("v_h2")] = second[6, SECOND_LINE.index("w_h3")] = 0
+    rows = np.stack([random_row(rng, clamped=c, history=h, noise=noise != "none") for _, c, h in SLOTS])
+    rows = np.concatenate([rows, second], axis=1)
+    x, h, h2, h3, z = (rng.standard_normal((slots, n)).astype(state_type) for _ in range(5))
+    outputs = rng.standard_normal((ROWS, n)).astype(network_type)
+    into = {name: given(values) for name, values in {"h": h, "h2": h2, "h3": h3}.items()}
+    if noise == "given":
+        into["z"] = given(z)
+    elif noise == "made":
+        into |= {"seed": given.seeds(SEEDS), "step": given.ints(range(slots))}
+    maps = {"row_cond": given.ints(ROW_COND[:slots]), "row_uncond": given.ints(ROW_UNCOND[:slots])}
+    out = fused_step(given(x), given(outputs), given(rows), **maps, **into, config=LARGE)
+    for i in range(slots):
+        own = {"none": None, "given": z[i]}.get(noise)
+        if noise == "made":
+            own = sf.normal(SEEDS[i], (n,), step=i, stream=1)
+        kept = {name: values[i].copy() for name, values in {"h": h, "h2": h2, "h3": h3}.items()}
+        cond, uncond = ROW_COND[i], ROW_UNCOND[i]
+        wide = outputs.astype(np.float32)
+        eps, eps_uncond = wide[cond if cond >= 0 else uncond], wide[uncond] if min(cond, uncond) >= 0 else None
+        same_bits(array(out)[i], sf.step(x[i], eps, rows[i], eps_uncond=eps_uncond, z=own, **kept))
+        uses = sf.StepTable(rows[i : i + 1]).registers
+        for index, name in enumerate(kept):  # what the row does not use is left alone
+            same_bits(array(into[name])[i], kept[name] if index < uses else {"h": h, "h2": h2, "h3": h3}[name][i])
 
 
 @pytest.mark.parametrize("config", LAYOUTS.values(), ids=LAYOUTS)

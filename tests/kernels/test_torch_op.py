@@ -6,13 +6,13 @@ import pytest
 import stepfuse.kernels
 from stepfuse.kernels import fused_step
 from stepfuse.kernels.configs import SMALL
-from stepfuse.samplers.table import COLUMNS
+from stepfuse.samplers.table import COLUMNS, SECOND_LINE
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton", reason="Triton is not installed: it comes for x86-64 Linux")
 
 N = 48
-WRITTEN = ("out", "h", "x0", "next_input", "next_timestep", "nonfinite")
+WRITTEN = ("out", "h", "h2", "h3", "x0", "next_input", "next_timestep", "nonfinite")
 
 
 def compiled(function):
@@ -34,9 +34,9 @@ def assert_same_bits(got, want):
 
 @pytest.fixture
 def arguments(device):
-    """Two slots, guided and not, with a history; 5 rows of a prediction and of the next input."""
+    """Two slots, guided and not, with a history and a second line; 5 rows of a prediction and of the next input."""
     rng = np.random.default_rng(0)
-    rows = rng.uniform(-1.5, 1.5, (2, len(COLUMNS))).astype(np.float32)
+    rows = rng.uniform(-1.5, 1.5, (2, len(COLUMNS + SECOND_LINE))).astype(np.float32)
     rows[:, [COLUMNS.index("lo"), COLUMNS.index("hi")]] = (-1, 1)
     arrays = {
         "x": rng.standard_normal((2, N)).astype(np.float32),
@@ -44,7 +44,7 @@ def arguments(device):
         "rows": rows,
         "row_cond": np.int32([4, 0]),
         "row_uncond": np.int32([2, -1]),
-        "h": rng.standard_normal((2, N)).astype(np.float32),
+        **{name: rng.standard_normal((2, N)).astype(np.float32) for name in ("h", "h2", "h3")},
         "z": rng.standard_normal((2, N)).astype(np.float32),
     }
     return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}

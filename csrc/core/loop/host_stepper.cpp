@@ -15,7 +15,7 @@ void HostStepper::begin(Sample& sample) {
   try {
     if (in_slot_.size() <= static_cast<std::size_t>(slot)) in_slot_.resize(static_cast<std::size_t>(slot) + 1);
     SlotMemory& memory = in_slot_[static_cast<std::size_t>(slot)];
-    memory.history.assign(request.table->uses_history ? n : 0, 0.0f);
+    memory.history.assign(static_cast<std::size_t>(request.table->registers) * n, 0.0f);
     memory.noise.resize(request.keeps() ? n : 0);
     first_state(request, spec().elements, request.keeps() ? memory.noise.data() : nullptr);
   } catch (...) {
@@ -41,19 +41,26 @@ void HostStepper::step(const Iteration& iteration, const Iteration& next) {
 void HostStepper::step(Sample& sample, const PlanEntry& entry, const PlanEntry* next) {
   const Request& request = sample.request;
   SlotMemory& memory = in_slot_[static_cast<std::size_t>(sample.slot)];
+  const Table& table = *request.table;
   StepRow row = sample.row();
+  SecondLine second{};
   const bool guided = entry.row_cond >= 0 && entry.row_uncond >= 0;
   StepSpan<float> span{};
   span.n = spec().elements;
   span.x = span.out = request.x;
   span.eps = buffers().prediction_row(entry.row_cond >= 0 ? entry.row_cond : entry.row_uncond);
   span.eps_uncond = guided ? buffers().prediction_row(entry.row_uncond) : nullptr;
-  span.h = memory.history.empty() ? nullptr : memory.history.data();
+  const auto history = [&](int i) { return i < table.registers ? memory.history.data() + i * span.n : nullptr; };
+  span.h = history(0), span.h2 = history(1), span.h3 = history(2);
+  if (const SecondLine* line = table.second_line(sample.step)) {
+    second = *line;
+    span.second = &second;
+  }
   span.x0 = request.x0;
   auto* scratch = static_cast<float*>(scratch_.data());
-  const Adaptive& adaptive = request.table->adaptive;
-  if (adaptive.any()) row = adapted(row, adaptive, span.n, span.x, span.eps, span.eps_uncond, scratch);
-  if (row.adds_noise()) {
+  if (table.adaptive.any())
+    adapt(row, span.second ? &second : nullptr, table.adaptive, span.n, span.x, span.eps, span.eps_uncond, scratch);
+  if (table.adds_noise(sample.step)) {
     fill_normal(request.seed, static_cast<std::uint32_t>(sample.step), NoiseStream::Step, 0, span.n, scratch);
     span.z = scratch;
   }

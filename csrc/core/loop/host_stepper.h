@@ -23,7 +23,7 @@ class HostStepper final : public Stepper {
 
  private:
   struct SlotMemory {
-    std::vector<float> history;  // (elements,), empty if the table uses none
+    std::vector<float> history;  // (registers, elements), as many as the table uses
     std::vector<float> noise;    // (elements,), the starting noise; empty if no mask keeps a part of the sample
   };
 

@@ -77,6 +77,7 @@ struct Sample {
   bool gate_open() const { return !request.gate || request.gate->open; }
   bool live() const { return state <= SampleState::Running; }
   const StepRow& row(int ahead = 0) const { return request.table->rows[static_cast<std::size_t>(step + ahead)]; }
+  const SecondLine* second_line() const { return request.table->second_line(step); }  // null: the step has one line
   Passes passes(int ahead = 0) const { return passes_of(row(ahead), request.conditioned()); }
   int steps_left() const { return request.table->size() - step; }
   int passes_left(int ahead = 0) const { return request.table->passes_left(step + ahead, request.conditioned()); }

@@ -1,18 +1,27 @@
 #include "table.h"
 
+#include <algorithm>
+#include <stdexcept>
 #include <utility>
 
 #include "planner.h"
 
 namespace stepfuse {
 
-Table::Table(std::vector<StepRow> table_rows, float scale, const Adaptive& adapts)
-    : rows(std::move(table_rows)), init_scale(scale), adaptive(adapts), conditioned_passes(rows.size()) {
-  uses_history = false;
+Table::Table(std::vector<StepRow> table_rows, float scale, const Adaptive& adapts, std::vector<SecondLine> second_lines)
+    : rows(std::move(table_rows)),
+      second(std::move(second_lines)),
+      init_scale(scale),
+      adaptive(adapts),
+      registers(0),
+      conditioned_passes(rows.size()) {
+  if (!second.empty() && second.size() != rows.size())
+    throw std::invalid_argument("a table has one second line for each row, or none");
   int passes = 0;
-  for (std::size_t i = rows.size(); i-- > 0;) {
-    uses_history = uses_history || rows[i].reads_history() || rows[i].keeps_history();
-    conditioned_passes[i] = passes += rows_of(passes_of(rows[i], true));
+  for (int i = size(); i-- > 0;) {
+    const auto at = static_cast<std::size_t>(i);
+    registers = std::max(registers, registers_of(rows[at], second_line(i)));
+    conditioned_passes[at] = passes += rows_of(passes_of(rows[at], true));
   }
 }
 

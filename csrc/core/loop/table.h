@@ -9,7 +9,9 @@
 namespace stepfuse {
 
 struct Table {
-  Table(std::vector<StepRow> rows, float init_scale, const Adaptive& adaptive = {});
+  // `second` has a line for each row, or none. Throws std::invalid_argument if it has another number.
+  Table(std::vector<StepRow> rows, float init_scale, const Adaptive& adaptive = {},
+        std::vector<SecondLine> second = {});
 
   int size() const { return static_cast<int>(rows.size()); }
   // Network passes from a step to the end.
@@ -17,10 +19,19 @@ struct Table {
     return conditioned ? conditioned_passes[static_cast<std::size_t>(step)] : size() - step;
   }
 
+  const SecondLine* second_line(int step) const {  // null: the table's steps have one
+    return second.empty() ? nullptr : &second[static_cast<std::size_t>(step)];
+  }
+  bool adds_noise(int step) const {
+    const SecondLine* line = second_line(step);
+    return rows[static_cast<std::size_t>(step)].adds_noise() || (line && line->adds_noise());
+  }
+
   std::vector<StepRow> rows;            // one a step
+  std::vector<SecondLine> second;       // likewise, or empty
   float init_scale;                     // the first state is init_scale times standard normal noise
   Adaptive adaptive;                    // what each step takes from the whole sample
-  bool uses_history;                    // whether any row reads or keeps a history
+  int registers;                        // of the history, that the rows read or keep: 0 to 3
   std::vector<int> conditioned_passes;  // from step i to the end, for a sample with conditioning
 };
 

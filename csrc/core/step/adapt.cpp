@@ -48,13 +48,14 @@ float quantile(float ratio, std::int64_t n, float* values) {
 
 }  // namespace
 
-StepRow adapted(StepRow row, const Adaptive& adaptive, std::int64_t n, const float* x, const float* eps,
-                const float* eps_uncond, float* scratch) {
+void adapt(StepRow& row, SecondLine* second, const Adaptive& adaptive, std::int64_t n, const float* x, const float* eps,
+           const float* eps_uncond, float* scratch) {
   if (adaptive.guidance_rescale > 0 && eps_uncond) {
     const float factor = rescale_factor(row, adaptive.guidance_rescale, n, eps, eps_uncond);
     row.p_e *= factor;
     row.q_e *= factor;
     row.u_e *= factor;
+    if (second) second->v_e *= factor;
   }
   if (adaptive.threshold_ratio > 0) {
     bool finite = true;
@@ -62,7 +63,7 @@ StepRow adapted(StepRow row, const Adaptive& adaptive, std::int64_t n, const flo
       scratch[k] = std::fabs(row.p_x * x[k] + row.p_e * blended(row, eps, eps_uncond, k));
       finite = finite && std::isfinite(scratch[k]);
     }
-    if (!finite) return row;
+    if (!finite) return;
     const float threshold =
         std::clamp(quantile(adaptive.threshold_ratio, n, scratch), 1.0f, adaptive.largest_threshold);
     row.p_x /= threshold;
@@ -70,7 +71,6 @@ StepRow adapted(StepRow row, const Adaptive& adaptive, std::int64_t n, const flo
     row.lo = -1;
     row.hi = 1;
   }
-  return row;
 }
 
 }  // namespace stepfuse

@@ -24,9 +24,10 @@ struct Adaptive {
   bool any() const { return guidance_rescale > 0 || threshold_ratio > 0; }
 };
 
-// The row for one step of one sample. `eps_uncond` is null where the step is not guided: nothing is rescaled then.
-// `scratch` has room for n floats. Values that are not finite are left to the step, which reports them.
-StepRow adapted(StepRow row, const Adaptive& adaptive, std::int64_t n, const float* x, const float* eps,
-                const float* eps_uncond, float* scratch);
+// Folds what the step takes from the whole sample into its row, and into its second line if it has one. `eps_uncond` is
+// null where the step is not guided: nothing is rescaled then. `scratch` has room for n floats. Values that are not
+// finite are left to the step, which reports them.
+void adapt(StepRow& row, SecondLine* second, const Adaptive& adaptive, std::int64_t n, const float* x, const float* eps,
+           const float* eps_uncond, float* scratch);
 
 }  // namespace stepfuse

@@ -2,6 +2,10 @@
 // choose the set, after `constexpr int kLanes`. Everything has internal linkage on purpose: an inline function shared
 // with another translation unit might be merged with a copy compiled for a wider set than this machine has.
 
+// Members of class templates are compiled for the baseline, whatever the pragmas around them say, and another set
+// passes vectors in other registers: none of them may be called, all have to be inlined.
+#define STEPFUSE_INLINED inline __attribute__((always_inline))
+
 // N floats in the compiler's own vector type: SSE2, AVX2, AVX-512 or NEON, as the target says.
 template <int N>
 struct Lanes {
@@ -9,43 +13,43 @@ struct Lanes {
   static constexpr int kLanes = N;
   Vector v;
 
-  static Lanes load(const float* p) {
+  STEPFUSE_INLINED static Lanes load(const float* p) {
     Lanes a;
     std::memcpy(&a.v, p, sizeof a.v);
     return a;
   }
-  static void store(float* p, Lanes a) { std::memcpy(p, &a.v, sizeof a.v); }
+  STEPFUSE_INLINED static void store(float* p, Lanes a) { std::memcpy(p, &a.v, sizeof a.v); }
   template <class T>
-  static Lanes load(const T* p) {
+  STEPFUSE_INLINED static Lanes load(const T* p) {
     float wide[N];
     for (int k = 0; k < N; ++k) wide[k] = widen(p[k]);
     return load(wide);
   }
   template <class T>
-  static void store(T* p, Lanes a) {
+  STEPFUSE_INLINED static void store(T* p, Lanes a) {
     float wide[N];
     store(wide, a);
     for (int k = 0; k < N; ++k) p[k] = narrow<T>(wide[k]);
   }
-  static Lanes fill(float value) { return {Vector{} + value}; }
-  friend bool any_nan(Lanes a) {  // by value: an accumulator whose address is taken would live in memory
+  STEPFUSE_INLINED static Lanes fill(float value) { return {Vector{} + value}; }
+  STEPFUSE_INLINED friend bool any_nan(Lanes a) {  // by value: an accumulator with an address would live in memory
     float lanes[N];
     store(lanes, a);
     bool nan = false;
     for (int k = 0; k < N; ++k) nan |= lanes[k] != lanes[k];
     return nan;
   }
-  friend Lanes operator+(Lanes a, Lanes b) { return {a.v + b.v}; }
-  friend Lanes operator-(Lanes a, Lanes b) { return {a.v - b.v}; }
-  friend Lanes operator*(Lanes a, Lanes b) { return {a.v * b.v}; }
+  STEPFUSE_INLINED friend Lanes operator+(Lanes a, Lanes b) { return {a.v + b.v}; }
+  STEPFUSE_INLINED friend Lanes operator-(Lanes a, Lanes b) { return {a.v - b.v}; }
+  STEPFUSE_INLINED friend Lanes operator*(Lanes a, Lanes b) { return {a.v * b.v}; }
   // Comparisons with a NaN are false, so both hand a NaN in `value` through instead of replacing it by the bound.
-  friend Lanes at_least(Lanes value, Lanes bound) { return {value.v < bound.v ? bound.v : value.v}; }
-  friend Lanes at_most(Lanes value, Lanes bound) { return {value.v > bound.v ? bound.v : value.v}; }
+  STEPFUSE_INLINED friend Lanes at_least(Lanes value, Lanes bound) { return {value.v < bound.v ? bound.v : value.v}; }
+  STEPFUSE_INLINED friend Lanes at_most(Lanes value, Lanes bound) { return {value.v > bound.v ? bound.v : value.v}; }
 };
 
 template <class V>
 struct Coefficients {
-  explicit Coefficients(const StepRow& r, float next_scale)
+  STEPFUSE_INLINED explicit Coefficients(const StepRow& r, float next_scale)
       : g(V::fill(r.g)),
         p_x(V::fill(r.p_x)),
         p_e(V::fill(r.p_e)),
@@ -64,31 +68,70 @@ struct Coefficients {
   V g, p_x, p_e, lo, hi, q_x, q_d, q_e, q_h, q_z, u_x, u_d, u_e, u_h, s;
 };
 
+// Of the second line; of one that is not there all are 0.
+template <class V>
+struct SecondCoefficients {
+  STEPFUSE_INLINED explicit SecondCoefficients(const SecondLine& r)
+      : q_u(V::fill(r.q_u)),
+        q_h2(V::fill(r.q_h2)),
+        q_h3(V::fill(r.q_h3)),
+        u_u(V::fill(r.u_u)),
+        u_z(V::fill(r.u_z)),
+        u_h2(V::fill(r.u_h2)),
+        u_h3(V::fill(r.u_h3)),
+        v_x(V::fill(r.v_x)),
+        v_d(V::fill(r.v_d)),
+        v_e(V::fill(r.v_e)),
+        v_h(V::fill(r.v_h)),
+        v_h2(V::fill(r.v_h2)),
+        w_h(V::fill(r.w_h)),
+        w_h2(V::fill(r.w_h2)),
+        w_h3(V::fill(r.w_h3)) {}
+  V q_u, q_h2, q_h3, u_u, u_z, u_h2, u_h3, v_x, v_d, v_e, v_h, v_h2, w_h, w_h2, w_h3;
+};
+
+enum class Lines { One, OneWithHistory, Two };
+
 // Elements from `begin` on in whole vectors; returns where they end. The two `bad` gather 0 * e and 0 * x': zero as
 // long as everything is finite.
-template <class V, class T, bool kGuided, bool kHistory, bool kNoise>
+template <class V, class T, bool kGuided, Lines kLines, bool kNoise>
 std::int64_t run_lanes(const StepRow& row, const StepSpan<T>& span, std::int64_t begin, bool& finite) {
   const StepSpan<T> a = span;  // a copy, in registers: for all the compiler knows, a store may change the caller's
+  const SecondLine second = kLines == Lines::Two ? *a.second : SecondLine{};
   const Coefficients<V> c(row, a.next_scale);
+  const SecondCoefficients<V> m(second);
   const V zero = V::fill(0.0f);
-  const bool reads_history = row.reads_history();  // if not, h may hold anything, NaN included
+  // Registers that are not read may hold anything, NaN included.
+  const bool reads_history = row.reads_history() || second.reads_history();
+  const bool reads_second = second.reads_second(), reads_third = second.reads_third();
   V bad_e = zero, bad_next = zero;
   std::int64_t i = begin;
   for (; i + V::kLanes <= a.n; i += V::kLanes) {
     const V x = V::load(a.x + i);
-    V e = V::load(a.eps + i);
+    V e = V::load(a.eps + i), e_u = e;
     if constexpr (kGuided) {
-      const V e_u = V::load(a.eps_uncond + i);
+      e_u = V::load(a.eps_uncond + i);
       e = e_u + c.g * (e - e_u);
     }
     const V d = at_most(at_least(c.p_x * x + c.p_e * e, c.lo), c.hi);
     V next = c.q_x * x + c.q_d * d + c.q_e * e;
-    if constexpr (kHistory) {
+    V z = zero;
+    if constexpr (kNoise) z = V::load(a.z + i);
+    if constexpr (kLines != Lines::One) {
       const V h = reads_history ? V::load(a.h + i) : zero;
       next = next + c.q_h * h;
-      V::store(a.h + i, c.u_x * x + c.u_d * d + c.u_e * e + c.u_h * h);
+      V kept = c.u_x * x + c.u_d * d + c.u_e * e + c.u_h * h;
+      if constexpr (kLines == Lines::Two) {
+        const V h2 = reads_second ? V::load(a.h2 + i) : zero, h3 = reads_third ? V::load(a.h3 + i) : zero;
+        next = next + m.q_u * e_u + m.q_h2 * h2 + m.q_h3 * h3;
+        kept = kept + m.u_u * e_u + m.u_h2 * h2 + m.u_h3 * h3;
+        if constexpr (kNoise) kept = kept + m.u_z * z;
+        if (a.h2) V::store(a.h2 + i, m.v_x * x + m.v_d * d + m.v_e * e + m.v_h * h + m.v_h2 * h2);
+        if (a.h3) V::store(a.h3 + i, m.w_h * h + m.w_h2 * h2 + m.w_h3 * h3);
+      }
+      if (kLines == Lines::OneWithHistory || a.h) V::store(a.h + i, kept);
     }
-    if constexpr (kNoise) next = next + c.q_z * V::load(a.z + i);
+    if constexpr (kNoise) next = next + c.q_z * z;
     bad_e = bad_e + zero * e;
     bad_next = bad_next + zero * next;
     V::store(a.out + i, next);
@@ -100,22 +143,26 @@ std::int64_t run_lanes(const StepRow& row, const StepSpan<T>& span, std::int64_t
   return i;
 }
 
-template <class T, bool kGuided, bool kHistory, bool kNoise>
+template <class T, bool kGuided, Lines kLines, bool kNoise>
 bool run(const StepRow& row, const StepSpan<T>& a) {
   bool finite = true;
-  const std::int64_t done = run_lanes<Lanes<kLanes>, T, kGuided, kHistory, kNoise>(row, a, 0, finite);
-  run_lanes<Lanes<1>, T, kGuided, kHistory, kNoise>(row, a, done, finite);
+  const std::int64_t done = run_lanes<Lanes<kLanes>, T, kGuided, kLines, kNoise>(row, a, 0, finite);
+  run_lanes<Lanes<1>, T, kGuided, kLines, kNoise>(row, a, done, finite);
   return finite;
+}
+
+template <class T, Lines kLines>
+bool run_lines(const StepRow& row, const StepSpan<T>& a) {
+  using Run = bool (*)(const StepRow&, const StepSpan<T>&);
+  static constexpr Run kRuns[4] = {run<T, false, kLines, false>, run<T, false, kLines, true>,
+                                   run<T, true, kLines, false>, run<T, true, kLines, true>};
+  return kRuns[(a.eps_uncond ? 2 : 0) + (a.z ? 1 : 0)](row, a);
 }
 
 template <class T>
 bool dispatch(const StepRow& row, const StepSpan<T>& a) {
-  using Run = bool (*)(const StepRow&, const StepSpan<T>&);
-  static constexpr Run kRuns[8] = {
-      run<T, false, false, false>, run<T, false, false, true>, run<T, false, true, false>, run<T, false, true, true>,
-      run<T, true, false, false>,  run<T, true, false, true>,  run<T, true, true, false>,  run<T, true, true, true>,
-  };
-  return kRuns[(a.eps_uncond ? 4 : 0) + (a.h ? 2 : 0) + (a.z ? 1 : 0)](row, a);
+  if (a.second) return run_lines<T, Lines::Two>(row, a);
+  return a.h ? run_lines<T, Lines::OneWithHistory>(row, a) : run_lines<T, Lines::One>(row, a);
 }
 
 // ln u for u in (0, 1), to about one unit in the last place: u = 2^k m with m in [sqrt(1/2), sqrt(2)), then the series

@@ -1,7 +1,8 @@
 // One step of one sampler as one cache line: sixteen float32 columns, the contract between host tables and every
-// kernel.
+// kernel. A sampler that needs more memory than one register has a second line a step.
 #pragma once
 
+#include <cstddef>
 #include <cstring>
 
 namespace stepfuse {
@@ -23,15 +24,46 @@ struct alignas(64) StepRow {
   bool keeps_history() const { return u_x != 0.0f || u_d != 0.0f || u_e != 0.0f || u_h != 0.0f; }
 };
 
-constexpr int kStepColumns = 16;
+//   x'  = ... + q_u e_u + q_h2 h2 + q_h3 h3                   the unconditional prediction, and two registers more
+//   h'  = ... + u_u e_u + u_h2 h2 + u_h3 h3 + u_z z           all from what was there before the step
+//   h2' = v_x x + v_d d + v_e e + v_h h + v_h2 h2
+//   h3' = w_h h + w_h2 h2 + w_h3 h3
+struct alignas(64) SecondLine {
+  float q_u, q_h2, q_h3;           // line 2; where one pass is computed e_u is its prediction
+  float u_u, u_z, u_h2, u_h3;      // history
+  float v_x, v_d, v_e, v_h, v_h2;  // the second register
+  float w_h, w_h2, w_h3;           // the third
+  float spare;                     // 0
 
-// A row from sixteen floats of any alignment.
-inline StepRow row_from(const float* columns) {
-  StepRow row;
-  std::memcpy(&row, columns, sizeof row);
-  return row;
+  bool adds_noise() const { return u_z != 0.0f; }
+  bool reads_history() const { return v_h != 0.0f || w_h != 0.0f; }
+  bool keeps_history() const { return u_u != 0.0f || u_z != 0.0f || u_h2 != 0.0f || u_h3 != 0.0f; }
+  bool reads_second() const { return q_h2 != 0.0f || u_h2 != 0.0f || v_h2 != 0.0f || w_h2 != 0.0f; }
+  bool keeps_second() const { return v_x != 0.0f || v_d != 0.0f || v_e != 0.0f || v_h != 0.0f || v_h2 != 0.0f; }
+  bool reads_third() const { return q_h3 != 0.0f || u_h3 != 0.0f || w_h3 != 0.0f; }
+  bool keeps_third() const { return w_h != 0.0f || w_h2 != 0.0f || w_h3 != 0.0f; }
+};
+
+constexpr int kLineColumns = 16;
+
+// A line from sixteen floats of any alignment.
+template <class Line>
+Line line_from(const float* columns) {
+  Line line;
+  std::memcpy(&line, columns, sizeof line);
+  return line;
 }
 
-static_assert(sizeof(StepRow) == 64 && sizeof(StepRow) == kStepColumns * sizeof(float), "a step is one cache line");
+// History registers that a step reads or keeps: the first so many.
+inline int registers_of(const StepRow& row, const SecondLine* second) {
+  if (second && (second->reads_third() || second->keeps_third())) return 3;
+  if (second && (second->reads_second() || second->keeps_second())) return 2;
+  const bool first = row.reads_history() || row.keeps_history();
+  return first || (second && (second->reads_history() || second->keeps_history())) ? 1 : 0;
+}
+
+constexpr std::size_t kLineBytes = kLineColumns * sizeof(float);
+static_assert(sizeof(StepRow) == 64 && sizeof(StepRow) == kLineBytes, "a step is one cache line");
+static_assert(sizeof(SecondLine) == 64 && sizeof(SecondLine) == kLineBytes, "or two");
 
 }  // namespace stepfuse

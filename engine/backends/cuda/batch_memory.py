@@ -75,6 +75,8 @@ class BatchMemory:
             self._slots.reserve_sums(program.sums_bytes(self._network.max_rows, self._elements))
         if needs.keep:
             self._slots.reserve_known()
+        if needs.second:
+            self._slots.reserve_registers(3)
         addresses = self._network.addresses
         return self._slots.arguments(
             sample=addresses["sample"],

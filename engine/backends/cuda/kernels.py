@@ -15,7 +15,7 @@ from stepfuse._core import cuda
 from stepfuse.backends.cuda.network import CapturedNetwork
 from stepfuse.backends.cuda.tuning import step_seconds
 from stepfuse.errors import KernelError
-from stepfuse.kernels.configs import layout_for, layouts_for
+from stepfuse.kernels.configs import layout_for, layouts_for, second_layout_for
 
 FORMAT_VERSION = 1
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -82,20 +82,22 @@ class StepKernels:
         """The kernels for a network, from a folder of cubins or compiled."""
         return cls(network.context, network.storage, None if cubins is None else Path(cubins))
 
-    def get(self, slots: int, n: int, *, noise: bool) -> cuda.StepKernel:
-        """The step over ``slots`` samples of ``n`` elements.
+    def get(self, slots: int, n: int, *, noise: bool, second: bool = False) -> cuda.StepKernel:
+        """The step over ``slots`` samples of ``n`` elements; ``second``: for rows with a second line, noise or not.
 
         Raises:
             KernelError: If there is none for this GPU.
             CudaError: If the driver does not take it.
         """
+        if second:
+            return self.named(self._name(second_layout_for(n), "second"))
         layout = layout_for(slots, n)
         if self._tune and len(layouts_for(n)) > 1:
             measured = 1 << (slots.bit_length() - 1), n, noise
             if measured not in self._fastest:
                 self._fastest[measured] = self._measure(*measured)
             layout = self._fastest[measured] or layout
-        return self.named(self._name(layout, noise))
+        return self.named(self._name(layout, _kind(noise)))
 
     def named(self, name: str) -> cuda.StepKernel:
         """A kernel by the whole name of its variant, such as ``rescaled_rows``.
@@ -122,12 +124,12 @@ class StepKernels:
                 return cubin
             raise
 
-    def _name(self, layout: str, noise: bool) -> str:
-        return f"fused_step.float32.{self._storage}.{'noise' if noise else 'plain'}.{layout}"
+    def _name(self, layout: str, kind: str) -> str:
+        return f"fused_step.float32.{self._storage}.{kind}.{layout}"
 
     def _measure(self, slots: int, n: int, noise: bool) -> str | None:
         """The fastest layout; None if it could not be measured."""
-        kernels = {layout: self.named(self._name(layout, noise)) for layout in layouts_for(n)}
+        kernels = {layout: self.named(self._name(layout, _kind(noise))) for layout in layouts_for(n)}
         what = f"a step over {slots} samples of {n} elements, {'with' if noise else 'without'} noise"
         try:
             found = step_seconds(list(kernels.values()), self._context, slots, n, _BYTES[self._storage], noise=noise)
@@ -141,6 +143,10 @@ class StepKernels:
         times = ", ".join(f"{layout} {1e6 * one:.2f} us" for layout, one in seconds.items())
         logger.debug("%s: %s of %s", what, chosen, times)
         return chosen
+
+
+def _kind(noise: bool) -> str:
+    return "noise" if noise else "plain"
 
 
 def packed(folder: Path, name: str, cc: int) -> Cubin:

@@ -10,8 +10,8 @@ from stepfuse._core import cuda
 class Kernels(Protocol):
     """Where kernels are from, such as ``StepKernels``."""
 
-    def get(self, slots: int, n: int, *, noise: bool) -> cuda.StepKernel:
-        """The fused step over ``slots`` samples of ``n`` elements."""
+    def get(self, slots: int, n: int, *, noise: bool, second: bool = False) -> cuda.StepKernel:
+        """The fused step over ``slots`` samples of ``n`` elements; ``second``: for rows with a second line."""
 
     def named(self, name: str) -> cuda.StepKernel:
         """A variant by its whole name."""
@@ -33,6 +33,7 @@ def loop_program(kernels: Kernels, storage: str, n: int, slots: int) -> cuda.Ste
     return cuda.StepProgram(
         {count: kernels.get(count, n, noise=False) for count in counts},
         {count: kernels.get(count, n, noise=True) for count in counts},
+        second={slots: kernels.get(slots, n, noise=True, second=True)},
         **adapting_kernels(kernels, storage, n, cuda.StepNeeds(rescale=True, threshold=True, keep=True)),
     )
 
@@ -50,9 +51,13 @@ def batch_program(kernels: Kernels, storage: str, n: int, slots: int, needs: cud
     Raises:
         KernelError: If one is missing.
     """
-    step = {slots: kernels.get(slots, n, noise=needs.noise)}
-    adapting = adapting_kernels(kernels, storage, n, needs)
-    return cuda.StepProgram({} if needs.noise else step, step if needs.noise else {}, **adapting)
+    step = {slots: kernels.get(slots, n, noise=needs.noise, second=needs.second)}
+    return cuda.StepProgram(
+        {} if needs.noise or needs.second else step,
+        step if needs.noise and not needs.second else {},
+        second=step if needs.second else {},
+        **adapting_kernels(kernels, storage, n, needs),
+    )
 
 
 def adapting_kernels(kernels: Kernels, storage: str, n: int, needs: cuda.StepNeeds) -> dict[str, cuda.StepKernel]:

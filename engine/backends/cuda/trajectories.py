@@ -290,7 +290,7 @@ class Trajectories(Generic[Samples]):
         if self._form == cuda.Form.While:
             room = max(_SMALLEST_LOOP, 1 << (frames.steps - 1).bit_length())
             forward_rows = [max(forward_rows)] * room
-        plan = cuda.plan_trajectory(self._form, frames.slots, forward_rows, self.rows)
+        plan = cuda.plan_trajectory(self._form, frames.slots, forward_rows, self.rows, frames.needs.second)
         key = frames.slots, tuple(plan.forward_rows), frames.needs
         if key in self._built:
             self._built.move_to_end(key)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import stepfuse as sf
-from stepfuse.samplers.table import COLUMNS, StepTable
+from stepfuse.samplers.table import COLUMNS, SECOND_LINE, StepTable
 
 LINEAR = sf.NoiseSchedule.linear()
 TABLE = sf.samplers.ddim(LINEAR, 4, eta=0.5, clip=1.0)
@@ -43,6 +43,33 @@ def test_indexing_gives_columns_rows_and_shorter_tables():
         TABLE[4]
 
 
+def test_a_second_line_is_there_if_a_column_of_it_is_named():
+    table = StepTable.from_columns({"t": [2, 1], "q_x": 0.5, "q_h2": [0.0, 0.25], "v_e": 1.0})
+    assert table.rows.shape == (2, 32)
+    assert table.columns == COLUMNS + SECOND_LINE
+    np.testing.assert_array_equal(table["q_h2"], [0.0, 0.25])
+    np.testing.assert_array_equal(table[1:].rows, table.rows[1:])
+    assert "q_h2" in str(table)
+    assert "q_h2" not in str(TABLE)
+    np.testing.assert_array_equal(TABLE["q_h2"], np.zeros(4))
+
+
+@pytest.mark.parametrize(
+    ("columns", "registers"),
+    [({"q_z": 1}, 0), ({"u_d": 1}, 1), ({"u_u": 1, "g": 0}, 1), ({"u_z": 1}, 1), ({"v_d": 1}, 2), ({"w_h2": 1}, 3)],
+)
+def test_registers_are_as_many_as_the_steps_use(columns, registers):
+    table = StepTable.from_columns({"t": [2, 1], **columns})
+    assert (table.registers, table.uses_history) == (registers, registers > 0)
+    assert table.uses_noise == ("q_z" in columns or "u_z" in columns)
+
+
+def test_a_second_line_of_zeros_is_none():
+    wide = StepTable(np.pad(TABLE.rows, ((0, 0), (0, 16))))
+    assert (wide, hash(wide)) == (TABLE, hash(TABLE))
+    assert StepTable.from_columns({"t": [1], "q_h2": 1.0}) != StepTable.from_columns({"t": [1]})
+
+
 def test_rows_cannot_be_changed_from_either_side():
     rows = TABLE.rows.copy()
     table = StepTable(rows)
@@ -68,8 +95,9 @@ def test_equality_is_of_what_is_computed():
         sf.samplers.heun(LINEAR, 3, guidance_scale=2.0),
         sf.samplers.euler(sf.NoiseSchedule.flow(3.0), 5),
         table_with(max_timestep=None),
+        StepTable.from_columns({"t": [2, 1], "q_x": 1.0, "u_z": [0.5, 0.0], "w_h3": 1.0}),
     ],
-    ids=["ddim", "init-scale", "flow", "custom"],
+    ids=["ddim", "init-scale", "flow", "custom", "second-line"],
 )
 def test_load_gives_what_save_wrote(table, tmp_path):
     table.save(tmp_path / "table.npz")
@@ -144,6 +172,9 @@ def test_alpha_0_with_epsilon_says_which_row_and_what_to_do():
     [
         pytest.param({"t": [1], "sigma": [1]}, "columns must be among t, .*, got sigma$", id="unknown"),
         pytest.param({"t": [2, 1], "q_x": [1, 2, 3]}, "shape", id="lengths"),
+        pytest.param({"t": [2, 1], "v_h2": NAN}, r"row 0 \(t = 2\): v_h2 must be finite, got nan", id="second-nan"),
+        pytest.param({"t": [1], "spare": 1.0}, r"spare must be 0, got 1", id="spare"),
+        pytest.param({"t": [1], "q_u": 1.0}, r"g must not be 1 where q_u or u_u is not 0, got 1", id="no-uncond"),
         pytest.param({"t": [1], "q_x": [1e39]}, r"row 0 \(t = 1\): q_x must be finite, got inf$", id="beyond-float32"),
     ],
 )
@@ -153,8 +184,8 @@ def test_from_columns_refuses(columns, message):
 
 
 @pytest.mark.parametrize("shape", [(16,), (3, 15), (1, 1, 16)], ids=str)
-def test_rows_must_have_sixteen_columns(shape):
-    with pytest.raises(ValueError, match=r"must have shape \(S, 16\), got"):
+def test_rows_must_have_the_columns_of_one_line_or_two(shape):
+    with pytest.raises(ValueError, match=r"must have shape \(S, 16\) or \(S, 32\), got"):
         StepTable(np.zeros(shape))
 
 
