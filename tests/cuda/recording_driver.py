@@ -430,11 +430,8 @@ class KernelsOnHost:
         self.module = host.module(context)
         self._kernels = host.kernels(self.module)
 
-    def __getitem__(self, noise):
-        return self._kernels["fused_step_kernel" if noise else "plain_step_kernel"]
-
-    def get(self, slots, n, *, noise):
-        return self[noise]
+    def get(self, slots, n, *, noise, second=False):
+        return self._kernels[f"{'second' if second else 'fused' if noise else 'plain'}_step_kernel"]
 
     def named(self, name):
         return self._kernels[f"{name.split('.')[0]}_kernel"]

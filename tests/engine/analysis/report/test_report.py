@@ -354,7 +354,7 @@ def test_the_command_line_draws_a_report_again(bundle, tmp_path):
     assert result.output.splitlines() == ["reproducibility", f"1 picture; written to {tmp_path / 'report.md'}"]
     assert (tmp_path / "reproducibility.png").read_bytes() == drawn
     result = run(bundle, "--redraw", tmp_path, "--seed", 0)
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "--redraw measures nothing and goes with --only alone, got model, seed" in result.output
 
 

@@ -56,9 +56,9 @@ class HostNetwork(DriverNetwork):
         at = [self.addresses[name] for name in ("sample", "timestep", "prediction")]
         self._kernel.launch(self.stream, rows, forward_arguments(rows, support.ELEMENTS, *at))
 
-    def get(self, slots, n, *, noise):
+    def get(self, slots, n, **kind):
         """As of StepKernels."""
-        return self._steps[noise]
+        return self._steps.get(slots, n, **kind)
 
     def named(self, name):
         return self._steps.named(name)

@@ -115,8 +115,8 @@ class Gpu:
                 assert (network.storage, cubins) == ("float32", None)
                 return cls()
 
-            def get(self, slots, n, *, noise):
-                return steps[noise]
+            def get(self, slots, n, **kind):
+                return steps.get(slots, n, **kind)
 
         def session(model, options=None, providers=None, **others):
             if providers == [CPU]:

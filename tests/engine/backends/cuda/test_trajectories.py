@@ -74,9 +74,9 @@ class HostNetwork:
             self.forward(rows)
             self.graphs[rows] = capture.end()
 
-    def get(self, slots, n, *, noise):
+    def get(self, slots, n, **kind):
         """As of StepKernels."""
-        return self._steps[noise]
+        return self._steps.get(slots, n, **kind)
 
     def named(self, name):
         """As of StepKernels."""
