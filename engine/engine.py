@@ -89,7 +89,7 @@ class Engine:
         deterministic: bool | None = None,
         serving: Serving | None = None,
         threads: int = 0,
-        spinning: bool = True,
+        spinning: bool | None = None,
         verify: bool = True,
         session: Any = None,
     ) -> Engine:
@@ -106,8 +106,11 @@ class Engine:
                 library computes each number of rows in its own way.
             serving: More of how requests share the engine; ``max_rows`` and ``deterministic`` change what it says.
             threads: ONNX Runtime's threads inside an operator on the CPU, at most four a processor or 64; 0 is its own
-                choice, a thread a core, or one for each processor that the process is held to.
-            spinning: Whether its idle threads wait actively: lowest latency, but a busy core.
+                choice, a thread a core, or one for each processor that the process may use, if it is held to some of
+                them or its control group has a quota.
+            spinning: How these threads wait for each other: None is actively for a moment and then asleep, which is
+                near the best whatever else the machine does; True is actively for longer, which can be faster on a
+                machine of its own; False is asleep at once.
             verify: Whether checksums are compared; False trusts the files' sizes, which spares reading huge ones twice.
             session: The network in ONNX Runtime on the CPU, of ``stepfuse.backends.host.onnxruntime.open_session``, for
                 engines of several shapes to share one; ``threads`` and ``spinning`` are then its own. None opens one.
@@ -122,7 +125,7 @@ class Engine:
             DenoiserError: If the library that is to run the network on the GPU cannot.
         """
         gpu = device_of(device)
-        only_on_host = {"threads": threads != 0, "spinning": not spinning, "session": session is not None}
+        only_on_host = {"threads": threads != 0, "spinning": spinning is not None, "session": session is not None}
         _refuse_unused(only_on_host if gpu else {}, f"an engine on {device!r}")
         of_session = {name: only_on_host[name] for name in ("threads", "spinning")}
         _refuse_unused(of_session if session is not None else {}, "a session of its own")

@@ -22,7 +22,13 @@ NewBundle = Annotated[
     str, typer.Option("--output", "-o", metavar="FOLDER", help="The bundle to write.", rich_help_panel=OUTPUT)
 ]
 Threads = Annotated[
-    int, typer.Option(metavar="N", help="Threads of the network; 0 is one a core.", min=0, rich_help_panel=MACHINE)
+    int,
+    typer.Option(
+        metavar="N",
+        help="Threads of the network; 0 is one a core that the process may use.",
+        min=0,
+        rich_help_panel=MACHINE,
+    ),
 ]
 
 
@@ -97,6 +103,14 @@ class Machine:
         str, typer.Option(metavar="TEXT", help="cpu, cuda, or cuda:N for one of several GPUs.", rich_help_panel=MACHINE)
     ] = "cpu"
     threads: Threads = 0
+    spinning: Annotated[
+        bool | None,
+        typer.Option(
+            "--spinning/--no-spinning",
+            help="Whether threads wait actively for each other; a moment if left out.",
+            rich_help_panel=MACHINE,
+        ),
+    ] = None
     max_rows: Annotated[
         int | None,
         typer.Option(

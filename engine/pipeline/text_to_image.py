@@ -61,7 +61,7 @@ class TextToImage:
         bundle: Bundle,
         *,
         threads: int = 0,
-        spinning: bool = True,
+        spinning: bool | None = None,
         serving: Serving | None = None,
         tile: Tile = "auto",
     ) -> None:
@@ -100,7 +100,7 @@ class TextToImage:
         device: str | Cuda = "cpu",
         max_rows: int | None = None,
         threads: int = 0,
-        spinning: bool = True,
+        spinning: bool | None = None,
         serving: Serving | None = None,
         verify: bool = True,
         tile: Tile = "auto",
@@ -112,8 +112,8 @@ class TextToImage:
             device: ``cpu``, the only one for now; ``Engine.load`` runs the denoiser by itself on a GPU.
             max_rows: Most rows of one forward of the denoiser; a guided picture takes two. By default as many as hold
                 1024 x 1024 pixels, from 2 to 64. Rows beyond that wait for later forwards.
-            threads: ONNX Runtime's threads inside an operator; 0 is a thread a core.
-            spinning: Whether the denoiser's idle threads wait actively: lowest latency, but a busy core.
+            threads: ONNX Runtime's threads inside an operator, as in ``Engine.load``.
+            spinning: How the denoiser's threads wait for each other, likewise.
             serving: How calls share the denoiser, as in ``Engine.load``; ``max_rows`` changes what it says.
             verify: Whether checksums are compared; False trusts the files' sizes.
             tile: Side in pixels of the tiles that a large picture is decoded in: ``auto``, a number, or None for never;

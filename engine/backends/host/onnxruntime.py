@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from stepfuse.backends.host.base import HostBackend, checked_threads
+from stepfuse.backends.host.processors import processors
 from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.bundle.onnx_file import OnnxFile
 from stepfuse.errors import BundleError, DenoiserError
@@ -28,38 +29,51 @@ except ImportError as error:  # installed without its dependencies, or both of i
 SAMPLE, TIMESTEP, PREDICTION = "sample", "timestep", "prediction"
 CPU = "CPUExecutionProvider"
 
+#: Microseconds that threads wait actively by default: enough for the end of an operator on idle processors, and little
+#: where others use them (benchmarks/threads.py).
+SPIN_US = 10
+
+_TAKES_DURATIONS = (1, 26)  # releases before know none
+_RELEASE = tuple(int(number) for number in ort.__version__.split(".")[:2])
+
 #: Seconds of a forward from which it can be given up: what that takes costs ONNX Runtime 40 us a run (1.32).
 _LONG = 2e-3
 
 
-def open_session(model: Path | OnnxFile, *, threads: int = 0, spinning: bool = True) -> ort.InferenceSession:
+def open_session(model: Path | OnnxFile, *, threads: int = 0, spinning: bool | None = None) -> ort.InferenceSession:
     """An ONNX file in a session on the CPU.
 
     Args:
         model: The ONNX file, with external data beside or below it; ``Bundle.networks`` has it as it was checked.
         threads: Threads inside an operator; 0 is ONNX Runtime's own choice, a thread a core, or one for each processor
-            that the process is held to, if these are fewer than the machine has.
-        spinning: Whether idle threads wait actively: the lowest latency, at the price of a busy core.
+            that the process may use (``processors``), if these are fewer than the machine has.
+        spinning: How a thread waits for the others' part of an operator. None is a short while actively and then
+            asleep; True longer actively, as ONNX Runtime would; False asleep at once.
 
     Raises:
         BundleError: If the file is no ONNX model, or names a file elsewhere.
         ValueError: If ``threads`` is negative, or more than four a processor and more than 64.
         TypeError: If it is not a whole number.
     """
-    options = session_options({"session.intra_op.allow_spinning": "1" if spinning else "0"})
+    options = session_options(_waiting(spinning))
     options.intra_op_num_threads = checked_threads(threads) or _held_to()
     options.inter_op_num_threads = 1
     return session_of(model, options, [CPU])
 
 
-def _held_to() -> int:
-    """Processors that the process is held to (taskset, cpusets); 0 if that is all of them.
+def _waiting(spinning: bool | None) -> dict[str, str]:
+    """Configuration of how threads wait."""
+    if spinning is None and _RELEASE >= _TAKES_DURATIONS:
+        return {"session.intra_op.allow_spinning": "1", "session.intra_op.spin_duration_us": str(SPIN_US)}
+    return {"session.intra_op.allow_spinning": "1" if spinning else "0"}
 
-    ONNX Runtime counts the machine's: its threads, which wait actively, would take turns on fewer.
+
+def _held_to() -> int:
+    """Processors that the process may use; 0 if that is all of them.
+
+    ONNX Runtime counts the machine's: its threads would take turns on fewer.
     """
-    if not hasattr(os, "sched_getaffinity"):
-        return 0
-    allowed = len(os.sched_getaffinity(0))
+    allowed = processors()
     return 0 if allowed == os.cpu_count() else allowed
 
 

@@ -10,6 +10,7 @@ import pytest
 import support
 
 import stepfuse as sf
+from stepfuse.backends.host import onnxruntime as backend
 
 
 def test_the_engine_gives_what_the_session_itself_gives(tmp_path):
@@ -116,3 +117,14 @@ print(session.get_session_options().intra_op_num_threads)
     model = sf.Bundle.load("fashion").denoiser
     done = subprocess.run([sys.executable, "-c", code, str(model)], check=True, capture_output=True, text=True)
     assert int(done.stdout) == (0 if os.cpu_count() == 1 else 1)
+
+
+@pytest.mark.parametrize(
+    ("spinning", "allowed", "microseconds"),
+    [(None, "1", "10"), (True, "1", None), (False, "0", None)],
+)
+def test_threads_wait_actively_for_a_moment_unless_said_otherwise(monkeypatch, spinning, allowed, microseconds):
+    duration = {} if microseconds is None else {"session.intra_op.spin_duration_us": microseconds}
+    assert backend._waiting(spinning) == {"session.intra_op.allow_spinning": allowed, **duration}
+    monkeypatch.setattr(backend, "_RELEASE", (1, 25))  # which does not know the duration
+    assert backend._waiting(spinning) == {"session.intra_op.allow_spinning": "1" if spinning else "0"}
