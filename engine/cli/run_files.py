@@ -13,7 +13,7 @@ from stepfuse.cli.file_names import check_pattern, file_name, is_pattern
 from stepfuse.cli.options import OUTPUT, Force
 from stepfuse.cli.target import STDOUT, Target, prepare_all, target_of
 
-SUFFIXES = (".png", ".npy")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".npy")
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Writing:
         ),
     ] = False
     format: Annotated[
-        str | None, typer.Option(metavar="NAME", help="png or npy, with --output -.", rich_help_panel=OUTPUT)
+        str | None, typer.Option(metavar="NAME", help="png, jpg, webp or npy, with --output -.", rich_help_panel=OUTPUT)
     ] = None
 
 

@@ -88,7 +88,8 @@ def sample(
             "--output",
             "-o",
             metavar="FILE",
-            help="A .png: a grid, or with prompts a picture, NAME-SEED.png of several. A .npy: the raw samples."
+            help="A .png, .jpg or .webp: a grid, or with prompts a picture, NAME-SEED.png of several. A .npy: the raw"
+            " samples."
             " A pattern such as 'out/{index:04}-{seed}-{prompt}.png', also with {cond} and {model}: a file each."
             " -: standard output.",
             rich_help_panel=OUTPUT,

@@ -194,9 +194,23 @@ def test_a_model_with_two_inputs_is_sampled_without_conditioning_or_not_at_all()
 
 
 def test_other_formats_are_refused(bundle, tmp_path):
-    result = run("sample", bundle.path, "-o", tmp_path / "picture.jpg")
+    result = run("sample", bundle.path, "-o", tmp_path / "picture.gif")
     assert result.exit_code == 2
-    assert "--output must end in .png or .npy, got 'picture.jpg'" in result.output
+    assert "--output must end in .png, .jpg, .jpeg, .webp or .npy, got 'picture.gif'" in result.output
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".jpeg", ".webp"])
+def test_pictures_of_other_formats_say_how_they_were_drawn(bundle, tmp_path, suffix):
+    for output, files in (("all", ["all"]), ("{index}", ["0", "1"])):
+        result = run("sample", bundle.path, "-n", 2, "--steps", 2, "-o", tmp_path / f"{output}{suffix}")
+        assert result.exit_code == 0, result.output
+        for name in files:
+            shown = run("info", tmp_path / f"{name}{suffix}")
+            assert shown.exit_code == 0, shown.output
+            assert "2 steps" in shown.output
+    again = run("sample", "--like", tmp_path / f"1{suffix}", bundle.path, "-o", tmp_path / f"again{suffix}")
+    assert again.exit_code == 0, again.output
+    assert (tmp_path / f"again{suffix}").read_bytes() == (tmp_path / f"1{suffix}").read_bytes()
 
 
 def test_a_command_that_is_terminated_leaves_nothing_half_written(tmp_path, monkeypatch):

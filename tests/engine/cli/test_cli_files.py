@@ -96,7 +96,7 @@ def test_one_file_of_several_that_is_there_is_enough(bundle, pipeline, here, und
         ("a" * 256 + "/x.png", "File name too long"),
         ("new/" + "a" * 256 + "/x.png", "File name too long"),
         ("", "--output must name a file, got ''"),
-        ("picture", "--output must end in .png or .npy, got 'picture'"),
+        ("picture", "--output must end in .png, .jpg, .jpeg, .webp or .npy, got 'picture'"),
         ("x{sede}.png", "got {sede} (did you mean seed?)"),
         ("x{.png", "--output must close its braces, got 'x{.png'"),
         ("x{index:zz}.png", "--output must format {index} such as {index:04}"),
@@ -235,7 +235,7 @@ def test_standard_output_carries_the_samples_alone(bundle, here, format):
     ("arguments", "message"),
     [
         (["-o", "-", "--json"], "--json must be left out with --output -"),
-        (["-o", "-", "--format", "gif"], "--format must be png or npy, got 'gif'"),
+        (["-o", "-", "--format", "gif"], "--format must be png, jpg, jpeg, webp or npy, got 'gif'"),
         (["-o", "x.png", "--format", "png"], "--format is for --output - alone"),
         (["-o", "-", "--skip-existing"], "--skip-existing needs a file"),
         (["-o", "x.npy", "--columns", "3"], "--columns is for a grid"),

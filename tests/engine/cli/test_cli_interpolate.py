@@ -198,7 +198,7 @@ def test_a_walk_between_pictures_inverts_the_sampler_of_the_walk(bundle, tmp_pat
 
 def test_a_walk_names_its_class_and_the_null_class_is_none(bundle, tmp_path):
     path = tmp_path / "walk.png"
-    common = ["-n", 2, "--steps", 2, "-g", 3, "-o", path]
+    common = ["-n", 2, "--steps", 2, "-g", 3, "--force", "-o", path]
     for cond, name in (("1", "bag: ddim, 2 steps, guidance 3"), (support.NULL, "unconditional: ddim, 2 steps,")):
         result = run(bundle, "--cond", cond, *common)
         assert f"tiny {name}" in result.output
@@ -207,5 +207,5 @@ def test_a_walk_names_its_class_and_the_null_class_is_none(bundle, tmp_path):
         assert made.cond == (["bag", "bag"] if cond == "1" else None)
         assert made.walk == {"path": "slerp", "ends": "seed 0 to seed 1"}
     result = CliRunner().invoke(app, ["sample", str(bundle.path), "--like", str(path)])
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "was drawn by stepfuse interpolate, which --like does not have" in result.output

@@ -75,7 +75,7 @@ def test_large_pictures_are_tiled_and_small_ones_not(tmp_path, monkeypatch):
     shapes = []
     vae = Vae(bundle, threads=1)
     run = vae._decoder.run
-    monkeypatch.setattr(vae._decoder, "run", lambda feeds: shapes.append(feeds["latent"].shape) or run(feeds))
+    monkeypatch.setattr(vae._decoder, "run", lambda feeds, *rest: shapes.append(feeds["latent"].shape) or run(feeds))
     small, large = np.zeros((2, 4, 512, 512), np.float32), np.zeros((1, 4, 520, 512), np.float32)
     vae.decode(small)
     assert shapes == [(1, 4, 512, 512)] * 2  # 1024 x 1024 pixels, one picture at a time
