@@ -60,7 +60,9 @@ def main() -> None:
         executable = str(Path(sys.executable).with_name("stepfuse"))
         processes = {
             CLAIMED: Process([sys.executable, "-c", FIRST_IMAGE, options.bundle]),
-            "stepfuse sample": Process([executable, "sample", options.bundle, "--number", "1", "--output", picture]),
+            "stepfuse sample": Process(
+                [executable, "sample", options.bundle, "--number", "1", "--output", picture, "--force"]
+            ),
             PEER: Process([sys.executable, "-c", PEER_CODE]),
         }
         contenders = {name: Contender(process) for name, process in processes.items()}
