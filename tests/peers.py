@@ -23,9 +23,12 @@ SCHEDULERS = {
     "heun": "HeunDiscreteScheduler",
     "euler": "EulerDiscreteScheduler",
     "euler_ancestral": "EulerAncestralDiscreteScheduler",
+    "plms": "PNDMScheduler",
+    "unipc": "UniPCMultistepScheduler",
 }
 FLOW_SCHEDULERS = {"euler": "FlowMatchEulerDiscreteScheduler"}
-TOLERANCES = dict.fromkeys(SCHEDULERS, tolerances.ONE_STEP) | dict.fromkeys(["dpmpp_2m", "heun"], tolerances.MULTISTEP)
+_MULTISTEP = ["dpmpp_2m", "heun", "plms", "unipc"]
+TOLERANCES = dict.fromkeys(SCHEDULERS, tolerances.ONE_STEP) | dict.fromkeys(_MULTISTEP, tolerances.MULTISTEP)
 
 SCALED = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 SCHEDULES = {
@@ -43,6 +46,10 @@ CONFIG_NAMES = {
     "karras": "use_karras_sigmas",
     "lower_order_final": "lower_order_final",
     "original_steps": "original_inference_steps",
+    "order": "solver_order",
+    "solver_type": "solver_type",
+    "predict_x0": "predict_x0",
+    "disable_corrector": "disable_corrector",
 }
 
 
@@ -77,7 +84,9 @@ def scheduler(sampler, schedule, options, **timesteps):
         config |= {"clip_sample": "clip" in options, "clip_sample_range": options.get("clip")}
     if sampler == "ddpm":
         config["variance_type"] = "fixed_small" if options.get("variance") == "posterior" else "fixed_large"
-    if "final_alpha_cumprod" in options:
+    if sampler == "plms":
+        config |= {"skip_prk_steps": True, "set_alpha_to_one": "final_alpha_cumprod" not in options}
+    elif "final_alpha_cumprod" in options:
         config |= {"set_alpha_to_one": False} if sampler == "ddim" else {"final_sigmas_type": "sigma_min"}
     if "dynamic_threshold" in options:
         ratio, largest = options["dynamic_threshold"]

@@ -23,6 +23,12 @@ _ELSEWHERE = {
     "heundiscrete": "heun",
     "kheun": "heun",
     "heunkarras": "heun with karras=True",
+    "pndm": "plms",
+    "kplms": "plms",
+    "unipcmultistep": "unipc",
+    "unipcbh2": "unipc",
+    "unipcbh1": "unipc with solver_type='bh1'",
+    "unipckarras": "unipc with karras=True",
 }
 
 

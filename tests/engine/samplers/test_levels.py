@@ -24,6 +24,8 @@ CASES = [
     ("euler", "linear", {"karras": True, "spacing": "leading", "steps_offset": 1}),
     ("euler_ancestral", "linear", {}),
     ("euler", "shift-3", {}),
+    ("plms", "scaled", {"steps_offset": 1}),
+    ("unipc", "scaled", {"karras": True}),
 ]
 
 
