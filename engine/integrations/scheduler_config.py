@@ -234,6 +234,48 @@ def _euler_ancestral(config: _Config, schedule: NoiseSchedule) -> dict[str, Any]
     return {"sampler": "euler_ancestral", **_spacing(config)}
 
 
+def _plms(config: _Config, schedule: NoiseSchedule) -> dict[str, Any]:
+    config.require("prediction_type", "epsilon", "v_prediction")
+    why = ", since Runge-Kutta steps keep five states and predictions at once, more than a table's registers hold"
+    config.require("skip_prk_steps", True, why=why)
+    options = {"sampler": "plms", "fixed_stride": True, **_spacing(config)}
+    if not config["set_alpha_to_one"]:
+        options["final_alpha_cumprod"] = float(schedule.alphas_cumprod[0])
+    return options
+
+
+def _unipc(config: _Config, schedule: NoiseSchedule) -> dict[str, Any]:
+    _require_signal(config)
+    order = config.require("solver_order", 1, 2, 3)
+    solver_type = config.require("solver_type", "bh1", "bh2", "midpoint", "heun", "logrho")
+    for key in ("use_flow_sigmas", "use_dynamic_shifting"):
+        config.require(key, False, None)
+    for key in ("solver_p", "shift_terminal"):
+        config.require(key, None)
+    predict_x0 = bool(config["predict_x0"])
+    if not predict_x0:
+        config.require("thresholding", False, None, why=" with predict_x0 False, since it bounds the clean sample")
+    uncorrected = config["disable_corrector"]
+    if not isinstance(uncorrected, list | tuple) or any(
+        isinstance(i, bool) or i not in range(10**6) for i in uncorrected
+    ):
+        config.refuse("disable_corrector", uncorrected, "a list of whole numbers of at least 0")
+    options = {
+        "sampler": "unipc",
+        "karras": _karras(config),
+        "order": order,
+        "solver_type": solver_type if solver_type in ("bh1", "bh2") else "bh2",  # the constructor takes others for it
+        "lower_order_final": bool(config["lower_order_final"]),
+        "predict_x0": predict_x0,
+        "disable_corrector": [int(i) for i in uncorrected],
+        **_spacing(config),
+        **_bounds(config),
+    }
+    if config.require("final_sigmas_type", "zero", "sigma_min") == "sigma_min":
+        options["final_alpha_cumprod"] = float(schedule.alphas_cumprod[0])
+    return options
+
+
 def _spacing(config: _Config) -> dict[str, Any]:
     spacing = config.require("timestep_spacing", "leading", "trailing", "linspace")
     if spacing != "leading" or not config["steps_offset"]:
@@ -283,6 +325,8 @@ _READERS: dict[str, Callable[[_Config, NoiseSchedule], dict[str, Any]]] = {
     "EulerDiscreteScheduler": _euler,
     "EulerAncestralDiscreteScheduler": _euler_ancestral,
     "FlowMatchEulerDiscreteScheduler": lambda config, schedule: {},
+    "PNDMScheduler": _plms,
+    "UniPCMultistepScheduler": _unipc,
 }
 
 #: The classes of diffusers that ``read_scheduler`` reads.

@@ -21,6 +21,8 @@ CLASSES = {
     "heun": "HeunDiscreteScheduler",
     "euler": "EulerDiscreteScheduler",
     "euler_ancestral": "EulerAncestralDiscreteScheduler",
+    "plms": "PNDMScheduler",
+    "unipc": "UniPCMultistepScheduler",
 }
 FLOW = {"euler": "FlowMatchEulerDiscreteScheduler"}
 
