@@ -10,16 +10,17 @@ import numpy as np
 
 from stepfuse.arguments import whole_number
 from stepfuse.samplers.coefficients import (
+    Columns,
     PredictionType,
     build_table,
     clean_sample,
     eps_from,
-    preserving_levels,
     recorded,
+    refuse_on_flows,
     require_between,
 )
 from stepfuse.samplers.forms import H2, H3, ZERO, D, E, Form, H, Update, X, columns_of
-from stepfuse.samplers.log_snr import solver_levels
+from stepfuse.samplers.log_snr import flow_levels, solver_levels
 from stepfuse.samplers.schedule import Float64Array, NoiseSchedule, Spacing
 from stepfuse.samplers.table import StepTable
 
@@ -54,7 +55,11 @@ def unipc(
     estimates in ``h2`` and ``h3``. The corrector is of the predictor's order.
 
     Args:
-        schedule: As for ``dpmpp_2m``, and so are the arguments not named here.
+        schedule: As for ``dpmpp_2m``, and so are the arguments not named here; or ``NoiseSchedule.flow(shift)``.
+        steps: Number of network evaluations S, 1 ≤ S < T; on a flow 1 ≤ S ≤ T.
+        timesteps: As for ``dpmpp_2m``; on a flow as for ``euler``.
+        spacing: As for ``dpmpp_2m``. Not for flows, and neither are ``steps_offset``, ``prediction_type``, ``clip``,
+            ``karras``, ``predict_x0`` and ``final_alpha_cumprod``.
         order: Of the predictor, 1 to 3; the first steps are of lower order, for want of estimates.
         solver_type: B(h) of the paper: ``"bh1"`` is h, ``"bh2"`` is e^h - 1.
         lower_order_final: Whether the order falls to 1 over the last steps. Towards a clean sample the last step always
@@ -69,7 +74,8 @@ def unipc(
 
     Raises:
         ValueError: As for ``dpmpp_2m``, and if ``order`` is not 1 to 3, ``solver_type`` neither of the two,
-            ``begin`` leaves no step, or an entry of ``disable_corrector`` is negative.
+            ``begin`` leaves no step, an entry of ``disable_corrector`` is negative, or an argument is given on a flow
+            that is not for flows.
         TypeError: If ``steps``, ``order``, ``begin`` or an entry of ``disable_corrector`` is no whole number.
     """
     require_between("order", order, 1, 3)
@@ -78,45 +84,63 @@ def unipc(
     for one in disable_corrector:
         if whole_number("disable_corrector", one) < 0:
             raise ValueError(f"disable_corrector must hold steps, at least 0, got {one}")
-    t, sigma = solver_levels(
-        schedule, steps, timesteps, spacing, steps_offset, prediction_type, final_alpha_cumprod, karras=karras
-    )
+    if schedule.is_flow:
+        refuse_on_flows(
+            spacing=(spacing, "linspace"),
+            steps_offset=(steps_offset, 0),
+            prediction_type=(prediction_type, "epsilon"),
+            clip=(clip, None),
+            karras=(karras, False),
+            predict_x0=(predict_x0, True),
+            final_alpha_cumprod=(final_alpha_cumprod, 1.0),
+        )
+        t, noise = flow_levels(schedule, steps, timesteps)
+        signal = 1 - noise
+    else:
+        t, sigma = solver_levels(
+            schedule, steps, timesteps, spacing, steps_offset, prediction_type, final_alpha_cumprod, karras=karras
+        )
+        signal = 1 / np.hypot(1, sigma)
+        noise = sigma * signal
     require_between("begin", begin, 0, len(t) - 1)
+    t, signal, noise = t[begin:], signal[begin:], noise[begin:]
 
-    a = 1 / (1 + sigma[:-1] ** 2)
-    in_eps = zip(*eps_from(prediction_type, a, from_clipped=clip is not None), strict=True)
-    eps = [x * X + d * D + e * E for x, d, e in in_eps]
-    solver = _Solver(sigma, solver_type, predict_x0=predict_x0)
+    line_1: Columns = {"p_x": 1.0, "p_e": -noise[:-1]}
+    estimates = [D] * len(t)
+    if not schedule.is_flow:
+        a = signal[:-1] ** 2
+        line_1 = clean_sample(prediction_type, a, clip)
+        if not predict_x0:
+            in_eps = zip(*eps_from(prediction_type, a, from_clipped=clip is not None), strict=True)
+            estimates = [x * X + d * D + e * E for x, d, e in in_eps]
+    solver = _Solver(signal, noise, solver_type, predict_x0=predict_x0)
     updates, x = [], X
-    for i in range(begin, len(t)):
-        estimates = [D if predict_x0 else eps[i], H2, H3]
-        now = min(order, i - begin + 1, len(t) - i if lower_order_final else order)
-        known, weight = ZERO, 0.0
-        corrected = i + 1 < len(t) and i not in disable_corrector
+    for i, estimate in enumerate(estimates):
+        latest = [estimate, H2, H3]
+        now = min(order, i + 1, len(t) - i if lower_order_final else order)
+        predicted, known, weight = solver.predict(i, x, latest, now), ZERO, 0.0
+        corrected = i + 1 < len(t) and begin + i not in disable_corrector
         if corrected:
-            known, weight = solver.correct(i, x, estimates, now)
-        updates.append(Update(solver.predict(i, x, estimates, now), known, estimates[0], H2))
-        x = H + weight * (D if predict_x0 else eps[i + 1]) if corrected else X
-    columns = {**clean_sample(prediction_type, a[begin:], clip), **columns_of(updates)}
-    return build_table(
-        "unipc", schedule, t[begin:], columns, preserving_levels(a[begin:]), guidance_scale, guidance_interval
-    )
+            known, weight = solver.correct(i, x, latest, now)
+        updates.append(Update(predicted, known, estimate, H2))
+        x = H + weight * estimates[i + 1] if corrected else X
+    columns: Columns = {**line_1, **columns_of(updates)}
+    return build_table("unipc", schedule, t, columns, (signal[:-1], noise[:-1]), guidance_scale, guidance_interval)
 
 
 class _Solver:
     """UniP and UniC of Zhao et al. (2023), in their B(h) form, between neighbouring levels.
 
     Args:
-        sigma: Noise over signal at each step and of the result, shape (S + 1,).
+        signal: Of the state at each step and of the result, shape (S + 1,).
+        noise: The same.
         solver_type: As for ``unipc``.
         predict_x0: As for ``unipc``.
     """
 
-    def __init__(self, sigma: Float64Array, solver_type: str, *, predict_x0: bool) -> None:
+    def __init__(self, signal: Float64Array, noise: Float64Array, solver_type: str, *, predict_x0: bool) -> None:
         with np.errstate(divide="ignore"):
-            self._log_snr = -np.log(sigma)  # half of it
-        signal = 1 / np.hypot(1, sigma)
-        noise = sigma * signal
+            self._log_snr = np.log(signal) - np.log(noise)  # half of it
         self._of_estimate, self._of_rest = (signal, noise) if predict_x0 else (noise, signal)
         self._bh1, self._predict_x0 = solver_type == "bh1", predict_x0
 
