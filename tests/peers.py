@@ -26,7 +26,7 @@ SCHEDULERS = {
     "plms": "PNDMScheduler",
     "unipc": "UniPCMultistepScheduler",
 }
-FLOW_SCHEDULERS = {"euler": "FlowMatchEulerDiscreteScheduler"}
+FLOW_SCHEDULERS = {"euler": "FlowMatchEulerDiscreteScheduler", "unipc": "UniPCMultistepScheduler"}
 _MULTISTEP = ["dpmpp_2m", "heun", "plms", "unipc"]
 TOLERANCES = dict.fromkeys(SCHEDULERS, tolerances.ONE_STEP) | dict.fromkeys(_MULTISTEP, tolerances.MULTISTEP)
 
@@ -91,8 +91,10 @@ def scheduler(sampler, schedule, options, **timesteps):
     if "dynamic_threshold" in options:
         ratio, largest = options["dynamic_threshold"]
         config |= {"thresholding": True, "dynamic_thresholding_ratio": ratio, "sample_max_value": largest}
-    names = FLOW_SCHEDULERS if "shift" in SCHEDULES[schedule] else SCHEDULERS
-    found = getattr(diffusers, names[sampler])(**SCHEDULES[schedule], **config)
+    names, levels = FLOW_SCHEDULERS if "shift" in SCHEDULES[schedule] else SCHEDULERS, SCHEDULES[schedule]
+    if names is FLOW_SCHEDULERS and sampler == "unipc":
+        levels = {"use_flow_sigmas": True, "flow_shift": levels["shift"], "prediction_type": "flow_prediction"}
+    found = getattr(diffusers, names[sampler])(**levels, **config)
     for name in {"alphas_cumprod", "final_alpha_cumprod"} & vars(found).keys():
         setattr(found, name, getattr(found, name).double())
     found.set_timesteps(**timesteps)

@@ -114,6 +114,12 @@ def read_scheduler(config: Mapping[str, Any]) -> SchedulerSettings:
     filled = _Config(name, config)
     if name == "FlowMatchEulerDiscreteScheduler":
         return SchedulerSettings(_flow_schedule(filled), "flow", {"sampler": "euler"}, {})
+    if (
+        name == "UniPCMultistepScheduler"
+        and filled["use_flow_sigmas"]
+        and filled["prediction_type"] == "flow_prediction"
+    ):
+        return _flow_unipc(filled)
     prediction = filled.require("prediction_type", "epsilon", "v_prediction", "sample")
     schedule = _schedule(filled)
     return SchedulerSettings(schedule, prediction, _READERS[name](filled, schedule), _others(name, handed_on))
@@ -246,34 +252,44 @@ def _plms(config: _Config, schedule: NoiseSchedule) -> dict[str, Any]:
 
 def _unipc(config: _Config, schedule: NoiseSchedule) -> dict[str, Any]:
     _require_signal(config)
-    order = config.require("solver_order", 1, 2, 3)
-    solver_type = config.require("solver_type", "bh1", "bh2", "midpoint", "heun", "logrho")
-    for key in ("use_flow_sigmas", "use_dynamic_shifting"):
-        config.require(key, False, None)
-    for key in ("solver_p", "shift_terminal"):
-        config.require(key, None)
+    config.require("use_flow_sigmas", False, None, why=f" with prediction_type {config['prediction_type']!r}")
+    config.require("shift_terminal", None)
     predict_x0 = bool(config["predict_x0"])
     if not predict_x0:
         config.require("thresholding", False, None, why=" with predict_x0 False, since it bounds the clean sample")
-    uncorrected = config["disable_corrector"]
-    if not isinstance(uncorrected, list | tuple) or any(
-        isinstance(i, bool) or i not in range(10**6) for i in uncorrected
-    ):
-        config.refuse("disable_corrector", uncorrected, "a list of whole numbers of at least 0")
-    options = {
-        "sampler": "unipc",
-        "karras": _karras(config),
-        "order": order,
-        "solver_type": solver_type if solver_type in ("bh1", "bh2") else "bh2",  # the constructor takes others for it
-        "lower_order_final": bool(config["lower_order_final"]),
-        "predict_x0": predict_x0,
-        "disable_corrector": [int(i) for i in uncorrected],
-        **_spacing(config),
-        **_bounds(config),
-    }
+    options = {**_solver(config), "karras": _karras(config), "predict_x0": predict_x0, **_spacing(config)}
     if config.require("final_sigmas_type", "zero", "sigma_min") == "sigma_min":
         options["final_alpha_cumprod"] = float(schedule.alphas_cumprod[0])
-    return options
+    return {**options, **_bounds(config)}
+
+
+def _flow_unipc(config: _Config) -> SchedulerSettings:
+    """UniPC on the noise levels of a flow, as Wan has it; what it says of betas and spacing has no effect there."""
+    for key in (*_OTHER_SIGMAS, "use_karras_sigmas"):
+        config.require(key, False, None)
+    config.require("shift_terminal", None, False)
+    for key, only in (("predict_x0", True), ("final_sigmas_type", "zero")):
+        config.require(key, only, why=" with use_flow_sigmas")
+    shift = config.number("flow_shift", "above 0", lambda shift: 0 < shift < math.inf)
+    schedule = NoiseSchedule.flow(shift, config["num_train_timesteps"])
+    return SchedulerSettings(schedule, "flow", {**_solver(config), **_bounds(config)}, {})
+
+
+def _solver(config: _Config) -> dict[str, Any]:
+    """UniPC's own settings, with any noise levels."""
+    config.require("use_dynamic_shifting", False, None)
+    config.require("solver_p", None)
+    solver_type = config.require("solver_type", "bh1", "bh2", "midpoint", "heun", "logrho")
+    uncorrected = config["disable_corrector"]
+    if not isinstance(uncorrected, list | tuple) or any(type(i) is not int or i < 0 for i in uncorrected):
+        config.refuse("disable_corrector", uncorrected, "a list of whole numbers of at least 0")
+    return {
+        "sampler": "unipc",
+        "order": config.require("solver_order", 1, 2, 3),
+        "solver_type": solver_type if solver_type in ("bh1", "bh2") else "bh2",  # the constructor takes others for it
+        "lower_order_final": bool(config["lower_order_final"]),
+        "disable_corrector": list(uncorrected),
+    }
 
 
 def _spacing(config: _Config) -> dict[str, Any]:

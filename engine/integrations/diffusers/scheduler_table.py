@@ -34,7 +34,7 @@ def settings_of(scheduler: Any) -> SchedulerSettings:
     settings = _read(json.dumps(config, sort_keys=True, default=lambda one: np.asarray(one).tolist()))
     name = type(scheduler).__name__
     if settings.schedule.is_flow:
-        if scheduler.shift != settings.schedule.shift:
+        if hasattr(scheduler, "shift") and scheduler.shift != settings.schedule.shift:  # UniPC reads its configuration
             raise ValueError(
                 f"{name}: shift must be the configuration's {settings.schedule.shift}, got {scheduler.shift}"
             )
@@ -156,7 +156,7 @@ def _timesteps(scheduler: Any, custom: Mapping[str, Any], settings: SchedulerSet
     given = [name for name, value in custom.items() if value is not None]
     if not given:
         return {"steps": int(scheduler.num_inference_steps)}
-    if settings.schedule.is_flow:
+    if settings.schedule.is_flow and settings.defaults["sampler"] == "euler":
         sigmas = np.asarray(scheduler.sigmas[:-1], dtype=np.float64)
         return {"timesteps": sigmas * settings.schedule.num_train_timesteps}
     if "sigmas" in given:

@@ -24,6 +24,7 @@ pytestmark = [
 STABLE = tiny_pipelines.STABLE_DIFFUSION
 PROMPTS, NEGATIVE = tiny_pipelines.PROMPTS, ["grey", "a dog in the rain"]
 TEXT = ("StableDiffusionPipeline", "StableDiffusionPipeline-v", "StableDiffusionXLPipeline", "StableDiffusion3Pipeline")
+FLOW_UNIPC = {"use_flow_sigmas": True, "flow_shift": 3.0, "prediction_type": "flow_prediction"}
 SKIP_LAYERS = {"skip_guidance_layers": [0], "skip_layer_guidance_stop": 0.9}
 IMAGE = np.random.default_rng(0).random((2, 16, 16, 3), dtype=np.float32)
 
@@ -135,6 +136,7 @@ def test_with_every_scheduler(name, kind, config, pipelines):
         ("StableDiffusionXLPipeline", "DPMSolverMultistepScheduler", STABLE, {"denoising_end": 0.6}),
         ("StableDiffusionXLPipeline", None, {}, {"height": 32, "width": 16, "prompt_2": ["one", "two"]}),
         ("StableDiffusion3Pipeline", None, {}, {"sigmas": [1.0, 0.8, 0.3]}),
+        ("StableDiffusion3Pipeline", "UniPCMultistepScheduler", FLOW_UNIPC, {}),
     ],
 )
 def test_arguments_act_as_in_diffusers(name, kind, config, given, pipelines):

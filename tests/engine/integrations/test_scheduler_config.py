@@ -74,6 +74,7 @@ CONFIGS = {
         {**ZERO_SNR, "timestep_spacing": "trailing", "disable_corrector": [0, 1]},
         {**SCALED, **THRESHOLD, "final_sigmas_type": "sigma_min", "lower_order_final": False, "solver_type": "bh1"},
         {**SCALED, "final_sigmas_type": "sigma_min", "predict_x0": False, "solver_order": 1},
+        {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 5.0},
     ],
     "FlowMatchEulerDiscreteScheduler": [{}, {"shift": 3.0}, {"shift": 3.0, "num_train_timesteps": 500}],
 }
@@ -158,7 +159,8 @@ def test_epsilon_at_zero_signal_is_refused_by_the_sampler():
         ("EulerAncestralDiscreteScheduler", "prediction_type", "sample"),
         ("PNDMScheduler", "prediction_type", "sample"),
         ("UniPCMultistepScheduler", "solver_order", 4),
-        ("UniPCMultistepScheduler", "use_flow_sigmas", True),
+        ("UniPCMultistepScheduler", "use_beta_sigmas", True),
+        ("UniPCMultistepScheduler", "prediction_type", "flow_prediction"),
         ("UniPCMultistepScheduler", "disable_corrector", ["0"]),
         ("FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting", True),
         ("FlowMatchEulerDiscreteScheduler", "shift_terminal", 0.1),

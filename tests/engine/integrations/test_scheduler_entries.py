@@ -84,6 +84,7 @@ BESIDE = {
     "rescale_betas_zero_snr": {"prediction_type": "v_prediction"},
 }
 SCALED = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
 CASES = [
     pytest.param(
         name, {**beside, entry: value}, entry, id=f"{name}-{entry}-{str(value)[:12]}{'-beside' if beside else ''}"
@@ -92,6 +93,13 @@ CASES = [
     for entry in sorted(DEFAULTS[name].keys() | {"sigma_min", "sigma_max"})
     for value in VALUES[entry]
     for beside in ({}, *([BESIDE[entry]] if BESIDE.get(entry, {}).keys() & DEFAULTS[name].keys() else []))
+]
+CASES += [
+    pytest.param("UniPCMultistepScheduler", {**FLOW, entry: value}, entry, id=f"flow-{entry}-{str(value)[:12]}")
+    for entry in sorted(
+        DEFAULTS["UniPCMultistepScheduler"].keys() - FLOW.keys() - {"beta_schedule", "timestep_spacing"}
+    )
+    for value in VALUES[entry]
 ]
 
 

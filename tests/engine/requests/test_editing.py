@@ -37,6 +37,7 @@ SAMPLERS = {
     "euler": ("euler", "shift-3", {}),
     "unipc": ("unipc", "scaled", {"order": 3}),
     "unipc-karras": ("unipc", "linear", {"karras": True, "disable_corrector": [7]}),
+    "unipc-flow": ("unipc", "shift-3", {}),
     "unipc-v": ("unipc", "zero-snr", {"prediction_type": "v_prediction", "spacing": "trailing", "order": 1}),
 }
 

@@ -99,7 +99,7 @@ def test_zero_terminal_snr_refuses_epsilon(sampler):
 
 
 @naive_allowed
-@pytest.mark.parametrize("sampler", sorted(set(SAMPLERS) - {"euler"}))
+@pytest.mark.parametrize("sampler", sorted(set(SAMPLERS) - {"euler", "unipc"}))
 def test_samplers_of_preserving_schedules_refuse_flow(sampler):
     with pytest.raises(ValueError, match="flow schedule has no alphas_cumprod"):
         SAMPLERS[sampler](FLOW, 5)
@@ -116,7 +116,16 @@ def test_euler_on_a_flow_refuses_what_is_of_other_schedules(option):
         sf.samplers.euler(FLOW, 5, **option)
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+@pytest.mark.parametrize(
+    "option", [{"clip": 1.0}, {"predict_x0": False}, {"final_alpha_cumprod": 0.9}, {"karras": True}]
+)
+def test_unipc_on_a_flow_does_too(option):
+    [[name, value]] = option.items()
+    with pytest.raises(ValueError, match=f"^{name} must be left out with a flow schedule, got {value!r}$"):
+        sf.samplers.unipc(FLOW, 5, **option)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "plms", "unipc"])
 def test_explicit_timesteps_that_a_spacing_gives_are_that_table(sampler):
     spaced = SAMPLERS[sampler](LINEAR, 50, spacing="trailing")
     assert SAMPLERS[sampler](LINEAR, timesteps=range(999, 0, -20)) == spaced

@@ -26,6 +26,7 @@ CASES = [
     ("euler", "shift-3", {}),
     ("plms", "scaled", {"steps_offset": 1}),
     ("unipc", "scaled", {"karras": True}),
+    ("unipc", "shift-3", {}),
 ]
 
 

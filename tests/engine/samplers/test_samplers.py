@@ -85,7 +85,10 @@ CASES = {
         "uncorrected": {"disable_corrector": [0, 2], "order": 3},
     },
 }
-FLOW_CASES = {"euler": {"flow": {}, "guided": {"guidance_scale": 3.0}}}
+FLOW_CASES = {
+    "euler": {"flow": {}, "guided": {"guidance_scale": 3.0}},
+    "unipc": {"flow": {}, "order-1": {"order": 1}, "order-3": {"order": 3, "guidance_scale": 3.0}},
+}
 
 
 def comparable(sampler, case, steps, schedule):
@@ -111,7 +114,7 @@ def grid():
                 options = CASES[sampler][case]
                 yield pytest.param(sampler, options, steps, schedule, id=f"{sampler}-{case}-{steps}-{schedule}")
     for sampler, cases in FLOW_CASES.items():
-        for case, steps, schedule in itertools.product(cases, STEPS, FLOWS):
+        for case, steps, schedule in itertools.product(cases, MULTISTEP_STEPS, FLOWS):
             yield pytest.param(sampler, cases[case], steps, schedule, id=f"{sampler}-{case}-{steps}-{schedule}")
 
 
