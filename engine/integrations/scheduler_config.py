@@ -240,6 +240,21 @@ def _euler_ancestral(config: _Config, schedule: NoiseSchedule) -> dict[str, Any]
     return {"sampler": "euler_ancestral", **_spacing(config)}
 
 
+def _deis(config: _Config, schedule: NoiseSchedule) -> dict[str, Any]:
+    config.require("algorithm_type", "deis", "dpmsolver", "dpmsolver++")  # the constructor takes others for the first
+    config.require("solver_type", "logrho", "midpoint", "heun", "bh1", "bh2")
+    for key in ("use_flow_sigmas", "thresholding"):
+        config.require(key, False, None)
+    return {
+        "sampler": "deis",
+        "karras": _karras(config),
+        "order": config.require("solver_order", 1, 2, 3),
+        "lower_order_final": bool(config["lower_order_final"]),
+        "final_alpha_cumprod": float(schedule.alphas_cumprod[0]),
+        **_spacing(config),
+    }
+
+
 def _plms(config: _Config, schedule: NoiseSchedule) -> dict[str, Any]:
     config.require("prediction_type", "epsilon", "v_prediction")
     why = ", since Runge-Kutta steps keep five states and predictions at once, more than a table's registers hold"
@@ -341,6 +356,7 @@ _READERS: dict[str, Callable[[_Config, NoiseSchedule], dict[str, Any]]] = {
     "EulerDiscreteScheduler": _euler,
     "EulerAncestralDiscreteScheduler": _euler_ancestral,
     "FlowMatchEulerDiscreteScheduler": lambda config, schedule: {},
+    "DEISMultistepScheduler": _deis,
     "PNDMScheduler": _plms,
     "UniPCMultistepScheduler": _unipc,
 }

@@ -1,4 +1,4 @@
-"""Pseudo linear multistep (PLMS), the sampler of stock Stable Diffusion 1.x."""
+"""Linear multistep methods on the noise estimate: PLMS, the sampler of stock Stable Diffusion 1.x, and DEIS."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from stepfuse.samplers.coefficients import (
     recorded,
     require_between,
 )
-from stepfuse.samplers.forms import H2, H3, E, Form, H, Update, X, columns_of
+from stepfuse.samplers.forms import H2, H3, D, E, Form, H, Update, X, columns_of
+from stepfuse.samplers.log_snr import solver_levels
 from stepfuse.samplers.schedule import Float64Array, NoiseSchedule, Spacing
 from stepfuse.samplers.table import StepTable
 
@@ -74,6 +75,77 @@ def plms(
     to_x, to_e = _transfer(prediction_type, alphas_at(schedule, starts), alphas_at(schedule, ends, final_alpha_cumprod))
     columns = {**clean_sample(prediction_type, a, None), **columns_of(_updates(to_x, to_e))}
     return build_table("plms", schedule, visited, columns, preserving_levels(a), guidance_scale, guidance_interval)
+
+
+@recorded
+def deis(
+    schedule: NoiseSchedule,
+    steps: int | None = None,
+    *,
+    timesteps: Sequence[float] | None = None,
+    spacing: Spacing = "linspace",
+    steps_offset: int = 0,
+    prediction_type: PredictionType = "epsilon",
+    clip: float | None = None,
+    karras: bool = False,
+    order: int = 2,
+    lower_order_final: bool = True,
+    final_alpha_cumprod: float = 1.0,
+    begin: int = 0,
+    guidance_scale: float = 1.0,
+    guidance_interval: tuple[float, float] = (0.0, 1.0),
+) -> StepTable:
+    """DEIS of Zhang & Chen (2023) in log rho: the noise estimate is extrapolated by a polynomial, integrated exactly.
+
+    With rho the noise over signal, x / signal changes by the integral of the estimate over rho. The polynomial, in log
+    rho, goes through the latest estimates; those of the last two steps are in the registers.
+
+    Args:
+        schedule: As for ``dpmpp_2m``, and so are the arguments not named here.
+        order: Estimates that the polynomial goes through, 1 to 3; the first steps have fewer.
+        lower_order_final: Whether the last steps are of lower order where S < 15.
+        final_alpha_cumprod: As for ``ddim``; diffusers' class always ends at the schedule's first.
+        begin: How many of the first steps are left out; the first that is left is of first order.
+
+    Returns:
+        A table of S - ``begin`` rows, the noisiest timestep first.
+
+    Raises:
+        ValueError: As for ``dpmpp_2m``, and if ``order`` is not 1 to 3 or ``begin`` leaves no step.
+        TypeError: If ``steps``, ``order`` or ``begin`` is no whole number.
+    """
+    require_between("order", order, 1, 3)
+    t, rho = solver_levels(
+        schedule, steps, timesteps, spacing, steps_offset, prediction_type, final_alpha_cumprod, karras=karras
+    )
+    require_between("begin", begin, 0, len(t) - 1)
+    falls = lower_order_final and len(t) < 15
+    t, rho = t[begin:], rho[begin:]
+    signal = 1 / np.hypot(1, rho)
+    a = signal[:-1] ** 2
+    with np.errstate(divide="ignore"):
+        log_rho = np.log(rho)
+    in_eps = zip(*eps_from(prediction_type, a, from_clipped=clip is not None), strict=True)
+    updates = []
+    for i, (x, d, e) in enumerate(in_eps):
+        estimate = x * X + d * D + e * E
+        now = min(order, i + 1, len(t) - i if falls else order)
+        weights = rho[i] * _extrapolated(log_rho[i - now + 1 : i + 1][::-1] - log_rho[i], log_rho[i + 1] - log_rho[i])
+        after = 1 / signal[i] * X
+        for weight, one in zip(weights, (estimate, H, H2), strict=False):
+            after += weight * one
+        updates.append(Update(signal[i + 1] * after, h=estimate, h2=H))
+    columns = {**clean_sample(prediction_type, a, clip), **columns_of(updates)}
+    return build_table("deis", schedule, t, columns, preserving_levels(a), guidance_scale, guidance_interval)
+
+
+def _extrapolated(nodes: Float64Array, to: float) -> Float64Array:
+    """Weights of values at nodes u in the integral, over e^u from u = 0 to ``to``, of the polynomial through them."""
+    grown = np.exp(to)
+    moments = [grown - 1]  # of u^k
+    for k in range(1, len(nodes)):
+        moments.append((grown * to**k if grown else 0.0) - k * moments[-1])
+    return np.linalg.solve(nodes ** np.arange(len(nodes))[:, None], np.array(moments))
 
 
 def _updates(to_x: Float64Array, to_e: Float64Array) -> list[Update]:

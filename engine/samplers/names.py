@@ -23,6 +23,7 @@ _ELSEWHERE = {
     "heundiscrete": "heun",
     "kheun": "heun",
     "heunkarras": "heun with karras=True",
+    "deismultistep": "deis",
     "pndm": "plms",
     "kplms": "plms",
     "unipcmultistep": "unipc",

@@ -125,12 +125,12 @@ def _same_levels(
     """Whether a scheduler with Karras' noise levels has those of the table.
 
     It finds its timesteps by logarithms and interpolation in float32, so they differ by more than timesteps that are
-    counted, and by a whole one where DPM-Solver++ and UniPC round a tie.
+    counted, and by a whole one where DPM-Solver++, DEIS and UniPC round a tie.
     """
     if len(wanted) != len(table):
         return False
     levels = sigmas_of(settings.schedule, settings.prediction_type)
-    if table.sampler in ("dpmpp_2m", "unipc"):
+    if table.sampler in ("dpmpp_2m", "deis", "unipc"):
         sigmas = np.asarray(scheduler.sigmas[:-1].cpu(), dtype=np.float64)
         same = np.allclose(sigmas, karras_sigmas(levels, len(table)), rtol=_LEVELS, atol=0)
         return same and bool(np.all(np.abs(table["t"] - wanted) <= 1))

@@ -17,7 +17,7 @@ import torch  # noqa: E402
 from stepfuse.integrations.diffusers import compile  # noqa: E402
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning:diffusers"),
+    pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning:diffusers"),
     pytest.mark.filterwarnings("ignore::FutureWarning:diffusers"),
 ]
 
@@ -108,6 +108,7 @@ SCHEDULERS = {
     "lcm": ("LCMScheduler", {}),
     "euler": ("EulerDiscreteScheduler", {"use_karras_sigmas": True}),
     "euler-a": ("EulerAncestralDiscreteScheduler", {}),
+    "deis": ("DEISMultistepScheduler", {"solver_order": 3}),
     "pndm": ("PNDMScheduler", {"skip_prk_steps": True, "set_alpha_to_one": False}),
     "unipc": ("UniPCMultistepScheduler", {"use_karras_sigmas": True, "solver_order": 3}),
 }

@@ -13,7 +13,7 @@ from stepfuse.integrations.scheduler_config import COVERED, DEFAULTS, read_sched
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers needs Python 3.11")
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning:diffusers")
+pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning:diffusers")
 
 SCALED = peers.SCALED
 V = {"prediction_type": "v_prediction"}
@@ -62,6 +62,12 @@ CONFIGS = {
         {**ZERO_SNR, "timestep_spacing": "trailing", "sigma_min": 0.1},
     ],
     "EulerAncestralDiscreteScheduler": [{}, STABLE_DIFFUSION, {**ZERO_SNR, "timestep_spacing": "trailing"}],
+    "DEISMultistepScheduler": [
+        {},
+        STABLE_DIFFUSION,
+        {**SCALED, **V, "solver_order": 3, "lower_order_final": False},
+        {**COSINE, "timestep_spacing": "trailing", "solver_order": 1, "solver_type": "bh2"},
+    ],
     "PNDMScheduler": [
         {**STABLE_DIFFUSION, "set_alpha_to_one": False},
         {**SCALED, **V, "skip_prk_steps": True, "timestep_spacing": "trailing", "set_alpha_to_one": True},
@@ -157,6 +163,7 @@ def test_epsilon_at_zero_signal_is_refused_by_the_sampler():
         ("EulerDiscreteScheduler", "interpolation_type", "log_linear"),
         ("EulerDiscreteScheduler", "final_sigmas_type", "sigma_min"),
         ("EulerAncestralDiscreteScheduler", "prediction_type", "sample"),
+        ("DEISMultistepScheduler", "thresholding", True),
         ("PNDMScheduler", "prediction_type", "sample"),
         ("UniPCMultistepScheduler", "solver_order", 4),
         ("UniPCMultistepScheduler", "use_beta_sigmas", True),

@@ -16,9 +16,10 @@ MASK = (RNG.uniform(size=peers.SIZE) < 0.5).astype(np.float32)
 SOFT = RNG.uniform(size=peers.SIZE).astype(np.float32)
 STEPS = 10
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning:diffusers")
+pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning:diffusers")
 
 needs_diffusers = pytest.mark.skipif(not support.installed("diffusers"), reason="diffusers needs Python 3.11")
+ALPHAS = sf.NoiseSchedule.scaled_linear().alphas_cumprod
 SAMPLERS = {
     "ddim": ("ddim", "linear", {}),
     "ddim-v": ("ddim", "zero-snr", {"prediction_type": "v_prediction", "spacing": "trailing"}),
@@ -35,6 +36,7 @@ SAMPLERS = {
     "euler-karras-leading": ("euler", "linear", {"karras": True, "spacing": "leading", "steps_offset": 1}),
     "euler_ancestral": ("euler_ancestral", "scaled", {"spacing": "linspace"}),
     "euler": ("euler", "shift-3", {}),
+    "deis": ("deis", "scaled", {"order": 3, "final_alpha_cumprod": float(ALPHAS[0])}),
     "unipc": ("unipc", "scaled", {"order": 3}),
     "unipc-karras": ("unipc", "linear", {"karras": True, "disable_corrector": [7]}),
     "unipc-flow": ("unipc", "shift-3", {}),

@@ -79,6 +79,7 @@ def test_refuses_steps_that_do_not_count(sampler, steps):
         pytest.param("lcm", {"original_steps": 0}, "original_steps must be between 1 and 1000, got 0$", id="no-solver"),
         pytest.param("ddim", {"clip": -1.0}, "clip must be above 0, or None, got -1.0$", id="clip-negative"),
         pytest.param("heun", {"clip": NAN}, "clip must be above 0, or None, got nan$", id="clip-nan"),
+        pytest.param("deis", {"order": 0}, "order must be between 1 and 3, got 0$", id="deis-order"),
         pytest.param("unipc", {"order": 4}, "order must be between 1 and 3, got 4$", id="order"),
         pytest.param("unipc", {"solver_type": "bh3"}, "solver_type must be 'bh1' or 'bh2', got 'bh3'$", id="b-of-h"),
         pytest.param("unipc", {"disable_corrector": [1, -1]}, "must hold steps, at least 0, got -1$", id="corrector"),
@@ -175,7 +176,7 @@ def test_any_number_of_steps_makes_a_table(sampler, spacing):
     """Also where the last ᾱ is 0 and the one before nearly: both are among the timesteps from 500 steps on."""
     for schedule, kind in ((LINEAR, "epsilon"), (ZERO_SNR, "v_prediction")):
         for steps in (1, 2, 3, 7, 299, 500, 501, 998, 999, 1000):
-            if sampler in ("dpmpp_2m", "unipc") and steps == 1000 and spacing != "trailing":
+            if sampler in ("dpmpp_2m", "deis", "unipc") and steps == 1000 and spacing != "trailing":
                 with pytest.raises(ValueError, match="steps must be between 1 and 999, got 1000"):
                     SAMPLERS[sampler](schedule, steps, spacing=spacing)
                 continue
@@ -213,6 +214,7 @@ def test_lcm_takes_whole_original_steps():
         "FlowMatchEulerDiscreteScheduler": "euler",
         "Heun": "heun",
         "LCMScheduler": "lcm",
+        "DEISMultistepScheduler": "deis",
         "PNDMScheduler": "plms",
         "PLMS": "plms",
         "UniPCMultistepScheduler": "unipc",

@@ -88,6 +88,11 @@ def test_unipc_is_of_its_order_and_of_one_more_corrected(solver_type, predict_x0
     assert rate(sf.samplers.unipc, order=3, **options) > 0.85 * 2**3
 
 
+@pytest.mark.parametrize("order", [1, 2])
+def test_deis_is_of_its_order(order):
+    assert rate(sf.samplers.deis, order=order) == pytest.approx(2**order, rel=0.15)
+
+
 def test_plms_is_of_second_order_as_its_first_step_is():
     assert rate(sf.samplers.plms) == pytest.approx(4, rel=0.15)
 

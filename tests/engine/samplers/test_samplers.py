@@ -14,7 +14,7 @@ import stepfuse as sf
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers needs Python 3.11")
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning:diffusers")
+pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning:diffusers")
 
 FLOWS = [name for name, levels in peers.SCHEDULES.items() if "shift" in levels]
 PRESERVING = [name for name in peers.SCHEDULES if name not in FLOWS]
@@ -66,6 +66,18 @@ CASES = {
     },
     "euler": {**PREDICTIONS, **SPACED, "karras": {"karras": True}, "karras-v": {**V, "karras": True}},
     "euler_ancestral": {"eps": {}, "v": V, "guided": {"guidance_scale": 3.0}, **SPACED},  # diffusers has no "sample"
+    "deis": {
+        name: {**FIRST_ALPHA, **options}
+        for name, options in {
+            **PREDICTIONS,
+            "trailing": {"spacing": "trailing"},
+            "karras": {"karras": True},
+            "order-1": {"order": 1},
+            "order-3": {"order": 3},
+            "order-3-v": {**V, "order": 3},
+            "third-order-end": {"order": 3, "lower_order_final": False},
+        }.items()
+    },
     "plms": {"eps": {}, "v": V, "guided": {"guidance_scale": 3.0}, **SPACED, "final-alpha": FIRST_ALPHA},
     "unipc": {
         **PREDICTIONS,
@@ -96,9 +108,11 @@ def comparable(sampler, case, steps, schedule):
     options = CASES[sampler][case]
     if steps == 1000 and (sampler != "ddpm" or "steps_offset" in options):
         return False
-    if schedule == "zero-snr":  # nothing follows from eps at pure noise; diffusers' Heun and PNDM have no such schedule
-        return sampler not in ("heun", "plms") and "prediction_type" in options
-    if sampler in ("plms", "unipc"):  # not every case on every schedule, for time
+    if schedule == "zero-snr":  # nothing follows from eps at pure noise; these of diffusers have no such schedule
+        return sampler not in ("heun", "deis", "plms") and "prediction_type" in options
+    if case == "karras" and sampler == "deis" and steps == 1:
+        return False  # diffusers' only step leads from the noisiest level to itself
+    if sampler in ("deis", "plms", "unipc"):  # not every case on every schedule, for time
         return schedule == "scaled" or (schedule == "cosine" and case in ("eps", "order-3", "karras", "bh1-order-3"))
     if sampler == "dpmpp_2m" and "karras" in options and schedule == "cosine":
         return False  # diffusers truncates these timesteps where it rounds all others
@@ -108,7 +122,7 @@ def comparable(sampler, case, steps, schedule):
 
 def grid():
     for sampler, cases in CASES.items():
-        counts = MULTISTEP_STEPS if sampler in ("plms", "unipc") else (*STEPS, 1000)
+        counts = MULTISTEP_STEPS if sampler in ("deis", "plms", "unipc") else (*STEPS, 1000)
         for case, steps, schedule in itertools.product(cases, counts, PRESERVING):
             if comparable(sampler, case, steps, schedule):
                 options = CASES[sampler][case]
