@@ -130,6 +130,8 @@ class Edit:
     ) -> None:
         self._schedule = info.schedule
         self._strength = strength
+        # Samples share tables: what is left of each, by its id and strength, and itself, so that its id stays its own.
+        self._late: dict[tuple[int, float], tuple[StepTable, StepTable]] = {}
         self._images = self._masks = None
         if image is None:
             for name, given in (("mask", mask), ("strength", next((one for one in strength if one is not None), None))):
@@ -148,7 +150,10 @@ class Edit:
         strength = self._strength[index]
         if strength is None:
             strength = IMAGE_STRENGTH if mask is None else _MASK_STRENGTH
-        run = begin_late(table, strength, self._schedule)
+        key = id(table), strength
+        if key not in self._late:
+            self._late[key] = table, begin_late(table, strength, self._schedule)
+        run = self._late[key][1]
         mixed = levels(run, self._schedule)
         if mask is not None and strength == 1:
             mixed[0] = 0.0, table.init_scale  # nothing of what is drawn anew is seen

@@ -8,7 +8,7 @@ import pytest
 import support
 
 import stepfuse as sf
-from stepfuse.requests.editing import begin_late, strength_of_flow
+from stepfuse.requests.editing import Edit, begin_late, strength_of_flow
 
 RNG = np.random.default_rng(3)
 IMAGES = RNG.uniform(-1, 1, (peers.BATCH, peers.SIZE)).astype(np.float32)
@@ -167,6 +167,14 @@ def test_plms_begins_in_the_middle_as_a_run_over_its_last_timesteps(spacing, fix
     np.testing.assert_array_equal(late.levels[:1], table.levels[7:8])
     if spacing == "leading" or not fixed_stride:
         assert late == sf.samplers.plms(info.schedule, timesteps=table["t"][7:])
+
+
+def test_samples_of_one_table_and_strength_share_what_is_left_of_it():
+    edit = Edit(sf.ModelInfo(support.SHAPE, support.SCHEDULE), 3, GOOD, None, [0.5, 0.5, 0.7])
+    table = sf.samplers.unipc(support.SCHEDULE, 10)
+    first, second, other = (edit.apply(i, table)[0] for i in range(3))
+    assert first is second
+    assert (len(first), len(other)) == (5, 7)
 
 
 def test_a_table_that_begins_late_begins_later_still():
