@@ -128,8 +128,8 @@ def _serving(results: Mapping[str, Any]) -> list[str]:
         for case in ("alone", "two processes that sample", "beside a busy process")
     ]
     return [
-        f"{beside[0]} times the images a second alone, {beside[1]} times where two processes sample, and {beside[2]} times"
-        " beside a busy process",
+        f"{beside[0]} times the images a second alone, {beside[1]} times where two processes sample, and"
+        f" {beside[2]} times beside a busy process",
         f"take {_fixed(slots[64], 1)} µs for 64 in-flight samples and {_fixed(slots[1024], 0)} µs for 1,024",
         f"(`guidance_interval=(0.2, 0.8)`) a full engine gives {_fixed(interval['times_peer']['p50'], 2)} times as many"
         " images",

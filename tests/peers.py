@@ -23,9 +23,13 @@ SCHEDULERS = {
     "heun": "HeunDiscreteScheduler",
     "euler": "EulerDiscreteScheduler",
     "euler_ancestral": "EulerAncestralDiscreteScheduler",
+    "deis": "DEISMultistepScheduler",
+    "plms": "PNDMScheduler",
+    "unipc": "UniPCMultistepScheduler",
 }
-FLOW_SCHEDULERS = {"euler": "FlowMatchEulerDiscreteScheduler"}
-TOLERANCES = dict.fromkeys(SCHEDULERS, tolerances.ONE_STEP) | dict.fromkeys(["dpmpp_2m", "heun"], tolerances.MULTISTEP)
+FLOW_SCHEDULERS = {"euler": "FlowMatchEulerDiscreteScheduler", "unipc": "UniPCMultistepScheduler"}
+_MULTISTEP = ["dpmpp_2m", "heun", "deis", "plms", "unipc"]
+TOLERANCES = dict.fromkeys(SCHEDULERS, tolerances.ONE_STEP) | dict.fromkeys(_MULTISTEP, tolerances.MULTISTEP)
 
 SCALED = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 SCHEDULES = {
@@ -43,6 +47,10 @@ CONFIG_NAMES = {
     "karras": "use_karras_sigmas",
     "lower_order_final": "lower_order_final",
     "original_steps": "original_inference_steps",
+    "order": "solver_order",
+    "solver_type": "solver_type",
+    "predict_x0": "predict_x0",
+    "disable_corrector": "disable_corrector",
 }
 
 
@@ -77,13 +85,17 @@ def scheduler(sampler, schedule, options, **timesteps):
         config |= {"clip_sample": "clip" in options, "clip_sample_range": options.get("clip")}
     if sampler == "ddpm":
         config["variance_type"] = "fixed_small" if options.get("variance") == "posterior" else "fixed_large"
-    if "final_alpha_cumprod" in options:
+    if sampler == "plms":
+        config |= {"skip_prk_steps": True, "set_alpha_to_one": "final_alpha_cumprod" not in options}
+    elif "final_alpha_cumprod" in options and sampler != "deis":  # diffusers' DEIS always ends there
         config |= {"set_alpha_to_one": False} if sampler == "ddim" else {"final_sigmas_type": "sigma_min"}
     if "dynamic_threshold" in options:
         ratio, largest = options["dynamic_threshold"]
         config |= {"thresholding": True, "dynamic_thresholding_ratio": ratio, "sample_max_value": largest}
-    names = FLOW_SCHEDULERS if "shift" in SCHEDULES[schedule] else SCHEDULERS
-    found = getattr(diffusers, names[sampler])(**SCHEDULES[schedule], **config)
+    names, levels = FLOW_SCHEDULERS if "shift" in SCHEDULES[schedule] else SCHEDULERS, SCHEDULES[schedule]
+    if names is FLOW_SCHEDULERS and sampler == "unipc":
+        levels = {"use_flow_sigmas": True, "flow_shift": levels["shift"], "prediction_type": "flow_prediction"}
+    found = getattr(diffusers, names[sampler])(**levels, **config)
     for name in {"alphas_cumprod", "final_alpha_cumprod"} & vars(found).keys():
         setattr(found, name, getattr(found, name).double())
     found.set_timesteps(**timesteps)

@@ -96,6 +96,7 @@ def sample_classes(
                 engine.model,
                 run.table,
                 seed,
+                schedule=engine.info.schedule,
                 max_rows=engine.serving.row_limit,
                 strength=strength,
                 number=number,

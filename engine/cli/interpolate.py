@@ -168,6 +168,7 @@ def interpolate(
             engine.model,
             table,
             walk.seed,
+            schedule=engine.info.schedule,
             max_rows=engine.serving.row_limit,
             number=len(noises),
             cond=conditions(engine, given, len(noises)),

@@ -25,7 +25,6 @@ _FLOW = "FlowMatchEulerDiscreteScheduler"
 
 # Which covered class comes nearest to one that is not, among those with the same kind of noise levels.
 _NEAREST = {
-    "PNDMScheduler": "DDIMScheduler",
     "DDIMParallelScheduler": "DDIMScheduler",
     "CogVideoXDDIMScheduler": "DDIMScheduler",
     "DDPMParallelScheduler": "DDPMScheduler",
@@ -186,6 +185,12 @@ def _read(name: str, config: Mapping[str, Any]) -> SchedulerSettings:
     filled = _Config(name, config)
     if name == _FLOW:
         return SchedulerSettings(_flow_schedule(filled), "flow", {"sampler": "euler"}, {})
+    if (
+        name == "UniPCMultistepScheduler"
+        and filled["use_flow_sigmas"]
+        and filled["prediction_type"] == "flow_prediction"
+    ):
+        return _flow_unipc(filled)
     prediction = filled.require("prediction_type", "epsilon", "v_prediction", "sample")
     schedule = _schedule(filled)
     return SchedulerSettings(schedule, prediction, _READERS[name](filled, schedule), _others(name, handed_on))
@@ -306,6 +311,73 @@ def _euler_ancestral(config: _Config, schedule: NoiseSchedule) -> dict[str, Any]
     return {"sampler": "euler_ancestral", **_spacing(config)}
 
 
+def _deis(config: _Config, schedule: NoiseSchedule) -> dict[str, Any]:
+    config.require("algorithm_type", "deis", "dpmsolver", "dpmsolver++")  # the constructor takes others for the first
+    config.require("solver_type", "logrho", "midpoint", "heun", "bh1", "bh2")
+    for key in ("use_flow_sigmas", "thresholding"):
+        config.require(key, False, None)
+    return {
+        "sampler": "deis",
+        "karras": _karras(config),
+        "order": config.require("solver_order", 1, 2, 3),
+        "lower_order_final": bool(config["lower_order_final"]),
+        "final_alpha_cumprod": float(schedule.alphas_cumprod[0]),
+        **_spacing(config),
+    }
+
+
+def _plms(config: _Config, schedule: NoiseSchedule) -> dict[str, Any]:
+    config.require("prediction_type", "epsilon", "v_prediction")
+    why = ", since Runge-Kutta steps keep five states and predictions at once, more than a table's registers hold"
+    config.require("skip_prk_steps", True, why=why)
+    options = {"sampler": "plms", "fixed_stride": True, **_spacing(config)}
+    if not config["set_alpha_to_one"]:
+        options["final_alpha_cumprod"] = float(schedule.alphas_cumprod[0])
+    return options
+
+
+def _unipc(config: _Config, schedule: NoiseSchedule) -> dict[str, Any]:
+    _require_signal(config)
+    config.require("use_flow_sigmas", False, None, why=f" with prediction_type {config['prediction_type']!r}")
+    config.require("shift_terminal", None)
+    predict_x0 = bool(config["predict_x0"])
+    if not predict_x0:
+        config.require("thresholding", False, None, why=" with predict_x0 False, since it bounds the clean sample")
+    options = {**_solver(config), "karras": _karras(config), "predict_x0": predict_x0, **_spacing(config)}
+    if config.require("final_sigmas_type", "zero", "sigma_min") == "sigma_min":
+        options["final_alpha_cumprod"] = float(schedule.alphas_cumprod[0])
+    return {**options, **_bounds(config)}
+
+
+def _flow_unipc(config: _Config) -> SchedulerSettings:
+    """UniPC on the noise levels of a flow, as Wan has it; what it says of betas and spacing has no effect there."""
+    for key in (*_OTHER_SIGMAS, "use_karras_sigmas"):
+        config.require(key, False, None)
+    config.require("shift_terminal", None, False)
+    for key, only in (("predict_x0", True), ("final_sigmas_type", "zero")):
+        config.require(key, only, why=" with use_flow_sigmas")
+    shift = config.number("flow_shift", "above 0", lambda shift: 0 < shift < math.inf)
+    schedule = NoiseSchedule.flow(shift, config["num_train_timesteps"])
+    return SchedulerSettings(schedule, "flow", {**_solver(config), **_bounds(config)}, {})
+
+
+def _solver(config: _Config) -> dict[str, Any]:
+    """UniPC's own settings, with any noise levels."""
+    config.require("use_dynamic_shifting", False, None)
+    config.require("solver_p", None)
+    solver_type = config.require("solver_type", "bh1", "bh2", "midpoint", "heun", "logrho")
+    uncorrected = config["disable_corrector"]
+    if not isinstance(uncorrected, list | tuple) or any(type(i) is not int or i < 0 for i in uncorrected):
+        config.refuse("disable_corrector", uncorrected, "a list of whole numbers of at least 0")
+    return {
+        "sampler": "unipc",
+        "order": config.require("solver_order", 1, 2, 3),
+        "solver_type": solver_type if solver_type in ("bh1", "bh2") else "bh2",  # the constructor takes others for it
+        "lower_order_final": bool(config["lower_order_final"]),
+        "disable_corrector": list(uncorrected),
+    }
+
+
 def _spacing(config: _Config) -> dict[str, Any]:
     spacing = config.require("timestep_spacing", "leading", "trailing", "linspace")
     if spacing != "leading" or not config["steps_offset"]:
@@ -355,6 +427,9 @@ _READERS: dict[str, Callable[[_Config, NoiseSchedule], dict[str, Any]]] = {
     "EulerDiscreteScheduler": _euler,
     "EulerAncestralDiscreteScheduler": _euler_ancestral,
     _FLOW: lambda config, schedule: {},
+    "DEISMultistepScheduler": _deis,
+    "PNDMScheduler": _plms,
+    "UniPCMultistepScheduler": _unipc,
 }
 
 #: The classes of diffusers that ``read_scheduler`` reads.

@@ -85,15 +85,50 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "time_shift_type": "exponential",
         "stochastic_sampling": False,
     },
+    "DEISMultistepScheduler": {
+        **_BETAS,
+        **_THRESHOLD,
+        **_LINSPACE,
+        **_SIGMAS,
+        "solver_order": 2,
+        "algorithm_type": "deis",
+        "solver_type": "logrho",
+        "lower_order_final": True,
+        "use_flow_sigmas": False,
+        "flow_shift": 1.0,
+        "use_dynamic_shifting": False,
+        "time_shift_type": "exponential",
+    },
+    "PNDMScheduler": {**_BETAS, **_LEADING, "skip_prk_steps": False, "set_alpha_to_one": False},
+    "UniPCMultistepScheduler": {
+        **_BETAS,
+        **_THRESHOLD,
+        **_LINSPACE,
+        **_ZERO_SNR,
+        **_SIGMAS,
+        "solver_order": 2,
+        "predict_x0": True,
+        "solver_type": "bh2",
+        "lower_order_final": True,
+        "disable_corrector": [],
+        "solver_p": None,
+        "use_flow_sigmas": False,
+        "flow_shift": 1.0,
+        "final_sigmas_type": "zero",
+        "use_dynamic_shifting": False,
+        "time_shift_type": "exponential",
+        "sigma_min": None,
+        "sigma_max": None,
+        "shift_terminal": None,
+    },
 }
 
 #: Entries of other schedulers, which stay in a file that is saved again under one of these classes: ``from_config``
 #: leaves them out, and so do we.
 LEFT_OVER = {
-    *("predict_x0", "solver_p", "disable_corrector"),  # UniPC
     *("sigma_data", "sigma_schedule", "rho"),  # EDM
     *("predictor_order", "corrector_order", "tau_func"),  # SA-Solver
-    *("skip_prk_steps", "set_alpha_to_zero", "clip_denoised", "s_noise", "snr_shift_scale", "eta"),
+    *("set_alpha_to_zero", "clip_denoised", "s_noise", "snr_shift_scale", "eta"),
 }
 
 #: Entries that diffusers once wrote and reads no more, with the values that change nothing; None: any value.

@@ -18,6 +18,7 @@ from stepfuse.pipeline.provenance import Provenance, digest_of
 from stepfuse.pipeline.webui_text import webui_text
 from stepfuse.requests.conditioning import cond_per_sample
 from stepfuse.requests.editing import begin_late, strength_or_default
+from stepfuse.samplers.schedule import NoiseSchedule
 from stepfuse.samplers.table import StepTable
 from stepfuse.serving.batch import Callback
 from stepfuse.serving.in_flight import Images
@@ -54,6 +55,7 @@ def record(
     table: StepTable,
     seed: int,
     *,
+    schedule: NoiseSchedule,
     max_rows: int | None = None,
     strength: float | None = None,
     flow_strength: float | None = None,
@@ -69,6 +71,7 @@ def record(
         model: What sampled it; None is a network of Python's.
         table: The whole run.
         seed: The picture's, or the first of the grid's.
+        schedule: The model's noise levels.
         max_rows: Most rows of one forward.
         strength: As the caller gave it.
         flow_strength: The strength that the run had, where that is another (``strength_of_flow``).
@@ -81,7 +84,7 @@ def record(
     share = None if image is None else strength_or_default(strength, masked=mask is not None)
     run = table
     if image is not None and share is not None:
-        run = begin_late(table, share if flow_strength is None else flow_strength)
+        run = begin_late(table, share if flow_strength is None else flow_strength, schedule)
     return Provenance(
         version=_version(),
         model=model or ModelIdentity("custom"),

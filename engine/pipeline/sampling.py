@@ -92,6 +92,7 @@ def sample_pictures(
             engine.model,
             compiled,
             seeds[i],
+            schedule=engine.info.schedule,
             max_rows=engine.serving.row_limit,
             strength=strength,
             image=_of_sample(image, i, n, shape),

@@ -416,6 +416,7 @@ class TextToImage:
                 self._identity,
                 prepared.table,
                 prepared.seeds[i],
+                schedule=self._model.schedule,
                 max_rows=self._serving_of(prepared.shape).row_limit,
                 strength=strength,
                 flow_strength=prepared.strength,

@@ -12,6 +12,7 @@ from stepfuse.requests.resolution import compile_table
 from stepfuse.samplers import SAMPLERS
 
 _OF_THE_MANIFEST = {"schedule", "prediction_type"}  # arguments of samplers that it says elsewhere
+_OF_A_CALL = {"begin"}
 
 
 def check_defaults(bundle: Bundle) -> None:
@@ -25,7 +26,8 @@ def check_defaults(bundle: Bundle) -> None:
     """
     manifest, info = bundle.path / MANIFEST, bundle.info
     options = {"sampler", "guidance_rescale", "dynamic_threshold"}
-    options |= {name for one in SAMPLERS.values() for name in inspect.signature(one).parameters} - _OF_THE_MANIFEST
+    options |= {name for one in SAMPLERS.values() for name in inspect.signature(one).parameters}
+    options -= _OF_THE_MANIFEST | _OF_A_CALL
     others = {f"sampler_options[{brief(name)}]": values for name, values in info.sampler_options.items()}
     for name, values in {"defaults": info.defaults, **others}.items():
         if unknown := sorted(set(values) - options):

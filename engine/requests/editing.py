@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from stepfuse import _core
 from stepfuse.bundle.model_info import ModelInfo
+from stepfuse.samplers import SAMPLERS
 from stepfuse.samplers.schedule import NoiseSchedule
 from stepfuse.samplers.table import COLUMNS, StepTable
 
@@ -27,39 +28,65 @@ def strength_or_default(strength: float | None, *, masked: bool) -> float:
     return _MASK_STRENGTH if masked else IMAGE_STRENGTH
 
 
-def begin_late(table: StepTable, strength: float) -> StepTable:
+def begin_late(table: StepTable, strength: float, schedule: NoiseSchedule) -> StepTable:
     """The last part of a run, for a sample that begins as a noised image (SDEdit: Meng et al., 2022).
 
     Args:
         table: The whole run.
         strength: Share of its steps that is left, above 0 and at most 1; the whole part of ``strength`` times steps is
             taken, as in diffusers.
+        schedule: The model's noise levels.
 
     Returns:
         The last rows. A row that would need the estimate of the step before it takes its own in its place: the first
-        step of a multistep solver is of first order.
+        step of a multistep solver is of first order. A sampler with more memory makes its table again, with ``begin``.
 
     Raises:
-        ValueError: If the strength is out of bounds or leaves no step.
+        ValueError: If the strength is out of bounds or leaves no step, or the table has a second line and no sampler
+            makes it for this schedule.
     """
     if not 0 < strength <= 1:
         raise ValueError(f"strength must be above 0 and at most 1, got {strength}")
+    if strength == 1:
+        return table
+    if "begin" in table.options or table.has_second_line:
+        return _begin_again(table, strength, schedule)
     estimate = (table["u_d"] == 1) & (table["u_x"] == 0) & (table["u_e"] == 0) & (table["u_h"] == 0)
     needs_state = ((table["q_h"] != 0) | (table["u_h"] != 0)) & ~np.roll(estimate, 1)
     needs_state[0] = False
     starts = np.flatnonzero(~needs_state)  # the second row of Heun's step is no start: the history holds a state
-    steps = len(starts)
-    kept = int(steps * strength)
-    if kept == 0:
-        raise ValueError(f"strength must leave at least one of {steps} steps, at least {1 / steps:.3g}, got {strength}")
-    if kept == steps:
-        return table
+    kept = _steps_kept(len(starts), strength)
     rest = table[int(starts[-kept]) :]
     rows = np.array(rest.rows)
     q_d, q_h = COLUMNS.index("q_d"), COLUMNS.index("q_h")
     rows[0, q_d] += rows[0, q_h]
     rows[0, q_h] = 0
     return replace(rest, rows=rows)
+
+
+def _begin_again(table: StepTable, strength: float, schedule: NoiseSchedule) -> StepTable:
+    """The table of the last steps, by the sampler that made the whole one."""
+    make = SAMPLERS.get(table.sampler)
+    try:
+        whole = None if make is None else make(schedule, **table.options)
+    except (TypeError, ValueError):  # options of another version, or by hand
+        whole = None
+    if make is None or whole is None or "begin" not in whole.options or not np.array_equal(whole.rows, table.rows):
+        raise ValueError(
+            "strength must be 1 with a table that has a second line and that no sampler makes for this model: its rows"
+            f" cannot begin in the middle; got {strength} with {table!r}"
+        )
+    begin, timesteps = whole.options["begin"], whole.options["timesteps"]
+    steps = (whole.options["steps"] if timesteps is None else len(timesteps)) - begin
+    rest = make(schedule, **{**whole.options, "begin": begin + steps - _steps_kept(steps, strength)})
+    return replace(table, rows=rest.rows, options=rest.options, levels=rest.levels)
+
+
+def _steps_kept(steps: int, strength: float) -> int:
+    kept = int(steps * strength)
+    if kept == 0:
+        raise ValueError(f"strength must leave at least one of {steps} steps, at least {1 / steps:.3g}, got {strength}")
+    return kept
 
 
 def strength_of_flow(strength: float, steps: int) -> float:
@@ -109,6 +136,8 @@ class Edit:
     ) -> None:
         self._schedule = info.schedule
         self._strength = strength
+        # Samples share tables: what is left of each, by its id and strength, and itself, so that its id stays its own.
+        self._late: dict[tuple[int, float], tuple[StepTable, StepTable]] = {}
         self._images = self._masks = None
         if image is None:
             for name, given in (("mask", mask), ("strength", next((one for one in strength if one is not None), None))):
@@ -125,7 +154,10 @@ class Edit:
             return table, None
         mask = None if self._masks is None else self._masks[index]
         strength = strength_or_default(self._strength[index], masked=mask is not None)
-        run = begin_late(table, strength)
+        key = id(table), strength
+        if key not in self._late:
+            self._late[key] = table, begin_late(table, strength, self._schedule)
+        run = self._late[key][1]
         mixed = levels(run, self._schedule)
         if mask is not None and strength == 1:
             mixed[0] = 0.0, table.init_scale  # nothing of what is drawn anew is seen

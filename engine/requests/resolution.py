@@ -29,6 +29,7 @@ from stepfuse.samplers.names import require_sampler
 from stepfuse.samplers.table import StepTable
 
 _SEED_LIMIT = 1 << 64
+_SAID_ELSEWHERE = ("schedule", "prediction_type", "begin")  # by the model, and begin by strength
 _BESIDE_STATE = 2000  # bytes of a queued sample, measured: its requests in Python and in the core, its place in line
 
 
@@ -211,7 +212,7 @@ def compile_table(
         arguments["eta"] = info.defaults.get("eta", 0.0) if eta is None else eta
     elif eta:
         raise ValueError(f"eta must be left out with sampler {sampler!r}, which has none, got {eta}")
-    known = [*(name for name in accepted if name not in ("schedule", "prediction_type")), *ADAPTIVE]
+    known = [*(name for name in accepted if name not in _SAID_ELSEWHERE), *ADAPTIVE]
     refuse_unknown(f"sampler {sampler!r}", known, arguments)
     if not info.schedule.is_flow:
         arguments["prediction_type"] = info.prediction_type

@@ -32,6 +32,9 @@ _SHARED: Mapping[str, set[str]] = {
     "heun": _SPACED | {"clip", "karras"},
     "euler": _SPACED | {"karras"},
     "euler_ancestral": _SPACED,
+    "deis": _SPACED | {"karras"},
+    "plms": _SPACED,
+    "unipc": _SPACED | {"karras", "dynamic_threshold"},
 }
 _SAME_OPTIONS = {"ddim_inverse": "ddim", "ddpm_strided": "ddpm"}  # samplers that take another's options
 
@@ -47,7 +50,7 @@ def default_steps(info: ModelInfo, sampler: str, options: Mapping[str, Any] = Ma
     if sampler == "ddpm" and not respaced:
         return total
     original = options.get("original_steps", _LCM_STEPS)
-    if sampler == "dpmpp_2m":
+    if sampler in ("dpmpp_2m", "deis", "unipc"):
         total = max(total - 1, 1)
     elif sampler == "lcm" and isinstance(original, int):  # the sampler refuses anything else
         total = min(total, original)

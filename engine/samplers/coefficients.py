@@ -107,6 +107,13 @@ def require_between(name: str, value: float, low: float, high: float) -> None:
         raise ValueError(f"{name} must be between {low:g} and {high:g}, got {value}")
 
 
+def refuse_on_flows(**given: tuple[object, object]) -> None:
+    """Refuses arguments that mean nothing on a flow schedule: each with its value and its default."""
+    for name, (value, default) in given.items():
+        if value != default:
+            raise ValueError(f"{name} must be left out with a flow schedule, got {value!r}")
+
+
 def alphas_at(schedule: NoiseSchedule, t: Float64Array, final: float = 1.0) -> Float64Array:
     """ᾱ at each timestep; ``final`` where t is below 0, past the last one."""
     last = schedule.num_train_timesteps - 1

@@ -7,23 +7,15 @@ from collections.abc import Sequence
 import numpy as np
 
 from stepfuse.samplers.coefficients import (
-    TINY_ALPHA,
     Columns,
     PredictionType,
     build_table,
-    choose_timesteps,
     clean_sample,
-    karras_sigmas,
     preserving_levels,
     recorded,
-    require_between,
-    sigmas_at,
-    sigmas_of,
-    step_count,
-    timesteps_of,
-    warn_of_late_start,
 )
-from stepfuse.samplers.schedule import NoiseSchedule, Spacing, spaced_timesteps
+from stepfuse.samplers.log_snr import solver_levels
+from stepfuse.samplers.schedule import NoiseSchedule, Spacing
 from stepfuse.samplers.table import StepTable
 
 
@@ -59,28 +51,15 @@ def dpmpp_2m(
         ValueError: As for ``ddim``, and if ``steps`` reaches T without ``timesteps``, or ``final_alpha_cumprod`` is 0.
         TypeError: If ``steps`` is no whole number.
     """
-    total = schedule.num_train_timesteps
-    if timesteps is not None or spacing == "trailing":
-        t = choose_timesteps(schedule, steps, timesteps, spacing, steps_offset)
-    else:
-        count = step_count(steps, total - 1)
-        points = spaced_timesteps(total, count + 1, spacing, steps_offset)
-        warn_of_late_start(schedule, points, spacing)
-        t = points[:-1]
-    all_sigmas = sigmas_of(schedule, prediction_type)
-    sigma = sigmas_at(all_sigmas, t)
-    if karras:
-        sigma = karras_sigmas(all_sigmas, len(t))
-        t = timesteps_of(all_sigmas, sigma).round()
-
-    require_between("final_alpha_cumprod", final_alpha_cumprod, TINY_ALPHA, 1.0)
-    last_sigma = np.sqrt((1 - final_alpha_cumprod) / final_alpha_cumprod)
-    sigma_next = np.append(sigma[1:], last_sigma)
+    t, sigmas = solver_levels(
+        schedule, steps, timesteps, spacing, steps_offset, prediction_type, final_alpha_cumprod, karras=karras
+    )
+    sigma, sigma_next = sigmas[:-1], sigmas[1:]
     a, a_next = 1 / (1 + sigma**2), 1 / (1 + sigma_next**2)
     with np.errstate(divide="ignore"):
         log_step = np.log(sigma) - np.log(sigma_next)  # h, in half log-SNR
     step_ratio = np.append(np.inf, log_step[:-1] / log_step[1:])  # r; infinite makes a step of first order
-    if last_sigma == 0 or (lower_order_final and len(t) < 15):
+    if sigma_next[-1] == 0 or (lower_order_final and len(t) < 15):
         step_ratio[-1] = np.inf
     towards_d = -np.sqrt(a_next) * np.expm1(-log_step)
     columns: Columns = {

@@ -25,6 +25,13 @@ _ELSEWHERE = {
     "heundiscrete": "heun",
     "kheun": "heun",
     "heunkarras": "heun with karras=True",
+    "deismultistep": "deis",
+    "pndm": "plms",
+    "kplms": "plms",
+    "unipcmultistep": "unipc",
+    "unipcbh2": "unipc",
+    "unipcbh1": "unipc with solver_type='bh1'",
+    "unipckarras": "unipc with karras=True",
 }
 
 

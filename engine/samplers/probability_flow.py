@@ -17,6 +17,7 @@ from stepfuse.samplers.coefficients import (
     karras_sigmas,
     match_count,
     recorded,
+    refuse_on_flows,
     sigmas_at,
     sigmas_of,
     step_count,
@@ -63,7 +64,7 @@ def euler(
         TypeError: If ``steps`` is no whole number.
     """
     if schedule.is_flow:
-        _refuse_on_flows(
+        refuse_on_flows(
             spacing=(spacing, "linspace"),
             steps_offset=(steps_offset, 0),
             prediction_type=(prediction_type, "epsilon"),
@@ -237,9 +238,3 @@ def _flow(
     columns: Columns = {"p_x": 1.0, "p_e": -sigma, "q_x": 1.0, "q_e": np.append(sigma[1:], 0.0) - sigma}
     levels = 1 - sigma, sigma
     return build_table("euler", schedule, sigma * total, columns, levels, guidance_scale, guidance_interval)
-
-
-def _refuse_on_flows(**given: tuple[object, object]) -> None:
-    for name, (value, default) in given.items():
-        if value != default:
-            raise ValueError(f"{name} must be left out with a flow schedule, got {value!r}")

@@ -165,6 +165,11 @@ class StepTable:
             )
         if np.isfinite(self["lo"]).any() or np.isfinite(self["hi"]).any():
             raise ValueError(f"clip must be left out with dynamic_threshold, which clamps too, got {self['hi'][0]:g}")
+        if not any(self[name].any() for name in ("q_d", "u_d", "v_d")):
+            raise ValueError(
+                f"dynamic_threshold must be left out with these steps of {self.sampler}, none of which reads the clean"
+                f" sample that it bounds, got {self.dynamic_threshold}"
+            )
 
     def adapt(
         self, *, guidance_rescale: float = 0.0, dynamic_threshold: tuple[float, float] | None = None
@@ -180,7 +185,7 @@ class StepTable:
 
         Raises:
             ValueError: If ``guidance_rescale`` is not within 0 to 1, ``dynamic_threshold`` is not (ratio in (0, 1],
-                largest of at least 1), or it is given for a table that clips already.
+                largest of at least 1), or it is given for a table that clips already or reads no clean sample.
         """
         return replace(self, guidance_rescale=guidance_rescale, dynamic_threshold=dynamic_threshold).check()
 

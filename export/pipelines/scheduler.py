@@ -21,6 +21,9 @@ CLASSES = {
     "heun": "HeunDiscreteScheduler",
     "euler": "EulerDiscreteScheduler",
     "euler_ancestral": "EulerAncestralDiscreteScheduler",
+    "deis": "DEISMultistepScheduler",
+    "plms": "PNDMScheduler",
+    "unipc": "UniPCMultistepScheduler",
 }
 FLOW = {"euler": "FlowMatchEulerDiscreteScheduler"}
 

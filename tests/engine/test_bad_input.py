@@ -73,7 +73,7 @@ BAD = {
     "steps-above-T": ({"steps": 1001}, ValueError, "steps must be between 1 and 1000, got 1001"),
     "steps-float": ({"steps": 10.0}, TypeError, "steps must be a whole number, got 10.0"),
     "steps-length": ({"steps": [1, 2, 3]}, ValueError, "steps must be one value, or .* 2 samples, got 3"),
-    "sampler-unknown": ({"sampler": "plms"}, ValueError, "sampler must be one of ddim, ddpm, .*, got 'plms'"),
+    "sampler-unknown": ({"sampler": "dpm2"}, ValueError, "sampler must be one of ddim, ddpm, .*, got 'dpm2'"),
     "option-unknown": ({"sampler": "lcm", "karras": True}, TypeError, "sampler 'lcm' takes steps, .*, got karras"),
     "option-bad": ({"spacing": "even"}, ValueError, "spacing must be 'leading', 'trailing' or 'linspace', got 'even'"),
     "seed-negative": ({"seed": -1}, ValueError, "seed must be between 0 and 2^64 - 1, got -1"),

@@ -28,6 +28,10 @@ def engine():
         pytest.param("dpmpp_2m", {"karras": True}, id="dpmpp_2m"),
         pytest.param("lcm", {"original_steps": 20}, id="lcm"),
         pytest.param("heun", {}, id="heun"),
+        pytest.param("deis", {"order": 3, "karras": True}, id="deis"),
+        pytest.param("plms", {"steps_offset": 1}, id="plms"),
+        pytest.param("unipc", {}, id="unipc"),
+        pytest.param("unipc", {"order": 3, "disable_corrector": [0], "clip": 1.5}, id="unipc-with-options"),
     ],
 )
 def test_a_named_sampler_runs_its_table(engine, name, options):

@@ -130,12 +130,13 @@ class DenoisingLoop:
                 )
             self._batch.stop()
         assert self._row is not None
-        table, self._noise_scales = table_from_row(table, self._row)
+        settings_read = settings_of(self._scheduler)
+        table, self._noise_scales = table_from_row(table, self._row, settings_read.schedule)
         self._batch_row = self._row  # the row of the scheduler that is the batch's first
         inputs, images, predictor = settings.inputs, len(sample), self._predictor
         chunks = 2 if getattr(self._module.config, "out_channels", None) == 2 * sample.shape[1] else 1
         predictor.prepare(self._module, inputs, chunks)
-        service = predictor.service(tuple(sample.shape[1:]), inputs.rows, settings_of(self._scheduler))
+        service = predictor.service(tuple(sample.shape[1:]), inputs.rows, settings_read)
         rows = np.arange(inputs.rows)
         conditioning: dict[str, Any] = {"cond": predictor.conditioning(inputs, rows[:images])}
         if guided:

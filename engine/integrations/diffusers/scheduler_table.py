@@ -14,6 +14,7 @@ import numpy.typing as npt
 from stepfuse.integrations.scheduler_config import SchedulerSettings, read_scheduler
 from stepfuse.samplers import SAMPLERS
 from stepfuse.samplers.coefficients import karras_sigmas, sigmas_of
+from stepfuse.samplers.schedule import NoiseSchedule
 from stepfuse.samplers.table import COLUMNS, StepTable
 
 # Relative: diffusers keeps timesteps, and multiplies up alphas_cumprod, in float32.
@@ -33,7 +34,7 @@ def settings_of(scheduler: Any) -> SchedulerSettings:
     settings = _read(json.dumps(config, sort_keys=True, default=lambda one: np.asarray(one).tolist()))
     name = type(scheduler).__name__
     if settings.schedule.is_flow:
-        if scheduler.shift != settings.schedule.shift:
+        if hasattr(scheduler, "shift") and scheduler.shift != settings.schedule.shift:  # UniPC reads its configuration
             raise ValueError(
                 f"{name}: shift must be the configuration's {settings.schedule.shift}, got {scheduler.shift}"
             )
@@ -85,16 +86,32 @@ def table_of(
     return table.adapt(guidance_rescale=float(guidance_rescale), dynamic_threshold=threshold)
 
 
-def table_from_row(table: StepTable, row: int) -> tuple[StepTable, npt.NDArray[np.float32]]:
+def table_from_row(table: StepTable, row: int, schedule: NoiseSchedule) -> tuple[StepTable, npt.NDArray[np.float32]]:
     """The steps from a row on, without their noise, which comes from diffusers' generators.
+
+    Args:
+        table: As of ``table_of``.
+        row: The first of its rows.
+        schedule: Noise levels that it was made for.
 
     Returns:
         The table, whose initial state is not scaled, and the weight of each step's noise, shape (S,).
+
+    Raises:
+        ValueError: If a run of ``PNDMScheduler`` begins in the middle.
     """
     rest = table[row:]
     rows = np.array(rest.rows)
     q_d, q_h, q_z = (COLUMNS.index(name) for name in ("q_d", "q_h", "q_z"))
-    if row:  # the first step of a multistep solver is of first order: it uses its own estimate in place of the last
+    if row and table.sampler == "plms":
+        raise ValueError(
+            f"a run of PNDMScheduler must begin at its first timestep, got entry {row} of them: from there diffusers"
+            " steps from other noise levels than its state has; take another scheduler, or call pipe.original"
+        )
+    if row and "begin" in table.options:
+        rows = np.array(SAMPLERS[table.sampler](schedule, **{**table.options, "begin": row}).rows)
+        rows[:, COLUMNS.index("t")] = rest["t"]
+    elif row:  # the first step of a multistep solver is of first order: it uses its own estimate in place of the last
         rows[0, q_d] += rows[0, q_h]
         rows[0, q_h] = 0
     noise_scales = rows[:, q_z].copy()
@@ -108,12 +125,12 @@ def _same_levels(
     """Whether a scheduler with Karras' noise levels has those of the table.
 
     It finds its timesteps by logarithms and interpolation in float32, so they differ by more than timesteps that are
-    counted, and by a whole one where DPM-Solver++ rounds a tie.
+    counted, and by a whole one where DPM-Solver++, DEIS and UniPC round a tie.
     """
     if len(wanted) != len(table):
         return False
     levels = sigmas_of(settings.schedule, settings.prediction_type)
-    if table.sampler == "dpmpp_2m":
+    if table.sampler in ("dpmpp_2m", "deis", "unipc"):
         sigmas = np.asarray(scheduler.sigmas[:-1].cpu(), dtype=np.float64)
         same = np.allclose(sigmas, karras_sigmas(levels, len(table)), rtol=_LEVELS, atol=0)
         return same and bool(np.all(np.abs(table["t"] - wanted) <= 1))
@@ -139,7 +156,7 @@ def _timesteps(scheduler: Any, custom: Mapping[str, Any], settings: SchedulerSet
     given = [name for name, value in custom.items() if value is not None]
     if not given:
         return {"steps": int(scheduler.num_inference_steps)}
-    if settings.schedule.is_flow:
+    if settings.schedule.is_flow and settings.defaults["sampler"] == "euler":
         sigmas = np.asarray(scheduler.sigmas[:-1], dtype=np.float64)
         return {"timesteps": sigmas * settings.schedule.num_train_timesteps}
     if "sigmas" in given:

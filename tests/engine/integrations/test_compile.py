@@ -17,13 +17,14 @@ import torch  # noqa: E402
 from stepfuse.integrations.diffusers import compile  # noqa: E402
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning:diffusers"),
+    pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning:diffusers"),
     pytest.mark.filterwarnings("ignore::FutureWarning:diffusers"),
 ]
 
 STABLE = tiny_pipelines.STABLE_DIFFUSION
 PROMPTS, NEGATIVE = tiny_pipelines.PROMPTS, ["grey", "a dog in the rain"]
 TEXT = ("StableDiffusionPipeline", "StableDiffusionPipeline-v", "StableDiffusionXLPipeline", "StableDiffusion3Pipeline")
+FLOW_UNIPC = {"use_flow_sigmas": True, "flow_shift": 3.0, "prediction_type": "flow_prediction"}
 SKIP_LAYERS = {"skip_guidance_layers": [0], "skip_layer_guidance_stop": 0.9}
 IMAGE = np.random.default_rng(0).random((2, 16, 16, 3), dtype=np.float32)
 
@@ -107,6 +108,9 @@ SCHEDULERS = {
     "lcm": ("LCMScheduler", {}),
     "euler": ("EulerDiscreteScheduler", {"use_karras_sigmas": True}),
     "euler-a": ("EulerAncestralDiscreteScheduler", {}),
+    "deis": ("DEISMultistepScheduler", {"solver_order": 3}),
+    "pndm": ("PNDMScheduler", {"skip_prk_steps": True, "set_alpha_to_one": False}),
+    "unipc": ("UniPCMultistepScheduler", {"use_karras_sigmas": True, "solver_order": 3}),
 }
 
 
@@ -133,6 +137,7 @@ def test_with_every_scheduler(name, kind, config, pipelines):
         ("StableDiffusionXLPipeline", "DPMSolverMultistepScheduler", STABLE, {"denoising_end": 0.6}),
         ("StableDiffusionXLPipeline", None, {}, {"height": 32, "width": 16, "prompt_2": ["one", "two"]}),
         ("StableDiffusion3Pipeline", None, {}, {"sigmas": [1.0, 0.8, 0.3]}),
+        ("StableDiffusion3Pipeline", "UniPCMultistepScheduler", FLOW_UNIPC, {}),
     ],
 )
 def test_arguments_act_as_in_diffusers(name, kind, config, given, pipelines):
@@ -146,6 +151,7 @@ def test_arguments_act_as_in_diffusers(name, kind, config, given, pipelines):
         ("StableDiffusion", "DDIMScheduler"),
         ("StableDiffusion", "DPMSolverMultistepScheduler"),
         ("StableDiffusion", "HeunDiscreteScheduler"),
+        ("StableDiffusion", "UniPCMultistepScheduler"),
         ("StableDiffusionXL", "EulerDiscreteScheduler"),
         ("StableDiffusion3", None),
     ],
@@ -157,6 +163,18 @@ def test_image_to_image(name, kind, pipelines):
     pipe.set_progress_bar_config(disable=True)
     given = {"prompt": PROMPTS, "image": IMAGE, "num_inference_steps": 8, "output_type": "np"}
     assert distance(same(pipe, **given, strength=0.5), same(pipe, **given, strength=0.9)) > 0.01
+
+
+def test_pndm_from_an_image_is_refused(pipelines):
+    """Its steps after the first entries of its timesteps are from other noise levels than those of the state."""
+    plms = scheduler("PNDMScheduler", **STABLE, skip_prk_steps=True)
+    parts = pipelines("StableDiffusionPipeline", plms).components
+    pipe = compile(diffusers.StableDiffusionImg2ImgPipeline(**parts, requires_safety_checker=False))
+    pipe.set_progress_bar_config(disable=True)
+    with pytest.raises(
+        ValueError, match="a run of PNDMScheduler must begin at its first timestep, got entry 4 of them"
+    ):
+        pipe(prompt=PROMPTS, image=IMAGE, num_inference_steps=8, strength=0.5)
 
 
 def test_the_result_is_a_pipeline_of_the_same_class(pipelines, tmp_path):
@@ -320,7 +338,8 @@ def test_an_error_leaves_the_pipeline_usable(pipelines):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (("PNDMScheduler", {}), "scheduler must be one of DDIMScheduler, .*, got PNDMScheduler"),
+        (("SASolverScheduler", {}), "scheduler must be one of DDIMScheduler, .*, got SASolverScheduler"),
+        (("PNDMScheduler", {"skip_prk_steps": False}), "PNDMScheduler: skip_prk_steps must be True, since Runge-Kutta"),
         (("EulerDiscreteScheduler", {"final_sigmas_type": "sigma_min"}), "final_sigmas_type must be 'zero'"),
     ],
 )

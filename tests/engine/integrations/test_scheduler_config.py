@@ -13,7 +13,7 @@ from stepfuse.integrations.scheduler_config import COVERED, DEFAULTS, UncoveredS
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers needs Python 3.11")
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning:diffusers")
+pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning:diffusers")
 
 SCALED = peers.SCALED
 V = {"prediction_type": "v_prediction"}
@@ -62,6 +62,26 @@ CONFIGS = {
         {**ZERO_SNR, "timestep_spacing": "trailing", "sigma_min": 0.1},
     ],
     "EulerAncestralDiscreteScheduler": [{}, STABLE_DIFFUSION, {**ZERO_SNR, "timestep_spacing": "trailing"}],
+    "DEISMultistepScheduler": [
+        {},
+        STABLE_DIFFUSION,
+        {**SCALED, **V, "solver_order": 3, "lower_order_final": False},
+        {**COSINE, "timestep_spacing": "trailing", "solver_order": 1, "solver_type": "bh2"},
+    ],
+    "PNDMScheduler": [
+        {**STABLE_DIFFUSION, "set_alpha_to_one": False},
+        {**SCALED, **V, "skip_prk_steps": True, "timestep_spacing": "trailing", "set_alpha_to_one": True},
+        {**COSINE, "skip_prk_steps": True, "timestep_spacing": "linspace"},
+    ],
+    "UniPCMultistepScheduler": [
+        {},
+        STABLE_DIFFUSION,
+        {**SCALED, "use_karras_sigmas": True, "solver_order": 3, "solver_type": "midpoint"},
+        {**ZERO_SNR, "timestep_spacing": "trailing", "disable_corrector": [0, 1]},
+        {**SCALED, **THRESHOLD, "final_sigmas_type": "sigma_min", "lower_order_final": False, "solver_type": "bh1"},
+        {**SCALED, "final_sigmas_type": "sigma_min", "predict_x0": False, "solver_order": 1},
+        {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 5.0},
+    ],
     "FlowMatchEulerDiscreteScheduler": [{}, {"shift": 3.0}, {"shift": 3.0, "num_train_timesteps": 500}],
 }
 CASES = [
@@ -101,7 +121,7 @@ def test_a_run_is_that_of_diffusers(name, config, steps, monkeypatch):
     settings = read_scheduler({**config, "_class_name": name, "_diffusers_version": "0.42.1"})
     want = peers.run(the_scheduler(name, config, steps), monkeypatch, 3.0)
     got = ours(settings, steps, guidance_scale=3.0)
-    history = name in ("DPMSolverMultistepScheduler", "HeunDiscreteScheduler")
+    history = name.endswith("MultistepScheduler") or name in ("HeunDiscreteScheduler", "PNDMScheduler")
     limit = tolerances.MULTISTEP if history else tolerances.ONE_STEP
     scale = max(np.abs(want).max(), 1.0)  # a result of a few hundredths is the difference of states a hundred times 1
     assert np.abs(got - want).max() < limit * scale
@@ -110,9 +130,10 @@ def test_a_run_is_that_of_diffusers(name, config, steps, monkeypatch):
 @pytest.mark.parametrize("name", COVERED)
 def test_a_saved_file_is_read_alike(name, tmp_path):
     """Infinities and tuples go through JSON; the defaults can be written to a manifest."""
-    getattr(diffusers, name)().save_pretrained(tmp_path)
+    entries = {"skip_prk_steps": True} if name == "PNDMScheduler" else {}
+    getattr(diffusers, name)(**entries).save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "scheduler_config.json").read_text())
-    read, filled = read_scheduler(saved), read_scheduler({"_class_name": name})
+    read, filled = read_scheduler(saved), read_scheduler({"_class_name": name, **entries})
     assert read.defaults == filled.defaults
     assert read.schedule.config == filled.schedule.config
     json.dumps(read.defaults, allow_nan=False)
@@ -142,6 +163,12 @@ def test_epsilon_at_zero_signal_is_refused_by_the_sampler():
         ("EulerDiscreteScheduler", "interpolation_type", "log_linear"),
         ("EulerDiscreteScheduler", "final_sigmas_type", "sigma_min"),
         ("EulerAncestralDiscreteScheduler", "prediction_type", "sample"),
+        ("DEISMultistepScheduler", "thresholding", True),
+        ("PNDMScheduler", "prediction_type", "sample"),
+        ("UniPCMultistepScheduler", "solver_order", 4),
+        ("UniPCMultistepScheduler", "use_beta_sigmas", True),
+        ("UniPCMultistepScheduler", "prediction_type", "flow_prediction"),
+        ("UniPCMultistepScheduler", "disable_corrector", ["0"]),
         ("FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting", True),
         ("FlowMatchEulerDiscreteScheduler", "shift_terminal", 0.1),
         ("FlowMatchEulerDiscreteScheduler", "stochastic_sampling", True),
@@ -162,7 +189,11 @@ def test_what_changes_the_numbers_is_refused_by_name_and_value(name, entry, valu
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"_class_name": "PNDMScheduler"}, "scheduler must be one of DDIMScheduler, .*, got PNDMScheduler"),
+        ({"_class_name": "SASolverScheduler"}, "scheduler must be one of DDIMScheduler, .*, got SASolverScheduler"),
+        (
+            {"_class_name": "PNDMScheduler"},
+            "skip_prk_steps must be True, since Runge-Kutta steps keep five .*, got False: change the scheduler's",
+        ),
         ({}, "scheduler must be one of DDIMScheduler, .*, got None"),
         ({"_class_name": "DDIMScheduler", "churn": 0.1}, "DDIMScheduler: entries must be known, got churn = 0.1"),
         (

@@ -107,6 +107,8 @@ SCHEDULERS = {
     "dpm-karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
     "euler-linspace": ("EulerDiscreteScheduler", {"timestep_spacing": "linspace"}),
     "heun": ("HeunDiscreteScheduler", {}),
+    "pndm": ("PNDMScheduler", {"skip_prk_steps": True, "set_alpha_to_one": False}),
+    "unipc": ("UniPCMultistepScheduler", {}),
     "zero-snr": (
         "DDIMScheduler",
         {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "prediction_type": "v_prediction"},

@@ -1,12 +1,14 @@
 """Image to image and inpainting against the loops of diffusers' pipelines: same images, masks, noise and model."""
 
+import dataclasses
+
 import numpy as np
 import peers
 import pytest
 import support
 
 import stepfuse as sf
-from stepfuse.requests.editing import strength_of_flow
+from stepfuse.requests.editing import Edit, begin_late, strength_of_flow
 
 RNG = np.random.default_rng(3)
 IMAGES = RNG.uniform(-1, 1, (peers.BATCH, peers.SIZE)).astype(np.float32)
@@ -14,9 +16,10 @@ MASK = (RNG.uniform(size=peers.SIZE) < 0.5).astype(np.float32)
 SOFT = RNG.uniform(size=peers.SIZE).astype(np.float32)
 STEPS = 10
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning:diffusers")
+pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning:diffusers")
 
 needs_diffusers = pytest.mark.skipif(not support.installed("diffusers"), reason="diffusers needs Python 3.11")
+ALPHAS = sf.NoiseSchedule.scaled_linear().alphas_cumprod
 SAMPLERS = {
     "ddim": ("ddim", "linear", {}),
     "ddim-v": ("ddim", "zero-snr", {"prediction_type": "v_prediction", "spacing": "trailing"}),
@@ -33,6 +36,11 @@ SAMPLERS = {
     "euler-karras-leading": ("euler", "linear", {"karras": True, "spacing": "leading", "steps_offset": 1}),
     "euler_ancestral": ("euler_ancestral", "scaled", {"spacing": "linspace"}),
     "euler": ("euler", "shift-3", {}),
+    "deis": ("deis", "scaled", {"order": 3, "final_alpha_cumprod": float(ALPHAS[0])}),
+    "unipc": ("unipc", "scaled", {"order": 3}),
+    "unipc-karras": ("unipc", "linear", {"karras": True, "disable_corrector": [7]}),
+    "unipc-flow": ("unipc", "shift-3", {}),
+    "unipc-v": ("unipc", "zero-snr", {"prediction_type": "v_prediction", "spacing": "trailing", "order": 1}),
 }
 
 
@@ -128,7 +136,7 @@ def test_a_mask_of_ones_keeps_nothing_and_one_of_zeros_all():
         np.testing.assert_array_equal(engine.sample(1, image=image, mask=np.zeros(support.SHAPE), **run)[0], image)
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "heun", "dpmpp_2m"])
+@pytest.mark.parametrize("sampler", ["ddim", "heun", "dpmpp_2m", "plms", "unipc"])
 def test_in_a_shared_loop_each_keeps_its_own(sampler):
     images = RNG.uniform(-1, 1, (4, *support.SHAPE)).astype(np.float32)
     masks = RNG.uniform(size=(4, *support.SHAPE)) < 0.5
@@ -143,6 +151,55 @@ def test_in_a_shared_loop_each_keeps_its_own(sampler):
         alone = [engine.submit(one).result() for one in requests]
         np.testing.assert_array_equal(free.result(), engine.sample(cond=1, seed=9, **run)[0])
     np.testing.assert_array_equal(together, alone)
+
+
+@pytest.mark.parametrize("fixed_stride", [True, False])
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+def test_plms_begins_in_the_middle_as_a_run_over_its_last_timesteps(spacing, fixed_stride):
+    """diffusers' pipelines cut the first entries from a list that holds the second timestep twice, and so step from
+    timesteps at which the state is not; here both passes of the first step are taken where the run begins."""
+    info = sf.ModelInfo(support.SHAPE, support.SCHEDULE)
+    table = sf.samplers.plms(info.schedule, 10, spacing=spacing, fixed_stride=fixed_stride)
+    late = begin_late(table, 0.45, info.schedule)
+    assert len(late) == 4 + 1
+    assert late.options["begin"] == 6
+    np.testing.assert_array_equal(late["t"], [table["t"][7], *np.repeat(table["t"][8:], [2, 1, 1])])
+    np.testing.assert_array_equal(late.levels[:1], table.levels[7:8])
+    if spacing == "leading" or not fixed_stride:
+        assert late == sf.samplers.plms(info.schedule, timesteps=table["t"][7:])
+
+
+def test_samples_of_one_table_and_strength_share_what_is_left_of_it():
+    edit = Edit(sf.ModelInfo(support.SHAPE, support.SCHEDULE), 3, GOOD, None, [0.5, 0.5, 0.7])
+    table = sf.samplers.unipc(support.SCHEDULE, 10)
+    first, second, other = (edit.apply(i, table)[0] for i in range(3))
+    assert first is second
+    assert (len(first), len(other)) == (5, 7)
+
+
+def test_a_table_that_begins_late_begins_later_still():
+    table = sf.samplers.unipc(support.SCHEDULE, 10, order=3, begin=2)
+    assert begin_late(table, 0.5, support.SCHEDULE) == sf.samplers.unipc(support.SCHEDULE, 10, order=3, begin=6)
+    adapted = table.adapt(guidance_rescale=0.5)
+    assert begin_late(adapted, 0.5, support.SCHEDULE).guidance_rescale == 0.5
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        support.two_line_table(5),
+        sf.samplers.unipc(support.SCHEDULE, 10)[2:],
+        sf.samplers.unipc(sf.NoiseSchedule.scaled_linear(), 10),
+        dataclasses.replace(sf.samplers.plms(support.SCHEDULE, 10), options={"steps": 10, "order": 4}),
+        dataclasses.replace(sf.samplers.plms(support.SCHEDULE, 10), sampler="ddim", options={"steps": 10}),
+    ],
+    ids=["by-hand", "cut", "another-schedule", "strange-options", "another-sampler"],
+)
+def test_a_second_line_that_no_sampler_makes_for_the_model_cannot_begin_late(table):
+    with support.make_engine() as engine:
+        engine.sample(1, cond=1, image=GOOD, table=table, strength=1.0)
+        with pytest.raises(ValueError, match=r"strength must be 1 with a table that has a second line .* got 0.5 with"):
+            engine.sample(1, cond=1, image=GOOD, table=table, strength=0.5)
 
 
 def test_one_image_and_one_plane_serve_all_samples():

@@ -79,6 +79,13 @@ def test_refuses_steps_that_do_not_count(sampler, steps):
         pytest.param("lcm", {"original_steps": 0}, "original_steps must be between 1 and 1000, got 0$", id="no-solver"),
         pytest.param("ddim", {"clip": -1.0}, "clip must be above 0, or None, got -1.0$", id="clip-negative"),
         pytest.param("heun", {"clip": NAN}, "clip must be above 0, or None, got nan$", id="clip-nan"),
+        pytest.param("deis", {"order": 0}, "order must be between 1 and 3, got 0$", id="deis-order"),
+        pytest.param("unipc", {"order": 4}, "order must be between 1 and 3, got 4$", id="order"),
+        pytest.param("unipc", {"solver_type": "bh3"}, "solver_type must be 'bh1' or 'bh2', got 'bh3'$", id="b-of-h"),
+        pytest.param("unipc", {"disable_corrector": [1, -1]}, "must hold steps, at least 0, got -1$", id="corrector"),
+        pytest.param("unipc", {"begin": 5}, "begin must be between 0 and 4, got 5$", id="unipc-begin"),
+        pytest.param("plms", {"begin": -1}, "begin must be between 0 and 4, got -1$", id="plms-begin"),
+        pytest.param("plms", {"final_alpha_cumprod": 2.0}, "final_alpha_cumprod must be .*, got 2.0$", id="plms-end"),
     ],
 )
 def test_refuses_options(sampler, arguments, message):
@@ -93,7 +100,7 @@ def test_zero_terminal_snr_refuses_epsilon(sampler):
 
 
 @naive_allowed
-@pytest.mark.parametrize("sampler", sorted(set(SAMPLERS) - {"euler"}))
+@pytest.mark.parametrize("sampler", sorted(set(SAMPLERS) - {"euler", "unipc"}))
 def test_samplers_of_preserving_schedules_refuse_flow(sampler):
     with pytest.raises(ValueError, match="flow schedule has no alphas_cumprod"):
         SAMPLERS[sampler](FLOW, 5)
@@ -110,7 +117,16 @@ def test_euler_on_a_flow_refuses_what_is_of_other_schedules(option):
         sf.samplers.euler(FLOW, 5, **option)
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+@pytest.mark.parametrize(
+    "option", [{"clip": 1.0}, {"predict_x0": False}, {"final_alpha_cumprod": 0.9}, {"karras": True}]
+)
+def test_unipc_on_a_flow_does_too(option):
+    [[name, value]] = option.items()
+    with pytest.raises(ValueError, match=f"^{name} must be left out with a flow schedule, got {value!r}$"):
+        sf.samplers.unipc(FLOW, 5, **option)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "plms", "unipc"])
 def test_explicit_timesteps_that_a_spacing_gives_are_that_table(sampler):
     spaced = SAMPLERS[sampler](LINEAR, 50, spacing="trailing")
     assert SAMPLERS[sampler](LINEAR, timesteps=range(999, 0, -20)) == spaced
@@ -160,14 +176,19 @@ def test_any_number_of_steps_makes_a_table(sampler, spacing):
     """Also where the last ᾱ is 0 and the one before nearly: both are among the timesteps from 500 steps on."""
     for schedule, kind in ((LINEAR, "epsilon"), (ZERO_SNR, "v_prediction")):
         for steps in (1, 2, 3, 7, 299, 500, 501, 998, 999, 1000):
-            if (sampler, steps) == ("dpmpp_2m", 1000) and spacing != "trailing":
+            if sampler in ("dpmpp_2m", "deis", "unipc") and steps == 1000 and spacing != "trailing":
                 with pytest.raises(ValueError, match="steps must be between 1 and 999, got 1000"):
                     SAMPLERS[sampler](schedule, steps, spacing=spacing)
                 continue
             table = SAMPLERS[sampler](schedule, steps, spacing=spacing, prediction_type=kind)
-            signal, noise = table.levels[:: 2 if sampler == "heun" else 1].T
+            levels, t = table.levels, table["t"]
+            if sampler == "heun":
+                levels, t = levels[::2], t[::2]
+            elif sampler == "plms" and steps > 1:  # its second timestep is visited twice
+                levels, t = np.delete(levels, 1, axis=0), np.delete(t, 1)
+            signal, noise = levels.T
             assert (np.diff(noise[:-1] / np.maximum(signal[:-1], 1e-30)) < 0).all()
-            assert (np.diff(table["t"][:: 2 if sampler == "heun" else 1]) < 0).all()
+            assert (np.diff(t) < 0).all()
 
 
 def test_a_last_state_without_signal_is_refused():
@@ -193,6 +214,11 @@ def test_lcm_takes_whole_original_steps():
         "FlowMatchEulerDiscreteScheduler": "euler",
         "Heun": "heun",
         "LCMScheduler": "lcm",
+        "DEISMultistepScheduler": "deis",
+        "PNDMScheduler": "plms",
+        "PLMS": "plms",
+        "UniPCMultistepScheduler": "unipc",
+        "uni_pc_bh2": "unipc",
     }.items(),
 )
 def test_names_of_other_libraries_are_refused_with_ours(elsewhere, here):
@@ -202,7 +228,7 @@ def test_names_of_other_libraries_are_refused_with_ours(elsewhere, here):
         require_sampler(elsewhere, SAMPLERS)
 
 
-@pytest.mark.parametrize("name", ["PNDMScheduler", "", "d", None, 3])
+@pytest.mark.parametrize("name", ["SASolverScheduler", "", "d", None, 3])
 def test_names_that_mean_nothing_are_refused_plainly(name):
     with pytest.raises(ValueError, match=rf"got {name!r}$"):
         require_sampler(name, SAMPLERS)

@@ -21,10 +21,15 @@ OPTIONS = {
     "largest": {"dynamic_threshold": (1.0, np.inf)},
     "both": {"guidance_rescale": 0.5, "dynamic_threshold": (0.8, 3.0)},
 }
+RUNS = [
+    pytest.param(sampler, options, id=f"{sampler}-{name}")
+    for sampler in ("ddim", "ddpm", "dpmpp_2m", "lcm", "unipc", "plms")
+    for name, options in OPTIONS.items()
+    if sampler != "plms" or "dynamic_threshold" not in options  # diffusers' PNDM has no thresholding
+]
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "dpmpp_2m", "lcm"])
+@pytest.mark.parametrize(("sampler", "options"), RUNS)
 @pytest.mark.parametrize("steps", [2, 10])
 @pytest.mark.parametrize("guidance_scale", [1.0, 5.0])
 def test_whole_runs_are_diffusers(sampler, steps, guidance_scale, options, monkeypatch):
@@ -97,6 +102,16 @@ def test_a_model_s_defaults_may_name_it():
         ({"dynamic_threshold": (0.0, 2.0)}, ValueError, r"0 < ratio <= 1 and largest >= 1, got \(0.0, 2.0\)"),
         ({"dynamic_threshold": (0.9, 0.5)}, ValueError, r"0 < ratio <= 1 and largest >= 1, got \(0.9, 0.5\)"),
         ({"dynamic_threshold": (0.9, 2.0), "clip": 1.0}, ValueError, "clip must be left out with dynamic_threshold"),
+        (
+            {"dynamic_threshold": (0.9, 2.0), "sampler": "plms"},
+            ValueError,
+            r"must be left out with these steps of plms, none of which reads the clean sample .* got \(0.9, 2.0\)",
+        ),
+        (
+            {"dynamic_threshold": (0.9, 2.0), "sampler": "unipc", "predict_x0": False},
+            ValueError,
+            "must be left out with these steps of unipc",
+        ),
     ],
 )
 def test_bad_input_is_named(options, error, message):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import stepfuse as sf
+from stepfuse.kernels.reference import two_line_step_ref
 
 MEAN, SPREAD = 0.3, 0.5
 NOISE = np.linspace(-2, 2, 5, dtype=np.float32)[None]
@@ -47,12 +48,53 @@ def test_the_error_of_a_first_order_sampler_falls_as_steps_are_added(sampler, sp
 
 
 @pytest.mark.parametrize("options", [{"spacing": one} for one in SPACINGS] + [{"karras": True}], ids=str)
-@pytest.mark.parametrize("sampler", ["heun", "dpmpp_2m"])
+@pytest.mark.parametrize("sampler", ["heun", "dpmpp_2m", "unipc"])
 def test_a_second_order_sampler_stays_near_the_solution_once_it_is_there(sampler, options):
     """The schedule's least noise, at which its last step begins, leaves 5e-4 of the data's deviation."""
     found = errors(sampler, sf.NoiseSchedule.linear(), (10, 100, 300, 600, 999), **options)
     assert found[0] > 5 * found[1]
     assert found[1:].max() < 0.005
+
+
+EVEN = sf.NoiseSchedule.from_alphas_cumprod(1 / (1 + np.exp(-np.linspace(4, -4, 961))))  # timesteps even in log-SNR
+
+
+def rate(sampler, **options):
+    """By how much halving the steps' length divides the error, over ``EVEN``; in float64, but for the rows."""
+    network, found, levels = exact(EVEN), [], EVEN.levels(np.array([960.0, 0.0]))
+    first, last = np.transpose(levels)
+    want = last[0] * MEAN + np.hypot(last[0] * SPREAD, last[1]) * (
+        (NOISE - first[0] * MEAN) / np.hypot(first[0] * SPREAD, first[1])
+    )
+    for steps in (40, 80):
+        timesteps = np.arange(960, 0, -960 // steps)
+        x, h, h2, h3 = NOISE.astype(np.float64), None, None, None
+        for row in sampler(EVEN, timesteps=timesteps, final_alpha_cumprod=EVEN.alphas_cumprod[0], **options):
+            x, h, _, h2, h3 = two_line_step_ref(x, network(x, row[:1], None), row, None, h, None, h2, h3)
+        found.append(np.abs(x - want).max())
+    return found[0] / found[1]
+
+
+@pytest.mark.parametrize("predict_x0", [True, False], ids=["x0", "noise"])
+@pytest.mark.parametrize("solver_type", ["bh1", "bh2"])
+def test_unipc_is_of_its_order_and_of_one_more_corrected(solver_type, predict_x0):
+    """Zhao et al. (2023): UniC adds one to the order of the predictor, but for that of the third, whose first step has
+    an error of third order."""
+    options = {"solver_type": solver_type, "predict_x0": predict_x0, "lower_order_final": False}
+    for order in (1, 2):
+        assert rate(sf.samplers.unipc, order=order, **options) == pytest.approx(2 ** (order + 1), rel=0.15)
+        alone = rate(sf.samplers.unipc, order=order, disable_corrector=range(80), **options)
+        assert alone == pytest.approx(2**order, rel=0.15)
+    assert rate(sf.samplers.unipc, order=3, **options) > 0.85 * 2**3
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_deis_is_of_its_order(order):
+    assert rate(sf.samplers.deis, order=order) == pytest.approx(2**order, rel=0.15)
+
+
+def test_plms_is_of_second_order_as_its_first_step_is():
+    assert rate(sf.samplers.plms) == pytest.approx(4, rel=0.15)
 
 
 def test_a_flow_converges():
@@ -92,7 +134,7 @@ def test_the_inverse_of_a_step_leads_back_to_where_it_began(spacing):
             np.testing.assert_allclose(back["q_x"][::-1] * (forward["q_x"] + forward["q_d"] * forward["p_x"]), 1, 1e-5)
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "euler", "heun", "dpmpp_2m"])
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "euler", "heun", "dpmpp_2m", "plms", "unipc"])
 def test_leading_timesteps_that_begin_late_are_warned_of(sampler, recwarn):
     schedule = sf.NoiseSchedule.scaled_linear()
     make = getattr(sf.samplers, sampler)

@@ -24,6 +24,9 @@ CASES = [
     ("euler", "linear", {"karras": True, "spacing": "leading", "steps_offset": 1}),
     ("euler_ancestral", "linear", {}),
     ("euler", "shift-3", {}),
+    ("plms", "scaled", {"steps_offset": 1}),
+    ("unipc", "scaled", {"karras": True}),
+    ("unipc", "shift-3", {}),
 ]
 
 

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 import stepfuse as sf
 
 MIX = {
-    "sampler": ["ddim", "ddpm", "dpmpp_2m", "lcm", "heun", "ddim", "ddim", "ddim"],
-    "steps": [4, 7, 5, 3, 3, 9, 1, 6],
-    "guidance_scale": [3.0, 0.0, 1.0, 3.0, 3.0, 3.0, 1.0, 3.0],
-    "eta": [0.0, None, None, None, None, 1.0, 0.5, 0.0],
-    "cond": ["bag", "coat", "dress", "boot", "shirt", "sandal", None, None],
-    "seed": [3, 1, 4, 1, 5, 9, 2**64 - 1, 6],
+    "sampler": ["ddim", "ddpm", "dpmpp_2m", "lcm", "heun", "ddim", "ddim", "ddim", "unipc", "plms"],
+    "steps": [4, 7, 5, 3, 3, 9, 1, 6, 6, 5],
+    "guidance_scale": [3.0, 0.0, 1.0, 3.0, 3.0, 3.0, 1.0, 3.0, 3.0, 1.0],
+    "eta": [0.0, None, None, None, None, 1.0, 0.5, 0.0, None, None],
+    "cond": ["bag", "coat", "dress", "boot", "shirt", "sandal", None, None, "bag", "coat"],
+    "seed": [3, 1, 4, 1, 5, 9, 2**64 - 1, 6, 2, 7],
 }
 COUNT = len(MIX["seed"])
 
@@ -53,7 +53,7 @@ def test_a_mix_reversed_is_the_same_samples_reversed():
 
 
 samples = st.tuples(
-    st.sampled_from(["ddim", "ddpm", "dpmpp_2m", "lcm", "heun"]),
+    st.sampled_from(["ddim", "ddpm", "dpmpp_2m", "lcm", "heun", "plms", "unipc"]),
     st.integers(1, 6),
     st.sampled_from([0.0, 1.0, 1.5, 3.0]),
     st.sampled_from([None, *support.NAMES]),

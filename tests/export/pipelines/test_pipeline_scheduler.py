@@ -79,7 +79,7 @@ def test_a_ddim_pipeline_makes_its_scheduler_ddim(folder_of):
 
 @pytest.mark.parametrize("sampler", CLASSES)
 def test_another_sampler_takes_over_the_configuration(folder_of, sampler):
-    """SD 1.5's own PNDM, which is not covered, replaced as its users replace it."""
+    """SD 1.5's own PNDM, replaced as its users replace it."""
     scheduler = diffusers.PNDMScheduler(**tiny_pipelines.STABLE_DIFFUSION, skip_prk_steps=True, set_alpha_to_one=False)
     folder = folder_of("StableDiffusionXLPipeline", scheduler)
     settings = read_settings(folder, sampler)
@@ -101,11 +101,16 @@ def test_options_of_a_sampler_are_arguments_of_from_config(folder_of):
 
 
 def test_what_is_not_covered_says_what_is(folder_of):
-    folder = folder_of("StableDiffusionPipeline", diffusers.PNDMScheduler())
-    with pytest.raises(ExportError, match=r"PNDMScheduler is not covered: give --sampler ddim \(sampler='ddim' in"):
+    folder = folder_of("StableDiffusionPipeline", diffusers.SASolverScheduler())
+    with pytest.raises(ExportError, match="SASolverScheduler is not covered: choose a sampler, one of ddim, ddpm"):
         read_settings(folder, None)
-    with pytest.raises(ExportError, match=r"sampler must be one of ddim, .* for PNDMScheduler, got 'plms'"):
-        read_settings(folder, "plms")
+    with pytest.raises(ExportError, match=r"sampler must be one of ddim, .* for SASolverScheduler, got 'sa_solver'"):
+        read_settings(folder, "sa_solver")
+    folder = folder_of("StableDiffusionPipeline", diffusers.PNDMScheduler())
+    with pytest.raises(
+        ExportError, match=r"PNDMScheduler: skip_prk_steps must be True, since Runge-Kutta .* got False"
+    ):
+        read_settings(folder, None)
     flow = folder_of("StableDiffusion3Pipeline", diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0))
     with pytest.raises(ExportError, match=r"sampler must be one of euler for FlowMatchEuler.*, got 'ddim'"):
         read_settings(flow, "ddim")
@@ -158,7 +163,7 @@ def test_the_class_is_that_of_model_index_as_diffusers_makes_it(folder_of, tmp_p
 
 def test_a_class_that_is_not_covered_is_so_by_model_index_too(folder_of, tmp_path):
     folder_of("StableDiffusionXLPipeline", diffusers.DDIMScheduler())
-    index = {"_class_name": "StableDiffusionXLPipeline", "scheduler": ["diffusers", "PNDMScheduler"]}
+    index = {"_class_name": "StableDiffusionXLPipeline", "scheduler": ["diffusers", "SASolverScheduler"]}
     (tmp_path / "model_index.json").write_text(json.dumps(index))
-    with pytest.raises(ExportError, match="PNDMScheduler is not covered: give --sampler ddim"):
+    with pytest.raises(ExportError, match="SASolverScheduler is not covered: choose a sampler"):
         read_settings(PipelineFolder(tmp_path), None)
