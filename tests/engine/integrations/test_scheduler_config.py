@@ -226,8 +226,7 @@ def test_what_is_not_covered_is_refused(config, message):
 @pytest.mark.parametrize(
     ("name", "nearest"),
     [
-        ("PNDMScheduler", "DDIMScheduler"),
-        ("UniPCMultistepScheduler", "DPMSolverMultistepScheduler"),
+        ("KDPM2DiscreteScheduler", "HeunDiscreteScheduler"),
         ("DPMSolverSinglestepScheduler", "DPMSolverMultistepScheduler"),
         ("LMSDiscreteScheduler", "EulerDiscreteScheduler"),
         ("KDPM2AncestralDiscreteScheduler", "EulerAncestralDiscreteScheduler"),

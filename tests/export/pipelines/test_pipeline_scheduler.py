@@ -102,13 +102,14 @@ def test_options_of_a_sampler_are_arguments_of_from_config(folder_of):
 
 def test_what_is_not_covered_says_what_is(folder_of):
     folder = folder_of("StableDiffusionPipeline", diffusers.SASolverScheduler())
-    with pytest.raises(ExportError, match="SASolverScheduler is not covered: choose a sampler, one of ddim, ddpm"):
+    with pytest.raises(ExportError, match="SASolverScheduler is not covered: give --sampler ddim"):
         read_settings(folder, None)
     with pytest.raises(ExportError, match=r"sampler must be one of ddim, .* for SASolverScheduler, got 'sa_solver'"):
         read_settings(folder, "sa_solver")
     folder = folder_of("StableDiffusionPipeline", diffusers.PNDMScheduler())
     with pytest.raises(
-        ExportError, match=r"PNDMScheduler: skip_prk_steps must be True, since Runge-Kutta .* got False"
+        ExportError,
+        match=r"PNDMScheduler: skip_prk_steps must be True, .* got False: change that or give --sampler",
     ):
         read_settings(folder, None)
     flow = folder_of("StableDiffusion3Pipeline", diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0))
@@ -129,7 +130,7 @@ def test_what_is_not_covered_says_what_is(folder_of):
             r"EulerDiscreteScheduler: sigma_max must be None with use_karras_sigmas, got 10\.0: change that or give"
             r" --sampler ddim \(sampler='ddim' in Python\), the nearest that reads it, or ddpm",
         ),
-        (diffusers.UniPCMultistepScheduler(), "UniPCMultistepScheduler is not covered: give --sampler dpmpp_2m"),
+        (diffusers.KDPM2DiscreteScheduler(), "KDPM2DiscreteScheduler is not covered: give --sampler heun"),
         (diffusers.EDMEulerScheduler(), "EDMEulerScheduler is not covered: choose a sampler, one of ddim"),
     ],
     ids=["entry", "class", "other-levels"],
@@ -165,5 +166,5 @@ def test_a_class_that_is_not_covered_is_so_by_model_index_too(folder_of, tmp_pat
     folder_of("StableDiffusionXLPipeline", diffusers.DDIMScheduler())
     index = {"_class_name": "StableDiffusionXLPipeline", "scheduler": ["diffusers", "SASolverScheduler"]}
     (tmp_path / "model_index.json").write_text(json.dumps(index))
-    with pytest.raises(ExportError, match="SASolverScheduler is not covered: choose a sampler"):
+    with pytest.raises(ExportError, match="SASolverScheduler is not covered: give --sampler dpmpp_2m"):
         read_settings(PipelineFolder(tmp_path), None)
