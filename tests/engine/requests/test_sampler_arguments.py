@@ -196,6 +196,24 @@ def test_a_last_state_without_signal_is_refused():
         sf.samplers.dpmpp_2m(sf.NoiseSchedule.linear(), 5, final_alpha_cumprod=0.0)
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [(3, "a list of whole numbers, got 3"), (None, "a list .*, got None"), ("0", "a list"), ([1.5], "a whole number")],
+)
+def test_steps_without_a_corrector_are_a_list(given, message):
+    with pytest.raises(TypeError, match=f"disable_corrector must be {message}"):
+        sf.samplers.unipc(LINEAR, 5, disable_corrector=given)
+    steps = sf.samplers.unipc(LINEAR, 5, disable_corrector=np.array([1, 99]))
+    assert steps == sf.samplers.unipc(LINEAR, 5, disable_corrector=(1,))
+
+
+def test_where_a_run_begins_is_no_option_of_an_engine():
+    with sf.Engine.from_callable(lambda x, t, cond: x, shape=(2,), schedule=LINEAR) as engine:
+        for sampler in ("deis", "plms", "unipc"):
+            with pytest.raises(TypeError, match=f"sampler '{sampler}' takes steps, .*, got begin"):
+                engine.sample(sampler=sampler, steps=5, begin=2)
+
+
 def test_lcm_takes_whole_original_steps():
     with pytest.raises(TypeError, match=r"original_steps must be a whole number, got 50.5"):
         sf.samplers.lcm(sf.NoiseSchedule.linear(), 4, original_steps=50.5)
