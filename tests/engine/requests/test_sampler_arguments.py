@@ -79,6 +79,8 @@ def test_refuses_steps_that_do_not_count(sampler, steps):
         pytest.param("lcm", {"original_steps": 0}, "original_steps must be between 1 and 1000, got 0$", id="no-solver"),
         pytest.param("ddim", {"clip": -1.0}, "clip must be above 0, or None, got -1.0$", id="clip-negative"),
         pytest.param("heun", {"clip": NAN}, "clip must be above 0, or None, got nan$", id="clip-nan"),
+        pytest.param("dpmpp_2m", {"order": 3}, "order must be between 1 and 2, got 3$", id="dpmpp-order"),
+        pytest.param("dpmpp_2m", {"solver_type": "bh1"}, "'midpoint' or 'heun', got 'bh1'$", id="dpmpp-solver"),
         pytest.param("deis", {"order": 0}, "order must be between 1 and 3, got 0$", id="deis-order"),
         pytest.param("unipc", {"order": 4}, "order must be between 1 and 3, got 4$", id="order"),
         pytest.param("unipc", {"solver_type": "bh3"}, "solver_type must be 'bh1' or 'bh2', got 'bh3'$", id="b-of-h"),
