@@ -253,10 +253,9 @@ def _ddpm(config: _Config, schedule: NoiseSchedule) -> dict[str, Any]:
 def _dpmpp_2m(config: _Config, schedule: NoiseSchedule) -> dict[str, Any]:
     _require_signal(config)
     config.require("algorithm_type", "dpmsolver++")
-    config.require(
-        "solver_type", "midpoint", "logrho", "bh1", "bh2"
-    )  # the constructor takes the last three for the first
-    config.require("solver_order", 2)
+    # The constructor takes the last three for the first.
+    solver_type = config.require("solver_type", "midpoint", "heun", "logrho", "bh1", "bh2")
+    order = config.require("solver_order", 1, 2)
     if config["variance_type"] in ("learned", "learned_range"):  # others are DDPM's, and mean nothing here
         config.refuse("variance_type", config["variance_type"], "neither 'learned' nor 'learned_range'")
     karras = _karras(config)
@@ -272,6 +271,8 @@ def _dpmpp_2m(config: _Config, schedule: NoiseSchedule) -> dict[str, Any]:
     options = {
         "sampler": "dpmpp_2m",
         "karras": karras,
+        "order": order,
+        "solver_type": "heun" if solver_type == "heun" else "midpoint",
         "lower_order_final": bool(config["lower_order_final"]),
         **_spacing(config),
         **_bounds(config),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from stepfuse.samplers.coefficients import (
     clean_sample,
     preserving_levels,
     recorded,
+    require_between,
 )
 from stepfuse.samplers.log_snr import solver_levels
 from stepfuse.samplers.schedule import NoiseSchedule, Spacing
@@ -30,27 +32,35 @@ def dpmpp_2m(
     prediction_type: PredictionType = "epsilon",
     clip: float | None = None,
     karras: bool = False,
+    order: int = 2,
+    solver_type: Literal["midpoint", "heun"] = "midpoint",
     lower_order_final: bool = True,
     final_alpha_cumprod: float = 1.0,
     guidance_scale: float = 1.0,
     guidance_interval: tuple[float, float] = (0.0, 1.0),
 ) -> StepTable:
-    """DPM-Solver++(2M) of Lu et al. (2022b), Algorithm 2, midpoint form; the history is the last clean estimate.
+    """DPM-Solver++(2M) of Lu et al. (2022b), Algorithm 2; the history is the last clean estimate.
 
     Args:
         schedule: As for ``ddim``, and so are the arguments not named here.
         steps: Number of network evaluations S, 1 ≤ S < T.
         spacing: As for ``ddim``, over S + 1 points of which the cleanest is left out, as diffusers does.
         karras: Noise levels of Karras et al. (2022), Eq. 5 with ρ = 7, instead of ``spacing``.
+        order: 2, or 1 for DDIM's step at these levels.
+        solver_type: How the estimate's slope is integrated: ``"midpoint"``, or exactly, as diffusers' ``"heun"``.
         lower_order_final: Whether the last step is of first order where S < 15. Towards a clean sample it always is.
 
     Returns:
         A table of S rows, the noisiest timestep first.
 
     Raises:
-        ValueError: As for ``ddim``, and if ``steps`` reaches T without ``timesteps``, or ``final_alpha_cumprod`` is 0.
-        TypeError: If ``steps`` is no whole number.
+        ValueError: As for ``ddim``, and if ``steps`` reaches T without ``timesteps``, ``order`` is neither 1 nor 2,
+            ``solver_type`` is neither of the two, or ``final_alpha_cumprod`` is 0.
+        TypeError: If ``steps`` or ``order`` is no whole number.
     """
+    require_between("order", order, 1, 2)
+    if solver_type not in ("midpoint", "heun"):
+        raise ValueError(f"solver_type must be 'midpoint' or 'heun', got {solver_type!r}")
     t, sigmas = solver_levels(
         schedule, steps, timesteps, spacing, steps_offset, prediction_type, final_alpha_cumprod, karras=karras
     )
@@ -61,12 +71,18 @@ def dpmpp_2m(
     step_ratio = np.append(np.inf, log_step[:-1] / log_step[1:])  # r; infinite makes a step of first order
     if sigma_next[-1] == 0 or (lower_order_final and len(t) < 15):
         step_ratio[-1] = np.inf
+    if order == 1:
+        step_ratio[:] = np.inf
     towards_d = -np.sqrt(a_next) * np.expm1(-log_step)
+    towards_slope = 0.5 * towards_d
+    if solver_type == "heun":
+        length = np.where(log_step == 0, 1.0, log_step)  # a step of no length has no slope
+        towards_slope = np.sqrt(a_next) * np.where(log_step == 0, 0.0, np.expm1(-length) / length + 1)
     columns: Columns = {
         **clean_sample(prediction_type, a, clip),
         "q_x": np.sqrt((1 - a_next) / (1 - a)),
-        "q_d": towards_d * (1 + 0.5 / step_ratio),
-        "q_h": -towards_d * 0.5 / step_ratio,
+        "q_d": towards_d + towards_slope / step_ratio,
+        "q_h": -towards_slope / step_ratio,
         "u_d": 1.0,
     }
     return build_table("dpmpp_2m", schedule, t, columns, preserving_levels(a), guidance_scale, guidance_interval)

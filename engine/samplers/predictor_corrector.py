@@ -76,11 +76,14 @@ def unipc(
         ValueError: As for ``dpmpp_2m``, and if ``order`` is not 1 to 3, ``solver_type`` neither of the two,
             ``begin`` leaves no step, an entry of ``disable_corrector`` is negative, or an argument is given on a flow
             that is not for flows.
-        TypeError: If ``steps``, ``order``, ``begin`` or an entry of ``disable_corrector`` is no whole number.
+        TypeError: If ``steps``, ``order``, ``begin`` or an entry of ``disable_corrector`` is no whole number, or
+            ``disable_corrector`` is no list.
     """
     require_between("order", order, 1, 3)
     if solver_type not in ("bh1", "bh2"):
         raise ValueError(f"solver_type must be 'bh1' or 'bh2', got {solver_type!r}")
+    if not isinstance(disable_corrector, list | tuple):
+        raise TypeError(f"disable_corrector must be a list of whole numbers, got {disable_corrector!r}")
     for one in disable_corrector:
         if whole_number("disable_corrector", one) < 0:
             raise ValueError(f"disable_corrector must hold steps, at least 0, got {one}")

@@ -44,6 +44,8 @@ CONFIGS = {
         {**ZERO_SNR, "timestep_spacing": "trailing"},
         {**SCALED, **V, "final_sigmas_type": "sigma_min", "lower_order_final": False},
         {**SCALED, **THRESHOLD, "lambda_min_clipped": -5.1},
+        {**SCALED, "solver_type": "heun", "use_karras_sigmas": True},
+        {**SCALED, "solver_order": 1},
     ],
     "LCMScheduler": [
         {},
@@ -154,7 +156,6 @@ def test_epsilon_at_zero_signal_is_refused_by_the_sampler():
         ("DDPMScheduler", "variance_type", "learned_range"),
         ("DPMSolverMultistepScheduler", "algorithm_type", "sde-dpmsolver++"),
         ("DPMSolverMultistepScheduler", "solver_order", 3),
-        ("DPMSolverMultistepScheduler", "solver_type", "heun"),
         ("DPMSolverMultistepScheduler", "use_beta_sigmas", True),
         ("DPMSolverMultistepScheduler", "use_flow_sigmas", True),
         ("DPMSolverMultistepScheduler", "lambda_min_clipped", -2.0),

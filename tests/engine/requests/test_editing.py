@@ -26,6 +26,7 @@ SAMPLERS = {
     "ddim-eta": ("ddim", "linear", {"eta": 1.0}),
     "ddpm": ("ddpm", "linear", {}),
     "dpmpp_2m": ("dpmpp_2m", "scaled", {}),
+    "dpmpp_2m-heun": ("dpmpp_2m", "scaled", {"solver_type": "heun"}),
     "dpmpp_2m-karras": ("dpmpp_2m", "scaled", {"karras": True}),
     "dpmpp_2m-karras-v": ("dpmpp_2m", "linear", {"karras": True, "prediction_type": "v_prediction"}),
     "lcm": ("lcm", "scaled", {}),

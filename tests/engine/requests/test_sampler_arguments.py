@@ -79,6 +79,8 @@ def test_refuses_steps_that_do_not_count(sampler, steps):
         pytest.param("lcm", {"original_steps": 0}, "original_steps must be between 1 and 1000, got 0$", id="no-solver"),
         pytest.param("ddim", {"clip": -1.0}, "clip must be above 0, or None, got -1.0$", id="clip-negative"),
         pytest.param("heun", {"clip": NAN}, "clip must be above 0, or None, got nan$", id="clip-nan"),
+        pytest.param("dpmpp_2m", {"order": 3}, "order must be between 1 and 2, got 3$", id="dpmpp-order"),
+        pytest.param("dpmpp_2m", {"solver_type": "bh1"}, "'midpoint' or 'heun', got 'bh1'$", id="dpmpp-solver"),
         pytest.param("deis", {"order": 0}, "order must be between 1 and 3, got 0$", id="deis-order"),
         pytest.param("unipc", {"order": 4}, "order must be between 1 and 3, got 4$", id="order"),
         pytest.param("unipc", {"solver_type": "bh3"}, "solver_type must be 'bh1' or 'bh2', got 'bh3'$", id="b-of-h"),
@@ -194,6 +196,24 @@ def test_any_number_of_steps_makes_a_table(sampler, spacing):
 def test_a_last_state_without_signal_is_refused():
     with pytest.raises(ValueError, match=r"final_alpha_cumprod must be between .*, got 0.0"):
         sf.samplers.dpmpp_2m(sf.NoiseSchedule.linear(), 5, final_alpha_cumprod=0.0)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [(3, "a list of whole numbers, got 3"), (None, "a list .*, got None"), ("0", "a list"), ([1.5], "a whole number")],
+)
+def test_steps_without_a_corrector_are_a_list(given, message):
+    with pytest.raises(TypeError, match=f"disable_corrector must be {message}"):
+        sf.samplers.unipc(LINEAR, 5, disable_corrector=given)
+    steps = sf.samplers.unipc(LINEAR, 5, disable_corrector=np.array([1, 99]))
+    assert steps == sf.samplers.unipc(LINEAR, 5, disable_corrector=(1,))
+
+
+def test_where_a_run_begins_is_no_option_of_an_engine():
+    with sf.Engine.from_callable(lambda x, t, cond: x, shape=(2,), schedule=LINEAR) as engine:
+        for sampler in ("deis", "plms", "unipc"):
+            with pytest.raises(TypeError, match=f"sampler '{sampler}' takes steps, .*, got begin"):
+                engine.sample(sampler=sampler, steps=5, begin=2)
 
 
 def test_lcm_takes_whole_original_steps():

@@ -52,6 +52,8 @@ CASES = {
         **SPACED,
         "karras": {"karras": True},
         "karras-v": {**V, "karras": True},
+        "order-1": {"order": 1},
+        "heun": {"solver_type": "heun"},
         "sigma-min": FIRST_ALPHA,
         "second-order-end": {**FIRST_ALPHA, "lower_order_final": False},
     },
@@ -116,6 +118,8 @@ def comparable(sampler, case, steps, schedule):
         return schedule == "scaled" or (schedule == "cosine" and case in ("eps", "order-3", "karras", "bh1-order-3"))
     if sampler == "dpmpp_2m" and "karras" in options and schedule == "cosine":
         return False  # diffusers truncates these timesteps where it rounds all others
+    if sampler == "dpmpp_2m" and case in ("order-1", "heun"):
+        return schedule == "scaled" and steps in (1, 2, 5, 10, 50)
     # A clamped sample's rounding enters Heun's slope as 1 / sigma: over the whole range at once, that is too much.
     return not (sampler == "heun" and "clip" in options and steps == 2)
 
