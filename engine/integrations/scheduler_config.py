@@ -8,20 +8,24 @@ whatever its value.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
-
-import numpy as np
+from typing import Any
 
 from stepfuse.display import NAME, one_line, printable
 from stepfuse.integrations.scheduler_entries import DEFAULTS, FORMER, KNOWN
+from stepfuse.integrations.scheduler_readers import (
+    FLOW,
+    READERS,
+    Entries,
+    EntryError,
+    flow_schedule_of,
+    flow_unipc,
+    schedule_of,
+)
 from stepfuse.samplers.schedule import NoiseSchedule
 
 __all__ = ["COVERED", "DEFAULTS", "SchedulerSettings", "UncoveredSchedulerError", "read_scheduler"]
-
-_FLOW = "FlowMatchEulerDiscreteScheduler"
 
 # Which covered class comes nearest to one that is not, among those with the same kind of noise levels.
 _NEAREST = {
@@ -37,10 +41,8 @@ _NEAREST = {
     "KDPM2DiscreteScheduler": "HeunDiscreteScheduler",
     "KDPM2AncestralDiscreteScheduler": "EulerAncestralDiscreteScheduler",
     "TCDScheduler": "LCMScheduler",
-    "FlowMatchHeunDiscreteScheduler": _FLOW,
+    "FlowMatchHeunDiscreteScheduler": FLOW,
 }
-
-_OTHER_SIGMAS = ("use_exponential_sigmas", "use_beta_sigmas")
 
 
 @dataclass(frozen=True)
@@ -79,52 +81,6 @@ class UncoveredSchedulerError(ValueError):
         self.rule, self.instead = rule, tuple(instead)
 
 
-class _EntryError(ValueError):
-    """An entry that is not covered; other classes may do without it."""
-
-
-class _Config(Mapping[str, Any]):
-    """A configuration with its class's defaults filled in.
-
-    Attributes:
-        given: All entries, those of other classes among them.
-    """
-
-    def __init__(self, name: str, values: Mapping[str, Any]) -> None:
-        self.name = name
-        self.given = values
-        self._values = {key: values.get(key, default) for key, default in DEFAULTS[name].items()}
-
-    def __getitem__(self, key: str) -> Any:
-        return self._values[key]
-
-    def __iter__(self) -> Any:
-        return iter(self._values)
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-    def require(self, key: str, *allowed: Any, why: str = "") -> Any:
-        """The value of an entry that must be one of ``allowed``."""
-        value = self._values[key]
-        if value not in allowed:
-            self.refuse(key, value, " or ".join(repr(one) for one in allowed) + why)
-        return value
-
-    def number(self, key: str, rule: str = "a number", holds: Callable[[float], bool] = math.isfinite) -> float:
-        """The value of an entry that must be a number, and of which ``holds`` is true."""
-        value = self._values[key]
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise TypeError(f"{self.name}: {key} must be {rule}, got {value!r}")
-        if not holds(value):
-            raise ValueError(f"{self.name}: {key} must be {rule}, got {value!r}")
-        return float(value)
-
-    def refuse(self, key: str, value: Any, rule: str) -> NoReturn:
-        """Refuses an entry that changes the numbers in a way that is not covered."""
-        raise _EntryError(f"{self.name}: {key} must be {rule}, got {value!r}")
-
-
 def read_scheduler(config: Mapping[str, Any]) -> SchedulerSettings:
     """Reads the entries of a ``scheduler_config.json``, ``_class_name`` among them.
 
@@ -139,12 +95,12 @@ def read_scheduler(config: Mapping[str, Any]) -> SchedulerSettings:
         TypeError: If an entry that must be a number is something else.
     """
     name = config.get("_class_name")
-    if not isinstance(name, str) or name not in _READERS:
+    if not isinstance(name, str) or name not in READERS:
         rule = f"scheduler must be one of {', '.join(COVERED)}, got {printable(name, NAME)}"
         raise UncoveredSchedulerError(rule, _instead_of(str(name), config), configurable=False)
     try:
         return _read(name, config)
-    except _EntryError as error:
+    except EntryError as error:
         raise UncoveredSchedulerError(str(error), _instead_of(name, config), configurable=True) from error
 
 
@@ -153,13 +109,13 @@ def _instead_of(name: str, config: Mapping[str, Any]) -> list[str]:
 
     None where that class has noise levels of its own kind, which another would silently take for its own.
     """
-    if name not in _NEAREST and name not in _READERS:
+    if name not in _NEAREST and name not in READERS:
         return []
-    if name.startswith("FlowMatch") or name == _FLOW:
-        nearest, candidates = _FLOW, [_FLOW]
+    if name.startswith("FlowMatch") or name == FLOW:
+        nearest, candidates = FLOW, [FLOW]
     else:
         nearest = _NEAREST.get(name, "DDIMScheduler")
-        candidates = [nearest, *(one for one in _READERS if one not in (nearest, _FLOW))]
+        candidates = [nearest, *(one for one in READERS if one not in (nearest, FLOW))]
     found = []
     for one in candidates:
         if one == name:
@@ -182,256 +138,36 @@ def _read(name: str, config: Mapping[str, Any]) -> SchedulerSettings:
             raise ValueError(f"{name}: entries must be known, got {found}")
         if (neutral := FORMER.get(key)) is not None and value not in neutral:
             raise ValueError(f"{name}: {key}, of former versions, must be {neutral[0]!r} or left out, got {value!r}")
-    filled = _Config(name, config)
-    if name == _FLOW:
-        return SchedulerSettings(_flow_schedule(filled), "flow", {"sampler": "euler"}, {})
+    filled = Entries(name, config)
+    if name == FLOW:
+        return SchedulerSettings(flow_schedule_of(filled), "flow", {"sampler": "euler"}, {})
     if (
         name == "UniPCMultistepScheduler"
         and filled["use_flow_sigmas"]
         and filled["prediction_type"] == "flow_prediction"
     ):
-        return _flow_unipc(filled)
+        schedule, options = flow_unipc(filled)
+        return SchedulerSettings(schedule, "flow", options, {})
     prediction = filled.require("prediction_type", "epsilon", "v_prediction", "sample")
-    schedule = _schedule(filled)
-    return SchedulerSettings(schedule, prediction, _READERS[name](filled, schedule), _others(name, handed_on))
+    schedule = schedule_of(filled)
+    return SchedulerSettings(schedule, prediction, READERS[name](filled, schedule), _others(name, handed_on))
 
 
 def _others(name: str, config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Options of the other classes' samplers, as diffusers' ``from_config`` makes these of one's configuration."""
     found = {}
-    for other, read in _READERS.items():
-        if other in (name, _FLOW):
+    for other, read in READERS.items():
+        if other in (name, FLOW):
             continue
-        filled = _Config(other, config)
+        filled = Entries(other, config)
         try:
             filled.require("prediction_type", "epsilon", "v_prediction", "sample")
-            options = read(filled, _schedule(filled))
+            options = read(filled, schedule_of(filled))
         except (ValueError, TypeError):
             continue
         found[options.pop("sampler")] = options
     return found
 
 
-def _schedule(config: _Config) -> NoiseSchedule:
-    """The noise levels of ``betas``."""
-    total, trained = config["num_train_timesteps"], config["trained_betas"]
-    if trained is not None:
-        if len(trained) != total:
-            raise ValueError(f"{config.name}: trained_betas must be num_train_timesteps = {total}, got {len(trained)}")
-        schedule = NoiseSchedule.from_betas(trained)
-    else:
-        kind = config.require("beta_schedule", "linear", "scaled_linear", "squaredcos_cap_v2")
-        if kind == "squaredcos_cap_v2":
-            schedule = NoiseSchedule.squaredcos(total)
-        else:
-            make = NoiseSchedule.linear if kind == "linear" else NoiseSchedule.scaled_linear
-            schedule = make(config.number("beta_start"), config.number("beta_end"), total)
-    return schedule.rescale_zero_terminal_snr() if config.get("rescale_betas_zero_snr") else schedule
-
-
-def _flow_schedule(config: _Config) -> NoiseSchedule:
-    for key in ("use_dynamic_shifting", "invert_sigmas", "stochastic_sampling", *_OTHER_SIGMAS, "use_karras_sigmas"):
-        config.require(key, False, None)
-    config.require("shift_terminal", None, False)  # 0, too, leaves the levels as they are
-    shift = config.number("shift", "above 0", lambda shift: 0 < shift < math.inf)
-    return NoiseSchedule.flow(shift, config["num_train_timesteps"])
-
-
-def _ddim(config: _Config, schedule: NoiseSchedule) -> dict[str, Any]:
-    options = {"sampler": "ddim", "fixed_stride": True, **_spacing(config), **_bounds(config)}
-    if not config["set_alpha_to_one"]:
-        options["final_alpha_cumprod"] = float(schedule.alphas_cumprod[0])
-    return options
-
-
-def _ddpm(config: _Config, schedule: NoiseSchedule) -> dict[str, Any]:
-    kind = config.require("variance_type", "fixed_small", "fixed_small_log", "fixed_large")
-    variance = "beta" if kind == "fixed_large" else "posterior"
-    return {"sampler": "ddpm", "variance": variance, **_spacing(config), **_bounds(config)}
-
-
-def _dpmpp_2m(config: _Config, schedule: NoiseSchedule) -> dict[str, Any]:
-    _require_signal(config)
-    config.require("algorithm_type", "dpmsolver++")
-    # The constructor takes the last three for the first.
-    solver_type = config.require("solver_type", "midpoint", "heun", "logrho", "bh1", "bh2")
-    order = config.require("solver_order", 1, 2)
-    if config["variance_type"] in ("learned", "learned_range"):  # others are DDPM's, and mean nothing here
-        config.refuse("variance_type", config["variance_type"], "neither 'learned' nor 'learned_range'")
-    karras = _karras(config)
-    for key in ("use_flow_sigmas", *(() if karras else ("use_lu_lambdas",))):
-        config.require(key, False, None)
-    if karras and config["trained_betas"] is None:  # diffusers truncates these timesteps where it rounds all others
-        config.require("beta_schedule", "linear", "scaled_linear", why=" with use_karras_sigmas")
-    with np.errstate(divide="ignore"):
-        log_snr = np.log(schedule.alphas_cumprod / (1 - schedule.alphas_cumprod)) / 2
-    bound = config.number("lambda_min_clipped", "a number", lambda value: not math.isnan(value))
-    if bound > np.where(np.isfinite(log_snr), log_snr, math.log(2.0**-12)).min():
-        config.require("lambda_min_clipped", -math.inf)
-    options = {
-        "sampler": "dpmpp_2m",
-        "karras": karras,
-        "order": order,
-        "solver_type": "heun" if solver_type == "heun" else "midpoint",
-        "lower_order_final": bool(config["lower_order_final"]),
-        **_spacing(config),
-        **_bounds(config),
-    }
-    if config.require("final_sigmas_type", "zero", "sigma_min") == "sigma_min":
-        config.require("euler_at_final", False, why=" with final_sigmas_type 'sigma_min'")
-        options["final_alpha_cumprod"] = float(schedule.alphas_cumprod[0])
-    return options
-
-
-def _heun(config: _Config, schedule: NoiseSchedule) -> dict[str, Any]:
-    return {"sampler": "heun", "karras": _karras(config), **_spacing(config), **_bounds(config)}
-
-
-def _lcm(config: _Config, schedule: NoiseSchedule) -> dict[str, Any]:
-    _require_signal(config)
-    config.require("timestep_scaling", 10.0)
-    total = config["num_train_timesteps"]
-    rule = f"a whole number from 1 to num_train_timesteps, {total}"
-    steps = config.number("original_inference_steps", rule, lambda steps: steps in range(1, total + 1))
-    return {"sampler": "lcm", "original_steps": int(steps), **_bounds(config)}
-
-
-def _euler(config: _Config, schedule: NoiseSchedule) -> dict[str, Any]:
-    _require_signal(config)
-    karras = _karras(config)
-    config.require("interpolation_type", "linear")
-    config.require("final_sigmas_type", "zero")
-    if config["prediction_type"] == "v_prediction":
-        config.require("timestep_type", "discrete", why=" with prediction_type 'v_prediction'")
-    return {"sampler": "euler", "karras": karras, **_spacing(config)}
-
-
-def _euler_ancestral(config: _Config, schedule: NoiseSchedule) -> dict[str, Any]:
-    _require_signal(config)
-    config.require("prediction_type", "epsilon", "v_prediction")
-    return {"sampler": "euler_ancestral", **_spacing(config)}
-
-
-def _deis(config: _Config, schedule: NoiseSchedule) -> dict[str, Any]:
-    config.require("algorithm_type", "deis", "dpmsolver", "dpmsolver++")  # the constructor takes others for the first
-    config.require("solver_type", "logrho", "midpoint", "heun", "bh1", "bh2")
-    for key in ("use_flow_sigmas", "thresholding"):
-        config.require(key, False, None)
-    return {
-        "sampler": "deis",
-        "karras": _karras(config),
-        "order": config.require("solver_order", 1, 2, 3),
-        "lower_order_final": bool(config["lower_order_final"]),
-        "final_alpha_cumprod": float(schedule.alphas_cumprod[0]),
-        **_spacing(config),
-    }
-
-
-def _plms(config: _Config, schedule: NoiseSchedule) -> dict[str, Any]:
-    config.require("prediction_type", "epsilon", "v_prediction")
-    why = ", since Runge-Kutta steps keep five states and predictions at once, more than a table's registers hold"
-    config.require("skip_prk_steps", True, why=why)
-    options = {"sampler": "plms", "fixed_stride": True, **_spacing(config)}
-    if not config["set_alpha_to_one"]:
-        options["final_alpha_cumprod"] = float(schedule.alphas_cumprod[0])
-    return options
-
-
-def _unipc(config: _Config, schedule: NoiseSchedule) -> dict[str, Any]:
-    _require_signal(config)
-    config.require("use_flow_sigmas", False, None, why=f" with prediction_type {config['prediction_type']!r}")
-    config.require("shift_terminal", None)
-    predict_x0 = bool(config["predict_x0"])
-    if not predict_x0:
-        config.require("thresholding", False, None, why=" with predict_x0 False, since it bounds the clean sample")
-    options = {**_solver(config), "karras": _karras(config), "predict_x0": predict_x0, **_spacing(config)}
-    if config.require("final_sigmas_type", "zero", "sigma_min") == "sigma_min":
-        options["final_alpha_cumprod"] = float(schedule.alphas_cumprod[0])
-    return {**options, **_bounds(config)}
-
-
-def _flow_unipc(config: _Config) -> SchedulerSettings:
-    """UniPC on the noise levels of a flow, as Wan has it; what it says of betas and spacing has no effect there."""
-    for key in (*_OTHER_SIGMAS, "use_karras_sigmas"):
-        config.require(key, False, None)
-    config.require("shift_terminal", None, False)
-    for key, only in (("predict_x0", True), ("final_sigmas_type", "zero")):
-        config.require(key, only, why=" with use_flow_sigmas")
-    shift = config.number("flow_shift", "above 0", lambda shift: 0 < shift < math.inf)
-    schedule = NoiseSchedule.flow(shift, config["num_train_timesteps"])
-    return SchedulerSettings(schedule, "flow", {**_solver(config), **_bounds(config)}, {})
-
-
-def _solver(config: _Config) -> dict[str, Any]:
-    """UniPC's own settings, with any noise levels."""
-    config.require("use_dynamic_shifting", False, None)
-    config.require("solver_p", None)
-    solver_type = config.require("solver_type", "bh1", "bh2", "midpoint", "heun", "logrho")
-    uncorrected = config["disable_corrector"]
-    if not isinstance(uncorrected, list | tuple) or any(type(i) is not int or i < 0 for i in uncorrected):
-        config.refuse("disable_corrector", uncorrected, "a list of whole numbers of at least 0")
-    return {
-        "sampler": "unipc",
-        "order": config.require("solver_order", 1, 2, 3),
-        "solver_type": solver_type if solver_type in ("bh1", "bh2") else "bh2",  # the constructor takes others for it
-        "lower_order_final": bool(config["lower_order_final"]),
-        "disable_corrector": list(uncorrected),
-    }
-
-
-def _spacing(config: _Config) -> dict[str, Any]:
-    spacing = config.require("timestep_spacing", "leading", "trailing", "linspace")
-    if spacing != "leading" or not config["steps_offset"]:
-        return {"spacing": spacing}
-    rule = "a whole number of at least 0"
-    offset = config.number("steps_offset", rule, lambda offset: offset >= 0 and offset % 1 == 0)
-    return {"spacing": spacing, "steps_offset": int(offset)}
-
-
-def _bounds(config: _Config) -> dict[str, Any]:
-    """How the clean estimate is bounded: by thresholding if that is set, else by clipping."""
-    if config.get("thresholding"):
-        largest = config.number("sample_max_value", "at least 1 with thresholding", lambda largest: largest >= 1)
-        rule = "above 0 and at most 1 with thresholding"
-        return {"dynamic_threshold": (config.number("dynamic_thresholding_ratio", rule, lambda r: 0 < r <= 1), largest)}
-    if config.get("clip_sample"):
-        return {"clip": config.number("clip_sample_range", "above 0 with clip_sample", lambda bound: bound > 0)}
-    return {}
-
-
-def _require_signal(config: _Config) -> None:
-    """Refuses noise estimates at a level without signal, from which these samplers begin with any spacing."""
-    if config["rescale_betas_zero_snr"] and config["prediction_type"] == "epsilon":
-        config.refuse(
-            "rescale_betas_zero_snr", config["rescale_betas_zero_snr"], "False with prediction_type 'epsilon'"
-        )
-
-
-def _karras(config: _Config) -> bool:
-    """Whether a scheduler takes Karras' noise levels, between the bounds that the schedule has."""
-    for key in _OTHER_SIGMAS:
-        config.require(key, False, None)
-    if not config["use_karras_sigmas"]:
-        return False
-    for key in ("sigma_min", "sigma_max"):  # entries of one class, but every other looks for them too
-        if config.given.get(key) is not None:
-            config.refuse(key, config.given[key], "None with use_karras_sigmas")
-    return True
-
-
-_READERS: dict[str, Callable[[_Config, NoiseSchedule], dict[str, Any]]] = {
-    "DDIMScheduler": _ddim,
-    "DDPMScheduler": _ddpm,
-    "DPMSolverMultistepScheduler": _dpmpp_2m,
-    "LCMScheduler": _lcm,
-    "HeunDiscreteScheduler": _heun,
-    "EulerDiscreteScheduler": _euler,
-    "EulerAncestralDiscreteScheduler": _euler_ancestral,
-    _FLOW: lambda config, schedule: {},
-    "DEISMultistepScheduler": _deis,
-    "PNDMScheduler": _plms,
-    "UniPCMultistepScheduler": _unipc,
-}
-
 #: The classes of diffusers that ``read_scheduler`` reads.
-COVERED = tuple(_READERS)
+COVERED = tuple(READERS)
