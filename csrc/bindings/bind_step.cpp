@@ -133,17 +133,21 @@ py::array step(py::handle x_arg, py::handle eps_arg, py::handle row_arg, py::han
     require_inputs(rows.at(i), rows.columns > kLineColumns, registers, z.has_value());
   const std::pair<const char*, const py::array*> read_ones[] = {
       {"x", &x}, {"eps", &eps}, {"eps_uncond", eps_uncond ? &*eps_uncond : nullptr}, {"z", z ? &*z : nullptr}};
-  std::vector<std::pair<const char*, const py::array*>> written{{"out", &out}};
-  for (int i = 0; i < 3; ++i)
-    if (h[i]) written.emplace_back(kRegisters[i], &*h[i]);
-  for (std::size_t i = 0; i < written.size(); ++i) {
+  const std::pair<const char*, const py::array*> written[] = {{"out", &out},
+                                                              {kRegisters[0], h[0] ? &*h[0] : nullptr},
+                                                              {kRegisters[1], h[1] ? &*h[1] : nullptr},
+                                                              {kRegisters[2], h[2] ? &*h[2] : nullptr}};
+  for (std::size_t i = 0; i < std::size(written); ++i) {
     const auto& [name, array] = written[i];
+    if (!array) continue;
     for (const auto& [other, a] : read_ones)
       if (a) require_apart(name, *array, other, *a);
     for (std::size_t k = 0; k < i; ++k) {
-      require_apart(name, *array, written[k].first, *written[k].second);
-      if (array->data() == written[k].second->data())
-        throw py::value_error(std::string(name) + " and " + written[k].first + " must be two arrays: each is written");
+      const auto& [other, a] = written[k];
+      if (!a) continue;
+      require_apart(name, *array, other, *a);
+      if (array->data() == a->data())
+        throw py::value_error(std::string(name) + " and " + other + " must be two arrays: each is written");
     }
   }
   const Isa isa = isa_named(isa_name);
