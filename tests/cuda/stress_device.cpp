@@ -344,8 +344,9 @@ class DeviceNetwork final : public Network {
 void run_kernel(const char* name, void** params, const unsigned* shape) {
   using Body = void (*)(const Given&, const Slot&);
   static const std::map<std::string, Body> kBodies{
-      {"fused_step", fused_step},       {"plain_step", fused_step}, {"guidance_sums", guidance_sums},
-      {"rescaled_rows", rescaled_rows}, {"keep_known", keep_known}, {"thresholded_rows", thresholded_rows}};
+      {"fused_step", fused_step},       {"plain_step", fused_step},       {"second_step", fused_step},
+      {"guidance_sums", guidance_sums}, {"rescaled_rows", rescaled_rows}, {"thresholded_rows", thresholded_rows},
+      {"keep_known", keep_known}};
   if (!std::strcmp(name, "network")) return network_here->compute(*static_cast<const int*>(params[0]));
   const KernelSignature& signature = kKernels.at(name);
   const Given given(signature, params);
