@@ -8,16 +8,14 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if __name__ != "stepfuse.kernels":
-    raise ImportError(f"this folder installs as 'stepfuse.kernels': import that, not {__name__!r}")
-
-from stepfuse.kernels.reference import (
-    dynamic_threshold_ref,
-    fused_step_ref,
-    guidance_rescale_ref,
-    keep_known_ref,
-    two_line_step_ref,
-)
+if __name__ == "stepfuse.kernels":
+    from stepfuse.kernels.reference import (
+        dynamic_threshold_ref,
+        fused_step_ref,
+        guidance_rescale_ref,
+        keep_known_ref,
+        two_line_step_ref,
+    )
 
 if TYPE_CHECKING:
     from stepfuse.kernels.adapt import dynamic_threshold, guidance_rescale
@@ -48,6 +46,9 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
+    if __name__ != "stepfuse.kernels" and not name.startswith("__"):
+        # Not at import: in the clone's folder transformers looks here for the package that has this name.
+        raise ImportError(f"this folder installs as 'stepfuse.kernels': import that, not {__name__!r}")
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:

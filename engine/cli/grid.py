@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -150,12 +151,15 @@ def _save_all(bundle: sf.Bundle, images: npt.NDArray[np.float32], made: Provenan
 
 def _write_each(run: Run, engine: sf.Engine, chunk: Sequence[int], arguments: dict[str, Any], threads: int) -> None:
     """Draws samples and writes each as it is, or as a picture of its own size."""
+    from stepfuse.pipeline.drawn import title
     from stepfuse.pipeline.sampling import sample_pictures
     from stepfuse.pipeline.vae import Vae
 
     vae = None if run.bundle.file(VAE_DECODER) is None else Vae(run.bundle, threads=threads)
     pictures = sample_pictures(engine, len(chunk), vae=vae, **arguments)
-    run.title = run.title or pictures.facts[0]["Description"]
+    made = pictures.provenance
+    conds = [one for each in made for one in each.cond or [None]]
+    run.title = run.title or title(replace(made[0], cond=None if all(one is None for one in conds) else conds))
     for place, i in enumerate(chunk):
         if run.files.targets[i].suffix == ".npy":
             run.write(i, partial(write_atomically, write=partial(np.save, arr=pictures.latents[place])))

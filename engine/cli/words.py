@@ -46,6 +46,7 @@ _ARGUMENTS = {
 #: Ways out in Python, and what stands for them here.
 _WAYS_OUT = (
     (re.compile(r"pass overwrite=True"), "give --force"),
+    (re.compile(r"pass force=True"), "give --even-if-slower"),
     (re.compile(r" or stepfuse\.Cuda\(\.\.\.\)"), ""),
     (re.compile(r"'cuda', 'cuda:N', got"), "'cuda' or 'cuda:N', got"),
     (re.compile(r": Engine\.load\(bundle, device=\.\.\.\) runs .*$"), ""),

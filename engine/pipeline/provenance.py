@@ -96,8 +96,11 @@ class Provenance:
 
     @property
     def sampler_arguments(self) -> dict[str, Any]:
-        """Arguments of ``Engine.table``, and of ``TextToImage``, that compile the table again: all are named."""
-        options = {name: value for name, value in self.options.items() if name != "prediction_type"}
+        """Arguments of ``Engine.table``, and of ``TextToImage``, that compile the table again: all are named.
+
+        Not what the model and ``strength`` say: the prediction type, and where a run begins.
+        """
+        options = {name: value for name, value in self.options.items() if name not in ("prediction_type", "begin")}
         adaptive = {"guidance_rescale": self.guidance_rescale, "dynamic_threshold": self.dynamic_threshold}
         return {"sampler": self.sampler, **options, **adaptive}
 

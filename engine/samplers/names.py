@@ -9,6 +9,7 @@ from stepfuse.display import did_you_mean
 # Names without case, signs and "Scheduler", with "++" as "pp".
 _ELSEWHERE = {
     "dpmsolvermultistep": "dpmpp_2m",
+    "dpmpp": "dpmpp_2m",
     "dpmpp2m": "dpmpp_2m",
     "dpmpp2mkarras": "dpmpp_2m with karras=True",
     "dpmsolverpp2m": "dpmpp_2m",

@@ -290,3 +290,9 @@ def test_quiet_says_nothing(bundle, here):
 )
 def test_a_text_is_made_safe_for_file_systems(text, name):
     assert safe_name(text) == name
+
+
+def test_the_title_of_files_of_several_classes_names_them(bundle, here):
+    result = run("sample", bundle.path, "--cond", "bag", "--cond", "coat", "-n", 2, "--steps", 2, "-o", "{index}.png")
+    assert result.exit_code == 0, result.output
+    assert "tiny: bag, coat, ddim, 2 steps" in result.output

@@ -48,8 +48,9 @@ def same(model, picture, again, *arguments):
         ["-n", 1, "--sampler-option", "timesteps=900,500,100", "--eta", 0.5, "--max-rows", 2],
         ["-n", 1, "--sampler-option", "dynamic_threshold=0.9,2", "--sampler-option", "guidance_rescale=0.5"],
         ["-n", 3, "--sampler", "euler_ancestral", "--sampler-option", "guidance_interval=0.2,0.8"],
+        *(["-n", 1, "--sampler", sampler] for sampler in ("deis", "heun", "plms", "unipc")),
     ],
-    ids=["grid", "classes", "null-class", "timesteps", "adaptive", "stochastic"],
+    ids=["grid", "classes", "null-class", "timesteps", "adaptive", "stochastic", "deis", "heun", "plms", "unipc"],
 )
 def test_a_grid_is_drawn_again_byte_for_byte(bundle, tmp_path, options):
     first = tmp_path / "first.png"
