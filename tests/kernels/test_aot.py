@@ -91,8 +91,11 @@ def test_nothing_spills_and_every_block_fits_a_processor(built):
 def test_aligned_kernels_read_and_write_sixteen_bytes_at_a_time(built):
     import triton
 
+    # Not those of rows with a second line, which are compiled for any length so far: docs/gpu.md.
     elementwise = [
-        name for name in sorted(built.names) if name.startswith(("fused_step.", "keep_known.")) and "noise" not in name
+        name
+        for name in sorted(built.names)
+        if name.startswith(("fused_step.", "keep_known.")) and "noise" not in name and ".second." not in name
     ]
     assert elementwise
     for name in elementwise:
