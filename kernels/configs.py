@@ -31,9 +31,9 @@ UNALIGNED = Config(512, 4)
 ALIGNED_LAYOUTS = {"small": SMALL, "medium": MEDIUM, "large": LARGE, "wide": WIDE}
 ANY_LAYOUT = {"any": UNALIGNED}
 
-#: The one layout of rows with a second line besides ``any``, since they have too few users to be worth more cubins. In
-#: a smaller tile ptxas spills registers for sm_100 where predictions are of half precision.
-SECOND_LAYOUT = {"broad": Config(1024, 8)}
+#: The one aligned layout of rows with a second line, which have too few users to be worth more cubins: two elements a
+#: thread, since with four and half-precision predictions ptxas spills registers for sm_100.
+SECOND_LAYOUT = {"narrow": Config(512, 8)}
 
 #: Elements of all slots from which on tiles are large: two tiles for each multiprocessor of a current GPU.
 LARGE_FROM = 1 << 18

@@ -107,7 +107,7 @@ def variants() -> Iterator[Variant]:
         yield Variant(name, fused_step_kernel, config, types, aligned=layout in ALIGNED_LAYOUTS)
     for (state, network), (layout, config) in product(STORAGE, {**SECOND_LAYOUT, **ANY_LAYOUT}.items()):
         name = f"fused_step.{state}.{network}.second.{layout}"
-        yield Variant(name, fused_step_kernel, config, _storage(state, network), aligned=layout in ALIGNED_LAYOUTS)
+        yield Variant(name, fused_step_kernel, config, _storage(state, network), aligned=layout in SECOND_LAYOUT)
     for network, aligned in product(TYPES, (True, False)):
         name = f"guidance_sums.{network}.{'aligned' if aligned else 'any'}"
         config = Config(SUMS_BLOCK, SUMS_WARPS)
