@@ -23,6 +23,7 @@ from stepfuse.bundle.bundle import DENOISER, Bundle
 from stepfuse.bundle.cond_input import CondInput
 from stepfuse.bundle.identity import ModelIdentity
 from stepfuse.bundle.model_info import ModelInfo
+from stepfuse.extras import pip_install
 from stepfuse.requests.bundle_defaults import check_defaults
 from stepfuse.requests.editing import as_images
 from stepfuse.requests.interpolation import Path, interpolate_noise
@@ -242,7 +243,7 @@ class Engine:
                 return cls(info, CallableBackend(module_on_cpu(module, info), info, serving.row_limit), serving)
             from stepfuse.backends.cuda.torch import TorchNetwork
         except ModuleNotFoundError as error:
-            raise ImportError(f"a torch module needs {error.name}: pip install 'stepfuse[kernels]'") from error
+            raise ImportError(f"a torch module needs {error.name}: {pip_install('kernels')}") from error
         network = TorchNetwork(module, info, serving.row_limit, device=None if device is None else gpu)
         return cls._on_gpu(info, network, gpu, serving)
 

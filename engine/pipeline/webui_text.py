@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 
 from stepfuse.pipeline.provenance import Provenance
+from stepfuse.samplers.names import steps_asked
 
 _NAMES = {
     "ddim": "DDIM",
@@ -20,6 +21,8 @@ _NAMES = {
     "euler_ancestral": "Euler a",
     "heun": "Heun",
     "lcm": "LCM",
+    "plms": "PLMS",
+    "unipc": "UniPC",
 }
 _SETTING = re.compile(r'([\w.+-][\w .+-]{0,99}):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
 _NEGATIVE = "Negative prompt:"
@@ -30,7 +33,7 @@ def webui_text(made: Provenance) -> str:
     """The text of a picture that was drawn of a prompt."""
     options = made.options
     settings = {
-        "Steps": options.get("steps") or made.steps,
+        "Steps": steps_asked(options, made.steps),
         "Sampler": _NAMES.get(made.sampler, made.sampler),
         "Schedule type": "Karras" if options.get("karras") else None,
         "CFG scale": f"{options.get('guidance_scale', 1.0):g}",

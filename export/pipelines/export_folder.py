@@ -21,6 +21,7 @@ from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.bundle.new_folder import new_folder
 from stepfuse.display import byte_size, printable
 from stepfuse.errors import ExportError, StepfuseError
+from stepfuse.extras import pip_install
 from stepfuse.integrations.scheduler_config import SchedulerSettings
 from stepfuse.requests.resolution import compile_table
 
@@ -30,7 +31,7 @@ try:
     import torch
     import transformers  # noqa: F401
 except ImportError as error:
-    raise ImportError(f"exporting a diffusers pipeline needs {error.name}: pip install 'stepfuse[export]'") from error
+    raise ImportError(f"exporting a diffusers pipeline needs {error.name}: {pip_install('export')}") from error
 
 from stepfuse.export.onnx.graph import OPSETS, Report, export_onnx
 from stepfuse.export.onnx.precision import PRECISIONS
