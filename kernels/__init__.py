@@ -56,10 +56,8 @@ def __getattr__(name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name not in ("torch", "triton"):
             raise
-        from stepfuse.extras import pip_install
-
         raise ModuleNotFoundError(
-            f"stepfuse.kernels.{name} needs {error.name}: {pip_install('kernels')}", name=error.name
+            f"stepfuse.kernels.{name} needs {error.name}: pip install 'stepfuse[kernels]'", name=error.name
         ) from error
     globals()[name] = value  # later uses find it at once, and torch.compile can trace them
     return value

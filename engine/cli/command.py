@@ -45,7 +45,7 @@ class Command(TyperCommand):
             if (count := given.count(option)) > 1 and not _may_repeat(option):
                 ctx.fail(f"{max(option.opts, key=len)} must be given once, got it {count} times")
         try:
-            return cast("list[str]", super().parse_args(ctx, args))
+            return super().parse_args(ctx, args)
         except typer.BadParameter as error:
             if error.param is not None and (rule := number_rule(error.message)):
                 ctx.fail(f"{max(error.param.opts, key=len)} {rule}, got {texts.get(error.param.name)!r}")

@@ -64,7 +64,7 @@ _WAYS_OUT = (
 
 _UNKNOWN_OPTION = re.compile(r"^sampler (?P<sampler>'\w+') takes (?P<known>[\w, ]+), got (?P<given>.*)$", re.DOTALL)
 _HINTED = re.compile(r"(?<=\(here: )\w+|(?<=\(did you mean )\w+")
-_SUBJECT = re.compile(r"^(\w+)(?=(?:\[\d+\])? (?:must|needs|has|have|is|takes|brings|cannot|with)\b)")
+_SUBJECT = re.compile(r"^(\w+)(?=(?:\[\d+\])? (?:must|needs|has|have|is|takes|says|brings|cannot|with)\b)")
 _TOGETHER = re.compile(r"^(\w+) and (\w+) go together: (\w+)(?= must)")
 _ASSIGNED = re.compile(r"(?<![\w-])(\w+)='?(\w+)'?")
 _TO_LEAVE_OUT = re.compile(r"(?<=leave out )\w+(?:(?:, | and )\w+)*")

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 import stepfuse as sf
-from stepfuse.extras import pip_install
 from stepfuse.kernels import fused_step
 
 torch = pytest.importorskip("torch")
@@ -113,4 +112,4 @@ except ModuleNotFoundError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert done.stdout == f"stepfuse.kernels.{name} needs {missing}: {pip_install('kernels')}\n"
+    assert done.stdout == f"stepfuse.kernels.{name} needs {missing}: pip install 'stepfuse[kernels]'\n"
