@@ -26,6 +26,7 @@ SCHEDULERS = {
     "deis": "DEISMultistepScheduler",
     "plms": "PNDMScheduler",
     "unipc": "UniPCMultistepScheduler",
+    "tcd": "TCDScheduler",
 }
 FLOW_SCHEDULERS = {"euler": "FlowMatchEulerDiscreteScheduler", "unipc": "UniPCMultistepScheduler"}
 _MULTISTEP = ["dpmpp_2m", "heun", "deis", "plms", "unipc"]
@@ -87,7 +88,7 @@ def scheduler(sampler, schedule, options, **timesteps):
         config["variance_type"] = "fixed_small" if options.get("variance") == "posterior" else "fixed_large"
     if sampler == "plms":
         config |= {"skip_prk_steps": True, "set_alpha_to_one": "final_alpha_cumprod" not in options}
-    elif "final_alpha_cumprod" in options and sampler != "deis":  # diffusers' DEIS always ends there
+    elif "final_alpha_cumprod" in options and sampler not in ("deis", "tcd"):  # which always end there
         config |= {"set_alpha_to_one": False} if sampler == "ddim" else {"final_sigmas_type": "sigma_min"}
     if "dynamic_threshold" in options:
         ratio, largest = options["dynamic_threshold"]

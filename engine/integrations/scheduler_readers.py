@@ -140,10 +140,14 @@ def _heun(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
 def _lcm(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
     _require_signal(config)
     config.require("timestep_scaling", 10.0)
-    total = config["num_train_timesteps"]
-    rule = f"a whole number from 1 to num_train_timesteps, {total}"
-    steps = config.number("original_inference_steps", rule, lambda steps: steps in range(1, total + 1))
-    return {"sampler": "lcm", "original_steps": int(steps), **_bounds(config)}
+    return {"sampler": "lcm", "original_steps": _original_steps(config), **_bounds(config)}
+
+
+def _tcd(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
+    """Its step reads neither clipping nor thresholding, and always ends at the schedule's least noise."""
+    _require_signal(config)
+    final = float(schedule.alphas_cumprod[0])
+    return {"sampler": "tcd", "original_steps": _original_steps(config), "final_alpha_cumprod": final}
 
 
 def _euler(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
@@ -229,6 +233,13 @@ def _solver(config: Entries) -> dict[str, Any]:
     }
 
 
+def _original_steps(config: Entries) -> int:
+    """Steps of the solver that a consistency model was distilled with."""
+    total = config["num_train_timesteps"]
+    rule = f"a whole number from 1 to num_train_timesteps, {total}"
+    return int(config.number("original_inference_steps", rule, lambda steps: steps in range(1, total + 1)))
+
+
 def _spacing(config: Entries) -> dict[str, Any]:
     spacing = config.require("timestep_spacing", "leading", "trailing", "linspace")
     if spacing != "leading" or not config["steps_offset"]:
@@ -281,4 +292,5 @@ READERS: dict[str, Callable[[Entries, NoiseSchedule], dict[str, Any]]] = {
     "DEISMultistepScheduler": _deis,
     "PNDMScheduler": _plms,
     "UniPCMultistepScheduler": _unipc,
+    "TCDScheduler": _tcd,
 }

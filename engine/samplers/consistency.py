@@ -1,4 +1,4 @@
-"""Latent consistency models."""
+"""Latent consistency models, and trajectory consistency models."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from stepfuse.samplers.coefficients import (
     choose_timesteps,
     clean_sample,
     consistency,
+    implicit,
     preserving_levels,
     recorded,
+    require_between,
     step_count,
 )
-from stepfuse.samplers.schedule import NoiseSchedule
+from stepfuse.samplers.schedule import Float64Array, NoiseSchedule
 from stepfuse.samplers.table import StepTable
 
 
@@ -49,14 +51,7 @@ def lcm(
         ValueError: As for ``ddim``, and if ``steps`` exceeds ``original_steps``, or that exceeds T.
         TypeError: If ``steps`` or ``original_steps`` is no whole number.
     """
-    total = schedule.num_train_timesteps
-    step_count(original_steps, total, "original_steps")
-    if timesteps is not None:
-        t = choose_timesteps(schedule, steps, timesteps, "leading", 0)
-    else:
-        solver = np.arange(original_steps, 0, -1) * (total // original_steps) - 1.0
-        count = step_count(steps, original_steps)
-        t = solver[np.floor(np.linspace(0, original_steps, count, endpoint=False)).astype(int)]
+    t = _distilled_timesteps(schedule, steps, timesteps, original_steps)
     a, a_prev = alphas_at(schedule, t), alphas_at(schedule, np.append(t[1:], -1.0))
     c_skip, c_out = consistency(t)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -67,3 +62,61 @@ def lcm(
             "q_z": np.sqrt(1 - a_prev),
         }
     return build_table("lcm", schedule, t, columns, preserving_levels(a), guidance_scale, guidance_interval)
+
+
+@recorded
+def tcd(
+    schedule: NoiseSchedule,
+    steps: int | None = None,
+    *,
+    timesteps: Sequence[float] | None = None,
+    original_steps: int = 50,
+    prediction_type: PredictionType = "epsilon",
+    eta: float = 0.3,
+    final_alpha_cumprod: float = 1.0,
+    guidance_scale: float = 1.0,
+    guidance_interval: tuple[float, float] = (0.0, 1.0),
+) -> StepTable:
+    """Strategic stochastic sampling of trajectory consistency models (Zheng et al., 2024, Algorithm 4).
+
+    A step goes down to ``(1 - eta)`` times the next timestep without noise, as DDIM does, and from there back up to the
+    next timestep by noise.
+
+    Args:
+        schedule: As for ``ddim``, and so are the arguments not named here.
+        steps: As for ``lcm``, and so is ``original_steps``.
+        eta: γ of the paper, 0 (deterministic) to 1 (down to the first timestep and back).
+        final_alpha_cumprod: As for ``ddim``; diffusers' class always ends at the schedule's first.
+        guidance_scale: As for ``lcm``.
+
+    Returns:
+        A table of S rows, the noisiest timestep first.
+
+    Raises:
+        ValueError: As for ``lcm``, and if ``eta`` or ``final_alpha_cumprod`` is not within 0 to 1.
+        TypeError: As for ``lcm``.
+    """
+    require_between("eta", eta, 0.0, 1.0)
+    require_between("final_alpha_cumprod", final_alpha_cumprod, 0.0, 1.0)
+    t = _distilled_timesteps(schedule, steps, timesteps, original_steps)
+    lowest = np.floor(np.float32(1 - eta) * np.float32(t[1:]))  # rounded in float32 as in diffusers
+    a, a_lowest = alphas_at(schedule, t), alphas_at(schedule, np.append(lowest, -1.0), final_alpha_cumprod)
+    kept = np.append(a[1:] / a_lowest[:-1], 1.0)  # of the signal on the way up
+    columns = implicit(prediction_type, a, a_lowest, 0.0, None, clipped_eps=False)
+    columns |= {name: np.sqrt(kept) * np.asarray(columns[name]) for name in ("q_x", "q_d", "q_e")}
+    columns["q_z"] = np.sqrt(1 - kept)
+    return build_table("tcd", schedule, t, columns, preserving_levels(a), guidance_scale, guidance_interval)
+
+
+def _distilled_timesteps(
+    schedule: NoiseSchedule, steps: int | None, timesteps: Sequence[float] | None, original_steps: int
+) -> Float64Array:
+    """The caller's timesteps if there are any, else ``steps`` of those that a model was distilled with."""
+    total = schedule.num_train_timesteps
+    step_count(original_steps, total, "original_steps")
+    if timesteps is not None:
+        return choose_timesteps(schedule, steps, timesteps, "leading", 0)
+    solver = np.arange(original_steps, 0, -1) * (total // original_steps) - 1.0
+    count = step_count(steps, original_steps)
+    chosen: Float64Array = solver[np.floor(np.linspace(0, original_steps, count, endpoint=False)).astype(int)]
+    return chosen

@@ -24,6 +24,7 @@ CLASSES = {
     "deis": "DEISMultistepScheduler",
     "plms": "PNDMScheduler",
     "unipc": "UniPCMultistepScheduler",
+    "tcd": "TCDScheduler",
 }
 FLOW = {"euler": "FlowMatchEulerDiscreteScheduler"}
 

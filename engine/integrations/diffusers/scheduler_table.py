@@ -49,7 +49,7 @@ def table_of(
     *,
     guidance_scale: float = 1.0,
     guidance_rescale: float = 0.0,
-    eta: float = 0.0,
+    eta: float | None = None,
     clipped_eps: bool = False,
 ) -> StepTable:
     """The table of a scheduler's steps at its timesteps.
@@ -59,7 +59,7 @@ def table_of(
         custom: ``timesteps`` or ``sigmas`` of ``set_timesteps``, where given.
         guidance_scale: The pipeline's.
         guidance_rescale: As in ``StepTable.adapt``.
-        eta: The pipeline's; only DDIM reads it.
+        eta: The pipeline's, which DDIM and TCD read; None: their own default.
         clipped_eps: ``use_clipped_model_output``; only DDIM reads it.
 
     Raises:
@@ -71,7 +71,9 @@ def table_of(
     if not settings.schedule.is_flow:
         options["prediction_type"] = settings.prediction_type
     if sampler == "ddim":
-        options.update(eta=float(eta or 0.0), clipped_eps=bool(clipped_eps))
+        options["clipped_eps"] = bool(clipped_eps)
+    if sampler in ("ddim", "tcd") and eta is not None:
+        options["eta"] = float(eta)
     table = SAMPLERS[sampler](
         settings.schedule, guidance_scale=float(guidance_scale), **options, **_timesteps(scheduler, custom, settings)
     )

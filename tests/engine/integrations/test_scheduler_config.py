@@ -84,6 +84,11 @@ CONFIGS = {
         {**SCALED, "final_sigmas_type": "sigma_min", "predict_x0": False, "solver_order": 1},
         {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 5.0},
     ],
+    "TCDScheduler": [
+        {},
+        # Its step leaves out the last four.
+        {"original_inference_steps": 100, **V, **THRESHOLD, "clip_sample": True, "set_alpha_to_one": False},
+    ],
     "FlowMatchEulerDiscreteScheduler": [{}, {"shift": 3.0}, {"shift": 3.0, "num_train_timesteps": 500}],
 }
 CASES = [

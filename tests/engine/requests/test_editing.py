@@ -38,6 +38,7 @@ SAMPLERS = {
     "euler_ancestral": ("euler_ancestral", "scaled", {"spacing": "linspace"}),
     "euler": ("euler", "shift-3", {}),
     "deis": ("deis", "scaled", {"order": 3, "final_alpha_cumprod": float(ALPHAS[0])}),
+    "tcd": ("tcd", "scaled", {"eta": 0.3, "final_alpha_cumprod": float(ALPHAS[0])}),
     "unipc": ("unipc", "scaled", {"order": 3}),
     "unipc-karras": ("unipc", "linear", {"karras": True, "disable_corrector": [7]}),
     "unipc-flow": ("unipc", "shift-3", {}),
