@@ -207,6 +207,8 @@ def compile_table(
     arguments = {**default_options(info, function), **options}
     if steps is None and arguments.get("timesteps") is None:
         steps = default_steps(info, sampler, arguments)
+    if arguments.get("cfg_pp") and not info.cond:
+        raise ValueError("cfg_pp must be left out for a model that takes no conditioning, got True")
     adaptive = {name: arguments.pop(name) for name in ADAPTIVE if name in arguments}
     if "eta" in accepted:
         arguments["eta"] = default_eta(info, function) if eta is None else eta

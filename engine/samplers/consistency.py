@@ -77,7 +77,7 @@ def tcd(
     guidance_scale: float = 1.0,
     guidance_interval: tuple[float, float] = (0.0, 1.0),
 ) -> StepTable:
-    """Strategic stochastic sampling of trajectory consistency models (Zheng et al., 2024, Algorithm 4).
+    """Strategic stochastic sampling of trajectory consistency models (Zheng et al., 2024).
 
     A step goes down to ``(1 - eta)`` times the next timestep without noise, as DDIM does, and from there back up to the
     next timestep by noise.

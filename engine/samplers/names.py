@@ -18,6 +18,8 @@ _ELSEWHERE = {
     "flowmatcheuler": "euler",
     "eulerdiscrete": "euler",
     "keuler": "euler",
+    "eulercfgpp": "euler with cfg_pp=True",
+    "ddimcfgpp": "ddim with cfg_pp=True",
     "eulerkarras": "euler with karras=True",
     "eulera": "euler_ancestral",
     "keulera": "euler_ancestral",

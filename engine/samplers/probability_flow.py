@@ -39,6 +39,7 @@ def euler(
     steps_offset: int = 0,
     prediction_type: PredictionType = "epsilon",
     karras: bool = False,
+    cfg_pp: bool = False,
     guidance_scale: float = 1.0,
     guidance_interval: tuple[float, float] = (0.0, 1.0),
 ) -> StepTable:
@@ -54,6 +55,7 @@ def euler(
             down, taken as they are, without shift.
         spacing: As for ``ddim``; ``linspace`` is not rounded. Not for flows, and neither are the three below.
         karras: Noise levels of Karras et al. (2022), Eq. 5 with ρ = 7, between those that ``spacing`` ends at.
+        cfg_pp: As for ``ddim``, on flows too; as ``euler_cfg_pp`` of ComfyUI, whose ``cfg`` is λ as well.
 
     Returns:
         A table of S rows, the noisiest timestep first.
@@ -70,10 +72,16 @@ def euler(
             prediction_type=(prediction_type, "epsilon"),
             karras=(karras, False),
         )
-        return _flow(schedule, steps, timesteps, guidance_scale, guidance_interval)
+        return _flow(schedule, steps, timesteps, guidance_scale, guidance_interval, cfg_pp=cfg_pp)
     t, sigma, init_scale = _levels(schedule, steps, timesteps, spacing, steps_offset, prediction_type, karras)
-    columns = _ode_step(prediction_type, sigma, np.append(sigma[1:], 0.0) - sigma)
-    return build_table("euler", schedule, t, columns, _exploding(sigma), guidance_scale, guidance_interval, init_scale)
+    after = np.append(sigma[1:], 0.0)
+    columns = _ode_step(prediction_type, sigma, after - sigma)
+    if cfg_pp:
+        columns = _renoising(prediction_type, sigma, after)
+    levels = _exploding(sigma)
+    return build_table(
+        "euler", schedule, t, columns, levels, guidance_scale, guidance_interval, init_scale, cfg_pp=cfg_pp
+    )
 
 
 @recorded
@@ -220,12 +228,20 @@ def _ode_step(prediction_type: PredictionType, sigma: Float64Array, dt: Float64A
     return {**clean, "q_x": 1 + dt * x_to_slope, "q_d": dt * d_to_slope, "q_e": dt * e_to_slope}
 
 
+def _renoising(prediction_type: PredictionType, sigma: Float64Array, after: Float64Array) -> Columns:
+    """Euler's step to ``after`` as the clean sample and noise of that level: the same but for rounding."""
+    clean, (x_to_slope, _, e_to_slope) = _slope(prediction_type, sigma, None)
+    return {**clean, "q_x": after * x_to_slope, "q_d": 1.0, "q_e": after * e_to_slope}
+
+
 def _flow(
     schedule: NoiseSchedule,
     steps: int | None,
     timesteps: Sequence[float] | None,
     guidance_scale: float,
     guidance_interval: tuple[float, float],
+    *,
+    cfg_pp: bool,
 ) -> StepTable:
     total, shift = schedule.num_train_timesteps, schedule.shift or 1.0
     if timesteps is not None:
@@ -235,6 +251,9 @@ def _flow(
         ends = [shift * end / (1 + (shift - 1) * end) for end in (1.0, 1.0 / total)]
         sigma = np.linspace(ends[0], ends[1], step_count(steps, total))
         sigma = shift * sigma / (1 + (shift - 1) * sigma)  # diffusers shifts both the ends and what lies between
-    columns: Columns = {"p_x": 1.0, "p_e": -sigma, "q_x": 1.0, "q_e": np.append(sigma[1:], 0.0) - sigma}
-    levels = 1 - sigma, sigma
-    return build_table("euler", schedule, sigma * total, columns, levels, guidance_scale, guidance_interval)
+    after = np.append(sigma[1:], 0.0)
+    columns: Columns = {"p_x": 1.0, "p_e": -sigma, "q_x": 1.0, "q_e": after - sigma}
+    if cfg_pp:  # as the clean sample and noise of the next level, the same but for rounding
+        columns |= {"q_x": after, "q_d": 1 - after, "q_e": after * (1 - sigma)}
+    t, levels = sigma * total, (1 - sigma, sigma)
+    return build_table("euler", schedule, t, columns, levels, guidance_scale, guidance_interval, cfg_pp=cfg_pp)

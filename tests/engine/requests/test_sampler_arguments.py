@@ -232,6 +232,8 @@ def test_lcm_takes_whole_original_steps():
         "dpm++_2m": "dpmpp_2m",
         "Euler a": "euler_ancestral",
         "k_euler": "euler",
+        "euler_cfg_pp": "euler with cfg_pp=True",
+        "DDIM CFG++": "ddim with cfg_pp=True",
         "EulerDiscreteScheduler": "euler",
         "FlowMatchEulerDiscreteScheduler": "euler",
         "Heun": "heun",
