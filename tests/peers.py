@@ -28,7 +28,12 @@ SCHEDULERS = {
     "unipc": "UniPCMultistepScheduler",
     "tcd": "TCDScheduler",
 }
-FLOW_SCHEDULERS = {"euler": "FlowMatchEulerDiscreteScheduler", "unipc": "UniPCMultistepScheduler"}
+FLOW_SCHEDULERS = {
+    "euler": "FlowMatchEulerDiscreteScheduler",
+    "unipc": "UniPCMultistepScheduler",
+    "heun": "FlowMatchHeunDiscreteScheduler",
+    "lcm": "FlowMatchLCMScheduler",
+}
 _MULTISTEP = ["dpmpp_2m", "heun", "deis", "plms", "unipc"]
 TOLERANCES = dict.fromkeys(SCHEDULERS, tolerances.ONE_STEP) | dict.fromkeys(_MULTISTEP, tolerances.MULTISTEP)
 
@@ -82,7 +87,7 @@ def scheduler(sampler, schedule, options, **timesteps):
     import diffusers
 
     config = {CONFIG_NAMES[name]: value for name, value in options.items() if name in CONFIG_NAMES}
-    if sampler in ("ddim", "ddpm", "lcm", "heun"):
+    if sampler in ("ddim", "ddpm", "lcm", "heun") and "shift" not in SCHEDULES[schedule]:
         config |= {"clip_sample": "clip" in options, "clip_sample_range": options.get("clip")}
     if sampler == "ddpm":
         config["variance_type"] = "fixed_small" if options.get("variance") == "posterior" else "fixed_large"

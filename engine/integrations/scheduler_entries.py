@@ -33,6 +33,19 @@ _DISTILLED = {
     "set_alpha_to_one": True,
     "timestep_scaling": 10.0,
 }
+_FLOW = {
+    **_SIGMAS,
+    "num_train_timesteps": 1000,
+    "shift": 1.0,
+    "use_dynamic_shifting": False,
+    "base_shift": 0.5,
+    "max_shift": 1.15,
+    "base_image_seq_len": 256,
+    "max_image_seq_len": 4096,
+    "invert_sigmas": False,
+    "shift_terminal": None,
+    "time_shift_type": "exponential",
+}
 
 #: The arguments of each class's constructor with what they are by default.
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -72,20 +85,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "final_sigmas_type": "zero",
     },
     "EulerAncestralDiscreteScheduler": {**_BETAS, **_LINSPACE, **_ZERO_SNR},
-    "FlowMatchEulerDiscreteScheduler": {
-        **_SIGMAS,
-        "num_train_timesteps": 1000,
-        "shift": 1.0,
-        "use_dynamic_shifting": False,
-        "base_shift": 0.5,
-        "max_shift": 1.15,
-        "base_image_seq_len": 256,
-        "max_image_seq_len": 4096,
-        "invert_sigmas": False,
-        "shift_terminal": None,
-        "time_shift_type": "exponential",
-        "stochastic_sampling": False,
-    },
+    "FlowMatchEulerDiscreteScheduler": {**_FLOW, "stochastic_sampling": False},
     "DEISMultistepScheduler": {
         **_BETAS,
         **_THRESHOLD,
@@ -123,6 +123,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "shift_terminal": None,
     },
     "TCDScheduler": _DISTILLED,
+    "FlowMatchHeunDiscreteScheduler": {"num_train_timesteps": 1000, "shift": 1.0},
+    "FlowMatchLCMScheduler": {**_FLOW, "scale_factors": None, "upscale_mode": "bicubic"},
 }
 
 #: Entries of other schedulers, which stay in a file that is saved again under one of these classes: ``from_config``

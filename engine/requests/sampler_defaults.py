@@ -53,7 +53,9 @@ def default_steps(info: ModelInfo, sampler: str, options: Mapping[str, Any] = Ma
     original = options.get("original_steps", _LCM_STEPS)
     if sampler in ("dpmpp_2m", "deis", "unipc"):
         total = max(total - 1, 1)
-    elif sampler in ("lcm", "tcd") and isinstance(original, int):  # the sampler refuses anything else
+    elif (
+        sampler in ("lcm", "tcd") and not info.schedule.is_flow and isinstance(original, int)
+    ):  # the sampler refuses anything else
         total = min(total, original)
     return min(int(info.defaults.get("steps", _DEFAULT_STEPS)), total)
 

@@ -117,6 +117,18 @@ def refuse_on_flows(**given: tuple[object, object]) -> None:
             raise ValueError(f"{name} must be left out with a flow schedule, got {value!r}")
 
 
+def flow_sigmas(schedule: NoiseSchedule, steps: int | None, timesteps: Sequence[float] | None) -> Float64Array:
+    """Noise levels of a run on a flow, the noisiest first: the caller's timesteps over T, else ``steps`` levels."""
+    total, shift = schedule.num_train_timesteps, schedule.shift or 1.0
+    if timesteps is not None:
+        given = explicit_timesteps(total + 1, timesteps)
+        match_count(steps, len(given))
+        return given / total
+    ends = [shift * end / (1 + (shift - 1) * end) for end in (1.0, 1.0 / total)]
+    sigma = np.linspace(ends[0], ends[1], step_count(steps, total))
+    return shift * sigma / (1 + (shift - 1) * sigma)  # diffusers shifts both the ends and what lies between
+
+
 def alphas_at(schedule: NoiseSchedule, t: Float64Array, final: float = 1.0) -> Float64Array:
     """ᾱ at each timestep; ``final`` where t is below 0, past the last one."""
     last = schedule.num_train_timesteps - 1

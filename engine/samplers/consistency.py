@@ -14,14 +14,18 @@ from stepfuse.samplers.coefficients import (
     choose_timesteps,
     clean_sample,
     consistency,
+    flow_sigmas,
     implicit,
     preserving_levels,
     recorded,
+    refuse_on_flows,
     require_between,
     step_count,
 )
 from stepfuse.samplers.schedule import Float64Array, NoiseSchedule
 from stepfuse.samplers.table import StepTable
+
+_ORIGINAL_STEPS = 50
 
 
 @recorded
@@ -30,32 +34,48 @@ def lcm(
     steps: int | None = None,
     *,
     timesteps: Sequence[float] | None = None,
-    original_steps: int = 50,
+    original_steps: int = _ORIGINAL_STEPS,
     prediction_type: PredictionType = "epsilon",
     clip: float | None = None,
     guidance_scale: float = 1.0,
     guidance_interval: tuple[float, float] = (0.0, 1.0),
 ) -> StepTable:
-    """Multistep consistency sampling of latent consistency models (Luo et al., 2023, Algorithm 3).
+    """Multistep consistency sampling of latent consistency models (Luo et al., 2023, Algorithm 3), or on a flow.
+
+    On a flow the network's estimate of the clean sample is taken as it is, and noised to the next level.
 
     Args:
-        schedule: As for ``ddim``, and so are the arguments not named here.
-        steps: Number of network evaluations S, 1 ≤ S ≤ ``original_steps``.
-        original_steps: Steps of the solver that the model was distilled with; S of these are taken.
+        schedule: As for ``ddim``, and so are the arguments not named here; or ``NoiseSchedule.flow(shift)``.
+        steps: Number of network evaluations S, 1 ≤ S ≤ ``original_steps``; on a flow 1 ≤ S ≤ T.
+        timesteps: As for ``ddim``; on a flow as for ``euler``.
+        original_steps: Steps of the solver that the model was distilled with; S of these are taken. Not for flows, and
+            neither are ``prediction_type`` and ``clip``.
         guidance_scale: As for ``ddim``; models distilled with guidance folded in take 1.
 
     Returns:
         A table of S rows, the noisiest timestep first.
 
     Raises:
-        ValueError: As for ``ddim``, and if ``steps`` exceeds ``original_steps``, or that exceeds T.
+        ValueError: As for ``ddim``, and if ``steps`` exceeds ``original_steps``, or that exceeds T, or an argument is
+            given on a flow that is not for flows.
         TypeError: If ``steps`` or ``original_steps`` is no whole number.
     """
+    if schedule.is_flow:
+        refuse_on_flows(
+            original_steps=(original_steps, _ORIGINAL_STEPS),
+            prediction_type=(prediction_type, "epsilon"),
+            clip=(clip, None),
+        )
+        sigma = flow_sigmas(schedule, steps, timesteps)
+        after = np.append(sigma[1:], 0.0)
+        columns: Columns = {"p_x": 1.0, "p_e": -sigma, "q_d": 1 - after, "q_z": after}
+        t, levels = sigma * schedule.num_train_timesteps, (1 - sigma, sigma)
+        return build_table("lcm", schedule, t, columns, levels, guidance_scale, guidance_interval)
     t = _distilled_timesteps(schedule, steps, timesteps, original_steps)
     a, a_prev = alphas_at(schedule, t), alphas_at(schedule, np.append(t[1:], -1.0))
     c_skip, c_out = consistency(t)
     with np.errstate(divide="ignore", invalid="ignore"):
-        columns: Columns = {
+        columns = {
             **clean_sample(prediction_type, a, clip),
             "q_x": np.sqrt(a_prev) * c_skip,
             "q_d": np.sqrt(a_prev) * c_out,
@@ -70,7 +90,7 @@ def tcd(
     steps: int | None = None,
     *,
     timesteps: Sequence[float] | None = None,
-    original_steps: int = 50,
+    original_steps: int = _ORIGINAL_STEPS,
     prediction_type: PredictionType = "epsilon",
     eta: float = 0.3,
     final_alpha_cumprod: float = 1.0,

@@ -16,6 +16,8 @@ _ELSEWHERE = {
     "dpmsolverpp": "dpmpp_2m",
     "flowmatcheulerdiscrete": "euler",
     "flowmatcheuler": "euler",
+    "flowmatchheundiscrete": "heun",
+    "flowmatchlcm": "lcm",
     "eulerdiscrete": "euler",
     "keuler": "euler",
     "eulercfgpp": "euler with cfg_pp=True",

@@ -26,7 +26,11 @@ CLASSES = {
     "unipc": "UniPCMultistepScheduler",
     "tcd": "TCDScheduler",
 }
-FLOW = {"euler": "FlowMatchEulerDiscreteScheduler"}
+FLOW = {
+    "euler": "FlowMatchEulerDiscreteScheduler",
+    "heun": "FlowMatchHeunDiscreteScheduler",
+    "lcm": "FlowMatchLCMScheduler",
+}
 
 _OWN = {"DDIMPipeline": "DDIMScheduler"}  # pipelines that convert the saved scheduler to a class of their own
 

@@ -158,7 +158,7 @@ def _timesteps(scheduler: Any, custom: Mapping[str, Any], settings: SchedulerSet
     given = [name for name, value in custom.items() if value is not None]
     if not given:
         return {"steps": int(scheduler.num_inference_steps)}
-    if settings.schedule.is_flow and settings.defaults["sampler"] == "euler":
+    if settings.schedule.is_flow and settings.defaults["sampler"] in ("euler", "lcm"):
         sigmas = np.asarray(scheduler.sigmas[:-1], dtype=np.float64)
         return {"timesteps": sigmas * settings.schedule.num_train_timesteps}
     if "sigmas" in given:

@@ -89,7 +89,14 @@ CONFIGS = {
         # Its step leaves out the last four.
         {"original_inference_steps": 100, **V, **THRESHOLD, "clip_sample": True, "set_alpha_to_one": False},
     ],
-    "FlowMatchEulerDiscreteScheduler": [{}, {"shift": 3.0}, {"shift": 3.0, "num_train_timesteps": 500}],
+    "FlowMatchEulerDiscreteScheduler": [
+        {},
+        {"shift": 3.0},
+        {"shift": 3.0, "num_train_timesteps": 500},
+        {"shift": 3.0, "stochastic_sampling": True},
+    ],
+    "FlowMatchHeunDiscreteScheduler": [{"shift": 3.0, "num_train_timesteps": 500}],
+    "FlowMatchLCMScheduler": [{"shift": 3.0, "scale_factors": []}],
 }
 CASES = [
     pytest.param(name, config, steps, id=f"{name}-{index}-{steps}")
@@ -128,7 +135,7 @@ def test_a_run_is_that_of_diffusers(name, config, steps, monkeypatch):
     settings = read_scheduler({**config, "_class_name": name, "_diffusers_version": "0.42.1"})
     want = peers.run(the_scheduler(name, config, steps), monkeypatch, 3.0)
     got = ours(settings, steps, guidance_scale=3.0)
-    history = name.endswith("MultistepScheduler") or name in ("HeunDiscreteScheduler", "PNDMScheduler")
+    history = name.endswith("MultistepScheduler") or "Heun" in name or name == "PNDMScheduler"
     limit = tolerances.MULTISTEP if history else tolerances.ONE_STEP
     scale = max(np.abs(want).max(), 1.0)  # a result of a few hundredths is the difference of states a hundred times 1
     assert np.abs(got - want).max() < limit * scale
@@ -177,7 +184,7 @@ def test_epsilon_at_zero_signal_is_refused_by_the_sampler():
         ("UniPCMultistepScheduler", "disable_corrector", ["0"]),
         ("FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting", True),
         ("FlowMatchEulerDiscreteScheduler", "shift_terminal", 0.1),
-        ("FlowMatchEulerDiscreteScheduler", "stochastic_sampling", True),
+        ("FlowMatchLCMScheduler", "use_karras_sigmas", True),
     ],
 )
 def test_what_changes_the_numbers_is_refused_by_name_and_value(name, entry, value):
@@ -219,6 +226,10 @@ def test_what_changes_the_numbers_is_refused_by_name_and_value(name, entry, valu
             "sigma_max must be None with use_karras_sigmas, got 10.0",
         ),
         (
+            {"_class_name": "FlowMatchLCMScheduler", "scale_factors": [1.0, 2.0]},
+            "scale_factors must be None, since a step keeps its sample's size, got .*: .* or take FlowMatchEuler",
+        ),
+        (
             {"_class_name": "EulerDiscreteScheduler", "timestep_type": "continuous", **V},
             "timestep_type must be 'discrete' with prediction_type 'v_prediction', got 'continuous'",
         ),
@@ -236,7 +247,6 @@ def test_what_is_not_covered_is_refused(config, message):
         ("DPMSolverSinglestepScheduler", "DPMSolverMultistepScheduler"),
         ("LMSDiscreteScheduler", "EulerDiscreteScheduler"),
         ("KDPM2AncestralDiscreteScheduler", "EulerAncestralDiscreteScheduler"),
-        ("FlowMatchHeunDiscreteScheduler", "FlowMatchEulerDiscreteScheduler"),
     ],
 )
 def test_a_class_that_is_not_covered_is_refused_with_one_that_works(name, nearest):

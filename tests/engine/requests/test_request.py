@@ -41,6 +41,7 @@ def requests(info, n=1, **given):
             {"steps": 7, "guidance_scale": 1.0, "clip": 2.0, "eta": 0.3},
             id="caller-before-model",
         ),
+        pytest.param({**FLOW, "defaults": {"steps": 60}}, {"sampler": "lcm"}, "lcm", {"steps": 60}, id="lcm-on-a-flow"),
         pytest.param({}, {"sampler": "tcd"}, "tcd", {"steps": 50, "eta": 0.3}, id="eta-of-the-sampler"),
         pytest.param(
             {"defaults": CLIPPED},

@@ -104,7 +104,7 @@ def test_zero_terminal_snr_refuses_epsilon(sampler):
 
 
 @naive_allowed
-@pytest.mark.parametrize("sampler", sorted(set(SAMPLERS) - {"euler", "unipc"}))
+@pytest.mark.parametrize("sampler", sorted(set(SAMPLERS) - {"euler", "heun", "lcm", "unipc"}))
 def test_samplers_of_preserving_schedules_refuse_flow(sampler):
     with pytest.raises(ValueError, match="flow schedule has no alphas_cumprod"):
         SAMPLERS[sampler](FLOW, 5)
@@ -119,6 +119,22 @@ def test_euler_on_a_flow_refuses_what_is_of_other_schedules(option):
     [[name, value]] = option.items()
     with pytest.raises(ValueError, match=f"^{name} must be left out with a flow schedule, got {value!r}$"):
         sf.samplers.euler(FLOW, 5, **option)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "name", "value"),
+    [
+        ("heun", "spacing", "trailing"),
+        ("heun", "clip", 1.0),
+        ("heun", "karras", True),
+        ("lcm", "original_steps", 20),
+        ("lcm", "clip", 1.0),
+        ("lcm", "prediction_type", "sample"),
+    ],
+)
+def test_heun_and_lcm_on_a_flow_do_too(sampler, name, value):
+    with pytest.raises(ValueError, match=f"^{name} must be left out with a flow schedule, got {value!r}$"):
+        SAMPLERS[sampler](FLOW, 5, **{name: value})
 
 
 @pytest.mark.parametrize(
@@ -236,6 +252,8 @@ def test_lcm_takes_whole_original_steps():
         "DDIM CFG++": "ddim with cfg_pp=True",
         "EulerDiscreteScheduler": "euler",
         "FlowMatchEulerDiscreteScheduler": "euler",
+        "FlowMatchHeunDiscreteScheduler": "heun",
+        "FlowMatchLCMScheduler": "lcm",
         "Heun": "heun",
         "LCMScheduler": "lcm",
         "DEISMultistepScheduler": "deis",

@@ -110,6 +110,8 @@ CASES = {
 }
 FLOW_CASES = {
     "euler": {"flow": {}, "guided": {"guidance_scale": 3.0}},
+    "heun": {"flow": {}, "guided": {"guidance_scale": 3.0}},
+    "lcm": {"flow": {}, "guided": {"guidance_scale": 3.0}},
     "unipc": {"flow": {}, "order-1": {"order": 1}, "order-3": {"order": 3, "guidance_scale": 3.0}},
 }
 
