@@ -24,6 +24,7 @@ from stepfuse.integrations.scheduler_readers import (
     flow_unipc,
     schedule_of,
 )
+from stepfuse.integrations.uncovered import reason_of
 from stepfuse.samplers.schedule import NoiseSchedule
 
 __all__ = ["COVERED", "DEFAULTS", "SchedulerSettings", "UncoveredSchedulerError", "read_scheduler"]
@@ -96,7 +97,7 @@ def read_scheduler(config: Mapping[str, Any]) -> SchedulerSettings:
     """
     name = config.get("_class_name")
     if not isinstance(name, str) or name not in READERS:
-        rule = f"scheduler must be one of {', '.join(COVERED)}, got {printable(name, NAME)}"
+        rule = f"scheduler must be one of {', '.join(COVERED)}, got {printable(name, NAME)}{reason_of(str(name))}"
         raise UncoveredSchedulerError(rule, _instead_of(str(name), config), configurable=False)
     try:
         return _read(name, config)

@@ -10,6 +10,7 @@ import pytest
 import tolerances
 
 from stepfuse.integrations.scheduler_config import COVERED, DEFAULTS, UncoveredSchedulerError, read_scheduler
+from stepfuse.integrations.uncovered import REASONS
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers needs Python 3.11")
 
@@ -98,6 +99,7 @@ CONFIGS = {
     "FlowMatchHeunDiscreteScheduler": [{"shift": 3.0, "num_train_timesteps": 500}],
     "FlowMatchLCMScheduler": [{"shift": 3.0, "scale_factors": []}],
 }
+NOT_WRITTEN = {"IPNDMScheduler"}  # nothing but work is in the way
 CASES = [
     pytest.param(name, config, steps, id=f"{name}-{index}-{steps}")
     for name, configs in CONFIGS.items()
@@ -262,8 +264,21 @@ def test_a_class_that_is_not_covered_is_refused_with_one_that_works(name, neares
 
 @pytest.mark.parametrize("name", ["EDMEulerScheduler", "KarrasVeScheduler"])
 def test_noise_levels_of_another_kind_are_no_other_classs(name):
-    with pytest.raises(UncoveredSchedulerError, match=f"got {name}$"):
+    with pytest.raises(UncoveredSchedulerError, match=rf"got {name} \(its? .*\)$"):
         read_scheduler({**getattr(diffusers, name)().config, "_class_name": name})
+
+
+def test_every_class_of_diffusers_is_read_or_refused_with_a_reason():
+    """Those without a reason are of kinds that are read, and the message names the nearest class that is."""
+    names = [name for name in dir(diffusers.schedulers) if name.endswith("Scheduler")]
+    assert len(names) > 50
+    assert not REASONS.keys() & set(COVERED)
+    assert REASONS.keys() <= set(names)
+    for name in set(names) - set(COVERED):
+        with pytest.raises(UncoveredSchedulerError, match=f"got {name}") as caught:
+            read_scheduler({"_class_name": name})
+        assert caught.value.instead or name in REASONS or name in NOT_WRITTEN
+        assert REASONS.get(name, "") in str(caught.value)
 
 
 def test_a_bound_on_the_noise_is_refused_only_where_it_binds():
