@@ -26,8 +26,14 @@ SCHEDULERS = {
     "deis": "DEISMultistepScheduler",
     "plms": "PNDMScheduler",
     "unipc": "UniPCMultistepScheduler",
+    "tcd": "TCDScheduler",
 }
-FLOW_SCHEDULERS = {"euler": "FlowMatchEulerDiscreteScheduler", "unipc": "UniPCMultistepScheduler"}
+FLOW_SCHEDULERS = {
+    "euler": "FlowMatchEulerDiscreteScheduler",
+    "unipc": "UniPCMultistepScheduler",
+    "heun": "FlowMatchHeunDiscreteScheduler",
+    "lcm": "FlowMatchLCMScheduler",
+}
 _MULTISTEP = ["dpmpp_2m", "heun", "deis", "plms", "unipc"]
 TOLERANCES = dict.fromkeys(SCHEDULERS, tolerances.ONE_STEP) | dict.fromkeys(_MULTISTEP, tolerances.MULTISTEP)
 
@@ -81,13 +87,13 @@ def scheduler(sampler, schedule, options, **timesteps):
     import diffusers
 
     config = {CONFIG_NAMES[name]: value for name, value in options.items() if name in CONFIG_NAMES}
-    if sampler in ("ddim", "ddpm", "lcm", "heun"):
+    if sampler in ("ddim", "ddpm", "lcm", "heun") and "shift" not in SCHEDULES[schedule]:
         config |= {"clip_sample": "clip" in options, "clip_sample_range": options.get("clip")}
     if sampler == "ddpm":
         config["variance_type"] = "fixed_small" if options.get("variance") == "posterior" else "fixed_large"
     if sampler == "plms":
         config |= {"skip_prk_steps": True, "set_alpha_to_one": "final_alpha_cumprod" not in options}
-    elif "final_alpha_cumprod" in options and sampler != "deis":  # diffusers' DEIS always ends there
+    elif "final_alpha_cumprod" in options and sampler not in ("deis", "tcd"):  # which always end there
         config |= {"set_alpha_to_one": False} if sampler == "ddim" else {"final_sigmas_type": "sigma_min"}
     if "dynamic_threshold" in options:
         ratio, largest = options["dynamic_threshold"]

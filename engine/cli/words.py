@@ -34,6 +34,7 @@ _ARGUMENTS = {
     "variance": "--sampler-option variance",
     "dynamic_threshold": "--sampler-option dynamic_threshold",
     "clipped_eps": "--sampler-option clipped_eps",
+    "cfg_pp": "--sampler-option cfg_pp",
     "steps_offset": "--sampler-option steps_offset",
     "final_alpha_cumprod": "--sampler-option final_alpha_cumprod",
     "lower_order_final": "--sampler-option lower_order_final",

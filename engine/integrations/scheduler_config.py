@@ -16,6 +16,7 @@ from stepfuse.display import NAME, one_line, printable
 from stepfuse.integrations.scheduler_entries import DEFAULTS, FORMER, KNOWN
 from stepfuse.integrations.scheduler_readers import (
     FLOW,
+    FLOWS,
     READERS,
     Entries,
     EntryError,
@@ -23,6 +24,7 @@ from stepfuse.integrations.scheduler_readers import (
     flow_unipc,
     schedule_of,
 )
+from stepfuse.integrations.uncovered import reason_of
 from stepfuse.samplers.schedule import NoiseSchedule
 
 __all__ = ["COVERED", "DEFAULTS", "SchedulerSettings", "UncoveredSchedulerError", "read_scheduler"]
@@ -41,7 +43,6 @@ _NEAREST = {
     "KDPM2DiscreteScheduler": "HeunDiscreteScheduler",
     "KDPM2AncestralDiscreteScheduler": "EulerAncestralDiscreteScheduler",
     "TCDScheduler": "LCMScheduler",
-    "FlowMatchHeunDiscreteScheduler": FLOW,
 }
 
 
@@ -96,7 +97,7 @@ def read_scheduler(config: Mapping[str, Any]) -> SchedulerSettings:
     """
     name = config.get("_class_name")
     if not isinstance(name, str) or name not in READERS:
-        rule = f"scheduler must be one of {', '.join(COVERED)}, got {printable(name, NAME)}"
+        rule = f"scheduler must be one of {', '.join(COVERED)}, got {printable(name, NAME)}{reason_of(str(name))}"
         raise UncoveredSchedulerError(rule, _instead_of(str(name), config), configurable=False)
     try:
         return _read(name, config)
@@ -115,7 +116,7 @@ def _instead_of(name: str, config: Mapping[str, Any]) -> list[str]:
         nearest, candidates = FLOW, [FLOW]
     else:
         nearest = _NEAREST.get(name, "DDIMScheduler")
-        candidates = [nearest, *(one for one in READERS if one not in (nearest, FLOW))]
+        candidates = [nearest, *(one for one in READERS if one not in (nearest, *FLOWS))]
     found = []
     for one in candidates:
         if one == name:
@@ -139,8 +140,9 @@ def _read(name: str, config: Mapping[str, Any]) -> SchedulerSettings:
         if (neutral := FORMER.get(key)) is not None and value not in neutral:
             raise ValueError(f"{name}: {key}, of former versions, must be {neutral[0]!r} or left out, got {value!r}")
     filled = Entries(name, config)
-    if name == FLOW:
-        return SchedulerSettings(flow_schedule_of(filled), "flow", {"sampler": "euler"}, {})
+    if name in FLOWS:
+        schedule = flow_schedule_of(filled)
+        return SchedulerSettings(schedule, "flow", READERS[name](filled, schedule), {})
     if (
         name == "UniPCMultistepScheduler"
         and filled["use_flow_sigmas"]
@@ -157,7 +159,7 @@ def _others(name: str, config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Options of the other classes' samplers, as diffusers' ``from_config`` makes these of one's configuration."""
     found = {}
     for other, read in READERS.items():
-        if other in (name, FLOW):
+        if other in (name, *FLOWS):
             continue
         filled = Entries(other, config)
         try:

@@ -12,6 +12,7 @@ from stepfuse.integrations.scheduler_entries import DEFAULTS
 from stepfuse.samplers.schedule import NoiseSchedule
 
 FLOW = "FlowMatchEulerDiscreteScheduler"
+FLOWS = (FLOW, "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler")
 _OTHER_SIGMAS = ("use_exponential_sigmas", "use_beta_sigmas")
 
 
@@ -79,10 +80,12 @@ def schedule_of(config: Entries) -> NoiseSchedule:
 
 
 def flow_schedule_of(config: Entries) -> NoiseSchedule:
-    """The noise levels of ``FLOW``."""
-    for key in ("use_dynamic_shifting", "invert_sigmas", "stochastic_sampling", *_OTHER_SIGMAS, "use_karras_sigmas"):
-        config.require(key, False, None)
-    config.require("shift_terminal", None, False)  # 0, too, leaves the levels as they are
+    """The noise levels of ``FLOWS``."""
+    for key in ("use_dynamic_shifting", "invert_sigmas", *_OTHER_SIGMAS, "use_karras_sigmas"):
+        if key in config:
+            config.require(key, False, None)
+    if "shift_terminal" in config:
+        config.require("shift_terminal", None, False)  # 0, too, leaves the levels as they are
     shift = config.number("shift", "above 0", lambda shift: 0 < shift < math.inf)
     return NoiseSchedule.flow(shift, config["num_train_timesteps"])
 
@@ -140,10 +143,14 @@ def _heun(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
 def _lcm(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
     _require_signal(config)
     config.require("timestep_scaling", 10.0)
-    total = config["num_train_timesteps"]
-    rule = f"a whole number from 1 to num_train_timesteps, {total}"
-    steps = config.number("original_inference_steps", rule, lambda steps: steps in range(1, total + 1))
-    return {"sampler": "lcm", "original_steps": int(steps), **_bounds(config)}
+    return {"sampler": "lcm", "original_steps": _original_steps(config), **_bounds(config)}
+
+
+def _tcd(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
+    """Its step reads neither clipping nor thresholding, and always ends at the schedule's least noise."""
+    _require_signal(config)
+    final = float(schedule.alphas_cumprod[0])
+    return {"sampler": "tcd", "original_steps": _original_steps(config), "final_alpha_cumprod": final}
 
 
 def _euler(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
@@ -212,6 +219,17 @@ def flow_unipc(config: Entries) -> tuple[NoiseSchedule, dict[str, Any]]:
     return schedule, {**_solver(config), **_bounds(config)}
 
 
+def flow_sampler_of(config: Entries) -> dict[str, Any]:
+    """The sampler of ``FLOWS``."""
+    if config.name == "FlowMatchHeunDiscreteScheduler":
+        return {"sampler": "heun"}
+    if config.get("scale_factors"):
+        config.require("scale_factors", None, why=", since a step keeps its sample's size")
+    # The clean estimate, noised to the next level, is the step of one class, and of the other with this entry.
+    is_consistency = config.name == "FlowMatchLCMScheduler" or config["stochastic_sampling"]
+    return {"sampler": "lcm" if is_consistency else "euler"}
+
+
 def _solver(config: Entries) -> dict[str, Any]:
     """UniPC's own settings, with any noise levels."""
     config.require("use_dynamic_shifting", False, None)
@@ -227,6 +245,13 @@ def _solver(config: Entries) -> dict[str, Any]:
         "lower_order_final": bool(config["lower_order_final"]),
         "disable_corrector": list(uncorrected),
     }
+
+
+def _original_steps(config: Entries) -> int:
+    """Steps of the solver that a consistency model was distilled with."""
+    total = config["num_train_timesteps"]
+    rule = f"a whole number from 1 to num_train_timesteps, {total}"
+    return int(config.number("original_inference_steps", rule, lambda steps: steps in range(1, total + 1)))
 
 
 def _spacing(config: Entries) -> dict[str, Any]:
@@ -277,8 +302,11 @@ READERS: dict[str, Callable[[Entries, NoiseSchedule], dict[str, Any]]] = {
     "HeunDiscreteScheduler": _heun,
     "EulerDiscreteScheduler": _euler,
     "EulerAncestralDiscreteScheduler": _euler_ancestral,
-    FLOW: lambda config, schedule: {},
+    FLOW: lambda config, schedule: flow_sampler_of(config),
     "DEISMultistepScheduler": _deis,
     "PNDMScheduler": _plms,
     "UniPCMultistepScheduler": _unipc,
+    "TCDScheduler": _tcd,
+    "FlowMatchHeunDiscreteScheduler": lambda config, schedule: flow_sampler_of(config),
+    "FlowMatchLCMScheduler": lambda config, schedule: flow_sampler_of(config),
 }

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import cast
 
 from stepfuse.samplers.ancestral import NaiveSamplerWarning, ddpm, ddpm_strided
-from stepfuse.samplers.consistency import lcm
+from stepfuse.samplers.consistency import lcm, tcd
 from stepfuse.samplers.dpm_solver import dpmpp_2m
 from stepfuse.samplers.implicit import ddim
 from stepfuse.samplers.inversion import ddim_inverse
@@ -23,7 +23,10 @@ from stepfuse.samplers.table import StepTable
 #: Samplers by name, as ``Engine.sample(sampler=...)`` takes them.
 SAMPLERS: Mapping[str, Callable[..., StepTable]] = {
     function.__name__: cast("Callable[..., StepTable]", function)
-    for function in (ddim, ddpm, ddpm_strided, dpmpp_2m, lcm, heun, euler, euler_ancestral, deis, plms, unipc)
+    for function in (
+        *(ddim, ddpm, ddpm_strided, dpmpp_2m, lcm, heun, euler, euler_ancestral, deis, plms, unipc),
+        tcd,
+    )
 }
 
 __all__ = [
@@ -40,5 +43,6 @@ __all__ = [
     "heun",
     "lcm",
     "plms",
+    "tcd",
     "unipc",
 ]

@@ -11,6 +11,7 @@ from stepfuse.arguments import plain
 from stepfuse.errors import ExportError
 from stepfuse.export.pipelines.pipeline_folder import PipelineFolder
 from stepfuse.integrations.scheduler_config import COVERED, SchedulerSettings, UncoveredSchedulerError, read_scheduler
+from stepfuse.integrations.uncovered import reason_of
 from stepfuse.samplers.names import require_sampler
 
 CLASSES = {
@@ -24,8 +25,13 @@ CLASSES = {
     "deis": "DEISMultistepScheduler",
     "plms": "PNDMScheduler",
     "unipc": "UniPCMultistepScheduler",
+    "tcd": "TCDScheduler",
 }
-FLOW = {"euler": "FlowMatchEulerDiscreteScheduler"}
+FLOW = {
+    "euler": "FlowMatchEulerDiscreteScheduler",
+    "heun": "FlowMatchHeunDiscreteScheduler",
+    "lcm": "FlowMatchLCMScheduler",
+}
 
 _OWN = {"DDIMPipeline": "DDIMScheduler"}  # pipelines that convert the saved scheduler to a class of their own
 
@@ -57,7 +63,7 @@ def read_settings(
     try:
         settings = read_scheduler({**config, **_overridden(folder, config), "_class_name": name})
     except UncoveredSchedulerError as error:
-        rule = f"{name} is not covered" if name not in COVERED else f"{error.rule}: change that"
+        rule = f"{name} is not covered{reason_of(name)}" if name not in COVERED else f"{error.rule}: change that"
         raise ExportError(f"{file}: {rule}{_way_out(error.instead, classes, name in COVERED)}") from error
     except (ValueError, TypeError) as error:
         raise ExportError(f"{file}: {error}") from error

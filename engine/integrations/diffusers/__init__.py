@@ -19,13 +19,21 @@ from stepfuse.extras import pip_install
 if TYPE_CHECKING:
     from stepfuse.integrations.diffusers.compilation import compile as compile
     from stepfuse.integrations.diffusers.schedulers import (
+        DDIMInverseScheduler,
         DDIMScheduler,
         DDPMScheduler,
         DPMSolverMultistepScheduler,
         LCMScheduler,
     )
 
-__all__ = ["DDIMScheduler", "DDPMScheduler", "DPMSolverMultistepScheduler", "LCMScheduler", "compile"]
+__all__ = [
+    "DDIMInverseScheduler",
+    "DDIMScheduler",
+    "DDPMScheduler",
+    "DPMSolverMultistepScheduler",
+    "LCMScheduler",
+    "compile",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -39,7 +39,7 @@ class _Settings:
 
     guidance_scale: float
     guidance_rescale: float
-    eta: float
+    eta: float | None
     clipped_eps: bool
     inputs: NetworkInputs
 
@@ -82,7 +82,7 @@ class DenoisingLoop:
         timestep: Any,
         sample: torch.Tensor,
         *,
-        eta: float = 0.0,
+        eta: float | None = None,
         use_clipped_model_output: bool | None = False,
         generator: Any = None,
         **options: Any,
@@ -94,7 +94,7 @@ class DenoisingLoop:
         images = inputs.rows // 2 if self._family.steps_both and self._scale() > 1 else len(sample)
         guided = inputs.rows > images
         self._row = self._first_row(timestep) if self._row is None else self._row + 1
-        settings = _Settings(*self._guidance(guided), float(eta or 0.0), bool(use_clipped_model_output), inputs)
+        settings = _Settings(*self._guidance(guided), eta, bool(use_clipped_model_output), inputs)
         if self._batch is None or self._settings != settings:
             self._begin(settings, sample[:images], guided)
         assert self._batch is not None
@@ -166,7 +166,7 @@ class DenoisingLoop:
         returned, version = self._returned or (sample, _version(sample))
         return sample is not returned or _version(sample) != version
 
-    def _add_noise(self, x: Float32Array, sample: torch.Tensor, generator: Any, eta: float) -> None:
+    def _add_noise(self, x: Float32Array, sample: torch.Tensor, generator: Any, eta: float | None) -> None:
         """Adds the step's noise, taken from the generator as diffusers takes it, also where it is multiplied by 0."""
         assert self._row is not None
         scale = self._noise_scales[self._row - self._batch_row]

@@ -49,7 +49,7 @@ def table_of(
     *,
     guidance_scale: float = 1.0,
     guidance_rescale: float = 0.0,
-    eta: float = 0.0,
+    eta: float | None = None,
     clipped_eps: bool = False,
 ) -> StepTable:
     """The table of a scheduler's steps at its timesteps.
@@ -59,7 +59,7 @@ def table_of(
         custom: ``timesteps`` or ``sigmas`` of ``set_timesteps``, where given.
         guidance_scale: The pipeline's.
         guidance_rescale: As in ``StepTable.adapt``.
-        eta: The pipeline's; only DDIM reads it.
+        eta: The pipeline's, which DDIM and TCD read; None: their own default.
         clipped_eps: ``use_clipped_model_output``; only DDIM reads it.
 
     Raises:
@@ -71,7 +71,9 @@ def table_of(
     if not settings.schedule.is_flow:
         options["prediction_type"] = settings.prediction_type
     if sampler == "ddim":
-        options.update(eta=float(eta or 0.0), clipped_eps=bool(clipped_eps))
+        options["clipped_eps"] = bool(clipped_eps)
+    if sampler in ("ddim", "tcd") and eta is not None:
+        options["eta"] = float(eta)
     table = SAMPLERS[sampler](
         settings.schedule, guidance_scale=float(guidance_scale), **options, **_timesteps(scheduler, custom, settings)
     )
@@ -156,7 +158,7 @@ def _timesteps(scheduler: Any, custom: Mapping[str, Any], settings: SchedulerSet
     given = [name for name, value in custom.items() if value is not None]
     if not given:
         return {"steps": int(scheduler.num_inference_steps)}
-    if settings.schedule.is_flow and settings.defaults["sampler"] == "euler":
+    if settings.schedule.is_flow and settings.defaults["sampler"] in ("euler", "lcm"):
         sigmas = np.asarray(scheduler.sigmas[:-1], dtype=np.float64)
         return {"timesteps": sigmas * settings.schedule.num_train_timesteps}
     if "sigmas" in given:

@@ -111,6 +111,7 @@ SCHEDULERS = {
     "deis": ("DEISMultistepScheduler", {"solver_order": 3}),
     "pndm": ("PNDMScheduler", {"skip_prk_steps": True, "set_alpha_to_one": False}),
     "unipc": ("UniPCMultistepScheduler", {"use_karras_sigmas": True, "solver_order": 3}),
+    "tcd": ("TCDScheduler", {}),
 }
 
 
@@ -134,10 +135,15 @@ def test_with_every_scheduler(name, kind, config, pipelines):
         ("StableDiffusionPipeline", None, {}, {"eta": 1.0, "num_images_per_prompt": 2}),
         ("StableDiffusionPipeline", "EulerDiscreteScheduler", STABLE, {"timesteps": [900, 500, 120]}),
         ("StableDiffusionPipeline", "LCMScheduler", STABLE, {"timesteps": [999, 499]}),
+        ("StableDiffusionPipeline", "TCDScheduler", STABLE, {"eta": 0.3}),
+        ("DiTPipeline", "TCDScheduler", {}, {}),  # gives no eta: the scheduler's own default
         ("StableDiffusionXLPipeline", "DPMSolverMultistepScheduler", STABLE, {"denoising_end": 0.6}),
         ("StableDiffusionXLPipeline", None, {}, {"height": 32, "width": 16, "prompt_2": ["one", "two"]}),
         ("StableDiffusion3Pipeline", None, {}, {"sigmas": [1.0, 0.8, 0.3]}),
         ("StableDiffusion3Pipeline", "UniPCMultistepScheduler", FLOW_UNIPC, {}),
+        ("StableDiffusion3Pipeline", "FlowMatchHeunDiscreteScheduler", {"shift": 3.0}, {}),
+        ("StableDiffusion3Pipeline", "FlowMatchLCMScheduler", {"shift": 3.0}, {"sigmas": [1.0, 0.8, 0.3]}),
+        ("StableDiffusion3Pipeline", "FlowMatchEulerDiscreteScheduler", {"stochastic_sampling": True}, {}),
     ],
 )
 def test_arguments_act_as_in_diffusers(name, kind, config, given, pipelines):

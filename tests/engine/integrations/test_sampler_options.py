@@ -24,6 +24,7 @@ CLASSES = {
     "deis": "DEISMultistepScheduler",
     "plms": "PNDMScheduler",
     "unipc": "UniPCMultistepScheduler",
+    "tcd": "TCDScheduler",
 }
 SCALED = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 # Of each class what is its own, so that all of it would change another sampler if it reached it.
@@ -38,6 +39,7 @@ OWN = {
     "deis": {"solver_order": 3, "timestep_spacing": "trailing", "lower_order_final": False},
     "plms": {"skip_prk_steps": True, "steps_offset": 1, "set_alpha_to_one": True},
     "unipc": {"solver_order": 3, "use_karras_sigmas": True, "disable_corrector": [1], "predict_x0": False},
+    "tcd": {"original_inference_steps": 25, "clip_sample": True},
 }
 
 

@@ -10,6 +10,7 @@ import pytest
 import tolerances
 
 from stepfuse.integrations.scheduler_config import COVERED, DEFAULTS, UncoveredSchedulerError, read_scheduler
+from stepfuse.integrations.uncovered import REASONS
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers needs Python 3.11")
 
@@ -84,8 +85,21 @@ CONFIGS = {
         {**SCALED, "final_sigmas_type": "sigma_min", "predict_x0": False, "solver_order": 1},
         {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 5.0},
     ],
-    "FlowMatchEulerDiscreteScheduler": [{}, {"shift": 3.0}, {"shift": 3.0, "num_train_timesteps": 500}],
+    "TCDScheduler": [
+        {},
+        # Its step leaves out the last four.
+        {"original_inference_steps": 100, **V, **THRESHOLD, "clip_sample": True, "set_alpha_to_one": False},
+    ],
+    "FlowMatchEulerDiscreteScheduler": [
+        {},
+        {"shift": 3.0},
+        {"shift": 3.0, "num_train_timesteps": 500},
+        {"shift": 3.0, "stochastic_sampling": True},
+    ],
+    "FlowMatchHeunDiscreteScheduler": [{"shift": 3.0, "num_train_timesteps": 500}],
+    "FlowMatchLCMScheduler": [{"shift": 3.0, "scale_factors": []}],
 }
+NOT_WRITTEN = {"IPNDMScheduler"}  # nothing but work is in the way
 CASES = [
     pytest.param(name, config, steps, id=f"{name}-{index}-{steps}")
     for name, configs in CONFIGS.items()
@@ -123,7 +137,7 @@ def test_a_run_is_that_of_diffusers(name, config, steps, monkeypatch):
     settings = read_scheduler({**config, "_class_name": name, "_diffusers_version": "0.42.1"})
     want = peers.run(the_scheduler(name, config, steps), monkeypatch, 3.0)
     got = ours(settings, steps, guidance_scale=3.0)
-    history = name.endswith("MultistepScheduler") or name in ("HeunDiscreteScheduler", "PNDMScheduler")
+    history = name.endswith("MultistepScheduler") or "Heun" in name or name == "PNDMScheduler"
     limit = tolerances.MULTISTEP if history else tolerances.ONE_STEP
     scale = max(np.abs(want).max(), 1.0)  # a result of a few hundredths is the difference of states a hundred times 1
     assert np.abs(got - want).max() < limit * scale
@@ -172,7 +186,7 @@ def test_epsilon_at_zero_signal_is_refused_by_the_sampler():
         ("UniPCMultistepScheduler", "disable_corrector", ["0"]),
         ("FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting", True),
         ("FlowMatchEulerDiscreteScheduler", "shift_terminal", 0.1),
-        ("FlowMatchEulerDiscreteScheduler", "stochastic_sampling", True),
+        ("FlowMatchLCMScheduler", "use_karras_sigmas", True),
     ],
 )
 def test_what_changes_the_numbers_is_refused_by_name_and_value(name, entry, value):
@@ -214,6 +228,10 @@ def test_what_changes_the_numbers_is_refused_by_name_and_value(name, entry, valu
             "sigma_max must be None with use_karras_sigmas, got 10.0",
         ),
         (
+            {"_class_name": "FlowMatchLCMScheduler", "scale_factors": [1.0, 2.0]},
+            "scale_factors must be None, since a step keeps its sample's size, got .*: .* or take FlowMatchEuler",
+        ),
+        (
             {"_class_name": "EulerDiscreteScheduler", "timestep_type": "continuous", **V},
             "timestep_type must be 'discrete' with prediction_type 'v_prediction', got 'continuous'",
         ),
@@ -231,7 +249,6 @@ def test_what_is_not_covered_is_refused(config, message):
         ("DPMSolverSinglestepScheduler", "DPMSolverMultistepScheduler"),
         ("LMSDiscreteScheduler", "EulerDiscreteScheduler"),
         ("KDPM2AncestralDiscreteScheduler", "EulerAncestralDiscreteScheduler"),
-        ("FlowMatchHeunDiscreteScheduler", "FlowMatchEulerDiscreteScheduler"),
     ],
 )
 def test_a_class_that_is_not_covered_is_refused_with_one_that_works(name, nearest):
@@ -247,8 +264,21 @@ def test_a_class_that_is_not_covered_is_refused_with_one_that_works(name, neares
 
 @pytest.mark.parametrize("name", ["EDMEulerScheduler", "KarrasVeScheduler"])
 def test_noise_levels_of_another_kind_are_no_other_classs(name):
-    with pytest.raises(UncoveredSchedulerError, match=f"got {name}$"):
+    with pytest.raises(UncoveredSchedulerError, match=rf"got {name} \(its? .*\)$"):
         read_scheduler({**getattr(diffusers, name)().config, "_class_name": name})
+
+
+def test_every_class_of_diffusers_is_read_or_refused_with_a_reason():
+    """Those without a reason are of kinds that are read, and the message names the nearest class that is."""
+    names = [name for name in dir(diffusers.schedulers) if name.endswith("Scheduler")]
+    assert len(names) > 50
+    assert not REASONS.keys() & set(COVERED)
+    assert REASONS.keys() <= set(names)
+    for name in set(names) - set(COVERED):
+        with pytest.raises(UncoveredSchedulerError, match=f"got {name}") as caught:
+            read_scheduler({"_class_name": name})
+        assert caught.value.instead or name in REASONS or name in NOT_WRITTEN
+        assert REASONS.get(name, "") in str(caught.value)
 
 
 def test_a_bound_on_the_noise_is_refused_only_where_it_binds():

@@ -69,6 +69,8 @@ VALUES = {
     "skip_prk_steps": FLAGS,
     "predict_x0": (*FLAGS, None),
     "disable_corrector": ([0], [0, 7], [], [-1], [0.5], None, 0),
+    "scale_factors": ([1.0, 2.0], [], None),
+    "upscale_mode": ("nearest", None),
     "solver_p": ("DDIMScheduler", False),
 }
 #: What an entry stands beside, so that those that depend on another are tried where they count.

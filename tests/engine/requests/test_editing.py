@@ -38,8 +38,11 @@ SAMPLERS = {
     "euler_ancestral": ("euler_ancestral", "scaled", {"spacing": "linspace"}),
     "euler": ("euler", "shift-3", {}),
     "deis": ("deis", "scaled", {"order": 3, "final_alpha_cumprod": float(ALPHAS[0])}),
+    "tcd": ("tcd", "scaled", {"eta": 0.3, "final_alpha_cumprod": float(ALPHAS[0])}),
     "unipc": ("unipc", "scaled", {"order": 3}),
     "unipc-karras": ("unipc", "linear", {"karras": True, "disable_corrector": [7]}),
+    "heun-flow": ("heun", "shift-3", {}),
+    "lcm-flow": ("lcm", "shift-3", {}),
     "unipc-flow": ("unipc", "shift-3", {}),
     "unipc-v": ("unipc", "zero-snr", {"prediction_type": "v_prediction", "spacing": "trailing", "order": 1}),
 }
@@ -54,6 +57,7 @@ def noised(scheduler, images, t, index):
         scheduler.set_begin_index(index)
         found = scheduler.scale_noise(clean, t.reshape(1), noise)
         scheduler.set_begin_index(0)
+        scheduler._step_index = None  # Heun's counts from there
         return found
     if hasattr(scheduler, "sigmas"):
         scheduler.set_begin_index(index)

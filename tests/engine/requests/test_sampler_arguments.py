@@ -82,6 +82,8 @@ def test_refuses_steps_that_do_not_count(sampler, steps):
         pytest.param("dpmpp_2m", {"order": 3}, "order must be between 1 and 2, got 3$", id="dpmpp-order"),
         pytest.param("dpmpp_2m", {"solver_type": "bh1"}, "'midpoint' or 'heun', got 'bh1'$", id="dpmpp-solver"),
         pytest.param("deis", {"order": 0}, "order must be between 1 and 3, got 0$", id="deis-order"),
+        pytest.param("tcd", {"eta": 1.5}, "eta must be between 0 and 1, got 1.5$", id="gamma-above-1"),
+        pytest.param("tcd", {"original_steps": 4}, "steps must be between 1 and 4, got 5$", id="above-tcd-s-solver"),
         pytest.param("unipc", {"order": 4}, "order must be between 1 and 3, got 4$", id="order"),
         pytest.param("unipc", {"solver_type": "bh3"}, "solver_type must be 'bh1' or 'bh2', got 'bh3'$", id="b-of-h"),
         pytest.param("unipc", {"disable_corrector": [1, -1]}, "must hold steps, at least 0, got -1$", id="corrector"),
@@ -95,14 +97,14 @@ def test_refuses_options(sampler, arguments, message):
         SAMPLERS[sampler](LINEAR, 5, **arguments)
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "lcm", "dpmpp_2m", "heun"])
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "lcm", "dpmpp_2m", "heun", "tcd"])
 def test_zero_terminal_snr_refuses_epsilon(sampler):
     with pytest.raises(ValueError, match=r"row 0 \(t = 999\): p_x .* got inf|alphas_cumprod\[999\] .* got 0.0"):
         SAMPLERS[sampler](ZERO_SNR, timesteps=[999, 400, 0])
 
 
 @naive_allowed
-@pytest.mark.parametrize("sampler", sorted(set(SAMPLERS) - {"euler", "unipc"}))
+@pytest.mark.parametrize("sampler", sorted(set(SAMPLERS) - {"euler", "heun", "lcm", "unipc"}))
 def test_samplers_of_preserving_schedules_refuse_flow(sampler):
     with pytest.raises(ValueError, match="flow schedule has no alphas_cumprod"):
         SAMPLERS[sampler](FLOW, 5)
@@ -117,6 +119,22 @@ def test_euler_on_a_flow_refuses_what_is_of_other_schedules(option):
     [[name, value]] = option.items()
     with pytest.raises(ValueError, match=f"^{name} must be left out with a flow schedule, got {value!r}$"):
         sf.samplers.euler(FLOW, 5, **option)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "name", "value"),
+    [
+        ("heun", "spacing", "trailing"),
+        ("heun", "clip", 1.0),
+        ("heun", "karras", True),
+        ("lcm", "original_steps", 20),
+        ("lcm", "clip", 1.0),
+        ("lcm", "prediction_type", "sample"),
+    ],
+)
+def test_heun_and_lcm_on_a_flow_do_too(sampler, name, value):
+    with pytest.raises(ValueError, match=f"^{name} must be left out with a flow schedule, got {value!r}$"):
+        SAMPLERS[sampler](FLOW, 5, **{name: value})
 
 
 @pytest.mark.parametrize(
@@ -173,7 +191,7 @@ def test_all_of_ddpm_s_noise_is_added_also_from_pure_noise(spacing, prediction_t
 
 @naive_allowed
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
-@pytest.mark.parametrize("sampler", sorted(set(SAMPLERS) - {"lcm"}))
+@pytest.mark.parametrize("sampler", sorted(set(SAMPLERS) - {"lcm", "tcd"}))
 def test_any_number_of_steps_makes_a_table(sampler, spacing):
     """Also where the last ᾱ is 0 and the one before nearly: both are among the timesteps from 500 steps on."""
     for schedule, kind in ((LINEAR, "epsilon"), (ZERO_SNR, "v_prediction")):
@@ -230,8 +248,12 @@ def test_lcm_takes_whole_original_steps():
         "dpm++_2m": "dpmpp_2m",
         "Euler a": "euler_ancestral",
         "k_euler": "euler",
+        "euler_cfg_pp": "euler with cfg_pp=True",
+        "DDIM CFG++": "ddim with cfg_pp=True",
         "EulerDiscreteScheduler": "euler",
         "FlowMatchEulerDiscreteScheduler": "euler",
+        "FlowMatchHeunDiscreteScheduler": "heun",
+        "FlowMatchLCMScheduler": "lcm",
         "Heun": "heun",
         "LCMScheduler": "lcm",
         "DEISMultistepScheduler": "deis",
@@ -239,6 +261,7 @@ def test_lcm_takes_whole_original_steps():
         "PLMS": "plms",
         "UniPCMultistepScheduler": "unipc",
         "uni_pc_bh2": "unipc",
+        "TCDScheduler": "tcd",
     }.items(),
 )
 def test_names_of_other_libraries_are_refused_with_ours(elsewhere, here):

@@ -98,9 +98,20 @@ CASES = {
         "noise-v-order-3": {**V, **FIRST_ALPHA, "predict_x0": False, "order": 3},
         "uncorrected": {"disable_corrector": [0, 2], "order": 3},
     },
+    "tcd": {
+        name: {**FIRST_ALPHA, **options}
+        for name, options in {
+            **PREDICTIONS,
+            "no-noise": {"eta": 0.0},
+            "all-noise-v": {**V, "eta": 1.0},
+            "finer-solver": {"original_steps": 100, "eta": 0.7},
+        }.items()
+    },
 }
 FLOW_CASES = {
     "euler": {"flow": {}, "guided": {"guidance_scale": 3.0}},
+    "heun": {"flow": {}, "guided": {"guidance_scale": 3.0}},
+    "lcm": {"flow": {}, "guided": {"guidance_scale": 3.0}},
     "unipc": {"flow": {}, "order-1": {"order": 1}, "order-3": {"order": 3, "guidance_scale": 3.0}},
 }
 
@@ -114,6 +125,8 @@ def comparable(sampler, case, steps, schedule):
         return sampler not in ("heun", "deis", "plms") and "prediction_type" in options
     if case == "karras" and sampler == "deis" and steps == 1:
         return False  # diffusers' only step leads from the noisiest level to itself
+    if sampler == "tcd":  # its steps are some of the solver's, 50 if not said
+        return steps in MULTISTEP_STEPS and (schedule == "scaled" or case == "eps")
     if sampler in ("deis", "plms", "unipc"):  # not every case on every schedule, for time
         return schedule == "scaled" or (schedule == "cosine" and case in ("eps", "order-3", "karras", "bh1-order-3"))
     if sampler == "dpmpp_2m" and "karras" in options and schedule == "cosine":
@@ -126,7 +139,7 @@ def comparable(sampler, case, steps, schedule):
 
 def grid():
     for sampler, cases in CASES.items():
-        counts = MULTISTEP_STEPS if sampler in ("deis", "plms", "unipc") else (*STEPS, 1000)
+        counts = MULTISTEP_STEPS if sampler in ("deis", "plms", "unipc", "tcd") else (*STEPS, 1000)
         for case, steps, schedule in itertools.product(cases, counts, PRESERVING):
             if comparable(sampler, case, steps, schedule):
                 options = CASES[sampler][case]
@@ -147,11 +160,13 @@ def test_sampler_is_diffusers(sampler, options, steps, schedule, monkeypatch):
     if "final_alpha_cumprod" in options:
         options["final_alpha_cumprod"] = levels.alphas_cumprod[0]
     step_options = {"eta": options.get("eta", 0.0), "use_clipped_model_output": "clipped_eps" in options}
+    if sampler == "tcd":
+        step_options = {name: options[name] for name in ("eta",) if name in options}  # its own default is 0.3
     want = peers.run(
         peers.scheduler(sampler, schedule, options, num_inference_steps=steps),
         monkeypatch,
         options.get("guidance_scale", 1.0),
-        **(step_options if sampler == "ddim" else {}),
+        **(step_options if sampler in ("ddim", "tcd") else {}),
     )
     parity = {"fixed_stride": True} if sampler in ("ddim", "plms") else {}
     got = ours(levels, getattr(sf.samplers, sampler)(levels, steps, **options, **parity))

@@ -113,9 +113,11 @@ def test_what_is_not_covered_says_what_is(folder_of):
     ):
         read_settings(folder, None)
     flow = folder_of("StableDiffusion3Pipeline", diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0))
-    with pytest.raises(ExportError, match=r"sampler must be one of euler for FlowMatchEuler.*, got 'ddim'"):
+    with pytest.raises(ExportError, match=r"sampler must be one of euler, heun, lcm for FlowMatchEuler.*, got 'ddim'"):
         read_settings(flow, "ddim")
-    assert read_settings(flow, "euler").prediction_type == "flow"
+    for sampler in ("euler", "heun", "lcm"):
+        assert read_settings(flow, sampler).prediction_type == "flow"
+        assert read_settings(flow, sampler).defaults == {"sampler": sampler}
     moving = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
     moving = folder_of("StableDiffusion3Pipeline", moving)
     with pytest.raises(ExportError, match=r"config\.json: FlowMatch.*: use_dynamic_shifting must be .* got True"):
@@ -131,7 +133,10 @@ def test_what_is_not_covered_says_what_is(folder_of):
             r" --sampler ddim \(sampler='ddim' in Python\), the nearest that reads it, or ddpm",
         ),
         (diffusers.KDPM2DiscreteScheduler(), "KDPM2DiscreteScheduler is not covered: give --sampler heun"),
-        (diffusers.EDMEulerScheduler(), "EDMEulerScheduler is not covered: choose a sampler, one of ddim"),
+        (
+            diffusers.EDMEulerScheduler(),
+            r"EDMEulerScheduler is not covered \(its timesteps are .*\): choose a sampler, one of ddim",
+        ),
     ],
     ids=["entry", "class", "other-levels"],
 )
