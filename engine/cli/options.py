@@ -56,7 +56,9 @@ class Sampling:
     guidance_scale: Annotated[
         float | None, _how("--guidance-scale", "-g", metavar="NUMBER", help="1 is no guidance.")
     ] = None
-    eta: Annotated[float | None, _how(metavar="NUMBER", help="DDIM's share of added noise, 0 to 1.")] = None
+    eta: Annotated[
+        float | None, _how(metavar="NUMBER", help="Share of added noise, 0 to 1; DDIM's is 0, an SDE sampler's 1.")
+    ] = None
     karras: Annotated[bool | None, _how("--karras/--no-karras", help="Noise levels of Karras et al.")] = None
     spacing: Annotated[str | None, _how(metavar="NAME", help="Of timesteps: leading, trailing or linspace.")] = None
     guidance_interval: Annotated[

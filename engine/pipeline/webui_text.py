@@ -16,6 +16,7 @@ _NAMES = {
     "ddim": "DDIM",
     "ddpm": "DDPM",
     "dpmpp_2m": "DPM++ 2M",
+    "dpmpp_2m_sde": "DPM++ 2M SDE",
     "euler": "Euler",
     "euler_ancestral": "Euler a",
     "heun": "Heun",

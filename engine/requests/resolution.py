@@ -22,7 +22,7 @@ from stepfuse.requests.conditioning import cond_per_sample
 from stepfuse.requests.editing import Edit
 from stepfuse.requests.prompt_request import PromptRequest
 from stepfuse.requests.request import Request
-from stepfuse.requests.sampler_defaults import ADAPTIVE, default_options, default_steps
+from stepfuse.requests.sampler_defaults import ADAPTIVE, default_eta, default_options, default_steps
 from stepfuse.requests.terms import Terms
 from stepfuse.samplers import SAMPLERS
 from stepfuse.samplers.names import require_sampler
@@ -209,7 +209,7 @@ def compile_table(
         steps = default_steps(info, sampler, arguments)
     adaptive = {name: arguments.pop(name) for name in ADAPTIVE if name in arguments}
     if "eta" in accepted:
-        arguments["eta"] = info.defaults.get("eta", 0.0) if eta is None else eta
+        arguments["eta"] = default_eta(info, function) if eta is None else eta
     elif eta:
         raise ValueError(f"eta must be left out with sampler {sampler!r}, which has none, got {eta}")
     known = [*(name for name in accepted if name not in _SAID_ELSEWHERE), *ADAPTIVE]

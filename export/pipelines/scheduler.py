@@ -10,13 +10,20 @@ from typing import Any
 from stepfuse.arguments import plain
 from stepfuse.errors import ExportError
 from stepfuse.export.pipelines.pipeline_folder import PipelineFolder
-from stepfuse.integrations.scheduler_config import COVERED, SchedulerSettings, UncoveredSchedulerError, read_scheduler
+from stepfuse.integrations.scheduler_config import (
+    ALGORITHMS,
+    COVERED,
+    SchedulerSettings,
+    UncoveredSchedulerError,
+    read_scheduler,
+)
 from stepfuse.samplers.names import require_sampler
 
 CLASSES = {
     "ddim": "DDIMScheduler",
     "ddpm": "DDPMScheduler",
     "dpmpp_2m": "DPMSolverMultistepScheduler",
+    "dpmpp_2m_sde": "DPMSolverMultistepScheduler",
     "lcm": "LCMScheduler",
     "heun": "HeunDiscreteScheduler",
     "euler": "EulerDiscreteScheduler",
@@ -55,13 +62,22 @@ def read_settings(
             raise ExportError(str(error)) from error
     name = classes[sampler] if sampler is not None else _OWN.get(folder.class_name, given)
     try:
-        settings = read_scheduler({**config, **_overridden(folder, config), "_class_name": name})
+        settings = read_scheduler(
+            {**config, **_overridden(folder, config), **_algorithm(sampler, config), "_class_name": name}
+        )
     except UncoveredSchedulerError as error:
         rule = f"{name} is not covered" if name not in COVERED else f"{error.rule}: change that"
         raise ExportError(f"{file}: {rule}{_way_out(error.instead, classes, name in COVERED)}") from error
     except (ValueError, TypeError) as error:
         raise ExportError(f"{file}: {error}") from error
     return replace(settings, defaults={**settings.defaults, **plain(dict(options))})
+
+
+def _algorithm(sampler: str | None, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The entry by which a class is one of its samplers and not another."""
+    chosen = ALGORITHMS.get(sampler or "")
+    given = config.get("algorithm_type")
+    return {} if chosen is None or given not in (None, *ALGORITHMS.values()) else {"algorithm_type": chosen}
 
 
 def _way_out(instead: Sequence[str], classes: Mapping[str, str], configurable: bool) -> str:

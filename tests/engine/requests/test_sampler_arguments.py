@@ -81,6 +81,8 @@ def test_refuses_steps_that_do_not_count(sampler, steps):
         pytest.param("heun", {"clip": NAN}, "clip must be above 0, or None, got nan$", id="clip-nan"),
         pytest.param("dpmpp_2m", {"order": 3}, "order must be between 1 and 2, got 3$", id="dpmpp-order"),
         pytest.param("dpmpp_2m", {"solver_type": "bh1"}, "'midpoint' or 'heun', got 'bh1'$", id="dpmpp-solver"),
+        pytest.param("dpmpp_2m_sde", {"eta": 1.5}, "eta must be between 0 and 1, got 1.5$", id="sde-eta"),
+        pytest.param("dpmpp_2m_sde", {"order": 3}, "order must be between 1 and 2, got 3$", id="sde-order"),
         pytest.param("deis", {"order": 0}, "order must be between 1 and 3, got 0$", id="deis-order"),
         pytest.param("unipc", {"order": 4}, "order must be between 1 and 3, got 4$", id="order"),
         pytest.param("unipc", {"solver_type": "bh3"}, "solver_type must be 'bh1' or 'bh2', got 'bh3'$", id="b-of-h"),
@@ -178,7 +180,7 @@ def test_any_number_of_steps_makes_a_table(sampler, spacing):
     """Also where the last ᾱ is 0 and the one before nearly: both are among the timesteps from 500 steps on."""
     for schedule, kind in ((LINEAR, "epsilon"), (ZERO_SNR, "v_prediction")):
         for steps in (1, 2, 3, 7, 299, 500, 501, 998, 999, 1000):
-            if sampler in ("dpmpp_2m", "deis", "unipc") and steps == 1000 and spacing != "trailing":
+            if sampler in ("dpmpp_2m", "dpmpp_2m_sde", "deis", "unipc") and steps == 1000 and spacing != "trailing":
                 with pytest.raises(ValueError, match="steps must be between 1 and 999, got 1000"):
                     SAMPLERS[sampler](schedule, steps, spacing=spacing)
                 continue
@@ -228,6 +230,9 @@ def test_lcm_takes_whole_original_steps():
         "DPMSolverMultistepScheduler": "dpmpp_2m",
         "DPM++ 2M Karras": "dpmpp_2m with karras=True",
         "dpm++_2m": "dpmpp_2m",
+        "DPM++ 2M SDE": "dpmpp_2m_sde",
+        "DPM++ 2M SDE Karras": "dpmpp_2m_sde with karras=True",
+        "dpmpp_2m_sde_gpu": "dpmpp_2m_sde",
         "Euler a": "euler_ancestral",
         "k_euler": "euler",
         "EulerDiscreteScheduler": "euler",

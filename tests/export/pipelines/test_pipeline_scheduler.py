@@ -12,7 +12,7 @@ diffusers = pytest.importorskip("diffusers", reason="diffusers needs Python 3.11
 from stepfuse.export import ExportError  # noqa: E402
 from stepfuse.export.pipelines.pipeline_folder import PipelineFolder  # noqa: E402
 from stepfuse.export.pipelines.scheduler import CLASSES, read_settings  # noqa: E402
-from stepfuse.integrations.scheduler_config import read_scheduler  # noqa: E402
+from stepfuse.integrations.scheduler_config import ALGORITHMS, read_scheduler  # noqa: E402
 
 
 @pytest.fixture
@@ -85,7 +85,8 @@ def test_another_sampler_takes_over_the_configuration(folder_of, sampler):
     settings = read_settings(folder, sampler)
     assert settings.defaults["sampler"] == sampler
     saved = json.loads((folder.path / "scheduler" / "scheduler_config.json").read_text())
-    assert_same(settings, getattr(diffusers, CLASSES[sampler]).from_config(saved))
+    algorithm = {"algorithm_type": ALGORITHMS[sampler]} if sampler in ALGORITHMS else {}
+    assert_same(settings, getattr(diffusers, CLASSES[sampler]).from_config(saved, **algorithm))
 
 
 def test_options_of_a_sampler_are_arguments_of_from_config(folder_of):
