@@ -24,6 +24,7 @@ from stepfuse.integrations.scheduler_readers import (
     flow_schedule_of,
     flow_unipc,
     schedule_of,
+    third_order,
 )
 from stepfuse.samplers.schedule import NoiseSchedule
 
@@ -167,7 +168,10 @@ def _others(own: str, config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
                 options = read(filled, schedule_of(filled))
             except (ValueError, TypeError):
                 continue
-            if (sampler := options.pop("sampler")) != own:
+            sampler = options.pop("sampler")
+            if sampler == "dpmpp_2m_sde":
+                found["dpmpp_3m_sde"] = third_order(options)
+            if sampler != own:
                 found[sampler] = options
     return found
 

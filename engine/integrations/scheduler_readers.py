@@ -136,6 +136,12 @@ def _dpmpp_2m(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
     return options
 
 
+def third_order(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of ``dpmpp_3m_sde``, which is of k-diffusion alone, from those of ``dpmpp_2m_sde``."""
+    own = ("sampler", "order", "solver_type", "lower_order_final")
+    return {name: value for name, value in options.items() if name not in own}
+
+
 def _heun(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
     return {"sampler": "heun", "karras": _karras(config), **_spacing(config), **_bounds(config)}
 

@@ -12,7 +12,7 @@ from typing import cast
 
 from stepfuse.samplers.ancestral import NaiveSamplerWarning, ddpm, ddpm_strided
 from stepfuse.samplers.consistency import lcm
-from stepfuse.samplers.diffusion_sde import dpmpp_2m_sde
+from stepfuse.samplers.diffusion_sde import dpmpp_2m_sde, dpmpp_3m_sde
 from stepfuse.samplers.dpm_solver import dpmpp_2m
 from stepfuse.samplers.implicit import ddim
 from stepfuse.samplers.inversion import ddim_inverse
@@ -30,6 +30,7 @@ SAMPLERS: Mapping[str, Callable[..., StepTable]] = {
         ddpm_strided,
         dpmpp_2m,
         dpmpp_2m_sde,
+        dpmpp_3m_sde,
         lcm,
         heun,
         euler,
@@ -50,6 +51,7 @@ __all__ = [
     "deis",
     "dpmpp_2m",
     "dpmpp_2m_sde",
+    "dpmpp_3m_sde",
     "euler",
     "euler_ancestral",
     "heun",

@@ -32,6 +32,8 @@ CLASSES = {
     "plms": "PNDMScheduler",
     "unipc": "UniPCMultistepScheduler",
 }
+#: Samplers that no class of diffusers is, with the one whose configuration they take.
+OF_NO_CLASS = {"dpmpp_3m_sde": "dpmpp_2m_sde"}
 FLOW = {"euler": "FlowMatchEulerDiscreteScheduler"}
 
 _OWN = {"DDIMPipeline": "DDIMScheduler"}  # pipelines that convert the saved scheduler to a class of their own
@@ -44,8 +46,8 @@ def read_settings(
 
     Args:
         folder: The pipeline.
-        sampler: One of ``CLASSES``, as if the pipeline had that scheduler made ``from_config`` of its own; None keeps
-            its own.
+        sampler: One of ``CLASSES``, as if the pipeline had that scheduler made ``from_config`` of its own, or of
+            ``OF_NO_CLASS``; None keeps its own.
         options: Of that sampler, instead of what the configuration says.
 
     Raises:
@@ -57,20 +59,30 @@ def read_settings(
     classes = FLOW if given.startswith("FlowMatch") else CLASSES
     if sampler is not None:
         try:
-            require_sampler(sampler, classes, f" for {given}")
+            require_sampler(sampler, {**classes, **(OF_NO_CLASS if classes is CLASSES else {})}, f" for {given}")
         except ValueError as error:
             raise ExportError(str(error)) from error
-    name = classes[sampler] if sampler is not None else _OWN.get(folder.class_name, given)
+    configured = OF_NO_CLASS.get(sampler or "", sampler)
+    name = classes[configured] if configured is not None else _OWN.get(folder.class_name, given)
     try:
         settings = read_scheduler(
-            {**config, **_overridden(folder, config), **_algorithm(sampler, config), "_class_name": name}
+            {**config, **_overridden(folder, config), **_algorithm(configured, config), "_class_name": name}
         )
     except UncoveredSchedulerError as error:
         rule = f"{name} is not covered" if name not in COVERED else f"{error.rule}: change that"
         raise ExportError(f"{file}: {rule}{_way_out(error.instead, classes, name in COVERED)}") from error
     except (ValueError, TypeError) as error:
         raise ExportError(f"{file}: {error}") from error
+    if sampler is not None and sampler != configured:
+        settings = _with_own(settings, sampler)
     return replace(settings, defaults={**settings.defaults, **plain(dict(options))})
+
+
+def _with_own(settings: SchedulerSettings, sampler: str) -> SchedulerSettings:
+    """The settings with one of the other samplers in the place of the own."""
+    others, own = dict(settings.sampler_options), dict(settings.defaults)
+    defaults = {"sampler": sampler, **others.pop(sampler)}
+    return replace(settings, defaults=defaults, sampler_options={**others, own.pop("sampler"): own})
 
 
 def _algorithm(sampler: str | None, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -89,6 +89,19 @@ def test_another_sampler_takes_over_the_configuration(folder_of, sampler):
     assert_same(settings, getattr(diffusers, CLASSES[sampler]).from_config(saved, **algorithm))
 
 
+def test_a_sampler_that_is_no_class_of_diffusers_takes_its_sibling_s_configuration(folder_of):
+    scheduler = diffusers.DPMSolverMultistepScheduler(use_karras_sigmas=True, **tiny_pipelines.STABLE_DIFFUSION)
+    folder = folder_of("StableDiffusionXLPipeline", scheduler)
+    third, second = read_settings(folder, "dpmpp_3m_sde"), read_settings(folder, "dpmpp_2m_sde")
+    options = {"karras": True, "spacing": "leading", "steps_offset": 1}
+    assert third.defaults == {"sampler": "dpmpp_3m_sde", **options}
+    assert third.sampler_options["dpmpp_2m_sde"] == {
+        name: value for name, value in second.defaults.items() if name != "sampler"
+    }
+    assert second.sampler_options["dpmpp_3m_sde"] == options
+    assert third.sampler_options["dpmpp_2m"] == second.sampler_options["dpmpp_2m"]
+
+
 def test_options_of_a_sampler_are_arguments_of_from_config(folder_of):
     scheduler = diffusers.PNDMScheduler(**tiny_pipelines.STABLE_DIFFUSION)
     folder = folder_of("StableDiffusionXLPipeline", scheduler)
