@@ -19,6 +19,7 @@ SCHEDULERS = {
     "ddim": "DDIMScheduler",
     "ddpm": "DDPMScheduler",
     "dpmpp_2m": "DPMSolverMultistepScheduler",
+    "dpmpp_2m_sde": "DPMSolverMultistepScheduler",
     "lcm": "LCMScheduler",
     "heun": "HeunDiscreteScheduler",
     "euler": "EulerDiscreteScheduler",
@@ -34,7 +35,7 @@ FLOW_SCHEDULERS = {
     "heun": "FlowMatchHeunDiscreteScheduler",
     "lcm": "FlowMatchLCMScheduler",
 }
-_MULTISTEP = ["dpmpp_2m", "heun", "deis", "plms", "unipc"]
+_MULTISTEP = ["dpmpp_2m", "dpmpp_2m_sde", "heun", "deis", "plms", "unipc"]
 TOLERANCES = dict.fromkeys(SCHEDULERS, tolerances.ONE_STEP) | dict.fromkeys(_MULTISTEP, tolerances.MULTISTEP)
 
 SCALED = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -89,6 +90,8 @@ def scheduler(sampler, schedule, options, **timesteps):
     config = {CONFIG_NAMES[name]: value for name, value in options.items() if name in CONFIG_NAMES}
     if sampler in ("ddim", "ddpm", "lcm", "heun") and "shift" not in SCHEDULES[schedule]:
         config |= {"clip_sample": "clip" in options, "clip_sample_range": options.get("clip")}
+    if sampler == "dpmpp_2m_sde":
+        config["algorithm_type"] = "sde-dpmsolver++"
     if sampler == "ddpm":
         config["variance_type"] = "fixed_small" if options.get("variance") == "posterior" else "fixed_large"
     if sampler == "plms":

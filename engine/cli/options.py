@@ -58,7 +58,10 @@ class Sampling:
     guidance_scale: Annotated[
         float | None, _how("--guidance-scale", "-g", metavar="NUMBER", help="1 is no guidance.")
     ] = None
-    eta: Annotated[float | None, _how(metavar="NUMBER", help="share of added noise of ddim and tcd, 0 to 1.")] = None
+    eta: Annotated[
+        float | None,
+        _how(metavar="NUMBER", help="Share of added noise, 0 to 1, of ddim (0), tcd (0.3), SDE samplers (1)."),
+    ] = None
     karras: Annotated[bool | None, _how("--karras/--no-karras", help="Noise levels of Karras et al.")] = None
     spacing: Annotated[str | None, _how(metavar="NAME", help="Of timesteps: leading, trailing or linspace.")] = None
     guidance_interval: Annotated[

@@ -15,6 +15,8 @@ from typing import Any
 from stepfuse.display import NAME, one_line, printable
 from stepfuse.integrations.scheduler_entries import DEFAULTS, FORMER, KNOWN
 from stepfuse.integrations.scheduler_readers import (
+    ALGORITHMS,
+    DPM_SOLVER,
     FLOW,
     FLOWS,
     READERS,
@@ -23,11 +25,12 @@ from stepfuse.integrations.scheduler_readers import (
     flow_schedule_of,
     flow_unipc,
     schedule_of,
+    third_order,
 )
 from stepfuse.integrations.uncovered import reason_of
 from stepfuse.samplers.schedule import NoiseSchedule
 
-__all__ = ["COVERED", "DEFAULTS", "SchedulerSettings", "UncoveredSchedulerError", "read_scheduler"]
+__all__ = ["ALGORITHMS", "COVERED", "DEFAULTS", "SchedulerSettings", "UncoveredSchedulerError", "read_scheduler"]
 
 # Which covered class comes nearest to one that is not, among those with the same kind of noise levels.
 _NEAREST = {
@@ -152,23 +155,36 @@ def _read(name: str, config: Mapping[str, Any]) -> SchedulerSettings:
         return SchedulerSettings(schedule, "flow", options, {})
     prediction = filled.require("prediction_type", "epsilon", "v_prediction", "sample")
     schedule = schedule_of(filled)
-    return SchedulerSettings(schedule, prediction, READERS[name](filled, schedule), _others(name, handed_on))
+    defaults = READERS[name](filled, schedule)
+    return SchedulerSettings(schedule, prediction, defaults, _others(defaults["sampler"], handed_on))
 
 
-def _others(name: str, config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Options of the other classes' samplers, as diffusers' ``from_config`` makes these of one's configuration."""
+def _others(own: str, config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Options of the other samplers, as diffusers' ``from_config`` makes their classes of one's configuration."""
     found = {}
-    for other, read in READERS.items():
-        if other in (name, *FLOWS):
-            continue
-        filled = Entries(other, config)
-        try:
-            filled.require("prediction_type", "epsilon", "v_prediction", "sample")
-            options = read(filled, schedule_of(filled))
-        except (ValueError, TypeError):
-            continue
-        found[options.pop("sampler")] = options
+    for name, read in READERS.items():
+        for entries in _variants(name, config):
+            filled = Entries(name, entries)
+            try:
+                filled.require("prediction_type", "epsilon", "v_prediction", "sample")
+                options = read(filled, schedule_of(filled))
+            except (ValueError, TypeError):
+                continue
+            sampler = options.pop("sampler")
+            if sampler == "dpmpp_2m_sde":
+                found["dpmpp_3m_sde"] = third_order(options)
+            if sampler != own:
+                found[sampler] = options
     return found
+
+
+def _variants(name: str, config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """A configuration as each of the samplers that a class may be."""
+    if name in FLOWS:
+        return []
+    if name != DPM_SOLVER or config.get("algorithm_type", "dpmsolver++") not in ALGORITHMS.values():
+        return [config]
+    return [{**config, "algorithm_type": one} for one in ALGORITHMS.values()]
 
 
 #: The classes of diffusers that ``read_scheduler`` reads.

@@ -13,6 +13,9 @@ from stepfuse.samplers.schedule import NoiseSchedule
 
 FLOW = "FlowMatchEulerDiscreteScheduler"
 FLOWS = (FLOW, "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler")
+DPM_SOLVER = "DPMSolverMultistepScheduler"
+#: What tells apart the samplers that ``DPM_SOLVER`` may be, its ``algorithm_type``.
+ALGORITHMS = {"dpmpp_2m": "dpmsolver++", "dpmpp_2m_sde": "sde-dpmsolver++"}
 _OTHER_SIGMAS = ("use_exponential_sigmas", "use_beta_sigmas")
 
 
@@ -105,7 +108,7 @@ def _ddpm(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
 
 def _dpmpp_2m(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
     _require_signal(config)
-    config.require("algorithm_type", "dpmsolver++")
+    algorithm = config.require("algorithm_type", *ALGORITHMS.values())
     # The constructor takes the last three for the first.
     solver_type = config.require("solver_type", "midpoint", "heun", "logrho", "bh1", "bh2")
     order = config.require("solver_order", 1, 2)
@@ -122,7 +125,7 @@ def _dpmpp_2m(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
     if bound > np.where(np.isfinite(log_snr), log_snr, math.log(2.0**-12)).min():
         config.require("lambda_min_clipped", -math.inf)
     options = {
-        "sampler": "dpmpp_2m",
+        "sampler": next(sampler for sampler, one in ALGORITHMS.items() if one == algorithm),
         "karras": karras,
         "order": order,
         "solver_type": "heun" if solver_type == "heun" else "midpoint",
@@ -134,6 +137,12 @@ def _dpmpp_2m(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
         config.require("euler_at_final", False, why=" with final_sigmas_type 'sigma_min'")
         options["final_alpha_cumprod"] = float(schedule.alphas_cumprod[0])
     return options
+
+
+def third_order(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of ``dpmpp_3m_sde``, which is of k-diffusion alone, from those of ``dpmpp_2m_sde``."""
+    own = ("sampler", "order", "solver_type", "lower_order_final")
+    return {name: value for name, value in options.items() if name not in own}
 
 
 def _heun(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
@@ -297,7 +306,7 @@ def _karras(config: Entries) -> bool:
 READERS: dict[str, Callable[[Entries, NoiseSchedule], dict[str, Any]]] = {
     "DDIMScheduler": _ddim,
     "DDPMScheduler": _ddpm,
-    "DPMSolverMultistepScheduler": _dpmpp_2m,
+    DPM_SOLVER: _dpmpp_2m,
     "LCMScheduler": _lcm,
     "HeunDiscreteScheduler": _heun,
     "EulerDiscreteScheduler": _euler,

@@ -17,6 +17,8 @@ _NAMES = {
     "ddim": "DDIM",
     "ddpm": "DDPM",
     "dpmpp_2m": "DPM++ 2M",
+    "dpmpp_2m_sde": "DPM++ 2M SDE",
+    "dpmpp_3m_sde": "DPM++ 3M SDE",
     "euler": "Euler",
     "euler_ancestral": "Euler a",
     "heun": "Heun",
@@ -36,8 +38,6 @@ def webui_text(made: Provenance) -> str:
     options = made.options
     settings = {
         "Steps": steps_asked(options, made.steps),
-        "Sampler": _NAMES.get(made.sampler, made.sampler),
-        "Steps": options.get("steps") or made.steps,
         "Sampler": _NAMES.get(made.sampler, made.sampler) + (_CFG_PP if options.get("cfg_pp") else ""),
         "Schedule type": "Karras" if options.get("karras") else None,
         "CFG scale": f"{options.get('guidance_scale', 1.0):g}",

@@ -28,6 +28,8 @@ _SHARED: Mapping[str, set[str]] = {
     "ddpm": _SPACED | _BOUNDED,
     "ddpm_strided": _SPACED | _BOUNDED,
     "dpmpp_2m": _SPACED | {"karras", "dynamic_threshold"},
+    "dpmpp_2m_sde": _SPACED | {"karras", "dynamic_threshold"},
+    "dpmpp_3m_sde": _SPACED | {"karras", "dynamic_threshold"},
     "lcm": _BOUNDED | {"original_steps"},
     "heun": _SPACED | {"clip", "karras"},
     "euler": _SPACED | {"karras"},
@@ -51,7 +53,7 @@ def default_steps(info: ModelInfo, sampler: str, options: Mapping[str, Any] = Ma
     if sampler == "ddpm" and not respaced:
         return total
     original = options.get("original_steps", _LCM_STEPS)
-    if sampler in ("dpmpp_2m", "deis", "unipc"):
+    if sampler in ("dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m_sde", "deis", "unipc"):
         total = max(total - 1, 1)
     elif (
         sampler in ("lcm", "tcd") and not info.schedule.is_flow and isinstance(original, int)
@@ -63,7 +65,8 @@ def default_steps(info: ModelInfo, sampler: str, options: Mapping[str, Any] = Ma
 def default_eta(info: ModelInfo, function: Callable[..., StepTable]) -> float:
     """The model's default for its own sampler, and for one that shares it, else the sampler's own.
 
-    What eta is where nothing is given differs by sampler: DDIM adds no noise, TCD three tenths.
+    What eta is where nothing is given differs by sampler: DDIM adds no noise, TCD three tenths, an SDE sampler all of
+    the SDE's.
     """
     name = function.__name__
     default: float = inspect.signature(function).parameters["eta"].default

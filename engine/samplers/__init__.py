@@ -12,6 +12,7 @@ from typing import cast
 
 from stepfuse.samplers.ancestral import NaiveSamplerWarning, ddpm, ddpm_strided
 from stepfuse.samplers.consistency import lcm, tcd
+from stepfuse.samplers.diffusion_sde import dpmpp_2m_sde, dpmpp_3m_sde
 from stepfuse.samplers.dpm_solver import dpmpp_2m
 from stepfuse.samplers.implicit import ddim
 from stepfuse.samplers.inversion import ddim_inverse
@@ -24,7 +25,19 @@ from stepfuse.samplers.table import StepTable
 SAMPLERS: Mapping[str, Callable[..., StepTable]] = {
     function.__name__: cast("Callable[..., StepTable]", function)
     for function in (
-        *(ddim, ddpm, ddpm_strided, dpmpp_2m, lcm, heun, euler, euler_ancestral, deis, plms, unipc),
+        ddim,
+        ddpm,
+        ddpm_strided,
+        dpmpp_2m,
+        dpmpp_2m_sde,
+        dpmpp_3m_sde,
+        lcm,
+        heun,
+        euler,
+        euler_ancestral,
+        deis,
+        plms,
+        unipc,
         tcd,
     )
 }
@@ -38,6 +51,8 @@ __all__ = [
     "ddpm_strided",
     "deis",
     "dpmpp_2m",
+    "dpmpp_2m_sde",
+    "dpmpp_3m_sde",
     "euler",
     "euler_ancestral",
     "heun",

@@ -26,6 +26,8 @@ def engine():
         pytest.param("ddim", {"guidance_interval": (0.2, 0.8)}, id="ddim-guided-in-the-middle"),
         pytest.param("ddpm", {"variance": "posterior"}, id="ddpm"),
         pytest.param("dpmpp_2m", {"karras": True}, id="dpmpp_2m"),
+        pytest.param("dpmpp_2m_sde", {"karras": True}, id="dpmpp_2m_sde"),
+        pytest.param("dpmpp_3m_sde", {"eta": 0.5}, id="dpmpp_3m_sde"),
         pytest.param("lcm", {"original_steps": 20}, id="lcm"),
         pytest.param("heun", {}, id="heun"),
         pytest.param("deis", {"order": 3, "karras": True}, id="deis"),

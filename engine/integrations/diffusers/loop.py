@@ -15,6 +15,7 @@ from stepfuse.integrations.diffusers.predictors import Predictor
 from stepfuse.integrations.diffusers.scheduler_table import settings_of, table_from_row, table_of
 from stepfuse.integrations.diffusers.stand_ins import NetworkStandIn, SchedulerStandIn
 from stepfuse.integrations.diffusers.stepwise import StepwiseBatch
+from stepfuse.integrations.scheduler_readers import DPM_SOLVER
 from stepfuse.samplers.table import Float32Array
 
 
@@ -170,9 +171,11 @@ class DenoisingLoop:
         """Adds the step's noise, taken from the generator as diffusers takes it, also where it is multiplied by 0."""
         assert self._row is not None
         scale = self._noise_scales[self._row - self._batch_row]
-        always = eta if type(self._scheduler).__name__ == "DDIMScheduler" else self._noise_scales.any()
-        if scale or (always and type(self._scheduler).__name__ in ("DDIMScheduler", "EulerAncestralDiscreteScheduler")):
-            noise = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=sample.dtype)
+        name = type(self._scheduler).__name__
+        always = eta if name == "DDIMScheduler" else self._noise_scales.any()
+        if scale or (always and name in ("DDIMScheduler", "EulerAncestralDiscreteScheduler", DPM_SOLVER)):
+            dtype = torch.float32 if name == DPM_SOLVER else sample.dtype
+            noise = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=dtype)
             x += scale * _as_numpy(noise[: len(x)])
 
 

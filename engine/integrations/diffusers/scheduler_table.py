@@ -132,7 +132,7 @@ def _same_levels(
     if len(wanted) != len(table):
         return False
     levels = sigmas_of(settings.schedule, settings.prediction_type)
-    if table.sampler in ("dpmpp_2m", "deis", "unipc"):
+    if table.sampler in ("dpmpp_2m", "dpmpp_2m_sde", "deis", "unipc"):
         sigmas = np.asarray(scheduler.sigmas[:-1].cpu(), dtype=np.float64)
         same = np.allclose(sigmas, karras_sigmas(levels, len(table)), rtol=_LEVELS, atol=0)
         return same and bool(np.all(np.abs(table["t"] - wanted) <= 1))

@@ -49,8 +49,21 @@ def same(model, picture, again, *arguments):
         ["-n", 1, "--sampler-option", "dynamic_threshold=0.9,2", "--sampler-option", "guidance_rescale=0.5"],
         ["-n", 3, "--sampler", "euler_ancestral", "--sampler-option", "guidance_interval=0.2,0.8"],
         *(["-n", 1, "--sampler", sampler] for sampler in ("deis", "heun", "plms", "unipc")),
+        ["-n", 1, "--sampler", "dpmpp_2m_sde", "--eta", 0.5],
     ],
-    ids=["grid", "classes", "null-class", "timesteps", "adaptive", "stochastic", "deis", "heun", "plms", "unipc"],
+    ids=[
+        "grid",
+        "classes",
+        "null-class",
+        "timesteps",
+        "adaptive",
+        "stochastic",
+        "deis",
+        "heun",
+        "plms",
+        "unipc",
+        "sde",
+    ],
 )
 def test_a_grid_is_drawn_again_byte_for_byte(bundle, tmp_path, options):
     first = tmp_path / "first.png"

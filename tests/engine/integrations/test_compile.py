@@ -104,6 +104,7 @@ SCHEDULERS = {
     "ddim-trailing": ("DDIMScheduler", {"clip_sample": False, "timestep_spacing": "trailing"}),
     "ddpm": ("DDPMScheduler", {"clip_sample": False, "variance_type": "fixed_large"}),
     "dpm": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
+    "dpm-sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
     "heun": ("HeunDiscreteScheduler", {}),
     "lcm": ("LCMScheduler", {}),
     "euler": ("EulerDiscreteScheduler", {"use_karras_sigmas": True}),

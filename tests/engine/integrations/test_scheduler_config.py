@@ -168,7 +168,7 @@ def test_epsilon_at_zero_signal_is_refused_by_the_sampler():
         ("DDIMScheduler", "prediction_type", "flow_prediction"),
         ("DDIMScheduler", "timestep_spacing", "even"),
         ("DDPMScheduler", "variance_type", "learned_range"),
-        ("DPMSolverMultistepScheduler", "algorithm_type", "sde-dpmsolver++"),
+        ("DPMSolverMultistepScheduler", "algorithm_type", "sde-dpmsolver"),
         ("DPMSolverMultistepScheduler", "solver_order", 3),
         ("DPMSolverMultistepScheduler", "use_beta_sigmas", True),
         ("DPMSolverMultistepScheduler", "use_flow_sigmas", True),

@@ -4,6 +4,7 @@ import copy
 import inspect
 import json
 import pickle
+import re
 import sys
 
 import pytest
@@ -11,6 +12,7 @@ import tiny_pipelines
 import tolerances
 import torch
 
+from stepfuse.extras import pip_install
 from stepfuse.integrations import diffusers as ours
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers needs Python 3.11")
@@ -160,5 +162,5 @@ def test_names_of_the_public_module():
 def test_what_is_missing_is_named(missing, monkeypatch):
     monkeypatch.delitem(sys.modules, "stepfuse.integrations.diffusers.schedulers")
     monkeypatch.setitem(sys.modules, missing, None)
-    with pytest.raises(ModuleNotFoundError, match=rf"DDIMScheduler needs {missing}: pip install 'stepfuse\[export\]'"):
+    with pytest.raises(ModuleNotFoundError, match=re.escape(f"DDIMScheduler needs {missing}: {pip_install('export')}")):
         _ = ours.DDIMScheduler

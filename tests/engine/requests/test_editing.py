@@ -29,6 +29,7 @@ SAMPLERS = {
     "dpmpp_2m-heun": ("dpmpp_2m", "scaled", {"solver_type": "heun"}),
     "dpmpp_2m-karras": ("dpmpp_2m", "scaled", {"karras": True}),
     "dpmpp_2m-karras-v": ("dpmpp_2m", "linear", {"karras": True, "prediction_type": "v_prediction"}),
+    "dpmpp_2m_sde": ("dpmpp_2m_sde", "scaled", {"karras": True}),
     "lcm": ("lcm", "scaled", {}),
     "heun": ("heun", "linear", {"spacing": "trailing"}),
     "heun-karras": ("heun", "scaled", {"karras": True}),

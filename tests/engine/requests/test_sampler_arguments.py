@@ -81,6 +81,10 @@ def test_refuses_steps_that_do_not_count(sampler, steps):
         pytest.param("heun", {"clip": NAN}, "clip must be above 0, or None, got nan$", id="clip-nan"),
         pytest.param("dpmpp_2m", {"order": 3}, "order must be between 1 and 2, got 3$", id="dpmpp-order"),
         pytest.param("dpmpp_2m", {"solver_type": "bh1"}, "'midpoint' or 'heun', got 'bh1'$", id="dpmpp-solver"),
+        pytest.param("dpmpp_2m_sde", {"eta": 1.5}, "eta must be between 0 and 1, got 1.5$", id="sde-eta"),
+        pytest.param("dpmpp_2m_sde", {"order": 3}, "order must be between 1 and 2, got 3$", id="sde-order"),
+        pytest.param("dpmpp_3m_sde", {"eta": -0.5}, "eta must be between 0 and 1, got -0.5$", id="3m-eta"),
+        pytest.param("dpmpp_3m_sde", {"begin": 5}, "begin must be between 0 and 4, got 5$", id="3m-begin"),
         pytest.param("deis", {"order": 0}, "order must be between 1 and 3, got 0$", id="deis-order"),
         pytest.param("tcd", {"eta": 1.5}, "eta must be between 0 and 1, got 1.5$", id="gamma-above-1"),
         pytest.param("tcd", {"original_steps": 4}, "steps must be between 1 and 4, got 5$", id="above-tcd-s-solver"),
@@ -189,6 +193,10 @@ def test_all_of_ddpm_s_noise_is_added_also_from_pure_noise(spacing, prediction_t
         assert abs(table["q_x"][0]) < 1e-6  # nothing of the old noise is left, all of it is drawn anew
 
 
+# Samplers that leave out the last of S + 1 timesteps.
+OVER_LOG_SNR = ("dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m_sde", "deis", "unipc")
+
+
 @naive_allowed
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
 @pytest.mark.parametrize("sampler", sorted(set(SAMPLERS) - {"lcm", "tcd"}))
@@ -196,7 +204,7 @@ def test_any_number_of_steps_makes_a_table(sampler, spacing):
     """Also where the last ᾱ is 0 and the one before nearly: both are among the timesteps from 500 steps on."""
     for schedule, kind in ((LINEAR, "epsilon"), (ZERO_SNR, "v_prediction")):
         for steps in (1, 2, 3, 7, 299, 500, 501, 998, 999, 1000):
-            if sampler in ("dpmpp_2m", "deis", "unipc") and steps == 1000 and spacing != "trailing":
+            if sampler in OVER_LOG_SNR and steps == 1000 and spacing != "trailing":
                 with pytest.raises(ValueError, match="steps must be between 1 and 999, got 1000"):
                     SAMPLERS[sampler](schedule, steps, spacing=spacing)
                 continue
@@ -229,7 +237,7 @@ def test_steps_without_a_corrector_are_a_list(given, message):
 
 def test_where_a_run_begins_is_no_option_of_an_engine():
     with sf.Engine.from_callable(lambda x, t, cond: x, shape=(2,), schedule=LINEAR) as engine:
-        for sampler in ("deis", "plms", "unipc"):
+        for sampler in ("deis", "dpmpp_3m_sde", "plms", "unipc"):
             with pytest.raises(TypeError, match=f"sampler '{sampler}' takes steps, .*, got begin"):
                 engine.sample(sampler=sampler, steps=5, begin=2)
 
@@ -246,6 +254,10 @@ def test_lcm_takes_whole_original_steps():
         "DPMSolverMultistepScheduler": "dpmpp_2m",
         "DPM++ 2M Karras": "dpmpp_2m with karras=True",
         "dpm++_2m": "dpmpp_2m",
+        "DPM++ 2M SDE": "dpmpp_2m_sde",
+        "DPM++ 2M SDE Karras": "dpmpp_2m_sde with karras=True",
+        "dpmpp_2m_sde_gpu": "dpmpp_2m_sde",
+        "DPM++ 3M SDE": "dpmpp_3m_sde",
         "Euler a": "euler_ancestral",
         "k_euler": "euler",
         "euler_cfg_pp": "euler with cfg_pp=True",

@@ -57,6 +57,17 @@ CASES = {
         "sigma-min": FIRST_ALPHA,
         "second-order-end": {**FIRST_ALPHA, "lower_order_final": False},
     },
+    "dpmpp_2m_sde": {
+        **PREDICTIONS,
+        "trailing": {"spacing": "trailing"},
+        "karras": {"karras": True},
+        "karras-v": {**V, "karras": True},
+        "order-1": {"order": 1},
+        "heun": {"solver_type": "heun"},
+        "heun-karras": {"solver_type": "heun", "karras": True},
+        "sigma-min": FIRST_ALPHA,
+        "second-order-end": {**FIRST_ALPHA, "lower_order_final": False},
+    },
     "lcm": {**PREDICTIONS, **CLIPPED, "finer-solver": {"original_steps": 100}},
     "heun": {
         **PREDICTIONS,
@@ -123,14 +134,16 @@ def comparable(sampler, case, steps, schedule):
         return False
     if schedule == "zero-snr":  # nothing follows from eps at pure noise; these of diffusers have no such schedule
         return sampler not in ("heun", "deis", "plms") and "prediction_type" in options
+    if sampler in ("dpmpp_2m", "dpmpp_2m_sde") and "karras" in options and schedule == "cosine":
+        return False  # diffusers truncates these timesteps where it rounds all others
+    if sampler == "dpmpp_2m_sde" and case not in ("eps", "karras", "heun", "second-order-end"):
+        return schedule == "scaled" and steps in (2, 7, 50)
     if case == "karras" and sampler == "deis" and steps == 1:
         return False  # diffusers' only step leads from the noisiest level to itself
     if sampler == "tcd":  # its steps are some of the solver's, 50 if not said
         return steps in MULTISTEP_STEPS and (schedule == "scaled" or case == "eps")
-    if sampler in ("deis", "plms", "unipc"):  # not every case on every schedule, for time
+    if sampler in ("dpmpp_2m_sde", "deis", "plms", "unipc"):  # not every case on every schedule, for time
         return schedule == "scaled" or (schedule == "cosine" and case in ("eps", "order-3", "karras", "bh1-order-3"))
-    if sampler == "dpmpp_2m" and "karras" in options and schedule == "cosine":
-        return False  # diffusers truncates these timesteps where it rounds all others
     if sampler == "dpmpp_2m" and case in ("order-1", "heun"):
         return schedule == "scaled" and steps in (1, 2, 5, 10, 50)
     # A clamped sample's rounding enters Heun's slope as 1 / sigma: over the whole range at once, that is too much.
@@ -139,7 +152,7 @@ def comparable(sampler, case, steps, schedule):
 
 def grid():
     for sampler, cases in CASES.items():
-        counts = MULTISTEP_STEPS if sampler in ("deis", "plms", "unipc", "tcd") else (*STEPS, 1000)
+        counts = MULTISTEP_STEPS if sampler in ("dpmpp_2m_sde", "deis", "plms", "unipc", "tcd") else (*STEPS, 1000)
         for case, steps, schedule in itertools.product(cases, counts, PRESERVING):
             if comparable(sampler, case, steps, schedule):
                 options = CASES[sampler][case]
@@ -193,3 +206,19 @@ def test_ddim_with_all_noise_is_respaced_ddpm(steps, prediction_type):
     ddim = ours(levels, sf.samplers.ddim(levels, steps, eta=1.0, **options))
     ddpm = ours(levels, sf.samplers.ddpm(levels, steps, variance="posterior", **options))
     assert np.abs(ddim - ddpm).max() < tolerances.ONE_STEP * np.abs(ddpm).max()
+
+
+def test_a_first_order_step_on_the_sde_is_ddim_with_all_noise():
+    levels, timesteps = peers.noise_schedule("scaled"), [979, 700, 519, 100, 19]
+    sde = sf.samplers.dpmpp_2m_sde(levels, timesteps=timesteps, order=1)
+    ddim = sf.samplers.ddim(levels, timesteps=timesteps, eta=1.0)
+    assert np.abs(ours(levels, sde) - ours(levels, ddim)).max() < tolerances.ONE_STEP
+
+
+def test_without_noise_the_sde_is_the_ode():
+    levels = peers.noise_schedule("scaled")
+    for options in ({}, {"karras": True, "solver_type": "heun"}):
+        np.testing.assert_array_equal(
+            sf.samplers.dpmpp_2m_sde(levels, 20, eta=0.0, **options).rows,
+            sf.samplers.dpmpp_2m(levels, 20, **options).rows,
+        )

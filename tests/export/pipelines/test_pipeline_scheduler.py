@@ -12,7 +12,7 @@ diffusers = pytest.importorskip("diffusers", reason="diffusers needs Python 3.11
 from stepfuse.export import ExportError  # noqa: E402
 from stepfuse.export.pipelines.pipeline_folder import PipelineFolder  # noqa: E402
 from stepfuse.export.pipelines.scheduler import CLASSES, read_settings  # noqa: E402
-from stepfuse.integrations.scheduler_config import read_scheduler  # noqa: E402
+from stepfuse.integrations.scheduler_config import ALGORITHMS, read_scheduler  # noqa: E402
 
 
 @pytest.fixture
@@ -85,7 +85,21 @@ def test_another_sampler_takes_over_the_configuration(folder_of, sampler):
     settings = read_settings(folder, sampler)
     assert settings.defaults["sampler"] == sampler
     saved = json.loads((folder.path / "scheduler" / "scheduler_config.json").read_text())
-    assert_same(settings, getattr(diffusers, CLASSES[sampler]).from_config(saved))
+    algorithm = {"algorithm_type": ALGORITHMS[sampler]} if sampler in ALGORITHMS else {}
+    assert_same(settings, getattr(diffusers, CLASSES[sampler]).from_config(saved, **algorithm))
+
+
+def test_a_sampler_that_is_no_class_of_diffusers_takes_its_sibling_s_configuration(folder_of):
+    scheduler = diffusers.DPMSolverMultistepScheduler(use_karras_sigmas=True, **tiny_pipelines.STABLE_DIFFUSION)
+    folder = folder_of("StableDiffusionXLPipeline", scheduler)
+    third, second = read_settings(folder, "dpmpp_3m_sde"), read_settings(folder, "dpmpp_2m_sde")
+    options = {"karras": True, "spacing": "leading", "steps_offset": 1}
+    assert third.defaults == {"sampler": "dpmpp_3m_sde", **options}
+    assert third.sampler_options["dpmpp_2m_sde"] == {
+        name: value for name, value in second.defaults.items() if name != "sampler"
+    }
+    assert second.sampler_options["dpmpp_3m_sde"] == options
+    assert third.sampler_options["dpmpp_2m"] == second.sampler_options["dpmpp_2m"]
 
 
 def test_options_of_a_sampler_are_arguments_of_from_config(folder_of):

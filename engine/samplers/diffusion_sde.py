@@ -1,0 +1,134 @@
+"""DPM-Solver++ on the diffusion SDE, which draws new noise at each step: what web interfaces call "SDE"."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from stepfuse.samplers.coefficients import (
+    Columns,
+    PredictionType,
+    build_table,
+    clean_sample,
+    preserving_levels,
+    recorded,
+    require_between,
+)
+from stepfuse.samplers.dpm_solver import two_estimates
+from stepfuse.samplers.forms import H2, D, H, Update, X, Z, columns_of
+from stepfuse.samplers.log_snr import SAME_LEVEL, solver_levels
+from stepfuse.samplers.schedule import NoiseSchedule, Spacing
+from stepfuse.samplers.table import StepTable
+
+
+@recorded
+def dpmpp_2m_sde(
+    schedule: NoiseSchedule,
+    steps: int | None = None,
+    *,
+    timesteps: Sequence[float] | None = None,
+    spacing: Spacing = "linspace",
+    steps_offset: int = 0,
+    prediction_type: PredictionType = "epsilon",
+    clip: float | None = None,
+    karras: bool = False,
+    order: int = 2,
+    solver_type: Literal["midpoint", "heun"] = "midpoint",
+    lower_order_final: bool = True,
+    eta: float = 1.0,
+    final_alpha_cumprod: float = 1.0,
+    guidance_scale: float = 1.0,
+    guidance_interval: tuple[float, float] = (0.0, 1.0),
+) -> StepTable:
+    """SDE-DPM-Solver++(2M) of Lu et al. (2022b): ``dpmpp_2m`` on the diffusion SDE, with new noise at each step.
+
+    A step of length h in half log-SNR keeps the share e^(-eta h) of the noise in the state and draws the rest anew.
+
+    Args:
+        schedule: As for ``dpmpp_2m``, and so are the arguments not named here.
+        steps: Number of network evaluations S, 1 ≤ S < T.
+        eta: Share of the SDE's noise, 0 (``dpmpp_2m``) to 1.
+
+    Returns:
+        A table of S rows, the noisiest timestep first. The step to a clean sample adds no noise.
+
+    Raises:
+        ValueError: As for ``dpmpp_2m``, and if ``eta`` is out of bounds.
+        TypeError: If ``steps`` or ``order`` is no whole number.
+    """
+    require_between("eta", eta, 0.0, 1.0)
+    t, sigmas = solver_levels(
+        schedule, steps, timesteps, spacing, steps_offset, prediction_type, final_alpha_cumprod, karras=karras
+    )
+    a = 1 / (1 + sigmas[:-1] ** 2)
+    columns: Columns = {
+        **clean_sample(prediction_type, a, clip),
+        **two_estimates(sigmas, order, solver_type, lower_order_final=lower_order_final, eta=eta),
+    }
+    return build_table("dpmpp_2m_sde", schedule, t, columns, preserving_levels(a), guidance_scale, guidance_interval)
+
+
+@recorded
+def dpmpp_3m_sde(
+    schedule: NoiseSchedule,
+    steps: int | None = None,
+    *,
+    timesteps: Sequence[float] | None = None,
+    spacing: Spacing = "linspace",
+    steps_offset: int = 0,
+    prediction_type: PredictionType = "epsilon",
+    clip: float | None = None,
+    karras: bool = False,
+    eta: float = 1.0,
+    final_alpha_cumprod: float = 1.0,
+    begin: int = 0,
+    guidance_scale: float = 1.0,
+    guidance_interval: tuple[float, float] = (0.0, 1.0),
+) -> StepTable:
+    """DPM-Solver++(3M) SDE of k-diffusion: ``dpmpp_2m_sde`` with a parabola through the last three estimates.
+
+    The last two are in the registers. Slope and curvature have the weights of k-diffusion, which are those of Lu et al.
+    (2022b): of the exact integral over the parabola's second-order term they take half.
+
+    Args:
+        schedule: As for ``dpmpp_2m_sde``, and so are the arguments not named here.
+        steps: Number of network evaluations S, 1 ≤ S < T.
+        begin: How many of the first steps are left out; the first that is left is of first order.
+
+    Returns:
+        A table of S - ``begin`` rows, the noisiest timestep first. The step to a clean sample is of first order and
+        adds no noise.
+
+    Raises:
+        ValueError: As for ``dpmpp_2m_sde``, and if ``begin`` leaves no step.
+        TypeError: If ``steps`` or ``begin`` is no whole number.
+    """
+    require_between("eta", eta, 0.0, 1.0)
+    t, sigmas = solver_levels(
+        schedule, steps, timesteps, spacing, steps_offset, prediction_type, final_alpha_cumprod, karras=karras
+    )
+    require_between("begin", begin, 0, len(t) - 1)
+    t, sigmas = t[begin:], sigmas[begin:]
+    signal = 1 / np.hypot(1, sigmas)
+    noise = sigmas * signal
+    with np.errstate(divide="ignore"):
+        length = -np.diff(np.log(sigmas))  # h, in half log-SNR
+    updates = []
+    for i, h in enumerate(length):
+        decay = (1 + eta) * h
+        shrunk = (sigmas[i + 1] / sigmas[i]) ** eta  # e^(-eta h)
+        kept, drawn = noise[i + 1] / noise[i] * shrunk, noise[i + 1] * np.sqrt(1 - shrunk**2)
+        towards = -np.expm1(-decay) * D
+        if i > 0 and SAME_LEVEL < h < np.inf:
+            weight = np.expm1(-decay) / decay + 1
+            slope = h / length[i - 1] * (D - H)
+            towards += weight * slope
+            if i > 1:
+                bend = h / (length[i - 1] + length[i - 2]) * (slope - h / length[i - 2] * (H - H2))
+                towards += (weight * length[i - 1] / h - (weight / decay - 0.5)) * bend
+        updates.append(Update(kept * X + signal[i + 1] * towards + drawn * Z, h=D, h2=H))
+    a = signal[:-1] ** 2
+    columns: Columns = {**clean_sample(prediction_type, a, clip), **columns_of(updates)}
+    return build_table("dpmpp_3m_sde", schedule, t, columns, preserving_levels(a), guidance_scale, guidance_interval)
