@@ -100,6 +100,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "use_dynamic_shifting": False,
         "time_shift_type": "exponential",
     },
+    "DPMSolverSDEScheduler": {**_BETAS, **_LATENT, **_LINSPACE, **_SIGMAS, "noise_sampler_seed": None},
     "PNDMScheduler": {**_BETAS, **_LEADING, "skip_prk_steps": False, "set_alpha_to_one": False},
     "UniPCMultistepScheduler": {
         **_BETAS,

@@ -193,6 +193,12 @@ def _deis(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
     }
 
 
+def _dpmpp_sde(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
+    config.require("prediction_type", "epsilon", "v_prediction")
+    config.require("noise_sampler_seed", None, why=", since noise comes from the seed of each request")
+    return {"sampler": "dpmpp_sde", "karras": _karras(config), **_spacing(config)}
+
+
 def _plms(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
     config.require("prediction_type", "epsilon", "v_prediction")
     why = ", since Runge-Kutta steps keep five states and predictions at once, more than a table's registers hold"
@@ -313,6 +319,7 @@ READERS: dict[str, Callable[[Entries, NoiseSchedule], dict[str, Any]]] = {
     "EulerAncestralDiscreteScheduler": _euler_ancestral,
     FLOW: lambda config, schedule: flow_sampler_of(config),
     "DEISMultistepScheduler": _deis,
+    "DPMSolverSDEScheduler": _dpmpp_sde,
     "PNDMScheduler": _plms,
     "UniPCMultistepScheduler": _unipc,
     "TCDScheduler": _tcd,

@@ -19,6 +19,7 @@ _NAMES = {
     "dpmpp_2m": "DPM++ 2M",
     "dpmpp_2m_sde": "DPM++ 2M SDE",
     "dpmpp_3m_sde": "DPM++ 3M SDE",
+    "dpmpp_sde": "DPM++ SDE",
     "euler": "Euler",
     "euler_ancestral": "Euler a",
     "heun": "Heun",

@@ -30,6 +30,7 @@ _SHARED: Mapping[str, set[str]] = {
     "dpmpp_2m": _SPACED | {"karras", "dynamic_threshold"},
     "dpmpp_2m_sde": _SPACED | {"karras", "dynamic_threshold"},
     "dpmpp_3m_sde": _SPACED | {"karras", "dynamic_threshold"},
+    "dpmpp_sde": _SPACED | {"karras"},
     "lcm": _BOUNDED | {"original_steps"},
     "heun": _SPACED | {"clip", "karras"},
     "euler": _SPACED | {"karras"},

@@ -12,7 +12,7 @@ from typing import cast
 
 from stepfuse.samplers.ancestral import NaiveSamplerWarning, ddpm, ddpm_strided
 from stepfuse.samplers.consistency import lcm, tcd
-from stepfuse.samplers.diffusion_sde import dpmpp_2m_sde, dpmpp_3m_sde
+from stepfuse.samplers.diffusion_sde import dpmpp_2m_sde, dpmpp_3m_sde, dpmpp_sde
 from stepfuse.samplers.dpm_solver import dpmpp_2m
 from stepfuse.samplers.implicit import ddim
 from stepfuse.samplers.inversion import ddim_inverse
@@ -31,6 +31,7 @@ SAMPLERS: Mapping[str, Callable[..., StepTable]] = {
         dpmpp_2m,
         dpmpp_2m_sde,
         dpmpp_3m_sde,
+        dpmpp_sde,
         lcm,
         heun,
         euler,
@@ -53,6 +54,7 @@ __all__ = [
     "dpmpp_2m",
     "dpmpp_2m_sde",
     "dpmpp_3m_sde",
+    "dpmpp_sde",
     "euler",
     "euler_ancestral",
     "heun",

@@ -15,11 +15,14 @@ from stepfuse.samplers.coefficients import (
     preserving_levels,
     recorded,
     require_between,
+    sigmas_of,
+    timesteps_of,
 )
 from stepfuse.samplers.dpm_solver import two_estimates
 from stepfuse.samplers.forms import H2, D, H, Update, X, Z, columns_of
 from stepfuse.samplers.log_snr import SAME_LEVEL, solver_levels
-from stepfuse.samplers.schedule import NoiseSchedule, Spacing
+from stepfuse.samplers.probability_flow import exploding_levels, ode_levels, ode_slope
+from stepfuse.samplers.schedule import Float64Array, NoiseSchedule, Spacing
 from stepfuse.samplers.table import StepTable
 
 
@@ -132,3 +135,77 @@ def dpmpp_3m_sde(
     a = signal[:-1] ** 2
     columns: Columns = {**clean_sample(prediction_type, a, clip), **columns_of(updates)}
     return build_table("dpmpp_3m_sde", schedule, t, columns, preserving_levels(a), guidance_scale, guidance_interval)
+
+
+@recorded
+def dpmpp_sde(
+    schedule: NoiseSchedule,
+    steps: int | None = None,
+    *,
+    timesteps: Sequence[float] | None = None,
+    spacing: Spacing = "linspace",
+    steps_offset: int = 0,
+    prediction_type: PredictionType = "epsilon",
+    clip: float | None = None,
+    karras: bool = False,
+    eta: float = 1.0,
+    begin: int = 0,
+    guidance_scale: float = 1.0,
+    guidance_interval: tuple[float, float] = (0.0, 1.0),
+) -> StepTable:
+    """DPM-Solver++ SDE of k-diffusion with r = 1/2: a step to the middle in log-SNR, then all of it with that estimate.
+
+    The state is ``x0 + sigma z``. Both stages start from the step's first state, and in k-diffusion draw their noise
+    from one Brownian path over sigma: with s the level between sigma and sigma', the noise of the whole is
+    c z1 + sqrt(1 - c^2) z2, where z1 is that of the first stage, z2 is independent of it, and their correlation is
+    c = sqrt((sigma - s) / (sigma - sigma')). A row draws noise of its own, so the first keeps c z1, scaled, in ``h``
+    beside what is known of the second's result, and the second adds z2: the states have the same law.
+
+    Args:
+        schedule: As for ``euler``, variance-preserving alone; and so are the arguments not named here.
+        steps: Number of noise levels S, 1 ≤ S ≤ T; the table has 2 S - 1 rows.
+        clip: As for ``ddim``.
+        eta: Share of the noise that ancestral sampling adds, 0 to 1.
+        begin: How many of the first steps are left out.
+
+    Returns:
+        A table of 2 (S - ``begin``) - 1 rows, the noisiest timestep first. The step to a clean sample is a single row.
+
+    Raises:
+        ValueError: As for ``ddim``, and if ``begin`` leaves no step.
+        TypeError: If ``steps`` or ``begin`` is no whole number.
+    """
+    require_between("eta", eta, 0.0, 1.0)
+    t, sigma, init_scale = ode_levels(schedule, steps, timesteps, spacing, steps_offset, prediction_type, karras)
+    require_between("begin", begin, 0, len(t) - 1)
+    t, sigma = t[begin:], sigma[begin:]
+    middle = np.sqrt(sigma[:-1] * sigma[1:])
+    updates = []
+    for i, between in enumerate(middle):
+        half, half_noise = _ancestral(sigma[i], between, eta)
+        whole, noise = _ancestral(sigma[i], sigma[i + 1], eta)
+        shared = sigma[i] / (sigma[i] + between)  # c^2
+        first = half * X + (1 - half) * D + half_noise * Z
+        updates.append(Update(first, h=whole * X + noise * np.sqrt(shared) * Z))
+        updates.append(Update(H + (1 - whole) * D + noise * np.sqrt(1 - shared) * Z))
+    updates.append(Update(D))
+    visited = _alternating(sigma, middle)
+    columns: Columns = {**ode_slope(prediction_type, visited, clip)[0], **columns_of(updates)}
+    t = _alternating(t, timesteps_of(sigmas_of(schedule, prediction_type), middle))
+    return build_table(
+        "dpmpp_sde", schedule, t, columns, exploding_levels(visited), guidance_scale, guidance_interval, init_scale
+    )
+
+
+def _ancestral(sigma: float, after: float, eta: float) -> tuple[float, float]:
+    """What is left of the noise at ``sigma``, as a share of it, and what is drawn anew, in a step to ``after``."""
+    ratio = after / sigma
+    drawn = eta**2 * (1 - ratio**2)  # share of the variance
+    return ratio * np.sqrt(1 - drawn), after * np.sqrt(drawn)
+
+
+def _alternating(ends: Float64Array, middle: Float64Array) -> Float64Array:
+    """The first end, what lies behind it, the second end, and so on."""
+    found = np.repeat(ends, 2)[:-1]
+    found[1::2] = middle
+    return found

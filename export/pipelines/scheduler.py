@@ -30,6 +30,7 @@ CLASSES = {
     "euler": "EulerDiscreteScheduler",
     "euler_ancestral": "EulerAncestralDiscreteScheduler",
     "deis": "DEISMultistepScheduler",
+    "dpmpp_sde": "DPMSolverSDEScheduler",
     "plms": "PNDMScheduler",
     "unipc": "UniPCMultistepScheduler",
     "tcd": "TCDScheduler",

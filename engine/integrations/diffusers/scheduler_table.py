@@ -27,12 +27,17 @@ def settings_of(scheduler: Any) -> SchedulerSettings:
     """A scheduler's settings.
 
     Raises:
-        ValueError: If the scheduler is not covered, or its ``shift`` or ``alphas_cumprod`` are not those of its
-            configuration.
+        ValueError: If the scheduler is not covered, draws its noise from a path of its own, or its ``shift`` or
+            ``alphas_cumprod`` are not those of its configuration.
     """
-    config = {**scheduler.config, "_class_name": type(scheduler).__name__}
-    settings = _read(json.dumps(config, sort_keys=True, default=lambda one: np.asarray(one).tolist()))
     name = type(scheduler).__name__
+    if name == "DPMSolverSDEScheduler":
+        raise ValueError(
+            f"scheduler must draw its noise from the call's generators, got {name}, which draws it from a Brownian path"
+            " of its own: take DPMSolverMultistepScheduler with algorithm_type='sde-dpmsolver++', or call pipe.original"
+        )
+    config = {**scheduler.config, "_class_name": name}
+    settings = _read(json.dumps(config, sort_keys=True, default=lambda one: np.asarray(one).tolist()))
     if settings.schedule.is_flow:
         if hasattr(scheduler, "shift") and scheduler.shift != settings.schedule.shift:  # UniPC reads its configuration
             raise ValueError(

@@ -6,6 +6,7 @@ import threading
 import weakref
 
 import numpy as np
+import peers
 import pytest
 import tolerances
 
@@ -170,6 +171,13 @@ def test_image_to_image(name, kind, pipelines):
     pipe.set_progress_bar_config(disable=True)
     given = {"prompt": PROMPTS, "image": IMAGE, "num_inference_steps": 8, "output_type": "np"}
     assert distance(same(pipe, **given, strength=0.5), same(pipe, **given, strength=0.9)) > 0.01
+
+
+def test_noise_of_a_path_of_the_scheduler_s_own_is_refused(pipelines):
+    """Its noise is of no generator that a call is given."""
+    pipe = pipelines("StableDiffusionPipeline", peers.scheduler_class("DPMSolverSDEScheduler")(**STABLE))
+    with pytest.raises(ValueError, match="scheduler must draw its noise from the call's generators, got DPMSolverSDE"):
+        compile(pipe)(**arguments("StableDiffusionPipeline"))
 
 
 def test_pndm_from_an_image_is_refused(pipelines):

@@ -30,6 +30,7 @@ SAMPLERS = {
     "dpmpp_2m-karras": ("dpmpp_2m", "scaled", {"karras": True}),
     "dpmpp_2m-karras-v": ("dpmpp_2m", "linear", {"karras": True, "prediction_type": "v_prediction"}),
     "dpmpp_2m_sde": ("dpmpp_2m_sde", "scaled", {"karras": True}),
+    "dpmpp_sde": ("dpmpp_sde", "scaled", {"karras": True}),
     "lcm": ("lcm", "scaled", {}),
     "heun": ("heun", "linear", {"spacing": "trailing"}),
     "heun-karras": ("heun", "scaled", {"karras": True}),
@@ -47,6 +48,9 @@ SAMPLERS = {
     "unipc-flow": ("unipc", "shift-3", {}),
     "unipc-v": ("unipc", "zero-snr", {"prediction_type": "v_prediction", "spacing": "trailing", "order": 1}),
 }
+
+# In the middle of a step diffusers noises what is known to the level of the step's end, at which the state is not yet.
+NOISED_TO_ANOTHER_LEVEL = {"dpmpp_sde"}
 
 
 def noised(scheduler, images, t, index):
@@ -93,7 +97,7 @@ def test_image_to_image_is_diffusers(name, strength, monkeypatch):
 @needs_diffusers
 @pytest.mark.parametrize("mask", [MASK, SOFT], ids=["hard", "soft"])
 @pytest.mark.parametrize("strength", [0.5, 1.0])
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", [one for one in SAMPLERS if one not in NOISED_TO_ANOTHER_LEVEL])
 def test_inpainting_is_diffusers(name, strength, mask, monkeypatch):
     import torch
 

@@ -85,6 +85,8 @@ def test_refuses_steps_that_do_not_count(sampler, steps):
         pytest.param("dpmpp_2m_sde", {"order": 3}, "order must be between 1 and 2, got 3$", id="sde-order"),
         pytest.param("dpmpp_3m_sde", {"eta": -0.5}, "eta must be between 0 and 1, got -0.5$", id="3m-eta"),
         pytest.param("dpmpp_3m_sde", {"begin": 5}, "begin must be between 0 and 4, got 5$", id="3m-begin"),
+        pytest.param("dpmpp_sde", {"eta": NAN}, "eta must be between 0 and 1, got nan$", id="dpmpp-sde-eta"),
+        pytest.param("dpmpp_sde", {"begin": 5}, "begin must be between 0 and 4, got 5$", id="dpmpp-sde-begin"),
         pytest.param("deis", {"order": 0}, "order must be between 1 and 3, got 0$", id="deis-order"),
         pytest.param("tcd", {"eta": 1.5}, "eta must be between 0 and 1, got 1.5$", id="gamma-above-1"),
         pytest.param("tcd", {"original_steps": 4}, "steps must be between 1 and 4, got 5$", id="above-tcd-s-solver"),
@@ -210,7 +212,7 @@ def test_any_number_of_steps_makes_a_table(sampler, spacing):
                 continue
             table = SAMPLERS[sampler](schedule, steps, spacing=spacing, prediction_type=kind)
             levels, t = table.levels, table["t"]
-            if sampler == "heun":
+            if sampler in ("heun", "dpmpp_sde"):  # two rows a step
                 levels, t = levels[::2], t[::2]
             elif sampler == "plms" and steps > 1:  # its second timestep is visited twice
                 levels, t = np.delete(levels, 1, axis=0), np.delete(t, 1)
@@ -237,7 +239,7 @@ def test_steps_without_a_corrector_are_a_list(given, message):
 
 def test_where_a_run_begins_is_no_option_of_an_engine():
     with sf.Engine.from_callable(lambda x, t, cond: x, shape=(2,), schedule=LINEAR) as engine:
-        for sampler in ("deis", "dpmpp_3m_sde", "plms", "unipc"):
+        for sampler in ("deis", "dpmpp_3m_sde", "dpmpp_sde", "plms", "unipc"):
             with pytest.raises(TypeError, match=f"sampler '{sampler}' takes steps, .*, got begin"):
                 engine.sample(sampler=sampler, steps=5, begin=2)
 
@@ -258,6 +260,8 @@ def test_lcm_takes_whole_original_steps():
         "DPM++ 2M SDE Karras": "dpmpp_2m_sde with karras=True",
         "dpmpp_2m_sde_gpu": "dpmpp_2m_sde",
         "DPM++ 3M SDE": "dpmpp_3m_sde",
+        "DPM++ SDE Karras": "dpmpp_sde with karras=True",
+        "DPMSolverSDEScheduler": "dpmpp_sde",
         "Euler a": "euler_ancestral",
         "k_euler": "euler",
         "euler_cfg_pp": "euler with cfg_pp=True",

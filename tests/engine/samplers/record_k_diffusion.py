@@ -5,6 +5,7 @@ for more packages than the tests do, most of which its samplers never call: thei
 """
 
 import importlib.util
+import itertools
 import json
 import sys
 import types
@@ -23,10 +24,11 @@ import stepfuse as sf  # noqa: E402
 
 
 def sampling_of(folder):
-    """k-diffusion's module of samplers, with nothing in the place of what these do not call."""
+    """k-diffusion's module of samplers, with nothing in the place of what the SDE samplers do not call."""
     for name in ("torchdiffeq", "torchsde", "k_diffusion", "k_diffusion.utils"):
         sys.modules[name] = types.ModuleType(name)
     sys.modules["torchdiffeq"].odeint = None
+    sys.modules["k_diffusion.utils"].append_dims = lambda sigma, _: sigma  # one for all samples
     sys.modules["k_diffusion"].utils = sys.modules["k_diffusion.utils"]
     file = Path(folder) / "k_diffusion" / "sampling.py"
     spec = importlib.util.spec_from_file_location("k_diffusion.sampling", file)
@@ -35,20 +37,12 @@ def sampling_of(folder):
     return module
 
 
-class BrownianPath:
-    """A noise sampler over one path, whose increments between the levels that it is asked for are our noise."""
-
-    def __init__(self):
-        self._call, self._begin, self._at, self._change = 0, None, None, 0.0
-
-    def __call__(self, sigma, sigma_next):
-        if sigma != self._begin:
-            self._begin, self._at, self._change = sigma, sigma, 0.0
-        seeds = range(peers.SEED, peers.SEED + peers.BATCH)
-        z = np.stack([sf.normal(seed, (peers.SIZE,), step=self._call, stream=1) for seed in seeds])
-        self._change = self._change + (self._at - sigma_next) ** 0.5 * torch.from_numpy(z).double()
-        self._at, self._call = sigma_next, self._call + 1
-        return self._change / (sigma - sigma_next) ** 0.5
+def our_noise():
+    """The noise of each row of ours, one after the other."""
+    seeds = range(peers.SEED, peers.SEED + peers.BATCH)
+    for step in itertools.count():
+        z = np.stack([sf.normal(seed, (peers.SIZE,), step=step, stream=1) for seed in seeds])
+        yield torch.from_numpy(z).double()
 
 
 def run(sampling, name):
@@ -71,8 +65,8 @@ def run(sampling, name):
 
     x = torch.from_numpy(peers.NOISE).double() * table.init_scale / signal[0]
     own = {name: options[name] for name in ("eta", "solver_type") if name in options}
-    function = getattr(sampling, f"sample_{sampler}")
-    last = function(denoised, x, torch.from_numpy(levels), noise_sampler=BrownianPath(), disable=True, **own)
+    own["noise_sampler"] = peers.BrownianPath(our_noise().__next__)
+    last = getattr(sampling, f"sample_{sampler}")(denoised, x, torch.from_numpy(levels), disable=True, **own)
     return (last * signal[-1]).tolist()
 
 

@@ -20,6 +20,11 @@ OPTIONS = {
         "half": ({"eta": 0.5}, (3, 10)),
         "heun": ({"eta": 0.3, "solver_type": "heun", **KARRAS}, (3, 10)),
     },
+    "dpmpp_sde": {
+        "plain": ({}, (2, 10)),
+        "half": ({"eta": 0.5, **KARRAS}, (3, 10)),
+        "ode": ({"eta": 0.0}, (3, 10)),
+    },
     "dpmpp_3m_sde": {
         "plain": ({}, STEPS),
         "karras": (KARRAS, STEPS),

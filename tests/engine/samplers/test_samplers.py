@@ -68,6 +68,14 @@ CASES = {
         "sigma-min": FIRST_ALPHA,
         "second-order-end": {**FIRST_ALPHA, "lower_order_final": False},
     },
+    "dpmpp_sde": {  # diffusers has no "sample"
+        "eps": {},
+        "v": V,
+        "guided": {"guidance_scale": 3.0},
+        **SPACED,
+        "karras": {"karras": True},
+        "karras-v": {**V, "karras": True, "spacing": "trailing"},
+    },
     "lcm": {**PREDICTIONS, **CLIPPED, "finer-solver": {"original_steps": 100}},
     "heun": {
         **PREDICTIONS,
@@ -126,6 +134,9 @@ FLOW_CASES = {
     "unipc": {"flow": {}, "order-1": {"order": 1}, "order-3": {"order": 3, "guidance_scale": 3.0}},
 }
 
+# Samplers that are not run with every case on every schedule, for time.
+FEWER_SCHEDULES = ("dpmpp_2m_sde", "dpmpp_sde", "deis", "plms", "unipc")
+
 
 def comparable(sampler, case, steps, schedule):
     """Whether both sides define the run, and float32 can hold it."""
@@ -133,16 +144,16 @@ def comparable(sampler, case, steps, schedule):
     if steps == 1000 and (sampler != "ddpm" or "steps_offset" in options):
         return False
     if schedule == "zero-snr":  # nothing follows from eps at pure noise; these of diffusers have no such schedule
-        return sampler not in ("heun", "deis", "plms") and "prediction_type" in options
+        return sampler not in ("dpmpp_sde", "heun", "deis", "plms") and "prediction_type" in options
     if sampler in ("dpmpp_2m", "dpmpp_2m_sde") and "karras" in options and schedule == "cosine":
         return False  # diffusers truncates these timesteps where it rounds all others
-    if sampler == "dpmpp_2m_sde" and case not in ("eps", "karras", "heun", "second-order-end"):
+    if sampler in ("dpmpp_2m_sde", "dpmpp_sde") and case not in ("eps", "karras", "heun", "second-order-end"):
         return schedule == "scaled" and steps in (2, 7, 50)
     if case == "karras" and sampler == "deis" and steps == 1:
         return False  # diffusers' only step leads from the noisiest level to itself
     if sampler == "tcd":  # its steps are some of the solver's, 50 if not said
         return steps in MULTISTEP_STEPS and (schedule == "scaled" or case == "eps")
-    if sampler in ("dpmpp_2m_sde", "deis", "plms", "unipc"):  # not every case on every schedule, for time
+    if sampler in FEWER_SCHEDULES:
         return schedule == "scaled" or (schedule == "cosine" and case in ("eps", "order-3", "karras", "bh1-order-3"))
     if sampler == "dpmpp_2m" and case in ("order-1", "heun"):
         return schedule == "scaled" and steps in (1, 2, 5, 10, 50)
@@ -152,7 +163,7 @@ def comparable(sampler, case, steps, schedule):
 
 def grid():
     for sampler, cases in CASES.items():
-        counts = MULTISTEP_STEPS if sampler in ("dpmpp_2m_sde", "deis", "plms", "unipc", "tcd") else (*STEPS, 1000)
+        counts = MULTISTEP_STEPS if sampler in (*FEWER_SCHEDULES, "tcd") else (*STEPS, 1000)
         for case, steps, schedule in itertools.product(cases, counts, PRESERVING):
             if comparable(sampler, case, steps, schedule):
                 options = CASES[sampler][case]
