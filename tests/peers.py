@@ -26,9 +26,10 @@ SCHEDULERS = {
     "deis": "DEISMultistepScheduler",
     "plms": "PNDMScheduler",
     "unipc": "UniPCMultistepScheduler",
+    "lms": "LMSDiscreteScheduler",
 }
 FLOW_SCHEDULERS = {"euler": "FlowMatchEulerDiscreteScheduler", "unipc": "UniPCMultistepScheduler"}
-_MULTISTEP = ["dpmpp_2m", "heun", "deis", "plms", "unipc"]
+_MULTISTEP = ["dpmpp_2m", "heun", "deis", "plms", "unipc", "lms"]
 TOLERANCES = dict.fromkeys(SCHEDULERS, tolerances.ONE_STEP) | dict.fromkeys(_MULTISTEP, tolerances.MULTISTEP)
 
 SCALED = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -81,6 +82,8 @@ def scheduler(sampler, schedule, options, **timesteps):
     import diffusers
 
     config = {CONFIG_NAMES[name]: value for name, value in options.items() if name in CONFIG_NAMES}
+    if sampler == "lms":  # its order is an argument of step
+        config.pop("solver_order", None)
     if sampler in ("ddim", "ddpm", "lcm", "heun"):
         config |= {"clip_sample": "clip" in options, "clip_sample_range": options.get("clip")}
     if sampler == "ddpm":

@@ -121,6 +121,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "sigma_max": None,
         "shift_terminal": None,
     },
+    "LMSDiscreteScheduler": {**_BETAS, **_LINSPACE, **_SIGMAS},
 }
 
 #: Entries of other schedulers, which stay in a file that is saved again under one of these classes: ``from_config``

@@ -187,6 +187,10 @@ def _plms(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
     return options
 
 
+def _lms(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
+    return {"sampler": "lms", "karras": _karras(config), **_spacing(config)}
+
+
 def _unipc(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
     _require_signal(config)
     config.require("use_flow_sigmas", False, None, why=f" with prediction_type {config['prediction_type']!r}")
@@ -281,4 +285,5 @@ READERS: dict[str, Callable[[Entries, NoiseSchedule], dict[str, Any]]] = {
     "DEISMultistepScheduler": _deis,
     "PNDMScheduler": _plms,
     "UniPCMultistepScheduler": _unipc,
+    "LMSDiscreteScheduler": _lms,
 }

@@ -20,6 +20,7 @@ _NAMES = {
     "euler_ancestral": "Euler a",
     "heun": "Heun",
     "lcm": "LCM",
+    "lms": "LMS",
 }
 _SETTING = re.compile(r'([\w.+-][\w .+-]{0,99}):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
 _NEGATIVE = "Negative prompt:"

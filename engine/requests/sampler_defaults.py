@@ -34,6 +34,7 @@ _SHARED: Mapping[str, set[str]] = {
     "euler_ancestral": _SPACED,
     "deis": _SPACED | {"karras"},
     "plms": _SPACED,
+    "lms": _SPACED | {"karras"},
     "unipc": _SPACED | {"karras", "dynamic_threshold"},
 }
 _SAME_OPTIONS = {"ddim_inverse": "ddim", "ddpm_strided": "ddpm"}  # samplers that take another's options

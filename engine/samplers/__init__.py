@@ -15,7 +15,7 @@ from stepfuse.samplers.consistency import lcm
 from stepfuse.samplers.dpm_solver import dpmpp_2m
 from stepfuse.samplers.implicit import ddim
 from stepfuse.samplers.inversion import ddim_inverse
-from stepfuse.samplers.linear_multistep import deis, plms
+from stepfuse.samplers.linear_multistep import deis, lms, plms
 from stepfuse.samplers.predictor_corrector import unipc
 from stepfuse.samplers.probability_flow import euler, euler_ancestral, heun
 from stepfuse.samplers.table import StepTable
@@ -23,7 +23,7 @@ from stepfuse.samplers.table import StepTable
 #: Samplers by name, as ``Engine.sample(sampler=...)`` takes them.
 SAMPLERS: Mapping[str, Callable[..., StepTable]] = {
     function.__name__: cast("Callable[..., StepTable]", function)
-    for function in (ddim, ddpm, ddpm_strided, dpmpp_2m, lcm, heun, euler, euler_ancestral, deis, plms, unipc)
+    for function in (ddim, ddpm, ddpm_strided, dpmpp_2m, lcm, heun, euler, euler_ancestral, deis, plms, unipc, lms)
 }
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "euler_ancestral",
     "heun",
     "lcm",
+    "lms",
     "plms",
     "unipc",
 ]

@@ -71,9 +71,11 @@ def euler(
             karras=(karras, False),
         )
         return _flow(schedule, steps, timesteps, guidance_scale, guidance_interval)
-    t, sigma, init_scale = _levels(schedule, steps, timesteps, spacing, steps_offset, prediction_type, karras)
+    t, sigma, init_scale = ode_levels(schedule, steps, timesteps, spacing, steps_offset, prediction_type, karras)
     columns = _ode_step(prediction_type, sigma, np.append(sigma[1:], 0.0) - sigma)
-    return build_table("euler", schedule, t, columns, _exploding(sigma), guidance_scale, guidance_interval, init_scale)
+    return build_table(
+        "euler", schedule, t, columns, exploding_levels(sigma), guidance_scale, guidance_interval, init_scale
+    )
 
 
 @recorded
@@ -104,13 +106,13 @@ def euler_ancestral(
         ValueError: As for ``ddim``.
         TypeError: If ``steps`` is no whole number.
     """
-    t, sigma, init_scale = _levels(schedule, steps, timesteps, spacing, steps_offset, prediction_type, karras=False)
+    t, sigma, init_scale = ode_levels(schedule, steps, timesteps, spacing, steps_offset, prediction_type, karras=False)
     after = np.append(sigma[1:], 0.0)
     noise = after * np.sqrt(sigma**2 - after**2) / sigma
     below = after**2 / sigma  # sqrt(after^2 - noise^2)
     columns = {**_ode_step(prediction_type, sigma, below - sigma), "q_z": noise}
     return build_table(
-        "euler_ancestral", schedule, t, columns, _exploding(sigma), guidance_scale, guidance_interval, init_scale
+        "euler_ancestral", schedule, t, columns, exploding_levels(sigma), guidance_scale, guidance_interval, init_scale
     )
 
 
@@ -147,7 +149,7 @@ def heun(
         ValueError: As for ``ddim``.
         TypeError: If ``steps`` is no whole number.
     """
-    t, sigma, init_scale = _levels(schedule, steps, timesteps, spacing, steps_offset, prediction_type, karras)
+    t, sigma, init_scale = ode_levels(schedule, steps, timesteps, spacing, steps_offset, prediction_type, karras)
 
     # Row 2 i is Euler's at sigma[i], row 2 i + 1 the correction at sigma[i + 1]; dt is that interval's width in both.
     predicts = np.arange(2 * len(t) - 1) % 2 == 0
@@ -155,7 +157,7 @@ def heun(
     dt = np.repeat(np.append(np.diff(sigma), -sigma[-1]), 2)[:-1]
     step = np.where(predicts, dt, dt / 2)
     corrected = predicts & (np.arange(len(t)) < len(t) - 1)
-    clean, (x_to_slope, d_to_slope, e_to_slope) = _slope(prediction_type, sigma_here, clip)
+    clean, (x_to_slope, d_to_slope, e_to_slope) = ode_slope(prediction_type, sigma_here, clip)
     columns: Columns = {
         **clean,
         "q_x": np.where(predicts, 1.0, 0.0) + step * x_to_slope,
@@ -167,11 +169,11 @@ def heun(
         "u_e": np.where(corrected, step / 2 * e_to_slope, 0.0),
     }
     return build_table(
-        "heun", schedule, t, columns, _exploding(sigma_here), guidance_scale, guidance_interval, init_scale
+        "heun", schedule, t, columns, exploding_levels(sigma_here), guidance_scale, guidance_interval, init_scale
     )
 
 
-def _levels(
+def ode_levels(
     schedule: NoiseSchedule,
     steps: int | None,
     timesteps: Sequence[float] | None,
@@ -199,12 +201,12 @@ def _levels(
     return t, sigma, float(sigma[0] if spacing in ("linspace", "trailing") else np.hypot(sigma[0], 1.0))
 
 
-def _exploding(sigma: Float64Array) -> Levels:
+def exploding_levels(sigma: Float64Array) -> Levels:
     """Signal and noise of states ``x0 + sigma z``, whose variance grows with the noise."""
     return np.ones_like(sigma), sigma
 
 
-def _slope(prediction_type: PredictionType, sigma: Float64Array, clip: float | None) -> tuple[Columns, Weights]:
+def ode_slope(prediction_type: PredictionType, sigma: Float64Array, clip: float | None) -> tuple[Columns, Weights]:
     """Input scale and line 1 at these noise levels, and the ODE's slope as weights of (x, d, e)."""
     scale = 1 / np.sqrt(1 + sigma**2)  # the network's own state is scale * x
     clean = clean_sample(prediction_type, scale**2, clip)
@@ -216,7 +218,7 @@ def _slope(prediction_type: PredictionType, sigma: Float64Array, clip: float | N
 
 def _ode_step(prediction_type: PredictionType, sigma: Float64Array, dt: Float64Array) -> Columns:
     """Euler's step of width ``dt`` at each noise level."""
-    clean, (x_to_slope, d_to_slope, e_to_slope) = _slope(prediction_type, sigma, None)
+    clean, (x_to_slope, d_to_slope, e_to_slope) = ode_slope(prediction_type, sigma, None)
     return {**clean, "q_x": 1 + dt * x_to_slope, "q_d": dt * d_to_slope, "q_e": dt * e_to_slope}
 
 

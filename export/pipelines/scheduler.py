@@ -24,6 +24,7 @@ CLASSES = {
     "deis": "DEISMultistepScheduler",
     "plms": "PNDMScheduler",
     "unipc": "UniPCMultistepScheduler",
+    "lms": "LMSDiscreteScheduler",
 }
 FLOW = {"euler": "FlowMatchEulerDiscreteScheduler"}
 

@@ -30,6 +30,7 @@ def engine():
         pytest.param("heun", {}, id="heun"),
         pytest.param("deis", {"order": 3, "karras": True}, id="deis"),
         pytest.param("plms", {"steps_offset": 1}, id="plms"),
+        pytest.param("lms", {"karras": True}, id="lms"),
         pytest.param("unipc", {}, id="unipc"),
         pytest.param("unipc", {"order": 3, "disable_corrector": [0], "clip": 1.5}, id="unipc-with-options"),
     ],

@@ -22,6 +22,12 @@ _TIMESTEPS, _SIGNAL = 1e-5, 1e-4
 # Of a noise level: its logarithm is interpolated in float32.
 _LEVELS = 2e-4
 
+# Schedulers whose runs go wrong in diffusers where they begin in the middle, and how.
+_FROM_THE_START = {
+    "plms": ("PNDMScheduler", "steps from other noise levels than its state has"),
+    "lms": ("LMSDiscreteScheduler", "weighs more slopes than it has, and leaves out what they would add"),
+}
+
 
 def settings_of(scheduler: Any) -> SchedulerSettings:
     """A scheduler's settings.
@@ -98,15 +104,16 @@ def table_from_row(table: StepTable, row: int, schedule: NoiseSchedule) -> tuple
         The table, whose initial state is not scaled, and the weight of each step's noise, shape (S,).
 
     Raises:
-        ValueError: If a run of ``PNDMScheduler`` begins in the middle.
+        ValueError: If a run of ``PNDMScheduler`` or ``LMSDiscreteScheduler`` begins in the middle.
     """
     rest = table[row:]
     rows = np.array(rest.rows)
     q_d, q_h, q_z = (COLUMNS.index(name) for name in ("q_d", "q_h", "q_z"))
-    if row and table.sampler == "plms":
+    if row and table.sampler in _FROM_THE_START:
+        name, why = _FROM_THE_START[table.sampler]
         raise ValueError(
-            f"a run of PNDMScheduler must begin at its first timestep, got entry {row} of them: from there diffusers"
-            " steps from other noise levels than its state has; take another scheduler, or call pipe.original"
+            f"a run of {name} must begin at its first timestep, got entry {row} of them: from there diffusers {why};"
+            " take another scheduler, or call pipe.original"
         )
     if row and "begin" in table.options:
         rows = np.array(SAMPLERS[table.sampler](schedule, **{**table.options, "begin": row}).rows)

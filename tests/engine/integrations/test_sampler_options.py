@@ -24,6 +24,7 @@ CLASSES = {
     "deis": "DEISMultistepScheduler",
     "plms": "PNDMScheduler",
     "unipc": "UniPCMultistepScheduler",
+    "lms": "LMSDiscreteScheduler",
 }
 SCALED = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 # Of each class what is its own, so that all of it would change another sampler if it reached it.
@@ -38,6 +39,7 @@ OWN = {
     "deis": {"solver_order": 3, "timestep_spacing": "trailing", "lower_order_final": False},
     "plms": {"skip_prk_steps": True, "steps_offset": 1, "set_alpha_to_one": True},
     "unipc": {"solver_order": 3, "use_karras_sigmas": True, "disable_corrector": [1], "predict_x0": False},
+    "lms": {"use_karras_sigmas": True, "timestep_spacing": "leading", "steps_offset": 1},
 }
 
 
@@ -129,7 +131,7 @@ def test_any_number_of_steps_runs_on_a_model_whose_timesteps_have_an_offset(samp
 
 
 @pytest.mark.parametrize("spacing", ["linspace", "leading", "trailing"])
-@pytest.mark.parametrize("name", ["euler", "heun", "dpmpp_2m", "deis", "unipc"])
+@pytest.mark.parametrize("name", ["euler", "heun", "dpmpp_2m", "deis", "unipc", "lms"])
 @pytest.mark.parametrize("betas", [SCALED, {}], ids=["scaled_linear", "linear"])
 def test_karras_levels_are_taken_at_every_number_of_steps(name, betas, spacing):
     """diffusers finds these timesteps in float32: the network gets its very own, and the levels agree."""

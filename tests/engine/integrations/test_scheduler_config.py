@@ -84,6 +84,12 @@ CONFIGS = {
         {**SCALED, "final_sigmas_type": "sigma_min", "predict_x0": False, "solver_order": 1},
         {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 5.0},
     ],
+    "LMSDiscreteScheduler": [
+        {},
+        {**STABLE_DIFFUSION, "thresholding": True, "rescale_betas_zero_snr": True},  # it has neither
+        {**SCALED, **V, "use_karras_sigmas": True, "timestep_spacing": "trailing"},
+        {**COSINE, "prediction_type": "sample"},
+    ],
     "FlowMatchEulerDiscreteScheduler": [{}, {"shift": 3.0}, {"shift": 3.0, "num_train_timesteps": 500}],
 }
 CASES = [
@@ -92,6 +98,8 @@ CASES = [
     for index, config in enumerate(configs)
     for steps in (1, 6, 25)
 ]
+
+HISTORY = ("HeunDiscreteScheduler", "PNDMScheduler", "LMSDiscreteScheduler")  # beside the multistep solvers
 
 
 def the_scheduler(name, config, steps):
@@ -123,7 +131,7 @@ def test_a_run_is_that_of_diffusers(name, config, steps, monkeypatch):
     settings = read_scheduler({**config, "_class_name": name, "_diffusers_version": "0.42.1"})
     want = peers.run(the_scheduler(name, config, steps), monkeypatch, 3.0)
     got = ours(settings, steps, guidance_scale=3.0)
-    history = name.endswith("MultistepScheduler") or name in ("HeunDiscreteScheduler", "PNDMScheduler")
+    history = name.endswith("MultistepScheduler") or name in HISTORY
     limit = tolerances.MULTISTEP if history else tolerances.ONE_STEP
     scale = max(np.abs(want).max(), 1.0)  # a result of a few hundredths is the difference of states a hundred times 1
     assert np.abs(got - want).max() < limit * scale
@@ -166,6 +174,7 @@ def test_epsilon_at_zero_signal_is_refused_by_the_sampler():
         ("EulerAncestralDiscreteScheduler", "prediction_type", "sample"),
         ("DEISMultistepScheduler", "thresholding", True),
         ("PNDMScheduler", "prediction_type", "sample"),
+        ("LMSDiscreteScheduler", "use_beta_sigmas", True),
         ("UniPCMultistepScheduler", "solver_order", 4),
         ("UniPCMultistepScheduler", "use_beta_sigmas", True),
         ("UniPCMultistepScheduler", "prediction_type", "flow_prediction"),
@@ -229,7 +238,6 @@ def test_what_is_not_covered_is_refused(config, message):
     [
         ("KDPM2DiscreteScheduler", "HeunDiscreteScheduler"),
         ("DPMSolverSinglestepScheduler", "DPMSolverMultistepScheduler"),
-        ("LMSDiscreteScheduler", "EulerDiscreteScheduler"),
         ("KDPM2AncestralDiscreteScheduler", "EulerAncestralDiscreteScheduler"),
         ("FlowMatchHeunDiscreteScheduler", "FlowMatchEulerDiscreteScheduler"),
     ],

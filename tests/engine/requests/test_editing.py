@@ -170,6 +170,14 @@ def test_plms_begins_in_the_middle_as_a_run_over_its_last_timesteps(spacing, fix
         assert late == sf.samplers.plms(info.schedule, timesteps=table["t"][7:])
 
 
+def test_lms_begins_in_the_middle_as_a_run_over_its_last_timesteps():
+    """diffusers then gives its only slope the weight that the latest of four has."""
+    table = sf.samplers.lms(support.SCHEDULE, 10, spacing="leading")
+    late = begin_late(table, 0.45, support.SCHEDULE)
+    np.testing.assert_array_equal(late.rows, sf.samplers.lms(support.SCHEDULE, timesteps=table["t"][6:]).rows)
+    np.testing.assert_array_equal(late.levels, table.levels[6:])
+
+
 def test_samples_of_one_table_and_strength_share_what_is_left_of_it():
     edit = Edit(sf.ModelInfo(support.SHAPE, support.SCHEDULE), 3, GOOD, None, [0.5, 0.5, 0.7])
     table = sf.samplers.unipc(support.SCHEDULE, 10)

@@ -86,6 +86,8 @@ def test_refuses_steps_that_do_not_count(sampler, steps):
         pytest.param("unipc", {"solver_type": "bh3"}, "solver_type must be 'bh1' or 'bh2', got 'bh3'$", id="b-of-h"),
         pytest.param("unipc", {"disable_corrector": [1, -1]}, "must hold steps, at least 0, got -1$", id="corrector"),
         pytest.param("unipc", {"begin": 5}, "begin must be between 0 and 4, got 5$", id="unipc-begin"),
+        pytest.param("lms", {"order": 5}, "order must be between 1 and 4, got 5$", id="lms-order"),
+        pytest.param("lms", {"begin": 5}, "begin must be between 0 and 4, got 5$", id="lms-begin"),
         pytest.param("plms", {"begin": -1}, "begin must be between 0 and 4, got -1$", id="plms-begin"),
         pytest.param("plms", {"final_alpha_cumprod": 2.0}, "final_alpha_cumprod must be .*, got 2.0$", id="plms-end"),
     ],
@@ -211,7 +213,7 @@ def test_steps_without_a_corrector_are_a_list(given, message):
 
 def test_where_a_run_begins_is_no_option_of_an_engine():
     with sf.Engine.from_callable(lambda x, t, cond: x, shape=(2,), schedule=LINEAR) as engine:
-        for sampler in ("deis", "plms", "unipc"):
+        for sampler in ("deis", "plms", "unipc", "lms"):
             with pytest.raises(TypeError, match=f"sampler '{sampler}' takes steps, .*, got begin"):
                 engine.sample(sampler=sampler, steps=5, begin=2)
 
@@ -237,6 +239,8 @@ def test_lcm_takes_whole_original_steps():
         "DEISMultistepScheduler": "deis",
         "PNDMScheduler": "plms",
         "PLMS": "plms",
+        "LMS": "lms",
+        "LMSDiscreteScheduler": "lms",
         "UniPCMultistepScheduler": "unipc",
         "uni_pc_bh2": "unipc",
     }.items(),

@@ -27,6 +27,7 @@ CASES = [
     ("plms", "scaled", {"steps_offset": 1}),
     ("unipc", "scaled", {"karras": True}),
     ("unipc", "shift-3", {}),
+    ("lms", "scaled", {"karras": True}),
 ]
 
 

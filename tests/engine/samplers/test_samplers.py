@@ -99,6 +99,17 @@ CASES = {
         "uncorrected": {"disable_corrector": [0, 2], "order": 3},
     },
 }
+CASES["lms"] = {
+    **PREDICTIONS,
+    **SPACED,
+    "karras": {"karras": True},
+    "karras-v": {**V, "karras": True, "spacing": "trailing"},
+    "order-1": {"order": 1},
+    "order-2": {"order": 2},
+    "order-3": {"order": 3},
+}
+FEWER = {"deis", "plms", "unipc", "lms"}  # not every case on every schedule, for time
+ALL_COUNTS = {"lms": ("eps", "karras")}  # cases with every number of steps; the others have fewer
 FLOW_CASES = {
     "euler": {"flow": {}, "guided": {"guidance_scale": 3.0}},
     "unipc": {"flow": {}, "order-1": {"order": 1}, "order-3": {"order": 3, "guidance_scale": 3.0}},
@@ -111,10 +122,12 @@ def comparable(sampler, case, steps, schedule):
     if steps == 1000 and (sampler != "ddpm" or "steps_offset" in options):
         return False
     if schedule == "zero-snr":  # nothing follows from eps at pure noise; these of diffusers have no such schedule
-        return sampler not in ("heun", "deis", "plms") and "prediction_type" in options
+        return sampler not in ("heun", "deis", "plms", "lms") and "prediction_type" in options
     if case == "karras" and sampler == "deis" and steps == 1:
         return False  # diffusers' only step leads from the noisiest level to itself
-    if sampler in ("deis", "plms", "unipc"):  # not every case on every schedule, for time
+    if sampler in ALL_COUNTS and case not in ALL_COUNTS[sampler] and steps in (1, 3, 7, 25):
+        return False
+    if sampler in FEWER:
         return schedule == "scaled" or (schedule == "cosine" and case in ("eps", "order-3", "karras", "bh1-order-3"))
     if sampler == "dpmpp_2m" and "karras" in options and schedule == "cosine":
         return False  # diffusers truncates these timesteps where it rounds all others
@@ -126,7 +139,7 @@ def comparable(sampler, case, steps, schedule):
 
 def grid():
     for sampler, cases in CASES.items():
-        counts = MULTISTEP_STEPS if sampler in ("deis", "plms", "unipc") else (*STEPS, 1000)
+        counts = MULTISTEP_STEPS if sampler in FEWER else (*STEPS, 1000)
         for case, steps, schedule in itertools.product(cases, counts, PRESERVING):
             if comparable(sampler, case, steps, schedule):
                 options = CASES[sampler][case]
@@ -152,6 +165,7 @@ def test_sampler_is_diffusers(sampler, options, steps, schedule, monkeypatch):
         monkeypatch,
         options.get("guidance_scale", 1.0),
         **(step_options if sampler == "ddim" else {}),
+        **({"order": options.get("order", 4)} if sampler == "lms" else {}),
     )
     parity = {"fixed_stride": True} if sampler in ("ddim", "plms") else {}
     got = ours(levels, getattr(sf.samplers, sampler)(levels, steps, **options, **parity))

@@ -130,7 +130,7 @@ def test_what_is_not_covered_says_what_is(folder_of):
             r"EulerDiscreteScheduler: sigma_max must be None with use_karras_sigmas, got 10\.0: change that or give"
             r" --sampler ddim \(sampler='ddim' in Python\), the nearest that reads it, or ddpm",
         ),
-        (diffusers.KDPM2DiscreteScheduler(), "KDPM2DiscreteScheduler is not covered: give --sampler heun"),
+        (diffusers.DDIMParallelScheduler(), "DDIMParallelScheduler is not covered: give --sampler ddim"),
         (diffusers.EDMEulerScheduler(), "EDMEulerScheduler is not covered: choose a sampler, one of ddim"),
     ],
     ids=["entry", "class", "other-levels"],
