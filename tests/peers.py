@@ -5,6 +5,9 @@ diffusers and torch are imported where they are used: not every Python that step
 """
 
 import sys
+from contextlib import nullcontext
+from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import tolerances
@@ -27,6 +30,8 @@ SCHEDULERS = {
     "plms": "PNDMScheduler",
     "unipc": "UniPCMultistepScheduler",
     "lms": "LMSDiscreteScheduler",
+    "kdpm2": "KDPM2DiscreteScheduler",
+    "kdpm2_ancestral": "KDPM2AncestralDiscreteScheduler",
 }
 FLOW_SCHEDULERS = {"euler": "FlowMatchEulerDiscreteScheduler", "unipc": "UniPCMultistepScheduler"}
 _MULTISTEP = ["dpmpp_2m", "heun", "deis", "plms", "unipc", "lms"]
@@ -101,11 +106,19 @@ def scheduler(sampler, schedule, options, **timesteps):
     found = getattr(diffusers, names[sampler])(**levels, **config)
     for name in {"alphas_cumprod", "final_alpha_cumprod"} & vars(found).keys():
         setattr(found, name, getattr(found, name).double())
-    found.set_timesteps(**timesteps)
+    with double_levels(found) if sampler == "kdpm2_ancestral" else nullcontext():
+        found.set_timesteps(**timesteps)
     if hasattr(found, "sigmas"):
         found.sigmas = found.sigmas.double()
         found.set_begin_index(0)  # it would skip a step where Karras' first timesteps coincide
     return found
+
+
+def double_levels(scheduler):
+    """Has ``set_timesteps`` keep its levels in float64: in float32 a difference of squares loses all digits where one
+    level is far below the one before."""
+    wide = SimpleNamespace(**{**vars(np), "float32": np.float64})
+    return mock.patch.object(sys.modules[type(scheduler).__module__], "np", wide)
 
 
 def run(

@@ -122,6 +122,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "shift_terminal": None,
     },
     "LMSDiscreteScheduler": {**_BETAS, **_LINSPACE, **_SIGMAS},
+    "KDPM2DiscreteScheduler": {**_BETAS, **_LATENT, **_LINSPACE, **_SIGMAS},
+    "KDPM2AncestralDiscreteScheduler": {**_BETAS, **_LATENT, **_LINSPACE, **_SIGMAS},
 }
 
 #: Entries of other schedulers, which stay in a file that is saved again under one of these classes: ``from_config``

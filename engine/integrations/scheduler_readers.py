@@ -191,6 +191,12 @@ def _lms(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
     return {"sampler": "lms", "karras": _karras(config), **_spacing(config)}
 
 
+def _kdpm2(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
+    config.require("prediction_type", "epsilon", "v_prediction")
+    sampler = "kdpm2_ancestral" if config.name == "KDPM2AncestralDiscreteScheduler" else "kdpm2"
+    return {"sampler": sampler, "karras": _karras(config), **_spacing(config)}
+
+
 def _unipc(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
     _require_signal(config)
     config.require("use_flow_sigmas", False, None, why=f" with prediction_type {config['prediction_type']!r}")
@@ -286,4 +292,6 @@ READERS: dict[str, Callable[[Entries, NoiseSchedule], dict[str, Any]]] = {
     "PNDMScheduler": _plms,
     "UniPCMultistepScheduler": _unipc,
     "LMSDiscreteScheduler": _lms,
+    "KDPM2DiscreteScheduler": _kdpm2,
+    "KDPM2AncestralDiscreteScheduler": _kdpm2,
 }

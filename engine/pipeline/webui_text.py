@@ -21,6 +21,8 @@ _NAMES = {
     "heun": "Heun",
     "lcm": "LCM",
     "lms": "LMS",
+    "kdpm2": "DPM2",
+    "kdpm2_ancestral": "DPM2 a",
 }
 _SETTING = re.compile(r'([\w.+-][\w .+-]{0,99}):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
 _NEGATIVE = "Negative prompt:"

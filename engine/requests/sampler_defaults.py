@@ -35,6 +35,8 @@ _SHARED: Mapping[str, set[str]] = {
     "deis": _SPACED | {"karras"},
     "plms": _SPACED,
     "lms": _SPACED | {"karras"},
+    "kdpm2": _SPACED | {"karras"},
+    "kdpm2_ancestral": _SPACED | {"karras"},
     "unipc": _SPACED | {"karras", "dynamic_threshold"},
 }
 _SAME_OPTIONS = {"ddim_inverse": "ddim", "ddpm_strided": "ddpm"}  # samplers that take another's options

@@ -16,6 +16,7 @@ from stepfuse.samplers.dpm_solver import dpmpp_2m
 from stepfuse.samplers.implicit import ddim
 from stepfuse.samplers.inversion import ddim_inverse
 from stepfuse.samplers.linear_multistep import deis, lms, plms
+from stepfuse.samplers.midpoint import kdpm2, kdpm2_ancestral
 from stepfuse.samplers.predictor_corrector import unipc
 from stepfuse.samplers.probability_flow import euler, euler_ancestral, heun
 from stepfuse.samplers.table import StepTable
@@ -23,7 +24,22 @@ from stepfuse.samplers.table import StepTable
 #: Samplers by name, as ``Engine.sample(sampler=...)`` takes them.
 SAMPLERS: Mapping[str, Callable[..., StepTable]] = {
     function.__name__: cast("Callable[..., StepTable]", function)
-    for function in (ddim, ddpm, ddpm_strided, dpmpp_2m, lcm, heun, euler, euler_ancestral, deis, plms, unipc, lms)
+    for function in (
+        ddim,
+        ddpm,
+        ddpm_strided,
+        dpmpp_2m,
+        lcm,
+        heun,
+        euler,
+        euler_ancestral,
+        deis,
+        plms,
+        unipc,
+        lms,
+        kdpm2,
+        kdpm2_ancestral,
+    )
 }
 
 __all__ = [
@@ -38,6 +54,8 @@ __all__ = [
     "euler",
     "euler_ancestral",
     "heun",
+    "kdpm2",
+    "kdpm2_ancestral",
     "lcm",
     "lms",
     "plms",

@@ -25,6 +25,8 @@ CLASSES = {
     "plms": "PNDMScheduler",
     "unipc": "UniPCMultistepScheduler",
     "lms": "LMSDiscreteScheduler",
+    "kdpm2": "KDPM2DiscreteScheduler",
+    "kdpm2_ancestral": "KDPM2AncestralDiscreteScheduler",
 }
 FLOW = {"euler": "FlowMatchEulerDiscreteScheduler"}
 

@@ -112,6 +112,8 @@ SCHEDULERS = {
     "pndm": ("PNDMScheduler", {"skip_prk_steps": True, "set_alpha_to_one": False}),
     "unipc": ("UniPCMultistepScheduler", {"use_karras_sigmas": True, "solver_order": 3}),
     "lms": ("LMSDiscreteScheduler", {"use_karras_sigmas": True}),
+    "kdpm2": ("KDPM2DiscreteScheduler", {"use_karras_sigmas": True}),
+    "kdpm2-a": ("KDPM2AncestralDiscreteScheduler", {}),
 }
 
 

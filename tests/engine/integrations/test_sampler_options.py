@@ -25,6 +25,8 @@ CLASSES = {
     "plms": "PNDMScheduler",
     "unipc": "UniPCMultistepScheduler",
     "lms": "LMSDiscreteScheduler",
+    "kdpm2": "KDPM2DiscreteScheduler",
+    "kdpm2_ancestral": "KDPM2AncestralDiscreteScheduler",
 }
 SCALED = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 # Of each class what is its own, so that all of it would change another sampler if it reached it.
@@ -40,6 +42,8 @@ OWN = {
     "plms": {"skip_prk_steps": True, "steps_offset": 1, "set_alpha_to_one": True},
     "unipc": {"solver_order": 3, "use_karras_sigmas": True, "disable_corrector": [1], "predict_x0": False},
     "lms": {"use_karras_sigmas": True, "timestep_spacing": "leading", "steps_offset": 1},
+    "kdpm2": {"use_karras_sigmas": True},
+    "kdpm2_ancestral": {"timestep_spacing": "trailing"},
 }
 
 
@@ -131,7 +135,7 @@ def test_any_number_of_steps_runs_on_a_model_whose_timesteps_have_an_offset(samp
 
 
 @pytest.mark.parametrize("spacing", ["linspace", "leading", "trailing"])
-@pytest.mark.parametrize("name", ["euler", "heun", "dpmpp_2m", "deis", "unipc", "lms"])
+@pytest.mark.parametrize("name", ["euler", "heun", "dpmpp_2m", "deis", "unipc", "lms", "kdpm2", "kdpm2_ancestral"])
 @pytest.mark.parametrize("betas", [SCALED, {}], ids=["scaled_linear", "linear"])
 def test_karras_levels_are_taken_at_every_number_of_steps(name, betas, spacing):
     """diffusers finds these timesteps in float32: the network gets its very own, and the levels agree."""
@@ -140,7 +144,7 @@ def test_karras_levels_are_taken_at_every_number_of_steps(name, betas, spacing):
         scheduler.set_timesteps(steps)
         table = scheduler_table.table_of(scheduler, {})
         np.testing.assert_array_equal(table["t"], np.float32(scheduler.timesteps))
-        if name not in ("dpmpp_2m", "deis", "unipc"):
+        if name not in ("dpmpp_2m", "deis", "unipc", "kdpm2", "kdpm2_ancestral"):
             sigmas = np.sqrt(1 / table["s"].astype(np.float64) ** 2 - 1)
             levels = np.asarray(scheduler.sigmas[: len(table)], dtype=np.float64)
             np.testing.assert_allclose(sigmas, levels, rtol=2e-4)

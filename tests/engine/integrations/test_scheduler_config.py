@@ -90,6 +90,16 @@ CONFIGS = {
         {**SCALED, **V, "use_karras_sigmas": True, "timestep_spacing": "trailing"},
         {**COSINE, "prediction_type": "sample"},
     ],
+    "KDPM2DiscreteScheduler": [
+        {"clip_sample": True},  # it has no such entry
+        {**STABLE_DIFFUSION, **V},
+        {"use_karras_sigmas": True, "timestep_spacing": "trailing"},
+    ],
+    "KDPM2AncestralDiscreteScheduler": [
+        {"clip_sample": True},
+        {**STABLE_DIFFUSION, **V},
+        {"use_karras_sigmas": True, "timestep_spacing": "trailing"},
+    ],
     "FlowMatchEulerDiscreteScheduler": [{}, {"shift": 3.0}, {"shift": 3.0, "num_train_timesteps": 500}],
 }
 CASES = [
@@ -107,7 +117,8 @@ def the_scheduler(name, config, steps):
     scheduler = getattr(diffusers, name).from_config(config)
     for levels in {"alphas_cumprod", "final_alpha_cumprod"} & vars(scheduler).keys():
         setattr(scheduler, levels, getattr(scheduler, levels).double())
-    scheduler.set_timesteps(steps)
+    with peers.double_levels(scheduler):
+        scheduler.set_timesteps(steps)
     if hasattr(scheduler, "sigmas"):
         scheduler.sigmas = scheduler.sigmas.double()
     return scheduler
@@ -175,6 +186,8 @@ def test_epsilon_at_zero_signal_is_refused_by_the_sampler():
         ("DEISMultistepScheduler", "thresholding", True),
         ("PNDMScheduler", "prediction_type", "sample"),
         ("LMSDiscreteScheduler", "use_beta_sigmas", True),
+        ("KDPM2DiscreteScheduler", "prediction_type", "sample"),
+        ("KDPM2AncestralDiscreteScheduler", "use_exponential_sigmas", True),
         ("UniPCMultistepScheduler", "solver_order", 4),
         ("UniPCMultistepScheduler", "use_beta_sigmas", True),
         ("UniPCMultistepScheduler", "prediction_type", "flow_prediction"),
@@ -236,9 +249,8 @@ def test_what_is_not_covered_is_refused(config, message):
 @pytest.mark.parametrize(
     ("name", "nearest"),
     [
-        ("KDPM2DiscreteScheduler", "HeunDiscreteScheduler"),
+        ("DDIMParallelScheduler", "DDIMScheduler"),
         ("DPMSolverSinglestepScheduler", "DPMSolverMultistepScheduler"),
-        ("KDPM2AncestralDiscreteScheduler", "EulerAncestralDiscreteScheduler"),
         ("FlowMatchHeunDiscreteScheduler", "FlowMatchEulerDiscreteScheduler"),
     ],
 )

@@ -39,6 +39,8 @@ SAMPLERS = {
     "euler": ("euler", "shift-3", {}),
     "deis": ("deis", "scaled", {"order": 3, "final_alpha_cumprod": float(ALPHAS[0])}),
     "unipc": ("unipc", "scaled", {"order": 3}),
+    "kdpm2": ("kdpm2", "scaled", {"karras": True}),
+    "kdpm2_ancestral": ("kdpm2_ancestral", "scaled", {}),
     "unipc-karras": ("unipc", "linear", {"karras": True, "disable_corrector": [7]}),
     "unipc-flow": ("unipc", "shift-3", {}),
     "unipc-v": ("unipc", "zero-snr", {"prediction_type": "v_prediction", "spacing": "trailing", "order": 1}),
@@ -88,8 +90,9 @@ def test_image_to_image_is_diffusers(name, strength, monkeypatch):
 @needs_diffusers
 @pytest.mark.parametrize("mask", [MASK, SOFT], ids=["hard", "soft"])
 @pytest.mark.parametrize("strength", [0.5, 1.0])
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", sorted(SAMPLERS.keys() - {"kdpm2"}))
 def test_inpainting_is_diffusers(name, strength, mask, monkeypatch):
+    """Of ``kdpm2`` it is not: where its state is between two levels, diffusers noises to the lower one."""
     import torch
 
     scheduler, step_options, engine, arguments = prepared(name)

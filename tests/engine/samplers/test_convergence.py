@@ -48,7 +48,7 @@ def test_the_error_of_a_first_order_sampler_falls_as_steps_are_added(sampler, sp
 
 
 @pytest.mark.parametrize("options", [{"spacing": one} for one in SPACINGS] + [{"karras": True}], ids=str)
-@pytest.mark.parametrize("sampler", ["heun", "dpmpp_2m", "unipc"])
+@pytest.mark.parametrize("sampler", ["heun", "dpmpp_2m", "unipc", "kdpm2"])
 def test_a_second_order_sampler_stays_near_the_solution_once_it_is_there(sampler, options):
     """The schedule's least noise, at which its last step begins, leaves 5e-4 of the data's deviation."""
     found = errors(sampler, sf.NoiseSchedule.linear(), (10, 100, 300, 600, 999), **options)

@@ -28,6 +28,7 @@ CASES = [
     ("unipc", "scaled", {"karras": True}),
     ("unipc", "shift-3", {}),
     ("lms", "scaled", {"karras": True}),
+    ("kdpm2_ancestral", "scaled", {"karras": True}),
 ]
 
 

@@ -108,8 +108,18 @@ CASES["lms"] = {
     "order-2": {"order": 2},
     "order-3": {"order": 3},
 }
-FEWER = {"deis", "plms", "unipc", "lms"}  # not every case on every schedule, for time
-ALL_COUNTS = {"lms": ("eps", "karras")}  # cases with every number of steps; the others have fewer
+_MIDPOINT = {
+    "eps": {},
+    "v": V,
+    "guided": {"guidance_scale": 3.0},
+    **SPACED,
+    "karras": {"karras": True},
+    "karras-v": {**V, "karras": True, "spacing": "trailing"},
+}
+CASES |= {"kdpm2": _MIDPOINT, "kdpm2_ancestral": _MIDPOINT}
+FEWER = {"deis", "plms", "unipc", "lms", "kdpm2", "kdpm2_ancestral"}  # not every case on every schedule, for time
+ALL_COUNTS = {"lms", "kdpm2", "kdpm2_ancestral"}  # every number of steps in these cases alone: eps, karras
+NO_ZERO_SNR = {"heun", "deis", "plms", "lms", "kdpm2", "kdpm2_ancestral"}  # diffusers' classes have no such schedule
 FLOW_CASES = {
     "euler": {"flow": {}, "guided": {"guidance_scale": 3.0}},
     "unipc": {"flow": {}, "order-1": {"order": 1}, "order-3": {"order": 3, "guidance_scale": 3.0}},
@@ -121,11 +131,13 @@ def comparable(sampler, case, steps, schedule):
     options = CASES[sampler][case]
     if steps == 1000 and (sampler != "ddpm" or "steps_offset" in options):
         return False
-    if schedule == "zero-snr":  # nothing follows from eps at pure noise; these of diffusers have no such schedule
-        return sampler not in ("heun", "deis", "plms", "lms") and "prediction_type" in options
+    if schedule == "zero-snr":  # nothing follows from eps at pure noise
+        return (
+            sampler not in ("heun", "deis", "plms", "lms", "kdpm2", "kdpm2_ancestral") and "prediction_type" in options
+        )
     if case == "karras" and sampler == "deis" and steps == 1:
         return False  # diffusers' only step leads from the noisiest level to itself
-    if sampler in ALL_COUNTS and case not in ALL_COUNTS[sampler] and steps in (1, 3, 7, 25):
+    if sampler in ALL_COUNTS and case not in ("eps", "karras") and steps in (1, 3, 7, 25):
         return False
     if sampler in FEWER:
         return schedule == "scaled" or (schedule == "cosine" and case in ("eps", "order-3", "karras", "bh1-order-3"))
