@@ -30,11 +30,12 @@ SCHEDULERS = {
     "plms": "PNDMScheduler",
     "unipc": "UniPCMultistepScheduler",
     "lms": "LMSDiscreteScheduler",
+    "dpmpp_2s": "DPMSolverSinglestepScheduler",
     "kdpm2": "KDPM2DiscreteScheduler",
     "kdpm2_ancestral": "KDPM2AncestralDiscreteScheduler",
 }
 FLOW_SCHEDULERS = {"euler": "FlowMatchEulerDiscreteScheduler", "unipc": "UniPCMultistepScheduler"}
-_MULTISTEP = ["dpmpp_2m", "heun", "deis", "plms", "unipc", "lms"]
+_MULTISTEP = ["dpmpp_2m", "heun", "deis", "plms", "unipc", "lms", "dpmpp_2s"]
 TOLERANCES = dict.fromkeys(SCHEDULERS, tolerances.ONE_STEP) | dict.fromkeys(_MULTISTEP, tolerances.MULTISTEP)
 
 SCALED = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -87,6 +88,8 @@ def scheduler(sampler, schedule, options, **timesteps):
     import diffusers
 
     config = {CONFIG_NAMES[name]: value for name, value in options.items() if name in CONFIG_NAMES}
+    if sampler in ("dpmpp_2m", "dpmpp_2s"):
+        config |= {"algorithm_type": "dpmsolver++" if config.pop("predict_x0", True) else "dpmsolver"}
     if sampler == "lms":  # its order is an argument of step
         config.pop("solver_order", None)
     if sampler in ("ddim", "ddpm", "lcm", "heun"):

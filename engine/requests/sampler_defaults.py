@@ -35,6 +35,7 @@ _SHARED: Mapping[str, set[str]] = {
     "deis": _SPACED | {"karras"},
     "plms": _SPACED,
     "lms": _SPACED | {"karras"},
+    "dpmpp_2s": {"karras", "dynamic_threshold"},
     "kdpm2": _SPACED | {"karras"},
     "kdpm2_ancestral": _SPACED | {"karras"},
     "unipc": _SPACED | {"karras", "dynamic_threshold"},
@@ -53,7 +54,7 @@ def default_steps(info: ModelInfo, sampler: str, options: Mapping[str, Any] = Ma
     if sampler == "ddpm" and not respaced:
         return total
     original = options.get("original_steps", _LCM_STEPS)
-    if sampler in ("dpmpp_2m", "deis", "unipc"):
+    if sampler in ("dpmpp_2m", "dpmpp_2s", "deis", "unipc"):
         total = max(total - 1, 1)
     elif sampler == "lcm" and isinstance(original, int):  # the sampler refuses anything else
         total = min(total, original)

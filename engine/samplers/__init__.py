@@ -13,6 +13,7 @@ from typing import cast
 from stepfuse.samplers.ancestral import NaiveSamplerWarning, ddpm, ddpm_strided
 from stepfuse.samplers.consistency import lcm
 from stepfuse.samplers.dpm_solver import dpmpp_2m
+from stepfuse.samplers.dpm_solver_singlestep import dpmpp_2s
 from stepfuse.samplers.implicit import ddim
 from stepfuse.samplers.inversion import ddim_inverse
 from stepfuse.samplers.linear_multistep import deis, lms, plms
@@ -39,6 +40,7 @@ SAMPLERS: Mapping[str, Callable[..., StepTable]] = {
         lms,
         kdpm2,
         kdpm2_ancestral,
+        dpmpp_2s,
     )
 }
 
@@ -51,6 +53,7 @@ __all__ = [
     "ddpm_strided",
     "deis",
     "dpmpp_2m",
+    "dpmpp_2s",
     "euler",
     "euler_ancestral",
     "heun",

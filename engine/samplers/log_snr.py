@@ -20,6 +20,9 @@ from stepfuse.samplers.coefficients import (
 )
 from stepfuse.samplers.schedule import Float64Array, NoiseSchedule, Spacing, explicit_timesteps, spaced_timesteps
 
+# Levels whose logarithms are nearer than this are one level, rounded twice: no step lies between them.
+SAME_LEVEL = 1e-8
+
 
 def solver_levels(
     schedule: NoiseSchedule,

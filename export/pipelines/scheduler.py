@@ -25,6 +25,7 @@ CLASSES = {
     "plms": "PNDMScheduler",
     "unipc": "UniPCMultistepScheduler",
     "lms": "LMSDiscreteScheduler",
+    "dpmpp_2s": "DPMSolverSinglestepScheduler",
     "kdpm2": "KDPM2DiscreteScheduler",
     "kdpm2_ancestral": "KDPM2AncestralDiscreteScheduler",
 }

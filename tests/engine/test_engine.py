@@ -32,6 +32,7 @@ def engine():
         pytest.param("plms", {"steps_offset": 1}, id="plms"),
         pytest.param("lms", {"karras": True}, id="lms"),
         pytest.param("kdpm2", {}, id="kdpm2"),
+        pytest.param("dpmpp_2s", {"order": 3, "predict_x0": False}, id="dpmpp_2s"),
         pytest.param("kdpm2_ancestral", {"karras": True}, id="kdpm2_ancestral"),
         pytest.param("unipc", {}, id="unipc"),
         pytest.param("unipc", {"order": 3, "disable_corrector": [0], "clip": 1.5}, id="unipc-with-options"),

@@ -22,7 +22,7 @@ _TIMESTEPS, _SIGNAL = 1e-5, 1e-4
 # Of a noise level: its logarithm is interpolated in float32.
 _LEVELS = 2e-4
 # Samplers that round Karras' timesteps, with the rows that they have for each level.
-_ROUNDED = {"dpmpp_2m": 1, "deis": 1, "unipc": 1, "kdpm2": 2, "kdpm2_ancestral": 2}
+_ROUNDED = {"dpmpp_2m": 1, "deis": 1, "unipc": 1, "dpmpp_2s": 1, "kdpm2": 2, "kdpm2_ancestral": 2}
 # Schedulers whose runs go wrong in diffusers where they begin in the middle, and how.
 _FROM_THE_START = {
     "plms": ("PNDMScheduler", "steps from other noise levels than its state has"),

@@ -90,6 +90,14 @@ CONFIGS = {
         {**SCALED, **V, "use_karras_sigmas": True, "timestep_spacing": "trailing"},
         {**COSINE, "prediction_type": "sample"},
     ],
+    "DPMSolverSinglestepScheduler": [
+        {},
+        {**STABLE_DIFFUSION, "solver_order": 3, "rescale_betas_zero_snr": True},  # it has neither spacing nor zero SNR
+        {**COSINE, **V},
+        {**SCALED, "use_karras_sigmas": True, "solver_type": "bh2"},
+        {**SCALED, **THRESHOLD, "final_sigmas_type": "sigma_min", "solver_type": "heun", "lambda_min_clipped": -5.1},
+        {**SCALED, "final_sigmas_type": "sigma_min", "algorithm_type": "dpmsolver", "solver_order": 3},
+    ],
     "KDPM2DiscreteScheduler": [
         {"clip_sample": True},  # it has no such entry
         {**STABLE_DIFFUSION, **V},
@@ -142,7 +150,7 @@ def test_a_run_is_that_of_diffusers(name, config, steps, monkeypatch):
     settings = read_scheduler({**config, "_class_name": name, "_diffusers_version": "0.42.1"})
     want = peers.run(the_scheduler(name, config, steps), monkeypatch, 3.0)
     got = ours(settings, steps, guidance_scale=3.0)
-    history = name.endswith("MultistepScheduler") or name in HISTORY
+    history = name.startswith("DPMSolver") or name.endswith("MultistepScheduler") or name in HISTORY
     limit = tolerances.MULTISTEP if history else tolerances.ONE_STEP
     scale = max(np.abs(want).max(), 1.0)  # a result of a few hundredths is the difference of states a hundred times 1
     assert np.abs(got - want).max() < limit * scale
@@ -187,6 +195,8 @@ def test_epsilon_at_zero_signal_is_refused_by_the_sampler():
         ("PNDMScheduler", "prediction_type", "sample"),
         ("LMSDiscreteScheduler", "use_beta_sigmas", True),
         ("KDPM2DiscreteScheduler", "prediction_type", "sample"),
+        ("DPMSolverSinglestepScheduler", "algorithm_type", "sde-dpmsolver++"),
+        ("DPMSolverSinglestepScheduler", "use_flow_sigmas", True),
         ("KDPM2AncestralDiscreteScheduler", "use_exponential_sigmas", True),
         ("UniPCMultistepScheduler", "solver_order", 4),
         ("UniPCMultistepScheduler", "use_beta_sigmas", True),
@@ -250,7 +260,6 @@ def test_what_is_not_covered_is_refused(config, message):
     ("name", "nearest"),
     [
         ("DDIMParallelScheduler", "DDIMScheduler"),
-        ("DPMSolverSinglestepScheduler", "DPMSolverMultistepScheduler"),
         ("FlowMatchHeunDiscreteScheduler", "FlowMatchEulerDiscreteScheduler"),
     ],
 )

@@ -39,6 +39,7 @@ SAMPLERS = {
     "euler": ("euler", "shift-3", {}),
     "deis": ("deis", "scaled", {"order": 3, "final_alpha_cumprod": float(ALPHAS[0])}),
     "unipc": ("unipc", "scaled", {"order": 3}),
+    "dpmpp_2s": ("dpmpp_2s", "scaled", {"order": 3}),
     "kdpm2": ("kdpm2", "scaled", {"karras": True}),
     "kdpm2_ancestral": ("kdpm2_ancestral", "scaled", {}),
     "unipc-karras": ("unipc", "linear", {"karras": True, "disable_corrector": [7]}),

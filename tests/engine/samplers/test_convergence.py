@@ -115,6 +115,15 @@ def test_a_predictor_is_of_its_order_once_it_has_its_estimates(sampler, order):
     assert found == pytest.approx(2**order, rel=0.15)
 
 
+@pytest.mark.parametrize("predict_x0", [True, False], ids=["x0", "noise"])
+@pytest.mark.parametrize("solver_type", ["midpoint", "heun"])
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_a_single_step_is_of_its_order(order, solver_type, predict_x0):
+    options = {"order": order, "solver_type": solver_type, "predict_x0": predict_x0}
+    found = rate(sf.samplers.dpmpp_2s, counts=(48, 96), at_end=True, **options)
+    assert found == pytest.approx(2**order, rel=0.15)
+
+
 RISING = sf.NoiseSchedule.from_alphas_cumprod(1 / (1 + np.linspace(0, 1, 961)[1:] ** 2))  # timesteps even in noise
 
 

@@ -117,9 +117,23 @@ _MIDPOINT = {
     "karras-v": {**V, "karras": True, "spacing": "trailing"},
 }
 CASES |= {"kdpm2": _MIDPOINT, "kdpm2_ancestral": _MIDPOINT}
-FEWER = {"deis", "plms", "unipc", "lms", "kdpm2", "kdpm2_ancestral"}  # not every case on every schedule, for time
-ALL_COUNTS = {"lms", "kdpm2", "kdpm2_ancestral"}  # every number of steps in these cases alone: eps, karras
-NO_ZERO_SNR = {"heun", "deis", "plms", "lms", "kdpm2", "kdpm2_ancestral"}  # diffusers' classes have no such schedule
+CASES["dpmpp_2s"] = {
+    **PREDICTIONS,
+    "karras": {"karras": True},
+    "karras-v": {**V, "karras": True, "order": 3},
+    "order-1": {"order": 1},
+    "order-3": {"order": 3},
+    "order-3-x0": {**X0, "order": 3},
+    "heun": {**FIRST_ALPHA, "solver_type": "heun"},
+    "heun-order-3": {**FIRST_ALPHA, "solver_type": "heun", "order": 3},
+    "lower-order-end": {**FIRST_ALPHA, "order": 3, "lower_order_final": True},
+    "noise": {**FIRST_ALPHA, "predict_x0": False},
+    "noise-order-3": {**FIRST_ALPHA, "predict_x0": False, "order": 3},
+    "noise-heun-order-3": {**V, **FIRST_ALPHA, "predict_x0": False, "order": 3, "solver_type": "heun"},
+}
+ALL_COUNTS = {"lms", "kdpm2", "kdpm2_ancestral", "dpmpp_2s"}  # every number of steps in these cases alone: eps, karras
+FEWER = {"deis", "plms", "unipc", *ALL_COUNTS}  # not every case on every schedule, for time
+NO_ZERO_SNR = {"heun", "deis", "plms", *ALL_COUNTS}  # diffusers' classes have no such schedule
 FLOW_CASES = {
     "euler": {"flow": {}, "guided": {"guidance_scale": 3.0}},
     "unipc": {"flow": {}, "order-1": {"order": 1}, "order-3": {"order": 3, "guidance_scale": 3.0}},
@@ -132,9 +146,7 @@ def comparable(sampler, case, steps, schedule):
     if steps == 1000 and (sampler != "ddpm" or "steps_offset" in options):
         return False
     if schedule == "zero-snr":  # nothing follows from eps at pure noise
-        return (
-            sampler not in ("heun", "deis", "plms", "lms", "kdpm2", "kdpm2_ancestral") and "prediction_type" in options
-        )
+        return sampler not in NO_ZERO_SNR and "prediction_type" in options
     if case == "karras" and sampler == "deis" and steps == 1:
         return False  # diffusers' only step leads from the noisiest level to itself
     if sampler in ALL_COUNTS and case not in ("eps", "karras") and steps in (1, 3, 7, 25):
