@@ -21,6 +21,7 @@ _NAMES = {
     "heun": "Heun",
     "lcm": "LCM",
     "lms": "LMS",
+    "ipndm": "IPNDM",
     "dpmpp_2s": "DPM++ 2S",
     "kdpm2": "DPM2",
     "kdpm2_ancestral": "DPM2 a",

@@ -35,12 +35,14 @@ _SHARED: Mapping[str, set[str]] = {
     "deis": _SPACED | {"karras"},
     "plms": _SPACED,
     "lms": _SPACED | {"karras"},
+    "ipndm": _SPACED | {"karras"},
     "dpmpp_2s": {"karras", "dynamic_threshold"},
     "kdpm2": _SPACED | {"karras"},
     "kdpm2_ancestral": _SPACED | {"karras"},
     "unipc": _SPACED | {"karras", "dynamic_threshold"},
 }
 _SAME_OPTIONS = {"ddim_inverse": "ddim", "ddpm_strided": "ddpm"}  # samplers that take another's options
+_OF_NO_CLASS = {"ipndm"}  # samplers that no class of diffusers has on a model's levels
 
 
 def default_steps(info: ModelInfo, sampler: str, options: Mapping[str, Any] = MappingProxyType({})) -> int:
@@ -54,7 +56,7 @@ def default_steps(info: ModelInfo, sampler: str, options: Mapping[str, Any] = Ma
     if sampler == "ddpm" and not respaced:
         return total
     original = options.get("original_steps", _LCM_STEPS)
-    if sampler in ("dpmpp_2m", "dpmpp_2s", "deis", "unipc"):
+    if sampler in ("dpmpp_2m", "dpmpp_2s", "deis", "ipndm", "unipc"):
         total = max(total - 1, 1)
     elif sampler == "lcm" and isinstance(original, int):  # the sampler refuses anything else
         total = min(total, original)
@@ -80,7 +82,7 @@ def default_options(info: ModelInfo, function: Callable[..., StepTable]) -> dict
                 **{one: info.defaults[one] for one in _EVERY & set(info.defaults)},
                 **info.sampler_options[covering],
             }
-        elif info.sampler_options:
+        elif info.sampler_options and name not in _OF_NO_CLASS:
             known = ", ".join([str(info.defaults["sampler"]), *sorted(info.sampler_options)])
             raise ValueError(
                 f"sampler must be one that the model's scheduler configuration covers, {known}, got {name!r}"

@@ -16,7 +16,7 @@ from stepfuse.samplers.dpm_solver import dpmpp_2m
 from stepfuse.samplers.dpm_solver_singlestep import dpmpp_2s
 from stepfuse.samplers.implicit import ddim
 from stepfuse.samplers.inversion import ddim_inverse
-from stepfuse.samplers.linear_multistep import deis, lms, plms
+from stepfuse.samplers.linear_multistep import deis, ipndm, lms, plms
 from stepfuse.samplers.midpoint import kdpm2, kdpm2_ancestral
 from stepfuse.samplers.predictor_corrector import unipc
 from stepfuse.samplers.probability_flow import euler, euler_ancestral, heun
@@ -40,6 +40,7 @@ SAMPLERS: Mapping[str, Callable[..., StepTable]] = {
         lms,
         kdpm2,
         kdpm2_ancestral,
+        ipndm,
         dpmpp_2s,
     )
 }
@@ -57,6 +58,7 @@ __all__ = [
     "euler",
     "euler_ancestral",
     "heun",
+    "ipndm",
     "kdpm2",
     "kdpm2_ancestral",
     "lcm",

@@ -1,4 +1,4 @@
-"""Linear multistep methods on the noise estimate: PLMS, the sampler of stock Stable Diffusion 1.x, DEIS, and LMS."""
+"""Linear multistep methods on the noise estimate: PLMS, stock Stable Diffusion 1.x's own, iPNDM, DEIS and LMS."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from stepfuse.samplers.coefficients import (
+    Columns,
+    Levels,
     PredictionType,
     alphas_at,
     build_table,
@@ -122,20 +124,74 @@ def deis(
     require_between("begin", begin, 0, len(t) - 1)
     falls = lower_order_final and len(t) < 15
     t, rho = t[begin:], rho[begin:]
-    signal = 1 / np.hypot(1, rho)
-    a = signal[:-1] ** 2
     with np.errstate(divide="ignore"):
         log_rho = np.log(rho)
+    weights = []
+    for i in range(len(t)):
+        now = min(order, i + 1, len(t) - i if falls else order)
+        nodes = log_rho[i - now + 1 : i + 1][::-1] - log_rho[i]
+        weights.append(rho[i] * _extrapolated(nodes, log_rho[i + 1] - log_rho[i]))
+    columns, levels = _in_rho(prediction_type, clip, rho, weights)
+    return build_table("deis", schedule, t, columns, levels, guidance_scale, guidance_interval)
+
+
+@recorded
+def ipndm(
+    schedule: NoiseSchedule,
+    steps: int | None = None,
+    *,
+    timesteps: Sequence[float] | None = None,
+    spacing: Spacing = "linspace",
+    steps_offset: int = 0,
+    prediction_type: PredictionType = "epsilon",
+    clip: float | None = None,
+    karras: bool = False,
+    order: int = 4,
+    final_alpha_cumprod: float = 1.0,
+    begin: int = 0,
+    guidance_scale: float = 1.0,
+    guidance_interval: tuple[float, float] = (0.0, 1.0),
+) -> StepTable:
+    """Improved PNDM, of Zhang & Chen (2023): ``plms`` that begins with fewer estimates instead of a repeated step.
+
+    DDIM's step with the latest noise estimates combined by Adams-Bashforth's weights for even steps, however uneven
+    they are; ``lms`` and ``deis`` have weights for the steps as they are. The registers hold the last three estimates.
+
+    Args:
+        schedule: As for ``deis``, and so are the arguments not named here.
+        order: Estimates that are combined, 1 to 4; the first steps have fewer. Of order 1 it is DDIM's step.
+
+    Returns:
+        A table of S - ``begin`` rows, the noisiest timestep first; of one line up to order 2.
+
+    Raises:
+        ValueError: As for ``deis``, but that ``order`` may be 4.
+        TypeError: If ``steps``, ``order`` or ``begin`` is no whole number.
+    """
+    require_between("order", order, 1, 4)
+    t, rho = solver_levels(
+        schedule, steps, timesteps, spacing, steps_offset, prediction_type, final_alpha_cumprod, karras=karras
+    )
+    require_between("begin", begin, 0, len(t) - 1)
+    t, rho = t[begin:], rho[begin:]
+    weights = [width * np.array(_ADAMS_BASHFORTH[min(order - 1, i)]) for i, width in enumerate(np.diff(rho))]
+    columns, levels = _in_rho(prediction_type, clip, rho, weights)
+    return build_table("ipndm", schedule, t, columns, levels, guidance_scale, guidance_interval)
+
+
+def _in_rho(
+    prediction_type: PredictionType, clip: float | None, rho: Float64Array, weights: Sequence[Float64Array]
+) -> tuple[Columns, Levels]:
+    """Columns and levels of steps which add to x / signal the latest noise estimates, by each step's weights."""
+    signal = 1 / np.hypot(1, rho)
+    a = signal[:-1] ** 2
     in_eps = zip(*eps_from(prediction_type, a, from_clipped=clip is not None), strict=True)
     updates = []
     for i, (x, d, e) in enumerate(in_eps):
         estimate = x * X + d * D + e * E
-        now = min(order, i + 1, len(t) - i if falls else order)
-        weights = rho[i] * _extrapolated(log_rho[i - now + 1 : i + 1][::-1] - log_rho[i], log_rho[i + 1] - log_rho[i])
-        after = _added(1 / signal[i] * X, weights, (estimate, H, H2))
-        updates.append(Update(signal[i + 1] * after, h=estimate, h2=H))
-    columns = {**clean_sample(prediction_type, a, clip), **columns_of(updates)}
-    return build_table("deis", schedule, t, columns, preserving_levels(a), guidance_scale, guidance_interval)
+        after = _added(1 / signal[i] * X, weights[i], (estimate, H, H2, H3))
+        updates.append(Update(signal[i + 1] * after, h=estimate, h2=H, h3=H2))
+    return {**clean_sample(prediction_type, a, clip), **columns_of(updates)}, preserving_levels(a)
 
 
 @recorded

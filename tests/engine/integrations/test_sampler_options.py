@@ -93,6 +93,11 @@ def test_a_bundle_that_says_nothing_of_other_samplers_hands_them_what_both_share
     assert table.options.get("steps_offset", 1) == 1
 
 
+def test_a_sampler_of_no_class_takes_spacing_and_levels_from_the_model_s_own_scheduler():
+    table = compile_table(model(saved("euler")), "ipndm", 20, None, None, {})
+    assert (table.options["karras"], table.options["spacing"], table.options["order"]) == (True, "trailing", 4)
+
+
 def test_dpm_solver_on_a_model_of_ddim_ends_clean():
     """All data is one point: a clean end leaves no spread, one at the schedule's least noise leaves 0.03."""
     info = model(saved("ddim"))

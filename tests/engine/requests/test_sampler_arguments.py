@@ -89,6 +89,7 @@ def test_refuses_steps_that_do_not_count(sampler, steps):
         pytest.param("lms", {"order": 5}, "order must be between 1 and 4, got 5$", id="lms-order"),
         pytest.param("dpmpp_2s", {"order": 4}, "order must be between 1 and 3, got 4$", id="dpmpp_2s-order"),
         pytest.param("dpmpp_2s", {"solver_type": "bh1"}, "solver_type must be .*, got 'bh1'$", id="dpmpp_2s-solver"),
+        pytest.param("ipndm", {"order": 5}, "order must be between 1 and 4, got 5$", id="ipndm-order"),
         pytest.param("lms", {"begin": 5}, "begin must be between 0 and 4, got 5$", id="lms-begin"),
         pytest.param("plms", {"begin": -1}, "begin must be between 0 and 4, got -1$", id="plms-begin"),
         pytest.param("plms", {"final_alpha_cumprod": 2.0}, "final_alpha_cumprod must be .*, got 2.0$", id="plms-end"),
@@ -182,7 +183,8 @@ def test_any_number_of_steps_makes_a_table(sampler, spacing):
     """Also where the last ᾱ is 0 and the one before nearly: both are among the timesteps from 500 steps on."""
     for schedule, kind in ((LINEAR, "epsilon"), (ZERO_SNR, "v_prediction")):
         for steps in (1, 2, 3, 7, 299, 500, 501, 998, 999, 1000):
-            if sampler in ("dpmpp_2m", "dpmpp_2s", "deis", "unipc") and steps == 1000 and spacing != "trailing":
+            one_more = sampler in ("dpmpp_2m", "dpmpp_2s", "deis", "ipndm", "unipc") and spacing != "trailing"
+            if one_more and steps == 1000:
                 with pytest.raises(ValueError, match="steps must be between 1 and 999, got 1000"):
                     SAMPLERS[sampler](schedule, steps, spacing=spacing)
                 continue
@@ -215,7 +217,7 @@ def test_steps_without_a_corrector_are_a_list(given, message):
 
 def test_where_a_run_begins_is_no_option_of_an_engine():
     with sf.Engine.from_callable(lambda x, t, cond: x, shape=(2,), schedule=LINEAR) as engine:
-        for sampler in ("deis", "plms", "unipc", "lms", "dpmpp_2s"):
+        for sampler in ("deis", "plms", "unipc", "lms", "dpmpp_2s", "ipndm"):
             with pytest.raises(TypeError, match=f"sampler '{sampler}' takes steps, .*, got begin"):
                 engine.sample(sampler=sampler, steps=5, begin=2)
 

@@ -136,6 +136,15 @@ def test_lms_is_of_its_order(order):
     assert found[0] / found[1] == pytest.approx(2**order, rel=0.15)
 
 
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+def test_ipndm_is_lms_where_the_noise_falls_evenly(order):
+    """Its weights are of the state over its signal, those of ``lms`` of the state."""
+    timesteps = np.arange(959, -1, -30)
+    ipndm, lms = (one(RISING, timesteps=timesteps, order=order) for one in (sf.samplers.ipndm, sf.samplers.lms))
+    for name in ("q_e", "q_h", "q_h2", "q_h3")[:order]:
+        np.testing.assert_allclose(ipndm[name], ipndm.levels[1:, 0] * lms[name], rtol=1e-5)
+
+
 def test_plms_is_of_second_order_as_its_first_step_is():
     assert rate(sf.samplers.plms) == pytest.approx(4, rel=0.15)
 

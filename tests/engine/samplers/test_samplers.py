@@ -196,6 +196,23 @@ def test_sampler_is_diffusers(sampler, options, steps, schedule, monkeypatch):
     assert np.abs(got - want).max() < peers.TOLERANCES[sampler] * np.abs(want).max()
 
 
+@pytest.mark.parametrize("steps", [2, 3, 5, 10, 50])
+def test_ipndm_is_diffusers(steps, monkeypatch):
+    """Its levels are its own, and the schedule here holds these alone, but for the first: there is no signal there, and
+    noise over signal is infinite."""
+    import torch
+
+    scheduler = diffusers.IPNDMScheduler()
+    scheduler.set_timesteps(steps)
+    scheduler.betas = scheduler.betas.double()
+    scheduler.alphas = (1 - scheduler.betas**2) ** 0.5
+    scheduler.timesteps = torch.arange(steps - 1.0, -1.0, -1.0)  # of the schedule here
+    want = peers.run(scheduler, monkeypatch, x=torch.from_numpy(peers.NOISE).double(), begin=1)
+    levels = sf.NoiseSchedule.from_alphas_cumprod(scheduler.alphas[1:-1].flip(0) ** 2)
+    table = sf.samplers.ipndm(levels, timesteps=range(steps - 2, -1, -1), prediction_type="v_prediction")
+    assert np.abs(ours(levels, table) - want).max() < tolerances.MULTISTEP * np.abs(want).max()
+
+
 EXPLICIT = dict.fromkeys(("ddpm", "dpmpp_2m", "lcm", "heun", "euler"), "scaled")
 
 
