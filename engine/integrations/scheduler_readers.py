@@ -12,6 +12,10 @@ from stepfuse.integrations.scheduler_entries import DEFAULTS
 from stepfuse.samplers.schedule import NoiseSchedule
 
 FLOW = "FlowMatchEulerDiscreteScheduler"
+FLOWS = (FLOW, "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler")
+DPM_SOLVER = "DPMSolverMultistepScheduler"
+#: What tells apart the samplers that ``DPM_SOLVER`` may be, its ``algorithm_type``.
+ALGORITHMS = {"dpmpp_2m": "dpmsolver++", "dpmpp_2m_sde": "sde-dpmsolver++"}
 _OTHER_SIGMAS = ("use_exponential_sigmas", "use_beta_sigmas")
 
 
@@ -79,10 +83,12 @@ def schedule_of(config: Entries) -> NoiseSchedule:
 
 
 def flow_schedule_of(config: Entries) -> NoiseSchedule:
-    """The noise levels of ``FLOW``."""
-    for key in ("use_dynamic_shifting", "invert_sigmas", "stochastic_sampling", *_OTHER_SIGMAS, "use_karras_sigmas"):
-        config.require(key, False, None)
-    config.require("shift_terminal", None, False)  # 0, too, leaves the levels as they are
+    """The noise levels of ``FLOWS``."""
+    for key in ("use_dynamic_shifting", "invert_sigmas", *_OTHER_SIGMAS, "use_karras_sigmas"):
+        if key in config:
+            config.require(key, False, None)
+    if "shift_terminal" in config:
+        config.require("shift_terminal", None, False)  # 0, too, leaves the levels as they are
     shift = config.number("shift", "above 0", lambda shift: 0 < shift < math.inf)
     return NoiseSchedule.flow(shift, config["num_train_timesteps"])
 
@@ -102,7 +108,7 @@ def _ddpm(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
 
 def _dpmpp_2m(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
     _require_signal(config)
-    config.require("algorithm_type", "dpmsolver++")
+    algorithm = config.require("algorithm_type", *ALGORITHMS.values())
     # The constructor takes the last three for the first.
     solver_type = config.require("solver_type", "midpoint", "heun", "logrho", "bh1", "bh2")
     order = config.require("solver_order", 1, 2)
@@ -114,7 +120,7 @@ def _dpmpp_2m(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
         config.require("beta_schedule", "linear", "scaled_linear", why=" with use_karras_sigmas")
     _require_all_levels(config, schedule)
     options = {
-        "sampler": "dpmpp_2m",
+        "sampler": next(sampler for sampler, one in ALGORITHMS.items() if one == algorithm),
         "karras": karras,
         "order": order,
         "solver_type": "heun" if solver_type == "heun" else "midpoint",
@@ -169,6 +175,12 @@ def _require_all_levels(config: Entries, schedule: NoiseSchedule) -> None:
         config.require("lambda_min_clipped", -math.inf)
 
 
+def third_order(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of ``dpmpp_3m_sde``, which is of k-diffusion alone, from those of ``dpmpp_2m_sde``."""
+    own = ("sampler", "order", "solver_type", "lower_order_final")
+    return {name: value for name, value in options.items() if name not in own}
+
+
 def _heun(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
     return {"sampler": "heun", "karras": _karras(config), **_spacing(config), **_bounds(config)}
 
@@ -176,10 +188,14 @@ def _heun(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
 def _lcm(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
     _require_signal(config)
     config.require("timestep_scaling", 10.0)
-    total = config["num_train_timesteps"]
-    rule = f"a whole number from 1 to num_train_timesteps, {total}"
-    steps = config.number("original_inference_steps", rule, lambda steps: steps in range(1, total + 1))
-    return {"sampler": "lcm", "original_steps": int(steps), **_bounds(config)}
+    return {"sampler": "lcm", "original_steps": _original_steps(config), **_bounds(config)}
+
+
+def _tcd(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
+    """Its step reads neither clipping nor thresholding, and always ends at the schedule's least noise."""
+    _require_signal(config)
+    final = float(schedule.alphas_cumprod[0])
+    return {"sampler": "tcd", "original_steps": _original_steps(config), "final_alpha_cumprod": final}
 
 
 def _euler(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
@@ -211,6 +227,12 @@ def _deis(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
         "final_alpha_cumprod": float(schedule.alphas_cumprod[0]),
         **_spacing(config),
     }
+
+
+def _dpmpp_sde(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
+    config.require("prediction_type", "epsilon", "v_prediction")
+    config.require("noise_sampler_seed", None, why=", since noise comes from the seed of each request")
+    return {"sampler": "dpmpp_sde", "karras": _karras(config), **_spacing(config)}
 
 
 def _plms(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
@@ -258,6 +280,17 @@ def flow_unipc(config: Entries) -> tuple[NoiseSchedule, dict[str, Any]]:
     return schedule, {**_solver(config), **_bounds(config)}
 
 
+def flow_sampler_of(config: Entries) -> dict[str, Any]:
+    """The sampler of ``FLOWS``."""
+    if config.name == "FlowMatchHeunDiscreteScheduler":
+        return {"sampler": "heun"}
+    if config.get("scale_factors"):
+        config.require("scale_factors", None, why=", since a step keeps its sample's size")
+    # The clean estimate, noised to the next level, is the step of one class, and of the other with this entry.
+    is_consistency = config.name == "FlowMatchLCMScheduler" or config["stochastic_sampling"]
+    return {"sampler": "lcm" if is_consistency else "euler"}
+
+
 def _solver(config: Entries) -> dict[str, Any]:
     """UniPC's own settings, with any noise levels."""
     config.require("use_dynamic_shifting", False, None)
@@ -273,6 +306,13 @@ def _solver(config: Entries) -> dict[str, Any]:
         "lower_order_final": bool(config["lower_order_final"]),
         "disable_corrector": list(uncorrected),
     }
+
+
+def _original_steps(config: Entries) -> int:
+    """Steps of the solver that a consistency model was distilled with."""
+    total = config["num_train_timesteps"]
+    rule = f"a whole number from 1 to num_train_timesteps, {total}"
+    return int(config.number("original_inference_steps", rule, lambda steps: steps in range(1, total + 1)))
 
 
 def _spacing(config: Entries) -> dict[str, Any]:
@@ -318,17 +358,21 @@ def _karras(config: Entries) -> bool:
 READERS: dict[str, Callable[[Entries, NoiseSchedule], dict[str, Any]]] = {
     "DDIMScheduler": _ddim,
     "DDPMScheduler": _ddpm,
-    "DPMSolverMultistepScheduler": _dpmpp_2m,
+    DPM_SOLVER: _dpmpp_2m,
     "LCMScheduler": _lcm,
     "HeunDiscreteScheduler": _heun,
     "EulerDiscreteScheduler": _euler,
     "EulerAncestralDiscreteScheduler": _euler_ancestral,
-    FLOW: lambda config, schedule: {},
+    FLOW: lambda config, schedule: flow_sampler_of(config),
     "DEISMultistepScheduler": _deis,
+    "DPMSolverSDEScheduler": _dpmpp_sde,
     "PNDMScheduler": _plms,
     "UniPCMultistepScheduler": _unipc,
     "LMSDiscreteScheduler": _lms,
     "DPMSolverSinglestepScheduler": _dpmpp_2s,
     "KDPM2DiscreteScheduler": _kdpm2,
     "KDPM2AncestralDiscreteScheduler": _kdpm2,
+    "TCDScheduler": _tcd,
+    "FlowMatchHeunDiscreteScheduler": lambda config, schedule: flow_sampler_of(config),
+    "FlowMatchLCMScheduler": lambda config, schedule: flow_sampler_of(config),
 }

@@ -11,11 +11,15 @@ import re
 from collections.abc import Mapping
 
 from stepfuse.pipeline.provenance import Provenance
+from stepfuse.samplers.names import steps_asked
 
 _NAMES = {
     "ddim": "DDIM",
     "ddpm": "DDPM",
     "dpmpp_2m": "DPM++ 2M",
+    "dpmpp_2m_sde": "DPM++ 2M SDE",
+    "dpmpp_3m_sde": "DPM++ 3M SDE",
+    "dpmpp_sde": "DPM++ SDE",
     "euler": "Euler",
     "euler_ancestral": "Euler a",
     "heun": "Heun",
@@ -25,7 +29,11 @@ _NAMES = {
     "dpmpp_2s": "DPM++ 2S",
     "kdpm2": "DPM2",
     "kdpm2_ancestral": "DPM2 a",
+    "plms": "PLMS",
+    "unipc": "UniPC",
+    "tcd": "TCD",
 }
+_CFG_PP = " CFG++"
 _SETTING = re.compile(r'([\w.+-][\w .+-]{0,99}):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
 _NEGATIVE = "Negative prompt:"
 _FEWEST = 3  # settings that make a line one of settings, as the web interfaces count
@@ -35,8 +43,8 @@ def webui_text(made: Provenance) -> str:
     """The text of a picture that was drawn of a prompt."""
     options = made.options
     settings = {
-        "Steps": options.get("steps") or made.steps,
-        "Sampler": _NAMES.get(made.sampler, made.sampler),
+        "Steps": steps_asked(options, made.steps),
+        "Sampler": _NAMES.get(made.sampler, made.sampler) + (_CFG_PP if options.get("cfg_pp") else ""),
         "Schedule type": "Karras" if options.get("karras") else None,
         "CFG scale": f"{options.get('guidance_scale', 1.0):g}",
         "Seed": made.seed,
@@ -73,8 +81,10 @@ def sampler_of(settings: Mapping[str, str]) -> tuple[str | None, dict[str, bool]
     """Our sampler of a text's settings, None if there is none, and its options."""
     name = settings.get("Sampler", "")
     karras = name.endswith(" Karras") or settings.get("Schedule type") == "Karras"
+    name = name.removesuffix(" Karras")
+    options = {"karras": karras, "cfg_pp": name.endswith(_CFG_PP)}
     ours = {theirs.lower(): mine for mine, theirs in _NAMES.items()}
-    return ours.get(name.removesuffix(" Karras").lower()), {"karras": True} if karras else {}
+    return ours.get(name.removesuffix(_CFG_PP).lower()), {option: True for option, given in options.items() if given}
 
 
 def _quoted(value: str) -> str:

@@ -23,12 +23,15 @@ _NAMED = ("sampler", "steps", "guidance_scale", "eta")  # arguments of their own
 _EVERY = {"guidance_interval", "guidance_rescale"}
 _SPACED, _BOUNDED = {"spacing", "steps_offset"}, {"clip", "dynamic_threshold"}
 _SHARED: Mapping[str, set[str]] = {
-    "ddim": _SPACED | _BOUNDED,
+    "ddim": _SPACED | _BOUNDED | {"eta"},
     "ddim_inverse": _SPACED,
     "ddpm": _SPACED | _BOUNDED,
     "ddpm_strided": _SPACED | _BOUNDED,
     "dpmpp_2m": _SPACED | {"karras", "dynamic_threshold"},
-    "lcm": _BOUNDED,
+    "dpmpp_2m_sde": _SPACED | {"karras", "dynamic_threshold"},
+    "dpmpp_3m_sde": _SPACED | {"karras", "dynamic_threshold"},
+    "dpmpp_sde": _SPACED | {"karras"},
+    "lcm": _BOUNDED | {"original_steps"},
     "heun": _SPACED | {"clip", "karras"},
     "euler": _SPACED | {"karras"},
     "euler_ancestral": _SPACED,
@@ -39,6 +42,7 @@ _SHARED: Mapping[str, set[str]] = {
     "dpmpp_2s": {"karras", "dynamic_threshold"},
     "kdpm2": _SPACED | {"karras"},
     "kdpm2_ancestral": _SPACED | {"karras"},
+    "tcd": {"original_steps"},
     "unipc": _SPACED | {"karras", "dynamic_threshold"},
 }
 _SAME_OPTIONS = {"ddim_inverse": "ddim", "ddpm_strided": "ddpm"}  # samplers that take another's options
@@ -56,11 +60,24 @@ def default_steps(info: ModelInfo, sampler: str, options: Mapping[str, Any] = Ma
     if sampler == "ddpm" and not respaced:
         return total
     original = options.get("original_steps", _LCM_STEPS)
-    if sampler in ("dpmpp_2m", "dpmpp_2s", "deis", "ipndm", "unipc"):
+    if sampler in ("dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m_sde", "dpmpp_2s", "deis", "ipndm", "unipc"):
         total = max(total - 1, 1)
-    elif sampler == "lcm" and isinstance(original, int):  # the sampler refuses anything else
+    elif (
+        sampler in ("lcm", "tcd") and not info.schedule.is_flow and isinstance(original, int)
+    ):  # the sampler refuses anything else
         total = min(total, original)
     return min(int(info.defaults.get("steps", _DEFAULT_STEPS)), total)
+
+
+def default_eta(info: ModelInfo, function: Callable[..., StepTable]) -> float:
+    """The model's default for its own sampler, and for one that shares it, else the sampler's own.
+
+    What eta is where nothing is given differs by sampler: DDIM adds no noise, TCD three tenths, an SDE sampler all of
+    the SDE's.
+    """
+    name = function.__name__
+    default: float = inspect.signature(function).parameters["eta"].default
+    return info.defaults.get("eta", default) if _is_own(info, name) or "eta" in _SHARED.get(name, ()) else default
 
 
 def default_options(info: ModelInfo, function: Callable[..., StepTable]) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from typing import cast
 
 from stepfuse.samplers.ancestral import NaiveSamplerWarning, ddpm, ddpm_strided
-from stepfuse.samplers.consistency import lcm
+from stepfuse.samplers.consistency import lcm, tcd
+from stepfuse.samplers.diffusion_sde import dpmpp_2m_sde, dpmpp_3m_sde, dpmpp_sde
 from stepfuse.samplers.dpm_solver import dpmpp_2m
 from stepfuse.samplers.dpm_solver_singlestep import dpmpp_2s
 from stepfuse.samplers.implicit import ddim
@@ -30,6 +31,9 @@ SAMPLERS: Mapping[str, Callable[..., StepTable]] = {
         ddpm,
         ddpm_strided,
         dpmpp_2m,
+        dpmpp_2m_sde,
+        dpmpp_3m_sde,
+        dpmpp_sde,
         lcm,
         heun,
         euler,
@@ -42,6 +46,7 @@ SAMPLERS: Mapping[str, Callable[..., StepTable]] = {
         kdpm2_ancestral,
         ipndm,
         dpmpp_2s,
+        tcd,
     )
 }
 
@@ -54,7 +59,10 @@ __all__ = [
     "ddpm_strided",
     "deis",
     "dpmpp_2m",
+    "dpmpp_2m_sde",
     "dpmpp_2s",
+    "dpmpp_3m_sde",
+    "dpmpp_sde",
     "euler",
     "euler_ancestral",
     "heun",
@@ -64,5 +72,6 @@ __all__ = [
     "lcm",
     "lms",
     "plms",
+    "tcd",
     "unipc",
 ]

@@ -28,6 +28,9 @@ _LATE = 0.1  # share of the sample in the first state; that of latent diffusion'
 # The smallest positive float16: what diffusers puts in the place of a terminal ᾱ of 0 where a sampler divides by it.
 TINY_ALPHA = 2.0**-24
 
+# A guidance scale of exactly 1 leaves out the unconditional pass; this one is next to it.
+_BELOW_1 = float(np.nextafter(np.float32(1), np.float32(0)))
+
 Arguments = ParamSpec("Arguments")
 
 
@@ -112,6 +115,18 @@ def refuse_on_flows(**given: tuple[object, object]) -> None:
     for name, (value, default) in given.items():
         if value != default:
             raise ValueError(f"{name} must be left out with a flow schedule, got {value!r}")
+
+
+def flow_sigmas(schedule: NoiseSchedule, steps: int | None, timesteps: Sequence[float] | None) -> Float64Array:
+    """Noise levels of a run on a flow, the noisiest first: the caller's timesteps over T, else ``steps`` levels."""
+    total, shift = schedule.num_train_timesteps, schedule.shift or 1.0
+    if timesteps is not None:
+        given = explicit_timesteps(total + 1, timesteps)
+        match_count(steps, len(given))
+        return given / total
+    ends = [shift * end / (1 + (shift - 1) * end) for end in (1.0, 1.0 / total)]
+    sigma = np.linspace(ends[0], ends[1], step_count(steps, total))
+    return shift * sigma / (1 + (shift - 1) * sigma)  # diffusers shifts both the ends and what lies between
 
 
 def alphas_at(schedule: NoiseSchedule, t: Float64Array, final: float = 1.0) -> Float64Array:
@@ -247,6 +262,8 @@ def build_table(
     guidance_interval: tuple[float, float],
     init_scale: float = 1.0,
     last_level: tuple[float, float] = (1.0, 0.0),
+    *,
+    cfg_pp: bool = False,
 ) -> StepTable:
     """A checked table of these columns, with guidance where the interval has it on.
 
@@ -260,6 +277,7 @@ def build_table(
         guidance_interval: As for ``ddim``.
         init_scale: As in ``StepTable``.
         last_level: Signal and noise of the result.
+        cfg_pp: As for ``ddim``; what ``q_e`` weighs is then the noise that is put back, and nothing else.
     """
     if not (np.isfinite(guidance_scale) and guidance_scale >= 0):
         raise ValueError(f"guidance_scale must be at least 0 and finite, got {guidance_scale}")
@@ -270,6 +288,8 @@ def build_table(
         )
     time = t / max(schedule.max_timestep, 1.0)
     guided = (time >= start) & (time <= stop)
+    if cfg_pp:
+        columns, guidance_scale = _cfg_pp(columns, guidance_scale, guided)
     return StepTable.from_columns(
         {"t": t, "g": np.where(guided, guidance_scale, 1.0), **columns},
         sampler=name,
@@ -277,3 +297,14 @@ def build_table(
         levels=np.append(np.stack(levels, axis=1), [last_level], axis=0),
         max_timestep=schedule.max_timestep,
     )
+
+
+def _cfg_pp(columns: Columns, guidance_scale: float, guided: npt.NDArray[np.bool_]) -> tuple[Columns, float]:
+    """CFG++ of Chung et al. (2024): a guided step puts noise back by the unconditional prediction."""
+    if guidance_scale > 1:
+        raise ValueError(f"guidance_scale must be between 0 and 1 with cfg_pp, got {guidance_scale}")
+    if guidance_scale == 0 or not guided.any():  # one pass a step, which both predictions are
+        return columns, guidance_scale
+    weight = np.asarray(columns["q_e"])
+    parted = {"q_e": np.where(guided, 0.0, weight), "q_u": np.where(guided, weight, 0.0)}
+    return {**columns, **parted}, min(guidance_scale, _BELOW_1)

@@ -14,16 +14,15 @@ from stepfuse.samplers.coefficients import (
     choose_timesteps,
     clean_sample,
     eps_from,
+    flow_sigmas,
     karras_sigmas,
-    match_count,
     recorded,
     refuse_on_flows,
     sigmas_at,
     sigmas_of,
-    step_count,
     timesteps_of,
 )
-from stepfuse.samplers.schedule import Float64Array, NoiseSchedule, Spacing, explicit_timesteps
+from stepfuse.samplers.schedule import Float64Array, NoiseSchedule, Spacing
 from stepfuse.samplers.table import StepTable
 
 Weights = tuple[Float64Array, Float64Array, Float64Array]
@@ -39,6 +38,7 @@ def euler(
     steps_offset: int = 0,
     prediction_type: PredictionType = "epsilon",
     karras: bool = False,
+    cfg_pp: bool = False,
     guidance_scale: float = 1.0,
     guidance_interval: tuple[float, float] = (0.0, 1.0),
 ) -> StepTable:
@@ -54,6 +54,7 @@ def euler(
             down, taken as they are, without shift.
         spacing: As for ``ddim``; ``linspace`` is not rounded. Not for flows, and neither are the three below.
         karras: Noise levels of Karras et al. (2022), Eq. 5 with ρ = 7, between those that ``spacing`` ends at.
+        cfg_pp: As for ``ddim``, on flows too; as ``euler_cfg_pp`` of ComfyUI, whose ``cfg`` is λ as well.
 
     Returns:
         A table of S rows, the noisiest timestep first.
@@ -70,11 +71,15 @@ def euler(
             prediction_type=(prediction_type, "epsilon"),
             karras=(karras, False),
         )
-        return _flow(schedule, steps, timesteps, guidance_scale, guidance_interval)
+        return _flow(schedule, steps, timesteps, guidance_scale, guidance_interval, cfg_pp=cfg_pp)
     t, sigma, init_scale = ode_levels(schedule, steps, timesteps, spacing, steps_offset, prediction_type, karras)
-    columns = _ode_step(prediction_type, sigma, np.append(sigma[1:], 0.0) - sigma)
+    after = np.append(sigma[1:], 0.0)
+    columns = _ode_step(prediction_type, sigma, after - sigma)
+    if cfg_pp:
+        columns = _renoising(prediction_type, sigma, after)
+    levels = exploding_levels(sigma)
     return build_table(
-        "euler", schedule, t, columns, exploding_levels(sigma), guidance_scale, guidance_interval, init_scale
+        "euler", schedule, t, columns, levels, guidance_scale, guidance_interval, init_scale, cfg_pp=cfg_pp
     )
 
 
@@ -130,26 +135,36 @@ def heun(
     guidance_scale: float = 1.0,
     guidance_interval: tuple[float, float] = (0.0, 1.0),
 ) -> StepTable:
-    """Heun's second-order method on the probability-flow ODE (Karras et al., 2022, Algorithm 1).
+    """Heun's second-order method on the probability-flow ODE (Karras et al., 2022, Algorithm 1), or on a flow.
 
-    The state is ``x0 + sigma z``. An interval is two rows: Euler to its end, then the average of both slopes, for which
-    the history carries the state and half of the first slope. The last interval, to sigma = 0, is Euler alone.
+    States and slopes are those of ``euler``. An interval is two rows: Euler to its end, then the average of both
+    slopes, for which the history carries the state and half of the first slope. The last interval, to sigma = 0, is
+    Euler alone.
 
     Args:
-        schedule: As for ``ddim``, and so are the arguments not named here.
+        schedule: As for ``euler``, and so are the arguments not named here.
         steps: Number of noise levels S; the table has 2 S - 1 rows.
-        timesteps: As for ``ddim``; they need not be whole.
-        spacing: As for ``ddim``; ``linspace`` is not rounded.
-        karras: As for ``euler``.
+        clip: As for ``ddim``; not for flows.
 
     Returns:
         A table of 2 S - 1 rows, the noisiest timestep first.
 
     Raises:
-        ValueError: As for ``ddim``.
+        ValueError: As for ``ddim``; on a flow also if an argument is given that is not for flows.
         TypeError: If ``steps`` is no whole number.
     """
-    t, sigma, init_scale = ode_levels(schedule, steps, timesteps, spacing, steps_offset, prediction_type, karras)
+    if schedule.is_flow:
+        refuse_on_flows(
+            spacing=(spacing, "linspace"),
+            steps_offset=(steps_offset, 0),
+            prediction_type=(prediction_type, "epsilon"),
+            clip=(clip, None),
+            karras=(karras, False),
+        )
+        sigma = flow_sigmas(schedule, steps, timesteps)
+        t, init_scale = sigma * schedule.num_train_timesteps, 1.0
+    else:
+        t, sigma, init_scale = ode_levels(schedule, steps, timesteps, spacing, steps_offset, prediction_type, karras)
 
     # Row 2 i is Euler's at sigma[i], row 2 i + 1 the correction at sigma[i + 1]; dt is that interval's width in both.
     predicts = np.arange(2 * len(t) - 1) % 2 == 0
@@ -157,7 +172,9 @@ def heun(
     dt = np.repeat(np.append(np.diff(sigma), -sigma[-1]), 2)[:-1]
     step = np.where(predicts, dt, dt / 2)
     corrected = predicts & (np.arange(len(t)) < len(t) - 1)
-    clean, (x_to_slope, d_to_slope, e_to_slope) = ode_slope(prediction_type, sigma_here, clip)
+    levels = (1 - sigma_here, sigma_here) if schedule.is_flow else exploding_levels(sigma_here)
+    clean, slope = _flow_slope(sigma_here) if schedule.is_flow else ode_slope(prediction_type, sigma_here, clip)
+    x_to_slope, d_to_slope, e_to_slope = slope
     columns: Columns = {
         **clean,
         "q_x": np.where(predicts, 1.0, 0.0) + step * x_to_slope,
@@ -168,9 +185,7 @@ def heun(
         "u_d": np.where(corrected, step / 2 * d_to_slope, 0.0),
         "u_e": np.where(corrected, step / 2 * e_to_slope, 0.0),
     }
-    return build_table(
-        "heun", schedule, t, columns, exploding_levels(sigma_here), guidance_scale, guidance_interval, init_scale
-    )
+    return build_table("heun", schedule, t, columns, levels, guidance_scale, guidance_interval, init_scale)
 
 
 def ode_levels(
@@ -216,10 +231,22 @@ def ode_slope(prediction_type: PredictionType, sigma: Float64Array, clip: float 
     return {**clean, "s": scale}, (scale * x_to_slope, d_to_slope, e_to_slope)
 
 
+def _flow_slope(sigma: Float64Array) -> tuple[Columns, Weights]:
+    """The same on a flow, whose network predicts the slope."""
+    zero = np.zeros_like(sigma)
+    return {"p_x": 1.0, "p_e": -sigma}, (zero, zero, zero + 1)
+
+
 def _ode_step(prediction_type: PredictionType, sigma: Float64Array, dt: Float64Array) -> Columns:
     """Euler's step of width ``dt`` at each noise level."""
     clean, (x_to_slope, d_to_slope, e_to_slope) = ode_slope(prediction_type, sigma, None)
     return {**clean, "q_x": 1 + dt * x_to_slope, "q_d": dt * d_to_slope, "q_e": dt * e_to_slope}
+
+
+def _renoising(prediction_type: PredictionType, sigma: Float64Array, after: Float64Array) -> Columns:
+    """Euler's step to ``after`` as the clean sample and noise of that level: the same but for rounding."""
+    clean, (x_to_slope, _, e_to_slope) = ode_slope(prediction_type, sigma, None)
+    return {**clean, "q_x": after * x_to_slope, "q_d": 1.0, "q_e": after * e_to_slope}
 
 
 def _flow(
@@ -228,15 +255,13 @@ def _flow(
     timesteps: Sequence[float] | None,
     guidance_scale: float,
     guidance_interval: tuple[float, float],
+    *,
+    cfg_pp: bool,
 ) -> StepTable:
-    total, shift = schedule.num_train_timesteps, schedule.shift or 1.0
-    if timesteps is not None:
-        sigma = explicit_timesteps(total + 1, timesteps) / total
-        match_count(steps, len(sigma))
-    else:
-        ends = [shift * end / (1 + (shift - 1) * end) for end in (1.0, 1.0 / total)]
-        sigma = np.linspace(ends[0], ends[1], step_count(steps, total))
-        sigma = shift * sigma / (1 + (shift - 1) * sigma)  # diffusers shifts both the ends and what lies between
-    columns: Columns = {"p_x": 1.0, "p_e": -sigma, "q_x": 1.0, "q_e": np.append(sigma[1:], 0.0) - sigma}
-    levels = 1 - sigma, sigma
-    return build_table("euler", schedule, sigma * total, columns, levels, guidance_scale, guidance_interval)
+    sigma = flow_sigmas(schedule, steps, timesteps)
+    after = np.append(sigma[1:], 0.0)
+    columns: Columns = {"p_x": 1.0, "p_e": -sigma, "q_x": 1.0, "q_e": after - sigma}
+    if cfg_pp:  # as the clean sample and noise of the next level, the same but for rounding
+        columns |= {"q_x": after, "q_d": 1 - after, "q_e": after * (1 - sigma)}
+    t, levels = sigma * schedule.num_train_timesteps, (1 - sigma, sigma)
+    return build_table("euler", schedule, t, columns, levels, guidance_scale, guidance_interval, cfg_pp=cfg_pp)

@@ -22,7 +22,7 @@ _TIMESTEPS, _SIGNAL = 1e-5, 1e-4
 # Of a noise level: its logarithm is interpolated in float32.
 _LEVELS = 2e-4
 # Samplers that round Karras' timesteps, with the rows that they have for each level.
-_ROUNDED = {"dpmpp_2m": 1, "deis": 1, "unipc": 1, "dpmpp_2s": 1, "kdpm2": 2, "kdpm2_ancestral": 2}
+_ROUNDED = {"dpmpp_2m": 1, "dpmpp_2m_sde": 1, "deis": 1, "unipc": 1, "dpmpp_2s": 1, "kdpm2": 2, "kdpm2_ancestral": 2}
 # Schedulers whose runs go wrong in diffusers where they begin in the middle, and how.
 _FROM_THE_START = {
     "plms": ("PNDMScheduler", "steps from other noise levels than its state has"),
@@ -34,12 +34,17 @@ def settings_of(scheduler: Any) -> SchedulerSettings:
     """A scheduler's settings.
 
     Raises:
-        ValueError: If the scheduler is not covered, or its ``shift`` or ``alphas_cumprod`` are not those of its
-            configuration.
+        ValueError: If the scheduler is not covered, draws its noise from a path of its own, or its ``shift`` or
+            ``alphas_cumprod`` are not those of its configuration.
     """
-    config = {**scheduler.config, "_class_name": type(scheduler).__name__}
-    settings = _read(json.dumps(config, sort_keys=True, default=lambda one: np.asarray(one).tolist()))
     name = type(scheduler).__name__
+    if name == "DPMSolverSDEScheduler":
+        raise ValueError(
+            f"scheduler must draw its noise from the call's generators, got {name}, which draws it from a Brownian path"
+            " of its own: take DPMSolverMultistepScheduler with algorithm_type='sde-dpmsolver++', or call pipe.original"
+        )
+    config = {**scheduler.config, "_class_name": name}
+    settings = _read(json.dumps(config, sort_keys=True, default=lambda one: np.asarray(one).tolist()))
     if settings.schedule.is_flow:
         if hasattr(scheduler, "shift") and scheduler.shift != settings.schedule.shift:  # UniPC reads its configuration
             raise ValueError(
@@ -56,7 +61,7 @@ def table_of(
     *,
     guidance_scale: float = 1.0,
     guidance_rescale: float = 0.0,
-    eta: float = 0.0,
+    eta: float | None = None,
     clipped_eps: bool = False,
 ) -> StepTable:
     """The table of a scheduler's steps at its timesteps.
@@ -66,7 +71,7 @@ def table_of(
         custom: ``timesteps`` or ``sigmas`` of ``set_timesteps``, where given.
         guidance_scale: The pipeline's.
         guidance_rescale: As in ``StepTable.adapt``.
-        eta: The pipeline's; only DDIM reads it.
+        eta: The pipeline's, which DDIM and TCD read; None: their own default.
         clipped_eps: ``use_clipped_model_output``; only DDIM reads it.
 
     Raises:
@@ -78,7 +83,9 @@ def table_of(
     if not settings.schedule.is_flow:
         options["prediction_type"] = settings.prediction_type
     if sampler == "ddim":
-        options.update(eta=float(eta or 0.0), clipped_eps=bool(clipped_eps))
+        options["clipped_eps"] = bool(clipped_eps)
+    if sampler in ("ddim", "tcd") and eta is not None:
+        options["eta"] = float(eta)
     table = SAMPLERS[sampler](
         settings.schedule, guidance_scale=float(guidance_scale), **options, **_timesteps(scheduler, custom, settings)
     )
@@ -166,7 +173,7 @@ def _timesteps(scheduler: Any, custom: Mapping[str, Any], settings: SchedulerSet
     given = [name for name, value in custom.items() if value is not None]
     if not given:
         return {"steps": int(scheduler.num_inference_steps)}
-    if settings.schedule.is_flow and settings.defaults["sampler"] == "euler":
+    if settings.schedule.is_flow and settings.defaults["sampler"] in ("euler", "lcm"):
         sigmas = np.asarray(scheduler.sigmas[:-1], dtype=np.float64)
         return {"timesteps": sigmas * settings.schedule.num_train_timesteps}
     if "sigmas" in given:

@@ -6,6 +6,7 @@ import threading
 import weakref
 
 import numpy as np
+import peers
 import pytest
 import tolerances
 
@@ -104,6 +105,7 @@ SCHEDULERS = {
     "ddim-trailing": ("DDIMScheduler", {"clip_sample": False, "timestep_spacing": "trailing"}),
     "ddpm": ("DDPMScheduler", {"clip_sample": False, "variance_type": "fixed_large"}),
     "dpm": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
+    "dpm-sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
     "heun": ("HeunDiscreteScheduler", {}),
     "lcm": ("LCMScheduler", {}),
     "euler": ("EulerDiscreteScheduler", {"use_karras_sigmas": True}),
@@ -115,6 +117,7 @@ SCHEDULERS = {
     "dpm-single": ("DPMSolverSinglestepScheduler", {"solver_order": 3}),
     "kdpm2": ("KDPM2DiscreteScheduler", {"use_karras_sigmas": True}),
     "kdpm2-a": ("KDPM2AncestralDiscreteScheduler", {}),
+    "tcd": ("TCDScheduler", {}),
 }
 
 
@@ -139,10 +142,15 @@ def test_with_every_scheduler(name, kind, config, pipelines):
         ("StableDiffusionPipeline", None, {}, {"eta": 1.0, "num_images_per_prompt": 2}),
         ("StableDiffusionPipeline", "EulerDiscreteScheduler", STABLE, {"timesteps": [900, 500, 120]}),
         ("StableDiffusionPipeline", "LCMScheduler", STABLE, {"timesteps": [999, 499]}),
+        ("StableDiffusionPipeline", "TCDScheduler", STABLE, {"eta": 0.3}),
+        ("DiTPipeline", "TCDScheduler", {}, {}),  # gives no eta: the scheduler's own default
         ("StableDiffusionXLPipeline", "DPMSolverMultistepScheduler", STABLE, {"denoising_end": 0.6}),
         ("StableDiffusionXLPipeline", None, {}, {"height": 32, "width": 16, "prompt_2": ["one", "two"]}),
         ("StableDiffusion3Pipeline", None, {}, {"sigmas": [1.0, 0.8, 0.3]}),
         ("StableDiffusion3Pipeline", "UniPCMultistepScheduler", FLOW_UNIPC, {}),
+        ("StableDiffusion3Pipeline", "FlowMatchHeunDiscreteScheduler", {"shift": 3.0}, {}),
+        ("StableDiffusion3Pipeline", "FlowMatchLCMScheduler", {"shift": 3.0}, {"sigmas": [1.0, 0.8, 0.3]}),
+        ("StableDiffusion3Pipeline", "FlowMatchEulerDiscreteScheduler", {"stochastic_sampling": True}, {}),
     ],
 )
 def test_arguments_act_as_in_diffusers(name, kind, config, given, pipelines):
@@ -168,6 +176,13 @@ def test_image_to_image(name, kind, pipelines):
     pipe.set_progress_bar_config(disable=True)
     given = {"prompt": PROMPTS, "image": IMAGE, "num_inference_steps": 8, "output_type": "np"}
     assert distance(same(pipe, **given, strength=0.5), same(pipe, **given, strength=0.9)) > 0.01
+
+
+def test_noise_of_a_path_of_the_scheduler_s_own_is_refused(pipelines):
+    """Its noise is of no generator that a call is given."""
+    pipe = pipelines("StableDiffusionPipeline", peers.scheduler_class("DPMSolverSDEScheduler")(**STABLE))
+    with pytest.raises(ValueError, match="scheduler must draw its noise from the call's generators, got DPMSolverSDE"):
+        compile(pipe)(**arguments("StableDiffusionPipeline"))
 
 
 @pytest.mark.parametrize(
