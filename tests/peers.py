@@ -8,6 +8,8 @@ import importlib
 import importlib.util
 import sys
 import types
+from contextlib import nullcontext
+from unittest import mock
 
 import numpy as np
 import tolerances
@@ -31,6 +33,10 @@ SCHEDULERS = {
     "deis": "DEISMultistepScheduler",
     "plms": "PNDMScheduler",
     "unipc": "UniPCMultistepScheduler",
+    "lms": "LMSDiscreteScheduler",
+    "dpmpp_2s": "DPMSolverSinglestepScheduler",
+    "kdpm2": "KDPM2DiscreteScheduler",
+    "kdpm2_ancestral": "KDPM2AncestralDiscreteScheduler",
     "tcd": "TCDScheduler",
 }
 FLOW_SCHEDULERS = {
@@ -39,7 +45,7 @@ FLOW_SCHEDULERS = {
     "heun": "FlowMatchHeunDiscreteScheduler",
     "lcm": "FlowMatchLCMScheduler",
 }
-_MULTISTEP = ["dpmpp_2m", "dpmpp_2m_sde", "heun", "deis", "plms", "unipc"]
+_MULTISTEP = ["dpmpp_2m", "dpmpp_2m_sde", "heun", "deis", "plms", "unipc", "lms", "dpmpp_2s"]
 TOLERANCES = dict.fromkeys(SCHEDULERS, tolerances.ONE_STEP) | dict.fromkeys(_MULTISTEP, tolerances.MULTISTEP)
 
 SCALED = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -122,6 +128,10 @@ def noise_schedule(name):
 def scheduler(sampler, schedule, options, **timesteps):
     """diffusers' scheduler with these options of ours, its noise levels in float64."""
     config = {CONFIG_NAMES[name]: value for name, value in options.items() if name in CONFIG_NAMES}
+    if sampler in ("dpmpp_2m", "dpmpp_2s"):
+        config |= {"algorithm_type": "dpmsolver++" if config.pop("predict_x0", True) else "dpmsolver"}
+    if sampler == "lms":  # its order is an argument of step
+        config.pop("solver_order", None)
     if sampler in ("ddim", "ddpm", "lcm", "heun") and "shift" not in SCHEDULES[schedule]:
         config |= {"clip_sample": "clip" in options, "clip_sample_range": options.get("clip")}
     if sampler == "dpmpp_2m_sde":
@@ -141,11 +151,19 @@ def scheduler(sampler, schedule, options, **timesteps):
     found = scheduler_class(names[sampler])(**levels, **config)
     for name in {"alphas_cumprod", "final_alpha_cumprod"} & vars(found).keys():
         setattr(found, name, getattr(found, name).double())
-    found.set_timesteps(**timesteps)
+    with double_levels(found) if sampler == "kdpm2_ancestral" else nullcontext():
+        found.set_timesteps(**timesteps)
     if hasattr(found, "sigmas"):
         found.sigmas = found.sigmas.double()
         found.set_begin_index(0)  # it would skip a step where Karras' first timesteps coincide
     return found
+
+
+def double_levels(scheduler):
+    """Has ``set_timesteps`` keep its levels in float64: in float32 a difference of squares loses all digits where one
+    level is far below the one before."""
+    wide = types.SimpleNamespace(**{**vars(np), "float32": np.float64})
+    return mock.patch.object(sys.modules[type(scheduler).__module__], "np", wide)
 
 
 def run(

@@ -112,18 +112,13 @@ def _dpmpp_2m(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
     # The constructor takes the last three for the first.
     solver_type = config.require("solver_type", "midpoint", "heun", "logrho", "bh1", "bh2")
     order = config.require("solver_order", 1, 2)
-    if config["variance_type"] in ("learned", "learned_range"):  # others are DDPM's, and mean nothing here
-        config.refuse("variance_type", config["variance_type"], "neither 'learned' nor 'learned_range'")
+    _require_no_variance(config)
     karras = _karras(config)
     for key in ("use_flow_sigmas", *(() if karras else ("use_lu_lambdas",))):
         config.require(key, False, None)
     if karras and config["trained_betas"] is None:  # diffusers truncates these timesteps where it rounds all others
         config.require("beta_schedule", "linear", "scaled_linear", why=" with use_karras_sigmas")
-    with np.errstate(divide="ignore"):
-        log_snr = np.log(schedule.alphas_cumprod / (1 - schedule.alphas_cumprod)) / 2
-    bound = config.number("lambda_min_clipped", "a number", lambda value: not math.isnan(value))
-    if bound > np.where(np.isfinite(log_snr), log_snr, math.log(2.0**-12)).min():
-        config.require("lambda_min_clipped", -math.inf)
+    _require_all_levels(config, schedule)
     options = {
         "sampler": next(sampler for sampler, one in ALGORITHMS.items() if one == algorithm),
         "karras": karras,
@@ -137,6 +132,47 @@ def _dpmpp_2m(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
         config.require("euler_at_final", False, why=" with final_sigmas_type 'sigma_min'")
         options["final_alpha_cumprod"] = float(schedule.alphas_cumprod[0])
     return options
+
+
+def _dpmpp_2s(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
+    ends_clean = config.require("final_sigmas_type", "zero", "sigma_min") == "zero"
+    # The constructor takes the second for the first.
+    algorithms = ("dpmsolver++",) if ends_clean else ("dpmsolver++", "deis", "dpmsolver")
+    why = " with final_sigmas_type 'zero'" if ends_clean else ""
+    predict_x0 = config.require("algorithm_type", *algorithms, why=why) != "dpmsolver"
+    # The constructor takes the last three for the first.
+    solver_type = config.require("solver_type", "midpoint", "heun", "logrho", "bh1", "bh2")
+    if not predict_x0:
+        config.require("thresholding", False, None, why=" with algorithm_type 'dpmsolver'")
+    _require_no_variance(config)
+    config.require("use_flow_sigmas", False, None)
+    _require_all_levels(config, schedule)
+    options = {
+        "sampler": "dpmpp_2s",
+        "karras": _karras(config),
+        "order": config.require("solver_order", 1, 2, 3),
+        "solver_type": "heun" if solver_type == "heun" else "midpoint",
+        "lower_order_final": bool(config["lower_order_final"]),
+        "predict_x0": predict_x0,
+        **({} if ends_clean else {"final_alpha_cumprod": float(schedule.alphas_cumprod[0])}),
+        **_bounds(config),
+    }
+    return options
+
+
+def _require_no_variance(config: Entries) -> None:
+    """Refuses networks that predict a variance, too; other variances are DDPM's, and mean nothing to a solver."""
+    if config["variance_type"] in ("learned", "learned_range"):
+        config.refuse("variance_type", config["variance_type"], "neither 'learned' nor 'learned_range'")
+
+
+def _require_all_levels(config: Entries, schedule: NoiseSchedule) -> None:
+    """Refuses a bound on log-SNR that would leave out levels."""
+    with np.errstate(divide="ignore"):
+        log_snr = np.log(schedule.alphas_cumprod / (1 - schedule.alphas_cumprod)) / 2
+    bound = config.number("lambda_min_clipped", "a number", lambda value: not math.isnan(value))
+    if bound > np.where(np.isfinite(log_snr), log_snr, math.log(2.0**-12)).min():
+        config.require("lambda_min_clipped", -math.inf)
 
 
 def third_order(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -207,6 +243,16 @@ def _plms(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
     if not config["set_alpha_to_one"]:
         options["final_alpha_cumprod"] = float(schedule.alphas_cumprod[0])
     return options
+
+
+def _lms(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
+    return {"sampler": "lms", "karras": _karras(config), **_spacing(config)}
+
+
+def _kdpm2(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
+    config.require("prediction_type", "epsilon", "v_prediction")
+    sampler = "kdpm2_ancestral" if config.name == "KDPM2AncestralDiscreteScheduler" else "kdpm2"
+    return {"sampler": sampler, "karras": _karras(config), **_spacing(config)}
 
 
 def _unipc(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
@@ -322,6 +368,10 @@ READERS: dict[str, Callable[[Entries, NoiseSchedule], dict[str, Any]]] = {
     "DPMSolverSDEScheduler": _dpmpp_sde,
     "PNDMScheduler": _plms,
     "UniPCMultistepScheduler": _unipc,
+    "LMSDiscreteScheduler": _lms,
+    "DPMSolverSinglestepScheduler": _dpmpp_2s,
+    "KDPM2DiscreteScheduler": _kdpm2,
+    "KDPM2AncestralDiscreteScheduler": _kdpm2,
     "TCDScheduler": _tcd,
     "FlowMatchHeunDiscreteScheduler": lambda config, schedule: flow_sampler_of(config),
     "FlowMatchLCMScheduler": lambda config, schedule: flow_sampler_of(config),

@@ -34,6 +34,7 @@ REASONS: Mapping[str, str] = {
     "FlowMapEulerDiscreteScheduler": "its network is given the end of the step beside its beginning",
     "HeliosDMDScheduler": _STAGES,
     "HeliosScheduler": _STAGES,
+    "IPNDMScheduler": "its noise levels are its own, at timesteps that are shares of 1; ipndm takes any schedule",
     "KarrasVeScheduler": "it adds noise before the network is called, at a level of its own",
     "LTXEulerAncestralRFScheduler": "its steps add noise on a flow, where euler adds none and lcm all",
     "MiniMaxH3Scheduler": "its network predicts the way to the data, at timesteps that rise from 0 to 1",

@@ -37,10 +37,16 @@ _SHARED: Mapping[str, set[str]] = {
     "euler_ancestral": _SPACED,
     "deis": _SPACED | {"karras"},
     "plms": _SPACED,
+    "lms": _SPACED | {"karras"},
+    "ipndm": _SPACED | {"karras"},
+    "dpmpp_2s": {"karras", "dynamic_threshold"},
+    "kdpm2": _SPACED | {"karras"},
+    "kdpm2_ancestral": _SPACED | {"karras"},
     "tcd": {"original_steps"},
     "unipc": _SPACED | {"karras", "dynamic_threshold"},
 }
 _SAME_OPTIONS = {"ddim_inverse": "ddim", "ddpm_strided": "ddpm"}  # samplers that take another's options
+_OF_NO_CLASS = {"ipndm"}  # samplers that no class of diffusers has on a model's levels
 
 
 def default_steps(info: ModelInfo, sampler: str, options: Mapping[str, Any] = MappingProxyType({})) -> int:
@@ -54,7 +60,7 @@ def default_steps(info: ModelInfo, sampler: str, options: Mapping[str, Any] = Ma
     if sampler == "ddpm" and not respaced:
         return total
     original = options.get("original_steps", _LCM_STEPS)
-    if sampler in ("dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m_sde", "deis", "unipc"):
+    if sampler in ("dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m_sde", "dpmpp_2s", "deis", "ipndm", "unipc"):
         total = max(total - 1, 1)
     elif (
         sampler in ("lcm", "tcd") and not info.schedule.is_flow and isinstance(original, int)
@@ -93,7 +99,7 @@ def default_options(info: ModelInfo, function: Callable[..., StepTable]) -> dict
                 **{one: info.defaults[one] for one in _EVERY & set(info.defaults)},
                 **info.sampler_options[covering],
             }
-        elif info.sampler_options:
+        elif info.sampler_options and name not in _OF_NO_CLASS:
             known = ", ".join([str(info.defaults["sampler"]), *sorted(info.sampler_options)])
             raise ValueError(
                 f"sampler must be one that the model's scheduler configuration covers, {known}, got {name!r}"

@@ -14,9 +14,11 @@ from stepfuse.samplers.ancestral import NaiveSamplerWarning, ddpm, ddpm_strided
 from stepfuse.samplers.consistency import lcm, tcd
 from stepfuse.samplers.diffusion_sde import dpmpp_2m_sde, dpmpp_3m_sde, dpmpp_sde
 from stepfuse.samplers.dpm_solver import dpmpp_2m
+from stepfuse.samplers.dpm_solver_singlestep import dpmpp_2s
 from stepfuse.samplers.implicit import ddim
 from stepfuse.samplers.inversion import ddim_inverse
-from stepfuse.samplers.linear_multistep import deis, plms
+from stepfuse.samplers.linear_multistep import deis, ipndm, lms, plms
+from stepfuse.samplers.midpoint import kdpm2, kdpm2_ancestral
 from stepfuse.samplers.predictor_corrector import unipc
 from stepfuse.samplers.probability_flow import euler, euler_ancestral, heun
 from stepfuse.samplers.table import StepTable
@@ -39,6 +41,11 @@ SAMPLERS: Mapping[str, Callable[..., StepTable]] = {
         deis,
         plms,
         unipc,
+        lms,
+        kdpm2,
+        kdpm2_ancestral,
+        ipndm,
+        dpmpp_2s,
         tcd,
     )
 }
@@ -53,12 +60,17 @@ __all__ = [
     "deis",
     "dpmpp_2m",
     "dpmpp_2m_sde",
+    "dpmpp_2s",
     "dpmpp_3m_sde",
     "dpmpp_sde",
     "euler",
     "euler_ancestral",
     "heun",
+    "ipndm",
+    "kdpm2",
+    "kdpm2_ancestral",
     "lcm",
+    "lms",
     "plms",
     "tcd",
     "unipc",

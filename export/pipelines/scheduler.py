@@ -33,6 +33,10 @@ CLASSES = {
     "dpmpp_sde": "DPMSolverSDEScheduler",
     "plms": "PNDMScheduler",
     "unipc": "UniPCMultistepScheduler",
+    "lms": "LMSDiscreteScheduler",
+    "dpmpp_2s": "DPMSolverSinglestepScheduler",
+    "kdpm2": "KDPM2DiscreteScheduler",
+    "kdpm2_ancestral": "KDPM2AncestralDiscreteScheduler",
     "tcd": "TCDScheduler",
 }
 FLOW = {

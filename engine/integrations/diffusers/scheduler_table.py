@@ -6,14 +6,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from stepfuse.integrations.scheduler_config import SchedulerSettings, read_scheduler
 from stepfuse.samplers import SAMPLERS
-from stepfuse.samplers.coefficients import karras_sigmas, sigmas_of
+from stepfuse.samplers.coefficients import sigmas_of
 from stepfuse.samplers.schedule import NoiseSchedule
 from stepfuse.samplers.table import COLUMNS, StepTable
 
@@ -21,6 +21,13 @@ from stepfuse.samplers.table import COLUMNS, StepTable
 _TIMESTEPS, _SIGNAL = 1e-5, 1e-4
 # Of a noise level: its logarithm is interpolated in float32.
 _LEVELS = 2e-4
+# Samplers that round Karras' timesteps, with the rows that they have for each level.
+_ROUNDED = {"dpmpp_2m": 1, "dpmpp_2m_sde": 1, "deis": 1, "unipc": 1, "dpmpp_2s": 1, "kdpm2": 2, "kdpm2_ancestral": 2}
+# Schedulers whose runs go wrong in diffusers where they begin in the middle, and how.
+_FROM_THE_START = {
+    "plms": ("PNDMScheduler", "steps from other noise levels than its state has"),
+    "lms": ("LMSDiscreteScheduler", "weighs more slopes than it has, and leaves out what they would add"),
+}
 
 
 def settings_of(scheduler: Any) -> SchedulerSettings:
@@ -83,7 +90,7 @@ def table_of(
         settings.schedule, guidance_scale=float(guidance_scale), **options, **_timesteps(scheduler, custom, settings)
     )
     wanted = np.asarray(scheduler.timesteps.cpu(), dtype=np.float64)
-    if options.get("karras") and _same_levels(settings, table, scheduler, wanted):
+    if (options.get("karras") or sampler == "kdpm2_ancestral") and _same_levels(settings, table, scheduler, wanted):
         table = _at_timesteps(table, wanted)
     if len(wanted) != len(table) or not np.allclose(table["t"], wanted, rtol=_TIMESTEPS, atol=_TIMESTEPS):
         raise ValueError(
@@ -105,15 +112,16 @@ def table_from_row(table: StepTable, row: int, schedule: NoiseSchedule) -> tuple
         The table, whose initial state is not scaled, and the weight of each step's noise, shape (S,).
 
     Raises:
-        ValueError: If a run of ``PNDMScheduler`` begins in the middle.
+        ValueError: If a run of ``PNDMScheduler`` or ``LMSDiscreteScheduler`` begins in the middle.
     """
     rest = table[row:]
     rows = np.array(rest.rows)
     q_d, q_h, q_z = (COLUMNS.index(name) for name in ("q_d", "q_h", "q_z"))
-    if row and table.sampler == "plms":
+    if row and table.sampler in _FROM_THE_START:
+        name, why = _FROM_THE_START[table.sampler]
         raise ValueError(
-            f"a run of PNDMScheduler must begin at its first timestep, got entry {row} of them: from there diffusers"
-            " steps from other noise levels than its state has; take another scheduler, or call pipe.original"
+            f"a run of {name} must begin at its first timestep, got entry {row} of them: from there diffusers {why};"
+            " take another scheduler, or call pipe.original"
         )
     if row and "begin" in table.options:
         rows = np.array(SAMPLERS[table.sampler](schedule, **{**table.options, "begin": row}).rows)
@@ -129,18 +137,20 @@ def table_from_row(table: StepTable, row: int, schedule: NoiseSchedule) -> tuple
 def _same_levels(
     settings: SchedulerSettings, table: StepTable, scheduler: Any, wanted: npt.NDArray[np.float64]
 ) -> bool:
-    """Whether a scheduler with Karras' noise levels has those of the table.
+    """Whether a scheduler with Karras' noise levels, or levels between those of its timesteps, has those of the table.
 
     It finds its timesteps by logarithms and interpolation in float32, so they differ by more than timesteps that are
-    counted, and by a whole one where DPM-Solver++, DEIS and UniPC round a tie.
+    counted, and by a whole one where a tie is rounded.
     """
     if len(wanted) != len(table):
         return False
-    levels = sigmas_of(settings.schedule, settings.prediction_type)
-    if table.sampler in ("dpmpp_2m", "dpmpp_2m_sde", "deis", "unipc"):
-        sigmas = np.asarray(scheduler.sigmas[:-1].cpu(), dtype=np.float64)
-        same = np.allclose(sigmas, karras_sigmas(levels, len(table)), rtol=_LEVELS, atol=0)
+    if table.sampler in _ROUNDED:
+        stride = _ROUNDED[table.sampler]
+        sigmas = np.asarray(scheduler.sigmas[: len(table) : stride].cpu(), dtype=np.float64)
+        signal, noise = np.transpose(cast("npt.NDArray[np.float64]", table.levels)[:-1:stride])
+        same = np.allclose(sigmas, noise / signal, rtol=_LEVELS, atol=0)
         return same and bool(np.all(np.abs(table["t"] - wanted) <= 1))
+    levels = sigmas_of(settings.schedule, settings.prediction_type)
     log_levels, timesteps = np.log(levels), np.arange(len(levels))
     apart = np.interp(table["t"], timesteps, log_levels) - np.interp(wanted, timesteps, log_levels)
     return bool(np.all(np.abs(apart) <= _LEVELS))

@@ -27,6 +27,10 @@ CLASSES = {
     "deis": "DEISMultistepScheduler",
     "plms": "PNDMScheduler",
     "unipc": "UniPCMultistepScheduler",
+    "lms": "LMSDiscreteScheduler",
+    "dpmpp_2s": "DPMSolverSinglestepScheduler",
+    "kdpm2": "KDPM2DiscreteScheduler",
+    "kdpm2_ancestral": "KDPM2AncestralDiscreteScheduler",
     "tcd": "TCDScheduler",
 }
 SCALED = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -44,6 +48,10 @@ OWN = {
     "deis": {"solver_order": 3, "timestep_spacing": "trailing", "lower_order_final": False},
     "plms": {"skip_prk_steps": True, "steps_offset": 1, "set_alpha_to_one": True},
     "unipc": {"solver_order": 3, "use_karras_sigmas": True, "disable_corrector": [1], "predict_x0": False},
+    "lms": {"use_karras_sigmas": True, "timestep_spacing": "leading", "steps_offset": 1},
+    "kdpm2": {"use_karras_sigmas": True},
+    "dpmpp_2s": {"final_sigmas_type": "sigma_min", "solver_order": 3, "lower_order_final": True},
+    "kdpm2_ancestral": {"timestep_spacing": "trailing"},
     "tcd": {"original_inference_steps": 25, "clip_sample": True},
 }
 
@@ -84,13 +92,18 @@ def test_another_sampler_is_what_from_config_gives(source, target):
     assert compile_table(model(config), target, 20, None, None, {}) == expected
 
 
-@pytest.mark.parametrize("target", sorted(set(CLASSES) - {"ddim"}))
+@pytest.mark.parametrize("target", sorted(set(CLASSES) - {"ddim", "dpmpp_2s"}))  # which has no spacing in diffusers
 def test_a_bundle_that_says_nothing_of_other_samplers_hands_them_what_both_share_alone(target):
     made = read_scheduler(saved("ddim"))
     info = sf.ModelInfo((4, 8, 8), made.schedule, defaults=made.defaults)
     table = compile_table(info, target, 20, None, None, {})
     assert table.options.get("final_alpha_cumprod", 1.0) == 1.0
     assert table.options.get("steps_offset", 1) == 1
+
+
+def test_a_sampler_of_no_class_takes_spacing_and_levels_from_the_model_s_own_scheduler():
+    table = compile_table(model(saved("euler")), "ipndm", 20, None, None, {})
+    assert (table.options["karras"], table.options["spacing"], table.options["order"]) == (True, "trailing", 4)
 
 
 def test_dpm_solver_on_a_model_of_ddim_ends_clean():
@@ -137,7 +150,7 @@ def test_any_number_of_steps_runs_on_a_model_whose_timesteps_have_an_offset(samp
 
 
 @pytest.mark.parametrize("spacing", ["linspace", "leading", "trailing"])
-@pytest.mark.parametrize("name", ["euler", "heun", "dpmpp_2m", "deis", "unipc"])
+@pytest.mark.parametrize("name", ["euler", "heun", "dpmpp_2m", "deis", "unipc", "lms", "kdpm2", "kdpm2_ancestral"])
 @pytest.mark.parametrize("betas", [SCALED, {}], ids=["scaled_linear", "linear"])
 def test_karras_levels_are_taken_at_every_number_of_steps(name, betas, spacing):
     """diffusers finds these timesteps in float32: the network gets its very own, and the levels agree."""
@@ -146,7 +159,7 @@ def test_karras_levels_are_taken_at_every_number_of_steps(name, betas, spacing):
         scheduler.set_timesteps(steps)
         table = scheduler_table.table_of(scheduler, {})
         np.testing.assert_array_equal(table["t"], np.float32(scheduler.timesteps))
-        if name not in ("dpmpp_2m", "deis", "unipc"):
+        if name not in ("dpmpp_2m", "deis", "unipc", "kdpm2", "kdpm2_ancestral"):
             sigmas = np.sqrt(1 / table["s"].astype(np.float64) ** 2 - 1)
             levels = np.asarray(scheduler.sigmas[: len(table)], dtype=np.float64)
             np.testing.assert_allclose(sigmas, levels, rtol=2e-4)

@@ -111,7 +111,8 @@ def scheduler_of(name, config):
     scheduler = peers.scheduler_class(name).from_config(config)
     for levels in {"alphas_cumprod", "final_alpha_cumprod"} & vars(scheduler).keys():
         setattr(scheduler, levels, getattr(scheduler, levels).double())
-    scheduler.set_timesteps(STEPS)
+    with peers.double_levels(scheduler):
+        scheduler.set_timesteps(STEPS)
     if hasattr(scheduler, "sigmas"):
         scheduler.sigmas = scheduler.sigmas.double()
         scheduler.set_begin_index(0)

@@ -42,6 +42,9 @@ SAMPLERS = {
     "deis": ("deis", "scaled", {"order": 3, "final_alpha_cumprod": float(ALPHAS[0])}),
     "tcd": ("tcd", "scaled", {"eta": 0.3, "final_alpha_cumprod": float(ALPHAS[0])}),
     "unipc": ("unipc", "scaled", {"order": 3}),
+    "dpmpp_2s": ("dpmpp_2s", "scaled", {"order": 3}),
+    "kdpm2": ("kdpm2", "scaled", {"karras": True}),
+    "kdpm2_ancestral": ("kdpm2_ancestral", "scaled", {}),
     "unipc-karras": ("unipc", "linear", {"karras": True, "disable_corrector": [7]}),
     "heun-flow": ("heun", "shift-3", {}),
     "lcm-flow": ("lcm", "shift-3", {}),
@@ -50,7 +53,7 @@ SAMPLERS = {
 }
 
 # In the middle of a step diffusers noises what is known to the level of the step's end, at which the state is not yet.
-NOISED_TO_ANOTHER_LEVEL = {"dpmpp_sde"}
+NOISED_TO_ANOTHER_LEVEL = {"dpmpp_sde", "kdpm2"}
 
 
 def noised(scheduler, images, t, index):
@@ -177,6 +180,14 @@ def test_plms_begins_in_the_middle_as_a_run_over_its_last_timesteps(spacing, fix
     np.testing.assert_array_equal(late.levels[:1], table.levels[7:8])
     if spacing == "leading" or not fixed_stride:
         assert late == sf.samplers.plms(info.schedule, timesteps=table["t"][7:])
+
+
+def test_lms_begins_in_the_middle_as_a_run_over_its_last_timesteps():
+    """diffusers then gives its only slope the weight that the latest of four has."""
+    table = sf.samplers.lms(support.SCHEDULE, 10, spacing="leading")
+    late = begin_late(table, 0.45, support.SCHEDULE)
+    np.testing.assert_array_equal(late.rows, sf.samplers.lms(support.SCHEDULE, timesteps=table["t"][6:]).rows)
+    np.testing.assert_array_equal(late.levels, table.levels[6:])
 
 
 def test_samples_of_one_table_and_strength_share_what_is_left_of_it():

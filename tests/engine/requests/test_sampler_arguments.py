@@ -94,6 +94,11 @@ def test_refuses_steps_that_do_not_count(sampler, steps):
         pytest.param("unipc", {"solver_type": "bh3"}, "solver_type must be 'bh1' or 'bh2', got 'bh3'$", id="b-of-h"),
         pytest.param("unipc", {"disable_corrector": [1, -1]}, "must hold steps, at least 0, got -1$", id="corrector"),
         pytest.param("unipc", {"begin": 5}, "begin must be between 0 and 4, got 5$", id="unipc-begin"),
+        pytest.param("lms", {"order": 5}, "order must be between 1 and 4, got 5$", id="lms-order"),
+        pytest.param("dpmpp_2s", {"order": 4}, "order must be between 1 and 3, got 4$", id="dpmpp_2s-order"),
+        pytest.param("dpmpp_2s", {"solver_type": "bh1"}, "solver_type must be .*, got 'bh1'$", id="dpmpp_2s-solver"),
+        pytest.param("ipndm", {"order": 5}, "order must be between 1 and 4, got 5$", id="ipndm-order"),
+        pytest.param("lms", {"begin": 5}, "begin must be between 0 and 4, got 5$", id="lms-begin"),
         pytest.param("plms", {"begin": -1}, "begin must be between 0 and 4, got -1$", id="plms-begin"),
         pytest.param("plms", {"final_alpha_cumprod": 2.0}, "final_alpha_cumprod must be .*, got 2.0$", id="plms-end"),
     ],
@@ -196,7 +201,7 @@ def test_all_of_ddpm_s_noise_is_added_also_from_pure_noise(spacing, prediction_t
 
 
 # Samplers that leave out the last of S + 1 timesteps.
-OVER_LOG_SNR = ("dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m_sde", "deis", "unipc")
+OVER_LOG_SNR = ("dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m_sde", "dpmpp_2s", "deis", "ipndm", "unipc")
 
 
 @naive_allowed
@@ -212,7 +217,7 @@ def test_any_number_of_steps_makes_a_table(sampler, spacing):
                 continue
             table = SAMPLERS[sampler](schedule, steps, spacing=spacing, prediction_type=kind)
             levels, t = table.levels, table["t"]
-            if sampler in ("heun", "dpmpp_sde"):  # two rows a step
+            if sampler in ("heun", "dpmpp_sde", "kdpm2", "kdpm2_ancestral"):  # two rows a step
                 levels, t = levels[::2], t[::2]
             elif sampler == "plms" and steps > 1:  # its second timestep is visited twice
                 levels, t = np.delete(levels, 1, axis=0), np.delete(t, 1)
@@ -239,7 +244,7 @@ def test_steps_without_a_corrector_are_a_list(given, message):
 
 def test_where_a_run_begins_is_no_option_of_an_engine():
     with sf.Engine.from_callable(lambda x, t, cond: x, shape=(2,), schedule=LINEAR) as engine:
-        for sampler in ("deis", "dpmpp_3m_sde", "dpmpp_sde", "plms", "unipc"):
+        for sampler in ("deis", "dpmpp_3m_sde", "dpmpp_sde", "plms", "unipc", "lms", "dpmpp_2s", "ipndm"):
             with pytest.raises(TypeError, match=f"sampler '{sampler}' takes steps, .*, got begin"):
                 engine.sample(sampler=sampler, steps=5, begin=2)
 
@@ -275,6 +280,12 @@ def test_lcm_takes_whole_original_steps():
         "DEISMultistepScheduler": "deis",
         "PNDMScheduler": "plms",
         "PLMS": "plms",
+        "LMS": "lms",
+        "DPMSolverSinglestepScheduler": "dpmpp_2s",
+        "DPM++ 3S": "dpmpp_2s with order=3",
+        "KDPM2DiscreteScheduler": "kdpm2",
+        "DPM2 a Karras": "kdpm2_ancestral with karras=True",
+        "LMSDiscreteScheduler": "lms",
         "UniPCMultistepScheduler": "unipc",
         "uni_pc_bh2": "unipc",
         "TCDScheduler": "tcd",

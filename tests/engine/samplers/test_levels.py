@@ -27,6 +27,8 @@ CASES = [
     ("plms", "scaled", {"steps_offset": 1}),
     ("unipc", "scaled", {"karras": True}),
     ("unipc", "shift-3", {}),
+    ("lms", "scaled", {"karras": True}),
+    ("kdpm2_ancestral", "scaled", {"karras": True}),
     ("heun", "shift-3", {}),
     ("lcm", "shift-3", {}),
 ]

@@ -147,7 +147,7 @@ def test_what_is_not_covered_says_what_is(folder_of):
             r"EulerDiscreteScheduler: sigma_max must be None with use_karras_sigmas, got 10\.0: change that or give"
             r" --sampler ddim \(sampler='ddim' in Python\), the nearest that reads it, or ddpm",
         ),
-        (diffusers.KDPM2DiscreteScheduler(), "KDPM2DiscreteScheduler is not covered: give --sampler heun"),
+        (diffusers.DDIMParallelScheduler(), r"DDIMParallelScheduler is not covered \(it .*\): give --sampler ddim"),
         (
             diffusers.EDMEulerScheduler(),
             r"EDMEulerScheduler is not covered \(its timesteps are .*\): choose a sampler, one of ddim",
