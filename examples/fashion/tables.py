@@ -2,6 +2,8 @@
 
     python examples/fashion/tables.py                     # all: an hour on two cores; goes on where it was stopped
     python examples/fashion/tables.py --compare           # beside samplers made by hand, into tables.json
+
+What is fitted already lies in ``build/fashion_tables``.
 """
 
 from __future__ import annotations
