@@ -51,6 +51,15 @@ CONFIG_NAMES = {
     "solver_type": "solver_type",
     "predict_x0": "predict_x0",
     "disable_corrector": "disable_corrector",
+    "sigma_min": "sigma_min",
+    "sigma_max": "sigma_max",
+    "shift_terminal": "shift_terminal",
+}
+LEVEL_NAMES = {
+    "karras": "use_karras_sigmas",
+    "exponential": "use_exponential_sigmas",
+    "beta": "use_beta_sigmas",
+    "lu": "use_lu_lambdas",
 }
 
 
@@ -81,6 +90,8 @@ def scheduler(sampler, schedule, options, **timesteps):
     import diffusers
 
     config = {CONFIG_NAMES[name]: value for name, value in options.items() if name in CONFIG_NAMES}
+    if "levels" in options:
+        config[LEVEL_NAMES[options["levels"]]] = True
     if sampler in ("ddim", "ddpm", "lcm", "heun"):
         config |= {"clip_sample": "clip" in options, "clip_sample_range": options.get("clip")}
     if sampler == "ddpm":

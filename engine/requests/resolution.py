@@ -25,6 +25,7 @@ from stepfuse.requests.request import Request
 from stepfuse.requests.sampler_defaults import ADAPTIVE, default_options, default_steps
 from stepfuse.requests.terms import Terms
 from stepfuse.samplers import SAMPLERS
+from stepfuse.samplers.levels import without_overridden
 from stepfuse.samplers.names import require_sampler
 from stepfuse.samplers.table import StepTable
 
@@ -204,8 +205,8 @@ def compile_table(
 
     function = SAMPLERS[sampler]
     accepted = inspect.signature(function).parameters
-    arguments = {**default_options(info, function), **options}
-    if steps is None and arguments.get("timesteps") is None:
+    arguments = {**without_overridden(default_options(info, function), options), **options}
+    if steps is None and arguments.get("timesteps") is None and arguments.get("sigmas") is None:
         steps = default_steps(info, sampler, arguments)
     adaptive = {name: arguments.pop(name) for name in ADAPTIVE if name in arguments}
     if "eta" in accepted:

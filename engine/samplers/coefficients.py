@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import wraps
 from inspect import signature
@@ -109,9 +109,18 @@ def require_between(name: str, value: float, low: float, high: float) -> None:
 
 def refuse_on_flows(**given: tuple[object, object]) -> None:
     """Refuses arguments that mean nothing on a flow schedule: each with its value and its default."""
+    _refuse("with a flow schedule", given)
+
+
+def refuse_without_flow(**given: tuple[object, object]) -> None:
+    """The same for arguments that mean something on a flow schedule alone."""
+    _refuse("without a flow schedule", given)
+
+
+def _refuse(where: str, given: Mapping[str, tuple[object, object]]) -> None:
     for name, (value, default) in given.items():
         if value != default:
-            raise ValueError(f"{name} must be left out with a flow schedule, got {value!r}")
+            raise ValueError(f"{name} must be left out {where}, got {value!r}")
 
 
 def alphas_at(schedule: NoiseSchedule, t: Float64Array, final: float = 1.0) -> Float64Array:
@@ -150,13 +159,6 @@ def timesteps_of(all_sigmas: Float64Array, sigma: Float64Array) -> Float64Array:
     """Timesteps at which noise over signal is ``sigma``; its logarithm is interpolated."""
     rising = np.maximum.accumulate(all_sigmas)
     return np.interp(np.log(sigma), np.log(rising), np.arange(len(rising)))
-
-
-def karras_sigmas(sigmas: Float64Array, count: int) -> Float64Array:
-    """Noise levels of Karras et al. (2022), Eq. 5, from the last (noisiest) of ``sigmas`` to the first."""
-    rho = 7.0
-    low, high = sigmas[0] ** (1 / rho), sigmas[-1] ** (1 / rho)
-    return cast("Float64Array", (high + np.linspace(0, 1, count) * (low - high)) ** rho)
 
 
 def preserving_levels(a: Float64Array) -> Levels:

@@ -19,6 +19,7 @@ from stepfuse.samplers.coefficients import (
     require_between,
 )
 from stepfuse.samplers.forms import H2, H3, D, E, Form, H, Update, X, columns_of
+from stepfuse.samplers.levels import LevelKind, LevelOptions
 from stepfuse.samplers.log_snr import solver_levels
 from stepfuse.samplers.schedule import Float64Array, NoiseSchedule, Spacing
 from stepfuse.samplers.table import StepTable
@@ -83,11 +84,16 @@ def deis(
     steps: int | None = None,
     *,
     timesteps: Sequence[float] | None = None,
+    sigmas: Sequence[float] | None = None,
     spacing: Spacing = "linspace",
     steps_offset: int = 0,
     prediction_type: PredictionType = "epsilon",
     clip: float | None = None,
     karras: bool = False,
+    levels: LevelKind = "schedule",
+    rho: float = 7.0,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
     order: int = 2,
     lower_order_final: bool = True,
     final_alpha_cumprod: float = 1.0,
@@ -115,22 +121,23 @@ def deis(
         TypeError: If ``steps``, ``order`` or ``begin`` is no whole number.
     """
     require_between("order", order, 1, 3)
-    t, rho = solver_levels(
-        schedule, steps, timesteps, spacing, steps_offset, prediction_type, final_alpha_cumprod, karras=karras
+    options = LevelOptions(levels, karras, rho, sigma_min, sigma_max, sigmas, timesteps)
+    t, sigma = solver_levels(
+        schedule, steps, timesteps, spacing, steps_offset, prediction_type, final_alpha_cumprod, options
     )
     require_between("begin", begin, 0, len(t) - 1)
     falls = lower_order_final and len(t) < 15
-    t, rho = t[begin:], rho[begin:]
-    signal = 1 / np.hypot(1, rho)
+    t, sigma = t[begin:], sigma[begin:]
+    signal = 1 / np.hypot(1, sigma)
     a = signal[:-1] ** 2
     with np.errstate(divide="ignore"):
-        log_rho = np.log(rho)
+        log_rho = np.log(sigma)
     in_eps = zip(*eps_from(prediction_type, a, from_clipped=clip is not None), strict=True)
     updates = []
     for i, (x, d, e) in enumerate(in_eps):
         estimate = x * X + d * D + e * E
         now = min(order, i + 1, len(t) - i if falls else order)
-        weights = rho[i] * _extrapolated(log_rho[i - now + 1 : i + 1][::-1] - log_rho[i], log_rho[i + 1] - log_rho[i])
+        weights = sigma[i] * _extrapolated(log_rho[i - now + 1 : i + 1][::-1] - log_rho[i], log_rho[i + 1] - log_rho[i])
         after = 1 / signal[i] * X
         for weight, one in zip(weights, (estimate, H, H2), strict=False):
             after += weight * one

@@ -14,15 +14,16 @@ from stepfuse.samplers.coefficients import (
     choose_timesteps,
     clean_sample,
     eps_from,
-    karras_sigmas,
     match_count,
     recorded,
     refuse_on_flows,
+    refuse_without_flow,
     sigmas_at,
     sigmas_of,
     step_count,
     timesteps_of,
 )
+from stepfuse.samplers.levels import LevelKind, LevelOptions
 from stepfuse.samplers.schedule import Float64Array, NoiseSchedule, Spacing, explicit_timesteps
 from stepfuse.samplers.table import StepTable
 
@@ -35,10 +36,16 @@ def euler(
     steps: int | None = None,
     *,
     timesteps: Sequence[float] | None = None,
+    sigmas: Sequence[float] | None = None,
     spacing: Spacing = "linspace",
     steps_offset: int = 0,
     prediction_type: PredictionType = "epsilon",
     karras: bool = False,
+    levels: LevelKind = "schedule",
+    rho: float = 7.0,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+    shift_terminal: float | None = None,
     guidance_scale: float = 1.0,
     guidance_interval: tuple[float, float] = (0.0, 1.0),
 ) -> StepTable:
@@ -52,26 +59,40 @@ def euler(
         steps: Number of network evaluations S, 1 ≤ S ≤ T.
         timesteps: Timesteps of one's own, strictly decreasing; they need not be whole. On a flow they are T σ, from T
             down, taken as they are, without shift.
-        spacing: As for ``ddim``; ``linspace`` is not rounded. Not for flows, and neither are the three below.
-        karras: Noise levels of Karras et al. (2022), Eq. 5 with ρ = 7, between those that ``spacing`` ends at.
+        sigmas: Noise levels of one's own, noise over signal, strictly decreasing within the schedule; a last 0, the
+            clean result, may be left out. On a flow they are σ, 1 / T to 1, and are shifted, as in diffusers.
+        spacing: As for ``ddim``; ``linspace`` is not rounded. Not for flows, and neither are the two below.
+        karras: The same as ``levels="karras"``.
+        levels: How the noise levels lie between the ends that ``spacing`` has: ``"karras"`` as in Karras et al. (2022),
+            Eq. 5; ``"exponential"`` in equal steps of the logarithm; ``"beta"`` as quantiles of the beta distribution
+            with both parameters 0.6 (Lee et al., 2024); ``"lu"`` in equal steps of log-SNR (Lu et al., 2022), which is
+            ``"exponential"`` here. Not with ``timesteps`` or ``sigmas``; on a flow between the ends after the shift,
+            and without ``"lu"``.
+        rho: ρ of Karras' levels, above 0.
+        sigma_min: The lower end in the place of that of ``spacing``, within the schedule. Not with ``"schedule"``.
+        sigma_max: The same for the higher end.
+        shift_terminal: On a flow, the level that the last step begins at: all are stretched to end there, 0 to 1; None:
+            where the shift has it. Not with ``timesteps``.
 
     Returns:
         A table of S rows, the noisiest timestep first.
 
     Raises:
-        ValueError: As for ``ddim``; on a flow also if ``spacing``, ``steps_offset``, ``prediction_type`` or ``karras``
-            is given.
+        ValueError: As for ``ddim``; and if two of ``timesteps``, ``sigmas`` and ``levels`` are given, sigmas do not
+            fall or leave the schedule, an end or ``rho`` is out of bounds, or an argument is given that is of the other
+            kind of schedule.
         TypeError: If ``steps`` is no whole number.
     """
+    options = LevelOptions(levels, karras, rho, sigma_min, sigma_max, sigmas, timesteps, shift_terminal)
     if schedule.is_flow:
         refuse_on_flows(
             spacing=(spacing, "linspace"),
             steps_offset=(steps_offset, 0),
             prediction_type=(prediction_type, "epsilon"),
-            karras=(karras, False),
         )
-        return _flow(schedule, steps, timesteps, guidance_scale, guidance_interval)
-    t, sigma, init_scale = _levels(schedule, steps, timesteps, spacing, steps_offset, prediction_type, karras)
+        return _flow(schedule, steps, timesteps, options, guidance_scale, guidance_interval)
+    refuse_without_flow(shift_terminal=(shift_terminal, None))
+    t, sigma, init_scale = _levels(schedule, steps, timesteps, spacing, steps_offset, prediction_type, options)
     columns = _ode_step(prediction_type, sigma, np.append(sigma[1:], 0.0) - sigma)
     return build_table("euler", schedule, t, columns, _exploding(sigma), guidance_scale, guidance_interval, init_scale)
 
@@ -82,9 +103,15 @@ def euler_ancestral(
     steps: int | None = None,
     *,
     timesteps: Sequence[float] | None = None,
+    sigmas: Sequence[float] | None = None,
     spacing: Spacing = "linspace",
     steps_offset: int = 0,
     prediction_type: PredictionType = "epsilon",
+    karras: bool = False,
+    levels: LevelKind = "schedule",
+    rho: float = 7.0,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
     guidance_scale: float = 1.0,
     guidance_interval: tuple[float, float] = (0.0, 1.0),
 ) -> StepTable:
@@ -101,10 +128,11 @@ def euler_ancestral(
         A table of S rows, the noisiest timestep first.
 
     Raises:
-        ValueError: As for ``ddim``.
+        ValueError: As for ``euler``.
         TypeError: If ``steps`` is no whole number.
     """
-    t, sigma, init_scale = _levels(schedule, steps, timesteps, spacing, steps_offset, prediction_type, karras=False)
+    options = LevelOptions(levels, karras, rho, sigma_min, sigma_max, sigmas, timesteps)
+    t, sigma, init_scale = _levels(schedule, steps, timesteps, spacing, steps_offset, prediction_type, options)
     after = np.append(sigma[1:], 0.0)
     noise = after * np.sqrt(sigma**2 - after**2) / sigma
     below = after**2 / sigma  # sqrt(after^2 - noise^2)
@@ -120,11 +148,16 @@ def heun(
     steps: int | None = None,
     *,
     timesteps: Sequence[float] | None = None,
+    sigmas: Sequence[float] | None = None,
     spacing: Spacing = "linspace",
     steps_offset: int = 0,
     prediction_type: PredictionType = "epsilon",
     clip: float | None = None,
     karras: bool = False,
+    levels: LevelKind = "schedule",
+    rho: float = 7.0,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
     guidance_scale: float = 1.0,
     guidance_interval: tuple[float, float] = (0.0, 1.0),
 ) -> StepTable:
@@ -134,20 +167,19 @@ def heun(
     the history carries the state and half of the first slope. The last interval, to sigma = 0, is Euler alone.
 
     Args:
-        schedule: As for ``ddim``, and so are the arguments not named here.
+        schedule: As for ``euler``, variance-preserving alone; and so are the arguments not named here.
         steps: Number of noise levels S; the table has 2 S - 1 rows.
-        timesteps: As for ``ddim``; they need not be whole.
-        spacing: As for ``ddim``; ``linspace`` is not rounded.
-        karras: As for ``euler``.
+        clip: As for ``ddim``.
 
     Returns:
         A table of 2 S - 1 rows, the noisiest timestep first.
 
     Raises:
-        ValueError: As for ``ddim``.
+        ValueError: As for ``euler``, and if ``clip`` is not above 0.
         TypeError: If ``steps`` is no whole number.
     """
-    t, sigma, init_scale = _levels(schedule, steps, timesteps, spacing, steps_offset, prediction_type, karras)
+    options = LevelOptions(levels, karras, rho, sigma_min, sigma_max, sigmas, timesteps)
+    t, sigma, init_scale = _levels(schedule, steps, timesteps, spacing, steps_offset, prediction_type, options)
 
     # Row 2 i is Euler's at sigma[i], row 2 i + 1 the correction at sigma[i + 1]; dt is that interval's width in both.
     predicts = np.arange(2 * len(t) - 1) % 2 == 0
@@ -178,23 +210,25 @@ def _levels(
     spacing: Spacing,
     steps_offset: int,
     prediction_type: PredictionType,
-    karras: bool,
+    options: LevelOptions,
 ) -> tuple[Float64Array, Float64Array, float]:
     """Timesteps, noise levels, and the scale of the initial state."""
-    total = schedule.num_train_timesteps
-    t = choose_timesteps(schedule, steps, timesteps, spacing, steps_offset)
-    if timesteps is None and spacing == "linspace":
-        t = np.linspace(0, total - 1, len(t))[::-1]
-    all_sigmas = sigmas_of(schedule, prediction_type)
-    sigma = sigmas_at(all_sigmas, t)
-    if karras:
-        ends = sigma
-        if (
-            timesteps is None and spacing == "trailing"
-        ):  # as diffusers counts, with one more at -1 if rounding has it so
-            points = np.round(np.arange(total, 0, -total / len(t))) - 1
-            ends = np.interp(points, np.arange(total), all_sigmas)
-        sigma = karras_sigmas(ends[::-1], len(t))
+    total, all_sigmas = schedule.num_train_timesteps, sigmas_of(schedule, prediction_type)
+    bounds = float(all_sigmas[0]), float(all_sigmas[-1])
+    given = options.own(steps, *bounds)
+    if given is not None:
+        t, sigma = timesteps_of(all_sigmas, given), given
+    else:
+        t = choose_timesteps(schedule, steps, timesteps, spacing, steps_offset)
+        if timesteps is None and spacing == "linspace":
+            t = np.linspace(0, total - 1, len(t))[::-1]
+        sigma = sigmas_at(all_sigmas, t)
+    if options.follow_rule:
+        last = t[-1]
+        if spacing == "trailing":  # as diffusers counts, with one more at -1 if rounding has it so
+            last = np.round(np.arange(total, 0, -total / len(t)))[-1] - 1
+        ends = float(np.interp(last, np.arange(total), all_sigmas)), float(sigma[0])
+        sigma = options.between(ends, bounds, len(t))
         t = timesteps_of(all_sigmas, sigma)
     return t, sigma, float(sigma[0] if spacing in ("linspace", "trailing") else np.hypot(sigma[0], 1.0))
 
@@ -224,17 +258,23 @@ def _flow(
     schedule: NoiseSchedule,
     steps: int | None,
     timesteps: Sequence[float] | None,
+    options: LevelOptions,
     guidance_scale: float,
     guidance_interval: tuple[float, float],
 ) -> StepTable:
     total, shift = schedule.num_train_timesteps, schedule.shift or 1.0
+    if options.kind == "lu":
+        raise ValueError("levels must be other than 'lu' with a flow, whose log-SNR has no end, got 'lu'")
     if timesteps is not None:
         sigma = explicit_timesteps(total + 1, timesteps) / total
         match_count(steps, len(sigma))
     else:
-        ends = [shift * end / (1 + (shift - 1) * end) for end in (1.0, 1.0 / total)]
-        sigma = np.linspace(ends[0], ends[1], step_count(steps, total))
-        sigma = shift * sigma / (1 + (shift - 1) * sigma)  # diffusers shifts both the ends and what lies between
+        given = options.own(steps, 1.0 / total, 1.0)
+        if given is None:  # diffusers shifts both the ends and what lies between
+            last = 1.0 / total
+            given = np.linspace(1.0, shift * last / (1 + (shift - 1) * last), step_count(steps, total))
+        sigma = options.shifted(np.minimum(given, 1.0), schedule)
+        if options.follow_rule:
+            sigma = options.between((float(sigma[-1]), float(sigma[0])), (float(sigma[-1]), 1.0), len(sigma))
     columns: Columns = {"p_x": 1.0, "p_e": -sigma, "q_x": 1.0, "q_e": np.append(sigma[1:], 0.0) - sigma}
-    levels = 1 - sigma, sigma
-    return build_table("euler", schedule, sigma * total, columns, levels, guidance_scale, guidance_interval)
+    return build_table("euler", schedule, sigma * total, columns, (1 - sigma, sigma), guidance_scale, guidance_interval)

@@ -6,14 +6,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from stepfuse.integrations.scheduler_config import SchedulerSettings, read_scheduler
 from stepfuse.samplers import SAMPLERS
-from stepfuse.samplers.coefficients import karras_sigmas, sigmas_of
+from stepfuse.samplers.coefficients import sigmas_of
+from stepfuse.samplers.levels import without_overridden
 from stepfuse.samplers.schedule import NoiseSchedule
 from stepfuse.samplers.table import COLUMNS, StepTable
 
@@ -72,11 +73,12 @@ def table_of(
         options["prediction_type"] = settings.prediction_type
     if sampler == "ddim":
         options.update(eta=float(eta or 0.0), clipped_eps=bool(clipped_eps))
-    table = SAMPLERS[sampler](
-        settings.schedule, guidance_scale=float(guidance_scale), **options, **_timesteps(scheduler, custom, settings)
-    )
+    given = _steps(scheduler, custom, settings)
+    options = without_overridden(options, given)
+    table = SAMPLERS[sampler](settings.schedule, guidance_scale=float(guidance_scale), **options, **given)
     wanted = np.asarray(scheduler.timesteps.cpu(), dtype=np.float64)
-    if options.get("karras") and _same_levels(settings, table, scheduler, wanted):
+    chosen = "sigmas" in given or options.get("karras") or options.get("levels", "schedule") != "schedule"
+    if chosen and not settings.schedule.is_flow and _same_levels(settings, table, scheduler, wanted):
         table = _at_timesteps(table, wanted)
     if len(wanted) != len(table) or not np.allclose(table["t"], wanted, rtol=_TIMESTEPS, atol=_TIMESTEPS):
         raise ValueError(
@@ -122,19 +124,20 @@ def table_from_row(table: StepTable, row: int, schedule: NoiseSchedule) -> tuple
 def _same_levels(
     settings: SchedulerSettings, table: StepTable, scheduler: Any, wanted: npt.NDArray[np.float64]
 ) -> bool:
-    """Whether a scheduler with Karras' noise levels has those of the table.
+    """Whether a scheduler whose noise levels are not those at spaced timesteps has those of the table.
 
     It finds its timesteps by logarithms and interpolation in float32, so they differ by more than timesteps that are
-    counted, and by a whole one where DPM-Solver++, DEIS and UniPC round a tie.
+    counted, and by a whole one where DPM-Solver++, DEIS and UniPC round a tie or truncate a whole number's rounding.
     """
     if len(wanted) != len(table):
         return False
-    levels = sigmas_of(settings.schedule, settings.prediction_type)
     if table.sampler in ("dpmpp_2m", "deis", "unipc"):
         sigmas = np.asarray(scheduler.sigmas[:-1].cpu(), dtype=np.float64)
-        same = np.allclose(sigmas, karras_sigmas(levels, len(table)), rtol=_LEVELS, atol=0)
+        signal, noise = cast("npt.NDArray[np.float64]", table.levels)[:-1].T
+        same = np.allclose(sigmas, noise / signal, rtol=_LEVELS, atol=0)
         return same and bool(np.all(np.abs(table["t"] - wanted) <= 1))
-    log_levels, timesteps = np.log(levels), np.arange(len(levels))
+    log_levels = np.log(sigmas_of(settings.schedule, settings.prediction_type))
+    timesteps = np.arange(len(log_levels))
     apart = np.interp(table["t"], timesteps, log_levels) - np.interp(wanted, timesteps, log_levels)
     return bool(np.all(np.abs(apart) <= _LEVELS))
 
@@ -151,7 +154,7 @@ def _read(config: str) -> SchedulerSettings:
     return read_scheduler(json.loads(config))
 
 
-def _timesteps(scheduler: Any, custom: Mapping[str, Any], settings: SchedulerSettings) -> dict[str, Any]:
+def _steps(scheduler: Any, custom: Mapping[str, Any], settings: SchedulerSettings) -> dict[str, Any]:
     """The sampler's argument that has it step where the scheduler does."""
     given = [name for name, value in custom.items() if value is not None]
     if not given:
@@ -159,9 +162,9 @@ def _timesteps(scheduler: Any, custom: Mapping[str, Any], settings: SchedulerSet
     if settings.schedule.is_flow and settings.defaults["sampler"] == "euler":
         sigmas = np.asarray(scheduler.sigmas[:-1], dtype=np.float64)
         return {"timesteps": sigmas * settings.schedule.num_train_timesteps}
-    if "sigmas" in given:
-        raise ValueError(
-            f"sigmas must be left out with {type(scheduler).__name__}, whose steps are at timesteps, got"
-            f" {custom['sigmas']}: give timesteps, or call pipe.original"
-        )
-    return {"timesteps": list(custom["timesteps"])}
+    if "timesteps" in given:
+        return {"timesteps": list(custom["timesteps"])}
+    sigmas, name = np.asarray(custom["sigmas"], dtype=np.float64).tolist(), type(scheduler).__name__
+    if not settings.schedule.is_flow and sigmas[-1:] != [0.0]:
+        raise ValueError(f"sigmas must end at 0 with {name}, got {sigmas}: append it, or call pipe.original")
+    return {"sigmas": sigmas}
