@@ -19,6 +19,7 @@ from stepfuse.integrations.scheduler_readers import (
     READERS,
     Entries,
     EntryError,
+    flow_euler,
     flow_schedule_of,
     flow_unipc,
     schedule_of,
@@ -140,7 +141,7 @@ def _read(name: str, config: Mapping[str, Any]) -> SchedulerSettings:
             raise ValueError(f"{name}: {key}, of former versions, must be {neutral[0]!r} or left out, got {value!r}")
     filled = Entries(name, config)
     if name == FLOW:
-        return SchedulerSettings(flow_schedule_of(filled), "flow", {"sampler": "euler"}, {})
+        return SchedulerSettings(flow_schedule_of(filled), "flow", flow_euler(filled), {})
     if (
         name == "UniPCMultistepScheduler"
         and filled["use_flow_sigmas"]

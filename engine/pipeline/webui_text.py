@@ -21,6 +21,7 @@ _NAMES = {
     "heun": "Heun",
     "lcm": "LCM",
 }
+_LEVELS = {"karras": "Karras", "exponential": "Exponential", "beta": "Beta"}
 _SETTING = re.compile(r'([\w.+-][\w .+-]{0,99}):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
 _NEGATIVE = "Negative prompt:"
 _FEWEST = 3  # settings that make a line one of settings, as the web interfaces count
@@ -32,7 +33,7 @@ def webui_text(made: Provenance) -> str:
     settings = {
         "Steps": options.get("steps") or made.steps,
         "Sampler": _NAMES.get(made.sampler, made.sampler),
-        "Schedule type": "Karras" if options.get("karras") else None,
+        "Schedule type": _LEVELS.get("karras" if options.get("karras") else options.get("levels", "")),
         "CFG scale": f"{options.get('guidance_scale', 1.0):g}",
         "Seed": made.seed,
         "Size": f"{made.width}x{made.height}",
@@ -64,12 +65,19 @@ def read_webui_text(text: str) -> dict[str, str]:
     return {**found, **{name: _unquoted(value) for name, value in settings.items()}}
 
 
-def sampler_of(settings: Mapping[str, str]) -> tuple[str | None, dict[str, bool]]:
-    """Our sampler of a text's settings, None if there is none, and its options."""
-    name = settings.get("Sampler", "")
-    karras = name.endswith(" Karras") or settings.get("Schedule type") == "Karras"
+def sampler_of(settings: Mapping[str, str]) -> tuple[str | None, dict[str, bool | str]]:
+    """Our sampler of a text's settings, None if there is none, and its options.
+
+    Noise levels are a setting of their own, or in older texts the last word of the sampler's name.
+    """
+    name, levels = settings.get("Sampler", ""), settings.get("Schedule type", "")
+    for theirs in _LEVELS.values():
+        if name.endswith(f" {theirs}"):
+            name, levels = name.removesuffix(f" {theirs}"), theirs
     ours = {theirs.lower(): mine for mine, theirs in _NAMES.items()}
-    return ours.get(name.removesuffix(" Karras").lower()), {"karras": True} if karras else {}
+    kind = next((mine for mine, theirs in _LEVELS.items() if theirs == levels), None)
+    options: dict[str, bool | str] = {"karras": True} if kind == "karras" else {"levels": kind} if kind else {}
+    return ours.get(name.lower()), options
 
 
 def _quoted(value: str) -> str:

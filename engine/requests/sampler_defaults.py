@@ -21,20 +21,21 @@ _NAMED = ("sampler", "steps", "guidance_scale", "eta")  # arguments of their own
 # Which options of a model's own sampler another one shares, where its bundle does not say what each sampler takes:
 # those that diffusers keeps under one name in the configurations of both classes. Others are the own sampler's alone.
 _EVERY = {"guidance_interval", "guidance_rescale"}
+_LEVELS = {"karras", "levels", "sigma_min", "sigma_max"}
 _SPACED, _BOUNDED = {"spacing", "steps_offset"}, {"clip", "dynamic_threshold"}
 _SHARED: Mapping[str, set[str]] = {
     "ddim": _SPACED | _BOUNDED,
     "ddim_inverse": _SPACED,
     "ddpm": _SPACED | _BOUNDED,
     "ddpm_strided": _SPACED | _BOUNDED,
-    "dpmpp_2m": _SPACED | {"karras", "dynamic_threshold"},
+    "dpmpp_2m": _SPACED | _LEVELS | {"dynamic_threshold"},
     "lcm": _BOUNDED,
-    "heun": _SPACED | {"clip", "karras"},
-    "euler": _SPACED | {"karras"},
+    "heun": _SPACED | _LEVELS | {"clip"},
+    "euler": _SPACED | _LEVELS,
     "euler_ancestral": _SPACED,
-    "deis": _SPACED | {"karras"},
+    "deis": _SPACED | _LEVELS,
     "plms": _SPACED,
-    "unipc": _SPACED | {"karras", "dynamic_threshold"},
+    "unipc": _SPACED | _LEVELS | {"dynamic_threshold"},
 }
 _SAME_OPTIONS = {"ddim_inverse": "ddim", "ddpm_strided": "ddpm"}  # samplers that take another's options
 

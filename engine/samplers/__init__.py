@@ -18,6 +18,7 @@ from stepfuse.samplers.inversion import ddim_inverse
 from stepfuse.samplers.linear_multistep import deis, plms
 from stepfuse.samplers.predictor_corrector import unipc
 from stepfuse.samplers.probability_flow import euler, euler_ancestral, heun
+from stepfuse.samplers.published import AYS
 from stepfuse.samplers.table import StepTable
 
 #: Samplers by name, as ``Engine.sample(sampler=...)`` takes them.
@@ -27,6 +28,7 @@ SAMPLERS: Mapping[str, Callable[..., StepTable]] = {
 }
 
 __all__ = [
+    "AYS",
     "SAMPLERS",
     "NaiveSamplerWarning",
     "ddim",

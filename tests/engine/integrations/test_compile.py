@@ -110,6 +110,8 @@ SCHEDULERS = {
     "euler-a": ("EulerAncestralDiscreteScheduler", {}),
     "deis": ("DEISMultistepScheduler", {"solver_order": 3}),
     "pndm": ("PNDMScheduler", {"skip_prk_steps": True, "set_alpha_to_one": False}),
+    "dpm-exponential": ("DPMSolverMultistepScheduler", {"use_exponential_sigmas": True}),
+    "euler-beta": ("EulerDiscreteScheduler", {"use_beta_sigmas": True, "sigma_min": 0.1}),
     "unipc": ("UniPCMultistepScheduler", {"use_karras_sigmas": True, "solver_order": 3}),
 }
 
@@ -133,6 +135,7 @@ def test_with_every_scheduler(name, kind, config, pipelines):
         ("StableDiffusionPipeline", None, {}, {"guidance_rescale": 0.7}),
         ("StableDiffusionPipeline", None, {}, {"eta": 1.0, "num_images_per_prompt": 2}),
         ("StableDiffusionPipeline", "EulerDiscreteScheduler", STABLE, {"timesteps": [900, 500, 120]}),
+        ("StableDiffusionPipeline", "EulerDiscreteScheduler", STABLE, {"sigmas": [9.0, 1.0, 0.0]}),
         ("StableDiffusionPipeline", "LCMScheduler", STABLE, {"timesteps": [999, 499]}),
         ("StableDiffusionXLPipeline", "DPMSolverMultistepScheduler", STABLE, {"denoising_end": 0.6}),
         ("StableDiffusionXLPipeline", None, {}, {"height": 32, "width": 16, "prompt_2": ["one", "two"]}),
@@ -360,7 +363,12 @@ def test_a_scheduler_changed_behind_its_configuration_is_refused(pipelines):
     ("name", "kind", "given", "message"),
     [
         ("StableDiffusion3Pipeline", None, SKIP_LAYERS, "once a step, got 2 calls: leave out"),
-        ("StableDiffusionPipeline", "EulerDiscreteScheduler", {"sigmas": [9.0, 1.0, 0.0]}, "sigmas must be left out"),
+        (
+            "StableDiffusionPipeline",
+            "EulerDiscreteScheduler",
+            {"sigmas": [9.0, 1.0]},
+            "sigmas must end at 0 with Euler",
+        ),
         ("DDPMPipeline", "EulerDiscreteScheduler", {}, "DDPMPipeline does not scale its network's inputs as Euler"),
         ("DDIMPipeline", None, {"eta": 1.5}, "eta must be between 0 and 1, got 1.5"),
     ],
