@@ -29,7 +29,7 @@ class LevelOptions:
         levels: ``"schedule"``, or the rule by which levels lie between two ends: ``"karras"``, ``"exponential"``,
             ``"beta"`` or ``"lu"``.
         karras: Another way to say ``levels="karras"``.
-        rho: Exponent of Karras' levels, above 0.
+        rho: Exponent of Karras' levels, 0.1 to 1000; the larger, the nearer to equal steps of the logarithm.
         sigma_min, sigma_max: The ends, as noise over signal; None: those of the schedule.
         sigmas: A caller's own levels.
         timesteps: A caller's own timesteps, which leave nothing to choose.
@@ -58,8 +58,8 @@ class LevelOptions:
         if karras and levels not in ("schedule", "karras"):
             raise ValueError(f"karras must be left out with levels {levels!r}, got {karras}")
         self.kind = "karras" if karras else levels
-        if not (np.isfinite(rho) and rho > 0):
-            raise ValueError(f"rho must be above 0 and finite, got {rho}")
+        if not 0.1 <= rho <= 1000:
+            raise ValueError(f"rho must be between 0.1 and 1000, got {rho}")
         if rho != 7.0 and self.kind != "karras":
             raise ValueError(f"rho must be left out with levels {self.kind!r}, got {rho}")
         for name, bound in {"sigma_min": sigma_min, "sigma_max": sigma_max}.items():
@@ -107,9 +107,9 @@ class LevelOptions:
             return None
         sigma = as_vector("sigmas", self._sigmas)
         sigma = sigma[:-1] if self.end_clean else sigma
-        require_all("sigmas", sigma, np.diff(sigma, prepend=np.inf) < 0, "below the one before it")
         for index, one in enumerate(sigma):
             _require_within(f"sigmas[{index}]", one, low, high)
+        require_all("sigmas", sigma, np.diff(sigma, prepend=np.inf) < 0, "below the one before it")
         if steps is not None and steps != len(sigma):
             raise ValueError(f"steps must be the number of sigmas above 0, {len(sigma)}, or left out, got {steps}")
         return sigma
@@ -144,8 +144,7 @@ class LevelOptions:
             raise ValueError(f"sigma_min must be below sigma_max, got {low:g} and {high:g}")
         ramp = np.linspace(0, 1, count)
         if self.kind == "karras":
-            root = 1 / self._rho
-            levels = (high**root + ramp * (low**root - high**root)) ** self._rho
+            levels = high * (1 + ramp * ((low / high) ** (1 / self._rho) - 1)) ** self._rho
         elif self.kind == "beta":
             levels = low + beta_quantile(1 - ramp, 0.6, 0.6) * (high - low)
         else:

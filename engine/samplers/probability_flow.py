@@ -68,7 +68,7 @@ def euler(
             with both parameters 0.6 (Lee et al., 2024); ``"lu"`` in equal steps of log-SNR (Lu et al., 2022), which is
             ``"exponential"`` here. Not with ``timesteps`` or ``sigmas``; on a flow between the ends after the shift,
             and without ``"lu"``.
-        rho: ρ of Karras' levels, above 0.
+        rho: ρ of Karras' levels, 0.1 to 1000.
         sigma_min: The lower end in the place of that of ``spacing``, within the schedule. Not with ``"schedule"``.
         sigma_max: The same for the higher end.
         shift_terminal: On a flow, the level that the last step begins at: all are stretched to end there, 0 to 1; None:

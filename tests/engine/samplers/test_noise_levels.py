@@ -184,7 +184,7 @@ def test_published_levels_are_diffusers():
         ({"levels": "beta", "karras": True}, "karras must be left out with levels 'beta', got True"),
         ({"rho": 5.0}, r"rho must be left out with levels 'schedule', got 5.0"),
         ({"levels": "beta", "rho": 5.0}, r"rho must be left out with levels 'beta', got 5.0"),
-        ({"karras": True, "rho": 0.0}, r"rho must be above 0 and finite, got 0.0"),
+        ({"karras": True, "rho": 0.0}, r"rho must be between 0.1 and 1000, got 0.0"),
         ({"sigma_min": 0.1}, "sigma_min must be left out with levels 'schedule', got 0.1"),
         ({"karras": True, "sigma_max": 80}, r"sigma_max must lie within .* levels, 0.029167 to 14.615, got 80"),
         ({"karras": True, "sigma_min": float("nan")}, "sigma_min must lie within .*, got nan"),
