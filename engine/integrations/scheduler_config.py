@@ -19,11 +19,13 @@ from stepfuse.integrations.scheduler_readers import (
     READERS,
     Entries,
     EntryError,
+    dynamic_shift_of,
     flow_euler,
     flow_schedule_of,
     flow_unipc,
     schedule_of,
 )
+from stepfuse.samplers.dynamic_shift import DynamicShift
 from stepfuse.samplers.schedule import NoiseSchedule
 
 __all__ = ["COVERED", "DEFAULTS", "SchedulerSettings", "UncoveredSchedulerError", "read_scheduler"]
@@ -56,12 +58,14 @@ class SchedulerSettings:
         defaults: ``sampler`` and its options, for ``ModelInfo.defaults`` or ``Engine.sample``.
         sampler_options: Options of each other sampler whose class, made ``from_config`` of this configuration, is
             covered; for ``ModelInfo.sampler_options``.
+        dynamic_shift: How a flow's shift follows from the size of a picture; None: it is the schedule's.
     """
 
     schedule: NoiseSchedule
     prediction_type: str
     defaults: dict[str, Any]
     sampler_options: dict[str, dict[str, Any]]
+    dynamic_shift: DynamicShift | None = None
 
     __repr__ = one_line
 
@@ -141,7 +145,7 @@ def _read(name: str, config: Mapping[str, Any]) -> SchedulerSettings:
             raise ValueError(f"{name}: {key}, of former versions, must be {neutral[0]!r} or left out, got {value!r}")
     filled = Entries(name, config)
     if name == FLOW:
-        return SchedulerSettings(flow_schedule_of(filled), "flow", flow_euler(filled), {})
+        return SchedulerSettings(flow_schedule_of(filled), "flow", flow_euler(filled), {}, dynamic_shift_of(filled))
     if (
         name == "UniPCMultistepScheduler"
         and filled["use_flow_sigmas"]

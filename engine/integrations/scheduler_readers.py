@@ -10,6 +10,7 @@ import numpy as np
 
 from stepfuse.integrations.scheduler_entries import DEFAULTS
 from stepfuse.samplers.coefficients import TINY_ALPHA
+from stepfuse.samplers.dynamic_shift import DynamicShift
 from stepfuse.samplers.schedule import NoiseSchedule
 
 FLOW = "FlowMatchEulerDiscreteScheduler"
@@ -81,10 +82,25 @@ def schedule_of(config: Entries) -> NoiseSchedule:
 
 def flow_schedule_of(config: Entries) -> NoiseSchedule:
     """The noise levels of ``FLOW``."""
-    for key in ("use_dynamic_shifting", "invert_sigmas", "stochastic_sampling"):
+    for key in ("invert_sigmas", "stochastic_sampling"):
         config.require(key, False, None)
     shift = config.number("shift", "above 0", lambda shift: 0 < shift < math.inf)
     return NoiseSchedule.flow(shift, config["num_train_timesteps"])
+
+
+def dynamic_shift_of(config: Entries) -> DynamicShift | None:
+    """How the shift of ``FLOW`` follows from a picture's size, where it does."""
+    kind = config.require("time_shift_type", "exponential", "linear")
+    if not config["use_dynamic_shifting"]:
+        return None
+    rule = "a number between -20 and 20 with use_dynamic_shifting"
+    low, high = (config.number(key, rule, lambda line: abs(line) <= 20) for key in ("base_shift", "max_shift"))
+    base, most = config["base_image_seq_len"], config["max_image_seq_len"]
+    if type(base) is not int or base < 1:
+        config.refuse("base_image_seq_len", base, "a whole number of at least 1 with use_dynamic_shifting")
+    if type(most) is not int or not base < most < 1 << 31:
+        config.refuse("max_image_seq_len", most, f"a whole number above base_image_seq_len, {base}")
+    return DynamicShift(low, high, base, most, kind == "exponential")
 
 
 def flow_euler(config: Entries) -> dict[str, Any]:

@@ -34,9 +34,11 @@ class LevelOptions:
         sigmas: A caller's own levels.
         timesteps: A caller's own timesteps, which leave nothing to choose.
         shift_terminal: On a flow, where the last of the shifted levels is to be.
+        shift: On a flow, a shift in the place of the schedule's.
 
     Attributes:
         kind: ``levels``, with ``karras`` in it.
+        shift: As given.
 
     Raises:
         ValueError: If an option is out of bounds, or given where it has no effect.
@@ -52,6 +54,7 @@ class LevelOptions:
         sigmas: Sequence[float] | None = None,
         timesteps: Sequence[float] | None = None,
         shift_terminal: float | None = None,
+        shift: float | None = None,
     ) -> None:
         if levels not in KINDS:
             raise ValueError(f"levels must be one of {', '.join(map(repr, KINDS))}, got {levels!r}")
@@ -70,11 +73,14 @@ class LevelOptions:
         for name, own in {"sigmas": sigmas, "timesteps": timesteps}.items():
             if own is not None and self.kind != "schedule":
                 raise ValueError(f"{name} must be left out with levels {self.kind!r}, got {own!r}")
-        if shift_terminal is not None and timesteps is not None:
-            raise ValueError(f"shift_terminal must be left out with timesteps, got {shift_terminal}")
+        for name, moved in {"shift_terminal": shift_terminal, "shift": shift}.items():
+            if moved is not None and timesteps is not None:
+                raise ValueError(f"{name} must be left out with timesteps, got {moved}")
         if shift_terminal is not None and not 0 < shift_terminal < 1:
             raise ValueError(f"shift_terminal must be above 0 and below 1, or None, got {shift_terminal}")
-        self._shift_terminal = shift_terminal
+        if shift is not None and not 0 < shift < 1e6:
+            raise ValueError(f"shift must be above 0 and below 1e6, or None, got {shift}")
+        self.shift, self._shift_terminal = shift, shift_terminal
         self._sigmas, self._rho, self._ends = sigmas, rho, (sigma_min, sigma_max)
 
     @property
@@ -116,7 +122,7 @@ class LevelOptions:
 
     def shifted(self, sigma: Float64Array, schedule: NoiseSchedule) -> Float64Array:
         """Levels of a flow after its shift (Esser et al., 2024, Eq. 23), stretched to end at ``shift_terminal``."""
-        shift = schedule.shift or 1.0
+        shift = self.shift or schedule.shift or 1.0
         sigma = shift * sigma / (1 + (shift - 1) * sigma)
         if self._shift_terminal is None or sigma[-1] == 1:  # a single step, from pure noise, stays there
             return sigma
@@ -157,7 +163,7 @@ def without_overridden(defaults: Mapping[str, Any], given: Mapping[str, Any]) ->
     chosen = _CHOOSING & {name for name, value in given.items() if value is not None}
     gone = _CHOOSING | _DEPENDING if chosen else set()
     if "timesteps" in chosen:
-        gone.add("shift_terminal")
+        gone |= {"shift", "shift_terminal"}
     return {name: value for name, value in defaults.items() if name not in gone}
 
 

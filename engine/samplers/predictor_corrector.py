@@ -52,6 +52,7 @@ def unipc(
     predict_x0: bool = True,
     disable_corrector: Sequence[int] = (),
     final_alpha_cumprod: float = 1.0,
+    shift: float | None = None,
     shift_terminal: float | None = None,
     begin: int = 0,
     guidance_scale: float = 1.0,
@@ -65,7 +66,8 @@ def unipc(
     Args:
         schedule: As for ``dpmpp_2m``, and so are the arguments not named here; or ``NoiseSchedule.flow(shift)``.
         steps: Number of network evaluations S, 1 ≤ S < T; on a flow 1 ≤ S ≤ T.
-        timesteps: As for ``dpmpp_2m``; on a flow as for ``euler``, and so are ``sigmas`` and ``shift_terminal``.
+        timesteps: As for ``dpmpp_2m``; on a flow as for ``euler``, and so are ``sigmas``, ``shift`` and
+            ``shift_terminal``.
         spacing: As for ``dpmpp_2m``. Not for flows, and neither are ``steps_offset``, ``prediction_type``, ``clip``,
             ``levels``, ``predict_x0`` and ``final_alpha_cumprod``.
         order: Of the predictor, 1 to 3; the first steps are of lower order, for want of estimates.
@@ -95,7 +97,7 @@ def unipc(
     for one in disable_corrector:
         if whole_number("disable_corrector", one) < 0:
             raise ValueError(f"disable_corrector must hold steps, at least 0, got {one}")
-    options = LevelOptions(levels, karras, rho, sigma_min, sigma_max, sigmas, timesteps, shift_terminal)
+    options = LevelOptions(levels, karras, rho, sigma_min, sigma_max, sigmas, timesteps, shift_terminal, shift)
     if schedule.is_flow:
         refuse_on_flows(
             spacing=(spacing, "linspace"),
@@ -110,7 +112,7 @@ def unipc(
         t, noise = flow_levels(schedule, steps, timesteps, options)
         signal = 1 - noise
     else:
-        refuse_without_flow(shift_terminal=(shift_terminal, None))
+        refuse_without_flow(shift=(shift, None), shift_terminal=(shift_terminal, None))
         t, sigma = solver_levels(
             schedule, steps, timesteps, spacing, steps_offset, prediction_type, final_alpha_cumprod, options
         )

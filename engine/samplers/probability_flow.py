@@ -45,6 +45,7 @@ def euler(
     rho: float = 7.0,
     sigma_min: float | None = None,
     sigma_max: float | None = None,
+    shift: float | None = None,
     shift_terminal: float | None = None,
     guidance_scale: float = 1.0,
     guidance_interval: tuple[float, float] = (0.0, 1.0),
@@ -71,6 +72,8 @@ def euler(
         rho: ρ of Karras' levels, 0.1 to 1000.
         sigma_min: The lower end in the place of that of ``spacing``, within the schedule. Not with ``"schedule"``.
         sigma_max: The same for the higher end.
+        shift: On a flow, the shift of the levels in the place of the schedule's, above 0: what a resolution asks for.
+            diffusers' ``mu`` is its logarithm, or with ``time_shift_type="linear"`` itself. Not with ``timesteps``.
         shift_terminal: On a flow, the level that the last step begins at: all are stretched to end there, 0 to 1; None:
             where the shift has it. Not with ``timesteps``.
 
@@ -83,7 +86,7 @@ def euler(
             kind of schedule.
         TypeError: If ``steps`` is no whole number.
     """
-    options = LevelOptions(levels, karras, rho, sigma_min, sigma_max, sigmas, timesteps, shift_terminal)
+    options = LevelOptions(levels, karras, rho, sigma_min, sigma_max, sigmas, timesteps, shift_terminal, shift)
     if schedule.is_flow:
         refuse_on_flows(
             spacing=(spacing, "linspace"),
@@ -91,7 +94,7 @@ def euler(
             prediction_type=(prediction_type, "epsilon"),
         )
         return _flow(schedule, steps, timesteps, options, guidance_scale, guidance_interval)
-    refuse_without_flow(shift_terminal=(shift_terminal, None))
+    refuse_without_flow(shift=(shift, None), shift_terminal=(shift_terminal, None))
     t, sigma, init_scale = _levels(schedule, steps, timesteps, spacing, steps_offset, prediction_type, options)
     columns = _ode_step(prediction_type, sigma, np.append(sigma[1:], 0.0) - sigma)
     return build_table("euler", schedule, t, columns, _exploding(sigma), guidance_scale, guidance_interval, init_scale)
@@ -270,9 +273,11 @@ def _flow(
         match_count(steps, len(sigma))
     else:
         given = options.own(steps, 1.0 / total, 1.0)
-        if given is None:  # diffusers shifts both the ends and what lies between
+        if given is None:
             last = 1.0 / total
-            given = np.linspace(1.0, shift * last / (1 + (shift - 1) * last), step_count(steps, total))
+            if options.shift is None:  # diffusers shifts both the ends and what lies between
+                last = shift * last / (1 + (shift - 1) * last)
+            given = np.linspace(1.0, last, step_count(steps, total))
         sigma = options.shifted(np.minimum(given, 1.0), schedule)
         if options.follow_rule:
             sigma = options.between((float(sigma[-1]), float(sigma[0])), (float(sigma[-1]), 1.0), len(sigma))

@@ -157,7 +157,7 @@ def _read(config: str) -> SchedulerSettings:
 def _steps(scheduler: Any, custom: Mapping[str, Any], settings: SchedulerSettings) -> dict[str, Any]:
     """The sampler's argument that has it step where the scheduler does."""
     given = [name for name, value in custom.items() if value is not None]
-    if not given:
+    if not given and settings.dynamic_shift is None:
         return {"steps": int(scheduler.num_inference_steps)}
     if settings.schedule.is_flow and settings.defaults["sampler"] == "euler":
         sigmas = np.asarray(scheduler.sigmas[:-1], dtype=np.float64)

@@ -25,6 +25,7 @@ STABLE = tiny_pipelines.STABLE_DIFFUSION
 PROMPTS, NEGATIVE = tiny_pipelines.PROMPTS, ["grey", "a dog in the rain"]
 TEXT = ("StableDiffusionPipeline", "StableDiffusionPipeline-v", "StableDiffusionXLPipeline", "StableDiffusion3Pipeline")
 FLOW_UNIPC = {"use_flow_sigmas": True, "flow_shift": 3.0, "prediction_type": "flow_prediction"}
+FLOW_EULER = "FlowMatchEulerDiscreteScheduler"
 SKIP_LAYERS = {"skip_guidance_layers": [0], "skip_layer_guidance_stop": 0.9}
 IMAGE = np.random.default_rng(0).random((2, 16, 16, 3), dtype=np.float32)
 
@@ -141,6 +142,9 @@ def test_with_every_scheduler(name, kind, config, pipelines):
         ("StableDiffusionXLPipeline", None, {}, {"height": 32, "width": 16, "prompt_2": ["one", "two"]}),
         ("StableDiffusion3Pipeline", None, {}, {"sigmas": [1.0, 0.8, 0.3]}),
         ("StableDiffusion3Pipeline", "UniPCMultistepScheduler", FLOW_UNIPC, {}),
+        ("StableDiffusion3Pipeline", FLOW_EULER, {"use_dynamic_shifting": True, "base_image_seq_len": 16}, {}),
+        ("StableDiffusion3Pipeline", FLOW_EULER, {"use_dynamic_shifting": True}, {"mu": 2.0, "sigmas": [1.0, 0.5]}),
+        ("StableDiffusion3Pipeline", FLOW_EULER, {"use_karras_sigmas": True, "shift_terminal": 0.1}, {}),
     ],
 )
 def test_arguments_act_as_in_diffusers(name, kind, config, given, pipelines):

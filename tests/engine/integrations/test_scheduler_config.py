@@ -184,7 +184,6 @@ def test_epsilon_at_zero_signal_is_refused_by_the_sampler():
         ("UniPCMultistepScheduler", "shift_terminal", 0.1),
         ("UniPCMultistepScheduler", "prediction_type", "flow_prediction"),
         ("UniPCMultistepScheduler", "disable_corrector", ["0"]),
-        ("FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting", True),
         ("FlowMatchEulerDiscreteScheduler", "invert_sigmas", True),
         ("FlowMatchEulerDiscreteScheduler", "stochastic_sampling", True),
     ],
