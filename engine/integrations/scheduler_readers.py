@@ -105,7 +105,11 @@ def dynamic_shift_of(config: Entries) -> DynamicShift | None:
 
 def flow_euler(config: Entries) -> dict[str, Any]:
     """Options of Euler's method on the noise levels of ``FLOW``."""
-    return {"sampler": "euler", **_shift_terminal(config), **_chosen_levels(config, (0.0, 1.0))}
+    return {
+        "sampler": "euler",
+        **_shift_terminal(config),
+        **_chosen_levels(config, (1 / config["num_train_timesteps"], 1.0)),
+    }
 
 
 def _ddim(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
@@ -303,7 +307,7 @@ def _chosen_levels(config: Entries, bounds: tuple[float, float]) -> dict[str, An
     for key in ("sigma_min", "sigma_max"):  # entries of two classes, but every other looks for them too
         if config.given.get(key) is not None:
             options[key] = config.given[key]
-            if type(options[key]) not in (int, float) or not low <= options[key] <= high or options[key] == 0:
+            if type(options[key]) not in (int, float) or not low <= options[key] <= high:
                 config.refuse(key, options[key], rule)
     if not options.get("sigma_min", low) < options.get("sigma_max", high):
         config.refuse("sigma_min", config.given["sigma_min"], f"below sigma_max, {config.given['sigma_max']!r}")

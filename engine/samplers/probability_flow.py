@@ -280,6 +280,6 @@ def _flow(
             given = np.linspace(1.0, last, step_count(steps, total))
         sigma = options.shifted(np.minimum(given, 1.0), schedule)
         if options.follow_rule:
-            sigma = options.between((float(sigma[-1]), float(sigma[0])), (float(sigma[-1]), 1.0), len(sigma))
+            sigma = options.between((float(sigma[-1]), float(sigma[0])), (1.0 / total, 1.0), len(sigma))
     columns: Columns = {"p_x": 1.0, "p_e": -sigma, "q_x": 1.0, "q_e": np.append(sigma[1:], 0.0) - sigma}
     return build_table("euler", schedule, sigma * total, columns, (1 - sigma, sigma), guidance_scale, guidance_interval)
