@@ -18,6 +18,7 @@ PACKAGES = {
     "stepfuse.bundle": "engine/bundle",
     "stepfuse.cli": "engine/cli",
     "stepfuse.files": "engine/files",
+    "stepfuse.fitting": "engine/fitting",
     "stepfuse.integrations": "engine/integrations",
     "stepfuse.integrations.diffusers": "engine/integrations/diffusers",
     "stepfuse.pipeline": "engine/pipeline",

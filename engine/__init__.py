@@ -42,6 +42,7 @@ from stepfuse.serving.stats import EngineStats
 from stepfuse.serving.stream import Preview
 
 if TYPE_CHECKING:
+    from stepfuse.fitting import fit
     from stepfuse.pipeline.pictures import Pictures
     from stepfuse.pipeline.provenance import Provenance
     from stepfuse.pipeline.sampling import sample_pictures
@@ -81,6 +82,7 @@ __all__ = [
     "TextToImage",
     "__version__",
     "embedded_models",
+    "fit",
     "normal",
     "sample_pictures",
     "samplers",
@@ -90,7 +92,7 @@ __all__ = [
 
 
 #: Modules that ``import stepfuse`` alone does not load, each by the first use of its name.
-_MODULES = ("analysis", "export", "integrations", "interpolation", "kernels", "metrics")
+_MODULES = ("analysis", "export", "fitting", "integrations", "interpolation", "kernels", "metrics")
 
 
 def __getattr__(name: str) -> Any:
@@ -98,6 +100,10 @@ def __getattr__(name: str) -> Any:
         from importlib import import_module
 
         return import_module(f"stepfuse.{name}")
+    if name == "fit":
+        from stepfuse.fitting import fit
+
+        return fit
     if name == "TextToImage":
         from stepfuse.pipeline.text_to_image import TextToImage  # with ONNX Runtime, which not every engine needs
 

@@ -23,6 +23,7 @@ from stepfuse.bundle.bundle import DENOISER, Bundle
 from stepfuse.bundle.cond_input import CondInput
 from stepfuse.bundle.identity import ModelIdentity
 from stepfuse.bundle.model_info import ModelInfo
+from stepfuse.extras import pip_install
 from stepfuse.requests.bundle_defaults import check_defaults
 from stepfuse.requests.editing import as_images
 from stepfuse.requests.interpolation import Path, interpolate_noise
@@ -242,7 +243,7 @@ class Engine:
                 return cls(info, CallableBackend(module_on_cpu(module, info), info, serving.row_limit), serving)
             from stepfuse.backends.cuda.torch import TorchNetwork
         except ModuleNotFoundError as error:
-            raise ImportError(f"a torch module needs {error.name}: pip install 'stepfuse[kernels]'") from error
+            raise ImportError(f"a torch module needs {error.name}: {pip_install('kernels')}") from error
         network = TorchNetwork(module, info, serving.row_limit, device=None if device is None else gpu)
         return cls._on_gpu(info, network, gpu, serving)
 
@@ -290,7 +291,7 @@ class Engine:
             steps: Number of steps S; None is the model's default, and T for ``ddpm``.
             guidance_scale: Classifier-free guidance, at least 0; None is the model's default. Unconditional
                 samples cost one pass a step whatever it is.
-            eta: DDIM's share of added noise, 0 to 1.
+            eta: Share of added noise of samplers that have one, 0 to 1; None is the model's default, or the sampler's.
             seed: 0 to 2^64 - 1. With one seed s for all, sample i has seed s + i; None draws one.
             table: A compiled sampler, instead of the four arguments above.
             noise: Starting noise, shape (n, *shape), standard normal; None draws it from the seed.

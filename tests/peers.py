@@ -4,7 +4,12 @@ their float32 coefficients cancel. 1,000 steps of its DDPM are 3e-4 off its own 
 diffusers and torch are imported where they are used: not every Python that stepfuse supports has them.
 """
 
+import importlib
+import importlib.util
 import sys
+import types
+from contextlib import nullcontext
+from unittest import mock
 
 import numpy as np
 import tolerances
@@ -19,16 +24,28 @@ SCHEDULERS = {
     "ddim": "DDIMScheduler",
     "ddpm": "DDPMScheduler",
     "dpmpp_2m": "DPMSolverMultistepScheduler",
+    "dpmpp_2m_sde": "DPMSolverMultistepScheduler",
     "lcm": "LCMScheduler",
     "heun": "HeunDiscreteScheduler",
     "euler": "EulerDiscreteScheduler",
     "euler_ancestral": "EulerAncestralDiscreteScheduler",
+    "dpmpp_sde": "DPMSolverSDEScheduler",
     "deis": "DEISMultistepScheduler",
     "plms": "PNDMScheduler",
     "unipc": "UniPCMultistepScheduler",
+    "lms": "LMSDiscreteScheduler",
+    "dpmpp_2s": "DPMSolverSinglestepScheduler",
+    "kdpm2": "KDPM2DiscreteScheduler",
+    "kdpm2_ancestral": "KDPM2AncestralDiscreteScheduler",
+    "tcd": "TCDScheduler",
 }
-FLOW_SCHEDULERS = {"euler": "FlowMatchEulerDiscreteScheduler", "unipc": "UniPCMultistepScheduler"}
-_MULTISTEP = ["dpmpp_2m", "heun", "deis", "plms", "unipc"]
+FLOW_SCHEDULERS = {
+    "euler": "FlowMatchEulerDiscreteScheduler",
+    "unipc": "UniPCMultistepScheduler",
+    "heun": "FlowMatchHeunDiscreteScheduler",
+    "lcm": "FlowMatchLCMScheduler",
+}
+_MULTISTEP = ["dpmpp_2m", "dpmpp_2m_sde", "heun", "deis", "plms", "unipc", "lms", "dpmpp_2s"]
 TOLERANCES = dict.fromkeys(SCHEDULERS, tolerances.ONE_STEP) | dict.fromkeys(_MULTISTEP, tolerances.MULTISTEP)
 
 SCALED = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -69,6 +86,38 @@ def model(x, t, cond):
     return np.tanh(x.astype(np.float64) @ WEIGHTS + 0.3 * y) + 0.5 * np.sin(3 * time + y)
 
 
+class BrownianPath:
+    """A noise sampler over one path, whose increments between the levels that it is asked for are those drawn.
+
+    Args:
+        draw: Gives standard normal noise, anew at each call.
+    """
+
+    def __init__(self, draw):
+        self._draw, self._begin, self._at, self._change = draw, None, None, 0.0
+
+    def __call__(self, sigma, sigma_next):
+        """The path's change from one level to a lower one, as standard normal noise."""
+        if sigma != self._begin:
+            self._begin, self._at, self._change = sigma, sigma, 0.0
+        self._change = self._change + (self._at - sigma_next) ** 0.5 * self._draw()
+        self._at = sigma_next
+        return self._change / (sigma - sigma_next) ** 0.5
+
+
+def scheduler_class(name):
+    """A class of diffusers. One needs torchsde, for noise that ``run`` replaces: nothing stands in its place."""
+    import diffusers
+
+    if name != "DPMSolverSDEScheduler" or importlib.util.find_spec("torchsde"):
+        return getattr(diffusers, name)
+    sys.modules["torchsde"] = types.ModuleType("torchsde")
+    try:
+        return getattr(importlib.import_module("diffusers.schedulers.scheduling_dpmsolver_sde"), name)
+    finally:
+        del sys.modules["torchsde"]
+
+
 def engine(schedule, prediction_type="epsilon"):
     """Our engine on the model."""
     cond = {"y": sf.CondInput(dtype="float32", shape=(), null=0.0)}
@@ -87,18 +136,22 @@ def noise_schedule(name):
 
 def scheduler(sampler, schedule, options, **timesteps):
     """diffusers' scheduler with these options of ours, its noise levels in float64."""
-    import diffusers
-
     config = {CONFIG_NAMES[name]: value for name, value in options.items() if name in CONFIG_NAMES}
     if "levels" in options:
         config[LEVEL_NAMES[options["levels"]]] = True
-    if sampler in ("ddim", "ddpm", "lcm", "heun"):
+    if sampler in ("dpmpp_2m", "dpmpp_2s"):
+        config |= {"algorithm_type": "dpmsolver++" if config.pop("predict_x0", True) else "dpmsolver"}
+    if sampler == "lms":  # its order is an argument of step
+        config.pop("solver_order", None)
+    if sampler in ("ddim", "ddpm", "lcm", "heun") and "shift" not in SCHEDULES[schedule]:
         config |= {"clip_sample": "clip" in options, "clip_sample_range": options.get("clip")}
+    if sampler == "dpmpp_2m_sde":
+        config["algorithm_type"] = "sde-dpmsolver++"
     if sampler == "ddpm":
         config["variance_type"] = "fixed_small" if options.get("variance") == "posterior" else "fixed_large"
     if sampler == "plms":
         config |= {"skip_prk_steps": True, "set_alpha_to_one": "final_alpha_cumprod" not in options}
-    elif "final_alpha_cumprod" in options and sampler != "deis":  # diffusers' DEIS always ends there
+    elif "final_alpha_cumprod" in options and sampler not in ("deis", "tcd"):  # which always end there
         config |= {"set_alpha_to_one": False} if sampler == "ddim" else {"final_sigmas_type": "sigma_min"}
     if "dynamic_threshold" in options:
         ratio, largest = options["dynamic_threshold"]
@@ -106,14 +159,22 @@ def scheduler(sampler, schedule, options, **timesteps):
     names, levels = FLOW_SCHEDULERS if "shift" in SCHEDULES[schedule] else SCHEDULERS, SCHEDULES[schedule]
     if names is FLOW_SCHEDULERS and sampler == "unipc":
         levels = {"use_flow_sigmas": True, "flow_shift": levels["shift"], "prediction_type": "flow_prediction"}
-    found = getattr(diffusers, names[sampler])(**levels, **config)
+    found = scheduler_class(names[sampler])(**levels, **config)
     for name in {"alphas_cumprod", "final_alpha_cumprod"} & vars(found).keys():
         setattr(found, name, getattr(found, name).double())
-    found.set_timesteps(**timesteps)
+    with double_levels(found) if sampler == "kdpm2_ancestral" else nullcontext():
+        found.set_timesteps(**timesteps)
     if hasattr(found, "sigmas"):
         found.sigmas = found.sigmas.double()
         found.set_begin_index(0)  # it would skip a step where Karras' first timesteps coincide
     return found
+
+
+def double_levels(scheduler):
+    """Has ``set_timesteps`` keep its levels in float64: in float32 a difference of squares loses all digits where one
+    level is far below the one before."""
+    wide = types.SimpleNamespace(**{**vars(np), "float32": np.float64})
+    return mock.patch.object(sys.modules[type(scheduler).__module__], "np", wide)
 
 
 def run(
@@ -138,7 +199,9 @@ def run(
     def our_noise(*_args, **_options):
         return torch.from_numpy(np.stack([sf.normal(SEED + i, (SIZE, 1), step=step, stream=1) for i in range(BATCH)]))
 
-    monkeypatch.setattr(sys.modules[type(scheduler).__module__], "randn_tensor", our_noise, raising=False)
+    module = sys.modules[type(scheduler).__module__]
+    monkeypatch.setattr(module, "randn_tensor", our_noise, raising=False)
+    monkeypatch.setattr(module, "BrownianTreeNoiseSampler", lambda *_: BrownianPath(our_noise), raising=False)
     if x is None:
         x = torch.from_numpy(NOISE).double() * getattr(scheduler, "init_noise_sigma", 1.0)
     x = x[..., None]  # thresholding needs a dimension after the channels

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from stepfuse.bundle.cond_input import CondInput
-from stepfuse.bundle.folder import MANIFEST, entry, open_folder
+from stepfuse.bundle.folder import MANIFEST, CheckedFolder, entry, open_folder
 from stepfuse.bundle.foreign import next_step
 from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.bundle.new_folder import NewFolder, copy_files, new_folder
@@ -26,6 +26,7 @@ from stepfuse.bundle.pipeline_info import TEXT_ENCODER, PipelineInfo
 from stepfuse.display import NAME, brief, did_you_mean, printable, shortened
 from stepfuse.errors import BundleError
 from stepfuse.samplers.schedule import NoiseSchedule
+from stepfuse.samplers.table import StepTable
 
 DENOISER = "denoiser.onnx"
 
@@ -81,7 +82,7 @@ class Bundle:
         return cls(
             path=path,
             name=entry(path, manifest, "name", str),
-            info=_model_info(path, manifest),
+            info=_model_info(path, manifest, _tables(folder)),
             provenance=entry(path, manifest, "provenance", str),
             licence=entry(path, manifest, "licence", str),
             files=files,
@@ -181,12 +182,16 @@ def finish_bundle(
             if info.sampler_options
             else {}
         ),
+        **({"tables": sorted(info.tables)} if info.tables else {}),
         **({} if pipeline is None else {"pipeline": pipeline.config}),
         **({} if export is None else {"export": dict(export)}),
         "files": None,
         "provenance": provenance,
         "licence": licence,
     }
+    for file_name, table in info.tables.items():
+        if not (folder.path / file_name).exists():
+            table.save(folder.path / file_name)
     bundle = folder.finish(manifest, partial(Bundle.load, verify=False))
     for file_name, file in bundle.opened.items():
         file.path = folder.target / file_name
@@ -218,7 +223,23 @@ def _beside(path: Path) -> list[str]:
         return []
 
 
-def _model_info(path: Path, manifest: Mapping[str, Any]) -> ModelInfo:
+def _tables(folder: CheckedFolder) -> dict[str, StepTable]:
+    """The tables that the manifest lists, of the files that were checked."""
+    path, found = folder.path, {}
+    names = entry(path, {"tables": [], **folder.manifest}, "tables", list)
+    for name in names:
+        if not isinstance(name, str) or name not in folder.opened:
+            raise BundleError(f"{path / MANIFEST}: tables must be among its files, got {brief(name)}")
+        file = folder.opened[name]
+        try:
+            found[name] = StepTable.load(file.link)
+        except (OSError, ValueError) as error:
+            raise BundleError(shortened(f"{path / name}: {error}")) from error
+        file.require_unchanged()
+    return found
+
+
+def _model_info(path: Path, manifest: Mapping[str, Any], tables: Mapping[str, StepTable]) -> ModelInfo:
     try:
         cond = {name: CondInput(**spec) for name, spec in entry(path, manifest, "cond", dict).items()}
         return ModelInfo(
@@ -231,6 +252,7 @@ def _model_info(path: Path, manifest: Mapping[str, Any]) -> ModelInfo:
             range_known=entry(path, {"range_known": True, **manifest}, "range_known", bool),
             defaults=entry(path, manifest, "defaults", dict),
             sampler_options=_sampler_options(path, manifest),
+            tables=tables,
         )
     except BundleError:
         raise

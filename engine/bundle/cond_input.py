@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,7 +33,7 @@ class CondInput:
         dtype: ``float32``, ``float16``, ``int64``, ``int32`` or ``bool``.
         shape: Shape of one row; () is a number a row.
         null: What stands for "no condition": an array of ``shape``, or a number that fills it.
-        names: Class names, for an integer input: a name stands for its index.
+        names: Class names, for an integer input: a name stands for its index, whatever its case and signs.
     """
 
     dtype: str = "int64"
@@ -113,14 +114,22 @@ class CondInput:
     def _index(self, name: str, given: str) -> int:
         if not self.names:
             raise ValueError(f"{name} has no class names, got {given!r}")
-        if given not in self.names:
+        if given in self.names:
+            return self.names.index(given)
+        alike = [index for index, known in enumerate(self.names) if _plain(known) == _plain(given) != ""]
+        if len(alike) != 1:
             more = f" and {len(self.names) - _NAMES_SHOWN} more" if len(self.names) > _NAMES_SHOWN else ""
             hint = did_you_mean(given, self.names)
             raise ValueError(f"{name} must be one of {listed(self.names[:_NAMES_SHOWN])}{more}, got {given!r}{hint}")
-        return self.names.index(given)
+        return alike[0]
 
     def _known(self, array: npt.NDArray[Any]) -> bool:
         return bool(np.all((array >= 0) & (array < len(self.names)) | (array == self.null)))
+
+
+def _plain(name: str) -> str:
+    """A class name without case and signs: ``Ankle-Boot`` is ``ankle boot``."""
+    return " ".join(re.findall(r"\w+", name.casefold().replace("_", " ")))
 
 
 def _same(value: npt.NDArray[Any], given: npt.NDArray[Any]) -> bool:

@@ -7,6 +7,8 @@ import re
 import shlex
 from pathlib import Path
 
+from stepfuse.errors import ExportError
+
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _INDEX, _CONFIG = "model_index.json", "config.json"
 _MOST_BYTES = 64 << 20  # of a safetensors header
@@ -28,6 +30,19 @@ def next_step(given: str | Path) -> str:
     except (OSError, ValueError):
         return ""
     return _of_name(text)
+
+
+def require_pipeline_folder(path: Path) -> None:
+    """Refuses what is no folder of a diffusers pipeline, without reading more of it.
+
+    Raises:
+        ExportError: If it is none; the message says what it is instead, where that can be seen.
+    """
+    if not path.is_dir():
+        raise ExportError(f"{path} must be the folder of a diffusers pipeline: {next_step(path) or 'there is none'}")
+    if not (path / _INDEX).is_file():
+        hint = next_step(path) or "it does not"
+        raise ExportError(f"{path} must hold a {_INDEX}, as save_pretrained writes it: {hint}")
 
 
 def _of_folder(path: Path) -> str:

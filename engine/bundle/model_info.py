@@ -11,7 +11,9 @@ from typing import Any
 from stepfuse.bundle.cond_input import MAX_ELEMENTS as MAX_COND_ELEMENTS
 from stepfuse.bundle.cond_input import CondInput
 from stepfuse.display import brief, one_line
+from stepfuse.samplers import SAMPLERS
 from stepfuse.samplers.schedule import NoiseSchedule
+from stepfuse.samplers.table import StepTable
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow")
 
@@ -44,6 +46,8 @@ class ModelInfo:
             the options of that sampler.
         sampler_options: Options by the name of each other sampler that may be taken in its place; empty where nothing
             is said of them.
+        tables: Samplers of its own, such as ``stepfuse.fit`` makes, by the names of their files. A caller names them as
+            any other (``StepTable.sampler``); several of one name differ in their options.
     """
 
     shape: tuple[int, ...]
@@ -55,6 +59,7 @@ class ModelInfo:
     range_known: bool = True
     defaults: Mapping[str, Any] = field(default_factory=dict)
     sampler_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    tables: Mapping[str, StepTable] = field(default_factory=dict)
 
     __repr__ = one_line
 
@@ -81,5 +86,12 @@ class ModelInfo:
             )
         if (self.prediction_type == "flow") != self.schedule.is_flow:
             raise ValueError(f"prediction_type 'flow' and a flow schedule go together, got {self.prediction_type!r}")
+        for file, table in self.tables.items():
+            last = self.schedule.max_timestep
+            if table.sampler in SAMPLERS or table.max_timestep != last:
+                raise ValueError(
+                    f"tables[{brief(file)}] must be of a schedule up to timestep {last:g}, with a name that no sampler"
+                    f" has, got {brief(table.sampler)} up to {table.max_timestep}"
+                )
         if self.timestep_dtype not in ("float32", "int64"):
             raise ValueError(f"timestep_dtype must be 'float32' or 'int64', got {brief(self.timestep_dtype)}")

@@ -14,6 +14,7 @@ from stepfuse.cli.analyze import analyze
 from stepfuse.cli.command import Command, Commands
 from stepfuse.cli.doctor import doctor
 from stepfuse.cli.export import export
+from stepfuse.cli.fit import fit
 from stepfuse.cli.info import info
 from stepfuse.cli.interpolate import interpolate
 from stepfuse.cli.lora import lora
@@ -67,6 +68,7 @@ COMMANDS = (
             "stepfuse lora my-style --remove -o my-pipeline-again",
         ),
     ),
+    (fit, _MAKE, ("stepfuse fit fashion --steps 8 -o eight.npz",)),
     (quantize, _MAKE, ("stepfuse quantize my-model -o my-model-int8",)),
     (info, _LOOK, ("stepfuse info fashion",)),
     (doctor, _LOOK, ("stepfuse doctor",)),

@@ -17,7 +17,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from stepfuse.cli.console import complain
 from stepfuse.cli.help import help_of
-from stepfuse.cli.words import OPTIONS_ELSEWHERE, in_words_of
+from stepfuse.cli.words import OPTIONS_ELSEWHERE, in_words_of, number_rule
 from stepfuse.display import did_you_mean
 from stepfuse.errors import StepfuseError
 
@@ -37,6 +37,19 @@ class Command(TyperCommand):
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Writes the help."""
         formatter.write(help_of(self, ctx))
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Reads the options; one that takes a single value and comes twice is refused, where click takes the last."""
+        texts, _, given = self.make_parser(ctx).parse_args(args=list(args))
+        for option in given:
+            if (count := given.count(option)) > 1 and not _may_repeat(option):
+                ctx.fail(f"{max(option.opts, key=len)} must be given once, got it {count} times")
+        try:
+            return super().parse_args(ctx, args)
+        except typer.BadParameter as error:
+            if error.param is not None and (rule := number_rule(error.message)):
+                ctx.fail(f"{max(error.param.opts, key=len)} {rule}, got {texts.get(error.param.name)!r}")
+            raise
 
     def invoke(self, ctx: Any) -> Any:
         """Runs the command.
@@ -107,6 +120,11 @@ def _message(error: BaseException) -> str:
         file = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes | os.PathLike) else ""
         return f"{file}{error.strerror}"
     return str(error) or type(error).__name__
+
+
+def _may_repeat(option: Any) -> bool:
+    """Whether an option collects values, or says the same however often it is given."""
+    return bool(option.multiple or (option.is_flag and not option.secondary_opts))
 
 
 @contextmanager

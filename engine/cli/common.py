@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import stepfuse as sf
+from stepfuse.samplers.names import steps_asked, steps_in_words
 
 
 def parse_cond(info: sf.ModelInfo, text: str | None) -> Any:
@@ -20,20 +21,24 @@ def parse_cond(info: sf.ModelInfo, text: str | None) -> Any:
         raise ValueError(f"--cond needs a model with one conditioning input, this one has {len(info.cond)}")
     [spec] = info.cond.values()
     value = int(text) if text.isdigit() and text not in spec.names else text
-    spec.value("--cond", value)
-    return value
+    index = spec.value("--cond", value)
+    return spec.names[int(index)] if isinstance(value, str) else value
 
 
 def describe(table: sf.StepTable, *, conditional: bool = True) -> str:
     """Sampler, steps and guidance in words; samples without conditioning have no guidance."""
     guided = conditional and table.passes > len(table)
     guidance = f", guidance {table.options['guidance_scale']:g}" if guided else ""
-    return f"{table.sampler}, {len(table)} steps{guidance}"
+    return f"{table.sampler}, {steps_in_words(table.options, len(table))}{guidance}"
 
 
 def facts_of(table: sf.StepTable) -> dict[str, Any]:
     """The same for programs."""
-    return {"sampler": table.sampler, "steps": len(table), "guidance_scale": table.options.get("guidance_scale")}
+    return {
+        "sampler": table.sampler,
+        "steps": steps_asked(table.options, len(table)),
+        "guidance_scale": table.options.get("guidance_scale"),
+    }
 
 
 def refuse(reason: str, **given: object) -> None:

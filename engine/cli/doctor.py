@@ -12,9 +12,9 @@ from stepfuse import _core
 from stepfuse.bundle.bundle import Bundle, embedded_models
 from stepfuse.cli.console import Report, shown
 from stepfuse.errors import BundleError
+from stepfuse.extras import pip_install
 
 _EXPORTERS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "safetensors")
-_EXPORT = "pip install 'stepfuse[export]'"
 _COLLISION = "pip uninstall onnxruntime onnxruntime-gpu, then pip install the one you want"
 
 
@@ -46,13 +46,20 @@ def doctor(*, report: Report) -> None:
     """Say what this machine can run, what is missing, and how to install it."""
     findings = examine()
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for heading in ("", "what", "found", "needed for", "to do"):
+    for heading in ("", "what", "found", "needed for"):
         table.add_column(heading, overflow="fold")
+    remedies: dict[str, list[str]] = {}
     for finding in findings:
         mark = "[green]ok" if finding.ok else "[red]no" if finding.required else "[yellow]-"
-        texts = finding.subject, finding.found or "missing", finding.needed_for, finding.remedy
-        table.add_row(mark, *map(shown, texts))
+        table.add_row(mark, *map(shown, (finding.subject, finding.found or "missing", finding.needed_for)))
+        if finding.remedy:
+            remedies.setdefault(finding.remedy, []).append(finding.subject)
     report.show(table)
+    if remedies:
+        report.say("")
+    for remedy, subjects in remedies.items():  # no table, which would break a command into lines
+        report.say(f"{', '.join(subjects)}:")
+        report.say(f"    {remedy}")
     report.finish(findings=[{**asdict(finding), "ok": finding.ok} for finding in findings])
     if any(finding.required and not finding.ok for finding in findings):
         raise typer.Exit(1)
@@ -65,10 +72,10 @@ def examine() -> list[Finding]:
         Finding("instruction sets", ", ".join(_core.isas()), "the fused step on the CPU"),
         _onnxruntime(),
         *(_model(name) for name in embedded_models()),
-        _package("tokenizers", "prompts", "pip install 'stepfuse[text]'"),
-        *(_package(package, "exporting models", _EXPORT) for package in _EXPORTERS),
+        _package("tokenizers", "prompts", pip_install("text")),
+        *(_package(package, "exporting models", pip_install("export")) for package in _EXPORTERS),
         _tensorrt(),
-        _package("triton", "compiling the step for GPUs", "pip install 'stepfuse[kernels]'"),
+        _package("triton", "compiling the step for GPUs", pip_install("kernels")),
         _driver(),
     ]
 
@@ -113,7 +120,7 @@ def _tensorrt() -> Finding:
     for package in ("tensorrt", "tensorrt-rtx-cu13"):
         if found := _installed(package):
             return Finding("TensorRT", f"{package} {found}", "building plans")
-    return Finding("TensorRT", "", "building plans", "pip install 'stepfuse[tensorrt]', or NVIDIA's tensorrt")
+    return Finding("TensorRT", "", "building plans", f"{pip_install('tensorrt')}, or NVIDIA's tensorrt")
 
 
 def _driver() -> Finding:

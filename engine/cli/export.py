@@ -12,6 +12,7 @@ import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 import stepfuse as sf
+from stepfuse.bundle.foreign import require_pipeline_folder
 from stepfuse.cli.console import Report, shown, stderr
 from stepfuse.cli.options import Force, NewBundle, SamplerName, SamplerOption
 from stepfuse.cli.sampler_options import parse_sampler_options
@@ -45,6 +46,7 @@ def export(
     """Export a diffusers pipeline, every network compared with the original before anything is written."""
     folder = require_new_bundle(output, force=force)
     options, pixels = parse_sampler_options(sampler_option), None if size is None else _pixels(size)
+    require_pipeline_folder(pipeline)
     from stepfuse.export import from_diffusers  # takes seconds
 
     began = time.perf_counter()

@@ -83,7 +83,9 @@ def _flags(param: Any) -> str:
 
 def _about(param: Any) -> str:
     text = str(getattr(param, "help", None) or "").removesuffix(".")
-    shown = None if callable(param.default) or param.default in (None, False) else param.default
+    said = getattr(param, "show_default", None)  # a text names what stands for None
+    default = said if isinstance(said, str) else param.default
+    shown = None if callable(default) or default in (None, False) else default
     if param.required:
         return f"{text} (required)"
     return f"{text} (default: {shown})" if shown is not None and getattr(param, "show_default", True) else text

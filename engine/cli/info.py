@@ -18,6 +18,7 @@ from stepfuse.display import NAME, byte_size
 from stepfuse.pipeline.size import pixels_of
 from stepfuse.requests.bundle_defaults import check_defaults
 
+_PICTURES = (".png", ".apng", ".jpg", ".jpeg", ".webp", ".gif")
 _LONGEST = 2000  # characters of an entry: paths and licences are shown whole
 
 
@@ -28,7 +29,7 @@ def info(
 ) -> None:
     """Say what a bundle is, after checking it, or how a picture was drawn."""
     path = Path(model)
-    if model not in sf.embedded_models() and path.is_file() and not next_step(path):
+    if _is_picture(model, path):
         rows, data = picture_rows(path), picture_json(path)
     else:
         bundle = sf.Bundle.load(model)
@@ -41,13 +42,26 @@ def info(
     report.finish(**data)
 
 
+def _is_picture(model: str, path: Path) -> bool:
+    """Whether what is given is a picture and no bundle, or is named like one.
+
+    Raises:
+        ValueError: If it is a file of samples as numbers, which say nothing of how they were drawn.
+    """
+    if model in sf.embedded_models() or path.is_dir():
+        return False
+    if path.suffix.lower() == ".npy" and path.is_file():
+        raise ValueError(f"{model} holds samples as numbers, and not how they were drawn: give a bundle or a picture")
+    return path.suffix.lower() in _PICTURES or (path.is_file() and not next_step(path))
+
+
 def _bundle_rows(bundle: sf.Bundle) -> list[tuple[str, object]]:
     check_defaults(bundle)
     facts = bundle.info
     return [
         ("name", bundle.name),
         ("folder", bundle.path),
-        ("sample", f"{facts.shape}, {facts.data_range[0]:g} to {facts.data_range[1]:g}"),
+        ("sample", f"{' x '.join(map(str, facts.shape))}, {facts.data_range[0]:g} to {facts.data_range[1]:g}"),
         ("predicts", facts.prediction_type),
         ("schedule", f"{facts.schedule.config['type']}, T = {facts.schedule.num_train_timesteps}"),
         *((f"input {name}", _describe_input(spec)) for name, spec in facts.cond.items()),
@@ -81,7 +95,8 @@ def _as_data(bundle: sf.Bundle) -> dict[str, Any]:
 def _describe_input(spec: sf.CondInput) -> str:
     shown = (*spec.names[:20], "...") if len(spec.names) > 20 else spec.names
     names = f", {len(spec.names)} classes: {', '.join(shown)}" if spec.names else ""
-    return f"{spec.dtype} {spec.shape or 'a number'}, null {spec.null}{names}"
+    shape = " x ".join(map(str, spec.shape))
+    return f"{spec.dtype}{f' {shape}' if shape else ''}, null {spec.null}{names}"
 
 
 def _describe_pipeline(facts: sf.ModelInfo, pipeline: PipelineInfo | None) -> list[tuple[str, str]]:

@@ -19,7 +19,6 @@ from stepfuse.cli.target import target_of
 from stepfuse.cli.walk import Walk, walk_between_pictures, walk_between_seeds, walk_on_grid
 from stepfuse.files.atomic import write_atomically
 from stepfuse.requests.interpolation import Path as WalkPath
-from stepfuse.requests.resolution import Compiler
 
 _STILL, _MOVING = (".png", ".npy"), {".gif": "GIF", ".apng": "PNG", ".webp": "WEBP"}
 _MAX_SAMPLES = 10_000  # of one picture: a mistyped number must not fill the memory
@@ -136,10 +135,9 @@ def interpolate(
         report = report.beside_output()
     bundle = sf.Bundle.load(model)
     given = parse_cond(bundle.info, cond)
-    own = sampling.own
-    if from_image and sampling.guidance_scale is None:
-        own["guidance_scale"] = 1.0  # with guidance an inversion is far from exact
-    table = Compiler(bundle.info).compile(options=sampling.options, **own)
+    # With guidance an inversion is far from exact.
+    unguided = {"guidance_scale": 1.0} if from_image and sampling.guidance_scale is None else {}
+    table = sampling.compile(bundle.info, **unguided)
     target.prepare(force=force)
     from stepfuse.pipeline.drawn import conditions, facts, labels, record  # with Pillow, which help does not need
 

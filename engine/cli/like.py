@@ -14,7 +14,7 @@ from stepfuse.bundle.identity import ModelIdentity
 from stepfuse.cli.common import parse_cond
 from stepfuse.cli.console import complain
 from stepfuse.cli.options import PICTURE
-from stepfuse.display import brief
+from stepfuse.display import brief, shortened
 from stepfuse.pipeline.provenance import Provenance
 from stepfuse.pipeline.webui_text import sampler_of
 from stepfuse.samplers.levels import without_overridden
@@ -141,7 +141,9 @@ class Likeness:
         for name in ("image", "mask"):
             recorded = None if self.made is None else getattr(self.made, name)
             if recorded is not None and found[name] is None:
-                raise ValueError(f"{self.path} was drawn with an {name}, {brief(recorded)}: give it with --{name}")
+                raise ValueError(
+                    f"{self.path} was drawn with an {name}, sha256 {recorded['sha256'][:12]}...: give it with --{name}"
+                )
 
     def _warn(self, bundle: sf.Bundle) -> None:
         if self.made is None:
@@ -215,7 +217,7 @@ def _arguments_of_webui(path: Path, settings: Mapping[str, str]) -> dict[str, An
     if missing:
         raise ValueError(
             f"{path} must say how it was made for --like, it lacks {', '.join(missing)}: its settings are"
-            f" {brief(dict(settings))}"
+            f" {shortened(', '.join(f'{name}: {value}' for name, value in settings.items()))}"
         )
     prompts = {"prompt": settings["Prompt"], "negative_prompt": settings.get("Negative prompt")}
     counts = {name: int(text) for name, text in numbers.items()}

@@ -6,12 +6,14 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
+from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
 import stepfuse as sf
 from stepfuse.cli.sampler_options import merged, numbers
+from stepfuse.requests.resolution import Compiler
 
 #: Headings of ``--help``.
 WHAT, HOW, PICTURE, OUTPUT, MACHINE = "What", "How", "From a picture", "Output", "Machine"
@@ -56,7 +58,10 @@ class Sampling:
     guidance_scale: Annotated[
         float | None, _how("--guidance-scale", "-g", metavar="NUMBER", help="1 is no guidance.")
     ] = None
-    eta: Annotated[float | None, _how(metavar="NUMBER", help="DDIM's share of added noise, 0 to 1.")] = None
+    eta: Annotated[
+        float | None,
+        _how(metavar="NUMBER", help="Share of added noise, 0 to 1, of ddim (0), tcd (0.3), SDE samplers (1)."),
+    ] = None
     karras: Annotated[bool | None, _how("--karras/--no-karras", help="Noise levels of Karras et al.")] = None
     levels: Annotated[
         str | None, _how(metavar="NAME", help="Noise levels: schedule, karras, exponential, beta or lu.")
@@ -69,6 +74,28 @@ class Sampling:
         float | None, _how(metavar="NUMBER", help="0 to 1: how far guidance keeps the prediction's own contrast.")
     ] = None
     sampler_option: SamplerOption = None
+    table: Annotated[
+        Path | None, _how(metavar="FILE", help="A table that stepfuse fit has written, in the place of all these.")
+    ] = None
+
+    def compile(self, info: sf.ModelInfo, **changed: Any) -> sf.StepTable:
+        """The table for a model.
+
+        Args:
+            info: The model.
+            **changed: Values in the place of those of ``own``.
+
+        Raises:
+            ValueError: If a sampler refuses an option, or ``--table`` comes with one.
+            TypeError: If the sampler has no such option.
+            OSError: If the table cannot be read.
+        """
+        if self.table is None:
+            return Compiler(info).compile(options=self.options, **{**self.own, **changed})
+        given = [name for name, value in {**self.own, **self.options}.items() if value is not None]
+        if given:
+            raise ValueError(f"table says all about the sampler: leave out {', '.join(given)}")
+        return sf.StepTable.load(self.table)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -95,7 +122,9 @@ class Sampling:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """All of it, as arguments of ``Engine.table`` and ``TextToImage``; raises as ``options`` does."""
+        """All of it, as arguments of ``TextToImage``; raises as ``options`` does, and where there is a table."""
+        if self.table is not None:
+            raise ValueError("--table is for models without prompts: a bundle's own tables are taken by --sampler")
         return {**self.own, **self.options}
 
 

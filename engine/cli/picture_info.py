@@ -57,10 +57,21 @@ def _flat(made: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
             yield "model", value["name"]
             yield from ((f"sha256 of {file}", digest) for file, digest in value["files"].items())
         elif name == "options":
-            yield from ((one, given) for one, given in value.items() if one not in made and given is not None)
+            yield from ((one, _typed(given)) for one, given in value.items() if one not in made and given is not None)
         elif isinstance(value, dict) and "sha256" in value:
-            yield f"sha256 of {name}", f"{value['sha256']}, shape {value['shape']}"
+            yield f"sha256 of {name}", f"{value['sha256']}, shape {_typed(value['shape'])}"
         elif name in ("cond", "negative_cond"):
-            yield name, ", ".join("unconditional" if one is None else str(one) for one in value)
+            yield name, ", ".join("unconditional" if one is None else _typed(one) for one in value)
         else:
-            yield name, value
+            yield name, _typed(value)
+
+
+def _typed(value: object) -> str:
+    """A value as options are typed: ``true``, ``0.2, 0.8``; an object as its names and values."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_typed, value))
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_typed(one)}" for name, one in value.items())
+    return "none" if value is None else str(value)

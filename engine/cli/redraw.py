@@ -22,6 +22,7 @@ from stepfuse.cli.run_files import SUFFIXES, Writing, files_of
 from stepfuse.files.atomic import write_atomically
 from stepfuse.pipeline.provenance import Provenance
 from stepfuse.requests.resolution import seeds_of
+from stepfuse.samplers.names import steps_asked
 
 _TABLE = ("sampler", "steps", "guidance_scale", "eta")
 
@@ -76,7 +77,8 @@ def draw_again(
     for name in names if not files.is_stdout else ():
         report.say(f"written to {name}")
     made = drawn.made
-    report.finish(model=bundle.name, sampler=made.sampler, steps=made.steps, samples=samples, files=names)
+    steps = steps_asked(made.options, made.steps)
+    report.finish(model=bundle.name, sampler=made.sampler, steps=steps, samples=samples, files=names)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from stepfuse.cli.common import facts_of
 from stepfuse.cli.console import Report
 from stepfuse.cli.options import Sampling
 from stepfuse.cli.run_files import RunFiles, Writing
-from stepfuse.requests.resolution import Compiler, seeds_of
+from stepfuse.requests.resolution import seeds_of
 
 _MOST = 1_000_000  # samples of a run: a mistyped number must not fill the memory
 
@@ -36,7 +36,7 @@ class Run:
         report: Report,
     ) -> None:
         self.bundle, self.samples, self.files, self.report = bundle, samples, files, report
-        self.table = Compiler(bundle.info).compile(options=sampling.options, **sampling.own)
+        self.table = sampling.compile(bundle.info)
         self.title = ""  # of what was drawn first
         self._left: list[int] = []
         self._written: list[str] = []

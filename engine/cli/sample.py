@@ -105,7 +105,7 @@ def sample(
 ) -> None:
     """Sample a model: a labelled grid, or pictures of prompts."""
     if like is not None:
-        refuse("is for other pictures than that of --like: leave it out", prompt_file=prompt_file)
+        refuse("is for other pictures than that of --like: leave it out", prompt_file=prompt_file, table=sampling.table)
         if prompt and len(prompt) > 1:
             raise ValueError(f"--prompt must be given once with --like, got {len(prompt)}")
         given: dict[str, Any] = {

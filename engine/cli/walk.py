@@ -54,14 +54,15 @@ def walk_between_pictures(
     """A walk between the noises of two pictures, which the inverse of ``table`` finds.
 
     Raises:
-        ValueError: If the table is not DDIM's with eta 0, a picture does not have the model's size, or ``number`` is
-            below 2.
+        ValueError: If the table is not DDIM's with eta 0 and plain guidance, a picture does not have the model's size,
+            or ``number`` is below 2.
         OSError: If a picture cannot be read.
     """
     from stepfuse.pipeline.input_images import read_image
 
-    if table.sampler != "ddim" or table.options["eta"] != 0:
+    if table.sampler != "ddim" or table.options["eta"] != 0 or table.options["cfg_pp"]:
         how = f"{table.sampler} with eta {table.options['eta']:g}" if table.sampler == "ddim" else table.sampler
+        how += " and CFG++" if table.options.get("cfg_pp") else ""
         raise ValueError(f"pictures can be inverted with sampler ddim and eta 0 alone, got {how}")
     images = np.stack([read_image(one, engine.info.shape, engine.info.data_range) for one in pictures])
     known = signature(sf.samplers.ddim_inverse).parameters.keys() - {"schedule", "steps", "prediction_type"}

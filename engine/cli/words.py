@@ -39,6 +39,7 @@ _ARGUMENTS = {
     "variance": "--sampler-option variance",
     "dynamic_threshold": "--sampler-option dynamic_threshold",
     "clipped_eps": "--sampler-option clipped_eps",
+    "cfg_pp": "--sampler-option cfg_pp",
     "steps_offset": "--sampler-option steps_offset",
     "final_alpha_cumprod": "--sampler-option final_alpha_cumprod",
     "lower_order_final": "--sampler-option lower_order_final",
@@ -68,7 +69,8 @@ _WAYS_OUT = (
 )
 
 _UNKNOWN_OPTION = re.compile(r"^sampler (?P<sampler>'\w+') takes (?P<known>[\w, ]+), got (?P<given>.*)$", re.DOTALL)
-_SUBJECT = re.compile(r"^(\w+)(?=(?:\[\d+\])? (?:must|needs|has|have|is|takes|brings|cannot|with)\b)")
+_HINTED = re.compile(r"(?<=\(here: )\w+|(?<=\(did you mean )\w+")
+_SUBJECT = re.compile(r"^(\w+)(?=(?:\[\d+\])? (?:must|needs|has|have|is|takes|says|brings|cannot|with)\b)")
 _TOGETHER = re.compile(r"^(\w+) and (\w+) go together: (\w+)(?= must)")
 _ASSIGNED = re.compile(r"(?<![\w-])(\w+)='?(\w+)'?")
 _TO_LEAVE_OUT = re.compile(r"(?<=leave out )\w+(?:(?:, | and )\w+)*")
@@ -92,7 +94,7 @@ def in_words_of(options: Mapping[str, str], message: str) -> str:
                 f"{options[found['given']]} must be left out with sampler {found['sampler']}, which has no such option"
             )
         left = [name for name in found["known"].split(", ") if name not in options]
-        shown = re.sub(r"(?<=\(here: )\w+", lambda one: names.get(one[0], one[0]), found["given"])
+        shown = _HINTED.sub(lambda one: names.get(one[0], one[0]), found["given"])
         return f"--sampler-option of {found['sampler']} takes {', '.join(left)}, got {shown}"
     message = _TOGETHER.sub(lambda one: re.sub(r"\w+", lambda word: names.get(word[0], word[0]), one[0]), message)
     message = _SUBJECT.sub(lambda one: names.get(one[1], one[1]), message)
@@ -100,6 +102,22 @@ def in_words_of(options: Mapping[str, str], message: str) -> str:
     message = _ASSIGNED.sub(lambda one: _assigned(names, one), message)
     underscored = "|".join(name for name in names if "_" in name)
     return re.sub(rf"(?<![\w'\"/.-])(?<!option )(?:{underscored})(?![\w'\"/=.])", lambda one: names[one[0]], message)
+
+
+#: How versions of typer say what a number must be: pydantic's words in the newer, click's in the older ones.
+_NUMBER = re.compile(r"valid (number|float|integer)\b")
+_LEAST = re.compile(r"(?:greater than or equal to |x>=)(-?[\d.]+)|(-?[\d.]+)<=x")
+_MOST = re.compile(r"(?:less than or equal to |x<=)(-?[\d.]+)")
+
+
+def number_rule(message: str) -> str:
+    """The rule in typer's error about a number, such as ``must be at least 1``; empty in other errors."""
+    if found := _NUMBER.search(message):
+        return "must be a whole number" if found[1] == "integer" else "must be a number"
+    low, high = _LEAST.search(message), _MOST.search(message)
+    rules = [f"at least {(low[1] or low[2]).rstrip('.')}"] if low else []
+    rules += [f"at most {high[1].rstrip('.')}"] if high else []
+    return f"must be {' and '.join(rules)}" if rules else ""
 
 
 def _option(names: Mapping[str, str], word: str) -> str:

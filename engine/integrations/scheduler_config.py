@@ -15,20 +15,24 @@ from typing import Any
 from stepfuse.display import NAME, one_line, printable
 from stepfuse.integrations.scheduler_entries import DEFAULTS, FORMER, KNOWN
 from stepfuse.integrations.scheduler_readers import (
+    ALGORITHMS,
+    DPM_SOLVER,
     FLOW,
+    FLOWS,
     READERS,
     Entries,
     EntryError,
     dynamic_shift_of,
-    flow_euler,
     flow_schedule_of,
     flow_unipc,
     schedule_of,
+    third_order,
 )
+from stepfuse.integrations.uncovered import reason_of
 from stepfuse.samplers.dynamic_shift import DynamicShift
 from stepfuse.samplers.schedule import NoiseSchedule
 
-__all__ = ["COVERED", "DEFAULTS", "SchedulerSettings", "UncoveredSchedulerError", "read_scheduler"]
+__all__ = ["ALGORITHMS", "COVERED", "DEFAULTS", "SchedulerSettings", "UncoveredSchedulerError", "read_scheduler"]
 
 # Which covered class comes nearest to one that is not, among those with the same kind of noise levels.
 _NEAREST = {
@@ -44,7 +48,6 @@ _NEAREST = {
     "KDPM2DiscreteScheduler": "HeunDiscreteScheduler",
     "KDPM2AncestralDiscreteScheduler": "EulerAncestralDiscreteScheduler",
     "TCDScheduler": "LCMScheduler",
-    "FlowMatchHeunDiscreteScheduler": FLOW,
 }
 
 
@@ -101,7 +104,7 @@ def read_scheduler(config: Mapping[str, Any]) -> SchedulerSettings:
     """
     name = config.get("_class_name")
     if not isinstance(name, str) or name not in READERS:
-        rule = f"scheduler must be one of {', '.join(COVERED)}, got {printable(name, NAME)}"
+        rule = f"scheduler must be one of {', '.join(COVERED)}, got {printable(name, NAME)}{reason_of(str(name))}"
         raise UncoveredSchedulerError(rule, _instead_of(str(name), config), configurable=False)
     try:
         return _read(name, config)
@@ -120,7 +123,7 @@ def _instead_of(name: str, config: Mapping[str, Any]) -> list[str]:
         nearest, candidates = FLOW, [FLOW]
     else:
         nearest = _NEAREST.get(name, "DDIMScheduler")
-        candidates = [nearest, *(one for one in READERS if one not in (nearest, FLOW))]
+        candidates = [nearest, *(one for one in READERS if one not in (nearest, *FLOWS))]
     found = []
     for one in candidates:
         if one == name:
@@ -144,8 +147,9 @@ def _read(name: str, config: Mapping[str, Any]) -> SchedulerSettings:
         if (neutral := FORMER.get(key)) is not None and value not in neutral:
             raise ValueError(f"{name}: {key}, of former versions, must be {neutral[0]!r} or left out, got {value!r}")
     filled = Entries(name, config)
-    if name == FLOW:
-        return SchedulerSettings(flow_schedule_of(filled), "flow", flow_euler(filled), {}, dynamic_shift_of(filled))
+    if name in FLOWS:
+        schedule, moving = flow_schedule_of(filled), dynamic_shift_of(filled)
+        return SchedulerSettings(schedule, "flow", READERS[name](filled, schedule), {}, moving)
     if (
         name == "UniPCMultistepScheduler"
         and filled["use_flow_sigmas"]
@@ -155,23 +159,36 @@ def _read(name: str, config: Mapping[str, Any]) -> SchedulerSettings:
         return SchedulerSettings(schedule, "flow", options, {})
     prediction = filled.require("prediction_type", "epsilon", "v_prediction", "sample")
     schedule = schedule_of(filled)
-    return SchedulerSettings(schedule, prediction, READERS[name](filled, schedule), _others(name, handed_on))
+    defaults = READERS[name](filled, schedule)
+    return SchedulerSettings(schedule, prediction, defaults, _others(defaults["sampler"], handed_on))
 
 
-def _others(name: str, config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Options of the other classes' samplers, as diffusers' ``from_config`` makes these of one's configuration."""
+def _others(own: str, config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Options of the other samplers, as diffusers' ``from_config`` makes their classes of one's configuration."""
     found = {}
-    for other, read in READERS.items():
-        if other in (name, FLOW):
-            continue
-        filled = Entries(other, config)
-        try:
-            filled.require("prediction_type", "epsilon", "v_prediction", "sample")
-            options = read(filled, schedule_of(filled))
-        except (ValueError, TypeError):
-            continue
-        found[options.pop("sampler")] = options
+    for name, read in READERS.items():
+        for entries in _variants(name, config):
+            filled = Entries(name, entries)
+            try:
+                filled.require("prediction_type", "epsilon", "v_prediction", "sample")
+                options = read(filled, schedule_of(filled))
+            except (ValueError, TypeError):
+                continue
+            sampler = options.pop("sampler")
+            if sampler == "dpmpp_2m_sde":
+                found["dpmpp_3m_sde"] = third_order(options)
+            if sampler != own:
+                found[sampler] = options
     return found
+
+
+def _variants(name: str, config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """A configuration as each of the samplers that a class may be."""
+    if name in FLOWS:
+        return []
+    if name != DPM_SOLVER or config.get("algorithm_type", "dpmsolver++") not in ALGORITHMS.values():
+        return [config]
+    return [{**config, "algorithm_type": one} for one in ALGORITHMS.values()]
 
 
 #: The classes of diffusers that ``read_scheduler`` reads.

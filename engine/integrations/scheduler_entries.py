@@ -20,6 +20,32 @@ _LINSPACE = {"timestep_spacing": "linspace", "steps_offset": 0}
 _SIGMAS = {"use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False}
 _ZERO_SNR = {"rescale_betas_zero_snr": False}
 _LATENT = {"beta_start": 0.00085, "beta_end": 0.012}
+_DISTILLED = {
+    **_BETAS,
+    **_LATENT,
+    **_CLIP,
+    **_THRESHOLD,
+    **_LEADING,
+    **_ZERO_SNR,
+    "beta_schedule": "scaled_linear",
+    "original_inference_steps": 50,
+    "clip_sample": False,
+    "set_alpha_to_one": True,
+    "timestep_scaling": 10.0,
+}
+_FLOW = {
+    **_SIGMAS,
+    "num_train_timesteps": 1000,
+    "shift": 1.0,
+    "use_dynamic_shifting": False,
+    "base_shift": 0.5,
+    "max_shift": 1.15,
+    "base_image_seq_len": 256,
+    "max_image_seq_len": 4096,
+    "invert_sigmas": False,
+    "shift_terminal": None,
+    "time_shift_type": "exponential",
+}
 
 #: The arguments of each class's constructor with what they are by default.
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -45,19 +71,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "use_dynamic_shifting": False,
         "time_shift_type": "exponential",
     },
-    "LCMScheduler": {
-        **_BETAS,
-        **_LATENT,
-        **_CLIP,
-        **_THRESHOLD,
-        **_LEADING,
-        **_ZERO_SNR,
-        "beta_schedule": "scaled_linear",
-        "original_inference_steps": 50,
-        "clip_sample": False,
-        "set_alpha_to_one": True,
-        "timestep_scaling": 10.0,
-    },
+    "LCMScheduler": _DISTILLED,
     "HeunDiscreteScheduler": {**_BETAS, **_LATENT, **_CLIP, **_LINSPACE, **_SIGMAS, "clip_sample": False},
     "EulerDiscreteScheduler": {
         **_BETAS,
@@ -71,20 +85,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "final_sigmas_type": "zero",
     },
     "EulerAncestralDiscreteScheduler": {**_BETAS, **_LINSPACE, **_ZERO_SNR},
-    "FlowMatchEulerDiscreteScheduler": {
-        **_SIGMAS,
-        "num_train_timesteps": 1000,
-        "shift": 1.0,
-        "use_dynamic_shifting": False,
-        "base_shift": 0.5,
-        "max_shift": 1.15,
-        "base_image_seq_len": 256,
-        "max_image_seq_len": 4096,
-        "invert_sigmas": False,
-        "shift_terminal": None,
-        "time_shift_type": "exponential",
-        "stochastic_sampling": False,
-    },
+    "FlowMatchEulerDiscreteScheduler": {**_FLOW, "stochastic_sampling": False},
     "DEISMultistepScheduler": {
         **_BETAS,
         **_THRESHOLD,
@@ -99,6 +100,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "use_dynamic_shifting": False,
         "time_shift_type": "exponential",
     },
+    "DPMSolverSDEScheduler": {**_BETAS, **_LATENT, **_LINSPACE, **_SIGMAS, "noise_sampler_seed": None},
     "PNDMScheduler": {**_BETAS, **_LEADING, "skip_prk_steps": False, "set_alpha_to_one": False},
     "UniPCMultistepScheduler": {
         **_BETAS,
@@ -121,6 +123,28 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "sigma_max": None,
         "shift_terminal": None,
     },
+    "LMSDiscreteScheduler": {**_BETAS, **_LINSPACE, **_SIGMAS},
+    "DPMSolverSinglestepScheduler": {
+        **_BETAS,
+        **_THRESHOLD,
+        **_SIGMAS,
+        "solver_order": 2,
+        "algorithm_type": "dpmsolver++",
+        "solver_type": "midpoint",
+        "lower_order_final": False,
+        "use_flow_sigmas": False,
+        "flow_shift": 1.0,
+        "final_sigmas_type": "zero",
+        "lambda_min_clipped": -math.inf,
+        "variance_type": None,
+        "use_dynamic_shifting": False,
+        "time_shift_type": "exponential",
+    },
+    "KDPM2DiscreteScheduler": {**_BETAS, **_LATENT, **_LINSPACE, **_SIGMAS},
+    "KDPM2AncestralDiscreteScheduler": {**_BETAS, **_LATENT, **_LINSPACE, **_SIGMAS},
+    "TCDScheduler": _DISTILLED,
+    "FlowMatchHeunDiscreteScheduler": {"num_train_timesteps": 1000, "shift": 1.0},
+    "FlowMatchLCMScheduler": {**_FLOW, "scale_factors": None, "upscale_mode": "bicubic"},
 }
 
 #: Entries of other schedulers, which stay in a file that is saved again under one of these classes: ``from_config``

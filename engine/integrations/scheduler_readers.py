@@ -15,6 +15,10 @@ from stepfuse.samplers.schedule import NoiseSchedule
 
 FLOW = "FlowMatchEulerDiscreteScheduler"
 _RULES = {"use_karras_sigmas": "karras", "use_exponential_sigmas": "exponential", "use_beta_sigmas": "beta"}
+FLOWS = (FLOW, "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler")
+DPM_SOLVER = "DPMSolverMultistepScheduler"
+#: What tells apart the samplers that ``DPM_SOLVER`` may be, its ``algorithm_type``.
+ALGORITHMS = {"dpmpp_2m": "dpmsolver++", "dpmpp_2m_sde": "sde-dpmsolver++"}
 
 
 class EntryError(ValueError):
@@ -81,15 +85,19 @@ def schedule_of(config: Entries) -> NoiseSchedule:
 
 
 def flow_schedule_of(config: Entries) -> NoiseSchedule:
-    """The noise levels of ``FLOW``."""
-    for key in ("invert_sigmas", "stochastic_sampling"):
-        config.require(key, False, None)
+    """The noise levels of ``FLOWS``."""
+    if "invert_sigmas" in config:
+        config.require("invert_sigmas", False, None)
     shift = config.number("shift", "above 0", lambda shift: 0 < shift < math.inf)
     return NoiseSchedule.flow(shift, config["num_train_timesteps"])
 
 
 def dynamic_shift_of(config: Entries) -> DynamicShift | None:
     """How the shift of ``FLOW`` follows from a picture's size, where it does."""
+    if config.name != FLOW:  # which has all that this takes
+        if "use_dynamic_shifting" in config:
+            config.require("use_dynamic_shifting", False, None)
+        return None
     kind = config.require("time_shift_type", "exponential", "linear")
     if not config["use_dynamic_shifting"]:
         return None
@@ -101,15 +109,6 @@ def dynamic_shift_of(config: Entries) -> DynamicShift | None:
     if type(most) is not int or not base < most < 1 << 31:
         config.refuse("max_image_seq_len", most, f"a whole number above base_image_seq_len, {base}")
     return DynamicShift(low, high, base, most, kind == "exponential")
-
-
-def flow_euler(config: Entries) -> dict[str, Any]:
-    """Options of Euler's method on the noise levels of ``FLOW``."""
-    return {
-        "sampler": "euler",
-        **_shift_terminal(config),
-        **_chosen_levels(config, (1 / config["num_train_timesteps"], 1.0)),
-    }
 
 
 def _ddim(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
@@ -127,12 +126,11 @@ def _ddpm(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
 
 def _dpmpp_2m(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
     _require_signal(config)
-    config.require("algorithm_type", "dpmsolver++")
+    algorithm = config.require("algorithm_type", *ALGORITHMS.values())
     # The constructor takes the last three for the first.
     solver_type = config.require("solver_type", "midpoint", "heun", "logrho", "bh1", "bh2")
     order = config.require("solver_order", 1, 2)
-    if config["variance_type"] in ("learned", "learned_range"):  # others are DDPM's, and mean nothing here
-        config.refuse("variance_type", config["variance_type"], "neither 'learned' nor 'learned_range'")
+    _require_no_variance(config)
     config.require("use_flow_sigmas", False, None)
     levels = _levels(config, schedule)
     if config["use_lu_lambdas"] and not levels.get("karras"):  # before the others, and without their ends
@@ -140,13 +138,9 @@ def _dpmpp_2m(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
     rounded = next((key for key in ("use_karras_sigmas", "use_lu_lambdas") if config[key]), None)
     if rounded and config["trained_betas"] is None:  # diffusers truncates these timesteps where it rounds all others
         config.require("beta_schedule", "linear", "scaled_linear", why=f" with {rounded}")
-    with np.errstate(divide="ignore"):
-        log_snr = np.log(schedule.alphas_cumprod / (1 - schedule.alphas_cumprod)) / 2
-    bound = config.number("lambda_min_clipped", "a number", lambda value: not math.isnan(value))
-    if bound > np.where(np.isfinite(log_snr), log_snr, math.log(2.0**-12)).min():
-        config.require("lambda_min_clipped", -math.inf)
+    _require_all_levels(config, schedule)
     options = {
-        "sampler": "dpmpp_2m",
+        "sampler": next(sampler for sampler, one in ALGORITHMS.items() if one == algorithm),
         **levels,
         "order": order,
         "solver_type": "heun" if solver_type == "heun" else "midpoint",
@@ -160,6 +154,53 @@ def _dpmpp_2m(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
     return options
 
 
+def _dpmpp_2s(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
+    ends_clean = config.require("final_sigmas_type", "zero", "sigma_min") == "zero"
+    # The constructor takes the second for the first.
+    algorithms = ("dpmsolver++",) if ends_clean else ("dpmsolver++", "deis", "dpmsolver")
+    why = " with final_sigmas_type 'zero'" if ends_clean else ""
+    predict_x0 = config.require("algorithm_type", *algorithms, why=why) != "dpmsolver"
+    # The constructor takes the last three for the first.
+    solver_type = config.require("solver_type", "midpoint", "heun", "logrho", "bh1", "bh2")
+    if not predict_x0:
+        config.require("thresholding", False, None, why=" with algorithm_type 'dpmsolver'")
+    _require_no_variance(config)
+    config.require("use_flow_sigmas", False, None)
+    _require_all_levels(config, schedule)
+    options = {
+        "sampler": "dpmpp_2s",
+        **_levels(config, schedule, ends=False),
+        "order": config.require("solver_order", 1, 2, 3),
+        "solver_type": "heun" if solver_type == "heun" else "midpoint",
+        "lower_order_final": bool(config["lower_order_final"]),
+        "predict_x0": predict_x0,
+        **({} if ends_clean else {"final_alpha_cumprod": float(schedule.alphas_cumprod[0])}),
+        **_bounds(config),
+    }
+    return options
+
+
+def _require_no_variance(config: Entries) -> None:
+    """Refuses networks that predict a variance, too; other variances are DDPM's, and mean nothing to a solver."""
+    if config["variance_type"] in ("learned", "learned_range"):
+        config.refuse("variance_type", config["variance_type"], "neither 'learned' nor 'learned_range'")
+
+
+def _require_all_levels(config: Entries, schedule: NoiseSchedule) -> None:
+    """Refuses a bound on log-SNR that would leave out levels."""
+    with np.errstate(divide="ignore"):
+        log_snr = np.log(schedule.alphas_cumprod / (1 - schedule.alphas_cumprod)) / 2
+    bound = config.number("lambda_min_clipped", "a number", lambda value: not math.isnan(value))
+    if bound > np.where(np.isfinite(log_snr), log_snr, math.log(2.0**-12)).min():
+        config.require("lambda_min_clipped", -math.inf)
+
+
+def third_order(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of ``dpmpp_3m_sde``, which is of k-diffusion alone, from those of ``dpmpp_2m_sde``."""
+    own = ("sampler", "order", "solver_type", "lower_order_final")
+    return {name: value for name, value in options.items() if name not in own}
+
+
 def _heun(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
     return {"sampler": "heun", **_levels(config, schedule), **_spacing(config), **_bounds(config)}
 
@@ -167,10 +208,14 @@ def _heun(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
 def _lcm(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
     _require_signal(config)
     config.require("timestep_scaling", 10.0)
-    total = config["num_train_timesteps"]
-    rule = f"a whole number from 1 to num_train_timesteps, {total}"
-    steps = config.number("original_inference_steps", rule, lambda steps: steps in range(1, total + 1))
-    return {"sampler": "lcm", "original_steps": int(steps), **_bounds(config)}
+    return {"sampler": "lcm", "original_steps": _original_steps(config), **_bounds(config)}
+
+
+def _tcd(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
+    """Its step reads neither clipping nor thresholding, and always ends at the schedule's least noise."""
+    _require_signal(config)
+    final = float(schedule.alphas_cumprod[0])
+    return {"sampler": "tcd", "original_steps": _original_steps(config), "final_alpha_cumprod": final}
 
 
 def _euler(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
@@ -205,6 +250,12 @@ def _deis(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
     }
 
 
+def _dpmpp_sde(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
+    config.require("prediction_type", "epsilon", "v_prediction")
+    config.require("noise_sampler_seed", None, why=", since noise comes from the seed of each request")
+    return {"sampler": "dpmpp_sde", **_levels(config, schedule, ends=False), **_spacing(config)}
+
+
 def _plms(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
     config.require("prediction_type", "epsilon", "v_prediction")
     why = ", since Runge-Kutta steps keep five states and predictions at once, more than a table's registers hold"
@@ -213,6 +264,16 @@ def _plms(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
     if not config["set_alpha_to_one"]:
         options["final_alpha_cumprod"] = float(schedule.alphas_cumprod[0])
     return options
+
+
+def _lms(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
+    return {"sampler": "lms", **_levels(config, schedule, ends=False), **_spacing(config)}
+
+
+def _kdpm2(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
+    config.require("prediction_type", "epsilon", "v_prediction")
+    sampler = "kdpm2_ancestral" if config.name == "KDPM2AncestralDiscreteScheduler" else "kdpm2"
+    return {"sampler": sampler, **_levels(config, schedule, ends=False), **_spacing(config)}
 
 
 def _unipc(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
@@ -240,6 +301,23 @@ def flow_unipc(config: Entries) -> tuple[NoiseSchedule, dict[str, Any]]:
     return schedule, {**_solver(config), **_shift_terminal(config), **_bounds(config)}
 
 
+def flow_sampler_of(config: Entries) -> dict[str, Any]:
+    """The sampler of ``FLOWS``."""
+    if config.name == "FlowMatchHeunDiscreteScheduler":
+        return {"sampler": "heun"}
+    if config.get("scale_factors"):
+        config.require("scale_factors", None, why=", since a step keeps its sample's size")
+    # The clean estimate, noised to the next level, is the step of one class, and of the other with this entry.
+    if config.name == "FlowMatchLCMScheduler" or config["stochastic_sampling"]:
+        for key, others in {**dict.fromkeys(_RULES, (False, None)), "shift_terminal": (None, False)}.items():
+            config.require(key, *others)
+        if config.name == FLOW:
+            config.require("use_dynamic_shifting", False, None, why=" with stochastic_sampling")
+        return {"sampler": "lcm"}
+    bounds = 1 / config["num_train_timesteps"], 1.0
+    return {"sampler": "euler", **_shift_terminal(config), **_chosen_levels(config, bounds)}
+
+
 def _solver(config: Entries) -> dict[str, Any]:
     """UniPC's own settings, with any noise levels."""
     config.require("use_dynamic_shifting", False, None)
@@ -255,6 +333,13 @@ def _solver(config: Entries) -> dict[str, Any]:
         "lower_order_final": bool(config["lower_order_final"]),
         "disable_corrector": list(uncorrected),
     }
+
+
+def _original_steps(config: Entries) -> int:
+    """Steps of the solver that a consistency model was distilled with."""
+    total = config["num_train_timesteps"]
+    rule = f"a whole number from 1 to num_train_timesteps, {total}"
+    return int(config.number("original_inference_steps", rule, lambda steps: steps in range(1, total + 1)))
 
 
 def _spacing(config: Entries) -> dict[str, Any]:
@@ -285,10 +370,12 @@ def _require_signal(config: Entries) -> None:
         )
 
 
-def _levels(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
-    """The noise levels that a scheduler takes, between the bounds of the schedule or narrower ones."""
+def _levels(config: Entries, schedule: NoiseSchedule, *, ends: bool = True) -> dict[str, Any]:
+    """The noise levels that a scheduler takes, between the bounds of the schedule or, with ``ends``, narrower ones."""
     least, most = ((1 - a) / max(a, TINY_ALPHA) for a in schedule.alphas_cumprod[[0, -1]].tolist())
     options = _chosen_levels(config, (math.sqrt(least), math.sqrt(most)))
+    for key in () if ends else options.keys() & {"sigma_min", "sigma_max"}:
+        config.refuse(key, options[key], "None with other noise levels than the schedule's")
     if "levels" in options and options["levels"] != "karras":
         return options
     return {"karras": options.pop("levels", None) == "karras", **options}
@@ -329,13 +416,21 @@ def _shift_terminal(config: Entries) -> dict[str, Any]:
 READERS: dict[str, Callable[[Entries, NoiseSchedule], dict[str, Any]]] = {
     "DDIMScheduler": _ddim,
     "DDPMScheduler": _ddpm,
-    "DPMSolverMultistepScheduler": _dpmpp_2m,
+    DPM_SOLVER: _dpmpp_2m,
     "LCMScheduler": _lcm,
     "HeunDiscreteScheduler": _heun,
     "EulerDiscreteScheduler": _euler,
     "EulerAncestralDiscreteScheduler": _euler_ancestral,
-    FLOW: lambda config, schedule: {},
+    FLOW: lambda config, schedule: flow_sampler_of(config),
     "DEISMultistepScheduler": _deis,
+    "DPMSolverSDEScheduler": _dpmpp_sde,
     "PNDMScheduler": _plms,
     "UniPCMultistepScheduler": _unipc,
+    "LMSDiscreteScheduler": _lms,
+    "DPMSolverSinglestepScheduler": _dpmpp_2s,
+    "KDPM2DiscreteScheduler": _kdpm2,
+    "KDPM2AncestralDiscreteScheduler": _kdpm2,
+    "TCDScheduler": _tcd,
+    "FlowMatchHeunDiscreteScheduler": lambda config, schedule: flow_sampler_of(config),
+    "FlowMatchLCMScheduler": lambda config, schedule: flow_sampler_of(config),
 }

@@ -18,6 +18,7 @@ from stepfuse.pipeline.provenance import Provenance, digest_of
 from stepfuse.pipeline.webui_text import webui_text
 from stepfuse.requests.conditioning import cond_per_sample
 from stepfuse.requests.editing import begin_late, strength_or_default
+from stepfuse.samplers.names import steps_asked, steps_in_words
 from stepfuse.samplers.schedule import NoiseSchedule
 from stepfuse.samplers.table import StepTable
 from stepfuse.serving.batch import Callback
@@ -143,9 +144,7 @@ def labels(cond: Sequence[Any] | None, n: int) -> list[str]:
 def title(made: Provenance) -> str:
     """What was drawn and how, on one line; conditions are named where they are few."""
     options, conditional = made.options, made.cond is not None or made.prompt is not None
-    parts = [made.sampler, f"{made.steps} steps"]
-    if made.steps_done != made.steps:
-        parts[-1] = f"{made.steps_done} of {made.steps} steps"
+    parts = [made.sampler, steps_in_words(options, made.steps, made.steps_done)]
     if made.prompt is None:
         shown = list(dict.fromkeys(labels(made.cond, 1))) if conditional else ["unconditional"]
         parts = ([printable(", ".join(shown), NAME)] if len(shown) <= _FEW else []) + parts
@@ -166,7 +165,7 @@ def facts(made: Provenance) -> dict[str, str]:
         "negative_prompt": made.negative_prompt,
         "seed": str(made.seed),
         "sampler": made.sampler,
-        "steps": str(made.steps),
+        "steps": str(steps_asked(made.options, made.steps)),
         "guidance_scale": f"{scale:g}",
         "strength": None if made.strength is None else f"{made.strength:g}",
         WEBUI_ENTRY: None if made.prompt is None else webui_text(made),

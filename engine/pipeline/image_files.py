@@ -30,9 +30,10 @@ SUFFIXES = tuple(_OPTIONS)
 _JPEG_EXIF = 65_533 - len(b"Exif\0\0")
 
 _GAP, _CAPTION, _TITLE = 6, 16, 26
-_PAPER, _INK = (255, 255, 255), (40, 40, 40)
+_PAPER, _INK, _EDGE = (255, 255, 255), (40, 40, 40), (190, 190, 190)
 _LEAST_CELL = 84  # pixels wide, so that a caption fits
 _LEAST_FRAME = 224
+_LEAST_WIDTH = 360  # pixels of a grid, so that its title takes a line or two
 _LONGEST_TITLE, _LONGEST_LABEL = 1000, 60  # characters
 
 
@@ -49,7 +50,7 @@ def image_grid(
     Args:
         samples: Shape (n, C, H, W), C = 1 (grey) or 3 (RGB); values beyond ``data_range`` are clipped.
         labels: n captions; if all are empty, no room is left for them.
-        title: Written above the grid, on as many lines as it needs at the grid's width.
+        title: Written above the grid, on as many lines as it needs at the picture's width; the grid is in its middle.
         data_range: Values shown as black and as full.
         columns: Samples a row.
 
@@ -61,7 +62,9 @@ def image_grid(
     width, height = pictures[0].size
     gap, below = (_GAP, _CAPTION) if any(labels) else (2, 2)
     rows = -(-len(samples) // columns)
-    total_width = columns * (width + gap) + _GAP
+    own_width = columns * (width + gap) + _GAP
+    total_width = max(own_width, _LEAST_WIDTH)
+    left = _GAP + (total_width - own_width) // 2
     heading = ImageFont.load_default(14)
     lines = _wrapped(title, heading, total_width - 2 * _GAP)
     head = _TITLE + 18 * (len(lines) - 1)
@@ -71,7 +74,8 @@ def image_grid(
         draw.text((_GAP, _GAP + 18 * index), line, fill=_INK, font=heading)
     caption = ImageFont.load_default(11)
     for index, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
-        x, y = _GAP + index % columns * (width + gap), head + index // columns * (height + below)
+        x, y = left + index % columns * (width + gap), head + index // columns * (height + below)
+        draw.rectangle((x - 1, y - 1, x + width, y + height), outline=_EDGE)  # a white sample has an edge, too
         grid.paste(picture, (x, y))
         draw.text((x + width // 2, y + height + 1), label, fill=_INK, font=caption, anchor="ma")
     return grid
@@ -123,7 +127,7 @@ def save_animation(
         samples: Shape (n, C, H, W), C = 1 or 3, as for ``image_grid``.
         path: The file.
         kind: ``PNG`` is an animated PNG, which keeps every colour; so does ``WEBP``, written without loss.
-        facts: PNG text entries; a GIF's comment, where ``stepfuse`` is left out; a WebP's ``exif_of`` them.
+        facts: PNG text entries; a GIF's comment, a line each; a WebP's ``exif_of`` them.
         data_range: Values shown as black and as full.
         frame_ms: How long a frame stays, in milliseconds. GIF counts in hundredths of a second.
 
@@ -135,7 +139,7 @@ def save_animation(
     if kind == "PNG":
         options["pnginfo"] = _png_info(facts)
     elif kind == "GIF":
-        options["comment"] = "\n".join(f"{name}: {encodable(value)}" for name, value in facts.items() if name != ENTRY)
+        options["comment"] = "\n".join(f"{name}: {encodable(value)}" for name, value in facts.items())
     else:
         options.update(exif=exif_of(facts), lossless=True)
     options.update(format=kind, save_all=True, append_images=rest, duration=frame_ms, loop=0)
@@ -169,7 +173,7 @@ def _pictures(samples: npt.NDArray[np.float32], data_range: tuple[float, float],
     zoom = max(1, -(-least_width // width))
     size = width * zoom, height * zoom
     pixels = [one[0] if len(one) == 1 else one.transpose(1, 2, 0) for one in levels]
-    return [Image.fromarray(one).resize(size, Image.Resampling.BICUBIC) for one in pixels]
+    return [Image.fromarray(one).resize(size, Image.Resampling.NEAREST) for one in pixels]
 
 
 def _wrapped(text: str, font: Any, width: int) -> list[str]:

@@ -39,7 +39,7 @@ def read_entries(path: Path) -> SavedEntries:
     """Reads a picture's entries, as ``Pictures.save``, the commands and web interfaces write them.
 
     Args:
-        path: A PNG, or a picture with EXIF data.
+        path: A PNG, a GIF, or a picture with EXIF data.
 
     Raises:
         ValueError: If the picture is too large, or an entry longer than 1 MiB or not as it is written; the message
@@ -48,6 +48,7 @@ def read_entries(path: Path) -> SavedEntries:
     """
     picture = open_picture(path)
     texts = _of_exif(picture)
+    texts |= _of_comment(picture)
     texts |= {str(name): value for name, value in picture.info.items() if isinstance(value, str)}
     try:
         made = Provenance.from_json(texts[ENTRY]) if ENTRY in texts else None
@@ -77,3 +78,12 @@ def _of_exif(picture: Image.Image) -> dict[str, str]:
     if isinstance(note, bytes) and note.startswith(MAKER_NOTE):
         found[ENTRY] = note.removeprefix(MAKER_NOTE).decode("utf-8", "replace")
     return found
+
+
+def _of_comment(picture: Image.Image) -> dict[str, str]:
+    """The texts of a GIF's comment, a line each as ``save_animation`` writes them."""
+    comment = picture.info.get("comment")
+    if picture.format != "GIF" or not isinstance(comment, bytes):
+        return {}
+    lines = (line.partition(": ") for line in comment.decode("utf-8", "replace").split("\n"))
+    return {name: value for name, _, value in lines if name in ("Description", ENTRY)}

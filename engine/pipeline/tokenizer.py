@@ -8,6 +8,7 @@ from typing import Any
 from stepfuse.bundle.open_file import OpenFile
 from stepfuse.bundle.pipeline_info import PromptInput
 from stepfuse.errors import BundleError
+from stepfuse.extras import pip_install
 from stepfuse.files.strict_json import parse_json
 from stepfuse.pipeline.normalizers import MAX_NORMALIZED, normalized_length
 
@@ -33,7 +34,7 @@ class PromptTokenizer:
         try:
             from tokenizers import Tokenizer
         except ImportError as error:
-            raise ImportError("prompts need tokenizers: pip install 'stepfuse[text]'") from error
+            raise ImportError(f"prompts need tokenizers: {pip_install('text')}") from error
         if file.size > MAX_BYTES:
             raise BundleError(f"{file.path} must have at most {MAX_BYTES:,} bytes, got {file.size:,}")
         self._path, self._prompt = file.path, prompt

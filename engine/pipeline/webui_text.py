@@ -11,17 +11,30 @@ import re
 from collections.abc import Mapping
 
 from stepfuse.pipeline.provenance import Provenance
+from stepfuse.samplers.names import steps_asked
 
 _NAMES = {
     "ddim": "DDIM",
     "ddpm": "DDPM",
     "dpmpp_2m": "DPM++ 2M",
+    "dpmpp_2m_sde": "DPM++ 2M SDE",
+    "dpmpp_3m_sde": "DPM++ 3M SDE",
+    "dpmpp_sde": "DPM++ SDE",
     "euler": "Euler",
     "euler_ancestral": "Euler a",
     "heun": "Heun",
     "lcm": "LCM",
+    "lms": "LMS",
+    "ipndm": "IPNDM",
+    "dpmpp_2s": "DPM++ 2S",
+    "kdpm2": "DPM2",
+    "kdpm2_ancestral": "DPM2 a",
+    "plms": "PLMS",
+    "unipc": "UniPC",
+    "tcd": "TCD",
 }
 _LEVELS = {"karras": "Karras", "exponential": "Exponential", "beta": "Beta"}
+_CFG_PP = " CFG++"
 _SETTING = re.compile(r'([\w.+-][\w .+-]{0,99}):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
 _NEGATIVE = "Negative prompt:"
 _FEWEST = 3  # settings that make a line one of settings, as the web interfaces count
@@ -31,8 +44,8 @@ def webui_text(made: Provenance) -> str:
     """The text of a picture that was drawn of a prompt."""
     options = made.options
     settings = {
-        "Steps": options.get("steps") or made.steps,
-        "Sampler": _NAMES.get(made.sampler, made.sampler),
+        "Steps": steps_asked(options, made.steps),
+        "Sampler": _NAMES.get(made.sampler, made.sampler) + (_CFG_PP if options.get("cfg_pp") else ""),
         "Schedule type": _LEVELS.get("karras" if options.get("karras") else options.get("levels", "")),
         "CFG scale": f"{options.get('guidance_scale', 1.0):g}",
         "Seed": made.seed,
@@ -74,10 +87,13 @@ def sampler_of(settings: Mapping[str, str]) -> tuple[str | None, dict[str, bool 
     for theirs in _LEVELS.values():
         if name.endswith(f" {theirs}"):
             name, levels = name.removesuffix(f" {theirs}"), theirs
+    cfg_pp = name.endswith(_CFG_PP)
     ours = {theirs.lower(): mine for mine, theirs in _NAMES.items()}
     kind = next((mine for mine, theirs in _LEVELS.items() if theirs == levels), None)
     options: dict[str, bool | str] = {"karras": True} if kind == "karras" else {"levels": kind} if kind else {}
-    return ours.get(name.lower()), options
+    if cfg_pp:
+        options["cfg_pp"] = True
+    return ours.get(name.removesuffix(_CFG_PP).lower()), options
 
 
 def _quoted(value: str) -> str:

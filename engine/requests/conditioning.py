@@ -34,13 +34,15 @@ def cond_per_sample(
     if not isinstance(given, Mapping):
         if len(inputs) > 1 and given is not None:
             raise TypeError(f"{argument} must be a dict with any of {', '.join(inputs)}, got {type(given).__name__}")
-        given = {next(iter(inputs)): given}
+        given, called = {next(iter(inputs)): given}, {next(iter(inputs)): argument}
+    else:
+        called = {}
     unknown = set(given) - set(inputs)
     if unknown:
         raise ValueError(
             f"{argument} must have names among {', '.join(inputs)}, got {listed(sorted(unknown, key=str))}"
         )
-    columns = [spec.values(name, given.get(name), count) for name, spec in inputs.items()]
+    columns = [spec.values(called.get(name, name), given.get(name), count) for name, spec in inputs.items()]
     nulls = [spec.value(name, None) for name, spec in inputs.items()]
     rows: list[list[npt.NDArray[Any]] | None] = []
     for values in zip(*columns, strict=True):

@@ -24,7 +24,7 @@ class Request:
         sampler: A name of ``stepfuse.samplers.SAMPLERS``; None is the model's default.
         steps: Number of steps; None is the model's default.
         guidance_scale: None is the model's default.
-        eta: DDIM's share of added noise.
+        eta: Share of added noise of samplers that have one, 0 to 1; None is the model's default, or the sampler's.
         seed: 0 to 2^64 - 1; None draws one.
         table: A compiled sampler, instead of sampler, steps, guidance_scale, eta and options.
         noise: Starting noise of one sample's shape; None draws it from the seed.

@@ -22,7 +22,7 @@ from stepfuse.requests.conditioning import cond_per_sample
 from stepfuse.requests.editing import Edit
 from stepfuse.requests.prompt_request import PromptRequest
 from stepfuse.requests.request import Request
-from stepfuse.requests.sampler_defaults import ADAPTIVE, default_options, default_steps
+from stepfuse.requests.sampler_defaults import ADAPTIVE, default_eta, default_options, default_steps
 from stepfuse.requests.terms import Terms
 from stepfuse.samplers import SAMPLERS
 from stepfuse.samplers.levels import without_overridden
@@ -197,7 +197,10 @@ def compile_table(
     """
     if sampler is None:
         sampler = info.defaults.get("sampler", "euler" if info.schedule.is_flow else "ddim")
-    require_sampler(sampler, SAMPLERS)
+    if own := [table for table in info.tables.values() if table.sampler == sampler]:
+        asked = {"steps": steps, "guidance_scale": guidance_scale, "eta": eta or None, **options}
+        return fitted_table(info, own, asked)
+    require_sampler(sampler, [*SAMPLERS, *dict.fromkeys(table.sampler for table in info.tables.values())])
     if guidance_scale is None:
         guidance_scale = info.defaults.get("guidance_scale", 1.0)
     guidance_scale = number("guidance_scale", guidance_scale)
@@ -208,9 +211,11 @@ def compile_table(
     arguments = {**without_overridden(default_options(info, function), options), **options}
     if steps is None and arguments.get("timesteps") is None and arguments.get("sigmas") is None:
         steps = default_steps(info, sampler, arguments)
+    if arguments.get("cfg_pp") and not info.cond:
+        raise ValueError("cfg_pp must be left out for a model that takes no conditioning, got True")
     adaptive = {name: arguments.pop(name) for name in ADAPTIVE if name in arguments}
     if "eta" in accepted:
-        arguments["eta"] = info.defaults.get("eta", 0.0) if eta is None else eta
+        arguments["eta"] = default_eta(info, function) if eta is None else eta
     elif eta:
         raise ValueError(f"eta must be left out with sampler {sampler!r}, which has none, got {eta}")
     known = [*(name for name in accepted if name not in _SAID_ELSEWHERE), *ADAPTIVE]
@@ -218,6 +223,24 @@ def compile_table(
     if not info.schedule.is_flow:
         arguments["prediction_type"] = info.prediction_type
     return _adapt(function(info.schedule, steps, guidance_scale=guidance_scale, **arguments), adaptive)
+
+
+def fitted_table(info: ModelInfo, tables: Sequence[StepTable], given: Mapping[str, Any]) -> StepTable:
+    """One of a model's own tables of one name: that whose options are those given, None being left out.
+
+    Raises:
+        ValueError: If none has these options.
+    """
+    adaptive = {name: given.get(name, info.defaults.get(name)) for name in ADAPTIVE}
+    asked = {name: value for name, value in given.items() if value is not None and name not in ADAPTIVE}
+    found = [one for one in tables if all(one.options.get(name) == value for name, value in asked.items())]
+    if not found:
+        known = "; or ".join(", ".join(f"{name} {value}" for name, value in one.options.items()) for one in tables)
+        shown = ", ".join(f"{name} {printable(value, NAME)}" for name, value in asked.items())
+        raise ValueError(f"sampler {tables[0].sampler!r} is a table that was made for {known}, got {shown}")
+    default = info.defaults.get("guidance_scale", 1.0)
+    best = next((one for one in found if one.options.get("guidance_scale") == default), found[0])
+    return _adapt(best, {name: value for name, value in adaptive.items() if value is not None})
 
 
 def _adapt(table: StepTable, options: Mapping[str, Any]) -> StepTable:

@@ -24,20 +24,30 @@ _EVERY = {"guidance_interval", "guidance_rescale"}
 _LEVELS = {"karras", "levels", "sigma_min", "sigma_max"}
 _SPACED, _BOUNDED = {"spacing", "steps_offset"}, {"clip", "dynamic_threshold"}
 _SHARED: Mapping[str, set[str]] = {
-    "ddim": _SPACED | _BOUNDED,
+    "ddim": _SPACED | _BOUNDED | {"eta"},
     "ddim_inverse": _SPACED,
     "ddpm": _SPACED | _BOUNDED,
     "ddpm_strided": _SPACED | _BOUNDED,
     "dpmpp_2m": _SPACED | _LEVELS | {"dynamic_threshold"},
-    "lcm": _BOUNDED,
+    "dpmpp_2m_sde": _SPACED | _LEVELS | {"dynamic_threshold"},
+    "dpmpp_3m_sde": _SPACED | _LEVELS | {"dynamic_threshold"},
+    "dpmpp_sde": _SPACED | _LEVELS,
+    "lcm": _BOUNDED | {"original_steps"},
     "heun": _SPACED | _LEVELS | {"clip"},
     "euler": _SPACED | _LEVELS,
     "euler_ancestral": _SPACED,
     "deis": _SPACED | _LEVELS,
     "plms": _SPACED,
+    "lms": _SPACED | _LEVELS,
+    "ipndm": _SPACED | _LEVELS,
+    "dpmpp_2s": _LEVELS | {"dynamic_threshold"},
+    "kdpm2": _SPACED | _LEVELS,
+    "kdpm2_ancestral": _SPACED | _LEVELS,
+    "tcd": {"original_steps"},
     "unipc": _SPACED | _LEVELS | {"dynamic_threshold"},
 }
 _SAME_OPTIONS = {"ddim_inverse": "ddim", "ddpm_strided": "ddpm"}  # samplers that take another's options
+_OF_NO_CLASS = {"ipndm"}  # samplers that no class of diffusers has on a model's levels
 
 
 def default_steps(info: ModelInfo, sampler: str, options: Mapping[str, Any] = MappingProxyType({})) -> int:
@@ -51,11 +61,24 @@ def default_steps(info: ModelInfo, sampler: str, options: Mapping[str, Any] = Ma
     if sampler == "ddpm" and not respaced:
         return total
     original = options.get("original_steps", _LCM_STEPS)
-    if sampler in ("dpmpp_2m", "deis", "unipc"):
+    if sampler in ("dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m_sde", "dpmpp_2s", "deis", "ipndm", "unipc"):
         total = max(total - 1, 1)
-    elif sampler == "lcm" and isinstance(original, int):  # the sampler refuses anything else
+    elif (
+        sampler in ("lcm", "tcd") and not info.schedule.is_flow and isinstance(original, int)
+    ):  # the sampler refuses anything else
         total = min(total, original)
     return min(int(info.defaults.get("steps", _DEFAULT_STEPS)), total)
+
+
+def default_eta(info: ModelInfo, function: Callable[..., StepTable]) -> float:
+    """The model's default for its own sampler, and for one that shares it, else the sampler's own.
+
+    What eta is where nothing is given differs by sampler: DDIM adds no noise, TCD three tenths, an SDE sampler all of
+    the SDE's.
+    """
+    name = function.__name__
+    default: float = inspect.signature(function).parameters["eta"].default
+    return info.defaults.get("eta", default) if _is_own(info, name) or "eta" in _SHARED.get(name, ()) else default
 
 
 def default_options(info: ModelInfo, function: Callable[..., StepTable]) -> dict[str, Any]:
@@ -77,7 +100,7 @@ def default_options(info: ModelInfo, function: Callable[..., StepTable]) -> dict
                 **{one: info.defaults[one] for one in _EVERY & set(info.defaults)},
                 **info.sampler_options[covering],
             }
-        elif info.sampler_options:
+        elif info.sampler_options and name not in _OF_NO_CLASS:
             known = ", ".join([str(info.defaults["sampler"]), *sorted(info.sampler_options)])
             raise ValueError(
                 f"sampler must be one that the model's scheduler configuration covers, {known}, got {name!r}"

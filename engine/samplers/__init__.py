@@ -11,11 +11,14 @@ from collections.abc import Callable, Mapping
 from typing import cast
 
 from stepfuse.samplers.ancestral import NaiveSamplerWarning, ddpm, ddpm_strided
-from stepfuse.samplers.consistency import lcm
+from stepfuse.samplers.consistency import lcm, tcd
+from stepfuse.samplers.diffusion_sde import dpmpp_2m_sde, dpmpp_3m_sde, dpmpp_sde
 from stepfuse.samplers.dpm_solver import dpmpp_2m
+from stepfuse.samplers.dpm_solver_singlestep import dpmpp_2s
 from stepfuse.samplers.implicit import ddim
 from stepfuse.samplers.inversion import ddim_inverse
-from stepfuse.samplers.linear_multistep import deis, plms
+from stepfuse.samplers.linear_multistep import deis, ipndm, lms, plms
+from stepfuse.samplers.midpoint import kdpm2, kdpm2_ancestral
 from stepfuse.samplers.predictor_corrector import unipc
 from stepfuse.samplers.probability_flow import euler, euler_ancestral, heun
 from stepfuse.samplers.published import AYS
@@ -24,7 +27,28 @@ from stepfuse.samplers.table import StepTable
 #: Samplers by name, as ``Engine.sample(sampler=...)`` takes them.
 SAMPLERS: Mapping[str, Callable[..., StepTable]] = {
     function.__name__: cast("Callable[..., StepTable]", function)
-    for function in (ddim, ddpm, ddpm_strided, dpmpp_2m, lcm, heun, euler, euler_ancestral, deis, plms, unipc)
+    for function in (
+        ddim,
+        ddpm,
+        ddpm_strided,
+        dpmpp_2m,
+        dpmpp_2m_sde,
+        dpmpp_3m_sde,
+        dpmpp_sde,
+        lcm,
+        heun,
+        euler,
+        euler_ancestral,
+        deis,
+        plms,
+        unipc,
+        lms,
+        kdpm2,
+        kdpm2_ancestral,
+        ipndm,
+        dpmpp_2s,
+        tcd,
+    )
 }
 
 __all__ = [
@@ -37,10 +61,19 @@ __all__ = [
     "ddpm_strided",
     "deis",
     "dpmpp_2m",
+    "dpmpp_2m_sde",
+    "dpmpp_2s",
+    "dpmpp_3m_sde",
+    "dpmpp_sde",
     "euler",
     "euler_ancestral",
     "heun",
+    "ipndm",
+    "kdpm2",
+    "kdpm2_ancestral",
     "lcm",
+    "lms",
     "plms",
+    "tcd",
     "unipc",
 ]

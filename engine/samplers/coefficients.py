@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stepfuse.arguments import number, plain, refuse_unknown, truth_value, whole_number
+from stepfuse.samplers.levels import LevelOptions
 from stepfuse.samplers.schedule import Float64Array, NoiseSchedule, Spacing, explicit_timesteps, spaced_timesteps
 from stepfuse.samplers.table import StepTable
 
@@ -27,6 +28,9 @@ _LATE = 0.1  # share of the sample in the first state; that of latent diffusion'
 
 # The smallest positive float16: what diffusers puts in the place of a terminal ᾱ of 0 where a sampler divides by it.
 TINY_ALPHA = 2.0**-24
+
+# A guidance scale of exactly 1 leaves out the unconditional pass; this one is next to it.
+_BELOW_1 = float(np.nextafter(np.float32(1), np.float32(0)))
 
 Arguments = ParamSpec("Arguments")
 
@@ -121,6 +125,33 @@ def _refuse(where: str, given: Mapping[str, tuple[object, object]]) -> None:
     for name, (value, default) in given.items():
         if value != default:
             raise ValueError(f"{name} must be left out {where}, got {value!r}")
+
+
+def flow_sigmas(
+    schedule: NoiseSchedule, steps: int | None, timesteps: Sequence[float] | None, options: LevelOptions
+) -> Float64Array:
+    """Noise levels of a run on a flow, the noisiest first: the caller's timesteps over T, else those of ``options``.
+
+    Raises:
+        ValueError: If levels are not within the schedule, or ``"lu"``.
+    """
+    total, shift = schedule.num_train_timesteps, schedule.shift or 1.0
+    if options.kind == "lu":
+        raise ValueError("levels must be other than 'lu' with a flow, whose log-SNR has no end, got 'lu'")
+    if timesteps is not None:
+        times = explicit_timesteps(total + 1, timesteps)
+        match_count(steps, len(times))
+        return times / total
+    given = options.own(steps, 1.0 / total, 1.0)
+    if given is None:
+        last = 1.0 / total
+        if options.shift is None:  # diffusers shifts both the ends and what lies between
+            last = shift * last / (1 + (shift - 1) * last)
+        given = np.linspace(1.0, last, step_count(steps, total))
+    sigma = options.shifted(np.minimum(given, 1.0), schedule)
+    if options.follow_rule:
+        sigma = options.between((float(sigma[-1]), float(sigma[0])), (1.0 / total, 1.0), len(sigma))
+    return sigma
 
 
 def alphas_at(schedule: NoiseSchedule, t: Float64Array, final: float = 1.0) -> Float64Array:
@@ -249,6 +280,8 @@ def build_table(
     guidance_interval: tuple[float, float],
     init_scale: float = 1.0,
     last_level: tuple[float, float] = (1.0, 0.0),
+    *,
+    cfg_pp: bool = False,
 ) -> StepTable:
     """A checked table of these columns, with guidance where the interval has it on.
 
@@ -262,6 +295,7 @@ def build_table(
         guidance_interval: As for ``ddim``.
         init_scale: As in ``StepTable``.
         last_level: Signal and noise of the result.
+        cfg_pp: As for ``ddim``; what ``q_e`` weighs is then the noise that is put back, and nothing else.
     """
     if not (np.isfinite(guidance_scale) and guidance_scale >= 0):
         raise ValueError(f"guidance_scale must be at least 0 and finite, got {guidance_scale}")
@@ -272,6 +306,8 @@ def build_table(
         )
     time = t / max(schedule.max_timestep, 1.0)
     guided = (time >= start) & (time <= stop)
+    if cfg_pp:
+        columns, guidance_scale = _cfg_pp(columns, guidance_scale, guided)
     return StepTable.from_columns(
         {"t": t, "g": np.where(guided, guidance_scale, 1.0), **columns},
         sampler=name,
@@ -279,3 +315,14 @@ def build_table(
         levels=np.append(np.stack(levels, axis=1), [last_level], axis=0),
         max_timestep=schedule.max_timestep,
     )
+
+
+def _cfg_pp(columns: Columns, guidance_scale: float, guided: npt.NDArray[np.bool_]) -> tuple[Columns, float]:
+    """CFG++ of Chung et al. (2024): a guided step puts noise back by the unconditional prediction."""
+    if guidance_scale > 1:
+        raise ValueError(f"guidance_scale must be between 0 and 1 with cfg_pp, got {guidance_scale}")
+    if guidance_scale == 0 or not guided.any():  # one pass a step, which both predictions are
+        return columns, guidance_scale
+    weight = np.asarray(columns["q_e"])
+    parted = {"q_e": np.where(guided, 0.0, weight), "q_u": np.where(guided, weight, 0.0)}
+    return {**columns, **parted}, min(guidance_scale, _BELOW_1)

@@ -41,7 +41,7 @@ class Form:
 
 
 ZERO = Form()
-X, D, E, H, H2, H3 = (Form({name: 1.0}) for name in ("x", "d", "e", "h", "h2", "h3"))
+X, D, E, H, H2, H3, Z = (Form({name: 1.0}) for name in ("x", "d", "e", "h", "h2", "h3", "z"))
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ def ddim(
     clipped_eps: bool = False,
     eta: float = 0.0,
     final_alpha_cumprod: float = 1.0,
+    cfg_pp: bool = False,
     guidance_scale: float = 1.0,
     guidance_interval: tuple[float, float] = (0.0, 1.0),
 ) -> StepTable:
@@ -55,6 +56,8 @@ def ddim(
         clipped_eps: Whether the noise estimate is derived again from the clamped sample.
         eta: Share of DDPM's noise that is added back (Eq. 16), 0 (deterministic) to 1.
         final_alpha_cumprod: ᾱ of the state after the last step: 1 for a clean sample.
+        cfg_pp: Whether guidance is CFG++ (Chung et al., 2024): the guided prediction gives the clean sample, the
+            unconditional one the noise that is put back. ``guidance_scale`` is then their λ, 0 to 1.
         guidance_scale: Classifier-free guidance (Ho & Salimans, 2022); 1 means one network pass a step instead of two.
         guidance_interval: Guidance is on while t / (T - 1) lies within these bounds, 1 being the noisiest
             (Kynkäänniemi et al., 2024); elsewhere the conditional pass stands alone.
@@ -65,14 +68,18 @@ def ddim(
     Raises:
         ValueError: If ``steps`` is not within 1 to T or contradicts ``timesteps``, ``timesteps`` do not fall or lie
             outside of the schedule, ``eta`` or ``final_alpha_cumprod`` is not within 0 to 1, ``guidance_scale`` is
-            negative, ``guidance_interval`` is no (start, stop) in [0, 1], or the schedule is a flow or has ᾱ = 0 where
-            ``prediction_type`` is ``epsilon``.
+            negative, ``guidance_interval`` is no (start, stop) in [0, 1], the schedule is a flow or has ᾱ = 0 where
+            ``prediction_type`` is ``epsilon``, or with ``cfg_pp`` ``guidance_scale`` is above 1 or ``clipped_eps`` is
+            given.
         TypeError: If ``steps`` is no whole number.
     """
     require_between("eta", eta, 0.0, 1.0)
     require_between("final_alpha_cumprod", final_alpha_cumprod, 0.0, 1.0)
+    if cfg_pp and clipped_eps:
+        raise ValueError("clipped_eps must be left out with cfg_pp, which takes the noise as predicted, got True")
     t = choose_timesteps(schedule, steps, timesteps, spacing, steps_offset)
     prev_t = next_timesteps(schedule, t, fixed_stride=fixed_stride and timesteps is None)
     a, a_prev = alphas_at(schedule, t), alphas_at(schedule, prev_t, final_alpha_cumprod)
     columns = implicit(prediction_type, a, a_prev, eta, clip, clipped_eps=clipped_eps)
-    return build_table("ddim", schedule, t, columns, preserving_levels(a), guidance_scale, guidance_interval)
+    levels = preserving_levels(a)
+    return build_table("ddim", schedule, t, columns, levels, guidance_scale, guidance_interval, cfg_pp=cfg_pp)

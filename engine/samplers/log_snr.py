@@ -22,6 +22,8 @@ from stepfuse.samplers.schedule import Float64Array, NoiseSchedule, Spacing, exp
 
 # Of t, before its whole part is taken: the noisiest level is that of T - 1 but for rounding.
 _HARDLY = 1e-6
+# Levels whose logarithms are nearer than this are one level, rounded twice: no step lies between them.
+SAME_LEVEL = 1e-8
 
 
 def solver_levels(

@@ -22,12 +22,9 @@ from stepfuse.samplers.coefficients import (
 )
 from stepfuse.samplers.forms import H2, H3, ZERO, D, E, Form, H, Update, X, columns_of
 from stepfuse.samplers.levels import LevelKind, LevelOptions
-from stepfuse.samplers.log_snr import flow_levels, solver_levels
+from stepfuse.samplers.log_snr import SAME_LEVEL, flow_levels, solver_levels
 from stepfuse.samplers.schedule import Float64Array, NoiseSchedule, Spacing
 from stepfuse.samplers.table import StepTable
-
-# Levels whose logarithms are nearer than this are one level, rounded twice: no step lies between them.
-_SAME_LEVEL = 1e-8
 
 
 @recorded
@@ -163,7 +160,7 @@ class _Solver:
     def predict(self, i: int, x: Form, estimates: Sequence[Form], order: int) -> Form:
         """The state after step i; estimates are those of step i and of the steps before, the latest first."""
         first = self._first_order(i, x, estimates[0])
-        if order == 1 or not _SAME_LEVEL < self._length(i) < inf:
+        if order == 1 or not SAME_LEVEL < self._length(i) < inf:
             return first
         system, values, ratios = self._system(i, order)
         weights = [0.5] if order == 2 else np.linalg.solve(system[:-1, :-1], values[:-1]).tolist()

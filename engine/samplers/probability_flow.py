@@ -14,17 +14,16 @@ from stepfuse.samplers.coefficients import (
     choose_timesteps,
     clean_sample,
     eps_from,
-    match_count,
+    flow_sigmas,
     recorded,
     refuse_on_flows,
     refuse_without_flow,
     sigmas_at,
     sigmas_of,
-    step_count,
     timesteps_of,
 )
 from stepfuse.samplers.levels import LevelKind, LevelOptions
-from stepfuse.samplers.schedule import Float64Array, NoiseSchedule, Spacing, explicit_timesteps
+from stepfuse.samplers.schedule import Float64Array, NoiseSchedule, Spacing
 from stepfuse.samplers.table import StepTable
 
 Weights = tuple[Float64Array, Float64Array, Float64Array]
@@ -47,6 +46,7 @@ def euler(
     sigma_max: float | None = None,
     shift: float | None = None,
     shift_terminal: float | None = None,
+    cfg_pp: bool = False,
     guidance_scale: float = 1.0,
     guidance_interval: tuple[float, float] = (0.0, 1.0),
 ) -> StepTable:
@@ -76,6 +76,7 @@ def euler(
             diffusers' ``mu`` is its logarithm, or with ``time_shift_type="linear"`` itself. Not with ``timesteps``.
         shift_terminal: On a flow, the level that the last step begins at: all are stretched to end there, 0 to 1; None:
             where the shift has it. Not with ``timesteps``.
+        cfg_pp: As for ``ddim``, on flows too; as ``euler_cfg_pp`` of ComfyUI, whose ``cfg`` is λ as well.
 
     Returns:
         A table of S rows, the noisiest timestep first.
@@ -93,11 +94,17 @@ def euler(
             steps_offset=(steps_offset, 0),
             prediction_type=(prediction_type, "epsilon"),
         )
-        return _flow(schedule, steps, timesteps, options, guidance_scale, guidance_interval)
+        return _flow(schedule, steps, timesteps, options, guidance_scale, guidance_interval, cfg_pp=cfg_pp)
     refuse_without_flow(shift=(shift, None), shift_terminal=(shift_terminal, None))
-    t, sigma, init_scale = _levels(schedule, steps, timesteps, spacing, steps_offset, prediction_type, options)
-    columns = _ode_step(prediction_type, sigma, np.append(sigma[1:], 0.0) - sigma)
-    return build_table("euler", schedule, t, columns, _exploding(sigma), guidance_scale, guidance_interval, init_scale)
+    t, sigma, init_scale = ode_levels(schedule, steps, timesteps, spacing, steps_offset, prediction_type, options)
+    after = np.append(sigma[1:], 0.0)
+    columns = _ode_step(prediction_type, sigma, after - sigma)
+    if cfg_pp:
+        columns = _renoising(prediction_type, sigma, after)
+    states = exploding_levels(sigma)
+    return build_table(
+        "euler", schedule, t, columns, states, guidance_scale, guidance_interval, init_scale, cfg_pp=cfg_pp
+    )
 
 
 @recorded
@@ -135,13 +142,13 @@ def euler_ancestral(
         TypeError: If ``steps`` is no whole number.
     """
     options = LevelOptions(levels, karras, rho, sigma_min, sigma_max, sigmas, timesteps)
-    t, sigma, init_scale = _levels(schedule, steps, timesteps, spacing, steps_offset, prediction_type, options)
+    t, sigma, init_scale = ode_levels(schedule, steps, timesteps, spacing, steps_offset, prediction_type, options)
     after = np.append(sigma[1:], 0.0)
     noise = after * np.sqrt(sigma**2 - after**2) / sigma
     below = after**2 / sigma  # sqrt(after^2 - noise^2)
     columns = {**_ode_step(prediction_type, sigma, below - sigma), "q_z": noise}
     return build_table(
-        "euler_ancestral", schedule, t, columns, _exploding(sigma), guidance_scale, guidance_interval, init_scale
+        "euler_ancestral", schedule, t, columns, exploding_levels(sigma), guidance_scale, guidance_interval, init_scale
     )
 
 
@@ -161,18 +168,21 @@ def heun(
     rho: float = 7.0,
     sigma_min: float | None = None,
     sigma_max: float | None = None,
+    shift: float | None = None,
+    shift_terminal: float | None = None,
     guidance_scale: float = 1.0,
     guidance_interval: tuple[float, float] = (0.0, 1.0),
 ) -> StepTable:
-    """Heun's second-order method on the probability-flow ODE (Karras et al., 2022, Algorithm 1).
+    """Heun's second-order method on the probability-flow ODE (Karras et al., 2022, Algorithm 1), or on a flow.
 
-    The state is ``x0 + sigma z``. An interval is two rows: Euler to its end, then the average of both slopes, for which
-    the history carries the state and half of the first slope. The last interval, to sigma = 0, is Euler alone.
+    States and slopes are those of ``euler``. An interval is two rows: Euler to its end, then the average of both
+    slopes, for which the history carries the state and half of the first slope. The last interval, to sigma = 0, is
+    Euler alone.
 
     Args:
-        schedule: As for ``euler``, variance-preserving alone; and so are the arguments not named here.
+        schedule: As for ``euler``, and so are the arguments not named here.
         steps: Number of noise levels S; the table has 2 S - 1 rows.
-        clip: As for ``ddim``.
+        clip: As for ``ddim``; not for flows.
 
     Returns:
         A table of 2 S - 1 rows, the noisiest timestep first.
@@ -181,8 +191,19 @@ def heun(
         ValueError: As for ``euler``, and if ``clip`` is not above 0.
         TypeError: If ``steps`` is no whole number.
     """
-    options = LevelOptions(levels, karras, rho, sigma_min, sigma_max, sigmas, timesteps)
-    t, sigma, init_scale = _levels(schedule, steps, timesteps, spacing, steps_offset, prediction_type, options)
+    options = LevelOptions(levels, karras, rho, sigma_min, sigma_max, sigmas, timesteps, shift_terminal, shift)
+    if schedule.is_flow:
+        refuse_on_flows(
+            spacing=(spacing, "linspace"),
+            steps_offset=(steps_offset, 0),
+            prediction_type=(prediction_type, "epsilon"),
+            clip=(clip, None),
+        )
+        sigma = flow_sigmas(schedule, steps, timesteps, options)
+        t, init_scale = sigma * schedule.num_train_timesteps, 1.0
+    else:
+        refuse_without_flow(shift=(shift, None), shift_terminal=(shift_terminal, None))
+        t, sigma, init_scale = ode_levels(schedule, steps, timesteps, spacing, steps_offset, prediction_type, options)
 
     # Row 2 i is Euler's at sigma[i], row 2 i + 1 the correction at sigma[i + 1]; dt is that interval's width in both.
     predicts = np.arange(2 * len(t) - 1) % 2 == 0
@@ -190,7 +211,9 @@ def heun(
     dt = np.repeat(np.append(np.diff(sigma), -sigma[-1]), 2)[:-1]
     step = np.where(predicts, dt, dt / 2)
     corrected = predicts & (np.arange(len(t)) < len(t) - 1)
-    clean, (x_to_slope, d_to_slope, e_to_slope) = _slope(prediction_type, sigma_here, clip)
+    states = (1 - sigma_here, sigma_here) if schedule.is_flow else exploding_levels(sigma_here)
+    clean, slope = _flow_slope(sigma_here) if schedule.is_flow else ode_slope(prediction_type, sigma_here, clip)
+    x_to_slope, d_to_slope, e_to_slope = slope
     columns: Columns = {
         **clean,
         "q_x": np.where(predicts, 1.0, 0.0) + step * x_to_slope,
@@ -201,12 +224,10 @@ def heun(
         "u_d": np.where(corrected, step / 2 * d_to_slope, 0.0),
         "u_e": np.where(corrected, step / 2 * e_to_slope, 0.0),
     }
-    return build_table(
-        "heun", schedule, t, columns, _exploding(sigma_here), guidance_scale, guidance_interval, init_scale
-    )
+    return build_table("heun", schedule, t, columns, states, guidance_scale, guidance_interval, init_scale)
 
 
-def _levels(
+def ode_levels(
     schedule: NoiseSchedule,
     steps: int | None,
     timesteps: Sequence[float] | None,
@@ -236,12 +257,12 @@ def _levels(
     return t, sigma, float(sigma[0] if spacing in ("linspace", "trailing") else np.hypot(sigma[0], 1.0))
 
 
-def _exploding(sigma: Float64Array) -> Levels:
+def exploding_levels(sigma: Float64Array) -> Levels:
     """Signal and noise of states ``x0 + sigma z``, whose variance grows with the noise."""
     return np.ones_like(sigma), sigma
 
 
-def _slope(prediction_type: PredictionType, sigma: Float64Array, clip: float | None) -> tuple[Columns, Weights]:
+def ode_slope(prediction_type: PredictionType, sigma: Float64Array, clip: float | None) -> tuple[Columns, Weights]:
     """Input scale and line 1 at these noise levels, and the ODE's slope as weights of (x, d, e)."""
     scale = 1 / np.sqrt(1 + sigma**2)  # the network's own state is scale * x
     clean = clean_sample(prediction_type, scale**2, clip)
@@ -251,10 +272,22 @@ def _slope(prediction_type: PredictionType, sigma: Float64Array, clip: float | N
     return {**clean, "s": scale}, (scale * x_to_slope, d_to_slope, e_to_slope)
 
 
+def _flow_slope(sigma: Float64Array) -> tuple[Columns, Weights]:
+    """The same on a flow, whose network predicts the slope."""
+    zero = np.zeros_like(sigma)
+    return {"p_x": 1.0, "p_e": -sigma}, (zero, zero, zero + 1)
+
+
 def _ode_step(prediction_type: PredictionType, sigma: Float64Array, dt: Float64Array) -> Columns:
     """Euler's step of width ``dt`` at each noise level."""
-    clean, (x_to_slope, d_to_slope, e_to_slope) = _slope(prediction_type, sigma, None)
+    clean, (x_to_slope, d_to_slope, e_to_slope) = ode_slope(prediction_type, sigma, None)
     return {**clean, "q_x": 1 + dt * x_to_slope, "q_d": dt * d_to_slope, "q_e": dt * e_to_slope}
+
+
+def _renoising(prediction_type: PredictionType, sigma: Float64Array, after: Float64Array) -> Columns:
+    """Euler's step to ``after`` as the clean sample and noise of that level: the same but for rounding."""
+    clean, (x_to_slope, _, e_to_slope) = ode_slope(prediction_type, sigma, None)
+    return {**clean, "q_x": after * x_to_slope, "q_d": 1.0, "q_e": after * e_to_slope}
 
 
 def _flow(
@@ -264,22 +297,13 @@ def _flow(
     options: LevelOptions,
     guidance_scale: float,
     guidance_interval: tuple[float, float],
+    *,
+    cfg_pp: bool,
 ) -> StepTable:
-    total, shift = schedule.num_train_timesteps, schedule.shift or 1.0
-    if options.kind == "lu":
-        raise ValueError("levels must be other than 'lu' with a flow, whose log-SNR has no end, got 'lu'")
-    if timesteps is not None:
-        sigma = explicit_timesteps(total + 1, timesteps) / total
-        match_count(steps, len(sigma))
-    else:
-        given = options.own(steps, 1.0 / total, 1.0)
-        if given is None:
-            last = 1.0 / total
-            if options.shift is None:  # diffusers shifts both the ends and what lies between
-                last = shift * last / (1 + (shift - 1) * last)
-            given = np.linspace(1.0, last, step_count(steps, total))
-        sigma = options.shifted(np.minimum(given, 1.0), schedule)
-        if options.follow_rule:
-            sigma = options.between((float(sigma[-1]), float(sigma[0])), (1.0 / total, 1.0), len(sigma))
-    columns: Columns = {"p_x": 1.0, "p_e": -sigma, "q_x": 1.0, "q_e": np.append(sigma[1:], 0.0) - sigma}
-    return build_table("euler", schedule, sigma * total, columns, (1 - sigma, sigma), guidance_scale, guidance_interval)
+    sigma = flow_sigmas(schedule, steps, timesteps, options)
+    after = np.append(sigma[1:], 0.0)
+    columns: Columns = {"p_x": 1.0, "p_e": -sigma, "q_x": 1.0, "q_e": after - sigma}
+    if cfg_pp:  # as the clean sample and noise of the next level, the same but for rounding
+        columns |= {"q_x": after, "q_d": 1 - after, "q_e": after * (1 - sigma)}
+    t, states = sigma * schedule.num_train_timesteps, (1 - sigma, sigma)
+    return build_table("euler", schedule, t, columns, states, guidance_scale, guidance_interval, cfg_pp=cfg_pp)

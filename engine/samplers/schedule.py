@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stepfuse.arguments import number, plain, whole_number
-from stepfuse.display import NAME, printable
+from stepfuse.display import NAME, did_you_mean, printable
 
 Float64Array = npt.NDArray[np.float64]
 _LONGEST = 1_000_000  # a manifest may say anything
@@ -214,7 +214,8 @@ def spaced_timesteps(num_train_timesteps: int, steps: int, spacing: Spacing, ste
         return np.round(np.arange(total, 0, -total / steps)[:steps]) - 1
     if spacing == "linspace":
         return np.linspace(0, total - 1, steps).round()[::-1].copy()
-    raise ValueError(f"spacing must be 'leading', 'trailing' or 'linspace', got {spacing!r}")
+    hint = did_you_mean(str(spacing), ("leading", "trailing", "linspace"))
+    raise ValueError(f"spacing must be 'leading', 'trailing' or 'linspace', got {spacing!r}{hint}")
 
 
 def explicit_timesteps(num_train_timesteps: int, timesteps: Sequence[float] | npt.ArrayLike) -> Float64Array:

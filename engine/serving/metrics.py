@@ -9,6 +9,8 @@ from threading import Thread
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
+from stepfuse.extras import pip_install
+
 if TYPE_CHECKING:
     from wsgiref.simple_server import WSGIServer
 
@@ -200,5 +202,5 @@ def _prometheus() -> ModuleType:
     try:
         import prometheus_client.core
     except ImportError as error:
-        raise ImportError("metrics need prometheus-client: pip install 'stepfuse[metrics]'") from error
+        raise ImportError(f"metrics need prometheus-client: {pip_install('metrics')}") from error
     return prometheus_client

@@ -6,8 +6,9 @@ import importlib
 from dataclasses import dataclass
 from typing import Any
 
+from stepfuse.extras import pip_install
+
 NAMES = ("tensorrt", "tensorrt_rtx")
-_REMEDY = "pip install 'stepfuse[tensorrt]' for tensorrt_rtx, or NVIDIA's tensorrt, which comes from pypi.nvidia.com"
 
 
 @dataclass(frozen=True)
@@ -46,4 +47,7 @@ def find_library(name: str | None = None) -> Library:
             return Library(module, candidate, str(module.__version__))
         except (ImportError, OSError, AttributeError) as error:
             reasons.append(f"{candidate}: {error}")
-    raise ImportError(f"plans need TensorRT ({'; '.join(reasons)}): {_REMEDY}")
+    raise ImportError(
+        f"plans need TensorRT ({'; '.join(reasons)}): {pip_install('tensorrt')} for tensorrt_rtx, or NVIDIA's tensorrt,"
+        " which comes from pypi.nvidia.com"
+    )

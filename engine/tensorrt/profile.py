@@ -47,9 +47,12 @@ class Profile:
             ValueError: If a text has another form, or its numbers do not ascend.
         """
         if not re.fullmatch(r"\d+(,\d+,\d+)?", rows):
-            raise ValueError(f"rows must be as 8 or 1,2,8, got {rows!r}")
+            raise ValueError(f"rows must be one number such as 8 or three such as 1,2,8 (min,opt,max), got {rows!r}")
         if sizes is not None and not re.fullmatch(r"\d+x\d+(,\d+x\d+,\d+x\d+)?", sizes):
-            raise ValueError(f"sizes must be as 512x512 or 512x512,768x512,1024x1024, got {sizes!r}")
+            raise ValueError(
+                "sizes must be one WIDTHxHEIGHT such as 512x512 or three such as 512x512,768x512,1024x1024"
+                f" (min,opt,max), got {sizes!r}"
+            )
         counts = [int(one) for one in rows.split(",")]
         pairs = [tuple(map(int, one.split("x"))) for one in sizes.split(",")] if sizes else None
         return cls(
@@ -100,11 +103,18 @@ class Profile:
 def _ascending(name: str, three: tuple[Shape, ...], *, dimensions: int | None = None) -> None:
     lengths = {len(shape) for shape in three}
     whole = all(isinstance(size, int) and not isinstance(size, bool) and size >= 1 for shape in three for size in shape)
-    if len(three) != 3 or len(lengths) != 1 or (dimensions is not None and lengths != {dimensions}) or not whole:
-        raise ValueError(f"{name} must be three of whole numbers from 1 on: min, opt, max, got {three}")
+    if len(three) != 3 or len(lengths) != 1 or (dimensions is not None and lengths != {dimensions}):
+        raise ValueError(f"{name} must be three, min, opt and max, alike in length, got {_joined(three)}")
+    if not whole:
+        raise ValueError(f"{name} must be whole numbers from 1 on, got {_joined(three)}")
     low, best, high = three
     if any(not a <= b <= c for a, b, c in zip(low, best, high, strict=True)):
-        raise ValueError(f"{name} must ascend from min to opt to max, got {three}")
+        raise ValueError(f"{name} must not fall from min to opt to max, got {_joined(three)}")
+
+
+def _joined(three: tuple[Shape, ...]) -> str:
+    """As ``Profile.of`` takes it: ``1,2,8`` or ``512x512,768x512,1024x1024``."""
+    return ",".join("x".join(map(str, shape)) for shape in three)
 
 
 def _text(shape: Sequence[int]) -> str:

@@ -19,11 +19,12 @@ from stepfuse.display import NAME
 from stepfuse.errors import ExportError
 from stepfuse.export.lora.names import split_name
 from stepfuse.export.lora.scales import Scales, read_scales
+from stepfuse.extras import pip_install
 
 try:
     from safetensors import SafetensorError, deserialize
 except ImportError as error:
-    raise ImportError(f"LoRAs need safetensors ({error}): pip install 'stepfuse[export]'") from error
+    raise ImportError(f"LoRAs need safetensors ({error}): {pip_install('export')}") from error
 
 _DOWN = re.compile(
     r"(.+?)(?:\.lora_A(?:\.[^.]+)?|\.lora_down|\.lora\.down|\.lora_linear_layer\.down|(?<=_lora)\.down)\.weight"

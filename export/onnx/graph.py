@@ -21,11 +21,12 @@ from stepfuse.export.onnx.onnx_file import write_onnx
 from stepfuse.export.onnx.parameters import drop_prefix, name_shared, simplify, transpose_weights
 from stepfuse.export.onnx.precision import FLOAT32_OPERATORS, PRECISIONS, to_float16
 from stepfuse.export.onnx.translation import first_line, translate
+from stepfuse.extras import pip_install
 
 try:
     import torch
 except ImportError as error:
-    raise ImportError(f"exporting needs torch ({error}): pip install 'stepfuse[export]'") from error
+    raise ImportError(f"exporting needs torch ({error}): {pip_install('export')}") from error
 
 OPSETS = (18, 23)
 

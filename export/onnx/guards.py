@@ -21,13 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from stepfuse.errors import ExportError
+from stepfuse.extras import pip_install
 
 try:
     import sympy
     import torch
     from torch.utils._sympy import functions
 except ImportError as error:
-    raise ImportError(f"exporting needs torch ({error}): pip install 'stepfuse[export]'") from error
+    raise ImportError(f"exporting needs torch ({error}): {pip_install('export')}") from error
 
 _LOGGER = "torch.fx.experimental.symbolic_shapes"
 

@@ -8,12 +8,13 @@ from typing import IO
 
 from stepfuse.display import byte_size
 from stepfuse.errors import ExportError
+from stepfuse.extras import pip_install
 
 try:
     import onnx
     import onnx_ir as ir
 except ImportError as error:
-    raise ImportError(f"exporting needs onnx ({error}): pip install 'stepfuse[export]'") from error
+    raise ImportError(f"exporting needs onnx ({error}): {pip_install('export')}") from error
 
 EXTERNAL_FROM = 2_000_000_000  # bytes of weights; one protobuf message ends at 2^31 - 1
 DATA_SUFFIX = ".data"

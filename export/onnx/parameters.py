@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from stepfuse.export.onnx.translation import quiet
+from stepfuse.extras import pip_install
 
 try:
     import onnx_ir as ir
     import torch
 except ImportError as error:
-    raise ImportError(f"exporting needs torch and onnx ({error}): pip install 'stepfuse[export]'") from error
+    raise ImportError(f"exporting needs torch and onnx ({error}): {pip_install('export')}") from error
 
 
 def name_shared(model: ir.Model, module: torch.nn.Module) -> None:

@@ -8,11 +8,12 @@ from collections.abc import Callable, Collection
 import numpy as np
 
 from stepfuse.errors import ExportError
+from stepfuse.extras import pip_install
 
 try:
     import onnx_ir as ir
 except ImportError as error:
-    raise ImportError(f"exporting needs onnx ({error}): pip install 'stepfuse[export]'") from error
+    raise ImportError(f"exporting needs onnx ({error}): {pip_install('export')}") from error
 
 PRECISIONS = ("float32", "float16")
 

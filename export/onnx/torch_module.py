@@ -22,12 +22,13 @@ from stepfuse.export.onnx.denoiser_module import PREDICTION, SAMPLE, TIMESTEP, D
 from stepfuse.export.onnx.graph import Report, export_onnx
 from stepfuse.export.onnx.inputs import Input, first_sizes
 from stepfuse.export.onnx.validate import TOLERANCES, require_trials, validate
+from stepfuse.extras import pip_install
 from stepfuse.samplers.schedule import NoiseSchedule
 
 try:
     import torch
 except ImportError as error:
-    raise ImportError(f"exporting needs torch ({error}): pip install 'stepfuse[export]'") from error
+    raise ImportError(f"exporting needs torch ({error}): {pip_install('export')}") from error
 
 
 def to_bundle(

@@ -14,12 +14,13 @@ import numpy as np
 from stepfuse.errors import ExportError
 from stepfuse.export.onnx.guards import recorded_guards, refuse_branches
 from stepfuse.export.onnx.inputs import Input, split_size
+from stepfuse.extras import pip_install
 
 try:
     import onnx_ir as ir
     import torch
 except ImportError as error:
-    raise ImportError(f"exporting needs torch and onnx ({error}): pip install 'stepfuse[export]'") from error
+    raise ImportError(f"exporting needs torch and onnx ({error}): {pip_install('export')}") from error
 
 _LOUD = ("torch.onnx", "torch.export", "torch._dynamo", "torch.fx", "onnxscript", "onnx_ir")
 

@@ -14,11 +14,12 @@ import onnxruntime as ort
 from stepfuse.errors import ExportError
 from stepfuse.export.onnx.inputs import Input
 from stepfuse.export.onnx.translation import evaluating
+from stepfuse.extras import pip_install
 
 try:
     import torch
 except ImportError as error:
-    raise ImportError(f"exporting needs torch ({error}): pip install 'stepfuse[export]'") from error
+    raise ImportError(f"exporting needs torch ({error}): {pip_install('export')}") from error
 
 if TYPE_CHECKING:
     import os

@@ -12,11 +12,12 @@ from stepfuse.export.pipelines.export_plan import DENOISER, PREDICTION, SAMPLE, 
 from stepfuse.export.pipelines.pipeline_folder import Config, PipelineFolder
 from stepfuse.export.pipelines.size import Size, own_size
 from stepfuse.export.pipelines.vae import pixels_per_latent, vae_config, vae_parts
+from stepfuse.extras import pip_install
 
 try:
     import torch
 except ImportError as error:
-    raise ImportError(f"exporting needs torch ({error}): pip install 'stepfuse[export]'") from error
+    raise ImportError(f"exporting needs torch ({error}): {pip_install('export')}") from error
 
 KIND = "DiTTransformer2DModel"
 LABELS = "class_labels"

@@ -21,6 +21,7 @@ from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.bundle.new_folder import new_folder
 from stepfuse.display import byte_size, printable
 from stepfuse.errors import ExportError, StepfuseError
+from stepfuse.extras import pip_install
 from stepfuse.integrations.scheduler_config import SchedulerSettings
 from stepfuse.requests.resolution import compile_table
 
@@ -30,7 +31,7 @@ try:
     import torch
     import transformers  # noqa: F401
 except ImportError as error:
-    raise ImportError(f"exporting a diffusers pipeline needs {error.name}: pip install 'stepfuse[export]'") from error
+    raise ImportError(f"exporting a diffusers pipeline needs {error.name}: {pip_install('export')}") from error
 
 from stepfuse.export.onnx.graph import OPSETS, Report, export_onnx
 from stepfuse.export.onnx.precision import PRECISIONS
@@ -86,8 +87,8 @@ def from_diffusers(
             Graphs that overflow in float16 stay float32: a VAE that its pipeline runs in float32 (``force_upcast`` of
             XL's), and text encoders with a T5.
         sampler: A sampler in the place of the pipeline's own scheduler, as if that were made ``from_config`` of it:
-            ddim, ddpm, dpmpp_2m, lcm, heun, euler, euler_ancestral, deis, plms or unipc. The bundle takes any of them
-            later, too.
+            ddim, ddpm, dpmpp_2m, lcm, heun, euler, euler_ancestral, deis, plms, unipc, tcd,
+            dpmpp_2m_sde, dpmpp_3m_sde or dpmpp_sde. The bundle takes any of them later, too.
         sampler_options: Options of that sampler, or of the pipeline's own, in the place of what the configuration says:
             ``{"karras": True, "spacing": "trailing"}``.
         opset: ONNX operator set, 18 to 23.

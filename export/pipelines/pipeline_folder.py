@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from stepfuse.bundle.foreign import next_step
+from stepfuse.bundle.foreign import next_step, require_pipeline_folder
 from stepfuse.errors import ExportError
 from stepfuse.files.strict_json import parse_json
 
@@ -48,12 +48,7 @@ class PipelineFolder:
     """
 
     def __init__(self, path: Path) -> None:
-        if not path.is_dir():
-            hint = next_step(path) or "there is none"
-            raise ExportError(f"{path} must be the folder of a diffusers pipeline: {hint}")
-        if not (path / INDEX).is_file():
-            hint = next_step(path) or "it does not"
-            raise ExportError(f"{path} must hold a {INDEX}, as save_pretrained writes it: {hint}")
+        require_pipeline_folder(path)
         self.path = path
         self.index = _read_json(path / INDEX)
         self.class_name = str(self.index.get("_class_name"))

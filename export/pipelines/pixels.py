@@ -15,11 +15,12 @@ from stepfuse.export.pipelines.export_plan import (
 )
 from stepfuse.export.pipelines.pipeline_folder import PipelineFolder
 from stepfuse.export.pipelines.size import Size, own_size
+from stepfuse.extras import pip_install
 
 try:
     import torch
 except ImportError as error:
-    raise ImportError(f"exporting needs torch ({error}): pip install 'stepfuse[export]'") from error
+    raise ImportError(f"exporting needs torch ({error}): {pip_install('export')}") from error
 
 KIND = "UNet2DModel"
 

@@ -10,22 +10,42 @@ from typing import Any
 from stepfuse.arguments import plain
 from stepfuse.errors import ExportError
 from stepfuse.export.pipelines.pipeline_folder import PipelineFolder
-from stepfuse.integrations.scheduler_config import COVERED, SchedulerSettings, UncoveredSchedulerError, read_scheduler
+from stepfuse.integrations.scheduler_config import (
+    ALGORITHMS,
+    COVERED,
+    SchedulerSettings,
+    UncoveredSchedulerError,
+    read_scheduler,
+)
+from stepfuse.integrations.uncovered import reason_of
 from stepfuse.samplers.names import require_sampler
 
 CLASSES = {
     "ddim": "DDIMScheduler",
     "ddpm": "DDPMScheduler",
     "dpmpp_2m": "DPMSolverMultistepScheduler",
+    "dpmpp_2m_sde": "DPMSolverMultistepScheduler",
     "lcm": "LCMScheduler",
     "heun": "HeunDiscreteScheduler",
     "euler": "EulerDiscreteScheduler",
     "euler_ancestral": "EulerAncestralDiscreteScheduler",
     "deis": "DEISMultistepScheduler",
+    "dpmpp_sde": "DPMSolverSDEScheduler",
     "plms": "PNDMScheduler",
     "unipc": "UniPCMultistepScheduler",
+    "lms": "LMSDiscreteScheduler",
+    "dpmpp_2s": "DPMSolverSinglestepScheduler",
+    "kdpm2": "KDPM2DiscreteScheduler",
+    "kdpm2_ancestral": "KDPM2AncestralDiscreteScheduler",
+    "tcd": "TCDScheduler",
 }
-FLOW = {"euler": "FlowMatchEulerDiscreteScheduler"}
+FLOW = {
+    "euler": "FlowMatchEulerDiscreteScheduler",
+    "heun": "FlowMatchHeunDiscreteScheduler",
+    "lcm": "FlowMatchLCMScheduler",
+}
+#: Samplers that no class of diffusers is, with the one whose configuration they take.
+OF_NO_CLASS = {"dpmpp_3m_sde": "dpmpp_2m_sde"}
 
 _OWN = {"DDIMPipeline": "DDIMScheduler"}  # pipelines that convert the saved scheduler to a class of their own
 
@@ -37,8 +57,8 @@ def read_settings(
 
     Args:
         folder: The pipeline.
-        sampler: One of ``CLASSES``, as if the pipeline had that scheduler made ``from_config`` of its own; None keeps
-            its own.
+        sampler: One of ``CLASSES``, as if the pipeline had that scheduler made ``from_config`` of its own, or of
+            ``OF_NO_CLASS``; None keeps its own.
         options: Of that sampler, instead of what the configuration says.
 
     Raises:
@@ -50,18 +70,37 @@ def read_settings(
     classes = FLOW if given.startswith("FlowMatch") else CLASSES
     if sampler is not None:
         try:
-            require_sampler(sampler, classes, f" for {given}")
+            require_sampler(sampler, {**classes, **(OF_NO_CLASS if classes is CLASSES else {})}, f" for {given}")
         except ValueError as error:
             raise ExportError(str(error)) from error
-    name = classes[sampler] if sampler is not None else _OWN.get(folder.class_name, given)
+    configured = OF_NO_CLASS.get(sampler or "", sampler)
+    name = classes[configured] if configured is not None else _OWN.get(folder.class_name, given)
     try:
-        settings = read_scheduler({**config, **_overridden(folder, config), "_class_name": name})
+        settings = read_scheduler(
+            {**config, **_overridden(folder, config), **_algorithm(configured, config), "_class_name": name}
+        )
     except UncoveredSchedulerError as error:
-        rule = f"{name} is not covered" if name not in COVERED else f"{error.rule}: change that"
+        rule = f"{name} is not covered{reason_of(name)}" if name not in COVERED else f"{error.rule}: change that"
         raise ExportError(f"{file}: {rule}{_way_out(error.instead, classes, name in COVERED)}") from error
     except (ValueError, TypeError) as error:
         raise ExportError(f"{file}: {error}") from error
+    if sampler is not None and sampler != configured:
+        settings = _with_own(settings, sampler)
     return replace(settings, defaults={**settings.defaults, **plain(dict(options))})
+
+
+def _with_own(settings: SchedulerSettings, sampler: str) -> SchedulerSettings:
+    """The settings with one of the other samplers in the place of the own."""
+    others, own = dict(settings.sampler_options), dict(settings.defaults)
+    defaults = {"sampler": sampler, **others.pop(sampler)}
+    return replace(settings, defaults=defaults, sampler_options={**others, own.pop("sampler"): own})
+
+
+def _algorithm(sampler: str | None, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The entry by which a class is one of its samplers and not another."""
+    chosen = ALGORITHMS.get(sampler or "")
+    given = config.get("algorithm_type")
+    return {} if chosen is None or given not in (None, *ALGORITHMS.values()) else {"algorithm_type": chosen}
 
 
 def _way_out(instead: Sequence[str], classes: Mapping[str, str], configurable: bool) -> str:

@@ -20,11 +20,12 @@ from stepfuse.export.pipelines.size import Size, own_size
 from stepfuse.export.pipelines.text import CLIP, TextEncoders, read_encoder, text_part
 from stepfuse.export.pipelines.unet import KIND, size_multiple, unet_config
 from stepfuse.export.pipelines.vae import pixels_per_latent, vae_config, vae_parts
+from stepfuse.extras import pip_install
 
 try:
     import torch
 except ImportError as error:
-    raise ImportError(f"exporting needs torch ({error}): pip install 'stepfuse[export]'") from error
+    raise ImportError(f"exporting needs torch ({error}): {pip_install('export')}") from error
 
 TEXT = "encoder_hidden_states"
 DATA_RANGE = (-4.0, 4.0)

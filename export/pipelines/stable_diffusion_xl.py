@@ -21,11 +21,12 @@ from stepfuse.export.pipelines.stable_diffusion import DATA_RANGE, TEXT
 from stepfuse.export.pipelines.text import CLIP, CLIP_PROJECTED, TextEncoders, read_encoder, text_part
 from stepfuse.export.pipelines.unet import KIND, size_multiple, unet_config
 from stepfuse.export.pipelines.vae import pixels_per_latent, vae_config, vae_parts
+from stepfuse.extras import pip_install
 
 try:
     import torch
 except ImportError as error:
-    raise ImportError(f"exporting needs torch ({error}): pip install 'stepfuse[export]'") from error
+    raise ImportError(f"exporting needs torch ({error}): {pip_install('export')}") from error
 
 POOLED, SIZE = "text_embeds", "time_ids"
 

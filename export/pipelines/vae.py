@@ -9,11 +9,12 @@ from stepfuse.bundle.pipeline_info import VAE_DECODER, VAE_ENCODER
 from stepfuse.export.onnx.inputs import Input
 from stepfuse.export.pipelines.export_plan import ExportPart
 from stepfuse.export.pipelines.pipeline_folder import Config, PipelineFolder
+from stepfuse.extras import pip_install
 
 try:
     import torch
 except ImportError as error:
-    raise ImportError(f"exporting needs torch ({error}): pip install 'stepfuse[export]'") from error
+    raise ImportError(f"exporting needs torch ({error}): {pip_install('export')}") from error
 
 KIND = "AutoencoderKL"
 

@@ -8,6 +8,7 @@ import logging
 import os
 import platform
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from stepfuse.bundle.new_folder import copy_files, new_folder
 from stepfuse.errors import ExportError
 from stepfuse.export.lora.store import ORIGINALS, QUANTIZATION
 from stepfuse.export.quantization.trial import Feed, record_runs, try_both
+from stepfuse.extras import pip_install
 
 if TYPE_CHECKING:
     from stepfuse.analysis import FeatureFunction, Judge, Statistics
@@ -29,8 +31,10 @@ try:
     import onnx
     import onnxruntime.quantization as ort_quantization
 except ImportError as error:
-    raise ImportError(f"quantising needs onnx ({error}): pip install 'stepfuse[export]'") from error
+    raise ImportError(f"quantising needs onnx ({error}): {pip_install('export')}") from error
 
+#: Difference of images, as a share of the data range, above which a warning says so.
+DOUBTFUL = 0.1
 METHODS = ("static", "dynamic")
 CALIBRATIONS = ("percentile", "minmax", "entropy")
 
@@ -147,6 +151,12 @@ def quantize(
             raise ExportError(
                 f"{method} int8 must be at least {WORTH_IT} times as fast as float32 on this machine, got"
                 f" {trial.describe()}: keep the float32 bundle, try method={_other(method)!r}, or pass force=True"
+            )
+        if trial.image_error > DOUBTFUL:
+            warnings.warn(
+                f"int8's images differ from float32's by {trial.image_error:.0%} of the data range, root mean square:"
+                " look at some before they are used",
+                stacklevel=2,
             )
         record = {
             "method": method,

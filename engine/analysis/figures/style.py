@@ -17,6 +17,7 @@ import numpy as np
 
 from stepfuse.analysis.figures.layout import settle
 from stepfuse.display import NAME, printable
+from stepfuse.extras import pip_install
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -155,5 +156,5 @@ def _matplotlib() -> ModuleType:
     try:
         import matplotlib
     except ImportError as error:
-        raise ImportError("figures need matplotlib: pip install 'stepfuse[analysis]'") from error
+        raise ImportError(f"figures need matplotlib: {pip_install('analysis')}") from error
     return matplotlib

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from stepfuse.extras import pip_install
+
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto
 
@@ -81,7 +83,7 @@ def _read(path: str | os.PathLike[str]) -> ModelProto:
     try:
         import onnx
     except ImportError as error:
-        raise ImportError("counting FLOPs needs onnx: pip install 'stepfuse[analysis]'") from error
+        raise ImportError(f"counting FLOPs needs onnx: {pip_install('analysis')}") from error
     try:  # weights that lie in other files are not needed, only their shapes
         return onnx.load(os.fspath(path), load_external_data=False)
     except OSError:

@@ -27,6 +27,7 @@ from stepfuse.analysis.figures.smoothness import draw_smoothness
 from stepfuse.analysis.report import findings, runs
 from stepfuse.analysis.report.options import ReportOptions
 from stepfuse.analysis.report.subject import Subject
+from stepfuse.display import NAME, did_you_mean, printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -170,5 +171,6 @@ def chosen(only: Sequence[str] | None) -> list[str]:
         raise TypeError(f"only must be a list of names, got {only!r}")
     unknown = [name for name in only or () if name not in EXPERIMENTS]
     if unknown or (only is not None and not only):
-        raise ValueError(f"only must name some of {', '.join(EXPERIMENTS)}, got {', '.join(unknown) or 'none'}")
+        shown = ", ".join(f"{printable(name, NAME)}{did_you_mean(name, EXPERIMENTS)}" for name in unknown)
+        raise ValueError(f"only must name some of {', '.join(EXPERIMENTS)}, got {shown or 'none'}")
     return [name for name in EXPERIMENTS if only is None or name in only]

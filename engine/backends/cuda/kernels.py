@@ -15,6 +15,7 @@ from stepfuse._core import cuda
 from stepfuse.backends.cuda.network import CapturedNetwork
 from stepfuse.backends.cuda.tuning import step_seconds
 from stepfuse.errors import KernelError
+from stepfuse.extras import pip_install
 from stepfuse.kernels.configs import layout_for, layouts_for, second_layout_for
 
 FORMAT_VERSION = 1
@@ -170,7 +171,7 @@ def packed(folder: Path, name: str, cc: int) -> Cubin:
             built = ", ".join(f"sm_{one}" for one in sorted(cubins))
             raise OtherGpuError(
                 f"{folder} has kernels for {built}, the GPU is sm_{cc}: build them with python -m stepfuse.kernels.aot"
-                f" --arch {cc}, or pass no folder and install Triton: pip install 'stepfuse[kernels]'"
+                f" --arch {cc}, or pass no folder and install Triton: {pip_install('kernels')}"
             )
         file = folder / f"sm_{chosen}" / f"{name}.cubin"
         image = file.read_bytes()
@@ -195,7 +196,7 @@ def compiled(name: str, cc: int) -> Cubin:
     except ModuleNotFoundError as error:
         raise KernelError(
             "without a folder of cubins (python -m stepfuse.kernels.aot) the kernels are compiled here, which needs"
-            f" {error.name}: pip install 'stepfuse[kernels]'"
+            f" {error.name}: {pip_install('kernels')}"
         ) from error
     found = [variant for variant in variants() if variant.name == name]
     if not found:

@@ -26,6 +26,7 @@ from stepfuse.backends.cuda.static_batch import StaticBatch, frames_of, split, s
 from stepfuse.bundle.bundle import Bundle
 from stepfuse.bundle.cond_input import CondInput
 from stepfuse.bundle.model_info import ModelInfo
+from stepfuse.extras import pip_install
 from stepfuse.requests.resolution import Compiler, ResolvedRequest, resolve, starting_state
 from stepfuse.samplers.schedule import NoiseSchedule
 from stepfuse.samplers.table import StepTable
@@ -136,7 +137,7 @@ class Trajectories(Generic[Samples]):
         try:
             from stepfuse.backends.cuda.torch import TorchNetwork
         except ModuleNotFoundError as error:
-            raise ImportError(f"a torch module needs {error.name}: pip install 'stepfuse[kernels]'") from error
+            raise ImportError(f"a torch module needs {error.name}: {pip_install('kernels')}") from error
         info = ModelInfo(
             shape=shape,
             schedule=schedule,

@@ -14,16 +14,26 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from stepfuse.extras import pip_install
+
 if TYPE_CHECKING:
     from stepfuse.integrations.diffusers.compilation import compile as compile
     from stepfuse.integrations.diffusers.schedulers import (
+        DDIMInverseScheduler,
         DDIMScheduler,
         DDPMScheduler,
         DPMSolverMultistepScheduler,
         LCMScheduler,
     )
 
-__all__ = ["DDIMScheduler", "DDPMScheduler", "DPMSolverMultistepScheduler", "LCMScheduler", "compile"]
+__all__ = [
+    "DDIMInverseScheduler",
+    "DDIMScheduler",
+    "DDPMScheduler",
+    "DPMSolverMultistepScheduler",
+    "LCMScheduler",
+    "compile",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -36,5 +46,5 @@ def __getattr__(name: str) -> Any:
         if error.name not in ("torch", "diffusers"):
             raise
         raise ModuleNotFoundError(
-            f"{__name__}.{name} needs {error.name}: pip install 'stepfuse[export]'", name=error.name
+            f"{__name__}.{name} needs {error.name}: {pip_install('export')}", name=error.name
         ) from error

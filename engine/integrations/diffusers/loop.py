@@ -15,6 +15,7 @@ from stepfuse.integrations.diffusers.predictors import Predictor
 from stepfuse.integrations.diffusers.scheduler_table import settings_of, table_from_row, table_of
 from stepfuse.integrations.diffusers.stand_ins import NetworkStandIn, SchedulerStandIn
 from stepfuse.integrations.diffusers.stepwise import StepwiseBatch
+from stepfuse.integrations.scheduler_readers import DPM_SOLVER
 from stepfuse.samplers.table import Float32Array
 
 
@@ -39,7 +40,7 @@ class _Settings:
 
     guidance_scale: float
     guidance_rescale: float
-    eta: float
+    eta: float | None
     clipped_eps: bool
     inputs: NetworkInputs
 
@@ -82,7 +83,7 @@ class DenoisingLoop:
         timestep: Any,
         sample: torch.Tensor,
         *,
-        eta: float = 0.0,
+        eta: float | None = None,
         use_clipped_model_output: bool | None = False,
         generator: Any = None,
         **options: Any,
@@ -94,7 +95,7 @@ class DenoisingLoop:
         images = inputs.rows // 2 if self._family.steps_both and self._scale() > 1 else len(sample)
         guided = inputs.rows > images
         self._row = self._first_row(timestep) if self._row is None else self._row + 1
-        settings = _Settings(*self._guidance(guided), float(eta or 0.0), bool(use_clipped_model_output), inputs)
+        settings = _Settings(*self._guidance(guided), eta, bool(use_clipped_model_output), inputs)
         if self._batch is None or self._settings != settings:
             self._begin(settings, sample[:images], guided)
         assert self._batch is not None
@@ -166,13 +167,15 @@ class DenoisingLoop:
         returned, version = self._returned or (sample, _version(sample))
         return sample is not returned or _version(sample) != version
 
-    def _add_noise(self, x: Float32Array, sample: torch.Tensor, generator: Any, eta: float) -> None:
+    def _add_noise(self, x: Float32Array, sample: torch.Tensor, generator: Any, eta: float | None) -> None:
         """Adds the step's noise, taken from the generator as diffusers takes it, also where it is multiplied by 0."""
         assert self._row is not None
         scale = self._noise_scales[self._row - self._batch_row]
-        always = eta if type(self._scheduler).__name__ == "DDIMScheduler" else self._noise_scales.any()
-        if scale or (always and type(self._scheduler).__name__ in ("DDIMScheduler", "EulerAncestralDiscreteScheduler")):
-            noise = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=sample.dtype)
+        name = type(self._scheduler).__name__
+        always = eta if name == "DDIMScheduler" else self._noise_scales.any()
+        if scale or (always and name in ("DDIMScheduler", "EulerAncestralDiscreteScheduler", DPM_SOLVER)):
+            dtype = torch.float32 if name == DPM_SOLVER else sample.dtype
+            noise = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=dtype)
             x += scale * _as_numpy(noise[: len(x)])
 
 

@@ -39,6 +39,25 @@ def ddim_row(
 
 
 @_cached
+def ddim_inverse_row(
+    prediction_type: str, a: np.floating[Any] | float, a_next: np.floating[Any], clip: float | None
+) -> Float32Array:
+    """A step of ``DDIMInverseScheduler`` from ``alphas_cumprod`` ``a`` to the noisier ``a_next``, as ``ddim_row``."""
+    signal, signal_next = _scalar(a, a_next.dtype), _scalar(a_next)
+    noise_next = np.sqrt(1 - signal_next)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        x_to_eps, _, e_to_eps = eps_from(prediction_type, signal, from_clipped=False)
+        columns: Columns = {
+            **_clean(prediction_type, signal, clip),
+            "q_x": noise_next * x_to_eps,
+            "q_d": np.sqrt(signal_next),
+            "q_e": noise_next * e_to_eps,
+            "u_d": 1.0,
+        }
+    return _row(columns)
+
+
+@_cached
 def ddpm_row(
     prediction_type: str, t: int, a: np.floating[Any], a_prev: float, variance: str, clip: float | None
 ) -> Float32Array:

@@ -22,18 +22,30 @@ from stepfuse.samplers.table import COLUMNS, StepTable
 _TIMESTEPS, _SIGNAL = 1e-5, 1e-4
 # Of a noise level: its logarithm is interpolated in float32.
 _LEVELS = 2e-4
+# Samplers that round Karras' timesteps, with the rows that they have for each level.
+_ROUNDED = {"dpmpp_2m": 1, "dpmpp_2m_sde": 1, "deis": 1, "unipc": 1, "dpmpp_2s": 1, "kdpm2": 2, "kdpm2_ancestral": 2}
+# Schedulers whose runs go wrong in diffusers where they begin in the middle, and how.
+_FROM_THE_START = {
+    "plms": ("PNDMScheduler", "steps from other noise levels than its state has"),
+    "lms": ("LMSDiscreteScheduler", "weighs more slopes than it has, and leaves out what they would add"),
+}
 
 
 def settings_of(scheduler: Any) -> SchedulerSettings:
     """A scheduler's settings.
 
     Raises:
-        ValueError: If the scheduler is not covered, or its ``shift`` or ``alphas_cumprod`` are not those of its
-            configuration.
+        ValueError: If the scheduler is not covered, draws its noise from a path of its own, or its ``shift`` or
+            ``alphas_cumprod`` are not those of its configuration.
     """
-    config = {**scheduler.config, "_class_name": type(scheduler).__name__}
-    settings = _read(json.dumps(config, sort_keys=True, default=lambda one: np.asarray(one).tolist()))
     name = type(scheduler).__name__
+    if name == "DPMSolverSDEScheduler":
+        raise ValueError(
+            f"scheduler must draw its noise from the call's generators, got {name}, which draws it from a Brownian path"
+            " of its own: take DPMSolverMultistepScheduler with algorithm_type='sde-dpmsolver++', or call pipe.original"
+        )
+    config = {**scheduler.config, "_class_name": name}
+    settings = _read(json.dumps(config, sort_keys=True, default=lambda one: np.asarray(one).tolist()))
     if settings.schedule.is_flow:
         if hasattr(scheduler, "shift") and scheduler.shift != settings.schedule.shift:  # UniPC reads its configuration
             raise ValueError(
@@ -50,7 +62,7 @@ def table_of(
     *,
     guidance_scale: float = 1.0,
     guidance_rescale: float = 0.0,
-    eta: float = 0.0,
+    eta: float | None = None,
     clipped_eps: bool = False,
 ) -> StepTable:
     """The table of a scheduler's steps at its timesteps.
@@ -60,7 +72,7 @@ def table_of(
         custom: ``timesteps`` or ``sigmas`` of ``set_timesteps``, where given.
         guidance_scale: The pipeline's.
         guidance_rescale: As in ``StepTable.adapt``.
-        eta: The pipeline's; only DDIM reads it.
+        eta: The pipeline's, which DDIM and TCD read; None: their own default.
         clipped_eps: ``use_clipped_model_output``; only DDIM reads it.
 
     Raises:
@@ -72,13 +84,16 @@ def table_of(
     if not settings.schedule.is_flow:
         options["prediction_type"] = settings.prediction_type
     if sampler == "ddim":
-        options.update(eta=float(eta or 0.0), clipped_eps=bool(clipped_eps))
+        options["clipped_eps"] = bool(clipped_eps)
+    if sampler in ("ddim", "tcd") and eta is not None:
+        options["eta"] = float(eta)
     given = _steps(scheduler, custom, settings)
     options = without_overridden(options, given)
     table = SAMPLERS[sampler](settings.schedule, guidance_scale=float(guidance_scale), **options, **given)
     wanted = np.asarray(scheduler.timesteps.cpu(), dtype=np.float64)
     chosen = "sigmas" in given or options.get("karras") or options.get("levels", "schedule") != "schedule"
-    if chosen and not settings.schedule.is_flow and _same_levels(settings, table, scheduler, wanted):
+    between = (chosen and not settings.schedule.is_flow) or sampler == "kdpm2_ancestral"
+    if between and _same_levels(settings, table, scheduler, wanted):
         table = _at_timesteps(table, wanted)
     if len(wanted) != len(table) or not np.allclose(table["t"], wanted, rtol=_TIMESTEPS, atol=_TIMESTEPS):
         raise ValueError(
@@ -100,15 +115,16 @@ def table_from_row(table: StepTable, row: int, schedule: NoiseSchedule) -> tuple
         The table, whose initial state is not scaled, and the weight of each step's noise, shape (S,).
 
     Raises:
-        ValueError: If a run of ``PNDMScheduler`` begins in the middle.
+        ValueError: If a run of ``PNDMScheduler`` or ``LMSDiscreteScheduler`` begins in the middle.
     """
     rest = table[row:]
     rows = np.array(rest.rows)
     q_d, q_h, q_z = (COLUMNS.index(name) for name in ("q_d", "q_h", "q_z"))
-    if row and table.sampler == "plms":
+    if row and table.sampler in _FROM_THE_START:
+        name, why = _FROM_THE_START[table.sampler]
         raise ValueError(
-            f"a run of PNDMScheduler must begin at its first timestep, got entry {row} of them: from there diffusers"
-            " steps from other noise levels than its state has; take another scheduler, or call pipe.original"
+            f"a run of {name} must begin at its first timestep, got entry {row} of them: from there diffusers {why};"
+            " take another scheduler, or call pipe.original"
         )
     if row and "begin" in table.options:
         rows = np.array(SAMPLERS[table.sampler](schedule, **{**table.options, "begin": row}).rows)
@@ -124,20 +140,21 @@ def table_from_row(table: StepTable, row: int, schedule: NoiseSchedule) -> tuple
 def _same_levels(
     settings: SchedulerSettings, table: StepTable, scheduler: Any, wanted: npt.NDArray[np.float64]
 ) -> bool:
-    """Whether a scheduler whose noise levels are not those at spaced timesteps has those of the table.
+    """Whether a scheduler with Karras' noise levels, or levels between those of its timesteps, has those of the table.
 
     It finds its timesteps by logarithms and interpolation in float32, so they differ by more than timesteps that are
-    counted, and by a whole one where DPM-Solver++, DEIS and UniPC round a tie or truncate a whole number's rounding.
+    counted, and by a whole one where a tie is rounded.
     """
     if len(wanted) != len(table):
         return False
-    if table.sampler in ("dpmpp_2m", "deis", "unipc"):
-        sigmas = np.asarray(scheduler.sigmas[:-1].cpu(), dtype=np.float64)
-        signal, noise = cast("npt.NDArray[np.float64]", table.levels)[:-1].T
+    if table.sampler in _ROUNDED:
+        stride = _ROUNDED[table.sampler]
+        sigmas = np.asarray(scheduler.sigmas[: len(table) : stride].cpu(), dtype=np.float64)
+        signal, noise = np.transpose(cast("npt.NDArray[np.float64]", table.levels)[:-1:stride])
         same = np.allclose(sigmas, noise / signal, rtol=_LEVELS, atol=0)
         return same and bool(np.all(np.abs(table["t"] - wanted) <= 1))
-    log_levels = np.log(sigmas_of(settings.schedule, settings.prediction_type))
-    timesteps = np.arange(len(log_levels))
+    levels = sigmas_of(settings.schedule, settings.prediction_type)
+    log_levels, timesteps = np.log(levels), np.arange(len(levels))
     apart = np.interp(table["t"], timesteps, log_levels) - np.interp(wanted, timesteps, log_levels)
     return bool(np.all(np.abs(apart) <= _LEVELS))
 
@@ -159,7 +176,7 @@ def _steps(scheduler: Any, custom: Mapping[str, Any], settings: SchedulerSetting
     given = [name for name, value in custom.items() if value is not None]
     if not given and settings.dynamic_shift is None:
         return {"steps": int(scheduler.num_inference_steps)}
-    if settings.schedule.is_flow and settings.defaults["sampler"] == "euler":
+    if settings.schedule.is_flow and settings.defaults["sampler"] in ("euler", "lcm"):
         sigmas = np.asarray(scheduler.sigmas[:-1], dtype=np.float64)
         return {"timesteps": sigmas * settings.schedule.num_train_timesteps}
     if "timesteps" in given:

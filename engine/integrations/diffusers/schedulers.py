@@ -20,7 +20,14 @@ from diffusers.schedulers.scheduling_lcm import LCMSchedulerOutput
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from diffusers.utils.torch_utils import randn_tensor
 
-from stepfuse.integrations.diffusers.scheduler_rows import UnsupportedStep, ddim_row, ddpm_row, dpm_row, lcm_row
+from stepfuse.integrations.diffusers.scheduler_rows import (
+    UnsupportedStep,
+    ddim_inverse_row,
+    ddim_row,
+    ddpm_row,
+    dpm_row,
+    lcm_row,
+)
 from stepfuse.integrations.diffusers.torch_step import fused_step, require_supported, warn_once
 from stepfuse.samplers.table import Float32Array
 
@@ -58,7 +65,7 @@ class _FusedScheduler:
     def _clip(self) -> float | None:
         """The bound of the clean sample; ``UnsupportedStep`` if it is thresholded."""
         config = self.config  # type: ignore[attr-defined]
-        self._require(not config.thresholding, "thresholding")
+        self._require(not config.get("thresholding"), "thresholding")
         self._require(config.prediction_type in ("epsilon", "sample", "v_prediction"), "prediction_type")
         return config.clip_sample_range if config.clip_sample else None
 
@@ -105,6 +112,29 @@ class DDIMScheduler(_FusedScheduler, diffusers.DDIMScheduler):
         alphas, before = self._numbers("alphas_cumprod"), t - self.config.num_train_timesteps // self._require_steps()
         a_prev = alphas[before] if before >= 0 else self.final_alpha_cumprod.item()
         return ddim_row(self.config.prediction_type, alphas[t], a_prev, eta, self._clip(), clipped_eps)
+
+
+class DDIMInverseScheduler(_FusedScheduler, diffusers.DDIMInverseScheduler):
+    """``diffusers.DDIMInverseScheduler`` by the fused step: from a sample to the noise that it comes from."""
+
+    def step(
+        self, model_output: torch.Tensor, timestep: int, sample: torch.Tensor, return_dict: bool = True
+    ) -> DDIMSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
+        """As ``diffusers.DDIMInverseScheduler.step``."""
+        try:
+            require_supported(sample, model_output)
+            to = index(timestep)
+            alphas, here = (
+                self._numbers("alphas_cumprod"),
+                to - self.config.num_train_timesteps // self._require_steps(),
+            )
+            a = alphas[min(here, len(alphas) - 1)] if here >= 0 else self.initial_alpha_cumprod.item()
+            row = ddim_inverse_row(self.config.prediction_type, a, alphas[to], self._clip())
+        except UnsupportedStep as why:
+            warn_once(type(self).__name__, str(why))
+            return super().step(model_output, timestep, sample, return_dict)
+        following, clean = fused_step(row, sample, model_output)
+        return DDIMSchedulerOutput(following, clean) if return_dict else (following, clean)
 
 
 class DDPMScheduler(_FusedScheduler, diffusers.DDPMScheduler):

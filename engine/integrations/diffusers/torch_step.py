@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from stepfuse import _core
+from stepfuse.extras import pip_install
 from stepfuse.integrations.diffusers.scheduler_rows import UnsupportedStep
 from stepfuse.samplers.table import Float32Array
 
@@ -38,7 +39,7 @@ def _require_kernel(device_type: str) -> None:
     if device_type != "cuda":
         raise UnsupportedStep(f"tensors are on {device_type}, not on the CPU or a CUDA device")
     if find_spec("triton") is None:
-        raise UnsupportedStep("CUDA tensors need triton: pip install 'stepfuse[kernels]'")
+        raise UnsupportedStep(f"CUDA tensors need triton: {pip_install('kernels')}")
 
 
 @cache

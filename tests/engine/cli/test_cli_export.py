@@ -45,7 +45,12 @@ def test_a_folder_is_exported_and_sampled(tmp_path):
     ],
 )
 def test_bad_input_is_reported_in_a_line(tmp_path, arguments, match):
-    done = stepfuse("export", tmp_path / "nowhere", "-o", tmp_path / "bundle", *arguments)
+    folder = tmp_path / "nowhere"
+    if arguments:
+        folder = tmp_path / "pipeline"
+        folder.mkdir()
+        (folder / "model_index.json").write_text("{}")
+    done = stepfuse("export", folder, "-o", tmp_path / "bundle", *arguments)
     assert done.exit_code == (2 if arguments else 1)
     assert match in " ".join(done.output.split())
     assert not (tmp_path / "bundle").exists()

@@ -1,5 +1,7 @@
 """``stepfuse interpolate``, as a user types it."""
 
+import json
+
 import numpy as np
 import pytest
 import support
@@ -168,10 +170,21 @@ def test_a_file_that_is_no_picture_is_refused(bundle, tmp_path, pictures):
     assert "cannot identify image file" in result.output
 
 
+def test_a_gif_says_how_it_was_drawn(bundle, tmp_path):
+    path = tmp_path / "walk.gif"
+    assert run(bundle, "-n", 2, "--steps", 2, "--seed-from", 5, "-o", path).exit_code == 0
+    shown = CliRunner().invoke(app, ["info", str(path), "--json"])
+    found = json.loads(shown.output)
+    assert found["format"] == "GIF"
+    assert found["stepfuse"]["walk"]["path"] == "slerp"
+    assert found["stepfuse"]["options"]["steps"] == 2
+    assert found["description"].startswith("tiny")
+
+
 def test_a_title_that_is_wider_than_its_picture_goes_on_below():
     samples = np.zeros((2, 1, 4, 4), np.float32)
     one, many = (
-        image_grid(samples, ["", ""], title=title, data_range=(-1, 1), columns=2) for title in ("a", "a " * 99)
+        image_grid(samples, ["", ""], title=title, data_range=(-1, 1), columns=2) for title in ("a", "a " * 299)
     )
     assert many.width == one.width
     assert many.height > one.height + 100

@@ -9,6 +9,7 @@ import sys
 import time
 
 import handmade
+import numpy as np
 import pytest
 import support
 import typer.main
@@ -73,7 +74,16 @@ def test_the_help_of_a_command_is_grouped_and_has_examples_that_are_right(name):
         (["sample", "--cfg-scale", "3"], "no option --cfg-scale (here: --guidance-scale)"),
         (["export", "x", "-o", "y", "--overwrite"], "no option --overwrite (here: --force)"),
         (["export", "x"], "--output"),
-        (["sample", "--steps", "many"], "--steps"),
+        (["sample", "--steps", "many"], "--steps must be a whole number, got 'many'"),
+        (["sample", "-g", "abc"], "--guidance-scale must be a number, got 'abc'"),
+        (["sample", "--columns", "0"], "--columns must be at least 1, got '0'"),
+        (["plan", "fashion", "--level", "9"], "at most 5, got '9'"),
+        (["interpolate", "--cond", "bag", "--cond", "coat"], "--cond must be given once, got it 2 times"),
+        (["sample", "-g", "1", "--guidance-scale", "2"], "--guidance-scale must be given once, got it 2 times"),
+        (["sample", "--karras", "--no-karras"], "--karras must be given once, got it 2 times"),
+        (["sample", "--spacing", "trailin"], "got 'trailin' (did you mean trailing?)"),
+        (["sample", "--sampler-option", "etaa=1"], "got etaa (did you mean --eta?)"),
+        (["analyze", "fashion", "--only", "frontie"], "got frontie (did you mean frontier?)"),
     ],
 )
 def test_wrong_usage_ends_with_two(arguments, message):
@@ -81,6 +91,24 @@ def test_wrong_usage_ends_with_two(arguments, message):
     assert result.exit_code == 2
     assert message in result.output
     assert "─" not in result.output
+
+
+def test_info_says_what_it_cannot_read(tmp_path):
+    path = tmp_path / "missing.png"
+    missing = run("info", path)
+    assert (missing.exit_code, missing.output) == (1, f"stepfuse: {path}: No such file or directory\n")
+    np.save(tmp_path / "samples.npy", np.zeros((1, 1, 4, 4), np.float32))
+    numbers = run("info", tmp_path / "samples.npy")
+    assert numbers.exit_code == 2
+    assert "samples.npy holds samples as numbers, and not how they were drawn" in numbers.output
+
+
+def test_an_export_of_a_folder_that_is_not_there_does_not_load_torch(tmp_path):
+    arguments = ["export", str(tmp_path / "no"), "-o", str(tmp_path / "bundle")]
+    code = f"import sys\nfrom stepfuse.cli import app\ntry: app({arguments})\nfinally: print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "must be the folder of a diffusers pipeline: there is none" in done.stderr
+    assert done.stdout == "False\n"
 
 
 def test_a_misspelt_model_is_recognized(bundle):

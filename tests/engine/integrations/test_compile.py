@@ -6,6 +6,7 @@ import threading
 import weakref
 
 import numpy as np
+import peers
 import pytest
 import tolerances
 
@@ -105,6 +106,7 @@ SCHEDULERS = {
     "ddim-trailing": ("DDIMScheduler", {"clip_sample": False, "timestep_spacing": "trailing"}),
     "ddpm": ("DDPMScheduler", {"clip_sample": False, "variance_type": "fixed_large"}),
     "dpm": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
+    "dpm-sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
     "heun": ("HeunDiscreteScheduler", {}),
     "lcm": ("LCMScheduler", {}),
     "euler": ("EulerDiscreteScheduler", {"use_karras_sigmas": True}),
@@ -114,6 +116,11 @@ SCHEDULERS = {
     "dpm-exponential": ("DPMSolverMultistepScheduler", {"use_exponential_sigmas": True}),
     "euler-beta": ("EulerDiscreteScheduler", {"use_beta_sigmas": True, "sigma_min": 0.1}),
     "unipc": ("UniPCMultistepScheduler", {"use_karras_sigmas": True, "solver_order": 3}),
+    "lms": ("LMSDiscreteScheduler", {"use_karras_sigmas": True}),
+    "dpm-single": ("DPMSolverSinglestepScheduler", {"solver_order": 3}),
+    "kdpm2": ("KDPM2DiscreteScheduler", {"use_karras_sigmas": True}),
+    "kdpm2-a": ("KDPM2AncestralDiscreteScheduler", {}),
+    "tcd": ("TCDScheduler", {}),
 }
 
 
@@ -121,7 +128,8 @@ SCHEDULERS = {
 @pytest.mark.parametrize("name", ["StableDiffusionPipeline", "StableDiffusionXLPipeline"])
 def test_with_every_scheduler(name, kind, config, pipelines):
     """Noise too: it comes from the call's generator, as with diffusers."""
-    same(pipelines(name, scheduler(kind, **{**STABLE, **config})), **arguments(name, output_type="latent"))
+    made = getattr(diffusers, kind).from_config({**STABLE, **config})  # leaves out what the class does not have
+    same(pipelines(name, made), **arguments(name, output_type="latent"))
 
 
 @pytest.mark.parametrize(
@@ -138,6 +146,8 @@ def test_with_every_scheduler(name, kind, config, pipelines):
         ("StableDiffusionPipeline", "EulerDiscreteScheduler", STABLE, {"timesteps": [900, 500, 120]}),
         ("StableDiffusionPipeline", "EulerDiscreteScheduler", STABLE, {"sigmas": [9.0, 1.0, 0.0]}),
         ("StableDiffusionPipeline", "LCMScheduler", STABLE, {"timesteps": [999, 499]}),
+        ("StableDiffusionPipeline", "TCDScheduler", STABLE, {"eta": 0.3}),
+        ("DiTPipeline", "TCDScheduler", {}, {}),  # gives no eta: the scheduler's own default
         ("StableDiffusionXLPipeline", "DPMSolverMultistepScheduler", STABLE, {"denoising_end": 0.6}),
         ("StableDiffusionXLPipeline", None, {}, {"height": 32, "width": 16, "prompt_2": ["one", "two"]}),
         ("StableDiffusion3Pipeline", None, {}, {"sigmas": [1.0, 0.8, 0.3]}),
@@ -145,6 +155,9 @@ def test_with_every_scheduler(name, kind, config, pipelines):
         ("StableDiffusion3Pipeline", FLOW_EULER, {"use_dynamic_shifting": True, "base_image_seq_len": 16}, {}),
         ("StableDiffusion3Pipeline", FLOW_EULER, {"use_dynamic_shifting": True}, {"mu": 2.0, "sigmas": [1.0, 0.5]}),
         ("StableDiffusion3Pipeline", FLOW_EULER, {"use_karras_sigmas": True, "shift_terminal": 0.1}, {}),
+        ("StableDiffusion3Pipeline", "FlowMatchHeunDiscreteScheduler", {"shift": 3.0}, {}),
+        ("StableDiffusion3Pipeline", "FlowMatchLCMScheduler", {"shift": 3.0}, {"sigmas": [1.0, 0.8, 0.3]}),
+        ("StableDiffusion3Pipeline", "FlowMatchEulerDiscreteScheduler", {"stochastic_sampling": True}, {}),
     ],
 )
 def test_arguments_act_as_in_diffusers(name, kind, config, given, pipelines):
@@ -172,15 +185,22 @@ def test_image_to_image(name, kind, pipelines):
     assert distance(same(pipe, **given, strength=0.5), same(pipe, **given, strength=0.9)) > 0.01
 
 
-def test_pndm_from_an_image_is_refused(pipelines):
-    """Its steps after the first entries of its timesteps are from other noise levels than those of the state."""
-    plms = scheduler("PNDMScheduler", **STABLE, skip_prk_steps=True)
-    parts = pipelines("StableDiffusionPipeline", plms).components
+def test_noise_of_a_path_of_the_scheduler_s_own_is_refused(pipelines):
+    """Its noise is of no generator that a call is given."""
+    pipe = pipelines("StableDiffusionPipeline", peers.scheduler_class("DPMSolverSDEScheduler")(**STABLE))
+    with pytest.raises(ValueError, match="scheduler must draw its noise from the call's generators, got DPMSolverSDE"):
+        compile(pipe)(**arguments("StableDiffusionPipeline"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "config"), [("PNDMScheduler", {"skip_prk_steps": True}), ("LMSDiscreteScheduler", {})]
+)
+def test_what_goes_wrong_from_an_image_is_refused(kind, config, pipelines):
+    """PNDM then steps from other noise levels than those of the state, LMS by weights of slopes that it has not."""
+    parts = pipelines("StableDiffusionPipeline", scheduler(kind, **STABLE, **config)).components
     pipe = compile(diffusers.StableDiffusionImg2ImgPipeline(**parts, requires_safety_checker=False))
     pipe.set_progress_bar_config(disable=True)
-    with pytest.raises(
-        ValueError, match="a run of PNDMScheduler must begin at its first timestep, got entry 4 of them"
-    ):
+    with pytest.raises(ValueError, match=f"a run of {kind} must begin at its first timestep, got entry 4 of them"):
         pipe(prompt=PROMPTS, image=IMAGE, num_inference_steps=8, strength=0.5)
 
 

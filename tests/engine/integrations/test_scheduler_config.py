@@ -10,6 +10,7 @@ import pytest
 import tolerances
 
 from stepfuse.integrations.scheduler_config import COVERED, DEFAULTS, UncoveredSchedulerError, read_scheduler
+from stepfuse.integrations.uncovered import REASONS
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers needs Python 3.11")
 
@@ -92,12 +93,47 @@ CONFIGS = {
         {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 5.0, "shift_terminal": 0.05},
         {**SCALED, "use_beta_sigmas": True, "sigma_min": 0.1, "final_sigmas_type": "sigma_min"},
     ],
+    "LMSDiscreteScheduler": [
+        {},
+        {**STABLE_DIFFUSION, "thresholding": True, "rescale_betas_zero_snr": True},  # it has neither
+        {**SCALED, **V, "use_karras_sigmas": True, "timestep_spacing": "trailing"},
+        {**COSINE, "prediction_type": "sample"},
+        {**SCALED, "use_exponential_sigmas": True},
+    ],
+    "DPMSolverSinglestepScheduler": [
+        {},
+        {**STABLE_DIFFUSION, "solver_order": 3, "rescale_betas_zero_snr": True},  # it has neither spacing nor zero SNR
+        {**COSINE, **V},
+        {**SCALED, "use_karras_sigmas": True, "solver_type": "bh2"},
+        {**SCALED, "use_beta_sigmas": True},
+        {**SCALED, **THRESHOLD, "final_sigmas_type": "sigma_min", "solver_type": "heun", "lambda_min_clipped": -5.1},
+        {**SCALED, "final_sigmas_type": "sigma_min", "algorithm_type": "dpmsolver", "solver_order": 3},
+    ],
+    "KDPM2DiscreteScheduler": [
+        {"clip_sample": True},  # it has no such entry
+        {**STABLE_DIFFUSION, **V},
+        {"use_karras_sigmas": True, "timestep_spacing": "trailing"},
+        {"use_beta_sigmas": True},
+    ],
+    "KDPM2AncestralDiscreteScheduler": [
+        {"clip_sample": True},
+        {**STABLE_DIFFUSION, **V},
+        {"use_karras_sigmas": True, "timestep_spacing": "trailing"},
+    ],
+    "TCDScheduler": [
+        {},
+        # Its step leaves out the last four.
+        {"original_inference_steps": 100, **V, **THRESHOLD, "clip_sample": True, "set_alpha_to_one": False},
+    ],
     "FlowMatchEulerDiscreteScheduler": [
         {},
         {"shift": 3.0},
         {"shift": 3.0, "num_train_timesteps": 500},
+        {"shift": 3.0, "stochastic_sampling": True},
         {"shift": 3.0, "use_beta_sigmas": True},
     ],
+    "FlowMatchHeunDiscreteScheduler": [{"shift": 3.0, "num_train_timesteps": 500}],
+    "FlowMatchLCMScheduler": [{"shift": 3.0, "scale_factors": []}],
 }
 # With these a single step of diffusers leads from the noisiest level to itself, or is NaN.
 NO_SINGLE_STEP = ("shift_terminal", "sigma_min")
@@ -109,13 +145,16 @@ CASES = [
     if not (steps == 1 and "Multistep" in name and any(key in config for key in NO_SINGLE_STEP))
 ]
 
+HISTORY = ("HeunDiscreteScheduler", "PNDMScheduler", "LMSDiscreteScheduler")  # beside the multistep solvers
+
 
 def the_scheduler(name, config, steps):
     """diffusers' own, its noise levels in float64."""
-    scheduler = getattr(diffusers, name).from_config(config)
+    scheduler = peers.scheduler_class(name).from_config(config)
     for levels in {"alphas_cumprod", "final_alpha_cumprod"} & vars(scheduler).keys():
         setattr(scheduler, levels, getattr(scheduler, levels).double())
-    scheduler.set_timesteps(steps)
+    with peers.double_levels(scheduler):
+        scheduler.set_timesteps(steps)
     if hasattr(scheduler, "sigmas"):
         scheduler.sigmas = scheduler.sigmas.double()
     return scheduler
@@ -130,7 +169,7 @@ def ours(settings, steps, **options):
 def test_defaults_are_those_of_diffusers():
     assert tuple(DEFAULTS) == COVERED
     for name, defaults in DEFAULTS.items():
-        parameters = inspect.signature(getattr(diffusers, name).__init__).parameters
+        parameters = inspect.signature(peers.scheduler_class(name).__init__).parameters
         assert defaults == {key: one.default for key, one in parameters.items() if key != "self"}, name
 
 
@@ -139,7 +178,7 @@ def test_a_run_is_that_of_diffusers(name, config, steps, monkeypatch):
     settings = read_scheduler({**config, "_class_name": name, "_diffusers_version": "0.42.1"})
     want = peers.run(the_scheduler(name, config, steps), monkeypatch, 3.0)
     got = ours(settings, steps, guidance_scale=3.0)
-    history = name.endswith("MultistepScheduler") or name in ("HeunDiscreteScheduler", "PNDMScheduler")
+    history = name.startswith("DPMSolver") or name.endswith("MultistepScheduler") or "Heun" in name or name in HISTORY
     limit = tolerances.MULTISTEP if history else tolerances.ONE_STEP
     scale = max(np.abs(want).max(), 1.0)  # a result of a few hundredths is the difference of states a hundred times 1
     assert np.abs(got - want).max() < limit * scale
@@ -149,7 +188,7 @@ def test_a_run_is_that_of_diffusers(name, config, steps, monkeypatch):
 def test_a_saved_file_is_read_alike(name, tmp_path):
     """Infinities and tuples go through JSON; the defaults can be written to a manifest."""
     entries = {"skip_prk_steps": True} if name == "PNDMScheduler" else {}
-    getattr(diffusers, name)(**entries).save_pretrained(tmp_path)
+    peers.scheduler_class(name)(**entries).save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "scheduler_config.json").read_text())
     read, filled = read_scheduler(saved), read_scheduler({"_class_name": name, **entries})
     assert read.defaults == filled.defaults
@@ -170,7 +209,7 @@ def test_epsilon_at_zero_signal_is_refused_by_the_sampler():
         ("DDIMScheduler", "prediction_type", "flow_prediction"),
         ("DDIMScheduler", "timestep_spacing", "even"),
         ("DDPMScheduler", "variance_type", "learned_range"),
-        ("DPMSolverMultistepScheduler", "algorithm_type", "sde-dpmsolver++"),
+        ("DPMSolverMultistepScheduler", "algorithm_type", "sde-dpmsolver"),
         ("DPMSolverMultistepScheduler", "solver_order", 3),
         ("DPMSolverMultistepScheduler", "use_flow_sigmas", True),
         ("DPMSolverMultistepScheduler", "lambda_min_clipped", -2.0),
@@ -180,12 +219,17 @@ def test_epsilon_at_zero_signal_is_refused_by_the_sampler():
         ("EulerAncestralDiscreteScheduler", "prediction_type", "sample"),
         ("DEISMultistepScheduler", "thresholding", True),
         ("PNDMScheduler", "prediction_type", "sample"),
+        ("LMSDiscreteScheduler", "use_beta_sigmas", True),
+        ("KDPM2DiscreteScheduler", "prediction_type", "sample"),
+        ("DPMSolverSinglestepScheduler", "algorithm_type", "sde-dpmsolver++"),
+        ("DPMSolverSinglestepScheduler", "use_flow_sigmas", True),
+        ("KDPM2AncestralDiscreteScheduler", "use_exponential_sigmas", True),
         ("UniPCMultistepScheduler", "solver_order", 4),
         ("UniPCMultistepScheduler", "shift_terminal", 0.1),
         ("UniPCMultistepScheduler", "prediction_type", "flow_prediction"),
         ("UniPCMultistepScheduler", "disable_corrector", ["0"]),
         ("FlowMatchEulerDiscreteScheduler", "invert_sigmas", True),
-        ("FlowMatchEulerDiscreteScheduler", "stochastic_sampling", True),
+        ("FlowMatchLCMScheduler", "use_karras_sigmas", True),
     ],
 )
 def test_what_changes_the_numbers_is_refused_by_name_and_value(name, entry, value):
@@ -235,6 +279,10 @@ def test_what_changes_the_numbers_is_refused_by_name_and_value(name, entry, valu
             "sigma_min must be below sigma_max, 1.0, got 9.0",
         ),
         (
+            {"_class_name": "FlowMatchLCMScheduler", "scale_factors": [1.0, 2.0]},
+            "scale_factors must be None, since a step keeps its sample's size, got .*: .* or take FlowMatchEuler",
+        ),
+        (
             {"_class_name": "EulerDiscreteScheduler", "timestep_type": "continuous", **V},
             "timestep_type must be 'discrete' with prediction_type 'v_prediction', got 'continuous'",
         ),
@@ -248,28 +296,37 @@ def test_what_is_not_covered_is_refused(config, message):
 @pytest.mark.parametrize(
     ("name", "nearest"),
     [
-        ("KDPM2DiscreteScheduler", "HeunDiscreteScheduler"),
-        ("DPMSolverSinglestepScheduler", "DPMSolverMultistepScheduler"),
-        ("LMSDiscreteScheduler", "EulerDiscreteScheduler"),
-        ("KDPM2AncestralDiscreteScheduler", "EulerAncestralDiscreteScheduler"),
-        ("FlowMatchHeunDiscreteScheduler", "FlowMatchEulerDiscreteScheduler"),
+        ("DDIMParallelScheduler", "DDIMScheduler"),
     ],
 )
 def test_a_class_that_is_not_covered_is_refused_with_one_that_works(name, nearest):
     scheduler = getattr(diffusers, name)()
     config = {**scheduler.config, "_class_name": name}
-    way = rf"got {name}: take {nearest}\.from_config\(scheduler\.config\), the nearest of {nearest}"
+    way = rf"got {name}( \(.*\))?: take {nearest}\.from_config\(scheduler\.config\), the nearest of {nearest}"
     with pytest.raises(UncoveredSchedulerError, match=way) as caught:
         read_scheduler(config)
     for other in caught.value.instead:
-        made = getattr(diffusers, other).from_config(scheduler.config)
+        made = peers.scheduler_class(other).from_config(scheduler.config)
         read_scheduler({**made.config, "_class_name": other})
 
 
 @pytest.mark.parametrize("name", ["EDMEulerScheduler", "KarrasVeScheduler"])
 def test_noise_levels_of_another_kind_are_no_other_classs(name):
-    with pytest.raises(UncoveredSchedulerError, match=f"got {name}$"):
+    with pytest.raises(UncoveredSchedulerError, match=rf"got {name} \(its? .*\)$"):
         read_scheduler({**getattr(diffusers, name)().config, "_class_name": name})
+
+
+def test_every_class_of_diffusers_is_read_or_refused_with_a_reason():
+    """Those without a reason are of kinds that are read, and the message names the nearest class that is."""
+    names = [name for name in dir(diffusers.schedulers) if name.endswith("Scheduler")]
+    assert len(names) > 50
+    assert not REASONS.keys() & set(COVERED)
+    assert REASONS.keys() <= set(names)
+    for name in set(names) - set(COVERED):
+        with pytest.raises(UncoveredSchedulerError, match=f"got {name}") as caught:
+            read_scheduler({"_class_name": name})
+        assert caught.value.instead or name in REASONS
+        assert REASONS.get(name, "") in str(caught.value)
 
 
 def test_a_bound_on_the_noise_is_refused_only_where_it_binds():

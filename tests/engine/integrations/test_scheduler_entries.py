@@ -68,8 +68,11 @@ VALUES = {
     "shift_terminal": (0.1, 0.0, None),
     "stochastic_sampling": FLAGS,
     "skip_prk_steps": FLAGS,
+    "noise_sampler_seed": (0, 7, None),
     "predict_x0": (*FLAGS, None),
     "disable_corrector": ([0], [0, 7], [], [-1], [0.5], None, 0),
+    "scale_factors": ([1.0, 2.0], [], None),
+    "upscale_mode": ("nearest", None),
     "solver_p": ("DDIMScheduler", False),
 }
 #: What an entry stands beside, so that those that depend on another are tried where they count.
@@ -112,11 +115,12 @@ CASES += [
 
 
 def scheduler_of(name, config):
-    scheduler = getattr(diffusers, name).from_config(config)
+    scheduler = peers.scheduler_class(name).from_config(config)
     for levels in {"alphas_cumprod", "final_alpha_cumprod"} & vars(scheduler).keys():
         setattr(scheduler, levels, getattr(scheduler, levels).double())
-    moving = name.startswith("Flow") and config.get("use_dynamic_shifting")
-    scheduler.set_timesteps(STEPS, **({"mu": MU} if moving else {}))
+    moving = name == "FlowMatchEulerDiscreteScheduler" and config.get("use_dynamic_shifting")
+    with peers.double_levels(scheduler):
+        scheduler.set_timesteps(STEPS, **({"mu": MU} if moving else {}))
     if hasattr(scheduler, "sigmas"):
         scheduler.sigmas = scheduler.sigmas.double()
         scheduler.set_begin_index(0)
@@ -158,7 +162,7 @@ def test_an_entry_is_read_or_refused_by_name_and_value(name, config, entry, monk
 
 def test_no_entry_of_a_compatible_scheduler_is_unknown():
     for name in COVERED:
-        for other in getattr(diffusers, name)._get_compatibles():
+        for other in peers.scheduler_class(name)._get_compatibles():
             if issubclass(other, diffusers.SchedulerMixin):
                 entries = set(inspect.signature(other.__init__).parameters) - {"self", "args", "kwargs"}
                 assert entries <= KNOWN, other.__name__

@@ -12,7 +12,7 @@ diffusers = pytest.importorskip("diffusers", reason="diffusers needs Python 3.11
 from stepfuse.integrations.diffusers import schedulers as diffusers_schedulers  # noqa: E402 (imports diffusers)
 
 SHAPE = (2, 3, 5, 4)
-ONE_STEP = ("DDIMScheduler", "DDPMScheduler", "LCMScheduler")
+ONE_STEP = ("DDIMScheduler", "DDPMScheduler", "LCMScheduler", "DDIMInverseScheduler")
 ZERO_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
 
 
@@ -35,6 +35,14 @@ RUNS = {
     "ddim-eta": ("DDIMScheduler", {}, {"eta": 0.4}),
     "ddim-eta-zero-snr": ("DDIMScheduler", {"prediction_type": "v_prediction", **ZERO_SNR}, {"eta": 0.9}),
     "ddim-clipped-output": ("DDIMScheduler", {}, {"eta": 0.3, "use_clipped_model_output": True}),
+    "inverse": ("DDIMInverseScheduler", {"clip_sample_range": 0.7}, {}),
+    "inverse-scaled-offset": (
+        "DDIMInverseScheduler",
+        {"beta_schedule": "scaled_linear", "steps_offset": 1, "set_alpha_to_one": False, "clip_sample": False},
+        {},
+    ),
+    "inverse-v-zero-snr": ("DDIMInverseScheduler", {"prediction_type": "v_prediction", **ZERO_SNR}, {}),
+    "inverse-sample": ("DDIMInverseScheduler", {"prediction_type": "sample", "set_alpha_to_one": False}, {}),
     "ddpm": ("DDPMScheduler", {}, {}),
     "ddpm-large": ("DDPMScheduler", {"variance_type": "fixed_large", "clip_sample": False}, {}),
     "ddpm-small-log": ("DDPMScheduler", {"variance_type": "fixed_small_log", "prediction_type": "sample"}, {}),
@@ -97,9 +105,10 @@ def pair(name, config):
 def walk(scheduler, x, timesteps, seed=0, **options):
     """All outputs of a run, as tuples, and where its generator ended."""
     generator, outputs = torch.Generator().manual_seed(seed), []
+    noisy = {} if isinstance(scheduler, diffusers.DDIMInverseScheduler) else {"generator": generator}
     for t in timesteps:
         seen = scheduler.scale_model_input(x, t)
-        outputs.append(scheduler.step(network(seen, t), t, x, generator=generator, return_dict=False, **options))
+        outputs.append(scheduler.step(network(seen, t), t, x, return_dict=False, **noisy, **options))
         x = outputs[-1][0]
     return outputs, generator.get_state()
 

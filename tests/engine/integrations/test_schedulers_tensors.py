@@ -76,6 +76,23 @@ def test_two_dtypes_give_the_wider(name, state, output, wider):
     assert (found - expected).abs().max() <= tolerances.ONE_STEP * expected.abs().max()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_of_the_way_back(dtype, logged):
+    x, prediction = tensors(dtype=dtype)
+    found = first_step(ours.DDIMInverseScheduler(), prediction, x).prev_sample
+    expected = first_step(diffusers.DDIMInverseScheduler(), prediction.float(), x.float()).prev_sample
+    assert found.dtype == dtype
+    assert (found.float() - expected).abs().max() <= ROUNDING[dtype] * expected.abs().max()
+    assert logged() == []
+
+
+def test_the_clean_sample_predicted_from_a_clean_sample_is_left_to_diffusers(logged):
+    """There is no noise to find in it: diffusers' result is not finite."""
+    x, prediction = tensors()
+    first_step(ours.DDIMInverseScheduler(prediction_type="sample"), prediction, x)
+    assert "DDIMInverseScheduler" in logged()[0]
+
+
 @pytest.mark.parametrize("shape", [(), (1,), (7,), (1, 3), (2, 0, 4), (1, 4, 3, 5, 2)], ids=str)
 def test_any_shape(shape):
     x, prediction = tensors(shape)

@@ -1,5 +1,6 @@
 """From prompts to pictures, on networks whose every result numpy gives too."""
 
+import re
 import sys
 import threading
 
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 import stepfuse as sf
+from stepfuse.extras import pip_install
 from stepfuse.pipeline.prompts import PromptCutWarning
 from stepfuse.samplers.noise import POSTERIOR
 
@@ -337,7 +339,7 @@ def test_a_pipeline_runs_on_the_cpu_alone(bundle, device):
 
 def test_without_tokenizers_the_extra_is_named(bundle, monkeypatch):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(ImportError, match=r"prompts need tokenizers: pip install 'stepfuse\[text\]'"):
+    with pytest.raises(ImportError, match=re.escape(f"prompts need tokenizers: {pip_install('text')}")):
         sf.TextToImage.load(bundle)
 
 

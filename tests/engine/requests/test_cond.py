@@ -8,6 +8,7 @@ from stepfuse.requests.conditioning import cond_per_sample
 
 CLASS = sf.CondInput(dtype="int64", null=3, names=("boot", "bag", "coat"))
 MANY = sf.CondInput(dtype="int64", null=1000, names=tuple(map(str, range(1000))))
+GARMENTS = sf.CondInput(dtype="int64", null=4, names=("t-shirt", "ankle boot", "C++", "C"))
 INDEX = sf.CondInput(dtype="int32", null=-1)
 FLAG = sf.CondInput(dtype="bool", null=False)
 TEXT = sf.CondInput(dtype="float32", shape=(4, 8), null=np.zeros((4, 8)))
@@ -24,6 +25,9 @@ ONE = np.arange(32, dtype=np.float32).reshape(4, 8)
         pytest.param(CLASS, 1, 1, id="class-index"),
         pytest.param(CLASS, np.uint8(1), 1, id="other-integer"),
         pytest.param(CLASS, np.array(1), 1, id="array-of-no-dimension"),
+        pytest.param(GARMENTS, "ankle boot", 1, id="name-of-two-words"),
+        *(pytest.param(GARMENTS, one, 1, id=one) for one in ("Ankle Boot", "ankle-boot", "ANKLE_BOOT", " ankle  boot")),
+        pytest.param(GARMENTS, "T shirt", 0, id="T shirt"),
         pytest.param(CLASS, 3, 3, id="null-itself"),
         pytest.param(CLASS, None, 3, id="none"),
         pytest.param(INDEX, 7, 7, id="index-without-names"),
@@ -47,6 +51,8 @@ def test_a_value_has_the_input_s_dtype_shape_and_layout(spec, given, value):
     ("spec", "given", "error", "message"),
     [
         pytest.param(CLASS, "hat", ValueError, "y must be one of boot, bag, coat, got 'hat'", id="unknown-name"),
+        pytest.param(GARMENTS, "c", ValueError, "y must be one of t-shirt, .*, got 'c'", id="two-names-alike"),
+        pytest.param(GARMENTS, "?!", ValueError, "y must be one of t-shirt, .*, got '\\?!'", id="no-letter"),
         pytest.param(MANY, "hat", ValueError, "y must be one of 0, .*, 19 and 980 more, got 'hat'", id="many-names"),
         pytest.param(INDEX, "bag", ValueError, "y has no class names, got 'bag'", id="name-without-names"),
         pytest.param(CLASS, 4, ValueError, "y must be a class from 0 to 2, got 4", id="above-the-classes"),

@@ -29,6 +29,8 @@ SAMPLERS = {
     "dpmpp_2m-heun": ("dpmpp_2m", "scaled", {"solver_type": "heun"}),
     "dpmpp_2m-karras": ("dpmpp_2m", "scaled", {"karras": True}),
     "dpmpp_2m-karras-v": ("dpmpp_2m", "linear", {"karras": True, "prediction_type": "v_prediction"}),
+    "dpmpp_2m_sde": ("dpmpp_2m_sde", "scaled", {"karras": True}),
+    "dpmpp_sde": ("dpmpp_sde", "scaled", {"karras": True}),
     "lcm": ("lcm", "scaled", {}),
     "heun": ("heun", "linear", {"spacing": "trailing"}),
     "heun-karras": ("heun", "scaled", {"karras": True}),
@@ -38,11 +40,20 @@ SAMPLERS = {
     "euler_ancestral": ("euler_ancestral", "scaled", {"spacing": "linspace"}),
     "euler": ("euler", "shift-3", {}),
     "deis": ("deis", "scaled", {"order": 3, "final_alpha_cumprod": float(ALPHAS[0])}),
+    "tcd": ("tcd", "scaled", {"eta": 0.3, "final_alpha_cumprod": float(ALPHAS[0])}),
     "unipc": ("unipc", "scaled", {"order": 3}),
+    "dpmpp_2s": ("dpmpp_2s", "scaled", {"order": 3}),
+    "kdpm2": ("kdpm2", "scaled", {"karras": True}),
+    "kdpm2_ancestral": ("kdpm2_ancestral", "scaled", {}),
     "unipc-karras": ("unipc", "linear", {"karras": True, "disable_corrector": [7]}),
+    "heun-flow": ("heun", "shift-3", {}),
+    "lcm-flow": ("lcm", "shift-3", {}),
     "unipc-flow": ("unipc", "shift-3", {}),
     "unipc-v": ("unipc", "zero-snr", {"prediction_type": "v_prediction", "spacing": "trailing", "order": 1}),
 }
+
+# In the middle of a step diffusers noises what is known to the level of the step's end, at which the state is not yet.
+NOISED_TO_ANOTHER_LEVEL = {"dpmpp_sde", "kdpm2"}
 
 
 def noised(scheduler, images, t, index):
@@ -54,6 +65,7 @@ def noised(scheduler, images, t, index):
         scheduler.set_begin_index(index)
         found = scheduler.scale_noise(clean, t.reshape(1), noise)
         scheduler.set_begin_index(0)
+        scheduler._step_index = None  # Heun's counts from there
         return found
     if hasattr(scheduler, "sigmas"):
         scheduler.set_begin_index(index)
@@ -88,7 +100,7 @@ def test_image_to_image_is_diffusers(name, strength, monkeypatch):
 @needs_diffusers
 @pytest.mark.parametrize("mask", [MASK, SOFT], ids=["hard", "soft"])
 @pytest.mark.parametrize("strength", [0.5, 1.0])
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", [one for one in SAMPLERS if one not in NOISED_TO_ANOTHER_LEVEL])
 def test_inpainting_is_diffusers(name, strength, mask, monkeypatch):
     import torch
 
@@ -168,6 +180,14 @@ def test_plms_begins_in_the_middle_as_a_run_over_its_last_timesteps(spacing, fix
     np.testing.assert_array_equal(late.levels[:1], table.levels[7:8])
     if spacing == "leading" or not fixed_stride:
         assert late == sf.samplers.plms(info.schedule, timesteps=table["t"][7:])
+
+
+def test_lms_begins_in_the_middle_as_a_run_over_its_last_timesteps():
+    """diffusers then gives its only slope the weight that the latest of four has."""
+    table = sf.samplers.lms(support.SCHEDULE, 10, spacing="leading")
+    late = begin_late(table, 0.45, support.SCHEDULE)
+    np.testing.assert_array_equal(late.rows, sf.samplers.lms(support.SCHEDULE, timesteps=table["t"][6:]).rows)
+    np.testing.assert_array_equal(late.levels, table.levels[6:])
 
 
 def test_samples_of_one_table_and_strength_share_what_is_left_of_it():

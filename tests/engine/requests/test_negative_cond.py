@@ -51,7 +51,7 @@ def test_a_sample_that_is_told_nothing_is_still_led_away_from_it(engine):
 
 
 def test_its_errors_name_it(engine):
-    with pytest.raises(ValueError, match=r"y must have shape \(2, 3\), got \(3,\)"):
+    with pytest.raises(ValueError, match=r"negative_cond must have shape \(2, 3\), got \(3,\)"):
         engine.sample(1, cond=np.ones(SHAPE), negative_cond=np.ones(3))
     with pytest.raises(ValueError, match="negative_cond must have names among y, got z"):
         engine.sample(1, negative_cond={"z": 1})

@@ -41,6 +41,40 @@ def requests(info, n=1, **given):
             {"steps": 7, "guidance_scale": 1.0, "clip": 2.0, "eta": 0.3},
             id="caller-before-model",
         ),
+        pytest.param({**FLOW, "defaults": {"steps": 60}}, {"sampler": "lcm"}, "lcm", {"steps": 60}, id="lcm-on-a-flow"),
+        pytest.param({}, {"sampler": "tcd"}, "tcd", {"steps": 50, "eta": 0.3}, id="eta-of-the-sampler"),
+        pytest.param(
+            {"defaults": CLIPPED},
+            {"sampler": "tcd", "eta": 0.0, "guidance_scale": 1.0},
+            "tcd",
+            {"steps": 7, "eta": 0.0},
+            id="eta-of-the-caller",
+        ),
+        pytest.param(
+            {"defaults": {"sampler": "ddim", "eta": 0.5}},
+            {"sampler": "tcd"},
+            "tcd",
+            {"steps": 50, "eta": 0.3},
+            id="eta-of-another-sampler",
+        ),
+        pytest.param(
+            {"defaults": {"sampler": "tcd", "eta": 0.5}}, {}, "tcd", {"steps": 50, "eta": 0.5}, id="eta-of-the-model"
+        ),
+        pytest.param({}, {"sampler": "dpmpp_2m_sde"}, "dpmpp_2m_sde", {"steps": 50, "eta": 1.0}, id="eta-of-sde"),
+        pytest.param(
+            {"defaults": {"sampler": "ddim", "eta": 0.5}},
+            {"sampler": "dpmpp_2m_sde"},
+            "dpmpp_2m_sde",
+            {"steps": 50, "eta": 1.0},
+            id="eta-of-another-sampler-than-sde",
+        ),
+        pytest.param(
+            {"defaults": {"sampler": "dpmpp_2m_sde", "eta": 0.5}},
+            {},
+            "dpmpp_2m_sde",
+            {"steps": 50, "eta": 0.5},
+            id="eta-of-a-model-of-sde",
+        ),
         pytest.param({"defaults": {"karras": True}}, {}, "ddim", {"steps": 50}, id="defaults-of-other-samplers"),
         pytest.param({}, {"timesteps": [900.0, 10.0]}, "ddim", {"timesteps": [900.0, 10.0]}, id="own-timesteps"),
         pytest.param(

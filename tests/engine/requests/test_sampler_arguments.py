@@ -81,11 +81,24 @@ def test_refuses_steps_that_do_not_count(sampler, steps):
         pytest.param("heun", {"clip": NAN}, "clip must be above 0, or None, got nan$", id="clip-nan"),
         pytest.param("dpmpp_2m", {"order": 3}, "order must be between 1 and 2, got 3$", id="dpmpp-order"),
         pytest.param("dpmpp_2m", {"solver_type": "bh1"}, "'midpoint' or 'heun', got 'bh1'$", id="dpmpp-solver"),
+        pytest.param("dpmpp_2m_sde", {"eta": 1.5}, "eta must be between 0 and 1, got 1.5$", id="sde-eta"),
+        pytest.param("dpmpp_2m_sde", {"order": 3}, "order must be between 1 and 2, got 3$", id="sde-order"),
+        pytest.param("dpmpp_3m_sde", {"eta": -0.5}, "eta must be between 0 and 1, got -0.5$", id="3m-eta"),
+        pytest.param("dpmpp_3m_sde", {"begin": 5}, "begin must be between 0 and 4, got 5$", id="3m-begin"),
+        pytest.param("dpmpp_sde", {"eta": NAN}, "eta must be between 0 and 1, got nan$", id="dpmpp-sde-eta"),
+        pytest.param("dpmpp_sde", {"begin": 5}, "begin must be between 0 and 4, got 5$", id="dpmpp-sde-begin"),
         pytest.param("deis", {"order": 0}, "order must be between 1 and 3, got 0$", id="deis-order"),
+        pytest.param("tcd", {"eta": 1.5}, "eta must be between 0 and 1, got 1.5$", id="gamma-above-1"),
+        pytest.param("tcd", {"original_steps": 4}, "steps must be between 1 and 4, got 5$", id="above-tcd-s-solver"),
         pytest.param("unipc", {"order": 4}, "order must be between 1 and 3, got 4$", id="order"),
         pytest.param("unipc", {"solver_type": "bh3"}, "solver_type must be 'bh1' or 'bh2', got 'bh3'$", id="b-of-h"),
         pytest.param("unipc", {"disable_corrector": [1, -1]}, "must hold steps, at least 0, got -1$", id="corrector"),
         pytest.param("unipc", {"begin": 5}, "begin must be between 0 and 4, got 5$", id="unipc-begin"),
+        pytest.param("lms", {"order": 5}, "order must be between 1 and 4, got 5$", id="lms-order"),
+        pytest.param("dpmpp_2s", {"order": 4}, "order must be between 1 and 3, got 4$", id="dpmpp_2s-order"),
+        pytest.param("dpmpp_2s", {"solver_type": "bh1"}, "solver_type must be .*, got 'bh1'$", id="dpmpp_2s-solver"),
+        pytest.param("ipndm", {"order": 5}, "order must be between 1 and 4, got 5$", id="ipndm-order"),
+        pytest.param("lms", {"begin": 5}, "begin must be between 0 and 4, got 5$", id="lms-begin"),
         pytest.param("plms", {"begin": -1}, "begin must be between 0 and 4, got -1$", id="plms-begin"),
         pytest.param("plms", {"final_alpha_cumprod": 2.0}, "final_alpha_cumprod must be .*, got 2.0$", id="plms-end"),
     ],
@@ -95,14 +108,14 @@ def test_refuses_options(sampler, arguments, message):
         SAMPLERS[sampler](LINEAR, 5, **arguments)
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "lcm", "dpmpp_2m", "heun"])
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "lcm", "dpmpp_2m", "heun", "tcd"])
 def test_zero_terminal_snr_refuses_epsilon(sampler):
     with pytest.raises(ValueError, match=r"row 0 \(t = 999\): p_x .* got inf|alphas_cumprod\[999\] .* got 0.0"):
         SAMPLERS[sampler](ZERO_SNR, timesteps=[999, 400, 0])
 
 
 @naive_allowed
-@pytest.mark.parametrize("sampler", sorted(set(SAMPLERS) - {"euler", "unipc"}))
+@pytest.mark.parametrize("sampler", sorted(set(SAMPLERS) - {"euler", "heun", "lcm", "unipc"}))
 def test_samplers_of_preserving_schedules_refuse_flow(sampler):
     with pytest.raises(ValueError, match="flow schedule has no alphas_cumprod"):
         SAMPLERS[sampler](FLOW, 5)
@@ -117,6 +130,21 @@ def test_euler_on_a_flow_refuses_what_is_of_other_schedules(option):
     [[name, value]] = option.items()
     with pytest.raises(ValueError, match=f"^{name} must be left out with a flow schedule, got {value!r}$"):
         sf.samplers.euler(FLOW, 5, **option)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "name", "value"),
+    [
+        ("heun", "spacing", "trailing"),
+        ("heun", "clip", 1.0),
+        ("lcm", "original_steps", 20),
+        ("lcm", "clip", 1.0),
+        ("lcm", "prediction_type", "sample"),
+    ],
+)
+def test_heun_and_lcm_on_a_flow_do_too(sampler, name, value):
+    with pytest.raises(ValueError, match=f"^{name} must be left out with a flow schedule, got {value!r}$"):
+        SAMPLERS[sampler](FLOW, 5, **{name: value})
 
 
 @pytest.mark.parametrize(
@@ -171,20 +199,24 @@ def test_all_of_ddpm_s_noise_is_added_also_from_pure_noise(spacing, prediction_t
         assert abs(table["q_x"][0]) < 1e-6  # nothing of the old noise is left, all of it is drawn anew
 
 
+# Samplers that leave out the last of S + 1 timesteps.
+OVER_LOG_SNR = ("dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m_sde", "dpmpp_2s", "deis", "ipndm", "unipc")
+
+
 @naive_allowed
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
-@pytest.mark.parametrize("sampler", sorted(set(SAMPLERS) - {"lcm"}))
+@pytest.mark.parametrize("sampler", sorted(set(SAMPLERS) - {"lcm", "tcd"}))
 def test_any_number_of_steps_makes_a_table(sampler, spacing):
     """Also where the last ᾱ is 0 and the one before nearly: both are among the timesteps from 500 steps on."""
     for schedule, kind in ((LINEAR, "epsilon"), (ZERO_SNR, "v_prediction")):
         for steps in (1, 2, 3, 7, 299, 500, 501, 998, 999, 1000):
-            if sampler in ("dpmpp_2m", "deis", "unipc") and steps == 1000 and spacing != "trailing":
+            if sampler in OVER_LOG_SNR and steps == 1000 and spacing != "trailing":
                 with pytest.raises(ValueError, match="steps must be between 1 and 999, got 1000"):
                     SAMPLERS[sampler](schedule, steps, spacing=spacing)
                 continue
             table = SAMPLERS[sampler](schedule, steps, spacing=spacing, prediction_type=kind)
             levels, t = table.levels, table["t"]
-            if sampler == "heun":
+            if sampler in ("heun", "dpmpp_sde", "kdpm2", "kdpm2_ancestral"):  # two rows a step
                 levels, t = levels[::2], t[::2]
             elif sampler == "plms" and steps > 1:  # its second timestep is visited twice
                 levels, t = np.delete(levels, 1, axis=0), np.delete(t, 1)
@@ -211,7 +243,7 @@ def test_steps_without_a_corrector_are_a_list(given, message):
 
 def test_where_a_run_begins_is_no_option_of_an_engine():
     with sf.Engine.from_callable(lambda x, t, cond: x, shape=(2,), schedule=LINEAR) as engine:
-        for sampler in ("deis", "plms", "unipc"):
+        for sampler in ("deis", "dpmpp_3m_sde", "dpmpp_sde", "plms", "unipc", "lms", "dpmpp_2s", "ipndm"):
             with pytest.raises(TypeError, match=f"sampler '{sampler}' takes steps, .*, got begin"):
                 engine.sample(sampler=sampler, steps=5, begin=2)
 
@@ -228,17 +260,34 @@ def test_lcm_takes_whole_original_steps():
         "DPMSolverMultistepScheduler": "dpmpp_2m",
         "DPM++ 2M Karras": "dpmpp_2m with karras=True",
         "dpm++_2m": "dpmpp_2m",
+        "DPM++ 2M SDE": "dpmpp_2m_sde",
+        "DPM++ 2M SDE Karras": "dpmpp_2m_sde with karras=True",
+        "dpmpp_2m_sde_gpu": "dpmpp_2m_sde",
+        "DPM++ 3M SDE": "dpmpp_3m_sde",
+        "DPM++ SDE Karras": "dpmpp_sde with karras=True",
+        "DPMSolverSDEScheduler": "dpmpp_sde",
         "Euler a": "euler_ancestral",
         "k_euler": "euler",
+        "euler_cfg_pp": "euler with cfg_pp=True",
+        "DDIM CFG++": "ddim with cfg_pp=True",
         "EulerDiscreteScheduler": "euler",
         "FlowMatchEulerDiscreteScheduler": "euler",
+        "FlowMatchHeunDiscreteScheduler": "heun",
+        "FlowMatchLCMScheduler": "lcm",
         "Heun": "heun",
         "LCMScheduler": "lcm",
         "DEISMultistepScheduler": "deis",
         "PNDMScheduler": "plms",
         "PLMS": "plms",
+        "LMS": "lms",
+        "DPMSolverSinglestepScheduler": "dpmpp_2s",
+        "DPM++ 3S": "dpmpp_2s with order=3",
+        "KDPM2DiscreteScheduler": "kdpm2",
+        "DPM2 a Karras": "kdpm2_ancestral with karras=True",
+        "LMSDiscreteScheduler": "lms",
         "UniPCMultistepScheduler": "unipc",
         "uni_pc_bh2": "unipc",
+        "TCDScheduler": "tcd",
     }.items(),
 )
 def test_names_of_other_libraries_are_refused_with_ours(elsewhere, here):

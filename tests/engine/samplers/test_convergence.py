@@ -48,7 +48,7 @@ def test_the_error_of_a_first_order_sampler_falls_as_steps_are_added(sampler, sp
 
 
 @pytest.mark.parametrize("options", [{"spacing": one} for one in SPACINGS] + [{"karras": True}], ids=str)
-@pytest.mark.parametrize("sampler", ["heun", "dpmpp_2m", "unipc"])
+@pytest.mark.parametrize("sampler", ["heun", "dpmpp_2m", "unipc", "kdpm2"])
 def test_a_second_order_sampler_stays_near_the_solution_once_it_is_there(sampler, options):
     """The schedule's least noise, at which its last step begins, leaves 5e-4 of the data's deviation."""
     found = errors(sampler, sf.NoiseSchedule.linear(), (10, 100, 300, 600, 999), **options)
@@ -59,20 +59,39 @@ def test_a_second_order_sampler_stays_near_the_solution_once_it_is_there(sampler
 EVEN = sf.NoiseSchedule.from_alphas_cumprod(1 / (1 + np.exp(-np.linspace(4, -4, 961))))  # timesteps even in log-SNR
 
 
-def rate(sampler, **options):
-    """By how much halving the steps' length divides the error, over ``EVEN``; in float64, but for the rows."""
-    network, found, levels = exact(EVEN), [], EVEN.levels(np.array([960.0, 0.0]))
-    first, last = np.transpose(levels)
-    want = last[0] * MEAN + np.hypot(last[0] * SPREAD, last[1]) * (
-        (NOISE - first[0] * MEAN) / np.hypot(first[0] * SPREAD, first[1])
-    )
-    for steps in (40, 80):
+def solution(x, begin, end):
+    """Where the probability flow leads from the state x, from one pair of signal and noise to another."""
+    surplus = (x - begin[0] * MEAN) / np.hypot(begin[0] * SPREAD, begin[1])
+    return end[0] * MEAN + np.hypot(end[0] * SPREAD, end[1]) * surplus
+
+
+def rate(sampler, *, counts=(40, 80), started=0, at_end=False, **options):
+    """By how much halving the steps' length divides the error, over ``EVEN``; in float64, but for the rows.
+
+    Args:
+        started: How many of the first steps, which lack estimates, are put on the solution.
+        at_end: Whether the error is the result's: that of a state before its correction is larger. Otherwise it is the
+            largest on the way, since that of the result passes through 0 at some step lengths.
+    """
+    found, end = [], np.ravel(EVEN.levels(np.array([0.0])))
+    for steps in counts:
         timesteps = np.arange(960, 0, -960 // steps)
-        x, h, h2, h3 = NOISE.astype(np.float64), None, None, None
-        for row in sampler(EVEN, timesteps=timesteps, final_alpha_cumprod=EVEN.alphas_cumprod[0], **options):
-            x, h, _, h2, h3 = two_line_step_ref(x, network(x, row[:1], None), row, None, h, None, h2, h3)
-        found.append(np.abs(x - want).max())
+        table = sampler(EVEN, timesteps=timesteps, final_alpha_cumprod=EVEN.alphas_cumprod[0], **options)
+        on_the_way = distances(table, EVEN, np.append(table.levels[:-1], [end], axis=0), started)
+        found.append(on_the_way[-1] if at_end else max(on_the_way))
     return found[0] / found[1]
+
+
+def distances(table, schedule, levels, started):
+    """From the solution, after each step of a run."""
+    network, first, h, h2, h3 = exact(schedule), NOISE.astype(np.float64), None, None, None
+    x, found = first, []
+    for i, row in enumerate(table):
+        x, h, _, h2, h3 = two_line_step_ref(x, network(row[1] * x, row[:1], None), row, None, h, None, h2, h3)
+        right = solution(first, levels[0], levels[i + 1])
+        x = right if i < started else x
+        found.append(np.abs(x - right).max())
+    return found
 
 
 @pytest.mark.parametrize("predict_x0", [True, False], ids=["x0", "noise"])
@@ -80,7 +99,7 @@ def rate(sampler, **options):
 def test_unipc_is_of_its_order_and_of_one_more_corrected(solver_type, predict_x0):
     """Zhao et al. (2023): UniC adds one to the order of the predictor, but for that of the third, whose first step has
     an error of third order."""
-    options = {"solver_type": solver_type, "predict_x0": predict_x0, "lower_order_final": False}
+    options = {"solver_type": solver_type, "predict_x0": predict_x0, "lower_order_final": False, "at_end": True}
     for order in (1, 2):
         assert rate(sf.samplers.unipc, order=order, **options) == pytest.approx(2 ** (order + 1), rel=0.15)
         alone = rate(sf.samplers.unipc, order=order, disable_corrector=range(80), **options)
@@ -88,9 +107,42 @@ def test_unipc_is_of_its_order_and_of_one_more_corrected(solver_type, predict_x0
     assert rate(sf.samplers.unipc, order=3, **options) > 0.85 * 2**3
 
 
-@pytest.mark.parametrize("order", [1, 2])
-def test_deis_is_of_its_order(order):
-    assert rate(sf.samplers.deis, order=order) == pytest.approx(2**order, rel=0.15)
+@pytest.mark.parametrize("sampler", [sf.samplers.deis, sf.samplers.unipc], ids=["deis", "unipc"])
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_a_predictor_is_of_its_order_once_it_has_its_estimates(sampler, order):
+    options = {"disable_corrector": range(80)} if sampler is sf.samplers.unipc else {}
+    found = rate(sampler, order=order, lower_order_final=False, started=order - 1, **options)
+    assert found == pytest.approx(2**order, rel=0.15)
+
+
+@pytest.mark.parametrize("predict_x0", [True, False], ids=["x0", "noise"])
+@pytest.mark.parametrize("solver_type", ["midpoint", "heun"])
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_a_single_step_is_of_its_order(order, solver_type, predict_x0):
+    options = {"order": order, "solver_type": solver_type, "predict_x0": predict_x0}
+    found = rate(sf.samplers.dpmpp_2s, counts=(48, 96), at_end=True, **options)
+    assert found == pytest.approx(2**order, rel=0.15)
+
+
+RISING = sf.NoiseSchedule.from_alphas_cumprod(1 / (1 + np.linspace(0, 1, 961)[1:] ** 2))  # timesteps even in noise
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+def test_lms_is_of_its_order(order):
+    found = []
+    for steps in (32, 64):
+        table = sf.samplers.lms(RISING, timesteps=np.arange(959, -1, -960 // steps), order=order)
+        found.append(max(distances(table, RISING, table.levels, order - 1)))
+    assert found[0] / found[1] == pytest.approx(2**order, rel=0.15)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+def test_ipndm_is_lms_where_the_noise_falls_evenly(order):
+    """Its weights are of the state over its signal, those of ``lms`` of the state."""
+    timesteps = np.arange(959, -1, -30)
+    ipndm, lms = (one(RISING, timesteps=timesteps, order=order) for one in (sf.samplers.ipndm, sf.samplers.lms))
+    for name in ("q_e", "q_h", "q_h2", "q_h3")[:order]:
+        np.testing.assert_allclose(ipndm[name], ipndm.levels[1:, 0] * lms[name], rtol=1e-5)
 
 
 def test_plms_is_of_second_order_as_its_first_step_is():

@@ -27,6 +27,10 @@ CASES = [
     ("plms", "scaled", {"steps_offset": 1}),
     ("unipc", "scaled", {"karras": True}),
     ("unipc", "shift-3", {}),
+    ("lms", "scaled", {"karras": True}),
+    ("kdpm2_ancestral", "scaled", {"karras": True}),
+    ("heun", "shift-3", {}),
+    ("lcm", "shift-3", {}),
 ]
 
 
@@ -44,6 +48,7 @@ def test_states_are_noised_as_diffusers_noises_them(sampler, schedule, options, 
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(index)
         if hasattr(scheduler, "scale_noise"):
+            scheduler._step_index = None  # Heun's counts from its first call
             pair = scheduler.scale_noise(one, t[None], none), scheduler.scale_noise(none, t[None], one)
         else:
             pair = scheduler.add_noise(one, none, t[None]), scheduler.add_noise(none, one, t[None])

@@ -57,6 +57,25 @@ CASES = {
         "sigma-min": FIRST_ALPHA,
         "second-order-end": {**FIRST_ALPHA, "lower_order_final": False},
     },
+    "dpmpp_2m_sde": {
+        **PREDICTIONS,
+        "trailing": {"spacing": "trailing"},
+        "karras": {"karras": True},
+        "karras-v": {**V, "karras": True},
+        "order-1": {"order": 1},
+        "heun": {"solver_type": "heun"},
+        "heun-karras": {"solver_type": "heun", "karras": True},
+        "sigma-min": FIRST_ALPHA,
+        "second-order-end": {**FIRST_ALPHA, "lower_order_final": False},
+    },
+    "dpmpp_sde": {  # diffusers has no "sample"
+        "eps": {},
+        "v": V,
+        "guided": {"guidance_scale": 3.0},
+        **SPACED,
+        "karras": {"karras": True},
+        "karras-v": {**V, "karras": True, "spacing": "trailing"},
+    },
     "lcm": {**PREDICTIONS, **CLIPPED, "finer-solver": {"original_steps": 100}},
     "heun": {
         **PREDICTIONS,
@@ -98,11 +117,59 @@ CASES = {
         "noise-v-order-3": {**V, **FIRST_ALPHA, "predict_x0": False, "order": 3},
         "uncorrected": {"disable_corrector": [0, 2], "order": 3},
     },
+    "tcd": {
+        name: {**FIRST_ALPHA, **options}
+        for name, options in {
+            **PREDICTIONS,
+            "no-noise": {"eta": 0.0},
+            "all-noise-v": {**V, "eta": 1.0},
+            "finer-solver": {"original_steps": 100, "eta": 0.7},
+        }.items()
+    },
 }
+CASES["lms"] = {
+    **PREDICTIONS,
+    **SPACED,
+    "karras": {"karras": True},
+    "karras-v": {**V, "karras": True, "spacing": "trailing"},
+    "order-1": {"order": 1},
+    "order-2": {"order": 2},
+    "order-3": {"order": 3},
+}
+_MIDPOINT = {
+    "eps": {},
+    "v": V,
+    "guided": {"guidance_scale": 3.0},
+    **SPACED,
+    "karras": {"karras": True},
+    "karras-v": {**V, "karras": True, "spacing": "trailing"},
+}
+CASES |= {"kdpm2": _MIDPOINT, "kdpm2_ancestral": _MIDPOINT}
+CASES["dpmpp_2s"] = {
+    **PREDICTIONS,
+    "karras": {"karras": True},
+    "karras-v": {**V, "karras": True, "order": 3},
+    "order-1": {"order": 1},
+    "order-3": {"order": 3},
+    "order-3-x0": {**X0, "order": 3},
+    "heun": {**FIRST_ALPHA, "solver_type": "heun"},
+    "heun-order-3": {**FIRST_ALPHA, "solver_type": "heun", "order": 3},
+    "lower-order-end": {**FIRST_ALPHA, "order": 3, "lower_order_final": True},
+    "noise": {**FIRST_ALPHA, "predict_x0": False},
+    "noise-order-3": {**FIRST_ALPHA, "predict_x0": False, "order": 3},
+    "noise-heun-order-3": {**V, **FIRST_ALPHA, "predict_x0": False, "order": 3, "solver_type": "heun"},
+}
+ALL_COUNTS = {"lms", "kdpm2", "kdpm2_ancestral", "dpmpp_2s"}  # every number of steps in these cases alone: eps, karras
+NO_ZERO_SNR = {"dpmpp_sde", "heun", "deis", "plms", *ALL_COUNTS}  # diffusers' classes have no such schedule
 FLOW_CASES = {
     "euler": {"flow": {}, "guided": {"guidance_scale": 3.0}},
+    "heun": {"flow": {}, "guided": {"guidance_scale": 3.0}},
+    "lcm": {"flow": {}, "guided": {"guidance_scale": 3.0}},
     "unipc": {"flow": {}, "order-1": {"order": 1}, "order-3": {"order": 3, "guidance_scale": 3.0}},
 }
+
+# Samplers that are not run with every case on every schedule, for time.
+FEWER_SCHEDULES = ("dpmpp_2m_sde", "dpmpp_sde", "deis", "plms", "unipc", *ALL_COUNTS)
 
 
 def comparable(sampler, case, steps, schedule):
@@ -110,14 +177,20 @@ def comparable(sampler, case, steps, schedule):
     options = CASES[sampler][case]
     if steps == 1000 and (sampler != "ddpm" or "steps_offset" in options):
         return False
-    if schedule == "zero-snr":  # nothing follows from eps at pure noise; these of diffusers have no such schedule
-        return sampler not in ("heun", "deis", "plms") and "prediction_type" in options
+    if schedule == "zero-snr":  # nothing follows from eps at pure noise
+        return sampler not in NO_ZERO_SNR and "prediction_type" in options
+    if sampler in ("dpmpp_2m", "dpmpp_2m_sde") and "karras" in options and schedule == "cosine":
+        return False  # diffusers truncates these timesteps where it rounds all others
+    if sampler in ("dpmpp_2m_sde", "dpmpp_sde") and case not in ("eps", "karras", "heun", "second-order-end"):
+        return schedule == "scaled" and steps in (2, 7, 50)
     if case == "karras" and sampler == "deis" and steps == 1:
         return False  # diffusers' only step leads from the noisiest level to itself
-    if sampler in ("deis", "plms", "unipc"):  # not every case on every schedule, for time
+    if sampler in ALL_COUNTS and case not in ("eps", "karras") and steps in (1, 3, 7, 25):
+        return False
+    if sampler == "tcd":  # its steps are some of the solver's, 50 if not said
+        return steps in MULTISTEP_STEPS and (schedule == "scaled" or case == "eps")
+    if sampler in FEWER_SCHEDULES:
         return schedule == "scaled" or (schedule == "cosine" and case in ("eps", "order-3", "karras", "bh1-order-3"))
-    if sampler == "dpmpp_2m" and "karras" in options and schedule == "cosine":
-        return False  # diffusers truncates these timesteps where it rounds all others
     if sampler == "dpmpp_2m" and case in ("order-1", "heun"):
         return schedule == "scaled" and steps in (1, 2, 5, 10, 50)
     # A clamped sample's rounding enters Heun's slope as 1 / sigma: over the whole range at once, that is too much.
@@ -126,7 +199,7 @@ def comparable(sampler, case, steps, schedule):
 
 def grid():
     for sampler, cases in CASES.items():
-        counts = MULTISTEP_STEPS if sampler in ("deis", "plms", "unipc") else (*STEPS, 1000)
+        counts = MULTISTEP_STEPS if sampler in (*FEWER_SCHEDULES, "tcd") else (*STEPS, 1000)
         for case, steps, schedule in itertools.product(cases, counts, PRESERVING):
             if comparable(sampler, case, steps, schedule):
                 options = CASES[sampler][case]
@@ -147,15 +220,35 @@ def test_sampler_is_diffusers(sampler, options, steps, schedule, monkeypatch):
     if "final_alpha_cumprod" in options:
         options["final_alpha_cumprod"] = levels.alphas_cumprod[0]
     step_options = {"eta": options.get("eta", 0.0), "use_clipped_model_output": "clipped_eps" in options}
+    if sampler == "tcd":
+        step_options = {name: options[name] for name in ("eta",) if name in options}  # its own default is 0.3
     want = peers.run(
         peers.scheduler(sampler, schedule, options, num_inference_steps=steps),
         monkeypatch,
         options.get("guidance_scale", 1.0),
-        **(step_options if sampler == "ddim" else {}),
+        **(step_options if sampler in ("ddim", "tcd") else {}),
+        **({"order": options.get("order", 4)} if sampler == "lms" else {}),
     )
     parity = {"fixed_stride": True} if sampler in ("ddim", "plms") else {}
     got = ours(levels, getattr(sf.samplers, sampler)(levels, steps, **options, **parity))
     assert np.abs(got - want).max() < peers.TOLERANCES[sampler] * np.abs(want).max()
+
+
+@pytest.mark.parametrize("steps", [2, 3, 5, 10, 50])
+def test_ipndm_is_diffusers(steps, monkeypatch):
+    """Its levels are its own, and the schedule here holds these alone, but for the first: there is no signal there, and
+    noise over signal is infinite."""
+    import torch
+
+    scheduler = diffusers.IPNDMScheduler()
+    scheduler.set_timesteps(steps)
+    scheduler.betas = scheduler.betas.double()
+    scheduler.alphas = (1 - scheduler.betas**2) ** 0.5
+    scheduler.timesteps = torch.arange(steps - 1.0, -1.0, -1.0)  # of the schedule here
+    want = peers.run(scheduler, monkeypatch, x=torch.from_numpy(peers.NOISE).double(), begin=1)
+    levels = sf.NoiseSchedule.from_alphas_cumprod(scheduler.alphas[1:-1].flip(0) ** 2)
+    table = sf.samplers.ipndm(levels, timesteps=range(steps - 2, -1, -1), prediction_type="v_prediction")
+    assert np.abs(ours(levels, table) - want).max() < tolerances.MULTISTEP * np.abs(want).max()
 
 
 EXPLICIT = dict.fromkeys(("ddpm", "dpmpp_2m", "lcm", "heun", "euler"), "scaled")
@@ -178,3 +271,19 @@ def test_ddim_with_all_noise_is_respaced_ddpm(steps, prediction_type):
     ddim = ours(levels, sf.samplers.ddim(levels, steps, eta=1.0, **options))
     ddpm = ours(levels, sf.samplers.ddpm(levels, steps, variance="posterior", **options))
     assert np.abs(ddim - ddpm).max() < tolerances.ONE_STEP * np.abs(ddpm).max()
+
+
+def test_a_first_order_step_on_the_sde_is_ddim_with_all_noise():
+    levels, timesteps = peers.noise_schedule("scaled"), [979, 700, 519, 100, 19]
+    sde = sf.samplers.dpmpp_2m_sde(levels, timesteps=timesteps, order=1)
+    ddim = sf.samplers.ddim(levels, timesteps=timesteps, eta=1.0)
+    assert np.abs(ours(levels, sde) - ours(levels, ddim)).max() < tolerances.ONE_STEP
+
+
+def test_without_noise_the_sde_is_the_ode():
+    levels = peers.noise_schedule("scaled")
+    for options in ({}, {"karras": True, "solver_type": "heun"}):
+        np.testing.assert_array_equal(
+            sf.samplers.dpmpp_2m_sde(levels, 20, eta=0.0, **options).rows,
+            sf.samplers.dpmpp_2m(levels, 20, **options).rows,
+        )

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import stepfuse as sf
 
 MIX = {
-    "sampler": ["ddim", "ddpm", "dpmpp_2m", "lcm", "heun", "ddim", "ddim", "ddim", "unipc", "plms"],
+    "sampler": ["ddim", "ddpm", "dpmpp_2m_sde", "lcm", "heun", "ddim", "ddim", "ddim", "unipc", "plms"],
     "steps": [4, 7, 5, 3, 3, 9, 1, 6, 6, 5],
     "guidance_scale": [3.0, 0.0, 1.0, 3.0, 3.0, 3.0, 1.0, 3.0, 3.0, 1.0],
     "eta": [0.0, None, None, None, None, 1.0, 0.5, 0.0, None, None],

@@ -18,6 +18,7 @@ from torch import nn
 import stepfuse as sf
 from stepfuse.export import ExportError, to_bundle
 from stepfuse.export.onnx.validate import TOLERANCES
+from stepfuse.extras import pip_install
 
 SHAPE = (2, 6, 4)
 SCHEDULE = sf.NoiseSchedule.linear()
@@ -316,4 +317,4 @@ except ImportError as error:
     print(error)
 """
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "pip install 'stepfuse[export]'" in found.stdout
+    assert pip_install("export") in found.stdout

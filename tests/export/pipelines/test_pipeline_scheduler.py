@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import peers
 import pytest
 import tiny_pipelines
 
@@ -12,7 +13,7 @@ diffusers = pytest.importorskip("diffusers", reason="diffusers needs Python 3.11
 from stepfuse.export import ExportError  # noqa: E402
 from stepfuse.export.pipelines.pipeline_folder import PipelineFolder  # noqa: E402
 from stepfuse.export.pipelines.scheduler import CLASSES, read_settings  # noqa: E402
-from stepfuse.integrations.scheduler_config import read_scheduler  # noqa: E402
+from stepfuse.integrations.scheduler_config import ALGORITHMS, read_scheduler  # noqa: E402
 
 
 @pytest.fixture
@@ -85,7 +86,21 @@ def test_another_sampler_takes_over_the_configuration(folder_of, sampler):
     settings = read_settings(folder, sampler)
     assert settings.defaults["sampler"] == sampler
     saved = json.loads((folder.path / "scheduler" / "scheduler_config.json").read_text())
-    assert_same(settings, getattr(diffusers, CLASSES[sampler]).from_config(saved))
+    algorithm = {"algorithm_type": ALGORITHMS[sampler]} if sampler in ALGORITHMS else {}
+    assert_same(settings, peers.scheduler_class(CLASSES[sampler]).from_config(saved, **algorithm))
+
+
+def test_a_sampler_that_is_no_class_of_diffusers_takes_its_sibling_s_configuration(folder_of):
+    scheduler = diffusers.DPMSolverMultistepScheduler(use_karras_sigmas=True, **tiny_pipelines.STABLE_DIFFUSION)
+    folder = folder_of("StableDiffusionXLPipeline", scheduler)
+    third, second = read_settings(folder, "dpmpp_3m_sde"), read_settings(folder, "dpmpp_2m_sde")
+    options = {"karras": True, "spacing": "leading", "steps_offset": 1}
+    assert third.defaults == {"sampler": "dpmpp_3m_sde", **options}
+    assert third.sampler_options["dpmpp_2m_sde"] == {
+        name: value for name, value in second.defaults.items() if name != "sampler"
+    }
+    assert second.sampler_options["dpmpp_3m_sde"] == options
+    assert third.sampler_options["dpmpp_2m"] == second.sampler_options["dpmpp_2m"]
 
 
 def test_options_of_a_sampler_are_arguments_of_from_config(folder_of):
@@ -113,9 +128,11 @@ def test_what_is_not_covered_says_what_is(folder_of):
     ):
         read_settings(folder, None)
     flow = folder_of("StableDiffusion3Pipeline", diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0))
-    with pytest.raises(ExportError, match=r"sampler must be one of euler for FlowMatchEuler.*, got 'ddim'"):
+    with pytest.raises(ExportError, match=r"sampler must be one of euler, heun, lcm for FlowMatchEuler.*, got 'ddim'"):
         read_settings(flow, "ddim")
-    assert read_settings(flow, "euler").prediction_type == "flow"
+    for sampler in ("euler", "heun", "lcm"):
+        assert read_settings(flow, sampler).prediction_type == "flow"
+        assert read_settings(flow, sampler).defaults == {"sampler": sampler}
     inverted = folder_of("StableDiffusion3Pipeline", diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True))
     with pytest.raises(ExportError, match=r"config\.json: FlowMatch.*: invert_sigmas must be .* got True"):
         read_settings(inverted, None)
@@ -129,8 +146,11 @@ def test_what_is_not_covered_says_what_is(folder_of):
             r"EulerDiscreteScheduler: sigma_max must be .* with use_karras_sigmas, got 700\.0: change that or give"
             r" --sampler ddim \(sampler='ddim' in Python\), the nearest that reads it, or ddpm",
         ),
-        (diffusers.KDPM2DiscreteScheduler(), "KDPM2DiscreteScheduler is not covered: give --sampler heun"),
-        (diffusers.EDMEulerScheduler(), "EDMEulerScheduler is not covered: choose a sampler, one of ddim"),
+        (diffusers.DDIMParallelScheduler(), r"DDIMParallelScheduler is not covered \(it .*\): give --sampler ddim"),
+        (
+            diffusers.EDMEulerScheduler(),
+            r"EDMEulerScheduler is not covered \(its timesteps are .*\): choose a sampler, one of ddim",
+        ),
     ],
     ids=["entry", "class", "other-levels"],
 )
@@ -141,7 +161,7 @@ def test_a_refusal_says_which_option_to_give(folder_of, scheduler, message):
     if "--sampler" in message:
         sampler = str(caught.value).partition("--sampler ")[2].split()[0]
         saved = json.loads((folder.path / "scheduler" / "scheduler_config.json").read_text())
-        made = getattr(diffusers, CLASSES[sampler]).from_config(saved)
+        made = peers.scheduler_class(CLASSES[sampler]).from_config(saved)
         assert_same(read_settings(folder, sampler), made)
 
 

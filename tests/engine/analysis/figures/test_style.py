@@ -13,6 +13,7 @@ matplotlib = pytest.importorskip("matplotlib")
 from stepfuse.analysis.experiments.sampling import sampler_title  # noqa: E402
 from stepfuse.analysis.figures import style  # noqa: E402
 from stepfuse.analysis.figures.pictures import show_images, tile_images  # noqa: E402
+from stepfuse.extras import pip_install  # noqa: E402
 
 
 def test_pictures_are_tiled_row_by_row():
@@ -101,7 +102,7 @@ except ImportError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "figures need matplotlib: pip install 'stepfuse[analysis]'"
+    assert done.stdout.strip() == f"figures need matplotlib: {pip_install('analysis')}"
 
 
 def test_neither_pyplot_nor_a_back_end_is_touched():

@@ -1,0 +1,122 @@
+"""The command ``stepfuse fit``: a table of few steps, fitted to a model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+import stepfuse as sf
+from stepfuse.cli.common import parse_cond
+from stepfuse.cli.console import Report, shown
+from stepfuse.cli.options import OUTPUT, WHAT, Force, Machine, Model
+from stepfuse.cli.target import target_of
+
+if TYPE_CHECKING:
+    from stepfuse.fitting import Compared
+
+_SHOWN = 5  # of the samplers that it is compared with
+_COMPARED, _OTHERS = 256, 10**6  # noises that it is compared on, and the first of their seeds
+
+
+def fit(
+    model: Model = "fashion",
+    *,
+    steps: Annotated[int, typer.Option(metavar="N", help="Steps of the table, a forward each.")] = 8,
+    guidance_scale: Annotated[
+        float | None,
+        typer.Option("--guidance-scale", "-g", metavar="NUMBER", help="1 is no guidance; the model's if left out."),
+    ] = None,
+    cond: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TEXT",
+            help="Class name or index; repeat it for several. All classes if left out.",
+            rich_help_panel=WHAT,
+        ),
+    ] = None,
+    samples: Annotated[int, typer.Option(metavar="N", help="Noises that it is fitted to.", min=1)] = 128,
+    held_out: Annotated[int, typer.Option(metavar="N", help="Noises that decide which round is kept.", min=1)] = 64,
+    rounds: Annotated[int, typer.Option(metavar="N", help="Most rounds.", min=1)] = 10,
+    registers: Annotated[
+        int, typer.Option(metavar="N", help="Earlier predictions that a step reads.", min=0, max=3)
+    ] = 3,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of the first noise.")] = 0,
+    compare: Annotated[
+        bool,
+        typer.Option("--compare/--no-compare", help="Measure samplers made by hand on other noises, too."),
+    ] = True,
+    output: Annotated[
+        str,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="The table, an .npz: for sample --table, or for stepfuse.write_bundle.",
+            rich_help_panel=OUTPUT,
+        ),
+    ],
+    force: Force = False,
+    machine: Machine,
+    report: Report,
+) -> None:
+    """Fit a table of few steps to a model, without data: it ends where many steps end, as near as so few can."""
+    from stepfuse.analysis import Judge
+    from stepfuse.fitting import compare as against
+    from stepfuse.fitting import fit as run
+
+    target = target_of(output, (".npz",))
+    target.prepare(force=force)
+    checkpoint = Path(f"{output}.partial")
+    began = time.perf_counter()
+    with sf.Engine.load(model, **machine.arguments) as engine:
+        conds = [parse_cond(engine.info, one) for one in cond or ()]
+
+        def cycled(number: int) -> list[Any] | None:
+            return [conds[i % len(conds)] for i in range(number)] if conds else None
+
+        table = run(
+            engine,
+            steps,
+            guidance_scale=guidance_scale,
+            cond=cycled(samples + held_out),
+            samples=samples,
+            held_out=held_out,
+            rounds=rounds,
+            registers=registers,
+            seed=seed,
+            checkpoint=checkpoint,
+            progress=report.say,
+        )
+        target.write(table.save)
+        checkpoint.unlink(missing_ok=True)
+        found = []
+        if compare:
+            report.say(f"compared on {_COMPARED} other noises, by RMS to the fine solution:")
+            judge = Judge.for_model(sf.Bundle.load(model).name)
+            distance = None if judge is None or conds else judge.distance
+            after = max(seed + samples + held_out, _OTHERS)
+            found = against(engine, table, cond=cycled(_COMPARED), samples=_COMPARED, seed=after, judge=distance)
+    report.show(_ranking(found))
+    seconds = time.perf_counter() - began
+    report.say(f"{table.sampler}, error {table.options['error']:g}, in {seconds:.0f} s; written to {target.name}")
+    report.finish(
+        model=model,
+        file=target.name,
+        options=dict(table.options),
+        compared=[{"name": one.name, "error": one.error, "distance": one.distance} for one in found],
+        seconds=round(seconds, 3),
+    )
+
+
+def _ranking(found: Sequence[Compared]) -> Table:
+    """The best, and the table that was fitted wherever it stands."""
+    table = Table("sampler", "RMS", "distance", box=None, padding=(0, 2, 0, 0), show_header=bool(found))
+    for place, one in enumerate(found):
+        if place < _SHOWN or one.name.startswith("fitted"):
+            table.add_row(shown(one.name), f"{one.error:.4f}", "" if one.distance is None else f"{one.distance:.2f}")
+    return table

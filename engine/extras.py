@@ -1,0 +1,30 @@
+"""The command that installs what an extra brings, as messages name it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+
+def pip_install(extra: str) -> str:
+    """``pip install 'stepfuse[export]'``; of the folder, where stepfuse was installed from a clone that is still there.
+
+    Args:
+        extra: ``export``, ``text``, ``kernels``, ...
+    """
+    return "pip install " + shlex.quote(f"{_clone() or 'stepfuse'}[{extra}]")
+
+
+def _clone() -> Path | None:
+    """The folder that pip has installed stepfuse from (PEP 610); None where it came from an index."""
+    from importlib.metadata import PackageNotFoundError, distribution  # slow to import, and needed in errors alone
+
+    try:
+        said = json.loads(distribution("stepfuse").read_text("direct_url.json") or "{}")
+        url = urlsplit(said["url"])
+    except (PackageNotFoundError, OSError, ValueError, TypeError, KeyError):
+        return None
+    folder = Path(unquote(url.path))
+    return folder if url.scheme == "file" and (folder / "pyproject.toml").is_file() else None

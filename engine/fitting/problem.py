@@ -1,0 +1,187 @@
+"""What a table is fitted to: starting noises, their conditioning, and where a fine solution takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from stepfuse.engine import Engine
+from stepfuse.fitting.student import Float32Array, Float64Array, Student
+from stepfuse.requests.conditioning import cond_per_sample
+from stepfuse.requests.resolution import seeds_of
+from stepfuse.samplers.noise import normal
+from stepfuse.samplers.table import StepTable
+
+#: How far numbers are moved: weights, as a share of the state's size, and timesteps, as a share of all.
+_STEP, _T_STEP = 5e-3, 3e-3
+
+
+def rms(values: Float32Array) -> float:
+    """Root mean square."""
+    return float(np.sqrt(np.mean(np.square(values, dtype=np.float64))))
+
+
+def fine_table(engine: Engine, guidance_scale: float, steps: int) -> StepTable:
+    """The table of a fine solution, of at most so many steps."""
+    most = min(steps, engine.info.schedule.num_train_timesteps - 1)
+    return engine.table(sampler="unipc", steps=most, guidance_scale=guidance_scale)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Noises and their fine solutions.
+
+    Attributes:
+        engine: What predicts.
+        noise: Starting states, shape (n, *shape), float32.
+        cond: Each sample's conditioning, as ``cond_per_sample`` gives it.
+        target: Where a fine solution takes them, the same shape.
+    """
+
+    engine: Engine
+    noise: Float32Array
+    cond: Sequence[list[npt.NDArray[Any]] | None]
+    target: Float32Array
+
+    @classmethod
+    def of(
+        cls, engine: Engine, count: int, cond: Any, reference: StepTable, seed: int, *, progress: bool = False
+    ) -> Problem:
+        """Noises of ``seed`` and those that follow, and where a table takes them.
+
+        Args:
+            engine: What predicts.
+            count: How many.
+            cond: As in ``Engine.sample``; None cycles through the model's classes, where it names any.
+            reference: The fine solution's table.
+            seed: The first.
+            progress: Whether a bar is shown.
+        """
+        inputs = engine.info.cond
+        names = next(iter(inputs.values())).names if len(inputs) == 1 else ()
+        cond = [i % len(names) for i in range(count)] if cond is None and names else cond
+        noise = np.stack([normal(one, engine.info.shape) for one in seeds_of(seed, count)])
+        problem = cls(engine, noise, cond_per_sample(inputs, cond, count), noise)
+        return replace(problem, target=problem.sample(reference, reference.init_scale * noise, progress=progress))
+
+    def part(self, first: int, last: int) -> Problem:
+        """The samples from ``first`` to before ``last``."""
+        return Problem(self.engine, self.noise[first:last], self.cond[first:last], self.target[first:last])
+
+    def predict(self, student: Student, step: int, x: Float32Array) -> list[Float32Array]:
+        """The network's predictions of states at a step, guided, and behind it the unconditional one if it is guided.
+
+        Args:
+            student: Says timestep and guidance.
+            step: Which.
+            x: Shape (k n, *shape): k states a sample.
+        """
+        row = StepTable.from_columns({"t": [student.timestep(step)], "q_e": [1.0]})  # the next state is the prediction
+        cond = list(self.cond) * (len(x) // len(self.noise))
+        if student.guidance_scale == 1:
+            return [self.sample(row, x, cond)]
+        both = self.sample(row, np.concatenate([x, x]), cond + [None] * len(x))
+        conditional, unconditional = both[: len(x)], both[len(x) :]
+        guided = unconditional + np.float32(student.guidance_scale) * (conditional - unconditional)
+        return [guided, unconditional]
+
+    def sample(
+        self,
+        table: StepTable,
+        x: Float32Array,
+        cond: Sequence[list[npt.NDArray[Any]] | None] | None = None,
+        progress: bool = False,
+    ) -> Float32Array:
+        """Samples of a table from given states; ``cond`` is one for each, None the problem's own."""
+        cond = self.cond if cond is None else cond
+        inputs = self.engine.info.cond
+        named = {name: [row and row[i] for row in cond] for i, name in enumerate(inputs)}
+        return self.engine.sample(len(x), table=table, noise=x, cond=named or None, seed=0, progress=progress)
+
+    def run(
+        self,
+        student: Student,
+        x: Float32Array | None = None,
+        earlier: Sequence[Float32Array] = (),
+        begin: int = 0,
+    ) -> Float32Array:
+        """The results of a student's steps from ``begin`` on.
+
+        Args:
+            student: The student.
+            x: States there, shape (k n, *shape); None is ``noise``.
+            earlier: Predictions of the steps before, the latest first.
+            begin: The first step.
+        """
+        x = self.noise if x is None else x
+        for step in range(begin, len(student)):
+            predictions = self.predict(student, step, x)
+            x = student.next_state(step, student.read(step, x, [*predictions, *earlier]))
+            earlier = [predictions[0], *earlier][:3]
+        return x
+
+    def error(self, student: Student) -> float:
+        """RMS of a student's results to the fine solutions."""
+        return rms(self.run(student) - self.target)
+
+    def linearized(self, student: Student) -> tuple[Float32Array, Float64Array, Float64Array]:
+        """Results of a student, and the normal equations of its free numbers at them.
+
+        Derivatives are differences: each free number of a step is moved by itself, and the steps behind are run again.
+
+        Returns:
+            The residuals, shape (n, *shape); JᵀJ and Jᵀr, over the number of residuals.
+        """
+        x, earlier, moved = self.noise, list[Float32Array](), []
+        states = []
+        for step in range(len(student)):
+            predictions = self.predict(student, step, x)
+            states.append((x, predictions, earlier))
+            x = student.next_state(step, student.read(step, x, [*predictions, *earlier]))
+            earlier = [predictions[0], *earlier][:3]
+        for step, (state, predictions, before) in enumerate(states):
+            moved.append(self._moved(student, step, state, predictions, before, x))
+        jacobian = np.concatenate(moved).reshape(-1, x.size)
+        residual = x - self.target
+        product = np.concatenate([jacobian, residual.reshape(1, -1)])
+        gram = _gram(product) / x.size
+        return residual, gram[:-1, :-1], gram[:-1, -1]
+
+    def _moved(
+        self,
+        student: Student,
+        step: int,
+        x: Float32Array,
+        predictions: Sequence[Float32Array],
+        before: Sequence[Float32Array],
+        end: Float32Array,
+    ) -> Float32Array:
+        """Derivatives of the results by each free number of a step, shape (numbers, *end.shape)."""
+        read = student.read(step, x, [*predictions, *before])
+        after = student.next_state(step, read)
+        t = student.numbers[step, 0]
+        by_t = _T_STEP if t + _T_STEP <= 1 else -_T_STEP
+        numbers = student.numbers.copy()
+        numbers[step, 0] = t + by_t
+        shifted = Student(numbers, student.free, student.guidance_scale, student.max_timestep)
+        at_t = self.predict(shifted, step, x)
+        steps = [by_t] + [_STEP / max(rms(one), _STEP) for one in read.values()]
+        starts = [student.next_state(step, student.read(step, x, [*at_t, *before]))]
+        starts += [after + np.float32(size) * one for size, one in zip(steps[1:], read.values(), strict=True)]
+        latest = [at_t[0], *[predictions[0]] * len(read)]
+        earlier = [np.concatenate(latest), *(np.concatenate([one] * len(starts)) for one in before)][:3]
+        ends = self.run(student, np.concatenate(starts), earlier, step + 1).reshape(len(starts), *end.shape)
+        return np.stack([(one - end) / np.float32(size) for one, size in zip(ends, steps, strict=True)])
+
+
+def _gram(rows: Float32Array, chunk: int = 1 << 16) -> Float64Array:
+    """Products of rows with each other, in float64 a piece at a time."""
+    total = np.zeros((len(rows), len(rows)))
+    for first in range(0, rows.shape[1], chunk):
+        piece = rows[:, first : first + chunk].astype(np.float64)
+        total += piece @ piece.T
+    return total

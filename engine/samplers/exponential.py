@@ -1,0 +1,88 @@
+"""The exponential integrator that DPM-Solver and DPM-Solver++ step with, on forms."""
+
+from __future__ import annotations
+
+from math import expm1, inf
+
+import numpy as np
+
+from stepfuse.samplers.coefficients import Columns, PredictionType, clean_sample, eps_from
+from stepfuse.samplers.forms import ZERO, D, E, Form, X
+from stepfuse.samplers.log_snr import SAME_LEVEL
+from stepfuse.samplers.schedule import Float64Array
+
+
+class ExponentialIntegrator:
+    """Steps between levels that are exact where the estimate is a polynomial in half log-SNR.
+
+    With lambda the half log-SNR and h the length of a step, x / noise changes by the integral of e^lambda times the
+    clean estimate (Lu et al., 2022b, Eq. 8), and x / signal by that of e^-lambda times the noise estimate, negative (Lu
+    et al., 2022a, Eq. 3.4).
+
+    Attributes:
+        estimates: The estimate at each step, as what the step reads.
+        line_1: The columns of the implied clean sample.
+
+    Args:
+        sigmas: Noise over signal at each step and of the result, shape (S + 1,).
+        prediction_type: As for ``ddim``, and so is ``clip``.
+        clip: Bound of the clean estimate.
+        predict_x0: Whether the estimate is the clean sample; False: the noise.
+    """
+
+    def __init__(
+        self, sigmas: Float64Array, prediction_type: PredictionType, clip: float | None, *, predict_x0: bool
+    ) -> None:
+        signal = 1 / np.hypot(1, sigmas)
+        noise = sigmas * signal
+        with np.errstate(divide="ignore"):
+            self._log_snr = -np.log(sigmas)  # half of it
+        self._of_estimate, self._of_rest = (signal, noise) if predict_x0 else (noise, signal)
+        self._sign = -1.0 if predict_x0 else 1.0
+        a = signal[:-1] ** 2
+        self.line_1: Columns = clean_sample(prediction_type, a, clip)
+        self.estimates = [D] * len(a)
+        if not predict_x0:
+            in_eps = zip(*eps_from(prediction_type, a, from_clipped=clip is not None), strict=True)
+            self.estimates = [x * X + d * D + e * E for x, d, e in in_eps]
+
+    def bends(self, begin: int, end: int) -> bool:
+        """Whether a slope has any effect between two levels: they differ, and the second is not clean."""
+        return bool(SAME_LEVEL < self._log_snr[end] - self._log_snr[begin] < inf)
+
+    def place(self, level: int, begin: int, end: int) -> float:
+        """Where a level lies on the way from one to another, in lengths of it: 0 at its beginning, 1 at its end."""
+        return float((self._log_snr[level] - self._log_snr[begin]) / (self._log_snr[end] - self._log_snr[begin]))
+
+    def step(
+        self,
+        begin: int,
+        end: int,
+        x: Form,
+        estimate: Form,
+        slope: Form = ZERO,
+        bend: Form = ZERO,
+        *,
+        midpoint: bool = False,
+    ) -> Form:
+        """The state at a level.
+
+        Args:
+            begin: The level of ``x``.
+            end: The level to step to.
+            x: The state.
+            estimate: The estimate at ``begin``.
+            slope: Its first derivative there, by the share of the way.
+            bend: Its second.
+            midpoint: Whether the slope has half the weight of the estimate, the limit of short steps, instead of its
+                exact one.
+        """
+        rest = float(self._of_rest[end] / self._of_rest[begin])
+        after = rest * x + float(self._of_estimate[end] - rest * self._of_estimate[begin]) * estimate
+        if not self.bends(begin, end):
+            return after
+        h = self._sign * float(self._log_snr[end] - self._log_snr[begin])
+        grown = expm1(h)
+        of_slope = grown / 2 if midpoint else grown / h - 1
+        of_bend = (grown - h) / h**2 - 0.5
+        return after - float(self._of_estimate[end]) * (of_slope * slope + of_bend * bend)

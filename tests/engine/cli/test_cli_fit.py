@@ -1,0 +1,86 @@
+"""``stepfuse fit``, and ``--table`` that takes what it writes, as a user types them."""
+
+import json
+
+import numpy as np
+import pytest
+import support
+from typer.testing import CliRunner
+
+import stepfuse as sf
+from stepfuse.cli import app
+
+runner = CliRunner()
+FEW = ["--samples", 20, "--held-out", 4, "--rounds", 1, "--steps", 2, "-g", 1]
+
+
+def run(*arguments):
+    return runner.invoke(app, [str(one) for one in arguments])
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return support.write_tiny_bundle(tmp_path_factory.mktemp("fit") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def table(bundle):
+    path = bundle.path.parent / "two.npz"
+    result = run("fit", bundle.path, *FEW, "--no-compare", "-o", path)
+    assert result.exit_code == 0, result.output
+    assert f"; written to {path}" in result.output
+    assert not path.with_name("two.npz.partial").exists()
+    return path
+
+
+def test_what_it_writes_is_what_the_call_gives(bundle, table):
+    with sf.Engine.load(bundle.path) as engine:
+        expected = sf.fit(engine, 2, guidance_scale=1.0, samples=20, held_out=4, rounds=1)
+    np.testing.assert_array_equal(sf.StepTable.load(table).rows, expected.rows)
+
+
+def test_it_is_compared_with_samplers_made_by_hand(bundle, tmp_path):
+    result = run("fit", bundle.path, *FEW, "-o", tmp_path / "two.npz", "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.output)
+    assert found["options"]["steps"] == 2
+    assert {"fitted-2"} < {one["name"] for one in found["compared"]}
+    assert [one["error"] for one in found["compared"]] == sorted(one["error"] for one in found["compared"])
+
+
+def test_a_table_is_sampled(bundle, table, tmp_path):
+    path = tmp_path / "samples.npy"
+    result = run("sample", bundle.path, "-n", 3, "--cond", "bag", "--table", table, "-o", path)
+    assert result.exit_code == 0, result.output
+    assert "fitted-2, 2 steps" in result.output
+    with sf.Engine.load(bundle.path) as engine:
+        expected = engine.sample(3, cond="bag", table=sf.StepTable.load(table), seed=0)
+    np.testing.assert_array_equal(np.load(path), expected)
+    assert run("interpolate", bundle.path, "-n", 2, "--table", table, "-o", tmp_path / "walk.png").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--steps", 3], "--table says all about the sampler: leave out --steps"),
+        (["--karras"], "--table says all about the sampler: leave out --karras"),
+        (["--sampler", "ddim", "--eta", 1], "--table says all about the sampler: leave out --sampler, --eta"),
+    ],
+)
+def test_a_table_says_all_about_the_sampler(bundle, table, tmp_path, arguments, message):
+    result = run("sample", bundle.path, "--table", table, *arguments, "-o", tmp_path / "one.png")
+    assert result.exit_code == 2
+    assert message in result.output
+
+
+def test_bad_tables_and_outputs_are_refused(bundle, tmp_path):
+    missing = run("sample", bundle.path, "--table", tmp_path / "no.npz", "-o", tmp_path / "one.png")
+    assert (missing.exit_code, missing.output) == (1, f"stepfuse: {tmp_path / 'no.npz'}: No such file or directory\n")
+    other = run("fit", bundle.path, *FEW, "-o", tmp_path / "table.png")
+    assert other.exit_code == 2
+    assert "--output must end in .npz, got 'table.png'" in other.output
+    (tmp_path / "there.npz").write_text("precious")
+    there = run("fit", bundle.path, *FEW, "-o", tmp_path / "there.npz")
+    assert there.exit_code == 1
+    assert "--force" in there.output
+    assert (tmp_path / "there.npz").read_text() == "precious"
