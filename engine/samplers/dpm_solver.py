@@ -16,6 +16,7 @@ from stepfuse.samplers.coefficients import (
     recorded,
     require_between,
 )
+from stepfuse.samplers.levels import LevelKind, LevelOptions
 from stepfuse.samplers.log_snr import solver_levels
 from stepfuse.samplers.schedule import Float64Array, NoiseSchedule, Spacing
 from stepfuse.samplers.table import StepTable
@@ -27,11 +28,16 @@ def dpmpp_2m(
     steps: int | None = None,
     *,
     timesteps: Sequence[float] | None = None,
+    sigmas: Sequence[float] | None = None,
     spacing: Spacing = "linspace",
     steps_offset: int = 0,
     prediction_type: PredictionType = "epsilon",
     clip: float | None = None,
     karras: bool = False,
+    levels: LevelKind = "schedule",
+    rho: float = 7.0,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
     order: int = 2,
     solver_type: Literal["midpoint", "heun"] = "midpoint",
     lower_order_final: bool = True,
@@ -45,7 +51,9 @@ def dpmpp_2m(
         schedule: As for ``ddim``, and so are the arguments not named here.
         steps: Number of network evaluations S, 1 ≤ S < T.
         spacing: As for ``ddim``, over S + 1 points of which the cleanest is left out, as diffusers does.
-        karras: Noise levels of Karras et al. (2022), Eq. 5 with ρ = 7, instead of ``spacing``.
+        karras: As for ``euler``, and so are ``sigmas``, ``levels``, ``rho``, ``sigma_min`` and ``sigma_max``; but the
+            ends are the schedule's, whatever ``spacing`` says, and timesteps whole: rounded, or with ``"exponential"``
+            and ``"beta"``, as in diffusers, truncated.
         order: 2, or 1 for DDIM's step at these levels.
         solver_type: How the estimate's slope is integrated: ``"midpoint"``, or exactly, as diffusers' ``"heun"``.
         lower_order_final: Whether the last step is of first order where S < 15. Towards a clean sample it always is.
@@ -54,17 +62,18 @@ def dpmpp_2m(
         A table of S rows, the noisiest timestep first.
 
     Raises:
-        ValueError: As for ``ddim``, and if ``steps`` reaches T without ``timesteps``, ``order`` is neither 1 nor 2,
+        ValueError: As for ``euler``, and if ``steps`` reaches T without ``timesteps``, ``order`` is neither 1 nor 2,
             ``solver_type`` is neither of the two, or ``final_alpha_cumprod`` is 0.
         TypeError: If ``steps`` or ``order`` is no whole number.
     """
-    t, sigmas = solver_levels(
-        schedule, steps, timesteps, spacing, steps_offset, prediction_type, final_alpha_cumprod, karras=karras
+    options = LevelOptions(levels, karras, rho, sigma_min, sigma_max, sigmas, timesteps)
+    t, ratios = solver_levels(
+        schedule, steps, timesteps, spacing, steps_offset, prediction_type, final_alpha_cumprod, options
     )
-    a = 1 / (1 + sigmas[:-1] ** 2)
+    a = 1 / (1 + ratios[:-1] ** 2)
     columns: Columns = {
         **clean_sample(prediction_type, a, clip),
-        **two_estimates(sigmas, order, solver_type, lower_order_final=lower_order_final),
+        **two_estimates(ratios, order, solver_type, lower_order_final=lower_order_final),
     }
     return build_table("dpmpp_2m", schedule, t, columns, preserving_levels(a), guidance_scale, guidance_interval)
 
