@@ -48,7 +48,7 @@ def fit(
     seed: Annotated[int, typer.Option(metavar="N", help="Of the first noise.")] = 0,
     compare: Annotated[
         bool,
-        typer.Option("--compare/--no-compare", help="Measure samplers made by hand on other noises, too."),
+        typer.Option("--compare/--no-compare", help="Measure it and all samplers made by hand on 256 other noises."),
     ] = True,
     output: Annotated[
         str,
@@ -96,11 +96,19 @@ def fit(
         checkpoint.unlink(missing_ok=True)
         found = []
         if compare:
-            report.say(f"compared on {_COMPARED} other noises, by RMS to the fine solution:")
+            report.say(f"written to {target.name}; compared on {_COMPARED} other noises, by RMS to the fine solution:")
             judge = Judge.for_model(sf.Bundle.load(model).name)
             distance = None if judge is None or conds else judge.distance
             after = max(seed + samples + held_out, _OTHERS)
-            found = against(engine, table, cond=cycled(_COMPARED), samples=_COMPARED, seed=after, judge=distance)
+            found = against(
+                engine,
+                table,
+                cond=cycled(_COMPARED),
+                samples=_COMPARED,
+                seed=after,
+                judge=distance,
+                progress=report.progress,
+            )
     report.show(_ranking(found))
     seconds = time.perf_counter() - began
     report.say(f"{table.sampler}, error {table.options['error']:g}, in {seconds:.0f} s; written to {target.name}")

@@ -13,7 +13,7 @@ import stepfuse as sf
 from stepfuse.bundle.foreign import next_step
 from stepfuse.bundle.pipeline_info import PipelineInfo
 from stepfuse.cli.console import Report, shown
-from stepfuse.cli.picture_info import picture_json, picture_rows
+from stepfuse.cli.picture_info import picture_json, picture_rows, table_rows
 from stepfuse.display import NAME, byte_size
 from stepfuse.pipeline.size import pixels_of
 from stepfuse.requests.bundle_defaults import check_defaults
@@ -23,13 +23,16 @@ _LONGEST = 2000  # characters of an entry: paths and licences are shown whole
 
 
 def info(
-    model: Annotated[str, typer.Argument(help="An embedded model's name, a bundle folder, or a picture.")],
+    model: Annotated[str, typer.Argument(help="An embedded model's name, a bundle folder, a picture or a table.")],
     *,
     report: Report,
 ) -> None:
-    """Say what a bundle is, after checking it, or how a picture was drawn."""
+    """Say what a bundle is, after checking it, what a table is, or how a picture was drawn."""
     path = Path(model)
-    if _is_picture(model, path):
+    if path.suffix.lower() == ".npz" and path.is_file():
+        saved = sf.StepTable.load(path)
+        rows, data = table_rows(saved), {"sampler": saved.sampler, "options": dict(saved.options), "rows": len(saved)}
+    elif _is_picture(model, path):
         rows, data = picture_rows(path), picture_json(path)
     else:
         bundle = sf.Bundle.load(model)

@@ -7,6 +7,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from stepfuse.samplers.names import steps_asked
+from stepfuse.samplers.table import StepTable
+
+_MOST_SHOWN = 20  # timesteps
+
 
 def picture_rows(path: Path) -> list[tuple[str, object]]:
     """What a picture says of how it was drawn, as rows of a name and a value.
@@ -48,12 +53,30 @@ def picture_json(path: Path) -> dict[str, Any]:
     return found
 
 
+def table_rows(table: StepTable) -> list[tuple[str, object]]:
+    """What a table's file says of it, as rows of a name and a value."""
+    kind = f"{len(table)} rows of {len(table.columns)} numbers, {table.registers} registers, {table.passes} passes"
+    return [
+        ("table", kind),
+        ("sampler", table.sampler),
+        *((name, _typed(value)) for name, value in table.options.items() if value is not None),
+        (
+            "timesteps",
+            ", ".join(f"{t:.4g}" for t in table["t"][:_MOST_SHOWN]) + (", ..." if len(table) > _MOST_SHOWN else ""),
+        ),
+    ]
+
+
 def _flat(made: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
     """Entries of objects by their own names, and those that have no value left out."""
     for name, value in made.items():
         if name == "format" or value is None:
             continue
-        if name == "model":
+        if name == "steps":
+            yield "steps", steps_asked(made["options"], value)
+        elif name == "steps_done":
+            yield "forwards done", value
+        elif name == "model":
             yield "model", value["name"]
             yield from ((f"sha256 of {file}", digest) for file, digest in value["files"].items())
         elif name == "options":

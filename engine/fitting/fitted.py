@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from stepfuse.samplers.table import StepTable
 _FEWEST = 20  # residuals a fitted number
 _TRIED_ON, _TRIED_ROUNDS = 16, 1  # noises and rounds of each start, before the best goes on
 _REFERENCE_STEPS = 100
+_SILENCE = 10  # seconds between lines
 _ALIKE = 1e-4  # of two predictions of the same states, relative
 
 
@@ -62,7 +64,8 @@ def fit(
         reference: The fine solution's table; None is ``unipc`` with 100 steps.
         seed: Of the noises: those of ``Engine.sample`` for ``seed``, ``seed + 1``, ...
         checkpoint: A file that the best round so far is kept in. A fit with the same arguments goes on from it.
-        progress: Called with a line of text after each round.
+        progress: Called with a line of text after each round that is the best so far, and every ten seconds. Where it
+            is given, a bar is shown of the fine solution.
 
     Returns:
         A table of ``steps`` rows, named ``fitted-8`` for 8. Its options have what it was fitted with, and ``error``,
@@ -90,9 +93,10 @@ def fit(
             f"samples must be at least {-(-_FEWEST * numbers // elements)} to fit {numbers} numbers to samples of"
             f" {elements} elements, got {samples}"
         )
-    say = progress or (lambda text: None)
+    say = _Speaker(progress or (lambda text: None))
     say(f"{samples + held_out} samples in {len(reference)} steps of {reference.sampler}")
-    whole = Problem.of(engine, samples + held_out, cond, reference, seed)
+    shown = progress is not None
+    whole = Problem.of(engine, samples + held_out, cond, reference, seed, progress=shown, tick=say.tick)
     _require_deterministic(whole, begins[0])
     fitted, others = whole.part(0, samples), whole.part(samples, samples + held_out)
     options = {
@@ -117,6 +121,24 @@ def fit(
 
     found = search(begin, fitted, others, rounds=rounds, after=report)
     return table_of(info, found.student, {**options, "error": float(f"{found.held_out:.4g}")})
+
+
+class _Speaker:
+    """Says lines, and where there is none to say for ten seconds, how far the fit is."""
+
+    def __init__(self, say: Callable[[str], object]) -> None:
+        self._say, self._passes, self._last = say, 0, time.monotonic()
+
+    def __call__(self, text: str) -> None:
+        """Says a line."""
+        self._say(text)
+        self._last = time.monotonic()
+
+    def tick(self, passes: int) -> None:
+        """Counts network passes."""
+        self._passes += passes
+        if time.monotonic() - self._last > _SILENCE:
+            self(f"{self._passes:,} network passes so far")
 
 
 def table_of(info: ModelInfo, student: Student, options: Mapping[str, Any]) -> StepTable:

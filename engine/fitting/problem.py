@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -40,16 +40,26 @@ class Problem:
         noise: Starting states, shape (n, *shape), float32.
         cond: Each sample's conditioning, as ``cond_per_sample`` gives it.
         target: Where a fine solution takes them, the same shape.
+        tick: Called after each run of the engine, with its network passes.
     """
 
     engine: Engine
     noise: Float32Array
     cond: Sequence[list[npt.NDArray[Any]] | None]
     target: Float32Array
+    tick: Callable[[int], object] = lambda passes: None
 
     @classmethod
     def of(
-        cls, engine: Engine, count: int, cond: Any, reference: StepTable, seed: int, *, progress: bool = False
+        cls,
+        engine: Engine,
+        count: int,
+        cond: Any,
+        reference: StepTable,
+        seed: int,
+        *,
+        progress: bool = False,
+        tick: Callable[[int], object] = lambda passes: None,
     ) -> Problem:
         """Noises of ``seed`` and those that follow, and where a table takes them.
 
@@ -60,17 +70,19 @@ class Problem:
             reference: The fine solution's table.
             seed: The first.
             progress: Whether a bar is shown.
+            tick: As in ``Problem``.
         """
         inputs = engine.info.cond
         names = next(iter(inputs.values())).names if len(inputs) == 1 else ()
         cond = [i % len(names) for i in range(count)] if cond is None and names else cond
         noise = np.stack([normal(one, engine.info.shape) for one in seeds_of(seed, count)])
-        problem = cls(engine, noise, cond_per_sample(inputs, cond, count), noise)
+        problem = cls(engine, noise, cond_per_sample(inputs, cond, count), noise, tick)
         return replace(problem, target=problem.sample(reference, reference.init_scale * noise, progress=progress))
 
     def part(self, first: int, last: int) -> Problem:
         """The samples from ``first`` to before ``last``."""
-        return Problem(self.engine, self.noise[first:last], self.cond[first:last], self.target[first:last])
+        noise, target = self.noise[first:last], self.target[first:last]
+        return Problem(self.engine, noise, self.cond[first:last], target, self.tick)
 
     def predict(self, student: Student, step: int, x: Float32Array) -> list[Float32Array]:
         """The network's predictions of states at a step, guided, and behind it the unconditional one if it is guided.
@@ -100,7 +112,9 @@ class Problem:
         cond = self.cond if cond is None else cond
         inputs = self.engine.info.cond
         named = {name: [row and row[i] for row in cond] for i, name in enumerate(inputs)}
-        return self.engine.sample(len(x), table=table, noise=x, cond=named or None, seed=0, progress=progress)
+        found = self.engine.sample(len(x), table=table, noise=x, cond=named or None, seed=0, progress=progress)
+        self.tick(len(x) * table.passes)
+        return found
 
     def run(
         self,

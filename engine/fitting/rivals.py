@@ -69,7 +69,7 @@ def compare(
     problem = Problem.of(engine, samples, cond, reference, seed, progress=progress)
     found = []
     for name, one in [(table.sampler, table), *rivals(engine, len(table), scale)]:
-        images = problem.sample(one, one.init_scale * problem.noise)
+        images = problem.sample(one, one.init_scale * problem.noise, progress=progress)
         found.append(Compared(name, one, rms(images - problem.target), judge and judge(images)))
     return sorted(found, key=lambda one: one.error)
 

@@ -53,7 +53,7 @@ def test_the_loop_is_the_network_and_the_oracle_of_the_step(engine, name):
     assert np.abs(image - x).max() <= tolerances.EMBEDDED_MODEL * np.abs(x).max()
 
 
-@pytest.mark.parametrize(("steps", "scale"), [(5, 1.0), (6, 3.0), (8, 1.0), (10, 3.0)])
+@pytest.mark.parametrize(("steps", "scale"), [(5, 1.0), (6, 3.0), (8, 3.0), (10, 1.0)])
 def test_its_fitted_tables_end_nearer_to_a_fine_solution_than_the_best_solvers(engine, steps, scale):
     """On noises of other seeds than they were fitted to; ``examples/fashion/tables.py --compare`` measures more."""
     how = {"guidance_scale": scale, "cond": [i % 10 for i in range(12)], "seed": 4_000_000}

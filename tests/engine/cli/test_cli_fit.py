@@ -30,6 +30,9 @@ def table(bundle):
     assert result.exit_code == 0, result.output
     assert f"; written to {path}" in result.output
     assert not path.with_name("two.npz.partial").exists()
+    shown = run("info", path).output
+    assert "2 rows of 32 numbers" in shown
+    assert "fitted-2" in shown
     return path
 
 

@@ -226,7 +226,7 @@ def test_info_says_how_a_picture_was_drawn(bundle, tmp_path):
         "tiny: bag, ddim, 2 steps",
         f"sha256 of denoiser.onnx {digest[:20]}",
         "spacing leading",
-        "steps_done 2",
+        "forwards done 2",
     ):
         assert fact in output
     found = json.loads(run("info", path, "--json").output)
