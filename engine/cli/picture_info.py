@@ -55,15 +55,13 @@ def picture_json(path: Path) -> dict[str, Any]:
 
 def table_rows(table: StepTable) -> list[tuple[str, object]]:
     """What a table's file says of it, as rows of a name and a value."""
+    more = ["..."] if len(table) > _MOST_SHOWN else []
     kind = f"{len(table)} rows of {len(table.columns)} numbers, {table.registers} registers, {table.passes} passes"
     return [
         ("table", kind),
         ("sampler", table.sampler),
         *((name, _typed(value)) for name, value in table.options.items() if value is not None),
-        (
-            "timesteps",
-            ", ".join(f"{t:.4g}" for t in table["t"][:_MOST_SHOWN]) + (", ..." if len(table) > _MOST_SHOWN else ""),
-        ),
+        ("timesteps", ", ".join([*(f"{t:.4g}" for t in table["t"][:_MOST_SHOWN]), *more])),
     ]
 
 

@@ -6,6 +6,7 @@ import ctypes
 import re
 from dataclasses import dataclass
 
+from stepfuse.display import listed
 from stepfuse.errors import PlanError
 
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_* of cuda.h
@@ -30,7 +31,9 @@ class Target:
     def __post_init__(self) -> None:
         given = tuple(self.compute_capabilities)
         if not given or not all(isinstance(one, str) and re.fullmatch(r"\d+\.\d", one) for one in given):
-            raise ValueError(f"compute_capabilities must be texts such as '8.9', at least one, got {given!r}")
+            raise ValueError(
+                f"compute_capabilities must be texts such as '8.9', at least one, got {listed(given) or 'none'}"
+            )
         ordered = sorted(set(given), key=lambda one: tuple(map(int, one.split("."))))
         object.__setattr__(self, "compute_capabilities", tuple(ordered))
         if bool(self.gpu) != bool(self.driver) or (self.gpu and len(ordered) != 1):
