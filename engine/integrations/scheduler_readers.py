@@ -19,6 +19,7 @@ FLOWS = (FLOW, "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler")
 DPM_SOLVER = "DPMSolverMultistepScheduler"
 #: What tells apart the samplers that ``DPM_SOLVER`` may be, its ``algorithm_type``.
 ALGORITHMS = {"dpmpp_2m": "dpmsolver++", "dpmpp_2m_sde": "sde-dpmsolver++"}
+_KARRAS_OF_ALL = ("LMSDiscreteScheduler", "DPMSolverSDEScheduler")  # they look for no ends of Karras' levels
 
 
 class EntryError(ValueError):
@@ -93,10 +94,8 @@ def flow_schedule_of(config: Entries) -> NoiseSchedule:
 
 
 def dynamic_shift_of(config: Entries) -> DynamicShift | None:
-    """How the shift of ``FLOW`` follows from a picture's size, where it does."""
-    if config.name != FLOW:  # which has all that this takes
-        if "use_dynamic_shifting" in config:
-            config.require("use_dynamic_shifting", False, None)
+    """How the shift of ``FLOWS`` follows from a picture's size, where it does."""
+    if "use_dynamic_shifting" not in config:
         return None
     kind = config.require("time_shift_type", "exponential", "linear")
     if not config["use_dynamic_shifting"]:
@@ -169,7 +168,7 @@ def _dpmpp_2s(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
     _require_all_levels(config, schedule)
     options = {
         "sampler": "dpmpp_2s",
-        **_levels(config, schedule, ends=False),
+        **_levels(config, schedule),
         "order": config.require("solver_order", 1, 2, 3),
         "solver_type": "heun" if solver_type == "heun" else "midpoint",
         "lower_order_final": bool(config["lower_order_final"]),
@@ -253,7 +252,7 @@ def _deis(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
 def _dpmpp_sde(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
     config.require("prediction_type", "epsilon", "v_prediction")
     config.require("noise_sampler_seed", None, why=", since noise comes from the seed of each request")
-    return {"sampler": "dpmpp_sde", **_levels(config, schedule, ends=False), **_spacing(config)}
+    return {"sampler": "dpmpp_sde", **_levels(config, schedule), **_spacing(config)}
 
 
 def _plms(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
@@ -267,13 +266,13 @@ def _plms(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
 
 
 def _lms(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
-    return {"sampler": "lms", **_levels(config, schedule, ends=False), **_spacing(config)}
+    return {"sampler": "lms", **_levels(config, schedule), **_spacing(config)}
 
 
 def _kdpm2(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
     config.require("prediction_type", "epsilon", "v_prediction")
     sampler = "kdpm2_ancestral" if config.name == "KDPM2AncestralDiscreteScheduler" else "kdpm2"
-    return {"sampler": sampler, **_levels(config, schedule, ends=False), **_spacing(config)}
+    return {"sampler": sampler, **_levels(config, schedule), **_spacing(config)}
 
 
 def _unipc(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
@@ -302,20 +301,18 @@ def flow_unipc(config: Entries) -> tuple[NoiseSchedule, dict[str, Any]]:
 
 
 def flow_sampler_of(config: Entries) -> dict[str, Any]:
-    """The sampler of ``FLOWS``."""
+    """The sampler of ``FLOWS``, with options of its noise levels."""
     if config.name == "FlowMatchHeunDiscreteScheduler":
         return {"sampler": "heun"}
     if config.get("scale_factors"):
         config.require("scale_factors", None, why=", since a step keeps its sample's size")
     # The clean estimate, noised to the next level, is the step of one class, and of the other with this entry.
-    if config.name == "FlowMatchLCMScheduler" or config["stochastic_sampling"]:
-        for key, others in {**dict.fromkeys(_RULES, (False, None)), "shift_terminal": (None, False)}.items():
-            config.require(key, *others)
-        if config.name == FLOW:
-            config.require("use_dynamic_shifting", False, None, why=" with stochastic_sampling")
-        return {"sampler": "lcm"}
-    bounds = 1 / config["num_train_timesteps"], 1.0
-    return {"sampler": "euler", **_shift_terminal(config), **_chosen_levels(config, bounds)}
+    is_consistency = config.name == "FlowMatchLCMScheduler" or config["stochastic_sampling"]
+    return {
+        "sampler": "lcm" if is_consistency else "euler",
+        **_shift_terminal(config),
+        **_chosen_levels(config, (1 / config["num_train_timesteps"], 1.0)),
+    }
 
 
 def _solver(config: Entries) -> dict[str, Any]:
@@ -370,12 +367,10 @@ def _require_signal(config: Entries) -> None:
         )
 
 
-def _levels(config: Entries, schedule: NoiseSchedule, *, ends: bool = True) -> dict[str, Any]:
-    """The noise levels that a scheduler takes, between the bounds of the schedule or, with ``ends``, narrower ones."""
+def _levels(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
+    """The noise levels that a scheduler takes, between the bounds of the schedule or narrower ones."""
     least, most = ((1 - a) / max(a, TINY_ALPHA) for a in schedule.alphas_cumprod[[0, -1]].tolist())
     options = _chosen_levels(config, (math.sqrt(least), math.sqrt(most)))
-    for key in () if ends else options.keys() & {"sigma_min", "sigma_max"}:
-        config.refuse(key, options[key], "None with other noise levels than the schedule's")
     if "levels" in options and options["levels"] != "karras":
         return options
     return {"karras": options.pop("levels", None) == "karras", **options}
@@ -391,6 +386,8 @@ def _chosen_levels(config: Entries, bounds: tuple[float, float]) -> dict[str, An
     options: dict[str, Any] = {"levels": _RULES[rules[0]]}
     low, high = bounds
     rule = f"a number within the schedule's noise levels, {low:.5g} to {high:.5g}, with {rules[0]}"
+    if rules[0] == "use_karras_sigmas" and config.name in _KARRAS_OF_ALL:
+        return options
     for key in ("sigma_min", "sigma_max"):  # entries of two classes, but every other looks for them too
         if config.given.get(key) is not None:
             options[key] = config.given[key]

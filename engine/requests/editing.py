@@ -78,7 +78,8 @@ def _begin_again(table: StepTable, strength: float, schedule: NoiseSchedule) -> 
         )
     begin, steps, timesteps = (whole.options[name] for name in ("begin", "steps", "timesteps"))
     if steps is None:
-        steps = begin + len(whole) if timesteps is None else len(timesteps)  # a row a step where sigmas are given
+        given = whole.options["sigmas"] if timesteps is None else timesteps
+        steps = len(given) - (timesteps is None and given[-1] == 0)  # sigmas may end with that of the clean sample
     steps -= begin
     rest = make(schedule, **{**whole.options, "begin": begin + steps - _steps_kept(steps, strength)})
     return replace(table, rows=rest.rows, options=rest.options, levels=rest.levels)

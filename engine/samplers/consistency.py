@@ -19,10 +19,11 @@ from stepfuse.samplers.coefficients import (
     preserving_levels,
     recorded,
     refuse_on_flows,
+    refuse_without_flow,
     require_between,
     step_count,
 )
-from stepfuse.samplers.levels import LevelOptions
+from stepfuse.samplers.levels import LevelKind, LevelOptions
 from stepfuse.samplers.schedule import Float64Array, NoiseSchedule
 from stepfuse.samplers.table import StepTable
 
@@ -35,9 +36,17 @@ def lcm(
     steps: int | None = None,
     *,
     timesteps: Sequence[float] | None = None,
+    sigmas: Sequence[float] | None = None,
     original_steps: int = _ORIGINAL_STEPS,
     prediction_type: PredictionType = "epsilon",
     clip: float | None = None,
+    karras: bool = False,
+    levels: LevelKind = "schedule",
+    rho: float = 7.0,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+    shift: float | None = None,
+    shift_terminal: float | None = None,
     guidance_scale: float = 1.0,
     guidance_interval: tuple[float, float] = (0.0, 1.0),
 ) -> StepTable:
@@ -48,7 +57,8 @@ def lcm(
     Args:
         schedule: As for ``ddim``, and so are the arguments not named here; or ``NoiseSchedule.flow(shift)``.
         steps: Number of network evaluations S, 1 ≤ S ≤ ``original_steps``; on a flow 1 ≤ S ≤ T.
-        timesteps: As for ``ddim``; on a flow as for ``euler``.
+        timesteps: As for ``ddim``; on a flow as for ``euler``, and so are the arguments that choose noise levels, which
+            are for flows alone.
         original_steps: Steps of the solver that the model was distilled with; S of these are taken. Not for flows, and
             neither are ``prediction_type`` and ``clip``.
         guidance_scale: As for ``ddim``; models distilled with guidance folded in take 1.
@@ -58,20 +68,28 @@ def lcm(
 
     Raises:
         ValueError: As for ``ddim``, and if ``steps`` exceeds ``original_steps``, or that exceeds T, or an argument is
-            given on a flow that is not for flows.
+            given that is of the other kind of schedule; on a flow as for ``euler``.
         TypeError: If ``steps`` or ``original_steps`` is no whole number.
     """
+    options = LevelOptions(levels, karras, rho, sigma_min, sigma_max, sigmas, timesteps, shift_terminal, shift)
     if schedule.is_flow:
         refuse_on_flows(
             original_steps=(original_steps, _ORIGINAL_STEPS),
             prediction_type=(prediction_type, "epsilon"),
             clip=(clip, None),
         )
-        sigma = flow_sigmas(schedule, steps, timesteps, LevelOptions(timesteps=timesteps))
+        sigma = flow_sigmas(schedule, steps, timesteps, options)
         after = np.append(sigma[1:], 0.0)
         columns: Columns = {"p_x": 1.0, "p_e": -sigma, "q_d": 1 - after, "q_z": after}
-        t, levels = sigma * schedule.num_train_timesteps, (1 - sigma, sigma)
-        return build_table("lcm", schedule, t, columns, levels, guidance_scale, guidance_interval)
+        t, visited = sigma * schedule.num_train_timesteps, (1 - sigma, sigma)
+        return build_table("lcm", schedule, t, columns, visited, guidance_scale, guidance_interval)
+    refuse_without_flow(
+        sigmas=(sigmas, None),
+        karras=(karras, False),
+        levels=(levels, "schedule"),
+        shift=(shift, None),
+        shift_terminal=(shift_terminal, None),
+    )
     t = _distilled_timesteps(schedule, steps, timesteps, original_steps)
     a, a_prev = alphas_at(schedule, t), alphas_at(schedule, np.append(t[1:], -1.0))
     c_skip, c_out = consistency(t)

@@ -48,13 +48,13 @@ def kdpm2(
     Args:
         schedule: As for ``euler``, variance-preserving alone; and so are the arguments not named here.
         steps: Number of noise levels S, 1 ≤ S ≤ T; the table has 2 S - 1 rows.
-        karras: As for ``euler``; their timesteps are rounded, as diffusers does it.
+        levels: As for ``euler``; timesteps of Karras' levels are rounded, as diffusers does it.
 
     Returns:
         A table of 2 S - 1 rows, the noisiest timestep first.
 
     Raises:
-        ValueError: As for ``ddim``.
+        ValueError: As for ``euler``.
         TypeError: If ``steps`` is no whole number.
     """
     options = LevelOptions(levels, karras, rho, sigma_min, sigma_max, sigmas, timesteps)
@@ -100,7 +100,7 @@ def kdpm2_ancestral(
         A table of 2 S - 1 rows, the noisiest timestep first.
 
     Raises:
-        ValueError: As for ``ddim``.
+        ValueError: As for ``euler``.
         TypeError: If ``steps`` is no whole number.
     """
     options = LevelOptions(levels, karras, rho, sigma_min, sigma_max, sigmas, timesteps)

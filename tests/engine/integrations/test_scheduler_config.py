@@ -99,6 +99,8 @@ CONFIGS = {
         {**SCALED, **V, "use_karras_sigmas": True, "timestep_spacing": "trailing"},
         {**COSINE, "prediction_type": "sample"},
         {**SCALED, "use_exponential_sigmas": True},
+        {**SCALED, "use_karras_sigmas": True, "sigma_min": 0.1},  # it looks for no ends there
+        {**SCALED, "use_beta_sigmas": True, "sigma_min": 0.1},
     ],
     "DPMSolverSinglestepScheduler": [
         {},
@@ -108,17 +110,20 @@ CONFIGS = {
         {**SCALED, "use_beta_sigmas": True},
         {**SCALED, **THRESHOLD, "final_sigmas_type": "sigma_min", "solver_type": "heun", "lambda_min_clipped": -5.1},
         {**SCALED, "final_sigmas_type": "sigma_min", "algorithm_type": "dpmsolver", "solver_order": 3},
+        {**SCALED, "use_exponential_sigmas": True, "final_sigmas_type": "sigma_min", "sigma_min": 0.1},
     ],
     "KDPM2DiscreteScheduler": [
         {"clip_sample": True},  # it has no such entry
         {**STABLE_DIFFUSION, **V},
         {"use_karras_sigmas": True, "timestep_spacing": "trailing"},
         {"use_beta_sigmas": True},
+        {**SCALED, "use_karras_sigmas": True, "sigma_min": 0.1, "sigma_max": 9.0},
     ],
     "KDPM2AncestralDiscreteScheduler": [
         {"clip_sample": True},
         {**STABLE_DIFFUSION, **V},
         {"use_karras_sigmas": True, "timestep_spacing": "trailing"},
+        {**SCALED, "use_exponential_sigmas": True},
     ],
     "TCDScheduler": [
         {},
@@ -130,10 +135,11 @@ CONFIGS = {
         {"shift": 3.0},
         {"shift": 3.0, "num_train_timesteps": 500},
         {"shift": 3.0, "stochastic_sampling": True},
+        {"shift": 3.0, "stochastic_sampling": True, "use_karras_sigmas": True},
         {"shift": 3.0, "use_beta_sigmas": True},
     ],
     "FlowMatchHeunDiscreteScheduler": [{"shift": 3.0, "num_train_timesteps": 500}],
-    "FlowMatchLCMScheduler": [{"shift": 3.0, "scale_factors": []}],
+    "FlowMatchLCMScheduler": [{"shift": 3.0, "scale_factors": []}, {"shift": 3.0, "use_exponential_sigmas": True}],
 }
 # With these a single step of diffusers leads from the noisiest level to itself, or is NaN.
 NO_SINGLE_STEP = ("shift_terminal", "sigma_min")
@@ -219,17 +225,16 @@ def test_epsilon_at_zero_signal_is_refused_by_the_sampler():
         ("EulerAncestralDiscreteScheduler", "prediction_type", "sample"),
         ("DEISMultistepScheduler", "thresholding", True),
         ("PNDMScheduler", "prediction_type", "sample"),
-        ("LMSDiscreteScheduler", "use_beta_sigmas", True),
         ("KDPM2DiscreteScheduler", "prediction_type", "sample"),
         ("DPMSolverSinglestepScheduler", "algorithm_type", "sde-dpmsolver++"),
         ("DPMSolverSinglestepScheduler", "use_flow_sigmas", True),
-        ("KDPM2AncestralDiscreteScheduler", "use_exponential_sigmas", True),
+        ("KDPM2AncestralDiscreteScheduler", "prediction_type", "sample"),
         ("UniPCMultistepScheduler", "solver_order", 4),
         ("UniPCMultistepScheduler", "shift_terminal", 0.1),
         ("UniPCMultistepScheduler", "prediction_type", "flow_prediction"),
         ("UniPCMultistepScheduler", "disable_corrector", ["0"]),
         ("FlowMatchEulerDiscreteScheduler", "invert_sigmas", True),
-        ("FlowMatchLCMScheduler", "use_karras_sigmas", True),
+        ("FlowMatchLCMScheduler", "invert_sigmas", True),
     ],
 )
 def test_what_changes_the_numbers_is_refused_by_name_and_value(name, entry, value):

@@ -118,7 +118,7 @@ def scheduler_of(name, config):
     scheduler = peers.scheduler_class(name).from_config(config)
     for levels in {"alphas_cumprod", "final_alpha_cumprod"} & vars(scheduler).keys():
         setattr(scheduler, levels, getattr(scheduler, levels).double())
-    moving = name == "FlowMatchEulerDiscreteScheduler" and config.get("use_dynamic_shifting")
+    moving = name.startswith("Flow") and config.get("use_dynamic_shifting")
     with peers.double_levels(scheduler):
         scheduler.set_timesteps(STEPS, **({"mu": MU} if moving else {}))
     if hasattr(scheduler, "sigmas"):

@@ -160,6 +160,8 @@ def test_text_of_the_web_interface_is_read():
     assert sampler_of({"Sampler": "Heun", "Schedule type": "Karras"}) == ("heun", {"karras": True})
     assert sampler_of({"Sampler": "Heun", "Schedule type": "Automatic"}) == ("heun", {})
     assert sampler_of({"Sampler": "DDIM CFG++"}) == ("ddim", {"cfg_pp": True})
+    mixed = {"Sampler": "Euler CFG++", "Schedule type": "Beta"}
+    assert sampler_of(mixed) == ("euler", {"levels": "beta", "cfg_pp": True})
     assert sampler_of({"Sampler": "Restart"}) == (None, {})
     assert read_webui_text("a cat, 1: 2") == {"Prompt": "a cat, 1: 2"}
 

@@ -148,6 +148,21 @@ def test_heun_and_lcm_on_a_flow_do_too(sampler, name, value):
 
 
 @pytest.mark.parametrize(
+    ("sampler", "name", "value"),
+    [
+        ("heun", "shift", 3.0),
+        ("heun", "shift_terminal", 0.1),
+        ("lcm", "shift", 3.0),
+        ("lcm", "karras", True),
+        ("lcm", "levels", "beta"),
+    ],
+)
+def test_heun_and_lcm_refuse_what_is_for_flows_alone(sampler, name, value):
+    with pytest.raises(ValueError, match=f"^{name} must be left out without a flow schedule, got {value!r}$"):
+        SAMPLERS[sampler](LINEAR, 5, **{name: value})
+
+
+@pytest.mark.parametrize(
     "option", [{"clip": 1.0}, {"predict_x0": False}, {"final_alpha_cumprod": 0.9}, {"karras": True}, {"levels": "beta"}]
 )
 def test_unipc_on_a_flow_does_too(option):

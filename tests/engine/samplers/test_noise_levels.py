@@ -1,11 +1,14 @@
 """Which noise levels a run visits: against diffusers' schedulers over whole runs, and what is refused."""
 
+from inspect import signature
+
 import numpy as np
 import peers
 import pytest
 import support
 
 import stepfuse as sf
+from stepfuse.requests.editing import begin_late
 from stepfuse.requests.resolution import compile_table
 from stepfuse.samplers import AYS, SAMPLERS
 from stepfuse.samplers.beta_quantile import beta_quantile
@@ -42,6 +45,13 @@ MORE = [
     ("euler", {"levels": "beta", "shift_terminal": 0.1}, "shift-3"),
     ("euler", {"shift_terminal": 0.1}, "shift-3"),
     ("unipc", {"shift_terminal": 0.1}, "shift-3"),
+    ("lcm", {"karras": True, "shift_terminal": 0.1}, "shift-3"),
+    ("dpmpp_2m_sde", {"levels": "lu"}, "scaled"),
+    ("dpmpp_2m_sde", {"karras": True, "sigma_min": 0.1, "sigma_max": 10.0}, "scaled"),
+    ("dpmpp_2s", {"karras": True, "sigma_min": 0.1, "order": 3}, "scaled"),
+    ("kdpm2", {"karras": True, "sigma_min": 0.1, "sigma_max": 10.0}, "scaled"),
+    ("lms", {"levels": "beta", "sigma_min": 0.1}, "scaled"),
+    ("dpmpp_sde", {"levels": "exponential", "sigma_max": 10.0, "spacing": "trailing"}, "linear"),
 ]
 
 
@@ -132,13 +142,44 @@ def test_levels_of_ancestral_steps_are_those_of_euler(monkeypatch):
     same(ours(SCALED, sf.samplers.euler_ancestral(SCALED, 7, levels="karras")), want, "euler_ancestral")
 
 
-@pytest.mark.parametrize("sampler", [*CASES, "euler_ancestral"])
+TWO_ROWS = ("heun", "dpmpp_sde", "kdpm2", "kdpm2_ancestral")
+CHOOSING = [name for name, make in SAMPLERS.items() if "rho" in signature(make).parameters and name != "lcm"]
+
+
+@pytest.mark.parametrize("sampler", CHOOSING)
 def test_the_levels_of_a_rule_given_as_a_list_are_the_same_steps(sampler):
     table = SAMPLERS[sampler](SCALED, 6, karras=True)
-    levels = table.levels[::2] if sampler == "heun" else table.levels[:-1]
+    levels = table.levels[::2] if sampler in TWO_ROWS else table.levels[:-1]
     own = SAMPLERS[sampler](SCALED, sigmas=levels[:, 1] / levels[:, 0])
     np.testing.assert_allclose(own.rows, table.rows, rtol=1e-6, atol=1e-6)
     assert SAMPLERS[sampler](SCALED, 6, levels="karras").rows.tobytes() == table.rows.tobytes()
+
+
+def test_every_sampler_that_takes_karras_takes_other_levels():
+    for name, make in SAMPLERS.items():
+        taken = signature(make).parameters.keys() & {"karras", "levels", "rho", "sigma_min", "sigma_max", "sigmas"}
+        assert len(taken) in (0, 6), name
+    assert len(CHOOSING) == 14
+
+
+@pytest.mark.parametrize(
+    "options", [{"levels": "beta"}, {"karras": True, "rho": 5.0}, {"sigmas": [1.0, 0.7, 0.1]}], ids=str
+)
+def test_every_sampler_on_a_flow_has_the_same_levels(options):
+    options = {"steps": None if "sigmas" in options else 5, "shift": 2.0, "shift_terminal": 0.05, **options}
+    euler = sf.samplers.euler(FLOW, **options).levels
+    np.testing.assert_array_equal(sf.samplers.lcm(FLOW, **options).levels, euler)
+    np.testing.assert_array_equal(sf.samplers.heun(FLOW, **options).levels[::2], euler[:-1])
+
+
+@pytest.mark.parametrize(
+    "options", [{"levels": "exponential"}, {"levels": "beta"}, {"sigmas": AYS["sd15"].sigmas}], ids=str
+)
+def test_dpmpp_3m_sde_steps_over_the_levels_of_dpmpp_2m(options):
+    steps = None if "sigmas" in options else 8
+    third, second = (make(SCALED, steps, **options) for make in (sf.samplers.dpmpp_3m_sde, sf.samplers.dpmpp_2m))
+    np.testing.assert_array_equal(third.levels, second.levels)
+    np.testing.assert_array_equal(third["t"], second["t"])
 
 
 def test_levels_of_karras_have_their_exponent():
@@ -239,6 +280,13 @@ def test_a_caller_s_choice_of_levels_replaces_the_model_s():
         steps = None if options.keys() & {"sigmas", "timesteps"} else 6
         assert table.rows.tobytes() == sf.samplers.euler(SCALED, steps, **options).rows.tobytes()
     assert compile_table(info, None, None, None, None, {"rho": 5.0}).options["karras"]
+
+
+def test_the_last_steps_of_two_rows_over_own_levels():
+    sigmas = AYS["sd15"].sigmas
+    table = sf.samplers.dpmpp_sde(SCALED, sigmas=sigmas)
+    late = begin_late(table, 0.5, SCALED)
+    np.testing.assert_array_equal(late.rows, sf.samplers.dpmpp_sde(SCALED, sigmas=sigmas, begin=5).rows)
 
 
 def test_the_last_steps_of_a_run_over_own_levels():

@@ -27,6 +27,7 @@ PREDICTIONS = {"eps": {}, "v": V, "x0": X0, "guided": {"guidance_scale": 3.0}}
 CLIPPED = {"clip": {"clip": 1.0}, "clip-v": {**V, "clip": 0.7}}
 SPACED = {name: {"spacing": name} for name in ("leading", "trailing", "linspace")}
 SPACED["offset"] = {"spacing": "leading", "steps_offset": 1}
+LEVELS = {"exponential": {"levels": "exponential"}, "beta": {"levels": "beta"}}
 CASES = {
     "ddim": {
         **PREDICTIONS,
@@ -65,11 +66,13 @@ CASES = {
         "order-1": {"order": 1},
         "heun": {"solver_type": "heun"},
         "heun-karras": {"solver_type": "heun", "karras": True},
+        **LEVELS,
         "sigma-min": FIRST_ALPHA,
         "second-order-end": {**FIRST_ALPHA, "lower_order_final": False},
     },
     "dpmpp_sde": {  # diffusers has no "sample"
         "eps": {},
+        **LEVELS,
         "v": V,
         "guided": {"guidance_scale": 3.0},
         **SPACED,
@@ -128,6 +131,7 @@ CASES = {
     },
 }
 CASES["lms"] = {
+    **LEVELS,
     **PREDICTIONS,
     **SPACED,
     "karras": {"karras": True},
@@ -137,6 +141,7 @@ CASES["lms"] = {
     "order-3": {"order": 3},
 }
 _MIDPOINT = {
+    **LEVELS,
     "eps": {},
     "v": V,
     "guided": {"guidance_scale": 3.0},
@@ -146,6 +151,7 @@ _MIDPOINT = {
 }
 CASES |= {"kdpm2": _MIDPOINT, "kdpm2_ancestral": _MIDPOINT}
 CASES["dpmpp_2s"] = {
+    **LEVELS,
     **PREDICTIONS,
     "karras": {"karras": True},
     "karras-v": {**V, "karras": True, "order": 3},
@@ -164,7 +170,7 @@ NO_ZERO_SNR = {"dpmpp_sde", "heun", "deis", "plms", *ALL_COUNTS}  # diffusers' c
 FLOW_CASES = {
     "euler": {"flow": {}, "guided": {"guidance_scale": 3.0}},
     "heun": {"flow": {}, "guided": {"guidance_scale": 3.0}},
-    "lcm": {"flow": {}, "guided": {"guidance_scale": 3.0}},
+    "lcm": {"flow": {}, "guided": {"guidance_scale": 3.0}, **LEVELS},
     "unipc": {"flow": {}, "order-1": {"order": 1}, "order-3": {"order": 3, "guidance_scale": 3.0}},
 }
 
