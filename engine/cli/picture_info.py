@@ -56,7 +56,7 @@ def picture_json(path: Path) -> dict[str, Any]:
 def table_rows(table: StepTable) -> list[tuple[str, object]]:
     """What a table's file says of it, as rows of a name and a value."""
     more = ["..."] if len(table) > _MOST_SHOWN else []
-    kind = f"{len(table)} rows of {len(table.columns)} numbers, {table.registers} registers, {table.passes} passes"
+    kind = f"{len(table)} rows of {len(table.columns)} numbers, registers: {table.registers}, passes: {table.passes}"
     return [
         ("table", kind),
         ("sampler", table.sampler),

@@ -31,9 +31,8 @@ class Target:
     def __post_init__(self) -> None:
         given = tuple(self.compute_capabilities)
         if not given or not all(isinstance(one, str) and re.fullmatch(r"\d+\.\d", one) for one in given):
-            raise ValueError(
-                f"compute_capabilities must be texts such as '8.9', at least one, got {listed(given) or 'none'}"
-            )
+            shown = listed(given) or "none"
+            raise ValueError(f"compute_capabilities must be texts such as '8.9', at least one, got {shown}")
         ordered = sorted(set(given), key=lambda one: tuple(map(int, one.split("."))))
         object.__setattr__(self, "compute_capabilities", tuple(ordered))
         if bool(self.gpu) != bool(self.driver) or (self.gpu and len(ordered) != 1):

@@ -31,7 +31,7 @@ def table(bundle):
     assert f"; written to {path}" in result.output
     assert not path.with_name("two.npz.partial").exists()
     shown = run("info", path).output
-    assert "2 rows of 32 numbers" in shown
+    assert "2 rows of 16 numbers, registers: 1" in shown
     assert "fitted-2" in shown
     return path
 

@@ -73,7 +73,7 @@ def test_a_profile_is_read_from_text():
 
 @pytest.mark.parametrize(("rows", "sizes"), [("", None), ("1,2", None), ("-1", None), ("1", "64"), ("1", "64x64,8x8")])
 def test_a_text_that_is_no_profile_is_refused(rows, sizes):
-    with pytest.raises(ValueError, match=r"(rows|sizes) must be as"):
+    with pytest.raises(ValueError, match=r"(rows|sizes) must be one"):
         Profile.of(rows, sizes)
 
 
