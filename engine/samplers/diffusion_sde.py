@@ -134,7 +134,7 @@ def dpmpp_3m_sde(
     updates = []
     for i, h in enumerate(length):
         decay = (1 + eta) * h
-        shrunk = (ratios[i + 1] / ratios[i]) ** eta  # e^(-eta h)
+        shrunk = min(ratios[i + 1] / ratios[i], 1.0) ** eta  # e^(-eta h); the last level may be rounded above its own
         kept, drawn = noise[i + 1] / noise[i] * shrunk, noise[i + 1] * np.sqrt(1 - shrunk**2)
         towards = -np.expm1(-decay) * D
         if i > 0 and SAME_LEVEL < h < np.inf:
