@@ -74,7 +74,7 @@ BAD = {
     "steps-float": ({"steps": 10.0}, TypeError, "steps must be a whole number, got 10.0"),
     "steps-length": ({"steps": [1, 2, 3]}, ValueError, "steps must be one value, or .* 2 samples, got 3"),
     "sampler-unknown": ({"sampler": "dpm2"}, ValueError, "sampler must be one of ddim, ddpm, .*, got 'dpm2'"),
-    "option-unknown": ({"sampler": "lcm", "karras": True}, TypeError, "sampler 'lcm' takes steps, .*, got karras"),
+    "option-unknown": ({"sampler": "ddim", "karras": True}, TypeError, "sampler 'ddim' takes steps, .*, got karras"),
     "option-bad": ({"spacing": "even"}, ValueError, "spacing must be 'leading', 'trailing' or 'linspace', got 'even'"),
     "seed-negative": ({"seed": -1}, ValueError, "seed must be between 0 and 2^64 - 1, got -1"),
     "seed-too-large": (

@@ -12,6 +12,7 @@ from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
 
 import stepfuse as sf
+from stepfuse.bundle.identity import ModelIdentity
 from stepfuse.pipeline.image_files import SUFFIXES
 from stepfuse.pipeline.provenance import MOST_BYTES, digest_of
 from stepfuse.pipeline.saved_entries import read_entries
@@ -247,5 +248,5 @@ def test_the_picture_of_the_readme_is_what_the_embedded_model_draws():
     bundle = sf.Bundle.load("fashion")
     with sf.Engine.load(bundle, threads=1) as engine:
         assert made.table == engine.table().digest
-    assert made.model.files == {name: entry["sha256"] for name, entry in bundle.files.items()}
+    assert made.model == ModelIdentity.of(bundle)
     assert (made.version, made.number, made.seed, made.columns) == (sf.__version__, 30, 0, 10)

@@ -123,7 +123,7 @@ def test_the_first_tensorrt_that_is_installed_is_taken(monkeypatch):
 def test_without_tensorrt_the_error_names_the_remedy(monkeypatch):
     for name in ("tensorrt", "tensorrt_rtx"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ImportError, match=r"tensorrt: .*; tensorrt_rtx: .*pip install 'stepfuse\[tensorrt\]'"):
+    with pytest.raises(ImportError, match=r"tensorrt: .*; tensorrt_rtx: .*pip install '\S+\[tensorrt\]'"):
         find_library()
     with pytest.raises(ValueError, match="library must be one of tensorrt, tensorrt_rtx, got 'trt'"):
         find_library("trt")

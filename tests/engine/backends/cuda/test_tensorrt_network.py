@@ -414,7 +414,7 @@ def test_a_plan_of_a_library_that_is_not_installed_is_refused(made, installed):
 
 def test_without_tensorrt_the_error_names_what_to_install(made, bundle, installed):
     installed()
-    with pytest.raises(ImportError, match=r"plans need TensorRT \(tensorrt: .*pip install 'stepfuse\[tensorrt\]'"):
+    with pytest.raises(ImportError, match=r"plans need TensorRT \(tensorrt: .*pip install '\S+\[tensorrt\]'"):
         open_network(bundle, bundle.info, sf.Cuda(backend="tensorrt"), 16)
 
 
