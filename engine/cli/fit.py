@@ -90,7 +90,7 @@ def fit(
             registers=registers,
             seed=seed,
             checkpoint=checkpoint,
-            progress=report.say,
+            progress=report.say if report.progress else None,
         )
         target.write(table.save)
         checkpoint.unlink(missing_ok=True)
