@@ -70,6 +70,8 @@ def fit(
     from stepfuse.fitting import fit as run
 
     target = target_of(output, (".npz",))
+    if target.is_stdout:
+        raise ValueError("--output must name a file: a fit goes on from what is kept beside it, got '-'")
     target.prepare(force=force)
     checkpoint = Path(f"{output}.partial")
     began = time.perf_counter()

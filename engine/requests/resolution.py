@@ -228,19 +228,20 @@ def compile_table(
 def fitted_table(info: ModelInfo, tables: Sequence[StepTable], given: Mapping[str, Any]) -> StepTable:
     """One of a model's own tables of one name: that whose options are those given, None being left out.
 
+    Guidance is the model's default where none is given, as for every sampler.
+
     Raises:
         ValueError: If none has these options.
     """
     adaptive = {name: given.get(name, info.defaults.get(name)) for name in ADAPTIVE}
     asked = {name: value for name, value in given.items() if value is not None and name not in ADAPTIVE}
+    asked.setdefault("guidance_scale", info.defaults.get("guidance_scale", 1.0))
     found = [one for one in tables if all(one.options.get(name) == value for name, value in asked.items())]
     if not found:
         known = "; or ".join(", ".join(f"{name} {value}" for name, value in one.options.items()) for one in tables)
         shown = ", ".join(f"{name} {printable(value, NAME)}" for name, value in asked.items())
         raise ValueError(f"sampler {tables[0].sampler!r} is a table that was made for {known}, got {shown}")
-    default = info.defaults.get("guidance_scale", 1.0)
-    best = next((one for one in found if one.options.get("guidance_scale") == default), found[0])
-    return _adapt(best, {name: value for name, value in adaptive.items() if value is not None})
+    return _adapt(found[0], {name: value for name, value in adaptive.items() if value is not None})
 
 
 def _adapt(table: StepTable, options: Mapping[str, Any]) -> StepTable:

@@ -62,3 +62,10 @@ def test_its_fitted_tables_end_nearer_to_a_fine_solution_than_the_best_solvers(e
     errors = [np.sqrt(np.mean((engine.sample(12, steps=steps, **one, **how) - fine) ** 2)) for one in by_hand]
     fitted = engine.sample(12, sampler=f"fitted-{steps}", **how)
     assert np.sqrt(np.mean((fitted - fine) ** 2)) < 0.8 * min(errors)
+
+
+def test_a_table_for_another_guidance_than_the_model_s_has_to_be_asked_for(engine):
+    with pytest.raises(ValueError, match=r"'fitted-10' is a table that was made for .*, got guidance_scale 3"):
+        engine.table(sampler="fitted-10")
+    assert engine.table(sampler="fitted-10", guidance_scale=1).options["guidance_scale"] == 1
+    assert engine.table(sampler="fitted-8").options["guidance_scale"] == 3

@@ -82,6 +82,8 @@ def test_bad_tables_and_outputs_are_refused(bundle, tmp_path):
     other = run("fit", bundle.path, *FEW, "-o", tmp_path / "table.png")
     assert other.exit_code == 2
     assert "--output must end in .npz, got 'table.png'" in other.output
+    pipe = run("fit", bundle.path, *FEW, "-o", "-")
+    assert (pipe.exit_code, "--output must name a file" in pipe.output) == (2, True)
     (tmp_path / "there.npz").write_text("precious")
     there = run("fit", bundle.path, *FEW, "-o", tmp_path / "there.npz")
     assert there.exit_code == 1
