@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
 from stepfuse.engine import Engine
+from stepfuse.fitting.hand_made import hand_made
 from stepfuse.fitting.problem import Problem, fine_table, rms
-from stepfuse.samplers import SAMPLERS
 from stepfuse.samplers.table import StepTable
 
-_LEVELS: tuple[dict[str, Any], ...] = (
-    {"spacing": "trailing"},
-    {"spacing": "leading"},
-    {"spacing": "linspace"},
-    {"karras": True},
-    {},
-)
-_ORDERS: tuple[dict[str, Any], ...] = ({}, {"order": 3}, {"order": 1})
 _OTHERS = 10**6  # seeds from here on: noises that no table was fitted to
 
 
@@ -74,7 +64,7 @@ def compare(
     return sorted(found, key=lambda one: one.error)
 
 
-def rivals(engine: Engine, forwards: int, guidance_scale: float) -> Sequence[tuple[str, StepTable]]:
+def rivals(engine: Engine, forwards: int, guidance_scale: float) -> list[tuple[str, StepTable]]:
     """All deterministic samplers that a model takes with this many forwards, each on the noise levels it may have.
 
     Args:
@@ -85,22 +75,5 @@ def rivals(engine: Engine, forwards: int, guidance_scale: float) -> Sequence[tup
     Returns:
         Names and tables, each different.
     """
-    found: dict[bytes, tuple[str, StepTable]] = {}
-    for sampler, levels, order in product(SAMPLERS, _LEVELS, _ORDERS):
-        for steps in _steps(sampler, forwards):
-            try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # of a late start: it will not be the best
-                    table = engine.table(sampler=sampler, steps=steps, guidance_scale=guidance_scale, **levels, **order)
-            except (ValueError, TypeError):  # it has no such option, or not with these steps
-                continue
-            if len(table) == forwards and not table.uses_noise:
-                said = [name if value is True else f"{name} {value}" for name, value in {**levels, **order}.items()]
-                found.setdefault(table.rows.tobytes(), (", ".join([sampler, *said]), table))
-    return list(found.values())
-
-
-def _steps(sampler: str, forwards: int) -> Iterator[int]:
-    """Steps that a sampler may be asked for to take this many forwards; the naive baseline is none."""
-    if sampler != "ddpm_strided":
-        yield from sorted({forwards, forwards - 1, (forwards + 1) // 2} - {0}, reverse=True)
+    known = hand_made(engine, forwards, guidance_scale)
+    return [(one.name, one.table) for one in known if len(one.table) == forwards and not one.table.uses_noise]

@@ -1,0 +1,275 @@
+"""Every sampler on every choice of noise levels, at equal forwards: how far its samples are from the exact ones.
+
+    python benchmarks/frontier.py                          # all: an hour on two idle cores; goes on where it was stopped
+    python benchmarks/frontier.py --draw                   # docs/frontier.png, of the committed JSON
+    python benchmarks/frontier.py --table                  # the table of docs/frontier.md, of the committed JSON
+    python benchmarks/frontier.py --quick                  # few samplers, noises and forwards: to see it work, not to quote
+
+Samplers are those of ``stepfuse.samplers.SAMPLERS``, so that a new one is measured by the next run, and no other again:
+what was measured is kept in ``build/frontier``, by problem and table.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from frontier_problems import Array, Problem, fashion_problem, mixture_problem
+from frontier_results import FITTED, MARK, markdown, matrix
+from report import RESULTS, TablesReport
+
+from stepfuse.fitting.hand_made import HandMade, hand_made
+from stepfuse.samplers import SAMPLERS
+
+ROOT = Path(__file__).parent.parent
+KEPT, PICTURE = ROOT / "build" / "frontier", ROOT / "docs" / "frontier.png"
+FORWARDS = (4, 5, 6, 8, 10, 15, 20)
+MANY = 50  # forwards, of those alone that are measured in full at the most of the others
+LEADERS = 3  # without noise, and as many with it: measured at that number
+NEAR, FAR = 1.1, 2.0  # times the least error: what is nearer is measured in full, what is farther is not
+YARDSTICK = "ddim"  # measured in full wherever it is
+
+UNFAIR = (
+    "Each sampler is shown with the noise levels and order that were best for it, chosen on some of the noises.",
+    "One small network of 28 x 28 pixels and one mixture: on another model the order may differ.",
+    "Fitted tables were made for this network and guidance scale; what is made by hand is made for any.",
+    "Of samplers with noise the distance alone is measured: they follow no fixed path.",
+    "What is screened out is listed with fewer noises and, if it adds no noise, without a distance.",
+    "The network's exact solution is a fine one of 200 steps of unipc, which may be nearer to unipc's own way.",
+)
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured.
+
+    Attributes:
+        problems: What makes them.
+        forwards: Of the network a sample, the fewest first.
+        many: More forwards, of the best alone; None leaves them out.
+        samplers: Names.
+    """
+
+    problems: Sequence[Any]
+    forwards: Sequence[int]
+    many: int | None
+    samplers: Sequence[str]
+
+
+SCREENED = (16, 80)  # a distance needs more images than the judge has features, 64
+FULL = Size(
+    (
+        partial(mixture_problem, 1024, (64, 256)),
+        partial(fashion_problem, 1.0, 192, SCREENED),
+        partial(fashion_problem, 3.0, 192, SCREENED),
+    ),
+    FORWARDS,
+    MANY,
+    tuple(SAMPLERS),
+)
+QUICK = Size(
+    (partial(mixture_problem, 66, (4, 8), steps=40), partial(fashion_problem, 1.0, 66, (2, 66), steps=4, threads=1)),
+    (2, 3),
+    None,
+    ("ddim", "unipc", "euler_ancestral"),
+)
+
+
+class Ledger:
+    """What was measured, by problem and table, in a file that grows by a line each.
+
+    Args:
+        path: Of the file; None keeps nothing.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        lines = path.read_text().splitlines() if path and path.exists() else []
+        self._known: dict[str, dict[str, Any]] = dict(json.loads(line) for line in lines)
+
+    def measured(
+        self, problem: Problem, exact: Array, entries: Sequence[HandMade], count: int, *, judged: bool
+    ) -> list[dict[str, Any]]:
+        """The figures of each table on the first ``count`` noises; draws what is not known.
+
+        Args:
+            problem: What is sampled.
+            exact: Its exact solution.
+            entries: Tables with their names.
+            count: Noises.
+            judged: Whether the distance is measured.
+        """
+        keys = [f"{problem.key}/{entry.table.digest}/{count}/{judged}" for entry in entries]
+        missing = [(key, entry) for key, entry in zip(keys, entries, strict=True) if key not in self._known]
+        samples = problem.sample([entry.table for _, entry in missing], count)
+        for (key, entry), drawn in zip(missing, samples, strict=True):
+            self._known[key] = figures(problem, exact, entry, drawn, judged=judged)
+            if self._path:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                with self._path.open("a") as file:
+                    file.write(json.dumps([key, self._known[key]]) + "\n")
+        return [self._known[key] for key in keys]
+
+
+def figures(problem: Problem, exact: Array, entry: HandMade, drawn: Array, *, judged: bool) -> dict[str, Any]:
+    """RMS to the exact solution with its standard error, for a table without noise, and the distance if it is judged."""
+    found: dict[str, Any] = {"samples": len(drawn)}
+    if not entry.table.uses_noise:
+        squares = ((drawn - exact[: len(drawn)]) ** 2).reshape(len(drawn), -1).mean(1)
+        error = float(np.sqrt(squares.mean()))
+        found["rms"] = error
+        found["rms_standard_error"] = float(squares.std(ddof=1) / np.sqrt(len(squares)) / (2 * error))
+    if judged:
+        found["distance"] = problem.distance(drawn)
+    return found
+
+
+def run(problem: Problem, size: Size, ledger: Ledger, exact: Array) -> Iterator[list[dict[str, Any]]]:
+    """Measures a problem; yields its rows after each number of forwards."""
+    rows: list[dict[str, Any]] = []
+    for forwards in size.forwards:
+        chosen, others = screen(problem, entries_of(problem, forwards, size), ledger, exact)
+        chosen += fitted(problem, forwards)
+        measured = ledger.measured(problem, exact, chosen, problem.samples, judged=True)
+        last = list(zip(chosen, measured, strict=True))
+        rows += [described(problem, forwards, entry) | found for entry, found in [*last, *others]]
+        yield rows
+    if size.many:
+        ways = leaders(last)
+        chosen = [entry for entry in entries_of(problem, size.many, size) if way(entry) in ways]
+        measured = ledger.measured(problem, exact, chosen, problem.samples, judged=True)
+        pairs = zip(chosen, measured, strict=True)
+        rows += [described(problem, size.many, entry) | found for entry, found in pairs]
+        yield rows
+
+
+def entries_of(problem: Problem, forwards: int, size: Size) -> list[HandMade]:
+    """All tables made by hand, within so many forwards."""
+    return hand_made(problem.engine, forwards, problem.guidance_scale, samplers=size.samplers)
+
+
+def screen(
+    problem: Problem, entries: Sequence[HandMade], ledger: Ledger, exact: Array
+) -> tuple[list[HandMade], list[tuple[HandMade, dict[str, Any]]]]:
+    """What is measured in full, and the others with their figures, of few noises.
+
+    Each sampler's best is, unless its error is far above the least, and what is near the least.
+    """
+    chosen: list[HandMade] = []
+    others: list[tuple[HandMade, dict[str, Any]]] = []
+    for noisy, count, figure in zip((False, True), problem.screened, ("rms", "distance"), strict=True):
+        group = [one for one in entries if one.table.uses_noise == noisy]
+        found = ledger.measured(problem, exact, group, count, judged=noisy)
+        values = [one[figure] for one in found]
+        best: dict[str, float] = {}
+        for entry, value in zip(group, values, strict=True):
+            best[entry.sampler] = min(value, best.get(entry.sampler, value))
+        for entry, value, one in zip(group, values, found, strict=True):
+            its_best = value == best[entry.sampler]
+            within = noisy or value <= FAR * min(values) or entry.sampler == YARDSTICK
+            if (its_best and within) or (not noisy and value <= NEAR * min(values)):
+                chosen.append(entry)
+            else:
+                others.append((entry, one))
+    return chosen, others
+
+
+def leaders(measured: Sequence[tuple[HandMade, dict[str, Any]]]) -> set[tuple[str, str, int | None]]:
+    """The best few samplers without noise and with it, and the yardstick's way."""
+    ranked = sorted(measured, key=lambda one: one[1].get("rms", one[1]["distance"]))
+    found: dict[bool, dict[str, HandMade]] = {False: {}, True: {}}
+    for entry, _ in ranked:
+        if entry.levels != FITTED:
+            found[entry.table.uses_noise].setdefault(entry.sampler, entry)
+    kept = [one for group in found.values() for one in list(group.values())[:LEADERS]]
+    kept += [group[YARDSTICK] for group in found.values() if YARDSTICK in group]
+    return {way(one) for one in kept}
+
+
+def fitted(problem: Problem, forwards: int) -> list[HandMade]:
+    """The tables that come with the model for so many forwards and the problem's guidance scale."""
+    return [
+        HandMade(table.sampler, FITTED, None, table)
+        for table in problem.engine.info.tables.values()
+        if len(table) == forwards and table.options["guidance_scale"] == problem.guidance_scale
+    ]
+
+
+def described(problem: Problem, forwards: int, entry: HandMade) -> dict[str, Any]:
+    """What a row says of a table: ``forwards`` is what was allowed, ``taken`` what it has."""
+    return {
+        "problem": problem.name,
+        "forwards": forwards,
+        "taken": len(entry.table),
+        "passes": entry.table.passes,
+        "name": entry.name if entry.levels != FITTED else entry.sampler,
+        "sampler": entry.sampler,
+        "levels": entry.levels,
+        "order": entry.order,
+        "noise": entry.table.uses_noise,
+    }
+
+
+def way(entry: HandMade) -> tuple[str, str, int | None]:
+    """What a table has in common with those of other numbers of forwards."""
+    return entry.sampler, entry.levels, entry.order
+
+
+def measure(size: Size, quick: bool, folder: Path | None) -> TablesReport:
+    """Measures all problems; what is measured is written as it goes."""
+    ledger = Ledger(folder and folder / "rows.jsonl")
+    numbers: dict[str, Any] = {}
+    configuration = {"forwards": [*size.forwards], "many": size.many, "near": NEAR, "far": FAR, "problems": numbers}
+    report = TablesReport("frontier", quick, configuration, UNFAIR)
+    for make in size.problems:
+        problem = make()
+        exact, numbers[problem.name] = problem.exact(folder and folder / f"{problem.key}.npz")
+        numbers[problem.name] |= {"samples": problem.samples, "screened": problem.screened}
+        before = list(report.results)
+        for rows in run(problem, size, ledger, exact):
+            report.results = before + rows
+            report.save()
+            print(f"{problem.name}: {rows[-1]['forwards']} forwards, {len(rows)} rows", flush=True)
+        problem.engine.close()
+    report.tables = matrix(report.results)
+    return report
+
+
+def main(
+    quick: Annotated[bool, typer.Option(help="little: to see it work, not to quote")] = False,
+    draw: Annotated[bool, typer.Option(help="measure nothing, only draw docs/frontier.png")] = False,
+    table: Annotated[bool, typer.Option(help="measure nothing, only print the table of docs/frontier.md")] = False,
+) -> None:
+    """Measures, draws or prints; see the module."""
+    if table or draw:
+        document: Mapping[str, Any] = json.loads((RESULTS / "frontier.json").read_text())
+        if table:
+            print("\n".join(markdown(document)).replace(MARK, ""))
+        if draw:
+            draw_to(PICTURE, document["results"], document["configuration"]["problems"])
+        return
+    report = measure(QUICK if quick else FULL, quick, None if quick else KEPT)
+    report.publish()
+    draw_to(
+        ROOT / "build" / "frontier.quick.png" if quick else PICTURE, report.results, report.configuration["problems"]
+    )
+
+
+def draw_to(path: Path, rows: Sequence[Mapping[str, Any]], problems: Mapping[str, Any]) -> None:
+    """The picture."""
+    from frontier_plot import draw_frontier  # needs matplotlib
+
+    from stepfuse.analysis import save_figure
+
+    path.parent.mkdir(exist_ok=True)
+    save_figure(draw_frontier(rows, problems), path)
+
+
+if __name__ == "__main__":
+    typer.run(main)
