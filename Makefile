@@ -69,6 +69,7 @@ figures: .venv-dev/.ready
 	.venv-dev/bin/stepfuse analyze --redraw docs/analysis
 	.venv-dev/bin/python benchmarks/mixed_load.py --draw
 	.venv-dev/bin/python benchmarks/simulate.py --draw
+	.venv-dev/bin/python benchmarks/frontier.py --draw
 	.venv-dev/bin/python examples/editing.py --target docs/editing.png
 	.venv-dev/bin/python examples/fashion/plot.py
 

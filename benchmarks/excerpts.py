@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from frontier_results import MARK, markdown
+
 from stepfuse.analysis.experiments.wording import short
 
-MARK = "\0"  # before and after each figure
 #: What README's first table quotes; the second is of ``mixed_load``, which takes three quarters of an hour.
 TABLE = ("step_cpu", "step_bandwidth", "loop_overhead", "end_to_end", "pipeline_latency", "cold_start")
 
@@ -27,6 +28,7 @@ def excerpts(results: Mapping[str, Any]) -> dict[str, list[str]]:
             *_exports(results["export_memory"]),
         ],
         "docs/serving.md": _serving(results),
+        "docs/frontier.md": markdown(results["frontier"]),
     }
 
 

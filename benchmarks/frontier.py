@@ -1,9 +1,9 @@
 """Every sampler on every choice of noise levels, at equal forwards: how far its samples are from the exact ones.
 
-    python benchmarks/frontier.py                          # all: an hour on two idle cores; goes on where it was stopped
+    python benchmarks/frontier.py                          # an hour on two idle cores; goes on where it was stopped
     python benchmarks/frontier.py --draw                   # docs/frontier.png, of the committed JSON
     python benchmarks/frontier.py --table                  # the table of docs/frontier.md, of the committed JSON
-    python benchmarks/frontier.py --quick                  # few samplers, noises and forwards: to see it work, not to quote
+    python benchmarks/frontier.py --quick                  # few samplers and noises: to see it work, not to quote
 
 Samplers are those of ``stepfuse.samplers.SAMPLERS``, so that a new one is measured by the next run, and no other again:
 what was measured is kept in ``build/frontier``, by problem and table.
@@ -36,7 +36,8 @@ NEAR, FAR = 1.1, 2.0  # times the least error: what is nearer is measured in ful
 YARDSTICK = "ddim"  # measured in full wherever it is
 
 UNFAIR = (
-    "Each sampler is shown with the noise levels and order that were best for it, chosen on some of the noises.",
+    "Each sampler is shown with the noise levels and order that were best for it on some of the same noises.",
+    "Those of samplers with noise are chosen at 10 forwards, and kept for all others.",
     "One small network of 28 x 28 pixels and one mixture: on another model the order may differ.",
     "Fitted tables were made for this network and guidance scale; what is made by hand is made for any.",
     "Of samplers with noise the distance alone is measured: they follow no fixed path.",
@@ -53,30 +54,34 @@ class Size:
         problems: What makes them.
         forwards: Of the network a sample, the fewest first.
         many: More forwards, of the best alone; None leaves them out.
+        chosen_at: Forwards at which the noise levels of samplers with noise are chosen, one of ``forwards``.
         samplers: Names.
     """
 
     problems: Sequence[Any]
     forwards: Sequence[int]
     many: int | None
+    chosen_at: int
     samplers: Sequence[str]
 
 
-SCREENED = (16, 80)  # a distance needs more images than the judge has features, 64
+SCREENED = (8, 80)  # a distance needs more images than the judge has features, 64
 FULL = Size(
     (
-        partial(mixture_problem, 1024, (64, 256)),
-        partial(fashion_problem, 1.0, 192, SCREENED),
-        partial(fashion_problem, 3.0, 192, SCREENED),
+        partial(mixture_problem, 1024, (256, 256)),
+        partial(fashion_problem, 1.0, 128, SCREENED),
+        partial(fashion_problem, 3.0, 128, SCREENED),
     ),
     FORWARDS,
     MANY,
+    10,
     tuple(SAMPLERS),
 )
 QUICK = Size(
     (partial(mixture_problem, 66, (4, 8), steps=40), partial(fashion_problem, 1.0, 66, (2, 66), steps=4, threads=1)),
     (2, 3),
     None,
+    2,
     ("ddim", "unipc", "euler_ancestral"),
 )
 
@@ -118,7 +123,7 @@ class Ledger:
 
 
 def figures(problem: Problem, exact: Array, entry: HandMade, drawn: Array, *, judged: bool) -> dict[str, Any]:
-    """RMS to the exact solution with its standard error, for a table without noise, and the distance if it is judged."""
+    """RMS to the exact solution, of a table without noise, with its standard error; the distance, if it is judged."""
     found: dict[str, Any] = {"samples": len(drawn)}
     if not entry.table.uses_noise:
         squares = ((drawn - exact[: len(drawn)]) ** 2).reshape(len(drawn), -1).mean(1)
@@ -132,10 +137,15 @@ def figures(problem: Problem, exact: Array, entry: HandMade, drawn: Array, *, ju
 
 def run(problem: Problem, size: Size, ledger: Ledger, exact: Array) -> Iterator[list[dict[str, Any]]]:
     """Measures a problem; yields its rows after each number of forwards."""
-    rows: list[dict[str, Any]] = []
+    entries = with_noise(entries_of(problem, size.chosen_at, size))
+    noisy, unread = screen(problem, entries, ledger, exact, "distance")
+    noisy_ways = {way(entry) for entry in noisy}
+    rows = [described(problem, size.chosen_at, entry) | found for entry, found in unread]
     for forwards in size.forwards:
-        chosen, others = screen(problem, entries_of(problem, forwards, size), ledger, exact)
+        entries = entries_of(problem, forwards, size)
+        chosen, others = screen(problem, with_noise(entries, False), ledger, exact, "rms")
         chosen += fitted(problem, forwards)
+        chosen += [entry for entry in with_noise(entries) if way(entry) in noisy_ways]
         measured = ledger.measured(problem, exact, chosen, problem.samples, judged=True)
         last = list(zip(chosen, measured, strict=True))
         rows += [described(problem, forwards, entry) | found for entry, found in [*last, *others]]
@@ -154,29 +164,33 @@ def entries_of(problem: Problem, forwards: int, size: Size) -> list[HandMade]:
     return hand_made(problem.engine, forwards, problem.guidance_scale, samplers=size.samplers)
 
 
-def screen(
-    problem: Problem, entries: Sequence[HandMade], ledger: Ledger, exact: Array
-) -> tuple[list[HandMade], list[tuple[HandMade, dict[str, Any]]]]:
-    """What is measured in full, and the others with their figures, of few noises.
+def with_noise(entries: Sequence[HandMade], noise: bool = True) -> list[HandMade]:
+    """Those that add noise, or those that add none."""
+    return [one for one in entries if one.table.uses_noise == noise]
 
-    Each sampler's best is, unless its error is far above the least, and what is near the least.
+
+def screen(
+    problem: Problem, entries: Sequence[HandMade], ledger: Ledger, exact: Array, figure: str
+) -> tuple[list[HandMade], list[tuple[HandMade, dict[str, Any]]]]:
+    """What is measured in full, by a figure of few noises, and the others with theirs.
+
+    Each sampler's best is, and what is near the least error, but nothing whose error is far above the least.
     """
+    judged = figure == "distance"
+    found = ledger.measured(problem, exact, entries, problem.screened[judged], judged=judged)
+    values = [one[figure] for one in found]
+    best: dict[str, float] = {}
+    for entry, value in zip(entries, values, strict=True):
+        best[entry.sampler] = min(value, best.get(entry.sampler, value))
     chosen: list[HandMade] = []
     others: list[tuple[HandMade, dict[str, Any]]] = []
-    for noisy, count, figure in zip((False, True), problem.screened, ("rms", "distance"), strict=True):
-        group = [one for one in entries if one.table.uses_noise == noisy]
-        found = ledger.measured(problem, exact, group, count, judged=noisy)
-        values = [one[figure] for one in found]
-        best: dict[str, float] = {}
-        for entry, value in zip(group, values, strict=True):
-            best[entry.sampler] = min(value, best.get(entry.sampler, value))
-        for entry, value, one in zip(group, values, found, strict=True):
-            its_best = value == best[entry.sampler]
-            within = noisy or value <= FAR * min(values) or entry.sampler == YARDSTICK
-            if (its_best and within) or (not noisy and value <= NEAR * min(values)):
-                chosen.append(entry)
-            else:
-                others.append((entry, one))
+    for entry, value, one in zip(entries, values, found, strict=True):
+        within = judged or value <= FAR * min(values) or entry.sampler == YARDSTICK
+        near = not judged and value <= NEAR * min(values)
+        if near or (within and value == best[entry.sampler]):
+            chosen.append(entry)
+        else:
+            others.append((entry, one))
     return chosen, others
 
 

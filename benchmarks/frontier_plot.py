@@ -49,7 +49,7 @@ def draw_frontier(rows: Sequence[Row], problems: Mapping[str, Any]) -> Figure:
 
 
 def shown(rows: Sequence[Row]) -> dict[str, str]:
-    """Colours of the samplers that are shown: the nearest by their mean rank, the yardstick, and the best with noise."""
+    """Colours of the samplers that are shown: the nearest on average, the yardstick, and the best with noise."""
     found = {FITTED: INK, YARDSTICK: FAINT}
     colours = iter(COLOURS)
     for noise, figure, count in ((False, "rms", SHOWN), (True, "distance", NOISY)):

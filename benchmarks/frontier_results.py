@@ -31,7 +31,7 @@ def matrix(rows: Sequence[Row]) -> list[Table]:
     found = []
     for problem in dict.fromkeys(row["problem"] for row in rows):
         own = select(rows, problem=problem)
-        counts = list(dict.fromkeys(row["forwards"] for row in own))
+        counts = sorted({row["forwards"] for row in own})
         lines = []
         for sampler in dict.fromkeys(FITTED if row["levels"] == FITTED else row["sampler"] for row in own):
             same = select(own, levels=FITTED) if sampler == FITTED else select(own, sampler=sampler)
@@ -44,7 +44,7 @@ def matrix(rows: Sequence[Row]) -> list[Table]:
 
 
 def markdown(document: Mapping[str, Any]) -> list[str]:
-    """The lines of the table in ``docs/frontier.md``, its figures between ``MARK``: a line a problem and number of forwards.
+    """The table of ``docs/frontier.md``, a line a problem and number of forwards, each figure between ``MARK``.
 
     Args:
         document: The JSON of the benchmark.
@@ -52,20 +52,17 @@ def markdown(document: Mapping[str, Any]) -> list[str]:
     found = []
     for problem, numbers in document["configuration"]["problems"].items():
         own = select(document["results"], problem=problem)
-        for forwards in dict.fromkeys(row["forwards"] for row in own):
+        for forwards in sorted({row["forwards"] for row in own}):
             rows = select(own, forwards=forwards)
             made = [row for row in rows if row["levels"] != FITTED]
-            nearest, yardstick, learned = (
-                best(made, "rms"),
-                best(select(rows, sampler="ddim"), "rms"),
-                best(select(rows, levels=FITTED), "rms"),
-            )
-            calm, noisy = (best(select(made, noise=noise), "distance") for noise in (False, True))
+            learned = best(select(rows, levels=FITTED), "rms")
             cells = [
                 f"{problem}, {forwards}",
-                *(_cell(row, "rms") for row in (nearest,)),
-                *(_number(row, "rms") for row in (yardstick, learned)),
-                *(_cell(row, "distance") for row in (calm, noisy)),
+                _cell(best(made, "rms"), "rms"),
+                _number(best(select(made, sampler="ddim"), "rms"), "rms"),
+                _number(learned, "rms"),
+                _cell(best(select(made, noise=False), "distance"), "distance"),
+                _cell(best(select(made, noise=True), "distance"), "distance"),
                 _number(learned, "distance"),
                 " and ".join(_figure(value) for value in numbers["exact_distances"]),
             ]

@@ -54,6 +54,7 @@ BENCHMARKS = {
     "quantized": Benchmark(("quantized",), long=True),
     "export_memory": Benchmark(("export_memory",), long=True),
     "frontier_orderings": Benchmark(("frontier_orderings",), long=True),
+    "frontier": Benchmark(("frontier",), long=True),
 }
 
 

@@ -34,6 +34,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "diffusers_step": (*_STEP, "csrc/bindings/bind_step.cpp", "engine/integrations/diffusers"),
     "quantized": ("export/quantization",),
     "export_memory": ("export/onnx",),
+    "frontier": ("engine/samplers", "engine/fitting/hand_made.py", "benchmarks/frontier_problems.py"),
 }
 _SCRIPTS = {"guidance_interval": "saturated", "deterministic": "saturated"}
 _C_TEXTS = re.compile(r'"(?:\\.|[^"\\])*"|\'(?:\\.|[^\'\\])*\'|//[^\n]*|/\*.*?\*/', re.DOTALL)

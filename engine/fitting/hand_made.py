@@ -45,7 +45,7 @@ def hand_made(
 ) -> list[HandMade]:
     """All samplers that a model takes, on all noise levels that these take, with at most so many forwards.
 
-    A sampler is asked for the most steps whose table is no longer; what it refuses with any number of steps is left out.
+    A sampler is asked for the most steps whose table is no longer; what it refuses with any steps is left out.
 
     Args:
         engine: The model's.
