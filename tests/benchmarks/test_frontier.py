@@ -72,16 +72,6 @@ def test_ddim_converges_to_the_exact_solution_in_first_order(problem):
     assert errors[0] / errors[1] == pytest.approx(2, rel=0.15)
 
 
-def test_samplers_take_the_most_forwards_within_those_allowed(problem):
-    found = hand_made(problem.engine, 6, 1.0, samplers=("heun", "plms", "lcm"))
-    assert {(one.sampler, len(one.table)) for one in found} == {("heun", 5), ("plms", 6), ("lcm", 6)}
-    assert len({one.table.digest for one in found}) == len(found)
-    by_name = {one.name: one.table for one in found}
-    assert by_name["heun, karras"] == sf.samplers.heun(SCHEDULE, 3, levels="karras")
-    assert by_name["plms, trailing"] == sf.samplers.plms(SCHEDULE, 5, spacing="trailing")
-    assert not [one for one in found if one.order]  # neither has one
-
-
 def test_rows_say_what_was_measured(measured):
     from frontier_results import best
 
