@@ -11,13 +11,14 @@ from typing import Any
 from stepfuse.engine import Engine
 from stepfuse.fitting.problem import Problem, fine_table, rms
 from stepfuse.samplers import SAMPLERS
+from stepfuse.samplers.levels import KINDS
 from stepfuse.samplers.table import StepTable
 
 _LEVELS: tuple[dict[str, Any], ...] = (
     {"spacing": "trailing"},
     {"spacing": "leading"},
     {"spacing": "linspace"},
-    {"karras": True},
+    *({"levels": name} for name in KINDS if name != "schedule"),
     {},
 )
 _ORDERS: tuple[dict[str, Any], ...] = ({}, {"order": 3}, {"order": 1})
@@ -46,6 +47,7 @@ def compare(
     table: StepTable,
     *,
     cond: Any = None,
+    negative_cond: Any = None,
     samples: int = 256,
     seed: int = _OTHERS,
     reference: StepTable | None = None,
@@ -58,6 +60,7 @@ def compare(
         engine: The model's.
         table: Such as ``stepfuse.fit`` makes; its options have the guidance scale.
         cond: As in ``fit``.
+        negative_cond: As in ``fit``.
         samples: Noises; more than a judge has features.
         seed: Of the first. ``fit`` takes its own from 0 on, unless it is asked for others.
         reference: The fine solution's table; None is ``unipc`` with 200 steps.
@@ -66,7 +69,7 @@ def compare(
     """
     scale = float(table.options.get("guidance_scale", 1.0))
     reference = fine_table(engine, scale, 200) if reference is None else reference
-    problem = Problem.of(engine, samples, cond, reference, seed, progress=progress)
+    problem = Problem.of(engine, samples, cond, reference, seed, negative_cond=negative_cond, progress=progress)
     found = []
     for name, one in [(table.sampler, table), *rivals(engine, len(table), scale)]:
         images = problem.sample(one, one.init_scale * problem.noise, progress=progress)
@@ -95,7 +98,7 @@ def rivals(engine: Engine, forwards: int, guidance_scale: float) -> Sequence[tup
             except (ValueError, TypeError):  # it has no such option, or not with these steps
                 continue
             if len(table) == forwards and not table.uses_noise:
-                said = [name if value is True else f"{name} {value}" for name, value in {**levels, **order}.items()]
+                said = [f"{name} {value}" for name, value in {**levels, **order}.items()]
                 found.setdefault(table.rows.tobytes(), (", ".join([sampler, *said]), table))
     return list(found.values())
 
