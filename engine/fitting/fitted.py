@@ -21,7 +21,7 @@ from stepfuse.fitting.student import Student
 from stepfuse.samplers.table import StepTable
 
 _FEWEST = 20  # residuals a fitted number
-_TRIED_ON, _TRIED_ROUNDS = 32, 1  # noises and rounds of each start, before the best goes on
+_RANKED_ON, _TRIED_ON, _TRIED_ROUNDS = 16, 32, 2  # noises that say where to begin, and of the first rounds
 _REFERENCE_STEPS = 100
 _SILENCE = 10  # seconds between lines
 _ALIKE = 1e-4  # of two predictions of the same states, relative
@@ -118,8 +118,8 @@ def fit(
     kept = None if checkpoint is None else Checkpoint(Path(checkpoint), same)
     begin = None if kept is None else kept.read(blank)
     if begin is None:
-        few = whole.part(0, min(samples, _TRIED_ON))
-        tried = (search(one, few, others, rounds=_TRIED_ROUNDS) for one in starts(few, blank))
+        few, fewer = (whole.part(0, min(samples, number)) for number in (_TRIED_ON, _RANKED_ON))
+        tried = (search(one, few, others, rounds=_TRIED_ROUNDS) for one in starts(fewer, blank))
         begin = min(tried, key=lambda one: one.held_out)
 
     def report(one: Round) -> None:

@@ -85,7 +85,7 @@ class Problem:
         conds = cond_per_sample(inputs, cond, count)
         negative = cond_per_sample(inputs, negative_cond, count, "negative_cond")
         problem = cls(engine, noise, conds, negative, noise, tick)
-        return replace(problem, target=problem.sample(reference, reference.init_scale * noise, progress=progress))
+        return replace(problem, target=problem.sample(reference, noise, progress=progress))
 
     def part(self, first: int, last: int) -> Problem:
         """The samples from ``first`` to before ``last``."""
@@ -110,7 +110,7 @@ class Problem:
         return [eps_uncond + np.float32(student.guidance_scale) * (eps - eps_uncond), eps_uncond]
 
     def sample(self, table: StepTable, x: Float32Array, progress: bool = False) -> Float32Array:
-        """Samples of a table from given states, one a noise."""
+        """Samples of a table from starting noise, one a noise."""
         negative = self.negative_cond if (table["g"] != 1).any() else None
         return self._sample(table, x, self.cond, negative, progress)
 

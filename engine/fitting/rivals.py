@@ -22,6 +22,7 @@ _LEVELS: tuple[dict[str, Any], ...] = (
     {},
 )
 _ORDERS: tuple[dict[str, Any], ...] = ({}, {"order": 3}, {"order": 1})
+_SCREENED, _NEAR = 32, 1.5  # noises on which all are ranked, and how far from the best the others are measured
 _OTHERS = 10**6  # seeds from here on: noises that no table was fitted to
 
 
@@ -33,7 +34,7 @@ class Compared:
         name: Such as ``unipc, karras``, or ``fitted-8``.
         table: Its table.
         error: RMS of its samples to the fine solution of the same noises.
-        distance: What ``judge`` says of them; None without one.
+        distance: What ``judge`` says of them; None without one, and where it is far from the best.
     """
 
     name: str
@@ -56,6 +57,8 @@ def compare(
 ) -> list[Compared]:
     """A table beside all deterministic samplers with as many forwards, on the same noises; the least error first.
 
+    Those that end more than half as far again as the best of them, by the first 32 noises, stay at that figure.
+
     Args:
         engine: The model's.
         table: Such as ``stepfuse.fit`` makes; its options have the guidance scale.
@@ -70,9 +73,15 @@ def compare(
     scale = float(table.options.get("guidance_scale", 1.0))
     reference = fine_table(engine, scale, 200) if reference is None else reference
     problem = Problem.of(engine, samples, cond, reference, seed, negative_cond=negative_cond, progress=progress)
-    found = []
-    for name, one in [(table.sampler, table), *rivals(engine, len(table), scale)]:
-        images = problem.sample(one, one.init_scale * problem.noise, progress=progress)
+    first = problem.part(0, min(samples, _SCREENED))
+    ranked = [
+        Compared(name, one, rms(first.sample(one, first.noise) - first.target), None)
+        for name, one in rivals(engine, len(table), scale)
+    ]
+    nearest = min(one.error for one in ranked)
+    near, found = ([one for one in ranked if (one.error <= _NEAR * nearest) == is_near] for is_near in (True, False))
+    for name, one in [(table.sampler, table), *((one.name, one.table) for one in near)]:
+        images = problem.sample(one, problem.noise, progress=progress)
         found.append(Compared(name, one, rms(images - problem.target), judge and judge(images)))
     return sorted(found, key=lambda one: one.error)
 

@@ -66,6 +66,12 @@ def test_a_fitted_table_is_far_ahead_of_those_made_by_hand(guided):
     assert all(len(one.table) == 3 and one.distance is None for one in found)
 
 
+def test_samplers_whose_states_are_scaled_are_compared_as_they_sample(engine):
+    """On the same timesteps ``euler``, which begins with noise of the largest level, is ``ddim``."""
+    found = {one.name: one.error for one in compare(engine, sf.samplers.ddim(SCHEDULE, 5), samples=16)}
+    assert found["euler, spacing trailing"] == pytest.approx(found["ddim, spacing trailing"], rel=0.02)
+
+
 @pytest.mark.parametrize("scale", [1.0, 3.0])
 @pytest.mark.parametrize(
     "made",
@@ -95,9 +101,8 @@ def test_a_student_begins_as_its_sampler_and_its_table_is_its_run(guided, made, 
 def test_a_fit_begins_with_the_best_samplers(engine):
     problem = Problem.of(engine, 16, None, fine_table(engine, 1.0, 50), 0)
     found = starts(problem, Student.blank(engine.info, 4, 1.0, 3))
-    errors = [problem.error(one) for one in found]
-    assert errors == sorted(errors)
-    assert 4 <= len({tuple(one.numbers[:, 0]) for one in found}) == len(found)
+    errors = sorted(problem.error(one) for one in found)
+    assert sorted(one.numbers[0, 0] < 0.99 for one in found) == [False, True]
     by_hand = [
         np.sqrt(np.mean((problem.sample(table, problem.noise) - problem.target) ** 2))
         for _, table in rivals(engine, 4, 1.0)
@@ -135,15 +140,15 @@ def test_the_same_seed_fits_the_same_table(engine):
 def test_a_fit_goes_on_from_its_checkpoint(engine, tmp_path):
     path = tmp_path / "fit.partial"
     lines = []
-    first = fit(engine, 3, **{**FEW, "rounds": 1}, checkpoint=path)
-    more = fit(engine, 3, **FEW, checkpoint=path, progress=lines.append)
+    first = fit(engine, 2, **{**FEW, "rounds": 1}, checkpoint=path)
+    more = fit(engine, 2, **FEW, checkpoint=path, progress=lines.append)
     assert more.options["error"] < first.options["error"]
     assert len(lines) > 1
     with pytest.raises(ValueError, match=r"same arguments, .* differs in seed: give another file, or remove it"):
-        fit(engine, 3, **FEW, seed=9, checkpoint=path)
+        fit(engine, 2, **FEW, seed=9, checkpoint=path)
     path.write_bytes(b"PK no such file")
     with pytest.raises(ValueError, match="checkpoint must be a file that a fit has written"):
-        fit(engine, 3, **FEW, checkpoint=path)
+        fit(engine, 2, **FEW, checkpoint=path)
 
 
 @pytest.mark.parametrize(
