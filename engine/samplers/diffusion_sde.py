@@ -18,7 +18,6 @@ from stepfuse.samplers.coefficients import (
     sigmas_of,
     timesteps_of,
 )
-from stepfuse.samplers.dpm_solver import two_estimates
 from stepfuse.samplers.forms import H2, D, H, Update, X, Z, columns_of
 from stepfuse.samplers.log_snr import SAME_LEVEL, solver_levels
 from stepfuse.samplers.probability_flow import exploding_levels, ode_levels, ode_slope
@@ -68,9 +67,53 @@ def dpmpp_2m_sde(
     a = 1 / (1 + sigmas[:-1] ** 2)
     columns: Columns = {
         **clean_sample(prediction_type, a, clip),
-        **two_estimates(sigmas, order, solver_type, lower_order_final=lower_order_final, eta=eta),
+        **_two_estimates(sigmas, order, solver_type, lower_order_final=lower_order_final, eta=eta),
     }
     return build_table("dpmpp_2m_sde", schedule, t, columns, preserving_levels(a), guidance_scale, guidance_interval)
+
+
+def _two_estimates(
+    sigmas: Float64Array, order: int, solver_type: str, *, lower_order_final: bool, eta: float
+) -> Columns:
+    """The second line of the step and its history: the exact solution for an estimate that changes linearly in log-SNR.
+
+    Args:
+        sigmas: Noise over signal at each step and of the result, shape (S + 1,).
+        order: As for ``dpmpp_2m_sde``, and so are the next two.
+        eta: Share of the diffusion SDE's noise, whose drift grows with it; 0 is the ODE.
+
+    Raises:
+        ValueError: If ``order`` or ``solver_type`` is none of those.
+    """
+    require_between("order", order, 1, 2)
+    if solver_type not in ("midpoint", "heun"):
+        raise ValueError(f"solver_type must be 'midpoint' or 'heun', got {solver_type!r}")
+    sigma, sigma_next = sigmas[:-1], sigmas[1:]
+    a, a_next = 1 / (1 + sigma**2), 1 / (1 + sigma_next**2)
+    with np.errstate(divide="ignore"):
+        log_step = np.log(sigma) - np.log(sigma_next)  # h, in half log-SNR
+    step_ratio = np.append(np.inf, log_step[:-1] / log_step[1:])  # r; infinite makes a step of first order
+    if sigma_next[-1] == 0 or (lower_order_final and len(sigma) < 15):
+        step_ratio[-1] = np.inf
+    if order == 1:
+        step_ratio[:] = np.inf
+    decay = (1 + eta) * log_step
+    towards_d = -np.sqrt(a_next) * np.expm1(-decay)
+    towards_slope = 0.5 * towards_d
+    if solver_type == "heun":
+        length = np.where(log_step == 0, 1.0, decay)  # a step of no length has no slope
+        towards_slope = np.sqrt(a_next) * np.where(log_step == 0, 0.0, np.expm1(-length) / length + 1)
+    kept = np.sqrt((1 - a_next) / (1 - a))
+    columns: Columns = {
+        "q_x": kept,
+        "q_d": towards_d + towards_slope / step_ratio,
+        "q_h": -towards_slope / step_ratio,
+        "u_d": 1.0,
+    }
+    if eta > 0:  # the noise in the state decays faster, and new noise takes its place
+        columns["q_x"] = np.exp(-eta * log_step) * kept
+        columns["q_z"] = np.sqrt((1 - a_next) * -np.expm1(-2 * eta * log_step))
+    return columns
 
 
 @recorded

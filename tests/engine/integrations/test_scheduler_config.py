@@ -47,6 +47,8 @@ CONFIGS = {
         {**SCALED, **THRESHOLD, "lambda_min_clipped": -5.1},
         {**SCALED, "solver_type": "heun", "use_karras_sigmas": True},
         {**SCALED, "solver_order": 1},
+        {**SCALED, "solver_order": 3, "final_sigmas_type": "sigma_min", "euler_at_final": True},
+        {**SCALED, "algorithm_type": "dpmsolver", "solver_order": 3, "final_sigmas_type": "sigma_min"},
     ],
     "LCMScheduler": [
         {},
@@ -195,7 +197,7 @@ def test_epsilon_at_zero_signal_is_refused_by_the_sampler():
         ("DDIMScheduler", "timestep_spacing", "even"),
         ("DDPMScheduler", "variance_type", "learned_range"),
         ("DPMSolverMultistepScheduler", "algorithm_type", "sde-dpmsolver"),
-        ("DPMSolverMultistepScheduler", "solver_order", 3),
+        ("DPMSolverMultistepScheduler", "solver_order", 4),
         ("DPMSolverMultistepScheduler", "use_beta_sigmas", True),
         ("DPMSolverMultistepScheduler", "use_flow_sigmas", True),
         ("DPMSolverMultistepScheduler", "lambda_min_clipped", -2.0),
