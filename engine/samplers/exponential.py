@@ -15,9 +15,9 @@ from stepfuse.samplers.schedule import Float64Array
 class ExponentialIntegrator:
     """Steps between levels that are exact where the estimate is a polynomial in half log-SNR.
 
-    With lambda the half log-SNR and h the length of a step, x / noise changes by the integral of e^lambda times the
-    clean estimate (Lu et al., 2022b, Eq. 8), and x / signal by that of e^-lambda times the noise estimate, negative (Lu
-    et al., 2022a, Eq. 3.4).
+    With lambda the half log-SNR, x / noise changes by the integral over lambda of e^lambda times the clean estimate (Lu
+    et al., 2022b, section 4), and x / signal by that of e^-lambda times the noise estimate, negative (Lu et al., 2022a,
+    section 3.1).
 
     Attributes:
         estimates: The estimate at each step, as what the step reads.
