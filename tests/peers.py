@@ -69,6 +69,15 @@ CONFIG_NAMES = {
     "solver_type": "solver_type",
     "predict_x0": "predict_x0",
     "disable_corrector": "disable_corrector",
+    "sigma_min": "sigma_min",
+    "sigma_max": "sigma_max",
+    "shift_terminal": "shift_terminal",
+}
+LEVEL_NAMES = {
+    "karras": "use_karras_sigmas",
+    "exponential": "use_exponential_sigmas",
+    "beta": "use_beta_sigmas",
+    "lu": "use_lu_lambdas",
 }
 
 
@@ -129,6 +138,8 @@ def noise_schedule(name):
 def scheduler(sampler, schedule, options, **timesteps):
     """diffusers' scheduler with these options of ours, its noise levels in float64."""
     config = {CONFIG_NAMES[name]: value for name, value in options.items() if name in CONFIG_NAMES}
+    if "levels" in options:
+        config[LEVEL_NAMES[options["levels"]]] = True
     if sampler in ("dpmpp_2m", "dpmpp_2s"):
         config |= {"algorithm_type": "dpmsolver++" if config.pop("predict_x0", True) else "dpmsolver"}
     if sampler == "lms":  # its order is an argument of step

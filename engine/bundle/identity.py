@@ -24,9 +24,13 @@ class ModelIdentity:
 
     @classmethod
     def of(cls, bundle: Bundle) -> ModelIdentity:
-        """That of a bundle. TensorRT plans, which are made of its other files, do not count."""
+        """That of a bundle.
+
+        TensorRT plans, which are made of its other files, do not count, nor do tables: a picture names its own.
+        """
         files = {name: str(entry["sha256"]) for name, entry in sorted(bundle.files.items())}
-        return cls(bundle.name, {name: digest for name, digest in files.items() if not name.startswith(_PLANS)})
+        left_out = {name for name in files if name.startswith(_PLANS) or name in bundle.info.tables}
+        return cls(bundle.name, {name: digest for name, digest in files.items() if name not in left_out})
 
     @property
     def weights(self) -> str:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from stepfuse.display import brief
+from stepfuse.samplers.dynamic_shift import DynamicShift
 
 TEXT_ENCODER = "text_encoder.onnx"
 VAE_DECODER = "vae_decoder.onnx"
@@ -56,6 +57,7 @@ class PipelineInfo:
         size_input: Conditioning input, float32 (6,), that takes (height, width, top, left, height, width) of the
             picture, as Stable Diffusion XL's ``time_ids`` (Podell et al., 2023, section 2.2); None where there is none.
         zeros_without_negative: Whether a missing negative prompt means zeros instead of the embedding of "".
+        dynamic_shift: How the shift of a flow follows from the picture's size; None: it does not.
     """
 
     source: str
@@ -66,6 +68,7 @@ class PipelineInfo:
     max_size: int | None = None
     size_input: str | None = None
     zeros_without_negative: bool = False
+    dynamic_shift: DynamicShift | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.source, str) or not self.source:
@@ -98,12 +101,31 @@ class PipelineInfo:
         if not isinstance(given, list | tuple) or len(given) > _MOST_PROMPTS:
             raise ValueError(f"pipeline: prompts must be a list of at most {_MOST_PROMPTS}, got {brief(given)}")
         prompts = tuple(PromptInput(**one) for one in given)
-        return cls(**{**config, "prompts": prompts})
+        dynamic = config.get("dynamic_shift")
+        if not isinstance(dynamic, Mapping | None):
+            raise ValueError(f"pipeline: dynamic_shift must be an object or null, got {brief(dynamic)}")
+        return cls(
+            **{**config, "prompts": prompts, "dynamic_shift": None if dynamic is None else DynamicShift(**dynamic)}
+        )
+
+    def shift_for(self, height: int, width: int) -> float | None:
+        """The shift of a flow for a sample of this size, in cells; None where it does not follow from it.
+
+        Raises:
+            ValueError: If it is not above 0 and finite.
+        """
+        if self.dynamic_shift is None:
+            return None
+        patch = self.size_multiple // self.pixels_per_latent
+        return self.dynamic_shift.at((height // patch) * (width // patch))
 
     @property
     def config(self) -> dict[str, Any]:
         """The manifest's entry."""
-        return {**asdict(self), "prompts": [asdict(one) for one in self.prompts]}
+        entry = {**asdict(self), "prompts": [asdict(one) for one in self.prompts]}
+        if self.dynamic_shift is None:
+            del entry["dynamic_shift"]
+        return entry
 
 
 def _whole(value: Any) -> bool:

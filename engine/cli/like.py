@@ -17,6 +17,7 @@ from stepfuse.cli.options import PICTURE
 from stepfuse.display import brief, shortened
 from stepfuse.pipeline.provenance import Provenance
 from stepfuse.pipeline.webui_text import sampler_of
+from stepfuse.samplers.levels import without_overridden
 
 Like = Annotated[
     Path | None,
@@ -105,11 +106,12 @@ class Likeness:
         said = dict(self.arguments)
         if given.get("sampler") not in (None, said.get("sampler")):
             said |= {"options": {}, "eta": None}  # they are of another sampler
-        options = {**said["options"], **given["options"]}
-        if given.get("steps") is not None and "timesteps" not in given["options"]:
-            options.pop("timesteps", None)
-        if "timesteps" in given["options"]:
-            said["steps"] = None
+        options = {**without_overridden(said["options"], given["options"]), **given["options"]}
+        for levels in ("timesteps", "sigmas"):
+            if given.get("steps") is not None and levels not in given["options"]:
+                options.pop(levels, None)
+            if levels in given["options"]:
+                said["steps"] = None
         found = {name: said.get(name) if value is None else value for name, value in given.items()}
         if given["cond"]:
             found["cond"] = [parse_cond(bundle.info, text) for text in given["cond"]]

@@ -63,6 +63,9 @@ class Sampling:
         _how(metavar="NUMBER", help="Share of added noise, 0 to 1, of ddim (0), tcd (0.3), SDE samplers (1)."),
     ] = None
     karras: Annotated[bool | None, _how("--karras/--no-karras", help="Noise levels of Karras et al.")] = None
+    levels: Annotated[
+        str | None, _how(metavar="NAME", help="Noise levels: schedule, karras, exponential, beta or lu.")
+    ] = None
     spacing: Annotated[str | None, _how(metavar="NAME", help="Of timesteps: leading, trailing or linspace.")] = None
     guidance_interval: Annotated[
         str | None, _how(metavar="FROM,TO", help="Noise levels that are guided, such as 0.2,0.8; 1 is all noise.")
@@ -105,6 +108,7 @@ class Sampling:
         interval = self.guidance_interval
         named = {
             "karras": self.karras,
+            "levels": self.levels,
             "spacing": self.spacing,
             "guidance_interval": None if interval is None else numbers("--guidance-interval", interval, 2),
             "guidance_rescale": self.guidance_rescale,

@@ -46,8 +46,8 @@ def fit(
 
     All numbers of all steps are fitted at once, by least squares on the results of the table's own runs: timesteps,
     and weights of the state, of the predictions of this step and the last three, and under guidance of the
-    unconditional one. What was fitted best on noises held out is kept. The problem is that of solvers whose
-    coefficients are learned (Frankel et al., 2025, "S4S"); here without training, by Gauss and Newton.
+    unconditional one. What was fitted best on noises held out is kept. The objective is that of S4S (Frankel et al.,
+    2025); the method, Levenberg's and Marquardt's, calls the network and needs no gradient of it.
 
     Args:
         engine: Its network has to be deterministic.

@@ -22,12 +22,14 @@ from stepfuse.integrations.scheduler_readers import (
     READERS,
     Entries,
     EntryError,
+    dynamic_shift_of,
     flow_schedule_of,
     flow_unipc,
     schedule_of,
     third_order,
 )
 from stepfuse.integrations.uncovered import reason_of
+from stepfuse.samplers.dynamic_shift import DynamicShift
 from stepfuse.samplers.schedule import NoiseSchedule
 
 __all__ = ["ALGORITHMS", "COVERED", "DEFAULTS", "SchedulerSettings", "UncoveredSchedulerError", "read_scheduler"]
@@ -59,12 +61,14 @@ class SchedulerSettings:
         defaults: ``sampler`` and its options, for ``ModelInfo.defaults`` or ``Engine.sample``.
         sampler_options: Options of each other sampler whose class, made ``from_config`` of this configuration, is
             covered; for ``ModelInfo.sampler_options``.
+        dynamic_shift: How a flow's shift follows from the size of a picture; None: it is the schedule's.
     """
 
     schedule: NoiseSchedule
     prediction_type: str
     defaults: dict[str, Any]
     sampler_options: dict[str, dict[str, Any]]
+    dynamic_shift: DynamicShift | None = None
 
     __repr__ = one_line
 
@@ -144,8 +148,8 @@ def _read(name: str, config: Mapping[str, Any]) -> SchedulerSettings:
             raise ValueError(f"{name}: {key}, of former versions, must be {neutral[0]!r} or left out, got {value!r}")
     filled = Entries(name, config)
     if name in FLOWS:
-        schedule = flow_schedule_of(filled)
-        return SchedulerSettings(schedule, "flow", READERS[name](filled, schedule), {})
+        schedule, moving = flow_schedule_of(filled), dynamic_shift_of(filled)
+        return SchedulerSettings(schedule, "flow", READERS[name](filled, schedule), {}, moving)
     if (
         name == "UniPCMultistepScheduler"
         and filled["use_flow_sigmas"]

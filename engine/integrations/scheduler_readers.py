@@ -9,14 +9,16 @@ from typing import Any, NoReturn
 import numpy as np
 
 from stepfuse.integrations.scheduler_entries import DEFAULTS
+from stepfuse.samplers.coefficients import TINY_ALPHA
+from stepfuse.samplers.dynamic_shift import DynamicShift
 from stepfuse.samplers.schedule import NoiseSchedule
 
 FLOW = "FlowMatchEulerDiscreteScheduler"
+_RULES = {"use_karras_sigmas": "karras", "use_exponential_sigmas": "exponential", "use_beta_sigmas": "beta"}
 FLOWS = (FLOW, "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler")
 DPM_SOLVER = "DPMSolverMultistepScheduler"
 #: What tells apart the samplers that ``DPM_SOLVER`` may be, its ``algorithm_type``.
 ALGORITHMS = {"dpmpp_2m": "dpmsolver++", "dpmpp_2m_sde": "sde-dpmsolver++"}
-_OTHER_SIGMAS = ("use_exponential_sigmas", "use_beta_sigmas")
 
 
 class EntryError(ValueError):
@@ -84,13 +86,29 @@ def schedule_of(config: Entries) -> NoiseSchedule:
 
 def flow_schedule_of(config: Entries) -> NoiseSchedule:
     """The noise levels of ``FLOWS``."""
-    for key in ("use_dynamic_shifting", "invert_sigmas", *_OTHER_SIGMAS, "use_karras_sigmas"):
-        if key in config:
-            config.require(key, False, None)
-    if "shift_terminal" in config:
-        config.require("shift_terminal", None, False)  # 0, too, leaves the levels as they are
+    if "invert_sigmas" in config:
+        config.require("invert_sigmas", False, None)
     shift = config.number("shift", "above 0", lambda shift: 0 < shift < math.inf)
     return NoiseSchedule.flow(shift, config["num_train_timesteps"])
+
+
+def dynamic_shift_of(config: Entries) -> DynamicShift | None:
+    """How the shift of ``FLOW`` follows from a picture's size, where it does."""
+    if config.name != FLOW:  # which has all that this takes
+        if "use_dynamic_shifting" in config:
+            config.require("use_dynamic_shifting", False, None)
+        return None
+    kind = config.require("time_shift_type", "exponential", "linear")
+    if not config["use_dynamic_shifting"]:
+        return None
+    rule = "a number between -20 and 20 with use_dynamic_shifting"
+    low, high = (config.number(key, rule, lambda line: abs(line) <= 20) for key in ("base_shift", "max_shift"))
+    base, most = config["base_image_seq_len"], config["max_image_seq_len"]
+    if type(base) is not int or base < 1:
+        config.refuse("base_image_seq_len", base, "a whole number of at least 1 with use_dynamic_shifting")
+    if type(most) is not int or not base < most < 1 << 31:
+        config.refuse("max_image_seq_len", most, f"a whole number above base_image_seq_len, {base}")
+    return DynamicShift(low, high, base, most, kind == "exponential")
 
 
 def _ddim(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
@@ -114,15 +132,17 @@ def _dpmpp_2m(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
     solver_type = config.require("solver_type", "midpoint", "heun", "logrho", "bh1", "bh2")
     order = config.require("solver_order", *((1, 2, 3) if sampler == "dpmpp_2m" else (1, 2)))
     _require_no_variance(config)
-    karras = _karras(config)
-    for key in ("use_flow_sigmas", *(() if karras else ("use_lu_lambdas",))):
-        config.require(key, False, None)
-    if karras and config["trained_betas"] is None:  # diffusers truncates these timesteps where it rounds all others
-        config.require("beta_schedule", "linear", "scaled_linear", why=" with use_karras_sigmas")
+    config.require("use_flow_sigmas", False, None)
+    levels = _levels(config, schedule)
+    if config["use_lu_lambdas"] and not levels.get("karras"):  # before the others, and without their ends
+        levels = {"levels": "lu"}
+    rounded = next((key for key in ("use_karras_sigmas", "use_lu_lambdas") if config[key]), None)
+    if rounded and config["trained_betas"] is None:  # diffusers truncates these timesteps where it rounds all others
+        config.require("beta_schedule", "linear", "scaled_linear", why=f" with {rounded}")
     _require_all_levels(config, schedule)
     options = {
         "sampler": sampler,
-        "karras": karras,
+        **levels,
         "order": order,
         "solver_type": "heun" if solver_type == "heun" else "midpoint",
         "lower_order_final": bool(config["lower_order_final"]),
@@ -160,7 +180,7 @@ def _dpmpp_2s(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
     _require_all_levels(config, schedule)
     options = {
         "sampler": "dpmpp_2s",
-        "karras": _karras(config),
+        **_levels(config, schedule, ends=False),
         "order": config.require("solver_order", 1, 2, 3),
         "solver_type": "heun" if solver_type == "heun" else "midpoint",
         "lower_order_final": bool(config["lower_order_final"]),
@@ -194,7 +214,7 @@ def third_order(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _heun(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
-    return {"sampler": "heun", "karras": _karras(config), **_spacing(config), **_bounds(config)}
+    return {"sampler": "heun", **_levels(config, schedule), **_spacing(config), **_bounds(config)}
 
 
 def _lcm(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
@@ -212,12 +232,12 @@ def _tcd(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
 
 def _euler(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
     _require_signal(config)
-    karras = _karras(config)
+    levels = _levels(config, schedule)
     config.require("interpolation_type", "linear")
     config.require("final_sigmas_type", "zero")
     if config["prediction_type"] == "v_prediction":
         config.require("timestep_type", "discrete", why=" with prediction_type 'v_prediction'")
-    return {"sampler": "euler", "karras": karras, **_spacing(config)}
+    return {"sampler": "euler", **levels, **_spacing(config)}
 
 
 def _euler_ancestral(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
@@ -231,12 +251,13 @@ def _deis(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
     config.require("solver_type", "logrho", "midpoint", "heun", "bh1", "bh2")
     for key in ("use_flow_sigmas", "thresholding"):
         config.require(key, False, None)
+    levels = _levels(config, schedule)
     return {
         "sampler": "deis",
-        "karras": _karras(config),
+        **levels,
         "order": config.require("solver_order", 1, 2, 3),
         "lower_order_final": bool(config["lower_order_final"]),
-        "final_alpha_cumprod": float(schedule.alphas_cumprod[0]),
+        "final_alpha_cumprod": _least_noise(schedule, levels),
         **_spacing(config),
     }
 
@@ -244,7 +265,7 @@ def _deis(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
 def _dpmpp_sde(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
     config.require("prediction_type", "epsilon", "v_prediction")
     config.require("noise_sampler_seed", None, why=", since noise comes from the seed of each request")
-    return {"sampler": "dpmpp_sde", "karras": _karras(config), **_spacing(config)}
+    return {"sampler": "dpmpp_sde", **_levels(config, schedule, ends=False), **_spacing(config)}
 
 
 def _plms(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
@@ -258,13 +279,13 @@ def _plms(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
 
 
 def _lms(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
-    return {"sampler": "lms", "karras": _karras(config), **_spacing(config)}
+    return {"sampler": "lms", **_levels(config, schedule, ends=False), **_spacing(config)}
 
 
 def _kdpm2(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
     config.require("prediction_type", "epsilon", "v_prediction")
     sampler = "kdpm2_ancestral" if config.name == "KDPM2AncestralDiscreteScheduler" else "kdpm2"
-    return {"sampler": sampler, "karras": _karras(config), **_spacing(config)}
+    return {"sampler": sampler, **_levels(config, schedule, ends=False), **_spacing(config)}
 
 
 def _unipc(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
@@ -274,22 +295,22 @@ def _unipc(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
     predict_x0 = bool(config["predict_x0"])
     if not predict_x0:
         config.require("thresholding", False, None, why=" with predict_x0 False, since it bounds the clean sample")
-    options = {**_solver(config), "karras": _karras(config), "predict_x0": predict_x0, **_spacing(config)}
+    levels = _levels(config, schedule)
+    options = {**_solver(config), **levels, "predict_x0": predict_x0, **_spacing(config)}
     if config.require("final_sigmas_type", "zero", "sigma_min") == "sigma_min":
-        options["final_alpha_cumprod"] = float(schedule.alphas_cumprod[0])
+        options["final_alpha_cumprod"] = _least_noise(schedule, levels)
     return {**options, **_bounds(config)}
 
 
 def flow_unipc(config: Entries) -> tuple[NoiseSchedule, dict[str, Any]]:
     """UniPC on the noise levels of a flow, as Wan has it; what it says of betas and spacing has no effect there."""
-    for key in (*_OTHER_SIGMAS, "use_karras_sigmas"):
-        config.require(key, False, None)
-    config.require("shift_terminal", None, False)
+    for key in _RULES:
+        config.require(key, False, None, why=" with use_flow_sigmas")
     for key, only in (("predict_x0", True), ("final_sigmas_type", "zero")):
         config.require(key, only, why=" with use_flow_sigmas")
     shift = config.number("flow_shift", "above 0", lambda shift: 0 < shift < math.inf)
     schedule = NoiseSchedule.flow(shift, config["num_train_timesteps"])
-    return schedule, {**_solver(config), **_bounds(config)}
+    return schedule, {**_solver(config), **_shift_terminal(config), **_bounds(config)}
 
 
 def flow_sampler_of(config: Entries) -> dict[str, Any]:
@@ -299,8 +320,14 @@ def flow_sampler_of(config: Entries) -> dict[str, Any]:
     if config.get("scale_factors"):
         config.require("scale_factors", None, why=", since a step keeps its sample's size")
     # The clean estimate, noised to the next level, is the step of one class, and of the other with this entry.
-    is_consistency = config.name == "FlowMatchLCMScheduler" or config["stochastic_sampling"]
-    return {"sampler": "lcm" if is_consistency else "euler"}
+    if config.name == "FlowMatchLCMScheduler" or config["stochastic_sampling"]:
+        for key, others in {**dict.fromkeys(_RULES, (False, None)), "shift_terminal": (None, False)}.items():
+            config.require(key, *others)
+        if config.name == FLOW:
+            config.require("use_dynamic_shifting", False, None, why=" with stochastic_sampling")
+        return {"sampler": "lcm"}
+    bounds = 1 / config["num_train_timesteps"], 1.0
+    return {"sampler": "euler", **_shift_terminal(config), **_chosen_levels(config, bounds)}
 
 
 def _solver(config: Entries) -> dict[str, Any]:
@@ -355,16 +382,47 @@ def _require_signal(config: Entries) -> None:
         )
 
 
-def _karras(config: Entries) -> bool:
-    """Whether a scheduler takes Karras' noise levels, between the bounds that the schedule has."""
-    for key in _OTHER_SIGMAS:
-        config.require(key, False, None)
-    if not config["use_karras_sigmas"]:
-        return False
-    for key in ("sigma_min", "sigma_max"):  # entries of one class, but every other looks for them too
+def _levels(config: Entries, schedule: NoiseSchedule, *, ends: bool = True) -> dict[str, Any]:
+    """The noise levels that a scheduler takes, between the bounds of the schedule or, with ``ends``, narrower ones."""
+    least, most = ((1 - a) / max(a, TINY_ALPHA) for a in schedule.alphas_cumprod[[0, -1]].tolist())
+    options = _chosen_levels(config, (math.sqrt(least), math.sqrt(most)))
+    for key in () if ends else options.keys() & {"sigma_min", "sigma_max"}:
+        config.refuse(key, options[key], "None with other noise levels than the schedule's")
+    if "levels" in options and options["levels"] != "karras":
+        return options
+    return {"karras": options.pop("levels", None) == "karras", **options}
+
+
+def _chosen_levels(config: Entries, bounds: tuple[float, float]) -> dict[str, Any]:
+    """The rule that noise levels follow, with its ends where a configuration has some; empty where there is none."""
+    rules = [key for key in _RULES if config[key]]
+    if not rules:
+        return {}
+    if len(rules) > 1:
+        config.refuse(rules[1], config[rules[1]], f"False or None with {rules[0]}")
+    options: dict[str, Any] = {"levels": _RULES[rules[0]]}
+    low, high = bounds
+    rule = f"a number within the schedule's noise levels, {low:.5g} to {high:.5g}, with {rules[0]}"
+    for key in ("sigma_min", "sigma_max"):  # entries of two classes, but every other looks for them too
         if config.given.get(key) is not None:
-            config.refuse(key, config.given[key], "None with use_karras_sigmas")
-    return True
+            options[key] = config.given[key]
+            if type(options[key]) not in (int, float) or not low <= options[key] <= high:
+                config.refuse(key, options[key], rule)
+    if not options.get("sigma_min", low) < options.get("sigma_max", high):
+        config.refuse("sigma_min", config.given["sigma_min"], f"below sigma_max, {config.given['sigma_max']!r}")
+    return options
+
+
+def _least_noise(schedule: NoiseSchedule, levels: Mapping[str, Any]) -> float:
+    """Share of signal at the lower end of a scheduler's noise levels."""
+    return 1 / (1 + levels["sigma_min"] ** 2) if "sigma_min" in levels else float(schedule.alphas_cumprod[0])
+
+
+def _shift_terminal(config: Entries) -> dict[str, Any]:
+    if not config["shift_terminal"]:  # 0, too, leaves the levels as they are
+        return {}
+    rule = "a number above 0 and below 1, or None"
+    return {"shift_terminal": config.number("shift_terminal", rule, lambda end: 0 < end < 1)}
 
 
 READERS: dict[str, Callable[[Entries, NoiseSchedule], dict[str, Any]]] = {

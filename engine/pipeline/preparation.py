@@ -124,9 +124,9 @@ class Preparation:
 
         Nothing large is computed: it takes milliseconds.
         """
-        table = self._compiler.compile(sampler, steps, guidance_scale, eta, options)
         image = shown("image", image, "RGB")
         shape = self._shape(width, height, image, latents)
+        table = self._compiler.compile(sampler, steps, guidance_scale, eta, self._shifted(shape, options))
         if prompt is not None:  # before each of many is looked at
             prompts = len(as_texts("prompt", prompt))
             require_memory(self._model, self._pipeline, shape, prompts * _checked_count(num_images))
@@ -234,6 +234,13 @@ class Preparation:
         return sample_shape(
             self._model, self._pipeline, own[0] if width is None else width, own[1] if height is None else height
         )
+
+    def _shifted(self, shape: Shape, options: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The options with the shift that follows from the size, where none is given."""
+        shift = self._pipeline.shift_for(*shape[1:])
+        if shift is None or any(options.get(name) is not None for name in ("shift", "timesteps")):
+            return options
+        return {**options, "shift": shift}
 
     def _strength(self, table: StepTable, given: float | None, has_image: bool, has_mask: bool) -> float | None:
         """As the engine takes it: flow pipelines round in their own way."""

@@ -33,6 +33,7 @@ _NAMES = {
     "unipc": "UniPC",
     "tcd": "TCD",
 }
+_LEVELS = {"karras": "Karras", "exponential": "Exponential", "beta": "Beta"}
 _CFG_PP = " CFG++"
 _SETTING = re.compile(r'([\w.+-][\w .+-]{0,99}):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
 _NEGATIVE = "Negative prompt:"
@@ -45,7 +46,7 @@ def webui_text(made: Provenance) -> str:
     settings = {
         "Steps": steps_asked(options, made.steps),
         "Sampler": _NAMES.get(made.sampler, made.sampler) + (_CFG_PP if options.get("cfg_pp") else ""),
-        "Schedule type": "Karras" if options.get("karras") else None,
+        "Schedule type": _LEVELS.get("karras" if options.get("karras") else options.get("levels", "")),
         "CFG scale": f"{options.get('guidance_scale', 1.0):g}",
         "Seed": made.seed,
         "Size": f"{made.width}x{made.height}",
@@ -77,14 +78,22 @@ def read_webui_text(text: str) -> dict[str, str]:
     return {**found, **{name: _unquoted(value) for name, value in settings.items()}}
 
 
-def sampler_of(settings: Mapping[str, str]) -> tuple[str | None, dict[str, bool]]:
-    """Our sampler of a text's settings, None if there is none, and its options."""
-    name = settings.get("Sampler", "")
-    karras = name.endswith(" Karras") or settings.get("Schedule type") == "Karras"
-    name = name.removesuffix(" Karras")
-    options = {"karras": karras, "cfg_pp": name.endswith(_CFG_PP)}
+def sampler_of(settings: Mapping[str, str]) -> tuple[str | None, dict[str, bool | str]]:
+    """Our sampler of a text's settings, None if there is none, and its options.
+
+    Noise levels are a setting of their own, or in older texts the last word of the sampler's name.
+    """
+    name, levels = settings.get("Sampler", ""), settings.get("Schedule type", "")
+    for theirs in _LEVELS.values():
+        if name.endswith(f" {theirs}"):
+            name, levels = name.removesuffix(f" {theirs}"), theirs
+    cfg_pp = name.endswith(_CFG_PP)
     ours = {theirs.lower(): mine for mine, theirs in _NAMES.items()}
-    return ours.get(name.removesuffix(_CFG_PP).lower()), {option: True for option, given in options.items() if given}
+    kind = next((mine for mine, theirs in _LEVELS.items() if theirs == levels), None)
+    options: dict[str, bool | str] = {"karras": True} if kind == "karras" else {"levels": kind} if kind else {}
+    if cfg_pp:
+        options["cfg_pp"] = True
+    return ours.get(name.removesuffix(_CFG_PP).lower()), options
 
 
 def _quoted(value: str) -> str:

@@ -25,6 +25,7 @@ from stepfuse.requests.request import Request
 from stepfuse.requests.sampler_defaults import ADAPTIVE, default_eta, default_options, default_steps
 from stepfuse.requests.terms import Terms
 from stepfuse.samplers import SAMPLERS
+from stepfuse.samplers.levels import without_overridden
 from stepfuse.samplers.names import require_sampler
 from stepfuse.samplers.table import StepTable
 
@@ -207,8 +208,8 @@ def compile_table(
 
     function = SAMPLERS[sampler]
     accepted = inspect.signature(function).parameters
-    arguments = {**default_options(info, function), **options}
-    if steps is None and arguments.get("timesteps") is None:
+    arguments = {**without_overridden(default_options(info, function), options), **options}
+    if steps is None and arguments.get("timesteps") is None and arguments.get("sigmas") is None:
         steps = default_steps(info, sampler, arguments)
     if arguments.get("cfg_pp") and not info.cond:
         raise ValueError("cfg_pp must be left out for a model that takes no conditioning, got True")

@@ -21,29 +21,30 @@ _NAMED = ("sampler", "steps", "guidance_scale", "eta")  # arguments of their own
 # Which options of a model's own sampler another one shares, where its bundle does not say what each sampler takes:
 # those that diffusers keeps under one name in the configurations of both classes. Others are the own sampler's alone.
 _EVERY = {"guidance_interval", "guidance_rescale"}
+_LEVELS = {"karras", "levels", "sigma_min", "sigma_max"}
 _SPACED, _BOUNDED = {"spacing", "steps_offset"}, {"clip", "dynamic_threshold"}
 _SHARED: Mapping[str, set[str]] = {
     "ddim": _SPACED | _BOUNDED | {"eta"},
     "ddim_inverse": _SPACED,
     "ddpm": _SPACED | _BOUNDED,
     "ddpm_strided": _SPACED | _BOUNDED,
-    "dpmpp_2m": _SPACED | {"karras", "dynamic_threshold"},
-    "dpmpp_2m_sde": _SPACED | {"karras", "dynamic_threshold"},
-    "dpmpp_3m_sde": _SPACED | {"karras", "dynamic_threshold"},
-    "dpmpp_sde": _SPACED | {"karras"},
+    "dpmpp_2m": _SPACED | _LEVELS | {"dynamic_threshold"},
+    "dpmpp_2m_sde": _SPACED | _LEVELS | {"dynamic_threshold"},
+    "dpmpp_3m_sde": _SPACED | _LEVELS | {"dynamic_threshold"},
+    "dpmpp_sde": _SPACED | _LEVELS,
     "lcm": _BOUNDED | {"original_steps"},
-    "heun": _SPACED | {"clip", "karras"},
-    "euler": _SPACED | {"karras"},
+    "heun": _SPACED | _LEVELS | {"clip"},
+    "euler": _SPACED | _LEVELS,
     "euler_ancestral": _SPACED,
-    "deis": _SPACED | {"karras"},
+    "deis": _SPACED | _LEVELS,
     "plms": _SPACED,
-    "lms": _SPACED | {"karras"},
-    "ipndm": _SPACED | {"karras"},
-    "dpmpp_2s": {"karras", "dynamic_threshold"},
-    "kdpm2": _SPACED | {"karras"},
-    "kdpm2_ancestral": _SPACED | {"karras"},
+    "lms": _SPACED | _LEVELS,
+    "ipndm": _SPACED | _LEVELS,
+    "dpmpp_2s": _LEVELS | {"dynamic_threshold"},
+    "kdpm2": _SPACED | _LEVELS,
+    "kdpm2_ancestral": _SPACED | _LEVELS,
     "tcd": {"original_steps"},
-    "unipc": _SPACED | {"karras", "dynamic_threshold"},
+    "unipc": _SPACED | _LEVELS | {"dynamic_threshold"},
 }
 _SAME_OPTIONS = {"ddim_inverse": "ddim", "ddpm_strided": "ddpm"}  # samplers that take another's options
 _OF_NO_CLASS = {"ipndm"}  # samplers that no class of diffusers has on a model's levels

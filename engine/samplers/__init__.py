@@ -21,6 +21,7 @@ from stepfuse.samplers.linear_multistep import deis, ipndm, lms, plms
 from stepfuse.samplers.midpoint import kdpm2, kdpm2_ancestral
 from stepfuse.samplers.predictor_corrector import unipc
 from stepfuse.samplers.probability_flow import euler, euler_ancestral, heun
+from stepfuse.samplers.published import AYS
 from stepfuse.samplers.table import StepTable
 
 #: Samplers by name, as ``Engine.sample(sampler=...)`` takes them.
@@ -51,6 +52,7 @@ SAMPLERS: Mapping[str, Callable[..., StepTable]] = {
 }
 
 __all__ = [
+    "AYS",
     "SAMPLERS",
     "NaiveSamplerWarning",
     "ddim",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import wraps
 from inspect import signature
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stepfuse.arguments import number, plain, refuse_unknown, truth_value, whole_number
+from stepfuse.samplers.levels import LevelOptions
 from stepfuse.samplers.schedule import Float64Array, NoiseSchedule, Spacing, explicit_timesteps, spaced_timesteps
 from stepfuse.samplers.table import StepTable
 
@@ -112,21 +113,45 @@ def require_between(name: str, value: float, low: float, high: float) -> None:
 
 def refuse_on_flows(**given: tuple[object, object]) -> None:
     """Refuses arguments that mean nothing on a flow schedule: each with its value and its default."""
+    _refuse("with a flow schedule", given)
+
+
+def refuse_without_flow(**given: tuple[object, object]) -> None:
+    """The same for arguments that mean something on a flow schedule alone."""
+    _refuse("without a flow schedule", given)
+
+
+def _refuse(where: str, given: Mapping[str, tuple[object, object]]) -> None:
     for name, (value, default) in given.items():
         if value != default:
-            raise ValueError(f"{name} must be left out with a flow schedule, got {value!r}")
+            raise ValueError(f"{name} must be left out {where}, got {value!r}")
 
 
-def flow_sigmas(schedule: NoiseSchedule, steps: int | None, timesteps: Sequence[float] | None) -> Float64Array:
-    """Noise levels of a run on a flow, the noisiest first: the caller's timesteps over T, else ``steps`` levels."""
+def flow_sigmas(
+    schedule: NoiseSchedule, steps: int | None, timesteps: Sequence[float] | None, options: LevelOptions
+) -> Float64Array:
+    """Noise levels of a run on a flow, the noisiest first: the caller's timesteps over T, else those of ``options``.
+
+    Raises:
+        ValueError: If levels are not within the schedule, or ``"lu"``.
+    """
     total, shift = schedule.num_train_timesteps, schedule.shift or 1.0
+    if options.kind == "lu":
+        raise ValueError("levels must be other than 'lu' with a flow, whose log-SNR has no end, got 'lu'")
     if timesteps is not None:
-        given = explicit_timesteps(total + 1, timesteps)
-        match_count(steps, len(given))
-        return given / total
-    ends = [shift * end / (1 + (shift - 1) * end) for end in (1.0, 1.0 / total)]
-    sigma = np.linspace(ends[0], ends[1], step_count(steps, total))
-    return shift * sigma / (1 + (shift - 1) * sigma)  # diffusers shifts both the ends and what lies between
+        times = explicit_timesteps(total + 1, timesteps)
+        match_count(steps, len(times))
+        return times / total
+    given = options.own(steps, 1.0 / total, 1.0)
+    if given is None:
+        last = 1.0 / total
+        if options.shift is None:  # diffusers shifts both the ends and what lies between
+            last = shift * last / (1 + (shift - 1) * last)
+        given = np.linspace(1.0, last, step_count(steps, total))
+    sigma = options.shifted(np.minimum(given, 1.0), schedule)
+    if options.follow_rule:
+        sigma = options.between((float(sigma[-1]), float(sigma[0])), (1.0 / total, 1.0), len(sigma))
+    return sigma
 
 
 def alphas_at(schedule: NoiseSchedule, t: Float64Array, final: float = 1.0) -> Float64Array:
@@ -165,13 +190,6 @@ def timesteps_of(all_sigmas: Float64Array, sigma: Float64Array) -> Float64Array:
     """Timesteps at which noise over signal is ``sigma``; its logarithm is interpolated."""
     rising = np.maximum.accumulate(all_sigmas)
     return np.interp(np.log(sigma), np.log(rising), np.arange(len(rising)))
-
-
-def karras_sigmas(sigmas: Float64Array, count: int) -> Float64Array:
-    """Noise levels of Karras et al. (2022), Eq. 5, from the last (noisiest) of ``sigmas`` to the first."""
-    rho = 7.0
-    low, high = sigmas[0] ** (1 / rho), sigmas[-1] ** (1 / rho)
-    return cast("Float64Array", (high + np.linspace(0, 1, count) * (low - high)) ** rho)
 
 
 def preserving_levels(a: Float64Array) -> Levels:

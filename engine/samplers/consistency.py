@@ -22,6 +22,7 @@ from stepfuse.samplers.coefficients import (
     require_between,
     step_count,
 )
+from stepfuse.samplers.levels import LevelOptions
 from stepfuse.samplers.schedule import Float64Array, NoiseSchedule
 from stepfuse.samplers.table import StepTable
 
@@ -66,7 +67,7 @@ def lcm(
             prediction_type=(prediction_type, "epsilon"),
             clip=(clip, None),
         )
-        sigma = flow_sigmas(schedule, steps, timesteps)
+        sigma = flow_sigmas(schedule, steps, timesteps, LevelOptions(timesteps=timesteps))
         after = np.append(sigma[1:], 0.0)
         columns: Columns = {"p_x": 1.0, "p_e": -sigma, "q_d": 1 - after, "q_z": after}
         t, levels = sigma * schedule.num_train_timesteps, (1 - sigma, sigma)

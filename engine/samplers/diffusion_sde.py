@@ -19,6 +19,7 @@ from stepfuse.samplers.coefficients import (
     timesteps_of,
 )
 from stepfuse.samplers.forms import H2, D, H, Update, X, Z, columns_of
+from stepfuse.samplers.levels import LevelKind, LevelOptions
 from stepfuse.samplers.log_snr import SAME_LEVEL, solver_levels
 from stepfuse.samplers.probability_flow import exploding_levels, ode_levels, ode_slope
 from stepfuse.samplers.schedule import Float64Array, NoiseSchedule, Spacing
@@ -31,11 +32,16 @@ def dpmpp_2m_sde(
     steps: int | None = None,
     *,
     timesteps: Sequence[float] | None = None,
+    sigmas: Sequence[float] | None = None,
     spacing: Spacing = "linspace",
     steps_offset: int = 0,
     prediction_type: PredictionType = "epsilon",
     clip: float | None = None,
     karras: bool = False,
+    levels: LevelKind = "schedule",
+    rho: float = 7.0,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
     order: int = 2,
     solver_type: Literal["midpoint", "heun"] = "midpoint",
     lower_order_final: bool = True,
@@ -61,13 +67,14 @@ def dpmpp_2m_sde(
         TypeError: If ``steps`` or ``order`` is no whole number.
     """
     require_between("eta", eta, 0.0, 1.0)
-    t, sigmas = solver_levels(
-        schedule, steps, timesteps, spacing, steps_offset, prediction_type, final_alpha_cumprod, karras=karras
+    options = LevelOptions(levels, karras, rho, sigma_min, sigma_max, sigmas, timesteps)
+    t, ratios = solver_levels(
+        schedule, steps, timesteps, spacing, steps_offset, prediction_type, final_alpha_cumprod, options
     )
-    a = 1 / (1 + sigmas[:-1] ** 2)
+    a = 1 / (1 + ratios[:-1] ** 2)
     columns: Columns = {
         **clean_sample(prediction_type, a, clip),
-        **_two_estimates(sigmas, order, solver_type, lower_order_final=lower_order_final, eta=eta),
+        **_two_estimates(ratios, order, solver_type, lower_order_final=lower_order_final, eta=eta),
     }
     return build_table("dpmpp_2m_sde", schedule, t, columns, preserving_levels(a), guidance_scale, guidance_interval)
 
@@ -122,11 +129,16 @@ def dpmpp_3m_sde(
     steps: int | None = None,
     *,
     timesteps: Sequence[float] | None = None,
+    sigmas: Sequence[float] | None = None,
     spacing: Spacing = "linspace",
     steps_offset: int = 0,
     prediction_type: PredictionType = "epsilon",
     clip: float | None = None,
     karras: bool = False,
+    levels: LevelKind = "schedule",
+    rho: float = 7.0,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
     eta: float = 1.0,
     final_alpha_cumprod: float = 1.0,
     begin: int = 0,
@@ -152,19 +164,20 @@ def dpmpp_3m_sde(
         TypeError: If ``steps`` or ``begin`` is no whole number.
     """
     require_between("eta", eta, 0.0, 1.0)
-    t, sigmas = solver_levels(
-        schedule, steps, timesteps, spacing, steps_offset, prediction_type, final_alpha_cumprod, karras=karras
+    options = LevelOptions(levels, karras, rho, sigma_min, sigma_max, sigmas, timesteps)
+    t, ratios = solver_levels(
+        schedule, steps, timesteps, spacing, steps_offset, prediction_type, final_alpha_cumprod, options
     )
     require_between("begin", begin, 0, len(t) - 1)
-    t, sigmas = t[begin:], sigmas[begin:]
-    signal = 1 / np.hypot(1, sigmas)
-    noise = sigmas * signal
+    t, ratios = t[begin:], ratios[begin:]
+    signal = 1 / np.hypot(1, ratios)
+    noise = ratios * signal
     with np.errstate(divide="ignore"):
-        length = -np.diff(np.log(sigmas))  # h, in half log-SNR
+        length = -np.diff(np.log(ratios))  # h, in half log-SNR
     updates = []
     for i, h in enumerate(length):
         decay = (1 + eta) * h
-        shrunk = (sigmas[i + 1] / sigmas[i]) ** eta  # e^(-eta h)
+        shrunk = (ratios[i + 1] / ratios[i]) ** eta  # e^(-eta h)
         kept, drawn = noise[i + 1] / noise[i] * shrunk, noise[i + 1] * np.sqrt(1 - shrunk**2)
         towards = -np.expm1(-decay) * D
         if i > 0 and SAME_LEVEL < h < np.inf:
@@ -186,11 +199,16 @@ def dpmpp_sde(
     steps: int | None = None,
     *,
     timesteps: Sequence[float] | None = None,
+    sigmas: Sequence[float] | None = None,
     spacing: Spacing = "linspace",
     steps_offset: int = 0,
     prediction_type: PredictionType = "epsilon",
     clip: float | None = None,
     karras: bool = False,
+    levels: LevelKind = "schedule",
+    rho: float = 7.0,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
     eta: float = 1.0,
     begin: int = 0,
     guidance_scale: float = 1.0,
@@ -219,7 +237,8 @@ def dpmpp_sde(
         TypeError: If ``steps`` or ``begin`` is no whole number.
     """
     require_between("eta", eta, 0.0, 1.0)
-    t, sigma, init_scale = ode_levels(schedule, steps, timesteps, spacing, steps_offset, prediction_type, karras)
+    options = LevelOptions(levels, karras, rho, sigma_min, sigma_max, sigmas, timesteps)
+    t, sigma, init_scale = ode_levels(schedule, steps, timesteps, spacing, steps_offset, prediction_type, options)
     require_between("begin", begin, 0, len(t) - 1)
     t, sigma = t[begin:], sigma[begin:]
     middle = np.sqrt(sigma[:-1] * sigma[1:])

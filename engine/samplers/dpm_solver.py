@@ -17,6 +17,7 @@ from stepfuse.samplers.coefficients import (
 )
 from stepfuse.samplers.exponential import ExponentialIntegrator
 from stepfuse.samplers.forms import H2, ZERO, Form, H, Update, columns_of
+from stepfuse.samplers.levels import LevelKind, LevelOptions
 from stepfuse.samplers.log_snr import solver_levels
 from stepfuse.samplers.schedule import NoiseSchedule, Spacing
 from stepfuse.samplers.table import StepTable
@@ -28,11 +29,16 @@ def dpmpp_2m(
     steps: int | None = None,
     *,
     timesteps: Sequence[float] | None = None,
+    sigmas: Sequence[float] | None = None,
     spacing: Spacing = "linspace",
     steps_offset: int = 0,
     prediction_type: PredictionType = "epsilon",
     clip: float | None = None,
     karras: bool = False,
+    levels: LevelKind = "schedule",
+    rho: float = 7.0,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
     order: int = 2,
     solver_type: Literal["midpoint", "heun"] = "midpoint",
     lower_order_final: bool = True,
@@ -53,7 +59,9 @@ def dpmpp_2m(
         schedule: As for ``ddim``, and so are the arguments not named here.
         steps: Number of network evaluations S, 1 ≤ S < T.
         spacing: As for ``ddim``, over S + 1 points of which the cleanest is left out, as diffusers does.
-        karras: Noise levels of Karras et al. (2022), Eq. 5 with ρ = 7, instead of ``spacing``.
+        karras: As for ``euler``, and so are ``sigmas``, ``levels``, ``rho``, ``sigma_min`` and ``sigma_max``; but the
+            ends are the schedule's, whatever ``spacing`` says, and timesteps whole: rounded, or with ``"exponential"``
+            and ``"beta"``, as in diffusers, truncated.
         order: 1 to 3; the first steps are of lower order, for want of estimates. Of order 1 it is DDIM's step at these
             levels.
         solver_type: How the estimate's slope is integrated by steps of second order: ``"midpoint"``, or exactly, as
@@ -68,26 +76,27 @@ def dpmpp_2m(
         A table of S - ``begin`` rows, the noisiest timestep first; of one line up to order 2.
 
     Raises:
-        ValueError: As for ``ddim``, and if ``steps`` reaches T without ``timesteps``, ``order`` is not 1 to 3,
+        ValueError: As for ``euler``, and if ``steps`` reaches T without ``timesteps``, ``order`` is not 1 to 3,
             ``solver_type`` is neither of the two, ``final_alpha_cumprod`` is 0, or ``begin`` leaves no step.
         TypeError: If ``steps``, ``order`` or ``begin`` is no whole number.
     """
     require_between("order", order, 1, 3)
     if solver_type not in ("midpoint", "heun"):
         raise ValueError(f"solver_type must be 'midpoint' or 'heun', got {solver_type!r}")
-    t, sigmas = solver_levels(
-        schedule, steps, timesteps, spacing, steps_offset, prediction_type, final_alpha_cumprod, karras=karras
+    options = LevelOptions(levels, karras, rho, sigma_min, sigma_max, sigmas, timesteps)
+    t, ratios = solver_levels(
+        schedule, steps, timesteps, spacing, steps_offset, prediction_type, final_alpha_cumprod, options
     )
     require_between("begin", begin, 0, len(t) - 1)
     falls = lower_order_final and len(t) < 15
-    t, sigmas = t[begin:], sigmas[begin:]
+    t, ratios = t[begin:], ratios[begin:]
     orders = np.minimum(order, np.arange(len(t)) + 1)
     if falls:
         orders = np.minimum(orders, np.arange(len(t), 0, -1))
     if euler_at_final:
         orders[-1] = 1
 
-    solver = ExponentialIntegrator(sigmas, prediction_type, clip, predict_x0=predict_x0)
+    solver = ExponentialIntegrator(ratios, prediction_type, clip, predict_x0=predict_x0)
     updates = []
     for i, estimate in enumerate(solver.estimates):
         slope, bend = ZERO, ZERO
@@ -96,8 +105,8 @@ def dpmpp_2m(
         midpoint = orders[i] == 2 and solver_type == "midpoint"
         updates.append(Update(solver.step(i, i + 1, slope, bend, midpoint=midpoint), h=estimate, h2=H))
     columns: Columns = {**solver.line_1, **columns_of(updates)}
-    levels = preserving_levels(1 / (1 + sigmas[:-1] ** 2))
-    return build_table("dpmpp_2m", schedule, t, columns, levels, guidance_scale, guidance_interval)
+    a = 1 / (1 + ratios[:-1] ** 2)
+    return build_table("dpmpp_2m", schedule, t, columns, preserving_levels(a), guidance_scale, guidance_interval)
 
 
 def _derivatives(solver: ExponentialIntegrator, i: int, estimate: Form, order: int) -> tuple[Form, Form]:

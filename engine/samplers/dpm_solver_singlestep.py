@@ -17,6 +17,7 @@ from stepfuse.samplers.coefficients import (
 )
 from stepfuse.samplers.exponential import ExponentialIntegrator
 from stepfuse.samplers.forms import H2, Form, H, Update, columns_of
+from stepfuse.samplers.levels import LevelKind, LevelOptions
 from stepfuse.samplers.log_snr import solver_levels
 from stepfuse.samplers.schedule import NoiseSchedule, Spacing
 from stepfuse.samplers.table import StepTable
@@ -31,11 +32,16 @@ def dpmpp_2s(
     steps: int | None = None,
     *,
     timesteps: Sequence[float] | None = None,
+    sigmas: Sequence[float] | None = None,
     spacing: Spacing = "linspace",
     steps_offset: int = 0,
     prediction_type: PredictionType = "epsilon",
     clip: float | None = None,
     karras: bool = False,
+    levels: LevelKind = "schedule",
+    rho: float = 7.0,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
     order: int = 2,
     solver_type: Literal["midpoint", "heun"] = "midpoint",
     lower_order_final: bool = False,
@@ -71,22 +77,23 @@ def dpmpp_2s(
     require_between("order", order, 1, 3)
     if solver_type not in ("midpoint", "heun"):
         raise ValueError(f"solver_type must be 'midpoint' or 'heun', got {solver_type!r}")
-    t, sigmas = solver_levels(
-        schedule, steps, timesteps, spacing, steps_offset, prediction_type, final_alpha_cumprod, karras=karras
+    options = LevelOptions(levels, karras, rho, sigma_min, sigma_max, sigmas, timesteps)
+    t, ratios = solver_levels(
+        schedule, steps, timesteps, spacing, steps_offset, prediction_type, final_alpha_cumprod, options
     )
     require_between("begin", begin, 0, len(t) - 1)
     starts = np.arange(len(t)) % order == 0
-    starts[-1] |= sigmas[-1] == 0 or (lower_order_final and len(t) % order == 0)
-    t, sigmas, starts = t[begin:], sigmas[begin:], starts[begin:]
+    starts[-1] |= ratios[-1] == 0 or (lower_order_final and len(t) % order == 0)
+    t, ratios, starts = t[begin:], ratios[begin:], starts[begin:]
     starts[0] = True
 
-    solver = ExponentialIntegrator(sigmas, prediction_type, clip, predict_x0=predict_x0)
+    solver = ExponentialIntegrator(ratios, prediction_type, clip, predict_x0=predict_x0)
     updates: list[Update] = []
     for steps_of in np.split(np.arange(len(t)), np.flatnonzero(starts)[1:]):
         updates += _interval(solver, int(steps_of[0]), len(steps_of), solver_type)
     columns: Columns = {**solver.line_1, **columns_of(updates)}
-    levels = preserving_levels(1 / (1 + sigmas[:-1] ** 2))
-    return build_table("dpmpp_2s", schedule, t, columns, levels, guidance_scale, guidance_interval)
+    states = preserving_levels(1 / (1 + ratios[:-1] ** 2))
+    return build_table("dpmpp_2s", schedule, t, columns, states, guidance_scale, guidance_interval)
 
 
 def _interval(solver: ExponentialIntegrator, start: int, length: int, solver_type: str) -> list[Update]:

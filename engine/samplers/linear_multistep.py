@@ -21,6 +21,7 @@ from stepfuse.samplers.coefficients import (
     require_between,
 )
 from stepfuse.samplers.forms import H2, H3, ZERO, D, E, Form, H, Update, X, columns_of
+from stepfuse.samplers.levels import LevelKind, LevelOptions
 from stepfuse.samplers.log_snr import solver_levels
 from stepfuse.samplers.probability_flow import exploding_levels, ode_levels, ode_slope
 from stepfuse.samplers.schedule import Float64Array, NoiseSchedule, Spacing
@@ -86,11 +87,16 @@ def deis(
     steps: int | None = None,
     *,
     timesteps: Sequence[float] | None = None,
+    sigmas: Sequence[float] | None = None,
     spacing: Spacing = "linspace",
     steps_offset: int = 0,
     prediction_type: PredictionType = "epsilon",
     clip: float | None = None,
     karras: bool = False,
+    levels: LevelKind = "schedule",
+    rho: float = 7.0,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
     order: int = 2,
     lower_order_final: bool = True,
     final_alpha_cumprod: float = 1.0,
@@ -118,21 +124,22 @@ def deis(
         TypeError: If ``steps``, ``order`` or ``begin`` is no whole number.
     """
     require_between("order", order, 1, 3)
-    t, rho = solver_levels(
-        schedule, steps, timesteps, spacing, steps_offset, prediction_type, final_alpha_cumprod, karras=karras
+    options = LevelOptions(levels, karras, rho, sigma_min, sigma_max, sigmas, timesteps)
+    t, ratio = solver_levels(
+        schedule, steps, timesteps, spacing, steps_offset, prediction_type, final_alpha_cumprod, options
     )
     require_between("begin", begin, 0, len(t) - 1)
     falls = lower_order_final and len(t) < 15
-    t, rho = t[begin:], rho[begin:]
+    t, ratio = t[begin:], ratio[begin:]
     with np.errstate(divide="ignore"):
-        log_rho = np.log(rho)
+        log_rho = np.log(ratio)
     weights = []
     for i in range(len(t)):
         now = min(order, i + 1, len(t) - i if falls else order)
         nodes = log_rho[i - now + 1 : i + 1][::-1] - log_rho[i]
-        weights.append(rho[i] * _extrapolated(nodes, log_rho[i + 1] - log_rho[i]))
-    columns, levels = _in_rho(prediction_type, clip, rho, weights)
-    return build_table("deis", schedule, t, columns, levels, guidance_scale, guidance_interval)
+        weights.append(ratio[i] * _extrapolated(nodes, log_rho[i + 1] - log_rho[i]))
+    columns, states = _in_rho(prediction_type, clip, ratio, weights)
+    return build_table("deis", schedule, t, columns, states, guidance_scale, guidance_interval)
 
 
 @recorded
@@ -141,11 +148,16 @@ def ipndm(
     steps: int | None = None,
     *,
     timesteps: Sequence[float] | None = None,
+    sigmas: Sequence[float] | None = None,
     spacing: Spacing = "linspace",
     steps_offset: int = 0,
     prediction_type: PredictionType = "epsilon",
     clip: float | None = None,
     karras: bool = False,
+    levels: LevelKind = "schedule",
+    rho: float = 7.0,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
     order: int = 4,
     final_alpha_cumprod: float = 1.0,
     begin: int = 0,
@@ -169,14 +181,15 @@ def ipndm(
         TypeError: If ``steps``, ``order`` or ``begin`` is no whole number.
     """
     require_between("order", order, 1, 4)
-    t, rho = solver_levels(
-        schedule, steps, timesteps, spacing, steps_offset, prediction_type, final_alpha_cumprod, karras=karras
+    options = LevelOptions(levels, karras, rho, sigma_min, sigma_max, sigmas, timesteps)
+    t, ratio = solver_levels(
+        schedule, steps, timesteps, spacing, steps_offset, prediction_type, final_alpha_cumprod, options
     )
     require_between("begin", begin, 0, len(t) - 1)
-    t, rho = t[begin:], rho[begin:]
-    weights = [width * np.array(_ADAMS_BASHFORTH[min(order - 1, i)]) for i, width in enumerate(np.diff(rho))]
-    columns, levels = _in_rho(prediction_type, clip, rho, weights)
-    return build_table("ipndm", schedule, t, columns, levels, guidance_scale, guidance_interval)
+    t, ratio = t[begin:], ratio[begin:]
+    weights = [width * np.array(_ADAMS_BASHFORTH[min(order - 1, i)]) for i, width in enumerate(np.diff(ratio))]
+    columns, states = _in_rho(prediction_type, clip, ratio, weights)
+    return build_table("ipndm", schedule, t, columns, states, guidance_scale, guidance_interval)
 
 
 def _in_rho(
@@ -200,10 +213,15 @@ def lms(
     steps: int | None = None,
     *,
     timesteps: Sequence[float] | None = None,
+    sigmas: Sequence[float] | None = None,
     spacing: Spacing = "linspace",
     steps_offset: int = 0,
     prediction_type: PredictionType = "epsilon",
     karras: bool = False,
+    levels: LevelKind = "schedule",
+    rho: float = 7.0,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
     order: int = 4,
     begin: int = 0,
     guidance_scale: float = 1.0,
@@ -228,7 +246,8 @@ def lms(
         TypeError: If ``steps``, ``order`` or ``begin`` is no whole number.
     """
     require_between("order", order, 1, 4)
-    t, sigma, init_scale = ode_levels(schedule, steps, timesteps, spacing, steps_offset, prediction_type, karras)
+    options = LevelOptions(levels, karras, rho, sigma_min, sigma_max, sigmas, timesteps)
+    t, sigma, init_scale = ode_levels(schedule, steps, timesteps, spacing, steps_offset, prediction_type, options)
     require_between("begin", begin, 0, len(t) - 1)
     t, sigma = t[begin:], sigma[begin:]
     line_1, in_slope = ode_slope(prediction_type, sigma, None)

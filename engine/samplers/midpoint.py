@@ -16,6 +16,7 @@ from stepfuse.samplers.coefficients import (
     timesteps_of,
 )
 from stepfuse.samplers.forms import D, E, H, Update, X, Z, columns_of
+from stepfuse.samplers.levels import LevelKind, LevelOptions
 from stepfuse.samplers.probability_flow import exploding_levels, ode_levels, ode_slope
 from stepfuse.samplers.schedule import Float64Array, NoiseSchedule, Spacing
 from stepfuse.samplers.table import StepTable
@@ -27,10 +28,15 @@ def kdpm2(
     steps: int | None = None,
     *,
     timesteps: Sequence[float] | None = None,
+    sigmas: Sequence[float] | None = None,
     spacing: Spacing = "linspace",
     steps_offset: int = 0,
     prediction_type: PredictionType = "epsilon",
     karras: bool = False,
+    levels: LevelKind = "schedule",
+    rho: float = 7.0,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
     guidance_scale: float = 1.0,
     guidance_interval: tuple[float, float] = (0.0, 1.0),
 ) -> StepTable:
@@ -51,8 +57,16 @@ def kdpm2(
         ValueError: As for ``ddim``.
         TypeError: If ``steps`` is no whole number.
     """
-    t, sigma, init_scale = ode_levels(schedule, steps, timesteps, spacing, steps_offset, prediction_type, karras)
-    rows = _rows(schedule, prediction_type, t.round() if karras else t, sigma, sigma[1:], np.zeros_like(sigma[1:]))
+    options = LevelOptions(levels, karras, rho, sigma_min, sigma_max, sigmas, timesteps)
+    t, sigma, init_scale = ode_levels(schedule, steps, timesteps, spacing, steps_offset, prediction_type, options)
+    rows = _rows(
+        schedule,
+        prediction_type,
+        t.round() if options.kind == "karras" else t,
+        sigma,
+        sigma[1:],
+        np.zeros_like(sigma[1:]),
+    )
     return build_table("kdpm2", schedule, *rows, guidance_scale, guidance_interval, init_scale)
 
 
@@ -62,10 +76,15 @@ def kdpm2_ancestral(
     steps: int | None = None,
     *,
     timesteps: Sequence[float] | None = None,
+    sigmas: Sequence[float] | None = None,
     spacing: Spacing = "linspace",
     steps_offset: int = 0,
     prediction_type: PredictionType = "epsilon",
     karras: bool = False,
+    levels: LevelKind = "schedule",
+    rho: float = 7.0,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
     guidance_scale: float = 1.0,
     guidance_interval: tuple[float, float] = (0.0, 1.0),
 ) -> StepTable:
@@ -84,10 +103,11 @@ def kdpm2_ancestral(
         ValueError: As for ``ddim``.
         TypeError: If ``steps`` is no whole number.
     """
-    t, sigma, init_scale = ode_levels(schedule, steps, timesteps, spacing, steps_offset, prediction_type, karras)
+    options = LevelOptions(levels, karras, rho, sigma_min, sigma_max, sigmas, timesteps)
+    t, sigma, init_scale = ode_levels(schedule, steps, timesteps, spacing, steps_offset, prediction_type, options)
     here, after = sigma[:-1], sigma[1:]
     noise = after * np.sqrt(here**2 - after**2) / here
-    rows = _rows(schedule, prediction_type, t.round() if karras else t, sigma, after**2 / here, noise)
+    rows = _rows(schedule, prediction_type, t.round() if options.kind == "karras" else t, sigma, after**2 / here, noise)
     return build_table("kdpm2_ancestral", schedule, *rows, guidance_scale, guidance_interval, init_scale)
 
 

@@ -39,6 +39,7 @@ _ELSEWHERE = {
     "eulera": "euler_ancestral",
     "keulera": "euler_ancestral",
     "eulerancestral": "euler_ancestral",
+    "eulerakarras": "euler_ancestral with karras=True",
     "eulerancestraldiscrete": "euler_ancestral",
     "heundiscrete": "heun",
     "kheun": "heun",

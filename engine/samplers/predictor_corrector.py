@@ -17,9 +17,11 @@ from stepfuse.samplers.coefficients import (
     eps_from,
     recorded,
     refuse_on_flows,
+    refuse_without_flow,
     require_between,
 )
 from stepfuse.samplers.forms import H2, H3, ZERO, D, E, Form, H, Update, X, columns_of
+from stepfuse.samplers.levels import LevelKind, LevelOptions
 from stepfuse.samplers.log_snr import SAME_LEVEL, flow_levels, solver_levels
 from stepfuse.samplers.schedule import Float64Array, NoiseSchedule, Spacing
 from stepfuse.samplers.table import StepTable
@@ -31,17 +33,24 @@ def unipc(
     steps: int | None = None,
     *,
     timesteps: Sequence[float] | None = None,
+    sigmas: Sequence[float] | None = None,
     spacing: Spacing = "linspace",
     steps_offset: int = 0,
     prediction_type: PredictionType = "epsilon",
     clip: float | None = None,
     karras: bool = False,
+    levels: LevelKind = "schedule",
+    rho: float = 7.0,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
     order: int = 2,
     solver_type: Literal["bh1", "bh2"] = "bh2",
     lower_order_final: bool = True,
     predict_x0: bool = True,
     disable_corrector: Sequence[int] = (),
     final_alpha_cumprod: float = 1.0,
+    shift: float | None = None,
+    shift_terminal: float | None = None,
     begin: int = 0,
     guidance_scale: float = 1.0,
     guidance_interval: tuple[float, float] = (0.0, 1.0),
@@ -54,9 +63,10 @@ def unipc(
     Args:
         schedule: As for ``dpmpp_2m``, and so are the arguments not named here; or ``NoiseSchedule.flow(shift)``.
         steps: Number of network evaluations S, 1 ≤ S < T; on a flow 1 ≤ S ≤ T.
-        timesteps: As for ``dpmpp_2m``; on a flow as for ``euler``.
+        timesteps: As for ``dpmpp_2m``; on a flow as for ``euler``, and so are ``sigmas``, ``shift`` and
+            ``shift_terminal``.
         spacing: As for ``dpmpp_2m``. Not for flows, and neither are ``steps_offset``, ``prediction_type``, ``clip``,
-            ``karras``, ``predict_x0`` and ``final_alpha_cumprod``.
+            ``levels``, ``predict_x0`` and ``final_alpha_cumprod``.
         order: Of the predictor, 1 to 3; the first steps are of lower order, for want of estimates.
         solver_type: B(h) of the paper: ``"bh1"`` is h, ``"bh2"`` is e^h - 1.
         lower_order_final: Whether the order falls to 1 over the last steps. Towards a clean sample the last step always
@@ -84,6 +94,7 @@ def unipc(
     for one in disable_corrector:
         if whole_number("disable_corrector", one) < 0:
             raise ValueError(f"disable_corrector must hold steps, at least 0, got {one}")
+    options = LevelOptions(levels, karras, rho, sigma_min, sigma_max, sigmas, timesteps, shift_terminal, shift)
     if schedule.is_flow:
         refuse_on_flows(
             spacing=(spacing, "linspace"),
@@ -91,14 +102,16 @@ def unipc(
             prediction_type=(prediction_type, "epsilon"),
             clip=(clip, None),
             karras=(karras, False),
+            levels=(levels, "schedule"),
             predict_x0=(predict_x0, True),
             final_alpha_cumprod=(final_alpha_cumprod, 1.0),
         )
-        t, noise = flow_levels(schedule, steps, timesteps)
+        t, noise = flow_levels(schedule, steps, timesteps, options)
         signal = 1 - noise
     else:
+        refuse_without_flow(shift=(shift, None), shift_terminal=(shift_terminal, None))
         t, sigma = solver_levels(
-            schedule, steps, timesteps, spacing, steps_offset, prediction_type, final_alpha_cumprod, karras=karras
+            schedule, steps, timesteps, spacing, steps_offset, prediction_type, final_alpha_cumprod, options
         )
         signal = 1 / np.hypot(1, sigma)
         noise = sigma * signal

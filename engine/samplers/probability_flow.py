@@ -15,13 +15,14 @@ from stepfuse.samplers.coefficients import (
     clean_sample,
     eps_from,
     flow_sigmas,
-    karras_sigmas,
     recorded,
     refuse_on_flows,
+    refuse_without_flow,
     sigmas_at,
     sigmas_of,
     timesteps_of,
 )
+from stepfuse.samplers.levels import LevelKind, LevelOptions
 from stepfuse.samplers.schedule import Float64Array, NoiseSchedule, Spacing
 from stepfuse.samplers.table import StepTable
 
@@ -34,10 +35,17 @@ def euler(
     steps: int | None = None,
     *,
     timesteps: Sequence[float] | None = None,
+    sigmas: Sequence[float] | None = None,
     spacing: Spacing = "linspace",
     steps_offset: int = 0,
     prediction_type: PredictionType = "epsilon",
     karras: bool = False,
+    levels: LevelKind = "schedule",
+    rho: float = 7.0,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+    shift: float | None = None,
+    shift_terminal: float | None = None,
     cfg_pp: bool = False,
     guidance_scale: float = 1.0,
     guidance_interval: tuple[float, float] = (0.0, 1.0),
@@ -52,34 +60,50 @@ def euler(
         steps: Number of network evaluations S, 1 ≤ S ≤ T.
         timesteps: Timesteps of one's own, strictly decreasing; they need not be whole. On a flow they are T σ, from T
             down, taken as they are, without shift.
-        spacing: As for ``ddim``; ``linspace`` is not rounded. Not for flows, and neither are the three below.
-        karras: Noise levels of Karras et al. (2022), Eq. 5 with ρ = 7, between those that ``spacing`` ends at.
+        sigmas: Noise levels of one's own, noise over signal, strictly decreasing within the schedule; a last 0, the
+            clean result, may be left out. On a flow they are σ, 1 / T to 1, and are shifted, as in diffusers.
+        spacing: As for ``ddim``; ``linspace`` is not rounded. Not for flows, and neither are the two below.
+        karras: The same as ``levels="karras"``.
+        levels: How the noise levels lie between the ends that ``spacing`` has: ``"karras"`` as in Karras et al. (2022),
+            Eq. 5; ``"exponential"`` in equal steps of the logarithm; ``"beta"`` as quantiles of the beta distribution
+            with both parameters 0.6 (Lee et al., 2024); ``"lu"`` in equal steps of log-SNR (Lu et al., 2022), which is
+            ``"exponential"`` here. Not with ``timesteps`` or ``sigmas``; on a flow between the ends after the shift,
+            and without ``"lu"``.
+        rho: ρ of Karras' levels, 0.1 to 1000.
+        sigma_min: The lower end in the place of that of ``spacing``, within the schedule. Not with ``"schedule"``.
+        sigma_max: The same for the higher end.
+        shift: On a flow, the shift of the levels in the place of the schedule's, above 0: what a resolution asks for.
+            diffusers' ``mu`` is its logarithm, or with ``time_shift_type="linear"`` itself. Not with ``timesteps``.
+        shift_terminal: On a flow, the level that the last step begins at: all are stretched to end there, 0 to 1; None:
+            where the shift has it. Not with ``timesteps``.
         cfg_pp: As for ``ddim``, on flows too; as ``euler_cfg_pp`` of ComfyUI, whose ``cfg`` is λ as well.
 
     Returns:
         A table of S rows, the noisiest timestep first.
 
     Raises:
-        ValueError: As for ``ddim``; on a flow also if ``spacing``, ``steps_offset``, ``prediction_type`` or ``karras``
-            is given.
+        ValueError: As for ``ddim``; and if two of ``timesteps``, ``sigmas`` and ``levels`` are given, sigmas do not
+            fall or leave the schedule, an end or ``rho`` is out of bounds, or an argument is given that is of the other
+            kind of schedule.
         TypeError: If ``steps`` is no whole number.
     """
+    options = LevelOptions(levels, karras, rho, sigma_min, sigma_max, sigmas, timesteps, shift_terminal, shift)
     if schedule.is_flow:
         refuse_on_flows(
             spacing=(spacing, "linspace"),
             steps_offset=(steps_offset, 0),
             prediction_type=(prediction_type, "epsilon"),
-            karras=(karras, False),
         )
-        return _flow(schedule, steps, timesteps, guidance_scale, guidance_interval, cfg_pp=cfg_pp)
-    t, sigma, init_scale = ode_levels(schedule, steps, timesteps, spacing, steps_offset, prediction_type, karras)
+        return _flow(schedule, steps, timesteps, options, guidance_scale, guidance_interval, cfg_pp=cfg_pp)
+    refuse_without_flow(shift=(shift, None), shift_terminal=(shift_terminal, None))
+    t, sigma, init_scale = ode_levels(schedule, steps, timesteps, spacing, steps_offset, prediction_type, options)
     after = np.append(sigma[1:], 0.0)
     columns = _ode_step(prediction_type, sigma, after - sigma)
     if cfg_pp:
         columns = _renoising(prediction_type, sigma, after)
-    levels = exploding_levels(sigma)
+    states = exploding_levels(sigma)
     return build_table(
-        "euler", schedule, t, columns, levels, guidance_scale, guidance_interval, init_scale, cfg_pp=cfg_pp
+        "euler", schedule, t, columns, states, guidance_scale, guidance_interval, init_scale, cfg_pp=cfg_pp
     )
 
 
@@ -89,9 +113,15 @@ def euler_ancestral(
     steps: int | None = None,
     *,
     timesteps: Sequence[float] | None = None,
+    sigmas: Sequence[float] | None = None,
     spacing: Spacing = "linspace",
     steps_offset: int = 0,
     prediction_type: PredictionType = "epsilon",
+    karras: bool = False,
+    levels: LevelKind = "schedule",
+    rho: float = 7.0,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
     guidance_scale: float = 1.0,
     guidance_interval: tuple[float, float] = (0.0, 1.0),
 ) -> StepTable:
@@ -108,10 +138,11 @@ def euler_ancestral(
         A table of S rows, the noisiest timestep first.
 
     Raises:
-        ValueError: As for ``ddim``.
+        ValueError: As for ``euler``.
         TypeError: If ``steps`` is no whole number.
     """
-    t, sigma, init_scale = ode_levels(schedule, steps, timesteps, spacing, steps_offset, prediction_type, karras=False)
+    options = LevelOptions(levels, karras, rho, sigma_min, sigma_max, sigmas, timesteps)
+    t, sigma, init_scale = ode_levels(schedule, steps, timesteps, spacing, steps_offset, prediction_type, options)
     after = np.append(sigma[1:], 0.0)
     noise = after * np.sqrt(sigma**2 - after**2) / sigma
     below = after**2 / sigma  # sqrt(after^2 - noise^2)
@@ -127,11 +158,18 @@ def heun(
     steps: int | None = None,
     *,
     timesteps: Sequence[float] | None = None,
+    sigmas: Sequence[float] | None = None,
     spacing: Spacing = "linspace",
     steps_offset: int = 0,
     prediction_type: PredictionType = "epsilon",
     clip: float | None = None,
     karras: bool = False,
+    levels: LevelKind = "schedule",
+    rho: float = 7.0,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+    shift: float | None = None,
+    shift_terminal: float | None = None,
     guidance_scale: float = 1.0,
     guidance_interval: tuple[float, float] = (0.0, 1.0),
 ) -> StepTable:
@@ -150,21 +188,22 @@ def heun(
         A table of 2 S - 1 rows, the noisiest timestep first.
 
     Raises:
-        ValueError: As for ``ddim``; on a flow also if an argument is given that is not for flows.
+        ValueError: As for ``euler``, and if ``clip`` is not above 0.
         TypeError: If ``steps`` is no whole number.
     """
+    options = LevelOptions(levels, karras, rho, sigma_min, sigma_max, sigmas, timesteps, shift_terminal, shift)
     if schedule.is_flow:
         refuse_on_flows(
             spacing=(spacing, "linspace"),
             steps_offset=(steps_offset, 0),
             prediction_type=(prediction_type, "epsilon"),
             clip=(clip, None),
-            karras=(karras, False),
         )
-        sigma = flow_sigmas(schedule, steps, timesteps)
+        sigma = flow_sigmas(schedule, steps, timesteps, options)
         t, init_scale = sigma * schedule.num_train_timesteps, 1.0
     else:
-        t, sigma, init_scale = ode_levels(schedule, steps, timesteps, spacing, steps_offset, prediction_type, karras)
+        refuse_without_flow(shift=(shift, None), shift_terminal=(shift_terminal, None))
+        t, sigma, init_scale = ode_levels(schedule, steps, timesteps, spacing, steps_offset, prediction_type, options)
 
     # Row 2 i is Euler's at sigma[i], row 2 i + 1 the correction at sigma[i + 1]; dt is that interval's width in both.
     predicts = np.arange(2 * len(t) - 1) % 2 == 0
@@ -172,7 +211,7 @@ def heun(
     dt = np.repeat(np.append(np.diff(sigma), -sigma[-1]), 2)[:-1]
     step = np.where(predicts, dt, dt / 2)
     corrected = predicts & (np.arange(len(t)) < len(t) - 1)
-    levels = (1 - sigma_here, sigma_here) if schedule.is_flow else exploding_levels(sigma_here)
+    states = (1 - sigma_here, sigma_here) if schedule.is_flow else exploding_levels(sigma_here)
     clean, slope = _flow_slope(sigma_here) if schedule.is_flow else ode_slope(prediction_type, sigma_here, clip)
     x_to_slope, d_to_slope, e_to_slope = slope
     columns: Columns = {
@@ -185,7 +224,7 @@ def heun(
         "u_d": np.where(corrected, step / 2 * d_to_slope, 0.0),
         "u_e": np.where(corrected, step / 2 * e_to_slope, 0.0),
     }
-    return build_table("heun", schedule, t, columns, levels, guidance_scale, guidance_interval, init_scale)
+    return build_table("heun", schedule, t, columns, states, guidance_scale, guidance_interval, init_scale)
 
 
 def ode_levels(
@@ -195,23 +234,25 @@ def ode_levels(
     spacing: Spacing,
     steps_offset: int,
     prediction_type: PredictionType,
-    karras: bool,
+    options: LevelOptions,
 ) -> tuple[Float64Array, Float64Array, float]:
     """Timesteps, noise levels, and the scale of the initial state."""
-    total = schedule.num_train_timesteps
-    t = choose_timesteps(schedule, steps, timesteps, spacing, steps_offset)
-    if timesteps is None and spacing == "linspace":
-        t = np.linspace(0, total - 1, len(t))[::-1]
-    all_sigmas = sigmas_of(schedule, prediction_type)
-    sigma = sigmas_at(all_sigmas, t)
-    if karras:
-        ends = sigma
-        if (
-            timesteps is None and spacing == "trailing"
-        ):  # as diffusers counts, with one more at -1 if rounding has it so
-            points = np.round(np.arange(total, 0, -total / len(t))) - 1
-            ends = np.interp(points, np.arange(total), all_sigmas)
-        sigma = karras_sigmas(ends[::-1], len(t))
+    total, all_sigmas = schedule.num_train_timesteps, sigmas_of(schedule, prediction_type)
+    bounds = float(all_sigmas[0]), float(all_sigmas[-1])
+    given = options.own(steps, *bounds)
+    if given is not None:
+        t, sigma = timesteps_of(all_sigmas, given), given
+    else:
+        t = choose_timesteps(schedule, steps, timesteps, spacing, steps_offset)
+        if timesteps is None and spacing == "linspace":
+            t = np.linspace(0, total - 1, len(t))[::-1]
+        sigma = sigmas_at(all_sigmas, t)
+    if options.follow_rule:
+        last = t[-1]
+        if spacing == "trailing":  # as diffusers counts, with one more at -1 if rounding has it so
+            last = np.round(np.arange(total, 0, -total / len(t)))[-1] - 1
+        ends = float(np.interp(last, np.arange(total), all_sigmas)), float(sigma[0])
+        sigma = options.between(ends, bounds, len(t))
         t = timesteps_of(all_sigmas, sigma)
     return t, sigma, float(sigma[0] if spacing in ("linspace", "trailing") else np.hypot(sigma[0], 1.0))
 
@@ -253,15 +294,16 @@ def _flow(
     schedule: NoiseSchedule,
     steps: int | None,
     timesteps: Sequence[float] | None,
+    options: LevelOptions,
     guidance_scale: float,
     guidance_interval: tuple[float, float],
     *,
     cfg_pp: bool,
 ) -> StepTable:
-    sigma = flow_sigmas(schedule, steps, timesteps)
+    sigma = flow_sigmas(schedule, steps, timesteps, options)
     after = np.append(sigma[1:], 0.0)
     columns: Columns = {"p_x": 1.0, "p_e": -sigma, "q_x": 1.0, "q_e": after - sigma}
     if cfg_pp:  # as the clean sample and noise of the next level, the same but for rounding
         columns |= {"q_x": after, "q_d": 1 - after, "q_e": after * (1 - sigma)}
-    t, levels = sigma * schedule.num_train_timesteps, (1 - sigma, sigma)
-    return build_table("euler", schedule, t, columns, levels, guidance_scale, guidance_interval, cfg_pp=cfg_pp)
+    t, states = sigma * schedule.num_train_timesteps, (1 - sigma, sigma)
+    return build_table("euler", schedule, t, columns, states, guidance_scale, guidance_interval, cfg_pp=cfg_pp)

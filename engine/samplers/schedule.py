@@ -125,16 +125,16 @@ class NoiseSchedule:
     @classmethod
     def from_betas(cls, betas: npt.ArrayLike) -> NoiseSchedule:
         """From per-step noise variances β_t, shape (T,), each in [0, 1]."""
-        values = _vector("betas", betas)
-        _require_all("betas", values, (values >= 0) & (values <= 1), "between 0 and 1")
+        values = as_vector("betas", betas)
+        require_all("betas", values, (values >= 0) & (values <= 1), "between 0 and 1")
         return cls.from_alphas_cumprod(np.cumprod(1.0 - values))
 
     @classmethod
     def from_alphas_cumprod(cls, alphas_cumprod: npt.ArrayLike) -> NoiseSchedule:
         """From ᾱ_t, shape (T,), each in [0, 1] and none above the one before it."""
-        values = _vector("alphas_cumprod", alphas_cumprod)
-        _require_all("alphas_cumprod", values, (values >= 0) & (values <= 1), "between 0 and 1")
-        _require_all("alphas_cumprod", values, np.diff(values, prepend=values[0]) <= 0, "at most the value before it")
+        values = as_vector("alphas_cumprod", alphas_cumprod)
+        require_all("alphas_cumprod", values, (values >= 0) & (values <= 1), "between 0 and 1")
+        require_all("alphas_cumprod", values, np.diff(values, prepend=values[0]) <= 0, "at most the value before it")
         config = {"type": "alphas_cumprod", "alphas_cumprod": values.tolist()}
         return cls(len(values), config=config, _alphas_cumprod=_read_only(values))
 
@@ -220,10 +220,10 @@ def spaced_timesteps(num_train_timesteps: int, steps: int, spacing: Spacing, ste
 
 def explicit_timesteps(num_train_timesteps: int, timesteps: Sequence[float] | npt.ArrayLike) -> Float64Array:
     """A caller's own timesteps, checked: within the schedule and strictly decreasing."""
-    values = _vector("timesteps", timesteps)
+    values = as_vector("timesteps", timesteps)
     inside = (values >= 0) & (values <= num_train_timesteps - 1)
-    _require_all("timesteps", values, inside, f"between 0 and {num_train_timesteps - 1}")
-    _require_all("timesteps", values, np.diff(values, prepend=np.inf) < 0, "below the one before it")
+    require_all("timesteps", values, inside, f"between 0 and {num_train_timesteps - 1}")
+    require_all("timesteps", values, np.diff(values, prepend=np.inf) < 0, "below the one before it")
     return values
 
 
@@ -234,14 +234,16 @@ def _length(num_train_timesteps: int) -> int:
     return length
 
 
-def _vector(name: str, values: npt.ArrayLike) -> Float64Array:
+def as_vector(name: str, values: npt.ArrayLike) -> Float64Array:
+    """A list of numbers as an array of one dimension, not empty."""
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or array.size == 0:
         raise ValueError(f"{name} must be a list of at least one number, got shape {array.shape}")
     return array
 
 
-def _require_all(name: str, values: Float64Array, holds: npt.NDArray[np.bool_], rule: str) -> None:
+def require_all(name: str, values: Float64Array, holds: npt.NDArray[np.bool_], rule: str) -> None:
+    """Refuses values by the first for which a rule does not hold."""
     if not holds.all():
         first = int(np.argmin(holds))
         raise ValueError(f"{name}[{first}] must be {rule}, got {values[first]}")

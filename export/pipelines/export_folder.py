@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -125,6 +125,7 @@ def from_diffusers(
         plan: ExportPlan = module.plan(folder, pixels)
         for component in {component for part in plan.parts for component in part.components}:
             folder.weights(component)
+    plan = replace(plan, pipeline=replace(plan.pipeline, dynamic_shift=settings.dynamic_shift))
     info = _model_info(plan, settings)
     compile_table(info, None, None, None, None, {})  # raises what the sampler refuses, before anything is exported
     left_out = [component for component in LEFT_OUT if folder.has(component)]
@@ -256,6 +257,8 @@ def _check_arguments(precision: str, opset: int) -> None:
 
 def _model_info(plan: ExportPlan, settings: SchedulerSettings) -> ModelInfo:
     steps = min(plan.defaults["steps"], settings.schedule.num_train_timesteps)
+    shift = plan.pipeline.shift_for(*plan.shape[1:])  # of other sizes, the pipeline finds it
+    dynamic = {} if shift is None or "timesteps" in settings.defaults else {"shift": shift}
     return ModelInfo(
         plan.shape,
         settings.schedule,
@@ -263,7 +266,7 @@ def _model_info(plan: ExportPlan, settings: SchedulerSettings) -> ModelInfo:
         plan.cond,
         data_range=plan.data_range,
         range_known=not plan.is_latent,
-        defaults={**plan.defaults, "steps": steps, **settings.defaults},
+        defaults={**plan.defaults, "steps": steps, **dynamic, **settings.defaults},
         sampler_options=settings.sampler_options,
     )
 

@@ -44,6 +44,10 @@ ARGUMENTS = {
     "timesteps": st.one_of(st.lists(st.integers(0, 999), max_size=4), ANY),
     "clip": ANY,
     "karras": ANY,
+    "levels": st.one_of(st.sampled_from(["karras", "exponential", "beta", "lu"]), ANY),
+    "sigmas": st.one_of(st.lists(st.floats(0.02, 14), max_size=4), ANY),
+    "sigma_min": st.one_of(st.floats(0.02, 14), ANY),
+    "sigma_max": st.one_of(st.floats(0.02, 14), ANY),
     "guidance_rescale": ANY,
     "dynamic_threshold": ANY,
     "guidance_interval": ANY,
@@ -97,6 +101,7 @@ def test_sample(engine, expected):
 REQUEST = sorted(
     set(ARGUMENTS)
     - {"n", "callback", "spacing", "timesteps", "clip", "karras", "nonesuch"}
+    - {"levels", "sigmas", "sigma_min", "sigma_max"}
     - {"guidance_rescale", "dynamic_threshold", "guidance_interval"}
 )
 
@@ -137,12 +142,17 @@ def test_samplers(name):
         "variance": ANY,
         "original_steps": ANY,
         "lower_order_final": ANY,
+        "rho": ANY,
+        "shift_terminal": ANY,
     }
     options = {
         **known,
         **{
             name: ARGUMENTS[name]
-            for name in ("timesteps", "spacing", "clip", "eta", "guidance_scale", "karras", "guidance_interval")
+            for name in (
+                *("timesteps", "spacing", "clip", "eta", "guidance_scale", "karras", "guidance_interval"),
+                *("levels", "sigmas", "sigma_min", "sigma_max"),
+            )
         },
     }
 

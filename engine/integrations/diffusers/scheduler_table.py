@@ -14,6 +14,7 @@ import numpy.typing as npt
 from stepfuse.integrations.scheduler_config import SchedulerSettings, read_scheduler
 from stepfuse.samplers import SAMPLERS
 from stepfuse.samplers.coefficients import sigmas_of
+from stepfuse.samplers.levels import without_overridden
 from stepfuse.samplers.schedule import NoiseSchedule
 from stepfuse.samplers.table import COLUMNS, StepTable
 
@@ -86,11 +87,13 @@ def table_of(
         options["clipped_eps"] = bool(clipped_eps)
     if sampler in ("ddim", "tcd") and eta is not None:
         options["eta"] = float(eta)
-    table = SAMPLERS[sampler](
-        settings.schedule, guidance_scale=float(guidance_scale), **options, **_timesteps(scheduler, custom, settings)
-    )
+    given = _steps(scheduler, custom, settings)
+    options = without_overridden(options, given)
+    table = SAMPLERS[sampler](settings.schedule, guidance_scale=float(guidance_scale), **options, **given)
     wanted = np.asarray(scheduler.timesteps.cpu(), dtype=np.float64)
-    if (options.get("karras") or sampler == "kdpm2_ancestral") and _same_levels(settings, table, scheduler, wanted):
+    chosen = "sigmas" in given or options.get("karras") or options.get("levels", "schedule") != "schedule"
+    between = (chosen and not settings.schedule.is_flow) or sampler == "kdpm2_ancestral"
+    if between and _same_levels(settings, table, scheduler, wanted):
         table = _at_timesteps(table, wanted)
     if len(wanted) != len(table) or not np.allclose(table["t"], wanted, rtol=_TIMESTEPS, atol=_TIMESTEPS):
         raise ValueError(
@@ -168,17 +171,17 @@ def _read(config: str) -> SchedulerSettings:
     return read_scheduler(json.loads(config))
 
 
-def _timesteps(scheduler: Any, custom: Mapping[str, Any], settings: SchedulerSettings) -> dict[str, Any]:
+def _steps(scheduler: Any, custom: Mapping[str, Any], settings: SchedulerSettings) -> dict[str, Any]:
     """The sampler's argument that has it step where the scheduler does."""
     given = [name for name, value in custom.items() if value is not None]
-    if not given:
+    if not given and settings.dynamic_shift is None:
         return {"steps": int(scheduler.num_inference_steps)}
     if settings.schedule.is_flow and settings.defaults["sampler"] in ("euler", "lcm"):
         sigmas = np.asarray(scheduler.sigmas[:-1], dtype=np.float64)
         return {"timesteps": sigmas * settings.schedule.num_train_timesteps}
-    if "sigmas" in given:
-        raise ValueError(
-            f"sigmas must be left out with {type(scheduler).__name__}, whose steps are at timesteps, got"
-            f" {custom['sigmas']}: give timesteps, or call pipe.original"
-        )
-    return {"timesteps": list(custom["timesteps"])}
+    if "timesteps" in given:
+        return {"timesteps": list(custom["timesteps"])}
+    sigmas, name = np.asarray(custom["sigmas"], dtype=np.float64).tolist(), type(scheduler).__name__
+    if not settings.schedule.is_flow and sigmas[-1:] != [0.0]:
+        raise ValueError(f"sigmas must end at 0 with {name}, got {sigmas}: append it, or call pipe.original")
+    return {"sigmas": sigmas}

@@ -26,6 +26,7 @@ STABLE = tiny_pipelines.STABLE_DIFFUSION
 PROMPTS, NEGATIVE = tiny_pipelines.PROMPTS, ["grey", "a dog in the rain"]
 TEXT = ("StableDiffusionPipeline", "StableDiffusionPipeline-v", "StableDiffusionXLPipeline", "StableDiffusion3Pipeline")
 FLOW_UNIPC = {"use_flow_sigmas": True, "flow_shift": 3.0, "prediction_type": "flow_prediction"}
+FLOW_EULER = "FlowMatchEulerDiscreteScheduler"
 SKIP_LAYERS = {"skip_guidance_layers": [0], "skip_layer_guidance_stop": 0.9}
 IMAGE = np.random.default_rng(0).random((2, 16, 16, 3), dtype=np.float32)
 
@@ -112,6 +113,8 @@ SCHEDULERS = {
     "euler-a": ("EulerAncestralDiscreteScheduler", {}),
     "deis": ("DEISMultistepScheduler", {"solver_order": 3}),
     "pndm": ("PNDMScheduler", {"skip_prk_steps": True, "set_alpha_to_one": False}),
+    "dpm-exponential": ("DPMSolverMultistepScheduler", {"use_exponential_sigmas": True}),
+    "euler-beta": ("EulerDiscreteScheduler", {"use_beta_sigmas": True, "sigma_min": 0.1}),
     "unipc": ("UniPCMultistepScheduler", {"use_karras_sigmas": True, "solver_order": 3}),
     "lms": ("LMSDiscreteScheduler", {"use_karras_sigmas": True}),
     "dpm-single": ("DPMSolverSinglestepScheduler", {"solver_order": 3}),
@@ -141,6 +144,7 @@ def test_with_every_scheduler(name, kind, config, pipelines):
         ("StableDiffusionPipeline", None, {}, {"guidance_rescale": 0.7}),
         ("StableDiffusionPipeline", None, {}, {"eta": 1.0, "num_images_per_prompt": 2}),
         ("StableDiffusionPipeline", "EulerDiscreteScheduler", STABLE, {"timesteps": [900, 500, 120]}),
+        ("StableDiffusionPipeline", "EulerDiscreteScheduler", STABLE, {"sigmas": [9.0, 1.0, 0.0]}),
         ("StableDiffusionPipeline", "LCMScheduler", STABLE, {"timesteps": [999, 499]}),
         ("StableDiffusionPipeline", "TCDScheduler", STABLE, {"eta": 0.3}),
         ("DiTPipeline", "TCDScheduler", {}, {}),  # gives no eta: the scheduler's own default
@@ -148,6 +152,9 @@ def test_with_every_scheduler(name, kind, config, pipelines):
         ("StableDiffusionXLPipeline", None, {}, {"height": 32, "width": 16, "prompt_2": ["one", "two"]}),
         ("StableDiffusion3Pipeline", None, {}, {"sigmas": [1.0, 0.8, 0.3]}),
         ("StableDiffusion3Pipeline", "UniPCMultistepScheduler", FLOW_UNIPC, {}),
+        ("StableDiffusion3Pipeline", FLOW_EULER, {"use_dynamic_shifting": True, "base_image_seq_len": 16}, {}),
+        ("StableDiffusion3Pipeline", FLOW_EULER, {"use_dynamic_shifting": True}, {"mu": 2.0, "sigmas": [1.0, 0.5]}),
+        ("StableDiffusion3Pipeline", FLOW_EULER, {"use_karras_sigmas": True, "shift_terminal": 0.1}, {}),
         ("StableDiffusion3Pipeline", "FlowMatchHeunDiscreteScheduler", {"shift": 3.0}, {}),
         ("StableDiffusion3Pipeline", "FlowMatchLCMScheduler", {"shift": 3.0}, {"sigmas": [1.0, 0.8, 0.3]}),
         ("StableDiffusion3Pipeline", "FlowMatchEulerDiscreteScheduler", {"stochastic_sampling": True}, {}),
@@ -380,7 +387,12 @@ def test_a_scheduler_changed_behind_its_configuration_is_refused(pipelines):
     ("name", "kind", "given", "message"),
     [
         ("StableDiffusion3Pipeline", None, SKIP_LAYERS, "once a step, got 2 calls: leave out"),
-        ("StableDiffusionPipeline", "EulerDiscreteScheduler", {"sigmas": [9.0, 1.0, 0.0]}, "sigmas must be left out"),
+        (
+            "StableDiffusionPipeline",
+            "EulerDiscreteScheduler",
+            {"sigmas": [9.0, 1.0]},
+            "sigmas must end at 0 with Euler",
+        ),
         ("DDPMPipeline", "EulerDiscreteScheduler", {}, "DDPMPipeline does not scale its network's inputs as Euler"),
         ("DDIMPipeline", None, {"eta": 1.5}, "eta must be between 0 and 1, got 1.5"),
     ],

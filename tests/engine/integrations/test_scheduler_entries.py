@@ -1,6 +1,7 @@
 """Every entry of every scheduler's configuration: read as diffusers reads it, or refused with its name and value."""
 
 import inspect
+import math
 import re
 
 import numpy as np
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:__array_:DeprecationWarning:diffusers", "ignore:.*is deprecated:FutureWarning"
 )
 
-STEPS = 3
+STEPS, MU = 3, 0.8
 FLAGS = (True, False, 0)
 #: Values to try, falsy ones among them.
 VALUES = {
@@ -83,6 +84,11 @@ BESIDE = {
     "sigma_min": {"use_karras_sigmas": True},
     "sigma_max": {"use_karras_sigmas": True},
     "use_lu_lambdas": {"use_karras_sigmas": True},
+    "time_shift_type": {"use_dynamic_shifting": True},
+    "base_shift": {"use_dynamic_shifting": True},
+    "max_shift": {"use_dynamic_shifting": True},
+    "base_image_seq_len": {"use_dynamic_shifting": True},
+    "max_image_seq_len": {"use_dynamic_shifting": True},
     "timestep_type": {"prediction_type": "v_prediction"},
     "rescale_betas_zero_snr": {"prediction_type": "v_prediction"},
 }
@@ -97,6 +103,7 @@ CASES = [
     for value in VALUES[entry]
     for beside in ({}, *([BESIDE[entry]] if BESIDE.get(entry, {}).keys() & DEFAULTS[name].keys() else []))
     if not (name == "DEISMultistepScheduler" and "thresholding" in beside)  # which is refused
+    and not ("use_dynamic_shifting" in beside and not name.startswith("Flow"))  # refused, or without effect
 ]
 CASES += [
     pytest.param("UniPCMultistepScheduler", {**FLOW, entry: value}, entry, id=f"flow-{entry}-{str(value)[:12]}")
@@ -111,8 +118,9 @@ def scheduler_of(name, config):
     scheduler = peers.scheduler_class(name).from_config(config)
     for levels in {"alphas_cumprod", "final_alpha_cumprod"} & vars(scheduler).keys():
         setattr(scheduler, levels, getattr(scheduler, levels).double())
+    moving = name == "FlowMatchEulerDiscreteScheduler" and config.get("use_dynamic_shifting")
     with peers.double_levels(scheduler):
-        scheduler.set_timesteps(STEPS)
+        scheduler.set_timesteps(STEPS, **({"mu": MU} if moving else {}))
     if hasattr(scheduler, "sigmas"):
         scheduler.sigmas = scheduler.sigmas.double()
         scheduler.set_begin_index(0)
@@ -129,11 +137,12 @@ def test_an_entry_is_read_or_refused_by_name_and_value(name, config, entry, monk
     except (ValueError, TypeError) as error:
         settings, refusal = None, str(error)
     if settings is None:
-        if name.startswith("Flow") and "use_karras_sigmas" in config:
-            entry = "use_karras_sigmas"  # refused before what stands beside it
         assert re.search(rf"^{name}: {entry} must be .*got {re.escape(repr(config[entry]))}", refusal)
         return
     want = peers.run(scheduler_of(name, config), monkeypatch, 3.0)
+    shift = {}
+    if settings.dynamic_shift:  # of a picture, whose size has this mu
+        shift = {"shift": math.exp(MU) if settings.dynamic_shift.exponential else MU}
     with peers.engine(settings.schedule, settings.prediction_type) as engine:
         got = engine.sample(
             peers.BATCH,
@@ -143,6 +152,7 @@ def test_an_entry_is_read_or_refused_by_name_and_value(name, config, entry, monk
             seed=peers.SEED,
             guidance_scale=3.0,
             **settings.defaults,
+            **shift,
         )
     if name.startswith("UniPC") and not np.isfinite(want).all():  # diffusers' step of higher order to a clean sample
         assert np.isfinite(got).all()

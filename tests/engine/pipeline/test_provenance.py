@@ -155,6 +155,10 @@ def test_text_of_the_web_interface_is_read():
     assert (found["Size"], found["Lora hashes"]) == ("512x768", "x: 1, y: 2")
     assert sampler_of(found) == ("dpmpp_2m", {"karras": True})
     assert sampler_of({"Sampler": "Euler a"}) == ("euler_ancestral", {})
+    assert sampler_of({"Sampler": "Euler", "Schedule type": "Beta"}) == ("euler", {"levels": "beta"})
+    assert sampler_of({"Sampler": "DPM++ 2M Exponential"}) == ("dpmpp_2m", {"levels": "exponential"})
+    assert sampler_of({"Sampler": "Heun", "Schedule type": "Karras"}) == ("heun", {"karras": True})
+    assert sampler_of({"Sampler": "Heun", "Schedule type": "Automatic"}) == ("heun", {})
     assert sampler_of({"Sampler": "DDIM CFG++"}) == ("ddim", {"cfg_pp": True})
     assert sampler_of({"Sampler": "Restart"}) == (None, {})
     assert read_webui_text("a cat, 1: 2") == {"Prompt": "a cat, 1: 2"}

@@ -1,6 +1,7 @@
 """Pictures of exported pipelines against diffusers' own calls on the same latents; a half of it without torch."""
 
 import dataclasses
+import json
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import tiny_pipelines
 import tolerances
 
 import stepfuse as sf
+from stepfuse.bundle.pipeline_info import PipelineInfo
 from stepfuse.cli.latents import pictures_of
 from stepfuse.integrations.scheduler_config import read_scheduler
 from stepfuse.pipeline.prompts import PromptCutWarning
@@ -139,6 +141,29 @@ def test_every_scheduler_that_the_manifest_names(ours, theirs, case, monkeypatch
     want = diffusers_pixels(pipe, PROMPTS, latents=latents, guidance_scale=3.0)
     with sf.TextToImage.load(dataclasses.replace(bundle, info=info), threads=1) as pipe:
         assert_same(pipe(PROMPTS, latents=latents).pixels, want)
+
+
+@pytest.mark.parametrize("kind", ["exponential", "linear"])
+def test_a_shift_that_follows_from_the_size(ours, theirs, kind, monkeypatch):
+    import diffusers
+
+    entries = {"base_shift": 0.7, "max_shift": 2.0, "base_image_seq_len": 4, "max_image_seq_len": 64}
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(
+        shift=3.0, use_dynamic_shifting=True, time_shift_type=kind, **entries
+    )
+    settings = read_scheduler({**scheduler.config, "_class_name": "FlowMatchEulerDiscreteScheduler"})
+    bundle, pipe = ours("StableDiffusion3Pipeline").bundle, theirs("StableDiffusion3Pipeline")
+    monkeypatch.setattr(pipe, "scheduler", scheduler)
+    info = dataclasses.replace(bundle.pipeline, dynamic_shift=settings.dynamic_shift)
+    assert PipelineInfo.from_config(json.loads(json.dumps(info.config))) == info
+    with sf.TextToImage.load(dataclasses.replace(bundle, pipeline=info), threads=1) as moving:
+        for width in (16, 24):
+            latents = noise(1, (bundle.info.shape[0], 8, width // 2))
+            size = {"width": width, "height": 16}
+            want = diffusers_pixels(pipe, PROMPTS[:1], latents=latents, **size)
+            assert_same(moving(PROMPTS[:1], latents=latents, steps=STEPS, **size).pixels, want)
+            fixed = ours("StableDiffusion3Pipeline")(PROMPTS[:1], latents=latents, steps=STEPS, **size).pixels
+            assert np.abs(fixed - want).max() > 100 * tolerances.PICTURE
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,7 @@ def test_samplers_of_preserving_schedules_refuse_flow(sampler):
 
 @pytest.mark.parametrize(
     "option",
-    [{"spacing": "trailing"}, {"steps_offset": 1}, {"karras": True}, {"prediction_type": "v_prediction"}],
+    [{"spacing": "trailing"}, {"steps_offset": 1}, {"prediction_type": "v_prediction"}],
     ids=str,
 )
 def test_euler_on_a_flow_refuses_what_is_of_other_schedules(option):
@@ -137,7 +137,6 @@ def test_euler_on_a_flow_refuses_what_is_of_other_schedules(option):
     [
         ("heun", "spacing", "trailing"),
         ("heun", "clip", 1.0),
-        ("heun", "karras", True),
         ("lcm", "original_steps", 20),
         ("lcm", "clip", 1.0),
         ("lcm", "prediction_type", "sample"),
@@ -149,7 +148,7 @@ def test_heun_and_lcm_on_a_flow_do_too(sampler, name, value):
 
 
 @pytest.mark.parametrize(
-    "option", [{"clip": 1.0}, {"predict_x0": False}, {"final_alpha_cumprod": 0.9}, {"karras": True}]
+    "option", [{"clip": 1.0}, {"predict_x0": False}, {"final_alpha_cumprod": 0.9}, {"karras": True}, {"levels": "beta"}]
 )
 def test_unipc_on_a_flow_does_too(option):
     [[name, value]] = option.items()
