@@ -63,6 +63,7 @@ CONFIG_NAMES = {
     "prediction_type": "prediction_type",
     "karras": "use_karras_sigmas",
     "lower_order_final": "lower_order_final",
+    "euler_at_final": "euler_at_final",
     "original_steps": "original_inference_steps",
     "order": "solver_order",
     "solver_type": "solver_type",

@@ -125,10 +125,11 @@ def _ddpm(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
 
 def _dpmpp_2m(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
     _require_signal(config)
-    algorithm = config.require("algorithm_type", *ALGORITHMS.values())
+    algorithm = _algorithm(config, *ALGORITHMS.values())
+    sampler = next((sampler for sampler, one in ALGORITHMS.items() if one == algorithm), "dpmpp_2m")
     # The constructor takes the last three for the first.
     solver_type = config.require("solver_type", "midpoint", "heun", "logrho", "bh1", "bh2")
-    order = config.require("solver_order", 1, 2)
+    order = config.require("solver_order", *((1, 2, 3) if sampler == "dpmpp_2m" else (1, 2)))
     _require_no_variance(config)
     config.require("use_flow_sigmas", False, None)
     levels = _levels(config, schedule)
@@ -139,7 +140,7 @@ def _dpmpp_2m(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
         config.require("beta_schedule", "linear", "scaled_linear", why=f" with {rounded}")
     _require_all_levels(config, schedule)
     options = {
-        "sampler": next(sampler for sampler, one in ALGORITHMS.items() if one == algorithm),
+        "sampler": sampler,
         **levels,
         "order": order,
         "solver_type": "heun" if solver_type == "heun" else "midpoint",
@@ -147,22 +148,32 @@ def _dpmpp_2m(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
         **_spacing(config),
         **_bounds(config),
     }
-    if config.require("final_sigmas_type", "zero", "sigma_min") == "sigma_min":
-        config.require("euler_at_final", False, why=" with final_sigmas_type 'sigma_min'")
+    if algorithm == "dpmsolver":
+        options["predict_x0"] = False
+    if config["final_sigmas_type"] == "sigma_min":
         options["final_alpha_cumprod"] = float(schedule.alphas_cumprod[0])
+        if sampler == "dpmpp_2m":
+            options["euler_at_final"] = bool(config["euler_at_final"])
+        else:
+            config.require("euler_at_final", False, why=" with final_sigmas_type 'sigma_min'")
     return options
 
 
+def _algorithm(config: Entries, *with_clean_ends: str) -> str:
+    """What the constructor of a DPM-Solver takes its ``algorithm_type`` for; the noise is not led to a clean end."""
+    why, allowed = " with final_sigmas_type 'zero'", with_clean_ends
+    if config.require("final_sigmas_type", "zero", "sigma_min") == "sigma_min":
+        why, allowed = "", (*allowed, "deis", "dpmsolver")
+    algorithm: str = config.require("algorithm_type", *allowed, why=why)
+    if algorithm == "dpmsolver":
+        config.require("thresholding", False, None, why=" with algorithm_type 'dpmsolver'")
+    return "dpmsolver++" if algorithm == "deis" else algorithm
+
+
 def _dpmpp_2s(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
-    ends_clean = config.require("final_sigmas_type", "zero", "sigma_min") == "zero"
-    # The constructor takes the second for the first.
-    algorithms = ("dpmsolver++",) if ends_clean else ("dpmsolver++", "deis", "dpmsolver")
-    why = " with final_sigmas_type 'zero'" if ends_clean else ""
-    predict_x0 = config.require("algorithm_type", *algorithms, why=why) != "dpmsolver"
+    predict_x0 = _algorithm(config, "dpmsolver++") != "dpmsolver"
     # The constructor takes the last three for the first.
     solver_type = config.require("solver_type", "midpoint", "heun", "logrho", "bh1", "bh2")
-    if not predict_x0:
-        config.require("thresholding", False, None, why=" with algorithm_type 'dpmsolver'")
     _require_no_variance(config)
     config.require("use_flow_sigmas", False, None)
     _require_all_levels(config, schedule)
@@ -173,9 +184,10 @@ def _dpmpp_2s(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
         "solver_type": "heun" if solver_type == "heun" else "midpoint",
         "lower_order_final": bool(config["lower_order_final"]),
         "predict_x0": predict_x0,
-        **({} if ends_clean else {"final_alpha_cumprod": float(schedule.alphas_cumprod[0])}),
         **_bounds(config),
     }
+    if config["final_sigmas_type"] == "sigma_min":
+        options["final_alpha_cumprod"] = float(schedule.alphas_cumprod[0])
     return options
 
 

@@ -27,6 +27,7 @@ SAMPLERS = {
     "ddpm": ("ddpm", "linear", {}),
     "dpmpp_2m": ("dpmpp_2m", "scaled", {}),
     "dpmpp_2m-heun": ("dpmpp_2m", "scaled", {"solver_type": "heun"}),
+    "dpmpp_2m-order-3": ("dpmpp_2m", "scaled", {"order": 3}),
     "dpmpp_2m-karras": ("dpmpp_2m", "scaled", {"karras": True}),
     "dpmpp_2m-karras-v": ("dpmpp_2m", "linear", {"karras": True, "prediction_type": "v_prediction"}),
     "dpmpp_2m_sde": ("dpmpp_2m_sde", "scaled", {"karras": True}),

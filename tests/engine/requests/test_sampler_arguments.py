@@ -79,7 +79,7 @@ def test_refuses_steps_that_do_not_count(sampler, steps):
         pytest.param("lcm", {"original_steps": 0}, "original_steps must be between 1 and 1000, got 0$", id="no-solver"),
         pytest.param("ddim", {"clip": -1.0}, "clip must be above 0, or None, got -1.0$", id="clip-negative"),
         pytest.param("heun", {"clip": NAN}, "clip must be above 0, or None, got nan$", id="clip-nan"),
-        pytest.param("dpmpp_2m", {"order": 3}, "order must be between 1 and 2, got 3$", id="dpmpp-order"),
+        pytest.param("dpmpp_2m", {"order": 4}, "order must be between 1 and 3, got 4$", id="dpmpp-order"),
         pytest.param("dpmpp_2m", {"solver_type": "bh1"}, "'midpoint' or 'heun', got 'bh1'$", id="dpmpp-solver"),
         pytest.param("dpmpp_2m_sde", {"eta": 1.5}, "eta must be between 0 and 1, got 1.5$", id="sde-eta"),
         pytest.param("dpmpp_2m_sde", {"order": 3}, "order must be between 1 and 2, got 3$", id="sde-order"),
@@ -266,7 +266,7 @@ def test_steps_without_a_corrector_are_a_list(given, message):
 
 def test_where_a_run_begins_is_no_option_of_an_engine():
     with sf.Engine.from_callable(lambda x, t, cond: x, shape=(2,), schedule=LINEAR) as engine:
-        for sampler in ("deis", "dpmpp_3m_sde", "dpmpp_sde", "plms", "unipc", "lms", "dpmpp_2s", "ipndm"):
+        for sampler in ("deis", "dpmpp_2m", "dpmpp_3m_sde", "dpmpp_sde", "plms", "unipc", "lms", "dpmpp_2s", "ipndm"):
             with pytest.raises(TypeError, match=f"sampler '{sampler}' takes steps, .*, got begin"):
                 engine.sample(sampler=sampler, steps=5, begin=2)
 

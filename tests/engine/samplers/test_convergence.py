@@ -107,6 +107,15 @@ def test_unipc_is_of_its_order_and_of_one_more_corrected(solver_type, predict_x0
     assert rate(sf.samplers.unipc, order=3, **options) > 0.85 * 2**3
 
 
+@pytest.mark.parametrize("predict_x0", [True, False], ids=["x0", "noise"])
+@pytest.mark.parametrize(("order", "solver_type"), [(1, "heun"), (2, "midpoint"), (2, "heun"), (3, "heun")])
+def test_dpm_solver_is_of_its_order_but_for_the_third(order, solver_type, predict_x0):
+    """Which has half the weight of the second derivative, here and in diffusers: an error of second order is left."""
+    options = {"order": order, "solver_type": solver_type, "predict_x0": predict_x0, "lower_order_final": False}
+    found = rate(sf.samplers.dpmpp_2m, started=order - 1, **options)
+    assert found == pytest.approx(2 ** min(order, 2), rel=0.15)
+
+
 @pytest.mark.parametrize("sampler", [sf.samplers.deis, sf.samplers.unipc], ids=["deis", "unipc"])
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_a_predictor_is_of_its_order_once_it_has_its_estimates(sampler, order):

@@ -57,6 +57,11 @@ CASES = {
         "heun": {"solver_type": "heun"},
         "sigma-min": FIRST_ALPHA,
         "second-order-end": {**FIRST_ALPHA, "lower_order_final": False},
+        "order-3": {"order": 3},
+        "order-3-end": {**V, **FIRST_ALPHA, "order": 3, "lower_order_final": False},
+        "euler-end": {**FIRST_ALPHA, "lower_order_final": False, "euler_at_final": True},
+        "noise": {**FIRST_ALPHA, "predict_x0": False},
+        "noise-heun-order-3": {**X0, **FIRST_ALPHA, "predict_x0": False, "order": 3, "solver_type": "heun"},
     },
     "dpmpp_2m_sde": {
         **PREDICTIONS,
@@ -174,6 +179,7 @@ FLOW_CASES = {
     "unipc": {"flow": {}, "order-1": {"order": 1}, "order-3": {"order": 3, "guidance_scale": 3.0}},
 }
 
+DPM_CASES = ("order-1", "heun", "order-3", "order-3-end", "euler-end", "noise", "noise-heun-order-3")
 # Samplers that are not run with every case on every schedule, for time.
 FEWER_SCHEDULES = ("dpmpp_2m_sde", "dpmpp_sde", "deis", "plms", "unipc", *ALL_COUNTS)
 
@@ -184,6 +190,8 @@ def comparable(sampler, case, steps, schedule):
     if steps == 1000 and (sampler != "ddpm" or "steps_offset" in options):
         return False
     if schedule == "zero-snr":  # nothing follows from eps at pure noise
+        if "predict_x0" in options:
+            return False  # with hardly any signal diffusers divides a state of float32 by it
         return sampler not in NO_ZERO_SNR and "prediction_type" in options
     if sampler in ("dpmpp_2m", "dpmpp_2m_sde") and "karras" in options and schedule == "cosine":
         return False  # diffusers truncates these timesteps where it rounds all others
@@ -197,7 +205,7 @@ def comparable(sampler, case, steps, schedule):
         return steps in MULTISTEP_STEPS and (schedule == "scaled" or case == "eps")
     if sampler in FEWER_SCHEDULES:
         return schedule == "scaled" or (schedule == "cosine" and case in ("eps", "order-3", "karras", "bh1-order-3"))
-    if sampler == "dpmpp_2m" and case in ("order-1", "heun"):
+    if sampler == "dpmpp_2m" and case in DPM_CASES:
         return schedule == "scaled" and steps in (1, 2, 5, 10, 50)
     # A clamped sample's rounding enters Heun's slope as 1 / sigma: over the whole range at once, that is too much.
     return not (sampler == "heun" and "clip" in options and steps == 2)
