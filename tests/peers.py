@@ -29,11 +29,12 @@ SCHEDULERS = {
     "euler_ancestral": "EulerAncestralDiscreteScheduler",
     "dpmpp_sde": "DPMSolverSDEScheduler",
     "deis": "DEISMultistepScheduler",
+    "sa_solver": "SASolverScheduler",
     "plms": "PNDMScheduler",
     "unipc": "UniPCMultistepScheduler",
 }
 FLOW_SCHEDULERS = {"euler": "FlowMatchEulerDiscreteScheduler", "unipc": "UniPCMultistepScheduler"}
-_MULTISTEP = ["dpmpp_2m", "dpmpp_2m_sde", "heun", "deis", "plms", "unipc"]
+_MULTISTEP = ["dpmpp_2m", "dpmpp_2m_sde", "sa_solver", "heun", "deis", "plms", "unipc"]
 TOLERANCES = dict.fromkeys(SCHEDULERS, tolerances.ONE_STEP) | dict.fromkeys(_MULTISTEP, tolerances.MULTISTEP)
 
 SCALED = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -56,6 +57,8 @@ CONFIG_NAMES = {
     "solver_type": "solver_type",
     "predict_x0": "predict_x0",
     "disable_corrector": "disable_corrector",
+    "predictor_order": "predictor_order",
+    "corrector_order": "corrector_order",
 }
 
 
@@ -118,13 +121,19 @@ def scheduler(sampler, schedule, options, **timesteps):
     config = {CONFIG_NAMES[name]: value for name, value in options.items() if name in CONFIG_NAMES}
     if sampler in ("ddim", "ddpm", "lcm", "heun"):
         config |= {"clip_sample": "clip" in options, "clip_sample_range": options.get("clip")}
+    if sampler == "sa_solver":
+        config["algorithm_type"] = "data_prediction" if options.get("predict_x0", True) else "noise_prediction"
+        config.pop("predict_x0", None)
     if sampler == "dpmpp_2m_sde":
         config["algorithm_type"] = "sde-dpmsolver++"
     if sampler == "ddpm":
         config["variance_type"] = "fixed_small" if options.get("variance") == "posterior" else "fixed_large"
     if sampler == "plms":
         config |= {"skip_prk_steps": True, "set_alpha_to_one": "final_alpha_cumprod" not in options}
-    elif "final_alpha_cumprod" in options and sampler != "deis":  # diffusers' DEIS always ends there
+    elif "final_alpha_cumprod" in options and sampler not in (
+        "deis",
+        "sa_solver",
+    ):  # which always end there in diffusers
         config |= {"set_alpha_to_one": False} if sampler == "ddim" else {"final_sigmas_type": "sigma_min"}
     if "dynamic_threshold" in options:
         ratio, largest = options["dynamic_threshold"]

@@ -13,9 +13,20 @@ from stepfuse.samplers.schedule import NoiseSchedule
 
 FLOW = "FlowMatchEulerDiscreteScheduler"
 DPM_SOLVER = "DPMSolverMultistepScheduler"
-#: What tells apart the samplers that ``DPM_SOLVER`` may be, its ``algorithm_type``.
-ALGORITHMS = {"dpmpp_2m": "dpmsolver++", "dpmpp_2m_sde": "sde-dpmsolver++"}
+#: Each ``algorithm_type`` by which a class is one of our samplers.
+ALGORITHMS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    DPM_SOLVER: {"dpmpp_2m": ("dpmsolver++",), "dpmpp_2m_sde": ("sde-dpmsolver++",)},
+    "SASolverScheduler": {"sa_solver": ("data_prediction", "noise_prediction")},
+}
 _OTHER_SIGMAS = ("use_exponential_sigmas", "use_beta_sigmas")
+
+
+def with_algorithm(name: str, sampler: str, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The configuration by which a class is this sampler: ``from_config(config, algorithm_type=...)``."""
+    kinds = ALGORITHMS.get(name, {}).get(sampler)
+    if kinds is None or config.get("algorithm_type") in kinds:
+        return config
+    return {**config, "algorithm_type": kinds[0]}
 
 
 class EntryError(ValueError):
@@ -105,24 +116,20 @@ def _ddpm(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
 
 def _dpmpp_2m(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
     _require_signal(config)
-    algorithm = config.require("algorithm_type", *ALGORITHMS.values())
+    samplers = {one: sampler for sampler, kinds in ALGORITHMS[DPM_SOLVER].items() for one in kinds}
+    algorithm = config.require("algorithm_type", *samplers)
     # The constructor takes the last three for the first.
     solver_type = config.require("solver_type", "midpoint", "heun", "logrho", "bh1", "bh2")
     order = config.require("solver_order", 1, 2)
-    if config["variance_type"] in ("learned", "learned_range"):  # others are DDPM's, and mean nothing here
-        config.refuse("variance_type", config["variance_type"], "neither 'learned' nor 'learned_range'")
+    _require_mean(config)
     karras = _karras(config)
     for key in ("use_flow_sigmas", *(() if karras else ("use_lu_lambdas",))):
         config.require(key, False, None)
     if karras and config["trained_betas"] is None:  # diffusers truncates these timesteps where it rounds all others
         config.require("beta_schedule", "linear", "scaled_linear", why=" with use_karras_sigmas")
-    with np.errstate(divide="ignore"):
-        log_snr = np.log(schedule.alphas_cumprod / (1 - schedule.alphas_cumprod)) / 2
-    bound = config.number("lambda_min_clipped", "a number", lambda value: not math.isnan(value))
-    if bound > np.where(np.isfinite(log_snr), log_snr, math.log(2.0**-12)).min():
-        config.require("lambda_min_clipped", -math.inf)
+    _require_all_levels(config, schedule)
     options = {
-        "sampler": next(sampler for sampler, one in ALGORITHMS.items() if one == algorithm),
+        "sampler": samplers[algorithm],
         "karras": karras,
         "order": order,
         "solver_type": "heun" if solver_type == "heun" else "midpoint",
@@ -190,6 +197,27 @@ def _dpmpp_sde(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
     config.require("prediction_type", "epsilon", "v_prediction")
     config.require("noise_sampler_seed", None, why=", since noise comes from the seed of each request")
     return {"sampler": "dpmpp_sde", "karras": _karras(config), **_spacing(config)}
+
+
+def _sa_solver(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
+    _require_mean(config)
+    _require_all_levels(config, schedule)
+    predict_x0 = config.require("algorithm_type", "data_prediction", "noise_prediction") == "data_prediction"
+    if not predict_x0:
+        config.require("thresholding", False, None, why=" with algorithm_type 'noise_prediction'")
+    config.require("tau_func", None)  # a function is in no file; its default is tau's
+    config.require("use_flow_sigmas", False, None)
+    return {
+        "sampler": "sa_solver",
+        "karras": _karras(config),
+        "predictor_order": config.require("predictor_order", 1, 2, 3, why=", since a table keeps no fourth estimate"),
+        "corrector_order": config.require("corrector_order", 1, 2, 3, 4),
+        "lower_order_final": bool(config["lower_order_final"]),
+        "predict_x0": predict_x0,
+        "final_alpha_cumprod": float(schedule.alphas_cumprod[0]),
+        **_spacing(config),
+        **_bounds(config),
+    }
 
 
 def _plms(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
@@ -264,6 +292,21 @@ def _bounds(config: Entries) -> dict[str, Any]:
     return {}
 
 
+def _require_mean(config: Entries) -> None:
+    """Refuses networks that predict a variance beside the mean."""
+    if config["variance_type"] in ("learned", "learned_range"):  # others are DDPM's, and mean nothing here
+        config.refuse("variance_type", config["variance_type"], "neither 'learned' nor 'learned_range'")
+
+
+def _require_all_levels(config: Entries, schedule: NoiseSchedule) -> None:
+    """Refuses a bound on log-SNR that leaves out levels of the schedule."""
+    with np.errstate(divide="ignore"):
+        log_snr = np.log(schedule.alphas_cumprod / (1 - schedule.alphas_cumprod)) / 2
+    bound = config.number("lambda_min_clipped", "a number", lambda value: not math.isnan(value))
+    if bound > np.where(np.isfinite(log_snr), log_snr, math.log(2.0**-12)).min():
+        config.require("lambda_min_clipped", -math.inf)
+
+
 def _require_signal(config: Entries) -> None:
     """Refuses noise estimates at a level without signal, from which these samplers begin with any spacing."""
     if config["rescale_betas_zero_snr"] and config["prediction_type"] == "epsilon":
@@ -295,6 +338,7 @@ READERS: dict[str, Callable[[Entries, NoiseSchedule], dict[str, Any]]] = {
     FLOW: lambda config, schedule: {},
     "DEISMultistepScheduler": _deis,
     "DPMSolverSDEScheduler": _dpmpp_sde,
+    "SASolverScheduler": _sa_solver,
     "PNDMScheduler": _plms,
     "UniPCMultistepScheduler": _unipc,
 }

@@ -31,6 +31,7 @@ _SHARED: Mapping[str, set[str]] = {
     "dpmpp_2m_sde": _SPACED | {"karras", "dynamic_threshold"},
     "dpmpp_3m_sde": _SPACED | {"karras", "dynamic_threshold"},
     "dpmpp_sde": _SPACED | {"karras"},
+    "sa_solver": _SPACED | {"karras", "dynamic_threshold"},
     "lcm": _BOUNDED,
     "heun": _SPACED | {"clip", "karras"},
     "euler": _SPACED | {"karras"},
@@ -53,7 +54,7 @@ def default_steps(info: ModelInfo, sampler: str, options: Mapping[str, Any] = Ma
     if sampler == "ddpm" and not respaced:
         return total
     original = options.get("original_steps", _LCM_STEPS)
-    if sampler in ("dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m_sde", "deis", "unipc"):
+    if sampler in ("dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m_sde", "sa_solver", "deis", "unipc"):
         total = max(total - 1, 1)
     elif sampler == "lcm" and isinstance(original, int):  # the sampler refuses anything else
         total = min(total, original)

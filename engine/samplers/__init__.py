@@ -19,6 +19,7 @@ from stepfuse.samplers.inversion import ddim_inverse
 from stepfuse.samplers.linear_multistep import deis, plms
 from stepfuse.samplers.predictor_corrector import unipc
 from stepfuse.samplers.probability_flow import euler, euler_ancestral, heun
+from stepfuse.samplers.stochastic_adams import sa_solver
 from stepfuse.samplers.table import StepTable
 
 #: Samplers by name, as ``Engine.sample(sampler=...)`` takes them.
@@ -32,6 +33,7 @@ SAMPLERS: Mapping[str, Callable[..., StepTable]] = {
         dpmpp_2m_sde,
         dpmpp_3m_sde,
         dpmpp_sde,
+        sa_solver,
         lcm,
         heun,
         euler,
@@ -59,5 +61,6 @@ __all__ = [
     "heun",
     "lcm",
     "plms",
+    "sa_solver",
     "unipc",
 ]

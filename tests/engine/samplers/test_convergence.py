@@ -88,6 +88,16 @@ def test_unipc_is_of_its_order_and_of_one_more_corrected(solver_type, predict_x0
     assert rate(sf.samplers.unipc, order=3, **options) > 0.85 * 2**3
 
 
+@pytest.mark.parametrize("predict_x0", [True, False], ids=["x0", "noise"])
+def test_sa_solver_is_of_its_corrector_s_order(predict_x0):
+    """Without noise, where the exact solution is known; the corrector may be one order above the predictor."""
+    options = {"tau": 0.0, "predict_x0": predict_x0, "lower_order_final": False}
+    for order in (1, 2):
+        found = rate(sf.samplers.sa_solver, predictor_order=1, corrector_order=order, **options)
+        assert found == pytest.approx(2**order, rel=0.15)
+    assert rate(sf.samplers.sa_solver, predictor_order=3, corrector_order=3, **options) > 0.85 * 2**3
+
+
 @pytest.mark.parametrize("order", [1, 2])
 def test_deis_is_of_its_order(order):
     assert rate(sf.samplers.deis, order=order) == pytest.approx(2**order, rel=0.15)

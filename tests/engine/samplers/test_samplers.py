@@ -99,6 +99,22 @@ CASES = {
             "third-order-end": {"order": 3, "lower_order_final": False},
         }.items()
     },
+    "sa_solver": {
+        name: {**FIRST_ALPHA, **options}
+        for name, options in {
+            **PREDICTIONS,
+            "leading": {"spacing": "leading", "steps_offset": 1},
+            "trailing": {"spacing": "trailing"},
+            "karras": {"karras": True},
+            "orders-1": {"predictor_order": 1, "corrector_order": 1},
+            "orders-1-2": {"predictor_order": 1, "corrector_order": 2},
+            "orders-3": {"predictor_order": 3, "corrector_order": 3},
+            "orders-3-4": {"predictor_order": 3, "corrector_order": 4, "karras": True},
+            "high-orders-end": {"predictor_order": 3, "corrector_order": 4, "lower_order_final": False},
+            "noise": {"predict_x0": False},
+            "noise-orders-3-v": {**V, "predict_x0": False, "predictor_order": 3, "corrector_order": 3},
+        }.items()
+    },
     "plms": {"eps": {}, "v": V, "guided": {"guidance_scale": 3.0}, **SPACED, "final-alpha": FIRST_ALPHA},
     "unipc": {
         **PREDICTIONS,
@@ -124,7 +140,7 @@ FLOW_CASES = {
 }
 
 # Samplers that are not run with every case on every schedule, for time.
-FEWER_SCHEDULES = ("dpmpp_2m_sde", "dpmpp_sde", "deis", "plms", "unipc")
+FEWER_SCHEDULES = ("dpmpp_2m_sde", "dpmpp_sde", "sa_solver", "deis", "plms", "unipc")
 
 
 def comparable(sampler, case, steps, schedule):
@@ -133,12 +149,13 @@ def comparable(sampler, case, steps, schedule):
     if steps == 1000 and (sampler != "ddpm" or "steps_offset" in options):
         return False
     if schedule == "zero-snr":  # nothing follows from eps at pure noise; these of diffusers have no such schedule
-        return sampler not in ("dpmpp_sde", "heun", "deis", "plms") and "prediction_type" in options
+        return sampler not in ("dpmpp_sde", "sa_solver", "heun", "deis", "plms") and "prediction_type" in options
     if sampler in ("dpmpp_2m", "dpmpp_2m_sde") and "karras" in options and schedule == "cosine":
         return False  # diffusers truncates these timesteps where it rounds all others
-    if sampler in ("dpmpp_2m_sde", "dpmpp_sde") and case not in ("eps", "karras", "heun", "second-order-end"):
+    whole = ("eps", "karras", "heun", "second-order-end", "orders-3", "high-orders-end")
+    if sampler in ("dpmpp_2m_sde", "dpmpp_sde", "sa_solver") and case not in whole:
         return schedule == "scaled" and steps in (2, 7, 50)
-    if case == "karras" and sampler == "deis" and steps == 1:
+    if "karras" in options and sampler in ("deis", "sa_solver") and steps == 1:
         return False  # diffusers' only step leads from the noisiest level to itself
     if sampler in FEWER_SCHEDULES:
         return schedule == "scaled" or (schedule == "cosine" and case in ("eps", "order-3", "karras", "bh1-order-3"))
