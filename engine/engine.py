@@ -290,7 +290,8 @@ class Engine:
             steps: Number of steps S; None is the model's default, and T for ``ddpm``.
             guidance_scale: Classifier-free guidance, at least 0; None is the model's default. Unconditional
                 samples cost one pass a step whatever it is.
-            eta: Share of added noise of ``ddim`` and the SDEs, 0 to 1; None is the model's default, or the sampler's.
+            eta: Share of added noise, 0 to 1, of ``ddim`` and the samplers with ``sde`` in their names; None is the
+                model's default, or the sampler's.
             seed: 0 to 2^64 - 1. With one seed s for all, sample i has seed s + i; None draws one.
             table: A compiled sampler, instead of the four arguments above.
             noise: Starting noise, shape (n, *shape), standard normal; None draws it from the seed.

@@ -171,7 +171,8 @@ class TextToImage:
             steps: Number of steps.
             guidance_scale: 1 is no guidance, and half the passes; 0 samples the negative prompt (diffusers takes
                 anything up to 1 as no guidance).
-            eta: Share of added noise of ``ddim`` and the SDEs, 0 to 1; None is the model's default, or the sampler's.
+            eta: Share of added noise, 0 to 1, of ``ddim`` and the samplers with ``sde`` in their names; None is the
+                model's default, or the sampler's.
             seed: 0 to 2^64 - 1. With one seed s for all, picture i has seed s + i; None is a random one.
             latents: Starting noise, shape (n, C, h, w), standard normal; None generates it from the seed.
             prompt_embeds: Instead of ``prompt``, what ``encode_prompt`` returns; it may also hold conditioning inputs

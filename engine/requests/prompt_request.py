@@ -24,7 +24,8 @@ class PromptRequest:
         sampler: A name of ``stepfuse.samplers.SAMPLERS``; None is the model's default, as are the next three.
         steps: Number of steps.
         guidance_scale: 1 is no guidance; 0 samples the negative prompt.
-        eta: Share of added noise of ``ddim`` and the SDEs, 0 to 1; None is the model's default, or the sampler's.
+        eta: Share of added noise, 0 to 1, of ``ddim`` and the samplers with ``sde`` in their names; None is the
+            model's default, or the sampler's.
         seed: 0 to 2^64 - 1; None is a random one.
         latents: Starting noise, shape (C, h, w); None generates it from the seed.
         prompt_embeds: Instead of ``prompt``, what ``encode_prompt`` returns.

@@ -24,7 +24,8 @@ class Request:
         sampler: A name of ``stepfuse.samplers.SAMPLERS``; None is the model's default.
         steps: Number of steps; None is the model's default.
         guidance_scale: None is the model's default.
-        eta: Share of added noise of ``ddim`` and the SDEs, 0 to 1; None is the model's default, or the sampler's.
+        eta: Share of added noise, 0 to 1, of ``ddim`` and the samplers with ``sde`` in their names; None is the
+            model's default, or the sampler's.
         seed: 0 to 2^64 - 1; None draws one.
         table: A compiled sampler, instead of sampler, steps, guidance_scale, eta and options.
         noise: Starting noise of one sample's shape; None draws it from the seed.

@@ -179,6 +179,8 @@ def dpmpp_sde(
     t, sigma, init_scale = ode_levels(schedule, steps, timesteps, spacing, steps_offset, prediction_type, karras)
     require_between("begin", begin, 0, len(t) - 1)
     t, sigma = t[begin:], sigma[begin:]
+    if begin:
+        init_scale = float(np.hypot(sigma[0], 1.0))
     middle = np.sqrt(sigma[:-1] * sigma[1:])
     updates = []
     for i, between in enumerate(middle):

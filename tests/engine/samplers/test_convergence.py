@@ -88,6 +88,25 @@ def test_unipc_is_of_its_order_and_of_one_more_corrected(solver_type, predict_x0
     assert rate(sf.samplers.unipc, order=3, **options) > 0.85 * 2**3
 
 
+@pytest.mark.parametrize(
+    ("sampler", "options"),
+    [
+        ("dpmpp_2m_sde", {}),
+        ("dpmpp_3m_sde", {"eta": 0.5}),
+        ("dpmpp_sde", {}),
+        ("sa_solver", {}),
+        ("sa_solver", {"predict_x0": False, "tau_interval": (0, 999)}),
+    ],
+)
+def test_samples_of_an_sde_are_spread_as_the_data(sampler, options):
+    """The noise of a step makes up for what the drift takes, in a mean and a deviation known to a hundredth."""
+    schedule = sf.NoiseSchedule.linear()
+    with sf.Engine.from_callable(exact(schedule), shape=(40_000,), schedule=schedule) as engine:
+        [values] = engine.sample(sampler=sampler, steps=60, karras=True, seed=3, **options)
+    assert values.mean() == pytest.approx(MEAN, abs=0.01)
+    assert values.std() == pytest.approx(SPREAD, abs=0.01)
+
+
 @pytest.mark.parametrize("predict_x0", [True, False], ids=["x0", "noise"])
 def test_sa_solver_is_of_its_corrector_s_order(predict_x0):
     """Without noise, where the exact solution is known; the corrector may be one order above the predictor."""
