@@ -92,8 +92,8 @@ def dpmpp_3m_sde(
 ) -> StepTable:
     """DPM-Solver++(3M) SDE of k-diffusion: ``dpmpp_2m_sde`` with a parabola through the last three estimates.
 
-    The last two are in the registers. Slope and curvature have the weights of k-diffusion, which are those of Lu et al.
-    (2022b): of the exact integral over the parabola's second-order term they take half.
+    The last two are in the registers. Slope and curvature have k-diffusion's weights: of the exact integral over the
+    parabola's second-order term they take half.
 
     Args:
         schedule: As for ``dpmpp_2m_sde``, and so are the arguments not named here.
@@ -121,7 +121,7 @@ def dpmpp_3m_sde(
     updates = []
     for i, h in enumerate(length):
         decay = (1 + eta) * h
-        shrunk = (sigmas[i + 1] / sigmas[i]) ** eta  # e^(-eta h)
+        shrunk = min(sigmas[i + 1] / sigmas[i], 1.0) ** eta  # e^(-eta h); the last level may be rounded above its own
         kept, drawn = noise[i + 1] / noise[i] * shrunk, noise[i + 1] * np.sqrt(1 - shrunk**2)
         towards = -np.expm1(-decay) * D
         if i > 0 and SAME_LEVEL < h < np.inf:

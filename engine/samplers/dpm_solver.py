@@ -109,5 +109,6 @@ def two_estimates(
     }
     if eta > 0:  # the noise in the state decays faster, and new noise takes its place
         columns["q_x"] = np.exp(-eta * log_step) * kept
-        columns["q_z"] = np.sqrt((1 - a_next) * -np.expm1(-2 * eta * log_step))
+        # Two levels that are one may be rounded the wrong way round.
+        columns["q_z"] = np.sqrt((1 - a_next) * -np.expm1(-2 * eta * np.maximum(log_step, 0.0)))
     return columns

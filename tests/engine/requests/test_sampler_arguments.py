@@ -210,6 +210,14 @@ def test_any_number_of_steps_makes_a_table(sampler, spacing):
             assert (np.diff(t) < 0).all()
 
 
+@pytest.mark.parametrize("sampler", ["dpmpp_2m_sde", "dpmpp_3m_sde", "sa_solver"])
+def test_a_last_step_of_no_length_adds_no_noise(sampler):
+    """Karras' last level is the schedule's first, rounded."""
+    for steps in (1, 2, 3, 7, 20, 50):
+        table = SAMPLERS[sampler](LINEAR, steps, karras=True, final_alpha_cumprod=LINEAR.alphas_cumprod[0])
+        assert steps == 1 or abs(table["q_z"][-1]) < 1e-6
+
+
 def test_a_last_state_without_signal_is_refused():
     with pytest.raises(ValueError, match=r"final_alpha_cumprod must be between .*, got 0.0"):
         sf.samplers.dpmpp_2m(sf.NoiseSchedule.linear(), 5, final_alpha_cumprod=0.0)
