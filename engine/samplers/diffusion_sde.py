@@ -103,8 +103,8 @@ def dpmpp_3m_sde(
 ) -> StepTable:
     """DPM-Solver++(3M) SDE of k-diffusion: ``dpmpp_2m_sde`` with a parabola through the last three estimates.
 
-    The last two are in the registers. Slope and curvature have the weights of k-diffusion, which are those of Lu et al.
-    (2022b): of the exact integral over the parabola's second-order term they take half.
+    The last two are in the registers. Slope and curvature have k-diffusion's weights: of the exact integral over the
+    parabola's second-order term they take half.
 
     Args:
         schedule: As for ``dpmpp_2m_sde``, and so are the arguments not named here.
@@ -179,6 +179,8 @@ def dpmpp_sde(
     t, sigma, init_scale = ode_levels(schedule, steps, timesteps, spacing, steps_offset, prediction_type, options)
     require_between("begin", begin, 0, len(t) - 1)
     t, sigma = t[begin:], sigma[begin:]
+    if begin:
+        init_scale = float(np.hypot(sigma[0], 1.0))
     middle = np.sqrt(sigma[:-1] * sigma[1:])
     updates = []
     for i, between in enumerate(middle):

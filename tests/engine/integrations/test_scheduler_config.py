@@ -254,7 +254,7 @@ def test_what_changes_the_numbers_is_refused_by_name_and_value(name, entry, valu
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"_class_name": "SASolverScheduler"}, "scheduler must be one of DDIMScheduler, .*, got SASolverScheduler"),
+        ({"_class_name": "DDIMParallelScheduler"}, "scheduler must be one of DDIMScheduler, .*, got DDIMParallelS"),
         (
             {"_class_name": "PNDMScheduler"},
             "skip_prk_steps must be True, since Runge-Kutta steps keep five .*, got False: change the scheduler's",
@@ -307,7 +307,7 @@ def test_what_is_not_covered_is_refused(config, message):
     ],
 )
 def test_a_class_that_is_not_covered_is_refused_with_one_that_works(name, nearest):
-    scheduler = getattr(diffusers, name)()
+    scheduler = peers.scheduler_class(name)()
     config = {**scheduler.config, "_class_name": name}
     way = rf"got {name}( \(.*\))?: take {nearest}\.from_config\(scheduler\.config\), the nearest of {nearest}"
     with pytest.raises(UncoveredSchedulerError, match=way) as caught:
@@ -320,7 +320,7 @@ def test_a_class_that_is_not_covered_is_refused_with_one_that_works(name, neares
 @pytest.mark.parametrize("name", ["EDMEulerScheduler", "KarrasVeScheduler"])
 def test_noise_levels_of_another_kind_are_no_other_classs(name):
     with pytest.raises(UncoveredSchedulerError, match=rf"got {name} \(its? .*\)$"):
-        read_scheduler({**getattr(diffusers, name)().config, "_class_name": name})
+        read_scheduler({**peers.scheduler_class(name)().config, "_class_name": name})
 
 
 def test_every_class_of_diffusers_is_read_or_refused_with_a_reason():

@@ -32,6 +32,11 @@ SAMPLERS = {
     "dpmpp_2m-karras-v": ("dpmpp_2m", "linear", {"karras": True, "prediction_type": "v_prediction"}),
     "dpmpp_2m_sde": ("dpmpp_2m_sde", "scaled", {"karras": True}),
     "dpmpp_sde": ("dpmpp_sde", "scaled", {"karras": True}),
+    "sa_solver": (
+        "sa_solver",
+        "scaled",
+        {"predictor_order": 3, "corrector_order": 3, "final_alpha_cumprod": float(ALPHAS[0])},
+    ),
     "lcm": ("lcm", "scaled", {}),
     "heun": ("heun", "linear", {"spacing": "trailing"}),
     "heun-karras": ("heun", "scaled", {"karras": True}),

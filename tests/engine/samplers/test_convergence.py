@@ -154,6 +154,35 @@ def test_ipndm_is_lms_where_the_noise_falls_evenly(order):
         np.testing.assert_allclose(ipndm[name], ipndm.levels[1:, 0] * lms[name], rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("sampler", "options"),
+    [
+        ("dpmpp_2m_sde", {}),
+        ("dpmpp_3m_sde", {"eta": 0.5}),
+        ("dpmpp_sde", {}),
+        ("sa_solver", {}),
+        ("sa_solver", {"predict_x0": False, "tau_interval": (0, 999)}),
+    ],
+)
+def test_samples_of_an_sde_are_spread_as_the_data(sampler, options):
+    """The noise of a step makes up for what the drift takes, in a mean and a deviation known to a hundredth."""
+    schedule = sf.NoiseSchedule.linear()
+    with sf.Engine.from_callable(exact(schedule), shape=(40_000,), schedule=schedule) as engine:
+        [values] = engine.sample(sampler=sampler, steps=60, karras=True, seed=3, **options)
+    assert values.mean() == pytest.approx(MEAN, abs=0.01)
+    assert values.std() == pytest.approx(SPREAD, abs=0.01)
+
+
+@pytest.mark.parametrize("predict_x0", [True, False], ids=["x0", "noise"])
+def test_sa_solver_is_of_its_corrector_s_order(predict_x0):
+    """Without noise, where the exact solution is known; the corrector may be one order above the predictor."""
+    options = {"tau": 0.0, "predict_x0": predict_x0, "lower_order_final": False}
+    for order in (1, 2):
+        found = rate(sf.samplers.sa_solver, predictor_order=1, corrector_order=order, **options)
+        assert found == pytest.approx(2**order, rel=0.15)
+    assert rate(sf.samplers.sa_solver, predictor_order=3, corrector_order=3, **options) > 0.85 * 2**3
+
+
 def test_plms_is_of_second_order_as_its_first_step_is():
     assert rate(sf.samplers.plms) == pytest.approx(4, rel=0.15)
 
