@@ -245,7 +245,7 @@ def test_what_changes_the_numbers_is_refused_by_name_and_value(name, entry, valu
     with pytest.raises(UncoveredSchedulerError, match=rf"{rule}: {way}") as caught:
         read_scheduler({"_class_name": name, entry: value})
     assert name not in caught.value.instead
-    if name.startswith("Flow"):
+    if name == "FlowMatchEulerDiscreteScheduler":
         assert not caught.value.instead
     for other in caught.value.instead:
         read_scheduler({"_class_name": other, entry: value})
