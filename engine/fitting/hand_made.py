@@ -10,12 +10,13 @@ from typing import Any
 
 from stepfuse.engine import Engine
 from stepfuse.samplers import AYS, SAMPLERS
+from stepfuse.samplers.levels import KINDS
 from stepfuse.samplers.table import StepTable
 
 #: Ways to choose noise levels: spaced timesteps, rules, a published list, and last the sampler's own choice.
-LEVELS = ("trailing", "leading", "linspace", "karras", "exponential", "beta", "published", "")
-_SPACINGS = ("trailing", "leading", "linspace")
-_ORDERS = (None, 3, 2, 1)
+LEVELS = ("trailing", "leading", "linspace", *(name for name in KINDS if name != "schedule"), "published", "")
+_SPACINGS = LEVELS[:3]
+ORDERS = (None, 3, 2, 1)
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,15 @@ class HandMade:
 
 
 def hand_made(
-    engine: Engine, forwards: int, guidance_scale: float, *, samplers: Iterable[str] = tuple(SAMPLERS)
+    engine: Engine,
+    forwards: int,
+    guidance_scale: float,
+    *,
+    samplers: Iterable[str] = tuple(SAMPLERS),
+    levels: Iterable[str] = LEVELS,
+    orders: Iterable[int | None] = ORDERS,
 ) -> list[HandMade]:
-    """All samplers that a model takes, on all noise levels that these take, with at most so many forwards.
+    """All samplers that a model takes, on all noise levels and with all orders that they take, within so many forwards.
 
     A sampler is asked for the most steps whose table is no longer; what it refuses with any steps is left out.
 
@@ -52,14 +59,16 @@ def hand_made(
         forwards: At least 1. Each table has as many rows, or the next fewer that its sampler can have.
         guidance_scale: Of all of them.
         samplers: Names of ``SAMPLERS``.
+        levels: Of ``LEVELS``.
+        orders: None is a sampler's own.
 
     Returns:
         Tables that differ; of equal ones the first.
     """
     found: dict[str, HandMade] = {}
-    for sampler, levels, order in product(samplers, LEVELS, _ORDERS):
-        for table in _longest(engine, forwards, guidance_scale, sampler, levels, order):
-            found.setdefault(table.digest, HandMade(sampler, levels, order, table))
+    for sampler, kind, order in product(samplers, levels, orders):
+        for table in _longest(engine, forwards, guidance_scale, sampler, kind, order):
+            found.setdefault(table.digest, HandMade(sampler, kind, order, table))
     return list(found.values())
 
 
