@@ -11,6 +11,7 @@ what was measured is kept in ``build/frontier``, by problem and table.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from frontier_problems import Array, Problem, fashion_problem, mixture_problem
-from frontier_results import FITTED, MARK, markdown, matrix
+from frontier_results import FITTED, MARK, Row, markdown, matrix, select
 from report import RESULTS, TablesReport
 
 from stepfuse.fitting.hand_made import HandMade, hand_made
@@ -29,7 +30,7 @@ from stepfuse.samplers import SAMPLERS
 
 ROOT = Path(__file__).parent.parent
 KEPT, PICTURE = ROOT / "build" / "frontier", ROOT / "docs" / "frontier.png"
-FORWARDS = (4, 5, 6, 8, 10, 15, 20)
+FORWARDS = (8, 5, 10, 20, 6, 4, 15)  # what says most comes first: an interrupted run has it
 MANY = 50  # forwards, of those alone that are measured in full at the most of the others
 LEADERS = 3  # without noise, and as many with it: measured at that number
 NEAR, FAR = 1.1, 2.0  # times the least error: what is nearer is measured in full, what is farther is not
@@ -52,7 +53,7 @@ class Size:
 
     Attributes:
         problems: What makes them.
-        forwards: Of the network a sample, the fewest first.
+        forwards: Of the network a sample, in the order of their measurement.
         many: More forwards, of the best alone; None leaves them out.
         chosen_at: Forwards at which the noise levels of samplers with noise are chosen, one of ``forwards``.
         samplers: Names.
@@ -136,37 +137,49 @@ def figures(problem: Problem, exact: Array, entry: HandMade, drawn: Array, *, ju
 
 
 def run(problem: Problem, size: Size, ledger: Ledger, exact: Array) -> Iterator[list[dict[str, Any]]]:
-    """Measures a problem; yields its rows after each number of forwards."""
-    entries = with_noise(entries_of(problem, size.chosen_at, size))
-    noisy, unread = screen(problem, entries, ledger, exact, "distance")
-    noisy_ways = {way(entry) for entry in noisy}
-    rows = [described(problem, size.chosen_at, entry) | found for entry, found in unread]
-    for forwards in size.forwards:
-        entries = entries_of(problem, forwards, size)
-        chosen, others = screen(problem, with_noise(entries, False), ledger, exact, "rms")
-        chosen += fitted(problem, forwards)
-        chosen += [entry for entry in with_noise(entries) if way(entry) in noisy_ways]
-        measured = ledger.measured(problem, exact, chosen, problem.samples, judged=True)
-        last = list(zip(chosen, measured, strict=True))
-        rows += [described(problem, forwards, entry) | found for entry, found in [*last, *others]]
+    """Measures a problem, samplers without noise first; yields its rows so far after each number of forwards."""
+    rows: list[dict[str, Any]] = []
+    for found in itertools.chain(without_noise(problem, size, ledger, exact), noisy(problem, size, ledger, exact)):
+        rows += found
         yield rows
     if size.many:
-        ways = leaders(last)
+        ways = leaders(select(rows, forwards=max(size.forwards), samples=problem.samples))
         chosen = [entry for entry in entries_of(problem, size.many, size) if way(entry) in ways]
-        measured = ledger.measured(problem, exact, chosen, problem.samples, judged=True)
-        pairs = zip(chosen, measured, strict=True)
-        rows += [described(problem, size.many, entry) | found for entry, found in pairs]
+        rows += in_full(problem, size.many, ledger, exact, chosen)
         yield rows
+
+
+def without_noise(problem: Problem, size: Size, ledger: Ledger, exact: Array) -> Iterator[list[dict[str, Any]]]:
+    """Rows of samplers without noise, for each number of forwards."""
+    for forwards in size.forwards:
+        entries = [entry for entry in entries_of(problem, forwards, size) if not entry.table.uses_noise]
+        chosen, others = screen(problem, entries, ledger, exact, "rms")
+        rows = in_full(problem, forwards, ledger, exact, [*chosen, *fitted(problem, forwards)])
+        yield rows + [described(problem, forwards, entry) | found for entry, found in others]
+
+
+def noisy(problem: Problem, size: Size, ledger: Ledger, exact: Array) -> Iterator[list[dict[str, Any]]]:
+    """Rows of samplers with noise, for each number of forwards, on the noise levels that are best at one of them."""
+    entries = [entry for entry in entries_of(problem, size.chosen_at, size) if entry.table.uses_noise]
+    chosen, others = screen(problem, entries, ledger, exact, "distance")
+    ways = {way(entry) for entry in chosen}
+    yield [described(problem, size.chosen_at, entry) | found for entry, found in others]
+    for forwards in size.forwards:
+        entries = [entry for entry in entries_of(problem, forwards, size) if way(entry) in ways]
+        yield in_full(problem, forwards, ledger, exact, entries)
+
+
+def in_full(
+    problem: Problem, forwards: int, ledger: Ledger, exact: Array, entries: Sequence[HandMade]
+) -> list[dict[str, Any]]:
+    """Rows of tables on all noises, with the distance."""
+    found = ledger.measured(problem, exact, entries, problem.samples, judged=True)
+    return [described(problem, forwards, entry) | one for entry, one in zip(entries, found, strict=True)]
 
 
 def entries_of(problem: Problem, forwards: int, size: Size) -> list[HandMade]:
     """All tables made by hand, within so many forwards."""
     return hand_made(problem.engine, forwards, problem.guidance_scale, samplers=size.samplers)
-
-
-def with_noise(entries: Sequence[HandMade], noise: bool = True) -> list[HandMade]:
-    """Those that add noise, or those that add none."""
-    return [one for one in entries if one.table.uses_noise == noise]
 
 
 def screen(
@@ -194,16 +207,16 @@ def screen(
     return chosen, others
 
 
-def leaders(measured: Sequence[tuple[HandMade, dict[str, Any]]]) -> set[tuple[str, str, int | None]]:
-    """The best few samplers without noise and with it, and the yardstick's way."""
-    ranked = sorted(measured, key=lambda one: one[1].get("rms", one[1]["distance"]))
-    found: dict[bool, dict[str, HandMade]] = {False: {}, True: {}}
-    for entry, _ in ranked:
-        if entry.levels != FITTED:
-            found[entry.table.uses_noise].setdefault(entry.sampler, entry)
-    kept = [one for group in found.values() for one in list(group.values())[:LEADERS]]
-    kept += [group[YARDSTICK] for group in found.values() if YARDSTICK in group]
-    return {way(one) for one in kept}
+def leaders(rows: Sequence[Row]) -> set[tuple[str, str, int | None]]:
+    """The best few samplers without noise, the best few with it, and the yardstick."""
+    made = [row for row in rows if row["levels"] != FITTED]
+    kept = [row for row in made if row["sampler"] == YARDSTICK]
+    for noise, figure in ((False, "rms"), (True, "distance")):
+        best: dict[str, Row] = {}
+        for row in sorted(select(made, noise=noise), key=lambda row: float(row[figure])):
+            best.setdefault(row["sampler"], row)
+        kept += list(best.values())[:LEADERS]
+    return {(row["sampler"], row["levels"], row["order"]) for row in kept}
 
 
 def fitted(problem: Problem, forwards: int) -> list[HandMade]:
@@ -239,7 +252,13 @@ def measure(size: Size, quick: bool, folder: Path | None) -> TablesReport:
     """Measures all problems; what is measured is written as it goes."""
     ledger = Ledger(folder and folder / "rows.jsonl")
     numbers: dict[str, Any] = {}
-    configuration = {"forwards": [*size.forwards], "many": size.many, "near": NEAR, "far": FAR, "problems": numbers}
+    configuration = {
+        "forwards": sorted(size.forwards),
+        "many": size.many,
+        "near": NEAR,
+        "far": FAR,
+        "problems": numbers,
+    }
     report = TablesReport("frontier", quick, configuration, UNFAIR)
     for make in size.problems:
         problem = make()
