@@ -34,6 +34,7 @@ FORWARDS = (8, 5, 10, 20, 6, 4, 15)  # what says most comes first: an interrupte
 MANY = 50  # forwards, of those alone that are measured in full at the most of the others
 LEADERS = 3  # without noise, and as many with it: measured at that number
 NEAR, FAR = 1.1, 2.0  # times the least error: what is nearer is measured in full, what is farther is not
+CLOSE, AGAIN = 1.5, 4  # times the least error: what is nearer is screened again, with as many times more noises
 YARDSTICK = "ddim"  # measured in full wherever it is
 
 UNFAIR = (
@@ -190,7 +191,14 @@ def screen(
     Each sampler's best is, and what is near the least error, but nothing whose error is far above the least.
     """
     judged = figure == "distance"
-    found = ledger.measured(problem, exact, entries, problem.screened[judged], judged=judged)
+    few = problem.screened[judged]
+    found = ledger.measured(problem, exact, entries, few, judged=judged)
+    if not judged and AGAIN * few < problem.samples:
+        least = min(one["rms"] for one in found)
+        close = [index for index, one in enumerate(found) if one["rms"] <= CLOSE * least]
+        again = ledger.measured(problem, exact, [entries[index] for index in close], AGAIN * few, judged=False)
+        for index, one in zip(close, again, strict=True):
+            found[index] = one
     values = [one[figure] for one in found]
     best: dict[str, float] = {}
     for entry, value in zip(entries, values, strict=True):
