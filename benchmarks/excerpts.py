@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from frontier_results import MARK, markdown
+from frontier_results import MARK, advice, markdown
 
 from stepfuse.analysis.experiments.wording import short
 
@@ -20,7 +20,12 @@ def excerpts(results: Mapping[str, Any]) -> dict[str, list[str]]:
         results: The JSON of each benchmark by name.
     """
     return {
-        "README.md": [*_readme(results), *_readme_mixed(results["mixed_load"]), *_recipe(results)],
+        "README.md": [
+            *_readme(results),
+            *_readme_mixed(results["mixed_load"]),
+            *_recipe(results),
+            *advice(results["frontier"]),
+        ],
         "docs/export.md": [
             *_pipelines(results["pipeline_latency"]),
             *_schedulers(results["diffusers_step"]),
@@ -28,6 +33,7 @@ def excerpts(results: Mapping[str, Any]) -> dict[str, list[str]]:
             *_exports(results["export_memory"]),
         ],
         "docs/serving.md": _serving(results),
+        "docs/samplers.md": advice(results["frontier"]),
         "docs/frontier.md": markdown(results["frontier"]),
     }
 

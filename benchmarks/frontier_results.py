@@ -70,6 +70,22 @@ def markdown(document: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def advice(document: Mapping[str, Any]) -> list[str]:
+    """What README and docs say of ``fashion`` at some numbers of forwards: a fitted table, the best by hand, DDIM."""
+    own, found = select(document["results"], problem="fashion"), []
+    for forwards in (5, 10, 20, 50):
+        rows = select(own, forwards=forwards)
+        made = [row for row in rows if row["levels"] != FITTED]
+        figures = {
+            "fitted": best(select(rows, levels=FITTED), "rms"),
+            "by hand": best(made, "rms"),
+            "by `ddim`": best(select(made, sampler="ddim"), "rms"),
+        }
+        said = [f"{_number(row, 'rms')} {name}" for name, row in figures.items() if row is not None]
+        found.append(f"at {forwards}: {', '.join(said)}")
+    return found
+
+
 def _cell(row: Row | None, figure: str) -> str:
     return "" if row is None else f"{_figure(row[figure])} `{row['sampler']}`{row['name'][len(row['sampler']) :]}"
 
