@@ -24,6 +24,7 @@ PACKAGES = {
     "stepfuse.pipeline": "engine/pipeline",
     "stepfuse.requests": "engine/requests",
     "stepfuse.samplers": "engine/samplers",
+    "stepfuse.server": "engine/server",
     "stepfuse.serving": "engine/serving",
     "stepfuse.tensorrt": "engine/tensorrt",
     "stepfuse.kernels": "kernels",
