@@ -40,7 +40,7 @@ def create_app(
 ) -> FastAPI:
     """An ASGI app that draws with these models, with OpenAI's routes for images.
 
-    Its life cycle is at ``app.state.lifecycle``: ``draining`` refuses work from then on. The models are the caller's to
+    Its life cycle is at ``app.state.lifecycle``: after ``drain()`` it refuses work. The models are the caller's to
     close, after the app has ended.
 
     Args:
@@ -73,7 +73,7 @@ def create_app(
         warming = asyncio.create_task(_warmed(lifecycle, run_once)) if warm_up or costs else None
         lifecycle.warm = warming is None
         yield
-        lifecycle.draining = True
+        lifecycle.drain()
         if warming is not None:
             await warming
 

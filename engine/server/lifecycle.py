@@ -9,23 +9,30 @@ from stepfuse.server.errors import SERVER, ApiError
 
 
 class Lifecycle:
-    """Of one app. It is used on its event loop alone.
+    """Of one app. All but ``drain``, which a signal may call, is for its event loop alone.
 
     Attributes:
         warm: Whether the models have run.
         draining: Whether the service ends, and takes no more work.
+        giving_up: Whether what runs is not waited for.
         running: Requests for pictures that have not been answered in full.
     """
 
     def __init__(self) -> None:
         self.warm = False
         self.draining = False
+        self.giving_up = False
         self.running = 0
 
     @property
     def ready(self) -> bool:
         """Whether a load balancer should send work."""
         return self.warm and not self.draining
+
+    def drain(self) -> None:
+        """Has the service refuse new work, and end when what runs is answered; called again, without waiting."""
+        self.giving_up = self.draining
+        self.draining = True
 
     @contextmanager
     def work(self) -> Iterator[None]:

@@ -166,7 +166,7 @@ def check_names(text):
 
 
 #: Commands that are only parsed: what they do takes minutes, or a GPU, or this machine to be fast at int8.
-PARSED_ALONE = ("analyze", "plan", "quantize")
+PARSED_ALONE = ("analyze", "plan", "quantize", "serve")
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)

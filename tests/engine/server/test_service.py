@@ -136,7 +136,7 @@ def test_what_drains_ends_what_it_has_and_takes_no_more(service, engine, network
     begun = Begun(service)
     until(lambda: engine.stats()["running"] == 1)
     lifecycle = service.app.state.lifecycle
-    lifecycle.draining = True
+    lifecycle.drain()
     answer = service.generate("bag")
     assert (answer.status, answer.error["code"], answer.headers["retry-after"]) == (503, "draining", "1")
     assert service.ask("GET", "/ready").json == {"status": "draining"}
