@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 TIMEOUT = 30  # seconds: nothing here takes one; a hang must end
-GENERATIONS = "/v1/images/generations"
+GENERATIONS, EDITS = "/v1/images/generations", "/v1/images/edits"
 
 
 @dataclass
@@ -60,6 +60,14 @@ class Service:
         given = {"Content-Type": "application/json", **{name.replace("_", "-"): one for name, one in headers.items()}}
         connection.request(method, path, data, given)
 
+    def edit(self, files, **fields):
+        """A form of files and texts, written here by RFC 7578."""
+        parts = [(f'name="{name}"', str(value).encode()) for name, value in fields.items()]
+        parts += [(f'name="{name}"; filename="{name}.png"', data) for name, data in files]
+        head = "Content-Disposition: form-data; {}\r\n\r\n"
+        body = b"".join(b"--edge\r\n" + head.format(name).encode() + data + b"\r\n" for name, data in parts)
+        return self.ask("POST", EDITS, body + b"--edge--\r\n", Content_Type="multipart/form-data; boundary=edge")
+
     def generate(self, prompt="sneaker", **fields):
         return self.ask("POST", GENERATIONS, {"prompt": prompt, **fields})
 
@@ -103,3 +111,10 @@ def as_levels(samples, data_range=(-1.0, 1.0)):
     low, high = data_range
     levels = np.round(np.clip((samples.astype(np.float64) - low) / (high - low), 0, 1) * 255).astype(np.uint8)
     return levels[0] if len(levels) == 1 else levels.transpose(1, 2, 0)
+
+
+def png(levels):
+    """The file of a picture of 8-bit values: (H, W), (H, W, 3) or (H, W, 4)."""
+    file = io.BytesIO()
+    Image.fromarray(np.asarray(levels, dtype=np.uint8)).save(file, format="PNG")
+    return file.getvalue()

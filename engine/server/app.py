@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 
 from stepfuse.engine import Engine
 from stepfuse.pipeline.text_to_image import TextToImage
+from stepfuse.server.answers import Served
 from stepfuse.server.class_model import ClassModel
 from stepfuse.server.errors import answer_error
 from stepfuse.server.front import Front
@@ -22,8 +23,9 @@ from stepfuse.server.keys import Keys
 from stepfuse.server.lifecycle import Lifecycle
 from stepfuse.server.limits import Limits
 from stepfuse.server.models import ServedModel
-from stepfuse.server.openai_routes import openai_routes
+from stepfuse.server.openai_routes import EDITS, openai_routes
 from stepfuse.server.prompt_model import PromptModel
+from stepfuse.server.store import Store
 from stepfuse.serving.config import CostCurve
 
 logger = logging.getLogger("stepfuse.server")
@@ -77,19 +79,25 @@ def create_app(
         if warming is not None:
             await warming
 
-    app = FastAPI(title="stepfuse", description=_ABOUT, version=_version(), lifespan=lifespan, redoc_url=None)
+    app = FastAPI(
+        title="stepfuse", description=_ABOUT, version=_version(), lifespan=lifespan, docs_url=None, redoc_url=None
+    )
     app.state.lifecycle = lifecycle
     for kind in (HTTPException, RequestValidationError):
         app.add_exception_handler(kind, answer_error)
-    app.include_router(openai_routes(served, limits))
+    store = Store(limits.stored_bytes, limits.stored_seconds)
+    app.include_router(openai_routes(Served(served, limits, store)))
     _add_probes(app, lifecycle, metrics)
-    app.add_middleware(Front, keys=Keys(api_keys), limits=limits, uploads=(), lifecycle=lifecycle, metrics=metrics)
+    app.add_middleware(Front, keys=Keys(api_keys), limits=limits, uploads=UPLOADS, lifecycle=lifecycle, metrics=metrics)
     if cors_origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=list(cors_origins), allow_methods=["GET", "POST"], allow_headers=["*"]
         )
     return app
 
+
+#: Paths whose bodies hold pictures.
+UPLOADS = (EDITS,)
 
 _ABOUT = "Pictures by trained diffusion models: OpenAI's images API, with previews, priorities and deadlines."
 

@@ -13,6 +13,7 @@ from stepfuse.bundle.pipeline_info import VAE_DECODER
 from stepfuse.display import brief
 from stepfuse.engine import Engine
 from stepfuse.pipeline.drawn import conditions, facts, record
+from stepfuse.pipeline.input_images import mask_of, sample_of
 from stepfuse.pipeline.pictures import Array, Pictures, to_pixels
 from stepfuse.pipeline.size import pixels_of
 from stepfuse.pipeline.vae import Vae
@@ -44,11 +45,13 @@ class ClassModel(ServedModel):
             raise ValueError(f"a model must have one conditioning input at most to be served, got {len(info.cond)}")
         self._engine = engine
         self._vae: Vae | None = None
+        self._cell = 1
         size = info.shape[2], info.shape[1]
         if latent:
             assert bundle is not None
             assert bundle.pipeline is not None
             self._vae, size = Vae(bundle, threads=threads), pixels_of(bundle.pipeline, info.shape)
+            self._cell = bundle.pipeline.pixels_per_latent
         super().__init__(name, info, engine.model, engine.serving, size)
         self._cond = next(iter(info.cond.values()), None)
         self.classes = () if self._cond is None else tuple(self._cond.names)
@@ -102,11 +105,35 @@ class ClassModel(ServedModel):
                 eta=request.eta,
                 **request.options,
             ),
+            image=self._given_image(request),
+            mask=self._given_mask(request),
+            strength=request.strength,
             priority=request.priority,
             deadline=request.deadline,
             timeout=request.timeout,
             id=request.id,
         )
+
+    def _given_image(self, request: PromptRequest) -> Array | None:
+        """The picture that a request begins with, as a sample."""
+        if request.image is None:
+            return None
+        picture = self._scaled(request.image, request, Image.Resampling.LANCZOS)
+        if self._vae is None:
+            return sample_of(picture, self.info.shape, self.info.data_range, "image")
+        pixels = sample_of(picture, (3, *self.size[::-1]), (-1.0, 1.0), "image")
+        latents: Array = self._vae.encode(pixels[None])[0][0]
+        return latents
+
+    def _given_mask(self, request: PromptRequest) -> Array | None:
+        if request.mask is None:
+            return None
+        picture = self._scaled(request.mask, request, Image.Resampling.NEAREST)
+        return mask_of(picture, (1, *self.size[::-1]), self._cell, "mask")
+
+    def _scaled(self, picture: Image.Image, request: PromptRequest, filter: Image.Resampling) -> Image.Image:
+        """A picture of the model's size, if the request names one; otherwise it has to have it."""
+        return picture if request.width is None else picture.resize(self.size, filter)
 
     def _class(self, name: str, text: str | None) -> Any:
         """The class of a prompt, by its name or its number; None, the null value, of an empty one."""
@@ -127,6 +154,9 @@ class ClassModel(ServedModel):
             asked.seed,
             schedule=self.info.schedule,
             max_rows=self.serving.row_limit,
+            strength=asked.strength,
+            image=asked.image,
+            mask=asked.mask,
             cond=conditions(self._engine, asked.cond, 1),
             negative_cond=conditions(self._engine, asked.negative_cond, 1),
         )

@@ -125,7 +125,7 @@ def _of_framework(request: Request, error: HTTPException) -> ApiError:
     """What the framework has refused: no such path, another method, a body that cannot be read."""
     where = f"{request.method} {brief(request.url.path)}"
     if error.status_code == 404:
-        return ApiError(404, f"there is no {where}: /docs lists what there is", code="not_found")
+        return ApiError(404, f"there is no {where}: /openapi.json lists what there is", code="not_found")
     if error.status_code == 405:
         return ApiError(405, f"{where} is not allowed", code="method_not_allowed", headers=error.headers)
     cause = f": {error.__cause__}" if error.__cause__ is not None else ""
@@ -136,17 +136,18 @@ def _invalid(error: RequestValidationError) -> ApiError:
     """The first of what is wrong with a body."""
     first: Mapping[str, Any] = error.errors()[0]
     where = [str(one) for one in first["loc"] if one != "body"]
-    kind, message, given = first["type"], first["msg"], brief(first.get("input"))
+    kind, message = first["type"], first["msg"]
     if kind == "json_invalid":
         return ApiError(400, f"the body must be JSON: {first.get('ctx', {}).get('error', message)}", code=kind)
     name = ".".join(where) or "the body"
-    if kind == "extra_forbidden":
-        return ApiError(400, f"{name} is no field of this request, got {given}{_instead(where[-1])}", param=name)
     if kind == "missing":
         return ApiError(400, f"{name} must be given", param=name, code=kind)
     if kind == "value_error":  # a check of ours, which says the field and the value
         rule = message.removeprefix("Value error, ")
         return ApiError(400, rule, param=rule.partition(" ")[0])
+    given = brief(first.get("input"))
+    if kind == "extra_forbidden":
+        return ApiError(400, f"{name} is no field of this request, got {given}{_instead(where[-1])}", param=name)
     rule = re.sub(r"^(Input|String|List|Field) should ", "must ", message)
     rule = rule.replace("greater than or equal to", "at least").replace("less than or equal to", "at most")
     return ApiError(400, f"{name} {rule}, got {given}", param=name)

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from stepfuse.pipeline.pictures import Pictures as Drawn
-from stepfuse.requests.prompt_request import PromptRequest
-from stepfuse.server.drawing import ClientGoneError, draw, unless_gone, watch
-from stepfuse.server.encoding import as_base64, drawn, picture_file, size_of
-from stepfuse.server.errors import api_error
-from stepfuse.server.events import EventStream, events_of
+from stepfuse.server.answers import Served, answer
+from stepfuse.server.errors import ApiError
+from stepfuse.server.forms import edit_of
+from stepfuse.server.given_images import given_image, repainted
 from stepfuse.server.limits import Limits
 from stepfuse.server.models import ServedModel
-from stepfuse.server.requests import model_of, requests_of
-from stepfuse.server.schema import Asked, Failure, Generation, Model, Models, Picture, Pictures
+from stepfuse.server.requests import model_of
+from stepfuse.server.schema import Edit, Failure, Generation, Model, Models, Pictures
+
+EDITS = "/v1/images/edits"
 
 _EXAMPLE = {
     "model": "fashion",
@@ -38,83 +38,69 @@ _FAILURES: dict[int | str, dict[str, Any]] = {
     503: {"model": Failure, "description": "The service is ending."},
     504: {"model": Failure, "description": "The request's timeout has passed."},
 }
+_ANSWERS = {
+    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "Pictures."},
+    **_FAILURES,
+}
+_EDIT = Edit.model_json_schema()
 
 
-def openai_routes(models: Sequence[ServedModel], limits: Limits) -> APIRouter:
-    """The routes below ``/v1``.
-
-    Args:
-        models: What is served.
-        limits: What a client may ask for.
-    """
+def openai_routes(served: Served) -> APIRouter:
+    """The routes below ``/v1``."""
     routes = APIRouter(prefix="/v1", tags=["images"])
     started = int(time.time())
 
     @routes.get("/models", summary="What is served", responses={401: _FAILURES[401]})
     async def list_models() -> Models:
-        return Models(data=[_described(model, started) for model in models])
+        return Models(data=[_described(model, started) for model in served.models])
 
     @routes.get("/models/{name:path}", summary="One model", responses={401: _FAILURES[401], 404: _FAILURES[404]})
     async def get_model(name: str) -> Model:
-        return _described(model_of(models, name), started)
+        return _described(model_of(served.models, name), started)
 
     @routes.post(
         "/images/generations",
         summary="Draw pictures of a prompt or a class",
         response_model=Pictures,
-        responses={
-            200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "Pictures."},
-            **_FAILURES,
-        },
+        responses=_ANSWERS,
         openapi_extra={"requestBody": {"content": {"application/json": {"example": _EXAMPLE}}}},
     )
     async def generate(asked: Generation, request: Request) -> Response:
-        return await answer(request, asked, models, limits)
+        return await answer(request, asked, served)
+
+    @routes.post(
+        "/images/edits",
+        summary="Draw pictures that begin as another one",
+        response_model=Pictures,
+        responses=_ANSWERS,
+        openapi_extra={"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _EDIT}}}},
+    )
+    async def edit(request: Request) -> Response:
+        asked = await edit_of(request)
+        given = await asyncio.to_thread(_given, asked, served.limits)
+        return await answer(request, asked, served, given, kind="image_edit")
+
+    @routes.get(
+        "/images/{id}/content",
+        summary="A picture under its url",
+        response_class=Response,
+        responses={404: {"model": Failure, "description": "There is none, or it has expired."}},
+    )
+    async def content(id: str) -> Response:
+        found = served.store.get(id)
+        if found is None:
+            raise ApiError(404, "there is no picture of this url: it may have expired", code="not_found")
+        file, left = found
+        headers = {"Cache-Control": f"private, max-age={int(left)}", "X-Content-Type-Options": "nosniff"}
+        return Response(file.data, media_type=file.media_type, headers=headers)
 
     return routes
 
 
-async def answer(request: Request, asked: Asked, models: Sequence[ServedModel], limits: Limits) -> Response:
-    """Draws what a body asks for, as one answer or as a stream of events.
-
-    Raises:
-        ApiError: If it cannot be drawn.
-        ClientGoneError: If the client has gone.
-    """
-    model = model_of(models, asked.model)
-    request.state.user, request.state.model = asked.safety_identifier or asked.user, model.name
-    try:
-        requests = requests_of(asked, model, limits, request.state.request_id)
-        if asked.stream:
-            watched = await unless_gone(request.receive, watch(model, requests))
-            return EventStream(watched, events_of(model, requests, watched, asked), {})
-        return await unless_gone(request.receive, _answered(model, requests, asked))
-    except ClientGoneError:
-        raise
-    except Exception as error:
-        raise api_error(error, model.retry_after()) from error
-
-
-async def _answered(model: ServedModel, requests: Sequence[PromptRequest], asked: Asked) -> Response:
-    pictures = await draw(model, requests)
-    return await asyncio.to_thread(_encoded, model, requests, pictures, asked)
-
-
-def _encoded(
-    model: ServedModel, requests: Sequence[PromptRequest], pictures: Sequence[Drawn], asked: Asked
-) -> Response:
-    data = [
-        Picture(b64_json=as_base64(picture_file(one, asked)), url=None, drawn=drawn(one, model, request.id or ""))
-        for request, one in zip(requests, pictures, strict=True)
-    ]
-    found = Pictures(
-        created=int(time.time()),
-        data=data,
-        output_format=asked.output_format,
-        size=size_of(pictures[0][0]),
-        safety_identifier=asked.safety_identifier or asked.user,
-    )
-    return Response(found.model_dump_json(exclude_none=True), media_type="application/json")
+def _given(asked: Edit, limits: Limits) -> Mapping[str, Any]:
+    """The pictures of an edit, and its strength."""
+    mask = None if asked.mask is None else repainted(given_image("mask", asked.mask, limits))
+    return {"image": given_image("image", asked.image, limits), "mask": mask, "strength": asked.strength}
 
 
 def _described(model: ServedModel, started: int) -> Model:

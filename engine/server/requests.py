@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from stepfuse.display import brief, did_you_mean, listed
 from stepfuse.requests.prompt_request import PromptRequest
@@ -35,7 +36,7 @@ def model_of(models: Sequence[ServedModel], name: str | None) -> ServedModel:
     return found
 
 
-def requests_of(asked: Asked, model: ServedModel, limits: Limits, id: str) -> list[PromptRequest]:
+def requests_of(asked: Asked, model: ServedModel, limits: Limits, id: str, **given: Any) -> list[PromptRequest]:
     """A request for each picture, with its seed, within the limits.
 
     Args:
@@ -43,6 +44,7 @@ def requests_of(asked: Asked, model: ServedModel, limits: Limits, id: str) -> li
         model: What draws it.
         limits: What a client may ask for.
         id: The request's.
+        **given: ``image``, ``mask`` and ``strength`` of all pictures.
 
     Raises:
         ApiError: If a limit is exceeded.
@@ -72,6 +74,7 @@ def requests_of(asked: Asked, model: ServedModel, limits: Limits, id: str) -> li
             eta=asked.eta,
             seed=seed,
             options=asked.sampler_options,
+            **given,
             priority=asked.priority,
             deadline=None if asked.deadline_ms is None else time.monotonic() + asked.deadline_ms / 1000,
             timeout=None if asked.timeout_ms is None else asked.timeout_ms / 1000,

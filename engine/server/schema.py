@@ -101,6 +101,19 @@ class Generation(Asked):
     """Body of ``POST /v1/images/generations``."""
 
 
+class Edit(Asked):
+    """Body of ``POST /v1/images/edits``, a form: each field as a text, ``sampler_options`` as JSON."""
+
+    image: bytes = Field(description="A PNG, JPEG or WebP file that the picture begins as.")
+    mask: bytes | None = Field(
+        None,
+        description="What is drawn anew: where it is transparent or, if it has no transparency, white.",
+    )
+    strength: float | None = Field(
+        None, gt=0, le=1, description="How much of the run is left to the image; 0.8, and 1 with a mask."
+    )
+
+
 class Drawn(BaseModel):
     """How a picture was drawn: what draws it again."""
 
