@@ -26,6 +26,7 @@ from stepfuse.server.models import ServedModel
 from stepfuse.server.openai_routes import EDITS, openai_routes
 from stepfuse.server.prompt_model import PromptModel
 from stepfuse.server.store import Store
+from stepfuse.server.webui_routes import IMG2IMG, webui_routes
 from stepfuse.serving.config import CostCurve
 
 logger = logging.getLogger("stepfuse.server")
@@ -86,7 +87,8 @@ def create_app(
     for kind in (HTTPException, RequestValidationError):
         app.add_exception_handler(kind, answer_error)
     store = Store(limits.stored_bytes, limits.stored_seconds)
-    app.include_router(openai_routes(Served(served, limits, store)))
+    for routes in (openai_routes, webui_routes):
+        app.include_router(routes(Served(served, limits, store)))
     _add_probes(app, lifecycle, metrics)
     app.add_middleware(Front, keys=Keys(api_keys), limits=limits, uploads=UPLOADS, lifecycle=lifecycle, metrics=metrics)
     if cors_origins:
@@ -97,7 +99,7 @@ def create_app(
 
 
 #: Paths whose bodies hold pictures.
-UPLOADS = (EDITS,)
+UPLOADS = (EDITS, IMG2IMG)
 
 _ABOUT = "Pictures by trained diffusion models: OpenAI's images API, with previews, priorities and deadlines."
 

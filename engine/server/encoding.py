@@ -10,7 +10,7 @@ from PIL import Image
 from stepfuse.pipeline.image_files import save_options
 from stepfuse.pipeline.pictures import Pictures
 from stepfuse.server.models import ServedModel
-from stepfuse.server.schema import Asked, Drawn
+from stepfuse.server.schema import Asked, Drawn, Format
 
 MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 
@@ -21,12 +21,10 @@ def picture_file(pictures: Pictures, asked: Asked) -> bytes:
     return _saved(pictures[0], options)
 
 
-def preview_file(image: Image.Image, asked: Asked) -> bytes:
+def preview_file(image: Image.Image, format: Format = "png", quality: int | None = None) -> bytes:
     """The file of a preview: a PNG compressed quickly, since another one follows."""
-    options = save_options(f".{asked.output_format}", {}, quality=asked.output_compression)
-    return _saved(
-        image, {**options, "optimize": False, "compress_level": 1} if asked.output_format == "png" else options
-    )
+    options = save_options(f".{format}", {}, quality=quality)
+    return _saved(image, {**options, "optimize": False, "compress_level": 1} if format == "png" else options)
 
 
 def as_base64(data: bytes) -> str:

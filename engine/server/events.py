@@ -143,7 +143,10 @@ def preview_steps(number: int, total: int) -> list[int]:
 
 def _partial(watched: Watched, preview: Any, asked: Asked) -> Event:
     image = watched.preview(preview)
-    return {"type": "partial_image", **_fields(image, preview_file(image, asked), asked)}
+    return {
+        "type": "partial_image",
+        **_fields(image, preview_file(image, asked.output_format, asked.output_compression), asked),
+    }
 
 
 def _completed(model: ServedModel, request: PromptRequest, watched: Watched, preview: Any, asked: Asked) -> Event:

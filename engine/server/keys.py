@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hmac
 from collections.abc import Collection
 
@@ -40,9 +41,19 @@ class Keys:
         if not self._keys or path in OPEN:
             return
         scheme, _, given = (authorization or "").partition(" ")
+        if scheme.lower() == "basic":  # as clients of the web interfaces send a user's name and password
+            scheme, given = "bearer", _password(given)
         # Every key is compared, so that the time does not say which one is close.
         matches = [hmac.compare_digest(given.strip().encode(), key) for key in self._keys]
         if scheme.lower() != "bearer" or not any(matches):
-            wrong = "is none of this service's" if given else "must be given as Authorization: Bearer KEY"
+            wrong = "is none of this service's" if given else "must be given, as Authorization: Bearer KEY"
             headers = {"WWW-Authenticate": "Bearer"}
             raise ApiError(401, f"the API key {wrong}", code="invalid_api_key", headers=headers)
+
+
+def _password(given: str) -> str:
+    """The password of HTTP's basic authentication (RFC 7617); empty where there is none."""
+    try:
+        return base64.b64decode(given, validate=True).decode().partition(":")[2]
+    except ValueError:
+        return ""

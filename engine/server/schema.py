@@ -22,45 +22,50 @@ class Asked(BaseModel):
         description="What the picture shows; for a model that takes classes, the name or number of one, or nothing.",
         examples=["sneaker"],
     )
-    model: str | None = Field(None, description="A name of /v1/models; the first one where it is left out.")
-    n: int = Field(1, ge=1, description="Number of pictures, which begin from seeds that follow each other.")
-    size: str | None = Field(None, description="WIDTHxHEIGHT in pixels; the model's own where it is left out or auto.")
+    model: str | None = Field(default=None, description="A name of /v1/models; the first one where it is left out.")
+    n: int = Field(default=1, ge=1, description="Number of pictures, which begin from seeds that follow each other.")
+    size: str | None = Field(default=None, description="WIDTHxHEIGHT in pixels; the model's own unless given.")
     response_format: Literal["b64_json", "url"] = Field(
-        "b64_json", description="Whether a picture comes in the answer, or under a url that expires."
+        default="b64_json", description="Whether a picture comes in the answer, or under a url that expires."
     )
-    output_format: Format = Field("png", description="Every format holds how the picture was drawn.")
+    output_format: Format = Field(default="png", description="Every format holds how the picture was drawn.")
     output_compression: int | None = Field(
-        None, ge=0, le=100, description="Quality of a jpeg (95 unless given) or webp (without loss unless given)."
+        default=None,
+        ge=0,
+        le=100,
+        description="Quality of a jpeg, 95 unless given, or webp, without loss unless given.",
     )
-    background: Literal["auto", "opaque"] | None = Field(None, description="Pictures are opaque.")
-    quality: Literal["auto", "standard"] | None = Field(None, description="The steps say the quality.")
-    moderation: Literal["auto", "low"] | None = Field(None, description="Nothing is moderated.")
-    user: str | None = Field(None, max_length=256, description="Recorded in the access log.")
-    safety_identifier: str | None = Field(None, max_length=256, description="In the place of user.")
-    stream: bool = Field(False, description="Whether the answer is a stream of events.")
+    background: Literal["auto", "opaque"] | None = Field(default=None, description="Pictures are opaque.")
+    quality: Literal["auto", "standard"] | None = Field(default=None, description="The steps say the quality.")
+    moderation: Literal["auto", "low"] | None = Field(default=None, description="Nothing is moderated.")
+    user: str | None = Field(default=None, max_length=256, description="Recorded in the access log.")
+    safety_identifier: str | None = Field(default=None, max_length=256, description="In the place of user.")
+    stream: bool = Field(default=False, description="Whether the answer is a stream of events.")
     partial_images: int | None = Field(
-        None, ge=0, description="Previews of a stream, at even steps: 0 unless given, at most one a step."
+        default=None, ge=0, description="Previews of a stream, at even steps: 0 unless given, at most one a step."
     )
-    negative_prompt: str | None = Field(None, max_length=32_000, description="What guidance leads away from.")
+    negative_prompt: str | None = Field(default=None, max_length=32_000, description="What guidance leads away from.")
     num_inference_steps: int | None = Field(
-        None,
+        default=None,
         ge=1,
         validation_alias=AliasChoices("num_inference_steps", "steps"),
         description="Steps of the sampler; the model's default where they are left out.",
         examples=[20],
     )
-    guidance_scale: float | None = Field(None, description="1 is no guidance; the model's default.", examples=[3.0])
-    seed: int | None = Field(None, ge=0, lt=1 << 64, description="Of the first picture; a random one below 2^53.")
-    sampler: str | None = Field(None, description="A name of the model's samplers.", examples=["dpmpp_2m"])
+    guidance_scale: float | None = Field(default=None, description="1 is none; the model's default.", examples=[3.0])
+    seed: int | None = Field(default=None, ge=0, lt=1 << 64, description="Of the first picture; random below 2^53.")
+    sampler: str | None = Field(default=None, description="A name of the model's samplers.", examples=["dpmpp_2m"])
     sampler_options: dict[str, Any] = Field(
         default_factory=dict, description="Options of the sampler by name.", examples=[{"karras": True}]
     )
-    eta: float | None = Field(None, description="Share of added noise, 0 to 1, of samplers that have one.")
-    priority: int = Field(0, description="Requests of a higher one step first.")
+    eta: float | None = Field(default=None, description="Share of added noise, 0 to 1, of samplers that have one.")
+    priority: int = Field(default=0, description="Requests of a higher one step first.")
     deadline_ms: int | None = Field(
-        None, ge=1, description="Milliseconds in which the picture is wanted; refused with 429 if that cannot be."
+        default=None,
+        ge=1,
+        description="Milliseconds in which it is wanted; refused with 429 if that cannot be.",
     )
-    timeout_ms: int | None = Field(None, ge=1, description="Milliseconds after which the request is given up.")
+    timeout_ms: int | None = Field(default=None, ge=1, description="Milliseconds after which the request is given up.")
 
     @model_validator(mode="before")
     @classmethod
@@ -106,11 +111,11 @@ class Edit(Asked):
 
     image: bytes = Field(description="A PNG, JPEG or WebP file that the picture begins as.")
     mask: bytes | None = Field(
-        None,
+        default=None,
         description="What is drawn anew: where it is transparent or, if it has no transparency, white.",
     )
     strength: float | None = Field(
-        None, gt=0, le=1, description="How much of the run is left to the image; 0.8, and 1 with a mask."
+        default=None, gt=0, le=1, description="How much of the run is left to the image; 0.8, and 1 with a mask."
     )
 
 
@@ -129,8 +134,8 @@ class Drawn(BaseModel):
 class Picture(BaseModel):
     """A picture of an answer."""
 
-    b64_json: str | None = Field(None, description="The file, in base64.")
-    url: str | None = Field(None, description="Where the file is, for a while.")
+    b64_json: str | None = Field(default=None, description="The file, in base64.")
+    url: str | None = Field(default=None, description="Where the file is, for a while.")
     drawn: Drawn
 
 

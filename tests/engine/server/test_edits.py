@@ -20,7 +20,7 @@ from stepfuse.server.store import Store
 
 LEVELS = np.random.default_rng(0).integers(0, 256, (28, 28))
 MASK = np.where(np.arange(28) < 14, 255, 0) * np.ones((28, 1), int)
-IMAGE = np.float32(LEVELS[None] / 127.5 - 1)
+IMAGE = np.float32(LEVELS[None]) / np.float32(255) * 2 - 1
 
 
 @pytest.fixture(scope="module")

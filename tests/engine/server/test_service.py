@@ -1,5 +1,6 @@
 """The service around the pictures: probes, metrics, keys, ids, refusals, clients that go away, and how it ends."""
 
+import base64
 import logging
 import subprocess
 import sys
@@ -168,7 +169,7 @@ def test_a_network_that_fails_is_an_error_of_the_service(caplog):
 
 
 @pytest.mark.parametrize(
-    "given", [None, "Bearer third", "Bearer", "second", "Basic second", "Bearer firs", "Bearer \xe9"]
+    "given", [None, "Bearer third", "Bearer", "second", "Basic second", "Basic eDp5", "Bearer firs", "Bearer \xe9"]
 )
 def test_a_wrong_key_is_refused_by_all_but_health(quick, given):
     headers = {} if given is None else {"Authorization": given}
@@ -182,6 +183,8 @@ def test_a_wrong_key_is_refused_by_all_but_health(quick, given):
 @pytest.mark.parametrize("key", ["first", "second"])
 def test_every_key_is_taken(quick, key):
     assert quick.ask("GET", "/v1/models", Authorization=f"Bearer {key}").status == 200
+    password = base64.b64encode(f"anyone:{key}".encode()).decode()
+    assert quick.ask("GET", "/sdapi/v1/samplers", Authorization=f"Basic {password}").status == 200
 
 
 @pytest.mark.parametrize("key", ["", " a", "a\n", "é"])
