@@ -38,6 +38,7 @@ _load("http_service")
 _load("tiny_pipelines", "export")
 _load("fake_tensorrt", "engine/backends/cuda")
 _load("recording_driver", "cuda")
+_load("chromium", "engine/server")
 
 import stepfuse.engine  # noqa: E402
 

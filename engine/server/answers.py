@@ -65,7 +65,7 @@ async def answer(
         requests = requests_of(asked, model, served.limits, request.state.request_id, **(given or {}))
         if asked.stream:
             watched = await unless_gone(request.receive, watch(model, requests))
-            return EventStream(watched, events_of(model, requests, watched, asked, kind=kind), {})
+            return EventStream(watched, events_of(model, requests, watched, asked, kind=kind))
         pictures = await unless_gone(request.receive, draw(model, requests))
         return await asyncio.to_thread(_encoded, request, model, requests, pictures, asked, served.store)
     except ClientGoneError:

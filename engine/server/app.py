@@ -24,6 +24,7 @@ from stepfuse.server.lifecycle import Lifecycle
 from stepfuse.server.limits import Limits
 from stepfuse.server.models import ServedModel
 from stepfuse.server.openai_routes import EDITS, openai_routes
+from stepfuse.server.page_routes import page_routes
 from stepfuse.server.prompt_model import PromptModel
 from stepfuse.server.store import Store
 from stepfuse.server.webui_routes import IMG2IMG, webui_routes
@@ -89,6 +90,7 @@ def create_app(
     store = Store(limits.stored_bytes, limits.stored_seconds)
     for routes in (openai_routes, webui_routes):
         app.include_router(routes(Served(served, limits, store)))
+    app.include_router(page_routes(served, lifecycle))
     _add_probes(app, lifecycle, metrics)
     app.add_middleware(Front, keys=Keys(api_keys), limits=limits, uploads=UPLOADS, lifecycle=lifecycle, metrics=metrics)
     if cors_origins:

@@ -21,6 +21,7 @@ from stepfuse.requests.prompt_request import PromptRequest
 from stepfuse.requests.request import Request
 from stepfuse.server.models import Drawing, ServedModel, Watched
 from stepfuse.serving.config import CostCurve
+from stepfuse.serving.reporting import Observer
 
 
 class ClassModel(ServedModel):
@@ -78,6 +79,10 @@ class ClassModel(ServedModel):
     def stats(self) -> Mapping[str, Any]:
         """Of the engine."""
         return self._engine.stats()
+
+    def observe(self, observer: Observer | None) -> None:
+        """Has the engine's iterations reported."""
+        self._engine.observe(observer)
 
     def warm_up(self, *, calibrate: bool | CostCurve = False) -> None:
         """Runs a forward of one and of two rows; measures or takes the cost of a forward if ``calibrate`` says so."""

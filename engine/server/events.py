@@ -41,13 +41,12 @@ class EventStream(Response):
     Args:
         watched: The pictures, which are withdrawn if they have not ended.
         events: Of them all.
-        headers: More headers.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, watched: Sequence[Watched], events: AsyncIterator[bytes], headers: dict[str, str]) -> None:
-        super().__init__(headers={"Cache-Control": "no-store", **headers})
+    def __init__(self, watched: Sequence[Watched], events: AsyncIterator[bytes]) -> None:
+        super().__init__(headers={"Cache-Control": "no-store"})
         del self.headers["content-length"]
         self._watched, self._events = watched, events
 

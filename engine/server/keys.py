@@ -8,8 +8,8 @@ from collections.abc import Collection
 
 from stepfuse.server.errors import ApiError
 
-#: What needs no key: it says that the service is there, and nothing else.
-OPEN = ("/health", "/ready")
+#: What needs no key: it says that the service is there, and nothing else. The page asks for one.
+OPEN = ("/", "/health", "/ready")
 
 
 class Keys:

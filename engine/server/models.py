@@ -17,6 +17,7 @@ from stepfuse.pipeline.pictures import Pictures
 from stepfuse.requests.prompt_request import PromptRequest
 from stepfuse.samplers import SAMPLERS
 from stepfuse.serving.config import CostCurve, Serving
+from stepfuse.serving.reporting import Observer
 from stepfuse.serving.stream import PreviewStream
 
 _LONGEST_WAIT = 60  # seconds that a client is asked to wait
@@ -92,6 +93,10 @@ class ServedModel(ABC):
     @abstractmethod
     def stats(self) -> Mapping[str, Any]:
         """Counts since it was loaded: ``EngineStats``."""
+
+    @abstractmethod
+    def observe(self, observer: Observer | None) -> None:
+        """Has each iteration reported, as ``Engine.observe``."""
 
     @abstractmethod
     def warm_up(self, *, calibrate: bool | CostCurve = False) -> None:

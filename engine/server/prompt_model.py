@@ -15,6 +15,7 @@ from stepfuse.pipeline.text_to_image import TextToImage
 from stepfuse.requests.prompt_request import PromptRequest
 from stepfuse.server.models import Drawing, ServedModel, Watched
 from stepfuse.serving.config import CostCurve
+from stepfuse.serving.reporting import Observer
 
 
 class PromptModel(ServedModel):
@@ -44,6 +45,10 @@ class PromptModel(ServedModel):
     def stats(self) -> Mapping[str, Any]:
         """Of all sizes together."""
         return self._pipe.totals()
+
+    def observe(self, observer: Observer | None) -> None:
+        """Has the denoiser's iterations reported."""
+        self._pipe.observe(observer)
 
     def warm_up(self, *, calibrate: bool | CostCurve = False) -> None:
         """Draws a picture in one step.
