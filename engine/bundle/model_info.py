@@ -81,5 +81,13 @@ class ModelInfo:
             )
         if (self.prediction_type == "flow") != self.schedule.is_flow:
             raise ValueError(f"prediction_type 'flow' and a flow schedule go together, got {self.prediction_type!r}")
+        if self.schedule.edm_levels is not None:
+            if self.prediction_type not in ("epsilon", "v_prediction"):
+                raise ValueError(
+                    "prediction_type must be 'epsilon' or 'v_prediction' with an EDM schedule, got"
+                    f" {self.prediction_type!r}"
+                )
+            if self.timestep_dtype != "float32":
+                raise ValueError(f"timestep_dtype must be 'float32' with an EDM schedule, got {self.timestep_dtype!r}")
         if self.timestep_dtype not in ("float32", "int64"):
             raise ValueError(f"timestep_dtype must be 'float32' or 'int64', got {brief(self.timestep_dtype)}")

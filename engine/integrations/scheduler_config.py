@@ -15,11 +15,13 @@ from typing import Any
 from stepfuse.display import NAME, one_line, printable
 from stepfuse.integrations.scheduler_entries import DEFAULTS, FORMER, KNOWN
 from stepfuse.integrations.scheduler_readers import (
+    EDMS,
     FLOW,
     FLOWS,
     READERS,
     Entries,
     EntryError,
+    edm_schedule_of,
     flow_schedule_of,
     flow_unipc,
     schedule_of,
@@ -112,11 +114,13 @@ def _instead_of(name: str, config: Mapping[str, Any]) -> list[str]:
     """
     if name not in _NEAREST and name not in READERS:
         return []
-    if name.startswith("FlowMatch") or name == FLOW:
-        nearest, candidates = FLOW, [FLOW]
+    if name.startswith("FlowMatch"):
+        candidates = [FLOW]
+    elif name in EDMS:
+        candidates = ["EDMEulerScheduler"] if name.startswith("EDM") else []
     else:
         nearest = _NEAREST.get(name, "DDIMScheduler")
-        candidates = [nearest, *(one for one in READERS if one not in (nearest, *FLOWS))]
+        candidates = [nearest, *(one for one in READERS if one not in (nearest, *FLOWS, *EDMS))]
     found = []
     for one in candidates:
         if one == name:
@@ -143,6 +147,10 @@ def _read(name: str, config: Mapping[str, Any]) -> SchedulerSettings:
     if name in FLOWS:
         schedule = flow_schedule_of(filled)
         return SchedulerSettings(schedule, "flow", READERS[name](filled, schedule), {})
+    if name in EDMS:
+        schedule = edm_schedule_of(filled)
+        prediction = filled.require("prediction_type", "epsilon", "v_prediction") if "prediction_type" in filled else ""
+        return SchedulerSettings(schedule, prediction or "epsilon", READERS[name](filled, schedule), {})
     if (
         name == "UniPCMultistepScheduler"
         and filled["use_flow_sigmas"]
@@ -159,7 +167,7 @@ def _others(name: str, config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Options of the other classes' samplers, as diffusers' ``from_config`` makes these of one's configuration."""
     found = {}
     for other, read in READERS.items():
-        if other in (name, *FLOWS):
+        if other in (name, *FLOWS, *EDMS):
             continue
         filled = Entries(other, config)
         try:

@@ -76,7 +76,7 @@ def _begin_again(table: StepTable, strength: float, schedule: NoiseSchedule) -> 
             "strength must be 1 with a table that has a second line and that no sampler makes for this model: its rows"
             f" cannot begin in the middle; got {strength} with {table!r}"
         )
-    begin, timesteps = whole.options["begin"], whole.options["timesteps"]
+    begin, timesteps = whole.options["begin"], whole.options.get("timesteps")
     steps = (whole.options["steps"] if timesteps is None else len(timesteps)) - begin
     rest = make(schedule, **{**whole.options, "begin": begin + steps - _steps_kept(steps, strength)})
     return replace(table, rows=rest.rows, options=rest.options, levels=rest.levels)

@@ -35,6 +35,9 @@ _SHARED: Mapping[str, set[str]] = {
     "deis": _SPACED | {"karras"},
     "plms": _SPACED,
     "tcd": {"original_steps"},
+    "edm_euler": {"rho", "exponential", "final_sigma"},
+    "edm_dpmpp_2m": {"rho", "exponential", "final_sigma", "dynamic_threshold"},
+    "cm": {"rho"},
     "unipc": _SPACED | {"karras", "dynamic_threshold"},
 }
 _SAME_OPTIONS = {"ddim_inverse": "ddim", "ddpm_strided": "ddpm"}  # samplers that take another's options

@@ -13,6 +13,7 @@ from typing import cast
 from stepfuse.samplers.ancestral import NaiveSamplerWarning, ddpm, ddpm_strided
 from stepfuse.samplers.consistency import lcm, tcd
 from stepfuse.samplers.dpm_solver import dpmpp_2m
+from stepfuse.samplers.edm import cm, edm_dpmpp_2m, edm_euler
 from stepfuse.samplers.implicit import ddim
 from stepfuse.samplers.inversion import ddim_inverse
 from stepfuse.samplers.linear_multistep import deis, plms
@@ -26,18 +27,22 @@ SAMPLERS: Mapping[str, Callable[..., StepTable]] = {
     for function in (
         *(ddim, ddpm, ddpm_strided, dpmpp_2m, lcm, heun, euler, euler_ancestral, deis, plms, unipc),
         tcd,
+        *(edm_euler, edm_dpmpp_2m, cm),
     )
 }
 
 __all__ = [
     "SAMPLERS",
     "NaiveSamplerWarning",
+    "cm",
     "ddim",
     "ddim_inverse",
     "ddpm",
     "ddpm_strided",
     "deis",
     "dpmpp_2m",
+    "edm_dpmpp_2m",
+    "edm_euler",
     "euler",
     "euler_ancestral",
     "heun",

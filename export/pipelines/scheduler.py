@@ -32,6 +32,7 @@ FLOW = {
     "heun": "FlowMatchHeunDiscreteScheduler",
     "lcm": "FlowMatchLCMScheduler",
 }
+EDM = {"edm_euler": "EDMEulerScheduler", "edm_dpmpp_2m": "EDMDPMSolverMultistepScheduler"}
 
 _OWN = {"DDIMPipeline": "DDIMScheduler"}  # pipelines that convert the saved scheduler to a class of their own
 
@@ -53,7 +54,7 @@ def read_settings(
     file = folder.path / "scheduler" / "scheduler_config.json"
     config = folder.json("scheduler", file.name)
     given = _class_of(folder, config)
-    classes = FLOW if given.startswith("FlowMatch") else CLASSES
+    classes = FLOW if given.startswith("FlowMatch") else EDM if given in EDM.values() else CLASSES
     if sampler is not None:
         try:
             require_sampler(sampler, classes, f" for {given}")

@@ -139,6 +139,8 @@ def test_with_every_scheduler(name, kind, config, pipelines):
         ("DiTPipeline", "TCDScheduler", {}, {}),  # gives no eta: the scheduler's own default
         ("StableDiffusionXLPipeline", "DPMSolverMultistepScheduler", STABLE, {"denoising_end": 0.6}),
         ("StableDiffusionXLPipeline", None, {}, {"height": 32, "width": 16, "prompt_2": ["one", "two"]}),
+        ("StableDiffusionXLPipeline", "EDMEulerScheduler", {}, {}),
+        ("StableDiffusionXLPipeline", "EDMDPMSolverMultistepScheduler", {"solver_order": 3}, {}),
         ("StableDiffusion3Pipeline", None, {}, {"sigmas": [1.0, 0.8, 0.3]}),
         ("StableDiffusion3Pipeline", "UniPCMultistepScheduler", FLOW_UNIPC, {}),
         ("StableDiffusion3Pipeline", "FlowMatchHeunDiscreteScheduler", {"shift": 3.0}, {}),

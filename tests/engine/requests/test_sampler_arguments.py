@@ -17,12 +17,15 @@ NAN, INF = float("nan"), float("inf")
 naive_allowed = pytest.mark.filterwarnings("ignore::stepfuse.NaiveSamplerWarning")
 
 
+EDM = {"edm_euler", "edm_dpmpp_2m", "cm"}  # on schedules of their own: test_edm.py
+
+
 def schedule_of(sampler):
-    return FLOW if sampler == "euler" else LINEAR
+    return sf.NoiseSchedule.edm() if sampler in EDM else FLOW if sampler == "euler" else LINEAR
 
 
 @naive_allowed
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name not in EDM])
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -104,7 +107,7 @@ def test_zero_terminal_snr_refuses_epsilon(sampler):
 
 
 @naive_allowed
-@pytest.mark.parametrize("sampler", sorted(set(SAMPLERS) - {"euler", "heun", "lcm", "unipc"}))
+@pytest.mark.parametrize("sampler", sorted(set(SAMPLERS) - {"euler", "heun", "lcm", "unipc"} - EDM))
 def test_samplers_of_preserving_schedules_refuse_flow(sampler):
     with pytest.raises(ValueError, match="flow schedule has no alphas_cumprod"):
         SAMPLERS[sampler](FLOW, 5)
@@ -152,7 +155,7 @@ def test_explicit_timesteps_that_a_spacing_gives_are_that_table(sampler):
     assert SAMPLERS[sampler](LINEAR, timesteps=range(999, 0, -20)) == spaced
 
 
-@pytest.mark.parametrize("sampler", sorted(set(SAMPLERS) - {"ddpm_strided"}))
+@pytest.mark.parametrize("sampler", sorted(set(SAMPLERS) - {"ddpm_strided"} - EDM))
 def test_guidance_is_on_within_its_interval_alone(sampler):
     schedule = schedule_of(sampler)
     table = SAMPLERS[sampler](schedule, 10, guidance_scale=4.0, guidance_interval=(0.3, 0.8))
@@ -191,7 +194,7 @@ def test_all_of_ddpm_s_noise_is_added_also_from_pure_noise(spacing, prediction_t
 
 @naive_allowed
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
-@pytest.mark.parametrize("sampler", sorted(set(SAMPLERS) - {"lcm", "tcd"}))
+@pytest.mark.parametrize("sampler", sorted(set(SAMPLERS) - {"lcm", "tcd"} - EDM))
 def test_any_number_of_steps_makes_a_table(sampler, spacing):
     """Also where the last ᾱ is 0 and the one before nearly: both are among the timesteps from 500 steps on."""
     for schedule, kind in ((LINEAR, "epsilon"), (ZERO_SNR, "v_prediction")):
@@ -262,6 +265,9 @@ def test_lcm_takes_whole_original_steps():
         "UniPCMultistepScheduler": "unipc",
         "uni_pc_bh2": "unipc",
         "TCDScheduler": "tcd",
+        "EDMEulerScheduler": "edm_euler",
+        "EDMDPMSolverMultistepScheduler": "edm_dpmpp_2m",
+        "CMStochasticIterativeScheduler": "cm",
     }.items(),
 )
 def test_names_of_other_libraries_are_refused_with_ours(elsewhere, here):

@@ -134,8 +134,8 @@ def test_what_is_not_covered_says_what_is(folder_of):
         ),
         (diffusers.KDPM2DiscreteScheduler(), "KDPM2DiscreteScheduler is not covered: give --sampler heun"),
         (
-            diffusers.EDMEulerScheduler(),
-            r"EDMEulerScheduler is not covered \(its timesteps are .*\): choose a sampler, one of ddim",
+            diffusers.SCMScheduler(),
+            r"SCMScheduler is not covered \(its timesteps are .*\): choose a sampler, one of ddim",
         ),
     ],
     ids=["entry", "class", "other-levels"],
