@@ -149,8 +149,10 @@ def _read(name: str, config: Mapping[str, Any]) -> SchedulerSettings:
         return SchedulerSettings(schedule, "flow", READERS[name](filled, schedule), {})
     if name in EDMS:
         schedule = edm_schedule_of(filled)
-        prediction = filled.require("prediction_type", "epsilon", "v_prediction") if "prediction_type" in filled else ""
-        return SchedulerSettings(schedule, prediction or "epsilon", READERS[name](filled, schedule), {})
+        prediction = "epsilon"
+        if "prediction_type" in filled:
+            prediction = filled.require("prediction_type", "epsilon", "v_prediction")
+        return SchedulerSettings(schedule, prediction, READERS[name](filled, schedule), {})
     if (
         name == "UniPCMultistepScheduler"
         and filled["use_flow_sigmas"]

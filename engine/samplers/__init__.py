@@ -12,8 +12,9 @@ from typing import cast
 
 from stepfuse.samplers.ancestral import NaiveSamplerWarning, ddpm, ddpm_strided
 from stepfuse.samplers.consistency import lcm, tcd
+from stepfuse.samplers.consistency_models import cm
 from stepfuse.samplers.dpm_solver import dpmpp_2m
-from stepfuse.samplers.edm import cm, edm_dpmpp_2m, edm_euler
+from stepfuse.samplers.edm import edm_dpmpp_2m, edm_euler
 from stepfuse.samplers.implicit import ddim
 from stepfuse.samplers.inversion import ddim_inverse
 from stepfuse.samplers.linear_multistep import deis, plms

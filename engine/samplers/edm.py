@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 
-from stepfuse.samplers.coefficients import Columns, build_table, match_count, recorded, require_between, step_count
+from stepfuse.samplers.coefficients import Columns, recorded, require_between, step_count
+from stepfuse.samplers.edm_levels import edm_of, edm_table, karras_levels, network_columns
 from stepfuse.samplers.forms import H2, D, H, Update, X, columns_of
-from stepfuse.samplers.schedule import EdmLevels, Float64Array, NoiseSchedule, explicit_timesteps
+from stepfuse.samplers.schedule import EdmLevels, Float64Array, NoiseSchedule
 from stepfuse.samplers.table import StepTable
 
 EdmPrediction = Literal["epsilon", "v_prediction"]
@@ -46,11 +46,11 @@ def edm_euler(
         ValueError: If a bound is broken, the schedule is no EDM schedule, or ``rho`` is given with ``exponential``.
         TypeError: If ``steps`` is no whole number.
     """
-    edm = _edm_of(schedule)
+    edm = edm_of(schedule)
     sigmas = _levels(schedule, edm, steps, rho, final_sigma, exponential=exponential)
     ratio = sigmas[1:] / sigmas[:-1]
-    columns = {**_network(edm, sigmas[:-1], prediction_type), "q_x": ratio, "q_d": 1 - ratio}
-    return _table("edm_euler", schedule, edm, sigmas, columns, guidance_scale, guidance_interval)
+    columns = {**network_columns(edm, sigmas[:-1], prediction_type), "q_x": ratio, "q_d": 1 - ratio}
+    return edm_table("edm_euler", schedule, edm, sigmas, columns, guidance_scale, guidance_interval)
 
 
 @recorded
@@ -91,7 +91,7 @@ def edm_dpmpp_2m(
     require_between("order", order, 1, 3)
     if solver_type not in ("midpoint", "heun"):
         raise ValueError(f"solver_type must be 'midpoint' or 'heun', got {solver_type!r}")
-    edm = _edm_of(schedule)
+    edm = edm_of(schedule)
     sigmas = _levels(schedule, edm, steps, rho, final_sigma, exponential=exponential)
     count = len(sigmas) - 1
     require_between("begin", begin, 0, count - 1)
@@ -116,85 +116,8 @@ def edm_dpmpp_2m(
                 slope += ratio * bend
             after += on_slope * slope
         updates.append(Update(after, h=D, h2=H))
-    columns: Columns = {**_network(edm, sigmas[:-1], prediction_type), **columns_of(updates)}
-    return _table("edm_dpmpp_2m", schedule, edm, sigmas, columns, guidance_scale, guidance_interval)
-
-
-@recorded
-def cm(
-    schedule: NoiseSchedule,
-    steps: int | None = None,
-    *,
-    timesteps: Sequence[float] | None = None,
-    prediction_type: EdmPrediction = "epsilon",
-    clip: float | None = None,
-    rho: float = 7.0,
-    s_noise: float = 1.0,
-    guidance_scale: float = 1.0,
-    guidance_interval: tuple[float, float] = (0.0, 1.0),
-) -> StepTable:
-    """Multistep consistency sampling (Song et al., 2023, Algorithm 1): the clean estimate, noised to the next level.
-
-    Args:
-        schedule: ``NoiseSchedule.edm(..., timestep_scale=250, num_train_timesteps=T)``, T ≥ 2.
-        steps: Number of network evaluations S, 1 ≤ S ≤ T.
-        timesteps: Places among the T noise levels of training, strictly decreasing, 0 the noisiest: ``[22, 0]`` goes
-            from level 0 to level 22. Whole numbers 0 to T - 1; without them every T // S-th is taken.
-        prediction_type: As for ``edm_euler``.
-        clip: As for ``ddim``.
-        rho: As for ``edm_euler``.
-        s_noise: Scale of the noise that is added, at least 0.
-        guidance_scale: As for ``ddim``.
-        guidance_interval: As for ``edm_euler``.
-
-    Returns:
-        A table of S rows, the noisiest level first.
-
-    Raises:
-        ValueError: As for ``edm_euler``, and if ``timesteps`` do not fall or lie outside of 0 to T - 1, ``s_noise`` is
-            negative or ``clip`` not above 0.
-        TypeError: If ``steps`` is no whole number.
-    """
-    edm, total = _edm_of(schedule), schedule.num_train_timesteps
-    require_between("num_train_timesteps", total, 2, np.inf)
-    require_between("s_noise", s_noise, 0, np.inf)
-    if clip is not None and not clip > 0:
-        raise ValueError(f"clip must be above 0, or None, got {clip}")
-    if timesteps is not None:
-        places = explicit_timesteps(total, timesteps)[::-1]
-        match_count(steps, len(places))
-    else:
-        count = step_count(steps, total)
-        places = np.arange(count, dtype=np.float64) * (total // count)
-    sigma = _karras(edm, places / (total - 1), rho)
-    after = np.append(sigma[1:], edm.sigma_min)
-    # Scaled so that at sigma_min the clean sample is the state itself (Appendix C).
-    above = sigma - edm.sigma_min
-    columns: Columns = {
-        **_network(edm, sigma, prediction_type),
-        "p_x": edm.sigma_data**2 / (above**2 + edm.sigma_data**2),
-        "p_e": _sign(prediction_type) * above * edm.sigma_data / np.hypot(sigma, edm.sigma_data),
-        "q_d": 1.0,
-        "q_z": s_noise * np.sqrt(np.maximum(after**2 - edm.sigma_min**2, 0.0)),
-    }
-    if clip is not None:
-        columns |= {"lo": -clip, "hi": clip}
-    sigmas = np.append(sigma, 0.0)
-    return _table("cm", schedule, edm, sigmas, columns, guidance_scale, guidance_interval, edm.sigma_max)
-
-
-def _edm_of(schedule: NoiseSchedule) -> EdmLevels:
-    if schedule.edm_levels is None:
-        raise ValueError(f"schedule must be of EDM's kind, NoiseSchedule.edm(...), got {schedule!r}")
-    return schedule.edm_levels
-
-
-def _karras(edm: EdmLevels, ramp: Float64Array, rho: float) -> Float64Array:
-    """Noise levels of Karras et al. (2022), Eq. 5, at shares of the way from the most noise to the least."""
-    if not (np.isfinite(rho) and rho > 0):
-        raise ValueError(f"rho must be above 0 and finite, got {rho}")
-    low, high = edm.sigma_min ** (1 / rho), edm.sigma_max ** (1 / rho)
-    return np.asarray((high + ramp * (low - high)) ** rho, dtype=np.float64)
+    columns: Columns = {**network_columns(edm, sigmas[:-1], prediction_type), **columns_of(updates)}
+    return edm_table("edm_dpmpp_2m", schedule, edm, sigmas, columns, guidance_scale, guidance_interval)
 
 
 def _levels(
@@ -205,47 +128,5 @@ def _levels(
     ramp = np.linspace(0, 1, step_count(steps, schedule.num_train_timesteps))
     if exponential and rho != 7:
         raise ValueError(f"rho must be left out with exponential=True, got {rho}")
-    sigma = edm.sigma_max * (edm.sigma_min / edm.sigma_max) ** ramp if exponential else _karras(edm, ramp, rho)
+    sigma = edm.sigma_max * (edm.sigma_min / edm.sigma_max) ** ramp if exponential else karras_levels(edm, ramp, rho)
     return np.append(sigma, final_sigma)
-
-
-def _sign(prediction_type: str) -> float:
-    if prediction_type not in ("epsilon", "v_prediction"):
-        raise ValueError(
-            f"prediction_type must be 'epsilon' or 'v_prediction' on an EDM schedule, got {prediction_type!r}"
-        )
-    return 1.0 if prediction_type == "epsilon" else -1.0
-
-
-def _network(edm: EdmLevels, sigma: Float64Array, prediction_type: str) -> Columns:
-    """Input scale and line 1: Karras et al. (2022), Table 1, of c_in, c_skip and c_out."""
-    both = np.hypot(sigma, edm.sigma_data)
-    return {
-        "s": 1 / both,
-        "p_x": (edm.sigma_data / both) ** 2,
-        "p_e": _sign(prediction_type) * sigma * edm.sigma_data / both,
-    }
-
-
-def _table(
-    name: str,
-    schedule: NoiseSchedule,
-    edm: EdmLevels,
-    sigmas: Float64Array,
-    columns: Columns,
-    guidance_scale: float,
-    guidance_interval: tuple[float, float],
-    init_scale: float | None = None,
-) -> StepTable:
-    t = np.clip(edm.timestep_scale * np.log(sigmas[:-1]), schedule.min_timestep, schedule.max_timestep)
-    return build_table(
-        name,
-        schedule,
-        t,
-        columns,
-        (np.ones_like(t), sigmas[:-1]),
-        guidance_scale,
-        guidance_interval,
-        float(np.hypot(edm.sigma_max, 1.0)) if init_scale is None else init_scale,  # as diffusers scales it
-        (1.0, float(sigmas[-1])),
-    )

@@ -130,6 +130,8 @@ def test_submit(engine, expected):
 def test_samplers(name):
     function = sf.samplers.SAMPLERS[name]
     schedule = sf.NoiseSchedule.flow() if name == "euler" else support.SCHEDULE
+    if name in ("edm_euler", "edm_dpmpp_2m", "cm"):
+        schedule = sf.NoiseSchedule.edm()
     known = {
         "steps_offset": ANY,
         "prediction_type": ANY,

@@ -15,6 +15,7 @@ from stepfuse.integrations.diffusers.predictors import Predictor
 from stepfuse.integrations.diffusers.scheduler_table import settings_of, table_from_row, table_of
 from stepfuse.integrations.diffusers.stand_ins import NetworkStandIn, SchedulerStandIn
 from stepfuse.integrations.diffusers.stepwise import StepwiseBatch
+from stepfuse.integrations.scheduler_readers import FLOWS
 from stepfuse.samplers.table import Float32Array
 
 
@@ -172,7 +173,8 @@ class DenoisingLoop:
         scale = self._noise_scales[self._row - self._batch_row]
         always = eta if type(self._scheduler).__name__ == "DDIMScheduler" else self._noise_scales.any()
         if scale or (always and type(self._scheduler).__name__ in ("DDIMScheduler", "EulerAncestralDiscreteScheduler")):
-            noise = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=sample.dtype)
+            dtype = torch.float32 if type(self._scheduler).__name__ in FLOWS else sample.dtype  # which step in float32
+            noise = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=dtype)
             x += scale * _as_numpy(noise[: len(x)])
 
 
