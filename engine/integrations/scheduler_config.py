@@ -16,12 +16,14 @@ from stepfuse.display import NAME, one_line, printable
 from stepfuse.integrations.scheduler_entries import DEFAULTS, FORMER, KNOWN
 from stepfuse.integrations.scheduler_readers import (
     ALGORITHMS,
+    EDMS,
     FLOW,
     FLOWS,
     READERS,
     Entries,
     EntryError,
     dynamic_shift_of,
+    edm_schedule_of,
     flow_schedule_of,
     flow_unipc,
     schedule_of,
@@ -119,11 +121,13 @@ def _instead_of(name: str, config: Mapping[str, Any]) -> list[str]:
     """
     if name not in _NEAREST and name not in READERS:
         return []
-    if name.startswith("FlowMatch") or name == FLOW:
-        nearest, candidates = FLOW, [FLOW]
+    if name.startswith("FlowMatch"):
+        candidates = [FLOW]
+    elif name in EDMS:
+        candidates = [EDMS[0]] if name in EDMS[:2] else []  # the last one's networks are of another kind
     else:
         nearest = _NEAREST.get(name, "DDIMScheduler")
-        candidates = [nearest, *(one for one in READERS if one not in (nearest, *FLOWS))]
+        candidates = [nearest, *(one for one in READERS if one not in (nearest, *FLOWS, *EDMS))]
     found = []
     for one in candidates:
         if one == name:
@@ -150,6 +154,12 @@ def _read(name: str, config: Mapping[str, Any]) -> SchedulerSettings:
     if name in FLOWS:
         schedule, moving = flow_schedule_of(filled), dynamic_shift_of(filled)
         return SchedulerSettings(schedule, "flow", READERS[name](filled, schedule), {}, moving)
+    if name in EDMS:
+        schedule = edm_schedule_of(filled)
+        prediction = "epsilon"
+        if "prediction_type" in filled:
+            prediction = filled.require("prediction_type", "epsilon", "v_prediction")
+        return SchedulerSettings(schedule, prediction, READERS[name](filled, schedule), {})
     if (
         name == "UniPCMultistepScheduler"
         and filled["use_flow_sigmas"]
@@ -167,7 +177,7 @@ def _others(own: str, config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Options of the other samplers, as diffusers' ``from_config`` makes their classes of one's configuration."""
     found = {}
     for name, read in READERS.items():
-        if name in FLOWS:
+        if name in (*FLOWS, *EDMS):
             continue
         for chosen in ALGORITHMS.get(name, ("",)):
             filled = Entries(name, with_algorithm(name, chosen, config))

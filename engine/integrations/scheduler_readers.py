@@ -15,6 +15,7 @@ from stepfuse.samplers.schedule import NoiseSchedule
 
 FLOW = "FlowMatchEulerDiscreteScheduler"
 _RULES = {"use_karras_sigmas": "karras", "use_exponential_sigmas": "exponential", "use_beta_sigmas": "beta"}
+EDMS = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler", "CMStochasticIterativeScheduler")
 FLOWS = (FLOW, "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler")
 DPM_SOLVER = "DPMSolverMultistepScheduler"
 _KARRAS_OF_ALL = ("LMSDiscreteScheduler", "DPMSolverSDEScheduler")  # they look for no ends of Karras' levels
@@ -362,6 +363,53 @@ def flow_sampler_of(config: Entries) -> dict[str, Any]:
     }
 
 
+def edm_schedule_of(config: Entries) -> NoiseSchedule:
+    """The noise levels of ``EDMS``."""
+    names = ("sigma_min", "sigma_max", "sigma_data")
+    levels = {name: config.number(name, "above 0", lambda level: 0 < level < math.inf) for name in names}
+    scale = 250.0 if config.name == "CMStochasticIterativeScheduler" else 0.25
+    return NoiseSchedule.edm(**levels, timestep_scale=scale, num_train_timesteps=config["num_train_timesteps"])
+
+
+def _edm_euler(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
+    return {"sampler": "edm_euler", **_edm_levels(config)}
+
+
+def _edm_dpmpp_2m(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
+    # The constructor takes the second for the first, but not with a final sigma of 0.
+    config.require("algorithm_type", "dpmsolver++", *(("deis",) if config["final_sigmas_type"] == "sigma_min" else ()))
+    # The constructor takes the last three for the first. euler_at_final changes nothing: the last step ends clean, or
+    # has no length.
+    solver_type = config.require("solver_type", "midpoint", "heun", "logrho", "bh1", "bh2")
+    return {
+        "sampler": "edm_dpmpp_2m",
+        "order": config.require("solver_order", 1, 2, 3),
+        "solver_type": "heun" if solver_type == "heun" else "midpoint",
+        "lower_order_final": bool(config["lower_order_final"]),
+        **_edm_levels(config),
+        **_bounds(config),
+    }
+
+
+def _edm_levels(config: Entries) -> dict[str, Any]:
+    options: dict[str, Any] = {"levels": config.require("sigma_schedule", "karras", "exponential")}
+    if options["levels"] == "karras":
+        options["rho"] = _rho(config)
+    if config.require("final_sigmas_type", "zero", "sigma_min") == "sigma_min":
+        options["final_sigma"] = config.number("sigma_min")
+    return options
+
+
+def _cm(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
+    s_noise = config.number("s_noise", "at least 0", lambda scale: 0 <= scale < math.inf)
+    clip = {"clip": 1.0} if config["clip_denoised"] else {}
+    return {"sampler": "cm", "rho": _rho(config), "s_noise": s_noise, **clip}
+
+
+def _rho(config: Entries) -> float:
+    return config.number("rho", "between 0.1 and 1000", lambda rho: 0.1 <= rho <= 1000)
+
+
 def _solver(config: Entries) -> dict[str, Any]:
     """UniPC's own settings, with any noise levels."""
     config.require("use_dynamic_shifting", False, None)
@@ -478,4 +526,7 @@ READERS: dict[str, Callable[[Entries, NoiseSchedule], dict[str, Any]]] = {
     "TCDScheduler": _tcd,
     "FlowMatchHeunDiscreteScheduler": lambda config, schedule: flow_sampler_of(config),
     "FlowMatchLCMScheduler": lambda config, schedule: flow_sampler_of(config),
+    "EDMEulerScheduler": _edm_euler,
+    "EDMDPMSolverMultistepScheduler": _edm_dpmpp_2m,
+    "CMStochasticIterativeScheduler": _cm,
 }
