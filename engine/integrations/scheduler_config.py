@@ -13,23 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from stepfuse.display import NAME, one_line, printable
+from stepfuse.integrations.readers.dpm_solver import third_order
+from stepfuse.integrations.readers.edm import EDMS, edm_schedule_of
+from stepfuse.integrations.readers.entries import Entries, EntryError
+from stepfuse.integrations.readers.flow import FLOW, FLOWS, dynamic_shift_of, flow_schedule_of, flow_unipc
+from stepfuse.integrations.readers.levels import schedule_of
 from stepfuse.integrations.scheduler_entries import DEFAULTS, FORMER, KNOWN
-from stepfuse.integrations.scheduler_readers import (
-    ALGORITHMS,
-    EDMS,
-    FLOW,
-    FLOWS,
-    READERS,
-    Entries,
-    EntryError,
-    dynamic_shift_of,
-    edm_schedule_of,
-    flow_schedule_of,
-    flow_unipc,
-    schedule_of,
-    third_order,
-    with_algorithm,
-)
+from stepfuse.integrations.scheduler_readers import ALGORITHMS, READERS, with_algorithm
 from stepfuse.integrations.uncovered import reason_of
 from stepfuse.samplers.dynamic_shift import DynamicShift
 from stepfuse.samplers.schedule import NoiseSchedule
