@@ -46,6 +46,16 @@ _FLOW = {
     "shift_terminal": None,
     "time_shift_type": "exponential",
 }
+_EDM = {
+    "sigma_min": 0.002,
+    "sigma_max": 80.0,
+    "sigma_data": 0.5,
+    "sigma_schedule": "karras",
+    "num_train_timesteps": 1000,
+    "prediction_type": "epsilon",
+    "rho": 7.0,
+    "final_sigmas_type": "zero",
+}
 
 #: The arguments of each class's constructor with what they are by default.
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -101,6 +111,21 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "time_shift_type": "exponential",
     },
     "DPMSolverSDEScheduler": {**_BETAS, **_LATENT, **_LINSPACE, **_SIGMAS, "noise_sampler_seed": None},
+    "SASolverScheduler": {
+        **_BETAS,
+        **_THRESHOLD,
+        **_LINSPACE,
+        **_SIGMAS,
+        "predictor_order": 2,
+        "corrector_order": 2,
+        "tau_func": None,
+        "algorithm_type": "data_prediction",
+        "lower_order_final": True,
+        "use_flow_sigmas": False,
+        "flow_shift": 1.0,
+        "lambda_min_clipped": -math.inf,
+        "variance_type": None,
+    },
     "PNDMScheduler": {**_BETAS, **_LEADING, "skip_prk_steps": False, "set_alpha_to_one": False},
     "UniPCMultistepScheduler": {
         **_BETAS,
@@ -145,13 +170,31 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "TCDScheduler": _DISTILLED,
     "FlowMatchHeunDiscreteScheduler": {"num_train_timesteps": 1000, "shift": 1.0},
     "FlowMatchLCMScheduler": {**_FLOW, "scale_factors": None, "upscale_mode": "bicubic"},
+    "EDMEulerScheduler": _EDM,
+    "EDMDPMSolverMultistepScheduler": {
+        **_EDM,
+        **_THRESHOLD,
+        "solver_order": 2,
+        "algorithm_type": "dpmsolver++",
+        "solver_type": "midpoint",
+        "lower_order_final": True,
+        "euler_at_final": False,
+    },
+    "CMStochasticIterativeScheduler": {
+        "num_train_timesteps": 40,
+        "sigma_min": 0.002,
+        "sigma_max": 80.0,
+        "sigma_data": 0.5,
+        "s_noise": 1.0,
+        "rho": 7.0,
+        "clip_denoised": True,
+    },
 }
 
 #: Entries of other schedulers, which stay in a file that is saved again under one of these classes: ``from_config``
 #: leaves them out, and so do we.
 LEFT_OVER = {
     *("sigma_data", "sigma_schedule", "rho"),  # EDM
-    *("predictor_order", "corrector_order", "tau_func"),  # SA-Solver
     *("set_alpha_to_zero", "clip_denoised", "s_noise", "snr_shift_scale", "eta"),
 }
 

@@ -49,11 +49,11 @@ def begin_late(table: StepTable, strength: float, schedule: NoiseSchedule) -> St
         raise ValueError(f"strength must be above 0 and at most 1, got {strength}")
     if strength == 1:
         return table
-    if "begin" in table.options or table.has_second_line:
-        return _begin_again(table, strength, schedule)
     estimate = (table["u_d"] == 1) & (table["u_x"] == 0) & (table["u_e"] == 0) & (table["u_h"] == 0)
     needs_state = ((table["q_h"] != 0) | (table["u_h"] != 0)) & ~np.roll(estimate, 1)
     needs_state[0] = False
+    if table.has_second_line or ("begin" in table.options and needs_state.any()):
+        return _begin_again(table, strength, schedule)
     starts = np.flatnonzero(~needs_state)  # the second row of Heun's step is no start: the history holds a state
     kept = _steps_kept(len(starts), strength)
     rest = table[int(starts[-kept]) :]
@@ -76,7 +76,8 @@ def _begin_again(table: StepTable, strength: float, schedule: NoiseSchedule) -> 
             "strength must be 1 with a table that has a second line and that no sampler makes for this model: its rows"
             f" cannot begin in the middle; got {strength} with {table!r}"
         )
-    begin, steps, timesteps = (whole.options[name] for name in ("begin", "steps", "timesteps"))
+    begin, steps = whole.options["begin"], whole.options["steps"]
+    timesteps = whole.options.get("timesteps")  # EDM's samplers have levels alone
     if steps is None:
         given = whole.options["sigmas"] if timesteps is None else timesteps
         steps = len(given) - (timesteps is None and given[-1] == 0)  # sigmas may end with that of the clean sample

@@ -32,6 +32,7 @@ _SHARED: Mapping[str, set[str]] = {
     "dpmpp_2m_sde": _SPACED | _LEVELS | {"dynamic_threshold"},
     "dpmpp_3m_sde": _SPACED | _LEVELS | {"dynamic_threshold"},
     "dpmpp_sde": _SPACED | _LEVELS,
+    "sa_solver": _SPACED | _LEVELS | {"dynamic_threshold"},
     "lcm": _BOUNDED | {"original_steps"},
     "heun": _SPACED | _LEVELS | {"clip"},
     "euler": _SPACED | _LEVELS,
@@ -45,6 +46,9 @@ _SHARED: Mapping[str, set[str]] = {
     "kdpm2_ancestral": _SPACED | _LEVELS,
     "tcd": {"original_steps"},
     "unipc": _SPACED | _LEVELS | {"dynamic_threshold"},
+    "edm_euler": _LEVELS | {"rho", "final_sigma"},
+    "edm_dpmpp_2m": _LEVELS | {"rho", "final_sigma", "dynamic_threshold"},
+    "cm": {"rho"},
 }
 _SAME_OPTIONS = {"ddim_inverse": "ddim", "ddpm_strided": "ddpm"}  # samplers that take another's options
 _OF_NO_CLASS = {"ipndm"}  # samplers that no class of diffusers has on a model's levels
@@ -61,7 +65,7 @@ def default_steps(info: ModelInfo, sampler: str, options: Mapping[str, Any] = Ma
     if sampler == "ddpm" and not respaced:
         return total
     original = options.get("original_steps", _LCM_STEPS)
-    if sampler in ("dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m_sde", "dpmpp_2s", "deis", "ipndm", "unipc"):
+    if sampler in ("dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m_sde", "dpmpp_2s", "sa_solver", "deis", "ipndm", "unipc"):
         total = max(total - 1, 1)
     elif (
         sampler in ("lcm", "tcd") and not info.schedule.is_flow and isinstance(original, int)

@@ -30,19 +30,25 @@ _FROM_THE_START = {
     "lms": ("LMSDiscreteScheduler", "weighs more slopes than it has, and leaves out what they would add"),
 }
 
+# Classes whose noise is more than a step's own, which is added to the state, taken from a call's generators.
+_NOISE_ELSEWHERE = {
+    "DPMSolverSDEScheduler": "draws it from a Brownian path of its own",
+    "SASolverScheduler": "keeps it for the next step",
+}
+
 
 def settings_of(scheduler: Any) -> SchedulerSettings:
     """A scheduler's settings.
 
     Raises:
-        ValueError: If the scheduler is not covered, draws its noise from a path of its own, or its ``shift`` or
+        ValueError: If the scheduler is not covered, has noise beside that of its steps, or its ``shift`` or
             ``alphas_cumprod`` are not those of its configuration.
     """
     name = type(scheduler).__name__
-    if name == "DPMSolverSDEScheduler":
+    if name in _NOISE_ELSEWHERE:
         raise ValueError(
-            f"scheduler must draw its noise from the call's generators, got {name}, which draws it from a Brownian path"
-            " of its own: take DPMSolverMultistepScheduler with algorithm_type='sde-dpmsolver++', or call pipe.original"
+            f"scheduler must add noise of the call's generators at once, got {name}, which {_NOISE_ELSEWHERE[name]}:"
+            " take DPMSolverMultistepScheduler with algorithm_type='sde-dpmsolver++', or call pipe.original"
         )
     config = {**scheduler.config, "_class_name": name}
     settings = _read(json.dumps(config, sort_keys=True, default=lambda one: np.asarray(one).tolist()))
@@ -51,7 +57,9 @@ def settings_of(scheduler: Any) -> SchedulerSettings:
             raise ValueError(
                 f"{name}: shift must be the configuration's {settings.schedule.shift}, got {scheduler.shift}"
             )
-    elif not np.allclose(scheduler.alphas_cumprod, settings.schedule.alphas_cumprod, rtol=_SIGNAL, atol=1e-6):
+    elif not settings.schedule.is_edm and not np.allclose(
+        scheduler.alphas_cumprod, settings.schedule.alphas_cumprod, rtol=_SIGNAL, atol=1e-6
+    ):
         raise ValueError(f"{name}: alphas_cumprod must be those of its configuration, got others")
     return settings
 
@@ -92,7 +100,8 @@ def table_of(
     table = SAMPLERS[sampler](settings.schedule, guidance_scale=float(guidance_scale), **options, **given)
     wanted = np.asarray(scheduler.timesteps.cpu(), dtype=np.float64)
     chosen = "sigmas" in given or options.get("karras") or options.get("levels", "schedule") != "schedule"
-    between = (chosen and not settings.schedule.is_flow) or sampler == "kdpm2_ancestral"
+    has_whole_timesteps = not (settings.schedule.is_flow or settings.schedule.is_edm)
+    between = (chosen and has_whole_timesteps) or sampler == "kdpm2_ancestral"
     if between and _same_levels(settings, table, scheduler, wanted):
         table = _at_timesteps(table, wanted)
     if len(wanted) != len(table) or not np.allclose(table["t"], wanted, rtol=_TIMESTEPS, atol=_TIMESTEPS):
