@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from fastapi import Request, Response
 from stepfuse.pipeline.pictures import Pictures as DrawnPictures
 from stepfuse.requests.prompt_request import PromptRequest
 from stepfuse.server.drawing import ClientGoneError, draw, unless_gone, watch
-from stepfuse.server.encoding import MEDIA_TYPES, as_base64, drawn, picture_file, size_of
+from stepfuse.server.encoding import MEDIA_TYPES, as_base64, drawn, picture_file
 from stepfuse.server.errors import api_error
 from stepfuse.server.events import EventStream, events_of
 from stepfuse.server.limits import Limits
@@ -66,35 +65,31 @@ async def answer(
         if asked.stream:
             watched = await unless_gone(request.receive, watch(model, requests))
             return EventStream(watched, events_of(model, requests, watched, asked, kind=kind))
-        pictures = await unless_gone(request.receive, draw(model, requests))
-        return await asyncio.to_thread(_encoded, request, model, requests, pictures, asked, served.store)
+
+        def made(drawn_of: PromptRequest, pictures: DrawnPictures) -> Picture:
+            return _picture(str(request.base_url), model, drawn_of, pictures, asked, served.store)
+
+        data = await unless_gone(request.receive, draw(model, requests, made))
+        found = Pictures(
+            created=int(time.time()),
+            data=data,
+            output_format=asked.output_format,
+            size=data[0].drawn.size,
+            safety_identifier=asked.safety_identifier or asked.user,
+        )
+        return Response(found.model_dump_json(exclude_none=True), media_type="application/json")
     except ClientGoneError:
         raise
     except Exception as error:
         raise api_error(error, model.retry_after()) from error
 
 
-def _encoded(
-    request: Request,
-    model: ServedModel,
-    requests: Sequence[PromptRequest],
-    pictures: Sequence[DrawnPictures],
-    asked: Asked,
-    store: Store,
-) -> Response:
-    data = []
-    for drawn_of, one in zip(requests, pictures, strict=True):
-        file, how = picture_file(one, asked), drawn(one, model, drawn_of.id or "")
-        if asked.response_format == "url":
-            id = store.put(file, MEDIA_TYPES[asked.output_format])
-            data.append(Picture(b64_json=None, url=f"{request.base_url}v1/images/{id}/content", drawn=how))
-        else:
-            data.append(Picture(b64_json=as_base64(file), url=None, drawn=how))
-    found = Pictures(
-        created=int(time.time()),
-        data=data,
-        output_format=asked.output_format,
-        size=size_of(pictures[0][0]),
-        safety_identifier=asked.safety_identifier or asked.user,
-    )
-    return Response(found.model_dump_json(exclude_none=True), media_type="application/json")
+def _picture(
+    base: str, model: ServedModel, request: PromptRequest, pictures: DrawnPictures, asked: Asked, store: Store
+) -> Picture:
+    """A picture as its file, or under a url below ``base``."""
+    file, how = picture_file(pictures, asked), drawn(pictures, model, request.id or "")
+    if asked.response_format == "b64_json":
+        return Picture(b64_json=as_base64(file), url=None, drawn=how)
+    id = store.put(file, MEDIA_TYPES[asked.output_format])
+    return Picture(b64_json=None, url=f"{base}v1/images/{id}/content", drawn=how)

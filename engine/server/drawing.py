@@ -46,12 +46,24 @@ class Withdrawals:
             withdraw()
 
 
-async def draw(model: ServedModel, requests: Sequence[PromptRequest]) -> list[Pictures]:
+async def draw(
+    model: ServedModel, requests: Sequence[PromptRequest], made: Callable[[PromptRequest, Pictures], T]
+) -> list[T]:
     """Queues the pictures of a request and awaits them; withdraws them all if one fails, or if this is cancelled.
 
+    Args:
+        model: Draws them.
+        requests: One a picture.
+        made: Makes of each picture what is returned, on a worker thread.
+
     Raises:
-        Exception: As ``model.submit`` and its futures do.
+        Exception: As ``model.submit`` and its futures, and ``made``, do.
     """
+
+    async def finished(request: PromptRequest, drawing: Drawing) -> T:
+        sample = await asyncio.wrap_future(drawing.future)
+        return await asyncio.to_thread(lambda: made(request, drawing.finish(sample)))
+
     with Withdrawals() as withdrawals:
 
         def submit() -> list[Drawing]:
@@ -63,7 +75,7 @@ async def draw(model: ServedModel, requests: Sequence[PromptRequest]) -> list[Pi
             return found
 
         drawings = await asyncio.to_thread(submit)  # compiling a table may take a while
-        return await asyncio.gather(*map(_finished, drawings))
+        return await asyncio.gather(*map(finished, requests, drawings))
 
 
 async def watch(model: ServedModel, requests: Sequence[PromptRequest]) -> list[Watched]:
@@ -73,11 +85,6 @@ async def watch(model: ServedModel, requests: Sequence[PromptRequest]) -> list[W
         Exception: As ``model.stream`` does.
     """
     return await asyncio.to_thread(lambda: [model.stream(request) for request in requests])
-
-
-async def _finished(drawing: Drawing) -> Pictures:
-    sample = await asyncio.wrap_future(drawing.future)
-    return await asyncio.to_thread(drawing.finish, sample)
 
 
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:

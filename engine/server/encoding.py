@@ -39,6 +39,7 @@ def drawn(pictures: Pictures, model: ServedModel, id: str) -> Drawn:
         id=id,
         model=model.name,
         digest=model.digest,
+        size=f"{pictures.pixels.shape[2]}x{pictures.pixels.shape[1]}",
         sampler=made.sampler,
         steps=made.steps,
         guidance_scale=made.options.get("guidance_scale", 1.0),

@@ -125,6 +125,7 @@ class Drawn(BaseModel):
     id: str = Field(description="The request's id, with the number of the picture where there are several.")
     model: str
     digest: str = Field(description="SHA-256 of the model's weights.")
+    size: str = Field(description="WIDTHxHEIGHT in pixels.")
     sampler: str
     steps: int
     guidance_scale: float
