@@ -1,16 +1,18 @@
-"""HTTP connections whose requests have to begin within a time, which uvicorn alone does not ask."""
+"""HTTP connections whose clients have to write and to read within a time, which uvicorn alone does not ask."""
 
 from __future__ import annotations
 
 import asyncio
+import socket
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 
 def protocol_within(seconds: float) -> type[H11Protocol]:
-    """A protocol that closes a connection whose next headers take longer than this.
+    """A protocol that closes a connection whose next headers take longer, or whose client reads nothing for as long.
 
-    Idle connections between two requests end earlier, by uvicorn's own bound.
+    Idle connections between two requests end earlier, by uvicorn's own bound. That an answer is not read is for the
+    system to notice: it holds the part that the client has not taken (TCP_USER_TIMEOUT, RFC 5482).
     """
 
     class Bounded(H11Protocol):
@@ -18,6 +20,9 @@ def protocol_within(seconds: float) -> type[H11Protocol]:
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
+            connection = transport.get_extra_info("socket")
+            if connection is not None and connection.family in (socket.AF_INET, socket.AF_INET6):
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 1000))
             self._timer = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
 
         def data_received(self, data: bytes) -> None:

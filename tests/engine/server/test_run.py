@@ -1,5 +1,6 @@
 """``stepfuse serve``: what it listens at, how it drains and gives up, and what it logs."""
 
+import asyncio
 import json
 import os
 import re
@@ -126,6 +127,26 @@ def test_headers_that_do_not_come_are_given_up():
                 service.begin(connection, "GET", "/health")
                 assert connection.getresponse().read()
             connection.close()
+
+
+def test_a_client_that_does_not_read_is_given_up():
+    ended = threading.Event()
+
+    async def endless(scope, receive, send):
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        gone = asyncio.ensure_future(receive())
+        while not gone.done():
+            await send({"type": "http.response.body", "body": bytes(1 << 20), "more_body": True})
+            await asyncio.sleep(0)
+        ended.set()
+
+    with (
+        http_service.served(endless, http=protocol_within(0.3), lifespan="off") as service,
+        socket.create_connection(("127.0.0.1", service.port), timeout=http_service.TIMEOUT) as deaf,
+    ):
+        deaf.sendall(b"GET / HTTP/1.1\r\nHost: here\r\n\r\n")
+        assert ended.wait(http_service.TIMEOUT)
 
 
 @pytest.mark.parametrize(
