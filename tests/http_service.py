@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-TIMEOUT = 30  # seconds: nothing here takes one; a hang must end
+TIMEOUT = 120  # seconds: nothing here takes two; a hang must end
 GENERATIONS, EDITS = "/v1/images/generations", "/v1/images/edits"
 
 
