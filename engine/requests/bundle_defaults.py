@@ -9,6 +9,7 @@ from stepfuse.bundle.folder import MANIFEST
 from stepfuse.display import brief, shortened
 from stepfuse.errors import BundleError
 from stepfuse.requests.resolution import compile_table
+from stepfuse.requests.sampler_defaults import OF_TABLES
 from stepfuse.samplers import SAMPLERS
 
 _OF_THE_MANIFEST = {"schedule", "prediction_type"}  # arguments of samplers that it says elsewhere
@@ -25,7 +26,7 @@ def check_defaults(bundle: Bundle) -> None:
             ``defaults`` or ``sampler_options``.
     """
     manifest, info = bundle.path / MANIFEST, bundle.info
-    options = {"sampler", "guidance_rescale", "dynamic_threshold"}
+    options = {"sampler", *OF_TABLES}
     options |= {name for one in SAMPLERS.values() for name in inspect.signature(one).parameters}
     options -= _OF_THE_MANIFEST | _OF_A_CALL
     others = {f"sampler_options[{brief(name)}]": values for name, values in info.sampler_options.items()}
