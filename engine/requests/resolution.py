@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stepfuse import _core
-from stepfuse.arguments import number, plain, refuse_unknown, whole_number
+from stepfuse.arguments import number, plain, refuse_unknown, truth_value, whole_number
 from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.display import NAME, byte_size, listed, one_line, printable
 from stepfuse.requests.conditioning import cond_per_sample
@@ -258,9 +258,10 @@ def _adapt(table: StepTable, options: Mapping[str, Any]) -> StepTable:
     for name, pair in (("dynamic_threshold", "ratio, largest"), ("apg", "eta, norm_threshold")):
         if name in given:
             given[name] = _two_numbers(name, pair, given[name])
-    for name, kind in (("apg_form", str), ("cfg_zero_star", bool)):
-        if not isinstance(given.get(name, kind()), kind):
-            raise TypeError(f"{name} must be a {kind.__name__}, got {given[name]!r}")
+    if not isinstance(given.get("apg_form", ""), str):
+        raise TypeError(f"apg_form must be a name, got {given['apg_form']!r}")
+    if "cfg_zero_star" in given:
+        given["cfg_zero_star"] = truth_value("cfg_zero_star", given["cfg_zero_star"])
     return table.adapt(**given)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 
@@ -61,7 +62,7 @@ class Adaptation:
             )
 
     @property
-    def adaptation(self) -> dict[str, object]:
+    def adaptation(self) -> dict[str, Any]:
         """All of it by name."""
         return {name: getattr(self, name) for name in ADAPTIVE}
 

@@ -201,9 +201,9 @@ class StepTable(Adaptation):
                 predictions is shortened to ``norm_threshold`` where it is longer (0: never), and of what of it is
                 parallel to the conditional prediction the share ``eta`` is taken, usually 0. Without momentum, which
                 line 1 of a row has no register for.
-            apg_form: ``"diffusers"``: of the network's predictions, beginning with the unconditional one, as diffusers'
-                ``AdaptiveProjectedGuidance`` by default. ``"paper"``: of the clean estimates, beginning with the
-                conditional one, so that a guidance scale of 1 is the conditional estimate.
+            apg_form: ``"diffusers"``: of the network's predictions, added to the unconditional one, as diffusers'
+                ``AdaptiveProjectedGuidance`` does by default. ``"paper"``: of the clean estimates, added to the
+                conditional one, as in Algorithm 1 of the paper: a guidance scale of 1 is the conditional estimate.
             cfg_zero_star: The optimized scale of CFG-Zero*, Fan et al. (2025): the unconditional prediction is first
                 scaled to the multiple of it that is nearest to the conditional one. ``with_zero_init`` is the other
                 part of that method.

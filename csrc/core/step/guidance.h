@@ -5,7 +5,7 @@
 //   projected       : e_u + g r (D + (eta - 1) pi e_c) with D = e_c - e_u, r = min(1, norm / |D|) and
 //                     pi = <D, e_c> / <e_c, e_c>: APG of Sadat et al. (2024) as diffusers has it.
 //   projected clean : the same of the clean estimates d_c and d_u, from the conditional one:
-//                     d_c + (g - 1) r (D + (eta - 1) pi d_c), as the paper has it.
+//                     d_c + (g - 1) r (D + (eta - 1) pi d_c), as in Algorithm 1 of the paper.
 //   optimized scale : s e_u + g (e_c - s e_u) with s = <e_c, e_u> / <e_u, e_u>. CFG-Zero* of Fan et al. (2025).
 //   Numerics        : sums in float64, four of each in order: the same bits on every instruction set.
 //   Oracle          : diffusers' guiders and rescale_noise_cfg, in tests/engine/samplers/test_guidance.py.
