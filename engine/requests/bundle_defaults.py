@@ -14,10 +14,11 @@ from stepfuse.samplers import SAMPLERS
 
 _OF_THE_MANIFEST = {"schedule", "prediction_type"}  # arguments of samplers that it says elsewhere
 _OF_A_CALL = {"begin"}
+_GUIDED = 2.0  # any guidance scale that takes both passes
 
 
 def check_defaults(bundle: Bundle) -> None:
-    """Compiles the table of a call without arguments.
+    """Compiles the table of a call without arguments, and of one that guides.
 
     Options of other samplers are known by name alone: whether they suit one depends on the steps that a call asks for.
 
@@ -35,5 +36,8 @@ def check_defaults(bundle: Bundle) -> None:
             raise BundleError(f"{manifest}: {name} must be options of samplers, got {brief(unknown)}")
     try:
         compile_table(info, None, None, None, None, {})
+        ways = {"apg", "apg_form", "cfg_zero_star"} & info.defaults.keys()
+        if info.cond and ways:  # a call that does not guide leaves them out
+            compile_table(info, None, None, _GUIDED, None, {})
     except (ValueError, TypeError, OverflowError) as error:
         raise BundleError(shortened(f"{manifest}: defaults: {error}")) from error
