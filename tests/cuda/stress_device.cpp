@@ -28,8 +28,6 @@ using namespace cuda;
 
 constexpr char kDriver[] = "libfake.so";  // beside the program
 constexpr int kBlock = 64;                // elements a tile: a whole sample
-constexpr int kSums = 9;                  // of a tile
-static_assert(sizeof(GuidanceSums) == kSums * sizeof(double));
 
 KernelSignature signature(const char* pointers, const char* integers, Grid grid) {
   KernelSignature found{{}, kBlock, 1, 0, grid};
@@ -179,8 +177,8 @@ Guidance guidance_of(const Given& given, const Slot& slot) {
 void guidance_sums(const Given& given, const Slot& slot) {
   if (!slot.guided) return;
   const float* x = given.at<float>("x", slot.i, given.integer("x_stride"));
-  const GuidanceSums sums = stepfuse::guidance_sums(guidance_of(given, slot), slot.n, x, slot.eps, slot.eps_uncond);
-  std::memcpy(given.at<double>("sums", slot.i, kSums), &sums, sizeof sums);
+  *given.at<GuidanceSums>("sums", slot.i) =
+      stepfuse::guidance_sums(guidance_of(given, slot), slot.n, x, slot.eps, slot.eps_uncond);
 }
 
 void put_adapted(const Given& given, const Slot& slot, const StepRow& row, const SecondLine& second) {
@@ -193,9 +191,7 @@ void guided_rows(const Given& given, const Slot& slot) {
   require(given.integer("tiles") == 1, "a sample has more tiles than it should");
   StepRow row = slot.row;
   SecondLine second = slot.second;
-  GuidanceSums sums;
-  std::memcpy(&sums, given.at<double>("sums", slot.i, kSums), sizeof sums);
-  if (slot.guided) guide(row, &second, guidance_of(given, slot), slot.n, sums);
+  if (slot.guided) guide(row, &second, guidance_of(given, slot), slot.n, *given.at<GuidanceSums>("sums", slot.i));
   put_adapted(given, slot, row, second);
 }
 
