@@ -170,6 +170,26 @@ def scheduler(sampler, schedule, options, **timesteps):
     return found
 
 
+def configured(name, config, steps, **given):
+    """diffusers' scheduler of a configuration, its noise levels in float64.
+
+    Args:
+        name: Its class.
+        config: Entries, as of any class.
+        steps: How many it takes.
+        given: More arguments of ``set_timesteps``.
+    """
+    found = scheduler_class(name).from_config(config)
+    for levels in {"alphas_cumprod", "final_alpha_cumprod"} & vars(found).keys():
+        setattr(found, levels, getattr(found, levels).double())
+    with double_levels(found):
+        found.set_timesteps(steps, **given)
+    if hasattr(found, "sigmas"):
+        found.sigmas = found.sigmas.double()
+        found.set_begin_index(0)  # a first timestep that comes twice is taken for the second
+    return found
+
+
 def double_levels(scheduler):
     """Has ``set_timesteps`` keep its levels in float64: in float32 a difference of squares loses all digits where one
     level is far below the one before."""

@@ -119,7 +119,8 @@ def _ddim(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
 
 
 def _ddpm(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
-    kind = config.require("variance_type", "fixed_small", "fixed_small_log", "fixed_large")
+    # None, which solvers' files have, is the first.
+    kind = config.require("variance_type", "fixed_small", "fixed_small_log", "fixed_large", None)
     variance = "beta" if kind == "fixed_large" else "posterior"
     return {"sampler": "ddpm", "variance": variance, **_spacing(config), **_bounds(config)}
 
