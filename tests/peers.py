@@ -162,7 +162,8 @@ def scheduler(sampler, schedule, options, **timesteps):
     found = scheduler_class(names[sampler])(**levels, **config)
     for name in {"alphas_cumprod", "final_alpha_cumprod"} & vars(found).keys():
         setattr(found, name, getattr(found, name).double())
-    with double_levels(found) if sampler == "kdpm2_ancestral" else nullcontext():
+    # In float32 a difference of squares has few digits where two levels are close, as those of 999 steps are.
+    with double_levels(found) if sampler in ("kdpm2_ancestral", "euler_ancestral") else nullcontext():
         found.set_timesteps(**timesteps)
     if hasattr(found, "sigmas"):
         found.sigmas = found.sigmas.double()
