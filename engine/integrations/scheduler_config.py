@@ -13,28 +13,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from stepfuse.display import NAME, one_line, printable
+from stepfuse.integrations.readers.dpm_solver import third_order
+from stepfuse.integrations.readers.edm import EDMS, edm_schedule_of
+from stepfuse.integrations.readers.entries import Entries, EntryError
+from stepfuse.integrations.readers.flow import FLOW, FLOWS, dynamic_shift_of, flow_schedule_of, flow_unipc
+from stepfuse.integrations.readers.levels import schedule_of
 from stepfuse.integrations.scheduler_entries import DEFAULTS, FORMER, KNOWN
-from stepfuse.integrations.scheduler_readers import (
-    ALGORITHMS,
-    DPM_SOLVER,
-    EDMS,
-    FLOW,
-    FLOWS,
-    READERS,
-    Entries,
-    EntryError,
-    dynamic_shift_of,
-    edm_schedule_of,
-    flow_schedule_of,
-    flow_unipc,
-    schedule_of,
-    third_order,
-)
+from stepfuse.integrations.scheduler_readers import ALGORITHMS, READERS, with_algorithm
 from stepfuse.integrations.uncovered import reason_of
 from stepfuse.samplers.dynamic_shift import DynamicShift
 from stepfuse.samplers.schedule import NoiseSchedule
 
-__all__ = ["ALGORITHMS", "COVERED", "DEFAULTS", "SchedulerSettings", "UncoveredSchedulerError", "read_scheduler"]
+__all__ = ["COVERED", "DEFAULTS", "SchedulerSettings", "UncoveredSchedulerError", "read_scheduler", "with_algorithm"]
 
 # Which covered class comes nearest to one that is not, among those with the same kind of noise levels.
 _NEAREST = {
@@ -177,8 +167,10 @@ def _others(own: str, config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Options of the other samplers, as diffusers' ``from_config`` makes their classes of one's configuration."""
     found = {}
     for name, read in READERS.items():
-        for entries in _variants(name, config):
-            filled = Entries(name, entries)
+        if name in (*FLOWS, *EDMS):
+            continue
+        for chosen in ALGORITHMS.get(name, ("",)):
+            filled = Entries(name, with_algorithm(name, chosen, config))
             try:
                 filled.require("prediction_type", "epsilon", "v_prediction", "sample")
                 options = read(filled, schedule_of(filled))
@@ -190,15 +182,6 @@ def _others(own: str, config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             if sampler != own:
                 found[sampler] = options
     return found
-
-
-def _variants(name: str, config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """A configuration as each of the samplers that a class may be."""
-    if name in (*FLOWS, *EDMS):
-        return []
-    if name != DPM_SOLVER or config.get("algorithm_type", "dpmsolver++") not in ALGORITHMS.values():
-        return [config]
-    return [{**config, "algorithm_type": one} for one in ALGORITHMS.values()]
 
 
 #: The classes of diffusers that ``read_scheduler`` reads.

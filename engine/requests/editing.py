@@ -49,11 +49,11 @@ def begin_late(table: StepTable, strength: float, schedule: NoiseSchedule) -> St
         raise ValueError(f"strength must be above 0 and at most 1, got {strength}")
     if strength == 1:
         return table
-    if "begin" in table.options or table.has_second_line:
-        return _begin_again(table, strength, schedule)
     estimate = (table["u_d"] == 1) & (table["u_x"] == 0) & (table["u_e"] == 0) & (table["u_h"] == 0)
     needs_state = ((table["q_h"] != 0) | (table["u_h"] != 0)) & ~np.roll(estimate, 1)
     needs_state[0] = False
+    if table.has_second_line or ("begin" in table.options and needs_state.any()):
+        return _begin_again(table, strength, schedule)
     starts = np.flatnonzero(~needs_state)  # the second row of Heun's step is no start: the history holds a state
     kept = _steps_kept(len(starts), strength)
     rest = table[int(starts[-kept]) :]
@@ -68,7 +68,7 @@ def _begin_again(table: StepTable, strength: float, schedule: NoiseSchedule) -> 
     """The table of the last steps, by the sampler that made the whole one."""
     make = SAMPLERS.get(table.sampler)
     try:
-        whole = None if make is None else make(schedule, **table.options)
+        whole = None if make is None else make(schedule, **table.options).with_zero_init(table.zero_init)
     except (TypeError, ValueError):  # options of another version, or by hand
         whole = None
     if make is None or whole is None or "begin" not in whole.options or not np.array_equal(whole.rows, table.rows):
@@ -83,7 +83,8 @@ def _begin_again(table: StepTable, strength: float, schedule: NoiseSchedule) -> 
         steps = len(given) - (timesteps is None and given[-1] == 0)  # sigmas may end with that of the clean sample
     steps -= begin
     rest = make(schedule, **{**whole.options, "begin": begin + steps - _steps_kept(steps, strength)})
-    return replace(table, rows=rest.rows, options=rest.options, levels=rest.levels)
+    rest = rest.with_zero_init(max(table.zero_init - (len(table) - len(rest)), 0))
+    return replace(table, rows=rest.rows, options=rest.options, levels=rest.levels, zero_init=rest.zero_init)
 
 
 def _steps_kept(steps: int, strength: float) -> int:

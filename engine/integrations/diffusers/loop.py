@@ -15,7 +15,8 @@ from stepfuse.integrations.diffusers.predictors import Predictor
 from stepfuse.integrations.diffusers.scheduler_table import settings_of, table_from_row, table_of
 from stepfuse.integrations.diffusers.stand_ins import NetworkStandIn, SchedulerStandIn
 from stepfuse.integrations.diffusers.stepwise import StepwiseBatch
-from stepfuse.integrations.scheduler_readers import DPM_SOLVER, FLOWS
+from stepfuse.integrations.readers.flow import FLOWS
+from stepfuse.integrations.scheduler_readers import DPM_SOLVER
 from stepfuse.samplers.table import Float32Array
 
 

@@ -30,19 +30,25 @@ _FROM_THE_START = {
     "lms": ("LMSDiscreteScheduler", "weighs more slopes than it has, and leaves out what they would add"),
 }
 
+# Classes whose noise is more than a step's own, which is added to the state, taken from a call's generators.
+_NOISE_ELSEWHERE = {
+    "DPMSolverSDEScheduler": "draws it from a Brownian path of its own",
+    "SASolverScheduler": "keeps it for the next step",
+}
+
 
 def settings_of(scheduler: Any) -> SchedulerSettings:
     """A scheduler's settings.
 
     Raises:
-        ValueError: If the scheduler is not covered, draws its noise from a path of its own, or its ``shift`` or
+        ValueError: If the scheduler is not covered, has noise beside that of its steps, or its ``shift`` or
             ``alphas_cumprod`` are not those of its configuration.
     """
     name = type(scheduler).__name__
-    if name == "DPMSolverSDEScheduler":
+    if name in _NOISE_ELSEWHERE:
         raise ValueError(
-            f"scheduler must draw its noise from the call's generators, got {name}, which draws it from a Brownian path"
-            " of its own: take DPMSolverMultistepScheduler with algorithm_type='sde-dpmsolver++', or call pipe.original"
+            f"scheduler must add noise of the call's generators at once, got {name}, which {_NOISE_ELSEWHERE[name]}:"
+            " take DPMSolverMultistepScheduler with algorithm_type='sde-dpmsolver++', or call pipe.original"
         )
     config = {**scheduler.config, "_class_name": name}
     settings = _read(json.dumps(config, sort_keys=True, default=lambda one: np.asarray(one).tolist()))
