@@ -105,7 +105,7 @@ class _CompiledState:
             bound.apply_defaults()
             name = self.family.network
             components = {name: getattr(pipe, name), "scheduler": pipe.scheduler}
-            settings_of(pipe.scheduler)  # raises before anything is encoded
+            _require_covered(pipe.scheduler)  # before anything is encoded
             loop = DenoisingLoop(self.family, self.predictor, pipe, bound.arguments)
             # Not by setattr, which would change the pipeline's configuration.
             pipe.__dict__.update({name: loop.network, "scheduler": loop.scheduler})
@@ -116,3 +116,13 @@ class _CompiledState:
                 self._is_running = False
                 pipe.__dict__.update(components)
                 loop.stop()
+
+
+def _require_covered(scheduler: Any) -> None:
+    settings = settings_of(scheduler)
+    if settings.defaults["sampler"] == "dpmpp_sde":
+        raise ValueError(
+            "scheduler must draw its noise from the call's generators, got DPMSolverSDEScheduler, which draws it from a"
+            " Brownian path of its own: take DPMSolverMultistepScheduler with algorithm_type='sde-dpmsolver++', or call"
+            " pipe.original"
+        )

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stepfuse.samplers.coefficients import Columns, ancestral, clean_sample, consistency, eps_from, implicit
+from stepfuse.samplers.linear_multistep import ADAMS_BASHFORTH
 from stepfuse.samplers.schedule import Float64Array
 from stepfuse.samplers.table import Float32Array, StepTable
 
@@ -140,6 +141,32 @@ def dpm_row(
     x_to_eps, _, e_to_eps = eps_from(prediction_type, a, from_clipped=False)
     columns |= {"q_x": on_x + on_estimate * x_to_eps, "q_e": on_estimate * e_to_eps}
     return _row({**columns, "u_x": x_to_eps, "u_e": e_to_eps})
+
+
+@_cached
+def plms_row(prediction_type: str, counter: int, a: np.floating[Any], a_prev: np.floating[Any]) -> Float32Array:
+    """A step of ``PNDMScheduler`` without Runge-Kutta steps, from ``alphas_cumprod`` ``a`` to ``a_prev``.
+
+    The registers keep the last three predictions, and after the first step the state that the second one begins at.
+
+    Args:
+        prediction_type: ``epsilon`` or ``v_prediction``.
+        counter: How many steps there were before.
+        a: At the state that the step begins at.
+        a_prev: Where it leads to.
+    """
+    ends = _scalar(a, float), _scalar(a_prev, float)
+    step: dict[str, Any] = dict(implicit(prediction_type, *ends, 0.0, None, clipped_eps=False))
+    on_x, on_e = (step[f"q_{name}"] + step["q_d"] * step[f"p_{name}"] for name in "xe")
+    if counter == 0:
+        columns: Columns = {"q_x": on_x, "q_e": on_e, "u_e": 1.0, "v_x": 1.0}
+    elif counter == 1:
+        columns = {"q_h2": on_x, "q_e": on_e / 2, "q_h": on_e / 2, "u_h": 1.0}
+    else:
+        weights = ADAMS_BASHFORTH[min(counter, 4) - 1]
+        columns = {"q_x": on_x, "u_e": 1.0, "v_h": 1.0, "w_h2": 1.0}
+        columns |= {name: on_e * weight for name, weight in zip(("q_e", "q_h", "q_h2", "q_h3"), weights, strict=False)}
+    return _row({**columns, "spare": 0.0})
 
 
 def _amplitudes(sigma: float, flow: bool) -> tuple[np.float64, np.float64]:
