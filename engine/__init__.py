@@ -94,24 +94,23 @@ __all__ = [
 #: Modules that ``import stepfuse`` alone does not load, each by the first use of its name.
 _MODULES = ("analysis", "export", "fitting", "integrations", "interpolation", "kernels", "metrics")
 
+#: Names likewise, and the modules that have them.
+_NAMES = {
+    "Pictures": "pipeline.pictures",
+    "Provenance": "pipeline.provenance",
+    "TextToImage": "pipeline.text_to_image",  # with ONNX Runtime, which not every engine needs
+    "fit": "fitting",
+    "sample_pictures": "pipeline.sampling",
+}
+
 
 def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
     if name in _MODULES:
-        from importlib import import_module
-
         return import_module(f"stepfuse.{name}")
-    if name == "fit":
-        from stepfuse.fitting import fit
-
-        return fit
-    if name == "TextToImage":
-        from stepfuse.pipeline.text_to_image import TextToImage  # with ONNX Runtime, which not every engine needs
-
-        return TextToImage
-    if name in ("Pictures", "Provenance", "sample_pictures"):
-        from stepfuse.pipeline import sampling
-
-        return getattr(sampling, name)
+    if name in _NAMES:
+        return getattr(import_module(f"stepfuse.{_NAMES[name]}"), name)
     if name != "__version__":
         raise AttributeError(f"module 'stepfuse' has no attribute {name!r}")
     from importlib.metadata import version  # a fiftieth of a cold start, for what few ask

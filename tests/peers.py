@@ -31,6 +31,7 @@ SCHEDULERS = {
     "euler_ancestral": "EulerAncestralDiscreteScheduler",
     "dpmpp_sde": "DPMSolverSDEScheduler",
     "deis": "DEISMultistepScheduler",
+    "sa_solver": "SASolverScheduler",
     "plms": "PNDMScheduler",
     "unipc": "UniPCMultistepScheduler",
     "lms": "LMSDiscreteScheduler",
@@ -45,7 +46,7 @@ FLOW_SCHEDULERS = {
     "heun": "FlowMatchHeunDiscreteScheduler",
     "lcm": "FlowMatchLCMScheduler",
 }
-_MULTISTEP = ["dpmpp_2m", "dpmpp_2m_sde", "heun", "deis", "plms", "unipc", "lms", "dpmpp_2s"]
+_MULTISTEP = ["dpmpp_2m", "dpmpp_2m_sde", "sa_solver", "heun", "deis", "plms", "unipc", "lms", "dpmpp_2s"]
 TOLERANCES = dict.fromkeys(SCHEDULERS, tolerances.ONE_STEP) | dict.fromkeys(_MULTISTEP, tolerances.MULTISTEP)
 
 SCALED = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -63,11 +64,14 @@ CONFIG_NAMES = {
     "prediction_type": "prediction_type",
     "karras": "use_karras_sigmas",
     "lower_order_final": "lower_order_final",
+    "euler_at_final": "euler_at_final",
     "original_steps": "original_inference_steps",
     "order": "solver_order",
     "solver_type": "solver_type",
     "predict_x0": "predict_x0",
     "disable_corrector": "disable_corrector",
+    "predictor_order": "predictor_order",
+    "corrector_order": "corrector_order",
     "sigma_min": "sigma_min",
     "sigma_max": "sigma_max",
     "shift_terminal": "shift_terminal",
@@ -145,13 +149,16 @@ def scheduler(sampler, schedule, options, **timesteps):
         config.pop("solver_order", None)
     if sampler in ("ddim", "ddpm", "lcm", "heun") and "shift" not in SCHEDULES[schedule]:
         config |= {"clip_sample": "clip" in options, "clip_sample_range": options.get("clip")}
+    if sampler == "sa_solver":
+        config["algorithm_type"] = "data_prediction" if options.get("predict_x0", True) else "noise_prediction"
+        config.pop("predict_x0", None)
     if sampler == "dpmpp_2m_sde":
         config["algorithm_type"] = "sde-dpmsolver++"
     if sampler == "ddpm":
         config["variance_type"] = "fixed_small" if options.get("variance") == "posterior" else "fixed_large"
     if sampler == "plms":
         config |= {"skip_prk_steps": True, "set_alpha_to_one": "final_alpha_cumprod" not in options}
-    elif "final_alpha_cumprod" in options and sampler not in ("deis", "tcd"):  # which always end there
+    elif "final_alpha_cumprod" in options and sampler not in ("deis", "sa_solver", "tcd"):  # which always end there
         config |= {"set_alpha_to_one": False} if sampler == "ddim" else {"final_sigmas_type": "sigma_min"}
     if "dynamic_threshold" in options:
         ratio, largest = options["dynamic_threshold"]

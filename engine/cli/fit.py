@@ -11,9 +11,10 @@ import typer
 from rich.table import Table
 
 import stepfuse as sf
-from stepfuse.cli.common import parse_cond
+from stepfuse.cli.common import parse_cond, refuse
 from stepfuse.cli.console import Report, shown
-from stepfuse.cli.options import OUTPUT, WHAT, Force, Machine, Model
+from stepfuse.cli.options import OUTPUT, Cond, Force, Machine, Model, NegativePrompt, Prompt, PromptFile
+from stepfuse.cli.prompt import prompts_of
 from stepfuse.cli.target import target_of
 
 if TYPE_CHECKING:
@@ -31,14 +32,10 @@ def fit(
         float | None,
         typer.Option("--guidance-scale", "-g", metavar="NUMBER", help="1 is no guidance; the model's if left out."),
     ] = None,
-    cond: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="TEXT",
-            help="Class name or index; repeat it for several. All classes if left out.",
-            rich_help_panel=WHAT,
-        ),
-    ] = None,
+    prompt: Prompt = None,
+    prompt_file: PromptFile = None,
+    negative_prompt: NegativePrompt = None,
+    cond: Cond = None,
     samples: Annotated[int, typer.Option(metavar="N", help="Noises that it is fitted to.", min=1)] = 128,
     held_out: Annotated[int, typer.Option(metavar="N", help="Noises that decide which round is kept.", min=1)] = 64,
     rounds: Annotated[int, typer.Option(metavar="N", help="Most rounds.", min=1)] = 10,
@@ -75,17 +72,20 @@ def fit(
     target.prepare(force=force)
     checkpoint = Path(f"{output}.partial")
     began = time.perf_counter()
-    with sf.Engine.load(model, **machine.arguments) as engine:
-        conds = [parse_cond(engine.info, one) for one in cond or ()]
-
-        def cycled(number: int) -> list[Any] | None:
-            return [conds[i % len(conds)] for i in range(number)] if conds else None
-
+    bundle = sf.Bundle.load(model)
+    prompts = prompts_of(bundle, prompt or None, prompt_file, cond=cond or None, negative_prompt=negative_prompt)
+    if prompts is not None:
+        scale = bundle.info.defaults.get("guidance_scale", 1.0) if guidance_scale is None else guidance_scale
+        drawn = _of_prompts(bundle, prompts, negative_prompt, scale != 1, machine.threads)
+    else:
+        classes = [parse_cond(bundle.info, one) for one in cond or ()]
+        drawn = {"cond": classes} if classes else {}
+    with sf.Engine.load(bundle, **machine.arguments) as engine:
         table = run(
             engine,
             steps,
             guidance_scale=guidance_scale,
-            cond=cycled(samples + held_out),
+            **_cycled(drawn, samples + held_out),
             samples=samples,
             held_out=held_out,
             rounds=rounds,
@@ -99,13 +99,13 @@ def fit(
         found = []
         if compare:
             report.say(f"written to {target.name}; compared on {_COMPARED} other noises, by RMS to the fine solution:")
-            judge = Judge.for_model(sf.Bundle.load(model).name)
-            distance = None if judge is None or conds else judge.distance
+            judge = Judge.for_model(bundle.name)
+            distance = None if judge is None or cond else judge.distance
             after = max(seed + samples + held_out, _OTHERS)
             found = against(
                 engine,
                 table,
-                cond=cycled(_COMPARED),
+                **_cycled(drawn, _COMPARED),
                 samples=_COMPARED,
                 seed=after,
                 judge=distance,
@@ -121,6 +121,28 @@ def fit(
         compared=[{"name": one.name, "error": one.error, "distance": one.distance} for one in found],
         seconds=round(seconds, 3),
     )
+
+
+def _of_prompts(
+    bundle: sf.Bundle, prompts: list[str], negative_prompt: str | None, guided: bool, threads: int
+) -> dict[str, Any]:
+    """Conditioning of prompts, arguments of ``stepfuse.fit``."""
+    if not guided:
+        refuse("needs guidance, which a scale of 1 leaves out: leave it out too", negative_prompt=negative_prompt)
+    with sf.TextToImage.load(bundle, threads=threads) as pipe:
+        found = pipe.conditioning(prompts, negative_prompt=negative_prompt)
+    return found if guided else {"cond": found["cond"]}
+
+
+def _cycled(drawn: dict[str, Any], number: int) -> dict[str, Any]:
+    """As many values of each conditioning, from the first on again where there are fewer."""
+
+    def cycled(values: Any) -> Any:
+        if isinstance(values, dict):
+            return {name: cycled(rows) for name, rows in values.items()}
+        return [values[i % len(values)] for i in range(number)]
+
+    return {name: cycled(values) for name, values in drawn.items()}
 
 
 def _ranking(found: Sequence[Compared]) -> Table:

@@ -90,12 +90,15 @@ class Sampling:
             TypeError: If the sampler has no such option.
             OSError: If the table cannot be read.
         """
-        if self.table is None:
-            return Compiler(info).compile(options=self.options, **{**self.own, **changed})
+        if self.table is not None:
+            return self._own_table(self.table)
+        return Compiler(info).compile(options=self.options, **{**self.own, **changed})
+
+    def _own_table(self, file: Path) -> sf.StepTable:
         given = [name for name, value in {**self.own, **self.options}.items() if value is not None]
         if given:
             raise ValueError(f"table says all about the sampler: leave out {', '.join(given)}")
-        return sf.StepTable.load(self.table)
+        return sf.StepTable.load(file)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -122,10 +125,35 @@ class Sampling:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """All of it, as arguments of ``TextToImage``; raises as ``options`` does, and where there is a table."""
+        """All of it, as arguments of ``TextToImage``; raises as ``compile`` does."""
         if self.table is not None:
-            raise ValueError("--table is for models without prompts: a bundle's own tables are taken by --sampler")
+            return {"table": self._own_table(self.table)}
         return {**self.own, **self.options}
+
+
+Prompt = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="TEXT",
+        help="What the picture shows, for a text-to-image bundle; repeat it for several.",
+        rich_help_panel=WHAT,
+    ),
+]
+PromptFile = Annotated[
+    str | None,
+    typer.Option(metavar="FILE", help="A file of prompts, one a line; - is standard input.", rich_help_panel=WHAT),
+]
+NegativePrompt = Annotated[
+    str | None, typer.Option(metavar="TEXT", help="What guidance leads away from.", rich_help_panel=WHAT)
+]
+Cond = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="TEXT",
+        help="Class name or index; repeat it for several. All classes if left out.",
+        rich_help_panel=WHAT,
+    ),
+]
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 import stepfuse as sf
+from stepfuse.cli.common import refuse
 from stepfuse.cli.console import Report
 from stepfuse.cli.options import Machine, Sampling
 from stepfuse.cli.run import Run, seeds_of_run
@@ -115,3 +116,27 @@ def read_prompts(file: str) -> list[str]:
     if not (prompts := [line.strip() for line in lines if line.strip()]):
         raise ValueError(f"--prompt-file must hold a prompt a line, {file} holds none")
     return prompts
+
+
+def prompts_of(
+    bundle: sf.Bundle, prompt: list[str] | None, prompt_file: str | None, *, cond: list[str] | None, **given: object
+) -> list[str] | None:
+    """The prompts of a bundle that takes some; None of one that does not.
+
+    Raises:
+        ValueError: If the bundle takes prompts and none or ``--cond`` is given, or it takes none and an option that
+            needs one is given.
+        OSError: If the file of prompts cannot be read.
+    """
+    if bundle.pipeline is None or not bundle.pipeline.prompts:
+        needs = f"needs a pipeline with prompts, {bundle.name} has none: leave it out"
+        refuse(needs, prompt=prompt, prompt_file=prompt_file, **given)
+        return None
+    refuse(f"is for models with classes, {bundle.name} takes --prompt", cond=cond)
+    if prompt is None and prompt_file is None:
+        raise ValueError(f"{bundle.name} draws what a prompt says: give --prompt or --prompt-file")
+    if prompt is not None:
+        refuse("and --prompt are two places for prompts: give one of them", prompt_file=prompt_file)
+        return prompt
+    assert prompt_file is not None
+    return read_prompts(prompt_file)

@@ -13,8 +13,8 @@ from stepfuse.cli.console import Report
 from stepfuse.cli.file_names import is_pattern
 from stepfuse.cli.grid import sample_classes
 from stepfuse.cli.like import Like, OptionalModel
-from stepfuse.cli.options import OUTPUT, PICTURE, WHAT, Machine, Sampling
-from stepfuse.cli.prompt import read_prompts, sample_prompts
+from stepfuse.cli.options import OUTPUT, PICTURE, WHAT, Cond, Machine, NegativePrompt, Prompt, PromptFile, Sampling
+from stepfuse.cli.prompt import prompts_of, sample_prompts
 from stepfuse.cli.redraw import draw_again
 from stepfuse.cli.run_files import Writing
 
@@ -22,29 +22,10 @@ from stepfuse.cli.run_files import Writing
 def sample(
     model: OptionalModel = None,
     *,
-    prompt: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="TEXT",
-            help="What the picture shows, for a text-to-image bundle; repeat it for several.",
-            rich_help_panel=WHAT,
-        ),
-    ] = None,
-    prompt_file: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", help="A file of prompts, one a line; - is standard input.", rich_help_panel=WHAT),
-    ] = None,
-    negative_prompt: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="What guidance leads away from.", rich_help_panel=WHAT)
-    ] = None,
-    cond: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="TEXT",
-            help="Class name or index; repeat it for several. All classes if left out.",
-            rich_help_panel=WHAT,
-        ),
-    ] = None,
+    prompt: Prompt = None,
+    prompt_file: PromptFile = None,
+    negative_prompt: NegativePrompt = None,
+    cond: Cond = None,
     number: Annotated[
         int | None,
         typer.Option(
@@ -118,7 +99,7 @@ def sample(
         return
     bundle = sf.Bundle.load(model or "fashion")
     seed = seed or 0
-    prompts = _prompts(
+    prompts = prompts_of(
         bundle,
         prompt or None,
         prompt_file,
@@ -161,27 +142,3 @@ def sample(
         columns=columns or 10,
         **editing,
     )
-
-
-def _prompts(
-    bundle: sf.Bundle, prompt: list[str] | None, prompt_file: str | None, *, cond: list[str] | None, **given: object
-) -> list[str] | None:
-    """The prompts of a bundle that takes some; None of one that does not.
-
-    Raises:
-        ValueError: If the bundle takes prompts and none or ``--cond`` is given, or it takes none and an option that
-            needs one is given.
-        OSError: If the file of prompts cannot be read.
-    """
-    if bundle.pipeline is None or not bundle.pipeline.prompts:
-        needs = f"needs a pipeline with prompts, {bundle.name} has none: leave it out"
-        refuse(needs, prompt=prompt, prompt_file=prompt_file, **given)
-        return None
-    refuse(f"is for models with classes, {bundle.name} takes --prompt", cond=cond)
-    if prompt is None and prompt_file is None:
-        raise ValueError(f"{bundle.name} draws what a prompt says: give --prompt or --prompt-file")
-    if prompt is not None:
-        refuse("and --prompt are two places for prompts: give one of them", prompt_file=prompt_file)
-        return prompt
-    assert prompt_file is not None
-    return read_prompts(prompt_file)

@@ -5,25 +5,23 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from stepfuse.arguments import whole_number
-from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.engine import Engine
 from stepfuse.fitting.checkpoint import Checkpoint
 from stepfuse.fitting.problem import Problem, fine_table, rms
 from stepfuse.fitting.search import Round, search
 from stepfuse.fitting.starts import starts
 from stepfuse.fitting.student import Student
-from stepfuse.samplers.coefficients import alphas_at, clean_sample
 from stepfuse.samplers.table import StepTable
 
 _FEWEST = 20  # residuals a fitted number
-_TRIED_ON, _TRIED_ROUNDS = 16, 1  # noises and rounds of each start, before the best goes on
+_RANKED_ON, _TRIED_ON, _TRIED_ROUNDS = 16, 32, 2  # noises that say where to begin, and of the first rounds
 _REFERENCE_STEPS = 100
 _SILENCE = 10  # seconds between lines
 _ALIKE = 1e-4  # of two predictions of the same states, relative
@@ -35,6 +33,7 @@ def fit(
     *,
     guidance_scale: float | None = None,
     cond: Any = None,
+    negative_cond: Any = None,
     samples: int = 128,
     held_out: int = 64,
     rounds: int = 10,
@@ -56,10 +55,11 @@ def fit(
         steps: Steps of the table, a forward each.
         guidance_scale: Of the fine solution, and of the table; None is the model's default.
         cond: Conditioning as in ``Engine.sample``: one value, or one for each of ``samples + held_out``; None cycles
-            through the model's classes, where it names any.
+            through the model's classes, where it names any. ``TextToImage.conditioning`` makes it of prompts.
+        negative_cond: Conditioning of guidance's unconditional prediction, as ``cond``; None is the null value.
         samples: Noises that it is fitted to.
         held_out: Noises that decide which round is kept.
-        rounds: Most rounds.
+        rounds: Most rounds on all noises, and before these on a quarter of them.
         registers: Earlier predictions that a step may read, 0 to 3. With one and no guidance the table has one line.
         reference: The fine solution's table; None is ``unipc`` with 100 steps.
         seed: Of the noises: those of ``Engine.sample`` for ``seed``, ``seed + 1``, ...
@@ -72,22 +72,26 @@ def fit(
         the RMS to the fine solution on the noises held out.
 
     Raises:
-        ValueError: If a number is out of bounds, the noises are too few for the numbers that are fitted, or the
-            network predicts the same states differently from one call to the next, or ``checkpoint`` is of a fit with
-            other arguments.
+        ValueError: If a number is out of bounds, ``negative_cond`` is given without guidance, the noises are too few
+            for the numbers that are fitted, the network predicts the same states differently from one call to the next,
+            or ``checkpoint`` is of a fit with other arguments.
         TypeError: If an argument is of the wrong kind.
     """
     info = engine.info
     steps, registers = whole_number("steps", steps), whole_number("registers", registers)
+    if not 1 <= steps <= info.schedule.num_train_timesteps:
+        raise ValueError(f"steps must be between 1 and {info.schedule.num_train_timesteps}, got {steps}")
     if not 0 <= registers <= 3:
         raise ValueError(f"registers must be between 0 and 3, got {registers}")
     for name, least, value in (("samples", 1, samples), ("held_out", 1, held_out), ("rounds", 1, rounds)):
         if whole_number(name, value) < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
     scale = float(info.defaults.get("guidance_scale", 1.0) if guidance_scale is None else guidance_scale)
+    if scale == 1 and negative_cond is not None:
+        raise ValueError("negative_cond must be left out at guidance_scale 1, which makes no unconditional prediction")
     reference = fine_table(engine, scale, _REFERENCE_STEPS) if reference is None else reference
-    begins = starts(info, steps, scale, registers)
-    numbers, elements = int(begins[0].free.sum()), int(np.prod(info.shape))
+    blank = Student.blank(info, steps, scale, registers)
+    numbers, elements = int(blank.free.sum()), int(np.prod(info.shape))
     if samples * elements < _FEWEST * numbers:
         raise ValueError(
             f"samples must be at least {-(-_FEWEST * numbers // elements)} to fit {numbers} numbers to samples of"
@@ -96,8 +100,10 @@ def fit(
     say = _Speaker(progress or (lambda text: None))
     say(f"{samples + held_out} samples in {len(reference)} steps of {reference.sampler}")
     shown = progress is not None
-    whole = Problem.of(engine, samples + held_out, cond, reference, seed, progress=shown, tick=say.tick)
-    _require_deterministic(whole, begins[0])
+    whole = Problem.of(
+        engine, samples + held_out, cond, reference, seed, negative_cond=negative_cond, progress=shown, tick=say.tick
+    )
+    _require_deterministic(whole, blank)
     fitted, others = whole.part(0, samples), whole.part(samples, samples + held_out)
     options = {
         "steps": steps,
@@ -110,17 +116,21 @@ def fit(
     }
     same = {**options, "problem": _digest(whole, reference)}
     kept = None if checkpoint is None else Checkpoint(Path(checkpoint), same)
-    begin = None if kept is None else kept.read(begins[0])
+    begin = None if kept is None else kept.read(blank)
     if begin is None:
-        begin = _best_start(begins, whole.part(0, min(samples, _TRIED_ON)), others, _TRIED_ROUNDS)
+        few, fewer = (whole.part(0, min(samples, number)) for number in (_TRIED_ON, _RANKED_ON))
+        tried = (search(one, few, others, rounds=_TRIED_ROUNDS) for one in starts(fewer, blank))
+        begin = min(tried, key=lambda one: one.held_out)
 
     def report(one: Round) -> None:
         say(f"RMS to the fine solution {one.error:.4f}, on noises held out {one.held_out:.4f}")
         if kept is not None:
             kept.write(one)
 
-    found = search(begin, fitted, others, rounds=rounds, after=report)
-    return table_of(info, found.student, {**options, "error": float(f"{found.held_out:.4g}")})
+    quarter = whole.part(0, max(samples // 4, min(samples, _TRIED_ON)))
+    for part in (quarter, fitted):  # most of the way is as good with few, and cheaper
+        begin = search(begin, part, others, rounds=rounds, after=report)
+    return table_of(begin.student, {**options, "error": float(f"{begin.held_out:.4g}")})
 
 
 class _Speaker:
@@ -141,19 +151,13 @@ class _Speaker:
             self(f"{self._passes:,} network passes so far")
 
 
-def table_of(info: ModelInfo, student: Student, options: Mapping[str, Any]) -> StepTable:
+def table_of(student: Student, options: Mapping[str, Any]) -> StepTable:
     """A student as a table for its model."""
-    columns = student.columns()
-    t = np.asarray(columns["t"])
-    if info.schedule.is_flow:
-        line_1: dict[str, Any] = {"p_x": 1.0, "p_e": -t / info.schedule.max_timestep}
-    else:
-        line_1 = clean_sample(info.prediction_type, alphas_at(info.schedule, t), None)
     return StepTable.from_columns(
-        {**line_1, **columns, "g": student.guidance_scale},
+        student.columns(),
         sampler=f"fitted-{len(student)}",
         options=options,
-        max_timestep=info.schedule.max_timestep,
+        max_timestep=student.info.schedule.max_timestep,
     )
 
 
@@ -161,7 +165,7 @@ def _digest(problem: Problem, reference: StepTable) -> str:
     """Of what a fit depends on beside its numbers: network, where it has a digest, conditioning, fine solution."""
     model = problem.engine.model
     found = hashlib.sha256(f"{model and dict(model.files)} {problem.engine.info.shape} {reference.digest}".encode())
-    for row in problem.cond:
+    for row in (*problem.cond, *problem.negative_cond):
         found.update(b"null" if row is None else b"".join(value.tobytes() for value in row))
     return found.hexdigest()
 
@@ -173,8 +177,3 @@ def _require_deterministic(problem: Problem, student: Student) -> None:
             f"the network must predict the same of the same states to be fitted to, got predictions that are"
             f" {apart:.2g} apart: switch off dropout, and whatever else is random in it"
         )
-
-
-def _best_start(begins: Sequence[Student], few: Problem, held_out: Problem, rounds: int) -> Round:
-    """What a few rounds on a few noises make of each start; the best of them."""
-    return min((search(one, few, held_out, rounds=rounds) for one in begins), key=lambda found: found.held_out)

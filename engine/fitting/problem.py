@@ -19,6 +19,8 @@ from stepfuse.samplers.table import StepTable
 #: How far numbers are moved: weights, as a share of the state's size, and timesteps, as a share of all.
 _STEP, _T_STEP = 5e-3, 3e-3
 
+Conditions = Sequence[list[npt.NDArray[Any]] | None]
+
 
 def rms(values: Float32Array) -> float:
     """Root mean square."""
@@ -39,13 +41,15 @@ class Problem:
         engine: What predicts.
         noise: Starting states, shape (n, *shape), float32.
         cond: Each sample's conditioning, as ``cond_per_sample`` gives it.
+        negative_cond: The same for the unconditional prediction; None is the null value.
         target: Where a fine solution takes them, the same shape.
         tick: Called after each run of the engine, with its network passes.
     """
 
     engine: Engine
     noise: Float32Array
-    cond: Sequence[list[npt.NDArray[Any]] | None]
+    cond: Conditions
+    negative_cond: Conditions
     target: Float32Array
     tick: Callable[[int], object] = lambda passes: None
 
@@ -58,6 +62,7 @@ class Problem:
         reference: StepTable,
         seed: int,
         *,
+        negative_cond: Any = None,
         progress: bool = False,
         tick: Callable[[int], object] = lambda passes: None,
     ) -> Problem:
@@ -69,6 +74,7 @@ class Problem:
             cond: As in ``Engine.sample``; None cycles through the model's classes, where it names any.
             reference: The fine solution's table.
             seed: The first.
+            negative_cond: As in ``Engine.sample``.
             progress: Whether a bar is shown.
             tick: As in ``Problem``.
         """
@@ -76,13 +82,15 @@ class Problem:
         names = next(iter(inputs.values())).names if len(inputs) == 1 else ()
         cond = [i % len(names) for i in range(count)] if cond is None and names else cond
         noise = np.stack([normal(one, engine.info.shape) for one in seeds_of(seed, count)])
-        problem = cls(engine, noise, cond_per_sample(inputs, cond, count), noise, tick)
-        return replace(problem, target=problem.sample(reference, reference.init_scale * noise, progress=progress))
+        conds = cond_per_sample(inputs, cond, count)
+        negative = cond_per_sample(inputs, negative_cond, count, "negative_cond")
+        problem = cls(engine, noise, conds, negative, noise, tick)
+        return replace(problem, target=problem.sample(reference, noise, progress=progress))
 
     def part(self, first: int, last: int) -> Problem:
         """The samples from ``first`` to before ``last``."""
-        noise, target = self.noise[first:last], self.target[first:last]
-        return Problem(self.engine, noise, self.cond[first:last], target, self.tick)
+        cut = {name: getattr(self, name)[first:last] for name in ("noise", "cond", "negative_cond", "target")}
+        return replace(self, **cut)
 
     def predict(self, student: Student, step: int, x: Float32Array) -> list[Float32Array]:
         """The network's predictions of states at a step, guided, and behind it the unconditional one if it is guided.
@@ -93,26 +101,35 @@ class Problem:
             x: Shape (k n, *shape): k states a sample.
         """
         row = StepTable.from_columns({"t": [student.timestep(step)], "q_e": [1.0]})  # the next state is the prediction
-        cond = list(self.cond) * (len(x) // len(self.noise))
+        each = len(x) // len(self.noise)
+        cond, unconditional = [*self.cond] * each, [*self.negative_cond] * each
         if student.guidance_scale == 1:
-            return [self.sample(row, x, cond)]
-        both = self.sample(row, np.concatenate([x, x]), cond + [None] * len(x))
-        conditional, unconditional = both[: len(x)], both[len(x) :]
-        guided = unconditional + np.float32(student.guidance_scale) * (conditional - unconditional)
-        return [guided, unconditional]
+            return [self._sample(row, x, cond)]
+        both = self._sample(row, np.concatenate([x, x]), cond + unconditional)
+        eps, eps_uncond = both[: len(x)], both[len(x) :]
+        return [eps_uncond + np.float32(student.guidance_scale) * (eps - eps_uncond), eps_uncond]
 
-    def sample(
+    def sample(self, table: StepTable, x: Float32Array, progress: bool = False) -> Float32Array:
+        """Samples of a table from starting noise, one a noise."""
+        negative = self.negative_cond if (table["g"] != 1).any() else None
+        return self._sample(table, x, self.cond, negative, progress)
+
+    def _sample(
         self,
         table: StepTable,
         x: Float32Array,
-        cond: Sequence[list[npt.NDArray[Any]] | None] | None = None,
+        cond: Conditions,
+        negative_cond: Conditions | None = None,
         progress: bool = False,
     ) -> Float32Array:
-        """Samples of a table from given states; ``cond`` is one for each, None the problem's own."""
-        cond = self.cond if cond is None else cond
         inputs = self.engine.info.cond
-        named = {name: [row and row[i] for row in cond] for i, name in enumerate(inputs)}
-        found = self.engine.sample(len(x), table=table, noise=x, cond=named or None, seed=0, progress=progress)
+        conds, negatives = (
+            {name: [row and row[i] for row in rows] for i, name in enumerate(inputs)} or None
+            for rows in (cond, negative_cond or [None] * len(x))
+        )
+        found = self.engine.sample(
+            len(x), table=table, noise=x, cond=conds, negative_cond=negatives, seed=0, progress=progress
+        )
         self.tick(len(x) * table.passes)
         return found
 
@@ -178,18 +195,22 @@ class Problem:
         read = student.read(step, x, [*predictions, *before])
         after = student.next_state(step, read)
         t = student.numbers[step, 0]
-        by_t = _T_STEP if t + _T_STEP <= 1 else -_T_STEP
-        numbers = student.numbers.copy()
-        numbers[step, 0] = t + by_t
-        shifted = Student(numbers, student.free, student.guidance_scale, student.max_timestep)
-        at_t = self.predict(shifted, step, x)
-        steps = [by_t] + [_STEP / max(rms(one), _STEP) for one in read.values()]
-        starts = [student.next_state(step, student.read(step, x, [*at_t, *before]))]
-        starts += [after + np.float32(size) * one for size, one in zip(steps[1:], read.values(), strict=True)]
-        latest = [at_t[0], *[predictions[0]] * len(read)]
-        earlier = [np.concatenate(latest), *(np.concatenate([one] * len(starts)) for one in before)][:3]
-        ends = self.run(student, np.concatenate(starts), earlier, step + 1).reshape(len(starts), *end.shape)
-        return np.stack([(one - end) / np.float32(size) for one, size in zip(ends, steps, strict=True)])
+        times = min(t + _T_STEP, 1.0), max(t - _T_STEP, 0.0)
+        moved, latest = [], []
+        for time in times:
+            numbers = student.numbers.copy()
+            numbers[step, 0] = time
+            shifted = replace(student, numbers=numbers)
+            at_t = self.predict(shifted, step, x)
+            moved.append(shifted.next_state(step, shifted.read(step, x, [*at_t, *before])))
+            latest.append(at_t[0])
+        sizes = [_STEP / max(rms(one), _STEP) for one in read.values()]
+        moved += [after + np.float32(size) * one for size, one in zip(sizes, read.values(), strict=True)]
+        latest += [predictions[0]] * len(read)
+        earlier = [np.concatenate(latest), *(np.concatenate([one] * len(moved)) for one in before)][:3]
+        ends = self.run(student, np.concatenate(moved), earlier, step + 1).reshape(len(moved), *end.shape)
+        by_t = (ends[0] - ends[1]) / np.float32(times[0] - times[1])
+        return np.stack([by_t, *((one - end) / np.float32(size) for one, size in zip(ends[2:], sizes, strict=True))])
 
 
 def _gram(rows: Float32Array, chunk: int = 1 << 16) -> Float64Array:

@@ -11,16 +11,18 @@ from typing import Any
 from stepfuse.engine import Engine
 from stepfuse.fitting.problem import Problem, fine_table, rms
 from stepfuse.samplers import SAMPLERS
+from stepfuse.samplers.levels import KINDS
 from stepfuse.samplers.table import StepTable
 
 _LEVELS: tuple[dict[str, Any], ...] = (
     {"spacing": "trailing"},
     {"spacing": "leading"},
     {"spacing": "linspace"},
-    {"karras": True},
+    *({"levels": name} for name in KINDS if name != "schedule"),
     {},
 )
 _ORDERS: tuple[dict[str, Any], ...] = ({}, {"order": 3}, {"order": 1})
+_SCREENED, _NEAR = 32, 1.5  # noises on which all are ranked, and how far from the best the others are measured
 _OTHERS = 10**6  # seeds from here on: noises that no table was fitted to
 
 
@@ -32,7 +34,7 @@ class Compared:
         name: Such as ``unipc, karras``, or ``fitted-8``.
         table: Its table.
         error: RMS of its samples to the fine solution of the same noises.
-        distance: What ``judge`` says of them; None without one.
+        distance: What ``judge`` says of them; None without one, and where it is far from the best.
     """
 
     name: str
@@ -46,6 +48,7 @@ def compare(
     table: StepTable,
     *,
     cond: Any = None,
+    negative_cond: Any = None,
     samples: int = 256,
     seed: int = _OTHERS,
     reference: StepTable | None = None,
@@ -54,10 +57,13 @@ def compare(
 ) -> list[Compared]:
     """A table beside all deterministic samplers with as many forwards, on the same noises; the least error first.
 
+    Those that end more than half as far again as the best of them, by the first 32 noises, stay at that figure.
+
     Args:
         engine: The model's.
         table: Such as ``stepfuse.fit`` makes; its options have the guidance scale.
         cond: As in ``fit``.
+        negative_cond: As in ``fit``.
         samples: Noises; more than a judge has features.
         seed: Of the first. ``fit`` takes its own from 0 on, unless it is asked for others.
         reference: The fine solution's table; None is ``unipc`` with 200 steps.
@@ -66,10 +72,16 @@ def compare(
     """
     scale = float(table.options.get("guidance_scale", 1.0))
     reference = fine_table(engine, scale, 200) if reference is None else reference
-    problem = Problem.of(engine, samples, cond, reference, seed, progress=progress)
-    found = []
-    for name, one in [(table.sampler, table), *rivals(engine, len(table), scale)]:
-        images = problem.sample(one, one.init_scale * problem.noise, progress=progress)
+    problem = Problem.of(engine, samples, cond, reference, seed, negative_cond=negative_cond, progress=progress)
+    first = problem.part(0, min(samples, _SCREENED))
+    ranked = [
+        Compared(name, one, rms(first.sample(one, first.noise) - first.target), None)
+        for name, one in rivals(engine, len(table), scale)
+    ]
+    nearest = min(one.error for one in ranked)
+    near, found = ([one for one in ranked if (one.error <= _NEAR * nearest) == is_near] for is_near in (True, False))
+    for name, one in [(table.sampler, table), *((one.name, one.table) for one in near)]:
+        images = problem.sample(one, problem.noise, progress=progress)
         found.append(Compared(name, one, rms(images - problem.target), judge and judge(images)))
     return sorted(found, key=lambda one: one.error)
 
@@ -95,7 +107,7 @@ def rivals(engine: Engine, forwards: int, guidance_scale: float) -> Sequence[tup
             except (ValueError, TypeError):  # it has no such option, or not with these steps
                 continue
             if len(table) == forwards and not table.uses_noise:
-                said = [name if value is True else f"{name} {value}" for name, value in {**levels, **order}.items()]
+                said = [f"{name} {value}" for name, value in {**levels, **order}.items()]
                 found.setdefault(table.rows.tobytes(), (", ".join([sampler, *said]), table))
     return list(found.values())
 

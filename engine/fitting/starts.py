@@ -1,38 +1,30 @@
-"""Where a fit may begin: samplers without memory, on timesteps spaced in several ways."""
+"""Where a fit may begin: the best samplers that were made by hand."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from stepfuse.bundle.model_info import ModelInfo
+from stepfuse.fitting.problem import Problem
+from stepfuse.fitting.rivals import rivals
 from stepfuse.fitting.student import Student
-from stepfuse.samplers import SAMPLERS
-from stepfuse.samplers.coefficients import sigmas_of, timesteps_of
-from stepfuse.samplers.levels import LevelOptions
+
+_LATE = 0.99  # of the largest timestep: a run that begins below it begins late
 
 
-def starts(info: ModelInfo, steps: int, guidance_scale: float, registers: int) -> list[Student]:
-    """Students of a step count, before they are fitted.
+def starts(problem: Problem, blank: Student) -> list[Student]:
+    """The best sampler with as many forwards, and the best that begins late, as students.
+
+    Where a fit ends depends on where it begins. The last timesteps say little of a sample, and a run of few steps does
+    better without them; but a fit that begins at the end of the schedule rarely leaves it.
 
     Args:
-        info: The model.
-        steps: How many steps.
-        guidance_scale: As for samplers.
-        registers: As in ``Student.of``.
-
-    Raises:
-        ValueError: If the model's schedule does not take so many steps.
+        problem: What decides which is the best; few noises are enough.
+        blank: The students' form.
     """
-    schedule = info.schedule
-    if schedule.is_flow:
-        tables = [SAMPLERS["euler"](schedule, steps, guidance_scale=guidance_scale)]
-    else:
-        given = {"prediction_type": info.prediction_type, "guidance_scale": guidance_scale}
-        tables = [SAMPLERS["ddim"](schedule, steps, spacing=one, **given) for one in ("trailing", "linspace")]
-        levels = sigmas_of(schedule, info.prediction_type)
-        ends = float(levels[0]), float(levels[-1])
-        sigma = LevelOptions("karras").between(ends, ends, steps + 1)[:-1]
-        karras = np.unique(timesteps_of(levels, sigma).round())[::-1]
-        if len(karras) == steps:
-            tables.append(SAMPLERS["ddim"](schedule, timesteps=karras.tolist(), **given))
-    return [Student.of(table, guidance_scale, schedule.max_timestep, registers) for table in tables]
+    best: dict[bool, tuple[float, Student]] = {}
+    for _, table in rivals(problem.engine, len(blank), blank.guidance_scale):
+        student = blank.beginning_as(table)
+        error, late = problem.error(student), bool(student.numbers[0, 0] < _LATE)
+        if np.isfinite(error) and (late not in best or error < best[late][0]):
+            best[late] = error, student
+    return [student for _, student in best.values()]

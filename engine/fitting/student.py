@@ -8,6 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from stepfuse.bundle.model_info import ModelInfo
+from stepfuse.fitting.unrolled import weights_of
+from stepfuse.samplers.coefficients import alphas_at, clean_sample
 from stepfuse.samplers.table import StepTable
 
 Float32Array = npt.NDArray[np.float32]
@@ -15,47 +18,56 @@ Float64Array = npt.NDArray[np.float64]
 
 #: What a step of a student has, in the order of ``Student.numbers``: its timestep as a share of the largest, and the
 #: weights of what the next state is a sum of: the state, the guided prediction, the predictions of the last three
-#: steps, and the unconditional prediction.
-NUMBERS = ("t", "x", "e", "h", "h2", "h3", "u")
+#: steps, the unconditional prediction, and the clean sample that the guided one implies, within the data's range.
+NUMBERS = ("t", "x", "e", "h", "h2", "h3", "u", "d")
 _REGISTERS = ("h", "h2", "h3")
 
 
 @dataclass(frozen=True)
 class Student:
-    """A run of S steps, each an affine one.
+    """A run of S steps, each an affine one but for the bounds of the clean sample.
 
     Attributes:
-        numbers: Shape (S, 7), float64, columns as in ``NUMBERS``.
-        free: Which of them are fitted, shape (S, 7); the others are 0.
+        info: The model.
+        numbers: Shape (S, 8), float64, columns as in ``NUMBERS``.
+        free: Which of them are fitted, shape (S, 8); the others are 0.
         guidance_scale: Of the guided prediction.
-        max_timestep: What ``t`` is a share of.
     """
 
+    info: ModelInfo
     numbers: Float64Array
     free: npt.NDArray[np.bool_]
     guidance_scale: float
-    max_timestep: float
 
     @classmethod
-    def of(cls, table: StepTable, guidance_scale: float, max_timestep: float, registers: int = 3) -> Student:
-        """A student that begins as a table that has no memory and adds no noise.
+    def blank(cls, info: ModelInfo, steps: int, guidance_scale: float, registers: int) -> Student:
+        """A student whose numbers are all 0.
 
         Args:
-            table: Such as DDIM's.
+            info: The model.
+            steps: S.
             guidance_scale: 1 leaves the unconditional prediction out.
-            max_timestep: The schedule's.
             registers: Earlier predictions that a step may read, 0 to 3.
         """
-        numbers = np.zeros((len(table), len(NUMBERS)))
-        numbers[:, 0] = table["t"] / max_timestep
-        numbers[:, 1] = table["q_x"] + table["q_d"].astype(np.float64) * table["p_x"]
-        numbers[:, 2] = table["q_e"] + table["q_d"].astype(np.float64) * table["p_e"]
-        free = np.zeros(numbers.shape, dtype=bool)
-        free[:, :3] = True
+        free = np.zeros((steps, len(NUMBERS)), dtype=bool)
+        free[:, [NUMBERS.index(name) for name in ("t", "x", "e", "d")]] = True
         for back, name in enumerate(_REGISTERS[:registers], start=1):
             free[back:, NUMBERS.index(name)] = True
         free[:, NUMBERS.index("u")] = guidance_scale != 1
-        return cls(numbers, free, guidance_scale, max_timestep)
+        return cls(info, np.zeros(free.shape), free, guidance_scale)
+
+    def beginning_as(self, table: StepTable) -> Student:
+        """The same with the numbers of a sampler of as many steps, as near as they come.
+
+        Args:
+            table: One that adds no noise and reads no unconditional prediction; its bounds are left out.
+        """
+        registers = int(self.free[-1, [NUMBERS.index(name) for name in _REGISTERS]].sum())
+        numbers = np.zeros(self.numbers.shape)
+        numbers[:, 0] = table["t"] / self.info.schedule.max_timestep
+        for step, weights in enumerate(weights_of(table, registers)):
+            numbers[step, 1 : 1 + len(weights)] = weights
+        return replace(self, numbers=numbers)
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -81,7 +93,7 @@ class Student:
 
     def timestep(self, step: int) -> float:
         """The timestep of a step."""
-        return float(np.float32(self.numbers[step, 0] * self.max_timestep))
+        return float(np.float32(self.numbers[step, 0] * self.info.schedule.max_timestep))
 
     def read(self, step: int, x: Float32Array, predictions: Sequence[Float32Array]) -> dict[str, Float32Array]:
         """What a step's free weights multiply, by their names in ``NUMBERS``.
@@ -97,6 +109,9 @@ class Student:
         found = {"x": x, "e": predictions[0], **dict(zip(_REGISTERS, earlier, strict=False))}
         if guided:
             found["u"] = predictions[1]
+        low, high = self.info.data_range
+        p_x, p_e = (np.float32(self._clean[name][step]) for name in ("p_x", "p_e"))
+        found["d"] = np.clip(p_x * x + p_e * predictions[0], np.float32(low), np.float32(high))
         return {name: one for name, one in found.items() if self.free[step, NUMBERS.index(name)]}
 
     def next_state(self, step: int, read: dict[str, Float32Array]) -> Float32Array:
@@ -106,13 +121,28 @@ class Student:
             total += np.float32(self.numbers[step, NUMBERS.index(name)]) * one
         return total
 
+    @property
+    def _clean(self) -> dict[str, Float64Array]:
+        """Weights of the clean sample, by column, a number a step."""
+        t = self.numbers[:, 0] * self.info.schedule.max_timestep
+        if self.info.schedule.is_flow:
+            return {"p_x": np.ones_like(t), "p_e": -t / self.info.schedule.max_timestep}
+        found = clean_sample(self.info.prediction_type, alphas_at(self.info.schedule, t), None)
+        return {name: np.asarray(one, np.float64) for name, one in found.items()}
+
     def columns(self) -> dict[str, npt.ArrayLike]:
-        """Columns of its table, but for line 1, which only previews read."""
+        """Columns of its table."""
         weights = {name: self.numbers[:, index] for index, name in enumerate(NUMBERS)}
         last = np.arange(len(self)) == len(self) - 1
+        low, high = self.info.data_range
         columns: dict[str, npt.ArrayLike] = {
-            "t": weights["t"] * self.max_timestep,
+            "t": weights["t"] * self.info.schedule.max_timestep,
+            "g": self.guidance_scale,
+            **self._clean,
+            "lo": low,
+            "hi": high,
             "q_x": weights["x"],
+            "q_d": weights["d"],
             "q_e": weights["e"],
         }
         for register, keeps in (("h", "u_e"), ("h2", "v_h"), ("h3", "w_h2")):

@@ -16,7 +16,6 @@ from stepfuse.display import NAME, one_line, printable
 from stepfuse.integrations.scheduler_entries import DEFAULTS, FORMER, KNOWN
 from stepfuse.integrations.scheduler_readers import (
     ALGORITHMS,
-    DPM_SOLVER,
     FLOW,
     FLOWS,
     READERS,
@@ -27,12 +26,13 @@ from stepfuse.integrations.scheduler_readers import (
     flow_unipc,
     schedule_of,
     third_order,
+    with_algorithm,
 )
 from stepfuse.integrations.uncovered import reason_of
 from stepfuse.samplers.dynamic_shift import DynamicShift
 from stepfuse.samplers.schedule import NoiseSchedule
 
-__all__ = ["ALGORITHMS", "COVERED", "DEFAULTS", "SchedulerSettings", "UncoveredSchedulerError", "read_scheduler"]
+__all__ = ["COVERED", "DEFAULTS", "SchedulerSettings", "UncoveredSchedulerError", "read_scheduler", "with_algorithm"]
 
 # Which covered class comes nearest to one that is not, among those with the same kind of noise levels.
 _NEAREST = {
@@ -167,8 +167,10 @@ def _others(own: str, config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Options of the other samplers, as diffusers' ``from_config`` makes their classes of one's configuration."""
     found = {}
     for name, read in READERS.items():
-        for entries in _variants(name, config):
-            filled = Entries(name, entries)
+        if name in FLOWS:
+            continue
+        for chosen in ALGORITHMS.get(name, ("",)):
+            filled = Entries(name, with_algorithm(name, chosen, config))
             try:
                 filled.require("prediction_type", "epsilon", "v_prediction", "sample")
                 options = read(filled, schedule_of(filled))
@@ -180,15 +182,6 @@ def _others(own: str, config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             if sampler != own:
                 found[sampler] = options
     return found
-
-
-def _variants(name: str, config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """A configuration as each of the samplers that a class may be."""
-    if name in FLOWS:
-        return []
-    if name != DPM_SOLVER or config.get("algorithm_type", "dpmsolver++") not in ALGORITHMS.values():
-        return [config]
-    return [{**config, "algorithm_type": one} for one in ALGORITHMS.values()]
 
 
 #: The classes of diffusers that ``read_scheduler`` reads.

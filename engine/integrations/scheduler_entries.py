@@ -101,6 +101,21 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "time_shift_type": "exponential",
     },
     "DPMSolverSDEScheduler": {**_BETAS, **_LATENT, **_LINSPACE, **_SIGMAS, "noise_sampler_seed": None},
+    "SASolverScheduler": {
+        **_BETAS,
+        **_THRESHOLD,
+        **_LINSPACE,
+        **_SIGMAS,
+        "predictor_order": 2,
+        "corrector_order": 2,
+        "tau_func": None,
+        "algorithm_type": "data_prediction",
+        "lower_order_final": True,
+        "use_flow_sigmas": False,
+        "flow_shift": 1.0,
+        "lambda_min_clipped": -math.inf,
+        "variance_type": None,
+    },
     "PNDMScheduler": {**_BETAS, **_LEADING, "skip_prk_steps": False, "set_alpha_to_one": False},
     "UniPCMultistepScheduler": {
         **_BETAS,
@@ -151,7 +166,6 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 #: leaves them out, and so do we.
 LEFT_OVER = {
     *("sigma_data", "sigma_schedule", "rho"),  # EDM
-    *("predictor_order", "corrector_order", "tau_func"),  # SA-Solver
     *("set_alpha_to_zero", "clip_denoised", "s_noise", "snr_shift_scale", "eta"),
 }
 

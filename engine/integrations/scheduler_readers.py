@@ -17,9 +17,22 @@ FLOW = "FlowMatchEulerDiscreteScheduler"
 _RULES = {"use_karras_sigmas": "karras", "use_exponential_sigmas": "exponential", "use_beta_sigmas": "beta"}
 FLOWS = (FLOW, "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler")
 DPM_SOLVER = "DPMSolverMultistepScheduler"
-#: What tells apart the samplers that ``DPM_SOLVER`` may be, its ``algorithm_type``.
-ALGORITHMS = {"dpmpp_2m": "dpmsolver++", "dpmpp_2m_sde": "sde-dpmsolver++"}
 _KARRAS_OF_ALL = ("LMSDiscreteScheduler", "DPMSolverSDEScheduler")  # they look for no ends of Karras' levels
+#: Each ``algorithm_type`` by which a class is one of our samplers.
+ALGORITHMS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    DPM_SOLVER: {"dpmpp_2m": ("dpmsolver++", "dpmsolver"), "dpmpp_2m_sde": ("sde-dpmsolver++",)},
+    "DPMSolverSinglestepScheduler": {"dpmpp_2s": ("dpmsolver++", "dpmsolver")},
+    "DEISMultistepScheduler": {"deis": ("deis", "dpmsolver++", "dpmsolver")},
+    "SASolverScheduler": {"sa_solver": ("data_prediction", "noise_prediction")},
+}
+
+
+def with_algorithm(name: str, sampler: str, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The configuration by which a class is this sampler: ``from_config(config, algorithm_type=...)``."""
+    kinds = ALGORITHMS.get(name, {}).get(sampler)
+    if kinds is None or config.get("algorithm_type") in kinds:
+        return config
+    return {**config, "algorithm_type": kinds[0]}
 
 
 class EntryError(ValueError):
@@ -125,10 +138,11 @@ def _ddpm(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
 
 def _dpmpp_2m(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
     _require_signal(config)
-    algorithm = config.require("algorithm_type", *ALGORITHMS.values())
+    algorithm = _algorithm(config, "dpmsolver++", "sde-dpmsolver++")
+    sampler = "dpmpp_2m_sde" if algorithm == "sde-dpmsolver++" else "dpmpp_2m"
     # The constructor takes the last three for the first.
     solver_type = config.require("solver_type", "midpoint", "heun", "logrho", "bh1", "bh2")
-    order = config.require("solver_order", 1, 2)
+    order = config.require("solver_order", *((1, 2, 3) if sampler == "dpmpp_2m" else (1, 2)))
     _require_no_variance(config)
     config.require("use_flow_sigmas", False, None)
     levels = _levels(config, schedule)
@@ -139,7 +153,7 @@ def _dpmpp_2m(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
         config.require("beta_schedule", "linear", "scaled_linear", why=f" with {rounded}")
     _require_all_levels(config, schedule)
     options = {
-        "sampler": next(sampler for sampler, one in ALGORITHMS.items() if one == algorithm),
+        "sampler": sampler,
         **levels,
         "order": order,
         "solver_type": "heun" if solver_type == "heun" else "midpoint",
@@ -147,22 +161,32 @@ def _dpmpp_2m(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
         **_spacing(config),
         **_bounds(config),
     }
-    if config.require("final_sigmas_type", "zero", "sigma_min") == "sigma_min":
-        config.require("euler_at_final", False, why=" with final_sigmas_type 'sigma_min'")
+    if algorithm == "dpmsolver":
+        options["predict_x0"] = False
+    if config["final_sigmas_type"] == "sigma_min":
         options["final_alpha_cumprod"] = float(schedule.alphas_cumprod[0])
+        if sampler == "dpmpp_2m":
+            options["euler_at_final"] = bool(config["euler_at_final"])
+        else:
+            config.require("euler_at_final", False, why=" with final_sigmas_type 'sigma_min'")
     return options
 
 
+def _algorithm(config: Entries, *with_clean_ends: str) -> str:
+    """What the constructor of a DPM-Solver takes its ``algorithm_type`` for; the noise is not led to a clean end."""
+    why, allowed = " with final_sigmas_type 'zero'", with_clean_ends
+    if config.require("final_sigmas_type", "zero", "sigma_min") == "sigma_min":
+        why, allowed = "", (*allowed, "deis", "dpmsolver")
+    algorithm: str = config.require("algorithm_type", *allowed, why=why)
+    if algorithm == "dpmsolver":
+        config.require("thresholding", False, None, why=" with algorithm_type 'dpmsolver'")
+    return "dpmsolver++" if algorithm == "deis" else algorithm
+
+
 def _dpmpp_2s(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
-    ends_clean = config.require("final_sigmas_type", "zero", "sigma_min") == "zero"
-    # The constructor takes the second for the first.
-    algorithms = ("dpmsolver++",) if ends_clean else ("dpmsolver++", "deis", "dpmsolver")
-    why = " with final_sigmas_type 'zero'" if ends_clean else ""
-    predict_x0 = config.require("algorithm_type", *algorithms, why=why) != "dpmsolver"
+    predict_x0 = _algorithm(config, "dpmsolver++") != "dpmsolver"
     # The constructor takes the last three for the first.
     solver_type = config.require("solver_type", "midpoint", "heun", "logrho", "bh1", "bh2")
-    if not predict_x0:
-        config.require("thresholding", False, None, why=" with algorithm_type 'dpmsolver'")
     _require_no_variance(config)
     config.require("use_flow_sigmas", False, None)
     _require_all_levels(config, schedule)
@@ -173,9 +197,10 @@ def _dpmpp_2s(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
         "solver_type": "heun" if solver_type == "heun" else "midpoint",
         "lower_order_final": bool(config["lower_order_final"]),
         "predict_x0": predict_x0,
-        **({} if ends_clean else {"final_alpha_cumprod": float(schedule.alphas_cumprod[0])}),
         **_bounds(config),
     }
+    if config["final_sigmas_type"] == "sigma_min":
+        options["final_alpha_cumprod"] = float(schedule.alphas_cumprod[0])
     return options
 
 
@@ -253,6 +278,28 @@ def _dpmpp_sde(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
     config.require("prediction_type", "epsilon", "v_prediction")
     config.require("noise_sampler_seed", None, why=", since noise comes from the seed of each request")
     return {"sampler": "dpmpp_sde", **_levels(config, schedule), **_spacing(config)}
+
+
+def _sa_solver(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
+    _require_no_variance(config)
+    _require_all_levels(config, schedule)
+    predict_x0 = config.require("algorithm_type", "data_prediction", "noise_prediction") == "data_prediction"
+    if not predict_x0:
+        config.require("thresholding", False, None, why=" with algorithm_type 'noise_prediction'")
+    config.require("tau_func", None)  # a function is in no file; its default is tau's
+    config.require("use_flow_sigmas", False, None)
+    levels = _levels(config, schedule)
+    return {
+        "sampler": "sa_solver",
+        **levels,
+        "predictor_order": config.require("predictor_order", 1, 2, 3, why=", since a table keeps no fourth estimate"),
+        "corrector_order": config.require("corrector_order", 1, 2, 3, 4),
+        "lower_order_final": bool(config["lower_order_final"]),
+        "predict_x0": predict_x0,
+        "final_alpha_cumprod": _least_noise(schedule, levels),
+        **_spacing(config),
+        **_bounds(config),
+    }
 
 
 def _plms(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
@@ -421,6 +468,7 @@ READERS: dict[str, Callable[[Entries, NoiseSchedule], dict[str, Any]]] = {
     FLOW: lambda config, schedule: flow_sampler_of(config),
     "DEISMultistepScheduler": _deis,
     "DPMSolverSDEScheduler": _dpmpp_sde,
+    "SASolverScheduler": _sa_solver,
     "PNDMScheduler": _plms,
     "UniPCMultistepScheduler": _unipc,
     "LMSDiscreteScheduler": _lms,

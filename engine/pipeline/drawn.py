@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stepfuse.bundle.identity import ModelIdentity
+from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.display import NAME, printable
 from stepfuse.engine import Engine
 from stepfuse.pipeline.image_files import ENTRY, WEBUI_ENTRY
@@ -18,6 +20,8 @@ from stepfuse.pipeline.provenance import Provenance, digest_of
 from stepfuse.pipeline.webui_text import webui_text
 from stepfuse.requests.conditioning import cond_per_sample
 from stepfuse.requests.editing import begin_late, strength_or_default
+from stepfuse.requests.resolution import Compiler
+from stepfuse.samplers import SAMPLERS
 from stepfuse.samplers.names import steps_asked, steps_in_words
 from stepfuse.samplers.schedule import NoiseSchedule
 from stepfuse.samplers.table import StepTable
@@ -105,6 +109,23 @@ def record(
         strength=share,
         **entries,
     )
+
+
+def marked_if_custom(made: list[Provenance], table: StepTable, model: ModelInfo) -> list[Provenance]:
+    """The records of pictures of a caller's table; marked where the sampler that it names does not compile it again.
+
+    Args:
+        made: Of one call.
+        table: The caller's.
+        model: What it samples.
+    """
+    options = made[0].sampler_arguments
+    own = {name: options.pop(name, None) for name in ("sampler", "steps", "guidance_scale", "eta")}
+    try:
+        again = made[0].sampler in SAMPLERS and Compiler(model).compile(**own, options=options) == table
+    except (ValueError, TypeError):
+        again = False
+    return made if again else [replace(one, custom_table=True) for one in made]
 
 
 def batches(seeds: Sequence[int], *, alike: bool) -> list[tuple[int, int] | None]:

@@ -29,14 +29,16 @@ from stepfuse.pipeline.vae import Vae
 from stepfuse.requests.editing import IMAGE_STRENGTH, Edit, strength_of_flow
 from stepfuse.requests.prompt_request import PromptRequest
 from stepfuse.requests.request import Request
-from stepfuse.requests.resolution import Compiler, seeds_of, starting_state
+from stepfuse.requests.resolution import Compiler, require_table, seeds_of, starting_state
 from stepfuse.samplers.noise import POSTERIOR, normal
 from stepfuse.samplers.table import StepTable
 
 Array = npt.NDArray[np.float32]
 
-#: A request's fields that say what is drawn.
-_DRAWN = [one.name for one in fields(PromptRequest) if one.name not in ("priority", "deadline", "timeout", "id")]
+#: Arguments of a call that a request has too: what is drawn, and not how many or on which terms.
+CALL_ARGUMENTS = [
+    one.name for one in fields(PromptRequest) if one.name not in ("priority", "deadline", "timeout", "id")
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +47,7 @@ class Prepared:
 
     Attributes:
         table: The sampler, compiled.
+        own_table: Whether it is the caller's.
         shape: (C, h, w) of each sample.
         seeds: One a picture.
         conditional: The prompts' rows.
@@ -57,6 +60,7 @@ class Prepared:
     """
 
     table: StepTable
+    own_table: bool
     shape: Shape
     seeds: Sequence[int]
     conditional: Rows
@@ -106,6 +110,7 @@ class Preparation:
         width: int | None,
         height: int | None,
         num_images: int,
+        table: StepTable | None,
         sampler: str | None,
         steps: int | None,
         guidance_scale: float | None,
@@ -126,7 +131,12 @@ class Preparation:
         """
         image = shown("image", image, "RGB")
         shape = self._shape(width, height, image, latents)
-        table = self._compiler.compile(sampler, steps, guidance_scale, eta, self._shifted(shape, options))
+        own_table = table is not None
+        if table is None:
+            table = self._compiler.compile(sampler, steps, guidance_scale, eta, self._shifted(shape, options))
+        else:
+            named = {"sampler": sampler, "steps": steps, "guidance_scale": guidance_scale, "eta": eta, **options}
+            require_table(self._model, table, **named)
         if prompt is not None:  # before each of many is looked at
             prompts = len(as_texts("prompt", prompt))
             require_memory(self._model, self._pipeline, shape, prompts * _checked_count(num_images))
@@ -150,8 +160,9 @@ class Preparation:
         share = self._strength(table, strength, image is not None, mask is not None)
         any_image = None if image is None else np.zeros(shape, dtype=np.float32)
         Edit(replace(self._model, shape=shape), n, any_image, masks, [share] * n).apply(0, table)
+        posterior = bool(sample_posterior)
         return Prepared(
-            table, shape, seeds, conditional, unconditional, noise, pixels, masks, share, bool(sample_posterior)
+            table, own_table, shape, seeds, conditional, unconditional, noise, pixels, masks, share, posterior
         )
 
     def prepare_request(self, request: PromptRequest) -> Prepared:
@@ -168,7 +179,7 @@ class Preparation:
         for name in ("prompt", "negative_prompt"):
             if not isinstance(text := getattr(request, name), str | None):
                 raise TypeError(f"{name} must be a text, got {text!r}: a request is for one picture")
-        arguments = {name: getattr(request, name) for name in _DRAWN}
+        arguments = {name: getattr(request, name) for name in CALL_ARGUMENTS}
         if request.latents is not None and np.ndim(request.latents) == 3:
             arguments["latents"] = np.asarray(request.latents)[None]
         prepared = self.prepare(**arguments, num_images=1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,12 +10,10 @@ import numpy.typing as npt
 
 from stepfuse.arguments import whole_number
 from stepfuse.engine import Engine
-from stepfuse.pipeline.drawn import StopWatch, batches, conditions, facts, record
+from stepfuse.pipeline.drawn import StopWatch, batches, conditions, facts, marked_if_custom, record
 from stepfuse.pipeline.pictures import Pictures, to_pixels
-from stepfuse.pipeline.provenance import Provenance
 from stepfuse.pipeline.vae import Vae
 from stepfuse.requests.resolution import seeds_of
-from stepfuse.samplers import SAMPLERS
 from stepfuse.samplers.table import StepTable
 from stepfuse.serving.batch import Callback
 
@@ -105,8 +102,8 @@ def sample_pictures(
         )
         for i, batch in enumerate(batches(seeds, alike=alike))
     ]
-    if table is not None and not _compiles_again(engine, table, made[0]):
-        made = [replace(one, custom_table=True) for one in made]
+    if table is not None:
+        made = marked_if_custom(made, table, engine.info)
     pixels = to_pixels(samples, engine.info.data_range) if vae is None else to_pixels(vae.decode(samples), (-1.0, 1.0))
     return Pictures(pixels, samples, [facts(one) for one in made], seeds)
 
@@ -121,11 +118,3 @@ def _of_sample(given: npt.ArrayLike | None, index: int, n: int, shape: tuple[int
         return given
     own: npt.NDArray[Any] = np.asarray(given)[index]
     return own
-
-
-def _compiles_again(engine: Engine, table: StepTable, made: Provenance) -> bool:
-    """Whether the sampler that a table names makes one that computes the same of its options."""
-    try:
-        return made.sampler in SAMPLERS and engine.table(**made.sampler_arguments) == table
-    except (ValueError, TypeError):
-        return False

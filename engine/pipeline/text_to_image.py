@@ -26,11 +26,11 @@ from stepfuse.engine import Engine, checked_wait
 from stepfuse.errors import BundleError
 from stepfuse.pipeline.conditioning import Conditioning, Embeddings, PromptConditioning, as_texts
 from stepfuse.pipeline.counts import PipelineStats
-from stepfuse.pipeline.drawn import StopWatch, batches, facts, record
+from stepfuse.pipeline.drawn import StopWatch, batches, facts, marked_if_custom, record
 from stepfuse.pipeline.engines import Engines, Shape
 from stepfuse.pipeline.input_images import from_pictures, shown, size_of
 from stepfuse.pipeline.pictures import Array, Pictures, to_pixels
-from stepfuse.pipeline.preparation import Preparation, Prepared
+from stepfuse.pipeline.preparation import CALL_ARGUMENTS, Preparation, Prepared
 from stepfuse.pipeline.preview import PicturePreview
 from stepfuse.pipeline.prompts import PromptEncoder
 from stepfuse.pipeline.provenance import digest_of
@@ -40,6 +40,7 @@ from stepfuse.pipeline.vae import Tile, Vae
 from stepfuse.requests.prompt_request import PromptRequest
 from stepfuse.requests.resolution import Compiler, seeds_of
 from stepfuse.requests.terms import Terms
+from stepfuse.samplers.table import StepTable
 from stepfuse.serving.at_exit import GRACE, is_interrupt
 from stepfuse.serving.batch import Callback
 from stepfuse.serving.config import Serving
@@ -143,6 +144,7 @@ class TextToImage:
         width: int | None = None,
         height: int | None = None,
         num_images: int = 1,
+        table: StepTable | None = None,
         sampler: str | None = None,
         steps: int | None = None,
         guidance_scale: float | None = None,
@@ -167,6 +169,7 @@ class TextToImage:
             width: In pixels; None is the width of ``image`` or ``latents``, or the model's own.
             height: In pixels, likewise.
             num_images: Pictures of each prompt.
+            table: A compiled sampler, instead of ``sampler``, ``steps``, ``guidance_scale``, ``eta`` and ``options``.
             sampler: A name of ``stepfuse.samplers.SAMPLERS``; None is the model's default, as are the next three.
             steps: Number of steps.
             guidance_scale: 1 is no guidance, and half the passes; 0 samples the negative prompt (diffusers takes
@@ -194,11 +197,11 @@ class TextToImage:
 
         Raises:
             ValueError: If neither or both of ``prompt`` and ``prompt_embeds`` are given; if the sampler refuses
-                ``steps``, ``guidance_scale``, ``eta`` or an option; if the pipeline cannot sample the size; if
-                ``num_images`` is below 1, the pictures do not fit the machine's memory, a prompt has more than
-                16,384 characters, a seed outside 0 to 2^64 - 1, ``strength`` outside 0 to 1 or given without an
-                image, or a value of ``image`` or ``mask`` outside 0 to 1; if an array has another shape, or a list
-                another length. The message says the rule and the value.
+                ``steps``, ``guidance_scale``, ``eta`` or an option, or one of these comes with ``table``; if the
+                pipeline cannot sample the size; if ``num_images`` is below 1, the pictures do not fit the machine's
+                memory, a prompt has more than 16,384 characters, a seed outside 0 to 2^64 - 1, ``strength`` outside 0
+                to 1 or given without an image, or a value of ``image`` or ``mask`` outside 0 to 1; if an array has
+                another shape, or a list another length. The message says the rule and the value.
             TypeError: If an argument has the wrong type, or the sampler lacks an option.
             BundleError: If ``image`` is given and the bundle has no VAE encoder.
             DenoiserError: If a network fails or its output is not finite.
@@ -214,6 +217,7 @@ class TextToImage:
             width=width,
             height=height,
             num_images=num_images,
+            table=table,
             sampler=sampler,
             steps=steps,
             guidance_scale=guidance_scale,
@@ -328,6 +332,32 @@ class TextToImage:
         """
         return self._prompts.encode(self._prompts.tokens(as_texts("prompt", prompt)))
 
+    def conditioning(
+        self, prompt: str | Sequence[str], *, negative_prompt: str | Sequence[str] | None = None
+    ) -> dict[str, Conditioning | None]:
+        """What ``Engine.sample`` is to be given for prompts, where it runs the bundle's denoiser by itself.
+
+        That may be on another device than the pipeline's, or ``stepfuse.fit``.
+
+        Args:
+            prompt: Of one sample, or a list, one a sample.
+            negative_prompt: What guidance leads away from: one for all, or one a sample.
+
+        Returns:
+            ``cond`` and ``negative_cond``, rows of all conditioning inputs, one a sample, for the model's own size.
+
+        Raises:
+            Exception: As a call does.
+
+        Warns:
+            PromptCutWarning: If a prompt is longer than the text encoder's context.
+        """
+        given: dict[str, Any] = dict.fromkeys(CALL_ARGUMENTS)
+        given |= {"prompt": prompt, "negative_prompt": negative_prompt, "guidance_scale": 2.0}
+        given |= {"options": {}, "sample_posterior": False}
+        encoded = self._preparation.encode(self._preparation.prepare(**given, num_images=1))
+        return {name: encoded[name] for name in ("cond", "negative_cond")}
+
     def decode(self, latents: npt.ArrayLike) -> Array:
         """Pictures of the denoiser's samples.
 
@@ -434,6 +464,8 @@ class TextToImage:
             )
             for i, batch in enumerate(batches(prepared.seeds, alike=prepared.conditional.count == 1))
         ]
+        if prepared.own_table:
+            made = marked_if_custom(made, prepared.table, self._model)
         return [facts(one) for one in made]
 
     def __enter__(self) -> TextToImage:

@@ -49,11 +49,11 @@ def begin_late(table: StepTable, strength: float, schedule: NoiseSchedule) -> St
         raise ValueError(f"strength must be above 0 and at most 1, got {strength}")
     if strength == 1:
         return table
-    if "begin" in table.options or table.has_second_line:
-        return _begin_again(table, strength, schedule)
     estimate = (table["u_d"] == 1) & (table["u_x"] == 0) & (table["u_e"] == 0) & (table["u_h"] == 0)
     needs_state = ((table["q_h"] != 0) | (table["u_h"] != 0)) & ~np.roll(estimate, 1)
     needs_state[0] = False
+    if table.has_second_line or ("begin" in table.options and needs_state.any()):
+        return _begin_again(table, strength, schedule)
     starts = np.flatnonzero(~needs_state)  # the second row of Heun's step is no start: the history holds a state
     kept = _steps_kept(len(starts), strength)
     rest = table[int(starts[-kept]) :]

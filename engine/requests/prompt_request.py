@@ -9,6 +9,7 @@ from typing import Any
 import numpy.typing as npt
 
 from stepfuse.arguments import with_hints
+from stepfuse.samplers.table import StepTable
 
 
 @with_hints
@@ -39,6 +40,7 @@ class PromptRequest:
             once taken, it is finished even if late.
         timeout: Seconds from submission, of all stages together, after which it is given up.
         id: What messages, logs and traces call it; None numbers it.
+        table: A compiled sampler, instead of sampler, steps, guidance_scale, eta and options.
     """
 
     prompt: str | None = None
@@ -62,3 +64,4 @@ class PromptRequest:
     deadline: float | None = None
     timeout: float | None = None
     id: str | None = None
+    table: StepTable | None = None

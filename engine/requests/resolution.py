@@ -162,13 +162,11 @@ def resolve(
     negatives = cond_per_sample(info.cond, negative_cond, n, "negative_cond")
     seeds = seeds_of(seed, n)
     if table is not None:
-        given = {"sampler": sampler, "steps": steps, "guidance_scale": guidance_scale, "eta": eta, **options}
-        named = [name for name, value in given.items() if value is not None]
-        if named:
-            raise ValueError(f"table says all about the sampler: leave out {listed(named)}")
         tables = _each("table", table, n)
         for distinct in {id(one): one for one in tables}.values():
-            _check(info, distinct)
+            require_table(
+                info, distinct, sampler=sampler, steps=steps, guidance_scale=guidance_scale, eta=eta, **options
+            )
     else:
         tables = _tables(compiler, n, sampler, steps, guidance_scale, eta, options)
     edit = Edit(info, n, image, mask, _strengths(strength, n))
@@ -321,7 +319,15 @@ def _require_memory(n: int, shape: tuple[int, ...]) -> None:
         )
 
 
-def _check(info: ModelInfo, table: Any) -> None:
+def require_table(info: ModelInfo, table: Any, **beside: Any) -> None:
+    """Refuses a caller's table that the model cannot be sampled with, or that comes with what it says already.
+
+    Raises:
+        TypeError: If ``table`` is none.
+        ValueError: If one of ``beside`` is not None, a row makes no sense, or a timestep is outside the schedule.
+    """
+    if named := [name for name, value in beside.items() if value is not None]:
+        raise ValueError(f"table says all about the sampler: leave out {listed(named)}")
     if not isinstance(table, StepTable):
         raise TypeError(f"table must be a StepTable, got {type(table).__name__}")
     table.check()

@@ -32,6 +32,7 @@ _SHARED: Mapping[str, set[str]] = {
     "dpmpp_2m_sde": _SPACED | _LEVELS | {"dynamic_threshold"},
     "dpmpp_3m_sde": _SPACED | _LEVELS | {"dynamic_threshold"},
     "dpmpp_sde": _SPACED | _LEVELS,
+    "sa_solver": _SPACED | _LEVELS | {"dynamic_threshold"},
     "lcm": _BOUNDED | {"original_steps"},
     "heun": _SPACED | _LEVELS | {"clip"},
     "euler": _SPACED | _LEVELS,
@@ -61,7 +62,7 @@ def default_steps(info: ModelInfo, sampler: str, options: Mapping[str, Any] = Ma
     if sampler == "ddpm" and not respaced:
         return total
     original = options.get("original_steps", _LCM_STEPS)
-    if sampler in ("dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m_sde", "dpmpp_2s", "deis", "ipndm", "unipc"):
+    if sampler in ("dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m_sde", "dpmpp_2s", "sa_solver", "deis", "ipndm", "unipc"):
         total = max(total - 1, 1)
     elif (
         sampler in ("lcm", "tcd") and not info.schedule.is_flow and isinstance(original, int)

@@ -22,6 +22,7 @@ from stepfuse.samplers.midpoint import kdpm2, kdpm2_ancestral
 from stepfuse.samplers.predictor_corrector import unipc
 from stepfuse.samplers.probability_flow import euler, euler_ancestral, heun
 from stepfuse.samplers.published import AYS
+from stepfuse.samplers.stochastic_adams import sa_solver
 from stepfuse.samplers.table import StepTable
 
 #: Samplers by name, as ``Engine.sample(sampler=...)`` takes them.
@@ -35,6 +36,7 @@ SAMPLERS: Mapping[str, Callable[..., StepTable]] = {
         dpmpp_2m_sde,
         dpmpp_3m_sde,
         dpmpp_sde,
+        sa_solver,
         lcm,
         heun,
         euler,
@@ -74,6 +76,7 @@ __all__ = [
     "lcm",
     "lms",
     "plms",
+    "sa_solver",
     "tcd",
     "unipc",
 ]

@@ -11,17 +11,17 @@ from stepfuse.samplers.coefficients import (
     Columns,
     PredictionType,
     build_table,
-    clean_sample,
     preserving_levels,
     recorded,
     require_between,
     sigmas_of,
     timesteps_of,
 )
-from stepfuse.samplers.dpm_solver import two_estimates
-from stepfuse.samplers.forms import H2, D, H, Update, X, Z, columns_of
+from stepfuse.samplers.dpm_solver import multistep
+from stepfuse.samplers.exponential import ExponentialIntegrator
+from stepfuse.samplers.forms import D, H, Update, X, Z, columns_of
 from stepfuse.samplers.levels import LevelKind, LevelOptions
-from stepfuse.samplers.log_snr import SAME_LEVEL, solver_levels
+from stepfuse.samplers.log_snr import solver_levels
 from stepfuse.samplers.probability_flow import exploding_levels, ode_levels, ode_slope
 from stepfuse.samplers.schedule import Float64Array, NoiseSchedule, Spacing
 from stepfuse.samplers.table import StepTable
@@ -67,16 +67,15 @@ def dpmpp_2m_sde(
         ValueError: As for ``dpmpp_2m``, and if ``eta`` is out of bounds.
         TypeError: If ``steps`` or ``order`` is no whole number.
     """
+    require_between("order", order, 1, 2)
     require_between("eta", eta, 0.0, 1.0)
     options = LevelOptions(levels, karras, rho, sigma_min, sigma_max, sigmas, timesteps)
     t, ratios = solver_levels(
         schedule, steps, timesteps, spacing, steps_offset, prediction_type, final_alpha_cumprod, options
     )
+    solver = ExponentialIntegrator(ratios, prediction_type, clip, eta=eta)
+    columns = multistep(solver, order, solver_type, falls=lower_order_final and len(t) < 15)
     a = 1 / (1 + ratios[:-1] ** 2)
-    columns: Columns = {
-        **clean_sample(prediction_type, a, clip),
-        **two_estimates(ratios, order, solver_type, lower_order_final=lower_order_final, eta=eta),
-    }
     return build_table("dpmpp_2m_sde", schedule, t, columns, preserving_levels(a), guidance_scale, guidance_interval)
 
 
@@ -104,8 +103,8 @@ def dpmpp_3m_sde(
 ) -> StepTable:
     """DPM-Solver++(3M) SDE of k-diffusion: ``dpmpp_2m_sde`` with a parabola through the last three estimates.
 
-    The last two are in the registers. Slope and curvature have the weights of k-diffusion, which are those of Lu et al.
-    (2022b): of the exact integral over the parabola's second-order term they take half.
+    The last two are in the registers. Slope and curvature have k-diffusion's weights: of the exact integral over the
+    parabola's second-order term they take half.
 
     Args:
         schedule: As for ``dpmpp_2m_sde``, and so are the arguments not named here.
@@ -127,26 +126,8 @@ def dpmpp_3m_sde(
     )
     require_between("begin", begin, 0, len(t) - 1)
     t, ratios = t[begin:], ratios[begin:]
-    signal = 1 / np.hypot(1, ratios)
-    noise = ratios * signal
-    with np.errstate(divide="ignore"):
-        length = -np.diff(np.log(ratios))  # h, in half log-SNR
-    updates = []
-    for i, h in enumerate(length):
-        decay = (1 + eta) * h
-        shrunk = min(ratios[i + 1] / ratios[i], 1.0) ** eta  # e^(-eta h); the last level may be rounded above its own
-        kept, drawn = noise[i + 1] / noise[i] * shrunk, noise[i + 1] * np.sqrt(1 - shrunk**2)
-        towards = -np.expm1(-decay) * D
-        if i > 0 and SAME_LEVEL < h < np.inf:
-            weight = np.expm1(-decay) / decay + 1
-            slope = h / length[i - 1] * (D - H)
-            towards += weight * slope
-            if i > 1:
-                bend = h / (length[i - 1] + length[i - 2]) * (slope - h / length[i - 2] * (H - H2))
-                towards += (weight * length[i - 1] / h - (weight / decay - 0.5)) * bend
-        updates.append(Update(kept * X + signal[i + 1] * towards + drawn * Z, h=D, h2=H))
-    a = signal[:-1] ** 2
-    columns: Columns = {**clean_sample(prediction_type, a, clip), **columns_of(updates)}
+    columns = multistep(ExponentialIntegrator(ratios, prediction_type, clip, eta=eta), 3, "heun")
+    a = 1 / (1 + ratios[:-1] ** 2)
     return build_table("dpmpp_3m_sde", schedule, t, columns, preserving_levels(a), guidance_scale, guidance_interval)
 
 
@@ -198,6 +179,8 @@ def dpmpp_sde(
     t, sigma, init_scale = ode_levels(schedule, steps, timesteps, spacing, steps_offset, prediction_type, options)
     require_between("begin", begin, 0, len(t) - 1)
     t, sigma = t[begin:], sigma[begin:]
+    if begin:
+        init_scale = float(np.hypot(sigma[0], 1.0))
     middle = np.sqrt(sigma[:-1] * sigma[1:])
     updates = []
     for i, between in enumerate(middle):

@@ -1,4 +1,4 @@
-"""DPM-Solver++."""
+"""DPM-Solver++ by multistep: the state is extrapolated with the estimates of the steps before."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from stepfuse.samplers.coefficients import (
     Columns,
     PredictionType,
     build_table,
-    clean_sample,
     preserving_levels,
     recorded,
     require_between,
 )
+from stepfuse.samplers.exponential import ExponentialIntegrator
+from stepfuse.samplers.forms import H2, ZERO, Form, H, Update, columns_of
 from stepfuse.samplers.levels import LevelKind, LevelOptions
 from stepfuse.samplers.log_snr import solver_levels
-from stepfuse.samplers.schedule import Float64Array, NoiseSchedule, Spacing
+from stepfuse.samplers.schedule import NoiseSchedule, Spacing
 from stepfuse.samplers.table import StepTable
 
 
@@ -41,11 +42,18 @@ def dpmpp_2m(
     order: int = 2,
     solver_type: Literal["midpoint", "heun"] = "midpoint",
     lower_order_final: bool = True,
+    euler_at_final: bool = False,
+    predict_x0: bool = True,
     final_alpha_cumprod: float = 1.0,
+    begin: int = 0,
     guidance_scale: float = 1.0,
     guidance_interval: tuple[float, float] = (0.0, 1.0),
 ) -> StepTable:
-    """DPM-Solver++(2M) of Lu et al. (2022b), Algorithm 2; the history is the last clean estimate.
+    """DPM-Solver++(2M) of Lu et al. (2022b), Algorithm 2, and its third order; or DPM-Solver of Lu et al. (2022a).
+
+    The registers hold the estimates of the last one or two steps. Third order has the weights of the authors' code and
+    of diffusers, which take half of what the exact integral gives the second derivative: its error, too, falls as in
+    second order.
 
     Args:
         schedule: As for ``ddim``, and so are the arguments not named here.
@@ -54,70 +62,75 @@ def dpmpp_2m(
         karras: As for ``euler``, and so are ``sigmas``, ``levels``, ``rho``, ``sigma_min`` and ``sigma_max``; but the
             ends are the schedule's, whatever ``spacing`` says, and timesteps whole: rounded, or with ``"exponential"``
             and ``"beta"``, as in diffusers, truncated.
-        order: 2, or 1 for DDIM's step at these levels.
-        solver_type: How the estimate's slope is integrated: ``"midpoint"``, or exactly, as diffusers' ``"heun"``.
-        lower_order_final: Whether the last step is of first order where S < 15. Towards a clean sample it always is.
+        order: 1 to 3; the first steps are of lower order, for want of estimates. Of order 1 it is DDIM's step at these
+            levels.
+        solver_type: How the estimate's slope is integrated by steps of second order: ``"midpoint"``, or exactly, as
+            diffusers' ``"heun"``.
+        lower_order_final: Whether the order falls to 1 over the last steps where S < 15. Towards a clean sample the
+            last step always is of first order.
+        euler_at_final: Whether the last step is of first order with any S.
+        predict_x0: Whether the clean sample is extrapolated; False: the noise, as in the original DPM-Solver.
+        begin: How many of the first steps are left out; the first that is left is of first order.
 
     Returns:
-        A table of S rows, the noisiest timestep first.
+        A table of S - ``begin`` rows, the noisiest timestep first; of one line up to order 2.
 
     Raises:
-        ValueError: As for ``euler``, and if ``steps`` reaches T without ``timesteps``, ``order`` is neither 1 nor 2,
-            ``solver_type`` is neither of the two, or ``final_alpha_cumprod`` is 0.
-        TypeError: If ``steps`` or ``order`` is no whole number.
+        ValueError: As for ``euler``, and if ``steps`` reaches T without ``timesteps``, ``order`` is not 1 to 3,
+            ``solver_type`` is neither of the two, ``final_alpha_cumprod`` is 0, or ``begin`` leaves no step.
+        TypeError: If ``steps``, ``order`` or ``begin`` is no whole number.
     """
+    require_between("order", order, 1, 3)
     options = LevelOptions(levels, karras, rho, sigma_min, sigma_max, sigmas, timesteps)
     t, ratios = solver_levels(
         schedule, steps, timesteps, spacing, steps_offset, prediction_type, final_alpha_cumprod, options
     )
+    require_between("begin", begin, 0, len(t) - 1)
+    falls = lower_order_final and len(t) < 15
+    t, ratios = t[begin:], ratios[begin:]
+    solver = ExponentialIntegrator(ratios, prediction_type, clip, predict_x0=predict_x0)
+    columns = multistep(solver, order, solver_type, falls=falls, euler_at_final=euler_at_final)
     a = 1 / (1 + ratios[:-1] ** 2)
-    columns: Columns = {
-        **clean_sample(prediction_type, a, clip),
-        **two_estimates(ratios, order, solver_type, lower_order_final=lower_order_final),
-    }
     return build_table("dpmpp_2m", schedule, t, columns, preserving_levels(a), guidance_scale, guidance_interval)
 
 
-def two_estimates(
-    sigmas: Float64Array, order: int, solver_type: str, *, lower_order_final: bool, eta: float = 0.0
+def multistep(
+    solver: ExponentialIntegrator, order: int, solver_type: str, *, falls: bool = False, euler_at_final: bool = False
 ) -> Columns:
-    """The second line of the step and its history: the exact solution for an estimate that changes linearly in log-SNR.
+    """The columns of a run whose steps extrapolate the estimate with those of the last one or two steps.
 
     Args:
-        sigmas: Noise over signal at each step and of the result, shape (S + 1,).
-        order: As for ``dpmpp_2m``, and so are the next two.
-        eta: Share of the diffusion SDE's noise, whose drift grows with it; 0 is the ODE.
+        solver: Its levels and estimates.
+        order: As for ``dpmpp_2m``, and so are ``solver_type`` and ``euler_at_final``.
+        falls: Whether the order falls to 1 over the last steps.
 
     Raises:
-        ValueError: If ``order`` or ``solver_type`` is none of those.
+        ValueError: If ``solver_type`` is neither of the two.
     """
-    require_between("order", order, 1, 2)
     if solver_type not in ("midpoint", "heun"):
         raise ValueError(f"solver_type must be 'midpoint' or 'heun', got {solver_type!r}")
-    sigma, sigma_next = sigmas[:-1], sigmas[1:]
-    a, a_next = 1 / (1 + sigma**2), 1 / (1 + sigma_next**2)
-    with np.errstate(divide="ignore"):
-        log_step = np.log(sigma) - np.log(sigma_next)  # h, in half log-SNR
-    step_ratio = np.append(np.inf, log_step[:-1] / log_step[1:])  # r; infinite makes a step of first order
-    if sigma_next[-1] == 0 or (lower_order_final and len(sigma) < 15):
-        step_ratio[-1] = np.inf
-    if order == 1:
-        step_ratio[:] = np.inf
-    decay = (1 + eta) * log_step
-    towards_d = -np.sqrt(a_next) * np.expm1(-decay)
-    towards_slope = 0.5 * towards_d
-    if solver_type == "heun":
-        length = np.where(log_step == 0, 1.0, decay)  # a step of no length has no slope
-        towards_slope = np.sqrt(a_next) * np.where(log_step == 0, 0.0, np.expm1(-length) / length + 1)
-    kept = np.sqrt((1 - a_next) / (1 - a))
-    columns: Columns = {
-        "q_x": kept,
-        "q_d": towards_d + towards_slope / step_ratio,
-        "q_h": -towards_slope / step_ratio,
-        "u_d": 1.0,
-    }
-    if eta > 0:  # the noise in the state decays faster, and new noise takes its place
-        columns["q_x"] = np.exp(-eta * log_step) * kept
-        # Two levels that are one may be rounded the wrong way round.
-        columns["q_z"] = np.sqrt((1 - a_next) * -np.expm1(-2 * eta * np.maximum(log_step, 0.0)))
-    return columns
+    count = len(solver.estimates)
+    orders = np.minimum(order, np.arange(count) + 1)
+    if falls:
+        orders = np.minimum(orders, np.arange(count, 0, -1))
+    if euler_at_final:
+        orders[-1] = 1
+    updates = []
+    for i, estimate in enumerate(solver.estimates):
+        slope, bend = ZERO, ZERO
+        if orders[i] > 1 and solver.bends(i, i + 1):
+            slope, bend = _derivatives(solver, i, estimate, int(orders[i]))
+        midpoint = orders[i] == 2 and solver_type == "midpoint"
+        updates.append(Update(solver.step(i, i + 1, slope, bend, midpoint=midpoint), h=estimate, h2=H))
+    return {**solver.line_1, **columns_of(updates)}
+
+
+def _derivatives(solver: ExponentialIntegrator, i: int, estimate: Form, order: int) -> tuple[Form, Form]:
+    """The estimate's first derivative at step i from the last one or two, and half of its second."""
+    near = solver.place(i - 1, i, i + 1)
+    to_near = 1 / near * (H - estimate)
+    if order == 2:
+        return to_near, ZERO
+    far = solver.place(i - 2, i, i + 1)
+    bend = 1 / (far - near) * (1 / far * (H2 - estimate) - to_near)
+    return to_near - near * bend, bend

@@ -16,7 +16,7 @@ from stepfuse.samplers.coefficients import (
     require_between,
 )
 from stepfuse.samplers.exponential import ExponentialIntegrator
-from stepfuse.samplers.forms import H2, Form, H, Update, X, columns_of
+from stepfuse.samplers.forms import H2, Form, H, Update, columns_of
 from stepfuse.samplers.levels import LevelKind, LevelOptions
 from stepfuse.samplers.log_snr import solver_levels
 from stepfuse.samplers.schedule import NoiseSchedule, Spacing
@@ -99,21 +99,21 @@ def dpmpp_2s(
 def _interval(solver: ExponentialIntegrator, start: int, length: int, solver_type: str) -> list[Update]:
     """The rows of an interval from the step ``start`` on; ``length`` is its order."""
     first, *later = solver.estimates[start : start + length]
-    rows = [Update(solver.step(start, start + 1, X, first))]
+    rows = [Update(solver.step(start, start + 1))]
     if length == 1:
         return rows
     slope = 1 / solver.place(start + 1, start, start + 2) * (_SECOND - first)
-    second = solver.step(start, start + 2, X, first, slope, midpoint=solver_type == "midpoint")
+    second = solver.step(start, start + 2, slope, midpoint=solver_type == "midpoint")
     rows = [Update(rows[0].x, h=_known(second)), Update(H + second.weights["second"] * later[0])]
     if length == 2:
         return rows
     near, far = (solver.place(start + k, start, start + 3) for k in (1, 2))
     to_near, to_far = 1 / near * (_SECOND - first), 1 / far * (_THIRD - first)
     if solver_type == "midpoint":
-        third = solver.step(start, start + 3, X, first, to_far)
+        third = solver.step(start, start + 3, to_far)
     else:
         bend = 2 / (far - near) * (to_far - to_near)
-        third = solver.step(start, start + 3, X, first, to_near - near / 2 * bend, bend)
+        third = solver.step(start, start + 3, to_near - near / 2 * bend, bend)
     return [
         Update(rows[0].x, h=rows[0].h, h2=_known(third)),
         Update(rows[1].x, h=H2 + third.weights.get("second", 0.0) * later[0]),

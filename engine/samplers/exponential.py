@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from math import expm1, inf
+from math import expm1, inf, sqrt
 
 import numpy as np
 
 from stepfuse.samplers.coefficients import Columns, PredictionType, clean_sample, eps_from
-from stepfuse.samplers.forms import ZERO, D, E, Form, X
+from stepfuse.samplers.forms import ZERO, D, E, Form, X, Z
 from stepfuse.samplers.log_snr import SAME_LEVEL
 from stepfuse.samplers.schedule import Float64Array
 
@@ -15,9 +15,10 @@ from stepfuse.samplers.schedule import Float64Array
 class ExponentialIntegrator:
     """Steps between levels that are exact where the estimate is a polynomial in half log-SNR.
 
-    With lambda the half log-SNR and h the length of a step, x / noise changes by the integral of e^lambda times the
-    clean estimate (Lu et al., 2022b, Eq. 8), and x / signal by that of e^-lambda times the noise estimate, negative (Lu
-    et al., 2022a, Eq. 3.4).
+    With lambda the half log-SNR, x / noise changes by the integral over lambda of e^lambda times the clean estimate (Lu
+    et al., 2022b, section 4), and x / signal by that of e^-lambda times the noise estimate, negative (Lu et al., 2022a,
+    section 3.1). On the diffusion SDE a step of length h keeps the share e^(-eta h) of the noise in the state and draws
+    the rest anew; the integral is that of e^((1 + eta) lambda) (SDE-DPM-Solver++ of Lu et al., 2022b).
 
     Attributes:
         estimates: The estimate at each step, as what the step reads.
@@ -28,23 +29,34 @@ class ExponentialIntegrator:
         prediction_type: As for ``ddim``, and so is ``clip``.
         clip: Bound of the clean estimate.
         predict_x0: Whether the estimate is the clean sample; False: the noise.
+        eta: Share of the diffusion SDE's noise, 0 (the ODE) to 1; with the clean sample as estimate alone.
     """
 
     def __init__(
-        self, sigmas: Float64Array, prediction_type: PredictionType, clip: float | None, *, predict_x0: bool
+        self,
+        sigmas: Float64Array,
+        prediction_type: PredictionType,
+        clip: float | None,
+        *,
+        predict_x0: bool = True,
+        eta: float = 0.0,
     ) -> None:
+        assert predict_x0 or eta == 0
         signal = 1 / np.hypot(1, sigmas)
         noise = sigmas * signal
         with np.errstate(divide="ignore"):
             self._log_snr = -np.log(sigmas)  # half of it
-        self._of_estimate, self._of_rest = (signal, noise) if predict_x0 else (noise, signal)
-        self._sign = -1.0 if predict_x0 else 1.0
+        self._sigmas, self._signal, self._noise = sigmas, signal, noise
+        self._predict_x0, self._eta = predict_x0, eta
         a = signal[:-1] ** 2
         self.line_1: Columns = clean_sample(prediction_type, a, clip)
-        self.estimates = [D] * len(a)
+        self.estimates = self._clean = [D] * len(a)
         if not predict_x0:
             in_eps = zip(*eps_from(prediction_type, a, from_clipped=clip is not None), strict=True)
             self.estimates = [x * X + d * D + e * E for x, d, e in in_eps]
+            if clip is None:  # of what the network says, since x / signal would lose digits where there is hardly any
+                on_x, on_e = (np.asarray(self.line_1[name], np.float64) for name in ("p_x", "p_e"))
+                self._clean = [x * X + e * E for x, e in zip(on_x, on_e, strict=True)]
 
     def bends(self, begin: int, end: int) -> bool:
         """Whether a slope has any effect between two levels: they differ, and the second is not clean."""
@@ -54,35 +66,31 @@ class ExponentialIntegrator:
         """Where a level lies on the way from one to another, in lengths of it: 0 at its beginning, 1 at its end."""
         return float((self._log_snr[level] - self._log_snr[begin]) / (self._log_snr[end] - self._log_snr[begin]))
 
-    def step(
-        self,
-        begin: int,
-        end: int,
-        x: Form,
-        estimate: Form,
-        slope: Form = ZERO,
-        bend: Form = ZERO,
-        *,
-        midpoint: bool = False,
-    ) -> Form:
-        """The state at a level.
+    def step(self, begin: int, end: int, slope: Form = ZERO, bend: Form = ZERO, *, midpoint: bool = False) -> Form:
+        """The state at a level, from the state and the estimate that the step at another has.
 
         Args:
-            begin: The level of ``x``.
+            begin: The step's level.
             end: The level to step to.
-            x: The state.
-            estimate: The estimate at ``begin``.
-            slope: Its first derivative there, by the share of the way.
+            slope: The estimate's first derivative at ``begin``, by the share of the way.
             bend: Its second.
             midpoint: Whether the slope has half the weight of the estimate, the limit of short steps, instead of its
                 exact one.
         """
-        rest = float(self._of_rest[end] / self._of_rest[begin])
-        after = rest * x + float(self._of_estimate[end] - rest * self._of_estimate[begin]) * estimate
+        estimate, to_signal, to_noise = self.estimates[begin], float(self._signal[end]), float(self._noise[end])
+        if self._predict_x0:
+            # e^(-eta h); two levels that are one may be rounded the wrong way round.
+            shrunk: float = min(float(self._sigmas[end] / self._sigmas[begin]), 1.0) ** self._eta
+            rest = to_noise / float(self._noise[begin]) * shrunk
+            after = rest * X + (to_signal - rest * float(self._signal[begin])) * estimate
+            after += to_noise * sqrt(1 - shrunk**2) * Z
+        else:
+            after = to_signal * self._clean[begin] + to_noise * estimate
         if not self.bends(begin, end):
             return after
-        h = self._sign * float(self._log_snr[end] - self._log_snr[begin])
+        length = float(self._log_snr[end] - self._log_snr[begin])
+        h, scale = (-(1 + self._eta) * length, to_signal) if self._predict_x0 else (length, to_noise)
         grown = expm1(h)
         of_slope = grown / 2 if midpoint else grown / h - 1
         of_bend = (grown - h) / h**2 - 0.5
-        return after - float(self._of_estimate[end]) * (of_slope * slope + of_bend * bend)
+        return after - scale * (of_slope * slope + of_bend * bend)

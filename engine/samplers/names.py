@@ -20,6 +20,7 @@ _ELSEWHERE = {
     "dpmpp2msdekarras": "dpmpp_2m_sde with karras=True",
     "sdedpmsolverpp": "dpmpp_2m_sde",
     "dpmpp3msde": "dpmpp_3m_sde",
+    "sasolver": "sa_solver",
     "dpmppsde": "dpmpp_sde",
     "dpmppsdegpu": "dpmpp_sde",
     "dpmppsdekarras": "dpmpp_sde with karras=True",

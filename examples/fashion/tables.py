@@ -23,7 +23,7 @@ HERE = Path(__file__).parent
 KEPT = HERE.parents[1] / "build" / "fashion_tables"
 BUNDLE = HERE.parents[1] / "engine" / "models" / "fashion"
 #: Steps and guidance scale of each, and the noises that it is fitted to: under guidance few are fitted too well.
-TABLES = (*((steps, 1.0, 128) for steps in (5, 6, 8, 10)), *((steps, 3.0, 320) for steps in (5, 6, 8, 10)))
+TABLES = (*((steps, 1.0, 128) for steps in (5, 6, 8, 10)), *((steps, 3.0, 192) for steps in (5, 6, 8, 10)))
 COMPARED = 500  # noises, and samples that the judge sees
 
 

@@ -88,7 +88,7 @@ def from_diffusers(
             XL's), and text encoders with a T5.
         sampler: A sampler in the place of the pipeline's own scheduler, as if that were made ``from_config`` of it:
             ddim, ddpm, dpmpp_2m, lcm, heun, euler, euler_ancestral, deis, plms, unipc, tcd,
-            dpmpp_2m_sde, dpmpp_3m_sde or dpmpp_sde. The bundle takes any of them later, too.
+            dpmpp_2m_sde, dpmpp_3m_sde, dpmpp_sde or sa_solver. The bundle takes any of them later, too.
         sampler_options: Options of that sampler, or of the pipeline's own, in the place of what the configuration says:
             ``{"karras": True, "spacing": "trailing"}``.
         opset: ONNX operator set, 18 to 23.

@@ -11,11 +11,11 @@ from stepfuse.arguments import plain
 from stepfuse.errors import ExportError
 from stepfuse.export.pipelines.pipeline_folder import PipelineFolder
 from stepfuse.integrations.scheduler_config import (
-    ALGORITHMS,
     COVERED,
     SchedulerSettings,
     UncoveredSchedulerError,
     read_scheduler,
+    with_algorithm,
 )
 from stepfuse.integrations.uncovered import reason_of
 from stepfuse.samplers.names import require_sampler
@@ -31,6 +31,7 @@ CLASSES = {
     "euler_ancestral": "EulerAncestralDiscreteScheduler",
     "deis": "DEISMultistepScheduler",
     "dpmpp_sde": "DPMSolverSDEScheduler",
+    "sa_solver": "SASolverScheduler",
     "plms": "PNDMScheduler",
     "unipc": "UniPCMultistepScheduler",
     "lms": "LMSDiscreteScheduler",
@@ -76,9 +77,8 @@ def read_settings(
     configured = OF_NO_CLASS.get(sampler or "", sampler)
     name = classes[configured] if configured is not None else _OWN.get(folder.class_name, given)
     try:
-        settings = read_scheduler(
-            {**config, **_overridden(folder, config), **_algorithm(configured, config), "_class_name": name}
-        )
+        entries = {**with_algorithm(name, configured or "", config), **_overridden(folder, config)}
+        settings = read_scheduler({**entries, "_class_name": name})
     except UncoveredSchedulerError as error:
         rule = f"{name} is not covered{reason_of(name)}" if name not in COVERED else f"{error.rule}: change that"
         raise ExportError(f"{file}: {rule}{_way_out(error.instead, classes, name in COVERED)}") from error
@@ -94,13 +94,6 @@ def _with_own(settings: SchedulerSettings, sampler: str) -> SchedulerSettings:
     others, own = dict(settings.sampler_options), dict(settings.defaults)
     defaults = {"sampler": sampler, **others.pop(sampler)}
     return replace(settings, defaults=defaults, sampler_options={**others, own.pop("sampler"): own})
-
-
-def _algorithm(sampler: str | None, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The entry by which a class is one of its samplers and not another."""
-    chosen = ALGORITHMS.get(sampler or "")
-    given = config.get("algorithm_type")
-    return {} if chosen is None or given not in (None, *ALGORITHMS.values()) else {"algorithm_type": chosen}
 
 
 def _way_out(instead: Sequence[str], classes: Mapping[str, str], configurable: bool) -> str:

@@ -29,6 +29,7 @@ def engine():
         pytest.param("dpmpp_2m_sde", {"karras": True}, id="dpmpp_2m_sde"),
         pytest.param("dpmpp_3m_sde", {"eta": 0.5}, id="dpmpp_3m_sde"),
         pytest.param("dpmpp_sde", {"clip": 1.5}, id="dpmpp_sde"),
+        pytest.param("sa_solver", {"predictor_order": 3, "clip": 1.5}, id="sa_solver"),
         pytest.param("lcm", {"original_steps": 20}, id="lcm"),
         pytest.param("heun", {}, id="heun"),
         pytest.param("deis", {"order": 3, "karras": True}, id="deis"),

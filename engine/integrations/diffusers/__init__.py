@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         KDPM2AncestralDiscreteScheduler,
         KDPM2DiscreteScheduler,
         LMSDiscreteScheduler,
+        SASolverScheduler,
         TCDScheduler,
         UniPCMultistepScheduler,
     )
@@ -62,6 +63,7 @@ __all__ = [
     "LCMScheduler",
     "LMSDiscreteScheduler",
     "PNDMScheduler",
+    "SASolverScheduler",
     "TCDScheduler",
     "UniPCMultistepScheduler",
     "compile",

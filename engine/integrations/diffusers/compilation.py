@@ -30,6 +30,12 @@ _FAMILIES: Mapping[str, PipelineFamily] = {
     "StableDiffusion3Img2ImgPipeline": PipelineFamily("transformer"),
 }
 
+# Classes whose noise is more than a step's own, which is added to the state, taken from a call's generators.
+_NOISE_ELSEWHERE = {
+    "DPMSolverSDEScheduler": "draws it from a Brownian path of its own",
+    "SASolverScheduler": "keeps it for the next step",
+}
+
 
 def compile(pipe: Pipeline, *, bundle: str | os.PathLike[str] | None = None) -> Pipeline:
     """The same pipeline with its denoising loop run by the engine.
@@ -119,10 +125,10 @@ class _CompiledState:
 
 
 def _require_covered(scheduler: Any) -> None:
-    settings = settings_of(scheduler)
-    if settings.defaults["sampler"] == "dpmpp_sde":
+    name = getattr(scheduler, "class_name", type(scheduler).__name__)
+    if name in _NOISE_ELSEWHERE:
         raise ValueError(
-            "scheduler must draw its noise from the call's generators, got DPMSolverSDEScheduler, which draws it from a"
-            " Brownian path of its own: take DPMSolverMultistepScheduler with algorithm_type='sde-dpmsolver++', or call"
-            " pipe.original"
+            f"scheduler must add noise of the call's generators at once, got {name}, which {_NOISE_ELSEWHERE[name]}:"
+            " take DPMSolverMultistepScheduler with algorithm_type='sde-dpmsolver++', or call pipe.original"
         )
+    settings_of(scheduler)

@@ -71,6 +71,13 @@ class DPMSolverSinglestepScheduler(TableScheduler, diffusers.DPMSolverSinglestep
     """``diffusers.DPMSolverSinglestepScheduler`` by the fused step."""
 
 
+class SASolverScheduler(TableScheduler, diffusers.SASolverScheduler):
+    """``diffusers.SASolverScheduler`` by the fused step, with its own tau."""
+
+    def _noise_dtype(self, index: int, state: torch.dtype, output: torch.dtype) -> torch.dtype:
+        return output
+
+
 class TCDScheduler(TableScheduler, diffusers.TCDScheduler):
     """``diffusers.TCDScheduler`` by the fused step."""
 

@@ -2,9 +2,11 @@
 
 import json
 
+import handmade
 import numpy as np
 import pytest
 import support
+from PIL import Image
 from typer.testing import CliRunner
 
 import stepfuse as sf
@@ -89,3 +91,40 @@ def test_bad_tables_and_outputs_are_refused(bundle, tmp_path):
     assert there.exit_code == 1
     assert "--force" in there.output
     assert (tmp_path / "there.npz").read_text() == "precious"
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory):
+    return handmade.write_bundle(tmp_path_factory.mktemp("prompts") / "bundle")
+
+
+def test_prompts_are_fitted_to_and_a_prompt_is_sampled(pipeline, tmp_path):
+    """A fitted table of a pipeline: what the command writes is what the calls give."""
+    table, picture = tmp_path / "two.npz", tmp_path / "cat.png"
+    words = ["--prompt", "a red cat", "--prompt", "a dog", "--negative-prompt", "rain"]
+    result = run("fit", pipeline.path, *FEW[:-1], 3, *words, "--no-compare", "-o", table)
+    assert result.exit_code == 0, result.output
+    with sf.TextToImage.load(pipeline) as pipe, sf.Engine.load(pipeline) as engine:
+        prompts = ["a red cat", "a dog"] * 12
+        given = pipe.conditioning(prompts, negative_prompt="rain")
+        expected = sf.fit(engine, 2, guidance_scale=3.0, samples=20, held_out=4, rounds=1, **given)
+        np.testing.assert_array_equal(sf.StepTable.load(table).rows, expected.rows)
+        result = run("sample", pipeline.path, "--prompt", "a dog", "--table", table, "--seed", 4, "-o", picture)
+        assert result.exit_code == 0, result.output
+        want = pipe("a dog", seed=4, table=expected)
+    with Image.open(picture) as got:
+        np.testing.assert_array_equal(np.asarray(got), np.asarray(want[0]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "draws what a prompt says: give --prompt or --prompt-file"),
+        (["--prompt", "a cat", "--negative-prompt", "rain"], "--negative-prompt needs guidance"),
+        (["--prompt", "a cat", "--cond", "bag"], "--cond is for models with classes"),
+    ],
+)
+def test_prompts_that_have_no_effect_or_are_missing_are_refused(pipeline, tmp_path, arguments, message):
+    result = run("fit", pipeline.path, *FEW, *arguments, "-o", tmp_path / "two.npz")
+    assert result.exit_code == 2
+    assert message in result.output

@@ -185,10 +185,13 @@ def test_image_to_image(name, kind, pipelines):
     assert distance(same(pipe, **given, strength=0.5), same(pipe, **given, strength=0.9)) > 0.01
 
 
-def test_noise_of_a_path_of_the_scheduler_s_own_is_refused(pipelines):
-    """Its noise is of no generator that a call is given."""
-    pipe = pipelines("StableDiffusionPipeline", peers.scheduler_class("DPMSolverSDEScheduler")(**STABLE))
-    with pytest.raises(ValueError, match="scheduler must draw its noise from the call's generators, got DPMSolverSDE"):
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [("DPMSolverSDEScheduler", "draws it from a Brownian path"), ("SASolverScheduler", "keeps it for the next step")],
+)
+def test_noise_beside_that_of_a_call_s_generators_is_refused(name, how, pipelines):
+    pipe = pipelines("StableDiffusionPipeline", peers.scheduler_class(name)(**STABLE))
+    with pytest.raises(ValueError, match=f"noise of the call's generators at once, got {name}, which {how}"):
         compile(pipe)(**arguments("StableDiffusionPipeline"))
 
 
@@ -365,7 +368,7 @@ def test_an_error_leaves_the_pipeline_usable(pipelines):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (("SASolverScheduler", {}), "scheduler must be one of DDIMScheduler, .*, got SASolverScheduler"),
+        (("DDIMParallelScheduler", {}), "scheduler must be one of DDIMScheduler, .*, got DDIMParallelScheduler"),
         (("PNDMScheduler", {"skip_prk_steps": False}), "PNDMScheduler: skip_prk_steps must be True, since Runge-Kutta"),
         (("EulerDiscreteScheduler", {"final_sigmas_type": "sigma_min"}), "final_sigmas_type must be 'zero'"),
     ],

@@ -11,7 +11,7 @@ diffusers = pytest.importorskip("diffusers", reason="diffusers needs Python 3.11
 
 import stepfuse as sf  # noqa: E402
 from stepfuse.integrations.diffusers import scheduler_table  # noqa: E402
-from stepfuse.integrations.scheduler_config import ALGORITHMS, read_scheduler  # noqa: E402
+from stepfuse.integrations.scheduler_config import read_scheduler, with_algorithm  # noqa: E402
 from stepfuse.requests.resolution import compile_table  # noqa: E402
 
 CLASSES = {
@@ -24,6 +24,7 @@ CLASSES = {
     "euler": "EulerDiscreteScheduler",
     "euler_ancestral": "EulerAncestralDiscreteScheduler",
     "dpmpp_sde": "DPMSolverSDEScheduler",
+    "sa_solver": "SASolverScheduler",
     "deis": "DEISMultistepScheduler",
     "plms": "PNDMScheduler",
     "unipc": "UniPCMultistepScheduler",
@@ -45,6 +46,7 @@ OWN = {
     "euler": {"use_karras_sigmas": True, "timestep_spacing": "trailing"},
     "euler_ancestral": {"steps_offset": 1, "timestep_spacing": "leading"},
     "dpmpp_sde": {"use_karras_sigmas": True, "timestep_spacing": "trailing"},
+    "sa_solver": {"predictor_order": 3, "corrector_order": 1, "use_karras_sigmas": True},
     "deis": {"solver_order": 3, "timestep_spacing": "trailing", "lower_order_final": False},
     "plms": {"skip_prk_steps": True, "steps_offset": 1, "set_alpha_to_one": True},
     "unipc": {"solver_order": 3, "use_karras_sigmas": True, "disable_corrector": [1], "predict_x0": False},
@@ -76,9 +78,8 @@ def model(config):
 @pytest.mark.parametrize("source", CLASSES)
 def test_another_sampler_is_what_from_config_gives(source, target):
     config = saved(source)
-    try:  # diffusers, too, makes no DPM-Solver of DEIS' algorithm_type
-        made = {"algorithm_type": ALGORITHMS[target]} if target in ALGORITHMS else {}
-        other = peers.scheduler_class(CLASSES[target]).from_config(config, **made)
+    try:
+        other = peers.scheduler_class(CLASSES[target]).from_config(with_algorithm(CLASSES[target], target, config))
         wanted = read_scheduler({**other.config, "_class_name": CLASSES[target]})
     except (ValueError, NotImplementedError):  # its own options are not covered: then the sampler is refused by name
         with pytest.raises(ValueError, match=f"scheduler configuration covers, .*, got '{target}'"):

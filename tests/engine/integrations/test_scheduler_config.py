@@ -47,6 +47,8 @@ CONFIGS = {
         {**SCALED, **THRESHOLD, "lambda_min_clipped": -5.1},
         {**SCALED, "solver_type": "heun", "use_karras_sigmas": True},
         {**SCALED, "solver_order": 1},
+        {**SCALED, "solver_order": 3, "final_sigmas_type": "sigma_min", "euler_at_final": True},
+        {**SCALED, "algorithm_type": "dpmsolver", "solver_order": 3, "final_sigmas_type": "sigma_min"},
         {**SCALED, "use_lu_lambdas": True, "use_exponential_sigmas": True},
         {**COSINE, **V, "use_beta_sigmas": True, "final_sigmas_type": "sigma_min"},
     ],
@@ -216,7 +218,7 @@ def test_epsilon_at_zero_signal_is_refused_by_the_sampler():
         ("DDIMScheduler", "timestep_spacing", "even"),
         ("DDPMScheduler", "variance_type", "learned_range"),
         ("DPMSolverMultistepScheduler", "algorithm_type", "sde-dpmsolver"),
-        ("DPMSolverMultistepScheduler", "solver_order", 3),
+        ("DPMSolverMultistepScheduler", "solver_order", 4),
         ("DPMSolverMultistepScheduler", "use_flow_sigmas", True),
         ("DPMSolverMultistepScheduler", "lambda_min_clipped", -2.0),
         ("LCMScheduler", "timestep_scaling", 5.0),
@@ -243,7 +245,7 @@ def test_what_changes_the_numbers_is_refused_by_name_and_value(name, entry, valu
     with pytest.raises(UncoveredSchedulerError, match=rf"{rule}: {way}") as caught:
         read_scheduler({"_class_name": name, entry: value})
     assert name not in caught.value.instead
-    if name.startswith("Flow"):
+    if name == "FlowMatchEulerDiscreteScheduler":
         assert not caught.value.instead
     for other in caught.value.instead:
         read_scheduler({"_class_name": other, entry: value})
@@ -252,7 +254,7 @@ def test_what_changes_the_numbers_is_refused_by_name_and_value(name, entry, valu
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"_class_name": "SASolverScheduler"}, "scheduler must be one of DDIMScheduler, .*, got SASolverScheduler"),
+        ({"_class_name": "DDIMParallelScheduler"}, "scheduler must be one of DDIMScheduler, .*, got DDIMParallelS"),
         (
             {"_class_name": "PNDMScheduler"},
             "skip_prk_steps must be True, since Runge-Kutta steps keep five .*, got False: change the scheduler's",
@@ -305,7 +307,7 @@ def test_what_is_not_covered_is_refused(config, message):
     ],
 )
 def test_a_class_that_is_not_covered_is_refused_with_one_that_works(name, nearest):
-    scheduler = getattr(diffusers, name)()
+    scheduler = peers.scheduler_class(name)()
     config = {**scheduler.config, "_class_name": name}
     way = rf"got {name}( \(.*\))?: take {nearest}\.from_config\(scheduler\.config\), the nearest of {nearest}"
     with pytest.raises(UncoveredSchedulerError, match=way) as caught:
@@ -318,7 +320,7 @@ def test_a_class_that_is_not_covered_is_refused_with_one_that_works(name, neares
 @pytest.mark.parametrize("name", ["EDMEulerScheduler", "KarrasVeScheduler"])
 def test_noise_levels_of_another_kind_are_no_other_classs(name):
     with pytest.raises(UncoveredSchedulerError, match=rf"got {name} \(its? .*\)$"):
-        read_scheduler({**getattr(diffusers, name)().config, "_class_name": name})
+        read_scheduler({**peers.scheduler_class(name)().config, "_class_name": name})
 
 
 def test_every_class_of_diffusers_is_read_or_refused_with_a_reason():

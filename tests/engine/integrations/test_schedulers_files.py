@@ -42,6 +42,7 @@ CONFIGS = {
     "KDPM2DiscreteScheduler": {"use_karras_sigmas": True},
     "LMSDiscreteScheduler": {"use_karras_sigmas": True},
     "PNDMScheduler": {"skip_prk_steps": True, "set_alpha_to_one": True},
+    "SASolverScheduler": {"predictor_order": 3},
     "TCDScheduler": {"original_inference_steps": 40},
     "UniPCMultistepScheduler": {"solver_order": 3, "disable_corrector": [0]},
 }

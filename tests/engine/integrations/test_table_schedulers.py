@@ -59,6 +59,11 @@ RUNS = {
     "dpm-single-3": ("DPMSolverSinglestepScheduler", {"solver_order": 3, "use_karras_sigmas": True}),
     "dpm-sde": ("DPMSolverSDEScheduler", {"noise_sampler_seed": 3}),
     "dpm-sde-v": ("DPMSolverSDEScheduler", {**SD, **V, "use_karras_sigmas": True}),
+    "sa-solver": ("SASolverScheduler", {}),
+    "sa-solver-noise": (
+        "SASolverScheduler",
+        {**SD, "algorithm_type": "noise_prediction", "predictor_order": 3, "corrector_order": 1},
+    ),
     "tcd": ("TCDScheduler", {}),
     "tcd-v": ("TCDScheduler", {**V, "original_inference_steps": 20}),
     "flow": ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}),

@@ -1,8 +1,10 @@
 """From prompts to pictures, on networks whose every result numpy gives too."""
 
+import json
 import re
 import sys
 import threading
+from dataclasses import replace
 
 import handmade
 import numpy as np
@@ -247,6 +249,35 @@ def test_pictures_carry_how_they_were_made(pipe, tmp_path):
     assert len(got) == len(list(got)) == 2
     with pytest.raises(ValueError, match=r"written as .png, .jpg, .jpeg, .webp, got cat.bmp"):
         got.save(tmp_path / "cat.bmp")
+
+
+def test_a_table_takes_the_place_of_a_sampler(pipe):
+    table = sf.samplers.dpmpp_2m(handmade.SCHEDULE, 3, guidance_scale=5.0)
+    named = pipe("a cat", seed=2, sampler="dpmpp_2m", steps=3, guidance_scale=5.0)
+    got = pipe("a cat", seed=2, table=table)
+    np.testing.assert_array_equal(got.pixels, named.pixels)
+    assert got.facts == named.facts
+    queued = pipe.submit(sf.PromptRequest("a cat", seed=2, table=table)).result()
+    np.testing.assert_array_equal(queued.pixels, named.pixels)
+    changed = table.rows.copy()
+    changed[:, 7] *= np.float32(0.5)
+    custom = replace(table, rows=changed)
+    [facts] = pipe("a cat", seed=2, table=custom).facts
+    assert json.loads(facts["stepfuse"])["custom_table"] is True
+    with pytest.raises(ValueError, match="table says all about the sampler: leave out steps, karras"):
+        pipe("a cat", table=table, steps=3, karras=True)
+    with pytest.raises(TypeError, match="table must be a StepTable, got str"):
+        pipe("a cat", table="dpmpp_2m")
+    with pytest.raises(ValueError, match="table's timesteps must be between 0 and 999 for this model"):
+        pipe("a cat", table=sf.StepTable.from_columns({"t": [2000.0], "q_x": 1.0}))
+
+
+def test_conditioning_is_that_of_a_call(pipe, bundle):
+    """The denoiser by itself, given what the pipeline makes of prompts, ends at the pipeline's latents."""
+    given = pipe.conditioning(["a cat", "a dog"], negative_prompt=["rain", ""])
+    called = pipe(["a cat", "a dog"], negative_prompt=["rain", ""], seed=[3, 4])
+    with sf.Engine.load(bundle) as engine:
+        np.testing.assert_allclose(engine.sample(2, seed=[3, 4], **given), called.latents, **NEAR)
 
 
 def test_a_random_seed_is_reported_and_gives_the_same_again(pipe):

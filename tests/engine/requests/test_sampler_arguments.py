@@ -79,7 +79,7 @@ def test_refuses_steps_that_do_not_count(sampler, steps):
         pytest.param("lcm", {"original_steps": 0}, "original_steps must be between 1 and 1000, got 0$", id="no-solver"),
         pytest.param("ddim", {"clip": -1.0}, "clip must be above 0, or None, got -1.0$", id="clip-negative"),
         pytest.param("heun", {"clip": NAN}, "clip must be above 0, or None, got nan$", id="clip-nan"),
-        pytest.param("dpmpp_2m", {"order": 3}, "order must be between 1 and 2, got 3$", id="dpmpp-order"),
+        pytest.param("dpmpp_2m", {"order": 4}, "order must be between 1 and 3, got 4$", id="dpmpp-order"),
         pytest.param("dpmpp_2m", {"solver_type": "bh1"}, "'midpoint' or 'heun', got 'bh1'$", id="dpmpp-solver"),
         pytest.param("dpmpp_2m_sde", {"eta": 1.5}, "eta must be between 0 and 1, got 1.5$", id="sde-eta"),
         pytest.param("dpmpp_2m_sde", {"order": 3}, "order must be between 1 and 2, got 3$", id="sde-order"),
@@ -87,6 +87,13 @@ def test_refuses_steps_that_do_not_count(sampler, steps):
         pytest.param("dpmpp_3m_sde", {"begin": 5}, "begin must be between 0 and 4, got 5$", id="3m-begin"),
         pytest.param("dpmpp_sde", {"eta": NAN}, "eta must be between 0 and 1, got nan$", id="dpmpp-sde-eta"),
         pytest.param("dpmpp_sde", {"begin": 5}, "begin must be between 0 and 4, got 5$", id="dpmpp-sde-begin"),
+        pytest.param(
+            "sa_solver", {"predictor_order": 4}, "predictor_order must be between 1 and 3, got 4$", id="sa-order"
+        ),
+        pytest.param("sa_solver", {"corrector_order": 0}, "corrector_order .* 1 and 4, got 0$", id="sa-corrector"),
+        pytest.param("sa_solver", {"tau": 1.5}, "tau must be between 0 and 1, got 1.5$", id="sa-tau"),
+        pytest.param("sa_solver", {"tau_interval": (3, 1)}, r"start <= stop, got \(3, 1\)$", id="sa-interval"),
+        pytest.param("sa_solver", {"begin": 5}, "begin must be between 0 and 4, got 5$", id="sa-begin"),
         pytest.param("deis", {"order": 0}, "order must be between 1 and 3, got 0$", id="deis-order"),
         pytest.param("tcd", {"eta": 1.5}, "eta must be between 0 and 1, got 1.5$", id="gamma-above-1"),
         pytest.param("tcd", {"original_steps": 4}, "steps must be between 1 and 4, got 5$", id="above-tcd-s-solver"),
@@ -215,7 +222,7 @@ def test_all_of_ddpm_s_noise_is_added_also_from_pure_noise(spacing, prediction_t
 
 
 # Samplers that leave out the last of S + 1 timesteps.
-OVER_LOG_SNR = ("dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m_sde", "dpmpp_2s", "deis", "ipndm", "unipc")
+OVER_LOG_SNR = ("dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m_sde", "dpmpp_2s", "sa_solver", "deis", "ipndm", "unipc")
 
 
 @naive_allowed
@@ -240,7 +247,7 @@ def test_any_number_of_steps_makes_a_table(sampler, spacing):
             assert (np.diff(t) < 0).all()
 
 
-@pytest.mark.parametrize("sampler", ["dpmpp_2m_sde", "dpmpp_3m_sde"])
+@pytest.mark.parametrize("sampler", ["dpmpp_2m_sde", "dpmpp_3m_sde", "sa_solver"])
 def test_a_last_step_of_no_length_adds_no_noise(sampler):
     """Karras' last level is the schedule's first, rounded."""
     for steps in (1, 2, 3, 7, 20, 50):
@@ -266,7 +273,20 @@ def test_steps_without_a_corrector_are_a_list(given, message):
 
 def test_where_a_run_begins_is_no_option_of_an_engine():
     with sf.Engine.from_callable(lambda x, t, cond: x, shape=(2,), schedule=LINEAR) as engine:
-        for sampler in ("deis", "dpmpp_3m_sde", "dpmpp_sde", "plms", "unipc", "lms", "dpmpp_2s", "ipndm"):
+        for sampler in (
+            *(
+                "deis",
+                "dpmpp_2m",
+                "dpmpp_3m_sde",
+                "dpmpp_sde",
+                "plms",
+                "sa_solver",
+                "unipc",
+                "lms",
+                "dpmpp_2s",
+                "ipndm",
+            ),
+        ):
             with pytest.raises(TypeError, match=f"sampler '{sampler}' takes steps, .*, got begin"):
                 engine.sample(sampler=sampler, steps=5, begin=2)
 
@@ -287,6 +307,7 @@ def test_lcm_takes_whole_original_steps():
         "DPM++ 2M SDE Karras": "dpmpp_2m_sde with karras=True",
         "dpmpp_2m_sde_gpu": "dpmpp_2m_sde",
         "DPM++ 3M SDE": "dpmpp_3m_sde",
+        "SASolverScheduler": "sa_solver",
         "DPM++ SDE Karras": "dpmpp_sde with karras=True",
         "DPMSolverSDEScheduler": "dpmpp_sde",
         "Euler a": "euler_ancestral",
@@ -320,7 +341,7 @@ def test_names_of_other_libraries_are_refused_with_ours(elsewhere, here):
         require_sampler(elsewhere, SAMPLERS)
 
 
-@pytest.mark.parametrize("name", ["SASolverScheduler", "", "d", None, 3])
+@pytest.mark.parametrize("name", ["DDIMParallelScheduler", "", "d", None, 3])
 def test_names_that_mean_nothing_are_refused_plainly(name):
     with pytest.raises(ValueError, match=rf"got {name!r}$"):
         require_sampler(name, SAMPLERS)

@@ -26,6 +26,9 @@ RUNS = [
     for sampler in ("ddim", "ddpm", "dpmpp_2m", "lcm", "unipc", "plms")
     for name, options in OPTIONS.items()
     if sampler != "plms" or "dynamic_threshold" not in options  # diffusers' PNDM has no thresholding
+] + [
+    pytest.param("dpmpp_2m_sde", OPTIONS["both"], id="dpmpp_2m_sde-both"),
+    pytest.param("dpmpp_sde", OPTIONS["rescaled"], id="dpmpp_sde-rescaled"),
 ]
 
 

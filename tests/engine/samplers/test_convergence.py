@@ -107,6 +107,15 @@ def test_unipc_is_of_its_order_and_of_one_more_corrected(solver_type, predict_x0
     assert rate(sf.samplers.unipc, order=3, **options) > 0.85 * 2**3
 
 
+@pytest.mark.parametrize("predict_x0", [True, False], ids=["x0", "noise"])
+@pytest.mark.parametrize(("order", "solver_type"), [(1, "heun"), (2, "midpoint"), (2, "heun"), (3, "heun")])
+def test_dpm_solver_is_of_its_order_but_for_the_third(order, solver_type, predict_x0):
+    """Which has half the weight of the second derivative, here and in diffusers: an error of second order is left."""
+    options = {"order": order, "solver_type": solver_type, "predict_x0": predict_x0, "lower_order_final": False}
+    found = rate(sf.samplers.dpmpp_2m, started=order - 1, **options)
+    assert found == pytest.approx(2 ** min(order, 2), rel=0.15)
+
+
 @pytest.mark.parametrize("sampler", [sf.samplers.deis, sf.samplers.unipc], ids=["deis", "unipc"])
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_a_predictor_is_of_its_order_once_it_has_its_estimates(sampler, order):
@@ -143,6 +152,35 @@ def test_ipndm_is_lms_where_the_noise_falls_evenly(order):
     ipndm, lms = (one(RISING, timesteps=timesteps, order=order) for one in (sf.samplers.ipndm, sf.samplers.lms))
     for name in ("q_e", "q_h", "q_h2", "q_h3")[:order]:
         np.testing.assert_allclose(ipndm[name], ipndm.levels[1:, 0] * lms[name], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "options"),
+    [
+        ("dpmpp_2m_sde", {}),
+        ("dpmpp_3m_sde", {"eta": 0.5}),
+        ("dpmpp_sde", {}),
+        ("sa_solver", {}),
+        ("sa_solver", {"predict_x0": False, "tau_interval": (0, 999)}),
+    ],
+)
+def test_samples_of_an_sde_are_spread_as_the_data(sampler, options):
+    """The noise of a step makes up for what the drift takes, in a mean and a deviation known to a hundredth."""
+    schedule = sf.NoiseSchedule.linear()
+    with sf.Engine.from_callable(exact(schedule), shape=(40_000,), schedule=schedule) as engine:
+        [values] = engine.sample(sampler=sampler, steps=60, karras=True, seed=3, **options)
+    assert values.mean() == pytest.approx(MEAN, abs=0.01)
+    assert values.std() == pytest.approx(SPREAD, abs=0.01)
+
+
+@pytest.mark.parametrize("predict_x0", [True, False], ids=["x0", "noise"])
+def test_sa_solver_is_of_its_corrector_s_order(predict_x0):
+    """Without noise, where the exact solution is known; the corrector may be one order above the predictor."""
+    options = {"tau": 0.0, "predict_x0": predict_x0, "lower_order_final": False}
+    for order in (1, 2):
+        found = rate(sf.samplers.sa_solver, predictor_order=1, corrector_order=order, **options)
+        assert found == pytest.approx(2**order, rel=0.15)
+    assert rate(sf.samplers.sa_solver, predictor_order=3, corrector_order=3, **options) > 0.85 * 2**3
 
 
 def test_plms_is_of_second_order_as_its_first_step_is():

@@ -24,6 +24,7 @@ OPTIONS = {
         "plain": ({}, (2, 10)),
         "half": ({"eta": 0.5, **KARRAS}, (3, 10)),
         "ode": ({"eta": 0.0}, (3, 10)),
+        "late": ({"begin": 4}, (10,)),
     },
     "dpmpp_3m_sde": {
         "plain": ({}, STEPS),
@@ -31,6 +32,7 @@ OPTIONS = {
         "half": ({"eta": 0.5}, (3, 10)),
         "ode": ({"eta": 0.0}, (3, 10)),
         "v": ({**V, "spacing": "trailing"}, (2, 10)),
+        "late": ({"begin": 4}, (10,)),
         "sigma-min": ({"final_alpha_cumprod": 0.999}, (3, 10)),
     },
 }

@@ -47,6 +47,11 @@ MORE = [
     ("unipc", {"shift_terminal": 0.1}, "shift-3"),
     ("lcm", {"karras": True, "shift_terminal": 0.1}, "shift-3"),
     ("dpmpp_2m_sde", {"levels": "lu"}, "scaled"),
+    ("sa_solver", {"levels": "exponential"}, "scaled"),
+    ("lms", {"levels": "exponential"}, "scaled"),
+    ("lms", {"levels": "beta", **V}, "linear"),
+    ("kdpm2", {"levels": "exponential"}, "scaled"),
+    ("kdpm2_ancestral", {"levels": "beta", **V}, "linear"),
     ("dpmpp_2s", {"levels": "beta", "order": 3}, "linear"),
     ("dpmpp_sde", {"levels": "exponential", "spacing": "trailing"}, "linear"),
 ]
@@ -54,7 +59,7 @@ MORE = [
 
 def comparable(sampler, options, steps):
     """Whether diffusers' run is defined."""
-    if steps == 1 and sampler == "deis":
+    if steps == 1 and sampler in ("deis", "sa_solver"):
         return False  # its only step leads from the noisiest level to itself
     return not (steps == 1 and "shift_terminal" in options)  # it divides by 0
 
@@ -85,7 +90,7 @@ def same(got, want, sampler):
 )
 def test_levels_are_diffusers(sampler, options, schedule, steps, monkeypatch):
     levels = peers.noise_schedule(schedule)
-    if sampler == "deis":
+    if sampler in ("deis", "sa_solver"):
         options = {**options, "final_alpha_cumprod": levels.alphas_cumprod[0]}
     scheduler = peers.scheduler(sampler, schedule, options, num_inference_steps=steps)
     want = peers.run(scheduler, monkeypatch, options.get("guidance_scale", 1.0))

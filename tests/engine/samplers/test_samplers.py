@@ -57,6 +57,11 @@ CASES = {
         "heun": {"solver_type": "heun"},
         "sigma-min": FIRST_ALPHA,
         "second-order-end": {**FIRST_ALPHA, "lower_order_final": False},
+        "order-3": {"order": 3},
+        "order-3-end": {**V, **FIRST_ALPHA, "order": 3, "lower_order_final": False},
+        "euler-end": {**FIRST_ALPHA, "lower_order_final": False, "euler_at_final": True},
+        "noise": {**FIRST_ALPHA, "predict_x0": False},
+        "noise-heun-order-3": {**X0, **FIRST_ALPHA, "predict_x0": False, "order": 3, "solver_type": "heun"},
     },
     "dpmpp_2m_sde": {
         **PREDICTIONS,
@@ -100,6 +105,22 @@ CASES = {
             "order-3": {"order": 3},
             "order-3-v": {**V, "order": 3},
             "third-order-end": {"order": 3, "lower_order_final": False},
+        }.items()
+    },
+    "sa_solver": {
+        name: {**FIRST_ALPHA, **options}
+        for name, options in {
+            **PREDICTIONS,
+            "leading": {"spacing": "leading", "steps_offset": 1},
+            "trailing": {"spacing": "trailing"},
+            "karras": {"karras": True},
+            "orders-1": {"predictor_order": 1, "corrector_order": 1},
+            "orders-1-2": {"predictor_order": 1, "corrector_order": 2},
+            "orders-3": {"predictor_order": 3, "corrector_order": 3},
+            "orders-3-4": {"predictor_order": 3, "corrector_order": 4, "karras": True},
+            "high-orders-end": {"predictor_order": 3, "corrector_order": 4, "lower_order_final": False},
+            "noise": {"predict_x0": False},
+            "noise-orders-3-v": {**V, "predict_x0": False, "predictor_order": 3, "corrector_order": 3},
         }.items()
     },
     "plms": {"eps": {}, "v": V, "guided": {"guidance_scale": 3.0}, **SPACED, "final-alpha": FIRST_ALPHA},
@@ -166,7 +187,14 @@ CASES["dpmpp_2s"] = {
     "noise-heun-order-3": {**V, **FIRST_ALPHA, "predict_x0": False, "order": 3, "solver_type": "heun"},
 }
 ALL_COUNTS = {"lms", "kdpm2", "kdpm2_ancestral", "dpmpp_2s"}  # every number of steps in these cases alone: eps, karras
-NO_ZERO_SNR = {"dpmpp_sde", "heun", "deis", "plms", *ALL_COUNTS}  # diffusers' classes have no such schedule
+NO_ZERO_SNR = {
+    "dpmpp_sde",
+    "sa_solver",
+    "heun",
+    "deis",
+    "plms",
+    *ALL_COUNTS,
+}  # diffusers' classes have no such schedule
 FLOW_CASES = {
     "euler": {"flow": {}, "guided": {"guidance_scale": 3.0}},
     "heun": {"flow": {}, "guided": {"guidance_scale": 3.0}},
@@ -174,8 +202,9 @@ FLOW_CASES = {
     "unipc": {"flow": {}, "order-1": {"order": 1}, "order-3": {"order": 3, "guidance_scale": 3.0}},
 }
 
+DPM_CASES = ("order-1", "heun", "order-3", "order-3-end", "euler-end", "noise", "noise-heun-order-3")
 # Samplers that are not run with every case on every schedule, for time.
-FEWER_SCHEDULES = ("dpmpp_2m_sde", "dpmpp_sde", "deis", "plms", "unipc", *ALL_COUNTS)
+FEWER_SCHEDULES = ("dpmpp_2m_sde", "dpmpp_sde", "sa_solver", "deis", "plms", "unipc", *ALL_COUNTS)
 
 
 def comparable(sampler, case, steps, schedule):
@@ -184,12 +213,15 @@ def comparable(sampler, case, steps, schedule):
     if steps == 1000 and (sampler != "ddpm" or "steps_offset" in options):
         return False
     if schedule == "zero-snr":  # nothing follows from eps at pure noise
+        if "predict_x0" in options:
+            return False  # with hardly any signal diffusers divides a state of float32 by it
         return sampler not in NO_ZERO_SNR and "prediction_type" in options
     if sampler in ("dpmpp_2m", "dpmpp_2m_sde") and "karras" in options and schedule == "cosine":
         return False  # diffusers truncates these timesteps where it rounds all others
-    if sampler in ("dpmpp_2m_sde", "dpmpp_sde") and case not in ("eps", "karras", "heun", "second-order-end"):
+    whole = ("eps", "karras", "heun", "second-order-end", "orders-3", "high-orders-end")
+    if sampler in ("dpmpp_2m_sde", "dpmpp_sde", "sa_solver") and case not in whole:
         return schedule == "scaled" and steps in (2, 7, 50)
-    if case == "karras" and sampler == "deis" and steps == 1:
+    if "karras" in options and sampler in ("deis", "sa_solver") and steps == 1:
         return False  # diffusers' only step leads from the noisiest level to itself
     if sampler in ALL_COUNTS and case not in ("eps", "karras") and steps in (1, 3, 7, 25):
         return False
@@ -197,7 +229,7 @@ def comparable(sampler, case, steps, schedule):
         return steps in MULTISTEP_STEPS and (schedule == "scaled" or case == "eps")
     if sampler in FEWER_SCHEDULES:
         return schedule == "scaled" or (schedule == "cosine" and case in ("eps", "order-3", "karras", "bh1-order-3"))
-    if sampler == "dpmpp_2m" and case in ("order-1", "heun"):
+    if sampler == "dpmpp_2m" and case in DPM_CASES:
         return schedule == "scaled" and steps in (1, 2, 5, 10, 50)
     # A clamped sample's rounding enters Heun's slope as 1 / sigma: over the whole range at once, that is too much.
     return not (sampler == "heun" and "clip" in options and steps == 2)

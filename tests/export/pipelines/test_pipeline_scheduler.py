@@ -13,7 +13,7 @@ diffusers = pytest.importorskip("diffusers", reason="diffusers needs Python 3.11
 from stepfuse.export import ExportError  # noqa: E402
 from stepfuse.export.pipelines.pipeline_folder import PipelineFolder  # noqa: E402
 from stepfuse.export.pipelines.scheduler import CLASSES, read_settings  # noqa: E402
-from stepfuse.integrations.scheduler_config import ALGORITHMS, read_scheduler  # noqa: E402
+from stepfuse.integrations.scheduler_config import read_scheduler, with_algorithm  # noqa: E402
 
 
 @pytest.fixture
@@ -86,8 +86,8 @@ def test_another_sampler_takes_over_the_configuration(folder_of, sampler):
     settings = read_settings(folder, sampler)
     assert settings.defaults["sampler"] == sampler
     saved = json.loads((folder.path / "scheduler" / "scheduler_config.json").read_text())
-    algorithm = {"algorithm_type": ALGORITHMS[sampler]} if sampler in ALGORITHMS else {}
-    assert_same(settings, peers.scheduler_class(CLASSES[sampler]).from_config(saved, **algorithm))
+    configured = with_algorithm(CLASSES[sampler], sampler, saved)
+    assert_same(settings, peers.scheduler_class(CLASSES[sampler]).from_config(configured))
 
 
 def test_a_sampler_that_is_no_class_of_diffusers_takes_its_sibling_s_configuration(folder_of):
@@ -116,11 +116,11 @@ def test_options_of_a_sampler_are_arguments_of_from_config(folder_of):
 
 
 def test_what_is_not_covered_says_what_is(folder_of):
-    folder = folder_of("StableDiffusionPipeline", diffusers.SASolverScheduler())
-    with pytest.raises(ExportError, match="SASolverScheduler is not covered: give --sampler ddim"):
+    folder = folder_of("StableDiffusionPipeline", diffusers.DDIMParallelScheduler())
+    with pytest.raises(ExportError, match="DDIMParallelScheduler is not covered: give --sampler ddim"):
         read_settings(folder, None)
-    with pytest.raises(ExportError, match=r"sampler must be one of ddim, .* for SASolverScheduler, got 'sa_solver'"):
-        read_settings(folder, "sa_solver")
+    with pytest.raises(ExportError, match=r"sampler must be one of ddim, .* for DDIMParallelScheduler, got 'parallel'"):
+        read_settings(folder, "parallel")
     folder = folder_of("StableDiffusionPipeline", diffusers.PNDMScheduler())
     with pytest.raises(
         ExportError,
@@ -183,7 +183,7 @@ def test_the_class_is_that_of_model_index_as_diffusers_makes_it(folder_of, tmp_p
 
 def test_a_class_that_is_not_covered_is_so_by_model_index_too(folder_of, tmp_path):
     folder_of("StableDiffusionXLPipeline", diffusers.DDIMScheduler())
-    index = {"_class_name": "StableDiffusionXLPipeline", "scheduler": ["diffusers", "SASolverScheduler"]}
+    index = {"_class_name": "StableDiffusionXLPipeline", "scheduler": ["diffusers", "DDIMParallelScheduler"]}
     (tmp_path / "model_index.json").write_text(json.dumps(index))
-    with pytest.raises(ExportError, match="SASolverScheduler is not covered: give --sampler dpmpp_2m"):
+    with pytest.raises(ExportError, match="DDIMParallelScheduler is not covered: give --sampler ddim"):
         read_settings(PipelineFolder(tmp_path), None)
