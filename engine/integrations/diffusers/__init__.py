@@ -19,7 +19,8 @@ from stepfuse.extras import pip_install
 if TYPE_CHECKING:
     from stepfuse.integrations.diffusers.brownian_scheduler import DPMSolverSDEScheduler as DPMSolverSDEScheduler
     from stepfuse.integrations.diffusers.compilation import compile as compile
-    from stepfuse.integrations.diffusers.pndm_scheduler import PNDMScheduler as PNDMScheduler
+    from stepfuse.integrations.diffusers.pndm_schedulers import IPNDMScheduler as IPNDMScheduler
+    from stepfuse.integrations.diffusers.pndm_schedulers import PNDMScheduler as PNDMScheduler
     from stepfuse.integrations.diffusers.schedulers import (
         DDIMInverseScheduler,
         DDIMScheduler,
@@ -58,6 +59,7 @@ __all__ = [
     "FlowMatchHeunDiscreteScheduler",
     "FlowMatchLCMScheduler",
     "HeunDiscreteScheduler",
+    "IPNDMScheduler",
     "KDPM2AncestralDiscreteScheduler",
     "KDPM2DiscreteScheduler",
     "LCMScheduler",
@@ -69,8 +71,13 @@ __all__ = [
     "compile",
 ]
 
-# Modules of one name each.
-_MODULES = {"compile": "compilation", "DPMSolverSDEScheduler": "brownian_scheduler", "PNDMScheduler": "pndm_scheduler"}
+# By name, where not in one of the two that hold most.
+_MODULES = {
+    "compile": "compilation",
+    "DPMSolverSDEScheduler": "brownian_scheduler",
+    "IPNDMScheduler": "pndm_schedulers",
+    "PNDMScheduler": "pndm_schedulers",
+}
 _ROW_BY_ROW = (
     "DDIMInverseScheduler",
     "DDIMScheduler",

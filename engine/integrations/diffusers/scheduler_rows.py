@@ -163,10 +163,32 @@ def plms_row(prediction_type: str, counter: int, a: np.floating[Any], a_prev: np
     elif counter == 1:
         columns = {"q_h2": on_x, "q_e": on_e / 2, "q_h": on_e / 2, "u_h": 1.0}
     else:
-        weights = ADAMS_BASHFORTH[min(counter, 4) - 1]
-        columns = {"q_x": on_x, "u_e": 1.0, "v_h": 1.0, "w_h2": 1.0}
-        columns |= {name: on_e * weight for name, weight in zip(("q_e", "q_h", "q_h2", "q_h3"), weights, strict=False)}
+        columns = {"q_x": on_x, "u_e": 1.0, **_combined(on_e, "q_e", counter)}
     return _row({**columns, "spare": 0.0})
+
+
+@_cached
+def ipndm_row(before: int, level: tuple[float, float], following: tuple[float, float]) -> Float32Array:
+    """A step of ``IPNDMScheduler`` between levels (signal, noise); the registers keep the last three noise estimates.
+
+    Args:
+        before: How many steps of the run there were.
+        level: Of the state that the step begins at.
+        following: Of where it leads to.
+    """
+    (signal, noise), (next_signal, next_noise) = level, following
+    scale = next_signal / max(signal, 1e-8)  # diffusers' way at a level without signal
+    columns = _combined(next_noise - noise * scale, "own", before + 1)
+    own = columns.pop("own")
+    columns |= {"q_x": scale + own * noise, "q_e": own * signal, "u_x": noise, "u_e": signal}
+    return _row(columns)
+
+
+def _combined(whole: Any, own: str, count: int) -> dict[str, Any]:
+    """The latest of ``count`` estimates by Adams-Bashforth's weights of ``whole``, the others shifted on."""
+    weights = ADAMS_BASHFORTH[min(count, 4) - 1]
+    shifts = {"v_h": 1.0, "w_h2": 1.0}
+    return shifts | {name: whole * weight for name, weight in zip((own, "q_h", "q_h2", "q_h3"), weights, strict=False)}
 
 
 def _amplitudes(sigma: float, flow: bool) -> tuple[np.float64, np.float64]:

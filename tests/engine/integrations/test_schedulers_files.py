@@ -38,6 +38,7 @@ CONFIGS = {
     "FlowMatchHeunDiscreteScheduler": {"shift": 2.0},
     "FlowMatchLCMScheduler": {"shift": 2.0},
     "HeunDiscreteScheduler": {"prediction_type": "v_prediction"},
+    "IPNDMScheduler": {"num_train_timesteps": 500},
     "KDPM2AncestralDiscreteScheduler": {"steps_offset": 1},
     "KDPM2DiscreteScheduler": {"use_karras_sigmas": True},
     "LMSDiscreteScheduler": {"use_karras_sigmas": True},

@@ -41,6 +41,7 @@ RUNS = {
     "pndm": ("PNDMScheduler", {**PLMS, **SD}),
     "pndm-v": ("PNDMScheduler", {**PLMS, **V, "timestep_spacing": "trailing", "set_alpha_to_one": True}),
     "pndm-linspace": ("PNDMScheduler", {**PLMS, "timestep_spacing": "linspace"}),
+    "ipndm": ("IPNDMScheduler", {}),
     "unipc": ("UniPCMultistepScheduler", {}),
     "unipc-3": ("UniPCMultistepScheduler", {**SD, "solver_order": 3, "use_karras_sigmas": True}),
     "unipc-noise": (
@@ -124,6 +125,8 @@ def initial(scheduler, begin=0):
     """The state that a pipeline begins with: noise, or a sample with noise."""
     if not begin:
         return noise(1) * getattr(scheduler, "init_noise_sigma", 1.0)
+    if not hasattr(scheduler, "add_noise") and not hasattr(scheduler, "scale_noise"):
+        return noise(5)
     add = scheduler.scale_noise if hasattr(scheduler, "scale_noise") else scheduler.add_noise
     times = scheduler.timesteps[begin : begin + 1].expand(len(noise(5)))
     return add(noise(5), times, noise(6)) if hasattr(scheduler, "scale_noise") else add(noise(5), noise(6), times)
