@@ -1,5 +1,6 @@
-"""``PNDMScheduler``, whose steps follow from the timestep that each is called with, and ``IPNDMScheduler``, whose noise
-levels are its own: their rows are made a step at a time, from the numbers that the scheduler holds.
+"""``PNDMScheduler`` and ``IPNDMScheduler``: rows are made a step at a time, from the numbers that a scheduler holds.
+
+A step of the first follows from the timestep that it is called with; noise levels of the second are its own.
 """
 
 from __future__ import annotations
