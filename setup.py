@@ -21,6 +21,7 @@ PACKAGES = {
     "stepfuse.fitting": "engine/fitting",
     "stepfuse.integrations": "engine/integrations",
     "stepfuse.integrations.diffusers": "engine/integrations/diffusers",
+    "stepfuse.integrations.readers": "engine/integrations/readers",
     "stepfuse.pipeline": "engine/pipeline",
     "stepfuse.requests": "engine/requests",
     "stepfuse.samplers": "engine/samplers",

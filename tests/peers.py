@@ -181,7 +181,7 @@ def double_levels(scheduler):
     """Has ``set_timesteps`` keep its levels in float64: in float32 a difference of squares loses all digits where one
     level is far below the one before."""
     wide = types.SimpleNamespace(**{**vars(np), "float32": np.float64})
-    return mock.patch.object(sys.modules[type(scheduler).__module__], "np", wide)
+    return mock.patch.object(sys.modules[type(scheduler).__module__], "np", wide, create=True)  # one has torch alone
 
 
 def run(

@@ -76,7 +76,8 @@ def _begin_again(table: StepTable, strength: float, schedule: NoiseSchedule) -> 
             "strength must be 1 with a table that has a second line and that no sampler makes for this model: its rows"
             f" cannot begin in the middle; got {strength} with {table!r}"
         )
-    begin, steps, timesteps = (whole.options[name] for name in ("begin", "steps", "timesteps"))
+    begin, steps = whole.options["begin"], whole.options["steps"]
+    timesteps = whole.options.get("timesteps")  # EDM's samplers have levels alone
     if steps is None:
         given = whole.options["sigmas"] if timesteps is None else timesteps
         steps = len(given) - (timesteps is None and given[-1] == 0)  # sigmas may end with that of the clean sample

@@ -194,7 +194,8 @@ def compile_table(
         TypeError: If it does not have one of the options.
     """
     if sampler is None:
-        sampler = info.defaults.get("sampler", "euler" if info.schedule.is_flow else "ddim")
+        usual = "euler" if info.schedule.is_flow else "edm_euler" if info.schedule.is_edm else "ddim"
+        sampler = info.defaults.get("sampler", usual)
     if own := [table for table in info.tables.values() if table.sampler == sampler]:
         asked = {"steps": steps, "guidance_scale": guidance_scale, "eta": eta or None, **options}
         return fitted_table(info, own, asked)
@@ -331,10 +332,10 @@ def require_table(info: ModelInfo, table: Any, **beside: Any) -> None:
     if not isinstance(table, StepTable):
         raise TypeError(f"table must be a StepTable, got {type(table).__name__}")
     table.check()
-    limit = info.schedule.max_timestep
+    low, high = info.schedule.min_timestep, info.schedule.max_timestep
     for t in (float(table["t"].max()), float(table["t"].min())):
-        if not 0 <= t <= limit:
-            raise ValueError(f"table's timesteps must be between 0 and {limit:g} for this model, got {t:g}")
+        if not low <= t <= high:
+            raise ValueError(f"table's timesteps must be between {low:g} and {high:g} for this model, got {t:g}")
 
 
 def _strengths(given: float | Sequence[float] | None, n: int) -> list[float | None]:

@@ -46,6 +46,9 @@ _SHARED: Mapping[str, set[str]] = {
     "kdpm2_ancestral": _SPACED | _LEVELS,
     "tcd": {"original_steps"},
     "unipc": _SPACED | _LEVELS | {"dynamic_threshold"},
+    "edm_euler": _LEVELS | {"rho", "final_sigma"},
+    "edm_dpmpp_2m": _LEVELS | {"rho", "final_sigma", "dynamic_threshold"},
+    "cm": {"rho"},
 }
 _SAME_OPTIONS = {"ddim_inverse": "ddim", "ddpm_strided": "ddpm"}  # samplers that take another's options
 _OF_NO_CLASS = {"ipndm"}  # samplers that no class of diffusers has on a model's levels

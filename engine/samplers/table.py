@@ -60,6 +60,7 @@ class StepTable:
         levels: Signal and noise of the state before each row, and of the result: shape (S + 1, 2), float64, read-only;
             a state is ``signal * x0 + noise * z``. An image that a run begins with, or keeps in part, is noised to
             them. None, in a table made by hand: the levels that the model's schedule has at ``t``.
+        min_timestep: The least timestep of the schedule, below 0 on some of EDM.
     """
 
     rows: Float32Array
@@ -70,6 +71,7 @@ class StepTable:
     guidance_rescale: float = 0.0
     dynamic_threshold: tuple[float, float] | None = None
     levels: Float64Array | None = None
+    min_timestep: float = 0.0
 
     def __post_init__(self) -> None:
         rows = np.array(self.rows, dtype=np.float32, order="C")
@@ -79,7 +81,7 @@ class StepTable:
             )
         rows.flags.writeable = False
         object.__setattr__(self, "rows", rows)
-        for name in ("options", "init_scale", "max_timestep", "guidance_rescale", "dynamic_threshold"):
+        for name in ("options", "init_scale", "max_timestep", "min_timestep", "guidance_rescale", "dynamic_threshold"):
             object.__setattr__(self, name, plain(getattr(self, name)))
         if self.levels is not None:
             levels = np.array(self.levels, dtype=np.float64, order="C")
@@ -136,8 +138,9 @@ class StepTable:
             if not (np.isfinite(level) & (level >= 0)).all():
                 raise ValueError(f"{self.sampler}: levels[{row}] must be finite and at least 0, got {level.tolist()}")
         if self.max_timestep is not None:
-            inside = (self["t"] >= 0) & (self["t"].astype(np.float64) <= self.max_timestep)
-            self._require(inside, "t", f"must be between 0 and {self.max_timestep:g}")
+            t = self["t"].astype(np.float64)
+            inside = (t >= self.min_timestep) & (t <= self.max_timestep)
+            self._require(inside, "t", f"must be between {self.min_timestep:g} and {self.max_timestep:g}")
         return self
 
     def _require(self, holds: npt.NDArray[np.bool_], column: str, rule: str) -> None:
@@ -324,6 +327,7 @@ class StepTable:
             "options": dict(self.options),
             "init_scale": self.init_scale,
             "max_timestep": self.max_timestep,
+            **({"min_timestep": self.min_timestep} if self.min_timestep else {}),
             "guidance_rescale": self.guidance_rescale,
             "dynamic_threshold": self.dynamic_threshold,
         }

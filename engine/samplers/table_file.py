@@ -77,14 +77,22 @@ def _of_numpy(value: Any) -> Any:
 def _checked(header: Any) -> dict[str, Any]:
     if not isinstance(header, dict):
         raise ValueError(f"header must be an object, got {brief(header)}")
-    names = {"sampler", "options", "init_scale", "max_timestep", "guidance_rescale", "dynamic_threshold"}
+    names = {
+        "sampler",
+        "options",
+        "init_scale",
+        "max_timestep",
+        "min_timestep",
+        "guidance_rescale",
+        "dynamic_threshold",
+    }
     if unknown := header.keys() - names:
         raise ValueError(f"header must have {', '.join(sorted(names))} alone, got {brief(sorted(unknown))}")
     found = dict(header)
     for name, kind in (("sampler", str), ("options", dict)):
         if name in found and not isinstance(found[name], kind):
             raise ValueError(f"{name} must be a {kind.__name__}, got {brief(found[name])}")
-    for name in ("init_scale", "max_timestep", "guidance_rescale"):
+    for name in ("init_scale", "max_timestep", "min_timestep", "guidance_rescale"):
         if name in found and not (name == "max_timestep" and found[name] is None):
             found[name] = _number(name, found[name])
     threshold = found.get("dynamic_threshold")

@@ -134,7 +134,7 @@ def test_submit(engine, expected):
 @pytest.mark.parametrize("name", sorted(sf.samplers.SAMPLERS))
 def test_samplers(name):
     function = sf.samplers.SAMPLERS[name]
-    schedule = sf.NoiseSchedule.flow() if name == "euler" else support.SCHEDULE
+    schedule = support.schedule_of(name)
     known = {
         "steps_offset": ANY,
         "prediction_type": ANY,

@@ -29,8 +29,11 @@ if TYPE_CHECKING:
         LCMScheduler,
     )
     from stepfuse.integrations.diffusers.table_schedulers import (
+        CMStochasticIterativeScheduler,
         DEISMultistepScheduler,
         DPMSolverSinglestepScheduler,
+        EDMDPMSolverMultistepScheduler,
+        EDMEulerScheduler,
         EulerAncestralDiscreteScheduler,
         EulerDiscreteScheduler,
         FlowMatchEulerDiscreteScheduler,
@@ -46,6 +49,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "CMStochasticIterativeScheduler",
     "DDIMInverseScheduler",
     "DDIMScheduler",
     "DDPMScheduler",
@@ -53,6 +57,8 @@ __all__ = [
     "DPMSolverMultistepScheduler",
     "DPMSolverSDEScheduler",
     "DPMSolverSinglestepScheduler",
+    "EDMDPMSolverMultistepScheduler",
+    "EDMEulerScheduler",
     "EulerAncestralDiscreteScheduler",
     "EulerDiscreteScheduler",
     "FlowMatchEulerDiscreteScheduler",

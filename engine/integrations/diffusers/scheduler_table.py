@@ -49,7 +49,9 @@ def settings_of(scheduler: Any) -> SchedulerSettings:
             raise ValueError(
                 f"{name}: shift must be the configuration's {settings.schedule.shift}, got {scheduler.shift}"
             )
-    elif not np.allclose(scheduler.alphas_cumprod, settings.schedule.alphas_cumprod, rtol=_SIGNAL, atol=1e-6):
+    elif not settings.schedule.is_edm and not np.allclose(
+        scheduler.alphas_cumprod, settings.schedule.alphas_cumprod, rtol=_SIGNAL, atol=1e-6
+    ):
         raise ValueError(f"{name}: alphas_cumprod must be those of its configuration, got others")
     return settings
 
@@ -94,7 +96,8 @@ def table_of(
     table = SAMPLERS[sampler](settings.schedule, guidance_scale=float(guidance_scale), **options, **given)
     wanted = np.asarray(scheduler.timesteps.cpu(), dtype=np.float64)
     chosen = "sigmas" in given or options.get("karras") or options.get("levels", "schedule") != "schedule"
-    between = (chosen and not settings.schedule.is_flow) or sampler in _MIDWAY
+    has_whole_timesteps = not (settings.schedule.is_flow or settings.schedule.is_edm)
+    between = (chosen and has_whole_timesteps) or sampler in _MIDWAY
     if between and _same_levels(settings, table, scheduler, wanted):
         table = _at_timesteps(table, wanted)
     if len(wanted) != len(table) or not np.allclose(table["t"], wanted, rtol=_TIMESTEPS, atol=_TIMESTEPS):

@@ -123,3 +123,23 @@ class FlowMatchLCMScheduler(TableScheduler, diffusers.FlowMatchLCMScheduler):
 
     def _noise_dtype(self, index: int, state: torch.dtype, output: torch.dtype) -> torch.dtype:
         return torch.float32
+
+
+class EDMEulerScheduler(TableScheduler, diffusers.EDMEulerScheduler):
+    """``diffusers.EDMEulerScheduler`` by the fused step, without churn."""
+
+    takes_indices = False
+    keeps_dtype = False
+
+
+class EDMDPMSolverMultistepScheduler(TableScheduler, diffusers.EDMDPMSolverMultistepScheduler):
+    """``diffusers.EDMDPMSolverMultistepScheduler`` by the fused step, without noise."""
+
+
+class CMStochasticIterativeScheduler(TableScheduler, diffusers.CMStochasticIterativeScheduler):
+    """``diffusers.CMStochasticIterativeScheduler`` by the fused step."""
+
+    takes_indices = False
+
+    def _noise_dtype(self, index: int, state: torch.dtype, output: torch.dtype) -> torch.dtype | None:
+        return output if len(self.timesteps) > 1 else None

@@ -140,6 +140,16 @@ CONFIGS = {
         {"shift": 3.0, "stochastic_sampling": True, "use_karras_sigmas": True},
         {"shift": 3.0, "use_beta_sigmas": True},
     ],
+    "EDMEulerScheduler": [
+        {},
+        {"sigma_data": 1.0, "sigma_max": 40.0, "rho": 3.0, **V},
+    ],
+    "EDMDPMSolverMultistepScheduler": [
+        {},
+        {**THRESHOLD, **V, "solver_order": 3, "sigma_max": 40.0, "rho": 5.0, "euler_at_final": True},
+        {"solver_type": "heun", "algorithm_type": "deis", "final_sigmas_type": "sigma_min", "lower_order_final": False},
+    ],
+    "CMStochasticIterativeScheduler": [{}, {"clip_denoised": False, "s_noise": 0.9, "rho": 5.0, "sigma_max": 20.0}],
     "FlowMatchHeunDiscreteScheduler": [{"shift": 3.0, "num_train_timesteps": 500}],
     "FlowMatchLCMScheduler": [{"shift": 3.0, "scale_factors": []}, {"shift": 3.0, "use_exponential_sigmas": True}],
 }
@@ -237,6 +247,9 @@ def test_epsilon_at_zero_signal_is_refused_by_the_sampler():
         ("UniPCMultistepScheduler", "disable_corrector", ["0"]),
         ("FlowMatchEulerDiscreteScheduler", "invert_sigmas", True),
         ("FlowMatchLCMScheduler", "invert_sigmas", True),
+        ("EDMEulerScheduler", "prediction_type", "sample"),
+        ("EDMDPMSolverMultistepScheduler", "algorithm_type", "sde-dpmsolver++"),
+        ("EDMDPMSolverMultistepScheduler", "solver_order", 4),
     ],
 )
 def test_what_changes_the_numbers_is_refused_by_name_and_value(name, entry, value):
@@ -317,7 +330,7 @@ def test_a_class_that_is_not_covered_is_refused_with_one_that_works(name, neares
         read_scheduler({**made.config, "_class_name": other})
 
 
-@pytest.mark.parametrize("name", ["EDMEulerScheduler", "KarrasVeScheduler"])
+@pytest.mark.parametrize("name", ["SCMScheduler", "KarrasVeScheduler"])
 def test_noise_levels_of_another_kind_are_no_other_classs(name):
     with pytest.raises(UncoveredSchedulerError, match=rf"got {name} \(its? .*\)$"):
         read_scheduler({**peers.scheduler_class(name)().config, "_class_name": name})

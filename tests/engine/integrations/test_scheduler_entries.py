@@ -76,6 +76,11 @@ VALUES = {
     "disable_corrector": ([0], [0, 7], [], [-1], [0.5], None, 0),
     "scale_factors": ([1.0, 2.0], [], None),
     "upscale_mode": ("nearest", None),
+    "sigma_data": (1.0, 0.0),
+    "sigma_schedule": ("exponential", ""),
+    "rho": (3.0, 0.0),
+    "s_noise": (0.5, 0, -1.0),
+    "clip_denoised": FLAGS,
     "solver_p": ("DDIMScheduler", False),
 }
 #: What an entry stands beside, so that those that depend on another are tried where they count.

@@ -67,6 +67,11 @@ RUNS = {
     ),
     "tcd": ("TCDScheduler", {}),
     "tcd-v": ("TCDScheduler", {**V, "original_inference_steps": 20}),
+    "edm-euler": ("EDMEulerScheduler", {}),
+    "edm-euler-v": ("EDMEulerScheduler", {**V, "sigma_schedule": "exponential"}),
+    "edm-dpm": ("EDMDPMSolverMultistepScheduler", {}),
+    "edm-dpm-heun": ("EDMDPMSolverMultistepScheduler", {**V, "solver_type": "heun"}),
+    "cm": ("CMStochasticIterativeScheduler", {}),
     "flow": ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}),
     "flow-karras": ("FlowMatchEulerDiscreteScheduler", {"use_karras_sigmas": True, "shift": 2.0}),
     "flow-stochastic": ("FlowMatchEulerDiscreteScheduler", {"stochastic_sampling": True}),
@@ -79,7 +84,7 @@ AMPLIFIED = ("pndm-v", "deis-3")
 CLASSES = dict(reversed(RUNS.values()))
 ONE_STEP = (
     *("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "TCDScheduler", "KDPM2DiscreteScheduler"),
-    *("KDPM2AncestralDiscreteScheduler", "DPMSolverSDEScheduler"),
+    *("KDPM2AncestralDiscreteScheduler", "DPMSolverSDEScheduler", "EDMEulerScheduler"),
     *("FlowMatchEulerDiscreteScheduler", "FlowMatchLCMScheduler"),
 )
 

@@ -148,8 +148,8 @@ def test_what_is_not_covered_says_what_is(folder_of):
         ),
         (diffusers.DDIMParallelScheduler(), r"DDIMParallelScheduler is not covered \(it .*\): give --sampler ddim"),
         (
-            diffusers.EDMEulerScheduler(),
-            r"EDMEulerScheduler is not covered \(its timesteps are .*\): choose a sampler, one of ddim",
+            diffusers.SCMScheduler(),
+            r"SCMScheduler is not covered \(its timesteps are .*\): choose a sampler, one of ddim",
         ),
     ],
     ids=["entry", "class", "other-levels"],
