@@ -185,7 +185,16 @@ def double_levels(scheduler):
 
 
 def run(
-    scheduler, monkeypatch, guidance_scale=1.0, *, guidance_rescale=0.0, x=None, begin=0, after=None, **step_options
+    scheduler,
+    monkeypatch,
+    guidance_scale=1.0,
+    *,
+    guidance_rescale=0.0,
+    blend=None,
+    x=None,
+    begin=0,
+    after=None,
+    **step_options,
 ):
     """The loop of diffusers' pipelines over this model, with our noise.
 
@@ -193,6 +202,7 @@ def run(
         scheduler: With its timesteps set.
         monkeypatch: Replaces the generator's noise by ours.
         guidance_scale, guidance_rescale: As in the pipelines.
+        blend: ``blend(step, t, x, cond, uncond)`` is the guided prediction, in the place of both.
         x: The first state; None: our noise at the scheduler's scale.
         begin: Index of the first timestep of the run.
         after: ``after(i, x)`` changes the state after the i-th of all timesteps.
@@ -221,7 +231,7 @@ def run(
         seen = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
         rows, times = seen[..., 0].numpy(), np.full(BATCH, t.item())
         uncond, cond = (torch.from_numpy(model(rows, times, {"y": np.full(BATCH, y)}))[..., None] for y in (0.0, 1.0))
-        output = uncond + guidance_scale * (cond - uncond)
+        output = uncond + guidance_scale * (cond - uncond) if blend is None else blend(step, t, x, cond, uncond)
         if guidance_rescale:
             output = rescale_noise_cfg(output, cond, guidance_rescale)
         x = scheduler.step(output, t, x, **step_options, return_dict=False)[0]

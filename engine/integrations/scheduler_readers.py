@@ -59,8 +59,8 @@ READERS: dict[str, Callable[[Entries, NoiseSchedule], dict[str, Any]]] = {
     "KDPM2AncestralDiscreteScheduler": read_kdpm2,
     "TCDScheduler": read_tcd,
     "FlowMatchHeunDiscreteScheduler": lambda config, schedule: flow_sampler_of(config),
+    "FlowMatchLCMScheduler": lambda config, schedule: flow_sampler_of(config),
     "EDMEulerScheduler": read_edm_euler,
     "EDMDPMSolverMultistepScheduler": read_edm_dpmpp_2m,
     "CMStochasticIterativeScheduler": read_cm,
-    "FlowMatchLCMScheduler": lambda config, schedule: flow_sampler_of(config),
 }
