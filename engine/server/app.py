@@ -127,6 +127,8 @@ def _served(name: str, model: Engine | TextToImage | ServedModel) -> ServedModel
     if not isinstance(name, str) or not name:
         raise ValueError(f"a model's name must be a text of at least one character, got {name!r}")
     if isinstance(model, ServedModel):
+        if model.name != name:
+            raise ValueError(f"a model must be given under its own name, {model.name!r}, got {name!r}")
         return model
     if isinstance(model, Engine):
         return ClassModel(name, model)

@@ -13,7 +13,7 @@ import stepfuse as sf
 
 pytest.importorskip("fastapi", reason="needs the extra serve")
 
-from stepfuse.server import Limits, create_app
+from stepfuse.server import ClassModel, Limits, create_app
 
 LIMITS = Limits(images=4, steps=50, pixels=28 * 28, body_bytes=4096, body_seconds=0.3)
 
@@ -154,6 +154,11 @@ def test_models_that_cannot_be_served_are_refused():
     rule = r"must sample pictures, shape \(1 or 3, H, W\), to be served, got \(2,\)"
     with sf.Engine.from_callable(lambda x, t, cond: x, **one) as engine, pytest.raises(ValueError, match=rule):
         create_app({"two": engine})
+    with (
+        sf.Engine.load("fashion", threads=1) as engine,
+        pytest.raises(ValueError, match="a model must be given under its own name, 'shoes', got 'boots'"),
+    ):
+        create_app({"boots": ClassModel("shoes", engine)})
     with pytest.raises(ValueError, match="models must hold at least one model, got none"):
         create_app({})
     with pytest.raises(TypeError, match="a model must be an Engine or a TextToImage, got str"):

@@ -5,6 +5,7 @@ import logging
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 
 import http_service
 import pytest
@@ -123,6 +124,26 @@ def test_a_deadline_that_cannot_be_met_is_refused_by_the_cost(network, engine):
         assert begun.status == 200
     # 20 passes of 1 s each have been counted for the one image finished.
     assert model.retry_after() == 1
+
+
+@pytest.mark.parametrize(
+    ("cost", "counted", "seconds"),
+    [
+        (sf.CostCurve(0.5, 0.125), {"samples": 10}, 10),  # 4 images of 10 passes, each 1/8 s and a quarter of 1/2 s
+        (None, {"samples": 10}, 8),  # each 0.2 s, as the forwards so far
+        (None, {"samples": 0, "network_passes": 0}, 2),  # before the first: 4 images of 5 steps, 0.1 s a pass
+        (sf.CostCurve(0.5, 0.125), {"samples": 10, "waiting": 0, "running": 0}, 1),
+        (sf.CostCurve(0.5, 0.125), {"samples": 10, "waiting": 1000}, 60),
+    ],
+)
+def test_when_to_come_again_is_when_what_waits_is_drawn(cost, counted, seconds, monkeypatch):
+    stats = {"waiting": 3, "running": 1, "network_passes": 100, "network_seconds": 20.0, **counted}
+    with support.make_engine(max_rows=4) as engine:
+        model = ClassModel("rows", engine)
+        model.cost = cost
+        monkeypatch.setattr(model, "stats", lambda: stats)
+        monkeypatch.setattr(model, "info", replace(model.info, defaults={"steps": 5}))
+        assert model.retry_after() == seconds
 
 
 def test_probes_tell_alive_from_ready(network, engine):
