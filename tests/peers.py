@@ -169,11 +169,32 @@ def scheduler(sampler, schedule, options, **timesteps):
     found = scheduler_class(names[sampler])(**levels, **config)
     for name in {"alphas_cumprod", "final_alpha_cumprod"} & vars(found).keys():
         setattr(found, name, getattr(found, name).double())
-    with double_levels(found) if sampler == "kdpm2_ancestral" else nullcontext():
+    # In float32 a difference of squares has few digits where two levels are close, as those of 999 steps are.
+    with double_levels(found) if sampler in ("kdpm2_ancestral", "euler_ancestral") else nullcontext():
         found.set_timesteps(**timesteps)
     if hasattr(found, "sigmas"):
         found.sigmas = found.sigmas.double()
         found.set_begin_index(0)  # it would skip a step where Karras' first timesteps coincide
+    return found
+
+
+def configured(name, config, steps, **given):
+    """diffusers' scheduler of a configuration, its noise levels in float64.
+
+    Args:
+        name: Its class.
+        config: Entries, as of any class.
+        steps: How many it takes.
+        given: More arguments of ``set_timesteps``.
+    """
+    found = scheduler_class(name).from_config(config)
+    for levels in {"alphas_cumprod", "final_alpha_cumprod"} & vars(found).keys():
+        setattr(found, levels, getattr(found, levels).double())
+    with double_levels(found):
+        found.set_timesteps(steps, **given)
+    if hasattr(found, "sigmas"):
+        found.sigmas = found.sigmas.double()
+        found.set_begin_index(0)  # a first timestep that comes twice is taken for the second
     return found
 
 

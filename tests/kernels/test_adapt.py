@@ -99,6 +99,20 @@ def test_guided_rows_are_the_reference(given, ways, n, columns):
         np.testing.assert_allclose(got[i], by_core, rtol=tolerances.ADAPTED_ROW_ORDER)
 
 
+@pytest.mark.parametrize(
+    ("rows", "guidance", "message"),
+    [
+        ((16,), (2, 4), r"rows must have shape \(B, 16\), got \(16,\)"),
+        ((3, 16), (3, 4), "rows must be one for each of 2 slots, got 3"),
+        ((2, 16), (2, 3), r"guidance must be float32 of shape \(B, 4\), got torch.float32 \(2, 3\)"),
+    ],
+)
+def test_slots_and_their_rows_are_one_each(given, rows, guidance, message):
+    state, maps = given(np.zeros((2, 8))), given(np.zeros(2), np.int32)
+    with pytest.raises(ValueError, match=message):
+        adapt_guidance(state, state, given(np.zeros(rows)), given(np.zeros(guidance)), maps, maps)
+
+
 @pytest.mark.parametrize("blend", BLENDS)
 def test_the_reference_s_row_makes_the_guided_prediction(blend):
     """Against the formulas as they are written down, on whole vectors."""

@@ -20,7 +20,8 @@ def read_ddim(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
 
 def read_ddpm(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
     """``DDPMScheduler`` with a fixed variance."""
-    kind = config.require("variance_type", "fixed_small", "fixed_small_log", "fixed_large")
+    # None, which solvers' files have, is the first.
+    kind = config.require("variance_type", "fixed_small", "fixed_small_log", "fixed_large", None)
     variance = "beta" if kind == "fixed_large" else "posterior"
     return {"sampler": "ddpm", "variance": variance, **spacing_of(config), **bounds_of(config)}
 

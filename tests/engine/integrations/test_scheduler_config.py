@@ -166,18 +166,6 @@ CASES = [
 HISTORY = ("HeunDiscreteScheduler", "PNDMScheduler", "LMSDiscreteScheduler")  # beside the multistep solvers
 
 
-def the_scheduler(name, config, steps):
-    """diffusers' own, its noise levels in float64."""
-    scheduler = peers.scheduler_class(name).from_config(config)
-    for levels in {"alphas_cumprod", "final_alpha_cumprod"} & vars(scheduler).keys():
-        setattr(scheduler, levels, getattr(scheduler, levels).double())
-    with peers.double_levels(scheduler):
-        scheduler.set_timesteps(steps)
-    if hasattr(scheduler, "sigmas"):
-        scheduler.sigmas = scheduler.sigmas.double()
-    return scheduler
-
-
 def ours(settings, steps, **options):
     with peers.engine(settings.schedule, settings.prediction_type) as engine:
         arguments = {**settings.defaults, **options}
@@ -194,7 +182,7 @@ def test_defaults_are_those_of_diffusers():
 @pytest.mark.parametrize(("name", "config", "steps"), CASES)
 def test_a_run_is_that_of_diffusers(name, config, steps, monkeypatch):
     settings = read_scheduler({**config, "_class_name": name, "_diffusers_version": "0.42.1"})
-    want = peers.run(the_scheduler(name, config, steps), monkeypatch, 3.0)
+    want = peers.run(peers.configured(name, config, steps), monkeypatch, 3.0)
     got = ours(settings, steps, guidance_scale=3.0)
     history = name.startswith("DPMSolver") or name.endswith("MultistepScheduler") or "Heun" in name or name in HISTORY
     limit = tolerances.MULTISTEP if history else tolerances.ONE_STEP

@@ -122,19 +122,6 @@ CASES += [
 ]
 
 
-def scheduler_of(name, config):
-    scheduler = peers.scheduler_class(name).from_config(config)
-    for levels in {"alphas_cumprod", "final_alpha_cumprod"} & vars(scheduler).keys():
-        setattr(scheduler, levels, getattr(scheduler, levels).double())
-    moving = name.startswith("Flow") and config.get("use_dynamic_shifting")
-    with peers.double_levels(scheduler):
-        scheduler.set_timesteps(STEPS, **({"mu": MU} if moving else {}))
-    if hasattr(scheduler, "sigmas"):
-        scheduler.sigmas = scheduler.sigmas.double()
-        scheduler.set_begin_index(0)
-    return scheduler
-
-
 @pytest.mark.parametrize(("name", "config", "entry"), CASES)
 def test_an_entry_is_read_or_refused_by_name_and_value(name, config, entry, monkeypatch):
     if name == "PNDMScheduler":
@@ -147,7 +134,9 @@ def test_an_entry_is_read_or_refused_by_name_and_value(name, config, entry, monk
     if settings is None:
         assert re.search(rf"^{name}: {entry} must be .*got {re.escape(repr(config[entry]))}", refusal)
         return
-    want = peers.run(scheduler_of(name, config), monkeypatch, 3.0)
+    moving = name.startswith("Flow") and config.get("use_dynamic_shifting")
+    scheduler = peers.configured(name, config, STEPS, **({"mu": MU} if moving else {}))
+    want = peers.run(scheduler, monkeypatch, 3.0)
     shift = {}
     if settings.dynamic_shift:  # of a picture, whose size has this mu
         shift = {"shift": math.exp(MU) if settings.dynamic_shift.exponential else MU}

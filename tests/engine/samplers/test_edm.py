@@ -60,7 +60,7 @@ def schedule_of(sampler, **levels):
 def grid():
     for sampler, cases in CASES.items():
         for case, (options, config) in cases.items():
-            for steps in STEPS:
+            for steps in (*STEPS, 999) if case == "plain" and sampler != "cm" else STEPS:
                 if case == "exponential" and steps == 1:
                     continue  # diffusers' only level is then the least
                 if (sampler, case, steps) == ("edm_euler", "rho", 1):
