@@ -92,7 +92,7 @@ __all__ = [
 
 
 #: Modules that ``import stepfuse`` alone does not load, each by the first use of its name.
-_MODULES = ("analysis", "export", "fitting", "integrations", "interpolation", "kernels", "metrics")
+_MODULES = ("analysis", "export", "fitting", "integrations", "interpolation", "kernels", "metrics", "server")
 
 #: Names likewise, and the modules that have them.
 _NAMES = {

@@ -33,7 +33,14 @@ class Adaptive:
     """What a step takes from the whole of its sample; ``StepTable.adapt`` documents it."""
 
     def __init__(
-        self, guidance_rescale: float = 0.0, threshold_ratio: float = 0.0, largest_threshold: float = ...
+        self,
+        guidance_rescale: float = 0.0,
+        threshold_ratio: float = 0.0,
+        largest_threshold: float = ...,
+        *,
+        blend: str = "plain",
+        eta: float = 1.0,
+        norm_threshold: float = 0.0,
     ) -> None: ...
 
 def adapted_row(
@@ -473,13 +480,13 @@ class cuda:  # noqa: N801  a submodule, which one stub file can only write as a 
             self,
             *,
             noise: bool = False,
-            rescale: bool = False,
+            guidance: bool = False,
             threshold: bool = False,
             keep: bool = False,
             second: bool = False,
         ) -> None: ...
         noise: bool
-        rescale: bool
+        guidance: bool
         threshold: bool
         keep: bool
         second: bool
@@ -519,13 +526,13 @@ class cuda:  # noqa: N801  a submodule, which one stub file can only write as a 
             plain: dict[int, cuda.StepKernel],
             noise: dict[int, cuda.StepKernel],
             guidance_sums: cuda.StepKernel | None = None,
-            rescaled_rows: cuda.StepKernel | None = None,
+            guided_rows: cuda.StepKernel | None = None,
             thresholded_rows: cuda.StepKernel | None = None,
             keep_known: cuda.StepKernel | None = None,
             second: dict[int, cuda.StepKernel] = ...,
         ) -> None: ...
         def sums_bytes(self, slots: int, n: int) -> int:
-            """Size of the memory that guidance rescale works in."""
+            """Size of the memory that adapted guidance works in."""
 
         def launch(
             self,

@@ -42,6 +42,9 @@ _NAMES: Mapping[str, str] = {
     "use_clipped_model_output": "clipped_eps",
     "original_inference_steps": "original_steps",
     "variance_type": "variance",
+    **dict.fromkeys(("adaptive_projected_guidance_rescale", "norm_threshold"), "apg=(eta, norm_threshold)"),
+    "adaptive_projected_guidance_momentum": "apg, which has no momentum",
+    "zero_init_steps": "zero_init",
 }
 
 #: Which call takes an argument that another one is given.

@@ -44,6 +44,7 @@ from stepfuse.serving.calibration import measure_cost
 from stepfuse.serving.config import GPU_ROWS, HOST_ROWS, CostCurve, Serving
 from stepfuse.serving.future import ImageFuture, as_completed
 from stepfuse.serving.in_flight import Images, InFlightSample, ResultHandle
+from stepfuse.serving.reporting import Observer
 from stepfuse.serving.service import Service
 from stepfuse.serving.stats import EngineStats
 from stepfuse.serving.stream import Stream
@@ -310,7 +311,8 @@ class Engine:
             on_state: Called like ``callback``, before it, with the states themselves in place of the preview, shape
                 (n, *shape), which it may change in place: the next forward sees the change.
             **options: The sampler's own: ``spacing``, ``clip``, ``variance``, ``karras``, ..., and what every sampler
-                takes: ``guidance_interval``, and ``guidance_rescale`` and ``dynamic_threshold`` of ``StepTable.adapt``.
+                takes: ``guidance_interval``; ``guidance_rescale``, ``dynamic_threshold``, ``apg``, ``apg_form`` and
+                ``cfg_zero_star`` of ``StepTable.adapt``; ``zero_init``, the steps of ``StepTable.with_zero_init``.
 
         Returns:
             Shape (n, *shape), float32, in the model's data range.
@@ -550,6 +552,15 @@ class Engine:
     def stats(self) -> EngineStats:
         """Counts since the engine was made, as of the last finished iteration of the loop."""
         return self._service.stats()
+
+    def observe(self, observer: Observer | None) -> None:
+        """Has each iteration reported: which requests shared it, those that are streamed or have just ended.
+
+        Args:
+            observer: Takes the ``Progress`` of each, on the engine's thread, which waits for it; one that was given
+                before is called no more. None ends it.
+        """
+        self._service.observe(observer)
 
     @hinted
     def close(self, *, abort: bool = False, timeout: float | None = None) -> None:

@@ -1,11 +1,11 @@
-"""Guidance rescale and dynamic thresholding on torch tensors: checks, then launches. Needs ``stepfuse[kernels]``."""
+"""Guidance and dynamic thresholding on torch tensors: checks, then launches. Needs ``stepfuse[kernels]``."""
 
 from __future__ import annotations
 
 import torch
 import triton
 
-from stepfuse.kernels.adapt_kernel import guidance_sums_kernel, rescaled_rows_kernel, thresholded_rows_kernel
+from stepfuse.kernels.adapt_kernel import SUMS, guidance_sums_kernel, guided_rows_kernel, thresholded_rows_kernel
 from stepfuse.kernels.checks import (
     on_device,
     read,
@@ -56,39 +56,99 @@ def guidance_rescale(
             interpret.
     """
     require_state("prediction", prediction)
+    require_slot_rows(rows)
+    phi = slot_values("phi", phi, prediction, rows.shape[0], torch.float32)
+    guidance = torch.zeros((rows.shape[0], 4), dtype=torch.float32, device=prediction.device)
+    guidance[:, 0] = phi
+    return _adapted(read(prediction), read(prediction), rows, guidance, row_cond, row_uncond)
+
+
+def adapt_guidance(
+    x: torch.Tensor,
+    prediction: torch.Tensor,
+    rows: torch.Tensor,
+    guidance: torch.Tensor,
+    row_cond: torch.Tensor,
+    row_uncond: torch.Tensor,
+) -> torch.Tensor:
+    """Rows with each slot's way of guidance folded in: APG, CFG-Zero*, guidance rescale.
+
+    Sadat et al. (2024), Fan et al. (2025), Lin et al. (2023), section 3.4; ``StepTable.adapt`` has the same by name.
+    Unguided slots keep their rows. Call it before ``dynamic_threshold``.
+
+    Args:
+        x: State, (B, ...), as for ``fused_step``; read of slots with ``"projected_clean"``.
+        prediction: Network output, (R, ...).
+        rows: (B, 16) float32, or (B, 32) with a second line.
+        guidance: (B, 4) float32, of each slot: phi of guidance rescale, 0 (off) to 1; which of
+            ``stepfuse.kernels.columns.BLENDS``, by number; and of the two that project, eta and the norm's threshold, 0
+            for none.
+        row_cond: (B,) int32, as for ``fused_step``.
+        row_uncond: (B,) int32, as for ``fused_step``.
+
+    Returns:
+        New rows, of the shape of ``rows``.
+
+    Raises:
+        TypeError: If a dtype is not the one named above.
+        ValueError: If a shape or device is not the one named above, or ``x`` is on the CPU and Triton does not
+            interpret.
+    """
+    require_state("x", x)
+    require_prediction(prediction, x)
+    require_slot_rows(rows)
+    require(
+        guidance.dtype == torch.float32 and guidance.shape == (rows.shape[0], 4),
+        f"guidance must be float32 of shape (B, 4), got {guidance.dtype} {tuple(guidance.shape)}",
+    )
+    require(x.shape[0] == rows.shape[0], f"rows must be one for each of {x.shape[0]} slots, got {rows.shape[0]}")
+    return _adapted(read(x), read(prediction), rows, guidance.contiguous(), row_cond, row_uncond)
+
+
+def require_slot_rows(rows: torch.Tensor) -> None:
+    """Refuses a row that is one for all slots."""
     require(rows.ndim == 2, f"rows must have shape (B, {len(COLUMNS)}), got {tuple(rows.shape)}")
+
+
+def _adapted(
+    x: torch.Tensor,
+    prediction: torch.Tensor,
+    rows: torch.Tensor,
+    guidance: torch.Tensor,
+    row_cond: torch.Tensor,
+    row_uncond: torch.Tensor,
+) -> torch.Tensor:
     slots, n = rows.shape[0], prediction[:1].numel()
     rows = rows_of("rows", rows, prediction, slots).contiguous()
-    phi = slot_values("phi", phi, prediction, slots, torch.float32)
     row_cond = slot_values("row_cond", row_cond, prediction, slots, torch.int32)
     row_uncond = slot_values("row_uncond", row_uncond, prediction, slots, torch.int32)
     adapted = torch.empty_like(rows)
     if slots == 0 or n == 0:
         return adapted.copy_(rows)
-    outputs = read(prediction)
     tiles = triton.cdiv(n, SUMS_BLOCK)
-    sums = torch.empty((slots, tiles, 4), dtype=torch.float64, device=prediction.device)
+    sums = torch.empty((slots, tiles, SUMS.value), dtype=torch.float64, device=prediction.device)
     with on_device(prediction.device):
         guidance_sums_kernel[(tiles, slots)](
-            prediction=outputs,
-            rows=rows,
+            prediction=prediction,
+            x=x,
+            guidance=guidance,
             row_cond=row_cond,
             row_uncond=row_uncond,
             sums=sums,
             n=n,
-            prediction_rows=outputs.shape[0],
-            prediction_stride=outputs.stride(0),
-            rows_stride=rows.stride(0),
+            prediction_rows=prediction.shape[0],
+            x_stride=x.stride(0),
+            prediction_stride=prediction.stride(0),
             BLOCK=SUMS_BLOCK,
             num_warps=SUMS_WARPS,
             **COMPILE_OPTIONS,
         )
-        rescaled_rows_kernel[(slots,)](
+        guided_rows_kernel[(slots,)](
             sums=sums,
             rows=rows,
             row_cond=row_cond,
             row_uncond=row_uncond,
-            phi=phi,
+            guidance=guidance,
             adapted=adapted,
             n=n,
             tiles=tiles,

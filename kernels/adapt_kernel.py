@@ -3,7 +3,26 @@
 import triton
 import triton.language as tl
 
-from stepfuse.kernels.row import BOTH_WIDTHS, HI, LO, P_E, P_X, Q_E, U_E, V_E, G, load_blend, rows_of_slot
+from stepfuse.kernels.columns import BLENDS
+from stepfuse.kernels.row import (
+    BOTH_WIDTHS,
+    HI,
+    LO,
+    P_E,
+    P_X,
+    Q_E,
+    Q_X,
+    U_E,
+    U_X,
+    V_E,
+    V_X,
+    G,
+    load_blend,
+    rows_of_slot,
+)
+
+PLAIN, PROJECTED, PROJECTED_CLEAN, OPTIMIZED_SCALE = map(tl.constexpr, range(len(BLENDS)))
+SUMS = tl.constexpr(9)
 
 RADIX = tl.constexpr(16)
 RADIX_BITS = tl.constexpr(4)
@@ -11,23 +30,26 @@ MAGNITUDE_BITS = tl.constexpr(32)  # of |d|, a sign bit of 0 included
 INFINITY_BITS = tl.constexpr(0x7F800000)
 
 
-# guidance_sums: a tile's sums of e_c, e and their squares, which rescaled_rows adds up.
-#   prediction : (R, N) fp16/bf16/fp32; rows : (B, 16) or (B, 32) fp32; row_* : (B,) int32, as for fused_step.
-#   sums       : (B, tiles, 4) fp64, written.
+# guidance_sums: a tile's sums over both predictions, the state, and products of two of them, for guided_rows.
+#   prediction : (R, N) fp16/bf16/fp32; row_* : (B,) int32, as for fused_step.
+#   x          : (B, N) fp16/bf16/fp32, read of slots whose clean estimates are projected.
+#   guidance   : (B, 4) fp32: phi, a number of BLENDS, eta, norm threshold.
+#   sums       : (B, tiles, 9) fp64, written: e_c, e_u, e_c e_c, e_c e_u, e_u e_u, x, x x, x e_c, x e_u.
 #   Grid       : (tiles, B); each program owns one tile; no atomics.
 #   Numerics   : fp64, in an order that depends on BLOCK alone, which is fixed: the same bits in every run.
-#   Traffic    : 2 reads of B·N elements.
+#   Traffic    : 2 reads of B·N elements, 3 where clean estimates are projected.
 @triton.jit
 def guidance_sums_kernel(
     prediction,
-    rows,
+    x,
+    guidance,
     row_cond,
     row_uncond,
     sums,
     n,
     prediction_rows,
+    x_stride,
     prediction_stride,
-    rows_stride,
     BLOCK: tl.constexpr,
 ):
     tile = tl.program_id(0)
@@ -35,60 +57,127 @@ def guidance_sums_kernel(
     offsets = tile * BLOCK + tl.arange(0, BLOCK)
     cond, uncond = rows_of_slot(row_cond, row_uncond, slot)
     guided = (cond >= 0) & (uncond >= 0) & (cond < prediction_rows) & (uncond < prediction_rows)
-    g = tl.load(rows + slot * rows_stride + G)
-    e_c, _, e = load_blend(prediction, prediction_stride, cond, uncond, g, offsets, tl.where(guided, n, 0))
+    length = tl.where(guided, n, 0)
+    e_c, e_u, _ = load_blend(prediction, prediction_stride, cond, uncond, 0.0, offsets, length)
+    of_state = tl.where(tl.load(guidance + 4 * slot + 1) == PROJECTED_CLEAN, length, 0)
+    state = tl.load(x + slot.to(tl.int64) * x_stride + offsets, mask=offsets < of_state, other=0.0)
     e_c = e_c.to(tl.float64)
-    e = e.to(tl.float64)
-    to = sums + (slot.to(tl.int64) * tl.num_programs(0) + tile) * 4
+    e_u = e_u.to(tl.float64)
+    state = state.to(tl.float64)
+    to = sums + (slot.to(tl.int64) * tl.num_programs(0) + tile) * SUMS
     tl.store(to, tl.sum(e_c, axis=0))
-    tl.store(to + 1, tl.sum(e_c * e_c, axis=0))
-    tl.store(to + 2, tl.sum(e, axis=0))
-    tl.store(to + 3, tl.sum(e * e, axis=0))
+    tl.store(to + 1, tl.sum(e_u, axis=0))
+    tl.store(to + 2, tl.sum(e_c * e_c, axis=0))
+    tl.store(to + 3, tl.sum(e_c * e_u, axis=0))
+    tl.store(to + 4, tl.sum(e_u * e_u, axis=0))
+    tl.store(to + 5, tl.sum(state, axis=0))
+    tl.store(to + 6, tl.sum(state * state, axis=0))
+    tl.store(to + 7, tl.sum(state * e_c, axis=0))
+    tl.store(to + 8, tl.sum(state * e_u, axis=0))
 
 
 @triton.jit
-def variance(total, squares, n):
-    mean = total / n
-    return squares / n - mean * mean
-
-
-# rescaled_rows: p_e, q_e, u_e and v_e of a guided slot's row times phi std(e_c) / std(e) + 1 - phi.
-#   Lin et al. (2023), "Common diffusion noise schedules and sample steps are flawed", section 3.4.
-#   sums   : (B, tiles, 4) fp64 of guidance_sums; phi : (B,) fp32, 0: off.
-#   rows   : (B, 16) or (B, 32) fp32, contiguous; adapted : likewise, written, may be rows.
-#   Grid   : (B,); each program owns one slot.
-#   Oracle : guidance_rescale_ref in reference.py.
-@triton.jit(do_not_specialize=["n", "tiles"])
-def rescaled_rows_kernel(sums, rows, row_cond, row_uncond, phi, adapted, n, tiles, rows_stride, BLOCK: tl.constexpr):
-    slot = tl.program_id(0)
-    cond, uncond = rows_of_slot(row_cond, row_uncond, slot)
-    base = sums + slot.to(tl.int64) * tiles * 4
-    total_c = tl.zeros((BLOCK,), tl.float64)
-    squares_c = tl.zeros((BLOCK,), tl.float64)
-    total = tl.zeros((BLOCK,), tl.float64)
-    squares = tl.zeros((BLOCK,), tl.float64)
+def total(sums, index: tl.constexpr, tiles, BLOCK: tl.constexpr):
+    """One of a slot's sums, over its tiles."""
+    found = tl.zeros((BLOCK,), tl.float64)
     for start in range(0, tiles, BLOCK):
         tile = start + tl.arange(0, BLOCK)
-        mask = tile < tiles
-        total_c += tl.load(base + 4 * tile, mask=mask, other=0.0)
-        squares_c += tl.load(base + 4 * tile + 1, mask=mask, other=0.0)
-        total += tl.load(base + 4 * tile + 2, mask=mask, other=0.0)
-        squares += tl.load(base + 4 * tile + 3, mask=mask, other=0.0)
+        found += tl.load(sums + SUMS * tile + index, mask=tile < tiles, other=0.0)
+    return tl.sum(found, axis=0)
+
+
+@triton.jit
+def is_finite(value):
+    return tl.abs(value) < float("inf")
+
+
+# guided_rows: a guided slot's row with its guidance folded in: e = cond e_c + uncond e_u + state x, rescaled.
+#   What each blend is, and why the row keeps its digits where its weights cancel: csrc/core/step/guidance.h, .cpp.
+#   sums     : (B, tiles, 9) fp64 of guidance_sums; guidance : (B, 4) fp32, as for guidance_sums.
+#   rows     : (B, 16) or (B, 32) fp32, contiguous; adapted : likewise, written, may be rows.
+#   Grid     : (B,); each program owns one slot.
+#   Numerics : fp64, in the order of guidance.cpp; one rounding at the row.
+#   Oracle   : adapt_guidance_ref in reference.py.
+@triton.jit(do_not_specialize=["n", "tiles"])
+def guided_rows_kernel(sums, rows, row_cond, row_uncond, guidance, adapted, n, tiles, rows_stride, BLOCK: tl.constexpr):
+    slot = tl.program_id(0)
+    cond, uncond = rows_of_slot(row_cond, row_uncond, slot)
+    base = sums + slot.to(tl.int64) * tiles * SUMS
+    c = total(base, 0, tiles, BLOCK)
+    u = total(base, 1, tiles, BLOCK)
+    cc = total(base, 2, tiles, BLOCK)
+    cu = total(base, 3, tiles, BLOCK)
+    uu = total(base, 4, tiles, BLOCK)
+    s = total(base, 5, tiles, BLOCK)
+    xx = total(base, 6, tiles, BLOCK)
+    xc = total(base, 7, tiles, BLOCK)
+    xu = total(base, 8, tiles, BLOCK)
+    phi = tl.load(guidance + 4 * slot).to(tl.float64)
+    blend = tl.load(guidance + 4 * slot + 1)
+    eta = tl.load(guidance + 4 * slot + 2).to(tl.float64)
+    norm_threshold = tl.load(guidance + 4 * slot + 3).to(tl.float64)
+    row = rows + slot * rows_stride
+    own_g = tl.load(row + G)
+    g = own_g.to(tl.float64)
+    p_x = tl.load(row + P_X).to(tl.float64)
+    p_e = tl.load(row + P_E).to(tl.float64)
+    clean = blend == PROJECTED_CLEAN
+
+    dd = cc - 2.0 * cu + uu
+    dc = cc - cu
+    of_difference = tl.where(clean, p_e * p_e * dd, dd)
+    on_cond = tl.where(clean, p_e * (p_x * (xc - xu) + p_e * dc), dc)
+    of_cond = tl.where(clean, p_x * p_x * xx + 2.0 * p_x * p_e * xc + p_e * p_e * cc, cc)
+    short = norm_threshold / tl.sqrt(tl.where(of_difference > 0.0, of_difference, 1.0))
+    limited = (norm_threshold > 0.0) & (of_difference > 0.0) & (short < 1.0)
+    limit = tl.where(limited, short, 1.0)
+    part = tl.where(of_cond > 0.0, (eta - 1.0) * on_cond / tl.where(of_cond > 0.0, of_cond, 1.0), 0.0)
+
+    more = (g - 1.0) * limit
+    on_c = tl.where(clean, 1.0 + more * (1.0 + part), tl.where(blend == PROJECTED, g * limit * (1.0 + part), g))
+    on_u = tl.where(clean, -more, tl.where(blend == PROJECTED, 1.0 - g * limit, 1.0 - g))
+    on_u = tl.where(blend == OPTIMIZED_SCALE, (1.0 - g) * cu / (uu + 1e-8), on_u)
+    on_x = tl.where(clean, more * part * p_x / tl.where(clean, p_e, 1.0), 0.0)
+
     count = n.to(tl.float64)
-    of_cond = variance(tl.sum(total_c, axis=0), tl.sum(squares_c, axis=0), count)
-    of_blend = variance(tl.sum(total, axis=0), tl.sum(squares, axis=0), count)
-    # A constant prediction has no deviation to match; a row with NaN is left alone, since the step reports it.
-    matches = (cond >= 0) & (uncond >= 0) & (of_cond > 0.0) & (of_blend > 0.0)
-    ratio = tl.where(matches, of_cond, 1.0) / tl.where(matches, of_blend, 1.0)
-    share = tl.load(phi + slot).to(tl.float64)
-    matches = matches & (ratio > 0.0) & (ratio < float("inf"))
-    factor = tl.where(matches, share * tl.sqrt(ratio) + 1.0 - share, 1.0).to(tl.float32)
+    mean_c = c / count
+    mean_u = u / count
+    mean_x = s / count
+    var_c = cc / count - mean_c * mean_c
+    var_u = uu / count - mean_u * mean_u
+    var_x = xx / count - mean_x * mean_x
+    mixed = on_c * on_u * (cu / count - mean_c * mean_u) + on_c * on_x * (xc / count - mean_x * mean_c)
+    mixed += on_u * on_x * (xu / count - mean_x * mean_u)
+    variance = on_c * on_c * var_c + on_u * on_u * var_u + on_x * on_x * var_x + 2.0 * mixed
+    # A constant prediction has no deviation to match; what is not finite is left to the step, which reports it.
+    matches = (phi > 0.0) & (var_c > 0.0) & (variance > 0.0)
+    ratio = tl.where(matches, var_c, 1.0) / tl.where(matches, variance, 1.0)
+    matches = matches & (ratio > 0.0) & is_finite(ratio)
+    factor = tl.where(matches, phi * tl.sqrt(ratio) + 1.0 - phi, 1.0)
+
+    size = tl.abs(on_c) + tl.abs(on_u)
+    least = 1e-9 * size
+    both = on_c + on_u
+    share = tl.where(tl.abs(both) < least, tl.where(both < 0.0, -least, least), both)
+    plain = blend == PLAIN
+    new_g = tl.where(plain | (size == 0.0), g, on_c / tl.where(size == 0.0, 1.0, share)).to(tl.float32)
+    new_g = tl.where(plain, own_g, new_g)
+    on_state = tl.where(plain, 0.0, factor * on_x).to(tl.float32)
+    scale = tl.where(plain, factor, factor * share).to(tl.float32)
+    adapts = (cond >= 0) & (uncond >= 0) & is_finite(scale) & is_finite(new_g) & is_finite(on_state)
 
     column = tl.arange(0, BOTH_WIDTHS)
     own = column < rows_stride
+    before = tl.load(row + column, mask=own, other=0.0)
+    # The coefficient of e beside each of x, which takes its share of the state.
+    beside = tl.where(column == P_X, tl.load(row + P_E), 0.0)
+    beside = tl.where(column == Q_X, tl.load(row + Q_E), beside)
+    beside = tl.where(column == U_X, tl.load(row + U_E), beside)
+    beside = tl.where(column == V_X, tl.load(row + V_E, mask=rows_stride > V_E, other=0.0), beside)
+    new = tl.where(beside * on_state != 0.0, before + beside * on_state, before)
     scaled = (column == P_E) | (column == Q_E) | (column == U_E) | (column == V_E)
-    row = tl.load(rows + slot * rows_stride + column, mask=own, other=0.0)
-    tl.store(adapted + slot * rows_stride + column, tl.where(scaled, row * factor, row), mask=own)
+    new = tl.where(scaled, before * scale, tl.where(column == G, new_g, new))
+    tl.store(adapted + slot * rows_stride + column, tl.where(adapts, new, before), mask=own)
 
 
 @triton.jit

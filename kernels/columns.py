@@ -15,8 +15,12 @@ SECOND_LINE: tuple[str, ...] = (
     *("v_x", "v_d", "v_e", "v_h", "v_h2", "w_h", "w_h2", "w_h3", "spare"),
 )
 
-#: The prediction's coefficients: what guidance rescale scales.
+#: Ways to blend two predictions, by their numbers: ``csrc/core/step/guidance.h`` says what each is.
+BLENDS = ("plain", "projected", "projected_clean", "optimized_scale")
+
+#: The prediction's coefficients, and those of the state beside each: what guidance adapts.
 OF_PREDICTION = ("p_e", "q_e", "u_e", "v_e")
+OF_STATE = ("p_x", "q_x", "u_x", "v_x")
 
 #: Noise streams of one seed: the initial state, and the noise that a step adds.
 INITIAL_STATE, STEP = 0, 1

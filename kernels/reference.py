@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from stepfuse.kernels.columns import COLUMNS, OF_PREDICTION, SECOND_LINE
+from stepfuse.kernels.columns import BLENDS, COLUMNS, OF_PREDICTION, OF_STATE, SECOND_LINE
 
 Array = npt.NDArray[np.float64]
 
@@ -127,12 +127,61 @@ def guidance_rescale_ref(eps: npt.ArrayLike, row: npt.ArrayLike, phi: float, eps
     Returns:
         The adapted row, of the shape of ``row``, float64.
     """
+    return adapt_guidance_ref(np.zeros_like(eps), eps, row, eps_uncond, phi=phi)
+
+
+def adapt_guidance_ref(
+    x: npt.ArrayLike,
+    eps: npt.ArrayLike,
+    row: npt.ArrayLike,
+    eps_uncond: npt.ArrayLike,
+    *,
+    phi: float = 0.0,
+    blend: str = "plain",
+    eta: float = 1.0,
+    norm_threshold: float = 0.0,
+) -> Array:
+    """The row of a guided step with its way of guidance folded in.
+
+    Sadat et al. (2024), Fan et al. (2025), Lin et al. (2023), section 3.4; ``StepTable.adapt`` has the same by name.
+
+    Args:
+        x: State, any shape.
+        eps: Conditional output, like ``x``.
+        row: Shape (16,) or (32,).
+        eps_uncond: Unconditional output, like ``x``.
+        phi: Guidance rescale, 0 (off) to 1 (the blend gets the deviation of the conditional output).
+        blend: One of ``BLENDS``.
+        eta: Of the two that project: the share of what is parallel to the conditional vector.
+        norm_threshold: Likewise: the longest difference; 0 for any.
+
+    Returns:
+        The adapted row, of the shape of ``row``, float64.
+    """
     adapted = np.array(row, dtype=np.float64)
-    e_c, e_u = np.asarray(eps, dtype=np.float64), np.asarray(eps_uncond, dtype=np.float64)
-    blend = e_u + adapted[COLUMNS.index("g")] * (e_c - e_u)
-    factor = phi * np.std(e_c) / np.std(blend) + 1 - phi
-    columns = [(COLUMNS + SECOND_LINE).index(name) for name in OF_PREDICTION]
-    adapted[[index for index in columns if index < len(adapted)]] *= factor
+    x, e_c, e_u = (np.asarray(one, dtype=np.float64) for one in (x, eps, eps_uncond))
+    g, p_x, p_e = (adapted[COLUMNS.index(name)] for name in ("g", "p_x", "p_e"))
+    on_c, on_u, on_x = g, 1 - g, 0.0
+    if blend in ("projected", "projected_clean"):
+        clean = blend == "projected_clean"
+        of_cond, difference = (p_x * x + p_e * e_c, p_e * (e_c - e_u)) if clean else (e_c, e_c - e_u)
+        length, square = np.linalg.norm(difference), np.vdot(of_cond, of_cond)
+        limit = min(1.0, norm_threshold / length) if norm_threshold > 0 and length > 0 else 1.0
+        part = (eta - 1) * np.vdot(difference, of_cond) / square if square > 0 else 0.0
+        scale = (g - 1 if clean else g) * limit
+        on_c, on_u = (1.0 if clean else 0.0) + scale * (1 + part), (0.0 if clean else 1.0) - scale
+        on_x = scale * part * p_x / p_e if clean else 0.0
+    elif blend == "optimized_scale":
+        on_u = (1 - g) * np.vdot(e_c, e_u) / (np.vdot(e_u, e_u) + 1e-8)
+    elif blend != "plain":
+        raise ValueError(f"blend must be one of {', '.join(BLENDS)}, got {blend!r}")
+    factor = phi * np.std(e_c) / np.std(on_c * e_c + on_u * e_u + on_x * x) + 1 - phi if phi else 1.0
+    both = COLUMNS + SECOND_LINE
+    for of_state, of_prediction in zip(OF_STATE, OF_PREDICTION, strict=True):
+        if both.index(of_prediction) < len(adapted):
+            adapted[both.index(of_state)] += adapted[both.index(of_prediction)] * factor * on_x
+            adapted[both.index(of_prediction)] *= factor * (on_c + on_u)
+    adapted[COLUMNS.index("g")] = on_c / (on_c + on_u)
     return adapted
 
 

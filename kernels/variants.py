@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
-from stepfuse.kernels.adapt_kernel import guidance_sums_kernel, rescaled_rows_kernel, thresholded_rows_kernel
+from stepfuse.kernels.adapt_kernel import guidance_sums_kernel, guided_rows_kernel, thresholded_rows_kernel
 from stepfuse.kernels.configs import (
     ALIGNED_LAYOUTS,
     ANY_LAYOUT,
@@ -45,7 +45,7 @@ ARGUMENTS = {
     "step": "*i32",
     "z": None,
     "sums": "*fp64",
-    "phi": "*fp32",
+    "guidance": "*fp32",
     "ratio": "*fp32",
     "largest": "*fp32",
     "known": "*fp32",
@@ -111,8 +111,8 @@ def variants() -> Iterator[Variant]:
     for network, aligned in product(TYPES, (True, False)):
         name = f"guidance_sums.{network}.{'aligned' if aligned else 'any'}"
         config = Config(SUMS_BLOCK, SUMS_WARPS)
-        yield Variant(name, guidance_sums_kernel, config, _storage(network, network), aligned)
-    yield Variant("rescaled_rows", rescaled_rows_kernel, Config(GATHER_BLOCK, GATHER_WARPS), {}, grid="slots")
+        yield Variant(name, guidance_sums_kernel, config, _storage("float32", network), aligned)
+    yield Variant("guided_rows", guided_rows_kernel, Config(GATHER_BLOCK, GATHER_WARPS), {}, grid="slots")
     for (state, network), aligned in product(STORAGE, (True, False)):
         name = f"thresholded_rows.{state}.{network}.{'aligned' if aligned else 'any'}"
         config = Config(SELECT_BLOCK, SELECT_WARPS)

@@ -31,12 +31,15 @@ def _load(name: str, folder: str = "") -> None:
 _load("tolerances")
 _load("support")
 _load("peers")
+_load("saved_schedulers")
 _load("handmade")
 _load("figure_overlaps")
 _load("interrupts")
+_load("http_service")
 _load("tiny_pipelines", "export")
 _load("fake_tensorrt", "engine/backends/cuda")
 _load("recording_driver", "cuda")
+_load("chromium", "engine/server")
 
 import stepfuse.engine  # noqa: E402
 

@@ -169,7 +169,8 @@ def scheduler(sampler, schedule, options, **timesteps):
     found = scheduler_class(names[sampler])(**levels, **config)
     for name in {"alphas_cumprod", "final_alpha_cumprod"} & vars(found).keys():
         setattr(found, name, getattr(found, name).double())
-    with double_levels(found) if sampler == "kdpm2_ancestral" else nullcontext():
+    # In float32 a difference of squares has few digits where two levels are close, as those of 999 steps are.
+    with double_levels(found) if sampler in ("kdpm2_ancestral", "euler_ancestral") else nullcontext():
         found.set_timesteps(**timesteps)
     if hasattr(found, "sigmas"):
         found.sigmas = found.sigmas.double()
@@ -177,15 +178,44 @@ def scheduler(sampler, schedule, options, **timesteps):
     return found
 
 
+def configured(name, config, steps, **given):
+    """diffusers' scheduler of a configuration, its noise levels in float64.
+
+    Args:
+        name: Its class.
+        config: Entries, as of any class.
+        steps: How many it takes.
+        given: More arguments of ``set_timesteps``.
+    """
+    found = scheduler_class(name).from_config(config)
+    for levels in {"alphas_cumprod", "final_alpha_cumprod"} & vars(found).keys():
+        setattr(found, levels, getattr(found, levels).double())
+    with double_levels(found):
+        found.set_timesteps(steps, **given)
+    if hasattr(found, "sigmas"):
+        found.sigmas = found.sigmas.double()
+        found.set_begin_index(0)  # a first timestep that comes twice is taken for the second
+    return found
+
+
 def double_levels(scheduler):
     """Has ``set_timesteps`` keep its levels in float64: in float32 a difference of squares loses all digits where one
     level is far below the one before."""
     wide = types.SimpleNamespace(**{**vars(np), "float32": np.float64})
-    return mock.patch.object(sys.modules[type(scheduler).__module__], "np", wide)
+    return mock.patch.object(sys.modules[type(scheduler).__module__], "np", wide, create=True)  # one has torch alone
 
 
 def run(
-    scheduler, monkeypatch, guidance_scale=1.0, *, guidance_rescale=0.0, x=None, begin=0, after=None, **step_options
+    scheduler,
+    monkeypatch,
+    guidance_scale=1.0,
+    *,
+    guidance_rescale=0.0,
+    blend=None,
+    x=None,
+    begin=0,
+    after=None,
+    **step_options,
 ):
     """The loop of diffusers' pipelines over this model, with our noise.
 
@@ -193,6 +223,7 @@ def run(
         scheduler: With its timesteps set.
         monkeypatch: Replaces the generator's noise by ours.
         guidance_scale, guidance_rescale: As in the pipelines.
+        blend: ``blend(step, t, x, cond, uncond)`` is the guided prediction, in the place of both.
         x: The first state; None: our noise at the scheduler's scale.
         begin: Index of the first timestep of the run.
         after: ``after(i, x)`` changes the state after the i-th of all timesteps.
@@ -221,7 +252,7 @@ def run(
         seen = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
         rows, times = seen[..., 0].numpy(), np.full(BATCH, t.item())
         uncond, cond = (torch.from_numpy(model(rows, times, {"y": np.full(BATCH, y)}))[..., None] for y in (0.0, 1.0))
-        output = uncond + guidance_scale * (cond - uncond)
+        output = uncond + guidance_scale * (cond - uncond) if blend is None else blend(step, t, x, cond, uncond)
         if guidance_rescale:
             output = rescale_noise_cfg(output, cond, guidance_rescale)
         x = scheduler.step(output, t, x, **step_options, return_dict=False)[0]

@@ -14,9 +14,17 @@ import stepfuse as sf
 SHAPE = (1, 4, 5)  # 20 elements: no multiple of a vector's width
 ELEMENTS = math.prod(SHAPE)
 SCHEDULE = sf.NoiseSchedule.linear()
+EDM_SAMPLERS = {"edm_euler", "edm_dpmpp_2m", "cm"}
 NAMES = ("boot", "bag", "coat", "dress", "shirt", "sandal", "sneaker")
 NULL = len(NAMES)
 COND = {"class_labels": sf.CondInput(dtype="int64", null=NULL, names=NAMES)}
+
+
+def schedule_of(sampler):
+    """A schedule that a sampler takes: a flow where the sampler takes one."""
+    if sampler in EDM_SAMPLERS:
+        return sf.NoiseSchedule.edm()
+    return sf.NoiseSchedule.flow() if sampler == "euler" else SCHEDULE
 
 
 def rowwise(x, t, cond):

@@ -70,7 +70,7 @@ def python_with_text(python, wheel):
 
 
 def test_the_wheel_holds_every_module_and_model(wheel):
-    data = ("engine/py.typed", "engine/models", "engine/analysis/data")
+    data = ("engine/py.typed", "engine/models", "engine/analysis/data", "engine/server/*.html")
     sources = tracked("engine/*.py", "engine/*.pyi", *data, "kernels/*.py", "export/*.py")
     expected = {str(FOLDERS[Path(name).parts[0]] / Path(*Path(name).parts[1:])) for name in sources}
     held = set(zipfile.ZipFile(wheel).namelist())

@@ -48,35 +48,35 @@ void bind_kernels(py::module_& m) {
   using Kernels = std::map<int, std::shared_ptr<StepKernel>>;
   using Kernel = std::shared_ptr<StepKernel>;
   py::class_<StepNeeds>(m, "StepNeeds")
-      .def(py::init([](bool noise, bool rescale, bool threshold, bool keep, bool second) {
-             return StepNeeds{noise, rescale, threshold, keep, second};
+      .def(py::init([](bool noise, bool guidance, bool threshold, bool keep, bool second) {
+             return StepNeeds{noise, guidance, threshold, keep, second};
            }),
-           py::kw_only(), py::arg("noise") = false, py::arg("rescale") = false, py::arg("threshold") = false,
+           py::kw_only(), py::arg("noise") = false, py::arg("guidance") = false, py::arg("threshold") = false,
            py::arg("keep") = false, py::arg("second") = false)
       .def_readonly("noise", &StepNeeds::noise)
-      .def_readonly("rescale", &StepNeeds::rescale)
+      .def_readonly("guidance", &StepNeeds::guidance)
       .def_readonly("threshold", &StepNeeds::threshold)
       .def_readonly("keep", &StepNeeds::keep)
       .def_readonly("second", &StepNeeds::second)
       .def("__eq__", &StepNeeds::operator==, py::is_operator())
       .def("__hash__", [](const StepNeeds& needs) {
-        return needs.noise | needs.rescale << 1 | needs.threshold << 2 | needs.keep << 3 | needs.second << 4;
+        return needs.noise | needs.guidance << 1 | needs.threshold << 2 | needs.keep << 3 | needs.second << 4;
       });
   py::class_<StepArguments>(m, "StepArguments").def(py::init(&arguments_from), py::arg("values"));
   py::implicitly_convertible<py::dict, StepArguments>();
   py::class_<StepProgram, std::shared_ptr<StepProgram>>(m, "StepProgram")
-      .def(py::init([](const Kernels& plain, const Kernels& noise, Kernel sums, Kernel rescaled, Kernel thresholded,
+      .def(py::init([](const Kernels& plain, const Kernels& noise, Kernel sums, Kernel guided, Kernel thresholded,
                        Kernel keep, const Kernels& second) {
              for (const Kernels* kernels : {&plain, &noise, &second}) whole(*kernels, "a kernel");
              return std::make_shared<StepProgram>(StepProgram::Kernels{{plain.begin(), plain.end()},
                                                                        {noise.begin(), noise.end()},
                                                                        {second.begin(), second.end()},
                                                                        std::move(sums),
-                                                                       std::move(rescaled),
+                                                                       std::move(guided),
                                                                        std::move(thresholded),
                                                                        std::move(keep)});
            }),
-           py::arg("plain"), py::arg("noise"), py::arg("guidance_sums") = Kernel(), py::arg("rescaled_rows") = Kernel(),
+           py::arg("plain"), py::arg("noise"), py::arg("guidance_sums") = Kernel(), py::arg("guided_rows") = Kernel(),
            py::arg("thresholded_rows") = Kernel(), py::arg("keep_known") = Kernel(), py::arg("second") = Kernels())
       .def("sums_bytes", &StepProgram::sums_bytes, py::arg("slots"), py::arg("n"))
       .def(

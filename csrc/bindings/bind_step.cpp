@@ -1,3 +1,5 @@
+#include <cmath>
+
 #include "../core/step/adapt.h"
 #include "../core/step/dtype.h"
 #include "../core/step/fused_step.h"
@@ -178,13 +180,27 @@ py::array step(py::handle x_arg, py::handle eps_arg, py::handle row_arg, py::han
   return out;
 }
 
-Adaptive adaptive(float guidance_rescale, float threshold_ratio, float largest_threshold) {
+Blend blend_named(const std::string& name) {
+  static constexpr std::pair<const char*, Blend> kBlends[] = {{"plain", Blend::Plain},
+                                                              {"projected", Blend::Projected},
+                                                              {"projected_clean", Blend::ProjectedClean},
+                                                              {"optimized_scale", Blend::OptimizedScale}};
+  for (const auto& [known, blend] : kBlends)
+    if (name == known) return blend;
+  throw py::value_error("blend must be plain, projected, projected_clean or optimized_scale, got " + name);
+}
+
+Adaptive adaptive(float guidance_rescale, float threshold_ratio, float largest_threshold, const std::string& blend,
+                  float eta, float norm_threshold) {
   const auto share = [](float value) { return value >= 0 && value <= 1; };
   if (!share(guidance_rescale) || !share(threshold_ratio) || !(largest_threshold >= 1))
     throw py::value_error("guidance_rescale and threshold_ratio must be 0 to 1 and largest_threshold at least 1, got " +
                           std::to_string(guidance_rescale) + ", " + std::to_string(threshold_ratio) + " and " +
                           std::to_string(largest_threshold));
-  return {guidance_rescale, threshold_ratio, largest_threshold};
+  if (!std::isfinite(eta) || !std::isfinite(norm_threshold) || norm_threshold < 0)
+    throw py::value_error("eta must be finite and norm_threshold finite and at least 0, got " + std::to_string(eta) +
+                          " and " + std::to_string(norm_threshold));
+  return {{guidance_rescale, blend_named(blend), eta, norm_threshold}, threshold_ratio, largest_threshold};
 }
 
 FloatArray adapted_row(const FloatArray& columns, const Adaptive& adaptive, const FloatArray& x, const FloatArray& eps,
@@ -210,7 +226,8 @@ FloatArray adapted_row(const FloatArray& columns, const Adaptive& adaptive, cons
 void bind_step(py::module_& m) {
   py::class_<Adaptive>(m, "Adaptive")
       .def(py::init(&adaptive), py::arg("guidance_rescale") = 0.0f, py::arg("threshold_ratio") = 0.0f,
-           py::arg("largest_threshold") = std::numeric_limits<float>::infinity());
+           py::arg("largest_threshold") = std::numeric_limits<float>::infinity(), py::kw_only(),
+           py::arg("blend") = "plain", py::arg("eta") = 1.0f, py::arg("norm_threshold") = 0.0f);
   m.def("adapted_row", &adapted_row, py::arg("row"), py::arg("adaptive"), py::arg("x"), py::arg("eps"),
         py::arg("eps_uncond") = py::none(), "The row with what it takes from the whole sample folded in.");
   m.def("step", &step, py::arg("x"), py::arg("eps"), py::arg("row"), py::arg("eps_uncond") = py::none(),

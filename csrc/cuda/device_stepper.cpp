@@ -174,7 +174,7 @@ void DeviceStepper::step(const Iteration& iteration, const Iteration& next) {
     if (adaptive.any()) frame.adapt(sample.slot, adaptive);
     if (request.keeps())
       frame.keep(sample.slot, sample.slot, request.known_region->levels[static_cast<std::size_t>(sample.step) + 1]);
-    needs.add({request.table->adds_noise(sample.step), adaptive.guidance_rescale > 0, adaptive.threshold_ratio > 0,
+    needs.add({request.table->adds_noise(sample.step), adaptive.guidance.any(), adaptive.threshold_ratio > 0,
                request.keeps(), second});
     previews |= request.x0 != nullptr;
     now.stepped.push_back({sample.slot, sample.standing.arrival, sample.step});
@@ -269,7 +269,7 @@ void DeviceStepper::reserve_frame(bool second) {
 std::vector<Launch> DeviceStepper::prepare(const Frame& frame, const StepNeeds& needs, StepArguments arguments) {
   reserve_frame(needs.second);
   frame_->upload(stream_, frame.data(), frame.bytes());
-  if (needs.rescale) {
+  if (needs.guidance) {
     memory_.reserve_sums(program_.sums_bytes(memory_.capacity(), spec_.elements));
     arguments.set(StepArgument::sums, memory_.sums()->get());
   }

@@ -43,7 +43,7 @@ class DeviceStepper final : public Stepper {
   DeviceStepper(const Stream& stream, ModelSpec spec, DeviceRows rows, StepProgram program);
   ~DeviceStepper() override;
 
-  // Device memory of so many slots, without what masks and rescaled guidance take from their first use on.
+  // Device memory of so many slots, without what masks and adapted guidance take from their first use on.
   static std::size_t bytes(int slots, std::int64_t elements);
 
   const ModelSpec& spec() const override { return spec_; }

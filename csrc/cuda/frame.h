@@ -40,7 +40,11 @@ class Frame {
     word(layout_.next_uncond, slot) = static_cast<std::uint32_t>(next_uncond);
   }
   void adapt(int slot, const Adaptive& adaptive) {
-    put(layout_.phi, slot, adaptive.guidance_rescale);
+    const Guidance& guidance = adaptive.guidance;
+    put(layout_.guidance, 4 * slot, guidance.rescale);
+    put(layout_.guidance, 4 * slot + 1, static_cast<float>(guidance.blend));
+    put(layout_.guidance, 4 * slot + 2, guidance.eta);
+    put(layout_.guidance, 4 * slot + 3, guidance.norm_threshold);
     put(layout_.ratio, slot, adaptive.threshold_ratio);
     put(layout_.largest, slot, adaptive.largest_threshold);
   }

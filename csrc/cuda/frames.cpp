@@ -40,7 +40,7 @@ StepNeeds needs_of(const Course& course) {
   for (const StepRow& row : course.rows) {
     const bool guided = passes_of(row, course.conditioned) == Passes::Both;
     needs.noise |= row.adds_noise();
-    needs.rescale |= guided && course.adaptive.guidance_rescale > 0;
+    needs.guidance |= guided && course.adaptive.guidance.any();
   }
   return needs;
 }
@@ -64,7 +64,7 @@ FrameLayout::FrameLayout(int slots, bool second) : columns(second ? 2 * kLineCol
   next_uncond = part(1);
   step = part(1);
   known_row = part(1);
-  phi = part(1);
+  guidance = part(4);
   ratio = part(1);
   largest = part(1);
   words = (words + kLineWords - 1) / kLineWords * kLineWords;
@@ -81,21 +81,21 @@ std::array<std::pair<StepArgument, std::size_t>, 12> FrameLayout::parts() const 
            {A::next_uncond, next_uncond},
            {A::step, step},
            {A::known_row, known_row},
-           {A::phi, phi},
+           {A::guidance, guidance},
            {A::ratio, ratio},
            {A::largest, largest}}};
 }
 
 void StepNeeds::add(const StepNeeds& other) {
   noise |= other.noise;
-  rescale |= other.rescale;
+  guidance |= other.guidance;
   threshold |= other.threshold;
   keep |= other.keep;
   second |= other.second;
 }
 
 bool StepNeeds::operator==(const StepNeeds& other) const {
-  return noise == other.noise && rescale == other.rescale && threshold == other.threshold && keep == other.keep &&
+  return noise == other.noise && guidance == other.guidance && threshold == other.threshold && keep == other.keep &&
          second == other.second;
 }
 

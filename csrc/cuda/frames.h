@@ -26,7 +26,7 @@ struct Course {
 // What a step needs beside the plain fused step, for any of its slots.
 struct StepNeeds {
   bool noise = false;
-  bool rescale = false;
+  bool guidance = false;
   bool threshold = false;
   bool keep = false;
   bool second = false;  // a slot's step has a second line
@@ -53,7 +53,7 @@ struct FrameLayout {
   std::size_t row_cond, row_uncond, next_cond, next_uncond;  // (B,) int32, -1: none
   std::size_t step;                                          // (B,) int32
   std::size_t known_row;                                     // (B,) int32, -1: no known region
-  std::size_t phi;                                           // (B,) float32, guidance rescale; 0: off
+  std::size_t guidance;                                      // (B, 4) float32: phi, Blend, eta, norm threshold
   std::size_t ratio, largest;                                // (B,) float32, dynamic threshold; ratio 0: off
   std::size_t words;                                         // a multiple of a cache line's
 

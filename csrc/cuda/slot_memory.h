@@ -26,14 +26,14 @@ class SlotMemory {
   // The stream is borrowed; contents that move to larger memory are copied on it.
   SlotMemory(const Stream& stream, const ModelSpec& spec, Use use);
 
-  // Of so many slots of a loop, without what masks, second lines and rescaled guidance take.
+  // Of so many slots of a loop, without what masks, second lines and adapted guidance take.
   static std::size_t bytes(int slots, std::int64_t elements);
 
   // Grows to at least so many slots, whose contents stay. Throws CudaError if there is no memory.
   void reserve(int slots);
   void reserve_registers(int count);     // so many history registers for each slot: one is always there
   void reserve_known();                  // a known region for each slot
-  void reserve_sums(std::size_t bytes);  // what guidance rescale works in
+  void reserve_sums(std::size_t bytes);  // what adapted guidance works in
   int capacity() const { return capacity_; }
 
   // (capacity, ...) each, and null before it is reserved.

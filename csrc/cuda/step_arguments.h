@@ -17,10 +17,10 @@ namespace stepfuse::cuda {
   ARGUMENT(prediction) ARGUMENT(next_input) ARGUMENT(next_t) ARGUMENT(next_t_int)                                      \
   /* a frame's parts (FrameLayout) */                                                                                  \
   ARGUMENT(rows) ARGUMENT(next_rows) ARGUMENT(row_cond) ARGUMENT(row_uncond) ARGUMENT(next_cond) ARGUMENT(next_uncond) \
-  ARGUMENT(step) ARGUMENT(known_row) ARGUMENT(levels) ARGUMENT(phi) ARGUMENT(ratio) ARGUMENT(largest)                  \
+  ARGUMENT(step) ARGUMENT(known_row) ARGUMENT(levels) ARGUMENT(guidance) ARGUMENT(ratio) ARGUMENT(largest)             \
   /* of slots: keys of their noise, flags of what is not finite, known regions */                                      \
   ARGUMENT(seed) ARGUMENT(nonfinite) ARGUMENT(known)                                                                   \
-  /* what adapts rows: sums of guidance rescale, and the adapted rows */                                               \
+  /* what adapts rows: sums of adapted guidance, and the adapted rows */                                               \
   ARGUMENT(sums) ARGUMENT(adapted)                                                                                     \
   /* lengths */                                                                                                        \
   ARGUMENT(n) ARGUMENT(tiles) ARGUMENT(prediction_rows) ARGUMENT(next_input_rows)                                      \

@@ -6,7 +6,7 @@ namespace stepfuse::cuda {
 
 namespace {
 
-constexpr std::int64_t kSums = 4;  // of each tile, float64
+constexpr std::int64_t kSums = 9;  // of each tile, float64
 constexpr char kPlain[] = "steps without noise", kNoise[] = "steps with noise";
 constexpr char kSecond[] = "rows with a second line: build the kernels anew";
 
@@ -35,7 +35,7 @@ StepProgram::StepProgram(Kernels kernels) : kernels_(std::move(kernels)) {
 }
 
 std::size_t StepProgram::sums_bytes(int slots, std::int64_t n) const {
-  const std::int64_t tiles = tiles_of(required(kernels_.guidance_sums, "guidance_rescale"), n);
+  const std::int64_t tiles = tiles_of(required(kernels_.guidance_sums, "adapted guidance"), n);
   return static_cast<std::size_t>(slots * tiles * kSums) * sizeof(double);
 }
 
@@ -48,11 +48,11 @@ std::vector<Launch> StepProgram::launches(int slots, const StepNeeds& needs, Ste
   arguments.set(A::rows_stride, static_cast<std::uint64_t>(layout.columns));
   arguments.set(A::next_rows_stride, kLineColumns);
   std::vector<Launch> found;
-  if (needs.rescale) {
-    const StepKernel& sums = required(kernels_.guidance_sums, "guidance_rescale");
+  if (needs.guidance) {
+    const StepKernel& sums = required(kernels_.guidance_sums, "adapted guidance");
     arguments.set(A::tiles, static_cast<std::uint64_t>(tiles_of(sums, static_cast<std::int64_t>(arguments.at(A::n)))));
     found.push_back(sums.launch(slots, arguments));
-    found.push_back(required(kernels_.rescaled_rows, "guidance_rescale").launch(slots, arguments));
+    found.push_back(required(kernels_.guided_rows, "adapted guidance").launch(slots, arguments));
     arguments.set(A::rows, arguments.at(A::adapted));
   }
   if (needs.threshold) {

@@ -18,7 +18,7 @@ class StepProgram {
   struct Kernels {
     // The fused step by the most slots it is meant for: without noise and with, and for rows with a second line.
     std::map<int, KernelPtr> plain, noise, second;
-    KernelPtr guidance_sums, rescaled_rows, thresholded_rows, keep_known;  // null: missing
+    KernelPtr guidance_sums, guided_rows, thresholded_rows, keep_known;  // null: missing
   };
 
   // Of the fused steps those may be missing that no step needs. Throws std::invalid_argument if all are.
@@ -29,7 +29,7 @@ class StepProgram {
   // one run. Throws std::invalid_argument if it needs a kernel that there is none of, or an argument that has no value.
   std::vector<Launch> launches(int slots, const StepNeeds& needs, StepArguments arguments, CUdeviceptr frame) const;
 
-  // Bytes of "sums", which guidance rescale works in.
+  // Bytes of "sums", which adapted guidance works in.
   std::size_t sums_bytes(int slots, std::int64_t n) const;
 
  private:

@@ -86,12 +86,20 @@ class ModelInfo:
             )
         if (self.prediction_type == "flow") != self.schedule.is_flow:
             raise ValueError(f"prediction_type 'flow' and a flow schedule go together, got {self.prediction_type!r}")
-        for file, table in self.tables.items():
-            last = self.schedule.max_timestep
-            if table.sampler in SAMPLERS or table.max_timestep != last:
+        if self.schedule.is_edm:
+            if self.prediction_type not in ("epsilon", "v_prediction"):
                 raise ValueError(
-                    f"tables[{brief(file)}] must be of a schedule up to timestep {last:g}, with a name that no sampler"
-                    f" has, got {brief(table.sampler)} up to {table.max_timestep}"
+                    "prediction_type must be 'epsilon' or 'v_prediction' with an EDM schedule, got"
+                    f" {self.prediction_type!r}"
+                )
+            if self.timestep_dtype != "float32":
+                raise ValueError(f"timestep_dtype must be 'float32' with an EDM schedule, got {self.timestep_dtype!r}")
+        for file, table in self.tables.items():
+            first, last = self.schedule.min_timestep, self.schedule.max_timestep
+            if table.sampler in SAMPLERS or (table.min_timestep, table.max_timestep) != (first, last):
+                raise ValueError(
+                    f"tables[{brief(file)}] must be of a schedule from timestep {first:g} to {last:g}, with a name that"
+                    f" no sampler has, got {brief(table.sampler)} from {table.min_timestep:g} to {table.max_timestep}"
                 )
         if self.timestep_dtype not in ("float32", "int64"):
             raise ValueError(f"timestep_dtype must be 'float32' or 'int64', got {brief(self.timestep_dtype)}")

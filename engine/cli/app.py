@@ -22,6 +22,7 @@ from stepfuse.cli.options import with_groups
 from stepfuse.cli.plan import plan
 from stepfuse.cli.quantize import quantize
 from stepfuse.cli.sample import sample
+from stepfuse.cli.serve import serve
 
 app = typer.Typer(
     cls=Commands,
@@ -32,7 +33,7 @@ app = typer.Typer(
     epilog="stepfuse sample fashion --cond sneaker -o sneakers.png\nstepfuse sample --help",
 )
 
-_DRAW, _MAKE, _LOOK = "Draw", "Make bundles", "Look"
+_DRAW, _SERVE, _MAKE, _LOOK = "Draw", "Serve", "Make bundles", "Look"
 
 #: In the order in which --help lists them: (command, heading, examples).
 COMMANDS = (
@@ -53,6 +54,7 @@ COMMANDS = (
             "stepfuse interpolate fashion --grid 5x8 --seeds 0,1,2,3 -o grid.png",
         ),
     ),
+    (serve, _SERVE, ("stepfuse serve fashion", "stepfuse serve fashion cats=my-pipeline --port 9000 --calibrate")),
     (analyze, _LOOK, ("stepfuse analyze fashion --quick -o report",)),
     (
         export,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,11 +13,12 @@ import typer
 from rich.table import Table
 
 import stepfuse as sf
+from stepfuse.bundle.tables import add_table, place_of
 from stepfuse.cli.common import parse_cond, refuse
 from stepfuse.cli.console import Report, shown
 from stepfuse.cli.options import OUTPUT, Cond, Force, Machine, Model, NegativePrompt, Prompt, PromptFile
 from stepfuse.cli.prompt import prompts_of
-from stepfuse.cli.target import target_of
+from stepfuse.cli.target import require_writable, target_of
 
 if TYPE_CHECKING:
     from stepfuse.fitting import Compared
@@ -48,15 +51,15 @@ def fit(
         typer.Option("--compare/--no-compare", help="Measure it and all samplers made by hand on 256 other noises."),
     ] = True,
     output: Annotated[
-        str,
+        str | None,
         typer.Option(
-            "--output",
-            "-o",
-            metavar="FILE",
-            help="The table, an .npz: for sample --table, or for stepfuse.write_bundle.",
-            rich_help_panel=OUTPUT,
+            "--output", "-o", metavar="FILE", help="The table, an .npz, for sample --table.", rich_help_panel=OUTPUT
         ),
-    ],
+    ] = None,
+    add: Annotated[
+        bool,
+        typer.Option("--add", help="Add it to the bundle's folder, for --sampler fitted-N.", rich_help_panel=OUTPUT),
+    ] = False,
     force: Force = False,
     machine: Machine,
     report: Report,
@@ -66,16 +69,12 @@ def fit(
     from stepfuse.fitting import compare as against
     from stepfuse.fitting import fit as run
 
-    target = target_of(output, (".npz",))
-    if target.is_stdout:
-        raise ValueError("--output must name a file: a fit goes on from what is kept beside it, got '-'")
-    target.prepare(force=force)
-    checkpoint = Path(f"{output}.partial")
     began = time.perf_counter()
     bundle = sf.Bundle.load(model)
+    scale = bundle.info.defaults.get("guidance_scale", 1.0) if guidance_scale is None else guidance_scale
+    target = _Kept.of(bundle, model, output, add, force, steps, scale)
     prompts = prompts_of(bundle, prompt or None, prompt_file, cond=cond or None, negative_prompt=negative_prompt)
     if prompts is not None:
-        scale = bundle.info.defaults.get("guidance_scale", 1.0) if guidance_scale is None else guidance_scale
         drawn = _of_prompts(bundle, prompts, negative_prompt, scale != 1, machine.threads)
     else:
         classes = [parse_cond(bundle.info, one) for one in cond or ()]
@@ -91,11 +90,11 @@ def fit(
             rounds=rounds,
             registers=registers,
             seed=seed,
-            checkpoint=checkpoint,
+            checkpoint=target.checkpoint,
             progress=report.say if report.progress else None,
         )
-        target.write(table.save)
-        checkpoint.unlink(missing_ok=True)
+        target.write(table)
+        target.checkpoint.unlink(missing_ok=True)
         found = []
         if compare:
             report.say(f"written to {target.name}; compared on {_COMPARED} other noises, by RMS to the fine solution:")
@@ -121,6 +120,40 @@ def fit(
         compared=[{"name": one.name, "error": one.error, "distance": one.distance} for one in found],
         seconds=round(seconds, 3),
     )
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Where the table goes.
+
+    Attributes:
+        name: The file, or the bundle's folder.
+        checkpoint: What an interrupted fit goes on from.
+        write: Puts a table there.
+    """
+
+    name: str
+    checkpoint: Path
+    write: Callable[[sf.StepTable], object]
+
+    @classmethod
+    def of(
+        cls, bundle: sf.Bundle, model: str, output: str | None, add: bool, force: bool, steps: int, scale: float
+    ) -> _Kept:
+        if (output is None) != add:
+            raise ValueError("give --output, for a file, or --add, for the bundle, and not both")
+        if output is None:
+            if model in sf.embedded_models():
+                raise ValueError(f"--add is for a folder of yours, and {model} comes with the package: use --output")
+            place_of(bundle, f"fitted-{steps}", scale, overwrite=force)
+            require_writable(bundle.path, folder=True)
+            checkpoint = bundle.path.with_name(f"{bundle.path.name}.fitted-{steps}.partial")
+            return cls(str(bundle.path), checkpoint, partial(add_table, bundle, overwrite=force))
+        target = target_of(output, (".npz",))
+        if target.is_stdout:
+            raise ValueError("--output must name a file: a fit goes on from what is kept beside it, got '-'")
+        target.prepare(force=force)
+        return cls(target.name, Path(f"{output}.partial"), lambda table: target.write(table.save))
 
 
 def _of_prompts(

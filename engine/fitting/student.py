@@ -50,7 +50,8 @@ class Student:
             registers: Earlier predictions that a step may read, 0 to 3.
         """
         free = np.zeros((steps, len(NUMBERS)), dtype=bool)
-        free[:, [NUMBERS.index(name) for name in ("t", "x", "e", "d")]] = True
+        free[:, [NUMBERS.index(name) for name in ("t", "x", "e")]] = True
+        free[:, NUMBERS.index("d")] = info.range_known
         for back, name in enumerate(_REGISTERS[:registers], start=1):
             free[back:, NUMBERS.index(name)] = True
         free[:, NUMBERS.index("u")] = guidance_scale != 1
@@ -139,8 +140,7 @@ class Student:
             "t": weights["t"] * self.info.schedule.max_timestep,
             "g": self.guidance_scale,
             **self._clean,
-            "lo": low,
-            "hi": high,
+            **({"lo": low, "hi": high} if self.info.range_known else {}),
             "q_x": weights["x"],
             "q_d": weights["d"],
             "q_e": weights["e"],

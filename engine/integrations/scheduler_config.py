@@ -13,21 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from stepfuse.display import NAME, one_line, printable
+from stepfuse.integrations.readers.dpm_solver import third_order
+from stepfuse.integrations.readers.edm import EDMS, edm_schedule_of
+from stepfuse.integrations.readers.entries import Entries, EntryError
+from stepfuse.integrations.readers.flow import FLOW, FLOWS, dynamic_shift_of, flow_schedule_of, flow_unipc
+from stepfuse.integrations.readers.levels import schedule_of
 from stepfuse.integrations.scheduler_entries import DEFAULTS, FORMER, KNOWN
-from stepfuse.integrations.scheduler_readers import (
-    ALGORITHMS,
-    FLOW,
-    FLOWS,
-    READERS,
-    Entries,
-    EntryError,
-    dynamic_shift_of,
-    flow_schedule_of,
-    flow_unipc,
-    schedule_of,
-    third_order,
-    with_algorithm,
-)
+from stepfuse.integrations.scheduler_readers import ALGORITHMS, READERS, with_algorithm
 from stepfuse.integrations.uncovered import reason_of
 from stepfuse.samplers.dynamic_shift import DynamicShift
 from stepfuse.samplers.schedule import NoiseSchedule
@@ -119,11 +111,13 @@ def _instead_of(name: str, config: Mapping[str, Any]) -> list[str]:
     """
     if name not in _NEAREST and name not in READERS:
         return []
-    if name.startswith("FlowMatch") or name == FLOW:
-        nearest, candidates = FLOW, [FLOW]
+    if name.startswith("FlowMatch"):
+        candidates = [FLOW]
+    elif name in EDMS:
+        candidates = [EDMS[0]] if name in EDMS[:2] else []  # the last one's networks are of another kind
     else:
         nearest = _NEAREST.get(name, "DDIMScheduler")
-        candidates = [nearest, *(one for one in READERS if one not in (nearest, *FLOWS))]
+        candidates = [nearest, *(one for one in READERS if one not in (nearest, *FLOWS, *EDMS))]
     found = []
     for one in candidates:
         if one == name:
@@ -150,6 +144,12 @@ def _read(name: str, config: Mapping[str, Any]) -> SchedulerSettings:
     if name in FLOWS:
         schedule, moving = flow_schedule_of(filled), dynamic_shift_of(filled)
         return SchedulerSettings(schedule, "flow", READERS[name](filled, schedule), {}, moving)
+    if name in EDMS:
+        schedule = edm_schedule_of(filled)
+        prediction = "epsilon"
+        if "prediction_type" in filled:
+            prediction = filled.require("prediction_type", "epsilon", "v_prediction")
+        return SchedulerSettings(schedule, prediction, READERS[name](filled, schedule), {})
     if (
         name == "UniPCMultistepScheduler"
         and filled["use_flow_sigmas"]
@@ -167,7 +167,7 @@ def _others(own: str, config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Options of the other samplers, as diffusers' ``from_config`` makes their classes of one's configuration."""
     found = {}
     for name, read in READERS.items():
-        if name in FLOWS:
+        if name in (*FLOWS, *EDMS):
             continue
         for chosen in ALGORITHMS.get(name, ("",)):
             filled = Entries(name, with_algorithm(name, chosen, config))

@@ -46,6 +46,16 @@ _FLOW = {
     "shift_terminal": None,
     "time_shift_type": "exponential",
 }
+_EDM = {
+    "sigma_min": 0.002,
+    "sigma_max": 80.0,
+    "sigma_data": 0.5,
+    "sigma_schedule": "karras",
+    "num_train_timesteps": 1000,
+    "prediction_type": "epsilon",
+    "rho": 7.0,
+    "final_sigmas_type": "zero",
+}
 
 #: The arguments of each class's constructor with what they are by default.
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -160,6 +170,25 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "TCDScheduler": _DISTILLED,
     "FlowMatchHeunDiscreteScheduler": {"num_train_timesteps": 1000, "shift": 1.0},
     "FlowMatchLCMScheduler": {**_FLOW, "scale_factors": None, "upscale_mode": "bicubic"},
+    "EDMEulerScheduler": _EDM,
+    "EDMDPMSolverMultistepScheduler": {
+        **_EDM,
+        **_THRESHOLD,
+        "solver_order": 2,
+        "algorithm_type": "dpmsolver++",
+        "solver_type": "midpoint",
+        "lower_order_final": True,
+        "euler_at_final": False,
+    },
+    "CMStochasticIterativeScheduler": {
+        "num_train_timesteps": 40,
+        "sigma_min": 0.002,
+        "sigma_max": 80.0,
+        "sigma_data": 0.5,
+        "s_noise": 1.0,
+        "rho": 7.0,
+        "clip_denoised": True,
+    },
 }
 
 #: Entries of other schedulers, which stay in a file that is saved again under one of these classes: ``from_config``

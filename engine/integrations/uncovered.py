@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 _TOKENS = "its samples are tokens of a vocabulary, and a step of a table is a sum of numbers"
 _FROM_SAMPLE = "it leads from a sample to its noise: Engine.encode does that, and no sampler"
-_EDM = "its timesteps are logarithms of a noise level, which a schedule with T of them does not have"
 _SHIFTED = "its noise levels are shifted by snr_shift_scale"
 _SHARES = "its timesteps are shares of 1, without a number of training timesteps"
 _STAGES = "it changes the sample's size from stage to stage, and a step keeps it"
@@ -18,9 +17,6 @@ REASONS: Mapping[str, str] = {
     "DiscreteDDIMScheduler": _TOKENS,
     "EntropyBoundScheduler": _TOKENS,
     "VQDiffusionScheduler": _TOKENS,
-    "CMStochasticIterativeScheduler": _EDM,
-    "EDMDPMSolverMultistepScheduler": _EDM,
-    "EDMEulerScheduler": _EDM,
     "CosineDPMSolverMultistepScheduler": "its timesteps are angles, and its noise is of one Brownian path",
     "SCMScheduler": "its timesteps are angles, and its network's input and output are scaled by their sines",
     "ConsistencyDecoderScheduler": "it is of a decoder that is sampled in two steps, not of a denoiser",

@@ -100,13 +100,13 @@ def record(
         steps_done=len(run) if stopped_after is None else min(stopped_after, len(run)),
         stopped_after=stopped_after,
         seed=seed,
-        guidance_rescale=table.guidance_rescale,
-        dynamic_threshold=table.dynamic_threshold,
+        zero_init=table.zero_init,
         max_rows=max_rows,
         image=None if image is None else digest_of(image),
         mask=None if mask is None else digest_of(mask),
         noise=None if noise is None else digest_of(noise),
         strength=share,
+        **table.adaptation,
         **entries,
     )
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from stepfuse.engine import Engine
 from stepfuse.errors import EngineClosed
 from stepfuse.serving.at_exit import closed_by_its_owner
+from stepfuse.serving.reporting import Observer
 from stepfuse.serving.stats import EngineStats
 
 Shape = tuple[int, ...]
@@ -38,7 +39,15 @@ class Engines:
         self.limit = limit
         self._held: OrderedDict[Shape, _Held] = OrderedDict()
         self._counted: EngineStats | None = None  # by those that are closed
+        self._observer: Observer | None = None
         self._changed = threading.Condition()
+
+    def observe(self, observer: Observer | None) -> None:
+        """Has each iteration of all engines reported, those to come among them: ``Engine.observe``."""
+        with self._changed:
+            self._observer = observer
+            for one in self._held.values():
+                one.engine.observe(observer)
 
     @contextmanager
     def use(self, shape: Shape) -> Iterator[Engine]:
@@ -56,6 +65,7 @@ class Engines:
                 if shape not in self._held:
                     self._held[shape] = _Held(self._make(shape))
                     closed_by_its_owner(self._held[shape].engine._service)
+                    self._held[shape].engine.observe(self._observer)
                 held = self._held[shape]
                 held.users[call] = threading.get_ident()
                 self._held.move_to_end(shape)

@@ -83,7 +83,7 @@ def image_grid(
 
 def save_png(picture: Image.Image, path: Path, facts: Mapping[str, str]) -> None:
     """Writes a PNG, whatever the path ends in, with ``facts``, how it was made, as its text entries."""
-    options = {**_OPTIONS[".png"], "pnginfo": _png_info(facts)}
+    options = save_options(".png", facts)
     write_atomically(path, lambda file: picture.save(file, **options))
 
 
@@ -99,17 +99,36 @@ def save_picture(picture: Image.Image, path: Path, facts: Mapping[str, str]) -> 
         ValueError: If ``facts`` do not fit a JPEG.
         OSError: If the file cannot be written.
     """
-    options = {**_OPTIONS[path.suffix.lower()]}
+    options = save_options(path.suffix.lower(), facts, name=path.name)
+    write_atomically(path, lambda file: picture.save(file, **options))
+
+
+def save_options(
+    suffix: str, facts: Mapping[str, str], *, name: str = "a picture", quality: int | None = None
+) -> dict[str, Any]:
+    """Arguments of Pillow's ``Image.save`` for a picture with ``facts``, how it was made.
+
+    Args:
+        suffix: One of ``SUFFIXES``.
+        facts: Text entries of a PNG; of a JPEG or WebP, ``exif_of`` them.
+        name: What messages call the picture.
+        quality: Of a JPEG or WebP, 0 to 100; None is 95 for JPEG, and WebP without loss.
+
+    Raises:
+        ValueError: If ``facts`` do not fit a JPEG.
+    """
+    options = {**_OPTIONS[suffix]}
     if options["format"] == "PNG":
-        save_png(picture, path, facts)
-        return
+        return {**options, "pnginfo": _png_info(facts)}
     options["exif"] = exif_of(facts)
     if options["format"] == "JPEG" and len(options["exif"]) > _JPEG_EXIF:
         raise ValueError(
-            f"{path.name} must be a PNG or WebP: a JPEG holds {_JPEG_EXIF:,} bytes of how it was made, it takes"
+            f"{name} must be a PNG or WebP: a JPEG holds {_JPEG_EXIF:,} bytes of how it was made, it takes"
             f" {len(options['exif']):,}"
         )
-    write_atomically(path, lambda file: picture.save(file, **options))
+    if quality is None:
+        return options
+    return {**options, "quality": quality} | ({"lossless": False} if options["format"] == "WEBP" else {})
 
 
 def save_animation(

@@ -27,9 +27,24 @@ def read_image(path: Path, shape: tuple[int, ...], data_range: tuple[float, floa
             (1 or 3, H, W).
         OSError: If the file cannot be read.
     """
+    return sample_of(open_picture(path), shape, data_range, str(path))
+
+
+def sample_of(picture: Image.Image, shape: tuple[int, ...], data_range: tuple[float, float], name: str) -> Array:
+    """A picture as a sample, as a viewer shows it (``as_shown``).
+
+    Args:
+        picture: Of the sample's size.
+        shape: As for ``read_image``, as is what follows.
+        data_range: Values of black and of full.
+        name: What messages call it: a file's path, or a word.
+
+    Raises:
+        ValueError: As in ``read_image``.
+    """
     if len(shape) != 3 or shape[0] not in (1, 3):
         raise ValueError(f"samples must have shape (1 or 3, H, W) to be read from a picture, got {shape}")
-    levels = _levels_of_size(as_shown(open_picture(path), "L" if shape[0] == 1 else "RGB", str(path)), path, shape)
+    levels = _levels_of_size(as_shown(picture, "L" if shape[0] == 1 else "RGB", name), name, shape)
     low, high = data_range
     return np.asarray(levels.reshape(*shape[1:], -1).transpose(2, 0, 1) * (high - low) + low, dtype=np.float32)
 
@@ -49,10 +64,24 @@ def read_mask(path: Path, shape: tuple[int, ...], cell: int) -> Array:
         ValueError: As in ``read_image``, and if the mask is transparent anywhere.
         OSError: If the file cannot be read.
     """
+    return mask_of(open_picture(path), shape, cell, str(path))
+
+
+def mask_of(picture: Image.Image, shape: tuple[int, ...], cell: int, name: str) -> Array:
+    """A picture as a mask of samples.
+
+    Args:
+        picture: Of the samples' size in pixels.
+        shape: As for ``read_mask``, as is what follows.
+        cell: Pixels a side that one value of a sample stands for.
+        name: What messages call it.
+
+    Raises:
+        ValueError: As in ``read_mask``.
+    """
     if len(shape) != 3:
         raise ValueError(f"samples must have shape (C, H, W) to be masked by a picture, got {shape}")
-    picture = as_shown(open_picture(path), "L", str(path), opaque=True)
-    return _levels_of_size(picture, path, shape)[None, ::cell, ::cell]
+    return _levels_of_size(as_shown(picture, "L", name, opaque=True), name, shape)[None, ::cell, ::cell]
 
 
 def shown(name: str, given: Any, mode: Mode, *, opaque: bool = False) -> Any:
@@ -146,12 +175,12 @@ def from_masks(given: Any, width: int, height: int, cell: int) -> Array:
     return np.ascontiguousarray(_unit("mask", array)[:, None, ::cell, ::cell])
 
 
-def _levels_of_size(picture: Image.Image, path: Path, shape: tuple[int, ...]) -> Array:
+def _levels_of_size(picture: Image.Image, name: str, shape: tuple[int, ...]) -> Array:
     """A picture's values, 0 to 1, shape (H, W) or (H, W, 3)."""
     height, width = shape[-2:]
     if picture.size != (width, height):
         got = f"{picture.width} x {picture.height}"
-        raise ValueError(f"{path.name} must be {width} x {height} pixels for this model, got {got}")
+        raise ValueError(f"{Path(name).name} must be {width} x {height} pixels for this model, got {got}")
     return np.asarray(picture, dtype=np.float32) / np.float32(255)
 
 

@@ -16,6 +16,7 @@ from stepfuse.arguments import plain
 from stepfuse.bundle.identity import ModelIdentity
 from stepfuse.display import brief, one_line
 from stepfuse.files.strict_json import parse_json
+from stepfuse.requests.sampler_defaults import OF_TABLES
 
 FORMAT = 1
 MOST_BYTES = 1 << 20  # of the text: the classes of a hundred thousand samples
@@ -32,6 +33,10 @@ class Provenance:
         options: All its arguments but the schedule, guidance scale, eta, spacing, timesteps and interval among them.
         guidance_rescale: As in ``StepTable.adapt``.
         dynamic_threshold: Likewise.
+        apg: Likewise.
+        apg_form: Likewise.
+        cfg_zero_star: Likewise.
+        zero_init: As in ``StepTable.with_zero_init``, of the whole run.
         table: ``StepTable.digest`` of the whole run's table.
         custom_table: Whether that was given, and is not what the sampler compiles from ``options``.
         steps: Rows of that table.
@@ -63,6 +68,10 @@ class Provenance:
     seed: int
     guidance_rescale: float = 0.0
     dynamic_threshold: tuple[float, float] | None = None
+    apg: tuple[float, float] | None = None
+    apg_form: str = "diffusers"
+    cfg_zero_star: bool = False
+    zero_init: int = 0
     custom_table: bool = False
     stopped_after: int | None = None
     number: int = 1
@@ -101,8 +110,7 @@ class Provenance:
         Not what the model and ``strength`` say: the prediction type, and where a run begins.
         """
         options = {name: value for name, value in self.options.items() if name not in ("prediction_type", "begin")}
-        adaptive = {"guidance_rescale": self.guidance_rescale, "dynamic_threshold": self.dynamic_threshold}
-        return {"sampler": self.sampler, **options, **adaptive}
+        return {"sampler": self.sampler, **options, **{name: getattr(self, name) for name in OF_TABLES}}
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Provenance:
@@ -172,10 +180,10 @@ _NUMBER: _Rule = "a number", _number
 
 #: What an entry of a text of unknown origin must be.
 _RULES: Mapping[str, _Rule] = {
-    **dict.fromkeys(("version", "sampler", "table", "prompt", "negative_prompt"), _TEXT),
-    **dict.fromkeys(("steps", "steps_done", "stopped_after"), _COUNT),
+    **dict.fromkeys(("version", "sampler", "table", "prompt", "negative_prompt", "apg_form"), _TEXT),
+    **dict.fromkeys(("steps", "steps_done", "stopped_after", "zero_init"), _COUNT),
     **dict.fromkeys(("number", "max_rows", "width", "height", "columns"), _SIZE),
-    **dict.fromkeys(("custom_table", "sample_posterior"), _FLAG),
+    **dict.fromkeys(("custom_table", "sample_posterior", "cfg_zero_star"), _FLAG),
     **dict.fromkeys(("options", "walk"), _OBJECT),
     **dict.fromkeys(("cond", "negative_cond"), _LIST),
     **dict.fromkeys(("image", "mask", "noise"), _DIGEST),
@@ -183,7 +191,7 @@ _RULES: Mapping[str, _Rule] = {
     "model": ("an object of name and files, digests by name", _model),
     "seed": ("a whole number from 0 to 2^64 - 1", lambda value: _whole(value, 1 << 64)),
     "batch": ("a count and a place in it", lambda value: _pair(value, _whole) and value[1] < value[0]),
-    "dynamic_threshold": ("two numbers", lambda value: _pair(value, _number)),
+    **dict.fromkeys(("dynamic_threshold", "apg"), ("two numbers", lambda value: _pair(value, _number))),
 }
 
 
@@ -194,4 +202,4 @@ def _checked(name: str, value: Any) -> Any:
         raise ValueError(f"{name} must be {rule}, got {brief(value)}")
     if name == "model":
         return ModelIdentity(value["name"], value["files"])
-    return tuple(value) if name in ("batch", "dynamic_threshold") else value
+    return tuple(value) if name in ("batch", "dynamic_threshold", "apg") else value

@@ -45,6 +45,7 @@ from stepfuse.serving.at_exit import GRACE, is_interrupt
 from stepfuse.serving.batch import Callback
 from stepfuse.serving.config import Serving
 from stepfuse.serving.future import as_completed
+from stepfuse.serving.reporting import Observer
 from stepfuse.serving.stats import EngineStats
 from stepfuse.serving.stream import Latest, PreviewStream
 
@@ -414,6 +415,10 @@ class TextToImage:
         ``stepfuse.metrics`` reads these.
         """
         return self._service.stats()
+
+    def observe(self, observer: Observer | None) -> None:
+        """Has each iteration of the denoiser reported, of every size: ``Engine.observe``."""
+        self._engines.observe(observer)
 
     @hinted
     def close(self, *, abort: bool = False, timeout: float | None = None) -> None:

@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from stepfuse.pipeline.provenance import Provenance
 from stepfuse.samplers.names import steps_asked
 
-_NAMES = {
+#: What the web interfaces call the samplers.
+WEBUI_NAMES = {
     "ddim": "DDIM",
     "ddpm": "DDPM",
     "dpmpp_2m": "DPM++ 2M",
@@ -45,7 +46,7 @@ def webui_text(made: Provenance) -> str:
     options = made.options
     settings = {
         "Steps": steps_asked(options, made.steps),
-        "Sampler": _NAMES.get(made.sampler, made.sampler) + (_CFG_PP if options.get("cfg_pp") else ""),
+        "Sampler": WEBUI_NAMES.get(made.sampler, made.sampler) + (_CFG_PP if options.get("cfg_pp") else ""),
         "Schedule type": _LEVELS.get("karras" if options.get("karras") else options.get("levels", "")),
         "CFG scale": f"{options.get('guidance_scale', 1.0):g}",
         "Seed": made.seed,
@@ -88,7 +89,7 @@ def sampler_of(settings: Mapping[str, str]) -> tuple[str | None, dict[str, bool 
         if name.endswith(f" {theirs}"):
             name, levels = name.removesuffix(f" {theirs}"), theirs
     cfg_pp = name.endswith(_CFG_PP)
-    ours = {theirs.lower(): mine for mine, theirs in _NAMES.items()}
+    ours = {theirs.lower(): mine for mine, theirs in WEBUI_NAMES.items()}
     kind = next((mine for mine, theirs in _LEVELS.items() if theirs == levels), None)
     options: dict[str, bool | str] = {"karras": True} if kind == "karras" else {"levels": kind} if kind else {}
     if cfg_pp:

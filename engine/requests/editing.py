@@ -68,7 +68,7 @@ def _begin_again(table: StepTable, strength: float, schedule: NoiseSchedule) -> 
     """The table of the last steps, by the sampler that made the whole one."""
     make = SAMPLERS.get(table.sampler)
     try:
-        whole = None if make is None else make(schedule, **table.options)
+        whole = None if make is None else make(schedule, **table.options).with_zero_init(table.zero_init)
     except (TypeError, ValueError):  # options of another version, or by hand
         whole = None
     if make is None or whole is None or "begin" not in whole.options or not np.array_equal(whole.rows, table.rows):
@@ -76,13 +76,15 @@ def _begin_again(table: StepTable, strength: float, schedule: NoiseSchedule) -> 
             "strength must be 1 with a table that has a second line and that no sampler makes for this model: its rows"
             f" cannot begin in the middle; got {strength} with {table!r}"
         )
-    begin, steps, timesteps = (whole.options[name] for name in ("begin", "steps", "timesteps"))
+    begin, steps = whole.options["begin"], whole.options["steps"]
+    timesteps = whole.options.get("timesteps")  # EDM's samplers have levels alone
     if steps is None:
         given = whole.options["sigmas"] if timesteps is None else timesteps
         steps = len(given) - (timesteps is None and given[-1] == 0)  # sigmas may end with that of the clean sample
     steps -= begin
     rest = make(schedule, **{**whole.options, "begin": begin + steps - _steps_kept(steps, strength)})
-    return replace(table, rows=rest.rows, options=rest.options, levels=rest.levels)
+    rest = rest.with_zero_init(max(table.zero_init - (len(table) - len(rest)), 0))
+    return replace(table, rows=rest.rows, options=rest.options, levels=rest.levels, zero_init=rest.zero_init)
 
 
 def _steps_kept(steps: int, strength: float) -> int:

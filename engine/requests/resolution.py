@@ -15,14 +15,14 @@ import numpy as np
 import numpy.typing as npt
 
 from stepfuse import _core
-from stepfuse.arguments import number, plain, refuse_unknown, whole_number
+from stepfuse.arguments import number, plain, refuse_unknown, truth_value, whole_number
 from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.display import NAME, byte_size, listed, one_line, printable
 from stepfuse.requests.conditioning import cond_per_sample
 from stepfuse.requests.editing import Edit
 from stepfuse.requests.prompt_request import PromptRequest
 from stepfuse.requests.request import Request
-from stepfuse.requests.sampler_defaults import ADAPTIVE, default_eta, default_options, default_steps
+from stepfuse.requests.sampler_defaults import OF_TABLES, default_eta, default_options, default_steps, given_up
 from stepfuse.requests.terms import Terms
 from stepfuse.samplers import SAMPLERS
 from stepfuse.samplers.levels import without_overridden
@@ -194,7 +194,8 @@ def compile_table(
         TypeError: If it does not have one of the options.
     """
     if sampler is None:
-        sampler = info.defaults.get("sampler", "euler" if info.schedule.is_flow else "ddim")
+        usual = "euler" if info.schedule.is_flow else "edm_euler" if info.schedule.is_edm else "ddim"
+        sampler = info.defaults.get("sampler", usual)
     if own := [table for table in info.tables.values() if table.sampler == sampler]:
         asked = {"steps": steps, "guidance_scale": guidance_scale, "eta": eta or None, **options}
         return fitted_table(info, own, asked)
@@ -211,16 +212,18 @@ def compile_table(
         steps = default_steps(info, sampler, arguments)
     if arguments.get("cfg_pp") and not info.cond:
         raise ValueError("cfg_pp must be left out for a model that takes no conditioning, got True")
-    adaptive = {name: arguments.pop(name) for name in ADAPTIVE if name in arguments}
+    of_table = {name: arguments.pop(name) for name in OF_TABLES if name in arguments}
+    for name in given_up(options, guidance_scale) & of_table.keys():
+        del of_table[name]
     if "eta" in accepted:
         arguments["eta"] = default_eta(info, function) if eta is None else eta
     elif eta:
         raise ValueError(f"eta must be left out with sampler {sampler!r}, which has none, got {eta}")
-    known = [*(name for name in accepted if name not in _SAID_ELSEWHERE), *ADAPTIVE]
+    known = [*(name for name in accepted if name not in _SAID_ELSEWHERE), *OF_TABLES]
     refuse_unknown(f"sampler {sampler!r}", known, arguments)
     if not info.schedule.is_flow:
         arguments["prediction_type"] = info.prediction_type
-    return _adapt(function(info.schedule, steps, guidance_scale=guidance_scale, **arguments), adaptive)
+    return _adapt(function(info.schedule, steps, guidance_scale=guidance_scale, **arguments), of_table)
 
 
 def fitted_table(info: ModelInfo, tables: Sequence[StepTable], given: Mapping[str, Any]) -> StepTable:
@@ -231,28 +234,40 @@ def fitted_table(info: ModelInfo, tables: Sequence[StepTable], given: Mapping[st
     Raises:
         ValueError: If none has these options.
     """
-    adaptive = {name: given.get(name, info.defaults.get(name)) for name in ADAPTIVE}
-    asked = {name: value for name, value in given.items() if value is not None and name not in ADAPTIVE}
+    asked = {name: value for name, value in given.items() if value is not None and name not in OF_TABLES}
     asked.setdefault("guidance_scale", info.defaults.get("guidance_scale", 1.0))
     found = [one for one in tables if all(one.options.get(name) == value for name, value in asked.items())]
     if not found:
         known = "; or ".join(", ".join(f"{name} {value}" for name, value in one.options.items()) for one in tables)
         shown = ", ".join(f"{name} {printable(value, NAME)}" for name, value in asked.items())
         raise ValueError(f"sampler {tables[0].sampler!r} is a table that was made for {known}, got {shown}")
-    return _adapt(found[0], {name: value for name, value in adaptive.items() if value is not None})
+    unused = given_up(given, asked["guidance_scale"])
+    return _adapt(found[0], {name: given.get(name, info.defaults.get(name)) for name in set(OF_TABLES) - unused})
 
 
 def _adapt(table: StepTable, options: Mapping[str, Any]) -> StepTable:
-    """The table with those of ``StepTable.adapt``'s arguments that are given."""
-    rescale, threshold = options.get("guidance_rescale"), options.get("dynamic_threshold")
-    if rescale is None and threshold is None:
+    """The table with those of ``OF_TABLES`` that are given; None is not given."""
+    given = {name: value for name, value in options.items() if value is not None}
+    if steps := whole_number("zero_init", given.pop("zero_init", 0)):
+        table = table.with_zero_init(steps)
+    if not given:
         return table
-    rescale = number("guidance_rescale", 0.0 if rescale is None else rescale)
-    if threshold is not None:
-        if not isinstance(threshold, Sequence | np.ndarray) or len(threshold) != 2:
-            raise TypeError(f"dynamic_threshold must be two numbers, (ratio, largest), got {threshold!r}")
-        threshold = float(number("dynamic_threshold", threshold[0])), float(number("dynamic_threshold", threshold[1]))
-    return table.adapt(guidance_rescale=float(rescale), dynamic_threshold=threshold)
+    if "guidance_rescale" in given:
+        given["guidance_rescale"] = float(number("guidance_rescale", given["guidance_rescale"]))
+    for name, pair in (("dynamic_threshold", "ratio, largest"), ("apg", "eta, norm_threshold")):
+        if name in given:
+            given[name] = _two_numbers(name, pair, given[name])
+    if not isinstance(given.get("apg_form", ""), str):
+        raise TypeError(f"apg_form must be a name, got {given['apg_form']!r}")
+    if "cfg_zero_star" in given:
+        given["cfg_zero_star"] = truth_value("cfg_zero_star", given["cfg_zero_star"])
+    return table.adapt(**given)
+
+
+def _two_numbers(name: str, pair: str, given: Any) -> tuple[float, float]:
+    if isinstance(given, str) or not isinstance(given, Sequence | np.ndarray) or len(given) != 2:
+        raise TypeError(f"{name} must be two numbers, ({pair}), got {given!r}")
+    return float(number(name, given[0])), float(number(name, given[1]))
 
 
 def starting_state(shape: tuple[int, ...], given: npt.ArrayLike | None, name: str = "noise") -> npt.NDArray[np.float32]:
@@ -331,10 +346,10 @@ def require_table(info: ModelInfo, table: Any, **beside: Any) -> None:
     if not isinstance(table, StepTable):
         raise TypeError(f"table must be a StepTable, got {type(table).__name__}")
     table.check()
-    limit = info.schedule.max_timestep
+    low, high = info.schedule.min_timestep, info.schedule.max_timestep
     for t in (float(table["t"].max()), float(table["t"].min())):
-        if not 0 <= t <= limit:
-            raise ValueError(f"table's timesteps must be between 0 and {limit:g} for this model, got {t:g}")
+        if not low <= t <= high:
+            raise ValueError(f"table's timesteps must be between {low:g} and {high:g} for this model, got {t:g}")
 
 
 def _strengths(given: float | Sequence[float] | None, n: int) -> list[float | None]:

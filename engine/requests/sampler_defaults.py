@@ -9,10 +9,11 @@ from typing import Any
 
 from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.samplers import lcm
+from stepfuse.samplers.adaptation import ADAPTIVE
 from stepfuse.samplers.table import StepTable
 
-#: Options of every sampler: ``StepTable.adapt``.
-ADAPTIVE = ("guidance_rescale", "dynamic_threshold")
+#: Options of every sampler: ``StepTable.adapt`` and ``StepTable.with_zero_init``.
+OF_TABLES = (*ADAPTIVE, "zero_init")
 
 _DEFAULT_STEPS = 50
 _LCM_STEPS = inspect.signature(lcm).parameters["original_steps"].default
@@ -20,7 +21,7 @@ _NAMED = ("sampler", "steps", "guidance_scale", "eta")  # arguments of their own
 
 # Which options of a model's own sampler another one shares, where its bundle does not say what each sampler takes:
 # those that diffusers keeps under one name in the configurations of both classes. Others are the own sampler's alone.
-_EVERY = {"guidance_interval", "guidance_rescale"}
+_EVERY = {"guidance_interval", *OF_TABLES} - {"dynamic_threshold"}
 _LEVELS = {"karras", "levels", "sigma_min", "sigma_max"}
 _SPACED, _BOUNDED = {"spacing", "steps_offset"}, {"clip", "dynamic_threshold"}
 _SHARED: Mapping[str, set[str]] = {
@@ -46,6 +47,9 @@ _SHARED: Mapping[str, set[str]] = {
     "kdpm2_ancestral": _SPACED | _LEVELS,
     "tcd": {"original_steps"},
     "unipc": _SPACED | _LEVELS | {"dynamic_threshold"},
+    "edm_euler": _LEVELS | {"rho", "final_sigma"},
+    "edm_dpmpp_2m": _LEVELS | {"rho", "final_sigma", "dynamic_threshold"},
+    "cm": {"rho"},
 }
 _SAME_OPTIONS = {"ddim_inverse": "ddim", "ddpm_strided": "ddpm"}  # samplers that take another's options
 _OF_NO_CLASS = {"ipndm"}  # samplers that no class of diffusers has on a model's levels
@@ -83,7 +87,7 @@ def default_eta(info: ModelInfo, function: Callable[..., StepTable]) -> float:
 
 
 def default_options(info: ModelInfo, function: Callable[..., StepTable]) -> dict[str, Any]:
-    """The model's defaults for the options of a sampler: spacing, clip, ..., and those of ``StepTable.adapt``.
+    """The model's defaults for the options of a sampler: spacing, clip, ..., and ``OF_TABLES``.
 
     The model's own sampler has all of them. Another has what the model says of it in ``sampler_options``, else those
     that both share: an option of one sampler, such as DDIM's ``final_alpha_cumprod``, means something else in another.
@@ -92,7 +96,7 @@ def default_options(info: ModelInfo, function: Callable[..., StepTable]) -> dict
         ValueError: If ``sampler_options`` of the model do not cover the sampler.
     """
     name = function.__name__
-    accepted = {*inspect.signature(function).parameters, *ADAPTIVE}
+    accepted = {*inspect.signature(function).parameters, *OF_TABLES}
     options: Mapping[str, Any] = info.defaults
     if not _is_own(info, name):
         covering = _SAME_OPTIONS.get(name, name)
@@ -109,6 +113,17 @@ def default_options(info: ModelInfo, function: Callable[..., StepTable]) -> dict
         else:
             options = {one: value for one, value in info.defaults.items() if one in _SHARED.get(name, set()) | _EVERY}
     return {one: value for one, value in options.items() if one in accepted and one not in _NAMED}
+
+
+def given_up(options: Mapping[str, Any], guidance_scale: float) -> set[str]:
+    """The model's defaults for guidance that a call makes none of: it does not guide, or asks for another way."""
+    unused = set()
+    guided, apg, star = guidance_scale not in (0, 1), options.get("apg"), options.get("cfg_zero_star")
+    if not guided or star or ("apg" in options and apg is None):
+        unused |= {"apg", "apg_form"}
+    if not guided or apg is not None:
+        unused.add("cfg_zero_star")
+    return unused - options.keys()
 
 
 def _is_own(info: ModelInfo, sampler: str) -> bool:

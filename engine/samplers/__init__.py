@@ -12,9 +12,11 @@ from typing import cast
 
 from stepfuse.samplers.ancestral import NaiveSamplerWarning, ddpm, ddpm_strided
 from stepfuse.samplers.consistency import lcm, tcd
+from stepfuse.samplers.consistency_models import cm
 from stepfuse.samplers.diffusion_sde import dpmpp_2m_sde, dpmpp_3m_sde, dpmpp_sde
 from stepfuse.samplers.dpm_solver import dpmpp_2m
 from stepfuse.samplers.dpm_solver_singlestep import dpmpp_2s
+from stepfuse.samplers.edm import edm_dpmpp_2m, edm_euler
 from stepfuse.samplers.implicit import ddim
 from stepfuse.samplers.inversion import ddim_inverse
 from stepfuse.samplers.linear_multistep import deis, ipndm, lms, plms
@@ -50,6 +52,7 @@ SAMPLERS: Mapping[str, Callable[..., StepTable]] = {
         ipndm,
         dpmpp_2s,
         tcd,
+        *(edm_euler, edm_dpmpp_2m, cm),
     )
 }
 
@@ -57,6 +60,7 @@ __all__ = [
     "AYS",
     "SAMPLERS",
     "NaiveSamplerWarning",
+    "cm",
     "ddim",
     "ddim_inverse",
     "ddpm",
@@ -67,6 +71,8 @@ __all__ = [
     "dpmpp_2s",
     "dpmpp_3m_sde",
     "dpmpp_sde",
+    "edm_dpmpp_2m",
+    "edm_euler",
     "euler",
     "euler_ancestral",
     "heun",

@@ -304,7 +304,7 @@ def build_table(
         raise ValueError(
             f"guidance_interval must be (start, stop) with 0 <= start < stop <= 1, got {guidance_interval}"
         )
-    time = t / max(schedule.max_timestep, 1.0)
+    time = (t - schedule.min_timestep) / (schedule.max_timestep - schedule.min_timestep or 1.0)
     guided = (time >= start) & (time <= stop)
     if cfg_pp:
         columns, guidance_scale = _cfg_pp(columns, guidance_scale, guided)
@@ -314,6 +314,7 @@ def build_table(
         init_scale=init_scale,
         levels=np.append(np.stack(levels, axis=1), [last_level], axis=0),
         max_timestep=schedule.max_timestep,
+        min_timestep=schedule.min_timestep,
     )
 
 

@@ -27,8 +27,8 @@ from stepfuse.samplers.probability_flow import exploding_levels, ode_levels, ode
 from stepfuse.samplers.schedule import Float64Array, NoiseSchedule, Spacing
 from stepfuse.samplers.table import StepTable
 
-# Adams-Bashforth: weights of the latest predictions, the latest first, by how many there are.
-_ADAMS_BASHFORTH = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
+#: Adams-Bashforth: weights of the latest predictions, the latest first, by how many there are.
+ADAMS_BASHFORTH = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
 
 
 @recorded
@@ -187,7 +187,7 @@ def ipndm(
     )
     require_between("begin", begin, 0, len(t) - 1)
     t, ratio = t[begin:], ratio[begin:]
-    weights = [width * np.array(_ADAMS_BASHFORTH[min(order - 1, i)]) for i, width in enumerate(np.diff(ratio))]
+    weights = [width * np.array(ADAMS_BASHFORTH[min(order - 1, i)]) for i, width in enumerate(np.diff(ratio))]
     columns, states = _in_rho(prediction_type, clip, ratio, weights)
     return build_table("ipndm", schedule, t, columns, states, guidance_scale, guidance_interval)
 
@@ -286,7 +286,7 @@ def _updates(to_x: Float64Array, to_e: Float64Array) -> list[Update]:
     again = to_x[1] * X + 0.5 * to_e[1] * E  # lacks the second prediction alone
     updates = [Update(to_x[0] * X + to_e[0] * E, h=E, h2=again), Update(H2 + 0.5 * to_e[1] * E, h=H)]
     for row in range(2, len(to_x)):
-        combined = _added(ZERO, _ADAMS_BASHFORTH[min(row - 1, 3)], (E, H, H2, H3))
+        combined = _added(ZERO, ADAMS_BASHFORTH[min(row - 1, 3)], (E, H, H2, H3))
         updates.append(Update(to_x[row] * X + to_e[row] * combined, h=E, h2=H, h3=H2))
     return updates
 

@@ -23,21 +23,34 @@ def _read_only(values: npt.ArrayLike) -> Float64Array:
     return array
 
 
+@dataclass(frozen=True)
+class EdmLevels:
+    """Noise levels of an EDM schedule, as ``NoiseSchedule.edm`` takes them."""
+
+    sigma_min: float
+    sigma_max: float
+    sigma_data: float
+    timestep_scale: float
+
+
 @dataclass(frozen=True, eq=False)
 class NoiseSchedule:
     """The noise levels a network was trained with.
 
     Made by a class method. A variance-preserving schedule has ``alphas_cumprod``, the share of signal left at each
-    training timestep; a flow schedule has a ``shift`` instead, and its states are ``(1 - sigma) x0 + sigma z``.
+    training timestep; a flow schedule has a ``shift`` instead, and its states are ``(1 - sigma) x0 + sigma z``; an EDM
+    schedule has a range of noise levels, ``edm_levels``, and its states are ``x0 + sigma z``.
 
     Attributes:
         num_train_timesteps: T, the length of the training schedule.
         shift: Flow schedules: resolution shift of Esser et al. (2024), Eq. 23. None for variance-preserving ones.
+        edm_levels: Noise levels and scale of the data of an EDM schedule; None for others.
         config: The arguments that make this schedule again, as a manifest keeps them.
     """
 
     num_train_timesteps: int
     shift: float | None = None
+    edm_levels: EdmLevels | None = None
     config: dict[str, Any] = field(default_factory=dict)
     _alphas_cumprod: Float64Array | None = field(default=None, repr=False)
 
@@ -52,17 +65,35 @@ class NoiseSchedule:
         return self.shift is not None
 
     @property
+    def is_edm(self) -> bool:
+        """Whether there are no training timesteps but a range of noise levels, with states ``x0 + sigma z``."""
+        return self.edm_levels is not None
+
+    @property
     def max_timestep(self) -> float:
-        """The noisiest timestep: T - 1, or T on a flow schedule, whose timesteps are T σ."""
+        """The noisiest timestep: T - 1; T on a flow schedule, whose timesteps are T σ; an EDM schedule's own."""
+        if self.edm_levels is not None:
+            return self._edm_timestep(self.edm_levels.sigma_max)
         return float(self.num_train_timesteps if self.is_flow else self.num_train_timesteps - 1)
+
+    @property
+    def min_timestep(self) -> float:
+        """The cleanest timestep: 0, or on an EDM schedule that of its least noise, which may be negative."""
+        return 0.0 if self.edm_levels is None else self._edm_timestep(self.edm_levels.sigma_min)
+
+    def _edm_timestep(self, sigma: float) -> float:
+        assert self.edm_levels is not None
+        return float(np.float32(self.edm_levels.timestep_scale * np.log(sigma)))  # as a table holds it
 
     @property
     def alphas_cumprod(self) -> Float64Array:
         """Share of signal left, ᾱ_t, shape (T,), float64, read-only, not increasing.
 
         Raises:
-            ValueError: On a flow schedule, which has none.
+            ValueError: On a flow or an EDM schedule, which have none.
         """
+        if self.edm_levels is not None:
+            raise ValueError("an EDM schedule has no alphas_cumprod: use a sampler for EDM models, such as 'edm_euler'")
         if self._alphas_cumprod is None:
             raise ValueError("a flow schedule has no alphas_cumprod: use a sampler for flow models, such as 'euler'")
         return self._alphas_cumprod
@@ -71,11 +102,16 @@ class NoiseSchedule:
         """How the states at these timesteps are mixed: ``signal * x0 + noise * z``.
 
         Args:
-            timesteps: Any shape, 0 to ``max_timestep``. Between two whole ones noise over signal is interpolated.
+            timesteps: Any shape, ``min_timestep`` to ``max_timestep``. Between two whole ones of a variance-preserving
+                schedule noise over signal is interpolated.
 
         Returns:
-            Signal and noise, each of the timesteps' shape: √ᾱ and √(1 − ᾱ), or 1 − σ and σ on a flow schedule.
+            Signal and noise, each of the timesteps' shape: √ᾱ and √(1 − ᾱ), or 1 − σ and σ on a flow schedule, or 1
+            and σ on an EDM schedule.
         """
+        if self.edm_levels is not None:
+            sigma = np.exp(np.asarray(timesteps, dtype=np.float64) / self.edm_levels.timestep_scale)
+            return np.ones_like(sigma), sigma
         if self.is_flow:
             sigma = np.asarray(timesteps, dtype=np.float64) / self.num_train_timesteps
             return 1 - sigma, sigma
@@ -86,7 +122,7 @@ class NoiseSchedule:
         """Share of signal left at these timesteps, of any shape, 0 to T - 1; between two whole ones as in ``levels``.
 
         Raises:
-            ValueError: On a flow schedule, which has none.
+            ValueError: On a flow or an EDM schedule, which have none.
         """
         t = np.asarray(timesteps, dtype=np.float64)
         below = np.floor(t).astype(int)
@@ -148,6 +184,43 @@ class NoiseSchedule:
         return cls(length, shift=shift, config={"type": "flow", "shift": shift, "num_train_timesteps": length})
 
     @classmethod
+    def edm(
+        cls,
+        sigma_min: float = 0.002,
+        sigma_max: float = 80.0,
+        sigma_data: float = 0.5,
+        timestep_scale: float = 0.25,
+        num_train_timesteps: int = 1000,
+    ) -> NoiseSchedule:
+        """Noise levels without steps, and a network between scalings, of Karras et al. (2022), Table 1.
+
+        The network is given ``x / sqrt(sigma^2 + sigma_data^2)`` and the timestep ``timestep_scale log(sigma)``. With
+        its output F the clean sample is ``c_skip x + c_out F`` where ``prediction_type`` is ``epsilon``, and
+        ``c_skip x - c_out F`` where it is ``v_prediction``, as diffusers has it.
+
+        Args:
+            sigma_min: The least noise, above 0.
+            sigma_max: The most, above ``sigma_min``.
+            sigma_data: Standard deviation of the data.
+            timestep_scale: 1/4 for EDM, 250 for consistency models (Song et al., 2023).
+            num_train_timesteps: The most steps of a run.
+
+        Raises:
+            ValueError: If a bound is broken.
+        """
+        given = {"sigma_min": sigma_min, "sigma_max": sigma_max, "sigma_data": sigma_data}
+        given["timestep_scale"] = timestep_scale
+        for name, value in given.items():
+            if not (np.isfinite(number(name, value)) and value > 0):
+                raise ValueError(f"{name} must be positive and finite, got {value}")
+        if sigma_min >= sigma_max:
+            raise ValueError(f"sigma_min must be below sigma_max, {sigma_max}, got {sigma_min}")
+        given = {name: float(value) for name, value in given.items()}
+        length = _length(num_train_timesteps)
+        config = {"type": "edm", **given, "num_train_timesteps": length}
+        return cls(length, edm_levels=EdmLevels(**given), config=config)
+
+    @classmethod
     def from_config(cls, config: dict[str, Any]) -> NoiseSchedule:
         """Makes a schedule from its ``config``.
 
@@ -165,6 +238,7 @@ class NoiseSchedule:
             "squaredcos": cls.squaredcos,
             "alphas_cumprod": cls.from_alphas_cumprod,
             "flow": cls.flow,
+            "edm": cls.edm,
         }
         if kind not in makers:
             raise ValueError(f"schedule type must be one of {', '.join(makers)}, got {kind!r}")

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from stepfuse import _core
 from stepfuse.arguments import plain
 from stepfuse.display import listed, shortened
+from stepfuse.samplers.adaptation import ADAPTIVE, Adaptation
 from stepfuse.samplers.table_file import read_table, write_table
 
 Float32Array = npt.NDArray[np.float32]
@@ -42,11 +43,14 @@ _REGISTERS = (
     ("q_h3", "u_h3", "w_h3", "w_h", "w_h2"),
 )
 
+#: The columns that multiply a prediction: a step without one has zeros there.
+_OF_PREDICTION = ("p_e", "q_e", "u_e", "v_e", "q_u", "u_u")
+
 _UNBOUNDED = {"lo": -np.inf, "hi": np.inf}
 
 
 @dataclass(frozen=True, eq=False)
-class StepTable:
+class StepTable(Adaptation):
     """A sampler as data: ``(S, 16)`` or ``(S, 32)`` float32, the noisiest step first.
 
     Attributes:
@@ -55,11 +59,11 @@ class StepTable:
         options: All of that function's arguments but the schedule.
         init_scale: The first state is ``init_scale`` times standard normal noise.
         max_timestep: Largest timestep of the schedule it was made for; None if it is not bound to one.
-        guidance_rescale: As in ``adapt``.
-        dynamic_threshold: As in ``adapt``.
         levels: Signal and noise of the state before each row, and of the result: shape (S + 1, 2), float64, read-only;
             a state is ``signal * x0 + noise * z``. An image that a run begins with, or keeps in part, is noised to
             them. None, in a table made by hand: the levels that the model's schedule has at ``t``.
+        min_timestep: The least timestep of the schedule, below 0 on some of EDM.
+        zero_init: As in ``with_zero_init``; in a part of a table, how many of these steps are left.
     """
 
     rows: Float32Array
@@ -67,9 +71,9 @@ class StepTable:
     options: Mapping[str, Any] = field(default_factory=dict)
     init_scale: float = 1.0
     max_timestep: float | None = None
-    guidance_rescale: float = 0.0
-    dynamic_threshold: tuple[float, float] | None = None
     levels: Float64Array | None = None
+    min_timestep: float = 0.0
+    zero_init: int = 0
 
     def __post_init__(self) -> None:
         rows = np.array(self.rows, dtype=np.float32, order="C")
@@ -79,7 +83,7 @@ class StepTable:
             )
         rows.flags.writeable = False
         object.__setattr__(self, "rows", rows)
-        for name in ("options", "init_scale", "max_timestep", "guidance_rescale", "dynamic_threshold"):
+        for name in ("options", "init_scale", "max_timestep", "min_timestep", *ADAPTIVE, "zero_init"):
             object.__setattr__(self, name, plain(getattr(self, name)))
         if self.levels is not None:
             levels = np.array(self.levels, dtype=np.float64, order="C")
@@ -136,8 +140,9 @@ class StepTable:
             if not (np.isfinite(level) & (level >= 0)).all():
                 raise ValueError(f"{self.sampler}: levels[{row}] must be finite and at least 0, got {level.tolist()}")
         if self.max_timestep is not None:
-            inside = (self["t"] >= 0) & (self["t"].astype(np.float64) <= self.max_timestep)
-            self._require(inside, "t", f"must be between 0 and {self.max_timestep:g}")
+            t = self["t"].astype(np.float64)
+            inside = (t >= self.min_timestep) & (t <= self.max_timestep)
+            self._require(inside, "t", f"must be between {self.min_timestep:g} and {self.max_timestep:g}")
         return self
 
     def _require(self, holds: npt.NDArray[np.bool_], column: str, rule: str) -> None:
@@ -153,16 +158,23 @@ class StepTable:
         raise ValueError(message)
 
     def _check_adaptive(self) -> None:
-        if not 0 <= self.guidance_rescale <= 1:
-            raise ValueError(f"guidance_rescale must be between 0 and 1, got {self.guidance_rescale}")
+        self.check_values()
+        if not 0 <= self.zero_init < len(self):
+            raise ValueError(f"zero_init must be between 0 and {len(self) - 1}, got {self.zero_init}")
+        for name, value in (("apg", self.apg), ("cfg_zero_star", self.cfg_zero_star or None)):
+            if value is None:
+                continue
+            if not self.guided.any():
+                raise ValueError(f"{name} must be left out where no step of {self.sampler} is guided, got {value}")
+            if self["q_u"].any() or self["u_u"].any():
+                raise ValueError(
+                    f"{name} must be left out with these steps of {self.sampler}, which read the unconditional"
+                    f" prediction by itself, as those with cfg_pp do, got {value}"
+                )
+        if self.apg_form == "paper":
+            self._require((self["p_e"] != 0) | ~self.guided, "p_e", "must not be 0 with apg_form='paper'")
         if self.dynamic_threshold is None:
             return
-        ratio, largest = self.dynamic_threshold
-        if not (0 < ratio <= 1 and largest >= 1):
-            raise ValueError(
-                "dynamic_threshold must be (ratio, largest) with 0 < ratio <= 1 and largest >= 1,"
-                f" got {self.dynamic_threshold}"
-            )
         if np.isfinite(self["lo"]).any() or np.isfinite(self["hi"]).any():
             raise ValueError(f"clip must be left out with dynamic_threshold, which clamps too, got {self['hi'][0]:g}")
         if not any(self[name].any() for name in ("q_d", "u_d", "v_d")):
@@ -172,7 +184,13 @@ class StepTable:
             )
 
     def adapt(
-        self, *, guidance_rescale: float = 0.0, dynamic_threshold: tuple[float, float] | None = None
+        self,
+        *,
+        guidance_rescale: float = 0.0,
+        dynamic_threshold: tuple[float, float] | None = None,
+        apg: tuple[float, float] | None = None,
+        apg_form: str = "diffusers",
+        cfg_zero_star: bool = False,
     ) -> StepTable:
         """The same steps, each of which takes something from the whole of its sample.
 
@@ -182,12 +200,53 @@ class StepTable:
             dynamic_threshold: ``(ratio, largest)`` of Saharia et al. (2022), section 2.3: the clean estimate is clamped
                 to that quantile of its absolute values, 0 to 1, which is taken to lie between 1 and ``largest``, and
                 divided by it. For models of pixels in [-1, 1].
+            apg: ``(eta, norm_threshold)`` of adaptive projected guidance, Sadat et al. (2024): the difference of both
+                predictions is shortened to ``norm_threshold`` where it is longer (0: never), and of what of it is
+                parallel to the conditional prediction the share ``eta`` is taken, usually 0. Without momentum, which
+                line 1 of a row has no register for.
+            apg_form: ``"diffusers"``: of the network's predictions, added to the unconditional one, as diffusers'
+                ``AdaptiveProjectedGuidance`` does by default. ``"paper"``: of the clean estimates, added to the
+                conditional one, as in Algorithm 1 of the paper: a guidance scale of 1 is the conditional estimate.
+            cfg_zero_star: The optimized scale of CFG-Zero*, Fan et al. (2025): the unconditional prediction is first
+                scaled to the multiple of it that is nearest to the conditional one. ``with_zero_init`` is the other
+                part of that method.
 
         Raises:
-            ValueError: If ``guidance_rescale`` is not within 0 to 1, ``dynamic_threshold`` is not (ratio in (0, 1],
-                largest of at least 1), or it is given for a table that clips already or reads no clean sample.
+            ValueError: If ``guidance_rescale`` is not within 0 to 1; ``dynamic_threshold`` is not (ratio in (0, 1],
+                largest of at least 1), or it is given for a table that clips already or reads no clean sample; ``apg``
+                is not (finite, at least 0) or plain guidance, ``apg_form`` unknown or without ``apg``; ``apg`` and
+                ``cfg_zero_star`` come together, for a table without guided steps or one that reads the unconditional
+                prediction by itself.
         """
-        return replace(self, guidance_rescale=guidance_rescale, dynamic_threshold=dynamic_threshold).check()
+        return replace(
+            self,
+            guidance_rescale=guidance_rescale,
+            dynamic_threshold=dynamic_threshold,
+            apg=apg,
+            apg_form=apg_form,
+            cfg_zero_star=cfg_zero_star,
+        ).check()
+
+    def with_zero_init(self, steps: int) -> StepTable:
+        """The same table, with predictions of 0 in its first steps: zero-init of CFG-Zero*, Fan et al. (2025).
+
+        On a flow a state stays as it is there. Each of these steps still takes one pass, whose prediction is not used.
+
+        Args:
+            steps: How many, as diffusers' ``zero_init_steps``: from 0 to all but one. Steps of a sampler with two rows
+                a step count twice, as they do there.
+
+        Raises:
+            ValueError: If ``steps`` is out of bounds, or fewer than those whose predictions are 0 already: make the
+                table anew.
+        """
+        if not self.zero_init <= steps < len(self):  # what is 0 already cannot be had back
+            raise ValueError(f"zero_init must be between {self.zero_init} and {len(self) - 1}, got {steps}")
+        rows = self.rows.copy()
+        for name in set(_OF_PREDICTION) & set(self.columns):
+            rows[:steps, self.columns.index(name)] = 0
+        rows[:steps, COLUMNS.index("g")] = 1
+        return replace(self, rows=rows, zero_init=steps)
 
     def adapted_row(
         self, index: int, x: npt.ArrayLike, eps: npt.ArrayLike, eps_uncond: npt.ArrayLike | None = None
@@ -207,12 +266,6 @@ class StepTable:
             ValueError: If sizes differ.
         """
         return _core.adapted_row(self.rows[index], self.adaptive, x, eps, eps_uncond)
-
-    @property
-    def adaptive(self) -> _core.Adaptive:
-        """What ``adapt`` says, as the core takes it."""
-        ratio, largest = self.dynamic_threshold or (0.0, np.inf)
-        return _core.Adaptive(self.guidance_rescale, ratio, largest)
 
     @property
     def passes(self) -> int:
@@ -278,7 +331,8 @@ class StepTable:
             start, stop, stride = key.indices(len(self))
             connected = stride == 1 and stop > start
             levels = self.levels[start : stop + 1] if self.levels is not None and connected else None
-            return replace(self, rows=self.rows[key], levels=levels)
+            zeroed = sum(step < self.zero_init for step in range(start, stop, stride))
+            return replace(self, rows=self.rows[key], levels=levels, zero_init=zeroed)
         row: Float32Array = self.rows[key]
         return row
 
@@ -300,13 +354,15 @@ class StepTable:
     @property
     def digest(self) -> str:
         """SHA-256, in hexadecimal, of what the table computes: equal tables have equal digests."""
-        init_scale, guidance_rescale, dynamic_threshold = self._scalars
-        scalars = json.dumps([float(one) for one in (init_scale, guidance_rescale, *(dynamic_threshold or ()))])
+        numbers = (self.init_scale, self.guidance_rescale, *(self.dynamic_threshold or ()))
+        scalars = json.dumps([float(one) for one in numbers])
+        if self.apg is not None or self.cfg_zero_star:  # others keep the digests that they had
+            scalars += json.dumps([self.apg, self.apg_form, self.cfg_zero_star])
         return hashlib.sha256((self.rows + 0.0).astype("<f4").tobytes() + scalars.encode()).hexdigest()
 
     @property
     def _scalars(self) -> tuple[Any, ...]:
-        return self.init_scale, self.guidance_rescale, self.dynamic_threshold
+        return self.init_scale, *self.adaptation.values()
 
     def __repr__(self) -> str:
         return f"<StepTable {self.sampler}: {len(self)} steps, {self.passes} passes>"
@@ -324,8 +380,9 @@ class StepTable:
             "options": dict(self.options),
             "init_scale": self.init_scale,
             "max_timestep": self.max_timestep,
-            "guidance_rescale": self.guidance_rescale,
-            "dynamic_threshold": self.dynamic_threshold,
+            **({"min_timestep": self.min_timestep} if self.min_timestep else {}),
+            **self.adaptation,
+            "zero_init": self.zero_init,
         }
         arrays: dict[str, npt.NDArray[Any]] = {"rows": self.rows}
         if self.levels is not None:

@@ -17,6 +17,7 @@ from stepfuse.display import brief
 from stepfuse.files.atomic import write_atomically
 from stepfuse.files.npz import read_npz
 from stepfuse.files.strict_json import parse_json
+from stepfuse.samplers.adaptation import ADAPTIVE
 
 _ARRAYS = ("rows", "levels")  # the first has to be there
 MOST_BYTES = 128 << 20  # packed and unpacked: a million steps of one line take half of it
@@ -77,21 +78,23 @@ def _of_numpy(value: Any) -> Any:
 def _checked(header: Any) -> dict[str, Any]:
     if not isinstance(header, dict):
         raise ValueError(f"header must be an object, got {brief(header)}")
-    names = {"sampler", "options", "init_scale", "max_timestep", "guidance_rescale", "dynamic_threshold"}
+    names = {"sampler", "options", "init_scale", "max_timestep", "min_timestep", "zero_init", *ADAPTIVE}
     if unknown := header.keys() - names:
         raise ValueError(f"header must have {', '.join(sorted(names))} alone, got {brief(sorted(unknown))}")
     found = dict(header)
-    for name, kind in (("sampler", str), ("options", dict)):
-        if name in found and not isinstance(found[name], kind):
+    kinds = (("sampler", str), ("options", dict), ("apg_form", str), ("cfg_zero_star", bool), ("zero_init", int))
+    for name, kind in kinds:
+        if name in found and type(found[name]) is not kind:
             raise ValueError(f"{name} must be a {kind.__name__}, got {brief(found[name])}")
-    for name in ("init_scale", "max_timestep", "guidance_rescale"):
+    for name in ("init_scale", "max_timestep", "min_timestep", "guidance_rescale"):
         if name in found and not (name == "max_timestep" and found[name] is None):
             found[name] = _number(name, found[name])
-    threshold = found.get("dynamic_threshold")
-    if threshold is not None:
-        if not isinstance(threshold, list) or len(threshold) != 2:
-            raise ValueError(f"dynamic_threshold must be two numbers, got {brief(threshold)}")
-        found["dynamic_threshold"] = tuple(_number("dynamic_threshold", one) for one in threshold)
+    for name in ("dynamic_threshold", "apg"):
+        pair = found.get(name)
+        if pair is not None:
+            if not isinstance(pair, list) or len(pair) != 2:
+                raise ValueError(f"{name} must be two numbers, got {brief(pair)}")
+            found[name] = tuple(_number(name, one) for one in pair)
     return found
 
 

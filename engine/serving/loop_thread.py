@@ -26,7 +26,7 @@ from stepfuse import _core
 from stepfuse.backends.base import Backend
 from stepfuse.errors import EngineClosed
 from stepfuse.serving.events import error_of_closing
-from stepfuse.serving.reporting import Reporter
+from stepfuse.serving.reporting import Observer, Reporter
 from stepfuse.serving.threads import start_daemon
 
 T = TypeVar("T")
@@ -57,6 +57,10 @@ class LoopThread:
         self._thread: threading.Thread | None = None
         self._work: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._abandoned = False
+
+    def observe(self, observer: Observer | None) -> None:
+        """Has each iteration reported to ``observer`` too."""
+        self._reporter.observer = observer
 
     @property
     def closed(self) -> bool:

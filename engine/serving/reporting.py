@@ -18,6 +18,9 @@ logger = logging.getLogger("stepfuse")
 
 Event = tuple[_core.EventKind, Any, int, Any, float, float]
 
+#: Takes what an iteration has made of the samples that are watched or have ended, and keeps none of it.
+Observer = Callable[[Sequence[Progress]], None]
+
 
 class Reporter:
     """The loop's listener. It knows no samples but those that events are of: the core holds them all.
@@ -32,6 +35,8 @@ class Reporter:
         self._inline = inline
         #: Samples whose handles are being called, or were last: of a thread that does not come back they are lost.
         self.reported: list[InFlightSample] = []
+        #: Called with each iteration before the result handles are.
+        self.observer: Observer | None = None
 
     def on_events(self, events: Sequence[Event]) -> None:
         """Reports an iteration. Called on the loop's thread."""
@@ -53,6 +58,8 @@ class Reporter:
                 error = error_of(kind, sample, step, cause, aborted=aborted, inline=self._inline)
                 record_end(sample.name, sample.request.table, sample.context, OUTCOMES[kind], error, waited, ran)
             made.setdefault(sample.handle, []).append(Progress(sample, step, ended, error))
+        if self.observer is not None and made:
+            _call(self.observer, [one for of_handle in made.values() for one in of_handle])
         self._report(made)
 
     def on_failure(self, samples: Sequence[InFlightSample], error: BaseException) -> None:

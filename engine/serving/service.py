@@ -22,6 +22,7 @@ from stepfuse.serving.at_exit import close_at_exit
 from stepfuse.serving.config import CostCurve, Serving
 from stepfuse.serving.in_flight import InFlightSample
 from stepfuse.serving.loop_thread import LoopThread
+from stepfuse.serving.reporting import Observer
 from stepfuse.serving.stats import EngineStats
 
 T = TypeVar("T")
@@ -165,6 +166,10 @@ class Service:
         start, even = [0.0] * len(requests), [0] * len(requests)
         replayed = _core.replay(tables, start, conditioned, even, self.serving.row_limit, options, once)
         return int(replayed["counters"]["forwards"])
+
+    def observe(self, observer: Observer | None) -> None:
+        """Has each iteration reported to ``observer`` too, on the loop's thread."""
+        self._loop.observe(observer)
 
     def set_cost(self, cost: CostCurve) -> None:
         """Has the planner go by this cost of a forward."""

@@ -157,7 +157,8 @@ def _spec(info: ModelInfo, dynamic_size: bool | int) -> tuple[list[Input], dict[
         sizes = {name: tuple(dict.fromkeys(values)) for name, values in sizes.items()}
         shape = (*info.shape[:-2], *(axis if multiple == 1 else f"{multiple}*{axis}" for axis in sizes))
     timesteps = info.schedule.max_timestep + 1
-    inputs = [Input(SAMPLE, shape), Input(TIMESTEP, (), info.timestep_dtype, low=0, high=timesteps)]
+    low = info.schedule.min_timestep
+    inputs = [Input(SAMPLE, shape), Input(TIMESTEP, (), info.timestep_dtype, low=low, high=timesteps)]
     return [*inputs, *(_cond_input(name, spec) for name, spec in info.cond.items())], sizes
 
 

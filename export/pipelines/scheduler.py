@@ -45,6 +45,7 @@ FLOW = {
     "heun": "FlowMatchHeunDiscreteScheduler",
     "lcm": "FlowMatchLCMScheduler",
 }
+EDM = {"edm_euler": "EDMEulerScheduler", "edm_dpmpp_2m": "EDMDPMSolverMultistepScheduler"}
 #: Samplers that no class of diffusers is, with the one whose configuration they take.
 OF_NO_CLASS = {"dpmpp_3m_sde": "dpmpp_2m_sde"}
 
@@ -68,7 +69,7 @@ def read_settings(
     file = folder.path / "scheduler" / "scheduler_config.json"
     config = folder.json("scheduler", file.name)
     given = _class_of(folder, config)
-    classes = FLOW if given.startswith("FlowMatch") else CLASSES
+    classes = FLOW if given.startswith("FlowMatch") else EDM if given in EDM.values() else CLASSES
     if sampler is not None:
         try:
             require_sampler(sampler, {**classes, **(OF_NO_CLASS if classes is CLASSES else {})}, f" for {given}")

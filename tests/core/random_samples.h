@@ -110,7 +110,11 @@ inline std::shared_ptr<const Table> random_table(Random& random, int steps) {
     second.push_back(random_second(random, i ? second.back() : SecondLine{}, i > 0, i == 0, noise));
   }
   Adaptive adaptive;
-  if (random.one_in(4)) adaptive.guidance_rescale = random.coefficient(0.1, 1.0);
+  Guidance& guidance = adaptive.guidance;
+  if (random.one_in(4)) guidance.rescale = random.coefficient(0.1, 1.0);
+  if (random.one_in(4)) guidance.blend = static_cast<Blend>(random.from(1, 3));
+  guidance.eta = random.coefficient(0.0, 1.0);
+  if (random.one_in(2)) guidance.norm_threshold = random.coefficient(0.1, 9.0);
   if (random.one_in(4)) adaptive.threshold_ratio = random.coefficient(0.5, 1.0);
   return std::make_shared<Table>(std::move(rows), random.coefficient(0.5, 2.0), adaptive, std::move(second));
 }

@@ -38,7 +38,7 @@ const KernelSignature kSignature{{{"x", ArgumentType::Pointer, true},
                                  2,
                                  0};
 
-constexpr Adaptive kAdaptive{0.5f, 0.9f, 2.0f};
+constexpr Adaptive kAdaptive{{0.5f, Blend::ProjectedClean, 0.2f, 1.0f}, 0.9f, 2.0f};
 
 // A stream, a step of every kind, and a network.
 struct Rig {

@@ -14,6 +14,8 @@ import pytest
 import stepfuse as sf
 from stepfuse import _core
 from stepfuse._core import cuda
+from stepfuse.kernels import columns
+from stepfuse.kernels.columns import BLENDS
 
 HERE = Path(__file__).parent
 KERNELS = HERE.parent.parent / "kernels"
@@ -22,7 +24,9 @@ SUMS_BLOCK = 8  # several tiles, the last of which is not full
 NAMES = ("t", "s", "g", "p_x", "p_e", "lo", "hi", "q_x", "q_h", "q_z")
 T, S, G, P_X, P_E, LO, HI, Q_X, Q_H, Q_Z = (sf.samplers.table.COLUMNS.index(name) for name in NAMES)
 BOTH_LINES = sf.samplers.table.COLUMNS + sf.samplers.table.SECOND_LINE
-OF_PREDICTION = [BOTH_LINES.index(name) for name in ("p_e", "q_e", "u_e", "v_e")]
+OF_STATE, OF_PREDICTION = (
+    [BOTH_LINES.index(name) for name in names] for names in (columns.OF_STATE, columns.OF_PREDICTION)
+)
 
 
 def compiled(folder, *flags):
@@ -131,7 +135,7 @@ STEP_KERNELS = {
     "plain_step_kernel": ("step_kernel.py", BLOCK, "tiles"),
     "second_step_kernel": ("step_kernel.py", BLOCK, "tiles"),
     "guidance_sums_kernel": ("adapt_kernel.py", SUMS_BLOCK, "tiles"),
-    "rescaled_rows_kernel": ("adapt_kernel.py", BLOCK, "slots"),
+    "guided_rows_kernel": ("adapt_kernel.py", BLOCK, "slots"),
     "thresholded_rows_kernel": ("adapt_kernel.py", BLOCK, "slots"),
     "keep_known_kernel": ("keep_kernel.py", BLOCK, "tiles"),
 }
@@ -239,33 +243,28 @@ class StepOnHost:
             write_next(a, slots, i, x[i])
 
     def guidance_sums(self, a, slots, n):
-        rows = array_at(a["rows"], (slots, a["rows_stride"]), np.float32)
         tiles = -(-n // SUMS_BLOCK)
-        sums = array_at(a["sums"], (slots, tiles, 4), np.float64)
+        sums = array_at(a["sums"], (slots, tiles, 9), np.float64)
+        blends = array_at(a["guidance"], (slots, 4), np.float32)[:, 1]
+        x = array_at(a["x"], (slots, n), np.float32)
         sums[:] = 0
         for i, e_c, e_u in predictions(a, slots, n):
             if e_u is None:
                 continue
-            e = blend(rows[i], e_c, e_u)
+            state = x[i] * (BLENDS[int(blends[i])] == "projected_clean")
             for tile in range(tiles):
                 part = slice(tile * SUMS_BLOCK, (tile + 1) * SUMS_BLOCK)
-                one, other = e_c[part].astype(np.float64), e[part].astype(np.float64)
-                sums[i, tile] = one.sum(), (one * one).sum(), other.sum(), (other * other).sum()
+                c, u, s = (one[part].astype(np.float64) for one in (e_c, e_u, state))
+                sums[i, tile] = c.sum(), u.sum(), c @ c, c @ u, u @ u, s.sum(), s @ s, s @ c, s @ u
 
-    def rescaled_rows(self, a, slots, n):
+    def guided_rows(self, a, slots, n):
         rows = array_at(a["rows"], (slots, a["rows_stride"]), np.float32)
         adapted = array_at(a["adapted"], rows.shape, np.float32)
-        sums = array_at(a["sums"], (slots, a["tiles"], 4), np.float64)
-        phi = array_at(a["phi"], (slots,), np.float32).astype(np.float64)
+        sums = array_at(a["sums"], (slots, a["tiles"], 9), np.float64)
+        guidance = array_at(a["guidance"], (slots, 4), np.float32).astype(np.float64)
         for i in range(slots):
-            row = rows[i].copy()
-            total_c, squares_c, total, squares = sums[i].sum(axis=0)
-            of_cond, of_blend = squares_c / n - (total_c / n) ** 2, squares / n - (total / n) ** 2
             guided = all(rows_of[i] >= 0 for rows_of in a["maps"].values())
-            if guided and of_cond > 0 and of_blend > 0 and np.isfinite(of_cond / of_blend):
-                scaled = [index for index in OF_PREDICTION if index < len(row)]
-                row[scaled] *= np.float32(phi[i] * np.sqrt(of_cond / of_blend) + 1 - phi[i])
-            adapted[i] = row
+            adapted[i] = guided_row(rows[i], guidance[i], sums[i].sum(axis=0), n) if guided else rows[i].copy()
 
     def thresholded_rows(self, a, slots, n):
         rows = array_at(a["rows"], (slots, a["rows_stride"]), np.float32)
@@ -294,6 +293,39 @@ class StepOnHost:
             x[i] = mask * x[i] + (1 - mask) * (levels[i, 0] * image + levels[i, 1] * noise)
             x0[i] = mask * x0[i] + (1 - mask) * image
             write_next(a, slots, i, x[i], timestep=False)
+
+
+def guided_row(row, guidance, sums, n):
+    """A row with its guidance folded in, from the sums over its sample; those that are not finite leave it alone."""
+    c, u, cc, cu, uu, s, xx, xc, xu = sums
+    (phi, number, eta, norm), (g, p_x, p_e) = guidance, row[[G, P_X, P_E]].astype(np.float64)
+    blend, on_c, on_u, on_x = BLENDS[int(number)], g, 1 - g, 0.0
+    if not np.isfinite(sums).all():
+        return row.copy()
+    if blend in ("projected", "projected_clean"):
+        clean = blend == "projected_clean"
+        dd, dc = cc - 2 * cu + uu, cc - cu
+        if clean:
+            dd, dc = p_e**2 * dd, p_e * (p_x * (xc - xu) + p_e * dc)
+            cc_ = p_x**2 * xx + 2 * p_x * p_e * xc + p_e**2 * cc
+        scale = (g - clean) * (min(1.0, norm / dd**0.5) if norm > 0 and dd > 0 else 1.0)
+        part = (eta - 1) * dc / (cc_ if clean else cc)
+        on_c, on_u, on_x = clean + scale * (1 + part), 1 - clean - scale, clean * scale * part * p_x / p_e
+    elif blend == "optimized_scale":
+        on_u = (1 - g) * cu / (uu + 1e-8)
+    weights, means = np.array([on_c, on_u, on_x]), np.array([c, u, s]) / n
+    covariance = np.array([[cc, cu, xc], [cu, uu, xu], [xc, xu, xx]]) / n - np.outer(means, means)
+    variance, factor = weights @ covariance @ weights, 1.0
+    if phi > 0 and covariance[0, 0] > 0 and variance > 0:
+        factor = phi * (covariance[0, 0] / variance) ** 0.5 + 1 - phi
+    adapted = row.copy()
+    for of_state, of_prediction in zip(OF_STATE, OF_PREDICTION, strict=True):
+        if of_prediction < len(row):
+            adapted[of_state] += row[of_prediction] * np.float32(factor * on_x)
+            adapted[of_prediction] *= np.float32(factor * (1 if blend == "plain" else on_c + on_u))
+    if blend != "plain":
+        adapted[G] = on_c / (on_c + on_u)
+    return adapted
 
 
 def predictions(a, slots, n):

@@ -28,7 +28,6 @@ using namespace cuda;
 
 constexpr char kDriver[] = "libfake.so";  // beside the program
 constexpr int kBlock = 64;                // elements a tile: a whole sample
-constexpr int kSums = 4;                  // of a tile
 
 KernelSignature signature(const char* pointers, const char* integers, Grid grid) {
   KernelSignature found{{}, kBlock, 1, 0, grid};
@@ -58,9 +57,9 @@ const std::map<std::string, KernelSignature> kKernels{
                "n prediction_rows next_input_rows x_stride prediction_stride out_stride next_input_stride rows_stride "
                "next_rows_stride",
                Grid::Tiles)},
-    {"guidance_sums", signature("prediction rows row_cond row_uncond sums",
-                                "n prediction_rows prediction_stride rows_stride", Grid::Tiles)},
-    {"rescaled_rows", signature("sums rows row_cond row_uncond phi adapted", "n tiles rows_stride", Grid::Slots)},
+    {"guidance_sums", signature("prediction x guidance row_cond row_uncond sums",
+                                "n prediction_rows x_stride prediction_stride", Grid::Tiles)},
+    {"guided_rows", signature("sums rows row_cond row_uncond guidance adapted", "n tiles rows_stride", Grid::Slots)},
     {"thresholded_rows", signature("x prediction rows row_cond row_uncond ratio largest adapted",
                                    "n prediction_rows x_stride prediction_stride rows_stride", Grid::Slots)},
     {"keep_known",
@@ -104,10 +103,11 @@ struct Slot {
         uncond(*given.at<int>("row_uncond", i)),
         steps(cond >= 0 || uncond >= 0),
         guided(cond >= 0 && uncond >= 0) {
-    if (!given.word("rows")) return;
-    const float* columns = given.at<float>("rows", i, given.integer("rows_stride"));
-    row = line_from<StepRow>(columns);
-    if (given.integer("rows_stride") > kLineColumns) second = line_from<SecondLine>(columns + kLineColumns);
+    if (given.word("rows")) {
+      const float* columns = given.at<float>("rows", i, given.integer("rows_stride"));
+      row = line_from<StepRow>(columns);
+      if (given.integer("rows_stride") > kLineColumns) second = line_from<SecondLine>(columns + kLineColumns);
+    }
     if (!steps || !given.word("prediction")) return;
     const std::int64_t stride = given.integer("prediction_stride");
     require(std::max(cond, uncond) < given.integer("prediction_rows"), "a slot reads a row that is not there");
@@ -168,18 +168,17 @@ void fused_step(const Given& given, const Slot& slot) {
   if (auto* nonfinite = given.at<std::int32_t>("nonfinite", slot.i); nonfinite && !finite) *nonfinite = 1;
 }
 
-// As csrc/core/step/adapt.cpp adds them up, so that the bits are the same.
+Guidance guidance_of(const Given& given, const Slot& slot) {
+  const float* values = given.at<float>("guidance", slot.i, 4);
+  return {values[0], static_cast<Blend>(static_cast<int>(values[1])), values[2], values[3]};
+}
+
+// The core's own, so that the bits are the same.
 void guidance_sums(const Given& given, const Slot& slot) {
   if (!slot.guided) return;
-  double four[kSums][4] = {};
-  for (std::int64_t k = 0; k < slot.n; ++k) {
-    const double e_c = slot.eps[k];
-    const double e = slot.eps_uncond[k] + slot.row.g * (slot.eps[k] - slot.eps_uncond[k]);
-    const double values[kSums] = {e_c, e_c * e_c, e, e * e};
-    for (int i = 0; i < kSums; ++i) four[i][k % 4] += values[i];
-  }
-  double* sums = given.at<double>("sums", slot.i, kSums);
-  for (int i = 0; i < kSums; ++i) sums[i] = four[i][0] + four[i][1] + four[i][2] + four[i][3];
+  const float* x = given.at<float>("x", slot.i, given.integer("x_stride"));
+  *given.at<GuidanceSums>("sums", slot.i) =
+      stepfuse::guidance_sums(guidance_of(given, slot), slot.n, x, slot.eps, slot.eps_uncond);
 }
 
 void put_adapted(const Given& given, const Slot& slot, const StepRow& row, const SecondLine& second) {
@@ -188,27 +187,17 @@ void put_adapted(const Given& given, const Slot& slot, const StepRow& row, const
   if (given.integer("rows_stride") > kLineColumns) std::memcpy(adapted + kLineColumns, &second, sizeof second);
 }
 
-void rescaled_rows(const Given& given, const Slot& slot) {
+void guided_rows(const Given& given, const Slot& slot) {
   require(given.integer("tiles") == 1, "a sample has more tiles than it should");
   StepRow row = slot.row;
   SecondLine second = slot.second;
-  const double* sums = given.at<double>("sums", slot.i, kSums);
-  const auto n = static_cast<double>(slot.n);
-  const auto variance = [&](int i) { return sums[i + 1] / n - (sums[i] / n) * (sums[i] / n); };
-  const double phi = *given.at<float>("phi", slot.i), ratio = slot.guided ? variance(0) / variance(2) : 0;
-  if (phi > 0 && ratio > 0 && std::isfinite(ratio)) {
-    const auto factor = static_cast<float>(phi * std::sqrt(ratio) + 1 - phi);
-    row.p_e *= factor;
-    row.q_e *= factor;
-    row.u_e *= factor;
-    second.v_e *= factor;
-  }
+  if (slot.guided) guide(row, &second, guidance_of(given, slot), slot.n, *given.at<GuidanceSums>("sums", slot.i));
   put_adapted(given, slot, row, second);
 }
 
 void thresholded_rows(const Given& given, const Slot& slot) {
   StepRow row = slot.row;
-  const Adaptive adaptive{0, *given.at<float>("ratio", slot.i), *given.at<float>("largest", slot.i)};
+  const Adaptive adaptive{{}, *given.at<float>("ratio", slot.i), *given.at<float>("largest", slot.i)};
   std::vector<float> scratch(static_cast<std::size_t>(slot.n));
   const float* x = given.at<float>("x", slot.i, given.integer("x_stride"));
   if (slot.steps) adapt(row, nullptr, adaptive, slot.n, x, slot.eps, slot.eps_uncond, scratch.data());
@@ -259,7 +248,7 @@ struct Rig {
                         {{1, kernel("fused_step")}},
                         {{1, kernel("second_step")}},
                         kernel("guidance_sums"),
-                        kernel("rescaled_rows"),
+                        kernel("guided_rows"),
                         kernel("thresholded_rows"),
                         kernel("keep_known")});
   }
@@ -343,10 +332,10 @@ class DeviceNetwork final : public Network {
 
 void run_kernel(const char* name, void** params, const unsigned* shape) {
   using Body = void (*)(const Given&, const Slot&);
-  static const std::map<std::string, Body> kBodies{
-      {"fused_step", fused_step},       {"plain_step", fused_step},       {"second_step", fused_step},
-      {"guidance_sums", guidance_sums}, {"rescaled_rows", rescaled_rows}, {"thresholded_rows", thresholded_rows},
-      {"keep_known", keep_known}};
+  static const std::map<std::string, Body> kBodies{{"fused_step", fused_step},   {"plain_step", fused_step},
+                                                   {"second_step", fused_step},  {"guidance_sums", guidance_sums},
+                                                   {"guided_rows", guided_rows}, {"thresholded_rows", thresholded_rows},
+                                                   {"keep_known", keep_known}};
   if (!std::strcmp(name, "network")) return network_here->compute(*static_cast<const int*>(params[0]));
   const KernelSignature& signature = kKernels.at(name);
   const Given given(signature, params);

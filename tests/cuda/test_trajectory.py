@@ -96,7 +96,7 @@ def test_a_slot_has_the_same_rows_in_every_forward(courses, slot_rows, forward_r
     assert frames.steps == max(len(course) for course, _ in courses)
 
 
-NEEDS = ("noise", "rescale", "threshold", "keep", "second")
+NEEDS = ("noise", "guidance", "threshold", "keep", "second")
 
 
 def test_frames_hold_what_the_steps_need():
@@ -104,7 +104,8 @@ def test_frames_hold_what_the_steps_need():
     for other, needs in (
         (plain, {}),
         ((rows(1, noise=0.5), True), {"noise": True}),
-        ((rows(3), True, _core.Adaptive(0.5)), {"rescale": True}),
+        ((rows(3), True, _core.Adaptive(0.5)), {"guidance": True}),
+        ((rows(3), True, _core.Adaptive(blend="projected")), {"guidance": True}),
         ((rows(1), True, _core.Adaptive(0.5)), {}),  # nothing is guided
         ((rows(3), False, _core.Adaptive(0.5)), {}),
         ((rows(1), True, _core.Adaptive(0.0, 0.9, 2.0)), {"threshold": True}),
@@ -135,11 +136,12 @@ def test_frames_hold_what_the_steps_need():
 
 def test_a_frame_has_each_slot_s_own_and_what_is_known_behind_its_step():
     levels = np.arange(6, dtype=np.float32).reshape(3, 2)
-    courses = [(rows(1, 1, 1), True), (rows(1, 3), True, _core.Adaptive(0.5, 0.75, 2.0), levels)]
+    adaptive = _core.Adaptive(0.5, 0.75, 2.0, blend="projected_clean", eta=0.25, norm_threshold=3.0)
+    courses = [(rows(1, 1, 1), True), (rows(1, 3), True, adaptive, levels)]
     frames = cuda.Frames(courses)
     layout = cuda.frame_layout(2)
-    widths = {"rows": 16, "next_rows": 16, "levels": 2}
-    floats = (*widths, "phi", "ratio", "largest")
+    widths = {"rows": 16, "next_rows": 16, "levels": 2, "guidance": 4}
+    floats = (*widths, "ratio", "largest")
 
     def part(step, name):
         words = frames.words[step, layout[name] :][: 2 * widths.get(name, 1)]
@@ -151,11 +153,12 @@ def test_a_frame_has_each_slot_s_own_and_what_is_known_behind_its_step():
         assert part(step, "row_cond")[:, 0].tolist() == [0, 1 if step < 2 else -1]
         assert part(step, "row_uncond")[:, 0].tolist() == [-1, 2 if step == 1 else -1]
         assert part(step, "next_uncond")[:, 0].tolist() == [-1, 2 if step == 0 else -1]
-        assert part(step, "phi")[0] == part(step, "ratio")[0] == 0
+        assert part(step, "guidance")[0, 0] == part(step, "ratio")[0] == 0
         if step == 2:
             continue
         np.testing.assert_array_equal(part(step, "levels")[1], levels[step + 1])
-        assert [part(step, name)[1, 0] for name in ("phi", "ratio", "largest")] == [0.5, 0.75, 2.0]
+        assert part(step, "guidance")[1].tolist() == [0.5, 2, 0.25, 3.0]
+        assert [part(step, name)[1, 0] for name in ("ratio", "largest")] == [0.75, 2.0]
     np.testing.assert_array_equal(part(0, "next_rows")[1], courses[1][0][1])
 
 
@@ -275,7 +278,7 @@ def test_the_nodes_are_those_of_the_plan(rig, fake, form):
 
 
 @FORMS
-@pytest.mark.parametrize("needs", [("noise", "rescale", "threshold", "keep"), ("threshold",), ("keep",)])
+@pytest.mark.parametrize("needs", [("noise", "guidance", "threshold", "keep"), ("threshold",), ("keep",)])
 def test_a_step_s_kernels_run_one_behind_the_other(rig, fake, form, needs):
     table = sf.samplers.ddim(support.SCHEDULE, 3, guidance_scale=3.0, eta=1.0 if "noise" in needs else 0.0)
     made = make_rig(rig, [(table, 2), (table, 4)], [1, 2])
@@ -284,7 +287,7 @@ def test_a_step_s_kernels_run_one_behind_the_other(rig, fake, form, needs):
     trajectory.load(made.stream, made.frames)
     trajectory.launch(made.stream)
     of_a_step = ["network"]
-    of_a_step += ["guidance_sums", "rescaled_rows"] if "rescale" in needs else []
+    of_a_step += ["guidance_sums", "guided_rows"] if "guidance" in needs else []
     of_a_step += ["thresholded_rows"] if "threshold" in needs else []
     of_a_step += ["step"] + (["keep_known"] if "keep" in needs else [])
     assert [name for name, _ in made.host.ran] == of_a_step * 3
@@ -364,7 +367,7 @@ KEPT = rows(1), True, _core.Adaptive(), np.zeros((2, 2), np.float32)
     [
         pytest.param((rows(1, noise=0.5), True), "seed", "a step adds noise: seed must be memory", id="noise"),
         pytest.param((rows(1) + np.eye(16, dtype=np.float32)[Q_H], True), "h", "uses history: h must be", id="history"),
-        pytest.param(RESCALED, "sums", "a step rescales its guidance: sums must be memory", id="rescale"),
+        pytest.param(RESCALED, "sums", "a step adapts its guidance: sums must be memory", id="guidance"),
         pytest.param(KEPT, "known", "a step keeps a part of an image: known must be memory", id="keep"),
     ],
 )
@@ -379,7 +382,7 @@ def test_what_a_step_reads_must_be_given(rig, course, missing, message):
     ("course", "message"),
     [
         pytest.param((rows(1, noise=0.5), True), "a step adds noise, which this trajectory was built", id="noise"),
-        pytest.param(RESCALED, "a step rescales its guidance, which", id="rescale"),
+        pytest.param(RESCALED, "a step adapts its guidance, which", id="guidance"),
         pytest.param(THRESHOLDED, "a step has a dynamic threshold, which", id="threshold"),
         pytest.param(KEPT, "a step keeps a part of an image, which", id="keep"),
     ],
@@ -394,7 +397,7 @@ def test_what_a_trajectory_was_built_without_is_refused(rig, course, message):
     ("needs", "message"),
     [
         pytest.param({}, "no kernel for steps without noise", id="plain"),
-        pytest.param({"noise": True, "rescale": True}, "no kernel for guidance_rescale", id="rescale"),
+        pytest.param({"noise": True, "guidance": True}, "no kernel for adapted guidance", id="guidance"),
         pytest.param({"noise": True, "threshold": True}, "no kernel for dynamic_threshold", id="threshold"),
         pytest.param({"noise": True, "keep": True}, "no kernel for masks", id="keep"),
         pytest.param({"second": True}, "no kernel for rows with a second line", id="second"),

@@ -169,7 +169,7 @@ def check_names(text):
 FEW = {"fit": {"--steps": "3", "--samples": "24", "--held-out": "4", "--rounds": "1"}}
 
 #: Commands that are only parsed: what they do takes minutes, or a GPU, or this machine to be fast at int8.
-PARSED_ALONE = ("analyze", "plan", "quantize")
+PARSED_ALONE = ("analyze", "plan", "quantize", "serve")
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)

@@ -65,6 +65,8 @@ def warmed(rows):
 
 def table_of(sampler, steps=4, **options):
     schedule = sf.NoiseSchedule.flow() if options.pop("flow", False) else LINEAR
+    if sampler in support.EDM_SAMPLERS:
+        schedule = support.schedule_of(sampler)
     table = SAMPLERS[sampler](schedule, steps, **options)
     json.dumps(dict(table.options))  # files hold them
     return table.rows

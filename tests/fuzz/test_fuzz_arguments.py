@@ -50,6 +50,10 @@ ARGUMENTS = {
     "sigma_max": st.one_of(st.floats(0.02, 14), ANY),
     "guidance_rescale": ANY,
     "dynamic_threshold": ANY,
+    "apg": st.one_of(st.tuples(st.floats(0, 1), st.floats(0, 9)), ANY),
+    "apg_form": st.one_of(st.sampled_from(["diffusers", "paper"]), ANY),
+    "cfg_zero_star": st.one_of(st.booleans(), ANY),
+    "zero_init": st.one_of(st.integers(0, 3), ANY),
     "guidance_interval": ANY,
     "callback": ANY,
     "nonesuch": ANY,
@@ -103,6 +107,7 @@ REQUEST = sorted(
     - {"n", "callback", "spacing", "timesteps", "clip", "karras", "nonesuch"}
     - {"levels", "sigmas", "sigma_min", "sigma_max"}
     - {"guidance_rescale", "dynamic_threshold", "guidance_interval"}
+    - {"apg", "apg_form", "cfg_zero_star", "zero_init"}
 )
 
 
@@ -134,7 +139,7 @@ def test_submit(engine, expected):
 @pytest.mark.parametrize("name", sorted(sf.samplers.SAMPLERS))
 def test_samplers(name):
     function = sf.samplers.SAMPLERS[name]
-    schedule = sf.NoiseSchedule.flow() if name == "euler" else support.SCHEDULE
+    schedule = support.schedule_of(name)
     known = {
         "steps_offset": ANY,
         "prediction_type": ANY,

@@ -64,6 +64,7 @@ def launch_adapt(slots, n):
     x, rows, each = torch.zeros(slots, n), torch.zeros(slots, 16), torch.ones(slots)
     maps = torch.zeros(slots, dtype=torch.int32), torch.zeros(slots, dtype=torch.int32)
     kernels.guidance_rescale(x, rows, each, *maps)
+    kernels.adapt_guidance(x, x, rows, torch.zeros(slots, 4), *maps)
     kernels.dynamic_threshold(x, x, rows, each, each)
 
 

@@ -1,11 +1,19 @@
-"""Guidance rescale and dynamic thresholding in Triton: against numpy's deviation and quantile, and the core."""
+"""Guidance and dynamic thresholding in Triton: against numpy's norms, deviation and quantile, and the core."""
 
 import numpy as np
 import pytest
 import tolerances
 
 import stepfuse as sf
-from stepfuse.kernels import dynamic_threshold, dynamic_threshold_ref, guidance_rescale, guidance_rescale_ref
+from stepfuse.kernels import (
+    adapt_guidance,
+    adapt_guidance_ref,
+    dynamic_threshold,
+    dynamic_threshold_ref,
+    guidance_rescale,
+    guidance_rescale_ref,
+)
+from stepfuse.kernels.columns import BLENDS
 from stepfuse.samplers.table import COLUMNS
 
 torch = pytest.importorskip("torch")
@@ -58,6 +66,74 @@ def test_rescaled_rows_are_the_reference(given, dtype, n):
             np.testing.assert_allclose(got[i], want, rtol=tolerances.ADAPTED_ROW)
             by_core = core_row(rows[i], x[i], eps, eps_uncond, guidance_rescale=phi[i])
             np.testing.assert_allclose(got[i], by_core, rtol=tolerances.ADAPTED_ROW_ORDER)
+
+
+#: phi, blend, eta and norm threshold of the slots of a launch, the guided ones first and fourth.
+GUIDED = (
+    [(0.7, "projected", 0.3, 2.0), *[(0.0, "projected", 0.0, 1.0)] * 2, (0.0, "projected", 1.0, 0.5)],
+    [(0.0, "projected_clean", 0.0, 3.0), *[(0.0, "plain", 1.0, 0.0)] * 2, (0.4, "projected_clean", 0.5, 0.0)],
+    [(0.0, "optimized_scale", 1.0, 0.0), *[(0.0, "projected_clean", 0.0, 1.0)] * 2, (0.7, "optimized_scale", 1.0, 0)],
+    [(0.5, "plain", 1.0, 0.0), *[(0.0, "optimized_scale", 1.0, 0.0)] * 2, (0.0, "plain", 0.0, 1.0)],
+)
+
+
+@pytest.mark.parametrize("columns", [16, 32])
+@pytest.mark.parametrize("n", [2, 111, 2049])
+@pytest.mark.parametrize("ways", GUIDED, ids=["projected", "clean", "scale", "plain"])
+def test_guided_rows_are_the_reference(given, ways, n, columns):
+    rows, x, outputs = random_inputs(n)
+    rows = np.pad(rows, ((0, 0), (0, columns - 16)), constant_values=0.5)
+    ways = [*ways, (0.0, "projected", 0.0, 1.0)]
+    guidance = [(phi, BLENDS.index(blend), eta, norm) for phi, blend, eta, norm in ways]
+    maps = given(ROW_COND, np.int32), given(ROW_UNCOND, np.int32)
+    got = adapt_guidance(given(x), given(outputs), given(rows), given(guidance), *maps).cpu().numpy()
+    for i, (phi, blend, eta, norm) in enumerate(ways):
+        eps, eps_uncond = passes(outputs, i)
+        if eps_uncond is None:
+            np.testing.assert_array_equal(got[i], rows[i])
+            continue
+        way = {"blend": blend, "eta": np.float32(eta), "norm_threshold": norm}
+        want = adapt_guidance_ref(x[i], eps, rows[i], eps_uncond, phi=np.float32(phi), **way)
+        np.testing.assert_allclose(got[i], want, rtol=tolerances.ADAPTED_ROW)
+        by_core = core_row(rows[i], x[i], eps, eps_uncond, guidance_rescale=phi, **way)
+        np.testing.assert_allclose(got[i], by_core, rtol=tolerances.ADAPTED_ROW_ORDER)
+
+
+@pytest.mark.parametrize(
+    ("rows", "guidance", "message"),
+    [
+        ((16,), (2, 4), r"rows must have shape \(B, 16\), got \(16,\)"),
+        ((3, 16), (3, 4), "rows must be one for each of 2 slots, got 3"),
+        ((2, 16), (2, 3), r"guidance must be float32 of shape \(B, 4\), got torch.float32 \(2, 3\)"),
+    ],
+)
+def test_slots_and_their_rows_are_one_each(given, rows, guidance, message):
+    state, maps = given(np.zeros((2, 8))), given(np.zeros(2), np.int32)
+    with pytest.raises(ValueError, match=message):
+        adapt_guidance(state, state, given(np.zeros(rows)), given(np.zeros(guidance)), maps, maps)
+
+
+@pytest.mark.parametrize("blend", BLENDS)
+def test_the_reference_s_row_makes_the_guided_prediction(blend):
+    """Against the formulas as they are written down, on whole vectors."""
+    rows, x, outputs = random_inputs(300)
+    row, e_c, e_u, x = rows[0].astype(np.float64), *(one[0].astype(np.float64) for one in (outputs, outputs[1:], x))
+    g, p_x, p_e = (row[COLUMNS.index(name)] for name in ("g", "p_x", "p_e"))
+    of_cond, of_uncond = (p_x * x + p_e * one if blend == "projected_clean" else one for one in (e_c, e_u))
+    update = (of_cond - of_uncond) * min(1.0, 4.0 / np.linalg.norm(of_cond - of_uncond))
+    update -= (1 - 0.25) * of_cond * (update @ of_cond) / (of_cond @ of_cond)
+    want = {
+        "plain": e_u + g * (e_c - e_u),
+        "projected": e_u + g * update,
+        "projected_clean": (of_cond + (g - 1) * update - p_x * x) / p_e,
+        "optimized_scale": g * e_c + (1 - g) * e_u * (e_c @ e_u) / (e_u @ e_u + 1e-8),
+    }[blend]
+    found = adapt_guidance_ref(x, e_c, row, e_u, blend=blend, eta=0.25, norm_threshold=4.0)
+    e = e_u + found[COLUMNS.index("g")] * (e_c - e_u)
+    for on_x, on_e in (("p_x", "p_e"), ("q_x", "q_e"), ("u_x", "u_e")):
+        got = found[COLUMNS.index(on_x)] * x + found[COLUMNS.index(on_e)] * e
+        plain = row[COLUMNS.index(on_x)] * x + row[COLUMNS.index(on_e)] * want
+        np.testing.assert_allclose(got, plain, rtol=0, atol=1e-12 * np.abs(plain).max())
 
 
 @pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")  # numpy's, which the interpreter computes with

@@ -26,7 +26,7 @@ FEW = (
     "fused_step.float32.float32.plain.large",
     "fused_step.float16.float16.plain.small",
     "guidance_sums.bfloat16.any",
-    "rescaled_rows",
+    "guided_rows",
     "thresholded_rows.float32.float16.aligned",
     "keep_known.float32.float16.aligned",
 )
@@ -129,7 +129,7 @@ def test_arguments_are_the_kernel_s_in_order(built):
         assert passed == [argument for argument in VARIANTS[name].kernel.arg_names if argument not in absent]
         assert {argument["type"] for argument in variant["arguments"] if argument["name"] == "null"} <= {"*i8"}
         assert set(variant["divisible_by_16"]) <= set(passed)
-        whole_samples = name.startswith(("rescaled_rows", "thresholded_rows"))
+        whole_samples = name.startswith(("guided_rows", "thresholded_rows"))
         assert variant["grid"] == ("slots" if whole_samples else "tiles")
 
 

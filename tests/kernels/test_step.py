@@ -234,9 +234,15 @@ def test_results_do_not_depend_on_the_configuration(given, config):
     same_bits(array(got["h"]), array(want["h"]))
 
 
+def schedule_of(name):
+    if name in ("edm_euler", "edm_dpmpp_2m", "cm"):
+        return sf.NoiseSchedule.edm()
+    return sf.NoiseSchedule.flow() if name == "euler" else sf.NoiseSchedule.linear()
+
+
 @pytest.mark.parametrize("name", sf.samplers.SAMPLERS)
 def test_every_sampler_steps_as_on_the_cpu(given, name):
-    schedule = sf.NoiseSchedule.flow() if name == "euler" else sf.NoiseSchedule.linear()
+    schedule = schedule_of(name)
     with pytest.warns() if name == "ddpm_strided" else pytest.MonkeyPatch.context():
         table = sf.samplers.SAMPLERS[name](schedule, steps=4, guidance_scale=3.0)
     shape, seeds = (2, 3, 7), (11, 12)
@@ -265,7 +271,7 @@ def test_every_sampler_steps_as_on_the_cpu(given, name):
 @pytest.mark.parametrize("name", sf.samplers.SAMPLERS)
 def test_no_sampler_reads_a_history_that_the_row_before_left_alone(name):
     # Where a row uses no history the kernel leaves it alone, and the formulas set it to 0: the same unless it is read.
-    schedule = sf.NoiseSchedule.flow() if name == "euler" else sf.NoiseSchedule.linear()
+    schedule = schedule_of(name)
     with pytest.warns() if name == "ddpm_strided" else pytest.MonkeyPatch.context():
         table = sf.samplers.SAMPLERS[name](schedule, steps=10)
     names, letters = COLUMNS + SECOND_LINE, {"x": "q", "h": "u", "h2": "v", "h3": "w"}

@@ -73,13 +73,18 @@ def opened(
         BundleError: If a model or a judge cannot be loaded.
         FileNotFoundError: If the file of ``features`` or ``real`` does not exist.
         ValueError: If ``judge`` is given with ``features`` or ``real``, these two are not given together, their shapes
-            or classes are not the model's, or ``features`` is no network of one float32 input.
+            or classes are not the model's, ``features`` is no network of one float32 input, or the model has no
+            training timesteps.
     """
     engine, bundle = _engine(model)
     if student is None and bundle is not None and bundle.name in STUDENTS and not isinstance(model, Engine):
         student = STUDENTS[bundle.name]
     student_engine, student_bundle = (None, None) if student is None else _engine(student)
     try:
+        if engine.info.schedule.is_edm:
+            raise ValueError(
+                f"model must have training timesteps, which experiments step over, got one with {engine.info.schedule}"
+            )
         name = bundle.name if bundle else "model"
         found, reference, judged_by, images = _features(name, engine.info, judge, features, real)
         yield Subject(

@@ -71,7 +71,7 @@ class BatchMemory:
         Raises:
             CudaError: If there is no memory.
         """
-        if needs.rescale:
+        if needs.guidance:
             self._slots.reserve_sums(program.sums_bytes(self._network.max_rows, self._elements))
         if needs.keep:
             self._slots.reserve_known()

@@ -101,7 +101,7 @@ class StepKernels:
         return self.named(self._name(layout, _kind(noise)))
 
     def named(self, name: str) -> cuda.StepKernel:
-        """A kernel by the whole name of its variant, such as ``rescaled_rows``.
+        """A kernel by the whole name of its variant, such as ``guided_rows``.
 
         Raises:
             KernelError: If there is none of that name, or none for this GPU.

@@ -34,7 +34,7 @@ def loop_program(kernels: Kernels, storage: str, n: int, slots: int) -> cuda.Ste
         {count: kernels.get(count, n, noise=False) for count in counts},
         {count: kernels.get(count, n, noise=True) for count in counts},
         second={slots: kernels.get(slots, n, noise=True, second=True)},
-        **adapting_kernels(kernels, storage, n, cuda.StepNeeds(rescale=True, threshold=True, keep=True)),
+        **adapting_kernels(kernels, storage, n, cuda.StepNeeds(guidance=True, threshold=True, keep=True)),
     )
 
 
@@ -74,8 +74,8 @@ def adapting_kernels(kernels: Kernels, storage: str, n: int, needs: cuda.StepNee
     """
     layout = "any" if n % 16 else "aligned"
     names: dict[str, str] = {}
-    if needs.rescale:
-        names |= {"guidance_sums": f"guidance_sums.{storage}.{layout}", "rescaled_rows": "rescaled_rows"}
+    if needs.guidance:
+        names |= {"guidance_sums": f"guidance_sums.{storage}.{layout}", "guided_rows": "guided_rows"}
     if needs.threshold:
         names["thresholded_rows"] = f"thresholded_rows.float32.{storage}.{layout}"
     if needs.keep:

@@ -17,7 +17,10 @@ from typing import TYPE_CHECKING, Any
 from stepfuse.extras import pip_install
 
 if TYPE_CHECKING:
+    from stepfuse.integrations.diffusers.brownian_scheduler import DPMSolverSDEScheduler as DPMSolverSDEScheduler
     from stepfuse.integrations.diffusers.compilation import compile as compile
+    from stepfuse.integrations.diffusers.pndm_schedulers import IPNDMScheduler as IPNDMScheduler
+    from stepfuse.integrations.diffusers.pndm_schedulers import PNDMScheduler as PNDMScheduler
     from stepfuse.integrations.diffusers.schedulers import (
         DDIMInverseScheduler,
         DDIMScheduler,
@@ -25,26 +28,79 @@ if TYPE_CHECKING:
         DPMSolverMultistepScheduler,
         LCMScheduler,
     )
+    from stepfuse.integrations.diffusers.table_schedulers import (
+        CMStochasticIterativeScheduler,
+        DEISMultistepScheduler,
+        DPMSolverSinglestepScheduler,
+        EDMDPMSolverMultistepScheduler,
+        EDMEulerScheduler,
+        EulerAncestralDiscreteScheduler,
+        EulerDiscreteScheduler,
+        FlowMatchEulerDiscreteScheduler,
+        FlowMatchHeunDiscreteScheduler,
+        FlowMatchLCMScheduler,
+        HeunDiscreteScheduler,
+        KDPM2AncestralDiscreteScheduler,
+        KDPM2DiscreteScheduler,
+        LMSDiscreteScheduler,
+        SASolverScheduler,
+        TCDScheduler,
+        UniPCMultistepScheduler,
+    )
 
 __all__ = [
+    "CMStochasticIterativeScheduler",
+    "DDIMInverseScheduler",
+    "DDIMScheduler",
+    "DDPMScheduler",
+    "DEISMultistepScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSDEScheduler",
+    "DPMSolverSinglestepScheduler",
+    "EDMDPMSolverMultistepScheduler",
+    "EDMEulerScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "FlowMatchEulerDiscreteScheduler",
+    "FlowMatchHeunDiscreteScheduler",
+    "FlowMatchLCMScheduler",
+    "HeunDiscreteScheduler",
+    "IPNDMScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "LCMScheduler",
+    "LMSDiscreteScheduler",
+    "PNDMScheduler",
+    "SASolverScheduler",
+    "TCDScheduler",
+    "UniPCMultistepScheduler",
+    "compile",
+]
+
+# By name, where not in one of the two that hold most.
+_MODULES = {
+    "compile": "compilation",
+    "DPMSolverSDEScheduler": "brownian_scheduler",
+    "IPNDMScheduler": "pndm_schedulers",
+    "PNDMScheduler": "pndm_schedulers",
+}
+_ROW_BY_ROW = (
     "DDIMInverseScheduler",
     "DDIMScheduler",
     "DDPMScheduler",
     "DPMSolverMultistepScheduler",
     "LCMScheduler",
-    "compile",
-]
+)
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = "compilation" if name == "compile" else "schedulers"
+    module = _MODULES.get(name, "schedulers" if name in _ROW_BY_ROW else "table_schedulers")
     try:
         return getattr(import_module(f"{__name__}.{module}"), name)
     except ModuleNotFoundError as error:
-        if error.name not in ("torch", "diffusers"):
+        if error.name not in ("torch", "torchsde", "diffusers"):
             raise
-        raise ModuleNotFoundError(
-            f"{__name__}.{name} needs {error.name}: {pip_install('export')}", name=error.name
-        ) from error
+        how = "pip install torchsde" if error.name == "torchsde" else pip_install("export")
+        raise ModuleNotFoundError(f"{__name__}.{name} needs {error.name}: {how}", name=error.name) from error

@@ -30,6 +30,12 @@ _FAMILIES: Mapping[str, PipelineFamily] = {
     "StableDiffusion3Img2ImgPipeline": PipelineFamily("transformer"),
 }
 
+# Classes whose noise is more than a step's own, which is added to the state, taken from a call's generators.
+_NOISE_ELSEWHERE = {
+    "DPMSolverSDEScheduler": "draws it from a Brownian path of its own",
+    "SASolverScheduler": "keeps it for the next step",
+}
+
 
 def compile(pipe: Pipeline, *, bundle: str | os.PathLike[str] | None = None) -> Pipeline:
     """The same pipeline with its denoising loop run by the engine.
@@ -105,7 +111,7 @@ class _CompiledState:
             bound.apply_defaults()
             name = self.family.network
             components = {name: getattr(pipe, name), "scheduler": pipe.scheduler}
-            settings_of(pipe.scheduler)  # raises before anything is encoded
+            _require_covered(pipe.scheduler)  # before anything is encoded
             loop = DenoisingLoop(self.family, self.predictor, pipe, bound.arguments)
             # Not by setattr, which would change the pipeline's configuration.
             pipe.__dict__.update({name: loop.network, "scheduler": loop.scheduler})
@@ -116,3 +122,13 @@ class _CompiledState:
                 self._is_running = False
                 pipe.__dict__.update(components)
                 loop.stop()
+
+
+def _require_covered(scheduler: Any) -> None:
+    name = getattr(scheduler, "class_name", type(scheduler).__name__)
+    if name in _NOISE_ELSEWHERE:
+        raise ValueError(
+            f"scheduler must add noise of the call's generators at once, got {name}, which {_NOISE_ELSEWHERE[name]}:"
+            " take DPMSolverMultistepScheduler with algorithm_type='sde-dpmsolver++', or call pipe.original"
+        )
+    settings_of(scheduler)

@@ -15,6 +15,7 @@ from stepfuse.integrations.diffusers.predictors import Predictor
 from stepfuse.integrations.diffusers.scheduler_table import settings_of, table_from_row, table_of
 from stepfuse.integrations.diffusers.stand_ins import NetworkStandIn, SchedulerStandIn
 from stepfuse.integrations.diffusers.stepwise import StepwiseBatch
+from stepfuse.integrations.readers.flow import FLOWS
 from stepfuse.integrations.scheduler_readers import DPM_SOLVER
 from stepfuse.samplers.table import Float32Array
 
@@ -174,7 +175,7 @@ class DenoisingLoop:
         name = type(self._scheduler).__name__
         always = eta if name == "DDIMScheduler" else self._noise_scales.any()
         if scale or (always and name in ("DDIMScheduler", "EulerAncestralDiscreteScheduler", DPM_SOLVER)):
-            dtype = torch.float32 if name == DPM_SOLVER else sample.dtype
+            dtype = torch.float32 if name in (DPM_SOLVER, *FLOWS) else sample.dtype  # which step in float32
             noise = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=dtype)
             x += scale * _as_numpy(noise[: len(x)])
 

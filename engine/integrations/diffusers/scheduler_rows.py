@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stepfuse.samplers.coefficients import Columns, ancestral, clean_sample, consistency, eps_from, implicit
+from stepfuse.samplers.linear_multistep import ADAMS_BASHFORTH
 from stepfuse.samplers.schedule import Float64Array
 from stepfuse.samplers.table import Float32Array, StepTable
 
@@ -140,6 +141,54 @@ def dpm_row(
     x_to_eps, _, e_to_eps = eps_from(prediction_type, a, from_clipped=False)
     columns |= {"q_x": on_x + on_estimate * x_to_eps, "q_e": on_estimate * e_to_eps}
     return _row({**columns, "u_x": x_to_eps, "u_e": e_to_eps})
+
+
+@_cached
+def plms_row(prediction_type: str, counter: int, a: np.floating[Any], a_prev: np.floating[Any]) -> Float32Array:
+    """A step of ``PNDMScheduler`` without Runge-Kutta steps, from ``alphas_cumprod`` ``a`` to ``a_prev``.
+
+    The registers keep the last three predictions, and after the first step the state that the second one begins at.
+
+    Args:
+        prediction_type: ``epsilon`` or ``v_prediction``.
+        counter: How many steps there were before.
+        a: At the state that the step begins at.
+        a_prev: Where it leads to.
+    """
+    ends = _scalar(a, float), _scalar(a_prev, float)
+    step: dict[str, Any] = dict(implicit(prediction_type, *ends, 0.0, None, clipped_eps=False))
+    on_x, on_e = (step[f"q_{name}"] + step["q_d"] * step[f"p_{name}"] for name in "xe")
+    if counter == 0:
+        columns: Columns = {"q_x": on_x, "q_e": on_e, "u_e": 1.0, "v_x": 1.0}
+    elif counter == 1:
+        columns = {"q_h2": on_x, "q_e": on_e / 2, "q_h": on_e / 2, "u_h": 1.0}
+    else:
+        columns = {"q_x": on_x, "u_e": 1.0, **_combined(on_e, "q_e", counter)}
+    return _row({**columns, "spare": 0.0})
+
+
+@_cached
+def ipndm_row(before: int, level: tuple[float, float], following: tuple[float, float]) -> Float32Array:
+    """A step of ``IPNDMScheduler`` between levels (signal, noise); the registers keep the last three noise estimates.
+
+    Args:
+        before: How many steps of the run there were.
+        level: Of the state that the step begins at.
+        following: Of where it leads to.
+    """
+    (signal, noise), (next_signal, next_noise) = level, following
+    scale = next_signal / max(signal, 1e-8)  # diffusers' way at a level without signal
+    columns = _combined(next_noise - noise * scale, "own", before + 1)
+    own = columns.pop("own")
+    columns |= {"q_x": scale + own * noise, "q_e": own * signal, "u_x": noise, "u_e": signal}
+    return _row(columns)
+
+
+def _combined(whole: Any, own: str, count: int) -> dict[str, Any]:
+    """The latest of ``count`` estimates by Adams-Bashforth's weights of ``whole``, the others shifted on."""
+    weights = ADAMS_BASHFORTH[min(count, 4) - 1]
+    shifts = {"v_h": 1.0, "w_h2": 1.0}
+    return shifts | {name: whole * weight for name, weight in zip((own, "q_h", "q_h2", "q_h3"), weights, strict=False)}
 
 
 def _amplitudes(sigma: float, flow: bool) -> tuple[np.float64, np.float64]:

@@ -24,16 +24,12 @@ _TIMESTEPS, _SIGNAL = 1e-5, 1e-4
 _LEVELS = 2e-4
 # Samplers that round Karras' timesteps, with the rows that they have for each level.
 _ROUNDED = {"dpmpp_2m": 1, "dpmpp_2m_sde": 1, "deis": 1, "unipc": 1, "dpmpp_2s": 1, "kdpm2": 2, "kdpm2_ancestral": 2}
+# Samplers with stages between their levels, whose timesteps are interpolated.
+_MIDWAY = ("kdpm2", "kdpm2_ancestral", "dpmpp_sde")
 # Schedulers whose runs go wrong in diffusers where they begin in the middle, and how.
 _FROM_THE_START = {
     "plms": ("PNDMScheduler", "steps from other noise levels than its state has"),
     "lms": ("LMSDiscreteScheduler", "weighs more slopes than it has, and leaves out what they would add"),
-}
-
-# Classes whose noise is more than a step's own, which is added to the state, taken from a call's generators.
-_NOISE_ELSEWHERE = {
-    "DPMSolverSDEScheduler": "draws it from a Brownian path of its own",
-    "SASolverScheduler": "keeps it for the next step",
 }
 
 
@@ -41,23 +37,21 @@ def settings_of(scheduler: Any) -> SchedulerSettings:
     """A scheduler's settings.
 
     Raises:
-        ValueError: If the scheduler is not covered, has noise beside that of its steps, or its ``shift`` or
-            ``alphas_cumprod`` are not those of its configuration.
+        ValueError: If the scheduler is not covered, or its ``shift`` or ``alphas_cumprod`` are not those of its
+            configuration.
     """
-    name = type(scheduler).__name__
-    if name in _NOISE_ELSEWHERE:
-        raise ValueError(
-            f"scheduler must add noise of the call's generators at once, got {name}, which {_NOISE_ELSEWHERE[name]}:"
-            " take DPMSolverMultistepScheduler with algorithm_type='sde-dpmsolver++', or call pipe.original"
-        )
-    config = {**scheduler.config, "_class_name": name}
+    name = getattr(scheduler, "class_name", type(scheduler).__name__)  # ours may have subclasses of another name
+    config = {**scheduler.config, **getattr(scheduler, "own_entries", {}), "_class_name": name}
     settings = _read(json.dumps(config, sort_keys=True, default=lambda one: np.asarray(one).tolist()))
     if settings.schedule.is_flow:
-        if hasattr(scheduler, "shift") and scheduler.shift != settings.schedule.shift:  # UniPC reads its configuration
+        own = isinstance(getattr(type(scheduler), "shift", None), property)  # others read their configuration
+        if own and scheduler.shift != settings.schedule.shift:
             raise ValueError(
                 f"{name}: shift must be the configuration's {settings.schedule.shift}, got {scheduler.shift}"
             )
-    elif not np.allclose(scheduler.alphas_cumprod, settings.schedule.alphas_cumprod, rtol=_SIGNAL, atol=1e-6):
+    elif not settings.schedule.is_edm and not np.allclose(
+        scheduler.alphas_cumprod, settings.schedule.alphas_cumprod, rtol=_SIGNAL, atol=1e-6
+    ):
         raise ValueError(f"{name}: alphas_cumprod must be those of its configuration, got others")
     return settings
 
@@ -69,6 +63,7 @@ def table_of(
     guidance_scale: float = 1.0,
     guidance_rescale: float = 0.0,
     eta: float | None = None,
+    order: int | None = None,
     clipped_eps: bool = False,
 ) -> StepTable:
     """The table of a scheduler's steps at its timesteps.
@@ -79,6 +74,7 @@ def table_of(
         guidance_scale: The pipeline's.
         guidance_rescale: As in ``StepTable.adapt``.
         eta: The pipeline's, which DDIM and TCD read; None: their own default.
+        order: LMS' own, an argument of its step; None: 4.
         clipped_eps: ``use_clipped_model_output``; only DDIM reads it.
 
     Raises:
@@ -93,12 +89,15 @@ def table_of(
         options["clipped_eps"] = bool(clipped_eps)
     if sampler in ("ddim", "tcd") and eta is not None:
         options["eta"] = float(eta)
+    if sampler == "lms" and order is not None:
+        options["order"] = order
     given = _steps(scheduler, custom, settings)
     options = without_overridden(options, given)
     table = SAMPLERS[sampler](settings.schedule, guidance_scale=float(guidance_scale), **options, **given)
     wanted = np.asarray(scheduler.timesteps.cpu(), dtype=np.float64)
     chosen = "sigmas" in given or options.get("karras") or options.get("levels", "schedule") != "schedule"
-    between = (chosen and not settings.schedule.is_flow) or sampler == "kdpm2_ancestral"
+    has_whole_timesteps = not (settings.schedule.is_flow or settings.schedule.is_edm)
+    between = (chosen and has_whole_timesteps) or sampler in _MIDWAY
     if between and _same_levels(settings, table, scheduler, wanted):
         table = _at_timesteps(table, wanted)
     if len(wanted) != len(table) or not np.allclose(table["t"], wanted, rtol=_TIMESTEPS, atol=_TIMESTEPS):
@@ -123,24 +122,31 @@ def table_from_row(table: StepTable, row: int, schedule: NoiseSchedule) -> tuple
     Raises:
         ValueError: If a run of ``PNDMScheduler`` or ``LMSDiscreteScheduler`` begins in the middle.
     """
-    rest = table[row:]
-    rows = np.array(rest.rows)
-    q_d, q_h, q_z = (COLUMNS.index(name) for name in ("q_d", "q_h", "q_z"))
     if row and table.sampler in _FROM_THE_START:
         name, why = _FROM_THE_START[table.sampler]
         raise ValueError(
             f"a run of {name} must begin at its first timestep, got entry {row} of them: from there diffusers {why};"
             " take another scheduler, or call pipe.original"
         )
-    if row and "begin" in table.options:
-        rows = np.array(SAMPLERS[table.sampler](schedule, **{**table.options, "begin": row}).rows)
-        rows[:, COLUMNS.index("t")] = rest["t"]
-    elif row:  # the first step of a multistep solver is of first order: it uses its own estimate in place of the last
-        rows[0, q_d] += rows[0, q_h]
-        rows[0, q_h] = 0
+    rest = rest_of(table, row, schedule)
+    rows, q_z = np.array(rest.rows), COLUMNS.index("q_z")
     noise_scales = rows[:, q_z].copy()
     rows[:, q_z] = 0
     return replace(rest, rows=rows, init_scale=1.0), noise_scales
+
+
+def rest_of(table: StepTable, row: int, schedule: NoiseSchedule) -> StepTable:
+    """The steps from a row on, as diffusers begins there: the first step of a multistep solver is of first order."""
+    rest = table[row:]
+    rows = np.array(rest.rows)
+    q_d, q_h = (COLUMNS.index(name) for name in ("q_d", "q_h"))
+    if row and "begin" in table.options:
+        rows = np.array(SAMPLERS[table.sampler](schedule, **{**table.options, "begin": row}).rows)
+        rows[:, COLUMNS.index("t")] = rest["t"]
+    elif row:  # it uses its own estimate in place of the last
+        rows[0, q_d] += rows[0, q_h]
+        rows[0, q_h] = 0
+    return replace(rest, rows=rows)
 
 
 def _same_levels(
@@ -180,6 +186,8 @@ def _read(config: str) -> SchedulerSettings:
 def _steps(scheduler: Any, custom: Mapping[str, Any], settings: SchedulerSettings) -> dict[str, Any]:
     """The sampler's argument that has it step where the scheduler does."""
     given = [name for name, value in custom.items() if value is not None]
+    if settings.defaults["sampler"] == "tcd":  # its strength and original steps are arguments of set_timesteps, too
+        return {"timesteps": scheduler.timesteps.tolist()}
     if not given and settings.dynamic_shift is None:
         return {"steps": int(scheduler.num_inference_steps)}
     if settings.schedule.is_flow and settings.defaults["sampler"] in ("euler", "lcm"):
@@ -189,5 +197,5 @@ def _steps(scheduler: Any, custom: Mapping[str, Any], settings: SchedulerSetting
         return {"timesteps": list(custom["timesteps"])}
     sigmas, name = np.asarray(custom["sigmas"], dtype=np.float64).tolist(), type(scheduler).__name__
     if not settings.schedule.is_flow and sigmas[-1:] != [0.0]:
-        raise ValueError(f"sigmas must end at 0 with {name}, got {sigmas}: append it, or call pipe.original")
+        raise ValueError(f"sigmas must end at 0 with {name}, got {sigmas}: append it")
     return {"sigmas": sigmas}

@@ -8,7 +8,7 @@ here reads any of them. A subclass that changes how diffusers steps, by ``_get_v
 from __future__ import annotations
 
 from operator import index
-from typing import Any, TypeAlias, cast
+from typing import Any, cast
 
 import diffusers
 import numpy as np
@@ -18,8 +18,8 @@ from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
 from diffusers.schedulers.scheduling_lcm import LCMSchedulerOutput
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
-from diffusers.utils.torch_utils import randn_tensor
 
+from stepfuse.integrations.diffusers.fused_scheduler import FusedScheduler, Generators, noise_like
 from stepfuse.integrations.diffusers.scheduler_rows import (
     UnsupportedStep,
     ddim_inverse_row,
@@ -31,17 +31,9 @@ from stepfuse.integrations.diffusers.scheduler_rows import (
 from stepfuse.integrations.diffusers.torch_step import fused_step, require_supported, warn_once
 from stepfuse.samplers.table import Float32Array
 
-Generators: TypeAlias = "torch.Generator | list[torch.Generator] | None"
 
-
-class _FusedScheduler:
-    """What the schedulers share."""
-
-    def register_to_config(self, **kwargs: Any) -> None:
-        """As ``diffusers.ConfigMixin.register_to_config``, which the constructor calls."""
-        super().register_to_config(**kwargs)  # type: ignore[misc]
-        if type(self).__module__ == __name__:
-            self.__module__ = "diffusers"  # the library that model_index.json names where a pipeline is saved
+class _RowScheduler(FusedScheduler):
+    """A scheduler that makes the row of each step from the numbers that it holds at that step."""
 
     def _numbers(self, name: str) -> npt.NDArray[Any]:
         """A tensor attribute as an array, cached for as long as the attribute is the same tensor."""
@@ -50,12 +42,6 @@ class _FusedScheduler:
             wide = tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
             cache[name] = tensor, wide.cpu().numpy()
         return cast("npt.NDArray[Any]", cache[name][1])
-
-    def _require_steps(self) -> int:
-        steps: int | None = self.num_inference_steps  # type: ignore[attr-defined]
-        if steps is None:
-            raise ValueError("set_timesteps must be called before step, got num_inference_steps None")
-        return steps
 
     def _require(self, covered: bool, *settings: str) -> None:
         """Raises ``UnsupportedStep``, so that diffusers does the step, if these settings are not covered."""
@@ -70,12 +56,7 @@ class _FusedScheduler:
         return config.clip_sample_range if config.clip_sample else None
 
 
-def _noise(like: torch.Tensor, generator: Generators, dtype: torch.dtype | None = None) -> torch.Tensor:
-    noise = randn_tensor(like.shape, generator=generator, device=like.device, dtype=dtype or like.dtype)
-    return cast("torch.Tensor", noise)
-
-
-class DDIMScheduler(_FusedScheduler, diffusers.DDIMScheduler):
+class DDIMScheduler(_RowScheduler, diffusers.DDIMScheduler):
     """``diffusers.DDIMScheduler`` by the fused step; ``thresholding`` and an ``eta`` outside 0 to 1 are left to it."""
 
     def step(
@@ -102,7 +83,7 @@ class DDIMScheduler(_FusedScheduler, diffusers.DDIMScheduler):
         if eta > 0:
             if variance_noise is not None and generator is not None:
                 raise ValueError("pass generator or variance_noise, got both")
-            z = _noise(model_output, generator) if variance_noise is None else variance_noise.expand_as(sample)
+            z = noise_like(model_output, generator) if variance_noise is None else variance_noise.expand_as(sample)
         following, clean = fused_step(row, sample, model_output, z=z)
         return DDIMSchedulerOutput(following, clean) if return_dict else (following, clean)
 
@@ -114,7 +95,7 @@ class DDIMScheduler(_FusedScheduler, diffusers.DDIMScheduler):
         return ddim_row(self.config.prediction_type, alphas[t], a_prev, eta, self._clip(), clipped_eps)
 
 
-class DDIMInverseScheduler(_FusedScheduler, diffusers.DDIMInverseScheduler):
+class DDIMInverseScheduler(_RowScheduler, diffusers.DDIMInverseScheduler):
     """``diffusers.DDIMInverseScheduler`` by the fused step: from a sample to the noise that it comes from."""
 
     def step(
@@ -137,7 +118,7 @@ class DDIMInverseScheduler(_FusedScheduler, diffusers.DDIMInverseScheduler):
         return DDIMSchedulerOutput(following, clean) if return_dict else (following, clean)
 
 
-class DDPMScheduler(_FusedScheduler, diffusers.DDPMScheduler):
+class DDPMScheduler(_RowScheduler, diffusers.DDPMScheduler):
     """``diffusers.DDPMScheduler`` by the fused step; ``thresholding`` and a learned variance are left to it."""
 
     def step(
@@ -161,7 +142,7 @@ class DDPMScheduler(_FusedScheduler, diffusers.DDPMScheduler):
         except UnsupportedStep as why:
             warn_once(type(self).__name__, str(why))
             return super().step(model_output, timestep, sample, generator, return_dict)
-        z = _noise(model_output, generator) if t > 0 else None
+        z = noise_like(model_output, generator) if t > 0 else None
         following, clean = fused_step(row, sample, model_output, z=z)
         return DDPMSchedulerOutput(following, clean) if return_dict else (following, clean)
 
@@ -176,7 +157,7 @@ class DDPMScheduler(_FusedScheduler, diffusers.DDPMScheduler):
         return int(timesteps[found[0] + 1]) if found[0] + 1 < len(timesteps) else -1
 
 
-class LCMScheduler(_FusedScheduler, diffusers.LCMScheduler):
+class LCMScheduler(_RowScheduler, diffusers.LCMScheduler):
     """``diffusers.LCMScheduler`` by the fused step; ``thresholding`` is left to it."""
 
     def step(
@@ -202,13 +183,13 @@ class LCMScheduler(_FusedScheduler, diffusers.LCMScheduler):
         except UnsupportedStep as why:
             warn_once(type(self).__name__, str(why))
             return super().step(model_output, timestep, sample, generator, return_dict)
-        z = None if last else _noise(model_output, generator)
+        z = None if last else noise_like(model_output, generator)
         following, denoised = fused_step(row, sample, model_output, z=z)
         self._step_index += 1
         return LCMSchedulerOutput(following, denoised) if return_dict else (following, denoised)
 
 
-class DPMSolverMultistepScheduler(_FusedScheduler, diffusers.DPMSolverMultistepScheduler):
+class DPMSolverMultistepScheduler(_RowScheduler, diffusers.DPMSolverMultistepScheduler):
     """``diffusers.DPMSolverMultistepScheduler`` by the fused step; ``thresholding`` and order 3 are left to it.
 
     Every ``algorithm_type``, ``solver_type`` and way to choose noise levels is covered.
@@ -242,7 +223,7 @@ class DPMSolverMultistepScheduler(_FusedScheduler, diffusers.DPMSolverMultistepS
         z = None
         if config.algorithm_type.startswith("sde-"):
             if variance_noise is None:
-                z = _noise(prediction, generator, torch.float32)
+                z = noise_like(prediction, generator, torch.float32)
             else:
                 z = variance_noise.to(sample.device, torch.float32).expand_as(sample)
         before = None if first_order else self.model_outputs[-1]

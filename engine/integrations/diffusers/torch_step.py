@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from functools import cache, lru_cache
 from importlib.util import find_spec
 from typing import Any
@@ -67,56 +68,75 @@ def fused_step(
     Returns:
         The next state, and what the row keeps, both new, contiguous, in the wider dtype of ``x`` and ``prediction``.
     """
-    dtype, on_cpu = x.dtype, x.device.type == "cpu"
-    step = _on_cpu if on_cpu else _by_kernel
-    alike = all(other is None or other.dtype is dtype for other in (prediction, before, z))
-    if alike and not (on_cpu and dtype is torch.bfloat16):
-        return step(row, x, prediction, before, z)
+    given = (x, prediction, *(one for one in (before, z) if one is not None))
+    # New, since the caller may keep ``before``.
+    kept = _new(x, None if _steps_as_they_are(given) else torch.float32)
+    if before is not None:
+        kept.copy_(before.detach())
+    following = step_with(row, x, prediction, (kept,), z)
+    return following, kept.to(following.dtype)
+
+
+def step_with(
+    row: Float32Array,
+    x: torch.Tensor,
+    prediction: torch.Tensor,
+    registers: Sequence[torch.Tensor],
+    z: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """One row with registers that it overwrites, as ``fused_step``.
+
+    Args:
+        row: Shape (16,) or (32,).
+        x: State, any shape.
+        prediction: Network output, like ``x``; its dtype may be another.
+        registers: ``h``, ``h2`` and ``h3``, as many as the row uses, contiguous; float32 unless all tensors are alike.
+        z: Standard normal noise, for rows that add it.
+
+    Returns:
+        The next state, new, contiguous, in the wider dtype of ``x`` and ``prediction``.
+    """
+    step = _on_cpu if x.device.type == "cpu" else _by_kernel
+    if _steps_as_they_are((x, prediction, *registers, *(() if z is None else (z,)))):
+        return step(row, x, prediction, registers, z)
     # Widened, and rounded once: the step needs one dtype, and numpy has no bfloat16.
-    following, kept = step(row, x.float(), prediction.float(), _float(before), _float(z))
-    dtype = torch.promote_types(dtype, prediction.dtype)
-    return following.to(dtype), kept.to(dtype)
+    following = step(row, x.float(), prediction.float(), registers, None if z is None else z.float())
+    return following.to(torch.promote_types(x.dtype, prediction.dtype))
 
 
-def _float(tensor: torch.Tensor | None) -> torch.Tensor | None:
-    return None if tensor is None else tensor.float()
+def _steps_as_they_are(given: Sequence[torch.Tensor]) -> bool:
+    dtype, on_cpu = given[0].dtype, given[0].device.type == "cpu"
+    return all(one.dtype is dtype for one in given) and not (on_cpu and dtype is torch.bfloat16)
 
 
 def _on_cpu(
     row: Float32Array,
     x: torch.Tensor,
     prediction: torch.Tensor,
-    before: torch.Tensor | None,
+    registers: Sequence[torch.Tensor],
     z: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    following, kept = _new(x), _register(x, before)
-    noise = None if z is None else _array(z)
-    _core.step(_array(x), _array(prediction), row, None, kept.numpy(), noise, following.numpy(), None)
-    return following, kept
+) -> torch.Tensor:
+    following, noise = _new(x), None if z is None else _array(z)
+    h, h2, h3 = (*(one.numpy() for one in registers), None, None, None)[:3]
+    _core.step(_array(x), _array(prediction), row, None, h, noise, following.numpy(), None, h2, h3)
+    return following
 
 
 def _by_kernel(
     row: Float32Array,
     x: torch.Tensor,
     prediction: torch.Tensor,
-    before: torch.Tensor | None,
+    registers: Sequence[torch.Tensor],
     z: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> torch.Tensor:
     from stepfuse.kernels import fused_step as kernel
 
-    kept = _register(x, before)
-    return kernel(x.detach(), prediction.detach(), _uploaded(row.tobytes(), x.device), h=kept, z=z), kept
+    named = dict(zip(("h", "h2", "h3"), registers, strict=False))
+    return kernel(x.detach(), prediction.detach(), _uploaded(row.tobytes(), x.device), **named, z=z)
 
 
-def _register(x: torch.Tensor, before: torch.Tensor | None) -> torch.Tensor:
-    """A history register for the step to overwrite: new, since the caller may keep ``before``."""
-    if before is None:
-        return _new(x)
-    return before.detach().clone(memory_format=torch.contiguous_format)
-
-
-def _new(like: torch.Tensor) -> torch.Tensor:
-    return torch.empty_like(like, memory_format=torch.contiguous_format, requires_grad=False)
+def _new(like: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+    return torch.empty_like(like, dtype=dtype, memory_format=torch.contiguous_format, requires_grad=False)
 
 
 def _array(tensor: torch.Tensor) -> Any:

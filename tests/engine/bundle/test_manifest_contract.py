@@ -98,6 +98,7 @@ def test_a_hostile_value_is_taken_or_refused(bundle, entry):
         ({"range_known": "no"}, "range_known must be a bool, got 'no'"),
         ({"format_version": True}, "format_version must be 1, got True"),
         ({"defaults": {"sampler": "nonesuch"}}, "defaults: sampler must be one of ddim, "),
+        ({"defaults": {"apg": [1.0]}}, "defaults: apg must be two numbers"),
         ({"defaults": {"spacing": "zigzag"}}, "defaults: spacing must be 'leading', 'trailing' or 'linspace'"),
         ({"defaults": {"stepz": 5}}, r"defaults must be options of samplers, got \['stepz'\]"),
         (

@@ -128,3 +128,21 @@ def test_prompts_that_have_no_effect_or_are_missing_are_refused(pipeline, tmp_pa
     result = run("fit", pipeline.path, *FEW, *arguments, "-o", tmp_path / "two.npz")
     assert result.exit_code == 2
     assert message in result.output
+
+
+def test_a_table_is_added_to_a_folder(tmp_path):
+    bundle = support.write_tiny_bundle(tmp_path / "tiny")
+    result = run("fit", bundle.path, *FEW, "--no-compare", "--add")
+    assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny", "tiny.onnx"]
+    sampled = run("sample", bundle.path, "-n", 2, "--sampler", "fitted-2", "-g", 1, "-o", tmp_path / "two.npy")
+    assert sampled.exit_code == 0, sampled.output
+    again = run("fit", bundle.path, *FEW, "--no-compare", "--add")
+    assert (again.exit_code, "fitted-2-1.npz is there already: give --force" in again.output) == (1, True)
+    assert run("fit", bundle.path, *FEW, "--no-compare", "--add", "--seed", 3, "--force").exit_code == 0
+    [table] = sf.Bundle.load(bundle.path).info.tables.values()
+    assert table.options["seed"] == 3
+    embedded = run("fit", "fashion", *FEW, "--add")
+    assert (embedded.exit_code, "comes with the package: use --output" in embedded.output) == (2, True)
+    neither = run("fit", bundle.path, *FEW)
+    assert (neither.exit_code, "give --output, for a file, or --add" in neither.output) == (2, True)

@@ -150,6 +150,8 @@ def test_with_every_scheduler(name, kind, config, pipelines):
         ("DiTPipeline", "TCDScheduler", {}, {}),  # gives no eta: the scheduler's own default
         ("StableDiffusionXLPipeline", "DPMSolverMultistepScheduler", STABLE, {"denoising_end": 0.6}),
         ("StableDiffusionXLPipeline", None, {}, {"height": 32, "width": 16, "prompt_2": ["one", "two"]}),
+        ("StableDiffusionXLPipeline", "EDMEulerScheduler", {}, {}),
+        ("StableDiffusionXLPipeline", "EDMDPMSolverMultistepScheduler", {"solver_order": 3}, {}),
         ("StableDiffusion3Pipeline", None, {}, {"sigmas": [1.0, 0.8, 0.3]}),
         ("StableDiffusion3Pipeline", "UniPCMultistepScheduler", FLOW_UNIPC, {}),
         ("StableDiffusion3Pipeline", FLOW_EULER, {"use_dynamic_shifting": True, "base_image_seq_len": 16}, {}),

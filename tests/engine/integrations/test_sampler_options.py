@@ -6,6 +6,7 @@ import json
 import numpy as np
 import peers
 import pytest
+from saved_schedulers import CLASSES, SCALED, saved
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers needs Python 3.11")
 
@@ -13,54 +14,6 @@ import stepfuse as sf  # noqa: E402
 from stepfuse.integrations.diffusers import scheduler_table  # noqa: E402
 from stepfuse.integrations.scheduler_config import read_scheduler, with_algorithm  # noqa: E402
 from stepfuse.requests.resolution import compile_table  # noqa: E402
-
-CLASSES = {
-    "ddim": "DDIMScheduler",
-    "ddpm": "DDPMScheduler",
-    "dpmpp_2m": "DPMSolverMultistepScheduler",
-    "dpmpp_2m_sde": "DPMSolverMultistepScheduler",
-    "lcm": "LCMScheduler",
-    "heun": "HeunDiscreteScheduler",
-    "euler": "EulerDiscreteScheduler",
-    "euler_ancestral": "EulerAncestralDiscreteScheduler",
-    "dpmpp_sde": "DPMSolverSDEScheduler",
-    "sa_solver": "SASolverScheduler",
-    "deis": "DEISMultistepScheduler",
-    "plms": "PNDMScheduler",
-    "unipc": "UniPCMultistepScheduler",
-    "lms": "LMSDiscreteScheduler",
-    "dpmpp_2s": "DPMSolverSinglestepScheduler",
-    "kdpm2": "KDPM2DiscreteScheduler",
-    "kdpm2_ancestral": "KDPM2AncestralDiscreteScheduler",
-    "tcd": "TCDScheduler",
-}
-SCALED = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
-# Of each class what is its own, so that all of it would change another sampler if it reached it.
-OWN = {
-    "ddim": {"set_alpha_to_one": False, "steps_offset": 1, "clip_sample": False},
-    "ddpm": {"variance_type": "fixed_large", "clip_sample_range": 2.0},
-    "dpmpp_2m": {"final_sigmas_type": "sigma_min", "use_karras_sigmas": True, "lower_order_final": False},
-    "dpmpp_2m_sde": {"algorithm_type": "sde-dpmsolver++", "solver_type": "heun", "timestep_spacing": "trailing"},
-    "lcm": {"original_inference_steps": 100, "clip_sample": True},
-    "heun": {"use_karras_sigmas": True},
-    "euler": {"use_karras_sigmas": True, "timestep_spacing": "trailing"},
-    "euler_ancestral": {"steps_offset": 1, "timestep_spacing": "leading"},
-    "dpmpp_sde": {"use_karras_sigmas": True, "timestep_spacing": "trailing"},
-    "sa_solver": {"predictor_order": 3, "corrector_order": 1, "use_karras_sigmas": True},
-    "deis": {"solver_order": 3, "timestep_spacing": "trailing", "lower_order_final": False},
-    "plms": {"skip_prk_steps": True, "steps_offset": 1, "set_alpha_to_one": True},
-    "unipc": {"solver_order": 3, "use_karras_sigmas": True, "disable_corrector": [1], "predict_x0": False},
-    "lms": {"use_karras_sigmas": True, "timestep_spacing": "leading", "steps_offset": 1},
-    "kdpm2": {"use_karras_sigmas": True},
-    "dpmpp_2s": {"final_sigmas_type": "sigma_min", "solver_order": 3, "lower_order_final": True},
-    "kdpm2_ancestral": {"timestep_spacing": "trailing"},
-    "tcd": {"original_inference_steps": 25, "clip_sample": True},
-}
-
-
-def saved(name):
-    """The configuration that diffusers writes of a scheduler."""
-    return json.loads(peers.scheduler_class(CLASSES[name])(**SCALED, **OWN[name]).to_json_string())
 
 
 def model(config):

@@ -140,6 +140,16 @@ CONFIGS = {
         {"shift": 3.0, "stochastic_sampling": True, "use_karras_sigmas": True},
         {"shift": 3.0, "use_beta_sigmas": True},
     ],
+    "EDMEulerScheduler": [
+        {},
+        {"sigma_data": 1.0, "sigma_max": 40.0, "rho": 3.0, **V},
+    ],
+    "EDMDPMSolverMultistepScheduler": [
+        {},
+        {**THRESHOLD, **V, "solver_order": 3, "sigma_max": 40.0, "rho": 5.0, "euler_at_final": True},
+        {"solver_type": "heun", "algorithm_type": "deis", "final_sigmas_type": "sigma_min", "lower_order_final": False},
+    ],
+    "CMStochasticIterativeScheduler": [{}, {"clip_denoised": False, "s_noise": 0.9, "rho": 5.0, "sigma_max": 20.0}],
     "FlowMatchHeunDiscreteScheduler": [{"shift": 3.0, "num_train_timesteps": 500}],
     "FlowMatchLCMScheduler": [{"shift": 3.0, "scale_factors": []}, {"shift": 3.0, "use_exponential_sigmas": True}],
 }
@@ -154,18 +164,6 @@ CASES = [
 ]
 
 HISTORY = ("HeunDiscreteScheduler", "PNDMScheduler", "LMSDiscreteScheduler")  # beside the multistep solvers
-
-
-def the_scheduler(name, config, steps):
-    """diffusers' own, its noise levels in float64."""
-    scheduler = peers.scheduler_class(name).from_config(config)
-    for levels in {"alphas_cumprod", "final_alpha_cumprod"} & vars(scheduler).keys():
-        setattr(scheduler, levels, getattr(scheduler, levels).double())
-    with peers.double_levels(scheduler):
-        scheduler.set_timesteps(steps)
-    if hasattr(scheduler, "sigmas"):
-        scheduler.sigmas = scheduler.sigmas.double()
-    return scheduler
 
 
 def ours(settings, steps, **options):
@@ -184,7 +182,7 @@ def test_defaults_are_those_of_diffusers():
 @pytest.mark.parametrize(("name", "config", "steps"), CASES)
 def test_a_run_is_that_of_diffusers(name, config, steps, monkeypatch):
     settings = read_scheduler({**config, "_class_name": name, "_diffusers_version": "0.42.1"})
-    want = peers.run(the_scheduler(name, config, steps), monkeypatch, 3.0)
+    want = peers.run(peers.configured(name, config, steps), monkeypatch, 3.0)
     got = ours(settings, steps, guidance_scale=3.0)
     history = name.startswith("DPMSolver") or name.endswith("MultistepScheduler") or "Heun" in name or name in HISTORY
     limit = tolerances.MULTISTEP if history else tolerances.ONE_STEP
@@ -237,6 +235,9 @@ def test_epsilon_at_zero_signal_is_refused_by_the_sampler():
         ("UniPCMultistepScheduler", "disable_corrector", ["0"]),
         ("FlowMatchEulerDiscreteScheduler", "invert_sigmas", True),
         ("FlowMatchLCMScheduler", "invert_sigmas", True),
+        ("EDMEulerScheduler", "prediction_type", "sample"),
+        ("EDMDPMSolverMultistepScheduler", "algorithm_type", "sde-dpmsolver++"),
+        ("EDMDPMSolverMultistepScheduler", "solver_order", 4),
     ],
 )
 def test_what_changes_the_numbers_is_refused_by_name_and_value(name, entry, value):
@@ -317,7 +318,7 @@ def test_a_class_that_is_not_covered_is_refused_with_one_that_works(name, neares
         read_scheduler({**made.config, "_class_name": other})
 
 
-@pytest.mark.parametrize("name", ["EDMEulerScheduler", "KarrasVeScheduler"])
+@pytest.mark.parametrize("name", ["SCMScheduler", "KarrasVeScheduler"])
 def test_noise_levels_of_another_kind_are_no_other_classs(name):
     with pytest.raises(UncoveredSchedulerError, match=rf"got {name} \(its? .*\)$"):
         read_scheduler({**peers.scheduler_class(name)().config, "_class_name": name})

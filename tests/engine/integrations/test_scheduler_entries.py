@@ -76,6 +76,11 @@ VALUES = {
     "disable_corrector": ([0], [0, 7], [], [-1], [0.5], None, 0),
     "scale_factors": ([1.0, 2.0], [], None),
     "upscale_mode": ("nearest", None),
+    "sigma_data": (1.0, 0.0),
+    "sigma_schedule": ("exponential", ""),
+    "rho": (3.0, 0.0),
+    "s_noise": (0.5, 0, -1.0),
+    "clip_denoised": FLAGS,
     "solver_p": ("DDIMScheduler", False),
 }
 #: What an entry stands beside, so that those that depend on another are tried where they count.
@@ -117,19 +122,6 @@ CASES += [
 ]
 
 
-def scheduler_of(name, config):
-    scheduler = peers.scheduler_class(name).from_config(config)
-    for levels in {"alphas_cumprod", "final_alpha_cumprod"} & vars(scheduler).keys():
-        setattr(scheduler, levels, getattr(scheduler, levels).double())
-    moving = name.startswith("Flow") and config.get("use_dynamic_shifting")
-    with peers.double_levels(scheduler):
-        scheduler.set_timesteps(STEPS, **({"mu": MU} if moving else {}))
-    if hasattr(scheduler, "sigmas"):
-        scheduler.sigmas = scheduler.sigmas.double()
-        scheduler.set_begin_index(0)
-    return scheduler
-
-
 @pytest.mark.parametrize(("name", "config", "entry"), CASES)
 def test_an_entry_is_read_or_refused_by_name_and_value(name, config, entry, monkeypatch):
     if name == "PNDMScheduler":
@@ -142,7 +134,9 @@ def test_an_entry_is_read_or_refused_by_name_and_value(name, config, entry, monk
     if settings is None:
         assert re.search(rf"^{name}: {entry} must be .*got {re.escape(repr(config[entry]))}", refusal)
         return
-    want = peers.run(scheduler_of(name, config), monkeypatch, 3.0)
+    moving = name.startswith("Flow") and config.get("use_dynamic_shifting")
+    scheduler = peers.configured(name, config, STEPS, **({"mu": MU} if moving else {}))
+    want = peers.run(scheduler, monkeypatch, 3.0)
     shift = {}
     if settings.dynamic_shift:  # of a picture, whose size has this mu
         shift = {"shift": math.exp(MU) if settings.dynamic_shift.exponential else MU}

@@ -250,8 +250,10 @@ def test_kernel_gives_what_the_core_gives(dtype):
     x, prediction = tensors(dtype=dtype)
     before, z = tensors(dtype=dtype)
     row = dpm_row("sde-dpmsolver++", "midpoint", "v_prediction", 4.0, 3.0, 5.0)
-    expected = _on_cpu(row, x, prediction, before, z)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    found = _by_kernel(row, *(tensor.to(device) for tensor in (x, prediction, before, z)))
-    for mine, theirs in zip(found, expected, strict=True):
-        assert torch.equal(mine.cpu(), theirs)
+    device, results = "cuda" if torch.cuda.is_available() else "cpu", []
+    for step, at in ((_on_cpu, "cpu"), (_by_kernel, device)):
+        kept = before.to(at, copy=True)
+        following = step(row, x.to(at), prediction.to(at), [kept], z.to(at))
+        results.append((following.cpu(), kept.cpu()))
+    for expected, found in zip(*results, strict=True):
+        assert torch.equal(found, expected)

@@ -196,6 +196,8 @@ def _written(tmp_path, **entries):
         ({"batch": [2, 2]}, "batch must be a count and a place in it"),
         ({"image": {"sha256": "x", "shape": [-1]}}, "image must be an object of sha256 and shape"),
         ({"strength": float("nan")}, "strength must be a number, got nan"),
+        ({"apg": [0.5]}, "apg must be two numbers, got"),
+        ({"cfg_zero_star": 1}, "cfg_zero_star must be true or false, got 1"),
         ({"guidance_rescale": 10**400}, "guidance_rescale must be a number"),
         ({"table": None}, "table must be a text, got None"),
         ({"\x1b[31m": 1}, r"entries must be among .*\\x1b"),

@@ -111,6 +111,7 @@ SCHEDULERS = {
     "heun": ("HeunDiscreteScheduler", {}),
     "pndm": ("PNDMScheduler", {"skip_prk_steps": True, "set_alpha_to_one": False}),
     "unipc": ("UniPCMultistepScheduler", {}),
+    "edm": ("EDMDPMSolverMultistepScheduler", {}),
     "zero-snr": (
         "DDIMScheduler",
         {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "prediction_type": "v_prediction"},
@@ -126,7 +127,8 @@ def test_every_scheduler_that_the_manifest_names(ours, theirs, case, monkeypatch
     name = "StableDiffusionPipeline-v" if "prediction_type" in config else "StableDiffusionPipeline"
     if kind == "DDIMScheduler":
         config = {"clip_sample": False, **config}
-    scheduler = getattr(diffusers, kind)(**{**tiny_pipelines.STABLE_DIFFUSION, **config})
+    betas = {} if kind.startswith("EDM") else tiny_pipelines.STABLE_DIFFUSION
+    scheduler = getattr(diffusers, kind)(**{**betas, **config})
     settings = read_scheduler({**scheduler.config, "_class_name": kind})
     bundle = ours(name).bundle
     info = dataclasses.replace(

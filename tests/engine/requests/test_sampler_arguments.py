@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+import support
 
 import stepfuse as sf
 from stepfuse.samplers import SAMPLERS
@@ -17,12 +18,11 @@ NAN, INF = float("nan"), float("inf")
 naive_allowed = pytest.mark.filterwarnings("ignore::stepfuse.NaiveSamplerWarning")
 
 
-def schedule_of(sampler):
-    return FLOW if sampler == "euler" else LINEAR
+EDM = support.EDM_SAMPLERS  # test_edm.py has what is refused there
 
 
 @naive_allowed
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name not in EDM])
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -47,14 +47,14 @@ def schedule_of(sampler):
 )
 def test_refuses(sampler, arguments, message):
     with pytest.raises(ValueError, match=message):
-        SAMPLERS[sampler](schedule_of(sampler), **arguments)
+        SAMPLERS[sampler](support.schedule_of(sampler), **arguments)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("steps", [5.0, True, "5"], ids=["float", "bool", "text"])
 def test_refuses_steps_that_do_not_count(sampler, steps):
     with pytest.raises(TypeError, match=f"steps must be a whole number, got {steps!r}"):
-        SAMPLERS[sampler](schedule_of(sampler), steps)
+        SAMPLERS[sampler](support.schedule_of(sampler), steps)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_zero_terminal_snr_refuses_epsilon(sampler):
 
 
 @naive_allowed
-@pytest.mark.parametrize("sampler", sorted(set(SAMPLERS) - {"euler", "heun", "lcm", "unipc"}))
+@pytest.mark.parametrize("sampler", sorted(set(SAMPLERS) - {"euler", "heun", "lcm", "unipc"} - EDM))
 def test_samplers_of_preserving_schedules_refuse_flow(sampler):
     with pytest.raises(ValueError, match="flow schedule has no alphas_cumprod"):
         SAMPLERS[sampler](FLOW, 5)
@@ -184,9 +184,9 @@ def test_explicit_timesteps_that_a_spacing_gives_are_that_table(sampler):
     assert SAMPLERS[sampler](LINEAR, timesteps=range(999, 0, -20)) == spaced
 
 
-@pytest.mark.parametrize("sampler", sorted(set(SAMPLERS) - {"ddpm_strided"}))
+@pytest.mark.parametrize("sampler", sorted(set(SAMPLERS) - {"ddpm_strided"} - EDM))
 def test_guidance_is_on_within_its_interval_alone(sampler):
-    schedule = schedule_of(sampler)
+    schedule = support.schedule_of(sampler)
     table = SAMPLERS[sampler](schedule, 10, guidance_scale=4.0, guidance_interval=(0.3, 0.8))
     time = table["t"] / schedule.max_timestep
     inside = (time >= 0.3) & (time <= 0.8)
@@ -227,7 +227,7 @@ OVER_LOG_SNR = ("dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m_sde", "dpmpp_2s", "sa_solv
 
 @naive_allowed
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
-@pytest.mark.parametrize("sampler", sorted(set(SAMPLERS) - {"lcm", "tcd"}))
+@pytest.mark.parametrize("sampler", sorted(set(SAMPLERS) - {"lcm", "tcd"} - EDM))
 def test_any_number_of_steps_makes_a_table(sampler, spacing):
     """Also where the last ᾱ is 0 and the one before nearly: both are among the timesteps from 500 steps on."""
     for schedule, kind in ((LINEAR, "epsilon"), (ZERO_SNR, "v_prediction")):
@@ -332,6 +332,9 @@ def test_lcm_takes_whole_original_steps():
         "UniPCMultistepScheduler": "unipc",
         "uni_pc_bh2": "unipc",
         "TCDScheduler": "tcd",
+        "EDMEulerScheduler": "edm_euler",
+        "EDMDPMSolverMultistepScheduler": "edm_dpmpp_2m",
+        "CMStochasticIterativeScheduler": "cm",
     }.items(),
 )
 def test_names_of_other_libraries_are_refused_with_ours(elsewhere, here):

@@ -202,6 +202,14 @@ FLOW_CASES = {
     "unipc": {"flow": {}, "order-1": {"order": 1}, "order-3": {"order": 3, "guidance_scale": 3.0}},
 }
 
+# Cases of 999 steps, where not the first: the model's noise estimates grow to thousands with lcm, diffusers integrates
+# numerically in each step of lms, and tcd and lcm take no more steps than the solver that they were distilled from.
+LONG_CASES = {
+    "lcm": {**V, "original_steps": 1000},
+    "tcd": {**FIRST_ALPHA, "original_steps": 1000},
+    "lms": {"order": 1},
+}
+
 DPM_CASES = ("order-1", "heun", "order-3", "order-3-end", "euler-end", "noise", "noise-heun-order-3")
 # Samplers that are not run with every case on every schedule, for time.
 FEWER_SCHEDULES = ("dpmpp_2m_sde", "dpmpp_sde", "sa_solver", "deis", "plms", "unipc", *ALL_COUNTS)
@@ -242,9 +250,13 @@ def grid():
             if comparable(sampler, case, steps, schedule):
                 options = CASES[sampler][case]
                 yield pytest.param(sampler, options, steps, schedule, id=f"{sampler}-{case}-{steps}-{schedule}")
+        for steps in sorted({3, 25, 999} - set(counts)):
+            options = LONG_CASES.get(sampler, cases["eps"]) if steps == 999 else cases["eps"]
+            yield pytest.param(sampler, options, steps, "scaled", id=f"{sampler}-{steps}")
     for sampler, cases in FLOW_CASES.items():
         for case, steps, schedule in itertools.product(cases, MULTISTEP_STEPS, FLOWS):
             yield pytest.param(sampler, cases[case], steps, schedule, id=f"{sampler}-{case}-{steps}-{schedule}")
+        yield pytest.param(sampler, {}, 999, "shift-3", id=f"{sampler}-flow-999")
 
 
 def ours(schedule, table):

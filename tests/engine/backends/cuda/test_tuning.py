@@ -194,7 +194,7 @@ def test_every_kernel_s_arguments_have_names_in_the_core(made):
 def test_any_kernel_is_found_by_its_name_and_loaded_once(made, fake):
     kernels, _ = made()
     fake.log()
-    for name in ("rescaled_rows", "keep_known.float32.bfloat16.aligned"):
+    for name in ("guided_rows", "keep_known.float32.bfloat16.aligned"):
         kernel = kernels.named(name)
         assert kernels.named(name) is kernel
         assert fake.names().count("cuModuleLoadDataEx") == 1
@@ -204,7 +204,7 @@ def test_any_kernel_is_found_by_its_name_and_loaded_once(made, fake):
 @pytest.mark.parametrize(
     ("name", "grid"),
     [
-        ("rescaled_rows", (3, 1, 1)),
+        ("guided_rows", (3, 1, 1)),
         ("thresholded_rows.float32.bfloat16.any", (3, 1, 1)),
         ("guidance_sums.bfloat16.any", (2, 3, 1)),
         ("keep_known.float32.bfloat16.any", (4, 3, 1)),

@@ -1,0 +1,68 @@
+"""Pictures that clients send: of unknown origin, within bounds, and masks of either convention."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+
+from PIL import Image, ImageOps
+
+from stepfuse.display import NAME, brief, byte_size, printable
+from stepfuse.server.errors import ApiError
+from stepfuse.server.limits import Limits
+
+_FORMATS = ("PNG", "JPEG", "WEBP")
+
+
+def given_image(name: str, data: bytes, limits: Limits) -> Image.Image:
+    """A picture that a client has sent, upright.
+
+    Its size is looked at before its pixels are unpacked.
+
+    Args:
+        name: Of the field.
+        data: The file.
+        limits: How many pixels it may have.
+
+    Raises:
+        ApiError: If it is no PNG, JPEG or WebP, damaged or too large.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
+            if picture.width * picture.height > limits.pixels:
+                got = f"{picture.width} x {picture.height}"
+                raise ApiError(400, f"{name} must have at most {limits.pixels:,} pixels, got {got}", param=name)
+            picture.load()
+            return ImageOps.exif_transpose(picture)
+    except ApiError:
+        raise
+    except MemoryError:
+        raise
+    except Exception as error:  # of a damaged file each format's reader raises its own
+        why = f"{byte_size(len(data))} that are none: {printable(f'{type(error).__name__}: {error}', NAME)}"
+        raise ApiError(400, f"{name} must be a PNG, JPEG or WebP file, got {why}", param=name) from error
+
+
+def repainted(mask: Image.Image) -> Image.Image:
+    """A mask as the engine takes it, white where the picture is repainted.
+
+    OpenAI's is transparent there, that of web interfaces white; one that has transparency is OpenAI's.
+    """
+    if not mask.has_transparency_data:
+        return mask
+    return ImageOps.invert(mask.convert("RGBA").getchannel("A"))
+
+
+def from_base64(name: str, text: str) -> bytes:
+    """The bytes of base64, or of a ``data:`` url.
+
+    Raises:
+        ApiError: If it is neither.
+    """
+    if text.startswith("data:"):
+        text = text.partition(",")[2]
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ApiError(400, f"{name} must be a picture in base64, got {brief(text)}: {error}", param=name) from error

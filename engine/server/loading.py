@@ -1,0 +1,65 @@
+"""Models as the command line names them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from stepfuse.bundle.bundle import Bundle
+from stepfuse.display import brief
+from stepfuse.engine import Engine
+from stepfuse.files.strict_json import parse_json
+from stepfuse.pipeline.text_to_image import TextToImage
+from stepfuse.server.class_model import ClassModel
+from stepfuse.server.models import ServedModel
+from stepfuse.server.prompt_model import PromptModel
+from stepfuse.serving.config import CostCurve
+
+
+def load_model(given: str, *, threads: int = 0, **arguments: Any) -> ServedModel:
+    """Loads a bundle, with its pipeline where it takes prompts.
+
+    Args:
+        given: An embedded model's name or a folder, which is served under the bundle's name, or ``NAME=FOLDER``.
+        threads: As in ``Engine.load``.
+        **arguments: More of it, or of ``TextToImage.load``.
+
+    Raises:
+        BundleError: If it cannot be used.
+        ValueError: If it cannot be served.
+    """
+    name, separator, path = given.partition("=")
+    if not separator:
+        name, path = "", given
+    bundle = Bundle.load(path)
+    name = name or bundle.name
+    if bundle.pipeline is not None and bundle.pipeline.prompts:
+        return PromptModel(name, TextToImage.load(bundle, threads=threads, **arguments))
+    engine = Engine.load(bundle, threads=threads, **arguments)
+    try:
+        return ClassModel(name, engine, bundle=bundle, threads=threads)
+    except ValueError:
+        engine.close()
+        raise
+
+
+def read_costs(path: Path) -> dict[str, CostCurve]:
+    """Costs by the models' names, as ``costs_text`` writes them.
+
+    Raises:
+        ValueError: If the file holds something else.
+        OSError: If it cannot be read.
+    """
+    given = parse_json(path.read_bytes())
+    try:
+        return {str(name): CostCurve(**one) for name, one in given.items()}
+    except (AttributeError, TypeError) as error:
+        rule = 'costs by name, such as {"fashion": {"fixed": 0.001, "row": 0.002}}'
+        raise ValueError(f"{path} must hold {rule}, got {brief(given)}") from error
+
+
+def costs_text(costs: Mapping[str, CostCurve]) -> str:
+    """The text of such a file."""
+    return json.dumps({name: {"fixed": one.fixed, "row": one.row} for name, one in costs.items()}, indent=2) + "\n"

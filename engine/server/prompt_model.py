@@ -1,0 +1,80 @@
+"""A pipeline with prompts behind the service's interface."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from PIL import Image
+
+from stepfuse.bundle.identity import ModelIdentity
+from stepfuse.pipeline.pictures import Array, Pictures
+from stepfuse.pipeline.preview import PicturePreview
+from stepfuse.pipeline.size import pixels_of
+from stepfuse.pipeline.text_to_image import TextToImage
+from stepfuse.requests.prompt_request import PromptRequest
+from stepfuse.server.models import Drawing, ServedModel, Watched
+from stepfuse.serving.config import CostCurve
+from stepfuse.serving.reporting import Observer
+
+
+class PromptModel(ServedModel):
+    """A ``TextToImage``.
+
+    Args:
+        name: What clients call it.
+        pipe: The pipeline.
+    """
+
+    def __init__(self, name: str, pipe: TextToImage) -> None:
+        bundle = pipe.bundle
+        assert bundle.pipeline is not None
+        self._pipe = pipe
+        self._any_size = not bundle.pipeline.fixed_size
+        size = pixels_of(bundle.pipeline, bundle.info.shape)
+        super().__init__(name, bundle.info, ModelIdentity.of(bundle), pipe.serving, size)
+
+    def submit(self, request: PromptRequest) -> Drawing:
+        """Queues a picture of a prompt."""
+        return Drawing(self._pipe.submit(request), lambda pictures: pictures)
+
+    def stream(self, request: PromptRequest) -> Watched:
+        """The same, watched."""
+        return Watched(self._pipe.stream(request), self._preview, lambda preview: preview.decode())
+
+    def stats(self) -> Mapping[str, Any]:
+        """Of all sizes together."""
+        return self._pipe.totals()
+
+    def observe(self, observer: Observer | None) -> None:
+        """Has the denoiser's iterations reported."""
+        self._pipe.observe(observer)
+
+    def warm_up(self, *, calibrate: bool | CostCurve = False) -> None:
+        """Draws a picture in one step.
+
+        Raises:
+            ValueError: If ``calibrate`` asks for a cost, which an engine alone is planned by.
+        """
+        if calibrate:
+            raise ValueError(f"calibrate must be left out for {self.name}, whose requests are planned without a cost")
+        self._pipe.submit(PromptRequest("", sampler="euler", steps=1, seed=0)).result()  # euler: on any schedule
+
+    def close(self, *, abort: bool = False, timeout: float | None = None) -> None:
+        """Ends the pipeline."""
+        self._pipe.close(abort=abort, timeout=timeout)
+
+    def _preview(self, preview: PicturePreview) -> Image.Image:
+        """The clean estimate at half its size, whose decoding costs a quarter, where the decoder takes other sizes."""
+        x0 = preview.x0
+        if not self._any_size or x0.shape[1] % 2 or x0.shape[2] % 2:
+            return preview.decode()[0]
+        half = _halved(x0)[None]
+        return Pictures(self._pipe.decode(half), half, [{}], [0])[0]
+
+
+def _halved(x0: Array) -> Array:
+    """Each 2 x 2 cells as their mean, (C, h, w) to (C, h / 2, w / 2)."""
+    channels, height, width = x0.shape
+    halved: Array = x0.reshape(channels, height // 2, 2, width // 2, 2).mean(axis=(2, 4))
+    return halved

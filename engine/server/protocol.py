@@ -1,0 +1,44 @@
+"""HTTP connections whose clients have to write and to read within a time, which uvicorn alone does not ask."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+
+def protocol_within(seconds: float) -> type[H11Protocol]:
+    """A protocol that closes a connection whose next headers take longer, or whose client reads nothing for as long.
+
+    Idle connections between two requests end earlier, by uvicorn's own bound. That an answer is not read is for the
+    system to notice: it holds the part that the client has not taken (TCP_USER_TIMEOUT, RFC 5482).
+    """
+
+    class Bounded(H11Protocol):
+        _timer: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            connection = transport.get_extra_info("socket")
+            if connection is not None and connection.family in (socket.AF_INET, socket.AF_INET6):
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 1000))
+            self._timer = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if self.cycle is not None and not self.cycle.response_complete:
+                self._stop()
+            elif self._timer is None:
+                self._timer = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._stop()
+            super().connection_lost(exc)
+
+        def _stop(self) -> None:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+
+    return Bounded

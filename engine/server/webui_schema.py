@@ -1,0 +1,126 @@
+"""Bodies of the routes that Stable Diffusion's web interfaces have, and what they are asked of the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from stepfuse.display import brief, listed
+from stepfuse.pipeline.webui_text import WEBUI_NAMES, sampler_of
+from stepfuse.server.errors import ApiError
+from stepfuse.server.models import ServedModel
+from stepfuse.server.schema import Asked, Generation
+
+#: Fields of theirs that clients send with the values that change nothing, and which those are.
+_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+    **dict.fromkeys(("restore_faces", "tiling", "enable_hr", "save_images", "include_init_images"), (False,)),
+    **dict.fromkeys(("inpaint_full_res",), (False, 0)),
+    **dict.fromkeys(("do_not_save_samples", "do_not_save_grid", "override_settings_restore_afterwards"), (True, False)),
+    **dict.fromkeys(("styles", "script_args"), ([],)),
+    **dict.fromkeys(("script_name", "hr_upscaler"), ("", "None")),
+    **dict.fromkeys(("subseed", "seed_resize_from_w", "seed_resize_from_h"), (-1, 0)),
+    **dict.fromkeys(("subseed_strength", "s_churn", "s_tmin", "resize_mode", "mask_blur", "s_min_uncond"), (0,)),
+    **dict.fromkeys(("s_noise", "initial_noise_multiplier", "inpainting_fill"), (1,)),
+    "alwayson_scripts": ({},),
+    "send_images": (True,),
+}
+_SCHEDULERS = ("karras", "exponential", "beta")
+
+
+class Txt2Img(BaseModel):
+    """Body of ``POST /sdapi/v1/txt2img``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompt: str = Field(default="", max_length=32_000)
+    negative_prompt: str | None = Field(default=None, max_length=32_000)
+    width: int | None = Field(default=None, ge=1, description="In pixels; the model's own where it is left out.")
+    height: int | None = Field(default=None, ge=1)
+    steps: int | None = Field(default=None, ge=1, description="The model's default where they are left out.")
+    cfg_scale: float | None = Field(default=None, description="Guidance; the model's default where it is left out.")
+    seed: int = Field(default=-1, ge=-1, lt=1 << 64, description="-1 is a random one.")
+    sampler_name: str | None = Field(default=None, description="A name of theirs, or of ours.", examples=["DPM++ 2M"])
+    sampler_index: str | None = Field(default=None, description="The same.")
+    scheduler: str | None = Field(default=None, description="Noise levels: Automatic, Karras, Exponential or Beta.")
+    batch_size: int = Field(default=1, ge=1)
+    n_iter: int = Field(default=1, ge=1, description="Times batch_size is the number of pictures.")
+    eta: float | None = None
+    override_settings: dict[str, Any] = Field(
+        default_factory=dict, description="sd_model_checkpoint names the model.", examples=[{}]
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_neutral(cls, given: Any) -> Any:
+        """Leaves out what changes nothing, and refuses such a field with a value that would."""
+        if not isinstance(given, dict):
+            return given
+        for name in given.keys() & _NEUTRAL.keys():
+            if given[name] is not None and given[name] not in _NEUTRAL[name]:
+                allowed = " or ".join(map(repr, _NEUTRAL[name]))
+                raise ValueError(f"{name} must be {allowed} or left out here, got {brief(given[name])}")
+        return {name: value for name, value in given.items() if value is not None and name not in _NEUTRAL}
+
+    def asked(self, model: ServedModel) -> Asked:
+        """The same as the other routes have it.
+
+        Raises:
+            ApiError: If there is no such sampler or scheduler, or one side is given alone.
+        """
+        if (self.width is None) != (self.height is None):
+            raise ApiError(400, "width and height must be given together", param="width")
+        sampler, options = self._sampler(model)
+        return Generation(
+            prompt=self.prompt,
+            model=model.name,
+            n=self.batch_size * self.n_iter,
+            size=None if self.width is None else f"{self.width}x{self.height}",
+            negative_prompt=self.negative_prompt,
+            num_inference_steps=self.steps,
+            guidance_scale=self.cfg_scale,
+            seed=None if self.seed == -1 else self.seed,
+            sampler=sampler,
+            sampler_options=options,
+            eta=self.eta,
+        )
+
+    @property
+    def model(self) -> str | None:
+        """The name of the model that is asked for.
+
+        Raises:
+            ApiError: If other settings are.
+        """
+        others = self.override_settings.keys() - {"sd_model_checkpoint"}
+        if others:
+            rule = "override_settings must hold sd_model_checkpoint alone"
+            raise ApiError(400, f"{rule}, got {listed(sorted(others))}", param="override_settings")
+        named = self.override_settings.get("sd_model_checkpoint")
+        return None if named is None else str(named)
+
+    def _sampler(self, model: ServedModel) -> tuple[str | None, dict[str, Any]]:
+        name = self.sampler_name or self.sampler_index
+        scheduler = (self.scheduler or "automatic").lower()
+        if scheduler not in ("automatic", *_SCHEDULERS):
+            rule = "scheduler must be Automatic, Karras, Exponential or Beta"
+            raise ApiError(400, f"{rule}, got {brief(self.scheduler)}", param="scheduler")
+        levels = "" if scheduler == "automatic" else scheduler.capitalize()
+        if name is None or name in model.samplers:
+            _, options = sampler_of({"Sampler": "DDIM", "Schedule type": levels})
+            return name, dict(options)
+        found, options = sampler_of({"Sampler": name, "Schedule type": levels})
+        if found is None:
+            known = listed([*WEBUI_NAMES.values(), *model.samplers])
+            raise ApiError(400, f"sampler_name must be one of {known}, got {brief(name)}", param="sampler_name")
+        return found, dict(options)
+
+
+class Img2Img(Txt2Img):
+    """Body of ``POST /sdapi/v1/img2img``."""
+
+    init_images: list[str] = Field(min_length=1, max_length=1, description="One picture in base64.")
+    mask: str | None = Field(default=None, description="White where the picture is drawn anew, in base64.")
+    inpainting_mask_invert: int = Field(default=0, ge=0, le=1, description="1: white is kept.")
+    denoising_strength: float = Field(default=0.75, gt=0, le=1, description="Share of the steps left to the image.")

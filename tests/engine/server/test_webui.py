@@ -1,0 +1,173 @@
+"""The routes of Stable Diffusion's web interfaces, as their clients use them."""
+
+import base64
+import json
+import re
+import threading
+
+import handmade
+import http_service
+import numpy as np
+import pytest
+import support
+from http_service import as_levels, image_of, levels_of, png, until
+
+import stepfuse as sf
+
+pytest.importorskip("fastapi", reason="needs the extra serve")
+
+from stepfuse.server import create_app
+
+#: What SillyTavern and others send whatever the user has chosen.
+DEFAULTS = {
+    "restore_faces": False,
+    "enable_hr": False,
+    "styles": [],
+    "subseed": -1,
+    "save_images": False,
+    "send_images": True,
+    "do_not_save_grid": False,
+    "alwayson_scripts": {},
+    "override_settings": {"sd_model_checkpoint": "cats"},
+    "override_settings_restore_afterwards": True,
+    "eta": None,
+}
+
+
+@pytest.fixture(scope="module")
+def engine():
+    with sf.Engine.load("fashion", deterministic=True, max_rows=2, threads=1) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def pipe(tmp_path_factory):
+    with sf.TextToImage.load(handmade.write_bundle(tmp_path_factory.mktemp("webui") / "bundle"), threads=1) as pipe:
+        yield pipe
+
+
+@pytest.fixture(scope="module")
+def service(engine, pipe):
+    with http_service.served(create_app({"fashion": engine, "cats": pipe}, warm_up=False)) as service:
+        yield service
+
+
+def draw(service, route="txt2img", **fields):
+    return service.ask("POST", f"/sdapi/v1/{route}", {"prompt": "bag", "steps": 3, **fields})
+
+
+def encoded(levels):
+    return base64.b64encode(png(levels)).decode()
+
+
+@pytest.mark.parametrize(
+    ("fields", "arguments"),
+    [
+        ({}, {}),
+        ({"sampler_name": "DPM++ 2M", "scheduler": "Karras"}, {"sampler": "dpmpp_2m", "karras": True}),
+        ({"sampler_name": "DPM++ 2M Karras"}, {"sampler": "dpmpp_2m", "karras": True}),
+        ({"sampler_index": "Euler a", "cfg_scale": 1}, {"sampler": "euler_ancestral", "guidance_scale": 1}),
+        ({"sampler_name": "unipc", "scheduler": "Automatic"}, {"sampler": "unipc"}),
+    ],
+)
+def test_images_are_those_of_the_engine(service, engine, fields, arguments):
+    answer = draw(service, batch_size=2, seed=4, **fields).json
+    expected = engine.sample(2, cond="bag", seed=4, steps=3, **arguments)
+    for one, sample in zip(answer["images"], expected, strict=True):
+        np.testing.assert_array_equal(levels_of(one), as_levels(sample))
+    info = json.loads(answer["info"])
+    assert (info["all_seeds"], info["sd_model_name"], info["steps"]) == ([4, 5], "fashion", 3)
+
+
+def test_a_request_as_clients_make_it(service, pipe):
+    fields = {"negative_prompt": "a dog", "width": 8, "height": 16, "cfg_scale": 2, "seed": 9, "sampler_name": "DDIM"}
+    answer = draw(service, prompt="a red cat", **DEFAULTS, **fields).json
+    [expected] = pipe(
+        "a red cat", negative_prompt="a dog", width=8, height=16, steps=3, guidance_scale=2, seed=9, sampler="ddim"
+    )
+    [one] = answer["images"]
+    np.testing.assert_array_equal(levels_of(one), np.asarray(expected))
+    info = json.loads(answer["info"])
+    assert info["infotexts"] == [image_of(one).text["parameters"]]
+    assert info["infotexts"][0].startswith("a red cat\nNegative prompt: a dog\nSteps: 3, Sampler: DDIM,")
+
+
+@pytest.mark.parametrize("invert", [0, 1])
+def test_an_image_is_begun_with(service, engine, invert):
+    levels = np.random.default_rng(0).integers(0, 256, (28, 28))
+    mask = np.where(np.arange(28) < 14, 255, 0) * np.ones((28, 1), int)
+    fields = {"init_images": [f"data:image/png;base64,{encoded(levels)}"], "mask": encoded(mask), "seed": 2}
+    answer = draw(service, "img2img", **fields, inpainting_mask_invert=invert, denoising_strength=0.7).json
+    known = (255 - mask if invert else mask)[None] / 255
+    image = np.float32(levels[None]) / np.float32(255) * 2 - 1
+    [expected] = engine.sample(1, cond="bag", steps=3, seed=2, image=image, mask=known, strength=0.7)
+    np.testing.assert_array_equal(levels_of(answer["images"][0]), as_levels(expected))
+    assert "init_images" not in answer["parameters"]
+
+
+def test_what_there_is(service, engine, pipe):
+    samplers = service.ask("GET", "/sdapi/v1/samplers").json
+    assert {"DPM++ 2M", "DDIM", "fitted-8"} <= {one["name"] for one in samplers}
+    [first, second] = service.ask("GET", "/sdapi/v1/sd-models").json
+    assert (first["model_name"], first["sha256"], second["title"]) == ("fashion", engine.model.weights, "cats")
+    assert service.ask("GET", "/sdapi/v1/options").json == {"sd_model_checkpoint": "fashion"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "message"),
+    [
+        ({"enable_hr": True}, "enable_hr", "enable_hr must be False or left out here, got True"),
+        ({"restore_faces": 1.5}, "restore_faces", "restore_faces must be False"),
+        ({"alwayson_scripts": {"x": 1}}, "alwayson_scripts", r"must be \{\} or left out here, got \{'x': 1\}"),
+        ({"sampler_name": "DPM adaptive"}, "sampler_name", "must be one of DDIM, .*, got 'DPM adaptive'"),
+        ({"scheduler": "SGM Uniform"}, "scheduler", "scheduler must be Automatic, .*, got 'SGM Uniform'"),
+        ({"override_settings": {"CLIP_stop": 2}}, "override_settings", "sd_model_checkpoint alone, got CLIP_stop"),
+        ({"override_settings": {"sd_model_checkpoint": "x"}}, "model", "there is no model 'x'"),
+        ({"width": 28}, "width", "width and height must be given together"),
+        ({"width": 512, "height": 512}, "size", "this model draws 28 x 28 pixels alone, got 512 x 512"),
+        ({"batch_size": 4, "n_iter": 4}, "n", "n must be at most 10, got 16"),
+        ({"seed": -2}, "seed", "seed must be at least -1, got -2"),
+        ({"lora": 1}, "lora", "lora is no field of this request"),
+    ],
+)
+def test_what_has_no_effect_here_is_refused(service, fields, param, message):
+    answer = draw(service, **fields)
+    assert answer.status == (404 if param == "model" else 400)
+    assert answer.error["param"] == param
+    assert re.search(message, answer.error["message"]), answer.error["message"]
+
+
+@pytest.mark.parametrize("text", ["not base64", base64.b64encode(b"no picture").decode(), ""])
+def test_an_image_that_is_none_is_refused(service, text):
+    answer = draw(service, "img2img", init_images=[text])
+    assert (answer.status, answer.error["param"]) == (400, "init_images")
+
+
+def test_progress_has_the_latest_preview():
+    entered, go_on = threading.Semaphore(0), threading.Semaphore(0)
+
+    def network(x, t, cond):
+        entered.release()
+        assert go_on.acquire(timeout=http_service.TIMEOUT)
+        return support.rowwise(x, t, cond)
+
+    with support.make_engine(network) as engine:
+        app = create_app({"rows": engine}, warm_up=False)
+        with http_service.served(app) as service:
+            idle = service.ask("GET", "/sdapi/v1/progress").json
+            assert (idle["progress"], idle["current_image"], idle["state"]["job_count"]) == (0, None, 0)
+            answers = []
+            thread = threading.Thread(target=lambda: answers.append(draw(service, prompt="boot", steps=4, seed=1)))
+            thread.start()
+            for _ in range(3):
+                assert entered.acquire(timeout=http_service.TIMEOUT)
+                go_on.release()
+            until(lambda: service.ask("GET", "/sdapi/v1/progress").json["progress"] == 0.75)
+            found = service.ask("GET", "/sdapi/v1/progress").json
+            assert (found["state"]["sampling_step"], found["state"]["sampling_steps"]) == (3, 4)
+            _, previews, _ = support.replay(engine.table(steps=4), seed=1, cond=0)
+            np.testing.assert_array_equal(levels_of(found["current_image"]), as_levels(previews[2]))
+            assert service.ask("GET", "/sdapi/v1/progress?skip_current_image=true").json["current_image"] is None
+            go_on.release(100)
+            thread.join(http_service.TIMEOUT)
+    assert answers[0].status == 200
