@@ -89,6 +89,10 @@ def test_from_the_configuration_of_another_class():
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda s: pickle.loads(pickle.dumps(s))], ids=["copy", "pickle"])
 def test_copies_step_the_same(name, duplicate):
+    try:
+        duplicate(getattr(diffusers, name)(**CONFIGS[name]))
+    except AttributeError:  # SASolverScheduler keeps a lambda
+        pytest.skip(f"diffusers' own {name} cannot be pickled")
     scheduler = getattr(ours, name)(**CONFIGS[name])
     scheduler.set_timesteps(3)
     x = torch.linspace(-1, 1, 12).reshape(1, 3, 2, 2)

@@ -164,7 +164,7 @@ def test_every_sampler_that_takes_karras_takes_other_levels():
     for name, make in SAMPLERS.items():
         taken = signature(make).parameters.keys() & {"karras", "levels", "rho", "sigma_min", "sigma_max", "sigmas"}
         assert len(taken) in (0, 6) or name == "cm", name  # whose levels are those of its distillation
-    assert len(CHOOSING) == 16
+    assert len(CHOOSING) == 17
 
 
 @pytest.mark.parametrize(

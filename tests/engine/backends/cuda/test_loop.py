@@ -214,15 +214,17 @@ def test_padding_rows_hold_no_sample(made, monkeypatch):
         return predictions
 
     def forward(self, rows):  # as a module that reads its inputs on the host
+        assert submitted.wait(60)  # alone, the bad one would be in the forward behind the one that fails it
         self.stream.synchronize()
         assert np.isfinite(self.memory["sample"][:rows]).all(), "refused"
         launch(self, rows)
 
-    launch = Network.forward
+    launch, submitted = Network.forward, threading.Event()
     monkeypatch.setattr(Network, "forward", forward)
     engine = made(buckets=(), fn=network, serving=sf.Serving(max_rows=8, deterministic=True))
     labels = [1, 2, bad]
     futures = [engine.submit(sf.Request(cond=label, seed=label, steps=6)) for label in labels]
+    submitted.set()
     with pytest.raises(sf.DenoiserError, match="went non-finite at step 2 of 6"):
         futures.pop().result()
     for label, future in zip(labels, futures, strict=False):

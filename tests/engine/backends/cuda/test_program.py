@@ -20,7 +20,7 @@ class Named:
 
 @pytest.mark.parametrize(("storage", "n"), list(product(("float32", "float16", "bfloat16"), (16, 20))))
 def test_what_is_asked_for_is_compiled(storage, n):
-    found = adapting_kernels(Named(), storage, n, cuda.StepNeeds(noise=True, rescale=True, threshold=True, keep=True))
+    found = adapting_kernels(Named(), storage, n, cuda.StepNeeds(noise=True, guidance=True, threshold=True, keep=True))
     assert list(found) == ["guidance_sums", "guided_rows", "thresholded_rows", "keep_known"]
     for name, variant in found.items():
         assert variant in COMPILED
