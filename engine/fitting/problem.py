@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stepfuse.engine import Engine
+from stepfuse.errors import DenoiserError
 from stepfuse.fitting.student import Float32Array, Float64Array, Student
 from stepfuse.requests.conditioning import cond_per_sample
 from stepfuse.requests.resolution import seeds_of
@@ -156,8 +158,18 @@ class Problem:
         return x
 
     def error(self, student: Student) -> float:
-        """RMS of a student's results to the fine solutions."""
-        return rms(self.run(student) - self.target)
+        """RMS of a student's results to the fine solutions; infinite where the network fails on a run that blows up."""
+        try:
+            return rms(self.run(student) - self.target)
+        except DenoiserError:
+            return math.inf
+
+    def error_of(self, table: StepTable) -> float:
+        """The same of a table."""
+        try:
+            return rms(self.sample(table, self.noise) - self.target)
+        except DenoiserError:
+            return math.inf
 
     def linearized(self, student: Student) -> tuple[Float32Array, Float64Array, Float64Array]:
         """Results of a student, and the normal equations of its free numbers at them.

@@ -65,11 +65,8 @@ def compare(
     reference = fine_table(engine, scale, 200) if reference is None else reference
     problem = Problem.of(engine, samples, cond, reference, seed, negative_cond=negative_cond, progress=progress)
     first = problem.part(0, min(samples, _SCREENED))
-    ranked = [
-        Compared(name, one, rms(first.sample(one, first.noise) - first.target), None)
-        for name, one in rivals(engine, len(table), scale)
-    ]
-    nearest = min(one.error for one in ranked)
+    ranked = [Compared(name, one, first.error_of(one), None) for name, one in rivals(engine, len(table), scale)]
+    nearest = min((one.error for one in ranked), default=0.0)
     near, found = ([one for one in ranked if (one.error <= _NEAR * nearest) == is_near] for is_near in (True, False))
     for name, one in [(table.sampler, table), *((one.name, one.table) for one in near)]:
         images = problem.sample(one, problem.noise, progress=progress)

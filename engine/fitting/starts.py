@@ -14,8 +14,8 @@ _LATE = 0.99  # of the largest timestep: a run that begins below it begins late
 def starts(problem: Problem, blank: Student) -> list[Student]:
     """The best sampler with as many forwards, and the best that begins late, as students.
 
-    Where a fit ends depends on where it begins. The last timesteps say little of a sample, and a run of few steps does
-    better without them; but a fit that begins at the end of the schedule rarely leaves it.
+    Where a fit ends depends on where it begins. The noisiest timesteps say little of a sample, and a run of few steps
+    does better without them; but a fit that begins at the end of the schedule rarely leaves it.
 
     Args:
         problem: What decides which is the best; few noises are enough.

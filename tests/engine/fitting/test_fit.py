@@ -66,6 +66,18 @@ def test_a_fitted_table_is_far_ahead_of_those_made_by_hand(guided):
     assert all(len(one.table) == 3 and one.distance is None for one in found)
 
 
+def test_samplers_that_blow_up_where_the_network_fails_are_passed_over():
+    def fragile(x, t, cond):
+        return np.where(np.abs(x).max(axis=1, keepdims=True) > 8, np.nan, normal_eps(x, t, cond)).astype(np.float32)
+
+    with sf.Engine.from_callable(fragile, shape=(3,), schedule=SCHEDULE, max_rows=4096) as engine:
+        found = compare(engine, sf.samplers.ddim(SCHEDULE, 5), samples=16)
+        assert np.isinf(found[-1].error)
+        assert np.isfinite(found[0].error)
+        table = fit(engine, 5, **{**FEW, "samples": 200, "rounds": 1})
+    assert table.options["error"] < found[0].error
+
+
 def test_samplers_whose_states_are_scaled_are_compared_as_they_sample(engine):
     """On the same timesteps ``euler``, which begins with noise of the largest level, is ``ddim``."""
     found = {one.name: one.error for one in compare(engine, sf.samplers.ddim(SCHEDULE, 5), samples=16)}
