@@ -174,8 +174,8 @@ class _CompiledState:
         alone = name in _STEPPED_ALONE or (name in _ALONE_FROM_IMAGES and "strength" in arguments)
         if family is None or alone or arguments.get("skip_guidance_layers") or not is_covered(scheduler):
             loop = SchedulerLoop(str(self._network), self.predictor, pipe)
-            if loop.is_left:
-                self._log(logging.WARNING, f"{kind} runs its own loop, and {name} its own step: {loop.is_left}")
+            if loop.why_left:
+                self._log(logging.WARNING, f"{kind} runs its own loop, and {name} its own step: {loop.why_left}")
             else:
                 self._log(logging.INFO, f"{kind} runs its own loop, with the fused step of {name}")
             return loop

@@ -27,8 +27,13 @@ def fingerprint(module: torch.nn.Module) -> Fingerprint:
         found.append((name, float(some.cpu().double().sum())))
     for name, part in module.named_modules():
         settings = {key: _setting(value) for key, value in vars(part).items() if key not in _NOT_SETTINGS}
-        found.append((name, settings))
+        found.append((name, {key: value for key, value in settings.items() if not _is_void(value)}))
     return found
+
+
+def _is_void(value: Any) -> bool:
+    """Whether a setting is what is left of one that was taken back."""
+    return value is None or value is False or value in ({}, [])
 
 
 def _setting(value: Any) -> Any:

@@ -26,7 +26,7 @@ class SchedulerLoop:
 
     Attributes:
         components: What stands in for the pipeline's own, by name.
-        is_left: Why the scheduler's step is diffusers' own; empty where it is fused.
+        why_left: Why the scheduler's step is diffusers' own; empty where it is fused.
 
     Raises:
         ValueError: With a bundle, if the scheduler's settings are not covered, or ask for another prediction.
@@ -36,15 +36,16 @@ class SchedulerLoop:
         self._predictor = predictor
         self._fused: Any = None
         self.components: dict[str, Any] = {}
-        kind = _fused_kind(type(pipe.scheduler))
-        self.is_left = (
-            "" if kind is not None else f"no scheduler here is of its class{reason_of(type(pipe.scheduler).__name__)}"
-        )
-        if kind is not None and kind is not type(pipe.scheduler):
-            self._fused = self.components["scheduler"] = _shared(pipe.scheduler, kind)
+        self.why_left = ""
         if isinstance(predictor, BundlePredictor):
             predictor.require_prediction(settings_of(pipe.scheduler))
             self.components[network] = PredictingStandIn(getattr(pipe, network), predictor)
+        theirs = type(pipe.scheduler)
+        kind = _fused_kind(theirs)
+        if kind is None:
+            self.why_left = f"no scheduler here is of its class{reason_of(theirs.__name__)}"
+        elif kind is not theirs:
+            self._fused = self.components["scheduler"] = _shared(pipe.scheduler, kind)
 
     def stop(self) -> None:
         """Drops what the run has kept."""
