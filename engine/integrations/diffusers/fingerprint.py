@@ -9,7 +9,8 @@ import torch
 
 _VALUES = 64  # of each parameter
 _PLAIN = (bool, int, float, str, type(None))
-_NOT_SETTINGS = {*vars(torch.nn.Module()), "_internal_dict"} - {"training"}  # torch's own, and a configuration
+# torch's own, a configuration, and what fuse_lora notes beside the weights that it changes.
+_NOT_SETTINGS = {*vars(torch.nn.Module()), "_internal_dict", "lora_scale"} - {"training"}
 
 Fingerprint = list[tuple[str, Any]]
 
