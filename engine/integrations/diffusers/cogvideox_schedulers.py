@@ -63,27 +63,28 @@ class CogVideoXDPMScheduler(RowScheduler, diffusers.CogVideoXDPMScheduler):
         return_dict: bool = False,
     ) -> DDIMSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
         """As ``diffusers.CogVideoXDPMScheduler.step``."""
-        before = old_pred_original_sample
+        # The last step is of first order, as is the first.
+        is_last = index(timestep) < self.config.num_train_timesteps // self._require_steps()
+        before = () if is_last or old_pred_original_sample is None else (old_pred_original_sample,)
+        if before and timestep_back is None:
+            raise ValueError("timestep_back must be given beside old_pred_original_sample, got None")
         try:
             require_supported(sample, model_output)
-            a, a_prev = self._signals(index(timestep))
-            levels = [float(a), float(a_prev)]
-            if index(timestep) < self.config.num_train_timesteps // self._require_steps():
-                before = None  # the last step is of first order, too
-            if before is not None:
-                if timestep_back is None:
-                    raise ValueError("timestep_back must be given beside old_pred_original_sample, got None")
-                levels.append(float(self._numbers("alphas_cumprod")[index(timestep_back)]))
+            levels = [
+                *self._signals(index(timestep)),
+                *(self._numbers("alphas_cumprod")[timestep_back] for _ in before),
+            ]
             with np.errstate(divide="ignore"):
-                sigmas = [float(np.sqrt(1 / np.float64(level) - 1)) for level in levels]
-            row = dpm_row("sde-dpmsolver++", "midpoint", self.config.prediction_type, *sigmas)
+                sigma, sigma_next, *sigmas_before = (float(np.sqrt(1 / np.float64(level) - 1)) for level in levels)
+            kind = self.config.prediction_type
+            row = dpm_row("sde-dpmsolver++", "midpoint", kind, sigma, sigma_next, tuple(sigmas_before))
         except UnsupportedStep as why:
             warn_once(type(self).__name__, str(why))
             given = (old_pred_original_sample, timestep, timestep_back, sample, eta, use_clipped_model_output)
             return super().step(model_output, *given, generator, variance_noise, return_dict)
         z = noise_like(sample, generator)
-        if before is not None:
+        if before:
             z = noise_like(sample, generator)  # diffusers draws for the step of first order, too
         following, clean = fused_step(row, sample, model_output, before, z)
-        as_object = return_dict and before is not None  # as it is there
+        as_object = return_dict and bool(before)  # as it is there
         return DDIMSchedulerOutput(following, clean) if as_object else (following, clean)
