@@ -22,7 +22,7 @@ from typing import Annotated, Any
 import http_alone
 import http_rounds
 import typer
-from http_processes import LOCKED, NAMES, OURS
+from http_processes import BATCHED, LOCKED, NAMES, OURS
 from http_requests import PREVIEWS, SAMPLER, STREAMED
 from http_stress import stress
 from load import GUIDANCE, GUIDED_SHARE, say
@@ -154,7 +154,7 @@ def main(
     requests, connections = 10_000, 500
     if quick:
         fresh, threads, times, starts, started, requests, connections = not report_only, 1, 2, 1, (OURS,), 60, 12
-        few = split(systems, tuple(NAMES), "--systems") if systems else (OURS,)
+        few = split(systems, tuple(NAMES), "--systems") if systems else (OURS, BATCHED)
         plan = http_rounds.Plan(bundle, 1, few, (0.5,), rounds=1, seconds=0.5, burst=4, connections=2, steps=(2, 4))
     if fresh:
         shutil.rmtree(folder, ignore_errors=True)

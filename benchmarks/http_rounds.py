@@ -19,7 +19,7 @@ import numpy as np
 from http_client import Got, at_once, open_loop
 from http_processes import BATCHED, LOCKED, NAMES, OURS, RAY, Service
 from http_requests import STEPS, arrivals, expected, picture, same
-from load import Asked, say
+from load import say
 
 import stepfuse as sf
 
@@ -66,7 +66,9 @@ def run(plan: Plan, folder: Path) -> None:
     asked = arrivals(1, 1.0, 0, plan.steps).asked[0]
     with sf.Engine.load(plan.bundle, threads=plan.threads) as engine:
         wanted = expected(engine, asked)
-    _capacities(plan, folder)
+    if not _capacity_path(folder, OURS).exists():  # rates are fractions of it
+        with _started(OURS, plan) as service:
+            _measure_capacity(plan, folder, OURS, service)
     for number in range(plan.rounds):
         order = list(plan.systems)
         random.Random(number).shuffle(order)
@@ -78,6 +80,8 @@ def run(plan: Plan, folder: Path) -> None:
                 [first, *_] = asyncio.run(at_once(service.port, [asked] * 4, 2))
                 if first.answer is None or not same(picture(first.answer), wanted):
                     raise RuntimeError(f"{NAMES[system]} must draw what Engine.sample draws: {first.error}")
+                if not _capacity_path(folder, system).exists():
+                    _measure_capacity(plan, folder, system, service)
                 for load in missing:
                     _measure(plan, folder, number, load, system, service)
 
@@ -163,22 +167,17 @@ def _measure(plan: Plan, folder: Path, number: int, load: float, system: str, se
     say(f"    mean {np.mean([one.seconds for one in got]):.3f} s, {sum(bool(one.error) for one in got)} errors")
 
 
-def _capacities(plan: Plan, folder: Path) -> None:
-    """Requests a second of each system with many clients at once, ours first: rates are fractions of that."""
-    asked: Sequence[Asked] = arrivals(plan.burst, 1.0, 0, plan.steps).asked
-    for system in plan.systems:
-        path = folder / f"capacity-{system}.json"
-        if path.exists():
-            continue
-        with _started(system, plan) as service:
-            asyncio.run(at_once(service.port, asked[:4], 2))
-            began = time.perf_counter()
-            got = asyncio.run(at_once(service.port, asked, plan.connections))
-            capacity = len(got) / (time.perf_counter() - began)
-        if failed := [one.error for one in got if one.error]:
-            raise RuntimeError(f"{NAMES[system]} must answer {len(got)} requests, failed: {failed[:3]}")
-        path.write_text(json.dumps({"requests_per_s": capacity}) + "\n")
-        say(f"{NAMES[system]}: {capacity:.1f} requests/s at most, {plan.connections} at once")
+def _measure_capacity(plan: Plan, folder: Path, system: str, service: Service) -> None:
+    """Requests a second of a system with many clients at once."""
+    asked = arrivals(plan.burst, 1.0, 0, plan.steps).asked
+    asyncio.run(at_once(service.port, asked[:4], 2))
+    began = time.perf_counter()
+    got = asyncio.run(at_once(service.port, asked, plan.connections))
+    capacity = len(got) / (time.perf_counter() - began)
+    if failed := [one.error for one in got if one.error]:
+        raise RuntimeError(f"{NAMES[system]} must answer {len(got)} requests, failed: {failed[:3]}")
+    _capacity_path(folder, system).write_text(json.dumps({"requests_per_s": capacity}) + "\n")
+    say(f"{NAMES[system]}: {capacity:.1f} requests/s at most, {plan.connections} at once")
 
 
 def _started(system: str, plan: Plan) -> Service:
@@ -186,7 +185,11 @@ def _started(system: str, plan: Plan) -> Service:
 
 
 def _capacity(folder: Path, system: str) -> float:
-    return float(json.loads((folder / f"capacity-{system}.json").read_text())["requests_per_s"])
+    return float(json.loads(_capacity_path(folder, system).read_text())["requests_per_s"])
+
+
+def _capacity_path(folder: Path, system: str) -> Path:
+    return folder / f"capacity-{system}.json"
 
 
 def _cell(folder: Path, number: int, load: float, system: str) -> Path:

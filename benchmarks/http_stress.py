@@ -20,7 +20,6 @@ from prometheus_client.parser import text_string_to_metric_families
 import stepfuse as sf
 
 STEPS = (2, 3, 4, 6)
-_DIFFERENT = 48  # requests, of which each is asked for many times
 _SAMPLED_SECONDS, _SAID_SECONDS = 0.5, 15.0
 _LONGEST_END = 60.0
 
@@ -51,12 +50,18 @@ class Watched:
     files: list[int] = field(default_factory=list)
 
 
-def jobs_of(engine: sf.Engine, count: int, seed: int = 0) -> list[Job]:
-    """Requests, each with its kind and the picture that ``Engine.sample`` draws."""
-    different = [(one, expected(engine, one)) for one in arrivals(_DIFFERENT, 1.0, seed, STEPS).asked]
-    rng = random.Random(seed)
+def jobs_of(engine: sf.Engine, count: int, *, different: int = 48) -> list[Job]:
+    """Requests, each with its kind and the picture that ``Engine.sample`` draws.
+
+    Args:
+        engine: Of the model that the service has.
+        count: Requests.
+        different: Pictures, of which each is asked for many times.
+    """
+    drawn = [(one, expected(engine, one)) for one in arrivals(different, 1.0, 0, STEPS).asked]
+    rng = random.Random(0)
     kinds = rng.choices(list(SHARES), list(SHARES.values()), k=count)
-    return [(kind, *rng.choice(different)) for kind in kinds]
+    return [(kind, *rng.choice(drawn)) for kind in kinds]
 
 
 async def work(port: int, jobs: Sequence[Job], connections: int, into: Outcomes) -> None:

@@ -20,7 +20,7 @@ RIGHT = "right"
 
 _PATIENCE = 120.0
 _SLOW_BYTES, _SLOW_SECONDS = 256, 0.02
-_GARBAGE = (b"\x00\xff\x16\x03\r\n\r\n", b"POST / HTTP/9.9\r\n\r\n", b"GET\r\n\r\n", b"\r\n" * 3 + b"{}\r\n\r\n")
+_GARBAGE = (b"\x00\xff\x16\x03\r\n\r\n", b"POST / HTXP/1.1\r\n\r\n", b"GET\r\n\r\n", b"\r\n" * 3 + b"{}\r\n\r\n")
 _REFUSED: tuple[Mapping[str, Any], ...] = ({"n": 0}, {"num_inference_steps": -1}, {"sampler": "none"}, {"colour": 1})
 
 
@@ -123,7 +123,7 @@ class Client:
         return _judged_events(*await connection.answer(), asked, wanted)
 
     async def _slow(self, asked: Asked, wanted: Levels) -> str:
-        connection = await Connection.to(self._port, buffer=4 * _SLOW_BYTES)
+        connection = await self._other(buffer=4 * _SLOW_BYTES)
 
         async def read(length: int) -> bytes:
             data = b""
@@ -147,7 +147,7 @@ class Client:
 
     async def _vanish(self, asked: Asked, _: Levels) -> str:
         """Goes away at once, while it waits, or in mid-answer; politely or not."""
-        connection = await Connection.to(self._port)
+        connection = await self._other()
         await connection.send(body(asked, stream=self._rng.random() < 0.5))
         where = self._rng.random()
         if where > 0.6:
@@ -159,7 +159,7 @@ class Client:
 
     async def _garbage(self, *_: object) -> str:
         """Sends what is no HTTP: the service must answer 400 or close."""
-        connection = await Connection.to(self._port)
+        connection = await self._other()
         try:
             connection.writer.write(self._rng.choice(_GARBAGE))
             answer = await connection.reader.read()
@@ -168,6 +168,11 @@ class Client:
             return RIGHT
         finally:
             connection.close(abort=True)
+
+    async def _other(self, *, buffer: int | None = None) -> Connection:
+        """In the place of the kept one, which the service would close if it were idle for longer than five seconds."""
+        self.end()
+        return await Connection.to(self._port, buffer=buffer)
 
     async def _kept(self) -> Connection:
         if self._connection is None:
