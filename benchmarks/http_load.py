@@ -14,7 +14,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,6 +25,7 @@ import http_rounds
 import typer
 from http_processes import BATCHED, LOCKED, NAMES, OURS
 from http_requests import PREVIEWS, SAMPLER, STREAMED
+from http_rounds import Plan
 from http_stress import stress
 from load import GUIDANCE, GUIDED_SHARE, say
 from report import Report, TablesReport, figures_table
@@ -136,6 +138,59 @@ def split(text: str, known: Sequence[str], option: str) -> tuple[str, ...]:
     return found or tuple(known)
 
 
+@dataclass(frozen=True)
+class Size:
+    """How much is measured.
+
+    Attributes:
+        requests: Of one client, of each kind, both ways.
+        starts: Of each service.
+        started: Services that are started for that.
+        stressed: Requests of clients of all manners.
+        connections: That these keep.
+        plan: Of the load.
+    """
+
+    requests: int
+    starts: int
+    started: tuple[str, ...]
+    stressed: int
+    connections: int
+    plan: Plan
+
+
+def size_of(bundle: str, threads: int, systems: str, rounds: int, quick: bool) -> Size:
+    """As the command line has it."""
+    if quick:
+        few = split(systems or f"{OURS},{BATCHED}", tuple(NAMES), "--systems")
+        plan = Plan(bundle, 1, few, (0.5,), rounds=1, seconds=0.5, burst=4, connections=2, steps=(2, 4))
+        return Size(2, 1, (OURS,), 60, 12, plan)
+    plan = Plan(bundle, threads, split(systems, tuple(NAMES), "--systems"), rounds=rounds)
+    return Size(300, 7, (OURS, LOCKED), 10_000, 500, plan)
+
+
+def measured(size: Size, folder: Path, chosen: Collection[str]) -> list[dict[str, Any]]:
+    """Rows of what is chosen, and of what was measured before."""
+    bundle, threads = size.plan.bundle, size.plan.threads
+    ways: dict[str, Callable[[], Any]] = {
+        OVERHEAD: lambda: http_alone.overhead(bundle, threads, size.requests),
+        START: lambda: http_alone.start(size.started, bundle, threads, size.starts),
+        STRESS: lambda: [stress(bundle, threads, size.stressed, size.connections)],
+    }
+    rows: list[dict[str, Any]] = []
+    for part in PARTS:
+        path = folder / f"{part}.json"
+        if part == LOAD:
+            if part in chosen:
+                http_rounds.run(size.plan, folder)
+            found = http_rounds.results(replace(size.plan, systems=tuple(NAMES)), folder)
+            rows += found + http_rounds.ratios(found)
+        elif part in chosen or path.exists():
+            say(part)
+            rows += kept(path, ways[part])
+    return rows
+
+
 def main(
     parts: Annotated[str, typer.Option(help=f"of {', '.join(PARTS)}; empty: all")] = "",
     systems: Annotated[str, typer.Option(help=f"of the load: {', '.join(NAMES)}; empty: all")] = "",
@@ -147,36 +202,16 @@ def main(
     quick: Annotated[bool, typer.Option(help="a few requests: to see it work, not to quote")] = False,
 ) -> None:
     """Measures the service, a piece at a time; see the module."""
-    chosen = () if report_only else split(parts, PARTS, "--parts")
     folder = KEPT.with_suffix(".quick") if quick else KEPT
-    plan = http_rounds.Plan(bundle, threads, split(systems, tuple(NAMES), "--systems"), rounds=rounds)
-    times, starts, started = 300, 7, (OURS, LOCKED)
-    requests, connections = 10_000, 500
-    if quick:
-        fresh, threads, times, starts, started, requests, connections = not report_only, 1, 2, 1, (OURS,), 60, 12
-        few = split(systems, tuple(NAMES), "--systems") if systems else (OURS, BATCHED)
-        plan = http_rounds.Plan(bundle, 1, few, (0.5,), rounds=1, seconds=0.5, burst=4, connections=2, steps=(2, 4))
-    if fresh:
+    if fresh or (quick and not report_only):
         shutil.rmtree(folder, ignore_errors=True)
-    rows: list[dict[str, Any]] = []
-    measured: dict[str, Callable[[], Any]] = {
-        OVERHEAD: lambda: http_alone.overhead(bundle, threads, times),
-        START: lambda: http_alone.start(started, bundle, threads, starts),
-        STRESS: lambda: [stress(bundle, threads, requests, connections)],
-    }
-    for part in PARTS:
-        if part == LOAD:
-            if part in chosen:
-                http_rounds.run(plan, folder)
-            found = http_rounds.results(http_rounds.Plan(**{**vars(plan), "systems": tuple(NAMES)}), folder)
-            rows += found + http_rounds.ratios(found)
-        elif part in chosen or (folder / f"{part}.json").exists():
-            say(part)
-            rows += kept(folder / f"{part}.json", measured[part])
+    size = size_of(bundle, threads, systems, rounds, quick)
+    rows = measured(size, folder, () if report_only else split(parts, PARTS, "--parts"))
+    plan = asdict(size.plan)
     configuration = {
-        "model": bundle,
-        "threads": threads or "one a core",
-        "load": {**vars(plan), "guided": GUIDED_SHARE, "guidance_scale": GUIDANCE, "sampler": SAMPLER},
+        "model": plan.pop("bundle"),
+        "threads": plan.pop("threads") or "one a core",
+        "load": {**plan, "guided": GUIDED_SHARE, "guidance_scale": GUIDANCE, "sampler": SAMPLER},
         "options": {NAMES[system]: options for system, options in http_rounds.OPTIONS.items()},
     }
     report = TablesReport("http_load", quick, configuration, UNFAIR)

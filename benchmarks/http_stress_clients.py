@@ -18,7 +18,7 @@ SHARES = {DRAW: 55, STREAM: 15, SLOW: 5, REFUSED: 5, VANISH: 15, GARBAGE: 5}
 #: What every request of a kind must come to.
 RIGHT = "right"
 
-_PATIENCE = 120.0
+_PATIENCE = 300.0  # seconds: with hundreds at once on a busy machine an answer takes long; a hang must end
 _SLOW_BYTES, _SLOW_SECONDS = 256, 0.02
 _GARBAGE = (b"\x00\xff\x16\x03\r\n\r\n", b"POST / HTXP/1.1\r\n\r\n", b"GET\r\n\r\n", b"\r\n" * 3 + b"{}\r\n\r\n")
 _REFUSED: tuple[Mapping[str, Any], ...] = ({"n": 0}, {"num_inference_steps": -1}, {"sampler": "none"}, {"colour": 1})
