@@ -87,7 +87,7 @@ def with_lock(pipeline: Callable[..., list[Image.Image]]) -> FastAPI:
     return app
 
 
-@dataclass
+@dataclass(eq=False)
 class Waiting:
     """A request that waits for its batch."""
 
