@@ -73,9 +73,10 @@ SOURCES = {
 
 
 def room_of(module):
-    """The folder that a module is in, the host's and the GPU's back ends apart; a module of ``engine/`` is its own."""
+    """The folder that a module is in; back ends of the host and the GPU, and Ray, which runs what is above the other
+    integrations, are rooms of their own, and so is a module of ``engine/``."""
     parts = module.split(".")
-    if module.startswith(("stepfuse.backends.host", "stepfuse.backends.cuda")):
+    if module.startswith(("stepfuse.backends.host", "stepfuse.backends.cuda", "stepfuse.integrations.ray")):
         return ".".join(parts[:3])
     if module.startswith("stepfuse.backends."):
         return module
