@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     from stepfuse.integrations.ray.data import Sampler as Sampler
     from stepfuse.integrations.ray.data import webdataset_columns as webdataset_columns
     from stepfuse.integrations.ray.data import without_written as without_written
+    from stepfuse.integrations.ray.job import run_job as run_job
 
 # By name, the module that has it.
 _MODULES = {
     "Sampler": "data",
     "deployment": "serving",
+    "run_job": "job",
     "webdataset_columns": "data",
     "without_written": "data",
 }
@@ -28,6 +30,7 @@ _MODULES = {
 __all__ = [
     "Sampler",
     "deployment",
+    "run_job",
     "webdataset_columns",
     "without_written",
 ]
