@@ -91,8 +91,8 @@ class Sampler:
             rule = "a batch must be a pyarrow.Table"
             raise TypeError(f'{rule}, got {type(batch).__name__}: give map_batches batch_format="pyarrow"')
         table = arrow_table(list(self._drawer.draw(_rows(batch))))
-        if "id" in batch.column_names:
-            table = table.set_column(0, "id", batch["id"].cast(pa.string()))
+        nameless = pa.nulls(len(batch), pa.string())
+        table = table.set_column(0, "id", batch["id"].cast(pa.string()) if "id" in batch.column_names else nameless)
         for name in self._keep:
             table = table.append_column(name, batch.column(name))
         return table
