@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -105,7 +105,7 @@ class Drawer:
 
 def in_order(
     tasks: Iterable[Task], submit: Callable[[Task], Future[Result]], most: int
-) -> Iterator[tuple[Task, Result]]:
+) -> Generator[tuple[Task, Result], None, None]:
     """Results in the order of their tasks, of which up to ``most`` are in flight; the others are not taken yet.
 
     Leaving it early cancels what is in flight. Raises as ``submit`` and its futures do.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -142,7 +142,9 @@ class Job(Settings):
         kind = WebDatasetPart if self.format == "webdataset" else ParquetPart
         return kind(self.folder, number, retry_failed=retry_failed, image_format=self.image_format, keep=self.keep)
 
-    def run(self, drawer: Drawer, *, part: int | None = None, retry_failed: bool = False) -> Iterator[Tally]:
+    def run(
+        self, drawer: Drawer, *, part: int | None = None, retry_failed: bool = False
+    ) -> Generator[Tally, None, None]:
         """Draws what is not written yet, and writes it.
 
         Args:
@@ -160,20 +162,22 @@ class Job(Settings):
         """
         start = 0 if part is None else part * self.part_rows
         rows = read_rows(self.requests, start, None if part is None else start + self.part_rows)
+        tasks = in_order(self._tasks(rows, retry_failed), partial(_submit, drawer), drawer.most)
         last: Part | None = None
         try:
-            for (this, row), drawn in in_order(self._tasks(rows, retry_failed), partial(_submit, drawer), drawer.most):
-                if last is not this:
+            for (part_of_it, row), drawn in tasks:
+                if last is not part_of_it:
                     _commit(last)
-                    last = this
-                if not this.is_done:
-                    this.add(row.number, drawn)
+                    last = part_of_it
+                if not last.is_done:
+                    last.add(row.number, drawn)
                 if drawn.error:
                     yield Tally(failed=1, failure=f"row {row.number} (id {printable(row.id, NAME)}): {drawn.error}")
                 else:
-                    yield Tally(kept=1) if row.number in this.kept else Tally(drawn=1)
+                    yield Tally(kept=1) if row.number in last.kept else Tally(drawn=1)
             _commit(last)
         finally:
+            tasks.close()
             if last is not None:
                 last.close()
 

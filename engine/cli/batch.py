@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -13,10 +13,11 @@ import typer
 from stepfuse.batch.job import FORMATS, Job, Tally
 from stepfuse.batch.settings import IMAGE_FORMATS
 from stepfuse.batch.tables import SUFFIXES, count_rows
+from stepfuse.bundle.bundle import embedded_models
 from stepfuse.cli.command import FAILED
 from stepfuse.cli.common import refuse
 from stepfuse.cli.console import Report, complain
-from stepfuse.cli.options import OUTPUT, WHAT, Force, Machine
+from stepfuse.cli.options import MACHINE, OUTPUT, WHAT, Force, Machine
 from stepfuse.serving.progress import ProgressBar
 
 _RAY = "Ray"
@@ -68,7 +69,7 @@ def batch(
         typer.Option(
             "--deterministic",
             help="Pad forwards, so that pictures are the same to the bit in any batch.",
-            rich_help_panel="Machine",
+            rich_help_panel=MACHINE,
         ),
     ] = False,
     ray: Annotated[
@@ -90,7 +91,7 @@ def batch(
     job = Job(
         requests=requests.absolute(),
         folder=output.absolute(),
-        model=model,
+        model=str(Path(model).absolute()) if model not in embedded_models() and Path(model).is_dir() else model,
         format=format,
         image_format=image_format,
         part_rows=part_rows,
@@ -103,7 +104,7 @@ def batch(
     rows = count_rows(requests)
     with job.opened(force=force), _progress(rows, report) as show:
         drawing = _here(job, retry_failed) if ray is None else _on_ray(job, rows, ray, actors, retry_failed)
-        with closing(drawing):  # type: ignore[type-var]
+        with closing(drawing):
             for found in drawing:
                 tally += found
                 show(tally.rows)
@@ -123,12 +124,12 @@ def batch(
         raise typer.Exit(FAILED)
 
 
-def _here(job: Job, retry_failed: bool) -> Iterator[Tally]:
+def _here(job: Job, retry_failed: bool) -> Generator[Tally, None, None]:
     with job.drawer() as drawer:
         yield from job.run(drawer, retry_failed=retry_failed)
 
 
-def _on_ray(job: Job, rows: int, address: str, actors: int | None, retry_failed: bool) -> Iterator[Tally]:
+def _on_ray(job: Job, rows: int, address: str, actors: int | None, retry_failed: bool) -> Generator[Tally, None, None]:
     from stepfuse.integrations.ray import run_job
 
     return run_job(job, rows, address=address, actors=actors, retry_failed=retry_failed)

@@ -6,14 +6,16 @@ next run after the job itself was ended.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import fields
 from typing import Any
 
 import ray
 import ray.data
+import ray.exceptions
 
 from stepfuse.batch.job import Job, Tally
+from stepfuse.errors import StepfuseError
 
 _FIELDS = [one.name for one in fields(Tally)]
 
@@ -47,7 +49,7 @@ class PartDrawer:
 
 def run_job(
     job: Job, rows: int, *, address: str, actors: int | None = None, retry_failed: bool = False
-) -> Iterator[Tally]:
+) -> Generator[Tally, None, None]:
     """Runs a job on a Ray cluster, one part a task. ``Job.opened`` is held meanwhile.
 
     Args:
@@ -63,7 +65,7 @@ def run_job(
 
     Raises:
         ConnectionError: If there is no cluster.
-        ray.exceptions.RayError: If a part cannot be drawn for a reason that is not a row's own.
+        StepfuseError: If a part cannot be drawn for a reason that is not a row's own.
     """
     started = not ray.is_initialized()
     if started:
@@ -83,6 +85,9 @@ def run_job(
         )
         for found in drawn.iter_rows():
             yield Tally(**{name: found[name] for name in _FIELDS})
+    except ray.exceptions.RayError as error:
+        why = str(error).strip().splitlines()[-1]  # behind the traceback of an actor
+        raise StepfuseError(f"the job ended on the cluster, and goes on when it is run again: {why}") from error
     finally:
         if started:
             ray.shutdown()
