@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -28,6 +29,7 @@ from stepfuse.files.atomic import locked, write_atomically
 
 FORMATS = ("files", "webdataset", "parquet")
 _JOB = "job.json"
+_PART = re.compile(r"\d{6,}(?:(?:\.partial)?\.jsonl|\.tar|\.parquet)?")
 
 
 @dataclass(frozen=True)
@@ -94,24 +96,27 @@ class Job(Settings):
             OSError: If it cannot be written.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            with locked(self.folder, wait=False):
-                self._claim(force=force)
-                yield
-        except BlockingIOError as error:
-            raise BlockingIOError(f"{self.folder} is being written to by another job: wait for its end") from error
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(locked(self.folder, wait=False))
+            except BlockingIOError as error:
+                raise BlockingIOError(f"{self.folder} is being written to by another job: wait for its end") from error
+            self._claim(force=force)
+            yield
 
     def _claim(self, *, force: bool) -> None:
         file, own = self.folder / _JOB, self._facts()
-        if file.is_file():
-            there = json.loads(file.read_text(encoding="utf-8"))
-            if differing := [f"{name} {brief(there.get(name))}" for name in own if there.get(name) != own[name]]:
-                if not force:
-                    what = f"{self.folder} holds another job, of {', '.join(differing)}"
-                    raise FileExistsError(f"{what}: name another folder, or give --force to replace it")
-                self._clear()
-        elif any(self.folder.iterdir()) and not force:
-            raise FileExistsError(f"{self.folder} is not empty and holds no job: name another folder, or give --force")
+        there = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        if there != own and any(self.folder.iterdir()):
+            if not force:
+                differing = ", ".join(
+                    f"{name} {brief(there.get(name))}" for name in own if there.get(name) != own[name]
+                )
+                what = f"holds another job, of {differing}" if there else "is not empty and holds no job"
+                raise FileExistsError(
+                    f"{self.folder} {what}: name another folder, or give --force to replace its parts"
+                )
+            self._clear()
         write_atomically(file, lambda scratch: scratch.write_text(json.dumps(own, indent=2) + "\n", encoding="utf-8"))
 
     def _facts(self) -> dict[str, Any]:
@@ -130,10 +135,8 @@ class Job(Settings):
     def _clear(self) -> None:
         """Removes parts: what is named as they are."""
         for path in self.folder.iterdir():
-            if path.name[:6].isdecimal() and path.is_dir():
-                shutil.rmtree(path)
-            elif path.name[:6].isdecimal() and path.suffix in (".jsonl", ".tar", ".parquet"):
-                path.unlink()
+            if _PART.fullmatch(path.name):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def part(self, number: int, *, retry_failed: bool = False) -> Part:
         """One of its parts."""

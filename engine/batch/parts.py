@@ -54,7 +54,6 @@ class Part(ABC):
     def add(self, row: int, drawn: Drawn) -> dict[str, Any]:
         """Adds a row that was drawn or kept; returns its record as it is written."""
         record = self._entry(row, drawn)
-        self._add(row, drawn, record)
         self._records.append(record)
         return record
 
@@ -64,7 +63,6 @@ class Part(ABC):
         Raises:
             OSError: If that is not possible.
         """
-        self._commit()
         write_atomically(self._records_file, lambda file: file.write_text("".join(map(line_of, self._records))))
         self.close()
 
@@ -83,13 +81,8 @@ class Part(ABC):
         """Whether what its records name is there."""
 
     @abstractmethod
-    def _kept(self) -> Mapping[int, Drawn]: ...
-
-    @abstractmethod
-    def _add(self, row: int, drawn: Drawn, record: dict[str, Any]) -> None: ...
-
-    @abstractmethod
-    def _commit(self) -> None: ...
+    def _kept(self) -> Mapping[int, Drawn]:
+        """Rows of a part that is not done which are not to be drawn again."""
 
 
 class FilesPart(Part):
@@ -132,12 +125,6 @@ class FilesPart(Part):
             for row, one in {**self.written, **listed}.items()
             if (not self._retry_failed if one.error else (self.folder / self.file_of(row)).is_file())
         }
-
-    def _add(self, row: int, drawn: Drawn, record: dict[str, Any]) -> None:
-        pass
-
-    def _commit(self) -> None:
-        pass
 
 
 def line_of(record: Mapping[str, Any]) -> str:

@@ -35,6 +35,24 @@ class ShardPart(Part):
         """``000000.tar``."""
         return self._file.name
 
+    def add(self, row: int, drawn: Drawn) -> dict[str, Any]:
+        """Writes a row that was drawn or kept; returns its record."""
+        if self._stack is None:
+            self._stack = ExitStack()
+            self._scratch = self._stack.enter_context(scratch_beside(self._file))
+            self._begin()
+        record = super().add(row, drawn)
+        self._write(row, drawn, record)
+        return record
+
+    def commit(self) -> None:
+        """Puts the shard into its place, and then its records."""
+        self._end()
+        sync(self._scratch)
+        self._scratch.replace(self._file)
+        sync(self.folder)
+        super().commit()
+
     def close(self) -> None:
         """Removes it, unless it was renamed."""
         if self._stack is not None:
@@ -48,19 +66,6 @@ class ShardPart(Part):
         """Of a shard that is there, whose failed rows are drawn again: the others, which the new one takes over."""
         images = self._images() if self.written else {}
         return {row: Drawn(one.record, images[row]) for row, one in self.written.items() if row in images}
-
-    def _add(self, row: int, drawn: Drawn, record: dict[str, Any]) -> None:
-        if self._stack is None:
-            self._stack = ExitStack()
-            self._scratch = self._stack.enter_context(scratch_beside(self._file))
-            self._begin()
-        self._write(row, drawn, record)
-
-    def _commit(self) -> None:
-        self._end()
-        sync(self._scratch)
-        self._scratch.replace(self._file)
-        sync(self.folder)
 
     @abstractmethod
     def _images(self) -> Mapping[int, bytes]: ...
