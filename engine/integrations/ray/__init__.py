@@ -1,6 +1,6 @@
 """stepfuse beyond one machine, on Ray's own parts: Ray Serve for services, Ray Data for tables of requests.
 
-    dataset.map_batches(Sampler, fn_constructor_args=("fashion",), batch_format="pyarrow", concurrency=4)
+    dataset.map_batches(Sampler, batch_format="pyarrow", compute=ray.data.ActorPoolStrategy(size=4))
 
 The names here are loaded on first use, and need the extra ``stepfuse[ray]``.
 """

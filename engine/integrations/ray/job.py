@@ -79,7 +79,7 @@ def run_job(
             batch_size=1,
             fn_constructor_args=(job,),
             fn_constructor_kwargs={"retry_failed": retry_failed},
-            concurrency=actors or max(len(nodes), 1),
+            compute=ray.data.ActorPoolStrategy(size=actors or max(len(nodes), 1)),
             num_gpus=0 if job.device == "cpu" else 1,
             scheduling_strategy="SPREAD",
         )

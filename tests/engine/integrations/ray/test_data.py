@@ -109,13 +109,15 @@ def test_files_that_are_half_written_are_removed(tmp_path):
 
 
 def drawn(dataset, bundle, *, batch_size, actors):
+    import ray
+
     return dataset.map_batches(
         Sampler,
         fn_constructor_args=(bundle,),
         fn_constructor_kwargs=OPTIONS,
         batch_format="pyarrow",
         batch_size=batch_size,
-        concurrency=actors,
+        compute=ray.data.ActorPoolStrategy(size=actors),
     )
 
 
