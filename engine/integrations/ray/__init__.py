@@ -30,7 +30,6 @@ _MODULES = {
 __all__ = [
     "Sampler",
     "deployment",
-    "run_job",
     "webdataset_columns",
     "without_written",
 ]
