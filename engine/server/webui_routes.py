@@ -16,7 +16,7 @@ from stepfuse.pipeline.webui_text import WEBUI_NAMES
 from stepfuse.server.answers import Served
 from stepfuse.server.drawing import ClientGoneError, unless_gone
 from stepfuse.server.encoding import as_base64, picture_file
-from stepfuse.server.errors import api_error
+from stepfuse.server.errors import api_error, of_one_replica
 from stepfuse.server.given_images import from_base64, given_image
 from stepfuse.server.limits import Limits
 from stepfuse.server.models import ServedModel
@@ -69,6 +69,8 @@ def webui_routes(served: Served) -> APIRouter:
 
     @routes.get("/progress", summary="How far the oldest request of these routes has come, with a preview")
     async def progress(skip_current_image: bool = False) -> dict[str, Any]:
+        if served.replicated:
+            raise of_one_replica("progress is", "take /v1/images/generations, whose stream has previews")
         return await jobs.progress(with_image=not skip_current_image)
 
     return routes
