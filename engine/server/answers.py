@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -81,6 +82,7 @@ async def answer(
             output_format=asked.output_format,
             size=data[0].drawn.size,
             safety_identifier=asked.safety_identifier or asked.user,
+            warnings=await asyncio.to_thread(model.warnings, requests[0]) or None,
         )
         return Response(found.model_dump_json(exclude_none=True), media_type="application/json")
     except ClientGoneError:
