@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 BASE = {"numpy", "onnxruntime", "PIL", "rich", "typer"}  # the import names of pyproject's base dependencies
 INTEGRATED = {  # what the modules of a folder, or a file, may import too, being loaded on use
     "diffusers": {"diffusers", "torch"},
+    "ray": {"fastapi", "ray", "starlette"},
     "torch.py": {"torch"},
     "server": {"fastapi", "prometheus_client", "pydantic", "starlette", "uvicorn"},
 }

@@ -42,7 +42,7 @@ def find_model(given: str, *, verify: bool = True) -> tuple[str, Bundle]:
 
 def takes_prompts(bundle: Bundle) -> bool:
     """Whether a bundle is served as a pipeline with prompts, not as an engine with classes."""
-    return bundle.pipeline is not None and bundle.pipeline.prompts
+    return bundle.pipeline is not None and bool(bundle.pipeline.prompts)
 
 
 def named(models: Iterable[tuple[str, T]]) -> dict[str, T]:
