@@ -63,12 +63,13 @@ def create_app(
 
     Raises:
         ValueError: If there is no model, a name is empty, a model cannot be served or calibrated, or a key is refused.
-        TypeError: If a model is neither an engine nor a ``TextToImage``.
+        TypeError: If a model is neither an engine nor a ``TextToImage``, or a list is one text.
     """
     limits = limits or Limits()
     served = [_served(name, model) for name, model in models.items()]
     if not served:
         raise ValueError("models must hold at least one model, got none")
+    origins = checked_origins(cors_origins)
     costs = checked_costs([model.name for model in served if model.classes is not None], calibrate)
     lifecycle, metrics = Lifecycle(), HttpMetrics(served)
 
@@ -97,10 +98,8 @@ def create_app(
     app.include_router(page_routes(served, lifecycle, replicated=replicated))
     _add_probes(app, lifecycle, None if replicated else metrics)
     app.add_middleware(Front, keys=Keys(api_keys), limits=limits, uploads=UPLOADS, lifecycle=lifecycle, metrics=metrics)
-    if cors_origins:
-        app.add_middleware(
-            CORSMiddleware, allow_origins=list(cors_origins), allow_methods=["GET", "POST"], allow_headers=["*"]
-        )
+    if origins:
+        app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=["*"])
     return app
 
 
@@ -141,6 +140,17 @@ def _served(name: str, model: Engine | TextToImage | ServedModel) -> ServedModel
     if isinstance(model, TextToImage):
         return PromptModel(name, model)
     raise TypeError(f"a model must be an Engine or a TextToImage, got {type(model).__name__}")
+
+
+def checked_origins(cors_origins: Collection[str]) -> list[str]:
+    """Origins of web pages.
+
+    Raises:
+        TypeError: If they are one text.
+    """
+    if isinstance(cors_origins, str):
+        raise TypeError(f"cors_origins must be a list of origins, got {cors_origins!r}")
+    return list(cors_origins)
 
 
 def checked_costs(engines: Collection[str], calibrate: bool | Mapping[str, CostCurve]) -> dict[str, bool | CostCurve]:

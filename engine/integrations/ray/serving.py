@@ -14,7 +14,7 @@ from stepfuse.backends.host.base import checked_threads
 from stepfuse.display import listed
 from stepfuse.integrations.ray import scaling
 from stepfuse.integrations.ray.replica import Plan, Replica
-from stepfuse.server.app import checked_costs
+from stepfuse.server.app import checked_costs, checked_origins
 from stepfuse.server.keys import Keys
 from stepfuse.server.limits import Limits
 from stepfuse.server.loading import find_model, named, takes_prompts
@@ -59,29 +59,28 @@ def deployment(
     Raises:
         BundleError: If a model is not found or cannot be used.
         ValueError: If another argument is refused, by us or by Serve.
-        TypeError: If ``models`` is no list of texts, or Serve has no such option.
+        TypeError: If an argument is of another type, or Serve has no such option.
     """
     if isinstance(models, str) or not all(isinstance(one, str) for one in models):
         raise TypeError(f'models must be a list of names, such as ["fashion"], got {models!r}')
     found = named(find_model(one, verify=False) for one in models)
     if not found:
         raise ValueError("models must hold at least one model, got none")
-    gpu = device_of(device) is not None
-    if gpu and not (options.get("ray_actor_options") or {}).get("num_gpus"):
-        raise ValueError(f'ray_actor_options must ask for a GPU for {device!r}, as {{"num_gpus": 1}}, got none')
-    if gpu and (prompts := [name for name, bundle in found.items() if takes_prompts(bundle)]):
-        raise ValueError(f"device must be 'cpu' for pipelines with prompts, got {device!r} for {listed(prompts)}")
-    if gpu and (threads is not None or spinning is not None):
-        raise ValueError(f"threads and spinning must be left out on {device!r}: they are of the CPU")
+    engines = [name for name, bundle in found.items() if not takes_prompts(bundle)]
+    if gpu := device_of(device) is not None:
+        with_prompts = listed(name for name in found if name not in engines)
+        _check_gpu(device, options, threads=threads, spinning=spinning, with_prompts=with_prompts)
     if threads is not None:
         checked_threads(threads)
+    for name, value, kind in (("serving", serving, Serving), ("limits", limits, Limits)):
+        if value is not None and not isinstance(value, kind):
+            raise TypeError(f"{name} must be a {kind.__name__}, got {value!r}")
     Keys(api_keys)
-    engines = [name for name, bundle in found.items() if not takes_prompts(bundle)]
     plan = Plan(
         models=tuple(models),
         loading={"device": device, "threads": 0 if gpu else threads, "spinning": spinning, "serving": serving},
         costs=checked_costs(engines, calibrate),
-        app={"limits": limits, "api_keys": tuple(api_keys), "cors_origins": tuple(cors_origins)},
+        app={"limits": limits, "api_keys": tuple(api_keys), "cors_origins": checked_origins(cors_origins)},
     )
 
     def open_app() -> FastAPI:
@@ -95,6 +94,16 @@ def deployment(
     }
     made = serve.deployment(**{**defaults, **_scaled(options)})(serve.ingress(open_app)(Replica))
     return made.bind()
+
+
+def _check_gpu(device: str | Cuda, options: Mapping[str, Any], *, with_prompts: str, **of_cpu: Any) -> None:
+    if with_prompts:
+        raise ValueError(f"device must be 'cpu' for pipelines with prompts, got {device!r} for {with_prompts}")
+    for name, value in of_cpu.items():
+        if value is not None:
+            raise ValueError(f"{name} must be left out on {device!r}, being of the CPU, got {value}")
+    if not (options.get("ray_actor_options") or {}).get("num_gpus"):
+        raise ValueError(f'ray_actor_options must ask for a GPU for {device!r}, as {{"num_gpus": 1}}, got none')
 
 
 def _scaled(options: Mapping[str, Any]) -> dict[str, Any]:

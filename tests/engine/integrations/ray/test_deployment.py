@@ -62,13 +62,15 @@ def test_replicas_are_scaled_by_pictures_unless_a_policy_is_named(options):
         (
             {"device": "cuda", "ray_actor_options": {"num_gpus": 1}, "threads": 2},
             ValueError,
-            "threads and spinning must be left out on 'cuda'",
+            "threads must be left out on 'cuda', being of the CPU, got 2",
         ),
         ({"api_keys": [" a"]}, ValueError, "an API key must be of printable ASCII"),
         ({"calibrate": {"other": sf.CostCurve(0, 1)}}, ValueError, "calibrate must name engines among fashion, got o"),
         ({"num_replicas": -1}, ValueError, "num_replicas"),
         ({"autoscaling_config": {"min_replicas": 3}}, ValueError, "max_replicas"),
         ({"replicas": 2}, TypeError, "replicas"),
+        ({"limits": {"steps": 3}}, TypeError, "limits must be a Limits, got {'steps': 3}"),
+        ({"cors_origins": "https://example.com"}, TypeError, "cors_origins must be a list of origins, got 'https:"),
     ],
 )
 def test_what_is_wrong_is_said_when_the_app_is_made(arguments, error, message):
