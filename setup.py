@@ -15,6 +15,7 @@ PACKAGES = {
     "stepfuse.backends": "engine/backends",
     "stepfuse.backends.cuda": "engine/backends/cuda",
     "stepfuse.backends.host": "engine/backends/host",
+    "stepfuse.backends.host.openvino": "engine/backends/host/openvino",
     "stepfuse.bundle": "engine/bundle",
     "stepfuse.cli": "engine/cli",
     "stepfuse.files": "engine/files",

@@ -52,6 +52,7 @@ BENCHMARKS = {
     "saturated": Benchmark(("guidance_interval", "deterministic"), runs_a_model=True, long=True),
     "mixed_load": Benchmark(("mixed_load",), runs_a_model=True, long=True),
     "quantized": Benchmark(("quantized",), long=True),
+    "backends": Benchmark(("backends",), long=True),
     "export_memory": Benchmark(("export_memory",), long=True),
     "frontier_orderings": Benchmark(("frontier_orderings",), long=True),
     "frontier": Benchmark(("frontier",), long=True),

@@ -9,7 +9,9 @@ numbers are those of onnx.proto.
 from __future__ import annotations
 
 import mmap
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -112,6 +114,19 @@ class OnnxFile:
     def path(self) -> Path:
         """Path of the ONNX file, for messages."""
         return self.file.path
+
+    @contextmanager
+    def linked(self) -> Iterator[str]:
+        """A path that leads to the open file, from which a library finds the open external data by their locations."""
+        if not self.data:
+            yield self.file.link
+            return
+        with tempfile.TemporaryDirectory(prefix="stepfuse-") as folder:
+            for name, file in {self.path.name: self.file, **self.data}.items():
+                link = Path(folder, name)
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(file.link)
+            yield str(Path(folder, self.path.name))
 
     def require_unchanged(self) -> None:
         """Checks that what was loaded is what was checked.

@@ -12,6 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 import stepfuse as sf
 from stepfuse.backends.host import onnxruntime as host
+from stepfuse.backends.host.config import Cpu
+from stepfuse.backends.host.network import open_network
 
 WEIGHTS = np.arange(support.ELEMENTS, dtype=np.float32)
 _NODES = helper.make_node
@@ -94,6 +96,14 @@ def prediction(path):
     feeds = {"sample": np.zeros((1, *support.SHAPE)), "timestep": [0.0], "class_labels": [0]}
     types = {"sample": np.float32, "timestep": np.float32, "class_labels": np.int64}
     return session.run(None, {name: np.array(value, types[name]) for name, value in feeds.items()})[0].reshape(-1)
+
+
+def test_listed_weights_reach_every_library(folder, backend):
+    content = network(**PLACES["initializer"]("d/w.bin")).SerializeToString()
+    bundle = sf.Bundle.load(folder({"denoiser.onnx": content, "d/w.bin": WEIGHTS.tobytes()}))
+    found = open_network(bundle, Cpu(backend, threads=1)).backend(bundle.info, 3, deterministic=False)
+    found.forward(3)
+    np.testing.assert_array_equal(found.buffers.prediction.reshape(3, -1), np.stack([WEIGHTS] * 3))
 
 
 def test_listed_weights_reach_the_network(folder):
