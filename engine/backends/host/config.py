@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from stepfuse.arguments import plain, whole_number
 from stepfuse.backends.host.base import checked_threads
 
 #: How a bundle's network runs on the CPU.
@@ -22,13 +24,29 @@ class OpenVino:
         pinning: Whether each thread is held to a processor of its own. On a machine that does nothing else that can be
             faster; elsewhere a thread then waits where another program computes, and two engines take turns on the same
             processors.
+        buckets: Row counts that the network is compiled for, and that forwards are put together from; 1 is always among
+            them. None: 1, 2, 4, 8 and 16, the largest left out of networks whose weights would then take more than
+            512 MiB. Fewer can be faster in bf16: ``benchmarks/backends.py`` measures forwards of 1, 4 and 16 rows.
         cache: Folder where compiled networks are kept, up to 4 GiB of them, for the next process to begin sooner; only
             those who may change what this process computes should be able to write there. None is the user's own,
             ``~/.cache/stepfuse/openvino``.
+
+    Raises:
+        ValueError: If a bucket is below 1.
+        TypeError: If it is not a whole number.
     """
 
     pinning: bool = False
+    buckets: Sequence[int] | None = None
     cache: str | os.PathLike[str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.buckets is None:
+            return
+        buckets = tuple(sorted({1, *(whole_number("buckets", one) for one in plain(self.buckets))}))
+        if buckets[0] < 1:
+            raise ValueError(f"buckets must be at least 1, got {buckets[0]}")
+        object.__setattr__(self, "buckets", buckets)
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,7 @@ def _with_external_data(onnx: OnnxFile, options: ort.SessionOptions) -> Iterator
         options.add_external_initializers_from_files_in_memory(list(onnx.data), contents, sizes)
         yield onnx.file.link
     else:  # before 1.24 it follows links
-        with onnx.linked() as path:
+        with onnx.laid_out() as path:
             yield path
 
 

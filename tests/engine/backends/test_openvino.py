@@ -84,14 +84,30 @@ def test_openvino_reads_and_writes_the_loop_s_memory(bundle, compiled):
 @settings(deadline=None, max_examples=50)
 @given(st.integers(1, 200), st.integers(1, 64), st.integers(1, 1 << 31))
 def test_pieces_are_all_rows_in_order(rows, max_rows, weights):
-    counts = vino.row_counts(max_rows, weights)
-    assert counts[-1] == 1
-    assert counts == sorted({*counts}, reverse=True)
-    assert max(counts) <= min(max_rows, vino.MOST_TOGETHER)
-    assert len(counts) == 1 or len(counts) * weights <= vino._WEIGHTS
-    found = [row for start, count in vino.pieces(rows, counts) for row in range(start, start + count)]
-    assert found == list(range(rows))
-    assert {count for _, count in vino.pieces(rows, counts)} <= {*counts}
+    buckets = vino.default_buckets(max_rows, weights)
+    assert buckets == [1 << i for i in range(len(buckets))]
+    assert max(buckets) <= min(max_rows, vino.MOST_TOGETHER)
+    assert len(buckets) == 1 or len(buckets) * weights <= vino._WEIGHTS
+    found = [*vino.pieces(rows, buckets[::-1])]
+    assert [row for start, count in found for row in range(start, start + count)] == [*range(rows)]
+    assert {count for _, count in found} <= {*buckets}
+
+
+def test_forwards_are_put_together_from_the_buckets_that_are_given(bundle, compiled):
+    how = sf.OpenVino(buckets=np.array([3, 9]), cache=compiled)
+    assert how.buckets == (1, 3, 9)
+    backend = open_network(bundle, Cpu(how, threads=1)).backend(bundle.info, 8, deterministic=False)
+    fill(backend)
+    backend.forward(8)
+    assert [*backend._requests] == [(0, 3), (3, 3), (6, 1), (7, 1)]
+    with pytest.raises(ValueError, match=r"buckets must be left out with deterministic=True, .* got \(1, 3, 9\)"):
+        open_network(bundle, Cpu(how)).backend(bundle.info, 8, deterministic=True)
+
+
+@pytest.mark.parametrize(("given", "error"), [([0, 2], ValueError), ([1.5], TypeError)])
+def test_buckets_are_row_counts(given, error):
+    with pytest.raises(error, match=r"buckets must be (at least 1|a whole number), got"):
+        sf.OpenVino(buckets=given)
 
 
 def test_a_deterministic_engine_pads_nothing(bundle, compiled):

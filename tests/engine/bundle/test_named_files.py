@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -260,14 +261,14 @@ def test_other_links_out_of_a_snapshot_are_refused(folder):
 
 
 def test_a_folder_that_cannot_be_listed_is_refused(folder, monkeypatch):
-    path, scandir = folder({"d/w.bin": b"weights"}), host.os.scandir
+    path, scandir = folder({"d/w.bin": b"weights"}), os.scandir
 
     def refuse(handle):
         if Path(f"/proc/self/fd/{handle}").resolve().name == "d":  # root may list any folder
             raise PermissionError(13, "Permission denied")
         return scandir(handle)
 
-    monkeypatch.setattr(host.os, "scandir", refuse)
+    monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(sf.BundleError, match=r"tiny/d must be a folder that can be listed: .*Permission denied"):
         sf.Bundle.load(path)
 
@@ -283,6 +284,6 @@ def test_a_link_to_a_folder_is_refused(folder, tmp_path):
 def test_a_pipe_is_no_file_and_is_not_waited_for(folder):
     path = folder({"notes.txt": b""})
     (path / "notes.txt").unlink()
-    host.os.mkfifo(path / "notes.txt")
+    os.mkfifo(path / "notes.txt")
     with pytest.raises(sf.BundleError, match=r"notes\.txt must be a regular file"):
         sf.Bundle.load(path)

@@ -1,14 +1,13 @@
-"""OpenVINO on the loop's own memory: forwards of a few fixed row counts, without a copy or an allocation a step."""
+"""OpenVINO on the loop's own memory: pieces of a few fixed row counts, without a copy or an allocation a step."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-import numpy.typing as npt
 import openvino as ov
 
-from stepfuse.backends.host.base import HostBackend, fitting
+from stepfuse.backends.host.base import Array, HostBackend, fitting
 from stepfuse.backends.host.interface import PREDICTION, SAMPLE, TIMESTEP
 from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.errors import DenoiserError
@@ -24,31 +23,29 @@ _WEIGHTS = 1 << 29
 
 
 class OpenVinoBackend(HostBackend):
-    """A network that is compiled for 1, 2, 4, 8 and 16 rows, each when it is first needed; 11 rows run as 8 + 2 + 1.
+    """A network that is compiled for a few row counts, each when it is first needed; 11 rows run as 8 + 2 + 1.
 
-    A network that is compiled for any number of rows is slower, and each that is compiled for one number has weights of
-    its own: so large networks are compiled for fewer.
+    Compiled for any number of rows it is slower, and each that is compiled for one number has weights of its own.
 
     Args:
         network: Compiles it.
         info: What its inputs and output are.
         max_rows: Most rows of one forward.
-        deterministic: Whether each row is computed by itself, so that its bits depend on nothing else.
+        buckets: The row counts, 1 among them.
 
     Raises:
         BundleError: If the network cannot be compiled, or so many rows do not fit the memory.
         ValueError: If it does not compute in the precision asked for.
     """
 
-    def __init__(self, network: OpenVinoNetwork, info: ModelInfo, max_rows: int, *, deterministic: bool) -> None:
+    def __init__(self, network: OpenVinoNetwork, info: ModelInfo, max_rows: int, buckets: Iterable[int]) -> None:
         first = network.compile(info, 1)  # before memory is taken for what a manifest says
         with fitting(network.path, max_rows):
             super().__init__(info, max_rows)
-        self.rowwise = deterministic
         self._network, self._info = network, info
         self._compiled: dict[int, ov.CompiledModel] = {1: first}
         self._requests: dict[tuple[int, int], ov.InferRequest] = {}
-        self._sizes = row_counts(1 if deterministic else max_rows, network.weights)
+        self._buckets = sorted({one for one in buckets if one <= max_rows}, reverse=True)
         self._running: ov.InferRequest | None = None
         self._interrupted = False
 
@@ -59,7 +56,7 @@ class OpenVinoBackend(HostBackend):
             DenoiserError: If OpenVINO cannot, or was interrupted.
             BundleError: If the network cannot be compiled for as many rows.
         """
-        for start, count in pieces(rows, self._sizes):
+        for start, count in pieces(rows, self._buckets):
             request = self._requests.get((start, count)) or self._bind(start, count)
             self._running = request
             if self._interrupted:
@@ -89,7 +86,7 @@ class OpenVinoBackend(HostBackend):
         if count not in self._compiled:
             self._compiled[count] = self._network.compile(self._info, count)
         request = self._compiled[count].create_infer_request()
-        memory: dict[str, npt.NDArray[object]] = {SAMPLE: self.buffers.sample, TIMESTEP: self.buffers.timestep}
+        memory: dict[str, Array] = {SAMPLE: self.buffers.sample, TIMESTEP: self.buffers.timestep}
         memory |= {**self.buffers.cond, PREDICTION: self.buffers.prediction}
         for name, rows in memory.items():
             request.set_tensor(name, ov.Tensor(rows[start : start + count], shared_memory=True))
@@ -97,17 +94,16 @@ class OpenVinoBackend(HostBackend):
         return request
 
 
-def row_counts(max_rows: int, weights: int) -> list[int]:
-    """Row counts that a network of this many bytes is compiled for, the largest first: powers of two, 1 among them."""
+def default_buckets(max_rows: int, weights: int) -> list[int]:
+    """Powers of two up to ``max_rows``, 1 among them, fewer of a network of many bytes of weights."""
     most = max(1, _WEIGHTS // max(weights, 1))
-    counts = [1 << i for i in range(min(max_rows, MOST_TOGETHER).bit_length())]
-    return counts[:most][::-1]
+    return [1 << i for i in range(min(max_rows, MOST_TOGETHER).bit_length())][:most]
 
 
-def pieces(rows: int, counts: list[int]) -> Iterator[tuple[int, int]]:
-    """First row and number of the pieces that make up ``rows`` rows, the largest first."""
+def pieces(rows: int, buckets: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """First row and number of the pieces that make up ``rows`` rows, of the largest buckets first, which come first."""
     start = 0
-    for count in counts:
+    for count in buckets:
         while rows - start >= count:
             yield start, count
             start += count

@@ -10,7 +10,7 @@ import openvino as ov
 from stepfuse import _core
 from stepfuse.backends.host.config import OpenVino
 from stepfuse.backends.host.interface import SAMPLE, Node, check_interface, input_rows
-from stepfuse.backends.host.openvino.backend import OpenVinoBackend
+from stepfuse.backends.host.openvino.backend import OpenVinoBackend, default_buckets
 from stepfuse.backends.host.openvino.cache import CompileCache
 from stepfuse.backends.host.openvino.library import DEVICE, facts, require_precision, settings, warn_of_emulation
 from stepfuse.bundle.bundle import DENOISER, Bundle
@@ -31,8 +31,9 @@ class OpenVinoNetwork:
     def __init__(self, bundle: Bundle, how: OpenVino, *, precision: str, threads: int) -> None:
         self._onnx = bundle.networks[DENOISER]
         self._core = ov.Core()
-        self._core.set_property({"ENABLE_MMAP": False})  # weights are copied, so that nobody can write to them later
+        self._core.set_property({"ENABLE_MMAP": False})  # what is written to a file later changes nothing
         self._precision = precision
+        self._buckets = how.buckets
         self._settings = settings(precision, threads=threads, pinning=how.pinning)
         self._cache = CompileCache(how.cache)
         names = (DENOISER, *self._onnx.data)
@@ -42,7 +43,7 @@ class OpenVinoNetwork:
             "instruction_sets": list(_core.isas()),
             **facts(self._core),
         }
-        self.weights = sum(file.size for file in (self._onnx.file, *self._onnx.data.values()))
+        self._weights = sum(file.size for file in (self._onnx.file, *self._onnx.data.values()))
 
     @property
     def path(self) -> Path:
@@ -52,10 +53,19 @@ class OpenVinoNetwork:
     def backend(self, info: ModelInfo, max_rows: int, *, deterministic: bool) -> OpenVinoBackend:
         """As ``HostNetwork.backend``; raises as ``compile`` does, too.
 
+        Raises:
+            ValueError: If it is ``deterministic``, which computes row by row, and buckets were given.
+
         Warns:
             EmulatedPrecisionWarning: If the processor does not compute in the precision asked for.
         """
-        found = OpenVinoBackend(self, info, max_rows, deterministic=deterministic)
+        if deterministic and self._buckets is not None:
+            raise ValueError(
+                f"buckets must be left out with deterministic=True, which computes row by row, got {self._buckets}"
+            )
+        buckets = [1] if deterministic else self._buckets or default_buckets(max_rows, self._weights)
+        found = OpenVinoBackend(self, info, max_rows, buckets)
+        found.rowwise = deterministic
         warn_of_emulation(self._core, self._precision)
         return found
 
@@ -94,7 +104,7 @@ class OpenVinoNetwork:
 
     def _read(self, info: ModelInfo) -> ov.Model:
         try:
-            with self._onnx.linked() as path:
+            with self._onnx.laid_out(copied=True) as path:
                 model = self._core.read_model(path)
         except RuntimeError as error:
             raise _refusal(self.path, error) from error
