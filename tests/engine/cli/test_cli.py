@@ -56,10 +56,11 @@ def test_sample_runs_the_network_in_the_library_that_is_asked_for(bundle, tmp_pa
     pytest.importorskip("openvino")
     monkeypatch.setenv("HOME", str(tmp_path))
     path = tmp_path / "raw.npy"
-    result = run("sample", bundle.path, "-n", 2, "--steps", 3, "--seed", 7, "--backend", "openvino", "-o", path)
+    how = ["-n", 2, "--cond", "1", "--steps", 3, "-g", 2, "--seed", 7]
+    result = run("sample", bundle.path, *how, "--backend", "openvino", "-o", path)
     assert result.exit_code == 0, result.output
     with sf.Engine.load(bundle.path) as engine:
-        expected = engine.sample(2, steps=3, seed=7)
+        expected = engine.sample(2, cond=1, steps=3, guidance_scale=2.0, seed=7)
     assert 0 < abs(np.load(path) - expected).max() <= tolerances.OPENVINO * abs(expected).max()
     result = run("sample", bundle.path, "--precision", "bf16", "-o", tmp_path / "half.npy")
     assert result.exit_code == 2
