@@ -156,7 +156,7 @@ class Engine:
 
         network = open_network(bundle, cpu) if session is None else session
         on_host = network.backend(info, serving.row_limit, deterministic=serving.deterministic)
-        return cls(info, on_host, serving, model=ModelIdentity.of(bundle))
+        return cls(info, on_host, serving, model=ModelIdentity.of(bundle, network.computed_by))
 
     @classmethod
     @hinted

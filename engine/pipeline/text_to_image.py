@@ -86,7 +86,7 @@ class TextToImage:
         with self._engines.use(bundle.info.shape):  # raises if the network does not fit its manifest
             pass
         self.serving = serving_of(bundle.info.shape)
-        self._identity = ModelIdentity.of(bundle)
+        self._identity = ModelIdentity.of(bundle, network.computed_by)
         self._serving_of = serving_of
         self._service = PictureService(
             self._engines, self._preparation, self._prompts, self._vae, serving_of, self.serving.max_queue

@@ -14,6 +14,10 @@ from stepfuse.extras import pip_install
 class HostNetwork(Protocol):
     """A network that engines share, each with memory of its own."""
 
+    @property
+    def computed_by(self) -> str:
+        """As in ``ModelIdentity``."""
+
     def backend(self, info: ModelInfo, max_rows: int, *, deterministic: bool) -> HostBackend:
         """The network in the memory of an engine.
 

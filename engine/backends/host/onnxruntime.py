@@ -147,6 +147,8 @@ class OnnxRuntimeNetwork:
         model: Its file, for messages.
     """
 
+    computed_by = ""
+
     def __init__(self, session: ort.InferenceSession, model: Path) -> None:
         self._session = session
         self._model = model

@@ -46,6 +46,11 @@ class OpenVinoNetwork:
         self._weights = sum(file.size for file in (self._onnx.file, *self._onnx.data.values()))
 
     @property
+    def computed_by(self) -> str:
+        """As in ``ModelIdentity``."""
+        return f"openvino {self._precision}"
+
+    @property
     def path(self) -> Path:
         """The network's file, for messages."""
         return self._onnx.path
