@@ -31,6 +31,7 @@ def _load(name: str, folder: str = "") -> None:
 _load("tolerances")
 _load("support")
 _load("peers")
+_load("public_names")
 _load("saved_schedulers")
 _load("handmade")
 _load("figure_overlaps")

@@ -11,13 +11,24 @@ Generators: TypeAlias = "torch.Generator | list[torch.Generator] | None"
 
 
 class FusedScheduler:
-    """What the schedulers share."""
+    """What the schedulers share.
+
+    Attributes:
+        remedy: What to do where this class cannot step, for messages; empty: take the class of diffusers.
+    """
+
+    remedy = ""
 
     def register_to_config(self, **kwargs: Any) -> None:
         """As ``diffusers.ConfigMixin.register_to_config``, which the constructor calls."""
         super().register_to_config(**kwargs)  # type: ignore[misc]
         if type(self).__module__.startswith(__name__.rpartition(".")[0]):
             self.__module__ = "diffusers"  # the library that model_index.json names where a pipeline is saved
+
+    def forget(self) -> None:
+        """Leaves no more of the attributes than diffusers' class would."""
+        for name in ("remedy", "_run", "_given", "_first_noise", "_cached_numbers"):
+            self.__dict__.pop(name, None)
 
     def _require_steps(self) -> int:
         steps: int | None = getattr(self, "num_inference_steps", None)

@@ -58,6 +58,7 @@ class DenoisingLoop:
     Attributes:
         network: Stands in for the pipeline's network.
         scheduler: Stands in for its scheduler.
+        components: Both, by the names of the pipeline's own.
     """
 
     def __init__(self, family: PipelineFamily, predictor: Predictor, pipe: Any, arguments: Mapping[str, Any]) -> None:
@@ -68,6 +69,7 @@ class DenoisingLoop:
         self._module, self._scheduler = getattr(pipe, family.network), pipe.scheduler
         self.network = NetworkStandIn(self._module)
         self.scheduler = SchedulerStandIn(pipe.scheduler, self._step)
+        self.components = {family.network: self.network, "scheduler": self.scheduler}
         self._row: int | None = None
         self._batch: StepwiseBatch | None = None
         self._settings: _Settings | None = None

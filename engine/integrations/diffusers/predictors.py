@@ -7,7 +7,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,9 @@ from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.integrations.diffusers.network_inputs import NetworkInputs
 from stepfuse.integrations.diffusers.stepwise import InlineService
 from stepfuse.integrations.scheduler_config import SchedulerSettings
+
+if TYPE_CHECKING:
+    from stepfuse.backends.host.onnxruntime import OnnxRuntimeBackend
 
 Array = npt.NDArray[Any]
 Conditioning = dict[str, Array]
@@ -134,6 +137,7 @@ class BundlePredictor:
         self._bundle = Bundle.load(path)
         self._session = open_session(self._bundle.networks[DENOISER])
         self._services = _ServiceCache(self._open)
+        self._direct: tuple[tuple[int, ...], OnnxRuntimeBackend] | None = None
 
     def service(self, shape: tuple[int, ...], rows: int, settings: SchedulerSettings) -> InlineService:
         """As in ``Predictor``.
@@ -141,12 +145,37 @@ class BundlePredictor:
         Raises:
             ValueError: If the bundle's prediction type is not the scheduler's.
         """
+        self.require_prediction(settings)
+        return self._services.get(shape, rows, settings)
+
+    def require_prediction(self, settings: SchedulerSettings) -> None:
+        """Raises ValueError if the bundle's prediction type is not the scheduler's."""
         predicts = self._bundle.info.prediction_type
         if predicts != settings.prediction_type:
             raise ValueError(
                 f"the bundle's prediction_type must be the scheduler's, {settings.prediction_type!r}, got {predicts!r}"
             )
-        return self._services.get(shape, rows, settings)
+
+    def predict(self, module: Any, inputs: NetworkInputs) -> Array:
+        """The prediction for the inputs that a pipeline calls its module with, shape (rows, *shape) float32.
+
+        Raises:
+            ValueError: As of ``prepare`` and ``conditioning``.
+            BundleError: If samples of this size, or conditioning of this shape, are not the bundle's.
+            DenoiserError: If ONNX Runtime cannot.
+        """
+        self.prepare(module, inputs, 1)
+        size = tuple(inputs.sample.shape)
+        if self._direct is None or self._direct[0] != size:
+            self._direct = size, self._backend(size[1:], size[0], self._bundle.info)
+        backend = self._direct[1]
+        timestep = torch.as_tensor(inputs.timestep).reshape(-1)
+        np.copyto(backend.buffers.sample, _as_numpy(inputs.sample))
+        backend.buffers.timestep[...] = _as_numpy(timestep)
+        for name, values in self.conditioning(inputs, np.arange(inputs.rows)).items():
+            np.copyto(backend.buffers.cond[name], values)
+        backend.forward(inputs.rows)
+        return np.array(backend.buffers.prediction)
 
     def prepare(self, module: Any, inputs: NetworkInputs, chunks: int) -> None:
         """Requests carry all of the conditioning; what else would act on the module is refused.
@@ -182,14 +211,18 @@ class BundlePredictor:
         return {name: _as_numpy(tensor)[rows] for name, tensor in passed.items()}
 
     def release(self) -> None:
-        """Does nothing: there are none."""
+        """Gives back the memory of ``predict``."""
+        self._direct = None
 
     def _open(self, shape: tuple[int, ...], rows: int, settings: SchedulerSettings) -> InlineService:
+        info = replace(self._bundle.info, schedule=settings.schedule)
+        backend = self._backend(shape, rows, info)
+        return InlineService(replace(info, shape=shape), backend, rows)
+
+    def _backend(self, shape: tuple[int, ...], rows: int, info: ModelInfo) -> OnnxRuntimeBackend:
         from stepfuse.backends.host.onnxruntime import OnnxRuntimeBackend
 
-        info = replace(self._bundle.info, shape=shape, schedule=settings.schedule)
-        backend = OnnxRuntimeBackend(self._session, self._bundle.denoiser, info, rows)
-        return InlineService(info, backend, rows)
+        return OnnxRuntimeBackend(self._session, self._bundle.denoiser, replace(info, shape=shape), rows)
 
 
 class _ServiceCache:

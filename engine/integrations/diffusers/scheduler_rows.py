@@ -8,6 +8,7 @@ register keeps what a scheduler returns beside the next state: the clean sample,
 
 from __future__ import annotations
 
+import itertools
 from functools import lru_cache
 from typing import Any
 
@@ -90,7 +91,7 @@ def dpm_row(
     prediction_type: str,
     sigma: float,
     sigma_next: float,
-    sigma_before: float | None = None,
+    before: tuple[float, ...] = (),
 ) -> Float32Array:
     """A step of ``DPMSolverMultistepScheduler`` from noise level ``sigma`` to ``sigma_next``, as ``ddim_row``.
 
@@ -104,7 +105,8 @@ def dpm_row(
             of noise and not its ratio to the signal.
         sigma: Noise level that the step starts from.
         sigma_next: Noise level that it leads to.
-        sigma_before: Noise level of the step before, whose estimate is in the history; None: a step of first order.
+        before: Noise levels of the one or two steps before, the latest first, whose estimates are in the registers: as
+            many as the step's order has more than 1.
     """
     flow = prediction_type == "flow_prediction"
     alpha, noise = _amplitudes(sigma, flow)
@@ -125,15 +127,16 @@ def dpm_row(
             on_estimate = -share * noise_next * np.expm1(h)
             on_slope = -share * noise_next * (np.expm1(h) / h - 1)
             on_noise = noise_next * np.sqrt(np.expm1(2 * h))
-        if solver_type == "midpoint":
-            on_slope = 0.5 * on_estimate
-        on_before = np.float64(0.0)
-        if sigma_before is not None:
-            alpha_before, noise_before = _amplitudes(sigma_before, flow)
-            ratio = (half_log_snr - (np.log(alpha_before) - np.log(noise_before))) / h
-            on_before = -on_slope / ratio
-    columns: Columns = {"q_x": on_x, "q_h": on_before, "q_z": on_noise if stochastic else 0.0}
-    on_estimate = on_estimate - on_before  # the slope is (estimate - the one before) / ratio
+        ratios = _ratios(half_log_snr, h, [_amplitudes(level, flow) for level in before])
+        weights = _slopes(on_slope if solver_type == "heun" else 0.5 * on_estimate, ratios[:1])
+        if len(ratios) == 2:
+            of_h = (-np.expm1(-share * h) - share * h) / (share * h) ** 2 if on_data else (np.expm1(h) - h) / h**2
+            # Of its stochastic form this sign of one half is diffusers' own, which makes it one of first order.
+            on_curve = alpha_next * (of_h + (-0.5 if stochastic else 0.5)) if on_data else -noise_next * (of_h - 0.5)
+            weights = _slopes(on_slope, ratios, on_curve)
+    on_estimate = on_estimate + weights[0]
+    columns: Columns = {"q_x": on_x, "q_z": on_noise if stochastic else 0.0}
+    columns |= dict(zip(("q_h", "q_h2"), weights[1:], strict=False))
     a = _scalar(alpha**2)
     if on_data:
         line = {"p_x": 1.0, "p_e": -sigma} if flow else _clean(prediction_type, a, None)
@@ -189,6 +192,28 @@ def _combined(whole: Any, own: str, count: int) -> dict[str, Any]:
     weights = ADAMS_BASHFORTH[min(count, 4) - 1]
     shifts = {"v_h": 1.0, "w_h2": 1.0}
     return shifts | {name: whole * weight for name, weight in zip((own, "q_h", "q_h2", "q_h3"), weights, strict=False)}
+
+
+def _ratios(half_log_snr: Any, h: Any, before: list[tuple[np.float64, np.float64]]) -> list[Any]:
+    """Lengths in half log SNR of the steps before, the latest first, over that of the step itself, ``h``."""
+    ends = [half_log_snr, *(np.log(alpha) - np.log(noise) for alpha, noise in before)]
+    return [(later - earlier) / h for later, earlier in itertools.pairwise(ends)]
+
+
+def _slopes(on_slope: Any, ratios: list[Any], on_curve: Any = 0.0) -> list[Any]:
+    """Weights of the latest estimates, this step's first, by divided differences: of the slope, and of three the curve.
+
+    Lu et al. (2022), DPM-Solver++, Algorithm 2 for two; three have the slope at this step of the parabola through them.
+    """
+    if not ratios:
+        return [0.0]
+    first = on_slope / ratios[0]
+    if len(ratios) == 1:
+        return [first, -first]
+    both = ratios[0] + ratios[1]
+    bend = (on_slope * ratios[0] + on_curve) / both  # of the difference of both differences
+    first, second = (on_slope + bend) / ratios[0], bend / ratios[1]
+    return [first, -first - second, second]
 
 
 def _amplitudes(sigma: float, flow: bool) -> tuple[np.float64, np.float64]:

@@ -42,7 +42,7 @@ def settings_of(scheduler: Any) -> SchedulerSettings:
     """
     name = getattr(scheduler, "class_name", type(scheduler).__name__)  # ours may have subclasses of another name
     config = {**scheduler.config, **getattr(scheduler, "own_entries", {}), "_class_name": name}
-    settings = _read(json.dumps(config, sort_keys=True, default=lambda one: np.asarray(one).tolist()))
+    settings = _read(json.dumps(config, sort_keys=True, default=_plain))
     if settings.schedule.is_flow:
         own = isinstance(getattr(type(scheduler), "shift", None), property)  # others read their configuration
         if own and scheduler.shift != settings.schedule.shift:
@@ -176,6 +176,12 @@ def _at_timesteps(table: StepTable, timesteps: npt.NDArray[np.float64]) -> StepT
     rows = np.array(table.rows)
     rows[:, COLUMNS.index("t")] = timesteps
     return replace(table, rows=rows)
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has no form for, as numbers, or as text where it is none, a function say."""
+    numbers = np.asarray(value)
+    return repr(value) if numbers.dtype == object else numbers.tolist()
 
 
 @lru_cache(maxsize=16)

@@ -190,9 +190,9 @@ class LCMScheduler(_RowScheduler, diffusers.LCMScheduler):
 
 
 class DPMSolverMultistepScheduler(_RowScheduler, diffusers.DPMSolverMultistepScheduler):
-    """``diffusers.DPMSolverMultistepScheduler`` by the fused step; ``thresholding`` and order 3 are left to it.
+    """``diffusers.DPMSolverMultistepScheduler`` by the fused step; ``thresholding`` is left to it.
 
-    Every ``algorithm_type``, ``solver_type`` and way to choose noise levels is covered.
+    Every ``algorithm_type``, ``solver_type``, ``solver_order`` and way to choose noise levels is covered.
     """
 
     def step(
@@ -210,13 +210,13 @@ class DPMSolverMultistepScheduler(_RowScheduler, diffusers.DPMSolverMultistepSch
             prediction = model_output[:, :3]  # the variance is not used
         try:
             self._require(not config.thresholding, "thresholding")
-            self._require(config.solver_order in (1, 2), "solver_order")
+            self._require(config.solver_order < 3 or config.algorithm_type != "sde-dpmsolver", "algorithm_type")
             require_supported(sample, prediction)
             self._require_steps()
             if self.step_index is None:
                 self._init_step_index(timestep)
-            first_order = self._is_first_order(self.step_index)
-            row = self._row(self.step_index, first_order)
+            order = self._order(self.step_index)
+            row = self._row(self.step_index, order)
         except UnsupportedStep as why:
             warn_once(type(self).__name__, str(why))
             return super().step(model_output, timestep, sample, generator, variance_noise, return_dict)
@@ -226,7 +226,7 @@ class DPMSolverMultistepScheduler(_RowScheduler, diffusers.DPMSolverMultistepSch
                 z = noise_like(prediction, generator, torch.float32)
             else:
                 z = variance_noise.to(sample.device, torch.float32).expand_as(sample)
-        before = None if first_order else self.model_outputs[-1]
+        before = self.model_outputs[:-order:-1]
         following, estimate = fused_step(row, sample, prediction, before, z)
         self.model_outputs[:-1] = self.model_outputs[1:]
         self.model_outputs[-1] = estimate
@@ -234,17 +234,19 @@ class DPMSolverMultistepScheduler(_RowScheduler, diffusers.DPMSolverMultistepSch
         self._step_index += 1
         return SchedulerOutput(following) if return_dict else (following,)
 
-    def _is_first_order(self, at: int) -> bool:
-        config, count = self.config, len(self.timesteps)
-        ends_low = config.euler_at_final or config.final_sigmas_type == "zero"
-        ends_low = ends_low or (config.lower_order_final and count < 15)
-        return config.solver_order == 1 or self.lower_order_nums < 1 or (at == count - 1 and ends_low)
+    def _order(self, at: int) -> int:
+        config, left, few = self.config, len(self.timesteps) - at, len(self.timesteps) < 15
+        ends_low = config.lower_order_final and few
+        order = min(config.solver_order, self.lower_order_nums + 1)
+        if left == 1 and (config.euler_at_final or config.final_sigmas_type == "zero" or ends_low):
+            return 1
+        return min(order, 2) if left == 2 and ends_low else order
 
-    def _row(self, at: int, first_order: bool) -> Float32Array:
+    def _row(self, at: int, order: int) -> Float32Array:
         config, sigmas = self.config, self._numbers("sigmas")
         kinds = ("flow_prediction",) if config.use_flow_sigmas else ("epsilon", "sample", "v_prediction")
         self._require(config.prediction_type in kinds, "prediction_type", "use_flow_sigmas")
         self._require(config.algorithm_type.endswith("++") or not config.use_flow_sigmas, "algorithm_type")
-        before = None if first_order else float(sigmas[at - 1])
+        before = tuple(float(sigmas[at - back]) for back in range(1, order))
         solver = config.algorithm_type, config.solver_type, config.prediction_type
         return dpm_row(*solver, float(sigmas[at]), float(sigmas[at + 1]), before)

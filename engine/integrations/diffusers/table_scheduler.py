@@ -71,7 +71,8 @@ class TableScheduler(FusedScheduler):
     _result: ClassVar[Any]
     _has_second: ClassVar[bool]
     _run: Run | None = None
-    _given: tuple[Mapping[str, Any], torch.Tensor | None]  # arguments of set_timesteps, and the levels it made of them
+    # Arguments of set_timesteps, and the levels that it made of them.
+    _given: tuple[Mapping[str, Any], torch.Tensor | None] = ({}, None)
 
     if TYPE_CHECKING:  # of the class beside it
         order: Any
@@ -90,6 +91,10 @@ class TableScheduler(FusedScheduler):
             cls._has_second = len(fields(cls._result)) > 1
             cls.set_timesteps = _set_timesteps_of(theirs)  # type: ignore[attr-defined]
             cls.step = _step_of(theirs)  # type: ignore[attr-defined]
+
+    @property
+    def _remedy(self) -> str:
+        return self.remedy or f"take diffusers.{self.class_name}"
 
     @property
     def state_in_first_order(self) -> bool:
@@ -112,7 +117,7 @@ class TableScheduler(FusedScheduler):
         try:
             require_supported(sample, model_output)
         except UnsupportedStep as why:
-            raise ValueError(f"{self.class_name} cannot step: {why}; take diffusers.{self.class_name}") from why
+            raise ValueError(f"{self.class_name} cannot step: {why}; {self._remedy}") from why
         index = self._index(timestep)
         run = self._run
         if run is None or run.options != options or run.at not in (None, index):
@@ -136,14 +141,14 @@ class TableScheduler(FusedScheduler):
             of = (last.at, begin) if last.options == options else (dict(last.options), dict(options))
             raise ValueError(
                 f"steps of {self.class_name} build on those before: a run must go on with {of[0]}, got {of[1]}; call"
-                f" set_timesteps to begin another, or take diffusers.{self.class_name}"
+                f" set_timesteps to begin another, or {self._remedy}"
             )
         if begin % self.order:
             raise ValueError(f"a run must begin at a multiple of order = {self.order} evaluations, got {begin}")
         try:
             return self._run_from(begin, options, sample)
         except ValueError as error:
-            raise ValueError(f"{error}; or take diffusers.{self.class_name}") from error
+            raise ValueError(f"{error}; or {self._remedy}") from error
 
     def _run_from(self, begin: int, options: Mapping[str, Any], sample: torch.Tensor) -> Run:
         table = self._table(options)
@@ -234,9 +239,7 @@ def _step_of(theirs: Any) -> Callable[..., Any]:
             if name in self.chosen_in_step:
                 options[name] = value
             elif name not in names and value is not defaults[name] and value != defaults[name]:
-                raise ValueError(
-                    f"{name} must be left at {defaults[name]!r}, got {value!r}: take diffusers.{self.class_name}"
-                )
+                raise ValueError(f"{name} must be left at {defaults[name]!r}, got {value!r}: {self._remedy}")
         results = self._step(model_output, timestep, sample, generator, options)
         return self._result(*results) if as_object else results
 

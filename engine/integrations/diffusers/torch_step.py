@@ -13,7 +13,7 @@ import torch
 from stepfuse import _core
 from stepfuse.extras import pip_install
 from stepfuse.integrations.diffusers.scheduler_rows import UnsupportedStep
-from stepfuse.samplers.table import Float32Array
+from stepfuse.samplers.table import COLUMNS, Float32Array
 
 logger = logging.getLogger(__name__)
 
@@ -53,28 +53,29 @@ def fused_step(
     row: Float32Array,
     x: torch.Tensor,
     prediction: torch.Tensor,
-    before: torch.Tensor | None = None,
+    before: Sequence[torch.Tensor] = (),
     z: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One row on tensors that ``require_supported`` accepts.
 
     Args:
-        row: A row that keeps a history, shape (16,).
+        row: A row that keeps a history, shape (16,) or (32,).
         x: State, any shape.
         prediction: Network output, like ``x``; its dtype may be another.
-        before: What the last step returned as kept, for rows that read a history.
+        before: What the last steps returned as kept, the latest first, as many as the row reads.
         z: Standard normal noise, for rows that add it.
 
     Returns:
         The next state, and what the row keeps, both new, contiguous, in the wider dtype of ``x`` and ``prediction``.
     """
-    given = (x, prediction, *(one for one in (before, z) if one is not None))
+    dtype = None if _steps_as_they_are((x, prediction, *before, *(() if z is None else (z,)))) else torch.float32
+    takes_all = len(row) > len(COLUMNS) and x.device.type != "cpu"  # as the kernel of two lines does
     # New, since the caller may keep ``before``.
-    kept = _new(x, None if _steps_as_they_are(given) else torch.float32)
-    if before is not None:
-        kept.copy_(before.detach())
-    following = step_with(row, x, prediction, (kept,), z)
-    return following, kept.to(following.dtype)
+    registers = [_new(x, dtype) for _ in range(3 if takes_all else max(1, len(before)))]
+    for register, one in zip(registers, before, strict=False):
+        register.copy_(one.detach())
+    following = step_with(row, x, prediction, registers, z)
+    return following, registers[0].to(following.dtype)
 
 
 def step_with(

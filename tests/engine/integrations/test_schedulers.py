@@ -56,6 +56,18 @@ RUNS = {
     ),
     "lcm-sample": ("LCMScheduler", {"prediction_type": "sample", "original_inference_steps": 20}, {}),
     "dpm-order-1": dpm(solver_order=1),
+    **{
+        f"{algorithm}-order-3-{prediction}": dpm(
+            algorithm_type=algorithm,
+            solver_order=3,
+            prediction_type=prediction,
+            final_sigmas_type="zero" if algorithm.endswith("++") else "sigma_min",
+        )
+        for algorithm in ("dpmsolver", "dpmsolver++", "sde-dpmsolver++")
+        for prediction in ("epsilon", "v_prediction")
+    },
+    "dpm-order-3-many": dpm(solver_order=3, use_karras_sigmas=True, lower_order_final=False),
+    "dpm-order-3-flow": dpm(use_flow_sigmas=True, prediction_type="flow_prediction", solver_order=3),
     "dpm-zero-snr": dpm(prediction_type="v_prediction", **ZERO_SNR),
     "dpm-karras": dpm(use_karras_sigmas=True, euler_at_final=True),
     "dpm-exponential": dpm(use_exponential_sigmas=True),
