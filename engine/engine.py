@@ -19,7 +19,7 @@ from stepfuse.backends.base import Backend
 from stepfuse.backends.cuda.config import Cuda, device_of
 from stepfuse.backends.host.callable import CallableBackend, DenoiserFunction
 from stepfuse.backends.host.config import Cpu, OpenVino
-from stepfuse.backends.host.network import HostNetwork, open_network
+from stepfuse.backends.host.network import as_network, open_network
 from stepfuse.bundle.bundle import Bundle
 from stepfuse.bundle.cond_input import CondInput
 from stepfuse.bundle.identity import ModelIdentity
@@ -96,7 +96,7 @@ class Engine:
         threads: int = 0,
         spinning: bool | None = None,
         verify: bool = True,
-        session: HostNetwork | None = None,
+        session: Any = None,
     ) -> Engine:
         """Loads an embedded model by name or a bundle by path.
 
@@ -121,8 +121,9 @@ class Engine:
                 which is near the best whatever else the machine does; True is actively for longer, which can be faster
                 on a machine of its own; False is asleep at once.
             verify: Whether checksums are compared; False trusts the files' sizes, which spares reading huge ones twice.
-            session: The network on the CPU, of ``stepfuse.backends.host.network.open_network``, for engines of several
-                shapes to share one; the four arguments above ``verify`` are then its own. None opens one.
+            session: The network on the CPU, of ``stepfuse.backends.host.network.open_network`` or ``open_session`` of
+                ``stepfuse.backends.host.onnxruntime``, for engines of several shapes to share one; the four arguments
+                above ``verify`` are then its own. None opens one.
 
         Raises:
             BundleError: If the bundle cannot be used, or its network not with this shape; the message names file, rule
@@ -154,7 +155,7 @@ class Engine:
             on_gpu = open_on_gpu(bundle, info, gpu, serving.row_limit)
             return cls._on_gpu(info, on_gpu, gpu, serving, ModelIdentity.of(bundle))
 
-        network = open_network(bundle, cpu) if session is None else session
+        network = open_network(bundle, cpu) if session is None else as_network(session, bundle)
         on_host = network.backend(info, serving.row_limit, deterministic=serving.deterministic)
         return cls(info, on_host, serving, model=ModelIdentity.of(bundle, network.computed_by))
 

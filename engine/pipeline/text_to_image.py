@@ -63,7 +63,10 @@ class TextToImage:
         self,
         bundle: Bundle,
         *,
-        cpu: Cpu | None = None,
+        backend: str | OpenVino = "onnxruntime",
+        precision: str = "float32",
+        threads: int = 0,
+        spinning: bool | None = None,
         serving: Serving | None = None,
         tile: Tile = "auto",
     ) -> None:
@@ -73,9 +76,9 @@ class TextToImage:
             raise BundleError(f"{bundle.path}: a pipeline's samples must have shape (C, h, w), got {bundle.info.shape}")
         self.bundle = bundle
         self._model, self._pipeline = bundle.info, bundle.pipeline
-        cpu = cpu or Cpu()
-        self._prompts = PromptEncoder(bundle, threads=cpu.threads)
-        self._vae = Vae(bundle, threads=cpu.threads, tile=tile)
+        cpu = Cpu(backend, precision, threads, spinning)
+        self._prompts = PromptEncoder(bundle, threads=threads)
+        self._vae = Vae(bundle, threads=threads, tile=tile)
         conditioning = PromptConditioning(self._model, self._pipeline, self._prompts)
         self._preparation = Preparation(self._model, self._pipeline, conditioning, self._vae, Compiler(bundle.info))
         network = open_network(bundle, cpu)
@@ -140,7 +143,8 @@ class TextToImage:
         bundle = path if isinstance(path, Bundle) else Bundle.load(path, verify=verify)
         if max_rows is not None:
             serving = replace(serving or Serving(), max_rows=max_rows)
-        return cls(bundle, cpu=Cpu(backend, precision, threads, spinning), serving=serving, tile=tile)
+        how: dict[str, Any] = {"backend": backend, "precision": precision, "threads": threads, "spinning": spinning}
+        return cls(bundle, **how, serving=serving, tile=tile)
 
     def __call__(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 from stepfuse.backends.host.base import HostBackend
 from stepfuse.backends.host.config import Cpu
@@ -50,3 +50,12 @@ def open_network(bundle: Bundle, cpu: Cpu) -> HostNetwork:
 
     session = open_session(bundle.networks[DENOISER], threads=cpu.threads, spinning=cpu.spinning)
     return OnnxRuntimeNetwork(session, bundle.denoiser)
+
+
+def as_network(opened: Any, bundle: Bundle) -> HostNetwork:
+    """What ``open_network`` has opened, or a session of ONNX Runtime's, as a network that engines share."""
+    if hasattr(opened, "backend"):
+        return cast("HostNetwork", opened)
+    from stepfuse.backends.host.onnxruntime import OnnxRuntimeNetwork
+
+    return OnnxRuntimeNetwork(opened, bundle.denoiser)

@@ -7,6 +7,9 @@ import support
 import tolerances
 
 import stepfuse as sf
+from stepfuse.backends.host.config import Cpu
+from stepfuse.backends.host.network import open_network
+from stepfuse.backends.host.onnxruntime import open_session
 
 
 def test_the_engine_gives_what_the_session_itself_gives(tmp_path, backend):
@@ -21,6 +24,16 @@ def test_the_engine_gives_what_the_session_itself_gives(tmp_path, backend):
         found, wanted = loaded.sample(3, **arguments), called.sample(3, **arguments)
     bound = 0 if backend == "onnxruntime" else tolerances.OPENVINO
     assert np.abs(found - wanted).max() <= bound * np.abs(wanted).max()
+
+
+def test_engines_of_several_shapes_share_a_network(tmp_path, backend):
+    bundle = support.write_tiny_bundle(tmp_path / "tiny")
+    opened = [open_network(bundle, Cpu(backend, threads=1))]
+    if backend == "onnxruntime":
+        opened.append(open_session(bundle.denoiser, threads=1))
+    for session in opened:
+        with sf.Engine.load(bundle, session=session) as one, sf.Engine.load(bundle, session=session) as other:
+            np.testing.assert_array_equal(one.sample(1, steps=2, seed=3), other.sample(1, steps=2, seed=3))
 
 
 def refuse(folder, backend, message, *, network=None, **info):
