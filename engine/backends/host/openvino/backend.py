@@ -66,7 +66,7 @@ class OpenVinoBackend(HostBackend):
                 if self._interrupted:  # before there was anything to cancel
                     request.cancel()
                 request.wait()
-            except RuntimeError as error:
+            except Exception as error:  # OpenVINO's exceptions share no base class
                 raise DenoiserError(f"OpenVINO could not run {rows} rows: {error}") from error
 
     def interrupt(self) -> None:

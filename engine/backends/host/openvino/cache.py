@@ -61,7 +61,7 @@ class CompileCache:
         with suppress(OSError):
             file.unlink()
 
-    def write(self, file: Path, compiled: bytes) -> None:
+    def write(self, file: Path, compiled: bytes | memoryview) -> None:
         """Keeps a compiled network, and removes what there is no more room for."""
         if len(compiled) > MOST_BYTES:
             return

@@ -91,9 +91,9 @@ class OpenVinoNetwork:
             try:
                 model.reshape({name: list(shape) for name, shape in shapes.items()})
                 compiled = self._core.compile_model(model, DEVICE, self._settings)
-            except RuntimeError as error:
+            except Exception as error:  # OpenVINO's exceptions share no base class
                 raise _refusal(self.path, error) from error
-            self._cache.write(file, compiled.export_model().getvalue())
+            self._cache.write(file, compiled.export_model().getbuffer())
         require_precision(self._core, compiled, self._precision)
         return compiled
 
@@ -103,7 +103,7 @@ class OpenVinoNetwork:
             return None
         try:
             return self._core.import_model(found.tobytes(), DEVICE, self._settings)
-        except RuntimeError as error:
+        except Exception as error:  # OpenVINO's exceptions share no base class
             self._cache.drop(file, _line(error))
             return None
 
@@ -111,7 +111,7 @@ class OpenVinoNetwork:
         try:
             with self._onnx.laid_out(copied=True) as path:
                 model = self._core.read_model(path)
-        except RuntimeError as error:
+        except Exception as error:  # OpenVINO's exceptions share no base class
             raise _refusal(self.path, error) from error
         self._onnx.require_unchanged()
         rows = input_rows(info)
