@@ -36,7 +36,6 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "simulate": ("csrc/core/loop", "csrc/bindings/bind_replay.cpp"),
     "diffusers_step": (*_STEP, "csrc/bindings/bind_step.cpp", "engine/integrations/diffusers"),
     "quantized": ("export/quantization",),
-    "backends": (*_STEP, *_LOOP, *_ONNX, f"{_HOST}/openvino"),
     "export_memory": ("export/onnx",),
     "frontier": ("engine/samplers", "engine/fitting/hand_made.py", "benchmarks/frontier_problems.py"),
 }
