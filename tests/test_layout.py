@@ -12,8 +12,8 @@ ROOT = Path(__file__).parents[1]
 BASE = {"numpy", "onnxruntime", "PIL", "rich", "typer"}  # the import names of pyproject's base dependencies
 INTEGRATED = {  # what the modules of a folder, or a file, may import too, being loaded on use
     "diffusers": {"diffusers", "torch"},
-    "ray": {"fastapi", "ray", "starlette"},
     "torch.py": {"torch"},
+    "ray": {"fastapi", "pyarrow", "ray", "starlette"},
     "server": {"fastapi", "prometheus_client", "pydantic", "starlette", "uvicorn"},
 }
 

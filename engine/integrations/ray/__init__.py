@@ -1,6 +1,6 @@
 """stepfuse beyond one machine, on Ray's own parts: Ray Serve for services, Ray Data for tables of requests.
 
-    dataset.map_batches(Sampler, fn_constructor_args=("fashion",), batch_format="pyarrow", concurrency=4)
+    dataset.map_batches(Sampler, batch_format="pyarrow", compute=ray.data.ActorPoolStrategy(size=4))
 
 The names here are loaded on first use, and need the extra ``stepfuse[ray]``.
 """
@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     from stepfuse.integrations.ray.data import Sampler as Sampler
     from stepfuse.integrations.ray.data import webdataset_columns as webdataset_columns
     from stepfuse.integrations.ray.data import without_written as without_written
+    from stepfuse.integrations.ray.job import run_job as run_job
     from stepfuse.integrations.ray.serving import deployment as deployment
 
 # By name, the module that has it.
 _MODULES = {
     "Sampler": "data",
     "deployment": "serving",
+    "run_job": "job",
     "webdataset_columns": "data",
     "without_written": "data",
 }
