@@ -73,7 +73,7 @@ def deployment(
     engines = [name for name, bundle in found.items() if not takes_prompts(bundle)]
     if gpu := device_of(device) is not None:
         with_prompts = listed(name for name in found if name not in engines)
-        of_cpu = {"threads": threads, "spinning": spinning}
+        of_cpu: dict[str, object] = {"threads": threads, "spinning": spinning}
         of_cpu |= {"backend": None if backend == Cpu.backend else backend}
         of_cpu |= {"precision": None if precision == Cpu.precision else precision}
         _check_gpu(device, options, with_prompts, of_cpu)
