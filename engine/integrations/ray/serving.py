@@ -10,7 +10,7 @@ from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from stepfuse.backends.cuda.config import Cuda, device_of
-from stepfuse.backends.host.base import checked_threads
+from stepfuse.backends.host.config import Cpu, OpenVino
 from stepfuse.display import listed
 from stepfuse.integrations.ray import scaling
 from stepfuse.integrations.ray.replica import Plan, Replica
@@ -28,6 +28,8 @@ def deployment(
     models: Sequence[str],
     *,
     device: str | Cuda = "cpu",
+    backend: str | OpenVino = "onnxruntime",
+    precision: str = "float32",
     threads: int | None = None,
     spinning: bool | None = None,
     serving: Serving | None = None,
@@ -45,6 +47,8 @@ def deployment(
         models: Embedded models' names, folders of bundles that each node has, or ``NAME=FOLDER``; the first one draws
             what names none.
         device: Of all models, as in ``Engine.load``; on a GPU ``ray_actor_options`` must ask Ray for one.
+        backend: As in ``Engine.load``, as ``precision``.
+        precision: What networks are computed in; the nodes' processors must have it.
         threads: As in ``Engine.load``; None is one for each CPU that Ray assigns to a replica (``num_cpus``).
         spinning: As in ``Engine.load``.
         serving: How requests share each engine.
@@ -69,16 +73,25 @@ def deployment(
     engines = [name for name, bundle in found.items() if not takes_prompts(bundle)]
     if gpu := device_of(device) is not None:
         with_prompts = listed(name for name in found if name not in engines)
-        _check_gpu(device, options, threads=threads, spinning=spinning, with_prompts=with_prompts)
-    if threads is not None:
-        checked_threads(threads)
+        of_cpu: dict[str, object] = {"threads": threads, "spinning": spinning}
+        of_cpu |= {"backend": None if backend == Cpu.backend else backend}
+        of_cpu |= {"precision": None if precision == Cpu.precision else precision}
+        _check_gpu(device, options, with_prompts, of_cpu)
+    Cpu(backend, precision, threads or 0, spinning)
     for name, value, kind in (("serving", serving, Serving), ("limits", limits, Limits)):
         if value is not None and not isinstance(value, kind):
             raise TypeError(f"{name} must be a {kind.__name__}, got {value!r}")
     Keys(api_keys)
     plan = Plan(
         models=tuple(models),
-        loading={"device": device, "threads": 0 if gpu else threads, "spinning": spinning, "serving": serving},
+        loading={
+            "device": device,
+            "backend": backend,
+            "precision": precision,
+            "threads": 0 if gpu else threads,
+            "spinning": spinning,
+            "serving": serving,
+        },
         costs=checked_costs(engines, calibrate),
         app={"limits": limits, "api_keys": tuple(api_keys), "cors_origins": checked_origins(cors_origins)},
     )
@@ -96,7 +109,7 @@ def deployment(
     return made.bind()
 
 
-def _check_gpu(device: str | Cuda, options: Mapping[str, Any], *, with_prompts: str, **of_cpu: Any) -> None:
+def _check_gpu(device: str | Cuda, options: Mapping[str, Any], with_prompts: str, of_cpu: Mapping[str, object]) -> None:
     if with_prompts:
         raise ValueError(f"device must be 'cpu' for pipelines with prompts, got {device!r} for {with_prompts}")
     for name, value in of_cpu.items():

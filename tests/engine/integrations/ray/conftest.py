@@ -17,11 +17,14 @@ def cluster():
 
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     node = {"num_cpus": 2, "object_store_memory": 100 << 20}
+    held = os.sched_getaffinity(0)  # to one processor, if tests run in several processes; nodes may use all
+    os.sched_setaffinity(0, range(os.cpu_count()))
     made = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
     try:
         for _ in range(2):
             made.add_node(wait=False, **node)  # both at a time
         made.wait_for_nodes()
+        os.sched_setaffinity(0, held)
         ray.init(address=made.address, log_to_driver=False, logging_level=logging.ERROR)
         yield made
     finally:

@@ -57,6 +57,7 @@ def test_replicas_are_scaled_by_pictures_unless_a_policy_is_named(options):
         ({"models": ["fashion", "fashion"]}, ValueError, "models must have names of their own, two are 'fashion'"),
         ({"models": ["nothing"]}, sf.BundleError, "nothing"),
         ({"threads": -1}, ValueError, "threads must be at least 0, got -1"),
+        ({"precision": "float8"}, ValueError, "precision must be"),
         ({"device": "tpu"}, ValueError, "device must be 'cpu', 'cuda'"),
         ({"device": "cuda"}, ValueError, "ray_actor_options must ask for a GPU for 'cuda', as .*, got none"),
         (
