@@ -128,6 +128,8 @@ class Job(Settings):
             "image_format": self.image_format,
             "part_rows": self.part_rows,
             "keep": list(self.keep),
+            "backend": self.backend,
+            "precision": self.precision,
             "deterministic": self.deterministic,
             "max_rows": self.max_rows if self.deterministic else None,
         }

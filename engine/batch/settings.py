@@ -27,6 +27,8 @@ class Settings:
         deterministic: Whether forwards are padded, so that a picture is the same to the bit whatever shares them.
         max_rows: Most rows of one forward; None is the model's.
         device: What computes, as in ``Engine.load``.
+        backend: Likewise.
+        precision: Likewise.
         threads: Likewise.
         spinning: Likewise.
 
@@ -40,6 +42,8 @@ class Settings:
     deterministic: bool = False
     max_rows: int | None = None
     device: str = "cpu"
+    backend: str = "onnxruntime"
+    precision: str = "float32"
     threads: int = 0
     spinning: bool | None = None
 
@@ -59,6 +63,8 @@ class Settings:
             self.model,
             threads=self.threads,
             device=self.device,
+            backend=self.backend,
+            precision=self.precision,
             max_rows=self.max_rows,
             spinning=self.spinning,
             serving=Serving(deterministic=self.deterministic),

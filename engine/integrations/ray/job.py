@@ -6,6 +6,7 @@ next run after the job itself was ended.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Generator, Mapping
 from dataclasses import fields
 from typing import Any
@@ -68,10 +69,11 @@ def run_job(
         StepfuseError: If a part cannot be drawn for a reason that is not a row's own.
     """
     started = not ray.is_initialized()
-    if started:
-        ray.init(address=address, log_to_driver=False)
-    try:
+    if started:  # progress and errors are the command's to say
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
         ray.data.DataContext.get_current().enable_progress_bars = False
+    try:
         nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
         parts = ray.data.from_items([{"part": part} for part in range(-(-rows // job.part_rows))])
         drawn = parts.map_batches(
