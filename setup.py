@@ -15,6 +15,7 @@ PACKAGES = {
     "stepfuse.backends": "engine/backends",
     "stepfuse.backends.cuda": "engine/backends/cuda",
     "stepfuse.backends.host": "engine/backends/host",
+    "stepfuse.backends.host.openvino": "engine/backends/host/openvino",
     "stepfuse.batch": "engine/batch",
     "stepfuse.bundle": "engine/bundle",
     "stepfuse.cli": "engine/cli",

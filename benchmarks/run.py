@@ -53,6 +53,7 @@ BENCHMARKS = {
     "mixed_load": Benchmark(("mixed_load",), runs_a_model=True, long=True),
     "http_load": Benchmark(("http_load",), runs_a_model=True, long=True),
     "quantized": Benchmark(("quantized",), long=True),
+    "backends": Benchmark(("backends",), long=True),
     "export_memory": Benchmark(("export_memory",), long=True),
     "frontier_orderings": Benchmark(("frontier_orderings",), long=True),
     "frontier": Benchmark(("frontier",), long=True),

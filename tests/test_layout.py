@@ -13,7 +13,8 @@ BASE = {"numpy", "onnxruntime", "PIL", "rich", "typer"}  # the import names of p
 INTEGRATED = {  # what the modules of a folder, or a file, may import too, being loaded on use
     "diffusers": {"diffusers", "torch"},
     "torch.py": {"torch"},
-    "ray": {"pyarrow", "ray"},
+    "openvino": {"openvino"},
+    "ray": {"fastapi", "pyarrow", "ray", "starlette"},
     "server": {"fastapi", "prometheus_client", "pydantic", "starlette", "uvicorn"},
 }
 

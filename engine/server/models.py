@@ -91,6 +91,10 @@ class ServedModel(ABC):
             Exception: As ``submit`` does.
         """
 
+    def warnings(self, request: PromptRequest) -> list[str]:
+        """What of a request, which was taken, has no effect: its prompts beyond what the model reads of them."""
+        return []
+
     @abstractmethod
     def stats(self) -> Mapping[str, Any]:
         """Counts since it was loaded: ``EngineStats``."""

@@ -142,6 +142,11 @@ class Pictures(BaseModel):
     output_format: Format
     size: str = Field(description="WIDTHxHEIGHT in pixels.")
     safety_identifier: str | None = None
+    warnings: list[str] | None = Field(
+        default=None,
+        description="What was taken and has no effect, if anything: the end of a prompt that is too long.",
+        examples=[["a prompt is cut after 77 tokens: 'with a red hat' is not read"]],
+    )
 
 
 class Problem(BaseModel):

@@ -99,6 +99,7 @@ def here(models, exported, pipeline_folder, tmp_path, monkeypatch):
     monkeypatch.setattr("stepfuse.bundle.bundle._MODELS", models)
     monkeypatch.setattr("stepfuse.export.from_diffusers", from_diffusers, raising=False)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))  # where networks are kept that OpenVINO has compiled
     (tmp_path / "stable-diffusion-folder").symlink_to(pipeline_folder)
     Image.fromarray(np.full((28, 28), 128, np.uint8)).save(tmp_path / "half.png")
     (tmp_path / "prompts.txt").write_text("a red cat\na dog in the rain\n", encoding="utf-8")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from stepfuse.integrations.ray.data import webdataset_columns as webdataset_columns
     from stepfuse.integrations.ray.data import without_written as without_written
     from stepfuse.integrations.ray.job import run_job as run_job
+    from stepfuse.integrations.ray.serving import deployment as deployment
 
 # By name, the module that has it.
 _MODULES = {

@@ -16,10 +16,11 @@ def cluster():
     from ray.cluster_utils import Cluster
 
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": 100 << 20})
+    node = {"num_cpus": 2, "object_store_memory": 100 << 20}
+    made = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
     try:
         for _ in range(2):
-            made.add_node(num_cpus=2, object_store_memory=100 << 20)
+            made.add_node(wait=False, **node)  # both at a time
         made.wait_for_nodes()
         ray.init(address=made.address, log_to_driver=False, logging_level=logging.ERROR)
         yield made
