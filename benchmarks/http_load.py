@@ -110,13 +110,14 @@ def _start_cells(row: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _load_cells(row: Mapping[str, Any]) -> dict[str, str]:
+    def ms(name: str) -> str:
+        return f"{1e3 * row[f'{name}_s']:.0f}" if f"{name}_s" in row else ""
+
     shown = {"service": row["name"], "load": f"{row['load']:g}", "demand": f"{row['demand']:.2f}"}
-    shown |= {name: f"{row[f'{name}_s']:.3f}" if f"{name}_s" in row else "" for name in ("mean", "p50", "p95", "p99")}
-    shown |= {"1/s": f"{row['images_per_s']:.2f}", "errors": f"{row['errors']} of {row['requests']}"}
-    shown["preview p50 (p95)"] = (
-        f"{row['preview_p50_s']:.3f} ({row['preview_p95_s']:.3f})" if "preview_p50_s" in row else ""
-    )
-    return shown | {"client ms": f"{row['client_processor_ms']:.2f}", "late ms p99": f"{row['late_ms_p99']:.1f}"}
+    shown |= {f"{name} ms": ms(name) for name in ("mean", "p50", "p95", "p99")}
+    shown |= {"preview": ms("preview_p50"), "its p95": ms("preview_p95")}
+    shown |= {"1/s": f"{row['images_per_s']:.1f}", "errors": f"{row['errors']}"}
+    return shown | {"client ms": f"{row['client_processor_ms']:.2f}", "late p99": f"{row['late_ms_p99']:.1f}"}
 
 
 def _stress_cells(row: Mapping[str, Any]) -> dict[str, str]:

@@ -8,6 +8,7 @@ replica, and one processor in the place of its GPU.
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from pathlib import Path
@@ -61,8 +62,11 @@ def main(bundle: str, port: Annotated[int, typer.Option()], threads: Annotated[i
     stop = threading.Event()
     for kind in (signal.SIGTERM, signal.SIGINT):
         signal.signal(kind, lambda *_: stop.set())
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     environment = {"env_vars": {"PYTHONPATH": str(Path(__file__).parent)}}
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=environment)
+    ray.init(
+        num_cpus=2, object_store_memory=100 << 20, include_dashboard=False, log_to_driver=False, runtime_env=environment
+    )
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         serve.run(Ingress.bind(Model.bind(bundle, threads)))
