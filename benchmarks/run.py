@@ -51,6 +51,7 @@ BENCHMARKS = {
     "simulate": Benchmark(("simulate",), runs_a_model=True),
     "saturated": Benchmark(("guidance_interval", "deterministic"), runs_a_model=True, long=True),
     "mixed_load": Benchmark(("mixed_load",), runs_a_model=True, long=True),
+    "http_load": Benchmark(("http_load",), runs_a_model=True, long=True),
     "quantized": Benchmark(("quantized",), long=True),
     "backends": Benchmark(("backends",), long=True),
     "export_memory": Benchmark(("export_memory",), long=True),

@@ -342,6 +342,14 @@ class TextToImage:
         """
         return self._prompts.encode(self._prompts.tokens(as_texts("prompt", prompt)))
 
+    def unread(self, prompt: str) -> list[str]:
+        """Messages of what the text encoders do not read of a prompt, being longer than their context; mostly none.
+
+        Raises:
+            Exception: As a call does for the prompt.
+        """
+        return self._prompts.unread(prompt)
+
     def conditioning(
         self, prompt: str | Sequence[str], *, negative_prompt: str | Sequence[str] | None = None
     ) -> dict[str, Conditioning | None]:

@@ -18,6 +18,8 @@ from stepfuse.extras import pip_install
 
 if TYPE_CHECKING:
     from stepfuse.integrations.diffusers.brownian_scheduler import DPMSolverSDEScheduler as DPMSolverSDEScheduler
+    from stepfuse.integrations.diffusers.cogvideox_schedulers import CogVideoXDDIMScheduler as CogVideoXDDIMScheduler
+    from stepfuse.integrations.diffusers.cogvideox_schedulers import CogVideoXDPMScheduler as CogVideoXDPMScheduler
     from stepfuse.integrations.diffusers.compilation import compile as compile
     from stepfuse.integrations.diffusers.pndm_schedulers import IPNDMScheduler as IPNDMScheduler
     from stepfuse.integrations.diffusers.pndm_schedulers import PNDMScheduler as PNDMScheduler
@@ -50,6 +52,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CMStochasticIterativeScheduler",
+    "CogVideoXDDIMScheduler",
+    "CogVideoXDPMScheduler",
     "DDIMInverseScheduler",
     "DDIMScheduler",
     "DDPMScheduler",
@@ -79,6 +83,8 @@ __all__ = [
 
 # By name, where not in one of the two that hold most.
 _MODULES = {
+    "CogVideoXDDIMScheduler": "cogvideox_schedulers",
+    "CogVideoXDPMScheduler": "cogvideox_schedulers",
     "compile": "compilation",
     "DPMSolverSDEScheduler": "brownian_scheduler",
     "IPNDMScheduler": "pndm_schedulers",

@@ -16,7 +16,7 @@ from diffusers import DiffusionPipeline
 from stepfuse.integrations.diffusers.loop import DenoisingLoop, PipelineFamily
 from stepfuse.integrations.diffusers.predictors import BundlePredictor, ModulePredictor, Predictor
 from stepfuse.integrations.diffusers.scheduler_loop import SchedulerLoop
-from stepfuse.integrations.diffusers.scheduler_table import settings_of
+from stepfuse.integrations.diffusers.scheduler_table import is_covered
 
 Pipeline = TypeVar("Pipeline")  # a diffusers pipeline's class
 
@@ -54,26 +54,30 @@ def compile(pipe: Pipeline, *, bundle: str | os.PathLike[str] | None = None) -> 
     decodes. Of DDPM, DDIM, DiT, Stable Diffusion 1, 2, XL and 3, these also from image to image, the engine runs the
     loop: the fused step makes the network's inputs and takes the place of guidance and the scheduler's step. All other
     pipelines keep their loop, whatever guidance is in it, and so do these where theirs does more than that
-    (``skip_guidance_layers``) or the scheduler needs it; there the fused step takes the place of the scheduler's. The
-    first call logs which it is. The scheduler is read at each call, so that it may be changed or replaced; the noise
-    that its steps add comes from the call's generators, as with diffusers. States that the engine keeps are in float32,
-    whatever the network's precision.
+    (``skip_guidance_layers``) or the scheduler needs it; there the fused step takes the place of the scheduler's. A
+    scheduler that this package does not have, or a configuration of one that no table holds, steps by diffusers' own
+    code. The first call logs which it is, the last as a warning. The noise that steps add comes from the call's
+    generators, as with diffusers. States that the engine keeps are in float32, whatever the network's precision.
+
+    The result is the same pipeline, not a copy: the two share their attributes. What is set, loaded, enabled, moved or
+    replaced on one, before or after, holds for the next call of both: schedulers and networks, a LoRA and its scale,
+    an IP-Adapter, FreeU, slicing, a dtype.
 
     Args:
-        pipe: A pipeline of diffusers with a component ``scheduler``, of a class that this package has. It is not
-            changed; the result shares its components.
+        pipe: A pipeline of diffusers with a component ``scheduler``.
         bundle: A bundle that was exported from the pipeline: its denoiser, in ONNX Runtime, then predicts in place of
             the pipeline's module, its ``unet`` or ``transformer``. A LoRA belongs into the bundle then (``stepfuse
-            lora``): a call raises ValueError where the module's weights have changed since, or an argument scales them.
+            lora``): a call raises ValueError where the module has changed since, in its weights, adapters or
+            settings, or an argument scales them.
 
     Returns:
-        An object of the pipeline's class. Its ``original`` is the same pipeline, stepped by diffusers. Calls from
-        several threads run one at a time.
+        An object of the pipeline's class. Its ``original`` is ``pipe``, stepped by diffusers. Calls from several
+        threads run one at a time.
 
     Raises:
-        ValueError: If the pipeline has no scheduler, or nothing that a bundle could stand in for. A call raises it if
-            the scheduler is not covered, or an argument needs what only the pipeline's own loop does; the message says
-            which.
+        ValueError: If the pipeline has no scheduler, nothing that a bundle could stand in for, or an adapter beside a
+            bundle. A call raises it if an argument needs what only the pipeline's own loop does, or a component that
+            the engine stands in for is replaced during it; the message says which.
         BundleError: If the bundle cannot be used.
     """
     if isinstance(pipe, _Compiled):
@@ -94,27 +98,55 @@ def compile(pipe: Pipeline, *, bundle: str | os.PathLike[str] | None = None) -> 
     compiled_kind = type(kind.__name__, (_Compiled, kind), {"__call__": call, "__module__": kind.__module__})
     compiled: Any = object.__new__(compiled_kind)
     predictor = ModulePredictor() if bundle is None else BundlePredictor(bundle, getattr(pipe, str(network)))
-    compiled.__dict__.update(pipe.__dict__, _stepfuse=_CompiledState(network, predictor))
+    compiled.__dict__ = pipe.__dict__
+    compiled._stepfuse = _CompiledState(pipe, network, predictor)
     return cast(Pipeline, compiled)
 
 
+def _component(name: str) -> property:
+    """A component: the pipeline's own, but for what stands in for it while a call runs."""
+
+    def get(self: Any) -> Any:
+        if name in self._stepfuse.stand_ins:
+            return self._stepfuse.stand_ins[name]
+        if name not in self.__dict__:
+            raise AttributeError(name)
+        return self.__dict__[name]
+
+    def replace(self: Any, value: Any) -> None:
+        if name in self._stepfuse.stand_ins:
+            raise ValueError(f"{name} must not be replaced while the engine runs a call: call pipe.original")
+        self.__dict__[name] = value
+
+    return property(get, replace)
+
+
 class _Compiled:
-    """What a compiled pipeline adds to its class."""
+    """What a compiled pipeline adds to its class. All other attributes are the pipeline's own."""
+
+    __slots__ = ("_stepfuse",)
+    _stepfuse: _CompiledState
+    scheduler, unet, transformer = (_component(name) for name in ("scheduler", "unet", "transformer"))
 
     @property
     def original(self) -> Any:
-        """The pipeline with the same components, stepped by diffusers."""
-        kind = type(self).__bases__[1]
-        pipe: Any = object.__new__(kind)
-        pipe.__dict__.update({name: value for name, value in self.__dict__.items() if name != "_stepfuse"})
-        return pipe
+        """The pipeline that was compiled, stepped by diffusers."""
+        return self._stepfuse.original
 
 
 class _CompiledState:
-    """What a compiled pipeline keeps from call to call."""
+    """What a compiled pipeline keeps from call to call.
 
-    def __init__(self, network: str | None, predictor: Predictor) -> None:
+    Attributes:
+        original: The pipeline that was compiled.
+        predictor: What predicts for it.
+        stand_ins: While a call runs, what stands in for the pipeline's components, by name.
+    """
+
+    def __init__(self, original: Any, network: str | None, predictor: Predictor) -> None:
+        self.original = original
         self.predictor = predictor
+        self.stand_ins: Mapping[str, Any] = {}
         self._network = network
         self._lock = threading.RLock()
         self._is_running = False
@@ -128,15 +160,11 @@ class _CompiledState:
                 raise RuntimeError("a pipeline cannot be called from its own callback: compile another one for it")
             bound.apply_defaults()
             loop = self._loop(pipe, bound.arguments)  # refuses before anything is encoded
-            components = {name: getattr(pipe, name) for name in loop.components}
-            # Not by setattr, which would change the pipeline's configuration.
-            pipe.__dict__.update(loop.components)
-            self._is_running = True
+            self.stand_ins, self._is_running = loop.components, True
             try:
                 yield
             finally:
-                self._is_running = False
-                pipe.__dict__.update(components)
+                self.stand_ins, self._is_running = {}, False
                 loop.stop()
 
     def _loop(self, pipe: Any, arguments: Mapping[str, Any]) -> DenoisingLoop | SchedulerLoop:
@@ -144,14 +172,17 @@ class _CompiledState:
         name = getattr(scheduler, "class_name", type(scheduler).__name__)
         family = _FAMILIES.get(kind)
         alone = name in _STEPPED_ALONE or (name in _ALONE_FROM_IMAGES and "strength" in arguments)
-        if family is None or alone or arguments.get("skip_guidance_layers"):
-            self._log(f"{kind} runs its own loop, with the fused step of {name}")
-            return SchedulerLoop(str(self._network), self.predictor, pipe)
-        settings_of(scheduler)  # refuses what is not covered
-        self._log(f"the engine runs the loop of {kind}, guidance in the fused step of {name}")
+        if family is None or alone or arguments.get("skip_guidance_layers") or not is_covered(scheduler):
+            loop = SchedulerLoop(str(self._network), self.predictor, pipe)
+            if loop.why_left:
+                self._log(logging.WARNING, f"{kind} runs its own loop, and {name} its own step: {loop.why_left}")
+            else:
+                self._log(logging.INFO, f"{kind} runs its own loop, with the fused step of {name}")
+            return loop
+        self._log(logging.INFO, f"the engine runs the loop of {kind}, guidance in the fused step of {name}")
         return DenoisingLoop(family, self.predictor, pipe, arguments)
 
-    def _log(self, what: str) -> None:
+    def _log(self, level: int, what: str) -> None:
         if what not in self._logged:
             self._logged.add(what)
-            logger.info("compile: %s", what)
+            logger.log(level, "compile: %s", what)

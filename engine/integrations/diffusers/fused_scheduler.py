@@ -15,9 +15,11 @@ class FusedScheduler:
 
     Attributes:
         remedy: What to do where this class cannot step, for messages; empty: take the class of diffusers.
+        leaves_runs: Whether a run that is refused at its first step is left to diffusers' own code instead.
     """
 
     remedy = ""
+    leaves_runs = False
 
     def register_to_config(self, **kwargs: Any) -> None:
         """As ``diffusers.ConfigMixin.register_to_config``, which the constructor calls."""
@@ -27,7 +29,7 @@ class FusedScheduler:
 
     def forget(self) -> None:
         """Leaves no more of the attributes than diffusers' class would."""
-        for name in ("remedy", "_run", "_given", "_first_noise", "_cached_numbers"):
+        for name in ("remedy", "leaves_runs", "_run", "_is_left", "_given", "_first_noise", "_cached_numbers"):
             self.__dict__.pop(name, None)
 
     def _require_steps(self) -> int:

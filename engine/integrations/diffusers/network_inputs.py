@@ -63,20 +63,38 @@ class NetworkInputs:
         Args:
             sample: The states, R rows.
             timestep: Shape (R,).
-            index: Shape (R,), on the CPU: which recorded row each of them has its conditioning from.
+            index: Shape (R,), on the CPU, rising: which recorded row each of them has its conditioning from.
 
         Returns:
             Positional and keyword arguments; the network returns a tuple.
+
+        Raises:
+            ValueError: If only some rows are asked for, and a tensor has neither a row for each of them nor one for
+                all.
         """
         key = index.numpy().tobytes()
-        if key not in self._selected:  # the last selection is kept: it is the same from step to step
+        conditioning: dict[Any, Any]
+        if len(index) == self.rows:
+            conditioning = self._conditioning
+        elif key in self._selected:  # the last selection is kept: it is the same from step to step
+            conditioning = self._selected[key]
+        else:
             rows = index.to(self.sample.device)
-            self._selected = {
-                key: _mapped(self._conditioning, lambda leaf: leaf[rows] if self._has_rows(leaf) else leaf)
-            }
-        inputs = {**self._selected[key], self._sample_key: sample, self._timestep_key: timestep}
+            conditioning = _mapped(self._conditioning, lambda leaf: self._select(leaf, rows))
+            self._selected = {key: conditioning}
+        inputs = {**conditioning, self._sample_key: sample, self._timestep_key: timestep}
         args = [inputs.pop(position) for position in sorted(key for key in inputs if isinstance(key, int))]
         return args, {**inputs, "return_dict": False}
+
+    def _select(self, leaf: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        if self._has_rows(leaf):
+            return leaf[rows]
+        if leaf.ndim > 0 and len(leaf) > 1:
+            raise ValueError(
+                f"conditioning must have a row for each of the network's {self.rows}, or one for all, got a tensor of"
+                f" shape {tuple(leaf.shape)} where the guidance scale is 0 or 1: call pipe.original"
+            )
+        return leaf
 
     def _has_rows(self, leaf: torch.Tensor) -> bool:
         return leaf.ndim > 0 and len(leaf) == self.rows

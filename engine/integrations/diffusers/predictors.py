@@ -17,6 +17,7 @@ from stepfuse.backends.host.callable import CallableBackend
 from stepfuse.bundle.bundle import DENOISER, Bundle
 from stepfuse.bundle.cond_input import CondInput
 from stepfuse.bundle.model_info import ModelInfo
+from stepfuse.integrations.diffusers.fingerprint import fingerprint
 from stepfuse.integrations.diffusers.network_inputs import NetworkInputs
 from stepfuse.integrations.diffusers.stepwise import InlineService
 from stepfuse.integrations.scheduler_config import SchedulerSettings
@@ -28,7 +29,6 @@ Array = npt.NDArray[Any]
 Conditioning = dict[str, Array]
 
 _KEPT_SERVICES = 4  # of different sizes and batches
-_FINGERPRINT_VALUES = 64  # of each parameter
 
 
 class Predictor(Protocol):
@@ -111,11 +111,12 @@ class ModulePredictor:
         assert inputs is not None
         if not (isinstance(inputs.timestep, torch.Tensor) and inputs.timestep.is_floating_point()):
             t = t.round().long()
-        args, kwargs = inputs.arguments(x.to(inputs.sample), t.to(inputs.sample.device), index)
+        order = torch.argsort(index)  # the pipeline's own, in which alone some conditioning belongs to its rows
+        args, kwargs = inputs.arguments(x[order].to(inputs.sample), t[order].to(inputs.sample.device), index[order])
         prediction = self._module(*args, **kwargs)[0]
         if self._chunks > 1:
             prediction = prediction.chunk(self._chunks, dim=1)[0]
-        values: Array = prediction.float().cpu().numpy()
+        values: Array = prediction.float().cpu()[torch.argsort(order)].numpy()
         return values
 
 
@@ -127,14 +128,20 @@ class BundlePredictor:
         module: The pipeline's module, whose weights the bundle has.
 
     Raises:
-        BundleError: If it cannot be used.
+        ValueError: If the module has adapters.
+        BundleError: If the bundle cannot be used.
     """
 
     def __init__(self, path: str | os.PathLike[str], module: torch.nn.Module) -> None:
         from stepfuse.backends.host.onnxruntime import open_session
 
-        self._weights = _fingerprint(module)
         self._bundle = Bundle.load(path)
+        if adapters := getattr(module, "peft_config", None):
+            raise ValueError(
+                f"{type(module).__name__} must be without adapters beside a bundle, got {', '.join(adapters)}: put them"
+                f" into the bundle with 'stepfuse lora {path} LORA' and unload them, or compile without bundle="
+            )
+        self._module = fingerprint(module)
         self._session = open_session(self._bundle.networks[DENOISER])
         self._services = _ServiceCache(self._open)
         self._direct: tuple[tuple[int, ...], OnnxRuntimeBackend] | None = None
@@ -181,14 +188,13 @@ class BundlePredictor:
         """Requests carry all of the conditioning; what else would act on the module is refused.
 
         Raises:
-            ValueError: If the module's weights are not those of ``compile``, or the pipeline passes it more than
-                conditioning.
+            ValueError: If the module is not as ``compile`` found it, or the pipeline passes it more than conditioning.
         """
-        if _fingerprint(module) != self._weights:
+        if fingerprint(module) != self._module:
             raise ValueError(
-                f"the weights of {type(module).__name__} must be those that compile(pipe, bundle=...) found, got"
-                " others, as by a LoRA loaded or fused since: put it into the bundle with 'stepfuse lora"
-                f" {self._bundle.path} LORA', compile again without bundle=, or call pipe.original"
+                f"the weights of {type(module).__name__} must be those that compile(pipe, bundle=...) found, and so"
+                " must its settings, got others, as by a LoRA loaded or fused since, or FreeU: put a LoRA into the bundle"
+                f" with 'stepfuse lora {self._bundle.path} LORA', compile again without bundle=, or call pipe.original"
             )
         if others := inputs.unbatched():
             raise ValueError(
@@ -242,16 +248,6 @@ class _ServiceCache:
             _, (_, oldest) = self._kept.popitem(last=False)
             oldest.close()
         return self._kept[key][1]
-
-
-def _fingerprint(module: torch.nn.Module) -> list[tuple[str, float]]:
-    """Names of a module's parameters and sums of some of their values, which adapters and fused ones change."""
-    found = []
-    for name, parameter in module.named_parameters():
-        values = parameter.detach().reshape(-1)
-        some = values[:: max(1, len(values) // _FINGERPRINT_VALUES)]
-        found.append((name, float(some.cpu().double().sum())))
-    return found
 
 
 def _as_numpy(tensor: torch.Tensor) -> Array:

@@ -26,25 +26,32 @@ class SchedulerLoop:
 
     Attributes:
         components: What stands in for the pipeline's own, by name.
+        why_left: Why the scheduler's step is diffusers' own; empty where it is fused.
 
     Raises:
-        ValueError: If no scheduler here has the class of the pipeline's, or it predicts something else than the bundle.
+        ValueError: With a bundle, if the scheduler's settings are not covered, or ask for another prediction.
     """
 
     def __init__(self, network: str, predictor: Predictor, pipe: Any) -> None:
         self._predictor = predictor
-        self._is_ours = isinstance(pipe.scheduler, FusedScheduler)
-        self._scheduler = pipe.scheduler if self._is_ours else _fused(pipe.scheduler)
-        self.components: dict[str, Any] = {"scheduler": self._scheduler}
+        self._fused: Any = None
+        self.components: dict[str, Any] = {}
+        self.why_left = ""
         if isinstance(predictor, BundlePredictor):
             predictor.require_prediction(settings_of(pipe.scheduler))
             self.components[network] = PredictingStandIn(getattr(pipe, network), predictor)
+        theirs = type(pipe.scheduler)
+        kind = _fused_kind(theirs)
+        if kind is None:
+            self.why_left = f"no scheduler here is of its class{reason_of(theirs.__name__)}"
+        elif kind is not theirs:
+            self._fused = self.components["scheduler"] = _shared(pipe.scheduler, kind)
 
     def stop(self) -> None:
         """Drops what the run has kept."""
         self._predictor.release()
-        if not self._is_ours:
-            self._scheduler.forget()
+        if self._fused is not None:
+            self._fused.forget()
 
 
 class PredictingStandIn(StandIn):
@@ -64,17 +71,17 @@ class PredictingStandIn(StandIn):
         return (prediction,) if kwargs.get("return_dict") is False else SimpleNamespace(sample=prediction)
 
 
-def _fused(scheduler: Any) -> Any:
-    """A scheduler with the same state, shared, and the fused step."""
-    name = type(scheduler).__name__
-    covered = [one for one in ours.__all__ if one != "compile"]
-    kind = getattr(ours, name) if name in covered else None
-    if kind is None or kind.__bases__[-1] is not type(scheduler):
-        raise ValueError(
-            f"scheduler must be one of {', '.join(covered)}, got {name}{reason_of(name)}: set another, or call"
-            " pipe.original"
-        )
-    fused = object.__new__(kind)
+def _fused_kind(theirs: type) -> type | None:
+    """The class that steps as this one does, by the fused step; None where there is none."""
+    if issubclass(theirs, FusedScheduler):
+        return theirs
+    kind = getattr(ours, theirs.__name__) if theirs.__name__ in ours.__all__ else None
+    return kind if kind is not None and kind.__bases__[-1] is theirs else None
+
+
+def _shared(scheduler: Any, kind: type) -> Any:
+    """A scheduler of another class with the same state."""
+    fused: Any = object.__new__(kind)
     fused.__dict__ = scheduler.__dict__
-    fused.remedy = "call pipe.original"
+    fused.remedy, fused.leaves_runs = "call pipe.original", True
     return fused

@@ -221,7 +221,7 @@ def _amplitudes(sigma: float, flow: bool) -> tuple[np.float64, np.float64]:
     if flow:
         return np.float64(1 - sigma), np.float64(sigma)
     alpha = 1 / np.sqrt(np.float64(sigma) ** 2 + 1)
-    return alpha, sigma * alpha
+    return alpha, sigma * alpha if np.isfinite(sigma) else np.float64(1)
 
 
 def _clean(prediction_type: str, a: Float64Array, clip: float | None) -> Columns:

@@ -56,6 +56,15 @@ def settings_of(scheduler: Any) -> SchedulerSettings:
     return settings
 
 
+def is_covered(scheduler: Any) -> bool:
+    """Whether ``settings_of`` takes a scheduler."""
+    try:
+        settings_of(scheduler)
+    except ValueError:
+        return False
+    return True
+
+
 def table_of(
     scheduler: Any,
     custom: Mapping[str, Any],
@@ -100,6 +109,8 @@ def table_of(
     between = (chosen and has_whole_timesteps) or sampler in _MIDWAY
     if between and _same_levels(settings, table, scheduler, wanted):
         table = _at_timesteps(table, wanted)
+    if settings.schedule.is_flow and custom.get("timesteps") is not None and len(wanted) == len(table):
+        table = _at_timesteps(table, wanted)  # a flow's levels are apart from timesteps that are given
     if len(wanted) != len(table) or not np.allclose(table["t"], wanted, rtol=_TIMESTEPS, atol=_TIMESTEPS):
         raise ValueError(
             f"{type(scheduler).__name__}: timesteps must be those of sampler {sampler!r},"

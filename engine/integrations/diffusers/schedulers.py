@@ -32,7 +32,7 @@ from stepfuse.integrations.diffusers.torch_step import fused_step, require_suppo
 from stepfuse.samplers.table import Float32Array
 
 
-class _RowScheduler(FusedScheduler):
+class RowScheduler(FusedScheduler):
     """A scheduler that makes the row of each step from the numbers that it holds at that step."""
 
     def _numbers(self, name: str) -> npt.NDArray[Any]:
@@ -42,6 +42,13 @@ class _RowScheduler(FusedScheduler):
             wide = tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
             cache[name] = tensor, wide.cpu().numpy()
         return cast("npt.NDArray[Any]", cache[name][1])
+
+    def _signals(self, t: int) -> tuple[np.floating[Any], float]:
+        """``alphas_cumprod`` at a timestep and, as DDIM strides, at the next."""
+        alphas = self._numbers("alphas_cumprod")
+        before = t - self.config.num_train_timesteps // self._require_steps()  # type: ignore[attr-defined]
+        final = self.final_alpha_cumprod.item()  # type: ignore[attr-defined]
+        return alphas[t], alphas[before] if before >= 0 else final
 
     def _require(self, covered: bool, *settings: str) -> None:
         """Raises ``UnsupportedStep``, so that diffusers does the step, if these settings are not covered."""
@@ -56,7 +63,7 @@ class _RowScheduler(FusedScheduler):
         return config.clip_sample_range if config.clip_sample else None
 
 
-class DDIMScheduler(_RowScheduler, diffusers.DDIMScheduler):
+class DDIMScheduler(RowScheduler, diffusers.DDIMScheduler):
     """``diffusers.DDIMScheduler`` by the fused step; ``thresholding`` and an ``eta`` outside 0 to 1 are left to it."""
 
     def step(
@@ -90,12 +97,10 @@ class DDIMScheduler(_RowScheduler, diffusers.DDIMScheduler):
     def _row(self, t: int, eta: float, clipped_eps: bool) -> Float32Array:
         if not 0 <= eta <= 1:
             raise UnsupportedStep(f"eta={eta}")
-        alphas, before = self._numbers("alphas_cumprod"), t - self.config.num_train_timesteps // self._require_steps()
-        a_prev = alphas[before] if before >= 0 else self.final_alpha_cumprod.item()
-        return ddim_row(self.config.prediction_type, alphas[t], a_prev, eta, self._clip(), clipped_eps)
+        return ddim_row(self.config.prediction_type, *self._signals(t), eta, self._clip(), clipped_eps)
 
 
-class DDIMInverseScheduler(_RowScheduler, diffusers.DDIMInverseScheduler):
+class DDIMInverseScheduler(RowScheduler, diffusers.DDIMInverseScheduler):
     """``diffusers.DDIMInverseScheduler`` by the fused step: from a sample to the noise that it comes from."""
 
     def step(
@@ -118,7 +123,7 @@ class DDIMInverseScheduler(_RowScheduler, diffusers.DDIMInverseScheduler):
         return DDIMSchedulerOutput(following, clean) if return_dict else (following, clean)
 
 
-class DDPMScheduler(_RowScheduler, diffusers.DDPMScheduler):
+class DDPMScheduler(RowScheduler, diffusers.DDPMScheduler):
     """``diffusers.DDPMScheduler`` by the fused step; ``thresholding`` and a learned variance are left to it."""
 
     def step(
@@ -157,7 +162,7 @@ class DDPMScheduler(_RowScheduler, diffusers.DDPMScheduler):
         return int(timesteps[found[0] + 1]) if found[0] + 1 < len(timesteps) else -1
 
 
-class LCMScheduler(_RowScheduler, diffusers.LCMScheduler):
+class LCMScheduler(RowScheduler, diffusers.LCMScheduler):
     """``diffusers.LCMScheduler`` by the fused step; ``thresholding`` is left to it."""
 
     def step(
@@ -189,7 +194,7 @@ class LCMScheduler(_RowScheduler, diffusers.LCMScheduler):
         return LCMSchedulerOutput(following, denoised) if return_dict else (following, denoised)
 
 
-class DPMSolverMultistepScheduler(_RowScheduler, diffusers.DPMSolverMultistepScheduler):
+class DPMSolverMultistepScheduler(RowScheduler, diffusers.DPMSolverMultistepScheduler):
     """``diffusers.DPMSolverMultistepScheduler`` by the fused step; ``thresholding`` is left to it.
 
     Every ``algorithm_type``, ``solver_type``, ``solver_order`` and way to choose noise levels is covered.

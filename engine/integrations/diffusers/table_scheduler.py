@@ -20,7 +20,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from stepfuse.integrations.diffusers.fused_scheduler import FusedScheduler, Generators, noise_like
 from stepfuse.integrations.diffusers.scheduler_rows import UnsupportedStep
 from stepfuse.integrations.diffusers.scheduler_table import rest_of, settings_of, table_of
-from stepfuse.integrations.diffusers.torch_step import require_supported, step_with
+from stepfuse.integrations.diffusers.torch_step import require_supported, step_with, warn_once
 from stepfuse.samplers.table import COLUMNS, Float32Array, StepTable
 
 _LINE_1 = slice(COLUMNS.index("t"), COLUMNS.index("q_x"))
@@ -71,6 +71,7 @@ class TableScheduler(FusedScheduler):
     _result: ClassVar[Any]
     _has_second: ClassVar[bool]
     _run: Run | None = None
+    _is_left: bool = False  # whether this run is left to diffusers' own code
     # Arguments of set_timesteps, and the levels that it made of them.
     _given: tuple[Mapping[str, Any], torch.Tensor | None] = ({}, None)
 
@@ -219,7 +220,7 @@ def _set_timesteps_of(theirs: Any) -> Callable[..., None]:
         given = signature.bind(self, *args, **kwargs).arguments
         sigmas = getattr(self, "sigmas", None)
         self._given = {name: given.get(name) for name in ("timesteps", "sigmas")}, _copy(sigmas)
-        self._run = None
+        self._run, self._is_left = None, False
 
     return set_timesteps
 
@@ -230,6 +231,18 @@ def _step_of(theirs: Any) -> Callable[..., Any]:
 
     @wraps(theirs.step)
     def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self._is_left:
+            return theirs.step(self, *args, **kwargs)
+        try:
+            return fused(self, *args, **kwargs)
+        except ValueError as why:
+            if self._run is not None or not self.leaves_runs:
+                raise
+            warn_once(self.class_name, str(why))
+            self._is_left = True
+            return theirs.step(self, *args, **kwargs)
+
+    def fused(self: Any, *args: Any, **kwargs: Any) -> Any:
         given = signature.bind(self, *args, **kwargs)
         given.apply_defaults()
         names = ("model_output", "timestep", "sample", "generator", "return_dict")

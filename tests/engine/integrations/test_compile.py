@@ -15,6 +15,7 @@ import tiny_pipelines  # noqa: E402
 import torch  # noqa: E402
 
 from stepfuse.integrations.diffusers import compile  # noqa: E402
+from stepfuse.integrations.diffusers.torch_step import warn_once  # noqa: E402
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning:diffusers"),
@@ -346,22 +347,27 @@ def test_an_error_leaves_the_pipeline_usable(pipelines):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (("DDIMParallelScheduler", {}), "scheduler must be one of DDIMScheduler, .*, got DDIMParallelScheduler"),
+        (
+            ("DDIMParallelScheduler", {}),
+            "DDIMParallelScheduler its own step: no scheduler here is of its class (it ste",
+        ),
         (("PNDMScheduler", {"skip_prk_steps": False}), "PNDMScheduler: skip_prk_steps must be True, since Runge-Kutta"),
         (("EulerDiscreteScheduler", {"final_sigmas_type": "sigma_min"}), "final_sigmas_type must be 'zero'"),
     ],
 )
-def test_schedulers_that_are_not_covered_are_refused(config, message, pipelines):
-    compiled = compile(pipelines("StableDiffusionPipeline", scheduler(config[0], **STABLE, **config[1])))
-    with pytest.raises(ValueError, match=message):
-        generate(compiled, **arguments("StableDiffusionPipeline"))
+def test_schedulers_that_are_not_covered_step_by_themselves(config, message, pipelines, caplog):
+    pipe = pipelines("StableDiffusionPipeline", scheduler(config[0], **STABLE, **config[1]))
+    warn_once.cache_clear()
+    same(pipe, **arguments("StableDiffusionPipeline"))
+    assert message in caplog.text
 
 
-def test_a_scheduler_changed_behind_its_configuration_is_refused(pipelines):
+def test_a_scheduler_changed_behind_its_configuration_acts_as_it_is(pipelines, caplog):
     changed = scheduler("DDIMScheduler", **STABLE, clip_sample=False)
     changed.alphas_cumprod = changed.alphas_cumprod**2
-    with pytest.raises(ValueError, match="alphas_cumprod must be those of its configuration"):
-        generate(compile(pipelines("StableDiffusionPipeline", changed)), **arguments("StableDiffusionPipeline"))
+    caplog.set_level("INFO", logger="stepfuse")
+    same(pipelines("StableDiffusionPipeline", changed), **arguments("StableDiffusionPipeline"))
+    assert "runs its own loop, with the fused step of DDIMScheduler" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,8 @@
 """Compiled pipelines whose network is a bundle's denoiser in ONNX Runtime, against diffusers on torch."""
 
+import copy
+import sys
+
 import numpy as np
 import pytest
 import tolerances
@@ -130,6 +133,54 @@ def test_a_lora_on_the_module_is_refused_with_the_command_that_puts_it_into_the_
         pipe.unload_lora_weights()
     again = generate(ours, CALLS["StableDiffusionPipeline"])
     np.testing.assert_array_equal(again, before)
+
+
+def with_an_image_adapter(pipe):
+    weights = sys.modules["stable_pipelines"].image_adapter(pipe.unet)
+    pipe.load_ip_adapter(weights, subfolder=None, weight_name=None, image_encoder_folder=None)
+
+
+def with_another_network(pipe):
+    pipe.unet = tiny_pipelines.tiny_pipeline("StableDiffusionPipeline-v").unet
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda pipe: pipe.enable_freeu(s1=0.2, s2=0.1, b1=2.0, b2=3.0),
+        lambda pipe: pipe.unet.set_default_attn_processor(),
+        with_an_image_adapter,
+        with_another_network,
+    ],
+    ids=["FreeU", "attention processor", "IP-Adapter", "network"],
+)
+@pytest.mark.parametrize("kind", ["StableDiffusionPipeline", "StableDiffusionInpaintPipeline"])
+def test_what_changes_the_module_s_prediction_is_refused(change, kind, compiled):
+    (pipe, ours), given = compiled["StableDiffusionPipeline"], CALLS["StableDiffusionPipeline"]
+    if kind == "StableDiffusionInpaintPipeline":
+        given = {**given, "image": np.zeros((2, 16, 16, 3), np.float32), "mask_image": np.ones((2, 16, 16), np.float32)}
+    parts = {**pipe.components, "unet": copy.deepcopy(pipe.unet), "requires_safety_checker": False}
+    other = compile(getattr(diffusers, kind)(**parts), bundle=ours._stepfuse.predictor._bundle.path)
+    other.set_progress_bar_config(disable=True)
+    generate(other, given)
+    change(other)
+    with pytest.raises(
+        ValueError, match=r"must be those that compile\(pipe, bundle=\.\.\.\) found, and so must its settings, got"
+    ):
+        generate(other, given)
+
+
+def test_an_adapter_is_refused_beside_a_bundle(compiled):
+    pytest.importorskip("peft")
+    pipe, ours = compiled["StableDiffusionPipeline"]
+    with_lora(pipe)
+    try:
+        with pytest.raises(
+            ValueError, match=r"must be without adapters beside a bundle, got default_0: .*stepfuse lora"
+        ):
+            compile(pipe, bundle=ours._stepfuse.predictor._bundle.path)
+    finally:
+        pipe.unload_lora_weights()
 
 
 def test_arguments_that_act_on_the_module_are_refused(compiled):

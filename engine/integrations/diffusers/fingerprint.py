@@ -1,0 +1,48 @@
+"""What a module's prediction depends on, in short: to see whether it has changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sized
+from typing import Any
+
+import torch
+
+_VALUES = 64  # of each parameter
+_PLAIN = (bool, int, float, str, type(None))
+# torch's own, a configuration, and what fuse_lora notes beside the weights that it changes.
+_NOT_SETTINGS = {*vars(torch.nn.Module()), "_internal_dict", "lora_scale"} - {"training"}
+
+Fingerprint = list[tuple[str, Any]]
+
+
+def fingerprint(module: torch.nn.Module) -> Fingerprint:
+    """Names of a module's parameters with sums of some of their values, and its parts' settings.
+
+    Weights that are loaded, fused or cast change the first. A LoRA's scale, an adapter that is disabled, FreeU,
+    another attention processor and diffusers' own hooks, as of caches, change the second; torch's hooks do not.
+    """
+    found: Fingerprint = []
+    for name, parameter in module.named_parameters():
+        values = parameter.detach().reshape(-1)
+        some = values[:: max(1, len(values) // _VALUES)]
+        found.append((name, float(some.cpu().double().sum())))
+    for name, part in module.named_modules():
+        settings = {key: _setting(value) for key, value in vars(part).items() if key not in _NOT_SETTINGS}
+        found.append((name, {key: value for key, value in settings.items() if not _is_void(value)}))
+    return found
+
+
+def _is_void(value: Any) -> bool:
+    """Whether a setting is what is left of one that was taken back."""
+    return value is None or value is False or value in ({}, [])
+
+
+def _setting(value: Any) -> Any:
+    """A plain value, what a collection holds of them, or else a type and how many it holds."""
+    if isinstance(value, _PLAIN):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _setting(one) for key, one in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [_setting(one) for one in value]
+    return type(value).__name__, len(value) if isinstance(value, Sized) and not isinstance(value, torch.Tensor) else 0
