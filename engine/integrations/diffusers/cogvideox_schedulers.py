@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from operator import index
+from typing import Any
 
 import diffusers
 import numpy as np
@@ -70,7 +71,7 @@ class CogVideoXDPMScheduler(RowScheduler, diffusers.CogVideoXDPMScheduler):
             raise ValueError("timestep_back must be given beside old_pred_original_sample, got None")
         try:
             require_supported(sample, model_output)
-            levels = [
+            levels: list[Any] = [
                 *self._signals(index(timestep)),
                 *(self._numbers("alphas_cumprod")[timestep_back] for _ in before),
             ]

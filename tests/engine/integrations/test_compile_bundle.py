@@ -126,7 +126,7 @@ def test_a_lora_on_the_module_is_refused_with_the_command_that_puts_it_into_the_
     try:
         for change in (lambda: None, pipe.fuse_lora):
             change()
-            with pytest.raises(ValueError, match=r"the weights of UNet2DConditionModel must be those .*'stepfuse lora"):
+            with pytest.raises(ValueError, match=r"settings of UNet2DConditionModel must be those .*'stepfuse lora"):
                 generate(ours, CALLS["StableDiffusionPipeline"])
     finally:
         pipe.unfuse_lora()
