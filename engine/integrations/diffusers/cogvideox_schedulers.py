@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from operator import index
+from typing import Any
 
 import diffusers
 import numpy as np
@@ -70,10 +71,8 @@ class CogVideoXDPMScheduler(RowScheduler, diffusers.CogVideoXDPMScheduler):
             raise ValueError("timestep_back must be given beside old_pred_original_sample, got None")
         try:
             require_supported(sample, model_output)
-            levels = [
-                *self._signals(index(timestep)),
-                *(self._numbers("alphas_cumprod")[timestep_back] for _ in before),
-            ]
+            levels: list[Any] = [*self._signals(index(timestep))]
+            levels += [self._numbers("alphas_cumprod")[timestep_back] for _ in before]
             with np.errstate(divide="ignore"):
                 sigma, sigma_next, *sigmas_before = (float(np.sqrt(1 / np.float64(level) - 1)) for level in levels)
             kind = self.config.prediction_type
