@@ -77,9 +77,10 @@ figures: .venv-dev/.ready
 bench-quick: .venv-dev/.ready
 	.venv-dev/bin/python benchmarks/run.py --quick
 
-# Three quarters of an hour: requests come at random, at a given rate.
+# An hour and a quarter: requests come at random, at a given rate, in process and over HTTP.
 bench-load: .venv-dev/.ready
 	.venv-dev/bin/python benchmarks/mixed_load.py
+	.venv-dev/bin/python benchmarks/http_load.py
 	.venv-dev/bin/python benchmarks/saturated.py
 
 # On a machine with an NVIDIA GPU, torch with Triton, pybind11 and a C++ compiler; nothing is downloaded. All stages, or

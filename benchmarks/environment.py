@@ -11,7 +11,7 @@ from typing import Any
 
 from stepfuse import _core
 
-PACKAGES = ("stepfuse", "numpy", "onnxruntime", "torch", "diffusers")
+PACKAGES = ("stepfuse", "numpy", "onnxruntime", "openvino", "torch", "diffusers")
 #: What benchmarks and reports write themselves does not make a checkout dirty.
 WRITTEN = (":(exclude)benchmarks/results", ":(exclude)docs/*.png", ":(exclude)docs/analysis")
 

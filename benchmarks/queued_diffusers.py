@@ -1,8 +1,9 @@
-"""The peer of ``mixed_load.py``: diffusers' schedulers around the same network, a request at a time."""
+"""The peer of ``mixed_load.py`` and ``http_load.py``: diffusers' schedulers around the same network."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -34,15 +35,23 @@ class Diffusers:
             "dpmpp_2m": DPMSolverMultistepScheduler(algorithm_type="dpmsolver++", solver_order=2),
         }
 
-    @torch.inference_mode()
     def __call__(self, asked: Asked, noise: Images | None = None) -> Images:
         """The image of one request, (C, H, W)."""
-        scheduler, guided = self.schedulers[asked.sampler], asked.rows == 2
-        scheduler.set_timesteps(asked.steps)
-        generator = torch.Generator().manual_seed(asked.seed)
-        latents = torch.randn((1, *self.shape), generator=generator) if noise is None else torch.from_numpy(noise)[None]
+        return self.batch([asked], None if noise is None else noise[None])[0]
+
+    @torch.inference_mode()
+    def batch(self, asked: Sequence[Asked], noise: Images | None = None) -> Images:
+        """The images of requests of the same sampler, steps and guidance scale, (n, C, H, W)."""
+        first, n = asked[0], len(asked)
+        scheduler, guided = self.schedulers[first.sampler], first.rows == 2
+        scheduler.set_timesteps(first.steps)
+        if noise is None:
+            generators = [torch.Generator().manual_seed(one.seed) for one in asked]
+            latents = torch.cat([torch.randn((1, *self.shape), generator=generator) for generator in generators])
+        else:
+            latents = torch.from_numpy(noise)
         latents = latents * scheduler.init_noise_sigma
-        labels = np.array([self.null, asked.label] if guided else [asked.label])
+        labels = np.array([self.null] * (n * guided) + [one.label for one in asked])
         for t in scheduler.timesteps:
             model_input = torch.cat([latents] * 2) if guided else latents
             model_input = scheduler.scale_model_input(model_input, t)
@@ -51,10 +60,10 @@ class Diffusers:
             noise_pred = torch.from_numpy(self.session.run(["prediction"], feed)[0])
             if guided:
                 uncond, cond = noise_pred.chunk(2)
-                noise_pred = uncond + asked.guidance_scale * (cond - uncond)
+                noise_pred = uncond + first.guidance_scale * (cond - uncond)
             latents = scheduler.step(noise_pred, t, latents, return_dict=False)[0]
-        image: Images = latents[0].numpy()
-        return image
+        images: Images = latents.numpy()
+        return images
 
     def check(self, engine: sf.Engine) -> None:
         """Both must give the same images from the same noise."""

@@ -17,7 +17,10 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 _STEP = ("csrc/core/step",)
 _LOOP = ("csrc/core/loop", "csrc/bindings/bind_server.cpp", "engine/serving", "engine/backends/base.py")
-_ONNX = ("engine/backends/host",)
+_HOST = "engine/backends/host"
+_ONNX = tuple(
+    f"{_HOST}/{name}.py" for name in ("base", "callable", "interface", "network", "onnxruntime", "processors")
+)
 #: By result: files, and folders with all in them. Not what only decides that a call is made, as checks of arguments do.
 SOURCES: dict[str, tuple[str, ...]] = {
     "step_cpu": (*_STEP, "csrc/bindings/bind_step.cpp", "engine/samplers/step.py"),
@@ -28,6 +31,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "threads": _ONNX,
     "cold_start": ("engine/__init__.py", "engine/engine.py", "engine/bundle", "engine/files", *_ONNX, "engine/serving"),
     "mixed_load": (*_STEP, *_LOOP, *_ONNX),
+    "http_load": (*_STEP, *_LOOP, *_ONNX, "engine/server"),
     "guidance_interval": (*_STEP, *_LOOP, *_ONNX),
     "deterministic": (*_STEP, *_LOOP, *_ONNX),
     "simulate": ("csrc/core/loop", "csrc/bindings/bind_replay.cpp"),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from stepfuse import samplers
 from stepfuse.backends.cuda.config import Cuda
+from stepfuse.backends.host.config import OpenVino
 from stepfuse.bundle.bundle import Bundle, embedded_models, write_bundle
 from stepfuse.bundle.cond_input import CondInput
 from stepfuse.bundle.model_info import ModelInfo
@@ -67,6 +68,7 @@ __all__ = [
     "ModelInfo",
     "NaiveSamplerWarning",
     "NoiseSchedule",
+    "OpenVino",
     "Pictures",
     "PlanError",
     "Preview",

@@ -63,6 +63,7 @@ _BELONGS: Mapping[str, str] = {
         "requests, Engine.sample and a call of TextToImage",
     ),
     **dict.fromkeys(("device", "threads", "spinning", "max_rows", "deterministic", "serving", "verify"), "load"),
+    **dict.fromkeys(("backend", "precision"), "load"),
     "abort": "close",
 }
 

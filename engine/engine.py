@@ -17,9 +17,10 @@ from stepfuse import samplers
 from stepfuse.arguments import hinted, number, require_seconds, whole_number
 from stepfuse.backends.base import Backend
 from stepfuse.backends.cuda.config import Cuda, device_of
-from stepfuse.backends.host.base import checked_threads
 from stepfuse.backends.host.callable import CallableBackend, DenoiserFunction
-from stepfuse.bundle.bundle import DENOISER, Bundle
+from stepfuse.backends.host.config import Cpu, OpenVino
+from stepfuse.backends.host.network import as_network, open_network
+from stepfuse.bundle.bundle import Bundle
 from stepfuse.bundle.cond_input import CondInput
 from stepfuse.bundle.identity import ModelIdentity
 from stepfuse.bundle.model_info import ModelInfo
@@ -90,6 +91,8 @@ class Engine:
         max_rows: int | None = None,
         deterministic: bool | None = None,
         serving: Serving | None = None,
+        backend: str | OpenVino = "onnxruntime",
+        precision: str = "float32",
         threads: int = 0,
         spinning: bool | None = None,
         verify: bool = True,
@@ -103,51 +106,58 @@ class Engine:
             shape: Shape of one sample, where the network draws more sizes than the manifest's; None is the manifest's.
             max_rows: Most rows of one forward; a guided sample takes two. More samples than fit take turns. On a GPU 16
                 unless said otherwise, and fewer, with a warning, if memory does not suffice.
-            deterministic: Whether forwards are padded to ``max_rows`` rows, so that an image is the same to the bit
-                whatever shares them. By default its last bits may differ with the number of rows, as the network
-                library computes each number of rows in its own way.
+            deterministic: Whether forwards are padded to ``max_rows`` rows, or with OpenVINO computed row by row, so
+                that an image is the same to the bit whatever shares them. By default its last bits may differ with the
+                number of rows, as the network library computes each number of rows in its own way.
             serving: More of how requests share the engine; ``max_rows`` and ``deterministic`` change what it says.
-            threads: ONNX Runtime's threads inside an operator on the CPU, at most four a processor or 64; 0 is its own
+            backend: What runs the network on the CPU: ``onnxruntime``, ``openvino``, or an ``OpenVino`` that says how
+                it runs there.
+            precision: What the network is computed in: ``float32``, or with OpenVINO ``bf16`` or ``f16`` where the
+                processor has them. The engine's states and its step are float32 in any case.
+            threads: The back end's threads inside an operator on the CPU, at most four a processor or 64; 0 is its own
                 choice, a thread a core, or one for each processor that the process may use, if it is held to some of
                 them or its control group has a quota.
-            spinning: How these threads wait for each other: None is actively for a moment and then asleep, which is
-                near the best whatever else the machine does; True is actively for longer, which can be faster on a
-                machine of its own; False is asleep at once.
+            spinning: How ONNX Runtime's threads wait for each other: None is actively for a moment and then asleep,
+                which is near the best whatever else the machine does; True is actively for longer, which can be faster
+                on a machine of its own; False is asleep at once.
             verify: Whether checksums are compared; False trusts the files' sizes, which spares reading huge ones twice.
-            session: The network in ONNX Runtime on the CPU, of ``stepfuse.backends.host.onnxruntime.open_session``, for
-                engines of several shapes to share one; ``threads`` and ``spinning`` are then its own. None opens one.
+            session: The network on the CPU, of ``stepfuse.backends.host.network.open_network`` or ``open_session`` of
+                ``stepfuse.backends.host.onnxruntime``, for engines of several shapes to share one; the four arguments
+                above ``verify`` are then its own. None opens one.
 
         Raises:
             BundleError: If the bundle cannot be used, or its network not with this shape; the message names file, rule
                 and value.
-            ValueError: If an argument is out of bounds.
+            ValueError: If an argument is out of bounds or has no effect, or the processor has not ``precision``.
+            ImportError: If OpenVINO is asked for and missing.
             CudaError: If there is no driver or it is too old.
             KernelError: If there is no compiled step for the GPU.
             CaptureError: If the network cannot be captured, and the device says that it must.
             DenoiserError: If the library that is to run the network on the GPU cannot.
         """
         gpu = device_of(device)
-        only_on_host = {"threads": threads != 0, "spinning": spinning is not None, "session": session is not None}
-        _refuse_unused(only_on_host if gpu else {}, f"an engine on {device!r}")
-        of_session = {name: only_on_host[name] for name in ("threads", "spinning")}
+        of_session = {
+            "backend": backend != Cpu.backend,
+            "precision": precision != Cpu.precision,
+            "threads": threads != 0,
+            "spinning": spinning is not None,
+        }
+        _refuse_unused({**of_session, "session": session is not None} if gpu else {}, f"an engine on {device!r}")
         _refuse_unused(of_session if session is not None else {}, "a session of its own")
-        threads = checked_threads(threads)
+        cpu = Cpu(backend, precision, threads, spinning)
         bundle = name_or_path if isinstance(name_or_path, Bundle) else Bundle.load(name_or_path, verify=verify)
         check_defaults(bundle)
         info = bundle.info if shape is None else replace(bundle.info, shape=tuple(shape))
         serving = _serving(serving, max_rows, deterministic, GPU_ROWS if gpu else HOST_ROWS)
         if gpu is not None:
-            from stepfuse.backends.cuda.bundle_network import open_network
+            from stepfuse.backends.cuda.bundle_network import open_network as open_on_gpu
 
-            network = open_network(bundle, info, gpu, serving.row_limit)
-            return cls._on_gpu(info, network, gpu, serving, ModelIdentity.of(bundle))
+            on_gpu = open_on_gpu(bundle, info, gpu, serving.row_limit)
+            return cls._on_gpu(info, on_gpu, gpu, serving, ModelIdentity.of(bundle))
 
-        from stepfuse.backends.host.onnxruntime import OnnxRuntimeBackend, open_session
-
-        if session is None:
-            session = open_session(bundle.networks[DENOISER], threads=threads, spinning=spinning)
-        backend = OnnxRuntimeBackend(session, bundle.denoiser, info, serving.row_limit)
-        return cls(info, backend, serving, model=ModelIdentity.of(bundle))
+        network = open_network(bundle, cpu) if session is None else as_network(session, bundle)
+        on_host = network.backend(info, serving.row_limit, deterministic=serving.deterministic)
+        return cls(info, on_host, serving, model=ModelIdentity.of(bundle, network.computed_by))
 
     @classmethod
     @hinted

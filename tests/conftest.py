@@ -52,6 +52,15 @@ def pytest_configure(config):
     config.pluginmanager.register(sys.modules["recording_driver"])
 
 
+@pytest.fixture(scope="session", params=["onnxruntime", "openvino"])
+def backend(request, tmp_path_factory):
+    """What ``backend=`` takes, for each library that runs a bundle on the CPU; compiled networks stay in this run."""
+    if request.param == "onnxruntime":
+        return "onnxruntime"
+    pytest.importorskip("openvino")
+    return stepfuse.OpenVino(cache=tmp_path_factory.mktemp("compiled"))
+
+
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory):
     """``exported(name)``: the bundle of a tiny pipeline, exported once for all processes that run tests."""

@@ -13,6 +13,8 @@ BASE = {"numpy", "onnxruntime", "PIL", "rich", "typer"}  # the import names of p
 INTEGRATED = {  # what the modules of a folder, or a file, may import too, being loaded on use
     "diffusers": {"diffusers", "torch"},
     "torch.py": {"torch"},
+    "openvino": {"openvino"},
+    "ray": {"fastapi", "pyarrow", "ray", "starlette"},
     "server": {"fastapi", "prometheus_client", "pydantic", "starlette", "uvicorn"},
 }
 
@@ -73,9 +75,10 @@ SOURCES = {
 
 
 def room_of(module):
-    """The folder that a module is in, the host's and the GPU's back ends apart; a module of ``engine/`` is its own."""
+    """The folder that a module is in; back ends of the host and the GPU, and Ray, which runs what is above the other
+    integrations, are rooms of their own, and so is a module of ``engine/``."""
     parts = module.split(".")
-    if module.startswith(("stepfuse.backends.host", "stepfuse.backends.cuda")):
+    if module.startswith(("stepfuse.backends.host", "stepfuse.backends.cuda", "stepfuse.integrations.ray")):
         return ".".join(parts[:3])
     if module.startswith("stepfuse.backends."):
         return module

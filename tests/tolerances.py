@@ -21,6 +21,13 @@ NOISE = 2e-6
 #: A sample in a mixed batch against the same alone: ONNX Runtime blocks matrix products by the batch's size.
 BATCH_ONNXRUNTIME = 1e-5
 
+#: A prediction of OpenVINO in float32 against ONNX Runtime's, relative to the largest, and what a few steps make of it:
+#: the same products summed in another order.
+OPENVINO = 1e-5
+
+#: A prediction in bfloat16 against float32, relative norm: 8 bits a factor; the embedded model was at 0.9 %.
+OPENVINO_BFLOAT16 = 3e-2
+
 #: Schedules against diffusers' float32: betas relative, signal amplitudes absolute; a thousand roundings at random.
 SCHEDULE = 1e-6
 

@@ -23,6 +23,10 @@ class Backend(Protocol):
     def enqueue(self) -> Callable[[int], None] | _core.Denoiser:
         """What the loop calls with a number of rows; on a GPU it returns before the predictions are there."""
 
+    @property
+    def rowwise(self) -> bool:
+        """Whether a row's prediction is the same to the bit whatever is beside it, so that no forward needs padding."""
+
     def forward(self, rows: int) -> None:
         """Turns the first ``rows`` rows of the inputs into predictions, and returns when they are there."""
 

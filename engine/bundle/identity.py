@@ -17,20 +17,23 @@ class ModelIdentity:
     Attributes:
         name: The bundle's name.
         files: SHA-256 of each file that a picture depends on, as the manifest lists it, in hexadecimal.
+        computed_by: Library and precision where they are not ONNX Runtime and the network's own: ``openvino bf16``.
     """
 
     name: str
     files: Mapping[str, str] = field(default_factory=dict)
+    computed_by: str = ""
 
     @classmethod
-    def of(cls, bundle: Bundle) -> ModelIdentity:
-        """That of a bundle.
+    def of(cls, bundle: Bundle, computed_by: str = "") -> ModelIdentity:
+        """That of a bundle, as a library computes it.
 
         TensorRT plans, which are made of its other files, do not count, nor do tables: a picture names its own.
         """
         files = {name: str(entry["sha256"]) for name, entry in sorted(bundle.files.items())}
         left_out = {name for name in files if name.startswith(_PLANS) or name in bundle.info.tables}
-        return cls(bundle.name, {name: digest for name, digest in files.items() if name not in left_out})
+        kept = {name: digest for name, digest in files.items() if name not in left_out}
+        return cls(bundle.name, kept, computed_by)
 
     @property
     def weights(self) -> str:

@@ -9,7 +9,10 @@ numbers are those of onnx.proto.
 from __future__ import annotations
 
 import mmap
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -112,6 +115,26 @@ class OnnxFile:
     def path(self) -> Path:
         """Path of the ONNX file, for messages."""
         return self.file.path
+
+    @contextmanager
+    def laid_out(self, *, copied: bool = False) -> Iterator[str]:
+        """A path that leads to the open file, with the open external data where their locations say.
+
+        Args:
+            copied: Whether files beside each other are copies, for a library that follows no links out of a folder.
+        """
+        if not self.data:
+            yield self.file.link
+            return
+        with tempfile.TemporaryDirectory(prefix="stepfuse-") as folder:
+            for name, file in {self.path.name: self.file, **self.data}.items():
+                place = Path(folder, name)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                if copied:
+                    shutil.copyfile(file.link, place)
+                else:
+                    place.symlink_to(file.link)
+            yield str(Path(folder, self.path.name))
 
     def require_unchanged(self) -> None:
         """Checks that what was loaded is what was checked.

@@ -11,6 +11,7 @@ import typer
 
 import stepfuse as sf
 from stepfuse.cli.analyze import analyze
+from stepfuse.cli.batch import batch
 from stepfuse.cli.command import Command, Commands
 from stepfuse.cli.doctor import doctor
 from stepfuse.cli.export import export
@@ -52,6 +53,15 @@ COMMANDS = (
         (
             "stepfuse interpolate fashion --cond sneaker -n 12 -o walk.gif",
             "stepfuse interpolate fashion --grid 5x8 --seeds 0,1,2,3 -o grid.png",
+        ),
+    ),
+    (
+        batch,
+        _DRAW,
+        (
+            "stepfuse batch requests.jsonl -o pictures",
+            "stepfuse batch requests.csv --model my-pipeline --format webdataset -o shards",
+            "stepfuse batch requests.jsonl -o pictures --ray local --actors 2",
         ),
     ),
     (serve, _SERVE, ("stepfuse serve fashion", "stepfuse serve fashion cats=my-pipeline --port 9000 --calibrate")),

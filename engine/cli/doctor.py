@@ -66,7 +66,7 @@ def doctor(*, report: Report) -> None:
 
 
 def examine() -> list[Finding]:
-    """Examines this machine; imports none of the extras, but opens the GPU if there is one."""
+    """Examines this machine; of the extras it imports OpenVINO alone, and it opens the GPU if there is one."""
     return [
         Finding("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}", "everything"),
         Finding("instruction sets", ", ".join(_core.isas()), "the fused step on the CPU"),
@@ -74,6 +74,7 @@ def examine() -> list[Finding]:
         *(_model(name) for name in embedded_models()),
         _package("tokenizers", "prompts", pip_install("text")),
         *(_package(package, "exporting models", pip_install("export")) for package in _EXPORTERS),
+        _openvino(),
         _tensorrt(),
         _package("triton", "compiling the step for GPUs", pip_install("kernels")),
         _driver(),
@@ -114,6 +115,21 @@ def _model(name: str) -> Finding:
     except BundleError as error:
         return Finding(f"model {name}", "", f"sampling it ({error})", "pip install --force-reinstall stepfuse", True)
     return Finding(f"model {name}", "checksums match", "sampling it", required=True)
+
+
+def _openvino() -> Finding:
+    missing = _package("openvino", "backend='openvino'", pip_install("openvino"))
+    if not missing.found:
+        return missing
+    try:
+        import openvino
+
+        from stepfuse.backends.host.openvino.library import precisions
+
+        found = f"{missing.found}: computes in {', '.join(precisions(openvino.Core()))}"
+    except (ImportError, RuntimeError) as error:
+        return Finding("openvino", "", f"backend='openvino' ({error})", pip_install("openvino"))
+    return Finding("openvino", found, "backend='openvino'")
 
 
 def _tensorrt() -> Finding:

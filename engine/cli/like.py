@@ -155,13 +155,17 @@ class Likeness:
             warn(f"{self.path} was drawn with another model: {', '.join(differences[:4])}")
 
     def compare(self, made: Provenance) -> None:
-        """Warns of what was drawn from another image, or on other noise levels, than the picture."""
+        """Warns of what was drawn from another image, by another library or on other noise levels than the picture."""
         recorded = self.made
         if recorded is None:
             return
         for name in ("image", "mask"):
             if getattr(recorded, name) not in (None, getattr(made, name)):
                 warn(f"--{name} is another than the one that {self.path} was drawn with")
+        now, then = (one.model.computed_by or "onnxruntime float32" for one in (made, recorded))
+        if now != then:
+            text = f"{self.path} was drawn with its network in {then}, and now in {now}: see --backend and --precision"
+            warn(text)
         same = recorded.sampler_arguments == Provenance.from_json(made.to_json()).sampler_arguments
         if same and recorded.table != made.table:
             warn(f"{self.path} was drawn with other coefficients of {made.sampler}: the model's schedule has changed")

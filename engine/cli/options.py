@@ -163,6 +163,16 @@ class Machine:
     device: Annotated[
         str, typer.Option(metavar="TEXT", help="cpu, cuda, or cuda:N for one of several GPUs.", rich_help_panel=MACHINE)
     ] = "cpu"
+    backend: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="Of the CPU: onnxruntime, or openvino, an extra.", rich_help_panel=MACHINE),
+    ] = "onnxruntime"
+    precision: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="Of the network: float32, or with openvino bf16 or f16.", rich_help_panel=MACHINE
+        ),
+    ] = "float32"
     threads: Threads = 0
     spinning: Annotated[
         bool | None,

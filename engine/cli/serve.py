@@ -74,7 +74,7 @@ def serve(
 ) -> None:
     """Serve models over HTTP, with OpenAI's images API and live previews. SIGTERM drains; a second one gives up."""
     from stepfuse.server import Limits, create_app
-    from stepfuse.server.loading import costs_text, load_model, read_costs
+    from stepfuse.server.loading import costs_text, load_model, named, read_costs
     from stepfuse.server.logs import log_to_stderr
     from stepfuse.server.run import serve as run
 
@@ -95,7 +95,7 @@ def serve(
         else:
             measured = {} if costs is None else read_costs(costs)
         app = create_app(
-            _by_name(served),
+            named((model.name, model) for model in served),
             limits=Limits(images=max_images, steps=max_steps, pixels=max_pixels),
             api_keys=keys,
             cors_origins=cors_origin or (),
@@ -122,15 +122,6 @@ def _calibrated(served: list[ServedModel]) -> dict[str, sf.CostCurve]:
     for model in engines:
         model.warm_up(calibrate=True)
     return {model.name: model.cost for model in engines if model.cost is not None}
-
-
-def _by_name(served: list[ServedModel]) -> dict[str, ServedModel]:
-    found: dict[str, ServedModel] = {}
-    for model in served:
-        if model.name in found:
-            raise ValueError(f"models must have names of their own, two are {model.name!r}: give NAME=FOLDER")
-        found[model.name] = model
-    return found
 
 
 def _keys(file: Path | None) -> list[str]:

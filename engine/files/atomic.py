@@ -23,11 +23,19 @@ _NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.E
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Holds the lock of a folder; waits for it. Where the file system has no locks, it is not held."""
+def locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
+    """Holds the lock of a folder. Where the file system has no locks, it is not held.
+
+    Args:
+        folder: The folder.
+        wait: Whether it waits for another process that holds it.
+
+    Raises:
+        BlockingIOError: If another process holds it, and ``wait`` is not set.
+    """
     handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        _lock(handle)
+        _lock(handle, wait=wait)
         yield
     finally:
         os.close(handle)
@@ -104,9 +112,9 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def _lock(handle: int) -> None:
+def _lock(handle: int, *, wait: bool = True) -> None:
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise

@@ -5,6 +5,6 @@ from typing import Any
 
 
 def __getattr__(name: str) -> Any:
-    if name != "diffusers":
+    if name not in ("diffusers", "ray"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return import_module(f"{__name__}.diffusers")
+    return import_module(f"{__name__}.{name}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -129,6 +130,13 @@ def save_options(
     if quality is None:
         return options
     return {**options, "quality": quality} | ({"lossless": False} if options["format"] == "WEBP" else {})
+
+
+def file_bytes(picture: Image.Image, options: Mapping[str, Any]) -> bytes:
+    """A picture's file in memory; ``options`` are those of ``save_options``."""
+    file = io.BytesIO()
+    picture.save(file, **options)
+    return file.getvalue()
 
 
 def save_animation(

@@ -78,6 +78,15 @@ class PromptEncoder:
         self._stage.require_open()
         return [self._tokens(prompt) for prompt in prompts]
 
+    def unread(self, prompt: str) -> list[str]:
+        """What the warnings of ``tokens`` say of a prompt: nothing unless it is cut.
+
+        Raises:
+            Exception: As ``tokens`` does.
+        """
+        self._stage.require_open()
+        return self._read(prompt)[1]
+
     def encode(self, tokens: Sequence[Tokens]) -> dict[str, Array]:
         """The conditioning of each prompt, of which these are the tokens.
 
@@ -101,21 +110,27 @@ class PromptEncoder:
         self._stage.close()
 
     def _tokens(self, prompt: str) -> Tokens:
-        """Token ids for each input, cut and padded to its length."""
+        """Token ids for each input, cut and padded to its length; warns of cuts."""
+        found, cuts = self._read(prompt)
+        for text in cuts:
+            warnings.warn(text, PromptCutWarning, stacklevel=_caller_stacklevel())
+            # Logged too: Python shows a warning once, or not at all.
+            logger.info("%s (in %r)", text, prompt[:_SHOWN], extra={"request_id": ""})
+        return found
+
+    def _read(self, prompt: str) -> tuple[Tokens, list[str]]:
+        """The token ids, and a message for each text that is cut off."""
         found, cuts = [], {}
         for one, tokenizer in zip(self._prompts, self._tokenizers, strict=True):
             ids, unread = tokenizer.encode(prompt)
             if unread:
                 cuts[unread] = one.length
             found.append(ids)
-        for unread, length in cuts.items():
-            text = f"a prompt is cut after {length} tokens: {unread[:_SHOWN]!r} is not read"
-            if len(self._prompts) > 1:
-                text += " by a text encoder of that context"
-            warnings.warn(text, PromptCutWarning, stacklevel=_caller_stacklevel())
-            # Logged too: Python shows a warning once, or not at all.
-            logger.info("%s (in %r)", text, prompt[:_SHOWN], extra={"request_id": ""})
-        return tuple(found)
+        whose = " by a text encoder of that context" if len(self._prompts) > 1 else ""
+        return tuple(found), [
+            f"a prompt is cut after {length} tokens: {unread[:_SHOWN]!r} is not read{whose}"
+            for unread, length in cuts.items()
+        ]
 
     def _encode_tokens(self, tokens: Tokens) -> dict[str, Array]:
         feeds = {one.input: np.array([ids], dtype=np.int64) for one, ids in zip(self._prompts, tokens, strict=True)}

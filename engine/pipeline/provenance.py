@@ -28,7 +28,7 @@ class Provenance:
 
     Attributes:
         version: Of stepfuse.
-        model: Name and digests of the model.
+        model: Name and digests of the model, and what computed it.
         sampler: The sampler's name.
         options: All its arguments but the schedule, guidance scale, eta, spacing, timesteps and interval among them.
         guidance_rescale: As in ``StepTable.adapt``.
@@ -101,6 +101,8 @@ class Provenance:
             if value != one.default:
                 found[one.name] = plain(value)
         found["model"] = {"name": self.model.name, "files": dict(self.model.files)}
+        if self.model.computed_by:
+            found["model"]["computed_by"] = self.model.computed_by
         return json.dumps(found, default=str)
 
     @property
@@ -161,9 +163,12 @@ def _digest(value: Any) -> bool:
 
 
 def _model(value: Any) -> bool:
-    if not isinstance(value, dict) or value.keys() != {"name", "files"} or not isinstance(value["files"], dict):
+    if not isinstance(value, dict) or value.keys() - {"computed_by"} != {"name", "files"}:
         return False
-    return all(isinstance(one, str) for one in (value["name"], *value["files"].values()))
+    if not isinstance(value["files"], dict):
+        return False
+    texts = (value["name"], value.get("computed_by", ""), *value["files"].values())
+    return all(isinstance(one, str) for one in texts)
 
 
 _REQUIRED = ("version", "model", "sampler", "options", "table", "steps", "steps_done", "seed")
@@ -201,5 +206,5 @@ def _checked(name: str, value: Any) -> Any:
     if not holds(value):
         raise ValueError(f"{name} must be {rule}, got {brief(value)}")
     if name == "model":
-        return ModelIdentity(value["name"], value["files"])
+        return ModelIdentity(**value)
     return tuple(value) if name in ("batch", "dynamic_threshold", "apg") else value

@@ -17,8 +17,9 @@ import numpy.typing as npt
 
 from stepfuse.arguments import hinted
 from stepfuse.backends.cuda.config import Cuda, device_of
-from stepfuse.backends.host.onnxruntime import open_session
-from stepfuse.bundle.bundle import DENOISER, Bundle
+from stepfuse.backends.host.config import Cpu, OpenVino
+from stepfuse.backends.host.network import open_network
+from stepfuse.bundle.bundle import Bundle
 from stepfuse.bundle.identity import ModelIdentity
 from stepfuse.bundle.pipeline_info import PipelineInfo
 from stepfuse.display import NAME, printable
@@ -62,6 +63,8 @@ class TextToImage:
         self,
         bundle: Bundle,
         *,
+        backend: str | OpenVino = "onnxruntime",
+        precision: str = "float32",
         threads: int = 0,
         spinning: bool | None = None,
         serving: Serving | None = None,
@@ -73,19 +76,20 @@ class TextToImage:
             raise BundleError(f"{bundle.path}: a pipeline's samples must have shape (C, h, w), got {bundle.info.shape}")
         self.bundle = bundle
         self._model, self._pipeline = bundle.info, bundle.pipeline
+        cpu = Cpu(backend, precision, threads, spinning)
         self._prompts = PromptEncoder(bundle, threads=threads)
         self._vae = Vae(bundle, threads=threads, tile=tile)
         conditioning = PromptConditioning(self._model, self._pipeline, self._prompts)
         self._preparation = Preparation(self._model, self._pipeline, conditioning, self._vae, Compiler(bundle.info))
-        session = open_session(bundle.networks[DENOISER], threads=threads, spinning=spinning)
+        network = open_network(bundle, cpu)
         serving_of = partial(_serving_of, self._pipeline, serving or Serving())
         self._engines = Engines(
-            lambda shape: Engine.load(bundle, shape=shape, session=session, serving=serving_of(shape))
+            lambda shape: Engine.load(bundle, shape=shape, session=network, serving=serving_of(shape))
         )
         with self._engines.use(bundle.info.shape):  # raises if the network does not fit its manifest
             pass
         self.serving = serving_of(bundle.info.shape)
-        self._identity = ModelIdentity.of(bundle)
+        self._identity = ModelIdentity.of(bundle, network.computed_by)
         self._serving_of = serving_of
         self._service = PictureService(
             self._engines, self._preparation, self._prompts, self._vae, serving_of, self.serving.max_queue
@@ -101,6 +105,8 @@ class TextToImage:
         *,
         device: str | Cuda = "cpu",
         max_rows: int | None = None,
+        backend: str | OpenVino = "onnxruntime",
+        precision: str = "float32",
         threads: int = 0,
         spinning: bool | None = None,
         serving: Serving | None = None,
@@ -114,7 +120,9 @@ class TextToImage:
             device: ``cpu``, the only one for now; ``Engine.load`` runs the denoiser by itself on a GPU.
             max_rows: Most rows of one forward of the denoiser; a guided picture takes two. By default as many as hold
                 1024 x 1024 pixels, from 2 to 64. Rows beyond that wait for later forwards.
-            threads: ONNX Runtime's threads inside an operator, as in ``Engine.load``.
+            backend: What runs the denoiser, as in ``Engine.load``; text encoder and VAE run in ONNX Runtime.
+            precision: What the denoiser is computed in, likewise.
+            threads: Threads inside an operator, likewise.
             spinning: How the denoiser's threads wait for each other, likewise.
             serving: How calls share the denoiser, as in ``Engine.load``; ``max_rows`` changes what it says.
             verify: Whether checksums are compared; False trusts the files' sizes.
@@ -123,9 +131,9 @@ class TextToImage:
 
         Raises:
             BundleError: If the bundle cannot be used.
-            ImportError: If ``tokenizers`` is not installed.
-            ValueError: If ``device`` is not the CPU, the bundle takes no prompts, ``max_rows`` is below 1, or ``Vae``
-                refuses ``tile``.
+            ImportError: If ``tokenizers`` is not installed, or OpenVINO where it is asked for.
+            ValueError: If ``device`` is not the CPU, the bundle takes no prompts, ``max_rows`` is below 1, ``Vae``
+                refuses ``tile``, or ``Engine.load`` would refuse an argument.
         """
         if device_of(device) is not None:
             raise ValueError(
@@ -135,7 +143,8 @@ class TextToImage:
         bundle = path if isinstance(path, Bundle) else Bundle.load(path, verify=verify)
         if max_rows is not None:
             serving = replace(serving or Serving(), max_rows=max_rows)
-        return cls(bundle, threads=threads, spinning=spinning, serving=serving, tile=tile)
+        how: dict[str, Any] = {"backend": backend, "precision": precision, "threads": threads, "spinning": spinning}
+        return cls(bundle, **how, serving=serving, tile=tile)
 
     def __call__(
         self,
@@ -332,6 +341,14 @@ class TextToImage:
             PromptCutWarning: If a prompt is longer than the text encoder's context.
         """
         return self._prompts.encode(self._prompts.tokens(as_texts("prompt", prompt)))
+
+    def unread(self, prompt: str) -> list[str]:
+        """Messages of what the text encoders do not read of a prompt, being longer than their context; mostly none.
+
+        Raises:
+            Exception: As a call does for the prompt.
+        """
+        return self._prompts.unread(prompt)
 
     def conditioning(
         self, prompt: str | Sequence[str], *, negative_prompt: str | Sequence[str] | None = None

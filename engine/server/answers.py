@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from stepfuse.pipeline.pictures import Pictures as DrawnPictures
 from stepfuse.requests.prompt_request import PromptRequest
 from stepfuse.server.drawing import ClientGoneError, draw, unless_gone, watch
 from stepfuse.server.encoding import MEDIA_TYPES, as_base64, drawn, picture_file
-from stepfuse.server.errors import api_error
+from stepfuse.server.errors import ApiError, api_error
 from stepfuse.server.events import EventStream, events_of
 from stepfuse.server.limits import Limits
 from stepfuse.server.models import ServedModel
@@ -30,11 +31,13 @@ class Served:
         models: The first one draws what names none.
         limits: What a client may ask for.
         store: Keeps pictures for their urls.
+        replicated: Whether other replicas of the app answer the same clients.
     """
 
     models: Sequence[ServedModel]
     limits: Limits
     store: Store
+    replicated: bool = False
 
 
 async def answer(
@@ -60,6 +63,9 @@ async def answer(
     """
     model = model_of(served.models, asked.model)
     request.state.user, request.state.model = asked.safety_identifier or asked.user, model.name
+    if asked.response_format == "url" and served.replicated:  # one has the picture, any may be asked for it
+        rule = "response_format must be b64_json where several replicas answer, got 'url'"
+        raise ApiError(400, rule, param="response_format")
     try:
         requests = requests_of(asked, model, served.limits, request.state.request_id, **(given or {}))
         if asked.stream:
@@ -76,6 +82,7 @@ async def answer(
             output_format=asked.output_format,
             size=data[0].drawn.size,
             safety_identifier=asked.safety_identifier or asked.user,
+            warnings=await asyncio.to_thread(model.warnings, requests[0]) or None,
         )
         return Response(found.model_dump_json(exclude_none=True), media_type="application/json")
     except ClientGoneError:

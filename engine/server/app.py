@@ -16,7 +16,7 @@ from stepfuse.engine import Engine
 from stepfuse.pipeline.text_to_image import TextToImage
 from stepfuse.server.answers import Served
 from stepfuse.server.class_model import ClassModel
-from stepfuse.server.errors import answer_error
+from stepfuse.server.errors import answer_error, of_one_replica
 from stepfuse.server.front import Front
 from stepfuse.server.http_metrics import CONTENT_TYPE, HttpMetrics
 from stepfuse.server.keys import Keys
@@ -41,6 +41,7 @@ def create_app(
     cors_origins: Collection[str] = (),
     warm_up: bool = True,
     calibrate: bool | Mapping[str, CostCurve] = False,
+    replicated: bool = False,
 ) -> FastAPI:
     """An ASGI app that draws with these models, with OpenAI's routes for images.
 
@@ -56,16 +57,20 @@ def create_app(
         warm_up: Whether each model runs once before ``/ready`` says so; requests that come before are served.
         calibrate: Whether the cost of forwards is measured then, or costs by the models' names that were measured
             before: for deadlines, and for how many rows a forward takes. Engines alone have one.
+        replicated: Whether other replicas of the app answer the same clients. What one of them has is then refused,
+            since any may be asked for it: urls, ``/sdapi/v1/progress`` and ``/metrics``. A reader of live events is
+            let go after five seconds, and asks again.
 
     Raises:
         ValueError: If there is no model, a name is empty, a model cannot be served or calibrated, or a key is refused.
-        TypeError: If a model is neither an engine nor a ``TextToImage``.
+        TypeError: If a model is neither an engine nor a ``TextToImage``, or a list is one text.
     """
     limits = limits or Limits()
     served = [_served(name, model) for name, model in models.items()]
     if not served:
         raise ValueError("models must hold at least one model, got none")
-    costs = _costs(served, calibrate)
+    origins = checked_origins(cors_origins)
+    costs = checked_costs([model.name for model in served if model.classes is not None], calibrate)
     lifecycle, metrics = Lifecycle(), HttpMetrics(served)
 
     def run_once() -> None:
@@ -89,14 +94,12 @@ def create_app(
         app.add_exception_handler(kind, answer_error)
     store = Store(limits.stored_bytes, limits.stored_seconds)
     for routes in (openai_routes, webui_routes):
-        app.include_router(routes(Served(served, limits, store)))
-    app.include_router(page_routes(served, lifecycle))
-    _add_probes(app, lifecycle, metrics)
+        app.include_router(routes(Served(served, limits, store, replicated)))
+    app.include_router(page_routes(served, lifecycle, replicated=replicated))
+    _add_probes(app, lifecycle, None if replicated else metrics)
     app.add_middleware(Front, keys=Keys(api_keys), limits=limits, uploads=UPLOADS, lifecycle=lifecycle, metrics=metrics)
-    if cors_origins:
-        app.add_middleware(
-            CORSMiddleware, allow_origins=list(cors_origins), allow_methods=["GET", "POST"], allow_headers=["*"]
-        )
+    if origins:
+        app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=["*"])
     return app
 
 
@@ -106,7 +109,7 @@ UPLOADS = (EDITS, IMG2IMG)
 _ABOUT = "Pictures by trained diffusion models: OpenAI's images API, with previews, priorities and deadlines."
 
 
-def _add_probes(app: FastAPI, lifecycle: Lifecycle, metrics: HttpMetrics) -> None:
+def _add_probes(app: FastAPI, lifecycle: Lifecycle, metrics: HttpMetrics | None) -> None:
     @app.get("/health", tags=["service"], summary="Whether the service is alive")
     async def health() -> dict[str, str]:
         return {"status": "alive"}
@@ -120,6 +123,8 @@ def _add_probes(app: FastAPI, lifecycle: Lifecycle, metrics: HttpMetrics) -> Non
 
     @app.get("/metrics", tags=["service"], summary="Counters for Prometheus", response_class=Response)
     async def scrape() -> Response:
+        if metrics is None:
+            raise of_one_replica("counters are", "read them of each by itself")
         return Response(metrics.text(), headers={"Content-Type": CONTENT_TYPE})
 
 
@@ -137,8 +142,27 @@ def _served(name: str, model: Engine | TextToImage | ServedModel) -> ServedModel
     raise TypeError(f"a model must be an Engine or a TextToImage, got {type(model).__name__}")
 
 
-def _costs(served: list[ServedModel], calibrate: bool | Mapping[str, CostCurve]) -> dict[str, bool | CostCurve]:
-    engines = [model.name for model in served if model.classes is not None]
+def checked_origins(cors_origins: Collection[str]) -> list[str]:
+    """Origins of web pages.
+
+    Raises:
+        TypeError: If they are one text.
+    """
+    if isinstance(cors_origins, str):
+        raise TypeError(f"cors_origins must be a list of origins, got {cors_origins!r}")
+    return list(cors_origins)
+
+
+def checked_costs(engines: Collection[str], calibrate: bool | Mapping[str, CostCurve]) -> dict[str, bool | CostCurve]:
+    """What each engine is calibrated by.
+
+    Args:
+        engines: Their names.
+        calibrate: As in ``create_app``.
+
+    Raises:
+        ValueError: If it names others.
+    """
     if isinstance(calibrate, bool):
         return dict.fromkeys(engines, True) if calibrate else {}
     if unknown := calibrate.keys() - set(engines):

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from stepfuse.bundle.bundle import Bundle
+from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.bundle.pipeline_info import VAE_DECODER
 from stepfuse.display import brief
 from stepfuse.engine import Engine
@@ -22,6 +23,20 @@ from stepfuse.requests.request import Request
 from stepfuse.server.models import Drawing, ServedModel, Watched
 from stepfuse.serving.config import CostCurve
 from stepfuse.serving.reporting import Observer
+
+
+def check_served(info: ModelInfo, bundle: Bundle | None = None) -> bool:
+    """Whether a model has a VAE, of those that can be served as an engine.
+
+    Raises:
+        ValueError: If there are several conditioning inputs, or the samples are no pictures.
+    """
+    latent = bundle is not None and bundle.pipeline is not None and bundle.file(VAE_DECODER) is not None
+    if len(info.shape) != 3 or not (latent or info.shape[0] in (1, 3)):
+        raise ValueError(f"a model must sample pictures, shape (1 or 3, H, W), to be served, got {info.shape}")
+    if len(info.cond) > 1:
+        raise ValueError(f"a model must have one conditioning input at most to be served, got {len(info.cond)}")
+    return latent
 
 
 class ClassModel(ServedModel):
@@ -39,11 +54,7 @@ class ClassModel(ServedModel):
 
     def __init__(self, name: str, engine: Engine, *, bundle: Bundle | None = None, threads: int = 0) -> None:
         info = engine.info
-        latent = bundle is not None and bundle.pipeline is not None and bundle.file(VAE_DECODER) is not None
-        if len(info.shape) != 3 or not (latent or info.shape[0] in (1, 3)):
-            raise ValueError(f"a model must sample pictures, shape (1 or 3, H, W), to be served, got {info.shape}")
-        if len(info.cond) > 1:
-            raise ValueError(f"a model must have one conditioning input at most to be served, got {len(info.cond)}")
+        latent = check_served(info, bundle)
         self._engine = engine
         self._vae: Vae | None = None
         self._cell = 1

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import base64
-import io
 
 from PIL import Image
 
-from stepfuse.pipeline.image_files import save_options
+from stepfuse.pipeline.image_files import file_bytes, save_options
 from stepfuse.pipeline.pictures import Pictures
 from stepfuse.server.models import ServedModel
 from stepfuse.server.schema import Asked, Drawn, Format
@@ -18,13 +17,13 @@ MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 def picture_file(pictures: Pictures, asked: Asked) -> bytes:
     """The file of one picture, which holds how it was drawn."""
     options = save_options(f".{asked.output_format}", pictures.facts[0], quality=asked.output_compression)
-    return _saved(pictures[0], options)
+    return file_bytes(pictures[0], options)
 
 
 def preview_file(image: Image.Image, format: Format = "png", quality: int | None = None) -> bytes:
     """The file of a preview: a PNG compressed quickly, since another one follows."""
     options = save_options(f".{format}", {}, quality=quality)
-    return _saved(image, {**options, "optimize": False, "compress_level": 1} if format == "png" else options)
+    return file_bytes(image, {**options, "optimize": False, "compress_level": 1} if format == "png" else options)
 
 
 def as_base64(data: bytes) -> str:
@@ -34,25 +33,9 @@ def as_base64(data: bytes) -> str:
 
 def drawn(pictures: Pictures, model: ServedModel, id: str) -> Drawn:
     """How one picture was drawn."""
-    [made] = pictures.provenance
-    return Drawn(
-        id=id,
-        model=model.name,
-        digest=model.digest,
-        size=f"{pictures.pixels.shape[2]}x{pictures.pixels.shape[1]}",
-        sampler=made.sampler,
-        steps=made.steps,
-        guidance_scale=made.options.get("guidance_scale", 1.0),
-        seed=made.seed,
-    )
+    return Drawn(id=id, **model.drawn(pictures))
 
 
 def size_of(image: Image.Image) -> str:
     """WIDTHxHEIGHT."""
     return f"{image.width}x{image.height}"
-
-
-def _saved(image: Image.Image, options: dict[str, object]) -> bytes:
-    file = io.BytesIO()
-    image.save(file, **options)  # type: ignore[arg-type]
-    return file.getvalue()

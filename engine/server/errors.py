@@ -71,6 +71,17 @@ class ApiError(HTTPException):
         self.body = {"error": {"message": shortened(message), "type": type, "param": param, "code": code}}
 
 
+def of_one_replica(what: str, instead: str) -> ApiError:
+    """The refusal of what one replica has, while any of several may be asked.
+
+    Args:
+        what: It has.
+        instead: What to do.
+    """
+    message = f"{what} of one replica, and any of several may be asked here: {instead}"
+    return ApiError(404, message, code="of_one_replica")
+
+
 def api_error(error: BaseException, retry_after: int = 1) -> ApiError:
     """The answer to a request that the engine has refused, or that has failed.
 

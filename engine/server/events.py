@@ -152,7 +152,8 @@ def _completed(model: ServedModel, request: PromptRequest, watched: Watched, pre
     pictures = watched.finish(preview)
     made = drawn(pictures, model, request.id or "").model_dump()
     fields = _fields(pictures[0], picture_file(pictures, asked), asked)
-    return {"type": "completed", **fields, "usage": _USAGE, "drawn": made}
+    said = {"warnings": found} if (found := model.warnings(request)) else {}
+    return {"type": "completed", **fields, "usage": _USAGE, "drawn": made, **said}
 
 
 def _fields(image: Image.Image, data: bytes, asked: Asked) -> Event:

@@ -65,8 +65,9 @@ class Front:
         self._metrics.in_flight.inc()
         try:
             answer.id = state["request_id"] = _id_of(headers)
-            self._keys.check(scope["path"], headers.get("authorization"))
-            most = self._limits.upload_bytes if scope["path"] in self._uploads else self._limits.body_bytes
+            path = scope["path"].removeprefix(scope.get("root_path", ""))  # an app may be mounted below another path
+            self._keys.check(path, headers.get("authorization"))
+            most = self._limits.upload_bytes if path in self._uploads else self._limits.body_bytes
             body = _Body(receive, headers, most, self._limits.body_seconds)
             with parent_of(headers):
                 if scope["method"] == "POST":

@@ -14,6 +14,15 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100)
 
 
+def collector_of(models: Sequence[ServedModel]) -> EngineCollector:
+    """The counters of models, labelled with their names."""
+    first, *others = models
+    collector = EngineCollector(first.stats, {"model": first.name})
+    for model in others:
+        collector.add(model.stats, {"model": model.name})
+    return collector
+
+
 class HttpMetrics:
     """Of one app, in a registry of its own.
 
@@ -23,11 +32,7 @@ class HttpMetrics:
 
     def __init__(self, models: Sequence[ServedModel]) -> None:
         self._registry = CollectorRegistry()
-        first, *others = models
-        collector = EngineCollector(first.stats, {"model": first.name})
-        for model in others:
-            collector.add(model.stats, {"model": model.name})
-        self._registry.register(collector)
+        self._registry.register(collector_of(models))
         labels, registry = ("method", "route", "status"), self._registry
         self.requests = Counter("stepfuse_http_requests", "Requests answered.", labels, registry=registry)
         self.in_flight = Gauge("stepfuse_http_requests_in_flight", "Requests not yet answered.", registry=registry)

@@ -20,9 +20,12 @@ class Keys:
 
     Raises:
         ValueError: If one is empty or not ASCII.
+        TypeError: If ``keys`` is one text, each character of which would be a key.
     """
 
     def __init__(self, keys: Collection[str]) -> None:
+        if isinstance(keys, str):
+            raise TypeError("api_keys must be a list of keys, got one text")
         for key in keys:
             if not (key and key.isascii() and key.isprintable() and key == key.strip()):
                 raise ValueError("an API key must be of printable ASCII characters, without spaces around it")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -57,19 +58,20 @@ class Live:
     Args:
         models: What is served.
         lifecycle: When it drains, readers are let go.
+        seconds: Readers are let go after this long, to ask again.
     """
 
-    def __init__(self, models: Sequence[ServedModel], lifecycle: Lifecycle) -> None:
-        self._models, self._lifecycle = models, lifecycle
+    def __init__(self, models: Sequence[ServedModel], lifecycle: Lifecycle, seconds: float = math.inf) -> None:
+        self._models, self._lifecycle, self._seconds = models, lifecycle, seconds
         self._watches: list[Watch] = []
 
     async def events(self) -> AsyncIterator[Mapping[str, Any]]:
-        """An event each tick until the service drains."""
-        watch = Watch(self._models)
+        """An event each tick until the service drains, or the time is up."""
+        watch, end = Watch(self._models), time.monotonic() + self._seconds
         self._watches.append(watch)
         self._observe()
         try:
-            while not self._lifecycle.draining:
+            while not self._lifecycle.draining and time.monotonic() < end:
                 yield watch.event()
                 await asyncio.sleep(_TICK)
         finally:

@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from stepfuse.bundle.bundle import Bundle
 from stepfuse.display import brief
 from stepfuse.engine import Engine
 from stepfuse.files.strict_json import parse_json
 from stepfuse.pipeline.text_to_image import TextToImage
-from stepfuse.server.class_model import ClassModel
+from stepfuse.server.class_model import ClassModel, check_served
 from stepfuse.server.models import ServedModel
 from stepfuse.server.prompt_model import PromptModel
 from stepfuse.serving.config import CostCurve
 
+T = TypeVar("T")
 
-def load_model(given: str, *, threads: int = 0, **arguments: Any) -> ServedModel:
-    """Loads a bundle, with its pipeline where it takes prompts.
+
+def find_model(given: str, *, verify: bool = True) -> tuple[str, Bundle]:
+    """The name that a model is served under, and its bundle, which is read and not loaded.
 
     Args:
         given: An embedded model's name or a folder, which is served under the bundle's name, or ``NAME=FOLDER``.
-        threads: As in ``Engine.load``.
-        **arguments: More of it, or of ``TextToImage.load``.
+        verify: Whether checksums are compared.
 
     Raises:
         BundleError: If it cannot be used.
@@ -33,16 +34,47 @@ def load_model(given: str, *, threads: int = 0, **arguments: Any) -> ServedModel
     name, separator, path = given.partition("=")
     if not separator:
         name, path = "", given
-    bundle = Bundle.load(path)
-    name = name or bundle.name
-    if bundle.pipeline is not None and bundle.pipeline.prompts:
+    bundle = Bundle.load(path, verify=verify)
+    if not takes_prompts(bundle):
+        check_served(bundle.info, bundle)
+    return name or bundle.name, bundle
+
+
+def takes_prompts(bundle: Bundle) -> bool:
+    """Whether a bundle is served as a pipeline with prompts, not as an engine with classes."""
+    return bundle.pipeline is not None and bool(bundle.pipeline.prompts)
+
+
+def named(models: Iterable[tuple[str, T]]) -> dict[str, T]:
+    """What is served, by name.
+
+    Raises:
+        ValueError: If two have the same name.
+    """
+    found: dict[str, T] = {}
+    for name, model in models:
+        if name in found:
+            raise ValueError(f"models must have names of their own, two are {name!r}: give NAME=FOLDER")
+        found[name] = model
+    return found
+
+
+def load_model(given: str, *, threads: int = 0, **arguments: Any) -> ServedModel:
+    """Loads a bundle, with its pipeline where it takes prompts.
+
+    Args:
+        given: As in ``find_model``.
+        threads: As in ``Engine.load``.
+        **arguments: More of it, or of ``TextToImage.load``.
+
+    Raises:
+        BundleError: If it cannot be used.
+        ValueError: If it cannot be served.
+    """
+    name, bundle = find_model(given)
+    if takes_prompts(bundle):
         return PromptModel(name, TextToImage.load(bundle, threads=threads, **arguments))
-    engine = Engine.load(bundle, threads=threads, **arguments)
-    try:
-        return ClassModel(name, engine, bundle=bundle, threads=threads)
-    except ValueError:
-        engine.close()
-        raise
+    return ClassModel(name, Engine.load(bundle, threads=threads, **arguments), bundle=bundle, threads=threads)
 
 
 def read_costs(path: Path) -> dict[str, CostCurve]:

@@ -16,6 +16,7 @@ from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.pipeline.pictures import Pictures
 from stepfuse.requests.prompt_request import PromptRequest
 from stepfuse.samplers import SAMPLERS
+from stepfuse.samplers.names import steps_asked
 from stepfuse.serving.config import CostCurve, Serving
 from stepfuse.serving.reporting import Observer
 from stepfuse.serving.stream import PreviewStream
@@ -90,6 +91,10 @@ class ServedModel(ABC):
             Exception: As ``submit`` does.
         """
 
+    def warnings(self, request: PromptRequest) -> list[str]:
+        """What of a request, which was taken, has no effect: its prompts beyond what the model reads of them."""
+        return []
+
     @abstractmethod
     def stats(self) -> Mapping[str, Any]:
         """Counts since it was loaded: ``EngineStats``."""
@@ -115,6 +120,19 @@ class ServedModel(ABC):
     def samplers(self) -> list[str]:
         """Names of the samplers that it draws with."""
         return list(dict.fromkeys([*SAMPLERS, *(table.sampler for table in self.info.tables.values())]))
+
+    def drawn(self, pictures: Pictures) -> dict[str, Any]:
+        """How one picture was drawn, which draws it again, in a request's words."""
+        [made] = pictures.provenance
+        return {
+            "model": self.name,
+            "digest": self.digest,
+            "size": f"{pictures.pixels.shape[2]}x{pictures.pixels.shape[1]}",
+            "sampler": made.sampler,
+            "steps": steps_asked(made.options, made.steps),
+            "guidance_scale": made.options.get("guidance_scale", 1.0),
+            "seed": made.seed,
+        }
 
     def retry_after(self) -> int:
         """Seconds until what is queued and in flight now is drawn: by the cost curve, or by the forwards so far."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import AsyncIterator, Sequence
 from importlib.resources import files
 
@@ -22,11 +23,14 @@ _HEADERS = {
 }
 
 
-def page_routes(models: Sequence[ServedModel], lifecycle: Lifecycle) -> APIRouter:
+_A_LOOK = 5.0  # seconds of one replica's live events: it ends when they have, with the rest of its answers
+
+
+def page_routes(models: Sequence[ServedModel], lifecycle: Lifecycle, *, replicated: bool = False) -> APIRouter:
     """``/`` and ``/v1/live``."""
     routes = APIRouter()
     page = files("stepfuse.server").joinpath("page.html").read_text(encoding="utf-8")
-    live = Live(models, lifecycle)
+    live = Live(models, lifecycle, _A_LOOK if replicated else math.inf)
 
     async def events() -> AsyncIterator[bytes]:
         async for event in live.events():

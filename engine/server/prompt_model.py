@@ -42,6 +42,11 @@ class PromptModel(ServedModel):
         """The same, watched."""
         return Watched(self._pipe.stream(request), self._preview, lambda preview: preview.decode())
 
+    def warnings(self, request: PromptRequest) -> list[str]:
+        """Of prompts that are cut."""
+        texts = (one for one in (request.prompt, request.negative_prompt) if isinstance(one, str))
+        return [warning for text in texts for warning in self._pipe.unread(text)]
+
     def stats(self) -> Mapping[str, Any]:
         """Of all sizes together."""
         return self._pipe.totals()

@@ -11,11 +11,10 @@ from stepfuse.display import brief, did_you_mean, listed
 from stepfuse.requests.prompt_request import PromptRequest
 from stepfuse.requests.resolution import seeds_of
 from stepfuse.server.errors import ApiError
+from stepfuse.server.fields import require_options_alone
 from stepfuse.server.limits import Limits
 from stepfuse.server.models import ServedModel
 from stepfuse.server.schema import Asked
-
-_FIELDS = {"steps": "num_inference_steps", **{name: name for name in ("sampler", "guidance_scale", "eta")}}
 
 _EXACT = 1 << 53  # seeds below it are the same number in every client's JSON
 
@@ -55,10 +54,11 @@ def requests_of(asked: Asked, model: ServedModel, limits: Limits, id: str, **giv
     _within("num_inference_steps", asked.num_inference_steps or 0, limits.steps)
     _within("partial_images", asked.partial_images or 0, limits.steps)
     _within("size", pixels, limits.pixels, "pixels")
+    try:
+        require_options_alone(asked.sampler_options)
+    except ValueError as error:
+        raise ApiError(400, str(error), param="sampler_options") from error
     for name, value in asked.sampler_options.items():
-        if name in _FIELDS:
-            rule = f"sampler_options must not hold {name}, which is a field of its own: {_FIELDS[name]}"
-            raise ApiError(400, f"{rule}, got {brief(value)}", param="sampler_options")
         if isinstance(value, list):
             _within(f"sampler_options.{name}", len(value), limits.steps, "values")
     first = secrets.randbelow(_EXACT) if asked.seed is None else asked.seed

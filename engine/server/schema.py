@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any, Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-Format = Literal["png", "jpeg", "webp"]
+from stepfuse.server.fields import size_of
 
-_SIZE = re.compile(r"([1-9]\d{0,5})x([1-9]\d{0,5})")
+Format = Literal["png", "jpeg", "webp"]
 
 
 class Asked(BaseModel):
@@ -76,10 +75,7 @@ class Asked(BaseModel):
     @field_validator("size")
     @classmethod
     def _is_size(cls, value: str | None) -> str | None:
-        if value in (None, "auto"):
-            return None
-        if _SIZE.fullmatch(value) is None:
-            raise ValueError(f"size must be WIDTHxHEIGHT in pixels, or auto, got {value!r:.80}")
+        size_of(value)
         return value
 
     @model_validator(mode="after")
@@ -96,10 +92,7 @@ class Asked(BaseModel):
     @property
     def pixels(self) -> tuple[int | None, int | None]:
         """Width and height."""
-        if self.size is None:
-            return None, None
-        width, _, height = self.size.partition("x")
-        return int(width), int(height)
+        return size_of(self.size)
 
 
 class Generation(Asked):
@@ -149,6 +142,11 @@ class Pictures(BaseModel):
     output_format: Format
     size: str = Field(description="WIDTHxHEIGHT in pixels.")
     safety_identifier: str | None = None
+    warnings: list[str] | None = Field(
+        default=None,
+        description="What was taken and has no effect, if anything: the end of a prompt that is too long.",
+        examples=[["a prompt is cut after 77 tokens: 'with a red hat' is not read"]],
+    )
 
 
 class Problem(BaseModel):

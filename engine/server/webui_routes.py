@@ -13,10 +13,11 @@ from PIL import ImageOps
 from stepfuse.pipeline.image_files import WEBUI_ENTRY
 from stepfuse.pipeline.pictures import Pictures
 from stepfuse.pipeline.webui_text import WEBUI_NAMES
+from stepfuse.requests.prompt_request import PromptRequest
 from stepfuse.server.answers import Served
 from stepfuse.server.drawing import ClientGoneError, unless_gone
 from stepfuse.server.encoding import as_base64, picture_file
-from stepfuse.server.errors import api_error
+from stepfuse.server.errors import api_error, of_one_replica
 from stepfuse.server.given_images import from_base64, given_image
 from stepfuse.server.limits import Limits
 from stepfuse.server.models import ServedModel
@@ -69,6 +70,8 @@ def webui_routes(served: Served) -> APIRouter:
 
     @routes.get("/progress", summary="How far the oldest request of these routes has come, with a preview")
     async def progress(skip_current_image: bool = False) -> dict[str, Any]:
+        if served.replicated:
+            raise of_one_replica("progress is", "take /v1/images/generations, whose stream has previews")
         return await jobs.progress(with_image=not skip_current_image)
 
     return routes
@@ -81,7 +84,7 @@ async def _drawn(request: Request, body: Txt2Img, served: Served, jobs: Jobs, gi
         asked = body.asked(model)
         requests = requests_of(asked, model, served.limits, request.state.request_id, **given)
         pictures = await unless_gone(request.receive, jobs.draw(model, requests))
-        return await asyncio.to_thread(_encoded, model, body, asked, pictures)
+        return await asyncio.to_thread(_encoded, model, body, asked, requests[0], pictures)
     except ClientGoneError:
         raise
     except Exception as error:
@@ -97,7 +100,9 @@ def _given(body: Img2Img, limits: Limits) -> Mapping[str, Any]:
     return {"image": image, "mask": mask, "strength": body.denoising_strength}
 
 
-def _encoded(model: ServedModel, body: Txt2Img, asked: Asked, pictures: Sequence[Pictures]) -> Response:
+def _encoded(
+    model: ServedModel, body: Txt2Img, asked: Asked, request: PromptRequest, pictures: Sequence[Pictures]
+) -> Response:
     made = [one.provenance[0] for one in pictures]
     first, picture = made[0], pictures[0][0]
     info = {
@@ -114,6 +119,7 @@ def _encoded(model: ServedModel, body: Txt2Img, asked: Asked, pictures: Sequence
         "batch_size": len(made),
         "sd_model_name": model.name,
         "sd_model_hash": model.digest[:10],
+        "warnings": model.warnings(request),
         "infotexts": [one.facts[0].get(WEBUI_ENTRY, one.facts[0].get("Description", "")) for one in pictures],
     }
     parameters = body.model_dump(exclude={"init_images", "mask"})

@@ -63,8 +63,8 @@ class Serving:
         max_queue: Most requests that wait to begin, up to 2^24; ``submit`` refuses more.
         max_running: Most samples that have begun and not ended, up to 2^20: each holds its state and history. None is
             4 max_rows.
-        deterministic: Whether every forward is padded to ``max_rows`` rows, so that an image is the same to the bit
-            whatever shares its forwards.
+        deterministic: Whether every forward is padded to ``max_rows`` rows, or with OpenVINO computed row by row, so
+            that an image is the same to the bit whatever shares its forwards.
     """
 
     max_rows: int | None = None
@@ -101,12 +101,12 @@ class Serving:
         """``max_running``, given or not."""
         return self.max_running or 4 * self.row_limit
 
-    def loop_options(self, cost: CostCurve | None = None) -> _core.LoopOptions:
-        """The same for the compiled loop."""
+    def loop_options(self, cost: CostCurve | None = None, *, rowwise: bool = False) -> _core.LoopOptions:
+        """The same for the compiled loop, which pads nothing for a network that computes each row by itself."""
         return _core.LoopOptions(
             max_running=self.most_running,
             policy=POLICIES[self.policy],
             ageing=self.ageing,
-            pad=self.deterministic,
+            pad=self.deterministic and not rowwise,
             cost=_core.CostCurve() if cost is None else _core.CostCurve(cost.fixed, cost.row),
         )

@@ -9,23 +9,23 @@ _BETWEEN = 10.0  # seconds between two lines
 
 
 class ProgressBar:
-    """Progress over ``total`` turns on standard error: a bar that is gone when the run is.
+    """Progress over ``total`` turns, or what ``unit`` says, on standard error: a bar that is gone when the run is.
 
     In a log a bar would be noise: there, a run that takes longer than ten seconds says every ten how far it is.
     """
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int, *, unit: str = "steps") -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         console = Console(stderr=True)
-        self._bar = None
+        self._bar, self._unit = None, unit
         if console.is_terminal or console.is_jupyter:
             columns = (
                 TextColumn("sampling"),
                 BarColumn(),
                 MofNCompleteColumn(),
-                TextColumn("steps"),
+                TextColumn(unit),
                 TimeRemainingColumn(),
             )
             self._bar = Progress(*columns, console=console, transient=True)
@@ -39,7 +39,7 @@ class ProgressBar:
         elif (now := time.monotonic()) - self._last >= _BETWEEN:
             self._last = now
             left = (now - self._began) * (total - turn) / max(turn, 1)
-            print(f"sampling: {turn} of {total} steps, about {left:.0f} s left", file=sys.stderr, flush=True)
+            print(f"sampling: {turn} of {total} {self._unit}, about {left:.0f} s left", file=sys.stderr, flush=True)
 
     def start(self) -> None:
         """Shows it."""

@@ -9,6 +9,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any, TypeVar
 
 from stepfuse import _core
@@ -44,7 +45,8 @@ class Service:
     def __init__(self, info: ModelInfo, backend: Backend, serving: Serving, *, check: bool = False) -> None:
         self.serving = serving
         self._pid = os.getpid()
-        self._core = _core.Server(backend.stepper, serving.loop_options(), serving.max_queue, check)
+        self._loop_options = partial(serving.loop_options, rowwise=backend.rowwise)
+        self._core = _core.Server(backend.stepper, self._loop_options(), serving.max_queue, check)
         self._closed_with_this = _core.Lease(self._core)
         self._loop = LoopThread(self._core, backend, inline=self.inline)
         self._nulls = [spec.value(name, None) for name, spec in info.cond.items()]
@@ -162,7 +164,7 @@ class Service:
         """Forwards that these samples would take if the engine had no others."""
         conditioned = [request.cond is not None for request in requests]
         tables = [self._compiled(request.table) for request in requests]
-        options, once = self.serving.loop_options(self._cost), _core.CostCurve(1.0, 0.0)
+        options, once = self._loop_options(self._cost), _core.CostCurve(1.0, 0.0)
         start, even = [0.0] * len(requests), [0] * len(requests)
         replayed = _core.replay(tables, start, conditioned, even, self.serving.row_limit, options, once)
         return int(replayed["counters"]["forwards"])

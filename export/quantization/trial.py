@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from stepfuse.backends.host.callable import CallableBackend
-from stepfuse.backends.host.onnxruntime import PREDICTION, SAMPLE, TIMESTEP, open_session
+from stepfuse.backends.host.interface import PREDICTION, SAMPLE, TIMESTEP
+from stepfuse.backends.host.onnxruntime import open_session
 from stepfuse.bundle.bundle import DENOISER, Bundle
 from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.engine import Engine

@@ -99,9 +99,14 @@ def here(models, exported, pipeline_folder, tmp_path, monkeypatch):
     monkeypatch.setattr("stepfuse.bundle.bundle._MODELS", models)
     monkeypatch.setattr("stepfuse.export.from_diffusers", from_diffusers, raising=False)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))  # where networks are kept that OpenVINO has compiled
     (tmp_path / "stable-diffusion-folder").symlink_to(pipeline_folder)
     Image.fromarray(np.full((28, 28), 128, np.uint8)).save(tmp_path / "half.png")
     (tmp_path / "prompts.txt").write_text("a red cat\na dog in the rain\n", encoding="utf-8")
+    (tmp_path / "prompts.csv").write_text("id,prompt,steps\na,a red cat,2\nb,a dog in the rain,\n", encoding="utf-8")
+    (tmp_path / "requests.jsonl").write_text(
+        '{"id": "a", "prompt": "bag", "steps": 4, "seed": 7}\n{}\n', encoding="utf-8"
+    )
     write_lora(tmp_path / "style.safetensors")
     return tmp_path
 
@@ -130,11 +135,15 @@ ON_A_GPU = (
 )
 
 
+#: What needs a cluster, likewise; tests/engine/integrations/ray runs it on one.
+ON_A_CLUSTER = ("import ray\n",)
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
 def test_the_code_runs(document, here):
     names = {"unet": module()}  # the one thing that a reader brings: a network of their own
     for line, text in blocks(document):
-        if text.startswith(ON_A_GPU):
+        if text.startswith((*ON_A_GPU, *ON_A_CLUSTER)):
             check_names(text)
             continue
         text = text.replace("9400", "0")  # any port that is free
@@ -168,14 +177,14 @@ def check_names(text):
 #: Options with which a command takes seconds where a reader's takes minutes.
 FEW = {"fit": {"--steps": "3", "--samples": "24", "--held-out": "4", "--rounds": "1"}}
 
-#: Commands that are only parsed: what they do takes minutes, or a GPU, or this machine to be fast at int8.
+#: Commands that are only parsed: what they do takes minutes, or a GPU or a cluster, or this machine to be fast at int8.
 PARSED_ALONE = ("analyze", "plan", "quantize", "serve")
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
 def test_the_commands_run(document, here):
     for line, arguments in commands(document):
-        if arguments[0] in PARSED_ALONE:
+        if arguments[0] in PARSED_ALONE or "--ray" in arguments:
             command = typer.main.get_command(app).commands[arguments[0]]
             command.make_context(arguments[0], arguments[1:])
             continue

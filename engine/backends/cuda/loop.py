@@ -31,6 +31,8 @@ class LoopBackend:
         TypeError: If the network takes a conditioning input in a type that requests' values cannot be kept in.
     """
 
+    rowwise = False
+
     def __init__(self, network: CapturedNetwork[Any], info: ModelInfo, kernels: Kernels, max_rows: int) -> None:
         elements = math.prod(info.shape)
         self.stepper = cuda.device_stepper(

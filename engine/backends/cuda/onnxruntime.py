@@ -21,14 +21,17 @@ import numpy as np
 from stepfuse._core import cuda
 from stepfuse.backends.cuda.driver_network import DriverNetwork
 from stepfuse.backends.cuda.memory import is_out_of_memory
-from stepfuse.backends.host.onnxruntime import (
-    CPU,
+from stepfuse.backends.host.interface import (
     PREDICTION,
     SAMPLE,
     TIMESTEP,
     Row,
-    available_providers,
     check_interface,
+)
+from stepfuse.backends.host.onnxruntime import (
+    CPU,
+    available_providers,
+    nodes,
     preload_libraries,
     run_options,
     session_of,
@@ -134,7 +137,8 @@ class OnnxRuntimeNetwork(DriverNetwork):
     def _interface(self, model: Path) -> dict[str, Row]:
         rows = {SAMPLE: Row(self.storage, self.info.shape), TIMESTEP: Row(self.info.timestep_dtype, ())}
         rows |= {name: Row(self.cond_storage[name], spec.shape) for name, spec in self.info.cond.items()}
-        check_interface(model, self._session, rows, rows[SAMPLE])
+        inputs, outputs = nodes(self._session.get_inputs()), nodes(self._session.get_outputs())
+        check_interface(model, inputs, outputs, rows, rows[SAMPLE])
         return rows
 
     def forward(self, rows: int) -> None:

@@ -9,7 +9,7 @@ from stepfuse._core import cuda
 from stepfuse.backends.cuda.capture import WARM_UPS, not_captured
 from stepfuse.backends.cuda.driver_network import DriverNetwork
 from stepfuse.backends.cuda.memory import is_out_of_memory
-from stepfuse.backends.host.onnxruntime import PREDICTION, SAMPLE, TIMESTEP
+from stepfuse.backends.host.interface import PREDICTION, SAMPLE, TIMESTEP
 from stepfuse.bundle.bundle import DENOISER, Bundle
 from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.errors import BundleError, DenoiserError, PlanError

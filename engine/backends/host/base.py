@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
@@ -14,6 +16,7 @@ from stepfuse import _core
 from stepfuse.arguments import whole_number
 from stepfuse.backends.base import row_bytes
 from stepfuse.bundle.model_info import ModelInfo
+from stepfuse.errors import BundleError
 
 Array = npt.NDArray[Any]
 
@@ -68,6 +71,19 @@ def checked_threads(threads: int) -> int:
     return threads
 
 
+@contextmanager
+def fitting(model: Path, max_rows: int) -> Iterator[None]:
+    """Has memory that does not suffice reported as a bound of ``max_rows``.
+
+    Raises:
+        BundleError: If what is done within raises a ``MemoryError``.
+    """
+    try:
+        yield
+    except MemoryError as error:
+        raise BundleError(f"{model}: {max_rows} rows do not fit the memory: lower max_rows") from error
+
+
 class HostBackend:
     """The memory of a network on the host; a back end adds ``forward`` and ``close``.
 
@@ -78,6 +94,8 @@ class HostBackend:
     Raises:
         ValueError: If so many samples of this shape do not fit the address space.
     """
+
+    rowwise = False
 
     def __init__(self, info: ModelInfo, max_rows: int) -> None:
         self.stepper = _core.HostStepper(

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from stepfuse.backends.host.base import HostBackend, checked_threads
-from stepfuse.backends.host.processors import processors
+from stepfuse.backends.host.base import HostBackend, checked_threads, fitting
+from stepfuse.backends.host.interface import (
+    PREDICTION,
+    SAMPLE,
+    TIMESTEP,
+    Node,
+    check_interface,
+    input_rows,
+)
+from stepfuse.backends.host.processors import held_to
 from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.bundle.onnx_file import OnnxFile
 from stepfuse.errors import BundleError, DenoiserError
@@ -26,7 +32,6 @@ except ImportError as error:  # installed without its dependencies, or both of i
         " 'pip uninstall onnxruntime' and 'pip install onnxruntime-gpu' (never both)"
     ) from error
 
-SAMPLE, TIMESTEP, PREDICTION = "sample", "timestep", "prediction"
 CPU = "CPUExecutionProvider"
 
 #: Microseconds that threads wait actively by default: enough for the end of an operator on idle processors, and little
@@ -56,7 +61,7 @@ def open_session(model: Path | OnnxFile, *, threads: int = 0, spinning: bool | N
         TypeError: If it is not a whole number.
     """
     options = session_options(_waiting(spinning))
-    options.intra_op_num_threads = checked_threads(threads) or _held_to()
+    options.intra_op_num_threads = checked_threads(threads) or held_to()
     options.inter_op_num_threads = 1
     return session_of(model, options, [CPU])
 
@@ -66,15 +71,6 @@ def _waiting(spinning: bool | None) -> dict[str, str]:
     if spinning is None and _RELEASE >= _TAKES_DURATIONS:
         return {"session.intra_op.allow_spinning": "1", "session.intra_op.spin_duration_us": str(SPIN_US)}
     return {"session.intra_op.allow_spinning": "1" if spinning else "0"}
-
-
-def _held_to() -> int:
-    """Processors that the process may use; 0 if that is all of them.
-
-    ONNX Runtime counts the machine's: its threads would take turns on fewer.
-    """
-    allowed = processors()
-    return 0 if allowed == os.cpu_count() else allowed
 
 
 def session_options(entries: Mapping[str, str]) -> ort.SessionOptions:
@@ -108,20 +104,14 @@ def session_of(model: Path | OnnxFile, options: ort.SessionOptions, providers: S
 @contextmanager
 def _with_external_data(onnx: OnnxFile, options: ort.SessionOptions) -> Iterator[str]:
     """A path that leads to the open model; its external data are those that are open, too."""
-    if not onnx.data:
-        yield onnx.file.link
-    elif hasattr(options, "add_external_initializers_from_files_in_memory"):
+    if onnx.data and hasattr(options, "add_external_initializers_from_files_in_memory"):
         contents = [file.mapped() for file in onnx.data.values()]
         sizes = [len(content) for content in contents]
         options.add_external_initializers_from_files_in_memory(list(onnx.data), contents, sizes)
         yield onnx.file.link
-    else:  # before 1.24, which follows links
-        with tempfile.TemporaryDirectory(prefix="stepfuse-") as folder:
-            for name, file in {onnx.path.name: onnx.file, **onnx.data}.items():
-                link = Path(folder, name)
-                link.parent.mkdir(parents=True, exist_ok=True)
-                link.symlink_to(file.link)
-            yield str(Path(folder, onnx.path.name))
+    else:  # before 1.24 it follows links
+        with onnx.laid_out() as path:
+            yield path
 
 
 def run_options(entries: Mapping[str, str]) -> ort.RunOptions:
@@ -149,11 +139,27 @@ def preload_libraries() -> None:
         preload(msvc=False)
 
 
-class Row(NamedTuple):
-    """One row of a network's input or output."""
+class OnnxRuntimeNetwork:
+    """A bundle's network in a session, for engines of any shape to share.
 
-    dtype: str
-    shape: tuple[int, ...]
+    Args:
+        session: The network.
+        model: Its file, for messages.
+    """
+
+    computed_by = ""
+
+    def __init__(self, session: ort.InferenceSession, model: Path) -> None:
+        self._session = session
+        self._model = model
+
+    def backend(self, info: ModelInfo, max_rows: int, *, deterministic: bool) -> OnnxRuntimeBackend:
+        """The network in the memory of an engine of its own; ``deterministic`` is the loop's affair, which pads.
+
+        Raises:
+            BundleError: If the network's inputs and output are not those of ``info``.
+        """
+        return OnnxRuntimeBackend(self._session, self._model, info, max_rows)
 
 
 class OnnxRuntimeBackend(HostBackend):
@@ -170,14 +176,11 @@ class OnnxRuntimeBackend(HostBackend):
     """
 
     def __init__(self, session: ort.InferenceSession, model: Path, info: ModelInfo, max_rows: int) -> None:
-        sample = Row("float32", info.shape)
-        inputs = {SAMPLE: sample, TIMESTEP: Row(info.timestep_dtype, ())}
-        inputs |= {name: Row(spec.dtype, spec.shape) for name, spec in info.cond.items()}
-        check_interface(model, session, inputs, sample)  # before memory is taken for what a manifest says
-        try:
+        rows = input_rows(info)
+        # before memory is taken for what a manifest says
+        check_interface(model, nodes(session.get_inputs()), nodes(session.get_outputs()), rows, rows[SAMPLE])
+        with fitting(model, max_rows):
             super().__init__(info, max_rows)
-        except MemoryError as error:
-            raise BundleError(f"{model}: {max_rows} rows do not fit the memory: lower max_rows") from error
         self._session = session
         self._bindings: dict[int, ort.IOBinding] = {}
         self._run_options = ort.RunOptions()
@@ -221,30 +224,7 @@ class OnnxRuntimeBackend(HostBackend):
         return binding
 
 
-def check_interface(model: Path, session: ort.InferenceSession, inputs: Mapping[str, Row], prediction: Row) -> None:
-    """Checks that a network takes and gives what is said of it.
-
-    Args:
-        model: Its file, for messages.
-        session: The network.
-        inputs: A row of each of its inputs, by name.
-        prediction: A row of its output.
-
-    Raises:
-        BundleError: If it does not.
-    """
-    found = {node.name: node for node in session.get_inputs()}
-    if set(found) != set(inputs):
-        raise BundleError(f"{model}: inputs must be {', '.join(inputs)}, got {', '.join(found)}")
-    for name, row in inputs.items():
-        _check_node(model, found[name], row)
-    outputs = {node.name: node for node in session.get_outputs()}
-    if PREDICTION not in outputs:
-        raise BundleError(f"{model}: must have an output {PREDICTION}, got {', '.join(outputs)}")
-    _check_node(model, outputs[PREDICTION], prediction)
-
-
-_ORT_TYPES = {
+_DTYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
     "tensor(int64)": "int64",
@@ -253,13 +233,11 @@ _ORT_TYPES = {
 }
 
 
-def _check_node(model: Path, node: ort.NodeArg, row: Row) -> None:
-    dtype = _ORT_TYPES.get(node.type, node.type)
-    if dtype != row.dtype:
-        raise BundleError(f"{model}: {node.name} must be {row.dtype}, got {node.type}")
-    if not node.shape or isinstance(node.shape[0], int):
-        raise BundleError(f"{model}: the first dimension of {node.name} must be dynamic, got shape {node.shape}")
-    given = tuple(size if isinstance(size, int) else None for size in node.shape[1:])
-    fits = len(given) == len(row.shape) and all(a in (b, None) for a, b in zip(given, row.shape, strict=True))
-    if not fits:
-        raise BundleError(f"{model}: a row of {node.name} must have shape {row.shape}, got {tuple(node.shape[1:])}")
+def nodes(found: Sequence[ort.NodeArg]) -> dict[str, Node]:
+    """A session's inputs or outputs by name."""
+    return {
+        one.name: Node(
+            _DTYPES.get(one.type, one.type), tuple(size if isinstance(size, int) else None for size in one.shape)
+        )
+        for one in found
+    }

@@ -25,6 +25,15 @@ def processors(groups: Path = _GROUPS, mount: Path = _MOUNT) -> int:
     return max(1, min([held_to, *(math.ceil(share) for share in _shares(groups, mount))]))
 
 
+def held_to() -> int:
+    """Threads for a library that would count the machine's processors: ``processors()``, or 0 if that is all of them.
+
+    Such a library's threads would take turns on fewer.
+    """
+    allowed = processors()
+    return 0 if allowed == os.cpu_count() else allowed
+
+
 def _shares(groups: Path, mount: Path) -> Iterator[float]:
     """Processors that each control group allows, where it says so: the process's own and all above it."""
     try:

@@ -71,8 +71,10 @@ class CogVideoXDPMScheduler(RowScheduler, diffusers.CogVideoXDPMScheduler):
             raise ValueError("timestep_back must be given beside old_pred_original_sample, got None")
         try:
             require_supported(sample, model_output)
-            levels: list[Any] = [*self._signals(index(timestep))]
-            levels += [self._numbers("alphas_cumprod")[timestep_back] for _ in before]
+            levels: list[Any] = [
+                *self._signals(index(timestep)),
+                *(self._numbers("alphas_cumprod")[timestep_back] for _ in before),
+            ]
             with np.errstate(divide="ignore"):
                 sigma, sigma_next, *sigmas_before = (float(np.sqrt(1 / np.float64(level) - 1)) for level in levels)
             kind = self.config.prediction_type

@@ -192,10 +192,9 @@ class BundlePredictor:
         """
         if fingerprint(module) != self._module:
             raise ValueError(
-                f"the weights of {type(module).__name__} must be those that compile(pipe, bundle=...) found, and so"
-                " must its settings, got others, as by a LoRA loaded or fused since, or FreeU: put a LoRA into the"
-                f" bundle with 'stepfuse lora {self._bundle.path} LORA', compile again without bundle=, or call"
-                " pipe.original"
+                f"weights and settings of {type(module).__name__} must be those that compile(pipe, bundle=...) found,"
+                " got others, as by a LoRA loaded or fused since, or FreeU: put a LoRA into the bundle with 'stepfuse"
+                f" lora {self._bundle.path} LORA', compile again without bundle=, or call pipe.original"
             )
         if others := inputs.unbatched():
             raise ValueError(

@@ -242,7 +242,7 @@ class DPMSolverMultistepScheduler(RowScheduler, diffusers.DPMSolverMultistepSche
     def _order(self, at: int) -> int:
         config, left, few = self.config, len(self.timesteps) - at, len(self.timesteps) < 15
         ends_low = config.lower_order_final and few
-        order: int = min(config.solver_order, self.lower_order_nums + 1)
+        order = int(min(config.solver_order, self.lower_order_nums + 1))
         if left == 1 and (config.euler_at_final or config.final_sigmas_type == "zero" or ends_low):
             return 1
         return min(order, 2) if left == 2 and ends_low else order

@@ -34,8 +34,15 @@ def test_a_named_sampler_is_the_table_of_that_name(engine):
     np.testing.assert_array_equal(named, engine.sample(2, cond="bag", table=table, seed=1))
 
 
+@pytest.fixture(scope="module")
+def engine_of(backend):
+    with sf.Engine.load("fashion", backend=backend) as engine:
+        yield engine
+
+
 @pytest.mark.parametrize("name", ["ddim", "dpmpp_2m", "heun", "lcm"])
-def test_the_loop_is_the_network_and_the_oracle_of_the_step(engine, name):
+def test_the_loop_is_the_network_and_the_oracle_of_the_step(engine_of, name):
+    engine = engine_of
     table = sf.samplers.SAMPLERS[name](engine.info.schedule, 8, guidance_scale=3.0)
     session = ort.InferenceSession(sf.Bundle.load("fashion").denoiser, providers=["CPUExecutionProvider"])
     x = sf.normal(5, (1, 28, 28)).astype(np.float64) * table.init_scale

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 import stepfuse as sf
 from stepfuse.backends.host import onnxruntime as host
+from stepfuse.backends.host.config import Cpu
+from stepfuse.backends.host.network import open_network
 
 WEIGHTS = np.arange(support.ELEMENTS, dtype=np.float32)
 _NODES = helper.make_node
@@ -94,6 +97,14 @@ def prediction(path):
     feeds = {"sample": np.zeros((1, *support.SHAPE)), "timestep": [0.0], "class_labels": [0]}
     types = {"sample": np.float32, "timestep": np.float32, "class_labels": np.int64}
     return session.run(None, {name: np.array(value, types[name]) for name, value in feeds.items()})[0].reshape(-1)
+
+
+def test_listed_weights_reach_every_library(folder, backend):
+    content = network(**PLACES["initializer"]("d/w.bin")).SerializeToString()
+    bundle = sf.Bundle.load(folder({"denoiser.onnx": content, "d/w.bin": WEIGHTS.tobytes()}))
+    found = open_network(bundle, Cpu(backend, threads=1)).backend(bundle.info, 3, deterministic=False)
+    found.forward(3)
+    np.testing.assert_array_equal(found.buffers.prediction.reshape(3, -1), np.stack([WEIGHTS] * 3))
 
 
 def test_listed_weights_reach_the_network(folder):
@@ -250,14 +261,14 @@ def test_other_links_out_of_a_snapshot_are_refused(folder):
 
 
 def test_a_folder_that_cannot_be_listed_is_refused(folder, monkeypatch):
-    path, scandir = folder({"d/w.bin": b"weights"}), host.os.scandir
+    path, scandir = folder({"d/w.bin": b"weights"}), os.scandir
 
     def refuse(handle):
         if Path(f"/proc/self/fd/{handle}").resolve().name == "d":  # root may list any folder
             raise PermissionError(13, "Permission denied")
         return scandir(handle)
 
-    monkeypatch.setattr(host.os, "scandir", refuse)
+    monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(sf.BundleError, match=r"tiny/d must be a folder that can be listed: .*Permission denied"):
         sf.Bundle.load(path)
 
@@ -273,6 +284,6 @@ def test_a_link_to_a_folder_is_refused(folder, tmp_path):
 def test_a_pipe_is_no_file_and_is_not_waited_for(folder):
     path = folder({"notes.txt": b""})
     (path / "notes.txt").unlink()
-    host.os.mkfifo(path / "notes.txt")
+    os.mkfifo(path / "notes.txt")
     with pytest.raises(sf.BundleError, match=r"notes\.txt must be a regular file"):
         sf.Bundle.load(path)

@@ -1,6 +1,7 @@
 """The command line, as a user types it."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import time
 import numpy as np
 import pytest
 import support
+import tolerances
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -48,6 +50,21 @@ def test_sample_writes_raw_samples_that_the_api_gives_too(bundle, tmp_path):
     with sf.Engine.load(bundle.path) as engine:
         expected = engine.sample(2, cond=1, steps=3, guidance_scale=2.0, seed=7)
     np.testing.assert_array_equal(np.load(path), expected)
+
+
+def test_sample_runs_the_network_in_the_library_that_is_asked_for(bundle, tmp_path, monkeypatch):
+    pytest.importorskip("openvino")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = tmp_path / "raw.npy"
+    how = ["-n", 2, "--cond", "1", "--steps", 3, "-g", 2, "--seed", 7]
+    result = run("sample", bundle.path, *how, "--backend", "openvino", "-o", path)
+    assert result.exit_code == 0, result.output
+    with sf.Engine.load(bundle.path) as engine:
+        expected = engine.sample(2, cond=1, steps=3, guidance_scale=2.0, seed=7)
+    assert 0 < abs(np.load(path) - expected).max() <= tolerances.OPENVINO * abs(expected).max()
+    result = run("sample", bundle.path, "--precision", "bf16", "-o", tmp_path / "half.npy")
+    assert result.exit_code == 2
+    assert "--precision must be float32 for ONNX Runtime, got 'bf16'" in " ".join(result.output.split())
 
 
 def test_sample_begins_with_a_picture_and_keeps_what_the_mask_does(bundle, tmp_path):
@@ -157,6 +174,8 @@ def test_doctor_finds_this_machine_fit_to_sample():
     result = run("doctor")
     assert result.exit_code == 0, result.output
     assert "instruction sets" in result.output
+    if support.installed("openvino"):
+        assert re.search(r"openvino +\S+: computes in float32", result.output)
 
 
 def test_doctor_names_the_two_packages_that_collide(monkeypatch):

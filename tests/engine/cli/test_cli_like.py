@@ -76,6 +76,21 @@ def test_a_grid_is_drawn_again_byte_for_byte(bundle, tmp_path, options):
     assert same(bundle, first, tmp_path / "again.png")
 
 
+def test_a_picture_says_that_openvino_computed_it(bundle, tmp_path, monkeypatch):
+    pytest.importorskip("openvino")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    first, library = tmp_path / "first.png", ["--backend", "openvino"]
+    assert run("sample", bundle.path, "-n", 1, "--steps", 3, "-o", first, *library).exit_code == 0
+    assert same(bundle, first, tmp_path / "again.png", *library)
+    with Image.open(first) as picture:
+        assert sf.Provenance.from_json(picture.text["stepfuse"]).model.computed_by == "openvino float32"
+    output = run("sample", bundle.path, "--like", first, "-o", tmp_path / "other.png").output
+    said = (
+        "was drawn with its network in openvino float32, and now in onnxruntime float32: see --backend and --precision"
+    )
+    assert said in " ".join(output.split())
+
+
 def test_the_null_class_is_no_class(bundle, tmp_path):
     path = tmp_path / "null.png"
     result = run("sample", bundle.path, "-n", 1, "--cond", support.NULL, "--steps", 2, "-g", 3, "-o", path)

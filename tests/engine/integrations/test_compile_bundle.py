@@ -126,7 +126,7 @@ def test_a_lora_on_the_module_is_refused_with_the_command_that_puts_it_into_the_
     try:
         for change in (lambda: None, pipe.fuse_lora):
             change()
-            with pytest.raises(ValueError, match=r"the weights of UNet2DConditionModel must be those .*'stepfuse lora"):
+            with pytest.raises(ValueError, match=r"settings of UNet2DConditionModel must be those .*'stepfuse lora"):
                 generate(ours, CALLS["StableDiffusionPipeline"])
     finally:
         pipe.unfuse_lora()
@@ -164,9 +164,7 @@ def test_what_changes_the_module_s_prediction_is_refused(change, kind, compiled)
     other.set_progress_bar_config(disable=True)
     generate(other, given)
     change(other)
-    with pytest.raises(
-        ValueError, match=r"must be those that compile\(pipe, bundle=\.\.\.\) found, and so must its settings, got"
-    ):
+    with pytest.raises(ValueError, match=r"must be those that compile\(pipe, bundle=\.\.\.\) found, got others"):
         generate(other, given)
 
 

@@ -68,6 +68,18 @@ def test_a_prompt_is_drawn_as_the_pipeline_draws_it(service, pipe):
         np.testing.assert_array_equal(levels_of(one["b64_json"]), np.asarray(picture))
 
 
+def test_an_answer_says_what_of_a_prompt_is_not_read(service):
+    rule = "a prompt is cut after 6 tokens: 'IN the rain' is not read"
+    fields = {"model": "cats", "steps": 2}
+    assert service.generate("a red  cat Dog IN the rain", **fields).json["warnings"] == [rule]
+    assert service.generate("a cat", negative_prompt="a red  cat Dog IN the rain", **fields).json["warnings"] == [rule]
+    [completed] = service.generate("a red  cat Dog IN the rain", **fields, stream=True).events
+    assert completed["warnings"] == [rule]
+    assert "warnings" not in service.generate("a red cat", **fields).json
+    [completed] = service.generate("a red cat", **fields, stream=True).events
+    assert "warnings" not in completed
+
+
 def test_an_answer_says_how_its_pictures_were_drawn(service, engine):
     answer = service.ask(
         "POST", http_service.GENERATIONS, {"prompt": "bag", "n": 2, "steps": 3}, X_Request_ID="order-1"

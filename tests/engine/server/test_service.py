@@ -214,6 +214,14 @@ def test_a_key_that_no_header_can_hold_is_refused(key):
         create_app({"rows": engine}, api_keys=[key])
 
 
+def test_one_text_is_no_list_of_keys_or_origins():
+    with support.make_engine() as engine:
+        with pytest.raises(TypeError, match="api_keys must be a list of keys, got one text"):
+            create_app({"rows": engine}, api_keys="sesame")
+        with pytest.raises(TypeError, match="cors_origins must be a list of origins"):
+            create_app({"rows": engine}, cors_origins="https://example.com")
+
+
 def test_metrics_are_the_engines_and_those_of_http(quick):
     quick.ask("POST", GENERATIONS, {"prompt": "bag", "steps": 2}, **KEY)
     text = quick.ask("GET", "/metrics", **KEY).body.decode()

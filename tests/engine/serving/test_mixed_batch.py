@@ -39,8 +39,8 @@ def test_row_wise_network_same_bits(max_rows):
 
 
 @pytest.mark.parametrize("max_rows", WIDTHS)
-def test_onnxruntime_same_samples(tiny_bundle, max_rows):
-    with sf.Engine.load(tiny_bundle, max_rows=max_rows, threads=1) as engine:
+def test_libraries_same_samples(tiny_bundle, backend, max_rows):
+    with sf.Engine.load(tiny_bundle, backend=backend, max_rows=max_rows, threads=1) as engine:
         mixed, lone = engine.sample(COUNT, **MIX), np.stack(alone(engine, MIX))
     bound = tolerances.BATCH_ONNXRUNTIME
     np.testing.assert_allclose(mixed, lone, rtol=bound, atol=bound * abs(lone).max())

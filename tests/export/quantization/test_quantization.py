@@ -98,6 +98,16 @@ def test_the_errors_are_those_that_a_user_would_find(int8):
     assert noted["prediction_error"][0] < tolerances.INT8_NOISY_PREDICTION
 
 
+def test_openvino_computes_what_onnxruntime_does_in_int8(int8, method, tmp_path):
+    pytest.importorskip("openvino")
+    arguments = {"cond": [0, 1], "steps": 4, "seed": 1}
+    with sf.Engine.load(int8, threads=1) as engine:
+        expected = engine.sample(2, **arguments)
+    with sf.Engine.load(int8, threads=1, backend=sf.OpenVino(cache=tmp_path)) as engine:
+        found = engine.sample(2, **arguments)
+    assert np.sqrt(np.mean((found - expected) ** 2)) / 2 < tolerances.INT8_IMAGE
+
+
 def test_what_is_not_faster_is_refused_with_the_figures(tmp_path, timed):
     timed(2.0, 1.95)
     expected = r"1\.05 times as fast .* got 1\.03 at 2 rows \(2\.00 ms, now 1\.95\).*method='dynamic'"

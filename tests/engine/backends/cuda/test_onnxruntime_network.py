@@ -297,7 +297,9 @@ def test_no_memory_at_all_is_refused(gpu, tiny, fake):
 
 def test_another_interface_is_refused(gpu, tmp_path):
     bundle = support.write_tiny_bundle(tmp_path / "tiny", shape=(1, 8, 8))
-    with pytest.raises(sf.BundleError, match=r"a row of sample must have shape \(1, 8, 8\), got \(1, 4, 5\)"):
+    with pytest.raises(
+        sf.BundleError, match=r"a row of sample must have shape \(1, 8, 8\), got float32 \(\?, 1, 4, 5\)"
+    ):
         load(bundle)
 
 

@@ -1,0 +1,1 @@
+"""Tables of requests, drawn to files: an offline job that goes on where it was ended, each row once."""

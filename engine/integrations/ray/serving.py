@@ -1,0 +1,117 @@
+"""``stepfuse serve`` on Ray Serve."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from fastapi import FastAPI
+from ray import serve
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
+
+from stepfuse.backends.cuda.config import Cuda, device_of
+from stepfuse.backends.host.base import checked_threads
+from stepfuse.display import listed
+from stepfuse.integrations.ray import scaling
+from stepfuse.integrations.ray.replica import Plan, Replica
+from stepfuse.server.app import checked_costs, checked_origins
+from stepfuse.server.keys import Keys
+from stepfuse.server.limits import Limits
+from stepfuse.server.loading import find_model, named, takes_prompts
+from stepfuse.serving.config import CostCurve, Serving
+
+_POLICY = f"{scaling.by_pictures.__module__}:{scaling.by_pictures.__name__}"
+_GRACE = 120.0  # seconds that a replica has for what it runs; Serve's own 20 are less than a picture may take
+
+
+def deployment(
+    models: Sequence[str],
+    *,
+    device: str | Cuda = "cpu",
+    threads: int | None = None,
+    spinning: bool | None = None,
+    serving: Serving | None = None,
+    calibrate: bool | Mapping[str, CostCurve] = False,
+    limits: Limits | None = None,
+    api_keys: Collection[str] = (),
+    cors_origins: Collection[str] = (),
+    **options: Any,
+) -> serve.Application:
+    """The app of ``stepfuse.server.create_app`` for ``serve.run``, ``serve run module:app`` or Serve's configuration.
+
+    Every replica has every model. It is ready when each has run; Serve lets it finish what it runs when it is to end.
+
+    Args:
+        models: Embedded models' names, folders of bundles that each node has, or ``NAME=FOLDER``; the first one draws
+            what names none.
+        device: Of all models, as in ``Engine.load``; on a GPU ``ray_actor_options`` must ask Ray for one.
+        threads: As in ``Engine.load``; None is one for each CPU that Ray assigns to a replica (``num_cpus``).
+        spinning: As in ``Engine.load``.
+        serving: How requests share each engine.
+        calibrate: As in ``create_app``; measured by each replica before it is ready.
+        limits: As in ``create_app``, as what follows.
+        api_keys: Kept by Ray with the deployment.
+        cors_origins: Of web pages that may ask.
+        **options: Of ``serve.deployment``: ``num_replicas``, ``ray_actor_options``, ``autoscaling_config`` and more.
+            Unless said otherwise, the deployment is called ``stepfuse``, scales by ``scaling.by_pictures``, sends a
+            replica as many requests as its engines take, and waits 120 seconds for those of one that ends.
+
+    Raises:
+        BundleError: If a model is not found or cannot be used.
+        ValueError: If another argument is refused, by us or by Serve.
+        TypeError: If an argument is of another type, or Serve has no such option.
+    """
+    if isinstance(models, str) or not all(isinstance(one, str) for one in models):
+        raise TypeError(f'models must be a list of names, such as ["fashion"], got {models!r}')
+    found = named(find_model(one, verify=False) for one in models)
+    if not found:
+        raise ValueError("models must hold at least one model, got none")
+    engines = [name for name, bundle in found.items() if not takes_prompts(bundle)]
+    if gpu := device_of(device) is not None:
+        with_prompts = listed(name for name in found if name not in engines)
+        _check_gpu(device, options, threads=threads, spinning=spinning, with_prompts=with_prompts)
+    if threads is not None:
+        checked_threads(threads)
+    for name, value, kind in (("serving", serving, Serving), ("limits", limits, Limits)):
+        if value is not None and not isinstance(value, kind):
+            raise TypeError(f"{name} must be a {kind.__name__}, got {value!r}")
+    Keys(api_keys)
+    plan = Plan(
+        models=tuple(models),
+        loading={"device": device, "threads": 0 if gpu else threads, "spinning": spinning, "serving": serving},
+        costs=checked_costs(engines, calibrate),
+        app={"limits": limits, "api_keys": tuple(api_keys), "cors_origins": checked_origins(cors_origins)},
+    )
+
+    def open_app() -> FastAPI:
+        return plan.open()
+
+    shared = serving or Serving()
+    defaults = {
+        "name": "stepfuse",
+        "max_ongoing_requests": len(found) * (shared.max_queue + shared.most_running),
+        "graceful_shutdown_timeout_s": _GRACE,
+    }
+    made = serve.deployment(**{**defaults, **_scaled(options)})(serve.ingress(open_app)(Replica))
+    return made.bind()
+
+
+def _check_gpu(device: str | Cuda, options: Mapping[str, Any], *, with_prompts: str, **of_cpu: Any) -> None:
+    if with_prompts:
+        raise ValueError(f"device must be 'cpu' for pipelines with prompts, got {device!r} for {with_prompts}")
+    for name, value in of_cpu.items():
+        if value is not None:
+            raise ValueError(f"{name} must be left out on {device!r}, being of the CPU, got {value}")
+    if not (options.get("ray_actor_options") or {}).get("num_gpus"):
+        raise ValueError(f'ray_actor_options must ask for a GPU for {device!r}, as {{"num_gpus": 1}}, got none')
+
+
+def _scaled(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options, with our policy where replicas are scaled and no other is named."""
+    given = options.get("autoscaling_config")
+    if given is None and options.get("num_replicas") != "auto":
+        return dict(options)
+    config = given if isinstance(given, AutoscalingConfig) else AutoscalingConfig(**(given or {}))
+    if "policy" not in config.model_fields_set:
+        config = config.model_copy(update={"policy": AutoscalingPolicy(policy_function=_POLICY)})
+    return {**options, "autoscaling_config": config}
