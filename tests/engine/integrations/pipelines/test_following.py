@@ -145,11 +145,13 @@ def test_a_lora_s_scale_in_a_call(case):
 
 
 def test_networks_in_half_precision(case):
-    """Only the states between differ, which the engine's loop keeps in float32."""
+    """Pictures of both are as far from those in float32: steps round once here, and several times in diffusers."""
     pipe, compiled = fresh(case)
+    exact = call(case, pipe, output_type="pt", as_numpy=False)
     compiled.to(torch.bfloat16)
-    want, got = (call(case, one, output_type="pt", as_numpy=False).float() for one in (pipe, compiled))
-    assert (got - want).abs().max() < tolerances.COMPILED_BFLOAT16
+    pictures = (call(case, one, output_type="pt", as_numpy=False) for one in (pipe, compiled))
+    want, got = ((one.float() - exact).abs().max() for one in pictures)
+    assert 0 < got <= tolerances.FLOAT16_AGAINST_TORCH * want
 
 
 def test_a_component_is_not_replaced_where_the_engine_stands_in_for_it():
