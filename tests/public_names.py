@@ -19,6 +19,7 @@ FILE = Path(__file__).with_suffix(".txt")
 MODULES = (
     *("stepfuse", "stepfuse.samplers", "stepfuse.fitting", "stepfuse.interpolation", "stepfuse.analysis"),
     *("stepfuse.export", "stepfuse.kernels", "stepfuse.metrics", "stepfuse.server", "stepfuse.integrations.diffusers"),
+    "stepfuse.integrations.ray",
 )
 
 

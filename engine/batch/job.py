@@ -132,8 +132,6 @@ class Job(Settings):
             "precision": self.precision,
             "deterministic": self.deterministic,
             "max_rows": self.max_rows if self.deterministic else None,
-            "backend": self.backend,
-            "precision": self.precision,
         }
 
     def _clear(self) -> None:

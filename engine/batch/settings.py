@@ -66,8 +66,6 @@ class Settings:
             backend=self.backend,
             precision=self.precision,
             max_rows=self.max_rows,
-            backend=self.backend,
-            precision=self.precision,
             spinning=self.spinning,
             serving=Serving(deterministic=self.deterministic),
         )
