@@ -358,8 +358,8 @@ class StepTable(Adaptation):
         scalars = json.dumps([float(one) for one in numbers])
         if self.apg is not None or self.cfg_zero_star:  # others keep the digests that they had
             scalars += json.dumps([self.apg, self.apg_form, self.cfg_zero_star])
-        says_more = self._both_lines[:, len(COLUMNS) :].any()
-        rows = self.rows if says_more else self.rows[:, : len(COLUMNS)]
+        line = len(COLUMNS)
+        rows = self.rows if self.rows[:, line:].any() else self.rows[:, :line]  # a second line of zeros is none
         return hashlib.sha256((rows + 0.0).astype("<f4").tobytes() + scalars.encode()).hexdigest()
 
     @property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -72,7 +71,11 @@ async def answer(
             watched = await unless_gone(request.receive, watch(model, requests))
             return EventStream(watched, events_of(model, requests, watched, asked, kind=kind))
 
+        warnings: list[str] = []
+
         def made(drawn_of: PromptRequest, pictures: DrawnPictures) -> Picture:
+            if drawn_of is requests[0]:  # all have its prompt
+                warnings.extend(model.warnings(drawn_of))
             return _picture(str(request.base_url), model, drawn_of, pictures, asked, served.store)
 
         data = await unless_gone(request.receive, draw(model, requests, made))
@@ -82,7 +85,7 @@ async def answer(
             output_format=asked.output_format,
             size=data[0].drawn.size,
             safety_identifier=asked.safety_identifier or asked.user,
-            warnings=await asyncio.to_thread(model.warnings, requests[0]) or None,
+            warnings=warnings or None,
         )
         return Response(found.model_dump_json(exclude_none=True), media_type="application/json")
     except ClientGoneError:

@@ -76,7 +76,9 @@ class ClassModel(ServedModel):
             Exception: As ``Engine.submit`` does.
         """
         asked = self._asked(request)
-        return Drawing(self._engine.submit(asked), lambda sample: self._picture(asked, sample))
+        future = self._engine.submit(asked)
+        how = self._how(asked)  # while the network computes
+        return Drawing(future, lambda sample: self._picture(asked, how, sample))
 
     def stream(self, request: PromptRequest) -> Watched:
         """The same, watched."""
@@ -84,7 +86,7 @@ class ClassModel(ServedModel):
         return Watched(
             self._engine.stream(asked),
             lambda preview: _shown(self._pixels(preview.x0[None])),
-            lambda preview: self._picture(asked, preview.x0),
+            lambda preview: self._picture(asked, self._how(asked), preview.x0),
         )
 
     def stats(self) -> Mapping[str, Any]:
@@ -160,8 +162,8 @@ class ClassModel(ServedModel):
         is_number = text.isdecimal() and text not in self._cond.names and len(text) < 20
         return self._cond.value(name, int(text) if is_number else text)
 
-    def _picture(self, asked: Request, sample: Array) -> Pictures:
-        """The picture of a sample, with how it was drawn."""
+    def _how(self, asked: Request) -> dict[str, str]:
+        """How the picture of a request is drawn."""
         assert asked.table is not None
         assert asked.seed is not None
         made = record(
@@ -176,7 +178,12 @@ class ClassModel(ServedModel):
             cond=conditions(self._engine, asked.cond, 1),
             negative_cond=conditions(self._engine, asked.negative_cond, 1),
         )
-        return Pictures(self._pixels(sample[None]), sample[None], [facts(made)], [asked.seed])
+        return facts(made)
+
+    def _picture(self, asked: Request, how: dict[str, str], sample: Array) -> Pictures:
+        """The picture of a sample."""
+        assert asked.seed is not None
+        return Pictures(self._pixels(sample[None]), sample[None], [how], [asked.seed])
 
     def _pixels(self, samples: Array) -> Array:
         if self._vae is None:
