@@ -77,7 +77,9 @@ def served(app, **config):
     """Serves an app until the block ends."""
     import uvicorn
 
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, http="h11", timeout_graceful_shutdown=5, **config))
+    server = uvicorn.Server(
+        uvicorn.Config(app, port=0, log_config=None, http="h11", timeout_graceful_shutdown=5, **config)
+    )
     thread = threading.Thread(target=server.run)
     thread.start()
     until(lambda: server.started or not thread.is_alive())
