@@ -77,9 +77,8 @@ def served(app, **config):
     """Serves an app until the block ends."""
     import uvicorn
 
-    server = uvicorn.Server(
-        uvicorn.Config(app, port=0, log_config=None, http="h11", timeout_graceful_shutdown=5, **config)
-    )
+    usual = {"log_config": None, "http": "h11", "timeout_graceful_shutdown": 5}  # ``serve`` parses by h11, too
+    server = uvicorn.Server(uvicorn.Config(app, port=0, **{**usual, **config}))
     thread = threading.Thread(target=server.run)
     thread.start()
     until(lambda: server.started or not thread.is_alive())
