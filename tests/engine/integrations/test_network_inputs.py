@@ -5,10 +5,10 @@ import pytest
 
 pytest.importorskip("diffusers", reason="diffusers needs Python 3.11")
 
-import torch  # noqa: E402
+import torch
 
-from stepfuse.integrations.diffusers.network_inputs import NetworkInputs  # noqa: E402
-from stepfuse.integrations.diffusers.predictors import ModulePredictor  # noqa: E402
+from stepfuse.integrations.diffusers.network_inputs import NetworkInputs
+from stepfuse.integrations.diffusers.predictors import ModulePredictor
 
 STATES, TIMES = torch.zeros(4, 1, 2, 2), torch.full((4,), 5)
 EMBEDS = torch.tensor([1.0, 3.0])  # of two images, without a row for each of the network's four
