@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Annotated
 
@@ -132,7 +133,8 @@ def _here(job: Job, retry_failed: bool) -> Generator[Tally, None, None]:
 def _on_ray(job: Job, rows: int, address: str, actors: int | None, retry_failed: bool) -> Generator[Tally, None, None]:
     from stepfuse.integrations.ray import run_job
 
-    return run_job(job, rows, address=address, actors=actors, retry_failed=retry_failed)
+    with redirect_stdout(sys.stderr):  # which is for what the command itself prints
+        yield from run_job(job, rows, address=address, actors=actors, retry_failed=retry_failed)
 
 
 @contextmanager

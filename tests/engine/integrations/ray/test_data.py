@@ -244,6 +244,7 @@ def test_the_command_runs_a_job_there(cluster, bundle, tmp_path):
         [*command, "--ray", cluster.address, "--actors", "1"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("{"), done.stdout
     assert json.loads(done.stdout)["drawn"] == 2
     again = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (again.returncode, json.loads(again.stdout)["kept"]) == (0, 2), again.stderr
