@@ -18,7 +18,8 @@ test: .venv-dev/.ready
 
 # All cubins, the soak of 100,000 requests, the GPU check's own tests, fresh environments: long for what they show.
 test-slow: .venv-dev/.ready
-	$(PYTEST) -m slow $$(grep -rl 'mark\.slow' tests --include='test_*.py')
+	$(PYTEST) -m slow $$(grep -rl 'mark\.slow' tests --include='test_*.py' | grep -v integrations/ray)
+	.venv-dev/bin/pytest -m slow tests/engine/integrations/ray  # alone: a cluster of three nodes, and what ends it
 
 # What tests/fuzz draws at random instead of always the same: rounds until MINUTES are over or one fails. What failed is
 # kept in .hypothesis, and tried first in the next round.
