@@ -33,6 +33,7 @@ def excerpts(results: Mapping[str, Any]) -> dict[str, list[str]]:
             *_exports(results["export_memory"]),
         ],
         "docs/serving.md": _serving(results),
+        "docs/http.md": _http(results["http_load"]),
         "docs/samplers.md": advice(results["frontier"]),
         "docs/frontier.md": markdown(results["frontier"]),
     }
@@ -218,6 +219,41 @@ def _exports(document: Mapping[str, Any]) -> list[str]:
         cells = [f"{_export_seconds(row)} s, {_gigabytes(row)} GB" for row in (alone, compared)]
         found.append(f"| {name} | {cells[0]} | {cells[1]} | {_figure(_exponent(compared['error']))} |")
     return found
+
+
+def _http(document: Mapping[str, Any]) -> list[str]:
+    rows = document["results"]
+    short_one, usual = (row for row in rows if row["part"] == "overhead")
+    ready = {row["system"]: row["seconds"]["p50"] for row in rows if row["part"] == "start"}
+    [stress] = [row for row in rows if row["part"] == "stress"]
+    memory = stress["memory_MB"]
+    names = {
+        "ours": "`stepfuse serve`",
+        "batched": "FastAPI, static batches",
+        "locked": "FastAPI, a lock",
+        "ray": "Ray Serve, a call a request",
+    }
+    shown = []
+    for row in rows:
+        if row["part"] == "load":
+            seconds = " | ".join(f"{_seconds(row[f'{name}_s'])} s" for name in ("mean", "p50", "p95", "p99"))
+            speed = f"{_fixed(row['images_per_s'], 1)} | {_fixed(row['errors'], 0)}"
+            shown.append(f"| {row['load']:g} | {names[row['system']]} | {seconds} | {speed} |")
+    previews = [
+        _fixed(1e3 * row["preview_p50_s"], 0) for row in rows if row["part"] == "load" and row["system"] == "ours"
+    ]
+    return [
+        f"adds {_fixed(short_one['overhead_ms']['p50'], 1)} ms to a request of 5 steps and"
+        f" {_fixed(usual['overhead_ms']['p50'], 1)} ms to one of 20 guided ones (medians",
+        f"ready {_fixed(ready['ours'], 2)} s after its process has started; FastAPI around diffusers takes"
+        f" {_fixed(ready['locked'], 1)} s",
+        *shown,
+        f"The first preview came after {' and '.join(previews)} ms (medians at the two loads)",
+        f"Of {_figure(format(stress['requests'], ','))} requests over {_fixed(stress['connections_held'], 0)}"
+        f" connections at once {_fixed(stress['lost'], 0)} were lost or wrong",
+        f"took {_fixed(memory['after_a_fifth'], 0)} MB after a fifth of them and {_fixed(memory['end'], 0)} MB at the"
+        " end",
+    ]
 
 
 def _row(document: Mapping[str, Any], case: str, contender: str) -> dict[str, Any]:

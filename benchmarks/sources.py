@@ -31,6 +31,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "threads": _ONNX,
     "cold_start": ("engine/__init__.py", "engine/engine.py", "engine/bundle", "engine/files", *_ONNX, "engine/serving"),
     "mixed_load": (*_STEP, *_LOOP, *_ONNX),
+    "http_load": (*_STEP, *_LOOP, *_ONNX, "engine/server"),
     "guidance_interval": (*_STEP, *_LOOP, *_ONNX),
     "deterministic": (*_STEP, *_LOOP, *_ONNX),
     "simulate": ("csrc/core/loop", "csrc/bindings/bind_replay.cpp"),
