@@ -17,6 +17,7 @@ PACKAGES = {
     "stepfuse.backends.host": "engine/backends/host",
     "stepfuse.backends.host.openvino": "engine/backends/host/openvino",
     "stepfuse.batch": "engine/batch",
+    "stepfuse.benchmarking": "engine/benchmarking",
     "stepfuse.bundle": "engine/bundle",
     "stepfuse.cli": "engine/cli",
     "stepfuse.files": "engine/files",

@@ -12,6 +12,7 @@ import typer
 import stepfuse as sf
 from stepfuse.cli.analyze import analyze
 from stepfuse.cli.batch import batch
+from stepfuse.cli.bench import bench
 from stepfuse.cli.command import Command, Commands
 from stepfuse.cli.doctor import doctor
 from stepfuse.cli.export import export
@@ -82,6 +83,15 @@ COMMANDS = (
     ),
     (fit, _MAKE, ("stepfuse fit fashion --steps 8 -o eight.npz",)),
     (quantize, _MAKE, ("stepfuse quantize my-model -o my-model-int8",)),
+    (
+        bench,
+        _LOOK,
+        (
+            "stepfuse bench fashion",
+            "stepfuse bench my-model --rows 1,8 --threads 1,2 --rate 5,10 --json now.json --plot now.png",
+            "stepfuse bench my-model --json now.json --compare before.json",
+        ),
+    ),
     (info, _LOOK, ("stepfuse info fashion",)),
     (doctor, _LOOK, ("stepfuse doctor",)),
 )

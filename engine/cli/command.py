@@ -1,6 +1,7 @@
 """What every command does alike: errors as one line in the command line's words, warnings likewise, exit codes.
 
-Exit codes: 0 done, 1 failed (silently where a pipe's reader has gone), 2 wrong usage, 130 Ctrl-C.
+Exit codes: 0 done, 1 failed (silently where a pipe's reader has gone), 2 wrong usage, 130 Ctrl-C; of
+``bench --compare`` 3 a regression, 4 no conclusion.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from stepfuse.display import did_you_mean
 from stepfuse.errors import StepfuseError
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
+REGRESSION, NO_CONCLUSION = 3, 4  # of ``bench --compare``
 
 #: typer has click's errors, but exports one of them alone.
 _UsageError = cast("type[Exception]", typer.BadParameter.__mro__[1])
