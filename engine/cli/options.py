@@ -165,7 +165,11 @@ class Machine:
     ] = "cpu"
     backend: Annotated[
         str,
-        typer.Option(metavar="NAME", help="Of the CPU: onnxruntime, or openvino, an extra.", rich_help_panel=MACHINE),
+        typer.Option(
+            metavar="NAME",
+            help="Of the CPU: onnxruntime, openvino (an extra), or auto, the fastest.",
+            rich_help_panel=MACHINE,
+        ),
     ] = "onnxruntime"
     precision: Annotated[
         str,

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from stepfuse.arguments import hinted
 from stepfuse.backends.cuda.config import Cuda, device_of
-from stepfuse.backends.host.config import Cpu, OpenVino
+from stepfuse.backends.host.config import AUTO, Cpu, OpenVino
 from stepfuse.backends.host.network import open_network
 from stepfuse.bundle.bundle import Bundle
 from stepfuse.bundle.identity import ModelIdentity
@@ -81,14 +81,19 @@ class TextToImage:
         self._vae = Vae(bundle, threads=threads, tile=tile)
         conditioning = PromptConditioning(self._model, self._pipeline, self._prompts)
         self._preparation = Preparation(self._model, self._pipeline, conditioning, self._vae, Compiler(bundle.info))
-        network = open_network(bundle, cpu)
         serving_of = partial(_serving_of, self._pipeline, serving or Serving())
+        asked = serving_of(bundle.info.shape)
+        if cpu.backend == AUTO:
+            from stepfuse.backends.host.auto import choose  # what it measures with is needed here alone
+
+            cpu = choose(cpu, bundle, bundle.info, asked.row_limit, deterministic=asked.deterministic)
+        network = open_network(bundle, cpu)
         self._engines = Engines(
             lambda shape: Engine.load(bundle, shape=shape, session=network, serving=serving_of(shape))
         )
         with self._engines.use(bundle.info.shape):  # raises if the network does not fit its manifest
             pass
-        self.serving = serving_of(bundle.info.shape)
+        self.serving = asked
         self._identity = ModelIdentity.of(bundle, network.computed_by)
         self._serving_of = serving_of
         self._service = PictureService(
