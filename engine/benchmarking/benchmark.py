@@ -17,12 +17,13 @@ from stepfuse.backends.host.base import checked_threads
 from stepfuse.benchmarking.cold_start import measure_starts
 from stepfuse.benchmarking.networks import EXACT, Opened, configurations, errors_of, opened
 from stepfuse.benchmarking.open_loop import measure_loads
-from stepfuse.benchmarking.result import BenchResult, Case, Configuration, Error
+from stepfuse.benchmarking.result import BenchResult, Case, Configuration, Error, Start
 from stepfuse.benchmarking.timing import LEAST_ROUNDS, in_turn
 from stepfuse.bundle.bundle import DENOISER, Bundle
 from stepfuse.errors import StepfuseError
 from stepfuse.machine import machine, versions
-from stepfuse.requests.sampler_defaults import default_steps
+from stepfuse.requests.resolution import Compiler
+from stepfuse.samplers.names import steps_asked
 from stepfuse.serving.calibration import fit_cost
 from stepfuse.serving.config import MOST, CostCurve
 from stepfuse.serving.progress import ProgressBar
@@ -94,10 +95,11 @@ def bench(
     budget = _positive("seconds", (_QUICK_SECONDS if quick else _SECONDS) if seconds is None else seconds)
     asked = configurations(backends, precisions, threads)
     bundle = model if isinstance(model, Bundle) else Bundle.load(model)
-    own = default_steps(bundle.info, bundle.info.defaults.get("sampler", "ddim"))
+    own = Compiler(bundle.info).compile(guidance_scale=1.0)
     most = bundle.info.schedule.num_train_timesteps
-    steps = _whole_numbers("steps", [min(own, _QUICK_STEPS if quick else _STEPS)] if steps is None else steps, most)
-    facts = _facts(bundle, quick, budget)
+    few = min(steps_asked(own.options, len(own)), _QUICK_STEPS if quick else _STEPS)
+    steps = _whole_numbers("steps", [few] if steps is None else steps, most)
+    facts = _facts(bundle, own.sampler, quick, budget)
     failures: dict[Configuration, str] = {}
     with ExitStack() as stack:
         networks = []
@@ -115,21 +117,22 @@ def bench(
         costs = {one: _cost(cases, one) for one in names} if len(rows) > 1 else {}
         errors = _errors(networks, bundle, steps[0] if quick else None)
         loads = measure_loads(bundle, networks, costs, rates, steps[0], budget, progress=progress)
-    starts = (
-        measure_starts(bundle, names, progress=progress) if (not quick if cold_start is None else cold_start) else []
-    )
+    starts: list[Start] = []
+    if cold_start or (cold_start is None and not quick):
+        starts, failed = measure_starts(bundle, names, progress=progress)
+        failures |= failed
     files = {name: str(entry["sha256"]) for name, entry in bundle.files.items() if name.startswith(DENOISER)}
     return BenchResult(bundle.name, files, cases, costs, errors, starts, loads, failures, facts)
 
 
-def _facts(bundle: Bundle, quick: bool, seconds: float) -> dict[str, Any]:
+def _facts(bundle: Bundle, sampler: str, quick: bool, seconds: float) -> dict[str, Any]:
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "machine": machine(),
         "load_average_before": os.getloadavg()[0],
         "versions": versions(_PACKAGES),
         "shape": list(bundle.info.shape),
-        "sampler": bundle.info.defaults.get("sampler", "ddim"),
+        "sampler": sampler,
         "quick": quick,
         "seconds": seconds,
     }

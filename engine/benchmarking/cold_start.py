@@ -33,12 +33,13 @@ engine.close()
 
 def measure_starts(
     bundle: Bundle, configurations: Sequence[Configuration], *, processes: int = PROCESSES, progress: bool = False
-) -> list[Start]:
+) -> tuple[list[Start], dict[Configuration, str]]:
     """Starts processes of all configurations in turn: files are in the disk's cache, compiled networks are kept.
 
-    Raises:
-        StepfuseError: If a process fails; the message has the last line that it wrote.
+    Returns:
+        What was measured, and why a configuration was not: the last line that its process wrote.
     """
+    failures: dict[Configuration, str] = {}
     seconds: dict[Configuration, list[float]] = {one: [] for one in configurations}
     peaks: dict[Configuration, list[int]] = {one: [] for one in configurations}
     bar = ProgressBar(processes * len(configurations), unit="processes", doing="cold start") if progress else None
@@ -47,19 +48,28 @@ def measure_starts(
     try:
         for done in range(processes):
             for place, one in enumerate(configurations):
-                took, peak = _run(bundle, one)
-                seconds[one].append(took)
-                peaks[one].append(peak)
+                if one not in failures:
+                    try:
+                        took, peak = _run(bundle, one)
+                    except StepfuseError as error:
+                        failures[one] = str(error)
+                    else:
+                        seconds[one].append(took)
+                        peaks[one].append(peak)
                 if bar is not None:
                     bar.update(done * len(configurations) + place + 1, processes * len(configurations))
     finally:
         if bar is not None:
             bar.stop()
-    return [Start(one, seconds[one], peaks[one]) for one in configurations]
+    return [Start(one, seconds[one], peaks[one]) for one in configurations if one not in failures], failures
 
 
 def _run(bundle: Bundle, configuration: Configuration) -> tuple[float, int]:
-    """Seconds until the first image of a process, and its peak memory in bytes."""
+    """Seconds until the first image of a process, and its peak memory in bytes.
+
+    Raises:
+        StepfuseError: If the process fails.
+    """
     command = [sys.executable, "-c", _FIRST_IMAGE, str(bundle.path.absolute()), json.dumps(asdict(configuration))]
     began = time.clock_gettime(time.CLOCK_MONOTONIC)
     # "-c" imports from the working folder first: one that nobody but the system writes to.

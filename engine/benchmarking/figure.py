@@ -68,11 +68,12 @@ def _draw_loads(axes: Axes, result: BenchResult) -> None:
             (one for one in result.loads if one.configuration == name and one.latencies), key=lambda one: one.rate
         )
         reached = [one.images_per_second for one in loads]
-        for percent, line in ((50, "-"), (95, "--")):
+        for percent, line, filling in ((50, "-", colour), (95, "--", "white")):
             times = [1e3 * percentile(one.latencies, percent) for one in loads]
-            axes.plot(reached, times, line, marker="o", color=colour)
+            axes.plot(reached, times, line, marker="o", color=colour, markerfacecolor=filling)
     axes.set_yscale("log")
     plain_log_axis(axes.yaxis)
+    axes.set_xlim(left=0)
     axes.set_xlabel("images a second")
     axes.set_ylabel("latency, ms")
-    axes.set_title("latency at random arrivals: p50, and p95 dashed")
+    axes.set_title("random arrivals: p50, and hollow p95")

@@ -49,7 +49,12 @@ def configurations(
     found = []
     own: dict[str, list[str]] = {}
     for backend in backends or installed():
-        own[backend] = precisions_of(backend)
+        try:
+            own[backend] = precisions_of(backend)
+        except ImportError:
+            if backends is not None:
+                raise
+            own[backend] = [EXACT.precision]  # which fails when it is opened, with the reason
         if not own[backend]:
             raise ImportError(f"backend {backend!r} is not installed: {pip_install(backend)}")
         found += [
@@ -144,4 +149,5 @@ def errors_of(others: Sequence[Opened], exact: Opened, info: ModelInfo, steps: i
 def relative(found: npt.ArrayLike, wanted: npt.ArrayLike) -> float:
     """Root mean square of a difference over that of what was wanted."""
     exact = np.asarray(wanted, dtype=np.float64)
-    return float(np.sqrt(np.mean((np.asarray(found) - exact) ** 2) / np.mean(exact**2)))
+    size = max(float(np.mean(exact**2)), np.finfo(np.float64).tiny)
+    return float(np.sqrt(np.mean((np.asarray(found) - exact) ** 2) / size))

@@ -159,7 +159,7 @@ class BenchResult:
         errors: Of each configuration but ONNX Runtime in float32.
         starts: Of fresh processes, if measured.
         loads: Of requests that arrive at random, if asked for.
-        failures: What was to be measured and failed, with the reason.
+        failures: What failed of a configuration, its network or its fresh processes, with the reason.
         facts: Date, machine, versions, the machine's load before, and how it was measured.
     """
 

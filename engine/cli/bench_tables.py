@@ -61,7 +61,7 @@ def conclusions(result: BenchResult) -> Iterator[str]:
         else:
             yield f"{together}: no conclusion, the two fastest do not differ beyond chance"
     for name, reason in result.failures.items():
-        yield f"{name} was not measured: {reason}"
+        yield f"{name} failed: {reason}"
     if result.noisy:
         yield (
             f"noisy: {len(result.noisy)} of {len(result.cases)} cases, whose times from the 20th to the 80th percentile"
@@ -85,7 +85,7 @@ def _forwards(result: BenchResult) -> Table:
     table = _table(
         "",
         "rows",
-        right=("median", "p95", "spread", "x first (p20 - p80)", "cost curve"),
+        right=("median", "p95", "spread", "x first (p20 to p80)", "cost curve"),
     )
     for case in result.cases:
         if not case.steps:
@@ -100,14 +100,14 @@ def _forwards(result: BenchResult) -> Table:
 def _runs(result: BenchResult) -> Table:
     table = _table(
         *("", "rows", "steps"),
-        right=("median", "p95", "spread", "images/s", "above the forward", "x first (p20 - p80)"),
+        right=("median", "p95", "spread", "images/s", "above the forward, a step", "x first (p20 to p80)"),
     )
     for case in result.cases:
         if case.steps:
-            above = duration(percentile(result.overhead(case), 50))
+            above = _range([duration(percentile(result.overhead(case), p)) for p in (20, 50, 80)])
             rate = f"{case.images_per_second:.4g}"
             times = _times_first(result, case)
-            table.add_row(*_named(case), str(case.steps), *_times(case, case.seconds), rate, f"{above} a step", times)
+            table.add_row(*_named(case), str(case.steps), *_times(case, case.seconds), rate, above, times)
     return table
 
 
@@ -167,5 +167,10 @@ def _times_first(result: BenchResult, case: Case) -> str:
     if case.configuration == result.configurations[0]:
         return ""
     found = result.times_first(case)
-    low, middle, high = (percentile(found, p) for p in (20, 50, 80))
-    return f"{middle:.2f} ({low:.2f} - {high:.2f})"
+    return _range([f"{percentile(found, p):.2f}" for p in (20, 50, 80)])
+
+
+def _range(texts: Sequence[str]) -> str:
+    """The 20th, 50th and 80th percentile."""
+    low, middle, high = texts
+    return f"{middle} ({low} to {high})"

@@ -9,7 +9,7 @@ import support
 
 import stepfuse as sf
 from stepfuse.backends.host import available
-from stepfuse.benchmarking import Configuration, benchmark, cold_start, networks
+from stepfuse.benchmarking import Configuration, benchmark, cold_start, networks, open_loop
 from stepfuse.benchmarking.figure import draw_bench
 from stepfuse.benchmarking.open_loop import measure_load, poisson
 from stepfuse.benchmarking.result import Load
@@ -133,6 +133,19 @@ def test_a_back_end_that_is_not_installed_is_an_error_where_it_is_named(bundle, 
     assert networks.configurations(None, None, [0]) == [Configuration("onnxruntime")]
 
 
+def test_a_back_end_that_cannot_be_imported_is_a_failure_unless_it_is_named(bundle, monkeypatch):
+    def broken(name):
+        if name == "openvino":
+            raise ImportError("a library is missing")
+        return ["float32"]
+
+    monkeypatch.setattr(networks, "installed", lambda: ["onnxruntime", "openvino"])
+    monkeypatch.setattr(networks, "precisions_of", broken)
+    assert networks.configurations(None, None, [0]) == [Configuration("onnxruntime"), Configuration("openvino")]
+    with pytest.raises(ImportError, match="a library is missing"):
+        networks.configurations(["openvino"], None, [0])
+
+
 def test_arrivals_are_a_poisson_process():
     at = np.array(poisson(20.0, 20_000))
     gaps = np.diff(at, prepend=0)
@@ -151,6 +164,24 @@ def test_a_latency_begins_when_the_request_arrives():
     assert found.unanswered == 0
     assert found.images_per_second == pytest.approx(6 / max(found.latencies))
     assert min(found.latencies) > 0
+
+
+def test_what_delays_a_submission_is_its_request_s_wait(monkeypatch):
+    now = [0.0]
+
+    class Clock:
+        @staticmethod
+        def perf_counter():
+            return now[0]
+
+        @staticmethod
+        def sleep(seconds):
+            now[0] += seconds + 0.5  # another program had the processor
+
+    monkeypatch.setattr(open_loop, "time", Clock)
+    with support.make_engine() as engine:
+        found = measure_load(engine, Configuration("onnxruntime"), 9.0, [3.0], 1, patience=60.0)
+    assert list(found.latencies) == [0.5]
 
 
 def test_a_request_that_waits_too_long_is_given_up(monkeypatch):
@@ -186,15 +217,18 @@ def test_a_network_that_fails_under_load_is_an_error():
 
 def test_a_fresh_process_is_timed_and_its_memory_is_its_own(bundle):
     held = np.ones(100_000_000, np.float32)  # 400 MB of this process, which are not the child's
-    [found] = cold_start.measure_starts(bundle, [Configuration("onnxruntime", threads=1)], processes=1)
+    [found], failures = cold_start.measure_starts(bundle, [Configuration("onnxruntime", threads=1)], processes=1)
+    assert failures == {}
     assert held[-1] == 1
     assert 0.05 < found.seconds[0] < 60
     assert 20e6 < found.peak_bytes[0] < 350e6
 
 
 def test_a_fresh_process_that_fails_says_why(bundle):
-    with pytest.raises(sf.StepfuseError, match=r"ended with 1: ValueError: precision must be float32"):
-        cold_start.measure_starts(bundle, [Configuration("onnxruntime", "bf16")], processes=1)
+    wrong = Configuration("onnxruntime", "bf16")
+    found, failures = cold_start.measure_starts(bundle, [wrong], processes=2)
+    assert found == []
+    assert "ended with 1: ValueError: precision must be float32 for ONNX Runtime" in failures[wrong]
 
 
 def test_a_pipeline_is_measured_by_its_denoiser(tmp_path):
