@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -351,7 +352,7 @@ class StepTable(Adaptation):
         """Shape (S, 32): a second line of zeros says no more than none."""
         return np.pad(self.rows, ((0, 0), (0, len(_BOTH_LINES) - self.rows.shape[1])))
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
         """SHA-256, in hexadecimal, of what the table computes: equal tables have equal digests."""
         numbers = (self.init_scale, self.guidance_rescale, *(self.dynamic_threshold or ()))
