@@ -51,8 +51,8 @@ class Pictures:
     def __getitem__(self, index: int | slice) -> Image.Image | Pictures:
         """A picture, 8 bits a channel, whose ``info`` says how it was made; of a slice several."""
         if isinstance(index, slice):
-            parts = (self.pixels, self.latents, self.facts, self.seeds, self.records)
-            return Pictures(*(part[index] for part in parts))
+            facts, seeds, records = self.facts[index], self.seeds[index], self.records[index]
+            return Pictures(self.pixels[index], self.latents[index], facts, seeds, records)
         picture = self._image(index)
         picture.info.update(self.facts[index])
         return picture
