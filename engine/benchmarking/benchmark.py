@@ -24,8 +24,7 @@ from stepfuse.errors import StepfuseError
 from stepfuse.machine import machine, versions
 from stepfuse.requests.resolution import Compiler
 from stepfuse.samplers.names import steps_asked
-from stepfuse.serving.calibration import fit_cost
-from stepfuse.serving.config import MOST, CostCurve
+from stepfuse.serving.config import MOST
 from stepfuse.serving.progress import ProgressBar
 
 _PACKAGES = ("stepfuse", "numpy", "onnxruntime", "openvino")
@@ -114,7 +113,7 @@ def bench(
             raise StepfuseError(f"no back end runs {bundle.path}: {'; '.join(failures.values())}")
         cases = _time(networks, rows, steps, budget, progress)
         names = [one.configuration for one in networks]
-        costs = {one: _cost(cases, one) for one in names} if len(rows) > 1 else {}
+        costs = {one.configuration: one.engine.calibrate() for one in networks}  # last: it changes how an engine plans
         errors = _errors(networks, bundle, steps[0] if quick else None)
         loads = measure_loads(bundle, networks, costs, rates, steps[0], budget, progress=progress)
     starts: list[Start] = []
@@ -150,7 +149,7 @@ def _time(
             calls[one.configuration, count, 0] = partial(_repeat, one.bare.forward, count, forwards[0])
             for of_run in steps:
                 calls[one.configuration, count, of_run] = partial(one.engine.sample, count, seed=0, **_run(of_run))
-    bar = ProgressBar(LEAST_ROUNDS, unit="rounds", doing="timing") if progress else None
+    bar = ProgressBar(LEAST_ROUNDS, unit="rounds") if progress else None
     try:
         if bar is not None:
             bar.start()
@@ -168,11 +167,6 @@ def _run(steps: int) -> dict[str, Any]:
 def _repeat(forward: Callable[[int], None], rows: int, times: int) -> None:
     for _ in range(times):
         forward(rows)
-
-
-def _cost(cases: Sequence[Case], configuration: Configuration) -> CostCurve:
-    own = [case for case in cases if case.configuration == configuration and not case.steps]
-    return fit_cost([case.rows for case in own], [min(case.per_forward) for case in own])
 
 
 def _errors(networks: Sequence[Opened], bundle: Bundle, steps: int | None) -> list[Error]:

@@ -39,7 +39,7 @@ def measure_loads(
     Args:
         bundle: The model.
         networks: What runs it.
-        costs: What their forwards take; measured where it is missing.
+        costs: What their forwards take.
         rates: Requests a second.
         steps: Of each request, which is not guided.
         seconds: How long requests arrive, at least twenty of them, and how long after the last one they are waited for.
@@ -49,14 +49,14 @@ def measure_loads(
         DenoiserError: If the network fails.
     """
     found = []
-    bar = ProgressBar(len(rates) * len(networks), unit="loads", doing="load") if progress and rates else None
+    bar = ProgressBar(len(rates) * len(networks), unit="loads") if progress and rates else None
     if bar is not None:
         bar.start()
     try:
         for rate in rates:
             for one in networks:
                 with Engine.load(bundle, session=one.network) as engine:
-                    engine.calibrate(costs.get(one.configuration))
+                    engine.calibrate(costs[one.configuration])
                     engine.sample(engine.serving.row_limit, steps=1, guidance_scale=1.0, seed=0)  # what is made once
                     arrivals = poisson(rate, max(_LEAST, round(rate * seconds)))
                     load = measure_load(engine, one.configuration, rate, arrivals, steps, patience=seconds)

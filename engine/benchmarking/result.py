@@ -154,8 +154,7 @@ class BenchResult:
         model: Its name.
         files: SHA-256 of the network's files.
         cases: Times of forwards and runs. The first configuration is what the others are compared with.
-        costs: The straight line through each configuration's forwards, as ``Engine.calibrate`` takes it; none
-            where only one row count was measured.
+        costs: The straight line through each configuration's forwards, as ``Engine.calibrate`` measures it.
         errors: Of each configuration but ONNX Runtime in float32.
         starts: Of fresh processes, if measured.
         loads: Of requests that arrive at random, if asked for.

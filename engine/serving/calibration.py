@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 
 from stepfuse.serving.config import CostCurve
 
@@ -15,7 +14,7 @@ _LEAST_FIXED = 0.05  # of a row's time: no forward is free, and planning for tha
 
 
 def measure_cost(forward: Callable[[int], None], max_rows: int) -> CostCurve:
-    """``fit_cost`` of forwards of 1, 2, 4, ... ``max_rows`` rows; the least time of each.
+    """The straight line that fits forwards of 1, 2, 4, ... ``max_rows`` rows best, relatively; the least time of each.
 
     Whatever else the machine does only adds to a time, so the least of several says most of the network.
     """
@@ -28,19 +27,9 @@ def measure_cost(forward: Callable[[int], None], max_rows: int) -> CostCurve:
             began = time.perf_counter()
             forward(rows)
             seconds[repeat, i] = time.perf_counter() - began
-    return fit_cost(counts, seconds.min(axis=0))
-
-
-def fit_cost(counts: Sequence[int], seconds: npt.ArrayLike) -> CostCurve:
-    """The straight line that fits forwards of so many rows best, relatively.
-
-    Args:
-        counts: Rows of a forward, at least one number.
-        seconds: What each took, shape (len(counts),).
-    """
-    least = np.asarray(seconds, dtype=np.float64)
+    least = seconds.min(axis=0)
     lines = np.stack([np.ones(len(counts)), np.array(counts, dtype=float)], axis=1)
     fixed, row = np.linalg.lstsq(lines / least[:, None], np.ones(len(counts)), rcond=None)[0]
     if row <= 0:  # rows cost nothing that can be seen
-        row = float(least[-1]) / counts[-1]
+        row = float(least[-1]) / max_rows
     return CostCurve(max(float(fixed), _LEAST_FIXED * float(row)), float(row))

@@ -12,25 +12,24 @@ class ProgressBar:
     """Progress over ``total`` turns, or what ``unit`` says, on standard error: a bar that is gone when the run is.
 
     In a log a bar would be noise: there, a run that takes longer than ten seconds says every ten how far it is.
-    ``doing`` is what it is called.
     """
 
-    def __init__(self, total: int, *, unit: str = "steps", doing: str = "sampling") -> None:
+    def __init__(self, total: int, *, unit: str = "steps") -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         console = Console(stderr=True)
-        self._bar, self._unit, self._doing = None, unit, doing
+        self._bar, self._unit = None, unit
         if console.is_terminal or console.is_jupyter:
             columns = (
-                TextColumn(doing),
+                TextColumn("sampling"),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TextColumn(unit),
                 TimeRemainingColumn(),
             )
             self._bar = Progress(*columns, console=console, transient=True)
-            self._task = self._bar.add_task(doing, total=total)
+            self._task = self._bar.add_task("sampling", total=total)
         self._began = self._last = time.monotonic()
 
     def update(self, turn: int, total: int) -> None:
@@ -40,9 +39,7 @@ class ProgressBar:
         elif (now := time.monotonic()) - self._last >= _BETWEEN:
             self._last = now
             left = (now - self._began) * (total - turn) / max(turn, 1)
-            print(
-                f"{self._doing}: {turn} of {total} {self._unit}, about {left:.0f} s left", file=sys.stderr, flush=True
-            )
+            print(f"sampling: {turn} of {total} {self._unit}, about {left:.0f} s left", file=sys.stderr, flush=True)
 
     def start(self) -> None:
         """Shows it."""

@@ -39,8 +39,7 @@ def test_every_size_of_every_configuration_is_measured(result):
     assert {one.unanswered + len(one.latencies) for one in result.loads} == {20}
     assert not result.errors
     assert result.facts["versions"]["onnxruntime"] == onnxruntime.__version__
-    result_of_one = sf.bench("fashion", backends=["onnxruntime"], rows=1, steps=1, seconds=0.01, cold_start=False)
-    assert result_of_one.costs == {}  # no line through one point
+    assert all(one.row > 0 for one in result.costs.values())
 
 
 def test_what_is_measured_is_what_was_asked_for(bundle, monkeypatch):
