@@ -72,7 +72,7 @@ def _run(bundle: Bundle, configuration: Configuration) -> tuple[float, int]:
     """
     command = [sys.executable, "-c", _FIRST_IMAGE, str(bundle.path.absolute()), json.dumps(asdict(configuration))]
     began = time.clock_gettime(time.CLOCK_MONOTONIC)
-    # "-c" imports from the working folder first: one that nobody but the system writes to.
+    # "-c" imports from the working folder first: one that only root writes to.
     process = subprocess.run(command, cwd="/", capture_output=True, text=True, check=False)
     if process.returncode != 0:
         said = (process.stderr.strip() or "it wrote nothing").splitlines()[-1]
