@@ -7,7 +7,7 @@ PYTEST = .venv-dev/bin/pytest -n $(JOBS) --dist worksteal
 LOCK := requirements.lock
 SOURCES := setup.py pyproject.toml MANIFEST.in $(shell find engine kernels export csrc -type f -not -name '*.so' -not -path '*/__pycache__/*')
 
-.PHONY: sample test test-slow test-newest fuzz lint lock sanitize cubins bench bench-quick bench-load readme figures gpu-check analyze format clean
+.PHONY: sample test test-slow test-newest fuzz lint lock wheels sanitize compilers cubins bench bench-quick bench-load readme figures gpu-check analyze format clean
 
 # Sampling needs no torch: this environment has the base dependencies alone.
 sample: .venv/.ready
@@ -42,16 +42,26 @@ lock:
 	.venv-lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.10 --extra dev --no-annotate \
 	    --no-emit-index-url --custom-compile-command 'make lock' --output-file $(LOCK) pyproject.toml
 
+# Wheels and the source distribution into dist/, for every CPython that is here, each wheel tried without a compiler.
+wheels: .venv-dev/.ready
+	.venv-dev/bin/python tools/wheels.py
+
 lint: .venv-dev/.ready
 	.venv-dev/bin/ruff check .
 	.venv-dev/bin/ruff format --check .
 	.venv-dev/bin/mypy
 	.venv-dev/bin/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.inl' 'tests/core/*.h' 'tests/core/*.cpp' 'tests/cuda/*.h' 'tests/cuda/*.cpp')
+	.venv-dev/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	.venv-dev/bin/zizmor --offline --no-progress .github/workflows
 
 # The core alone, with a C++ compiler and nothing else; then its bindings.
 sanitize: .venv-dev/.ready
 	$(MAKE) -f tests/core/sanitize.mk -j $$(nproc)
 	$(MAKE) -f tests/core/sanitize.mk -j $$(nproc) bindings
+
+# The core with each compiler that is here, GCC, Clang and Debian's for aarch64, its warnings errors: the same bits.
+compilers:
+	$(MAKE) -f tests/core/compilers.mk -j $$(nproc)
 
 # Every Triton kernel for every architecture, on any machine: fails if one spills, records what each takes. A minute and
 # a half of one processor's time.
