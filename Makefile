@@ -43,8 +43,8 @@ lock:
 	    --no-emit-index-url --custom-compile-command 'make lock' --output-file $(LOCK) pyproject.toml
 
 # The oldest versions within the ranges on the oldest Python, and the newest on the newest.
-OLDEST ?= python3.10
-NEWEST ?= python3.13
+OLDEST ?= $(shell $(PYTHON) tools/interpreters.py | head -1)
+NEWEST ?= $(shell $(PYTHON) tools/interpreters.py | tail -1)
 test-versions: test-oldest
 	$(MAKE) test-newest PYTHON=$(NEWEST)
 

@@ -93,6 +93,7 @@ def test_the_source_distribution_builds_the_same_wheel(sources, wheel, tmp_path)
     [packed] = tmp_path.iterdir()
     shutil.unpack_archive(packed, tmp_path / "unpacked")
     [source] = (tmp_path / "unpacked").iterdir()
+    (tmp_path / "wheel").mkdir()
     with zipfile.ZipFile(build_wheel(source, tmp_path / "wheel")) as again, zipfile.ZipFile(wheel) as first:
         assert {one.filename: one.CRC for one in again.infolist()} == {
             one.filename: one.CRC for one in first.infolist()

