@@ -207,15 +207,16 @@ def with_groups(command: Callable[..., None]) -> Callable[..., None]:
 
     Fields whose annotation has no ``typer.Option`` stay at their default.
     """
-    hints = get_type_hints(command, include_extras=True)
-    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+    groups: dict[str, Any] = {}
     parameters: list[inspect.Parameter] = []
     members: dict[str, list[str]] = {}
-    for name, parameter in inspect.signature(command).parameters.items():
-        if name not in groups:
-            parameters.append(parameter.replace(annotation=hints[name]))
+    # Not get_type_hints: up to Python 3.10 it puts Optional around the annotation of a parameter whose default is None.
+    for name, parameter in inspect.signature(command, eval_str=True).parameters.items():
+        group = parameter.annotation
+        if not is_dataclass(group):
+            parameters.append(parameter)
             continue
-        group = groups[name]
+        groups[name] = group
         options = {key: hint for key, hint in get_type_hints(group, include_extras=True).items() if _is_option(hint)}
         members[name] = list(options)
         defaults = {field.name: field.default for field in fields(group)}
