@@ -15,6 +15,7 @@ import numpy.typing as npt
 from stepfuse import _core
 from stepfuse.arguments import plain
 from stepfuse.display import listed, shortened
+from stepfuse.notebook import html_table
 from stepfuse.samplers.adaptation import ADAPTIVE, Adaptation
 from stepfuse.samplers.table_file import read_table, write_table
 
@@ -45,6 +46,8 @@ _REGISTERS = (
 
 #: The columns that multiply a prediction: a step without one has zeros there.
 _OF_PREDICTION = ("p_e", "q_e", "u_e", "v_e", "q_u", "u_u")
+
+_SHOWN = 5  # first and last rows in a notebook
 
 _UNBOUNDED = {"lo": -np.inf, "hi": np.inf}
 
@@ -368,6 +371,15 @@ class StepTable(Adaptation):
 
     def __repr__(self) -> str:
         return f"<StepTable {self.sampler}: {len(self)} steps, {self.passes} passes>"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the first rows and the last, and of their columns those that are used."""
+        names = [name for name in self.columns if name == "t" or (self[name] != DEFAULTS.get(name, 0.0)).any()]
+        steps: list[int | None] = list(range(len(self)))
+        if len(self) > 2 * _SHOWN:
+            steps[_SHOWN:-_SHOWN] = [None]
+        rows = [[step, *(f"{self[name][step]:.5g}" for name in names)] if step is not None else ["…"] for step in steps]
+        return html_table(repr(self), rows, ("step", *names))
 
     def __str__(self) -> str:
         """All rows as text, a line a step."""
