@@ -30,6 +30,7 @@ def quantize(
     folder = require_new_bundle(output, force=force)
     from stepfuse.export import quantize as run  # takes seconds
 
+    report.note(f"quantizing {model}, and measuring it in float32 and int8")
     bundle = run(model, folder, method=method, threads=threads, force=even_if_slower, overwrite=force)
     found: dict[str, Any] = bundle.export["quantization"]
     for rows, times in found["milliseconds"].items():

@@ -68,7 +68,13 @@ def test_every_command_but_serve_reports_as_json():
 
 
 #: What of it names what runs, on standard error.
-PROGRESS = {"analyze": "running paths\n", "fit": "24 samples in 100 steps of unipc\n"}
+PROGRESS = {
+    "analyze": "running paths\n",
+    "fit": "24 samples in 100 steps of unipc\n",
+    "lora": "taking LoRAs out of tiny\n",
+    "plan": "building a plan of denoiser.onnx\n",
+    "quantize": "quantizing tiny, and measuring it in float32 and int8\n",
+}
 
 
 @pytest.mark.parametrize("name", list(REPORTS))
