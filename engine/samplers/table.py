@@ -48,8 +48,6 @@ _REGISTERS = (
 #: The columns that multiply a prediction: a step without one has zeros there.
 _OF_PREDICTION = ("p_e", "q_e", "u_e", "v_e", "q_u", "u_u")
 
-_SHOWN = 5  # first and last rows in a notebook
-
 _UNBOUNDED = {"lo": -np.inf, "hi": np.inf}
 
 
@@ -387,12 +385,9 @@ class StepTable(Adaptation):
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the first rows and the last, and of their columns those that are used."""
-        names = [name for name in self.columns if name == "t" or (self[name] != DEFAULTS.get(name, 0.0)).any()]
-        steps: list[int | None] = list(range(len(self)))
-        if len(self) > 2 * _SHOWN:
-            steps[_SHOWN:-_SHOWN] = [None]
-        rows = [[step, *(f"{self[name][step]:.5g}" for name in names)] if step is not None else ["…"] for step in steps]
-        return html_table(repr(self), rows, ("step", *names))
+        used = [name for name in self.columns if name == "t" or (self[name] != DEFAULTS.get(name, 0.0)).any()]
+        numbers = np.column_stack([np.arange(len(self)), *(self[name] for name in used)])
+        return html_table(repr(self), [[f"{one:.5g}" for one in row] for row in numbers], ("step", *used))
 
     def __str__(self) -> str:
         """All rows as text, a line a step."""
