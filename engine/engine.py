@@ -24,7 +24,9 @@ from stepfuse.bundle.bundle import Bundle
 from stepfuse.bundle.cond_input import CondInput
 from stepfuse.bundle.identity import ModelIdentity
 from stepfuse.bundle.model_info import ModelInfo
+from stepfuse.bundle.outline import defaults_in_words, facts_of_model
 from stepfuse.extras import pip_install
+from stepfuse.notebook import html_table
 from stepfuse.requests.bundle_defaults import check_defaults
 from stepfuse.requests.editing import as_images
 from stepfuse.requests.interpolation import Path, interpolate_noise
@@ -630,6 +632,13 @@ class Engine:
     def __repr__(self) -> str:
         state = "closed" if self._service.closed else f"up to {self.serving.row_limit} rows"
         return f"<Engine {self.info.shape} {self.info.prediction_type}, {state}>"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: what the network is, and how requests share the engine."""
+        facts = [*facts_of_model(self.info), ("defaults", defaults_in_words(self.info))]
+        if self.model is not None:
+            facts.insert(0, ("model", self.model.name))
+        return html_table(repr(self), [(name, value) for name, value in facts if value])
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("an engine can be neither pickled nor copied: load it in each process")

@@ -266,7 +266,7 @@ class BenchResult:
                 raise ValueError(f"it must have at most {_MOST_BYTES} bytes")
             return cls._of(parse_json(data))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"{path} must hold what stepfuse bench --json has written: {brief(error)}") from error
+            raise ValueError(f"{path} must hold what stepfuse bench --output has written: {brief(error)}") from error
 
     @classmethod
     def _of(cls, given: Mapping[str, Any]) -> BenchResult:

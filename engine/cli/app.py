@@ -13,7 +13,7 @@ import stepfuse as sf
 from stepfuse.cli.analyze import analyze
 from stepfuse.cli.batch import batch
 from stepfuse.cli.bench import bench
-from stepfuse.cli.command import Command, Commands
+from stepfuse.cli.command import TERMINATED, Command, Commands
 from stepfuse.cli.doctor import doctor
 from stepfuse.cli.export import export
 from stepfuse.cli.fit import fit
@@ -28,7 +28,6 @@ from stepfuse.cli.serve import serve
 
 app = typer.Typer(
     cls=Commands,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Sample trained diffusion models: a compiled engine, the same image for the same seed.",
@@ -112,7 +111,7 @@ def main(
 
 
 def _exit(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)
+    raise SystemExit(TERMINATED)
 
 
 for command, heading, examples in COMMANDS:

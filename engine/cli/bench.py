@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -67,7 +68,7 @@ def bench(
     ] = "cpu",
     compare: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="What --json has written before, to compare with.", rich_help_panel=_COMPARE),
+        typer.Option(metavar="FILE", help="What --output has written before, to compare with.", rich_help_panel=_COMPARE),
     ] = None,
     threshold: Annotated[
         float | None,
@@ -79,12 +80,13 @@ def bench(
             rich_help_panel=_COMPARE,
         ),
     ] = None,
-    json_file: Annotated[
+    output: Annotated[
         str | None,
         typer.Option(
-            "--json",
+            "--output",
+            "-o",
             metavar="FILE",
-            help="Write every time that was taken; - is standard output.",
+            help="Write every time that was taken, as .json; - is standard output.",
             rich_help_panel=OUTPUT,
         ),
     ] = None,
@@ -93,9 +95,7 @@ def bench(
         typer.Option(metavar="FILE", help="Draw it, as .png, .svg or .pdf; needs matplotlib.", rich_help_panel=OUTPUT),
     ] = None,
     force: Force = False,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="Print errors and warnings alone.", rich_help_panel=OUTPUT)
-    ] = False,
+    report: Report,
 ) -> None:
     """Measure what a model costs on this machine: latency, images a second, memory, cold start, each back end in turn.
 
@@ -103,14 +103,15 @@ def bench(
     """
     if compare is None:
         refuse("needs --compare", threshold=threshold)
-    to_json = None if json_file is None else _target("--json", json_file, (".json",))
+    to_json = None if output is None else target_of(output, (".json",))
     to_plot = None if plot is None else _target("--plot", plot, (".png", ".svg", ".pdf"))
     prepare_all([one for one in (to_json, to_plot) if one is not None], force=force)
     if to_plot is not None:
         if to_plot.is_stdout:
             raise ValueError("--plot must name a file, got '-'")
         _require_matplotlib()
-    report = Report(quiet=quiet or (to_json is not None and to_json.is_stdout))
+    if to_json is not None and to_json.is_stdout:
+        report = replace(report.beside_output(), quiet=True)
     from stepfuse.benchmarking import BenchResult  # what only this command needs
 
     before = None if compare is None else BenchResult.load(compare)
@@ -126,13 +127,14 @@ def bench(
         cold_start=cold_start,
         quick=quick,
         device=device,
-        progress=not quiet,
+        progress=report.progress,
     )
     _show(result, report)
     for target, save in ((to_json, result.save), (to_plot, lambda path: _draw(result, path))):
         if target is not None:
             target.write(save)
             report.say(f"written to {target.name}")
+    report.finish(**result.as_json())
     if before is not None:
         _compare(result, before, 0.05 if threshold is None else threshold, report)
 

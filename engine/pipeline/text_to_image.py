@@ -21,10 +21,12 @@ from stepfuse.backends.host.config import AUTO, Cpu, OpenVino
 from stepfuse.backends.host.network import open_network
 from stepfuse.bundle.bundle import Bundle
 from stepfuse.bundle.identity import ModelIdentity
+from stepfuse.bundle.outline import defaults_in_words, facts_of_model
 from stepfuse.bundle.pipeline_info import PipelineInfo
 from stepfuse.display import NAME, printable
 from stepfuse.engine import Engine, checked_wait
 from stepfuse.errors import BundleError
+from stepfuse.notebook import html_table
 from stepfuse.pipeline.conditioning import Conditioning, Embeddings, PromptConditioning, as_texts
 from stepfuse.pipeline.counts import PipelineStats
 from stepfuse.pipeline.drawn import StopWatch, batches, facts, marked_if_custom, record
@@ -507,6 +509,12 @@ class TextToImage:
     def __repr__(self) -> str:
         width, height = pixels_of(self._pipeline, self._model.shape)
         return f"<TextToImage {printable(self.bundle.name, NAME)}, {width} x {height}>"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the pipeline, its prompts and its denoiser."""
+        prompts = [(f"prompt as {one.input}", f"{one.length} tokens") for one in self._pipeline.prompts]
+        facts = [("pipeline", self._pipeline.source), *prompts, *facts_of_model(self.bundle.info)]
+        return html_table(repr(self), [*facts, ("defaults", defaults_in_words(self.bundle.info))])
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a pipeline can be neither pickled nor copied: load it in each process")

@@ -49,7 +49,7 @@ def measured(monkeypatch):
 
 def test_it_measures_and_writes_what_it_says(bundle, tmp_path):
     file, plot = tmp_path / "a.json", tmp_path / "deep" / "a.png"
-    outcome = run(bundle.path, *FEW, "--rate", "400", "--json", file, "--plot", plot)
+    outcome = run(bundle.path, *FEW, "--rate", "400", "-o", file, "--plot", plot)
     assert outcome.exit_code == 0, outcome.output
     for text in (
         "a forward of the bare network",
@@ -63,7 +63,7 @@ def test_it_measures_and_writes_what_it_says(bundle, tmp_path):
     assert {case.work for case in found.cases} == {(1, 0), (2, 0), (1, 2), (2, 2)}
     with Image.open(plot) as picture:
         assert picture.width > picture.height
-    again = run(bundle.path, *FEW, "--json", file)
+    again = run(bundle.path, *FEW, "-o", file)
     assert again.exit_code == 1
     assert "a.json exists already: give --force to replace it" in again.output
 
@@ -88,8 +88,8 @@ def test_options_are_those_of_the_call(measured):
 
 def test_json_to_standard_output_is_all_there(measured):
     measured(result())
-    outcome = run("fashion", "--json", "-")
-    assert json.loads(outcome.stdout)["model"] == "tiny"
+    for how in (["--json"], ["--output", "-"]):
+        assert json.loads(run("fashion", *how).stdout)["model"] == "tiny"
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_json_to_standard_output_is_all_there(measured):
 def test_the_exit_code_says_what_a_comparison_found(measured, tmp_path, scale, times, code, text):
     result().save(tmp_path / "before.json")
     measured(result(scale, times))
-    outcome = run("fashion", "--compare", tmp_path / "before.json", "--json", tmp_path / "now.json")
+    outcome = run("fashion", "--compare", tmp_path / "before.json", "-o", tmp_path / "now.json")
     assert outcome.exit_code == code, outcome.output
     assert text in outcome.output
     assert BenchResult.load(tmp_path / "now.json").cases  # kept whatever was found
@@ -137,7 +137,7 @@ def test_noise_is_said_and_nothing_is_concluded(measured):
         (["--rate", "-1"], "--rate must be above 0 and finite, got -1.0"),
         (["--backend", "torch"], "--backend must be some of onnxruntime, openvino, got 'torch'"),
         (["--threshold", "0.1"], "--threshold needs --compare"),
-        (["--json", "a.txt"], "--json must end in .json, got 'a.txt'"),
+        (["--output", "a.txt"], "--output must end in .json, got 'a.txt'"),
         (["--plot", "a.json"], "--plot must end in .png, .svg or .pdf, got 'a.json'"),
         (["--plot", "-"], "--plot must name a file, got '-'"),
         (["--device", "cuda"], "--device must be 'cpu', got 'cuda'"),
@@ -154,4 +154,4 @@ def test_what_cannot_be_compared_with_is_said_before_anything_is_measured(bundle
     (tmp_path / "before.json").write_text("{}")
     outcome = run(bundle.path, "--compare", tmp_path / "before.json")
     assert outcome.exit_code == 2
-    assert "before.json must hold what stepfuse bench --json has written" in outcome.output
+    assert "before.json must hold what stepfuse bench --output has written" in outcome.output
