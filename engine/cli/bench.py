@@ -68,7 +68,9 @@ def bench(
     ] = "cpu",
     compare: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="What --output has written before, to compare with.", rich_help_panel=_COMPARE),
+        typer.Option(
+            metavar="FILE", help="What --output has written before, to compare with.", rich_help_panel=_COMPARE
+        ),
     ] = None,
     threshold: Annotated[
         float | None,
