@@ -38,10 +38,10 @@ def test_a_table_of_0_1_loads():
 
 def test_a_picture_of_0_1_is_drawn_again(tmp_path):
     again = tmp_path / "again.png"
-    drawn = ["sample", str(WRITTEN / "zero"), "--like", str(WRITTEN / "boots.png"), "-o", str(again)]
+    drawn = ["sample", str(WRITTEN / "zero"), "--like", str(WRITTEN / "boot-7.png"), "-o", str(again)]
     result = CliRunner().invoke(app, drawn)
     assert result.exit_code == 0, result.output
-    with Image.open(WRITTEN / "boots.png") as before, Image.open(again) as after:
+    with Image.open(WRITTEN / "boot-7.png") as before, Image.open(again) as after:
         np.testing.assert_array_equal(np.asarray(after), np.asarray(before))
 
 
