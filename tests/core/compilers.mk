@@ -8,7 +8,7 @@ SECONDS := 5
 all: gcc clang lanes aarch64
 
 # $(call check,compiler,flags,what runs its programs)
-check = @for tool in $(1) $(3); do \
+check = @+for tool in $(1) $(3); do \
     command -v $$tool >/dev/null || { echo "skipped: $$tool is not installed"; exit 0; }; done; \
     $(MAKE) -f tests/core/sanitize.mk OUT=build/compilers/$@ CXX=$(1) plain='-O3 -DNDEBUG -Werror $(2)' RUN=$(3) \
     SECONDS=$(SECONDS) objects digests allocations stress
