@@ -149,7 +149,7 @@ def _time(
             calls[one.configuration, count, 0] = partial(_repeat, one.bare.forward, count, forwards[0])
             for of_run in steps:
                 calls[one.configuration, count, of_run] = partial(one.engine.sample, count, seed=0, **_run(of_run))
-    bar = ProgressBar(LEAST_ROUNDS, unit="rounds") if progress else None
+    bar = ProgressBar(LEAST_ROUNDS, "forwards and runs in turn", unit="rounds") if progress else None
     try:
         if bar is not None:
             bar.start()
