@@ -76,6 +76,16 @@ def fit(
             for the numbers that are fitted, the network predicts the same states differently from one call to the next,
             ``checkpoint`` is of a fit with other arguments, or the model has no training timesteps.
         TypeError: If an argument is of the wrong kind.
+
+    Examples:
+        >>> with sf.Engine.load("fashion") as engine:  # so few noises and rounds take seconds, and leave a rough table
+        ...     reference = engine.table(sampler="unipc", steps=20, guidance_scale=1.0)
+        ...     table = sf.fit(
+        ...         engine, steps=3, guidance_scale=1.0, samples=12, held_out=4, rounds=1, reference=reference
+        ...     )
+        >>> len(table), table.passes
+        (3, 3)
+        >>> table.save("three.npz")
     """
     info = engine.info
     if info.schedule.is_edm:

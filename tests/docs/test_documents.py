@@ -11,6 +11,7 @@ import shlex
 import shutil
 from pathlib import Path
 
+import lora_files
 import numpy as np
 import onnx
 import pytest
@@ -107,7 +108,7 @@ def here(models, exported, pipeline_folder, tmp_path, monkeypatch):
     (tmp_path / "requests.jsonl").write_text(
         '{"id": "a", "prompt": "bag", "steps": 4, "seed": 7}\n{}\n', encoding="utf-8"
     )
-    write_lora(tmp_path / "style.safetensors")
+    lora_files.write_lora(tmp_path / "style.safetensors")
     return tmp_path
 
 
@@ -208,14 +209,3 @@ def test_the_commands_of_the_makefile_work_twice():
         name, *arguments = shlex.split(line)
         context = typer.main.get_command(app).commands[name].make_context(name, arguments)
         assert context.params["force"] or context.params.get("redraw"), line
-
-
-def write_lora(path):
-    """A LoRA of two weights of the tiny pipeline's UNet."""
-    from safetensors.numpy import save_file
-
-    unet = tiny_pipelines.tiny_pipeline("StableDiffusionPipeline").unet
-    name, layer = next((name, layer) for name, layer in unet.named_modules() if name.endswith("attn1.to_q"))
-    out, wide = layer.weight.shape
-    down, up = np.full((2, wide), 0.1, np.float32), np.full((out, 2), 0.1, np.float32)
-    save_file({f"unet.{name}.lora_A.weight": down, f"unet.{name}.lora_B.weight": up}, path)
