@@ -37,7 +37,7 @@ class ExportError(StepfuseError, ValueError):
 
     Examples:
         >>> try:
-        ...     sf.export.from_diffusers("no-folder", "my-pipeline")
+        ...     sf.export.from_diffusers("no-folder", "out")
         ... except sf.ExportError as error:
         ...     print(error)
         no-folder must be the folder of a diffusers pipeline: there is none

@@ -1,4 +1,4 @@
-"""Hooks of the documentation site: pages from outside of ``docs/``, reference pages made of the code, the words' check."""
+"""Hooks of the documentation site: pages from outside of ``docs/``, the generated reference, the check of words."""
 
 from __future__ import annotations
 

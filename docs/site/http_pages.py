@@ -10,8 +10,8 @@ from stepfuse.server import create_app
 
 _INTRODUCTION = """# HTTP
 
-Made of the `/openapi.json` that `stepfuse serve` answers with. [The HTTP service](../http.md) says how the fields work together,
-with errors, streams, keys and metrics.
+Made of the `/openapi.json` that `stepfuse serve` answers with. [The HTTP service](../http.md) says how the fields work
+together, with errors, streams, keys and metrics.
 """
 
 

@@ -24,7 +24,9 @@ def help_of(command: Any, ctx: Any) -> str:
     with console.capture() as captured:
         for paragraph in (command.help or "").split("\n\n"):
             console.print(Text(" ".join(paragraph.split())), end="\n\n")
-        console.print(Text.assemble(("Usage: ", "bold"), f"{ctx.command_path} {usage_of(command, ctx)}"), soft_wrap=True)
+        console.print(
+            Text.assemble(("Usage: ", "bold"), f"{ctx.command_path} {usage_of(command, ctx)}"), soft_wrap=True
+        )
         for heading, rows in sections_of(command, ctx):
             console.print(Text(f"\n{heading}:", "bold"))
             console.print(_columns(rows))

@@ -78,11 +78,10 @@ def fit(
         TypeError: If an argument is of the wrong kind.
 
     Examples:
-        >>> with sf.Engine.load("fashion") as engine:  # so few noises and rounds take seconds, and leave a rough table
-        ...     reference = engine.table(sampler="unipc", steps=20, guidance_scale=1.0)
-        ...     table = sf.fit(
-        ...         engine, steps=3, guidance_scale=1.0, samples=12, held_out=4, rounds=1, reference=reference
-        ...     )
+        >>> from stepfuse.analysis import GaussianMixture
+        >>> engine = GaussianMixture([[1.0, 0.0], [-1.0, 0.0]], 0.1).engine(sf.NoiseSchedule.linear())  # or any model's
+        >>> reference = engine.table(sampler="unipc", steps=20)
+        >>> table = sf.fit(engine, steps=3, samples=128, held_out=16, rounds=1, reference=reference)
         >>> len(table), table.passes
         (3, 3)
         >>> table.save("three.npz")

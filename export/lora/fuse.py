@@ -64,8 +64,8 @@ def fuse_lora(
     Examples:
         >>> from stepfuse.export import fuse_lora
         >>> bundle = fuse_lora("my-pipeline", "style.safetensors", "my-style", scale=0.8)
-        >>> sf.Bundle.load("my-style").name
-        'stable-diffusion-folder'
+        >>> sf.Bundle.load("my-style").pipeline is None
+        False
     """
     scale = number("scale", scale)
     loaded = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)

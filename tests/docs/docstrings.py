@@ -40,8 +40,9 @@ def members(path: str) -> Iterator[tuple[str, str]]:
         own = {one for kind in value.__mro__ if kind.__module__.startswith("stepfuse") for one in vars(kind)}
         fields = getattr(value, "__dataclass_fields__", {})
         for one in sorted(own - set(fields)):
-            if not one.startswith("_"):
-                yield one, inspect.getdoc(inspect.getattr_static(value, one)) or inspect.getdoc(getattr(value, one)) or ""
+            member = inspect.getattr_static(value, one)
+            if not one.startswith("_") and (callable(getattr(value, one)) or isinstance(member, property)):
+                yield one, inspect.getdoc(member) or inspect.getdoc(getattr(value, one)) or ""
 
 
 def bases(path: str) -> Iterator[str]:
@@ -60,8 +61,8 @@ def _described(module: str, name: str) -> tuple[str, str]:
                 return f"{file.stem}.{name}", found
         return name, ""
     value = getattr(import_module(module), name)
-    if inspect.isclass(value) and (found := _in_source(_CORE, value.__name__)):
-        return value.__name__, found
+    if inspect.isclass(value) and value.__module__ in ("stepfuse", "stepfuse._core"):  # of the core
+        return value.__name__, _in_source(_CORE, value.__name__)
     if inspect.isclass(value) or inspect.isfunction(value):
         return f"{value.__module__}.{value.__qualname__}", inspect.getdoc(value) or ""
     files = sorted(Path(import_module(module).__file__ or "").parent.rglob("*.py"))
