@@ -300,7 +300,8 @@ class StepTable(Adaptation):
             ValueError: If sizes differ.
 
         Examples:
-            >>> table = sf.samplers.ddim(sf.NoiseSchedule.linear(), steps=4, guidance_scale=7.5).adapt(guidance_rescale=0.7)
+            >>> table = sf.samplers.ddim(sf.NoiseSchedule.linear(), steps=4, guidance_scale=7.5)
+            >>> table = table.adapt(guidance_rescale=0.7)
             >>> x, eps, eps_uncond = (sf.normal(seed, (4, 8, 8)) for seed in range(3))
             >>> row = table.adapted_row(0, x, eps, eps_uncond)  # what the step of these arrays is done with
             >>> row.shape

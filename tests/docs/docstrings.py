@@ -1,4 +1,4 @@
-"""The docstrings of public names, as the reference shows them: of objects, of values in the source, of the core's stubs."""
+"""The docstrings of public names, as the reference shows them: objects', values' in the source, the core's stubs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The documentation site: it builds strictly, holds every public name, command and path, and loads nothing from elsewhere."""
+"""The documentation site builds strictly, has every public name, command and path, and loads nothing from afar."""
 
 import re
 import shutil
