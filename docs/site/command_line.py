@@ -11,8 +11,8 @@ from stepfuse.cli.help import sections_of, usage_of
 
 _INTRODUCTION = """# Command line
 
-Made of the program itself: what `stepfuse COMMAND --help` shows. [The command line in use](../commands.md) says what the
-commands have in common: files, patterns of names, pipes, exit codes.
+Made of the program itself: what `stepfuse COMMAND --help` shows. [The command line in use](../commands.md) says what
+the commands have in common: files, patterns of names, pipes, exit codes.
 """
 
 

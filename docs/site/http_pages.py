@@ -31,7 +31,7 @@ def _operation(method: str, path: str, operation: Mapping[str, Any]) -> str:
     parts = [f"### `{method.upper()} {path}`", operation.get("summary", "") + ".", operation.get("description", "")]
     if parameters := operation.get("parameters"):
         rows = [(one["name"], _type(one["schema"]), one.get("description", "")) for one in parameters]
-        parts.append(_table(("parameter", "type", "what"), rows))
+        parts.append(_table(("parameter", "type", "what")[: 3 if any(row[2] for row in rows) else 2], rows))
     for kind, content in operation.get("requestBody", {}).get("content", {}).items():
         parts.append(f"Body: `{kind}`, {_type(content['schema'])}.")
     answers = []
@@ -52,7 +52,7 @@ def _schema(name: str, schema: Mapping[str, Any]) -> str:
         for field, one in schema.get("properties", {}).items()
     ]
     about = " ".join(schema.get("description", "").replace("``", "`").split())
-    fields = [_table(("field", "type", "what"), rows, code=True)] if rows else []
+    fields = [_table(("field", "type", "what"), rows)] if rows else []
     return "\n\n".join([f"### {name}", *([about] if about else []), *fields])
 
 
@@ -79,9 +79,9 @@ def _type(schema: Mapping[str, Any]) -> str:
     return str(schema.get("type", "any"))
 
 
-def _table(heads: tuple[str, ...], rows: list[tuple[str, ...]], *, code: bool = True) -> str:
+def _table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
-    for first, *rest in rows:
-        cells = [f"`{first}`" if code else first, *(" ".join(cell.split()).replace("|", "\\|") for cell in rest)]
+    for first, *rest in (row[: len(heads)] for row in rows):
+        cells = [f"`{first}`", *(" ".join(cell.split()).replace("|", "\\|") for cell in rest)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
