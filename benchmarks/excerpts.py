@@ -28,7 +28,7 @@ def excerpts(results: Mapping[str, Any]) -> dict[str, list[str]]:
             *_quantized(results["quantized"]),
             *_exports(results["export_memory"]),
         ],
-        "docs/serving.md": _serving(results),
+        "docs/serving.md": [*_serving(results), *_backends(results["backends"])],
         "docs/http.md": _http(results["http_load"]),
         "docs/how-to/choosing-a-sampler.md": advice(results["frontier"]),
         "docs/frontier.md": markdown(results["frontier"]),
@@ -144,6 +144,26 @@ def _serving(results: Mapping[str, Any]) -> list[str]:
         f"the mean is {_fixed(most['mean_s'], 2)} of static batches' and p95 {_fixed(most['p95_s'], 1)} times as long",
         f"a full engine keeps {_fixed(100 * full[0], 0)} % of its throughput at 8 rows and {_fixed(100 * full[1], 0)} %"
         f" at 64, and a lone guided request takes {_fixed(1 / lone[0], 1)} and {_fixed(1 / lone[1], 0)} times as long",
+    ]
+
+
+def _backends(document: Mapping[str, Any]) -> list[str]:
+    names = ("ONNX Runtime float32", "OpenVINO float32", "OpenVINO bf16")
+    found = []
+    for network, shown, forwards in (("fashion", "`fashion`", 20), ("CIFAR-10 DDPM UNet", "CIFAR-10 DDPM UNet", 2)):
+        for rows in (1, 4, 16):
+            case = f"{network}, {forwards} forwards of {rows}"
+            taken = [_p50(_row(document, case, f"{name}, loop")) / forwards for name in names]
+            cells = [f"{_digits(1e3 * seconds)} ms" for seconds in taken]
+            found.append(f"| {shown} | {rows} | {' | '.join(cells)} | {_digits(taken[0] / taken[2])} |")
+    judged = "500 guided and 500 unguided images"
+    exact, half = (_row(document, judged, name) for name in ("float32", "bf16"))
+    return [
+        *found,
+        f"the distance is {_fixed(half['distance'], 1)} guided and {_fixed(half['distance_unguided'], 2)} unguided"
+        f" (float32: {_fixed(exact['distance'], 1)} and {_fixed(exact['distance_unguided'], 2)}), the judge names"
+        f" {_percent(half['accuracy'])} and {_percent(half['accuracy_unguided'])} % as asked for"
+        f" ({_percent(exact['accuracy'])} and {_percent(exact['accuracy_unguided'])} %)",
     ]
 
 

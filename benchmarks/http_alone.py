@@ -22,8 +22,9 @@ import stepfuse as sf
 HTTP, ENGINE, EMPTY = "over HTTP", "engine.submit and the PNG", "GET /health"
 #: A short request, whose own time hides little, and one of usual length.
 CASES = {"5 steps": Asked("dpmpp_2m", 5, 1, 7, 0), "20 guided steps": Asked("dpmpp_2m", 20, 2, 7, 0)}
-_WARM = 5
-_SETTLE_SECONDS = 0.02  # the other side's threads stop waiting actively
+_WARM = 2
+_BLOCK = 10  # requests one after another, as a client sends them
+_SETTLE_SECONDS = 0.02  # between two blocks: the other side's threads stop waiting actively
 
 
 class Client:
@@ -64,7 +65,7 @@ def drawn_in_process(engine: sf.Engine, asked: Asked) -> str:
 
 
 def overhead(bundle: str, threads: int, rounds: int) -> list[dict[str, Any]]:
-    """A row a case: milliseconds of both ways, in turn, and of their difference, round by round.
+    """A row a case: milliseconds of both ways, in blocks in turn, and of their difference, block by block.
 
     Raises:
         RuntimeError: If the service draws another picture than ``Engine.sample``.
@@ -80,7 +81,7 @@ def overhead(bundle: str, threads: int, rounds: int) -> list[dict[str, Any]]:
                 ENGINE: lambda asked: drawn_in_process(engine, asked),
                 EMPTY: lambda _: client.health(),
             }
-            taken = _in_turn(ways, asked, rounds)
+            taken = _in_turn(ways, asked, rounds)  # medians of blocks
             difference = np.subtract(taken[HTTP], taken[ENGINE])
             found.append(
                 {
@@ -116,17 +117,23 @@ def start(systems: Sequence[str], bundle: str, threads: int, rounds: int) -> lis
 
 
 def _in_turn(ways: dict[str, Callable[[Asked], object]], asked: Asked, rounds: int) -> dict[str, list[float]]:
+    """The median of each block's requests but the first, which finds the way cold."""
     taken: dict[str, list[float]] = {name: [] for name in ways}
     order, shuffle = list(ways), random.Random(0).shuffle
     for number in range(-_WARM, rounds):
         shuffle(order)
         for name in order:
             time.sleep(_SETTLE_SECONDS)
-            began = time.perf_counter()
-            ways[name](asked)
+            seconds = [_timed(ways[name], asked) for _ in range(1 + _BLOCK)]
             if number >= 0:
-                taken[name].append(time.perf_counter() - began)
+                taken[name].append(float(np.median(seconds[1:])))
     return taken
+
+
+def _timed(way: Callable[[Asked], object], asked: Asked) -> float:
+    began = time.perf_counter()
+    way(asked)
+    return time.perf_counter() - began
 
 
 def _milliseconds(seconds: Any) -> dict[str, float]:

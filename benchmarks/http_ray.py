@@ -6,8 +6,7 @@ The ingress and the deployment are those of Ray's example for Stable Diffusion, 
 replica, and one processor in the place of its GPU.
 """
 
-from __future__ import annotations
-
+# Annotations are values here: Ray sends the class to its replicas without the names that texts would need.
 import os
 import signal
 import threading

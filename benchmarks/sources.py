@@ -36,6 +36,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "deterministic": (*_STEP, *_LOOP, *_ONNX),
     "simulate": ("csrc/core/loop", "csrc/bindings/bind_replay.cpp"),
     "diffusers_step": (*_STEP, "csrc/bindings/bind_step.cpp", "engine/integrations/diffusers"),
+    "backends": (*_STEP, *_LOOP, *_ONNX, f"{_HOST}/openvino"),
     "quantized": ("export/quantization",),
     "export_memory": ("export/onnx",),
     "frontier": ("engine/samplers", "engine/fitting/hand_made.py", "benchmarks/frontier_problems.py"),

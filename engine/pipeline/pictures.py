@@ -32,6 +32,7 @@ class Pictures:
         facts: How each was made, as text entries of a file: prompt, seed, sampler, ... and ``stepfuse``, all of it as
             JSON, which ``Provenance.from_json`` reads.
         seeds: The seed of each.
+        records: What ``facts`` were written from, where it is at hand: ``provenance`` then need not read them.
 
     Examples:
         >>> with sf.Engine.load("fashion") as engine:
@@ -50,6 +51,7 @@ class Pictures:
     latents: Array
     facts: Sequence[Mapping[str, str]]
     seeds: Sequence[int]
+    records: Sequence[Provenance] = ()
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -61,7 +63,8 @@ class Pictures:
     def __getitem__(self, index: int | slice) -> Image.Image | Pictures:
         """A picture, 8 bits a channel, whose ``info`` says how it was made; of a slice several."""
         if isinstance(index, slice):
-            return Pictures(self.pixels[index], self.latents[index], self.facts[index], self.seeds[index])
+            facts, seeds, records = self.facts[index], self.seeds[index], self.records[index]
+            return Pictures(self.pixels[index], self.latents[index], facts, seeds, records)
         picture = self._image(index)
         picture.info.update(self.facts[index])
         return picture
@@ -73,7 +76,7 @@ class Pictures:
         Raises:
             KeyError: If ``facts`` do not say.
         """
-        return [Provenance.from_json(facts[ENTRY]) for facts in self.facts]
+        return list(self.records) or [Provenance.from_json(facts[ENTRY]) for facts in self.facts]
 
     def __iter__(self) -> Iterator[Image.Image]:
         return (self[index] for index in range(len(self)))

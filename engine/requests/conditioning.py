@@ -31,8 +31,10 @@ def cond_per_sample(
         if given is not None:
             raise ValueError(f"this model takes no conditioning, got {given!r}")
         return [None] * count
+    if given is None:
+        return [None] * count
     if not isinstance(given, Mapping):
-        if len(inputs) > 1 and given is not None:
+        if len(inputs) > 1:
             raise TypeError(f"{argument} must be a dict with any of {', '.join(inputs)}, got {type(given).__name__}")
         given, called = {next(iter(inputs)): given}, {next(iter(inputs)): argument}
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -145,6 +146,12 @@ class StepTable(Adaptation):
             >>> table.check() is table
             True
         """
+        _ = self._is_sound
+        return self
+
+    @functools.cached_property
+    def _is_sound(self) -> bool:
+        """Found once, since nothing of a table changes: a service checks the same one for each request."""
         if len(self) == 0:
             raise ValueError("a table must have at least one row, got 0")
         if not (np.isfinite(self.init_scale) and self.init_scale > 0):
@@ -167,7 +174,7 @@ class StepTable(Adaptation):
             t = self["t"].astype(np.float64)
             inside = (t >= self.min_timestep) & (t <= self.max_timestep)
             self._require(inside, "t", f"must be between {self.min_timestep:g} and {self.max_timestep:g}")
-        return self
+        return True
 
     def _require(self, holds: npt.NDArray[np.bool_], column: str, rule: str) -> None:
         if holds.all():
@@ -380,12 +387,18 @@ class StepTable(Adaptation):
 
     def __eq__(self, other: object) -> bool:
         """Tables are equal if they compute the same thing; names, options and what is said of states do not count."""
+        if other is self:  # as a weak reference asks in each look-up
+            return True
         if not isinstance(other, StepTable):
             return NotImplemented
         same: bool = self._scalars == other._scalars and np.array_equal(self._both_lines, other._both_lines)
         return same
 
     def __hash__(self) -> int:
+        return self._hash
+
+    @functools.cached_property
+    def _hash(self) -> int:
         return hash((self._scalars, (self._both_lines + 0.0).tobytes()))  # -0.0 equals 0.0
 
     @property
@@ -393,7 +406,7 @@ class StepTable(Adaptation):
         """Shape (S, 32): a second line of zeros says no more than none."""
         return np.pad(self.rows, ((0, 0), (0, len(_BOTH_LINES) - self.rows.shape[1])))
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
         """SHA-256, in hexadecimal, of what the table computes: equal tables have equal digests."""
         numbers = (self.init_scale, self.guidance_rescale, *(self.dynamic_threshold or ()))

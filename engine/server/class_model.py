@@ -16,6 +16,7 @@ from stepfuse.engine import Engine
 from stepfuse.pipeline.drawn import conditions, facts, record
 from stepfuse.pipeline.input_images import mask_of, sample_of
 from stepfuse.pipeline.pictures import Array, Pictures, to_pixels
+from stepfuse.pipeline.provenance import Provenance
 from stepfuse.pipeline.size import pixels_of
 from stepfuse.pipeline.vae import Vae
 from stepfuse.requests.prompt_request import PromptRequest
@@ -83,8 +84,9 @@ class ClassModel(ServedModel):
         """
         asked = self._asked(request)
         future = self._engine.submit(asked)
-        how = self._how(asked)  # while the network computes
-        return Drawing(future, lambda sample: self._picture(asked, how, sample))
+        made = self._record(asked)  # while the network computes
+        entries = facts(made)
+        return Drawing(future, lambda sample: self._picture(made, entries, sample))
 
     def stream(self, request: PromptRequest) -> Watched:
         """The same, watched."""
@@ -92,7 +94,7 @@ class ClassModel(ServedModel):
         return Watched(
             self._engine.stream(asked),
             lambda preview: _shown(self._pixels(preview.x0[None])),
-            lambda preview: self._picture(asked, self._how(asked), preview.x0),
+            lambda preview: self._picture(made := self._record(asked), facts(made), preview.x0),
         )
 
     def stats(self) -> Mapping[str, Any]:
@@ -168,11 +170,11 @@ class ClassModel(ServedModel):
         is_number = text.isdecimal() and text not in self._cond.names and len(text) < 20
         return self._cond.value(name, int(text) if is_number else text)
 
-    def _how(self, asked: Request) -> dict[str, str]:
+    def _record(self, asked: Request) -> Provenance:
         """How the picture of a request is drawn."""
         assert asked.table is not None
         assert asked.seed is not None
-        made = record(
+        return record(
             self._engine.model,
             asked.table,
             asked.seed,
@@ -184,12 +186,10 @@ class ClassModel(ServedModel):
             cond=conditions(self._engine, asked.cond, 1),
             negative_cond=conditions(self._engine, asked.negative_cond, 1),
         )
-        return facts(made)
 
-    def _picture(self, asked: Request, how: dict[str, str], sample: Array) -> Pictures:
+    def _picture(self, made: Provenance, entries: dict[str, str], sample: Array) -> Pictures:
         """The picture of a sample."""
-        assert asked.seed is not None
-        return Pictures(self._pixels(sample[None]), sample[None], [how], [asked.seed])
+        return Pictures(self._pixels(sample[None]), sample[None], [entries], [made.seed], [made])
 
     def _pixels(self, samples: Array) -> Array:
         if self._vae is None:

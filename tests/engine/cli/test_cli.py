@@ -1,11 +1,9 @@
 """The command line, as a user types it."""
 
-import os
 import re
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -18,7 +16,6 @@ import stepfuse as sf
 from stepfuse.cli import app
 from stepfuse.cli.grid import conds_per_sample
 from stepfuse.extras import pip_install
-from stepfuse.files.atomic import scratch_beside
 
 runner = CliRunner()
 
@@ -233,18 +230,26 @@ def test_pictures_of_other_formats_say_how_they_were_drawn(bundle, tmp_path, suf
     assert (tmp_path / f"again{suffix}").read_bytes() == (tmp_path / f"1{suffix}").read_bytes()
 
 
-def test_a_command_that_is_terminated_leaves_nothing_half_written(tmp_path, monkeypatch):
-    def load(path):
-        with scratch_beside(tmp_path / "bundle", folder=True) as scratch:
-            (scratch / "weights").write_bytes(b"half")
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(10)
+def test_a_command_that_is_terminated_leaves_nothing_half_written(tmp_path):
+    """In a process of its own: one that the signal ends takes no tests with it."""
+    code = """
+import pathlib, sys, time
+import stepfuse as sf
+from stepfuse.cli import app
+from stepfuse.files.atomic import scratch_beside
 
-    before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(sf.Bundle, "load", load)
-    try:
-        result = run("info", "tiny")
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    assert result.exit_code == 128 + signal.SIGTERM
+def load(path):
+    with scratch_beside(pathlib.Path(sys.argv[1]) / "bundle", folder=True) as scratch:
+        (scratch / "weights").write_bytes(b"half")
+        print("writing", flush=True)
+        time.sleep(60)
+
+sf.Bundle.load = load
+app(["info", "tiny"])
+"""
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "writing\n"
+        assert list(tmp_path.iterdir())
+        process.terminate()
+    assert process.returncode == 128 + signal.SIGTERM
     assert not list(tmp_path.iterdir())

@@ -145,6 +145,15 @@ def test_a_slice_of_pictures_is_pictures(pipe):
     np.testing.assert_array_equal(drawn[1:].pixels, drawn.pixels[1:])
 
 
+def test_records_are_what_facts_say_and_are_sliced_with_them(pipe):
+    pictures = pipe(["a", "b", "c"], seed=1, steps=2)
+    read = pictures.provenance
+    assert [one.seed for one in read] == [1, 2, 3]
+    kept = replace(pictures, records=read)
+    assert kept.provenance == read
+    assert kept[1:].provenance == read[1:]
+
+
 def test_text_of_the_web_interface_is_read():
     text = (
         "a cat\nin rain, <lora:x:1>\nNegative prompt: dog\nblue\n"
