@@ -7,7 +7,7 @@ PYTEST = .venv-dev/bin/pytest -n $(JOBS) --dist worksteal
 LOCK := requirements.lock
 SOURCES := setup.py pyproject.toml MANIFEST.in $(shell find engine kernels export csrc -type f -not -name '*.so' -not -path '*/__pycache__/*')
 
-.PHONY: docs sample test test-slow test-newest fuzz lint lock sanitize cubins bench bench-quick bench-load readme figures gpu-check analyze format clean
+.PHONY: docs sample test test-slow test-versions test-oldest test-newest fuzz lint lock sbom wheels sanitize compilers cubins bench bench-quick bench-load readme figures gpu-check analyze format clean
 
 # Sampling needs no torch: this environment has the base dependencies alone.
 sample: .venv/.ready
@@ -42,11 +42,36 @@ lock:
 	.venv-lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.10 --extra dev --no-annotate \
 	    --no-emit-index-url --custom-compile-command 'make lock' --output-file $(LOCK) pyproject.toml
 
+# The oldest versions within the ranges on the oldest Python, and the newest on the newest.
+OLDEST ?= $(shell $(PYTHON) tools/interpreters.py | head -1)
+NEWEST ?= $(shell $(PYTHON) tools/interpreters.py | tail -1)
+test-versions: test-oldest
+	$(MAKE) test-newest PYTHON=$(NEWEST)
+
+test-oldest:
+	test -x .venv-oldest/bin/pip || { rm -rf .venv-oldest; $(OLDEST) -m venv .venv-oldest; }
+	.venv-oldest/bin/pip install --quiet uv
+	.venv-oldest/bin/uv pip compile --quiet --resolution lowest-direct --python .venv-oldest/bin/python \
+	    --extra export --extra test --no-emit-index-url --output-file .venv-oldest/versions.txt pyproject.toml
+	.venv-oldest/bin/uv pip install --python .venv-oldest/bin/python -r .venv-oldest/versions.txt
+	.venv-oldest/bin/pip install --quiet --no-deps --config-settings editable_mode=strict -e .
+	.venv-oldest/bin/pytest -n $(JOBS) --dist worksteal -m 'not slow'
+
+# Whether the licences of all that users install are accepted (tools/licences.toml), and the bill of materials.
+sbom: .venv-dev/.ready
+	.venv-dev/bin/python tools/dependencies.py --sbom dist/stepfuse.cdx.json
+
+# Wheels and the source distribution into dist/, for every CPython that is here, each wheel tried without a compiler.
+wheels: .venv-dev/.ready
+	.venv-dev/bin/python tools/wheels.py
+
 lint: .venv-dev/.ready
 	.venv-dev/bin/ruff check .
 	.venv-dev/bin/ruff format --check .
 	.venv-dev/bin/mypy
 	.venv-dev/bin/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.inl' 'tests/core/*.h' 'tests/core/*.cpp' 'tests/cuda/*.h' 'tests/cuda/*.cpp')
+	.venv-dev/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	.venv-dev/bin/zizmor --offline --no-progress .github/workflows
 
 # The documentation site, in build/site: fails on a link, an anchor or a page that is missing, and on other spellings of
 # the glossary's words. The site loads nothing from elsewhere.
@@ -57,6 +82,10 @@ docs: .venv-dev/.ready
 sanitize: .venv-dev/.ready
 	$(MAKE) -f tests/core/sanitize.mk -j $$(nproc)
 	$(MAKE) -f tests/core/sanitize.mk -j $$(nproc) bindings
+
+# The core with each compiler that is here, GCC, Clang and Debian's for aarch64, its warnings errors: the same bits.
+compilers:
+	$(MAKE) -f tests/core/compilers.mk -j $$(nproc)
 
 # Every Triton kernel for every architecture, on any machine: fails if one spills, records what each takes. A minute and
 # a half of one processor's time.
@@ -120,4 +149,4 @@ format: .venv-dev/.ready
 	touch $@
 
 clean:
-	rm -rf .venv .venv-dev .venv-newest .venv-lock build dist out *.egg-info
+	rm -rf .venv .venv-dev .venv-oldest .venv-newest .venv-lock build dist out *.egg-info

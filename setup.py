@@ -1,5 +1,6 @@
 """Build of the compiled core, and the map from the repository's folders to the one import name."""
 
+import sys
 from pathlib import Path
 
 from pybind11.setup_helpers import ParallelCompile, Pybind11Extension
@@ -17,6 +18,7 @@ PACKAGES = {
     "stepfuse.backends.host": "engine/backends/host",
     "stepfuse.backends.host.openvino": "engine/backends/host/openvino",
     "stepfuse.batch": "engine/batch",
+    "stepfuse.benchmarking": "engine/benchmarking",
     "stepfuse.bundle": "engine/bundle",
     "stepfuse.cli": "engine/cli",
     "stepfuse.files": "engine/files",
@@ -41,7 +43,8 @@ PACKAGES = {
 }
 
 SOURCES = Path("csrc")
-FLAGS = [
+MSVC = ["/O2", "/fp:precise", "/W3", "/utf-8", "/DNOMINMAX"]  # precise: no FMA, as below
+GCC_AND_CLANG = [
     "-O3",
     "-ffp-contract=off",  # no FMA: all instruction sets, chosen at run time, give the same bits
     "-fno-math-errno",
@@ -56,7 +59,7 @@ core = Pybind11Extension(
     sorted(str(path) for path in SOURCES.rglob("*.cpp")),
     depends=sorted(str(path) for path in [*SOURCES.rglob("*.h"), *SOURCES.rglob("*.inl")]),
     cxx_std=17,
-    extra_compile_args=FLAGS,
+    extra_compile_args=MSVC if sys.platform == "win32" else GCC_AND_CLANG,
 )
 
 ParallelCompile("STEPFUSE_BUILD_JOBS", default=0).install()

@@ -43,6 +43,7 @@ from stepfuse.serving.stats import EngineStats
 from stepfuse.serving.stream import Preview
 
 if TYPE_CHECKING:
+    from stepfuse.benchmarking import bench
     from stepfuse.fitting import fit
     from stepfuse.pipeline.pictures import Pictures
     from stepfuse.pipeline.provenance import Provenance
@@ -83,6 +84,7 @@ __all__ = [
     "StepfuseError",
     "TextToImage",
     "__version__",
+    "bench",
     "embedded_models",
     "fit",
     "normal",
@@ -94,13 +96,24 @@ __all__ = [
 
 
 #: Modules that ``import stepfuse`` alone does not load, each by the first use of its name.
-_MODULES = ("analysis", "export", "fitting", "integrations", "interpolation", "kernels", "metrics", "server")
+_MODULES = (
+    "analysis",
+    "benchmarking",
+    "export",
+    "fitting",
+    "integrations",
+    "interpolation",
+    "kernels",
+    "metrics",
+    "server",
+)
 
 #: Names likewise, and the modules that have them.
 _NAMES = {
     "Pictures": "pipeline.pictures",
     "Provenance": "pipeline.provenance",
     "TextToImage": "pipeline.text_to_image",  # with ONNX Runtime, which not every engine needs
+    "bench": "benchmarking",
     "fit": "fitting",
     "sample_pictures": "pipeline.sampling",
 }

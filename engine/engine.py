@@ -18,13 +18,15 @@ from stepfuse.arguments import hinted, number, require_seconds, whole_number
 from stepfuse.backends.base import Backend
 from stepfuse.backends.cuda.config import Cuda, device_of
 from stepfuse.backends.host.callable import CallableBackend, DenoiserFunction
-from stepfuse.backends.host.config import Cpu, OpenVino
+from stepfuse.backends.host.config import AUTO, Cpu, OpenVino
 from stepfuse.backends.host.network import as_network, open_network
 from stepfuse.bundle.bundle import Bundle
 from stepfuse.bundle.cond_input import CondInput
 from stepfuse.bundle.identity import ModelIdentity
 from stepfuse.bundle.model_info import ModelInfo
+from stepfuse.bundle.outline import defaults_in_words, facts_of_model
 from stepfuse.extras import pip_install
+from stepfuse.notebook import html_table
 from stepfuse.requests.bundle_defaults import check_defaults
 from stepfuse.requests.editing import as_images
 from stepfuse.requests.interpolation import Path, interpolate_noise
@@ -116,8 +118,9 @@ class Engine:
                 that an image is the same to the bit whatever shares them. By default its last bits may differ with the
                 number of rows, as the network library computes each number of rows in its own way.
             serving: More of how requests share the engine; ``max_rows`` and ``deterministic`` change what it says.
-            backend: What runs the network on the CPU: ``onnxruntime``, ``openvino``, or an ``OpenVino`` that says how
-                it runs there.
+            backend: What runs the network on the CPU: ``onnxruntime``, ``openvino``, an ``OpenVino`` that says how it
+                runs there, or ``auto``, the fastest of those that are installed and compute in ``precision``, which is
+                measured in a few seconds, kept for the next process, and logged.
             precision: What the network is computed in: ``float32``, or with OpenVINO ``bf16`` or ``f16`` where the
                 processor has them. The engine's states and its step are float32 in any case.
             threads: The back end's threads inside an operator on the CPU, at most four a processor or 64; 0 is its own
@@ -135,7 +138,7 @@ class Engine:
             BundleError: If the bundle cannot be used, or its network not with this shape; the message names file, rule
                 and value.
             ValueError: If an argument is out of bounds or has no effect, or the processor has not ``precision``.
-            ImportError: If OpenVINO is asked for and missing.
+            ImportError: If OpenVINO is asked for, or ``precision`` needs it, and it is missing.
             CudaError: If there is no driver or it is too old.
             KernelError: If there is no compiled step for the GPU.
             CaptureError: If the network cannot be captured, and the device says that it must.
@@ -167,6 +170,10 @@ class Engine:
             on_gpu = open_on_gpu(bundle, info, gpu, serving.row_limit)
             return cls._on_gpu(info, on_gpu, gpu, serving, ModelIdentity.of(bundle))
 
+        if cpu.backend == AUTO:
+            from stepfuse.backends.host.auto import choose  # what it measures with is needed here alone
+
+            cpu = choose(cpu, bundle, info, serving.row_limit, deterministic=serving.deterministic)
         network = open_network(bundle, cpu) if session is None else as_network(session, bundle)
         on_host = network.backend(info, serving.row_limit, deterministic=serving.deterministic)
         return cls(info, on_host, serving, model=ModelIdentity.of(bundle, network.computed_by))
@@ -752,6 +759,13 @@ class Engine:
     def __repr__(self) -> str:
         state = "closed" if self._service.closed else f"up to {self.serving.row_limit} rows"
         return f"<Engine {self.info.shape} {self.info.prediction_type}, {state}>"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: what the network is, and how requests share the engine."""
+        facts = [*facts_of_model(self.info), ("defaults", defaults_in_words(self.info))]
+        if self.model is not None:
+            facts.insert(0, ("model", self.model.name))
+        return html_table(repr(self), [(name, value) for name, value in facts if value])
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("an engine can be neither pickled nor copied: load it in each process")

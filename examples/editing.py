@@ -19,18 +19,18 @@ STRENGTHS = (0.2, 0.4, 0.6, 0.8, 1.0)
 def main(
     target: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("editing.png"),
     seed: Annotated[int, typer.Option(min=0)] = 3,
+    steps: Annotated[int, typer.Option(min=5, help="Of every sample.")] = 50,
 ) -> None:
     """A sneaker changed to a boot by degrees, a pullover with another right half, a dress with another lower half."""
     with sf.Engine.load("fashion") as engine:
-        sneaker, pullover, dress = engine.sample(3, cond=["sneaker", "pullover", "dress"], seed=seed)
-        boots = engine.sample(5, image=sneaker, strength=STRENGTHS, cond="ankle boot", seed=seed)
+        run = {"seed": seed, "steps": steps}
+        sneaker, pullover, dress = engine.sample(3, cond=["sneaker", "pullover", "dress"], **run)
+        boots = engine.sample(5, image=sneaker, strength=STRENGTHS, cond="ankle boot", **run)
         right, below = np.zeros((2, 28, 28), np.float32)
         right[:, 14:] = 1
         below[13:] = 1
-        coats = engine.sample(5, image=pullover, mask=right, cond="coat", seed=seed)
-        tops = engine.sample(
-            5, image=dress, mask=below, cond=["t-shirt", "pullover", "coat", "shirt", "dress"], seed=seed
-        )
+        coats = engine.sample(5, image=pullover, mask=right, cond="coat", **run)
+        tops = engine.sample(5, image=dress, mask=below, cond=["t-shirt", "pullover", "coat", "shirt", "dress"], **run)
     rows = ([sneaker, *boots], [pullover, *coats], [dress, *tops])
     labels = [
         *("sneaker", *(f"boot {strength:g}" for strength in STRENGTHS)),

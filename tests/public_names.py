@@ -17,7 +17,8 @@ from typing import Any
 FILE = Path(__file__).with_suffix(".txt")
 #: Modules with ``__all__``; what another one has already is its own there.
 MODULES = (
-    *("stepfuse", "stepfuse.samplers", "stepfuse.fitting", "stepfuse.interpolation", "stepfuse.analysis"),
+    *("stepfuse", "stepfuse.samplers", "stepfuse.benchmarking", "stepfuse.fitting"),
+    *("stepfuse.interpolation", "stepfuse.analysis"),
     *("stepfuse.export", "stepfuse.kernels", "stepfuse.metrics", "stepfuse.server", "stepfuse.integrations.diffusers"),
     "stepfuse.integrations.ray",
 )

@@ -33,15 +33,18 @@ def tracked(*patterns):
 
 
 @pytest.fixture(scope="session")
-def wheel(tmp_path_factory):
-    """Built from a copy of the tracked sources, so that nothing untracked helps, with the core that is installed.
-
-    That was compiled by the same ``setup.py``; setuptools takes what is newer than its sources.
-    """
-    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+def sources(tmp_path_factory):
+    """A copy of the tracked sources, so that nothing untracked helps."""
+    source = tmp_path_factory.mktemp("source")
     for name in tracked():
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, source / name)
+    return source
+
+
+def build_wheel(source, out):
+    """With the core that is installed: compiled by the same ``setup.py``; setuptools takes what is newer than its
+    sources."""
     core = Path(stepfuse._core.__file__).resolve()
     built = source / "build" / f"lib.{sysconfig.get_platform()}-{sys.implementation.cache_tag}" / "stepfuse" / core.name
     built.parent.mkdir(parents=True)
@@ -50,6 +53,11 @@ def wheel(tmp_path_factory):
     run(sys.executable, "-m", "pip", "wheel", *options, source, cwd=out)
     [built] = out.iterdir()
     return built
+
+
+@pytest.fixture(scope="session")
+def wheel(sources, tmp_path_factory):
+    return build_wheel(sources, tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="session")
@@ -77,6 +85,24 @@ def test_the_wheel_holds_every_module_and_model(wheel):
     assert expected - held == set()
     assert [name for name in held if name.startswith("stepfuse/_core.")]
     assert {name.split("/")[0].split("-")[0] for name in held} == {"stepfuse"}
+
+
+def test_the_source_distribution_builds_the_same_wheel(sources, wheel, tmp_path):
+    code = "import sys; from setuptools.build_meta import build_sdist; build_sdist(sys.argv[1])"
+    run(sys.executable, "-c", code, tmp_path, cwd=sources)
+    [packed] = tmp_path.iterdir()
+    shutil.unpack_archive(packed, tmp_path / "unpacked")
+    [source] = (tmp_path / "unpacked").iterdir()
+    (tmp_path / "wheel").mkdir()
+    with zipfile.ZipFile(build_wheel(source, tmp_path / "wheel")) as again, zipfile.ZipFile(wheel) as first:
+        assert {one.filename: one.CRC for one in again.infolist()} == {
+            one.filename: one.CRC for one in first.infolist()
+        }
+
+
+def test_a_fresh_environment_samples_encodes_and_draws(python, tmp_path):
+    alone = shutil.copy(ROOT / "tools" / "smoke.py", tmp_path)
+    assert "sample, encode, command line" in run(python, alone, cwd=tmp_path)
 
 
 SAMPLE = """

@@ -115,3 +115,7 @@ GPU_HALF_IMAGES = 5e-2
 #: Images of a network that TensorRT may multiply in TF32, relative to the largest: a factor is rounded to 2^-11, which
 #: eight guided steps amplify.
 GPU_TF32_IMAGES = 2e-2
+
+#: Ends of a bootstrap's interval of medians, relative: two runs of 2,000 and of 20,000 draws from other random numbers
+#: end at neighbouring values of samples that are a few percent apart.
+BOOTSTRAP = 5e-2

@@ -1,11 +1,10 @@
-#include <unistd.h>
-
 #include <csignal>
 #include <cstdlib>
 
 #include "bound_server.h"
 #include "callbacks.h"
 #include "counters.h"
+#include "process_id.h"
 #include "stepper_box.h"
 
 namespace stepfuse {
@@ -31,7 +30,7 @@ class Lease {
   Lease(const Lease&) = delete;
   Lease& operator=(const Lease&) = delete;
   ~Lease() {
-    if (getpid() != process_) return;  // a fork: the lock may be held by a thread that it does not have
+    if (process_id() != process_) return;  // a fork: the lock may be held by a thread that it does not have
     const ReleasedGil nogil;
     ids_ ? server_.cancel(*ids_) : server_.close();
   }
@@ -40,7 +39,7 @@ class Lease {
   py::object owner_;
   Server& server_;
   std::optional<std::vector<std::uint64_t>> ids_;
-  pid_t process_ = getpid();
+  int process_ = process_id();
 };
 
 }  // namespace

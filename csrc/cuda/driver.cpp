@@ -1,12 +1,12 @@
 #include "driver.h"
 
-#include <dlfcn.h>
+#include "shared_library.h"
 
 namespace stepfuse::cuda {
 
 namespace {
 
-using GetProcAddress = CUresult (*)(const char*, void**, int, std::uint64_t, int*);
+using FindCall = CUresult (*)(const char*, void**, int, std::uint64_t, int*);
 
 // The remedy, which the driver's own text lacks; null if there is none to add.
 const char* advice_for(CUresult code) {
@@ -42,15 +42,16 @@ std::string version_text(int version) {
 }
 
 std::shared_ptr<const Driver> Driver::load(const std::string& path) {
-  void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+  std::string error;
+  void* library = open_library(path, error);
   if (!library)
     throw CudaError(CUDA_ERROR_NOT_INITIALIZED,
-                    std::string("there is no CUDA driver (") + dlerror() +
+                    "there is no CUDA driver (" + error +
                         "): install NVIDIA's driver, in a container give it the GPU, or run on the CPU");
   // In a driver older than this function all others are found by their exported names.
-  const auto get = reinterpret_cast<GetProcAddress>(dlsym(library, "cuGetProcAddress_v2"));
+  const auto get = reinterpret_cast<FindCall>(find_symbol(library, "cuGetProcAddress_v2"));
   const auto find = [&](const char* name, const char* exported, int version) -> void* {
-    if (!get) return dlsym(library, exported);
+    if (!get) return find_symbol(library, exported);
     void* function = nullptr;
     int status = 0;
     const CUresult code = get(name, &function, version, CU_GET_PROC_ADDRESS_DEFAULT, &status);

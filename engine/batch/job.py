@@ -16,6 +16,7 @@ from typing import Any
 
 from stepfuse.arguments import whole_number
 from stepfuse.batch.drawing import Drawer, in_order
+from stepfuse.batch.formats import FORMATS
 from stepfuse.batch.parts import FilesPart, Part
 from stepfuse.batch.records import Drawn
 from stepfuse.batch.rows import Row
@@ -27,7 +28,6 @@ from stepfuse.bundle.identity import ModelIdentity
 from stepfuse.display import NAME, brief, printable
 from stepfuse.files.atomic import locked, write_atomically
 
-FORMATS = ("files", "webdataset", "parquet")
 _JOB = "job.json"
 _PART = re.compile(r"\d{6,}(?:(?:\.partial)?\.jsonl|\.tar|\.parquet)?")
 

@@ -7,13 +7,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from stepfuse.batch.drawing import Drawer
+from stepfuse.batch.formats import IMAGE_FORMATS
 from stepfuse.batch.records import TYPES
 from stepfuse.batch.rows import COLUMNS
 from stepfuse.display import brief, did_you_mean
 from stepfuse.server.loading import load_model
 from stepfuse.serving.config import Serving
-
-IMAGE_FORMATS = ("png", "jpeg", "webp")
 
 
 @dataclass(frozen=True, kw_only=True)

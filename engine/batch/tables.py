@@ -9,12 +9,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from stepfuse.batch.formats import SUFFIXES
 from stepfuse.batch.rows import Row
 from stepfuse.display import brief
 from stepfuse.extras import pip_install
 from stepfuse.files.strict_json import parse_json
 
-SUFFIXES = (".jsonl", ".ndjson", ".csv", ".parquet")
 _MOST_BYTES = 1 << 20  # of a line: a file without line ends must not fill the memory
 _CHUNK = 1 << 20
 

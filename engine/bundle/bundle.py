@@ -241,12 +241,12 @@ def _locate(name_or_path: str | os.PathLike[str]) -> Path:
         return path
     models = embedded_models()
     rule = f"is neither an embedded model ({', '.join(models) or 'none'}) nor a folder with a {MANIFEST}"
-    hint = f": {step}" if (step := next_step(given)) else did_you_mean(given, [*models, *_beside(path)])
+    hint = f": {step}" if (step := next_step(given)) else did_you_mean(given, [*models, *bundles_beside(path)])
     raise BundleError(f"{given!r} {rule}{hint}")
 
 
-def _beside(path: Path) -> list[str]:
-    """Bundles in the folder where one is looked for."""
+def bundles_beside(path: Path) -> list[str]:
+    """Bundles in the folder that ``path`` would be in, whether it is there or not."""
     try:
         return [str(path.with_name(manifest.parent.name)) for manifest in path.parent.glob(f"*/{MANIFEST}")]
     except (OSError, ValueError):

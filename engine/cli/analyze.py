@@ -18,13 +18,20 @@ if TYPE_CHECKING:
 _JUDGE = "Judge"
 
 
+def _experiments() -> list[str]:
+    from stepfuse.analysis.report.catalog import EXPERIMENTS
+
+    return list(EXPERIMENTS)
+
+
 def analyze(
     context: typer.Context,
     model: Model = "fashion",
     *,
     quick: Annotated[bool, typer.Option("--quick", help="Small sizes: to see it work, not to quote.")] = False,
     only: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="An experiment; repeat it for several.")
+        list[str] | None,
+        typer.Option(metavar="NAME", help="An experiment; repeat it for several.", autocompletion=_experiments),
     ] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Seed of all noise.")] = 0,
     samples: Annotated[
@@ -107,6 +114,7 @@ def analyze(
             features=features,
             real=real,
             progress=report.progress,
+            started=lambda name: report.note(f"running {name}"),
             finished=finished,
         )
     seconds = sum(outcome.seconds for outcome in outcomes)

@@ -12,7 +12,8 @@ import typer
 import stepfuse as sf
 from stepfuse.cli.analyze import analyze
 from stepfuse.cli.batch import batch
-from stepfuse.cli.command import Command, Commands
+from stepfuse.cli.bench import bench
+from stepfuse.cli.command import TERMINATED, Command, Commands
 from stepfuse.cli.doctor import doctor
 from stepfuse.cli.export import export
 from stepfuse.cli.fit import fit
@@ -27,7 +28,6 @@ from stepfuse.cli.serve import serve
 
 app = typer.Typer(
     cls=Commands,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Sample trained diffusion models: a compiled engine, the same image for the same seed.",
@@ -82,6 +82,15 @@ COMMANDS = (
     ),
     (fit, _MAKE, ("stepfuse fit fashion --steps 8 -o eight.npz",)),
     (quantize, _MAKE, ("stepfuse quantize my-model -o my-model-int8",)),
+    (
+        bench,
+        _LOOK,
+        (
+            "stepfuse bench fashion",
+            "stepfuse bench my-model --rows 1,8 --threads 1,2 --rate 5,10 --json now.json --plot now.png",
+            "stepfuse bench my-model --json now.json --compare before.json",
+        ),
+    ),
     (info, _LOOK, ("stepfuse info fashion",)),
     (doctor, _LOOK, ("stepfuse doctor",)),
 )
@@ -102,7 +111,7 @@ def main(
 
 
 def _exit(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)
+    raise SystemExit(TERMINATED)
 
 
 for command, heading, examples in COMMANDS:

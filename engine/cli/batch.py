@@ -7,19 +7,21 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager, redirect_stdout
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stepfuse.batch.job import FORMATS, Job, Tally
-from stepfuse.batch.settings import IMAGE_FORMATS
-from stepfuse.batch.tables import SUFFIXES, count_rows
+from stepfuse.batch.formats import FORMATS, IMAGE_FORMATS, SUFFIXES
 from stepfuse.bundle.bundle import embedded_models
 from stepfuse.cli.command import FAILED
 from stepfuse.cli.common import refuse
+from stepfuse.cli.completion import model_names, words
 from stepfuse.cli.console import Report, complain
 from stepfuse.cli.options import MACHINE, OUTPUT, WHAT, Force, Machine
 from stepfuse.serving.progress import ProgressBar
+
+if TYPE_CHECKING:
+    from stepfuse.batch.job import Job, Tally
 
 _RAY = "Ray"
 
@@ -33,7 +35,12 @@ def batch(
     model: Annotated[
         str,
         typer.Option(
-            "--model", "-m", metavar="TEXT", help="An embedded model's name, or a bundle folder.", rich_help_panel=WHAT
+            "--model",
+            "-m",
+            metavar="TEXT",
+            help="An embedded model's name, or a bundle folder.",
+            rich_help_panel=WHAT,
+            autocompletion=model_names,
         ),
     ] = "fashion",
     keep: Annotated[
@@ -56,10 +63,22 @@ def batch(
         ),
     ],
     format: Annotated[
-        str, typer.Option(metavar="NAME", help=f"One of {', '.join(FORMATS)}.", rich_help_panel=OUTPUT)
+        str,
+        typer.Option(
+            metavar="NAME",
+            help=f"One of {', '.join(FORMATS)}.",
+            rich_help_panel=OUTPUT,
+            autocompletion=words(*FORMATS),
+        ),
     ] = "files",
     image_format: Annotated[
-        str, typer.Option(metavar="NAME", help=f"One of {', '.join(IMAGE_FORMATS)}.", rich_help_panel=OUTPUT)
+        str,
+        typer.Option(
+            metavar="NAME",
+            help=f"One of {', '.join(IMAGE_FORMATS)}.",
+            rich_help_panel=OUTPUT,
+            autocompletion=words(*IMAGE_FORMATS),
+        ),
     ] = "png",
     part_rows: Annotated[
         int, typer.Option(metavar="N", help="Rows of a shard, or of a folder of files.", min=1, rich_help_panel=OUTPUT)
@@ -87,6 +106,9 @@ def batch(
     report: Report,
 ) -> None:
     """Draw a table of requests into a folder, each row once: run it again after it was ended, and it goes on."""
+    from stepfuse.batch.job import Job, Tally  # with ONNX Runtime, which help does not need
+    from stepfuse.batch.tables import count_rows
+
     if ray is None:
         refuse("is for --ray, which says where: leave it out", actors=actors)
     job = Job(
@@ -103,7 +125,7 @@ def batch(
     tally = Tally()
     began = time.perf_counter()
     rows = count_rows(requests)
-    with job.opened(force=force), _progress(rows, report) as show:
+    with job.opened(force=force), _progress(requests.name, rows, report) as show:
         drawing = _here(job, retry_failed) if ray is None else _on_ray(job, rows, ray, actors, retry_failed)
         with closing(drawing):
             for found in drawing:
@@ -138,9 +160,9 @@ def _on_ray(job: Job, rows: int, address: str, actors: int | None, retry_failed:
 
 
 @contextmanager
-def _progress(rows: int, report: Report) -> Iterator[Callable[[int], None]]:
+def _progress(name: str, rows: int, report: Report) -> Iterator[Callable[[int], None]]:
     """A bar over rows, on standard error."""
-    bar = ProgressBar(rows, unit="rows")
+    bar = ProgressBar(rows, f"drawing {name}", unit="rows")
     if report.progress:
         bar.start()
     try:

@@ -1,7 +1,4 @@
-"""What every command does alike: errors as one line in the command line's words, warnings likewise, exit codes.
-
-Exit codes: 0 done, 1 failed (silently where a pipe's reader has gone), 2 wrong usage, 130 Ctrl-C.
-"""
+"""What every command does alike: errors as one line in the command line's words, warnings likewise, exit codes."""
 
 from __future__ import annotations
 
@@ -21,7 +18,19 @@ from stepfuse.cli.words import OPTIONS_ELSEWHERE, in_words_of, number_rule
 from stepfuse.display import did_you_mean
 from stepfuse.errors import StepfuseError
 
-FAILED, USAGE, INTERRUPTED = 1, 2, 130
+FAILED, USAGE, INTERRUPTED, TERMINATED = 1, 2, 130, 143
+REGRESSION, NO_CONCLUSION = 3, 4
+
+#: What each exit code says.
+EXIT_CODES = {
+    0: "Done",
+    FAILED: "It failed: a file, a model, a network; silently where the reader of a pipe has gone",
+    USAGE: "Wrong usage: an option, a value",
+    REGRESSION: "A regression, of bench --compare",
+    NO_CONCLUSION: "No conclusion, of bench --compare",
+    INTERRUPTED: "Ctrl-C; what is half written is removed",
+    TERMINATED: "SIGTERM; likewise",
+}
 
 #: typer has click's errors, but exports one of them alone.
 _UsageError = cast("type[Exception]", typer.BadParameter.__mro__[1])
@@ -40,6 +49,8 @@ class Command(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Reads the options; one that takes a single value and comes twice is refused, where click takes the last."""
+        if ctx.resilient_parsing:  # a line that is not yet whole is completed
+            return super().parse_args(ctx, args)
         texts, _, given = self.make_parser(ctx).parse_args(args=list(args))
         for option in given:
             if (count := given.count(option)) > 1 and not _may_repeat(option):
@@ -104,11 +115,12 @@ class Commands(TyperGroup):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Writes the help."""
-        formatter.write(help_of(self, ctx))
+        formatter.write(help_of(self, ctx, {"Exit codes": [(str(code), text) for code, text in EXIT_CODES.items()]}))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Finds the command that ``args`` begin with."""
-        if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+        unknown = args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None
+        if unknown and not ctx.resilient_parsing:
             names = self.list_commands(ctx)
             ctx.fail(f"no command {args[0]!r}{did_you_mean(args[0], names)}: there are {', '.join(names)}")
         return super().resolve_command(ctx, args)

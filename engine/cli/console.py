@@ -30,9 +30,14 @@ def stderr() -> Console:
 
 def _console(*, stderr: bool) -> Console:
     made = Console(stderr=stderr, emoji=False, soft_wrap=True)  # ":b:" of a path is no emoji
-    if not made.is_terminal:
+    if not is_terminal(made):
         made.width = _WIDE
     return made
+
+
+def is_terminal(console: Console) -> bool:
+    """Whether lines go to a terminal; FORCE_COLOR asks for its colours elsewhere, not for its width and its bars."""
+    return console.file is not None and console.file.isatty()
 
 
 def shown(given: object, limit: int | None = None) -> str:
@@ -78,6 +83,11 @@ class Report:
         if self.json:
             raise ValueError("--json must be left out with --output -: both write to standard output")
         return replace(self, stderr=True)
+
+    def note(self, text: str) -> None:
+        """Prints a line of progress, on standard error."""
+        if self.progress:
+            stderr().print(shown(text), highlight=False)
 
     def say(self, text: str, *, bold: bool = False) -> None:
         """Prints a line as it is: nothing in it is read as markup, and it is not wrapped in a pipe."""

@@ -13,7 +13,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 import stepfuse as sf
 from stepfuse.bundle.foreign import require_pipeline_folder
-from stepfuse.cli.console import Report, shown, stderr
+from stepfuse.cli.completion import words
+from stepfuse.cli.console import Report, is_terminal, shown, stderr
 from stepfuse.cli.options import Force, NewBundle, SamplerName, SamplerOption
 from stepfuse.cli.sampler_options import parse_sampler_options
 from stepfuse.cli.target import require_new_bundle
@@ -23,7 +24,10 @@ from stepfuse.display import byte_size
 def export(
     pipeline: Annotated[Path, typer.Argument(help="A folder that diffusers' save_pretrained has made.")],
     *,
-    precision: Annotated[str, typer.Option(metavar="TEXT", help="float32 or float16.")] = "float32",
+    precision: Annotated[
+        str,
+        typer.Option(metavar="TEXT", help="float32 or float16.", autocompletion=words("float32", "float16")),
+    ] = "float32",
     sampler: SamplerName = None,
     sampler_option: SamplerOption = None,
     size: Annotated[
@@ -90,7 +94,7 @@ def _progress(report: Report) -> Iterator[Callable[[str, int, int], None] | None
     if not report.progress:
         yield None
         return
-    if not console.is_terminal:
+    if not is_terminal(console):
         yield lambda what, done, total: console.print(f"{done}/{total} {shown(what)}", highlight=False)
         return
     columns = BarColumn(), TextColumn("{task.completed}/{task.total} {task.description}"), TimeElapsedColumn()

@@ -91,7 +91,7 @@ def fit(
             registers=registers,
             seed=seed,
             checkpoint=target.checkpoint,
-            progress=report.say if report.progress else None,
+            progress=report.note if report.progress else None,
         )
         target.write(table)
         target.checkpoint.unlink(missing_ok=True)

@@ -3,31 +3,39 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from stepfuse.cli.console import is_terminal
+
 _MOST_COLUMNS = 110
 _LEAST_FLAGS = 18  # columns
 _OWN, _GENERAL = "Options", "General"
-_OF_ALL = ("help", "version")  # options
+_OF_ALL = ("help", "version", "install_completion", "show_completion")  # options
 _TRAILING = re.compile(r" +$", re.MULTILINE)
 
 
-def help_of(command: Any, ctx: Any) -> str:
-    """The help of a command, or of all commands; coloured on a terminal."""
+def help_of(command: Any, ctx: Any, more: Mapping[str, Sequence[tuple[str, str]]] | None = None) -> str:
+    """The help of a command, or of all commands; coloured on a terminal.
+
+    Args:
+        command: click's.
+        ctx: Likewise.
+        more: Further headings with what stands under them.
+    """
     console = Console(emoji=False, highlight=False)
-    console.width = min(console.width if console.is_terminal else _MOST_COLUMNS, _MOST_COLUMNS)
+    console.width = min(console.width if is_terminal(console) else _MOST_COLUMNS, _MOST_COLUMNS)
+    ctx.color = True  # rich chooses, by NO_COLOR and FORCE_COLOR too; click would take colours away from any pipe
     with console.capture() as captured:
         for paragraph in (command.help or "").split("\n\n"):
             console.print(Text(" ".join(paragraph.split())), end="\n\n")
-        console.print(
-            Text.assemble(("Usage: ", "bold"), f"{ctx.command_path} {usage_of(command, ctx)}"), soft_wrap=True
-        )
-        for heading, rows in sections_of(command, ctx):
+        usage = f"{ctx.command_path} {usage_of(command, ctx)}"
+        console.print(Text.assemble(("Usage: ", "bold"), usage), soft_wrap=True)
+        for heading, rows in [*sections_of(command, ctx), *(more or {}).items()]:
             console.print(Text(f"\n{heading}:", "bold"))
             console.print(_columns(rows))
         if command.epilog:
@@ -37,7 +45,7 @@ def help_of(command: Any, ctx: Any) -> str:
     return _TRAILING.sub("", captured.get())
 
 
-def sections_of(command: Any, ctx: Any) -> list[tuple[str, list[tuple[str, str]]]]:
+def sections_of(command: Any, ctx: Any) -> list[tuple[str, Sequence[tuple[str, str]]]]:
     """Headings with what stands under them: commands, arguments, options, and last those that all commands have."""
     found: dict[str, list[tuple[str, str]]] = {}
     for name in command.list_commands(ctx) if hasattr(command, "list_commands") else ():

@@ -11,7 +11,9 @@ from rich.table import Table
 
 import stepfuse as sf
 from stepfuse.bundle.foreign import next_step
+from stepfuse.bundle.outline import defaults_in_words, facts_of_model
 from stepfuse.bundle.pipeline_info import PipelineInfo
+from stepfuse.cli.completion import model_names
 from stepfuse.cli.console import Report, shown
 from stepfuse.cli.picture_info import picture_json, picture_rows, table_rows
 from stepfuse.display import NAME, byte_size
@@ -23,7 +25,12 @@ _LONGEST = 2000  # characters of an entry: paths and licences are shown whole
 
 
 def info(
-    model: Annotated[str, typer.Argument(help="An embedded model's name, a bundle folder, a picture or a table.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="An embedded model's name, a bundle folder, a picture or a table.", autocompletion=model_names
+        ),
+    ],
     *,
     report: Report,
 ) -> None:
@@ -64,12 +71,9 @@ def _bundle_rows(bundle: sf.Bundle) -> list[tuple[str, object]]:
     return [
         ("name", bundle.name),
         ("folder", bundle.path),
-        ("sample", f"{' x '.join(map(str, facts.shape))}, {facts.data_range[0]:g} to {facts.data_range[1]:g}"),
-        ("predicts", facts.prediction_type),
-        ("schedule", f"{facts.schedule.config['type']}, T = {facts.schedule.num_train_timesteps}"),
-        *((f"input {name}", _describe_input(spec)) for name, spec in facts.cond.items()),
+        *facts_of_model(facts),
         *_describe_pipeline(facts, bundle.pipeline),
-        ("defaults", ", ".join(f"{name} {value}" for name, value in facts.defaults.items())),
+        ("defaults", defaults_in_words(facts)),
         *((f"file {name}", f"{byte_size(entry['size'])}, checksum matches") for name, entry in bundle.files.items()),
         ("provenance", bundle.provenance),
         ("licence", bundle.licence),
@@ -93,13 +97,6 @@ def _as_data(bundle: sf.Bundle) -> dict[str, Any]:
         "licence": bundle.licence,
     }
     return data if bundle.pipeline is None else {**data, "pipeline": bundle.pipeline.config}
-
-
-def _describe_input(spec: sf.CondInput) -> str:
-    shown = (*spec.names[:20], "...") if len(spec.names) > 20 else spec.names
-    names = f", {len(spec.names)} classes: {', '.join(shown)}" if spec.names else ""
-    shape = " x ".join(map(str, spec.shape))
-    return f"{spec.dtype}{f' {shape}' if shape else ''}, null {spec.null}{names}"
 
 
 def _describe_pipeline(facts: sf.ModelInfo, pipeline: PipelineInfo | None) -> list[tuple[str, str]]:

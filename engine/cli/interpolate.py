@@ -13,6 +13,7 @@ import typer
 
 import stepfuse as sf
 from stepfuse.cli.common import describe, facts_of, parse_cond, refuse
+from stepfuse.cli.completion import class_names, words
 from stepfuse.cli.console import Report
 from stepfuse.cli.options import OUTPUT, PICTURE, WHAT, Force, Machine, Model, Sampling
 from stepfuse.cli.target import target_of
@@ -41,7 +42,10 @@ def interpolate(
     cond: Annotated[
         str | None,
         typer.Option(
-            metavar="TEXT", help="Class name or index of all samples; unconditional if left out.", rich_help_panel=WHAT
+            metavar="TEXT",
+            help="Class name or index of all samples; unconditional if left out.",
+            rich_help_panel=WHAT,
+            autocompletion=class_names,
         ),
     ] = None,
     seed_from: Annotated[
@@ -51,7 +55,13 @@ def interpolate(
         int | None, typer.Option(metavar="N", help="Seed of the noise where it ends; 1.", rich_help_panel=WHAT)
     ] = None,
     path: Annotated[
-        str, typer.Option(metavar="TEXT", help="slerp (great circle) or lerp (straight line).", rich_help_panel=WHAT)
+        str,
+        typer.Option(
+            metavar="TEXT",
+            help="slerp (great circle) or lerp (straight line).",
+            rich_help_panel=WHAT,
+            autocompletion=words("slerp", "lerp"),
+        ),
     ] = "slerp",
     grid: Annotated[
         str | None,

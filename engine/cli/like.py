@@ -12,6 +12,7 @@ import typer
 import stepfuse as sf
 from stepfuse.bundle.identity import ModelIdentity
 from stepfuse.cli.common import parse_cond
+from stepfuse.cli.completion import model_names
 from stepfuse.cli.console import complain
 from stepfuse.cli.options import PICTURE
 from stepfuse.display import brief, shortened
@@ -28,7 +29,10 @@ Like = Annotated[
     ),
 ]
 OptionalModel = Annotated[
-    str | None, typer.Argument(help="An embedded model's name, or a bundle folder.", show_default="fashion")
+    str | None,
+    typer.Argument(
+        help="An embedded model's name, or a bundle folder.", show_default="fashion", autocompletion=model_names
+    ),
 ]
 
 #: Options that change what is drawn; with one of them given, the picture is another.

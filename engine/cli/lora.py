@@ -33,6 +33,7 @@ def lora(
     folder = require_new_bundle(output, force=force)
     from stepfuse.export import fuse_lora, unfuse_lora
 
+    report.note(f"taking LoRAs out of {model}" if adapter is None else f"fusing {adapter} into {model}")
     if adapter is None:
         bundle = unfuse_lora(model, folder, overwrite=force)
     else:

@@ -12,13 +12,14 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import typer
 
 import stepfuse as sf
+from stepfuse.cli.completion import class_names, model_names, sampler_names, words
 from stepfuse.cli.sampler_options import merged, numbers
 from stepfuse.requests.resolution import Compiler
 
 #: Headings of ``--help``.
 WHAT, HOW, PICTURE, OUTPUT, MACHINE = "What", "How", "From a picture", "Output", "Machine"
 
-Model = Annotated[str, typer.Argument(help="An embedded model's name, or a bundle folder.")]
+Model = Annotated[str, typer.Argument(help="An embedded model's name, or a bundle folder.", autocompletion=model_names)]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Replace what is there already.", rich_help_panel=OUTPUT)]
 NewBundle = Annotated[
     str, typer.Option("--output", "-o", metavar="FOLDER", help="The bundle to write.", rich_help_panel=OUTPUT)
@@ -38,7 +39,10 @@ def _how(*flags: str, **settings: Any) -> Any:
     return typer.Option(*flags, rich_help_panel=HOW, **settings)
 
 
-SamplerName = Annotated[str | None, _how(metavar="NAME", help=f"One of {', '.join(sf.samplers.SAMPLERS)}.")]
+SamplerName = Annotated[
+    str | None,
+    _how(metavar="NAME", help=f"One of {', '.join(sf.samplers.SAMPLERS)}.", autocompletion=sampler_names),
+]
 SamplerOption = Annotated[
     list[str] | None,
     _how(
@@ -64,9 +68,21 @@ class Sampling:
     ] = None
     karras: Annotated[bool | None, _how("--karras/--no-karras", help="Noise levels of Karras et al.")] = None
     levels: Annotated[
-        str | None, _how(metavar="NAME", help="Noise levels: schedule, karras, exponential, beta or lu.")
+        str | None,
+        _how(
+            metavar="NAME",
+            help="Noise levels: schedule, karras, exponential, beta or lu.",
+            autocompletion=words("schedule", "karras", "exponential", "beta", "lu"),
+        ),
     ] = None
-    spacing: Annotated[str | None, _how(metavar="NAME", help="Of timesteps: leading, trailing or linspace.")] = None
+    spacing: Annotated[
+        str | None,
+        _how(
+            metavar="NAME",
+            help="Of timesteps: leading, trailing or linspace.",
+            autocompletion=words("leading", "trailing", "linspace"),
+        ),
+    ] = None
     guidance_interval: Annotated[
         str | None, _how(metavar="FROM,TO", help="Noise levels that are guided, such as 0.2,0.8; 1 is all noise.")
     ] = None
@@ -152,6 +168,7 @@ Cond = Annotated[
         metavar="TEXT",
         help="Class name or index; repeat it for several. All classes if left out.",
         rich_help_panel=WHAT,
+        autocompletion=class_names,
     ),
 ]
 
@@ -161,16 +178,30 @@ class Machine:
     """What computes."""
 
     device: Annotated[
-        str, typer.Option(metavar="TEXT", help="cpu, cuda, or cuda:N for one of several GPUs.", rich_help_panel=MACHINE)
+        str,
+        typer.Option(
+            metavar="TEXT",
+            help="cpu, cuda, or cuda:N for one of several GPUs.",
+            rich_help_panel=MACHINE,
+            autocompletion=words("cpu", "cuda"),
+        ),
     ] = "cpu"
     backend: Annotated[
         str,
-        typer.Option(metavar="NAME", help="Of the CPU: onnxruntime, or openvino, an extra.", rich_help_panel=MACHINE),
+        typer.Option(
+            metavar="NAME",
+            help="Of the CPU: onnxruntime, openvino (an extra), or auto, the fastest.",
+            rich_help_panel=MACHINE,
+            autocompletion=words("onnxruntime", "openvino", "auto"),
+        ),
     ] = "onnxruntime"
     precision: Annotated[
         str,
         typer.Option(
-            metavar="NAME", help="Of the network: float32, or with openvino bf16 or f16.", rich_help_panel=MACHINE
+            metavar="NAME",
+            help="Of the network: float32, or with openvino bf16 or f16.",
+            rich_help_panel=MACHINE,
+            autocompletion=words("float32", "bf16", "f16"),
         ),
     ] = "float32"
     threads: Threads = 0
@@ -203,15 +234,16 @@ def with_groups(command: Callable[..., None]) -> Callable[..., None]:
 
     Fields whose annotation has no ``typer.Option`` stay at their default.
     """
-    hints = get_type_hints(command, include_extras=True)
-    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+    groups: dict[str, Any] = {}
     parameters: list[inspect.Parameter] = []
     members: dict[str, list[str]] = {}
-    for name, parameter in inspect.signature(command).parameters.items():
-        if name not in groups:
-            parameters.append(parameter.replace(annotation=hints[name]))
+    # Not get_type_hints: up to Python 3.10 it puts Optional around the annotation of a parameter whose default is None.
+    for name, parameter in inspect.signature(command, eval_str=True).parameters.items():
+        group = parameter.annotation
+        if not is_dataclass(group):
+            parameters.append(parameter)
             continue
-        group = groups[name]
+        groups[name] = group
         options = {key: hint for key, hint in get_type_hints(group, include_extras=True).items() if _is_option(hint)}
         members[name] = list(options)
         defaults = {field.name: field.default for field in fields(group)}

@@ -72,8 +72,10 @@ def plan(
     bundle = sf.Bundle.load(model)
     if timing_cache is not None:
         require_writable(timing_cache)
-    built = []
+    built, has_bars = [], report.progress and sys.stderr.isatty()
     for name in network or [name for name in bundle.files if name.endswith(".onnx")]:
+        if not has_bars:
+            report.note(f"building a plan of {name}")
         one = plans.plan_for(
             bundle,
             name,
@@ -89,7 +91,7 @@ def plan(
             library=plans.find_library(library),
             cache=cache,
             timing_cache=timing_cache,
-            progress=report.progress and sys.stderr.isatty(),
+            progress=has_bars,
         )
         size_in_bytes = memoryview(one.data).nbytes
         report.say(f"{name}: {byte_size(size_in_bytes)} for {one.key.target}, built in {one.seconds:.1f} s")

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from stepfuse.cli.completion import words
 from stepfuse.cli.console import Report
 from stepfuse.cli.options import Force, Model, NewBundle, Threads
 from stepfuse.cli.target import require_new_bundle
@@ -14,7 +15,9 @@ from stepfuse.cli.target import require_new_bundle
 def quantize(
     model: Model,
     *,
-    method: Annotated[str, typer.Option(metavar="TEXT", help="static or dynamic.")] = "static",
+    method: Annotated[
+        str, typer.Option(metavar="TEXT", help="static or dynamic.", autocompletion=words("static", "dynamic"))
+    ] = "static",
     even_if_slower: Annotated[
         bool, typer.Option("--even-if-slower", help="Write it even where it is not faster.")
     ] = False,
@@ -27,6 +30,7 @@ def quantize(
     folder = require_new_bundle(output, force=force)
     from stepfuse.export import quantize as run  # takes seconds
 
+    report.note(f"quantizing {model}, and measuring it in float32 and int8")
     bundle = run(model, folder, method=method, threads=threads, force=even_if_slower, overwrite=force)
     found: dict[str, Any] = bundle.export["quantization"]
     for rows, times in found["milliseconds"].items():

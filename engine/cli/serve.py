@@ -12,6 +12,7 @@ import typer
 
 import stepfuse as sf
 from stepfuse.cli.command import FAILED
+from stepfuse.cli.completion import model_names
 from stepfuse.cli.console import complain
 from stepfuse.cli.options import Machine
 from stepfuse.files.atomic import write_atomically
@@ -30,7 +31,10 @@ def _network(**settings: Any) -> Any:
 def serve(
     models: Annotated[
         list[str],
-        typer.Argument(help="Embedded models' names, bundle folders, or NAME=FOLDER; the first is the default."),
+        typer.Argument(
+            help="Embedded models' names, bundle folders, or NAME=FOLDER; the first is the default.",
+            autocompletion=model_names,
+        ),
     ],
     *,
     host: Annotated[str, _network(metavar="ADDRESS", help="Where to listen; 0.0.0.0 is everywhere.")] = "127.0.0.1",

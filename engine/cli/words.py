@@ -50,6 +50,9 @@ _ARGUMENTS = {
     "fixed_stride": "--sampler-option fixed_stride",
     "compute_capabilities": "--for",
     "sizes": "--size",
+    "rates": "--rate",
+    "backends": "--backend",
+    "precisions": "--precision",
     "overwrite": "--force",
 }
 

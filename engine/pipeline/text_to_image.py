@@ -17,14 +17,16 @@ import numpy.typing as npt
 
 from stepfuse.arguments import hinted
 from stepfuse.backends.cuda.config import Cuda, device_of
-from stepfuse.backends.host.config import Cpu, OpenVino
+from stepfuse.backends.host.config import AUTO, Cpu, OpenVino
 from stepfuse.backends.host.network import open_network
 from stepfuse.bundle.bundle import Bundle
 from stepfuse.bundle.identity import ModelIdentity
+from stepfuse.bundle.outline import defaults_in_words, facts_of_model
 from stepfuse.bundle.pipeline_info import PipelineInfo
 from stepfuse.display import NAME, printable
 from stepfuse.engine import Engine, checked_wait
 from stepfuse.errors import BundleError
+from stepfuse.notebook import html_table
 from stepfuse.pipeline.conditioning import Conditioning, Embeddings, PromptConditioning, as_texts
 from stepfuse.pipeline.counts import PipelineStats
 from stepfuse.pipeline.drawn import StopWatch, batches, facts, marked_if_custom, record
@@ -87,14 +89,19 @@ class TextToImage:
         self._vae = Vae(bundle, threads=threads, tile=tile)
         conditioning = PromptConditioning(self._model, self._pipeline, self._prompts)
         self._preparation = Preparation(self._model, self._pipeline, conditioning, self._vae, Compiler(bundle.info))
-        network = open_network(bundle, cpu)
         serving_of = partial(_serving_of, self._pipeline, serving or Serving())
+        asked = serving_of(bundle.info.shape)
+        if cpu.backend == AUTO:
+            from stepfuse.backends.host.auto import choose  # what it measures with is needed here alone
+
+            cpu = choose(cpu, bundle, bundle.info, asked.row_limit, deterministic=asked.deterministic)
+        network = open_network(bundle, cpu)
         self._engines = Engines(
             lambda shape: Engine.load(bundle, shape=shape, session=network, serving=serving_of(shape))
         )
         with self._engines.use(bundle.info.shape):  # raises if the network does not fit its manifest
             pass
-        self.serving = serving_of(bundle.info.shape)
+        self.serving = asked
         self._identity = ModelIdentity.of(bundle, network.computed_by)
         self._serving_of = serving_of
         self._service = PictureService(
@@ -590,6 +597,12 @@ class TextToImage:
     def __repr__(self) -> str:
         width, height = pixels_of(self._pipeline, self._model.shape)
         return f"<TextToImage {printable(self.bundle.name, NAME)}, {width} x {height}>"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the pipeline, its prompts and its denoiser."""
+        prompts = [(f"prompt as {one.input}", f"{one.length} tokens") for one in self._pipeline.prompts]
+        facts = [("pipeline", self._pipeline.source), *prompts, *facts_of_model(self.bundle.info)]
+        return html_table(repr(self), [*facts, ("defaults", defaults_in_words(self.bundle.info))])
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a pipeline can be neither pickled nor copied: load it in each process")

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from stepfuse import _core
 from stepfuse.arguments import plain
 from stepfuse.display import listed, shortened
+from stepfuse.notebook import html_table
 from stepfuse.samplers.adaptation import ADAPTIVE, Adaptation
 from stepfuse.samplers.table_file import read_table, write_table
 
@@ -423,6 +424,12 @@ class StepTable(Adaptation):
 
     def __repr__(self) -> str:
         return f"<StepTable {self.sampler}: {len(self)} steps, {self.passes} passes>"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the first rows and the last, and of their columns those that are used."""
+        used = [name for name in self.columns if name == "t" or (self[name] != DEFAULTS.get(name, 0.0)).any()]
+        numbers = np.column_stack([np.arange(len(self)), *(self[name] for name in used)])
+        return html_table(repr(self), [[f"{one:.5g}" for one in row] for row in numbers], ("step", *used))
 
     def __str__(self) -> str:
         """All rows as text, a line a step."""

@@ -92,7 +92,7 @@ class SampleBatch:
                 self._service.submit_all(self._samples())
                 if not self._observers.progress:
                     return self._wait(None)
-                bar = ProgressBar(self._iterations)
+                bar = ProgressBar(self._iterations, self._in_words())
                 try:
                     bar.start()
                     return self._wait(bar)
@@ -103,6 +103,11 @@ class SampleBatch:
             raise
         finally:
             del lease
+
+    def _in_words(self) -> str:
+        """``30 samples with ddim``."""
+        number, samplers = len(self._requests), {request.table.sampler for request in self._requests}
+        return f"{number} sample{'' if number == 1 else 's'} with {' and '.join(sorted(samplers))}"
 
     def _samples(self) -> list[InFlightSample]:
         """Made for the service alone: kept here they would be a reference cycle."""

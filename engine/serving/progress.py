@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 import time
 
+from stepfuse.display import NAME, printable
+
 _BETWEEN = 10.0  # seconds between two lines
 
 
@@ -12,24 +14,30 @@ class ProgressBar:
     """Progress over ``total`` turns, or what ``unit`` says, on standard error: a bar that is gone when the run is.
 
     In a log a bar would be noise: there, a run that takes longer than ten seconds says every ten how far it is.
+
+    Args:
+        total: Turns of the whole run.
+        what: What runs.
+        unit: What is counted.
     """
 
-    def __init__(self, total: int, *, unit: str = "steps") -> None:
+    def __init__(self, total: int, what: str, *, unit: str = "steps") -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         console = Console(stderr=True)
-        self._bar, self._unit = None, unit
-        if console.is_terminal or console.is_jupyter:
+        self._bar, self._what, self._unit = None, printable(what, NAME), unit
+        drawn = console.is_interactive and console.file.isatty()  # FORCE_COLOR asks for colours, not for a bar in a log
+        if drawn or console.is_jupyter:
             columns = (
-                TextColumn("sampling"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TextColumn(unit),
                 TimeRemainingColumn(),
             )
             self._bar = Progress(*columns, console=console, transient=True)
-            self._task = self._bar.add_task("sampling", total=total)
+            self._task = self._bar.add_task(self._what, total=total)
         self._began = self._last = time.monotonic()
 
     def update(self, turn: int, total: int) -> None:
@@ -39,7 +47,8 @@ class ProgressBar:
         elif (now := time.monotonic()) - self._last >= _BETWEEN:
             self._last = now
             left = (now - self._began) * (total - turn) / max(turn, 1)
-            print(f"sampling: {turn} of {total} {self._unit}, about {left:.0f} s left", file=sys.stderr, flush=True)
+            line = f"{self._what}: {turn} of {total} {self._unit}, about {left:.0f} s left"
+            print(line, file=sys.stderr, flush=True)
 
     def start(self) -> None:
         """Shows it."""

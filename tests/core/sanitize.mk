@@ -17,10 +17,13 @@ plain := -O2 -DNDEBUG
 thread := -O1 -fsanitize=thread
 address := -O1 -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 
-.PHONY: all stress thread address thread_device address_device allocations lifetimes bindings fuzz
+# What runs the programs of another processor; see compilers.mk.
+RUN :=
+
+.PHONY: all stress digests objects thread address thread_device address_device allocations lifetimes bindings fuzz
 .SECONDARY:
 
-all: thread address thread_device address_device allocations lifetimes
+all: thread address thread_device address_device allocations digests lifetimes
 
 # `stress 0` only starts and ends, and so does `lifetimes` without a driver. Where that fails, the kernel spreads memory
 # too widely for the thread sanitizer's own, or forbids the tracing by which the address sanitizer finds leaks.
@@ -34,10 +37,16 @@ address: $(OUT)/address/stress
 	$(call without_leaks,$(SECONDS))
 
 stress: $(OUT)/plain/stress
-	$< $(SECONDS)
+	$(RUN) $< $(SECONDS)
 
 allocations: $(OUT)/plain/allocations
-	$<
+	$(RUN) $<
+
+# The bits of noise, steps and rows are those of every other compiler and processor.
+digests: $(OUT)/plain/digests
+	$(RUN) $< | diff tests/core/digests.txt -
+
+objects: $(call device_objects,plain)
 
 # The CUDA side on a driver that records: neither a GPU nor its toolkit is needed.
 thread_device: $(OUT)/thread/stress_device
@@ -78,11 +87,12 @@ $(OUT)/$(1)/%.o: %.cpp
 	@mkdir -p $$(@D)
 	$(CXX) $(FLAGS) $($(1)) $$(extra) -c $$< -o $$@
 $(OUT)/$(1)/allocations: $(OUT)/$(1)/tests/core/allocations.o $(call objects,$(1))
+$(OUT)/$(1)/digests: $(OUT)/$(1)/tests/core/digests.o $(call objects,$(1))
 $(OUT)/$(1)/stress: $(patsubst %,$(OUT)/$(1)/tests/core/%.o,stress stress_host) $(call objects,$(1))
 $(OUT)/$(1)/stress_device: $(patsubst %,$(OUT)/$(1)/tests/%.o,core/stress cuda/stress_device) \
     $(call device_objects,$(1)) | $(OUT)/$(1)/libfake.so
 $(OUT)/$(1)/lifetimes: $(OUT)/$(1)/tests/cuda/lifetimes.o $(call device_objects,$(1))
-$(OUT)/$(1)/allocations $(OUT)/$(1)/stress $(OUT)/$(1)/stress_device $(OUT)/$(1)/lifetimes:
+$(OUT)/$(1)/allocations $(OUT)/$(1)/digests $(OUT)/$(1)/stress $(OUT)/$(1)/stress_device $(OUT)/$(1)/lifetimes:
 	$(CXX) $(FLAGS) $($(1)) $$^ -ldl -Wl,--disable-new-dtags,-rpath,'$$$$ORIGIN' -o $$@
 $(OUT)/$(1)/libfake.so: tests/cuda/fake_driver.cpp
 	@mkdir -p $$(@D)

@@ -1,6 +1,8 @@
 """What a notebook shows of an object: one line, without its arrays; and pictures as pictures."""
 
 import io
+import xml.etree.ElementTree as ET
+from dataclasses import replace
 
 import handmade
 import numpy as np
@@ -104,3 +106,54 @@ def test_a_grid_holds_all_pictures(pipe):
     assert (grid[12:, 12:] == 255).all()
     with pytest.raises(ValueError, match="a grid needs pictures and at least 1 column, got 3 and 0"):
         pictures.grid(0)
+
+
+def cells(shown):
+    """The table of a notebook, read as XML: its title, and the text of each cell by rows."""
+    table = ET.fromstring(shown._repr_html_())
+    return table.findtext("caption"), [["".join(cell.itertext()) for cell in row] for row in table.iter("tr")]
+
+
+def test_a_notebook_shows_the_columns_of_a_table_that_are_used():
+    table = sf.samplers.ddim(support.SCHEDULE, steps=4, guidance_scale=3.0)
+    title, (header, *rows) = cells(table)
+    assert title == "<StepTable ddim: 4 steps, 8 passes>"
+    assert header == ["step", "t", "g", "p_x", "p_e", "q_d", "q_e"]
+    for step, row in enumerate(rows):
+        assert [float(cell) for cell in row] == pytest.approx([step, *(table[name][step] for name in header[1:])], 1e-4)
+
+
+def test_a_notebook_shows_the_first_steps_and_the_last():
+    _, (_, *rows) = cells(sf.samplers.ddim(support.SCHEDULE, steps=1000))
+    assert [row[0] for row in rows] == ["0", "1", "2", "3", "4", "…", "995", "996", "997", "998", "999"]
+    _, (_, *rows) = cells(sf.samplers.ddim(support.SCHEDULE, steps=10))
+    assert [row[0] for row in rows] == [str(step) for step in range(10)]
+
+
+def test_a_notebook_shows_what_an_engine_is(pipe, bundle):
+    with sf.Engine.load(bundle, threads=1) as engine:
+        title, rows = cells(engine)
+    assert title == repr(engine).replace("closed", "up to 64 rows")
+    found = dict(rows)
+    assert (found["model"], found["sample"], found["predicts"]) == ("tiny", "1 x 4 x 5, -1 to 1", "epsilon")
+    assert found["input class_labels"].endswith("7 classes: boot, bag, coat, dress, shirt, sandal, sneaker")
+    title, rows = cells(pipe)
+    assert title == repr(pipe)
+    assert dict(rows)["sample"] == "4 x 4 x 4, -1 to 1"
+    with support.make_engine(cond=None) as engine:
+        assert [name for name, _ in cells(engine)[1]] == ["sample", "predicts", "schedule"]
+
+
+def test_texts_of_a_bundle_are_text_in_a_notebook():
+    script = "<script>alert('1')</script>&\x1b[31m"
+    names = (script, *("x" * 500 for _ in range(20)))
+    table = replace(sf.samplers.ddim(support.SCHEDULE, steps=2), sampler=script)
+    cond = {script: sf.CondInput(null=len(names), names=names)}
+    with support.make_engine(cond=cond) as engine:
+        for shown in (table, engine):
+            html = shown._repr_html_()
+            assert "<script" not in html
+            assert "\x1b" not in html
+            assert len(html) < 5000
+            assert "&lt;script&gt;" in html
+            cells(shown)  # well-formed

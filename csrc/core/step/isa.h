@@ -10,6 +10,11 @@
 #define STEPFUSE_X86 0
 #endif
 
+// GCC's and Clang's vector types; MSVC has none.
+#if (defined(__GNUC__) || defined(__clang__)) && !defined(STEPFUSE_WITHOUT_VECTOR_TYPES)
+#define STEPFUSE_VECTOR_TYPES 1
+#endif
+
 namespace stepfuse {
 
 enum class Isa {

@@ -4,12 +4,56 @@
 
 // Members of class templates are compiled for the baseline, whatever the pragmas around them say, and another set
 // passes vectors in other registers: none of them may be called, all have to be inlined.
+#ifdef STEPFUSE_VECTOR_TYPES
 #define STEPFUSE_INLINED inline __attribute__((always_inline))
 
 // N floats in the compiler's own vector type: SSE2, AVX2, AVX-512 or NEON, as the target says.
 template <int N>
+struct VectorOf {
+  typedef float Type __attribute__((vector_size(N * sizeof(float))));
+};
+
+template <class V>
+STEPFUSE_INLINED V where_less(V a, V b, V then, V otherwise) {
+  return a < b ? then : otherwise;
+}
+#else
+#define STEPFUSE_INLINED inline
+
+// N floats for a compiler without vector types: lane by lane, which rounds alike.
+template <int N>
+struct VectorOf {
+  struct Type {
+    float lanes[N];
+
+    template <class Operation>
+    static Type each(Operation operation) {
+      Type c{};
+      for (int k = 0; k < N; ++k) c.lanes[k] = operation(k);
+      return c;
+    }
+    friend Type operator+(const Type& a, float b) {
+      return each([&](int k) { return a.lanes[k] + b; });
+    }
+    friend Type operator+(const Type& a, const Type& b) {
+      return each([&](int k) { return a.lanes[k] + b.lanes[k]; });
+    }
+    friend Type operator-(const Type& a, const Type& b) {
+      return each([&](int k) { return a.lanes[k] - b.lanes[k]; });
+    }
+    friend Type operator*(const Type& a, const Type& b) {
+      return each([&](int k) { return a.lanes[k] * b.lanes[k]; });
+    }
+    friend Type where_less(const Type& a, const Type& b, const Type& then, const Type& otherwise) {
+      return each([&](int k) { return a.lanes[k] < b.lanes[k] ? then.lanes[k] : otherwise.lanes[k]; });
+    }
+  };
+};
+#endif
+
+template <int N>
 struct Lanes {
-  typedef float Vector __attribute__((vector_size(N * sizeof(float))));
+  using Vector = typename VectorOf<N>::Type;
   static constexpr int kLanes = N;
   Vector v;
 
@@ -42,9 +86,9 @@ struct Lanes {
   STEPFUSE_INLINED friend Lanes operator+(Lanes a, Lanes b) { return {a.v + b.v}; }
   STEPFUSE_INLINED friend Lanes operator-(Lanes a, Lanes b) { return {a.v - b.v}; }
   STEPFUSE_INLINED friend Lanes operator*(Lanes a, Lanes b) { return {a.v * b.v}; }
-  // Comparisons with a NaN are false, so both hand a NaN in `value` through instead of replacing it by the bound.
-  STEPFUSE_INLINED friend Lanes at_least(Lanes value, Lanes bound) { return {value.v < bound.v ? bound.v : value.v}; }
-  STEPFUSE_INLINED friend Lanes at_most(Lanes value, Lanes bound) { return {value.v > bound.v ? bound.v : value.v}; }
+  // Comparisons with a NaN are false, so both hand a NaN in `a` through instead of replacing it by the bound.
+  STEPFUSE_INLINED friend Lanes at_least(Lanes a, Lanes bound) { return {where_less(a.v, bound.v, bound.v, a.v)}; }
+  STEPFUSE_INLINED friend Lanes at_most(Lanes a, Lanes bound) { return {where_less(bound.v, a.v, bound.v, a.v)}; }
 };
 
 template <class V>

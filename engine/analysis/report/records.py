@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from stepfuse import _core
 from stepfuse.analysis.report.catalog import EXPERIMENTS
 from stepfuse.analysis.report.options import ReportOptions
 from stepfuse.analysis.report.subject import Subject
 from stepfuse.files.strict_json import parse_json
+from stepfuse.machine import machine, versions
 
 _PACKAGES = ("stepfuse", "numpy", "onnxruntime", "matplotlib")
 
@@ -32,24 +29,8 @@ def provenance(subject: Subject, options: ReportOptions) -> dict[str, Any]:
         "quick": options.quick,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "machine": machine(),
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
+        "versions": versions(_PACKAGES),
     }
-
-
-def machine() -> dict[str, Any]:
-    """The machine that times are measured on: processor, cores that this process may use, instruction set, system."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    processor = named[0] if named else platform.processor() or platform.machine()
-    return {"processor": processor, "cores": cores, "instructions": _core.isas()[-1], "system": platform.system()}
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""
 
 
 def read_records(folder: Path) -> list[dict[str, Any]]:

@@ -61,6 +61,7 @@ def analyze(
     features: str | os.PathLike[str] | FeatureFunction | None = None,
     real: str | os.PathLike[str] | npt.ArrayLike | None = None,
     progress: bool = False,
+    started: Callable[[str], None] | None = None,
     finished: Callable[[Outcome], None] | None = None,
 ) -> list[Outcome]:
     """Runs the experiments on a model and writes a report.
@@ -78,6 +79,7 @@ def analyze(
         features: Instead of a judge: an ONNX file with one input, or any function from samples to features (n, F).
         real: Real samples to compare the features with, (n, *shape) floating point in the data range; or a .npy file.
         progress: Whether progress bars are shown.
+        started: Callback with the name of each experiment as it begins.
         finished: Callback with the outcome of each experiment as it ends.
 
     Returns:
@@ -110,6 +112,8 @@ def analyze(
         folder.mkdir(parents=True, exist_ok=True)
         require_same_model(folder, subject)
         for name in names:
+            if started:
+                started(name)
             outcome = _run(name, subject, options, folder)
             outcomes.append(outcome)
             write_text(folder / REPORT, page(read_records(folder), subject.name))

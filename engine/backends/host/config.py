@@ -12,6 +12,9 @@ from stepfuse.backends.host.base import checked_threads
 #: How a bundle's network runs on the CPU.
 BACKENDS = ("onnxruntime", "openvino")
 
+#: Has the fastest of them chosen.
+AUTO = "auto"
+
 #: What it is computed in.
 PRECISIONS = ("float32", "bf16", "f16")
 
@@ -56,7 +59,7 @@ class OpenVino:
 
 @dataclass(frozen=True)
 class Cpu:
-    """What ``Engine.load`` says of a network on the CPU, checked; ``backend`` is a name or an ``OpenVino``.
+    """What ``Engine.load`` says of a network on the CPU, checked; ``backend`` is a name, ``auto`` or an ``OpenVino``.
 
     Raises:
         ValueError: If a value is out of bounds, or has no effect on this back end.
@@ -70,23 +73,23 @@ class Cpu:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "threads", checked_threads(self.threads))
-        if not isinstance(self.backend, OpenVino) and self.backend not in BACKENDS:
-            named = ", ".join(map(repr, BACKENDS))
+        if not isinstance(self.backend, OpenVino) and self.backend not in (AUTO, *BACKENDS):
+            named = ", ".join(map(repr, (AUTO, *BACKENDS)))
             raise ValueError(f"backend must be one of {named} or stepfuse.OpenVino(...), got {self.backend!r}")
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
-        if self.openvino is None and self.precision != "float32":
+        if self.backend == "onnxruntime" and self.precision != "float32":
             raise ValueError(
                 f"precision must be float32 for ONNX Runtime, got {self.precision!r}: backend='openvino' takes it"
             )
-        if self.openvino is not None and self.spinning is not None:
+        if self.backend != "onnxruntime" and self.spinning is not None:
             raise ValueError(
                 f"spinning must be left out for OpenVINO, whose threads have their own way, got {self.spinning}"
             )
 
     @property
     def openvino(self) -> OpenVino | None:
-        """How OpenVINO runs it; None where ONNX Runtime does."""
+        """How OpenVINO runs it; None where ONNX Runtime does, or that is still to be chosen."""
         if isinstance(self.backend, OpenVino):
             return self.backend
         return OpenVino() if self.backend == "openvino" else None

@@ -1,5 +1,6 @@
 """OpenVINO's own: forwards in pieces, memory that is shared, precisions, networks that are kept compiled."""
 
+import hashlib
 import subprocess
 import sys
 import warnings
@@ -20,8 +21,9 @@ from stepfuse.backends.host.network import open_network
 ov = pytest.importorskip("openvino")
 
 from stepfuse.backends.host.openvino import backend as vino  # noqa: E402
-from stepfuse.backends.host.openvino import cache, library  # noqa: E402
+from stepfuse.backends.host.openvino import library  # noqa: E402
 from stepfuse.backends.host.openvino.library import EmulatedPrecisionWarning  # noqa: E402
+from stepfuse.backends.host.openvino.network import compile_cache  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +221,7 @@ def test_openvino_s_choice_of_another_precision_is_refused(bundle, compiled, mon
     ("arguments", "message"),
     [
         pytest.param(
-            {"backend": "tvm"}, r"backend must be one of 'onnxruntime', .*OpenVino\(...\), got 'tvm'", id="name"
+            {"backend": "tvm"}, r"backend must be one of 'auto', 'onnxruntime', .*OpenVino\(...\), got 'tvm'", id="name"
         ),
         pytest.param({"precision": "f64"}, "precision must be one of float32, bf16, f16, got 'f64'", id="precision"),
         pytest.param(
@@ -229,6 +231,9 @@ def test_openvino_s_choice_of_another_precision_is_refused(bundle, compiled, mon
             {"backend": "openvino", "spinning": True},
             "spinning must be left out for OpenVINO.*, got True",
             id="spinning",
+        ),
+        pytest.param(
+            {"backend": "auto", "spinning": False}, "spinning must be left out for OpenVINO.*, got False", id="auto"
         ),
         pytest.param(
             {"backend": "openvino", "precision": "bf16", "device": "cuda"},
@@ -311,7 +316,7 @@ def test_a_network_is_compiled_once_for_all_processes(bundle, tmp_path, compilat
         pytest.param(lambda content: content[:-1], id="cut"),
         pytest.param(lambda content: b"", id="empty"),
         pytest.param(lambda content: content[:-9] + bytes(9), id="changed"),
-        pytest.param(lambda content: cache.hashlib.sha256(b"text").digest() + b"text", id="not-openvino-s"),
+        pytest.param(lambda content: hashlib.sha256(b"text").digest() + b"text", id="not-openvino-s"),
     ],
 )
 def test_a_damaged_file_is_said_and_compiled_anew(bundle, tmp_path, compilations, caplog, damage):
@@ -356,23 +361,9 @@ def test_a_folder_that_cannot_be_written_is_said_and_done_without(bundle, tmp_pa
     assert "a compiled network cannot be kept, and is compiled anew by the next process" in caplog.text
 
 
-def test_what_was_not_used_for_longest_makes_room(tmp_path, monkeypatch):
-    kept = cache.CompileCache(tmp_path)
-    files = [kept.file({"number": number}) for number in range(4)]
-    for at, file in enumerate(files[:3]):
-        kept.write(file, bytes(100))
-        cache.os.utime(file, (at, at))
-    assert kept.read(files[0]) == bytes(100)  # used now
-    monkeypatch.setattr(cache, "MOST_BYTES", 300)
-    kept.write(files[3], bytes(100))
-    assert [file.exists() for file in files] == [True, False, False, True]
-    kept.write(files[1], bytes(301))  # never fits
-    assert not files[1].exists()
-
-
 def test_compiled_networks_are_the_user_s_own_by_default(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert cache.CompileCache(None).folder == tmp_path / ".cache/stepfuse/openvino"
+    assert compile_cache(None).folder == tmp_path / ".cache/stepfuse/openvino"
 
 
 @pytest.mark.slow  # a process that imports OpenVINO, and all that comes with it

@@ -59,6 +59,8 @@ def test_sample_runs_the_network_in_the_library_that_is_asked_for(bundle, tmp_pa
     with sf.Engine.load(bundle.path) as engine:
         expected = engine.sample(2, cond=1, steps=3, guidance_scale=2.0, seed=7)
     assert 0 < abs(np.load(path) - expected).max() <= tolerances.OPENVINO * abs(expected).max()
+    assert run("sample", bundle.path, *how, "--backend", "auto", "-o", tmp_path / "auto.npy").exit_code == 0
+    assert abs(np.load(tmp_path / "auto.npy") - expected).max() <= tolerances.OPENVINO * abs(expected).max()
     result = run("sample", bundle.path, "--precision", "bf16", "-o", tmp_path / "half.npy")
     assert result.exit_code == 2
     assert "--precision must be float32 for ONNX Runtime, got 'bf16'" in " ".join(result.output.split())

@@ -47,7 +47,7 @@ def test_what_it_writes_is_what_the_call_gives(bundle, table):
 def test_it_is_compared_with_samplers_made_by_hand(bundle, tmp_path):
     result = run("fit", bundle.path, *FEW, "-o", tmp_path / "two.npz", "--json")
     assert result.exit_code == 0, result.output
-    found = json.loads(result.output)
+    found = json.loads(result.stdout)
     assert found["options"]["steps"] == 2
     assert {"fitted-2"} < {one["name"] for one in found["compared"]}
     assert [one["error"] for one in found["compared"]] == sorted(one["error"] for one in found["compared"])

@@ -246,6 +246,6 @@ def test_progress_without_a_terminal_is_a_line_now_and_then(bundle, tmp_path, mo
     monkeypatch.setattr("stepfuse.serving.progress._BETWEEN", 0.0)
     path = tmp_path / "x.png"
     result = run("sample", bundle.path, "--steps", 4, "-n", 2, "-o", path)
-    lines = re.findall(r"^sampling: (\d) of 4 steps, about \d+ s left$", result.stderr, re.MULTILINE)
+    lines = re.findall(r"^2 samples with ddim: (\d) of 4 steps, about \d+ s left$", result.stderr, re.MULTILINE)
     assert lines == ["1", "2", "3", "4"]
-    assert "sampling" not in run("sample", bundle.path, "--steps", 4, "-n", 2, "-o", path, "-f", "--quiet").stderr
+    assert "samples with" not in run("sample", bundle.path, "--steps", 4, "-n", 2, "-o", path, "-f", "--quiet").stderr

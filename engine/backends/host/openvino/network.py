@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,20 @@ from stepfuse import _core
 from stepfuse.backends.host.config import OpenVino
 from stepfuse.backends.host.interface import SAMPLE, Node, check_interface, input_rows
 from stepfuse.backends.host.openvino.backend import OpenVinoBackend, default_buckets
-from stepfuse.backends.host.openvino.cache import CompileCache
 from stepfuse.backends.host.openvino.library import DEVICE, facts, require_precision, settings, warn_of_emulation
 from stepfuse.bundle.bundle import DENOISER, Bundle
 from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.errors import BundleError
+from stepfuse.files.cache import FileCache
+
+#: Most bytes of compiled networks that are kept.
+MOST_BYTES = 4 << 30
+
+
+def compile_cache(folder: str | os.PathLike[str] | None) -> FileCache:
+    """Where compiled networks are kept; None is the user's own folder."""
+    chosen = Path.home() / ".cache/stepfuse/openvino" if folder is None else Path(folder)
+    return FileCache(chosen, ".compiled", noun="a compiled network", verb="compiled", most_bytes=MOST_BYTES)
 
 
 class OpenVinoNetwork:
@@ -35,7 +45,7 @@ class OpenVinoNetwork:
         self._precision = precision
         self._buckets = how.buckets
         self._settings = settings(precision, threads=threads, pinning=how.pinning)
-        self._cache = CompileCache(how.cache)
+        self._cache = compile_cache(how.cache)
         names = (DENOISER, *self._onnx.data)
         self._facts = {
             "files": {name: bundle.files[name]["sha256"] for name in names},

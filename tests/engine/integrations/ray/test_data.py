@@ -1,5 +1,6 @@
 """Tables of requests in Ray Data: batches as the engine draws them, and jobs that lose workers and nodes."""
 
+import importlib.util
 import io
 import json
 import re
@@ -148,6 +149,23 @@ def test_pictures_do_not_depend_on_batches_and_actors(cluster, bundle, tmp_path)
     whole = ray.data.read_parquet(str(out)).map_batches(webdataset_columns, batch_format="pyarrow")
     whole.write_webdataset(str(shards), encoder=None)
     assert without_written(ray.data.from_items(rows), shards).take_all() == [rows[-1]]
+
+
+@pytest.mark.slow
+def test_the_example_draws_what_is_not_there_yet(cluster, bundle, tmp_path):
+    spec = importlib.util.spec_from_file_location("ray_data_example", ROOT / "examples" / "ray_data.py")
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    rows = [{name: value for name, value in row.items() if name != "label"} for row in requests(12)]
+    table, out = tmp_path / "requests.jsonl", tmp_path / "out"
+    for known in (rows[:5], rows):
+        table.write_text("".join(json.dumps(row) + "\n" for row in known), encoding="utf-8")
+        example.main(table, out, model=bundle, actors=2)
+    found = pq.read_table(out)
+    assert sorted(found["id"].to_pylist()) == sorted(row["id"] for row in rows)
+    assert [row["error"] is not None for row in found.sort_by("id").to_pylist()] == [
+        row["prompt"] == "hat" for row in sorted(rows, key=lambda row: row["id"])
+    ]
 
 
 def workers(cluster, name):

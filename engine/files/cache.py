@@ -1,4 +1,4 @@
-"""Compiled networks on the disk: each under the digest of all that it depends on, with its own checksum."""
+"""Files that can be made again, kept on the disk: each under the digest of all that it depends on, with a checksum."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,29 +16,33 @@ from stepfuse.files.atomic import write_atomically
 
 logger = logging.getLogger("stepfuse")
 
-#: Most bytes of a folder; those that were not used for longest go first.
-MOST_BYTES = 4 << 30
-
-_SUFFIX = ".compiled"
 _DIGEST = hashlib.sha256().digest_size
 
 
-class CompileCache:
+@dataclass(frozen=True)
+class FileCache:
     """Files in one folder, which any number of processes share; a file is whole or not there.
 
-    What cannot be read or written is reported in the log, and compiled anew: a cache may be lost at any time.
+    What cannot be read or written is reported in the log, and made anew: a cache may be lost at any time.
 
-    Args:
-        folder: Where; None is the user's own.
+    Attributes:
+        folder: Where.
+        suffix: Of its files' names.
+        noun: What a file holds, in messages: ``a compiled network``.
+        verb: How that is made, likewise: ``compiled``.
+        most_bytes: Of all files together; those that were not used for longest go first.
     """
 
-    def __init__(self, folder: str | os.PathLike[str] | None) -> None:
-        self.folder = Path.home() / ".cache/stepfuse/openvino" if folder is None else Path(folder)
+    folder: Path
+    suffix: str
+    noun: str
+    verb: str
+    most_bytes: int
 
     def file(self, facts: Mapping[str, Any]) -> Path:
-        """The file of what is compiled from these facts, whatever their order."""
+        """The file of what is made from these facts, whatever their order."""
         text = json.dumps(facts, sort_keys=True)
-        return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()}{_SUFFIX}"
+        return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()}{self.suffix}"
 
     def read(self, file: Path) -> memoryview | None:
         """What ``write`` was given; None if it is not there or damaged."""
@@ -47,7 +52,7 @@ class CompileCache:
         except FileNotFoundError:
             return None
         except OSError as error:
-            logger.warning("a compiled network cannot be read, and is compiled anew: %s", error)
+            logger.warning("%s cannot be read, and is %s anew: %s", self.noun, self.verb, error)
             return None
         view = memoryview(content)
         if hashlib.sha256(view[_DIGEST:]).digest() != view[:_DIGEST]:
@@ -57,35 +62,35 @@ class CompileCache:
 
     def drop(self, file: Path, why: object) -> None:
         """Removes a file that is of no use."""
-        logger.warning("%s is damaged, and is compiled anew: %s", file, why)
+        logger.warning("%s is damaged, and is %s anew: %s", file, self.verb, why)
         with suppress(OSError):
             file.unlink()
 
-    def write(self, file: Path, compiled: bytes | memoryview) -> None:
-        """Keeps a compiled network, and removes what there is no more room for."""
-        if len(compiled) > MOST_BYTES:
+    def write(self, file: Path, content: bytes | memoryview) -> None:
+        """Keeps a file, and removes what there is no more room for."""
+        if len(content) > self.most_bytes:
             return
-        digest = hashlib.sha256(compiled).digest()
+        digest = hashlib.sha256(content).digest()
 
         def save(path: Path) -> None:
             with path.open("wb") as stream:
                 stream.write(digest)
-                stream.write(compiled)
+                stream.write(content)
 
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             write_atomically(file, save)
             self._shrink()
         except OSError as error:
-            logger.warning("a compiled network cannot be kept, and is compiled anew by the next process: %s", error)
+            logger.warning("%s cannot be kept, and is %s anew by the next process: %s", self.noun, self.verb, error)
 
     def _shrink(self) -> None:
         found = []
-        for file in self.folder.glob(f"*{_SUFFIX}"):
+        for file in self.folder.glob(f"*{self.suffix}"):
             with suppress(FileNotFoundError):  # another process makes room, too
                 status = file.stat()
                 found.append((status.st_mtime_ns, status.st_size, file))
-        room = MOST_BYTES
+        room = self.most_bytes
         for _, size, file in sorted(found, reverse=True):
             room -= size
             if room < 0:
