@@ -23,6 +23,7 @@ OUTSIDE = (
     "SECURITY.md",
     "benchmarks/README.md",
     "examples/fashion/README.md",
+    "examples/fastapi_app.py",
     "examples/fashion/loss.png",
     "examples/fashion/results.png",
     "examples/ray_serve/config.yaml",
