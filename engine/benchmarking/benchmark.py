@@ -83,6 +83,10 @@ def bench(
         ImportError: If a back end is asked for and not installed.
         BundleError: If the bundle cannot be used, or a back end that is named cannot run it. One that is not named and
             cannot is among ``failures``.
+
+    Examples:
+        >>> result = sf.bench("fashion", quick=True)  # doctest: +SKIP
+        >>> result.save("bench.json")  # doctest: +SKIP
     """
     if device_of(device) is not None:
         raise ValueError(

@@ -17,6 +17,7 @@ PUBLIC = dict(docstrings.public())
 #: Examples, or lines of them, that cannot run here, and why.
 SKIPPED = {
     "stepfuse.Engine.from_torch": "needs a GPU",
+    "stepfuse.bench": "takes a minute; its own tests measure",
     "stepfuse.kernels.tune": "needs a GPU",
     "stepfuse.analysis.Frontier.from_json": "reads a report",
     "stepfuse.analysis.analyze": "takes minutes",
