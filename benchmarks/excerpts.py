@@ -9,7 +9,7 @@ from frontier_results import MARK, advice, markdown
 
 from stepfuse.analysis.experiments.wording import short
 
-#: What README's first table quotes; the second is of ``mixed_load``, which takes three quarters of an hour.
+#: What README's table quotes; docs/measurements.md has ``mixed_load``, which takes three quarters of an hour.
 TABLE = ("step_cpu", "step_bandwidth", "loop_overhead", "end_to_end", "pipeline_latency", "cold_start")
 
 
@@ -20,12 +20,8 @@ def excerpts(results: Mapping[str, Any]) -> dict[str, list[str]]:
         results: The JSON of each benchmark by name.
     """
     return {
-        "README.md": [
-            *_readme(results),
-            *_readme_mixed(results["mixed_load"]),
-            *_recipe(results),
-            *advice(results["frontier"]),
-        ],
+        "README.md": _readme(results),
+        "docs/measurements.md": [*_mixed(results["mixed_load"]), *_recipe(results)],
         "docs/export.md": [
             *_pipelines(results["pipeline_latency"]),
             *_schedulers(results["diffusers_step"]),
@@ -34,7 +30,7 @@ def excerpts(results: Mapping[str, Any]) -> dict[str, list[str]]:
         ],
         "docs/serving.md": [*_serving(results), *_backends(results["backends"])],
         "docs/http.md": _http(results["http_load"]),
-        "docs/samplers.md": advice(results["frontier"]),
+        "docs/how-to/choosing-a-sampler.md": advice(results["frontier"]),
         "docs/frontier.md": markdown(results["frontier"]),
     }
 
@@ -84,7 +80,7 @@ def _readme(results: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _readme_mixed(document: Mapping[str, Any]) -> list[str]:
+def _mixed(document: Mapping[str, Any]) -> list[str]:
     names = {
         "ours": "stepfuse, shortest first",
         "static": "static batches on the same engine",

@@ -2,7 +2,7 @@
 
     python benchmarks/quoted.py             # checks: which figures are not those of results/, which results are stale
     python benchmarks/quoted.py --write     # writes the figures of results/ into the documents
-    python benchmarks/quoted.py --measure   # runs what README's first table quotes (minutes), then --write
+    python benchmarks/quoted.py --measure   # runs what README's table quotes (minutes), then --write
     python benchmarks/quoted.py --accept mixed_load --reason "the loop's errors have other words"
 
 A result is stale when code that it depends on (``sources.py``) has changed since it was measured. ``--accept`` says of
@@ -26,7 +26,7 @@ from report import RESULTS
 from rich.console import Console
 from sources import ROOT, SOURCES, digest
 
-README = (*TABLE, "mixed_load")
+README = (*TABLE, "mixed_load")  # with docs/measurements.md, which goes on where README ends
 ACCEPTED = RESULTS / "accepted.json"
 _NUMBER = r"\d{4}-\d\d-\d\d|\d[\d,]*(?:\.\d+)?(?:e-?\d+)?"
 

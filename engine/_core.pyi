@@ -191,16 +191,56 @@ have ended: to the first step, and from there.
 """
 
 class StepfuseError(Exception):
-    """Any error of stepfuse's own."""
+    """Any error of stepfuse's own.
+
+    Examples:
+        >>> try:
+        ...     engine = sf.Engine.load("no-such-model")
+        ... except sf.StepfuseError as error:
+        ...     print(type(error).__name__)
+        BundleError
+    """
 
 class QueueFull(StepfuseError, RuntimeError):  # noqa: N818
-    """As many requests wait as may; the message says how many."""
+    """As many requests wait as may; the message says how many.
+
+    Examples:
+        >>> serving = sf.Serving(max_rows=1, max_queue=1, max_running=1)
+        >>> engine = sf.Engine.load("fashion", serving=serving)
+        >>> try:
+        ...     futures = [engine.submit(sf.Request(steps=1000)) for _ in range(50)]
+        ... except sf.QueueFull:
+        ...     print("try again later, or submit(..., wait=5.0)")
+        try again later, or submit(..., wait=5.0)
+        >>> engine.close(abort=True)
+    """
 
 class DeadlineError(StepfuseError, RuntimeError):
-    """A request's deadline cannot be met; the message holds the estimate."""
+    """A request's deadline cannot be met; the message holds the estimate.
+
+    Examples:
+        >>> import time
+        >>> with sf.Engine.load("fashion") as engine:
+        ...     cost = engine.calibrate(sf.CostCurve(fixed=0.01, row=0.01))
+        ...     try:
+        ...         engine.submit(sf.Request(steps=1000, deadline=time.monotonic() + 1.0))
+        ...     except sf.DeadlineError:
+        ...         print("fewer steps, or a later deadline")
+        fewer steps, or a later deadline
+    """
 
 class EngineClosed(StepfuseError, RuntimeError):  # noqa: N818
-    """The engine takes no more requests, or was closed before this one was finished."""
+    """The engine takes no more requests, or was closed before this one was finished.
+
+    Examples:
+        >>> engine = sf.Engine.load("fashion")
+        >>> engine.close()
+        >>> try:
+        ...     images = engine.sample(1)
+        ... except sf.EngineClosed as error:
+        ...     print(error)
+        the engine is closed
+    """
 
 class Gate:
     """Open at first, closed by each iteration that a sample behind it steps in."""
@@ -383,7 +423,16 @@ class cuda:  # noqa: N801  a submodule, which one stub file can only write as a 
     """The GPU through the CUDA driver, opened when it is first asked for; csrc/cuda documents each class."""
 
     class CudaError(StepfuseError, RuntimeError):
-        """A call of the driver failed: which, how, and what to do."""
+        """A call of the driver failed: which, how, and what to do.
+
+        Examples:
+            >>> try:
+            ...     engine = sf.Engine.load("fashion", device="cuda")
+            ... except sf.CudaError as error:  # such as 2: out of memory
+            ...     print(error.code, error.out_of_memory)
+            ... except sf.GpuError:  # no library that runs on a GPU
+            ...     pass
+        """
 
         code: int
         out_of_memory: bool

@@ -71,6 +71,12 @@ class Engine:
         info: What the network is.
         serving: How requests share the engine.
         model: Name and digests of the bundle that was loaded; None for a network of Python's.
+
+    Examples:
+        >>> with sf.Engine.load("fashion") as engine:
+        ...     images = engine.sample(2, cond="sneaker", steps=4, seed=0)
+        >>> images.shape, images.dtype
+        ((2, 1, 28, 28), dtype('float32'))
     """
 
     def __init__(
@@ -137,6 +143,12 @@ class Engine:
             KernelError: If there is no compiled step for the GPU.
             CaptureError: If the network cannot be captured, and the device says that it must.
             DenoiserError: If the library that is to run the network on the GPU cannot.
+
+        Examples:
+            >>> engine = sf.Engine.load("fashion", max_rows=8, threads=1)
+            >>> engine.info.shape, engine.serving.max_rows
+            ((1, 28, 28), 8)
+            >>> engine.close()
         """
         gpu = device_of(device)
         of_session = {
@@ -199,6 +211,13 @@ class Engine:
 
         Raises:
             ValueError: If ``ModelInfo`` refuses what is said of the network, or ``max_rows`` is below 1.
+
+        Examples:
+            >>> def fn(x, t, cond):  # (R, 2), (R,), {} -> the predicted noise, (R, 2)
+            ...     return 0.5 * x
+            >>> with sf.Engine.from_callable(fn, shape=(2,), schedule=sf.NoiseSchedule.linear()) as engine:
+            ...     engine.sample(3, steps=10, seed=0).shape
+            (3, 2)
         """
         info = _info(shape, schedule, prediction_type, cond, timestep_dtype, data_range)
         serving = _serving(serving, max_rows, deterministic, HOST_ROWS)
@@ -250,6 +269,14 @@ class Engine:
             CaptureError: If it cannot be captured, and ``device`` says that it must.
             CudaError: If there is no driver or it is too old.
             KernelError: If there is no compiled step for the GPU.
+
+        Examples:
+            >>> engine = sf.Engine.from_torch(  # doctest: +SKIP
+            ...     unet.to("cuda", torch.bfloat16).eval(),
+            ...     shape=(4, 64, 64),
+            ...     schedule=sf.NoiseSchedule.scaled_linear(),
+            ...     cond={"encoder_hidden_states": sf.CondInput(dtype="float32", shape=(77, 768), null=0.0)},
+            ... )
         """
         gpu = Cuda() if device is None else device_of(device)
         info = _info(shape, schedule, prediction_type, cond, timestep_dtype, data_range)
@@ -344,6 +371,15 @@ class Engine:
                 What a Python function raises comes through as it is.
             EngineClosed: If the engine is closed.
             RuntimeError: If the engine has no thread yet and the system none left; a later call tries again.
+
+        Examples:
+            >>> engine = sf.Engine.load("fashion")
+            >>> images = engine.sample(4, cond="sneaker", sampler="ddim", steps=4, guidance_scale=3.0, seed=0)
+            >>> mixed = engine.sample(3, cond=["bag", "coat", None], sampler=["ddim", "unipc", "ddpm"], steps=[4, 3, 5])
+            >>> boots = engine.sample(2, cond="ankle boot", image=images[:2], strength=0.6, steps=5)  # image to image
+            >>> images.shape, mixed.shape, boots.shape
+            ((4, 1, 28, 28), (3, 1, 28, 28), (2, 1, 28, 28))
+            >>> engine.close()
         """
         requests = resolve(
             self._compiler,
@@ -389,6 +425,12 @@ class Engine:
             DeadlineError: If the deadline cannot be met, by ``calibrate``'s costs or those of the forwards of late.
             EngineClosed: If the engine is closed.
             RuntimeError: If the engine has no thread yet and the system none left; a later call tries again.
+
+        Examples:
+            >>> with sf.Engine.load("fashion") as engine:
+            ...     future = engine.submit(sf.Request(cond="bag", steps=4, seed=3))
+            ...     future.result(timeout=60).shape
+            (1, 28, 28)
         """
         resolved = self._compiler.one(request)
         return ImageFuture(self._service, resolved, *self._state(request), checked_wait(wait))
@@ -406,6 +448,12 @@ class Engine:
 
         Raises:
             Exception: As ``submit`` does; walking it raises what the future of ``submit`` would hold.
+
+        Examples:
+            >>> with sf.Engine.load("fashion") as engine:
+            ...     steps = [preview.step for preview in engine.stream(sf.Request(cond="bag", steps=4, seed=3))]
+            >>> steps[-1]
+            4
         """
         resolved = self._compiler.one(request)
         return Stream(self._service, resolved, *self._state(request), checked_wait(wait))
@@ -415,6 +463,12 @@ class Engine:
 
         They are taken from ``requests`` as room becomes free: an endless iterator is fine. The future of one that
         ``submit`` refuses holds the refusal. Leaving the loop early withdraws what has not ended.
+
+        Examples:
+            >>> requests = (sf.Request(cond=i, steps=2, seed=i) for i in range(3))
+            >>> with sf.Engine.load("fashion") as engine:
+            ...     sorted(request.seed for request, future in engine.as_completed(requests))
+            [0, 1, 2]
         """
         self._service.require_other_thread()
         return as_completed(lambda request: self.submit(request, wait=math.inf), requests, self.serving.max_queue)
@@ -427,6 +481,14 @@ class Engine:
 
         Raises:
             Exception: As ``submit`` and ``sample`` do.
+
+        Examples:
+            >>> import asyncio
+            >>> async def draw():
+            ...     with sf.Engine.load("fashion") as engine:
+            ...         return await engine.asample(cond="bag", steps=4, seed=3)
+            >>> asyncio.run(draw()).shape
+            (1, 28, 28)
         """
         import asyncio  # slow to import, and needed here alone
 
@@ -466,6 +528,14 @@ class Engine:
                 negative, or ``sample`` or ``samplers.ddim_inverse`` refuses an argument.
             TypeError: If an argument is of the wrong kind.
             DenoiserError: As in ``sample``.
+
+        Examples:
+            >>> with sf.Engine.load("fashion") as engine:
+            ...     images = engine.sample(1, cond="bag", steps=10, seed=3)
+            ...     noise = engine.encode(images, steps=10, cond="bag")  # what these images come from
+            ...     again = engine.sample(1, cond="bag", steps=10, guidance_scale=1.0, noise=noise)
+            >>> noise.shape, again.shape
+            ((1, 1, 28, 28), (1, 1, 28, 28))
         """
         guidance_scale = number("guidance_scale", guidance_scale)
         require_guidable(self.info, guidance_scale)
@@ -500,6 +570,12 @@ class Engine:
         Raises:
             ValueError: If ``z0`` and ``z1`` differ in shape, ``n`` is below 2, ``path`` is neither of the two, slerp
                 meets opposite noises, or ``sample`` refuses an argument.
+
+        Examples:
+            >>> z0, z1 = sf.normal(0, (1, 28, 28)), sf.normal(1, (1, 28, 28))
+            >>> with sf.Engine.load("fashion") as engine:
+            ...     engine.interpolate(z0, z1, n=5, cond="sneaker", steps=4).shape
+            (5, 1, 28, 28)
         """
         return self.sample(n, noise=interpolate_noise(z0, z1, n, path), **arguments)
 
@@ -517,6 +593,13 @@ class Engine:
         Raises:
             ValueError: If there is no such sampler, or it refuses an argument.
             TypeError: If the sampler does not have one of the options.
+
+        Examples:
+            >>> with sf.Engine.load("fashion") as engine:
+            ...     table = engine.table(sampler="unipc", steps=8, karras=True)
+            ...     images = engine.sample(1, table=table, seed=0)
+            >>> table.sampler, len(table), table.passes
+            ('unipc', 8, 16)
         """
         return self._compiler.compile(sampler, steps, guidance_scale, eta, options)
 
@@ -529,6 +612,10 @@ class Engine:
         Raises:
             ValueError: If a count is below 1 or above ``max_rows``.
             EngineClosed: If the engine is closed.
+
+        Examples:
+            >>> with sf.Engine.load("fashion") as engine:
+            ...     engine.warmup(rows=[1, 2, 4])
         """
         limit = self.serving.row_limit
         counts = [whole_number("rows", count) for count in rows]
@@ -559,6 +646,12 @@ class Engine:
 
         Raises:
             EngineClosed: If the engine is closed, and has to measure.
+
+        Examples:
+            >>> with sf.Engine.load("fashion", max_rows=4) as engine:
+            ...     cost = engine.calibrate()  # measured here, and to be given to other engines of this model
+            ...     cost.seconds(4) > 0
+            True
         """
         if cost is None:
             limit = self.serving.row_limit
@@ -567,7 +660,14 @@ class Engine:
         return cost
 
     def stats(self) -> EngineStats:
-        """Counts since the engine was made, as of the last finished iteration of the loop."""
+        """Counts since the engine was made, as of the last finished iteration of the loop.
+
+        Examples:
+            >>> with sf.Engine.load("fashion") as engine:
+            ...     images = engine.sample(2, steps=3, guidance_scale=1.0)
+            ...     engine.stats().steps
+            6
+        """
         return self._service.stats()
 
     def observe(self, observer: Observer | None) -> None:
@@ -576,6 +676,14 @@ class Engine:
         Args:
             observer: Takes the ``Progress`` of each, on the engine's thread, which waits for it; one that was given
                 before is called no more. None ends it.
+
+        Examples:
+            >>> seen = []
+            >>> with sf.Engine.load("fashion") as engine:
+            ...     engine.observe(seen.append)
+            ...     images = engine.sample(1, steps=3, guidance_scale=1.0)
+            >>> len(seen) > 0
+            True
         """
         self._service.observe(observer)
 
@@ -593,6 +701,13 @@ class Engine:
         Raises:
             RuntimeError: If called from the network, a future's own callback, or a callback of ``sample``.
             ValueError: If ``timeout`` is negative or not a number.
+
+        Examples:
+            >>> engine = sf.Engine.load("fashion")
+            >>> future = engine.submit(sf.Request(steps=4))
+            >>> engine.close()  # draws what was submitted; abort=True gives it up
+            >>> future.done()
+            True
         """
         self._service.close(abort=abort, timeout=timeout)
 
@@ -610,6 +725,18 @@ class Engine:
 
         Raises:
             Exception: As ``submit`` does, but no ``QueueFull``.
+
+        Examples:
+            >>> import threading
+            >>> ended = threading.Event()
+            >>> class Handle:
+            ...     def on_progress(self, iteration):  # what an iteration has made of this handle's samples
+            ...         if any(one.ended for one in iteration):
+            ...             ended.set()
+            >>> with sf.Engine.load("fashion") as engine:
+            ...     withdraw = engine.enqueue(sf.Request(steps=3), Handle())
+            ...     ended.wait(60)
+            True
         """
         resolved, (x, has_noise), id = self._compiler.one(request), self._state(request), self._service.new_id()
         preview = np.zeros_like(x) if x0 else None

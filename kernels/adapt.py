@@ -54,6 +54,17 @@ def guidance_rescale(
         TypeError: If a dtype is not the one named above.
         ValueError: If a shape or device is not the one named above, or ``prediction`` is on the CPU and Triton does not
             interpret.
+
+    Examples:
+        >>> import torch
+        >>> from stepfuse.kernels import guidance_rescale
+        >>> device = "cuda" if torch.cuda.is_available() else "cpu"
+        >>> row = sf.samplers.ddim(sf.NoiseSchedule.linear(), steps=4, guidance_scale=7.5)[0]
+        >>> rows = torch.from_numpy(row[None].copy()).to(device)
+        >>> prediction, phi = torch.randn(2, 64, device=device), torch.tensor([0.7], device=device)
+        >>> cond, uncond = torch.tensor([[0], [1]], dtype=torch.int32, device=device)
+        >>> guidance_rescale(prediction, rows, phi, cond, uncond).shape
+        torch.Size([1, 16])
     """
     require_state("prediction", prediction)
     require_slot_rows(rows)
@@ -93,6 +104,18 @@ def adapt_guidance(
         TypeError: If a dtype is not the one named above.
         ValueError: If a shape or device is not the one named above, or ``x`` is on the CPU and Triton does not
             interpret.
+
+    Examples:
+        >>> import torch
+        >>> from stepfuse.kernels import adapt_guidance
+        >>> device = "cuda" if torch.cuda.is_available() else "cpu"
+        >>> row = sf.samplers.ddim(sf.NoiseSchedule.linear(), steps=4, guidance_scale=7.5)[0]
+        >>> rows = torch.from_numpy(row[None].copy()).to(device)
+        >>> x, prediction = torch.randn(1, 64, device=device), torch.randn(2, 64, device=device)
+        >>> guidance = torch.tensor([[0.7, 0.0, 0.0, 0.0]], device=device)  # rescale by 0.7
+        >>> cond, uncond = torch.tensor([[0], [1]], dtype=torch.int32, device=device)
+        >>> adapt_guidance(x, prediction, rows, guidance, cond, uncond).shape
+        torch.Size([1, 16])
     """
     require_state("x", x)
     require_prediction(prediction, x)
@@ -191,6 +214,17 @@ def dynamic_threshold(
         TypeError: If a dtype is not the one named above.
         ValueError: If a shape or device is not the one named above; ``x`` is on the CPU and Triton does not interpret;
             R is not B and ``row_cond`` is None; or a sample has 2^31 elements or more.
+
+    Examples:
+        >>> import torch
+        >>> from stepfuse.kernels import dynamic_threshold
+        >>> device = "cuda" if torch.cuda.is_available() else "cpu"
+        >>> row = sf.samplers.ddim(sf.NoiseSchedule.linear(), steps=4)[0]
+        >>> rows = torch.from_numpy(row[None].copy()).to(device)
+        >>> x, prediction = torch.randn(2, 1, 64, device=device)
+        >>> ratio, largest = torch.tensor([[0.995], [10.0]], device=device)
+        >>> dynamic_threshold(x, prediction, rows, ratio, largest).shape
+        torch.Size([1, 16])
     """
     require_state("x", x)
     require_prediction(prediction, x)

@@ -64,6 +64,16 @@ def keep_known(
             an argument named ``next_*`` is given without ``next_input``, or ``next_input`` without the three that it
             needs; a tensor that is written is not contiguous as named above, or overlaps another one; B is 2^16 or
             more, or a sample has 2^31 elements or more.
+
+    Examples:
+        >>> import torch
+        >>> from stepfuse.kernels import keep_known
+        >>> device = "cuda" if torch.cuda.is_available() else "cpu"
+        >>> x, known = torch.zeros(1, 64, device=device), torch.zeros(1, 3, 64, device=device)
+        >>> known[0, 0] = 0.5  # the image; the mask is 0 everywhere: all of it is kept
+        >>> levels = torch.tensor([[1.0, 0.0]], device=device)
+        >>> keep_known(x, known, torch.zeros(1, dtype=torch.int32, device=device), levels)[0, 0].item()
+        0.5
     """
     require_state("x", x)
     slots, n = x.shape[0], x[:1].numel()

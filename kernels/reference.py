@@ -42,6 +42,13 @@ def fused_step_ref(
 
     Returns:
         Next state, history, and the predicted clean sample, like ``x``, float64.
+
+    Examples:
+        >>> table = sf.samplers.ddim(sf.NoiseSchedule.linear(), steps=4)
+        >>> x, eps = sf.normal(0, (4, 8, 8)), sf.normal(1, (4, 8, 8))
+        >>> x_next, h_next, x0 = sf.kernels.fused_step_ref(x, eps, table[0])
+        >>> x_next.shape, x0.dtype
+        ((4, 8, 8), dtype('float64'))
     """
     stepped = two_line_step_ref(x, eps, row, eps_uncond, h, z)
     return stepped.x, stepped.h, stepped.x0
@@ -71,6 +78,13 @@ def two_line_step_ref(
 
     Returns:
         Arrays like ``x``, float64.
+
+    Examples:
+        >>> table = sf.samplers.unipc(sf.NoiseSchedule.linear(), steps=4)
+        >>> x, eps = sf.normal(0, (4, 8, 8)), sf.normal(1, (4, 8, 8))
+        >>> stepped = sf.kernels.two_line_step_ref(x, eps, table[0])
+        >>> stepped[0].shape
+        (4, 8, 8)
     """
     names, values = COLUMNS + SECOND_LINE, np.zeros(len(COLUMNS + SECOND_LINE))
     values[: len(np.asarray(row))] = row
@@ -106,6 +120,15 @@ def keep_known_ref(
 
     Returns:
         State and clean sample, like ``x``, float64; None without a clean sample.
+
+    Examples:
+        >>> x, image = np.zeros((1, 4, 4)), np.ones((1, 4, 4))
+        >>> mask = np.zeros((1, 4, 4))
+        >>> mask[:, :, 2:] = 1  # the right half is sampled
+        >>> known = np.stack([image, mask, np.zeros_like(x)])
+        >>> state, _ = sf.kernels.keep_known_ref(x, known, level=(1.0, 0.0))
+        >>> state[0, 0]
+        array([1., 1., 0., 0.])
     """
     image, mask, noise = np.asarray(known, dtype=np.float64)
     signal, sigma = level
@@ -126,6 +149,12 @@ def guidance_rescale_ref(eps: npt.ArrayLike, row: npt.ArrayLike, phi: float, eps
 
     Returns:
         The adapted row, of the shape of ``row``, float64.
+
+    Examples:
+        >>> row = sf.samplers.ddim(sf.NoiseSchedule.linear(), steps=4, guidance_scale=7.5)[0]
+        >>> eps, eps_uncond = sf.normal(0, (4, 8, 8)), sf.normal(1, (4, 8, 8))
+        >>> sf.kernels.guidance_rescale_ref(eps, row, 0.7, eps_uncond).shape
+        (16,)
     """
     return adapt_guidance_ref(np.zeros_like(eps), eps, row, eps_uncond, phi=phi)
 
@@ -157,6 +186,12 @@ def adapt_guidance_ref(
 
     Returns:
         The adapted row, of the shape of ``row``, float64.
+
+    Examples:
+        >>> row = sf.samplers.ddim(sf.NoiseSchedule.linear(), steps=4, guidance_scale=7.5)[0]
+        >>> x, eps, eps_uncond = (sf.normal(seed, (4, 8, 8)) for seed in range(3))
+        >>> sf.kernels.adapt_guidance_ref(x, eps, row, eps_uncond, phi=0.7).shape
+        (16,)
     """
     adapted = np.array(row, dtype=np.float64)
     x, e_c, e_u = (np.asarray(one, dtype=np.float64) for one in (x, eps, eps_uncond))
@@ -205,6 +240,12 @@ def dynamic_threshold_ref(
 
     Returns:
         The adapted row, of the shape of ``row``, float64.
+
+    Examples:
+        >>> row = sf.samplers.ddim(sf.NoiseSchedule.linear(), steps=4)[0]
+        >>> x, eps = sf.normal(0, (4, 8, 8)), sf.normal(1, (4, 8, 8))
+        >>> sf.kernels.dynamic_threshold_ref(x, eps, row, 0.995, 10.0).shape
+        (16,)
     """
     adapted = np.array(row, dtype=np.float64)
     unclamped = adapted.copy()

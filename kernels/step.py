@@ -96,6 +96,16 @@ def fused_step(
             needs; rows have a second line and ``h``, ``h2`` or ``h3`` is missing, or have none and ``h2`` or ``h3`` is
             given; a tensor that is written is not contiguous as named above, or overlaps another one, save ``out``
             that is ``x``; B is 2^16 or more, or a sample has 2^31 elements or more.
+
+    Examples:
+        >>> import torch
+        >>> from stepfuse.kernels import fused_step
+        >>> device = "cuda" if torch.cuda.is_available() else "cpu"  # the CPU under TRITON_INTERPRET=1
+        >>> table = sf.samplers.ddim(sf.NoiseSchedule.linear(), steps=4)
+        >>> x, eps = torch.randn(2, 2, 4, 8, 8, device=device)
+        >>> x = fused_step(x, eps, torch.from_numpy(table[0].copy()).to(device), out=x)
+        >>> x.shape
+        torch.Size([2, 4, 8, 8])
     """
     compiling = torch.compiler.is_compiling()
     if compiling and out is None:

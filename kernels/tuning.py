@@ -31,6 +31,14 @@ def tune(x: torch.Tensor, prediction: torch.Tensor, rows: torch.Tensor, **argume
     Raises:
         TypeError: If ``config`` is given, or ``fused_step`` raises it for these arguments.
         ValueError: If Triton interprets, or ``fused_step`` raises it for these arguments.
+
+    Examples:
+        >>> import torch
+        >>> from stepfuse.kernels import fused_step, tune
+        >>> table = sf.samplers.ddim(sf.NoiseSchedule.linear(), steps=4)
+        >>> x, eps = torch.randn(2, 8, 4, 64, 64, device="cuda")  # doctest: +SKIP
+        >>> row = torch.from_numpy(table[0].copy()).cuda()  # doctest: +SKIP
+        >>> x = fused_step(x, eps, row, config=tune(x, eps, row))  # doctest: +SKIP
     """
     if triton.knobs.runtime.interpret:
         raise ValueError("nothing can be timed under TRITON_INTERPRET: unset it, or leave config out")

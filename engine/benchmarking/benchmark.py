@@ -83,6 +83,10 @@ def bench(
         ImportError: If a back end is asked for and not installed.
         BundleError: If the bundle cannot be used, or a back end that is named cannot run it. One that is not named and
             cannot is among ``failures``.
+
+    Examples:
+        >>> result = sf.bench("fashion", quick=True)  # doctest: +SKIP
+        >>> result.save("bench.json")  # doctest: +SKIP
     """
     if device_of(device) is not None:
         raise ValueError(
@@ -149,7 +153,7 @@ def _time(
             calls[one.configuration, count, 0] = partial(_repeat, one.bare.forward, count, forwards[0])
             for of_run in steps:
                 calls[one.configuration, count, of_run] = partial(one.engine.sample, count, seed=0, **_run(of_run))
-    bar = ProgressBar(LEAST_ROUNDS, unit="rounds") if progress else None
+    bar = ProgressBar(LEAST_ROUNDS, "forwards and runs in turn", unit="rounds") if progress else None
     try:
         if bar is not None:
             bar.start()

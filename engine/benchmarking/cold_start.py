@@ -42,7 +42,7 @@ def measure_starts(
     failures: dict[Configuration, str] = {}
     seconds: dict[Configuration, list[float]] = {one: [] for one in configurations}
     peaks: dict[Configuration, list[int]] = {one: [] for one in configurations}
-    bar = ProgressBar(processes * len(configurations), unit="fresh processes") if progress else None
+    bar = ProgressBar(processes * len(configurations), "cold starts", unit="processes") if progress else None
     if bar is not None:
         bar.start()
     try:

@@ -49,7 +49,11 @@ def measure_loads(
         DenoiserError: If the network fails.
     """
     found = []
-    bar = ProgressBar(len(rates) * len(networks), unit="loads") if progress and rates else None
+    bar = (
+        ProgressBar(len(rates) * len(networks), "requests that arrive at random", unit="loads")
+        if progress and rates
+        else None
+    )
     if bar is not None:
         bar.start()
     try:

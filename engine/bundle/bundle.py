@@ -49,6 +49,13 @@ class Bundle:
         export: How it was exported: opset, precision, versions, measured errors; empty if the manifest does not say.
         opened: The files that were checked, open, by name. They stay what they were if the folder is replaced.
         networks: The ONNX files among them by name, each with the files that hold weights of it.
+
+    Examples:
+        >>> bundle = sf.Bundle.load("fashion")
+        >>> bundle.name, bundle.info.shape, bundle.info.cond["class_labels"].names[7]
+        ('fashion', (1, 28, 28), 'sneaker')
+        >>> bundle.denoiser.name, bundle.file("vae_decoder.onnx")
+        ('denoiser.onnx', None)
     """
 
     path: Path
@@ -72,6 +79,11 @@ class Bundle:
 
         Raises:
             BundleError: If there is no such bundle, or anything in it is not as its manifest says.
+
+        Examples:
+            >>> bundle = sf.Bundle.load("fashion", verify=False)  # sizes alone: for files that are trusted
+            >>> bundle.info.defaults["sampler"]
+            'ddim'
         """
         path = _locate(name_or_path)
         folder = open_folder(path, verify=verify)
@@ -109,7 +121,12 @@ class Bundle:
 
 
 def embedded_models() -> list[str]:
-    """Names of the models that come with the package."""
+    """Names of the models that come with the package.
+
+    Examples:
+        >>> sf.embedded_models()
+        ['fashion', 'fashion-8step']
+    """
     return sorted(manifest.parent.name for manifest in _MODELS.glob(f"*/{MANIFEST}"))
 
 
@@ -143,6 +160,19 @@ def write_bundle(
 
     Raises:
         BundleError: If the folder is there already and ``overwrite`` is not set, or the result does not load.
+
+    Examples:
+        >>> fashion = sf.Bundle.load("fashion")
+        >>> copy = sf.write_bundle(
+        ...     "my-bundle",
+        ...     name="my-bundle",
+        ...     info=fashion.info,
+        ...     files={"denoiser.onnx": fashion.denoiser},
+        ...     provenance="a copy of fashion",
+        ...     licence="Apache-2.0",
+        ... )
+        >>> sf.Bundle.load("my-bundle").provenance
+        'a copy of fashion'
     """
     with new_folder(Path(path), overwrite=overwrite) as folder:
         copy_files(folder.path, files)

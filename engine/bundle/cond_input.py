@@ -34,6 +34,13 @@ class CondInput:
         shape: Shape of one row; () is a number a row.
         null: What stands for "no condition": an array of ``shape``, or a number that fills it.
         names: Class names, for an integer input: a name stands for its index, whatever its case and signs.
+
+    Examples:
+        >>> label = sf.CondInput(dtype="int64", shape=(), names=("cat", "dog"), null=2)
+        >>> label.value("label", "dog"), label.value("label", None), label.elements
+        (array(1), array(2), 1)
+        >>> label.values("label", ["cat", None], 2)
+        [array(0), array(2)]
     """
 
     dtype: str = "int64"

@@ -48,6 +48,11 @@ class ModelInfo:
             is said of them.
         tables: Samplers of its own, such as ``stepfuse.fit`` makes, by the names of their files. A caller names them as
             any other (``StepTable.sampler``); several of one name differ in their options.
+
+    Examples:
+        >>> info = sf.ModelInfo(shape=(3, 32, 32), schedule=sf.NoiseSchedule.linear(), prediction_type="v_prediction")
+        >>> info.shape, info.data_range, info.timestep_dtype
+        ((3, 32, 32), (-1.0, 1.0), 'float32')
     """
 
     shape: tuple[int, ...]

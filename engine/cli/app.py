@@ -87,8 +87,8 @@ COMMANDS = (
         _LOOK,
         (
             "stepfuse bench fashion",
-            "stepfuse bench my-model --rows 1,8 --threads 1,2 --rate 5,10 --json now.json --plot now.png",
-            "stepfuse bench my-model --json now.json --compare before.json",
+            "stepfuse bench my-model --rows 1,8 --threads 1,2 --rate 5,10 -o now.json --plot now.png",
+            "stepfuse bench my-model -o now.json --compare before.json",
         ),
     ),
     (info, _LOOK, ("stepfuse info fashion",)),

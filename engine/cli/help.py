@@ -33,8 +33,9 @@ def help_of(command: Any, ctx: Any, more: Mapping[str, Sequence[tuple[str, str]]
     with console.capture() as captured:
         for paragraph in (command.help or "").split("\n\n"):
             console.print(Text(" ".join(paragraph.split())), end="\n\n")
-        console.print(Text.assemble(("Usage: ", "bold"), f"{ctx.command_path} {_usage(command, ctx)}"), soft_wrap=True)
-        for heading, rows in [*_sections(command, ctx), *(more or {}).items()]:
+        usage = f"{ctx.command_path} {usage_of(command, ctx)}"
+        console.print(Text.assemble(("Usage: ", "bold"), usage), soft_wrap=True)
+        for heading, rows in [*sections_of(command, ctx), *(more or {}).items()]:
             console.print(Text(f"\n{heading}:", "bold"))
             console.print(_columns(rows))
         if command.epilog:
@@ -44,7 +45,7 @@ def help_of(command: Any, ctx: Any, more: Mapping[str, Sequence[tuple[str, str]]
     return _TRAILING.sub("", captured.get())
 
 
-def _sections(command: Any, ctx: Any) -> list[tuple[str, Sequence[tuple[str, str]]]]:
+def sections_of(command: Any, ctx: Any) -> list[tuple[str, Sequence[tuple[str, str]]]]:
     """Headings with what stands under them: commands, arguments, options, and last those that all commands have."""
     found: dict[str, list[tuple[str, str]]] = {}
     for name in command.list_commands(ctx) if hasattr(command, "list_commands") else ():
@@ -69,7 +70,8 @@ def _heading(one: Any) -> str | None:
     return heading if isinstance(heading, str) else None
 
 
-def _usage(command: Any, ctx: Any) -> str:
+def usage_of(command: Any, ctx: Any) -> str:
+    """What may follow the command's name."""
     names = [_flags(one) if one.required else f"[{_flags(one)}]" for one in command.params if _is_argument(one)]
     return " ".join(["[OPTIONS]", *names, *(["COMMAND"] if hasattr(command, "list_commands") else [])])
 

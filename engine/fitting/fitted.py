@@ -76,6 +76,15 @@ def fit(
             for the numbers that are fitted, the network predicts the same states differently from one call to the next,
             ``checkpoint`` is of a fit with other arguments, or the model has no training timesteps.
         TypeError: If an argument is of the wrong kind.
+
+    Examples:
+        >>> from stepfuse.analysis import GaussianMixture
+        >>> engine = GaussianMixture([[1.0, 0.0], [-1.0, 0.0]], 0.1).engine(sf.NoiseSchedule.linear())  # or any model's
+        >>> reference = engine.table(sampler="unipc", steps=20)
+        >>> table = sf.fit(engine, steps=3, samples=128, held_out=16, rounds=1, reference=reference)
+        >>> len(table), table.passes
+        (3, 3)
+        >>> table.save("three.npz")
     """
     info = engine.info
     if info.schedule.is_edm:

@@ -26,6 +26,12 @@ class Compared:
         table: Its table.
         error: RMS of its samples to the fine solution of the same noises.
         distance: What ``judge`` says of them; None without one, and where it is far from the best.
+
+    Examples:
+        >>> table = sf.samplers.ddim(sf.NoiseSchedule.linear(), steps=4)
+        >>> one = sf.fitting.Compared("ddim", table, error=0.1, distance=None)
+        >>> one.name, one.error
+        ('ddim', 0.1)
     """
 
     name: str
@@ -60,6 +66,15 @@ def compare(
         reference: The fine solution's table; None is ``unipc`` with 200 steps.
         judge: A distance of samples, such as ``stepfuse.analysis.Judge.distance``.
         progress: Whether bars are shown.
+
+    Examples:
+        >>> from stepfuse.analysis import GaussianMixture
+        >>> engine = GaussianMixture([[1.0, 0.0], [-1.0, 0.0]], 0.1).engine(sf.NoiseSchedule.linear())
+        >>> table = engine.table(sampler="ddim", steps=4)
+        >>> reference = engine.table(sampler="unipc", steps=50)
+        >>> found = sf.fitting.compare(engine, table, samples=32, reference=reference)
+        >>> found[0].error <= found[-1].error
+        True
     """
     scale = float(table.options.get("guidance_scale", 1.0))
     reference = fine_table(engine, scale, 200) if reference is None else reference

@@ -33,6 +33,18 @@ class Pictures:
             JSON, which ``Provenance.from_json`` reads.
         seeds: The seed of each.
         records: What ``facts`` were written from, where it is at hand: ``provenance`` then need not read them.
+
+    Examples:
+        >>> with sf.Engine.load("fashion") as engine:
+        ...     pictures = sf.sample_pictures(engine, 3, cond="bag", steps=4, seed=5)
+        >>> len(pictures), pictures[0].size, pictures.seeds
+        (3, (28, 28), [5, 6, 7])
+        >>> pictures.grid(columns=3).width > pictures[0].width
+        True
+        >>> pictures.provenance[0].sampler
+        'ddim'
+        >>> pictures.save("bag.png")
+        [PosixPath('bag-5.png'), PosixPath('bag-6.png'), PosixPath('bag-7.png')]
     """
 
     pixels: Array

@@ -56,6 +56,16 @@ class Provenance:
         sample_posterior: As in ``TextToImage``.
         columns: Samples a row of a grid.
         walk: How ``stepfuse interpolate`` chose its noises.
+
+    Examples:
+        >>> with sf.Engine.load("fashion") as engine:
+        ...     made = sf.sample_pictures(engine, cond="bag", steps=4, seed=5).provenance[0]
+        >>> made.seed, made.steps, made.cond
+        (5, 4, ['bag'])
+        >>> sf.Provenance.from_json(made.to_json()) == made
+        True
+        >>> sorted(made.sampler_arguments)[:3]
+        ['apg', 'apg_form', 'cfg_pp']
     """
 
     version: str

@@ -59,6 +59,12 @@ def sample_pictures(
     Raises:
         ValueError: If samples are no pictures and there is no ``vae``, or as ``Engine.sample`` does.
         Exception: As ``Engine.sample`` does.
+
+    Examples:
+        >>> with sf.Engine.load("fashion") as engine:
+        ...     pictures = sf.sample_pictures(engine, 2, cond="bag", steps=4, seed=0)
+        >>> pictures.save("bag.png")  # bag-0.png and bag-1.png
+        [PosixPath('bag-0.png'), PosixPath('bag-1.png')]
     """
     shape = engine.info.shape
     if vae is None and (len(shape) != 3 or shape[0] not in (1, 3)):

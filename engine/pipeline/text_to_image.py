@@ -59,6 +59,12 @@ class TextToImage:
     Calls from any number of threads are safe, and they share the denoiser's forwards with each other and with requests
     (``submit``, ``asample``, ``stream``, ``as_completed``) of their size. Leaving the context draws what was submitted;
     Ctrl-C and the cancellation of a task give it up. Torch, transformers and diffusers are not needed.
+
+    Examples:
+        >>> with sf.TextToImage.load("my-pipeline") as pipe:
+        ...     pictures = pipe("a red cat", steps=4, guidance_scale=5.0, seed=0)
+        >>> pictures.save("cat.png")
+        [PosixPath('cat.png')]
     """
 
     def __init__(
@@ -141,6 +147,10 @@ class TextToImage:
             ImportError: If ``tokenizers`` is not installed, or OpenVINO where it is asked for.
             ValueError: If ``device`` is not the CPU, the bundle takes no prompts, ``max_rows`` is below 1, ``Vae``
                 refuses ``tile``, or ``Engine.load`` would refuse an argument.
+
+        Examples:
+            >>> pipe = sf.TextToImage.load("my-pipeline", threads=1)
+            >>> pipe.close()
         """
         if device_of(device) is not None:
             raise ValueError(
@@ -283,6 +293,12 @@ class TextToImage:
 
         Warns:
             PromptCutWarning: As in a call.
+
+        Examples:
+            >>> with sf.TextToImage.load("my-pipeline") as pipe:
+            ...     future = pipe.submit(sf.PromptRequest(prompt="a red cat", steps=4, seed=0))
+            ...     len(future.result(timeout=60))
+            1
         """
         return self._service.submit(self._service.new_id(), *self._resolved(request), wait=checked_wait(wait))
 
@@ -300,6 +316,12 @@ class TextToImage:
 
         Raises:
             Exception: As ``submit`` does; walking it raises what the future of ``submit`` would hold.
+
+        Examples:
+            >>> with sf.TextToImage.load("my-pipeline") as pipe:
+            ...     steps = [preview.step for preview in pipe.stream(sf.PromptRequest(prompt="a red cat", steps=4))]
+            >>> steps[-1]
+            4
         """
         number, latest = self._service.new_id(), Latest[PicturePreview]()
         stream = PreviewStream(self._service, number, latest, self._service.lease([number]))
@@ -313,6 +335,14 @@ class TextToImage:
 
         Raises:
             Exception: As ``submit`` and a call do.
+
+        Examples:
+            >>> import asyncio
+            >>> async def draw():
+            ...     with sf.TextToImage.load("my-pipeline") as pipe:
+            ...         return await pipe.asample("a red cat", steps=2, seed=0)
+            >>> len(asyncio.run(draw()))
+            1
         """
         import asyncio  # slow to import, and needed here alone
 
@@ -323,6 +353,12 @@ class TextToImage:
 
         They are taken from ``requests`` as room becomes free: an endless iterator is fine. The future of one that
         ``submit`` refuses holds the refusal. Leaving the loop early withdraws what has not ended.
+
+        Examples:
+            >>> requests = [sf.PromptRequest(prompt="a red cat", steps=2, seed=seed) for seed in range(3)]
+            >>> with sf.TextToImage.load("my-pipeline") as pipe:
+            ...     sorted(request.seed for request, future in pipe.as_completed(requests))
+            [0, 1, 2]
         """
         self._service.require_other_thread()
         return as_completed(lambda request: self.submit(request, wait=math.inf), requests, self.serving.max_queue)
@@ -346,6 +382,11 @@ class TextToImage:
 
         Warns:
             PromptCutWarning: If a prompt is longer than the text encoder's context.
+
+        Examples:
+            >>> with sf.TextToImage.load("my-pipeline") as pipe:
+            ...     sorted(pipe.encode_prompt("a red cat"))
+            ['encoder_hidden_states']
         """
         return self._prompts.encode(self._prompts.tokens(as_texts("prompt", prompt)))
 
@@ -354,6 +395,11 @@ class TextToImage:
 
         Raises:
             Exception: As a call does for the prompt.
+
+        Examples:
+            >>> with sf.TextToImage.load("my-pipeline") as pipe:
+            ...     pipe.unread("a red cat")
+            []
         """
         return self._prompts.unread(prompt)
 
@@ -376,6 +422,10 @@ class TextToImage:
 
         Warns:
             PromptCutWarning: If a prompt is longer than the text encoder's context.
+
+        Examples:
+            >>> with sf.TextToImage.load("my-pipeline") as pipe:
+            ...     given = pipe.conditioning("a red cat", negative_prompt="blurred")
         """
         given: dict[str, Any] = dict.fromkeys(CALL_ARGUMENTS)
         given |= {"prompt": prompt, "negative_prompt": negative_prompt, "guidance_scale": 2.0}
@@ -395,6 +445,12 @@ class TextToImage:
         Raises:
             ValueError: If ``latents`` has another shape.
             DenoiserError: If the decoder fails.
+
+        Examples:
+            >>> with sf.TextToImage.load("my-pipeline") as pipe:
+            ...     latents = pipe("a red cat", steps=2, seed=0).latents
+            ...     pipe.decode(latents).shape[0]
+            1
         """
         samples = np.asarray(latents, dtype=np.float32)
         if samples.ndim != 4 or not len(samples) or samples.shape[1] != self._model.shape[0]:
@@ -418,6 +474,12 @@ class TextToImage:
             TypeError: If ``image`` is neither Pillow images nor an array of floating point.
             BundleError: If the bundle has no VAE encoder.
             DenoiserError: If the encoder fails.
+
+        Examples:
+            >>> with sf.TextToImage.load("my-pipeline") as pipe:
+            ...     picture = pipe("a red cat", steps=2, seed=0)[0]
+            ...     pipe.encode_image(picture).shape[0]
+            1
         """
         image = shown("image", image, "RGB")
         size = size_of(image)
@@ -429,7 +491,14 @@ class TextToImage:
         return self._preparation.latents_of(pictures, len(pictures), seeds, sample_posterior)
 
     def stats(self) -> dict[tuple[int, int], EngineStats]:
-        """``Engine.stats`` of the denoiser by (width, height), for the sizes sampled last."""
+        """``Engine.stats`` of the denoiser by (width, height), for the sizes sampled last.
+
+        Examples:
+            >>> with sf.TextToImage.load("my-pipeline") as pipe:
+            ...     pictures = pipe("a red cat", steps=2, guidance_scale=1.0, seed=0)
+            ...     sum(one.steps for one in pipe.stats().values())  # an engine a size
+            2
+        """
         engines = self._engines.all().items()
         return {pixels_of(self._pipeline, shape): engine.stats() for shape, engine in engines}
 
@@ -437,11 +506,26 @@ class TextToImage:
         """Counts of all sizes together since the pipeline was made, its other stages' time among them.
 
         ``stepfuse.metrics`` reads these.
+
+        Examples:
+            >>> with sf.TextToImage.load("my-pipeline") as pipe:
+            ...     pictures = pipe("a red cat", steps=2, guidance_scale=1.0, seed=0)
+            ...     pipe.totals()["steps"]
+            2
         """
         return self._service.stats()
 
     def observe(self, observer: Observer | None) -> None:
-        """Has each iteration of the denoiser reported, of every size: ``Engine.observe``."""
+        """Has each iteration of the denoiser reported, of every size: ``Engine.observe``.
+
+        Examples:
+            >>> seen = []
+            >>> with sf.TextToImage.load("my-pipeline") as pipe:
+            ...     pipe.observe(seen.append)
+            ...     pictures = pipe("a red cat", steps=2, seed=0)
+            >>> len(seen) > 0
+            True
+        """
         self._engines.observe(observer)
 
     @hinted
@@ -457,6 +541,10 @@ class TextToImage:
         Raises:
             RuntimeError: If called from a callback.
             ValueError: If ``timeout`` is negative or not a number.
+
+        Examples:
+            >>> pipe = sf.TextToImage.load("my-pipeline")
+            >>> pipe.close(timeout=30)
         """
         self._service.close(abort=abort, timeout=timeout)
         self._let_go.detach()

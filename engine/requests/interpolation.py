@@ -31,6 +31,12 @@ def interpolate_noise(z0: npt.ArrayLike, z1: npt.ArrayLike, n: int, path: Path =
     Raises:
         ValueError: If shapes differ, ``n`` is below 2, ``path`` is unknown, or slerp meets noise of length 0 or two
             noises that point in opposite directions.
+
+    Examples:
+        >>> from stepfuse.interpolation import interpolate_noise
+        >>> z0, z1 = sf.normal(0, (1, 28, 28)), sf.normal(1, (1, 28, 28))
+        >>> interpolate_noise(z0, z1, n=5).shape
+        (5, 1, 28, 28)
     """
     start, end = np.asarray(z0, dtype=np.float64), np.asarray(z1, dtype=np.float64)
     if start.shape != end.shape:
@@ -59,6 +65,12 @@ def interpolate_noise_grid(
 
     Raises:
         ValueError: If there are not four corners, ``rows`` or ``columns`` is below 2, or as in ``interpolate_noise``.
+
+    Examples:
+        >>> from stepfuse.interpolation import interpolate_noise_grid
+        >>> corners = [sf.normal(seed, (1, 28, 28)) for seed in range(4)]
+        >>> interpolate_noise_grid(corners, rows=3, columns=4).shape
+        (3, 4, 1, 28, 28)
     """
     given = np.asarray(corners, dtype=np.float64)
     if given.shape[:2] == (2, 2):

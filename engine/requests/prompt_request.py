@@ -41,6 +41,11 @@ class PromptRequest:
         timeout: Seconds from submission, of all stages together, after which it is given up.
         id: What messages, logs and traces call it; None numbers it.
         table: A compiled sampler, instead of sampler, steps, guidance_scale, eta and options.
+
+    Examples:
+        >>> request = sf.PromptRequest(prompt="a red cat", steps=20, seed=3)
+        >>> request.prompt, request.negative_prompt
+        ('a red cat', None)
     """
 
     prompt: str | None = None

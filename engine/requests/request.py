@@ -37,6 +37,11 @@ class Request:
             once taken, it is finished even if late.
         timeout: Seconds from submission after which it is given up.
         id: What messages, logs and traces call it; None numbers it.
+
+    Examples:
+        >>> request = sf.Request(cond="sneaker", steps=20, seed=3, priority=1, timeout=30.0, id="order-17")
+        >>> request.steps, request.sampler  # what is None is the model's default
+        (20, None)
     """
 
     cond: Any = None

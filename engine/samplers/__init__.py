@@ -27,7 +27,6 @@ from stepfuse.samplers.published import AYS
 from stepfuse.samplers.stochastic_adams import sa_solver
 from stepfuse.samplers.table import StepTable
 
-#: Samplers by name, as ``Engine.sample(sampler=...)`` takes them.
 SAMPLERS: Mapping[str, Callable[..., StepTable]] = {
     function.__name__: cast("Callable[..., StepTable]", function)
     for function in (
@@ -55,6 +54,13 @@ SAMPLERS: Mapping[str, Callable[..., StepTable]] = {
         *(edm_euler, edm_dpmpp_2m, cm),
     )
 }
+"""Samplers by name, as ``Engine.sample(sampler=...)`` takes them.
+
+Examples:
+    >>> table = sf.samplers.SAMPLERS["ddim"](sf.NoiseSchedule.linear(), steps=20)
+    >>> table.sampler
+    'ddim'
+"""
 
 __all__ = [
     "AYS",

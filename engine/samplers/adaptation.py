@@ -32,7 +32,11 @@ class Adaptation:
     cfg_zero_star: bool = False
 
     def check_values(self) -> None:
-        """Raises ValueError if a value is out of bounds, or two of them exclude each other."""
+        """Raises ValueError if a value is out of bounds, or two of them exclude each other.
+
+        Examples:
+            >>> sf.samplers.ddim(sf.NoiseSchedule.linear(), steps=4).check_values()
+        """
         if not 0 <= self.guidance_rescale <= 1:
             raise ValueError(f"guidance_rescale must be between 0 and 1, got {self.guidance_rescale}")
         if self.dynamic_threshold is not None:

@@ -22,7 +22,16 @@ from stepfuse.samplers.table import StepTable
 
 
 class NaiveSamplerWarning(UserWarning):
-    """The sampler asked for is wrong on purpose: a baseline to compare with, not to use."""
+    """The sampler asked for is wrong on purpose: a baseline to compare with, not to use.
+
+    Examples:
+        >>> import warnings
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always")
+        ...     table = sf.samplers.ddpm_strided(sf.NoiseSchedule.linear(), steps=10)
+        >>> caught[0].category.__name__
+        'NaiveSamplerWarning'
+    """
 
 
 @recorded
@@ -55,6 +64,11 @@ def ddpm(
     Raises:
         ValueError: As for ``ddim``.
         TypeError: If ``steps`` is no whole number.
+
+    Examples:
+        >>> table = sf.samplers.ddpm(sf.NoiseSchedule.linear(), steps=50)
+        >>> len(table), table.passes, table.uses_noise
+        (50, 50, True)
     """
     t = choose_timesteps(schedule, steps, timesteps, spacing, steps_offset)
     a, a_prev = alphas_at(schedule, t), alphas_at(schedule, np.append(t[1:], -1.0))
@@ -92,6 +106,14 @@ def ddpm_strided(
 
     Warns:
         NaiveSamplerWarning: If any timestep is left out.
+
+    Examples:
+        >>> import warnings
+        >>> with warnings.catch_warnings():
+        ...     warnings.simplefilter("ignore")  # it warns: wrong on purpose
+        ...     table = sf.samplers.ddpm_strided(sf.NoiseSchedule.linear(), steps=50)
+        >>> len(table), table.passes
+        (50, 50)
     """
     t = choose_timesteps(schedule, steps, timesteps, spacing, steps_offset)
     a = alphas_at(schedule, t)

@@ -70,6 +70,11 @@ def lcm(
         ValueError: As for ``ddim``, and if ``steps`` exceeds ``original_steps``, or that exceeds T, or an argument is
             given that is of the other kind of schedule; on a flow as for ``euler``.
         TypeError: If ``steps`` or ``original_steps`` is no whole number.
+
+    Examples:
+        >>> table = sf.samplers.lcm(sf.NoiseSchedule.scaled_linear(), steps=4)
+        >>> len(table), table.passes, len(table.columns)
+        (4, 4, 16)
     """
     options = LevelOptions(levels, karras, rho, sigma_min, sigma_max, sigmas, timesteps, shift_terminal, shift)
     if schedule.is_flow:
@@ -134,6 +139,11 @@ def tcd(
     Raises:
         ValueError: As for ``lcm``, and if ``eta`` or ``final_alpha_cumprod`` is not within 0 to 1.
         TypeError: As for ``lcm``.
+
+    Examples:
+        >>> table = sf.samplers.tcd(sf.NoiseSchedule.scaled_linear(), steps=4)
+        >>> len(table), table.passes, len(table.columns)
+        (4, 4, 16)
     """
     require_between("eta", eta, 0.0, 1.0)
     require_between("final_alpha_cumprod", final_alpha_cumprod, 0.0, 1.0)

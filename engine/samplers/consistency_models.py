@@ -48,6 +48,11 @@ def cm(
         ValueError: As for ``edm_euler``, and if ``timesteps`` do not fall or lie outside of 0 to T - 1, ``s_noise`` is
             negative or ``clip`` not above 0.
         TypeError: If ``steps`` is no whole number.
+
+    Examples:
+        >>> table = sf.samplers.cm(sf.NoiseSchedule.edm(), steps=2)
+        >>> len(table), table.passes, len(table.columns)
+        (2, 2, 16)
     """
     edm, total = edm_of(schedule), schedule.num_train_timesteps
     require_between("num_train_timesteps", total, 2, np.inf)

@@ -66,6 +66,11 @@ def dpmpp_2m_sde(
     Raises:
         ValueError: As for ``dpmpp_2m``, and if ``eta`` is out of bounds.
         TypeError: If ``steps`` or ``order`` is no whole number.
+
+    Examples:
+        >>> table = sf.samplers.dpmpp_2m_sde(sf.NoiseSchedule.linear(), steps=20, karras=True)
+        >>> len(table), table.passes, len(table.columns)
+        (20, 20, 16)
     """
     require_between("order", order, 1, 2)
     require_between("eta", eta, 0.0, 1.0)
@@ -118,6 +123,11 @@ def dpmpp_3m_sde(
     Raises:
         ValueError: As for ``dpmpp_2m_sde``, and if ``begin`` leaves no step.
         TypeError: If ``steps`` or ``begin`` is no whole number.
+
+    Examples:
+        >>> table = sf.samplers.dpmpp_3m_sde(sf.NoiseSchedule.linear(), steps=20)
+        >>> len(table), table.passes, len(table.columns)
+        (20, 20, 32)
     """
     require_between("eta", eta, 0.0, 1.0)
     options = LevelOptions(levels, karras, rho, sigma_min, sigma_max, sigmas, timesteps)
@@ -173,6 +183,11 @@ def dpmpp_sde(
     Raises:
         ValueError: As for ``ddim``, and if ``begin`` leaves no step.
         TypeError: If ``steps`` or ``begin`` is no whole number.
+
+    Examples:
+        >>> table = sf.samplers.dpmpp_sde(sf.NoiseSchedule.linear(), steps=10)
+        >>> len(table), table.passes, len(table.columns)
+        (19, 19, 32)
     """
     require_between("eta", eta, 0.0, 1.0)
     options = LevelOptions(levels, karras, rho, sigma_min, sigma_max, sigmas, timesteps)

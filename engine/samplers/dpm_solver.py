@@ -79,6 +79,11 @@ def dpmpp_2m(
         ValueError: As for ``euler``, and if ``steps`` reaches T without ``timesteps``, ``order`` is not 1 to 3,
             ``solver_type`` is neither of the two, ``final_alpha_cumprod`` is 0, or ``begin`` leaves no step.
         TypeError: If ``steps``, ``order`` or ``begin`` is no whole number.
+
+    Examples:
+        >>> table = sf.samplers.dpmpp_2m(sf.NoiseSchedule.linear(), steps=20, karras=True)
+        >>> len(table), table.passes, len(table.columns)
+        (20, 20, 16)
     """
     require_between("order", order, 1, 3)
     options = LevelOptions(levels, karras, rho, sigma_min, sigma_max, sigmas, timesteps)

@@ -73,6 +73,11 @@ def dpmpp_2s(
     Raises:
         ValueError: As for ``dpmpp_2m``, but that ``order`` may be 3, and if ``begin`` leaves no step.
         TypeError: If ``steps``, ``order`` or ``begin`` is no whole number.
+
+    Examples:
+        >>> table = sf.samplers.dpmpp_2s(sf.NoiseSchedule.linear(), steps=10)
+        >>> len(table), table.passes, len(table.columns)
+        (10, 10, 16)
     """
     require_between("order", order, 1, 3)
     if solver_type not in ("midpoint", "heun"):

@@ -53,6 +53,11 @@ def edm_euler(
         ValueError: If a bound is broken, the schedule is no EDM schedule, or options of the noise levels exclude each
             other, as for ``euler``.
         TypeError: If ``steps`` is no whole number.
+
+    Examples:
+        >>> table = sf.samplers.edm_euler(sf.NoiseSchedule.edm(), steps=10)
+        >>> len(table), table.passes, len(table.columns)
+        (10, 10, 16)
     """
     edm, options = edm_of(schedule), _options(levels, rho, sigma_min, sigma_max, sigmas, karras=karras)
     sigma = _levels(schedule, edm, steps, final_sigma, options)
@@ -99,6 +104,11 @@ def edm_dpmpp_2m(
         ValueError: As for ``edm_euler``, and if ``order`` is not 1 to 3, ``solver_type`` neither of the two, or
             ``begin`` leaves no step.
         TypeError: If ``steps``, ``order`` or ``begin`` is no whole number.
+
+    Examples:
+        >>> table = sf.samplers.edm_dpmpp_2m(sf.NoiseSchedule.edm(), steps=10)
+        >>> len(table), table.passes, len(table.columns)
+        (10, 10, 16)
     """
     require_between("order", order, 1, 3)
     if solver_type not in ("midpoint", "heun"):

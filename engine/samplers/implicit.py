@@ -72,6 +72,11 @@ def ddim(
             ``prediction_type`` is ``epsilon``, or with ``cfg_pp`` ``guidance_scale`` is above 1 or ``clipped_eps`` is
             given.
         TypeError: If ``steps`` is no whole number.
+
+    Examples:
+        >>> table = sf.samplers.ddim(sf.NoiseSchedule.linear(), steps=20, eta=0.0, guidance_scale=3.0)
+        >>> len(table), table.passes, len(table.columns)
+        (20, 40, 16)
     """
     require_between("eta", eta, 0.0, 1.0)
     require_between("final_alpha_cumprod", final_alpha_cumprod, 0.0, 1.0)

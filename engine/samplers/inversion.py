@@ -63,6 +63,11 @@ def ddim_inverse(
     Raises:
         ValueError: As for ``ddim``, and if ``refinements`` is negative.
         TypeError: If ``steps`` is no whole number.
+
+    Examples:
+        >>> table = sf.samplers.ddim_inverse(sf.NoiseSchedule.linear(), steps=20)
+        >>> len(table), table.passes, len(table.columns)
+        (20, 20, 16)
     """
     require_between("final_alpha_cumprod", final_alpha_cumprod, 0.0, 1.0)
     if refinements < 0:

@@ -64,6 +64,11 @@ def plms(
     Raises:
         ValueError: As for ``ddim``, and if ``begin`` leaves no step.
         TypeError: If ``steps`` or ``begin`` is no whole number.
+
+    Examples:
+        >>> table = sf.samplers.plms(sf.NoiseSchedule.scaled_linear(), steps=20)
+        >>> len(table), table.passes, len(table.columns)
+        (21, 21, 32)
     """
     require_between("final_alpha_cumprod", final_alpha_cumprod, 0.0, 1.0)
     t = choose_timesteps(schedule, steps, timesteps, spacing, steps_offset)
@@ -122,6 +127,11 @@ def deis(
     Raises:
         ValueError: As for ``dpmpp_2m``, and if ``order`` is not 1 to 3 or ``begin`` leaves no step.
         TypeError: If ``steps``, ``order`` or ``begin`` is no whole number.
+
+    Examples:
+        >>> table = sf.samplers.deis(sf.NoiseSchedule.linear(), steps=10)
+        >>> len(table), table.passes, len(table.columns)
+        (10, 10, 16)
     """
     require_between("order", order, 1, 3)
     options = LevelOptions(levels, karras, rho, sigma_min, sigma_max, sigmas, timesteps)
@@ -179,6 +189,11 @@ def ipndm(
     Raises:
         ValueError: As for ``deis``, but that ``order`` may be 4.
         TypeError: If ``steps``, ``order`` or ``begin`` is no whole number.
+
+    Examples:
+        >>> table = sf.samplers.ipndm(sf.NoiseSchedule.linear(), steps=8, order=3, spacing="leading")
+        >>> len(table), table.passes, len(table.columns)
+        (8, 8, 32)
     """
     require_between("order", order, 1, 4)
     options = LevelOptions(levels, karras, rho, sigma_min, sigma_max, sigmas, timesteps)
@@ -244,6 +259,11 @@ def lms(
     Raises:
         ValueError: As for ``ddim``, and if ``order`` is not 1 to 4 or ``begin`` leaves no step.
         TypeError: If ``steps``, ``order`` or ``begin`` is no whole number.
+
+    Examples:
+        >>> table = sf.samplers.lms(sf.NoiseSchedule.scaled_linear(), steps=20)
+        >>> len(table), table.passes, len(table.columns)
+        (20, 20, 32)
     """
     require_between("order", order, 1, 4)
     options = LevelOptions(levels, karras, rho, sigma_min, sigma_max, sigmas, timesteps)

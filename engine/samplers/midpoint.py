@@ -56,6 +56,11 @@ def kdpm2(
     Raises:
         ValueError: As for ``euler``.
         TypeError: If ``steps`` is no whole number.
+
+    Examples:
+        >>> table = sf.samplers.kdpm2(sf.NoiseSchedule.linear(), steps=10)
+        >>> len(table), table.passes, len(table.columns)
+        (19, 19, 16)
     """
     options = LevelOptions(levels, karras, rho, sigma_min, sigma_max, sigmas, timesteps)
     t, sigma, init_scale = ode_levels(schedule, steps, timesteps, spacing, steps_offset, prediction_type, options)
@@ -102,6 +107,11 @@ def kdpm2_ancestral(
     Raises:
         ValueError: As for ``euler``.
         TypeError: If ``steps`` is no whole number.
+
+    Examples:
+        >>> table = sf.samplers.kdpm2_ancestral(sf.NoiseSchedule.linear(), steps=10)
+        >>> len(table), table.passes, len(table.columns)
+        (19, 19, 16)
     """
     options = LevelOptions(levels, karras, rho, sigma_min, sigma_max, sigmas, timesteps)
     t, sigma, init_scale = ode_levels(schedule, steps, timesteps, spacing, steps_offset, prediction_type, options)

@@ -85,6 +85,11 @@ def unipc(
             that is not for flows.
         TypeError: If ``steps``, ``order``, ``begin`` or an entry of ``disable_corrector`` is no whole number, or
             ``disable_corrector`` is no list.
+
+    Examples:
+        >>> table = sf.samplers.unipc(sf.NoiseSchedule.linear(), steps=10, karras=True)
+        >>> len(table), table.passes, len(table.columns)
+        (10, 10, 32)
     """
     require_between("order", order, 1, 3)
     if solver_type not in ("bh1", "bh2"):

@@ -86,6 +86,11 @@ def euler(
             fall or leave the schedule, an end or ``rho`` is out of bounds, or an argument is given that is of the other
             kind of schedule.
         TypeError: If ``steps`` is no whole number.
+
+    Examples:
+        >>> table = sf.samplers.euler(sf.NoiseSchedule.flow(), steps=20)
+        >>> len(table), table.passes, len(table.columns)
+        (20, 20, 16)
     """
     options = LevelOptions(levels, karras, rho, sigma_min, sigma_max, sigmas, timesteps, shift_terminal, shift)
     if schedule.is_flow:
@@ -140,6 +145,11 @@ def euler_ancestral(
     Raises:
         ValueError: As for ``euler``.
         TypeError: If ``steps`` is no whole number.
+
+    Examples:
+        >>> table = sf.samplers.euler_ancestral(sf.NoiseSchedule.scaled_linear(), steps=20)
+        >>> len(table), table.passes, len(table.columns)
+        (20, 20, 16)
     """
     options = LevelOptions(levels, karras, rho, sigma_min, sigma_max, sigmas, timesteps)
     t, sigma, init_scale = ode_levels(schedule, steps, timesteps, spacing, steps_offset, prediction_type, options)
@@ -190,6 +200,11 @@ def heun(
     Raises:
         ValueError: As for ``euler``, and if ``clip`` is not above 0.
         TypeError: If ``steps`` is no whole number.
+
+    Examples:
+        >>> table = sf.samplers.heun(sf.NoiseSchedule.linear(), steps=10)
+        >>> len(table), table.passes, len(table.columns)
+        (19, 19, 16)
     """
     options = LevelOptions(levels, karras, rho, sigma_min, sigma_max, sigmas, timesteps, shift_terminal, shift)
     if schedule.is_flow:

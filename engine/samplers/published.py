@@ -45,7 +45,6 @@ class PublishedLevels:
         return (*levels[:-1].tolist(), 0.0)
 
 
-#: "Align your steps" (Sabour et al., 2024), Table 3, for ten steps; timesteps are those of diffusers' ``AysSchedules``.
 AYS: Mapping[str, PublishedLevels] = MappingProxyType(
     {
         "sd15": PublishedLevels(
@@ -60,3 +59,15 @@ AYS: Mapping[str, PublishedLevels] = MappingProxyType(
         "svd": PublishedLevels((700.0, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.002)),
     }
 )
+"""Published noise levels by the model they are for.
+
+"Align your steps" (Sabour et al., 2024), Table 3, for ten steps; timesteps are those of diffusers' ``AysSchedules``.
+
+Examples:
+    >>> sorted(sf.samplers.AYS)
+    ['deepfloyd-if', 'sd15', 'sdxl', 'svd']
+    >>> sigmas = sf.samplers.AYS["sd15"].at(8)  # for eight steps
+    >>> table = sf.samplers.dpmpp_2m(sf.NoiseSchedule.scaled_linear(), sigmas=sigmas[:-1])
+    >>> len(table)
+    8
+"""

@@ -46,6 +46,18 @@ class NoiseSchedule:
         shift: Flow schedules: resolution shift of Esser et al. (2024), Eq. 23. None for variance-preserving ones.
         edm_levels: Noise levels and scale of the data of an EDM schedule; None for others.
         config: The arguments that make this schedule again, as a manifest keeps them.
+
+    Examples:
+        >>> schedule = sf.NoiseSchedule.linear()
+        >>> schedule.alphas_cumprod.shape, schedule.num_train_timesteps
+        ((1000,), 1000)
+        >>> schedule.min_timestep, schedule.max_timestep
+        (0.0, 999.0)
+        >>> schedule.is_flow, schedule.is_edm
+        (False, False)
+        >>> signal, noise = schedule.levels([0, 999])
+        >>> sf.NoiseSchedule.from_config(schedule.config)
+        <NoiseSchedule linear, T = 1000>
     """
 
     num_train_timesteps: int
@@ -108,6 +120,11 @@ class NoiseSchedule:
         Returns:
             Signal and noise, each of the timesteps' shape: √ᾱ and √(1 − ᾱ), or 1 − σ and σ on a flow schedule, or 1
             and σ on an EDM schedule.
+
+        Examples:
+            >>> signal, noise = sf.NoiseSchedule.flow().levels([0, 250, 1000])
+            >>> signal, noise
+            (array([1.  , 0.75, 0.  ]), array([0.  , 0.25, 1.  ]))
         """
         if self.edm_levels is not None:
             sigma = np.exp(np.asarray(timesteps, dtype=np.float64) / self.edm_levels.timestep_scale)
@@ -123,6 +140,11 @@ class NoiseSchedule:
 
         Raises:
             ValueError: On a flow or an EDM schedule, which have none.
+
+        Examples:
+            >>> schedule = sf.NoiseSchedule.linear()
+            >>> schedule.alphas_cumprod_at([0, 0.5, 999]).round(4)
+            array([0.9999, 0.9998, 0.    ])
         """
         t = np.asarray(timesteps, dtype=np.float64)
         below = np.floor(t).astype(int)
@@ -138,7 +160,12 @@ class NoiseSchedule:
 
     @classmethod
     def linear(cls, beta_start: float = 1e-4, beta_end: float = 0.02, num_train_timesteps: int = 1000) -> NoiseSchedule:
-        """Betas from ``beta_start`` to ``beta_end`` in equal steps (Ho et al., 2020, section 4)."""
+        """Betas from ``beta_start`` to ``beta_end`` in equal steps (Ho et al., 2020, section 4).
+
+        Examples:
+            >>> float(sf.NoiseSchedule.linear().alphas_cumprod[-1].round(6))
+            4e-05
+        """
         betas = np.linspace(beta_start, beta_end, _length(num_train_timesteps))
         return cls._named(betas, type="linear", beta_start=beta_start, beta_end=beta_end)
 
@@ -146,13 +173,23 @@ class NoiseSchedule:
     def scaled_linear(
         cls, beta_start: float = 0.00085, beta_end: float = 0.012, num_train_timesteps: int = 1000
     ) -> NoiseSchedule:
-        """Square roots of the betas in equal steps: latent diffusion (Rombach et al., 2022) and Stable Diffusion."""
+        """Square roots of the betas in equal steps: latent diffusion (Rombach et al., 2022) and Stable Diffusion.
+
+        Examples:
+            >>> float(sf.NoiseSchedule.scaled_linear().alphas_cumprod[-1].round(6))
+            0.00466
+        """
         betas = np.linspace(beta_start**0.5, beta_end**0.5, _length(num_train_timesteps)) ** 2
         return cls._named(betas, type="scaled_linear", beta_start=beta_start, beta_end=beta_end)
 
     @classmethod
     def squaredcos(cls, num_train_timesteps: int = 1000, max_beta: float = 0.999) -> NoiseSchedule:
-        """ᾱ follows a squared cosine (Nichol & Dhariwal, 2021, Eq. 17), each beta at most ``max_beta``."""
+        """ᾱ follows a squared cosine (Nichol & Dhariwal, 2021, Eq. 17), each beta at most ``max_beta``.
+
+        Examples:
+            >>> sf.NoiseSchedule.squaredcos()
+            <NoiseSchedule squaredcos, T = 1000>
+        """
         time = np.linspace(0.0, 1.0, _length(num_train_timesteps) + 1)
         alpha_bar = np.cos((time + 0.008) / 1.008 * np.pi / 2) ** 2
         betas = np.minimum(1.0 - alpha_bar[1:] / alpha_bar[:-1], max_beta)
@@ -160,14 +197,24 @@ class NoiseSchedule:
 
     @classmethod
     def from_betas(cls, betas: npt.ArrayLike) -> NoiseSchedule:
-        """From per-step noise variances β_t, shape (T,), each in [0, 1]."""
+        """From per-step noise variances β_t, shape (T,), each in [0, 1].
+
+        Examples:
+            >>> sf.NoiseSchedule.from_betas([0.1, 0.2, 0.4]).alphas_cumprod.round(3)
+            array([0.9  , 0.72 , 0.432])
+        """
         values = as_vector("betas", betas)
         require_all("betas", values, (values >= 0) & (values <= 1), "between 0 and 1")
         return cls.from_alphas_cumprod(np.cumprod(1.0 - values))
 
     @classmethod
     def from_alphas_cumprod(cls, alphas_cumprod: npt.ArrayLike) -> NoiseSchedule:
-        """From ᾱ_t, shape (T,), each in [0, 1] and none above the one before it."""
+        """From ᾱ_t, shape (T,), each in [0, 1] and none above the one before it.
+
+        Examples:
+            >>> sf.NoiseSchedule.from_alphas_cumprod([0.9, 0.5, 0.1]).num_train_timesteps
+            3
+        """
         values = as_vector("alphas_cumprod", alphas_cumprod)
         require_all("alphas_cumprod", values, (values >= 0) & (values <= 1), "between 0 and 1")
         require_all("alphas_cumprod", values, np.diff(values, prepend=values[0]) <= 0, "at most the value before it")
@@ -176,7 +223,13 @@ class NoiseSchedule:
 
     @classmethod
     def flow(cls, shift: float = 1.0, num_train_timesteps: int = 1000) -> NoiseSchedule:
-        """Rectified flow (Liu et al., 2023; Esser et al., 2024): the network predicts ``z - x0``, timesteps are T σ."""
+        """Rectified flow (Liu et al., 2023; Esser et al., 2024): the network predicts ``z - x0``, timesteps are T σ.
+
+        Examples:
+            >>> schedule = sf.NoiseSchedule.flow(shift=3.0)
+            >>> schedule.is_flow, schedule.shift
+            (True, 3.0)
+        """
         shift = number("shift", shift)
         if not (np.isfinite(shift) and shift > 0):
             raise ValueError(f"shift must be positive and finite, got {shift}")
@@ -207,6 +260,11 @@ class NoiseSchedule:
 
         Raises:
             ValueError: If a bound is broken.
+
+        Examples:
+            >>> schedule = sf.NoiseSchedule.edm()
+            >>> schedule.is_edm, schedule.edm_levels.sigma_max
+            (True, 80.0)
         """
         given = {"sigma_min": sigma_min, "sigma_max": sigma_max, "sigma_data": sigma_data}
         given["timestep_scale"] = timestep_scale
@@ -226,6 +284,10 @@ class NoiseSchedule:
 
         Raises:
             ValueError: If the type is unknown, or an argument is missing, unknown or out of bounds.
+
+        Examples:
+            >>> sf.NoiseSchedule.from_config({"type": "linear", "num_train_timesteps": 500})
+            <NoiseSchedule linear, T = 500>
         """
         arguments = dict(config)
         kind = arguments.pop("type", None)
@@ -255,7 +317,13 @@ class NoiseSchedule:
         return cls(len(betas), config=plain(config), _alphas_cumprod=schedule.alphas_cumprod)
 
     def rescale_zero_terminal_snr(self) -> NoiseSchedule:
-        """The same schedule stretched to end in pure noise, ᾱ_T = 0 (Lin et al., 2023, Algorithm 1)."""
+        """The same schedule stretched to end in pure noise, ᾱ_T = 0 (Lin et al., 2023, Algorithm 1).
+
+        Examples:
+            >>> schedule = sf.NoiseSchedule.scaled_linear().rescale_zero_terminal_snr()
+            >>> float(schedule.alphas_cumprod[-1].round(6))
+            0.0
+        """
         root = np.sqrt(self.alphas_cumprod)
         if root[0] == root[-1]:
             raise ValueError(f"alphas_cumprod must fall to be stretched to 0, got {root[0] ** 2:g} throughout")

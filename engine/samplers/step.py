@@ -47,6 +47,13 @@ def step(
         TypeError: If an array is no numpy array, or its dtype is not that of ``x`` or not supported.
         ValueError: If a shape differs, an array written in place is not contiguous or partly overlaps another, or
             ``h``, ``h2``, ``h3`` or ``z`` is needed and missing.
+
+    Examples:
+        >>> table = sf.samplers.ddim(sf.NoiseSchedule.linear(), steps=10, guidance_scale=3.0)
+        >>> x, eps_cond, eps_uncond = np.ones((3, 1, 4, 8, 8), np.float32)
+        >>> x = sf.step(x, eps_cond, table[0], eps_uncond=eps_uncond, out=x)
+        >>> x.shape, x.dtype
+        ((1, 4, 8, 8), dtype('float32'))
     """
     # By position: pybind11 interns every parameter's name anew for a call that has keywords, which costs half a
     # microsecond, as much as the step of a small image.

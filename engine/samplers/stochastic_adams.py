@@ -75,6 +75,11 @@ def sa_solver(
         ValueError: As for ``dpmpp_2m``, and if ``predictor_order``, ``corrector_order`` or ``tau`` is out of bounds,
             ``tau_interval`` does not rise, or ``begin`` leaves no step.
         TypeError: If ``steps``, an order or ``begin`` is no whole number.
+
+    Examples:
+        >>> table = sf.samplers.sa_solver(sf.NoiseSchedule.linear(), steps=20)
+        >>> len(table), table.passes, len(table.columns)
+        (20, 20, 32)
     """
     require_between("predictor_order", predictor_order, 1, 3)
     require_between("corrector_order", corrector_order, 1, 4)

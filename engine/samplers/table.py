@@ -66,6 +66,20 @@ class StepTable(Adaptation):
             them. None, in a table made by hand: the levels that the model's schedule has at ``t``.
         min_timestep: The least timestep of the schedule, below 0 on some of EDM.
         zero_init: As in ``with_zero_init``; in a part of a table, how many of these steps are left.
+
+    Examples:
+        >>> table = sf.samplers.ddim(sf.NoiseSchedule.linear(), steps=4, guidance_scale=3.0)
+        >>> table["t"], table.passes, table.guided
+        (array([750., 500., 250.,   0.], dtype=float32), 8, array([ True,  True,  True,  True]))
+        >>> table.rows.shape, len(table.columns), table.has_second_line, table.registers
+        ((4, 16), 16, False, 0)
+        >>> table.uses_history, table.uses_noise, type(table.adaptive).__name__
+        (False, False, 'Adaptive')
+        >>> table.adapt(guidance_rescale=0.7).adaptation["guidance_rescale"]
+        0.7
+        >>> table.save("four.npz")
+        >>> sf.StepTable.load("four.npz").digest == table.digest
+        True
     """
 
     rows: Float32Array
@@ -102,6 +116,11 @@ class StepTable(Adaptation):
 
         Raises:
             ValueError: If a column is unknown, lengths differ, or ``check`` finds something.
+
+        Examples:
+            >>> table = sf.StepTable.from_columns({"t": [900, 500, 100], "p_x": 1.0, "p_e": -0.5, "q_d": 1.0})
+            >>> len(table), table["p_e"]
+            (3, array([-0.5, -0.5, -0.5], dtype=float32))
         """
         unknown = set(columns) - set(_BOTH_LINES)
         if unknown:
@@ -122,6 +141,11 @@ class StepTable(Adaptation):
             ValueError: If it is empty, a number is not finite, bounds cross, a timestep lies outside the schedule, or a
                 step reads the unconditional prediction that its guidance scale of 1 leaves out; the message names row,
                 column and value.
+
+        Examples:
+            >>> table = sf.samplers.ddim(sf.NoiseSchedule.linear(), steps=4)
+            >>> table.check() is table
+            True
         """
         _ = self._is_sound
         return self
@@ -225,6 +249,11 @@ class StepTable(Adaptation):
                 is not (finite, at least 0) or plain guidance, ``apg_form`` unknown or without ``apg``; ``apg`` and
                 ``cfg_zero_star`` come together, for a table without guided steps or one that reads the unconditional
                 prediction by itself.
+
+        Examples:
+            >>> table = sf.samplers.ddim(sf.NoiseSchedule.linear(), steps=4, guidance_scale=7.5)
+            >>> table.adapt(guidance_rescale=0.7).guidance_rescale
+            0.7
         """
         return replace(
             self,
@@ -247,6 +276,11 @@ class StepTable(Adaptation):
         Raises:
             ValueError: If ``steps`` is out of bounds, or fewer than those whose predictions are 0 already: make the
                 table anew.
+
+        Examples:
+            >>> table = sf.samplers.euler(sf.NoiseSchedule.flow(), steps=4, guidance_scale=5.0)
+            >>> table.with_zero_init(1).zero_init
+            1
         """
         if not self.zero_init <= steps < len(self):  # what is 0 already cannot be had back
             raise ValueError(f"zero_init must be between {self.zero_init} and {len(self) - 1}, got {steps}")
@@ -272,6 +306,14 @@ class StepTable(Adaptation):
 
         Raises:
             ValueError: If sizes differ.
+
+        Examples:
+            >>> table = sf.samplers.ddim(sf.NoiseSchedule.linear(), steps=4, guidance_scale=7.5)
+            >>> table = table.adapt(guidance_rescale=0.7)
+            >>> x, eps, eps_uncond = (sf.normal(seed, (4, 8, 8)) for seed in range(3))
+            >>> row = table.adapted_row(0, x, eps, eps_uncond)  # what the step of these arrays is done with
+            >>> row.shape
+            (16,)
         """
         return _core.adapted_row(self.rows[index], self.adaptive, x, eps, eps_uncond)
 
@@ -396,7 +438,12 @@ class StepTable(Adaptation):
         return "\n".join(lines)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the table as an ``.npz`` without pickled objects: all of it, or what was there before stays."""
+        """Writes the table as an ``.npz`` without pickled objects: all of it, or what was there before stays.
+
+        Examples:
+            >>> table = sf.samplers.unipc(sf.NoiseSchedule.linear(), steps=8)
+            >>> table.save("eight.npz")
+        """
         header = {
             "sampler": self.sampler,
             "options": dict(self.options),
@@ -418,6 +465,11 @@ class StepTable(Adaptation):
         Raises:
             ValueError: If the file is no saved table, is larger than 128 MiB, or the table does not pass ``check``.
             OSError: If the file cannot be read.
+
+        Examples:
+            >>> sf.samplers.unipc(sf.NoiseSchedule.linear(), steps=8).save("eight.npz")
+            >>> sf.StepTable.load("eight.npz").sampler
+            'unipc'
         """
         try:
             arrays, header = read_table(path)

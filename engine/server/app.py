@@ -64,6 +64,12 @@ def create_app(
     Raises:
         ValueError: If there is no model, a name is empty, a model cannot be served or calibrated, or a key is refused.
         TypeError: If a model is neither an engine nor a ``TextToImage``, or a list is one text.
+
+    Examples:
+        >>> from stepfuse.server import Limits, create_app
+        >>> app = create_app({"fashion": sf.Engine.load("fashion")}, limits=Limits(images=4))
+        >>> app.title
+        'stepfuse'
     """
     limits = limits or Limits()
     served = [_served(name, model) for name, model in models.items()]

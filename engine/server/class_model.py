@@ -51,6 +51,12 @@ class ClassModel(ServedModel):
 
     Raises:
         ValueError: If the engine has several conditioning inputs, or its samples are no pictures.
+
+    Examples:
+        >>> from stepfuse.server import ClassModel, create_app
+        >>> app = create_app({"fashion": ClassModel("fashion", sf.Engine.load("fashion"))})
+        >>> app.title
+        'stepfuse'
     """
 
     def __init__(self, name: str, engine: Engine, *, bundle: Bundle | None = None, threads: int = 0) -> None:

@@ -21,6 +21,11 @@ class Limits:
         body_seconds: Seconds in which a request's headers and then its body must have come.
         stored_bytes: Bytes of images that are kept for their urls; the oldest are dropped.
         stored_seconds: Seconds that an image is kept for its url.
+
+    Examples:
+        >>> from stepfuse.server import Limits
+        >>> Limits(images=4, steps=100).images
+        4
     """
 
     images: int = 10

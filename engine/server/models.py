@@ -65,6 +65,25 @@ class ServedModel(ABC):
         classes: The class names that it takes as prompts; None where it takes prompts as such.
         size: Width and height in pixels that it draws unless asked otherwise.
         cost: Of its forwards, once measured or given.
+
+    Examples:
+        >>> from stepfuse.server import ClassModel
+        >>> model = ClassModel("fashion", sf.Engine.load("fashion"))
+        >>> model.classes[:2], model.samplers[:2], model.digest[:6], model.cost is None
+        (('t-shirt', 'trouser'), ['ddim', 'ddpm'], 'acf6dd', True)
+        >>> model.observe(None)
+        >>> model.warm_up(calibrate=False)
+        >>> request = sf.PromptRequest(prompt="bag", steps=3, seed=1)
+        >>> model.warnings(request), model.retry_after() >= 1
+        ([], True)
+        >>> drawing = model.submit(request)
+        >>> picture = drawing.finish(drawing.future.result())
+        >>> model.drawn(picture)["seed"]
+        1
+        >>> watched = model.stream(request)
+        >>> model.stats()["submitted"] >= 1
+        True
+        >>> model.close(abort=True)
     """
 
     classes: tuple[str, ...] | None = None

@@ -24,6 +24,12 @@ class PromptModel(ServedModel):
     Args:
         name: What clients call it.
         pipe: The pipeline.
+
+    Examples:
+        >>> from stepfuse.server import PromptModel, create_app
+        >>> app = create_app({"mine": PromptModel("mine", sf.TextToImage.load("my-pipeline"))})
+        >>> app.title
+        'stepfuse'
     """
 
     def __init__(self, name: str, pipe: TextToImage) -> None:

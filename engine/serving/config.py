@@ -33,6 +33,11 @@ class CostCurve:
     Attributes:
         fixed: Seconds that a forward takes whatever its rows, at least 0.
         row: Seconds that each row adds, above 0.
+
+    Examples:
+        >>> cost = sf.CostCurve(fixed=0.01, row=0.002)  # as Engine.calibrate returns it
+        >>> round(cost.seconds(8), 4)
+        0.026
     """
 
     fixed: float
@@ -65,6 +70,14 @@ class Serving:
             4 max_rows.
         deterministic: Whether every forward is padded to ``max_rows`` rows, or with OpenVINO computed row by row, so
             that an image is the same to the bit whatever shares its forwards.
+
+    Examples:
+        >>> serving = sf.Serving(max_rows=16, policy="shortest", max_queue=100)
+        >>> serving.row_limit, serving.most_running
+        (16, 64)
+        >>> options = serving.loop_options()  # as the compiled loop takes them
+        >>> with sf.Engine.load("fashion", serving=serving) as engine:
+        ...     images = engine.sample(2, steps=2)
     """
 
     max_rows: int | None = None

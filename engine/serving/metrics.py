@@ -96,6 +96,19 @@ class EngineCollector:
         ImportError: If prometheus-client is not installed.
         ValueError: As ``add`` does.
         TypeError: As ``add`` does.
+
+    Examples:
+        >>> import prometheus_client
+        >>> from stepfuse.metrics import EngineCollector
+        >>> full, fast = sf.Engine.load("fashion"), sf.Engine.load("fashion-8step")
+        >>> collector = EngineCollector(full, {"model": "fashion"})
+        >>> collector.add(fast, {"model": "fashion-8step"})
+        >>> registry = prometheus_client.CollectorRegistry()
+        >>> registry.register(collector)  # which asks describe(), and at each scrape collect()
+        >>> registry.get_sample_value("stepfuse_steps_total", {"model": "fashion"})
+        0
+        >>> len(list(collector.collect())) > len(list(collector.describe()))
+        False
     """
 
     def __init__(self, engine: Source | PipelineSource | Stats, labels: Mapping[str, str] | None = None) -> None:
@@ -160,6 +173,12 @@ def serve_metrics(
     Raises:
         ImportError: If prometheus-client is not installed.
         OSError: If the port is taken.
+
+    Examples:
+        >>> from stepfuse.metrics import serve_metrics
+        >>> engine = sf.Engine.load("fashion")
+        >>> server, thread = serve_metrics(engine, 0)  # 0: any port that is free
+        >>> server.shutdown()
     """
     prometheus = _prometheus()
     registry = prometheus.CollectorRegistry()

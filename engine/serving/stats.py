@@ -78,6 +78,13 @@ class EngineStats(_Counted):
         latency_seconds: From submission to the image, of finished requests.
         forward_seconds: Of one call of the network.
         forward_rows: Rows of one call of the network, padding not counted.
+
+    Examples:
+        >>> with sf.Engine.load("fashion") as engine:
+        ...     images = engine.sample(2, steps=3, guidance_scale=3.0, cond="bag")
+        ...     stats = engine.stats()
+        >>> stats.samples, stats.steps, stats.forwards, stats["failures"]
+        (2, 6, 3, 0)
     """
 
     submitted: int

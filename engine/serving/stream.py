@@ -32,6 +32,13 @@ class Preview:
         step: Steps done.
         total: Steps in all.
         x0: Shape (C, H, W), the clean sample implied so far; with ``step == total`` the image itself.
+
+    Examples:
+        >>> with sf.Engine.load("fashion") as engine:
+        ...     for preview in engine.stream(sf.Request(cond="bag", steps=4)):
+        ...         last = preview
+        >>> last.step, last.total, last.x0.shape
+        (4, 4, (1, 28, 28))
     """
 
     step: int

@@ -60,6 +60,12 @@ def fuse_lora(
             not, and says which base model it seems made for.
         BundleError: If the bundle cannot be used, or ``out`` is there already.
         ValueError: If ``scale`` is not finite.
+
+    Examples:
+        >>> from stepfuse.export import fuse_lora
+        >>> bundle = fuse_lora("my-pipeline", "style.safetensors", "my-style", scale=0.8)
+        >>> sf.Bundle.load("my-style").pipeline is None
+        False
     """
     scale = number("scale", scale)
     loaded = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
@@ -94,6 +100,11 @@ def unfuse_lora(
     Raises:
         ExportError: If there is no LoRA in it.
         BundleError: If the bundle cannot be used, or ``out`` is there already.
+
+    Examples:
+        >>> from stepfuse.export import fuse_lora, unfuse_lora
+        >>> styled = fuse_lora("my-pipeline", "style.safetensors", "with-style")
+        >>> plain = unfuse_lora("with-style", "without-style")
     """
     loaded = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
     before = stored(loaded)
@@ -135,6 +146,12 @@ def lora_weights(
     Raises:
         ExportError: As in ``fuse_lora``.
         ValueError: As in ``fuse_lora``.
+
+    Examples:
+        >>> from stepfuse.export import lora_weights
+        >>> weights = lora_weights("my-pipeline", "style.safetensors", scale=0.8)
+        >>> len(weights)
+        1
     """
     scale = number("scale", scale)
     loaded = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)

@@ -94,6 +94,22 @@ def to_bundle(
         ValueError: If ``opset`` or ``precision`` is not supported, ``row_counts`` is empty or has a number below 1,
             ``tolerance`` is not above 0, ``dynamic_size`` does not divide the last two sizes, ``cond`` has a name of
             the network's own inputs, or ``ModelInfo`` refuses ``shape``, ``schedule`` or another argument of its own.
+
+    Examples:
+        >>> import torch
+        >>> from stepfuse.export import to_bundle
+        >>> class Network(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.conv = torch.nn.Conv2d(3, 3, 3, padding=1)
+        ...
+        ...     def forward(self, x, t):
+        ...         return self.conv(x) + 0.001 * t[:, None, None, None]
+        >>> schedule = sf.NoiseSchedule.linear()
+        >>> bundle = to_bundle(Network().eval(), shape=(3, 8, 8), schedule=schedule, out="my-model")
+        >>> with sf.Engine.load("my-model") as engine:
+        ...     engine.sample(2, steps=4).shape
+        (2, 3, 8, 8)
     """
     target, cond = Path(out), dict(cond or {})
     info = ModelInfo(

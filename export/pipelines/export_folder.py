@@ -108,6 +108,10 @@ def from_diffusers(
         ValueError: If ``precision`` or ``opset`` is not supported, ``size`` is no whole number or pair of them, or the
             sampler refuses an option.
         TypeError: If the sampler does not have an option.
+
+    Examples:
+        >>> from stepfuse.export import from_diffusers
+        >>> bundle = from_diffusers("stable-diffusion-folder", "my-export")  # doctest: +SKIP
     """
     target = Path(out)
     opset = whole_number("opset", opset)

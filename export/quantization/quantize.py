@@ -111,6 +111,10 @@ def quantize(
         BundleError: If the bundle cannot be used, or ``out`` is there already and no bundle.
         ValueError: If ``method`` or ``calibration`` is unknown, ``samples``, ``rounds`` or a number of rows is below 1,
             or ``rows`` is empty.
+
+    Examples:
+        >>> from stepfuse.export import quantize
+        >>> bundle = quantize("fashion", "fashion-int8")  # doctest: +SKIP
     """
     loaded = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
     _check(loaded, method, calibration, samples, rows, rounds)

@@ -46,7 +46,7 @@ def test_another_result_is_found_and_written(results, tmp_path):
             row["seconds"]["p50"], row["times_peer"]["p50"] = 123e-6, 7.0
     other["cold_start"]["date"] = "2001-02-03T00:00:00+00:00"
     for document in excerpts(results):
-        (tmp_path / document).parent.mkdir(exist_ok=True)
+        (tmp_path / document).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / document).write_bytes((ROOT / document).read_bytes())
     assert differences(results, tmp_path) == []
     found = differences(other, tmp_path)

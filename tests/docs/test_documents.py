@@ -1,4 +1,4 @@
-"""Every block of code and every command of README.md and docs/*.md runs as it stands there.
+"""Every block of code and every command of README.md and docs runs as it stands there.
 
 The embedded model is stood in for by a network of one product, and the pipeline folder by a tiny one: what is shown is
 that the text is right, not how fast it is.
@@ -11,6 +11,7 @@ import shlex
 import shutil
 from pathlib import Path
 
+import lora_files
 import numpy as np
 import onnx
 import pytest
@@ -24,7 +25,7 @@ import stepfuse as sf
 from stepfuse.cli import app
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FASHION = sf.Bundle.load("fashion", verify=False)
 
 
@@ -107,7 +108,7 @@ def here(models, exported, pipeline_folder, tmp_path, monkeypatch):
     (tmp_path / "requests.jsonl").write_text(
         '{"id": "a", "prompt": "bag", "steps": 4, "seed": 7}\n{}\n', encoding="utf-8"
     )
-    write_lora(tmp_path / "style.safetensors")
+    lora_files.write_lora(tmp_path / "style.safetensors")
     return tmp_path
 
 
@@ -185,7 +186,9 @@ PARSED_ALONE = ("analyze", "plan", "quantize", "serve")
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
-def test_the_commands_run(document, here):
+def test_the_commands_run(document, here, models):
+    for name in ("my-model", "my-model-int8"):  # what a page's code, or a command that is only parsed, would have made
+        (here / name).symlink_to(models / "fashion")
     for line, arguments in commands(document):
         if arguments[0] in PARSED_ALONE or {"--ray", "--compare"} & {
             *arguments
@@ -210,14 +213,3 @@ def test_the_commands_of_the_makefile_work_twice():
         name, *arguments = shlex.split(line)
         context = typer.main.get_command(app).commands[name].make_context(name, arguments)
         assert context.params["force"] or context.params.get("redraw"), line
-
-
-def write_lora(path):
-    """A LoRA of two weights of the tiny pipeline's UNet."""
-    from safetensors.numpy import save_file
-
-    unet = tiny_pipelines.tiny_pipeline("StableDiffusionPipeline").unet
-    name, layer = next((name, layer) for name, layer in unet.named_modules() if name.endswith("attn1.to_q"))
-    out, wide = layer.weight.shape
-    down, up = np.full((2, wide), 0.1, np.float32), np.full((out, 2), 0.1, np.float32)
-    save_file({f"unet.{name}.lora_A.weight": down, f"unet.{name}.lora_B.weight": up}, path)

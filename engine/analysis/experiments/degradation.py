@@ -81,6 +81,13 @@ class Degradation:
             samples cycle through the classes; None with too few samples.
         data_range: Least and greatest value of a sample.
         images: The first sample of each row, shape (rows, *shape).
+
+    Examples:
+        >>> from stepfuse.analysis import step_degradation
+        >>> with sf.Engine.load("fashion") as engine:
+        ...     found = step_degradation(engine, steps=[6, 3], samplers=["ddim"], samples=2)
+        >>> found.samples, found.seed
+        (2, 0)
     """
 
     rows: tuple[DegradationRow, ...]
@@ -125,6 +132,13 @@ def step_degradation(
             and ``reference`` are not given together; ``steps`` is empty or not falling; ``samplers`` is empty; or
             ``Engine.sample`` refuses a sampler, a step count, ``guidance_scale``, ``cond`` or ``seed``.
         TypeError: If ``samples`` is not an integer, or another argument is of a type that ``Engine.sample`` refuses.
+
+    Examples:
+        >>> from stepfuse.analysis import step_degradation
+        >>> with sf.Engine.load("fashion") as engine:
+        ...     found = step_degradation(engine, steps=[6, 3], samplers=["ddim"], samples=2)
+        >>> [(row.sampler, row.steps) for row in found.rows]
+        [('ddim', 6), ('ddim', 3)]
     """
     require_count("samples", samples, 1)
     require_reference(features, reference)

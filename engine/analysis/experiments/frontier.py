@@ -61,6 +61,13 @@ class FrontierRow:
         distance: Fréchet distance to the real data; None if the samples are not judged.
         accuracy: Share of the samples that the judge classifies as what they are conditioned on; None without a judge
             or without classes.
+
+    Examples:
+        >>> from stepfuse.analysis import frontier
+        >>> with sf.Engine.load("fashion") as engine:
+        ...     [row] = frontier(engine, samples=2, latency_repeats=1, configurations=[("ddim", {"steps": 3})]).rows
+        >>> row.sampler, row.steps, row.passes
+        ('ddim', 3, 6.0)
     """
 
     label: str
@@ -90,6 +97,13 @@ class Frontier:
         data_range: Least and greatest value of a sample.
         images: The first samples of each row, shape (rows, up to ``KEPT_IMAGES``, *shape); None for a frontier
             that was read from a file.
+
+    Examples:
+        >>> from stepfuse.analysis import frontier
+        >>> with sf.Engine.load("fashion") as engine:
+        ...     found = frontier(engine, samples=2, latency_repeats=1, configurations=[("ddim", {"steps": 3})])
+        >>> found.samples, len(found.rows)
+        (2, 1)
     """
 
     rows: tuple[FrontierRow, ...]
@@ -107,6 +121,10 @@ class Frontier:
         Raises:
             OSError: If the file cannot be read.
             ValueError: If it is no JSON, or lacks an entry of a frontier; the message names the file and the entry.
+
+        Examples:
+            >>> from stepfuse.analysis import Frontier
+            >>> Frontier.from_json("report/frontier.json").rows[0].label  # doctest: +SKIP
         """
         try:
             found = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -161,6 +179,14 @@ def frontier(
             one that its model cannot run, the student's shape or conditioning differs from its teacher's, or ``seed``
             is out of range.
         TypeError: If ``samples`` or ``latency_repeats`` is not an integer, or a sampler has no option of a given name.
+
+    Examples:
+        >>> from stepfuse.analysis import frontier
+        >>> ways = [("ddim", {"steps": 3, "guidance_scale": 1.0}), ("unipc", {"steps": 3, "guidance_scale": 1.0})]
+        >>> with sf.Engine.load("fashion") as engine:
+        ...     found = frontier(engine, samples=2, latency_repeats=1, configurations=ways)
+        >>> [row.passes for row in found.rows]
+        [3.0, 3.0]
     """
     require_count("samples", samples, 1)
     require_count("latency_repeats", latency_repeats, 1)
@@ -217,6 +243,12 @@ def default_configurations(
         info: The model.
         guidance_scale: Its usual guidance scale; None is its default.
         guided_ddpm: Whether DDPM at the usual guidance scale is listed too: 2 T passes a sample.
+
+    Examples:
+        >>> from stepfuse.analysis import default_configurations
+        >>> ways = default_configurations(sf.Bundle.load("fashion").info)
+        >>> ways[0][0]
+        'ddpm'
     """
     total = info.schedule.num_train_timesteps
     scale = _usual_scale(info) if guidance_scale is None else guidance_scale

@@ -77,6 +77,13 @@ class GuidanceSweep:
         real_accuracy: Share of real images that the judge classifies correctly; None without a judge.
         data_range: Least and greatest value of a sample.
         images: The first samples of each row, shape (rows, up to ``KEPT_IMAGES``, *shape).
+
+    Examples:
+        >>> from stepfuse.analysis import guidance_sweep
+        >>> with sf.Engine.load("fashion") as engine:
+        ...     found = guidance_sweep(engine, scales=(1.0, 3.0), steps=3, samples=2)
+        >>> len(found.rows), found.sweet_spot  # None: nothing was judged
+        (5, None)
     """
 
     rows: tuple[GuidanceRow, ...]
@@ -132,6 +139,13 @@ def guidance_sweep(
             ``cond`` or ``seed``.
         TypeError: If ``samples`` is not an integer, the sampler lacks an option of a variant, or ``cond`` or ``seed``
             is of a type that ``Engine.sample`` refuses.
+
+    Examples:
+        >>> from stepfuse.analysis import guidance_sweep
+        >>> with sf.Engine.load("fashion") as engine:
+        ...     found = guidance_sweep(engine, scales=(1.0, 3.0), steps=3, samples=2)
+        >>> found.samples
+        2
     """
     require_count("samples", samples, 1)
     require_reference(features, reference)

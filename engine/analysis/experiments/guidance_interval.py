@@ -62,6 +62,13 @@ class IntervalSaving:
         seed: Seed of the first sample; sample i has ``seed + i``.
         data_range: Least and greatest value of a sample.
         images: The first samples of each row, shape (rows, up to ``KEPT_IMAGES``, *shape).
+
+    Examples:
+        >>> from stepfuse.analysis import interval_saving
+        >>> with sf.Engine.load("fashion") as engine:
+        ...     found = interval_saving(engine, (0.2, 0.8), steps=5, samples=2, repeats=1)
+        >>> 0 < found.passes_saved < 1, found.seconds_saved < 1
+        (True, True)
     """
 
     rows: tuple[IntervalRow, ...]
@@ -127,6 +134,13 @@ def interval_saving(
             classes; or ``Engine.sample`` refuses ``sampler``, ``steps``, ``cond`` or ``seed``.
         TypeError: If ``samples`` or ``repeats`` is not an integer, or another argument is of a type that
             ``Engine.sample`` refuses.
+
+    Examples:
+        >>> from stepfuse.analysis import interval_saving
+        >>> with sf.Engine.load("fashion") as engine:
+        ...     found = interval_saving(engine, (0.2, 0.8), steps=5, samples=2, repeats=1)
+        >>> found.steps
+        5
     """
     require_count("samples", samples, 1)
     require_count("repeats", repeats, 1)

@@ -30,6 +30,17 @@ class GaussianMixture:
     Raises:
         ValueError: If ``means`` is not (K, D) and finite, or ``spreads`` or ``weights`` is neither a scalar nor (K,),
             or not finite and above 0.
+
+    Examples:
+        >>> from stepfuse.analysis import GaussianMixture
+        >>> mixture = GaussianMixture([[1.0, 0.0], [-1.0, 0.0]], 0.1)
+        >>> mixture.dimensions, mixture.draw(3, seed=0).shape, mixture.log_density([[1.0, 0.0]]).shape
+        (2, (3, 2), (1,))
+        >>> denoiser = mixture.denoiser(sf.NoiseSchedule.linear())  # the exact prediction, as a network's
+        >>> clean, noise = mixture.expected([[1.0, 0.0]], signal=0.8, noise=0.6)
+        >>> with mixture.engine(sf.NoiseSchedule.linear()) as engine:
+        ...     engine.sample(5, sampler="ddim", steps=10).shape
+        (5, 2)
     """
 
     def __init__(self, means: npt.ArrayLike, spreads: npt.ArrayLike, weights: npt.ArrayLike | None = None) -> None:

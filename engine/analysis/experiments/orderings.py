@@ -22,6 +22,11 @@ class Ordering:
         wanted: The bound, as text.
         measured: The values compared, as text, or what is missing for that.
         holds: Whether the bound holds; None where a value is reported without a bound.
+
+    Examples:
+        >>> from stepfuse.analysis import Ordering
+        >>> Ordering("DDIM 50 against DDPM", "at most 1.5 times", "1.2 times", holds=True).holds
+        True
     """
 
     claim: str
@@ -31,7 +36,15 @@ class Ordering:
 
 
 def broken_orderings(frontier: Frontier) -> list[str]:
-    """The orderings that do not hold, one line for each; empty if all do."""
+    """The orderings that do not hold, one line for each; empty if all do.
+
+    Examples:
+        >>> from stepfuse.analysis import broken_orderings, frontier
+        >>> with sf.Engine.load("fashion") as engine:
+        ...     found = frontier(engine, samples=2, latency_repeats=1, configurations=[("ddim", {"steps": 3})])
+        >>> len(broken_orderings(found)) > 0
+        True
+    """
     return [f"{one.claim}: {one.wanted}, got {one.measured}" for one in orderings(frontier) if one.holds is False]
 
 
@@ -49,6 +62,13 @@ def orderings(frontier: Frontier) -> list[Ordering]:
        Its distance is at least that of DDIM 50 at its teacher's usual guidance, which it was trained to imitate, over
        ``CLOSE`` (lower would mean that it learnt something else, or that the judge is fooled), and at most that of
        naive striding at 50 steps, which takes six times the passes.
+
+    Examples:
+        >>> from stepfuse.analysis import frontier, orderings
+        >>> with sf.Engine.load("fashion") as engine:
+        ...     found = frontier(engine, samples=2, latency_repeats=1, configurations=[("ddim", {"steps": 3})])
+        >>> orderings(found)[0].holds  # what is missing does not hold
+        False
     """
     return list(_checked(frontier))
 

@@ -71,6 +71,12 @@ class Paths:
         exact_spread: ``PathsRow.spread`` of exact samples.
         mixture: The data.
         trajectories: The states of each sampler, from noise to sample, shape (n, its steps + 1, 2).
+
+    Examples:
+        >>> from stepfuse.analysis import paths
+        >>> found = paths(samples=3, samplers=[("ddim", {"steps": 10})])
+        >>> found.samples, len(found.trajectories)
+        (3, 1)
     """
 
     rows: tuple[PathsRow, ...]
@@ -109,6 +115,12 @@ def paths(
         ValueError: If ``samples`` is below 2, ``mixture`` has not 2 dimensions, ``samplers`` is empty, a sampler
             refuses one of its options, or ``seed`` is negative.
         TypeError: If ``samples`` is not an integer, or a sampler has no option of a given name.
+
+    Examples:
+        >>> from stepfuse.analysis import paths
+        >>> found = paths(samples=3, samplers=[("ddim", {"steps": 10})])
+        >>> found.rows[0].sampler
+        'ddim'
     """
     require_count("samples", samples, 2)
     mixture = default_mixture() if mixture is None else mixture

@@ -59,6 +59,13 @@ class Reproducibility:
         cond: The samples' conditioning as text; empty if they are unconditional.
         data_range: Least and greatest value of a sample.
         images: Shape (rows, R, *shape).
+
+    Examples:
+        >>> from stepfuse.analysis import reproducibility
+        >>> with sf.Engine.load("fashion") as engine:
+        ...     found = reproducibility(engine, runs=2, samplers=[("ddim", {"steps": 3})])
+        >>> found.runs, found.seed
+        (2, 0)
     """
 
     rows: tuple[ReproducibilityRow, ...]
@@ -98,6 +105,13 @@ def reproducibility(
             options, ``cond`` or ``seed``.
         TypeError: If ``runs`` is not an integer, a sampler has no option of a given name, or ``cond`` or ``seed`` is of
             a type that ``Engine.sample`` refuses.
+
+    Examples:
+        >>> from stepfuse.analysis import reproducibility
+        >>> with sf.Engine.load("fashion") as engine:
+        ...     found = reproducibility(engine, runs=2, samplers=[("ddim", {"steps": 3})])
+        >>> [row.sampler for row in found.rows]
+        ['ddim', 'ddim']
     """
     require_count("runs", runs, 2)
     info = engine.info

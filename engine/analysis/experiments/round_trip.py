@@ -52,6 +52,14 @@ class RoundTrip:
         images: The first ``KEPT_IMAGES`` of them, shape (n, *shape).
         noise: Their noise encoded with the most steps and refinements, the same shape.
         returned: The images returned with the most steps, shape (2, n, *shape): of the fewest refinements, of the most.
+
+    Examples:
+        >>> from stepfuse.analysis import round_trip
+        >>> with sf.Engine.load("fashion") as engine:
+        ...     images = engine.sample(2, steps=4, seed=0)
+        ...     found = round_trip(engine, images, steps=[4], refinements=[1])
+        >>> found.returned.shape
+        (2, 2, 1, 28, 28)
     """
 
     rows: tuple[RoundTripRow, ...]
@@ -91,6 +99,14 @@ def round_trip(
             negative; or ``Engine.sample`` refuses ``cond`` or ``guidance_scale``.
         TypeError: If a step count or a number of refinements is not an integer, or another argument is of a type that
             ``Engine.sample`` refuses.
+
+    Examples:
+        >>> from stepfuse.analysis import round_trip
+        >>> with sf.Engine.load("fashion") as engine:
+        ...     images = engine.sample(2, steps=4, seed=0)
+        ...     found = round_trip(engine, images, steps=[4], refinements=[1])
+        >>> found.images_encoded
+        2
     """
     for name, counts, least in (("steps", steps, 1), ("refinements", refinements, 0)):
         if not counts:

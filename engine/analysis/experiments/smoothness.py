@@ -69,6 +69,13 @@ class Smoothness:
         cond: The samples' conditioning as text; empty if they are unconditional.
         data_range: Least and greatest value of a sample.
         images: The walks, shape (samplers, runs, frames, *shape).
+
+    Examples:
+        >>> from stepfuse.analysis import interpolation_smoothness
+        >>> with sf.Engine.load("fashion") as engine:
+        ...     found = interpolation_smoothness(engine, frames=3, runs=2, samplers=[("ddim", {"steps": 3})])
+        >>> found.rows[0].sampler
+        'ddim'
     """
 
     rows: tuple[SmoothnessRow, ...]
@@ -111,6 +118,13 @@ def interpolation_smoothness(
             ``Engine.sample`` refuses a sampler, one of its options, ``cond`` or ``seed``.
         TypeError: If ``frames`` or ``runs`` is not an integer, a sampler has no option of a given name, or ``cond`` is
             of a type that ``Engine.sample`` refuses.
+
+    Examples:
+        >>> from stepfuse.analysis import interpolation_smoothness
+        >>> with sf.Engine.load("fashion") as engine:
+        ...     found = interpolation_smoothness(engine, frames=3, runs=2, samplers=[("ddim", {"steps": 3})])
+        >>> found.frames, found.runs
+        (3, 2)
     """
     require_count("frames", frames, 2)
     require_count("runs", runs, 2)

@@ -19,7 +19,14 @@ if TYPE_CHECKING:
 
 @styled
 def draw_degradation(result: Degradation) -> Figure:
-    """Error and distance against the step count, and the first sample of each row."""
+    """Error and distance against the step count, and the first sample of each row.
+
+    Examples:
+        >>> from stepfuse.analysis import draw_degradation, save_figure, step_degradation
+        >>> with sf.Engine.load("fashion") as engine:
+        ...     found = step_degradation(engine, steps=[6, 3], samplers=["ddim"], samples=2)
+        >>> save_figure(draw_degradation(found), "degradation.png")
+    """
     samplers = list(dict.fromkeys(row.sampler for row in result.rows))
     counts = sorted({row.steps for row in result.rows}, reverse=True)
     judged = any(row.distance is not None for row in result.rows)

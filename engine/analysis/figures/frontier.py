@@ -24,6 +24,12 @@ def draw_frontier(result: Frontier) -> Figure:
     """Latency of one sample against the distance to real data, and samples of some rows from the same noise.
 
     Both axes are logarithmic. Passes take the place of the distance if the samples were not judged.
+
+    Examples:
+        >>> from stepfuse.analysis import draw_frontier, frontier, save_figure
+        >>> with sf.Engine.load("fashion") as engine:
+        ...     found = frontier(engine, samples=2, latency_repeats=1, configurations=[("ddim", {"steps": 3})])
+        >>> save_figure(draw_frontier(found), "frontier.png")
     """
     pictured = _pictured(result)
     shape = result.images.shape if result.images is not None else ()

@@ -19,7 +19,14 @@ if TYPE_CHECKING:
 
 @styled
 def draw_guidance_sweep(result: GuidanceSweep) -> Figure:
-    """Distance, accuracy and over-saturation against the scale, and the same samples at each scale."""
+    """Distance, accuracy and over-saturation against the scale, and the same samples at each scale.
+
+    Examples:
+        >>> from stepfuse.analysis import draw_guidance_sweep, guidance_sweep, save_figure
+        >>> with sf.Engine.load("fashion") as engine:
+        ...     found = guidance_sweep(engine, scales=(1.0, 3.0), steps=3, samples=2)
+        >>> save_figure(draw_guidance_sweep(found), "guidance.png")
+    """
     pictures = drawable(result.images.shape[2:])
     panels = [name for name in ("distance", "accuracy") if getattr(result.rows[0], name) is not None]
     panels.append("beyond_range")

@@ -16,7 +16,14 @@ if TYPE_CHECKING:
 
 @styled
 def draw_interval_saving(result: IntervalSaving) -> Figure:
-    """The same samples guided everywhere and in the interval, with their cost; bars alone if they are no pictures."""
+    """The same samples guided everywhere and in the interval, with their cost; bars alone if they are no pictures.
+
+    Examples:
+        >>> from stepfuse.analysis import draw_interval_saving, interval_saving, save_figure
+        >>> with sf.Engine.load("fashion") as engine:
+        ...     found = interval_saving(engine, (0.2, 0.8), steps=5, samples=2, repeats=1)
+        >>> save_figure(draw_interval_saving(found), "interval.png")
+    """
     labels = [
         "guided everywhere" if row.interval == EVERYWHERE else f"guided in {row.interval[0]:g} to {row.interval[1]:g}"
         for row in result.rows

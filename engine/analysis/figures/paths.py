@@ -27,6 +27,11 @@ def draw_paths(result: Paths) -> Figure:
     """A panel for each sampler: starts (pale) and ends of all samples, coloured by start, and the paths of some.
 
     One of the paths is black, so that the eye can follow it.
+
+    Examples:
+        >>> from stepfuse.analysis import draw_paths, paths, save_figure
+        >>> found = paths(samples=30, samplers=[("ddim", {"steps": 10})])
+        >>> save_figure(draw_paths(found), "paths.png")
     """
     count = len(result.rows)
     figure = new_figure(4.1 * count, 5.1 if count > 2 else 5.9)

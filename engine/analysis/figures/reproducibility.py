@@ -18,7 +18,14 @@ _SEEDS = {"different": "another seed a run", "same": "one seed"}
 
 @styled
 def draw_reproducibility(result: Reproducibility) -> Figure:
-    """The runs of each sampler side by side, and their mean squared error; bars alone if samples are no pictures."""
+    """The runs of each sampler side by side, and their mean squared error; bars alone if samples are no pictures.
+
+    Examples:
+        >>> from stepfuse.analysis import draw_reproducibility, reproducibility, save_figure
+        >>> with sf.Engine.load("fashion") as engine:
+        ...     found = reproducibility(engine, runs=2, samplers=[("ddim", {"steps": 3})])
+        >>> save_figure(draw_reproducibility(found), "reproducibility.png")
+    """
     labels = [f"{sampler_title(row.sampler, row.steps, row.options)}\n{_SEEDS[row.seeds]}" for row in result.rows]
     numbers = [_numbers(row, result.runs) for row in result.rows]
     if not drawable(result.images.shape[2:]):

@@ -21,7 +21,15 @@ _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")  # by refinements
 
 @styled
 def draw_round_trip(result: RoundTrip) -> Figure:
-    """The error against the step count by refinements, and images, their noise and the returned images."""
+    """The error against the step count by refinements, and images, their noise and the returned images.
+
+    Examples:
+        >>> from stepfuse.analysis import draw_round_trip, round_trip, save_figure
+        >>> with sf.Engine.load("fashion") as engine:
+        ...     images = engine.sample(2, steps=4, seed=0)
+        ...     found = round_trip(engine, images, steps=[2, 4], refinements=[0])
+        >>> save_figure(draw_round_trip(found), "round-trip.png")
+    """
     rounds = sorted({row.refinements for row in result.rows})
     most = max(row.steps for row in result.rows)
     pictures = drawable(result.images.shape[1:])

@@ -19,7 +19,14 @@ if TYPE_CHECKING:
 
 @styled
 def draw_smoothness(result: Smoothness) -> Figure:
-    """Two runs of each sampler's walk, and the error from frame to frame along it."""
+    """Two runs of each sampler's walk, and the error from frame to frame along it.
+
+    Examples:
+        >>> from stepfuse.analysis import draw_smoothness, interpolation_smoothness, save_figure
+        >>> with sf.Engine.load("fashion") as engine:
+        ...     found = interpolation_smoothness(engine, frames=3, runs=2, samplers=[("ddim", {"steps": 3})])
+        >>> save_figure(draw_smoothness(found), "smoothness.png")
+    """
     pictures = drawable(result.images.shape[3:])
     strips = height_of(2 * len(result.rows), result.frames, result.images.shape, 6.6) if pictures else 0.0
     height = 4.5 + strips

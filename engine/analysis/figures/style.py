@@ -110,6 +110,11 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
     """Writes a figure in the format of the file name's suffix; labels outside of the axes are not cut off.
 
     The margin begins at a whole pixel, so that pictures keep their sharp edges.
+
+    Examples:
+        >>> from matplotlib.figure import Figure
+        >>> from stepfuse.analysis import save_figure
+        >>> save_figure(Figure(), "empty.png")
     """
     from matplotlib.transforms import Bbox
 

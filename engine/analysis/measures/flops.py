@@ -47,6 +47,11 @@ def flops_of(path: str | os.PathLike[str], row_shapes: Mapping[str, Sequence[int
         ValueError: If the file is no ONNX model, has an operator in neither list or a fixed number of rows, leaves a
             shape open, or has no input that ``row_shapes`` names, or one of another number of dimensions.
         ImportError: If onnx is not installed.
+
+    Examples:
+        >>> from stepfuse.analysis import flops_of
+        >>> flops_of(sf.Bundle.load("fashion").denoiser) > 1e6
+        True
     """
     model = _read(path)
     for node in model.graph.node:

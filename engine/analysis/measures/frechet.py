@@ -17,6 +17,14 @@ from stepfuse.display import one_line
 
 Images = npt.NDArray[np.float32]
 FeatureFunction = Callable[[Images], npt.NDArray[np.floating[Any]]]
+"""A function from samples, (n, *shape) float32, to features, (n, F), in the place of a judge.
+
+Examples:
+    >>> def features(samples):
+    ...     return samples.reshape(len(samples), -1)[:, ::100]
+    >>> features(np.zeros((2, 1, 28, 28), np.float32)).shape
+    (2, 8)
+"""
 
 _ROUNDING = 1e-9  # of the largest eigenvalue: the error of an estimate in float64; float32 moments are refused
 
@@ -33,6 +41,11 @@ class Statistics:
     Raises:
         ValueError: If ``mean`` is not (F,) or ``cov`` not (F, F), a number is not finite, ``count`` is below 2, or
             ``cov`` is not symmetric with eigenvalues of at least 0, to rounding.
+
+    Examples:
+        >>> from stepfuse.analysis import Statistics
+        >>> Statistics.of(np.random.default_rng(0).standard_normal((100, 3))).mean.shape
+        (3,)
     """
 
     mean: npt.NDArray[np.float64]
@@ -105,6 +118,12 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
 
     Raises:
         ValueError: If the numbers of features differ.
+
+    Examples:
+        >>> from stepfuse.analysis import Statistics, frechet_distance
+        >>> features = np.random.default_rng(0).standard_normal((100, 3))
+        >>> round(frechet_distance(Statistics.of(features), Statistics.of(features + 1.0)), 6)
+        3.0
     """
     if a.mean.size != b.mean.size:
         raise ValueError(f"both sets must have as many features, got {a.mean.size} and {b.mean.size}")

@@ -47,6 +47,20 @@ class Judge:
         real_labels: Their classes, int64 (n,).
         provenance: Where the weights and the images come from.
         licence: Terms of their use.
+
+    Examples:
+        >>> from stepfuse.analysis import Judge
+        >>> judge = Judge.load("fashion")
+        >>> judge.name == Judge.for_model("fashion").name, judge.feature_count
+        (True, 64)
+        >>> with sf.Engine.load("fashion-8step") as engine:
+        ...     images = engine.sample(8, cond="bag", seed=0)
+        >>> judge.features(images).shape, judge.classify(images).shape
+        ((8, 64), (8,))
+        >>> 0 <= judge.accuracy(images, np.full(8, 8)) <= 1  # class 8 is bag
+        True
+        >>> judge.distance(np.concatenate([images] * 10)) > 0  # more samples than there are features
+        True
     """
 
     name: str

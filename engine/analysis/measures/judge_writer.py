@@ -50,6 +50,23 @@ def write_judge(
         ValueError: If ``images`` are not uint8, ``labels`` not integers (n,) within the classes, ``kept`` is below 1, a
             class has fewer than ``kept`` images, or there are no more images than features.
         BundleError: If the folder exists and ``overwrite`` is not set, or the network is not a judge's.
+
+    Examples:
+        >>> from stepfuse.analysis import Judge, write_judge
+        >>> known = Judge.load("fashion")
+        >>> images = np.random.default_rng(0).integers(0, 256, (100, 1, 28, 28)).astype(np.uint8)
+        >>> judge = write_judge(
+        ...     "my-judge",
+        ...     name="mine",
+        ...     network=sf.Bundle.load("fashion").path.parents[1] / "analysis/data/fashion/judge.onnx",
+        ...     class_names=known.class_names,
+        ...     images=images,  # real ones, which the network has not seen
+        ...     labels=np.arange(100) % 10,
+        ...     provenance="an example",
+        ...     licence="Apache-2.0",
+        ... )
+        >>> judge.name
+        'mine'
     """
     if images.dtype != np.uint8 or images.ndim < 2 or labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
         raise ValueError(

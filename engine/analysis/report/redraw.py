@@ -39,6 +39,9 @@ def redraw(
             report, or a file is missing or is not what an experiment wrote.
         TypeError: If ``only`` is one string.
         ImportError: If matplotlib is not installed.
+
+    Examples:
+        >>> sf.analysis.redraw("report")  # doctest: +SKIP
     """
     names, folder = chosen(only), Path(folder)
     new_figure(1, 1)  # raises without matplotlib

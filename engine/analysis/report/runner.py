@@ -93,6 +93,9 @@ def analyze(
         BundleError: If the model, the student or the judge cannot be loaded.
         FileNotFoundError: If the file of ``features`` or ``real`` does not exist.
         ImportError: If matplotlib is not installed.
+
+    Examples:
+        >>> sf.analysis.analyze("fashion", "report", quick=True, only=["paths"])  # doctest: +SKIP
     """
     names = chosen(only)
     if not 0 <= seed < 1 << 63:

@@ -32,6 +32,11 @@ class Cuda:
 
     Raises:
         ValueError: If ``index`` is negative, or ``backend`` is not one of ``BACKENDS``.
+
+    Examples:
+        >>> device = sf.Cuda(backend="tensorrt", memory_bytes=8 << 30)
+        >>> device.index, device.backend
+        (0, 'tensorrt')
     """
 
     index: int = 0

@@ -37,6 +37,11 @@ class OpenVino:
     Raises:
         ValueError: If a bucket is below 1.
         TypeError: If it is not a whole number.
+
+    Examples:
+        >>> backend = sf.OpenVino(buckets=[1, 4], pinning=True)
+        >>> backend.buckets
+        (1, 4)
     """
 
     pinning: bool = False

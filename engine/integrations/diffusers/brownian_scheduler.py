@@ -13,7 +13,12 @@ from stepfuse.integrations.diffusers.table_scheduler import TableScheduler
 
 
 class DPMSolverSDEScheduler(TableScheduler, theirs.DPMSolverSDEScheduler):
-    """``diffusers.DPMSolverSDEScheduler`` by the fused step, with the noise of diffusers' own path."""
+    """``diffusers.DPMSolverSDEScheduler`` by the fused step, with the noise of diffusers' own path.
+
+    Examples:
+        >>> from stepfuse.integrations.diffusers import DPMSolverSDEScheduler  # doctest: +SKIP
+        >>> scheduler = DPMSolverSDEScheduler.from_config(pipe.scheduler.config)  # doctest: +SKIP
+    """
 
     own_entries = MappingProxyType({"noise_sampler_seed": None})
     noise_sampler: Any  # diffusers' own, new with each run

@@ -17,7 +17,17 @@ from stepfuse.integrations.diffusers.torch_step import fused_step, require_suppo
 
 
 class CogVideoXDDIMScheduler(RowScheduler, diffusers.CogVideoXDDIMScheduler):
-    """``diffusers.CogVideoXDDIMScheduler`` by the fused step: it neither clips nor adds noise, whatever ``eta`` is."""
+    """``diffusers.CogVideoXDDIMScheduler`` by the fused step: it neither clips nor adds noise, whatever ``eta`` is.
+
+    Examples:
+        >>> import torch
+        >>> from stepfuse.integrations.diffusers import CogVideoXDDIMScheduler
+        >>> scheduler = CogVideoXDDIMScheduler()  # or .from_config(pipe.scheduler.config)
+        >>> scheduler.set_timesteps(4)
+        >>> sample = torch.zeros(1, 4, 8, 8)
+        >>> scheduler.step(sample, scheduler.timesteps[0], sample).prev_sample.shape
+        torch.Size([1, 4, 8, 8])
+    """
 
     def step(
         self,
@@ -48,6 +58,13 @@ class CogVideoXDPMScheduler(RowScheduler, diffusers.CogVideoXDPMScheduler):
     """``diffusers.CogVideoXDPMScheduler`` by the fused step: stochastic DPM-Solver++ 2M.
 
     Its caller keeps the clean sample of the step before and gives it back.
+
+    Examples:
+        >>> from stepfuse.integrations.diffusers import CogVideoXDPMScheduler
+        >>> scheduler = CogVideoXDPMScheduler()  # or .from_config(pipe.scheduler.config)
+        >>> scheduler.set_timesteps(4)
+        >>> len(scheduler.timesteps)
+        4
     """
 
     def step(

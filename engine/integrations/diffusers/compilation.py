@@ -79,6 +79,13 @@ def compile(pipe: Pipeline, *, bundle: str | os.PathLike[str] | None = None) -> 
             bundle. A call raises it if an argument needs what only the pipeline's own loop does, or a component that
             the engine stands in for is replaced during it; the message says which.
         BundleError: If the bundle cannot be used.
+
+    Examples:
+        >>> import diffusers
+        >>> pipe = diffusers.DiffusionPipeline.from_pretrained("stable-diffusion-folder")
+        >>> pipe = sf.integrations.diffusers.compile(pipe)
+        >>> type(pipe).__name__
+        'StableDiffusionPipeline'
     """
     if isinstance(pipe, _Compiled):
         pipe = cast(Pipeline, pipe.original)

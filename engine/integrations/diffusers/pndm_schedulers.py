@@ -24,7 +24,17 @@ def _run_of_registers(begin: int, options: Mapping[str, Any], sample: torch.Tens
 
 
 class PNDMScheduler(TableScheduler, diffusers.PNDMScheduler):
-    """``diffusers.PNDMScheduler`` by the fused step, without Runge-Kutta steps (``skip_prk_steps=True``)."""
+    """``diffusers.PNDMScheduler`` by the fused step, without Runge-Kutta steps (``skip_prk_steps=True``).
+
+    Examples:
+        >>> import torch
+        >>> from stepfuse.integrations.diffusers import PNDMScheduler
+        >>> scheduler = PNDMScheduler(skip_prk_steps=True)  # or .from_config(pipe.scheduler.config)
+        >>> scheduler.set_timesteps(4)
+        >>> sample = torch.zeros(1, 4, 8, 8)
+        >>> scheduler.step(sample, scheduler.timesteps[0], sample).prev_sample.shape
+        torch.Size([1, 4, 8, 8])
+    """
 
     def _index(self, timestep: Any) -> int:
         return int(self.counter)
@@ -44,7 +54,17 @@ class PNDMScheduler(TableScheduler, diffusers.PNDMScheduler):
 
 
 class IPNDMScheduler(TableScheduler, diffusers.IPNDMScheduler):
-    """``diffusers.IPNDMScheduler`` by the fused step, at its own noise levels."""
+    """``diffusers.IPNDMScheduler`` by the fused step, at its own noise levels.
+
+    Examples:
+        >>> import torch
+        >>> from stepfuse.integrations.diffusers import IPNDMScheduler
+        >>> scheduler = IPNDMScheduler()  # or .from_config(pipe.scheduler.config)
+        >>> scheduler.set_timesteps(4)
+        >>> sample = torch.zeros(1, 4, 8, 8)
+        >>> scheduler.step(sample, scheduler.timesteps[0], sample).prev_sample.shape
+        torch.Size([1, 4, 8, 8])
+    """
 
     def _run_from(self, begin: int, options: Mapping[str, Any], sample: torch.Tensor) -> Run:
         return _run_of_registers(begin, options, sample)

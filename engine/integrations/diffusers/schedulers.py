@@ -64,7 +64,17 @@ class RowScheduler(FusedScheduler):
 
 
 class DDIMScheduler(RowScheduler, diffusers.DDIMScheduler):
-    """``diffusers.DDIMScheduler`` by the fused step; ``thresholding`` and an ``eta`` outside 0 to 1 are left to it."""
+    """``diffusers.DDIMScheduler`` by the fused step; ``thresholding`` and an ``eta`` outside 0 to 1 are left to it.
+
+    Examples:
+        >>> import torch
+        >>> from stepfuse.integrations.diffusers import DDIMScheduler
+        >>> scheduler = DDIMScheduler()  # or .from_config(pipe.scheduler.config)
+        >>> scheduler.set_timesteps(4)
+        >>> sample = torch.zeros(1, 4, 8, 8)
+        >>> scheduler.step(sample, scheduler.timesteps[0], sample).prev_sample.shape
+        torch.Size([1, 4, 8, 8])
+    """
 
     def step(
         self,
@@ -101,7 +111,17 @@ class DDIMScheduler(RowScheduler, diffusers.DDIMScheduler):
 
 
 class DDIMInverseScheduler(RowScheduler, diffusers.DDIMInverseScheduler):
-    """``diffusers.DDIMInverseScheduler`` by the fused step: from a sample to the noise that it comes from."""
+    """``diffusers.DDIMInverseScheduler`` by the fused step: from a sample to the noise that it comes from.
+
+    Examples:
+        >>> import torch
+        >>> from stepfuse.integrations.diffusers import DDIMInverseScheduler
+        >>> scheduler = DDIMInverseScheduler()  # or .from_config(pipe.scheduler.config)
+        >>> scheduler.set_timesteps(4)
+        >>> sample = torch.zeros(1, 4, 8, 8)
+        >>> scheduler.step(sample, scheduler.timesteps[0], sample).prev_sample.shape
+        torch.Size([1, 4, 8, 8])
+    """
 
     def step(
         self, model_output: torch.Tensor, timestep: int, sample: torch.Tensor, return_dict: bool = True
@@ -124,7 +144,17 @@ class DDIMInverseScheduler(RowScheduler, diffusers.DDIMInverseScheduler):
 
 
 class DDPMScheduler(RowScheduler, diffusers.DDPMScheduler):
-    """``diffusers.DDPMScheduler`` by the fused step; ``thresholding`` and a learned variance are left to it."""
+    """``diffusers.DDPMScheduler`` by the fused step; ``thresholding`` and a learned variance are left to it.
+
+    Examples:
+        >>> import torch
+        >>> from stepfuse.integrations.diffusers import DDPMScheduler
+        >>> scheduler = DDPMScheduler()  # or .from_config(pipe.scheduler.config)
+        >>> scheduler.set_timesteps(4)
+        >>> sample = torch.zeros(1, 4, 8, 8)
+        >>> scheduler.step(sample, scheduler.timesteps[0], sample).prev_sample.shape
+        torch.Size([1, 4, 8, 8])
+    """
 
     def step(
         self,
@@ -163,7 +193,17 @@ class DDPMScheduler(RowScheduler, diffusers.DDPMScheduler):
 
 
 class LCMScheduler(RowScheduler, diffusers.LCMScheduler):
-    """``diffusers.LCMScheduler`` by the fused step; ``thresholding`` is left to it."""
+    """``diffusers.LCMScheduler`` by the fused step; ``thresholding`` is left to it.
+
+    Examples:
+        >>> import torch
+        >>> from stepfuse.integrations.diffusers import LCMScheduler
+        >>> scheduler = LCMScheduler()  # or .from_config(pipe.scheduler.config)
+        >>> scheduler.set_timesteps(4)
+        >>> sample = torch.zeros(1, 4, 8, 8)
+        >>> scheduler.step(sample, scheduler.timesteps[0], sample).prev_sample.shape
+        torch.Size([1, 4, 8, 8])
+    """
 
     def step(
         self,
@@ -198,6 +238,15 @@ class DPMSolverMultistepScheduler(RowScheduler, diffusers.DPMSolverMultistepSche
     """``diffusers.DPMSolverMultistepScheduler`` by the fused step; ``thresholding`` is left to it.
 
     Every ``algorithm_type``, ``solver_type``, ``solver_order`` and way to choose noise levels is covered.
+
+    Examples:
+        >>> import torch
+        >>> from stepfuse.integrations.diffusers import DPMSolverMultistepScheduler
+        >>> scheduler = DPMSolverMultistepScheduler()  # or .from_config(pipe.scheduler.config)
+        >>> scheduler.set_timesteps(4)
+        >>> sample = torch.zeros(1, 4, 8, 8)
+        >>> scheduler.step(sample, scheduler.timesteps[0], sample).prev_sample.shape
+        torch.Size([1, 4, 8, 8])
     """
 
     def step(

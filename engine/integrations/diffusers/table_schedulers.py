@@ -18,14 +18,34 @@ from stepfuse.samplers.table import Float32Array, StepTable
 
 
 class EulerDiscreteScheduler(TableScheduler, diffusers.EulerDiscreteScheduler):
-    """``diffusers.EulerDiscreteScheduler`` by the fused step, without churn."""
+    """``diffusers.EulerDiscreteScheduler`` by the fused step, without churn.
+
+    Examples:
+        >>> import torch
+        >>> from stepfuse.integrations.diffusers import EulerDiscreteScheduler
+        >>> scheduler = EulerDiscreteScheduler()  # or .from_config(pipe.scheduler.config)
+        >>> scheduler.set_timesteps(4)
+        >>> sample = torch.zeros(1, 4, 8, 8)
+        >>> scheduler.step(sample, scheduler.timesteps[0], sample).prev_sample.shape
+        torch.Size([1, 4, 8, 8])
+    """
 
     takes_indices = False
     keeps_dtype = False
 
 
 class EulerAncestralDiscreteScheduler(TableScheduler, diffusers.EulerAncestralDiscreteScheduler):
-    """``diffusers.EulerAncestralDiscreteScheduler`` by the fused step."""
+    """``diffusers.EulerAncestralDiscreteScheduler`` by the fused step.
+
+    Examples:
+        >>> import torch
+        >>> from stepfuse.integrations.diffusers import EulerAncestralDiscreteScheduler
+        >>> scheduler = EulerAncestralDiscreteScheduler()  # or .from_config(pipe.scheduler.config)
+        >>> scheduler.set_timesteps(4)
+        >>> sample = torch.zeros(1, 4, 8, 8)
+        >>> scheduler.step(sample, scheduler.timesteps[0], sample).prev_sample.shape
+        torch.Size([1, 4, 8, 8])
+    """
 
     takes_indices = False
     keeps_dtype = False
@@ -35,19 +55,59 @@ class EulerAncestralDiscreteScheduler(TableScheduler, diffusers.EulerAncestralDi
 
 
 class HeunDiscreteScheduler(TableScheduler, diffusers.HeunDiscreteScheduler):
-    """``diffusers.HeunDiscreteScheduler`` by the fused step."""
+    """``diffusers.HeunDiscreteScheduler`` by the fused step.
+
+    Examples:
+        >>> import torch
+        >>> from stepfuse.integrations.diffusers import HeunDiscreteScheduler
+        >>> scheduler = HeunDiscreteScheduler()  # or .from_config(pipe.scheduler.config)
+        >>> scheduler.set_timesteps(4)
+        >>> sample = torch.zeros(1, 4, 8, 8)
+        >>> scheduler.step(sample, scheduler.timesteps[0], sample).prev_sample.shape
+        torch.Size([1, 4, 8, 8])
+    """
 
 
 class UniPCMultistepScheduler(TableScheduler, diffusers.UniPCMultistepScheduler):
-    """``diffusers.UniPCMultistepScheduler`` by the fused step."""
+    """``diffusers.UniPCMultistepScheduler`` by the fused step.
+
+    Examples:
+        >>> import torch
+        >>> from stepfuse.integrations.diffusers import UniPCMultistepScheduler
+        >>> scheduler = UniPCMultistepScheduler()  # or .from_config(pipe.scheduler.config)
+        >>> scheduler.set_timesteps(4)
+        >>> sample = torch.zeros(1, 4, 8, 8)
+        >>> scheduler.step(sample, scheduler.timesteps[0], sample).prev_sample.shape
+        torch.Size([1, 4, 8, 8])
+    """
 
 
 class DEISMultistepScheduler(TableScheduler, diffusers.DEISMultistepScheduler):
-    """``diffusers.DEISMultistepScheduler`` by the fused step."""
+    """``diffusers.DEISMultistepScheduler`` by the fused step.
+
+    Examples:
+        >>> import torch
+        >>> from stepfuse.integrations.diffusers import DEISMultistepScheduler
+        >>> scheduler = DEISMultistepScheduler()  # or .from_config(pipe.scheduler.config)
+        >>> scheduler.set_timesteps(4)
+        >>> sample = torch.zeros(1, 4, 8, 8)
+        >>> scheduler.step(sample, scheduler.timesteps[0], sample).prev_sample.shape
+        torch.Size([1, 4, 8, 8])
+    """
 
 
 class LMSDiscreteScheduler(TableScheduler, diffusers.LMSDiscreteScheduler):
-    """``diffusers.LMSDiscreteScheduler`` by the fused step, up to order 4."""
+    """``diffusers.LMSDiscreteScheduler`` by the fused step, up to order 4.
+
+    Examples:
+        >>> import torch
+        >>> from stepfuse.integrations.diffusers import LMSDiscreteScheduler
+        >>> scheduler = LMSDiscreteScheduler()  # or .from_config(pipe.scheduler.config)
+        >>> scheduler.set_timesteps(4)
+        >>> sample = torch.zeros(1, 4, 8, 8)
+        >>> scheduler.step(sample, scheduler.timesteps[0], sample).prev_sample.shape
+        torch.Size([1, 4, 8, 8])
+    """
 
     chosen_in_step = ("order",)
 
@@ -57,29 +117,79 @@ class LMSDiscreteScheduler(TableScheduler, diffusers.LMSDiscreteScheduler):
 
 
 class KDPM2DiscreteScheduler(TableScheduler, diffusers.KDPM2DiscreteScheduler):
-    """``diffusers.KDPM2DiscreteScheduler`` by the fused step."""
+    """``diffusers.KDPM2DiscreteScheduler`` by the fused step.
+
+    Examples:
+        >>> import torch
+        >>> from stepfuse.integrations.diffusers import KDPM2DiscreteScheduler
+        >>> scheduler = KDPM2DiscreteScheduler()  # or .from_config(pipe.scheduler.config)
+        >>> scheduler.set_timesteps(4)
+        >>> sample = torch.zeros(1, 4, 8, 8)
+        >>> scheduler.step(sample, scheduler.timesteps[0], sample).prev_sample.shape
+        torch.Size([1, 4, 8, 8])
+    """
 
 
 class KDPM2AncestralDiscreteScheduler(TableScheduler, diffusers.KDPM2AncestralDiscreteScheduler):
-    """``diffusers.KDPM2AncestralDiscreteScheduler`` by the fused step."""
+    """``diffusers.KDPM2AncestralDiscreteScheduler`` by the fused step.
+
+    Examples:
+        >>> import torch
+        >>> from stepfuse.integrations.diffusers import KDPM2AncestralDiscreteScheduler
+        >>> scheduler = KDPM2AncestralDiscreteScheduler()  # or .from_config(pipe.scheduler.config)
+        >>> scheduler.set_timesteps(4)
+        >>> sample = torch.zeros(1, 4, 8, 8)
+        >>> scheduler.step(sample, scheduler.timesteps[0], sample).prev_sample.shape
+        torch.Size([1, 4, 8, 8])
+    """
 
     def _noise_dtype(self, index: int, state: torch.dtype, output: torch.dtype) -> torch.dtype | None:
         return output if index % 2 else None
 
 
 class DPMSolverSinglestepScheduler(TableScheduler, diffusers.DPMSolverSinglestepScheduler):
-    """``diffusers.DPMSolverSinglestepScheduler`` by the fused step."""
+    """``diffusers.DPMSolverSinglestepScheduler`` by the fused step.
+
+    Examples:
+        >>> import torch
+        >>> from stepfuse.integrations.diffusers import DPMSolverSinglestepScheduler
+        >>> scheduler = DPMSolverSinglestepScheduler()  # or .from_config(pipe.scheduler.config)
+        >>> scheduler.set_timesteps(4)
+        >>> sample = torch.zeros(1, 4, 8, 8)
+        >>> scheduler.step(sample, scheduler.timesteps[0], sample).prev_sample.shape
+        torch.Size([1, 4, 8, 8])
+    """
 
 
 class SASolverScheduler(TableScheduler, diffusers.SASolverScheduler):
-    """``diffusers.SASolverScheduler`` by the fused step, with its own tau."""
+    """``diffusers.SASolverScheduler`` by the fused step, with its own tau.
+
+    Examples:
+        >>> import torch
+        >>> from stepfuse.integrations.diffusers import SASolverScheduler
+        >>> scheduler = SASolverScheduler()  # or .from_config(pipe.scheduler.config)
+        >>> scheduler.set_timesteps(4)
+        >>> sample = torch.zeros(1, 4, 8, 8)
+        >>> scheduler.step(sample, scheduler.timesteps[0], sample).prev_sample.shape
+        torch.Size([1, 4, 8, 8])
+    """
 
     def _noise_dtype(self, index: int, state: torch.dtype, output: torch.dtype) -> torch.dtype:
         return output
 
 
 class TCDScheduler(TableScheduler, diffusers.TCDScheduler):
-    """``diffusers.TCDScheduler`` by the fused step."""
+    """``diffusers.TCDScheduler`` by the fused step.
+
+    Examples:
+        >>> import torch
+        >>> from stepfuse.integrations.diffusers import TCDScheduler
+        >>> scheduler = TCDScheduler()  # or .from_config(pipe.scheduler.config)
+        >>> scheduler.set_timesteps(4)
+        >>> sample = torch.zeros(1, 4, 8, 8)
+        >>> scheduler.step(sample, scheduler.timesteps[0], sample).prev_sample.shape
+        torch.Size([1, 4, 8, 8])
+    """
 
     chosen_in_step = ("eta",)
 
@@ -99,7 +209,17 @@ class TCDScheduler(TableScheduler, diffusers.TCDScheduler):
 
 
 class FlowMatchEulerDiscreteScheduler(TableScheduler, diffusers.FlowMatchEulerDiscreteScheduler):
-    """``diffusers.FlowMatchEulerDiscreteScheduler`` by the fused step, with one timestep for all of a sample."""
+    """``diffusers.FlowMatchEulerDiscreteScheduler`` by the fused step, with one timestep for all of a sample.
+
+    Examples:
+        >>> import torch
+        >>> from stepfuse.integrations.diffusers import FlowMatchEulerDiscreteScheduler
+        >>> scheduler = FlowMatchEulerDiscreteScheduler()  # or .from_config(pipe.scheduler.config)
+        >>> scheduler.set_timesteps(4)
+        >>> sample = torch.zeros(1, 4, 8, 8)
+        >>> scheduler.step(sample, scheduler.timesteps[0], sample).prev_sample.shape
+        torch.Size([1, 4, 8, 8])
+    """
 
     takes_indices = False
     keeps_dtype = False
@@ -109,14 +229,34 @@ class FlowMatchEulerDiscreteScheduler(TableScheduler, diffusers.FlowMatchEulerDi
 
 
 class FlowMatchHeunDiscreteScheduler(TableScheduler, diffusers.FlowMatchHeunDiscreteScheduler):
-    """``diffusers.FlowMatchHeunDiscreteScheduler`` by the fused step, without churn."""
+    """``diffusers.FlowMatchHeunDiscreteScheduler`` by the fused step, without churn.
+
+    Examples:
+        >>> import torch
+        >>> from stepfuse.integrations.diffusers import FlowMatchHeunDiscreteScheduler
+        >>> scheduler = FlowMatchHeunDiscreteScheduler()  # or .from_config(pipe.scheduler.config)
+        >>> scheduler.set_timesteps(4)
+        >>> sample = torch.zeros(1, 4, 8, 8)
+        >>> scheduler.step(sample, scheduler.timesteps[0], sample).prev_sample.shape
+        torch.Size([1, 4, 8, 8])
+    """
 
     takes_indices = False
     keeps_dtype = False
 
 
 class FlowMatchLCMScheduler(TableScheduler, diffusers.FlowMatchLCMScheduler):
-    """``diffusers.FlowMatchLCMScheduler`` by the fused step, which keeps the sample's size."""
+    """``diffusers.FlowMatchLCMScheduler`` by the fused step, which keeps the sample's size.
+
+    Examples:
+        >>> import torch
+        >>> from stepfuse.integrations.diffusers import FlowMatchLCMScheduler
+        >>> scheduler = FlowMatchLCMScheduler()  # or .from_config(pipe.scheduler.config)
+        >>> scheduler.set_timesteps(4)
+        >>> sample = torch.zeros(1, 4, 8, 8)
+        >>> scheduler.step(sample, scheduler.timesteps[0], sample).prev_sample.shape
+        torch.Size([1, 4, 8, 8])
+    """
 
     takes_indices = False
     keeps_dtype = False
@@ -126,18 +266,48 @@ class FlowMatchLCMScheduler(TableScheduler, diffusers.FlowMatchLCMScheduler):
 
 
 class EDMEulerScheduler(TableScheduler, diffusers.EDMEulerScheduler):
-    """``diffusers.EDMEulerScheduler`` by the fused step, without churn."""
+    """``diffusers.EDMEulerScheduler`` by the fused step, without churn.
+
+    Examples:
+        >>> import torch
+        >>> from stepfuse.integrations.diffusers import EDMEulerScheduler
+        >>> scheduler = EDMEulerScheduler()  # or .from_config(pipe.scheduler.config)
+        >>> scheduler.set_timesteps(4)
+        >>> sample = torch.zeros(1, 4, 8, 8)
+        >>> scheduler.step(sample, scheduler.timesteps[0], sample).prev_sample.shape
+        torch.Size([1, 4, 8, 8])
+    """
 
     takes_indices = False
     keeps_dtype = False
 
 
 class EDMDPMSolverMultistepScheduler(TableScheduler, diffusers.EDMDPMSolverMultistepScheduler):
-    """``diffusers.EDMDPMSolverMultistepScheduler`` by the fused step, without noise."""
+    """``diffusers.EDMDPMSolverMultistepScheduler`` by the fused step, without noise.
+
+    Examples:
+        >>> import torch
+        >>> from stepfuse.integrations.diffusers import EDMDPMSolverMultistepScheduler
+        >>> scheduler = EDMDPMSolverMultistepScheduler()  # or .from_config(pipe.scheduler.config)
+        >>> scheduler.set_timesteps(4)
+        >>> sample = torch.zeros(1, 4, 8, 8)
+        >>> scheduler.step(sample, scheduler.timesteps[0], sample).prev_sample.shape
+        torch.Size([1, 4, 8, 8])
+    """
 
 
 class CMStochasticIterativeScheduler(TableScheduler, diffusers.CMStochasticIterativeScheduler):
-    """``diffusers.CMStochasticIterativeScheduler`` by the fused step."""
+    """``diffusers.CMStochasticIterativeScheduler`` by the fused step.
+
+    Examples:
+        >>> import torch
+        >>> from stepfuse.integrations.diffusers import CMStochasticIterativeScheduler
+        >>> scheduler = CMStochasticIterativeScheduler()  # or .from_config(pipe.scheduler.config)
+        >>> scheduler.set_timesteps(4)
+        >>> sample = torch.zeros(1, 4, 8, 8)
+        >>> scheduler.step(sample, scheduler.timesteps[0], sample).prev_sample.shape
+        torch.Size([1, 4, 8, 8])
+    """
 
     takes_indices = False
 

@@ -54,6 +54,15 @@ class Sampler:
     Raises:
         BundleError: If the model cannot be used.
         ValueError: If an argument is out of bounds.
+
+    Examples:
+        >>> import pyarrow
+        >>> from stepfuse.integrations.ray import Sampler
+        >>> sampler = Sampler("fashion", threads=1)  # Ray makes one in each actor
+        >>> drawn = sampler(pyarrow.table({"id": ["a"], "prompt": ["bag"], "steps": [3], "seed": [7]}))
+        >>> drawn["seed"].to_pylist(), drawn["error"].to_pylist()
+        ([7], [None])
+        >>> sampler.close()
     """
 
     def __init__(
@@ -118,6 +127,13 @@ def webdataset_columns(batch: pa.Table) -> pa.Table:
     Returns:
         Columns ``__key__``, the id with ``%`` and two digits for what a name of a member cannot have, ``png`` (or
         ``jpg``, ``webp``) and ``json``.
+
+    Examples:
+        >>> import pyarrow
+        >>> from stepfuse.integrations.ray import Sampler, webdataset_columns
+        >>> drawn = Sampler("fashion")(pyarrow.table({"id": ["a"], "prompt": ["bag"], "steps": [3], "seed": [7]}))
+        >>> webdataset_columns(drawn).column_names
+        ['__key__', 'png', 'json']
     """
     batch = batch.filter(pc.is_valid(batch["image"]))
     images = batch["image"].to_pylist()
@@ -144,6 +160,11 @@ def without_written(dataset: Dataset, folder: str | Path, *, retry_failed: bool 
 
     Raises:
         ValueError: If the dataset has no column ``id``.
+
+    Examples:
+        >>> import ray
+        >>> from stepfuse.integrations.ray import without_written
+        >>> requests = without_written(ray.data.read_json("requests.jsonl"), "drawn")  # doctest: +SKIP
     """
     if "id" not in (dataset.schema() or pa.schema([])).names:
         raise ValueError("the dataset must have a column id, by which rows are known as written: it has none")

@@ -64,6 +64,11 @@ def deployment(
         BundleError: If a model is not found or cannot be used.
         ValueError: If another argument is refused, by us or by Serve.
         TypeError: If an argument is of another type, or Serve has no such option.
+
+    Examples:
+        >>> from ray import serve
+        >>> from stepfuse.integrations.ray import deployment
+        >>> serve.run(deployment({"fashion": "fashion"}, threads=2))  # doctest: +SKIP
     """
     if isinstance(models, str) or not all(isinstance(one, str) for one in models):
         raise TypeError(f'models must be a list of names, such as ["fashion"], got {models!r}')

@@ -84,7 +84,7 @@ def test_a_file_of_something_else_is_refused(tmp_path, change, message):
     data = result().as_json()
     change(data)
     (tmp_path / "a.json").write_text(json.dumps(data))
-    with pytest.raises(ValueError, match=r"a\.json must hold what stepfuse bench --json has written: ") as caught:
+    with pytest.raises(ValueError, match=r"a\.json must hold what stepfuse bench --output has written: ") as caught:
         BenchResult.load(tmp_path / "a.json")
     assert message in str(caught.value)
 
