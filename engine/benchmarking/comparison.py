@@ -24,6 +24,14 @@ class Comparison:
         high: Where it lies at most.
         verdict: ``slower`` or ``faster`` if the interval lies wholly beyond the threshold, ``same`` if wholly within
             it, ``unclear`` if it reaches over, ``noisy`` if one of the two cases is.
+
+    Example:
+        >>> from stepfuse.benchmarking import BenchResult, Case, Configuration, compare
+        >>> def result(*seconds):
+        ...     return BenchResult("my-model", {}, [Case(Configuration("onnxruntime"), 1, 0, 1, seconds)], {})
+        >>> found = compare(result(0.12, 0.121, 0.12), result(0.1, 0.1, 0.101))
+        >>> found.cases[0].verdict, f"{found.cases[0].ratio:.2f}", len(found.slower), found.undecided
+        ('slower', '1.20', 1, [])
     """
 
     case: Case
@@ -42,6 +50,14 @@ class Compared:
         missing: Cases that one of the two lacks, in words.
         differences: What else differs, in words: the machine, the model's files, versions.
         threshold: Share that is too small to matter.
+
+    Example:
+        >>> from stepfuse.benchmarking import BenchResult, Case, Configuration, compare
+        >>> def result(*seconds):
+        ...     return BenchResult("my-model", {}, [Case(Configuration("onnxruntime"), 1, 0, 1, seconds)], {})
+        >>> found = compare(result(0.1, 0.101, 0.1), result(0.1, 0.1, 0.101), threshold=0.1)
+        >>> len(found.slower), len(found.undecided), found.missing
+        (0, 0, [])
     """
 
     cases: Sequence[Comparison]
@@ -73,6 +89,13 @@ def compare(new: BenchResult, old: BenchResult, *, threshold: float = 0.05) -> C
 
     Raises:
         ValueError: If the threshold is negative or not finite, or they have no case in common.
+
+    Example:
+        >>> from stepfuse.benchmarking import BenchResult, Case, Configuration, compare
+        >>> now = BenchResult("my-model", {}, [Case(Configuration("onnxruntime"), 1, 0, 1, [0.1, 0.1, 0.101])], {})
+        >>> now.save("before.json")
+        >>> compare(now, BenchResult.load("before.json")).cases[0].verdict
+        'same'
     """
     threshold = float(number("threshold", threshold))
     if not 0 <= threshold < float("inf"):

@@ -34,6 +34,11 @@ class Configuration:
         backend: ``onnxruntime`` or ``openvino``.
         precision: ``float32``, ``bf16`` or ``f16``.
         threads: As in ``Engine.load``; 0 is the library's choice.
+
+    Example:
+        >>> from stepfuse.benchmarking import Configuration
+        >>> print(Configuration("openvino", "bf16"))
+        openvino bf16
     """
 
     backend: str
@@ -55,6 +60,14 @@ class Case:
         steps: Steps of a run of the engine; 0 is forwards of the bare network, one after the other.
         forwards: Forwards that one call takes.
         seconds: Of each call. Value i of all cases of a result was taken in round i.
+
+    Example:
+        >>> from stepfuse.benchmarking import Case, Configuration
+        >>> case = Case(Configuration("onnxruntime"), rows=4, steps=2, forwards=2, seconds=[0.19, 0.20, 0.22])
+        >>> case.median, case.images_per_second, case.per_forward[1], case.work
+        (0.2, 20.0, 0.1, (4, 2))
+        >>> f"{case.spread:.2f}", case.noisy
+        ('0.12', False)
     """
 
     configuration: Configuration
@@ -103,6 +116,11 @@ class Error:
         prediction: Root mean square of the difference over that of the prediction, on noise at timesteps of all levels.
         images: Root mean square of the difference of images from the same noise, as a share of the data range, drawn
             with the model's default sampler, steps and guidance.
+
+    Example:
+        >>> from stepfuse.benchmarking import Configuration, Error
+        >>> Error(Configuration("openvino", "bf16"), prediction=0.004, images=0.003).images
+        0.003
     """
 
     configuration: Configuration
@@ -118,6 +136,11 @@ class Start:
         configuration: What ran the network.
         seconds: Of each process.
         peak_bytes: Its largest resident memory, shared libraries included. Linux says it.
+
+    Example:
+        >>> from stepfuse.benchmarking import Configuration, Start
+        >>> max(Start(Configuration("onnxruntime"), seconds=[0.6, 0.5], peak_bytes=[114_000_000, 113_000_000]).seconds)
+        0.6
     """
 
     configuration: Configuration
@@ -136,6 +159,11 @@ class Load:
         latencies: Seconds from a request's arrival to its image, in the order of arrival, of those that got one.
         unanswered: Requests that got none: they found the queue full, or were given up long after the last arrival.
         images_per_second: Images over the time from the first arrival to the last image.
+
+    Example:
+        >>> from stepfuse.benchmarking import Configuration, Load
+        >>> Load(Configuration("onnxruntime"), 20.0, 10, [0.1, 0.2], unanswered=0, images_per_second=18.0).unanswered
+        0
     """
 
     configuration: Configuration
@@ -160,6 +188,22 @@ class BenchResult:
         loads: Of requests that arrive at random, if asked for.
         failures: What failed of a configuration, its network or its fresh processes, with the reason.
         facts: Date, machine, versions, the machine's load before, and how it was measured.
+
+    Example:
+        >>> from stepfuse.benchmarking import BenchResult, Case, Configuration
+        >>> first, other = Configuration("onnxruntime"), Configuration("openvino")
+        >>> cases = [Case(first, 1, 0, 2, [0.20, 0.21, 0.20]), Case(other, 1, 0, 2, [0.10, 0.10, 0.10])]
+        >>> cases += [Case(first, 1, 2, 2, [0.22, 0.22, 0.22]), Case(other, 1, 2, 2, [0.11, 0.12, 0.11])]
+        >>> result = BenchResult("my-model", {}, cases, {})
+        >>> print(result.fastest(rows=1, steps=0), "of", *result.configurations)
+        openvino float32 of onnxruntime float32 openvino float32
+        >>> [f"{ratio:.1f}" for ratio in result.times_first(result.case(other, rows=1))]
+        ['2.0', '2.1', '2.0']
+        >>> [f"{seconds:.3f}" for seconds in result.overhead(result.case(first, rows=1, steps=2))], result.noisy
+        (['0.010', '0.005', '0.010'], [])
+        >>> result.save("my-model.json")
+        >>> BenchResult.load("my-model.json").as_json()["cases"][0]["rows"]
+        1
     """
 
     model: str

@@ -16,15 +16,13 @@ _FOLDER = Path(stepfuse.__file__).parent
 _CORE = _FOLDER / "_core.pyi"
 #: Names that the reference describes itself: a text and a module.
 PLAIN = ("stepfuse.__version__", "stepfuse.samplers")
-#: Where examples are still to be written.
-_TO_DO = ("stepfuse.benchmarking",)
 
 
 def public() -> Iterator[tuple[str, str]]:
     """Names of functions, classes and values, once each, with their docstrings; empty where there is none."""
     seen = set()
     for module in map(import_module, public_names.MODULES):
-        for name in module.__all__ if module.__name__ not in _TO_DO else ():
+        for name in module.__all__:
             path = f"{module.__name__}.{name}"
             home, text = _described(module.__name__, name)
             if path not in PLAIN and home not in seen:
