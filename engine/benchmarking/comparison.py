@@ -25,7 +25,7 @@ class Comparison:
         verdict: ``slower`` or ``faster`` if the interval lies wholly beyond the threshold, ``same`` if wholly within
             it, ``unclear`` if it reaches over, ``noisy`` if one of the two cases is.
 
-    Example:
+    Examples:
         >>> from stepfuse.benchmarking import BenchResult, Case, Configuration, compare
         >>> def result(*seconds):
         ...     return BenchResult("my-model", {}, [Case(Configuration("onnxruntime"), 1, 0, 1, seconds)], {})
@@ -51,7 +51,7 @@ class Compared:
         differences: What else differs, in words: the machine, the model's files, versions.
         threshold: Share that is too small to matter.
 
-    Example:
+    Examples:
         >>> from stepfuse.benchmarking import BenchResult, Case, Configuration, compare
         >>> def result(*seconds):
         ...     return BenchResult("my-model", {}, [Case(Configuration("onnxruntime"), 1, 0, 1, seconds)], {})
@@ -90,7 +90,7 @@ def compare(new: BenchResult, old: BenchResult, *, threshold: float = 0.05) -> C
     Raises:
         ValueError: If the threshold is negative or not finite, or they have no case in common.
 
-    Example:
+    Examples:
         >>> from stepfuse.benchmarking import BenchResult, Case, Configuration, compare
         >>> now = BenchResult("my-model", {}, [Case(Configuration("onnxruntime"), 1, 0, 1, [0.1, 0.1, 0.101])], {})
         >>> now.save("before.json")

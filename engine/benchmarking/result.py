@@ -35,7 +35,7 @@ class Configuration:
         precision: ``float32``, ``bf16`` or ``f16``.
         threads: As in ``Engine.load``; 0 is the library's choice.
 
-    Example:
+    Examples:
         >>> from stepfuse.benchmarking import Configuration
         >>> print(Configuration("openvino", "bf16"))
         openvino bf16
@@ -61,13 +61,13 @@ class Case:
         forwards: Forwards that one call takes.
         seconds: Of each call. Value i of all cases of a result was taken in round i.
 
-    Example:
+    Examples:
         >>> from stepfuse.benchmarking import Case, Configuration
         >>> case = Case(Configuration("onnxruntime"), rows=4, steps=2, forwards=2, seconds=[0.19, 0.20, 0.22])
         >>> case.median, case.images_per_second, case.per_forward[1], case.work
         (0.2, 20.0, 0.1, (4, 2))
         >>> f"{case.spread:.2f}", case.noisy
-        ('0.12', False)
+        ('0.09', False)
     """
 
     configuration: Configuration
@@ -117,7 +117,7 @@ class Error:
         images: Root mean square of the difference of images from the same noise, as a share of the data range, drawn
             with the model's default sampler, steps and guidance.
 
-    Example:
+    Examples:
         >>> from stepfuse.benchmarking import Configuration, Error
         >>> Error(Configuration("openvino", "bf16"), prediction=0.004, images=0.003).images
         0.003
@@ -137,7 +137,7 @@ class Start:
         seconds: Of each process.
         peak_bytes: Its largest resident memory, shared libraries included. Linux says it.
 
-    Example:
+    Examples:
         >>> from stepfuse.benchmarking import Configuration, Start
         >>> max(Start(Configuration("onnxruntime"), seconds=[0.6, 0.5], peak_bytes=[114_000_000, 113_000_000]).seconds)
         0.6
@@ -160,7 +160,7 @@ class Load:
         unanswered: Requests that got none: they found the queue full, or were given up long after the last arrival.
         images_per_second: Images over the time from the first arrival to the last image.
 
-    Example:
+    Examples:
         >>> from stepfuse.benchmarking import Configuration, Load
         >>> Load(Configuration("onnxruntime"), 20.0, 10, [0.1, 0.2], unanswered=0, images_per_second=18.0).unanswered
         0
@@ -189,7 +189,7 @@ class BenchResult:
         failures: What failed of a configuration, its network or its fresh processes, with the reason.
         facts: Date, machine, versions, the machine's load before, and how it was measured.
 
-    Example:
+    Examples:
         >>> from stepfuse.benchmarking import BenchResult, Case, Configuration
         >>> first, other = Configuration("onnxruntime"), Configuration("openvino")
         >>> cases = [Case(first, 1, 0, 2, [0.20, 0.21, 0.20]), Case(other, 1, 0, 2, [0.10, 0.10, 0.10])]

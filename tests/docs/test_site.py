@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def build(root, site):
-    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--config-file", root / "mkdocs.yml"]
+    command = [sys.executable, "-m", "mkdocs", "build", "--config-file", root / "mkdocs.yml"]
     return subprocess.run([*command, "--site-dir", site], capture_output=True, text=True, check=False)
 
 
