@@ -144,7 +144,7 @@ class Size:
     """How much is measured.
 
     Attributes:
-        requests: Of one client, of each kind, both ways.
+        requests: Blocks of one client's requests, of each kind, both ways.
         starts: Of each service.
         started: Services that are started for that.
         stressed: Requests of clients of all manners.
@@ -167,7 +167,7 @@ def size_of(bundle: str, threads: int, systems: str, rounds: int, quick: bool) -
         plan = Plan(bundle, 1, few, (0.5,), rounds=1, seconds=0.5, burst=4, connections=2, steps=(2, 4))
         return Size(2, 1, (OURS,), 60, 12, plan)
     plan = Plan(bundle, threads, split(systems, tuple(NAMES), "--systems"), rounds=rounds)
-    return Size(300, 7, (OURS, LOCKED), 10_000, 500, plan)
+    return Size(40, 7, (OURS, LOCKED), 10_000, 500, plan)
 
 
 def measured(size: Size, folder: Path, chosen: Collection[str]) -> list[dict[str, Any]]:
