@@ -323,7 +323,7 @@ def test_the_command_line_prints_each_headline_and_where_the_report_is(bundle, t
     folder = tmp_path / "report"
     result = run(bundle, "--quick", "--only", "smoothness", "--only", "reproducibility", "--seed", 4, "-o", folder)
     assert result.exit_code == 0, result.output
-    lines = result.output.splitlines()
+    lines = result.stdout.splitlines()
     assert re.match(r"reproducibility +\d+\.\d s  DDIM 50 steps, eta 0, with other seeds", lines[0])
     assert re.match(r"smoothness +\d+\.\d s  Mean MSE between neighbouring frames", lines[1])
     assert lines[2].endswith("written to " + str(folder / "report.md"))
