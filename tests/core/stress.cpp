@@ -324,7 +324,8 @@ class Client {
       if (random_.one_in(10)) check_status();
     }
     while (!pending_.empty()) {
-      require(take_notices(kTimeout), "is lost: neither ended nor released", (*pending_.begin())->id);
+      const auto first = (*pending_.begin())->id;  // a notice may end the last of them
+      require(take_notices(kTimeout), "is lost: neither ended nor released", first);
       if (random_.one_in(50)) cancel_some();
     }
   }
