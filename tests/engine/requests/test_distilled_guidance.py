@@ -111,7 +111,10 @@ def test_a_run_of_two_lines_begins_late_with_its_scale(engine):
         ({"cond": {"guidance": 2.0}}, "cond must have names among y, got guidance"),
         ({"guidance_scale": -1.0}, "guidance_scale must be at least 0 and finite, got -1"),
         ({"guidance_scale": 3.0, "guidance_interval": (0.2, 0.8)}, "guidance_interval must be left out for this model"),
-        ({"guidance_scale": 3.0, "guidance_interval": (0.9991, 0.9995)}, "guidance_interval must be left out for this model"),
+        (
+            {"guidance_scale": 3.0, "guidance_interval": (0.9991, 0.9995)},
+            "guidance_interval must be left out for this model",
+        ),
         (
             {"guidance_scale": 0.5, "cfg_pp": True, "sampler": "ddim"},
             "cfg_pp must be left out for this model: it takes",
