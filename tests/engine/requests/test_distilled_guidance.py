@@ -10,7 +10,7 @@ from stepfuse.requests.resolution import compile_table
 
 SHAPE, SCHEDULE, FLOW = (2, 3), sf.NoiseSchedule.linear(), sf.NoiseSchedule.flow(3.0)
 COND = {
-    "y": sf.CondInput("float32", SHAPE, null=0.0),
+    "y": sf.CondInput("float32", SHAPE, null=0.5),
     "guidance": sf.CondInput("float32", (), null=1.0),
 }
 SCALES = [1.0, 2.5, 0.0, 7.5]
@@ -83,7 +83,7 @@ def test_a_table_keeps_the_scale_that_it_was_compiled_with(engine):
 
 def test_without_conditioning_the_scale_is_given_all_the_same(engine):
     noise = np.random.default_rng(2).standard_normal((1, *SHAPE)).astype(np.float32)
-    want = by_hand(noise[0], sf.samplers.ddim(SCHEDULE, 3), np.zeros(SHAPE, np.float32), 5.0)
+    want = by_hand(noise[0], sf.samplers.ddim(SCHEDULE, 3), np.full(SHAPE, 0.5, np.float32), 5.0)
     got = engine.sample(1, noise=noise, steps=3, sampler="ddim", guidance_scale=5.0)
     np.testing.assert_allclose(got[0], want, rtol=1e-6)
 
