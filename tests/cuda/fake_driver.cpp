@@ -447,6 +447,7 @@ CUresult cuMemAlloc_v2(CUdeviceptr* memory, std::size_t bytes) {
   return CUDA_SUCCESS;
 }
 CUresult cuMemFree_v2(CUdeviceptr memory) {
+  if (captured_meanwhile()) return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
   catch_up();  // the real one waits, too
   void* pages = reinterpret_cast<void*>(memory);
   const auto found = world->live.find(pages);
@@ -461,6 +462,7 @@ CUresult cuMemHostAlloc(void** memory, std::size_t bytes, unsigned) {
   return CUDA_SUCCESS;
 }
 CUresult cuMemFreeHost(void* memory) {
+  if (captured_meanwhile()) return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
   catch_up();
   if (dies(memory, "host memory")) std::free(memory);
   return enter_context("cuMemFreeHost");

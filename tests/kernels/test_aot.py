@@ -18,6 +18,7 @@ import pytest
 
 pytest.importorskip("triton", reason="Triton is not installed: it comes for x86-64 Linux")
 
+from stepfuse.kernels import aot
 from stepfuse.kernels.aot import ARCHITECTURES
 from stepfuse.kernels.variants import ARGUMENTS, OF_NETWORK, OF_STATE, variants
 
@@ -178,3 +179,9 @@ def test_refuses(tmp_path, only, interpret, message):
     done = build("-o", tmp_path / "cubins", "--only", only, interpret=interpret)
     assert done.returncode == 1
     assert done.stderr.startswith(message)
+
+
+def test_a_load_after_a_store_is_refused():
+    aot.require_loads_first("step", "ld.global.b32 %r1, [%rd1]; ld.param.b64 %rd2, [p]; st.global.b32 [%rd2], %r1;")
+    with pytest.raises(aot.BuildError, match="step must load all before its first store, got 1 loads"):
+        aot.require_loads_first("step", "st.global.b32 [%rd2], %r1; ld.param.b64 %rd3, [p]; ld.global.v4.b32 {%r2};")
