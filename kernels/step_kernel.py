@@ -212,9 +212,7 @@ def fused_step_kernel(
         tl.store(h + own, after.to(h.dtype.element_ty), mask=offsets < kept)
     else:
         bad = bad | uses_history
-    if h2 is not None:
-        following = following + q_z * noise
-    elif z is not None:
+    if h2 is not None or z is not None:
         following = following + q_z * noise
     elif seed is not None:
         if q_z != 0.0:

@@ -25,8 +25,8 @@ _STORAGE = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: 
 
 #: What a module may not do while it is captured.
 _RULE = (
-    "A captured module must neither wait for the device (.item(), .cpu(), printing a tensor, branching on one), nor copy"
-    " from the host's pageable memory, nor draw random numbers"
+    "A captured module must neither wait for the device (.item(), .cpu(), printing a tensor, branching on one), nor"
+    " copy from the host's pageable memory, nor draw random numbers"
 )
 
 #: Graphs whose capture failed at its end: torch refers to them as long as the process lives.
@@ -54,8 +54,8 @@ class TorchNetwork(CapturedForwards):
         self.device, self._dtype = _where(module)
         if getattr(module, "training", False):
             raise ValueError(
-                "the module must be in evaluation mode, got one in training mode, where dropout draws random numbers that"
-                " every replay of a captured forward repeats: module.eval()"
+                "the module must be in evaluation mode, got one in training mode, where dropout draws random numbers"
+                " that every replay of a captured forward repeats: module.eval()"
             )
         if device is not None:
             _require_device(device, self.device)
