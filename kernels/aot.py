@@ -25,7 +25,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from stepfuse.kernels.configs import COMPILE_OPTIONS
+from stepfuse.kernels.configs import COMPILE_OPTIONS, WIDE, WIDE_REGISTERS
 from stepfuse.kernels.step_kernel import fused_step_kernel
 from stepfuse.kernels.variants import Variant, variants
 
@@ -98,6 +98,8 @@ def compile_variant(variant: Variant, cc: int) -> Any:
         {index[name]: [["tt.divisibility", 16]] for name in variant.divisible_by_16},
     )
     options = {"num_warps": variant.config.num_warps, **COMPILE_OPTIONS}
+    if variant.config == WIDE:
+        options["maxnreg"] = WIDE_REGISTERS
     return triton.compile(source, target=GPUTarget("cuda", cc, 32), options=options)
 
 
