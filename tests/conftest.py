@@ -78,7 +78,8 @@ def exported(tmp_path_factory):
         with (folder / f"{name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not bundle.exists():
-                from_diffusers(sys.modules["tiny_pipelines"].save_tiny(name, folder / name), bundle)
+                tiny = sys.modules["tiny_pipelines"]
+                from_diffusers(tiny.save_tiny(name, folder / name), bundle, size=tiny.OWN_SIZES.get(name))
         return stepfuse.Bundle.load(bundle)
 
     return export

@@ -9,6 +9,7 @@ import numpy as np
 from stepfuse.samplers.coefficients import (
     TINY_ALPHA,
     choose_timesteps,
+    flow_ramp,
     match_count,
     require_between,
     sigmas_at,
@@ -80,6 +81,7 @@ def flow_levels(
     steps: int | None,
     timesteps: Sequence[float] | None,
     options: LevelOptions,
+    spacing: str,
 ) -> tuple[Float64Array, Float64Array]:
     """Timesteps, shape (S,), and noise at each and of the clean result, shape (S + 1,), on a flow.
 
@@ -94,7 +96,9 @@ def flow_levels(
     else:
         given = options.own(steps, 1.0 / total, 1.0)
         if given is None:
-            given = np.linspace(1.0, 1.0 / total, step_count(steps, total) + 1)[:-1]
+            count = step_count(steps, total)
+            trailing = spacing == "trailing"  # else one level more is there, and left out
+            given = flow_ramp(count if trailing else count + 1, spacing, 1.0 / total)[:count]
         sigma = np.minimum(options.shifted(given, schedule), 1 - 1e-6)
         t = np.trunc(sigma * total)
     return t, np.append(np.float32(sigma).astype(np.float64), 0.0)

@@ -48,6 +48,8 @@ PIPELINES = {
     "StableDiffusionPipeline": "stable_diffusion",
     "StableDiffusionXLPipeline": "stable_diffusion_xl",
     "StableDiffusion3Pipeline": "stable_diffusion_3",
+    "FluxPipeline": "flux",
+    "LatentConsistencyModelPipeline": "stable_diffusion",
 }
 
 LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder")
@@ -272,6 +274,7 @@ def _model_info(plan: ExportPlan, settings: SchedulerSettings) -> ModelInfo:
         range_known=not plan.is_latent,
         defaults={**plan.defaults, "steps": steps, **dynamic, **settings.defaults},
         sampler_options=settings.sampler_options,
+        guidance=plan.guidance,
     )
 
 

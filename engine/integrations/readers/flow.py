@@ -64,7 +64,8 @@ def flow_unipc(config: Entries) -> tuple[NoiseSchedule, dict[str, Any]]:
         config.require(key, only, why=" with use_flow_sigmas")
     shift = config.number("flow_shift", "above 0", lambda shift: 0 < shift < math.inf)
     schedule = NoiseSchedule.flow(shift, config["num_train_timesteps"])
-    return schedule, {**unipc_options(config), **_shift_terminal(config), **bounds_of(config)}
+    own = {"spacing": "linspace"}  # whatever levels a pipeline gives other schedulers
+    return schedule, {**unipc_options(config), **own, **_shift_terminal(config), **bounds_of(config)}
 
 
 def _shift_terminal(config: Entries) -> dict[str, Any]:
