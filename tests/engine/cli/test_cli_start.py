@@ -65,7 +65,24 @@ def taken(cls, line):
     return {name: (type(value), value) for name, value in found.items() if name not in ("app", "found")}, code
 
 
-NUMBERS = ("5", "+5", "-2", "-3", "007", " 5", "5 ", "", "5.0", "1e3", "1_000", "٣", "1000000", "1000001", "9" * 30, "x")
+NUMBERS = (
+    "5",
+    "+5",
+    "-2",
+    "-3",
+    "007",
+    " 5",
+    "5 ",
+    "",
+    "5.0",
+    "1e3",
+    "1_000",
+    "٣",
+    "1000000",
+    "1000001",
+    "9" * 30,
+    "x",
+)
 
 
 @pytest.mark.parametrize(
