@@ -122,7 +122,7 @@ def read_outline(model: Path) -> Outline:
     with model.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
         rest, [(start, end)] = _without(data, 0, len(data), _MODEL_GRAPH)
         graph, tensors = _without(data, start, end, _GRAPH_INITIALIZER)
-        initializers = []
+        initializers: list[tuple[bytes, tuple[int, int] | None]] = []
         for at, stop in tensors:
             header, values = _without(data, at, stop, _RAW_DATA)
             if values and (length := values[0][1] - values[0][0]) >= SMALL:
