@@ -15,7 +15,7 @@ INTEGRATED = {  # what the modules of a folder, or a file, may import too, being
     "torch.py": {"torch"},
     "openvino": {"openvino"},
     "ray": {"fastapi", "pyarrow", "ray", "starlette"},
-    "server": {"fastapi", "prometheus_client", "pydantic", "starlette", "uvicorn"},
+    "server": {"anyio", "fastapi", "prometheus_client", "pydantic", "starlette", "uvicorn"},
 }
 
 
