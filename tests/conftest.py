@@ -88,7 +88,7 @@ def kept(pytestconfig):
         with (base / f"{name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not folder.exists():
-                for earlier in base.glob(f"{name}-*"):
+                for earlier in base.glob(f"{name}-{'?' * 16}"):
                     if time.time() - earlier.stat().st_mtime > 86400:  # no other environment's tests use it any more
                         shutil.rmtree(earlier)
                 unfinished = base / f"{name}.new"
@@ -96,6 +96,7 @@ def kept(pytestconfig):
                 unfinished.mkdir()
                 make(unfinished)
                 unfinished.rename(folder)
+            os.utime(folder)
         return folder
 
     return keep
