@@ -69,7 +69,7 @@ def backend(request, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def kept(pytestconfig):
+def kept(pytestconfig, tmp_path_factory):
     """``kept(name, make)``: a folder that ``make(folder)`` fills, once for all processes and runs of the same code.
 
     Exports take most of a minute, and several test files and both sets of tests want the same ones. They are made again
@@ -80,7 +80,8 @@ def kept(pytestconfig):
     code.update(repr(sorted((one.name, one.version) for one in metadata.distributions())).encode())
     for source in sources:
         code.update(source.read_bytes())
-    base = Path(pytestconfig.cache.mkdir("kept"))
+    has_cache = hasattr(pytestconfig, "cache")  # without it (-p no:cacheprovider) a process keeps its own
+    base = Path(pytestconfig.cache.mkdir("kept")) if has_cache else tmp_path_factory.mktemp("kept")
 
     def keep(name, make):
         digest = code.copy()
