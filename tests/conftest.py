@@ -1,9 +1,13 @@
 """What all tests share. ``import tolerances`` works in every test module; see ``tolerances.py``."""
 
 import fcntl
+import hashlib
 import importlib.util
 import os
+import shutil
 import sys
+import time
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -65,21 +69,53 @@ def backend(request, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def exported(tmp_path_factory):
-    """``exported(name)``: the bundle of a tiny pipeline, exported once for all processes that run tests."""
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "exported"
-    folder.mkdir(exist_ok=True)
+def kept(pytestconfig, tmp_path_factory):
+    """``kept(name, make)``: a folder that ``make(folder)`` fills, once for all processes and runs of the same code.
+
+    Exports take most of a minute, and several test files and both sets of tests want the same ones. They are made again
+    when the package, what makes them or an installed distribution changes; ``pytest --cache-clear`` removes them.
+    """
+    sources = [*sorted(Path(stepfuse.__file__).parent.rglob("*.py")), Path(sys.modules["tiny_pipelines"].__file__)]
+    code = hashlib.sha256(sys.version.encode())
+    code.update(repr(sorted((one.name, one.version) for one in metadata.distributions())).encode())
+    for source in sources:
+        code.update(source.read_bytes())
+    has_cache = hasattr(pytestconfig, "cache")  # without it (-p no:cacheprovider) a process keeps its own
+    base = Path(pytestconfig.cache.mkdir("kept")) if has_cache else tmp_path_factory.mktemp("kept")
+
+    def keep(name, make):
+        digest = code.copy()
+        digest.update(Path(make.__code__.co_filename).read_bytes())
+        folder = base / f"{name}-{digest.hexdigest()[:16]}"
+        with (base / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not folder.exists():
+                for earlier in base.glob(f"{name}-{'?' * 16}"):
+                    if time.time() - earlier.stat().st_mtime > 86400:  # no other environment's tests use it any more
+                        shutil.rmtree(earlier)
+                unfinished = base / f"{name}.new"
+                shutil.rmtree(unfinished, ignore_errors=True)
+                unfinished.mkdir()
+                make(unfinished)
+                unfinished.rename(folder)
+            os.utime(folder)
+        return folder
+
+    return keep
+
+
+@pytest.fixture(scope="session")
+def exported(kept):
+    """``exported(name)``: the bundle of a tiny pipeline, whose folder lies beside it."""
 
     def export(name):
-        from stepfuse.export import from_diffusers
+        def make(folder):
+            from stepfuse.export import from_diffusers
 
-        bundle = folder / f"{name}-bundle"
-        with (folder / f"{name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not bundle.exists():
-                tiny = sys.modules["tiny_pipelines"]
-                from_diffusers(tiny.save_tiny(name, folder / name), bundle, size=tiny.OWN_SIZES.get(name))
-        return stepfuse.Bundle.load(bundle)
+            tiny = sys.modules["tiny_pipelines"]
+            saved = tiny.save_tiny(name, folder / name)
+            from_diffusers(saved, folder / f"{name}-bundle", size=tiny.OWN_SIZES.get(name))
+
+        return stepfuse.Bundle.load(kept(name, make) / f"{name}-bundle")
 
     return export

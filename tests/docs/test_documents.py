@@ -9,6 +9,7 @@ import inspect
 import re
 import shlex
 import shutil
+from importlib import metadata
 from pathlib import Path
 
 import lora_files
@@ -41,6 +42,17 @@ def commands(document):
     for number, line in enumerate(document.read_text(encoding="utf-8").splitlines(), 1):
         if line.startswith("    stepfuse "):
             yield number, shlex.split(line, comments=True)[1:]
+
+
+#: Pages that install stepfuse itself, from a clone; on the others it is there, from a wheel perhaps.
+INSTALLING = ("README.md", "tutorial.md")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+def test_an_extra_is_added_to_what_is_installed(document):
+    for named, extra in re.findall(r"pip install '([^'\[]*)\[([a-z,]+)\]'", document.read_text(encoding="utf-8")):
+        assert extra in metadata.metadata("stepfuse").get_all("Provides-Extra")
+        assert named == "stepfuse" or document.name in INSTALLING or "..." in named, f"{named}[{extra}]"
 
 
 def write_network(path, info):

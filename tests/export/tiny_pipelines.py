@@ -98,12 +98,29 @@ def clip_tokenizer(folder: Path, pad_token="<|endoftext|>"):
 
 def t5_tokenizer():
     """A T5 tokenizer of letters and a few words."""
-    from transformers import T5TokenizerFast
+    import transformers
 
     words = ["▁", "▁the", "▁red", "▁cat", "▁in", "ain", *map(chr, range(33, 127))]
     vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
     vocabulary += [(word, -math.log(len(words)) - 1 / len(word)) for word in words]
-    return T5TokenizerFast(vocab=vocabulary, extra_ids=0, model_max_length=512)
+    if transformers.__version__.startswith("4."):  # its T5 takes no vocabulary, but a whole tokenizer
+        given = {"tokenizer_object": _unigram(vocabulary)}
+    else:
+        given = {"vocab": vocabulary}
+    return transformers.T5TokenizerFast(**given, extra_ids=0, model_max_length=512)
+
+
+def _unigram(vocabulary):
+    """What transformers 5 makes of a T5 vocabulary."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+
+    whole = Tokenizer(models.Unigram(vocabulary, unk_id=2))
+    words = pre_tokenizers.Metaspace(prepend_scheme="always")
+    whole.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), words])
+    whole.decoder = decoders.Metaspace(prepend_scheme="always")
+    end = {"single": "$A </s>", "pair": "$A </s> $B </s>", "special_tokens": [("</s>", 1)]}
+    whole.post_processor = processors.TemplateProcessing(**end)
+    return whole
 
 
 def clip(tokenizer, width, *, projected=False, layers=2, activation="quick_gelu"):

@@ -13,8 +13,6 @@ diffusers = pytest.importorskip("diffusers", reason="diffusers needs Python 3.11
 import tiny_pipelines  # noqa: E402
 import torch  # noqa: E402
 
-import stepfuse as sf  # noqa: E402
-from stepfuse.export import to_bundle  # noqa: E402
 from stepfuse.integrations import diffusers as ours  # noqa: E402
 from stepfuse.integrations.diffusers import compile  # noqa: E402
 from stepfuse.integrations.diffusers.torch_step import warn_once  # noqa: E402
@@ -145,13 +143,9 @@ def test_a_callback_s_changes_take_effect(components):
 
 
 @pytest.fixture(scope="module")
-def bundle(components, tmp_path_factory):
+def bundle(networks):
     """The network of the tiny Stable Diffusion."""
-    text = {"encoder_hidden_states": sf.CondInput(dtype="float32", shape=(tiny_pipelines.LENGTH, 16), null=0.0)}
-    out = tmp_path_factory.mktemp("bundles") / "stable"
-    schedule = sf.NoiseSchedule.scaled_linear()
-    to_bundle(components(PLAIN)["unet"], shape=(4, 8, 8), schedule=schedule, cond=text, out=out)
-    return out
+    return networks / PLAIN
 
 
 def test_a_bundle_predicts_in_the_pipeline_s_own_loop(components, bundle):

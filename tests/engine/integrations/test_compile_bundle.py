@@ -13,43 +13,19 @@ import tiny_pipelines  # noqa: E402
 import torch  # noqa: E402
 
 import stepfuse as sf  # noqa: E402
-from stepfuse.export import to_bundle  # noqa: E402
 from stepfuse.integrations.diffusers import compile  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
-TEXT = {"encoder_hidden_states": sf.CondInput(dtype="float32", shape=(tiny_pipelines.LENGTH, 16), null=0.0)}
-CLASS = {"class_labels": sf.CondInput(dtype="int64", null=1000)}
-SCHEDULE = sf.NoiseSchedule.scaled_linear()
-
-
-class FirstHalf(torch.nn.Module):
-    """A transformer without the variance that it learned."""
-
-    def __init__(self, transformer):
-        super().__init__()
-        self.transformer = transformer
-
-    def forward(self, x, t, class_labels):
-        return self.transformer(x, timestep=t, class_labels=class_labels).sample.chunk(2, dim=1)[0]
-
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
+def compiled(networks):
     """Pairs of a pipeline and the same with its network in a bundle, by name."""
     torch.set_num_threads(1)
-    folder, pairs = tmp_path_factory.mktemp("bundles"), {}
-    networks = {
-        "DDIMPipeline": ("unet", (3, 16, 16), {}),
-        "DiTPipeline": ("transformer", (4, 8, 8), CLASS),
-        "StableDiffusionPipeline": ("unet", (4, 8, 8), TEXT),
-    }
-    for name, (component, shape, cond) in networks.items():
+    pairs = {}
+    for name in CALLS:
         pipe = tiny_pipelines.tiny_pipeline(name)
-        network = getattr(pipe, component)
-        network = FirstHalf(network) if name == "DiTPipeline" else network
-        to_bundle(network, shape=shape, schedule=SCHEDULE, cond=cond, out=folder / name)
-        pairs[name] = pipe, compile(pipe, bundle=folder / name)
+        pairs[name] = pipe, compile(pipe, bundle=networks / name)
     return pairs
 
 

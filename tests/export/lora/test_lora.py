@@ -102,15 +102,15 @@ def write_tiny(folder, files, precision):
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
+def bundle(kept):
     """A denoiser and its text encoder."""
-    return make_bundle(tmp_path_factory.mktemp("float32"))
+    return sf.Bundle.load(kept("lora-float32", make_bundle) / "bundle")
 
 
 @pytest.fixture(scope="module")
-def half(tmp_path_factory):
+def half(kept):
     """The same in float16."""
-    return make_bundle(tmp_path_factory.mktemp("float16"), "float16")
+    return sf.Bundle.load(kept("lora-float16", lambda folder: make_bundle(folder, "float16")) / "bundle")
 
 
 @pytest.fixture(scope="module")
