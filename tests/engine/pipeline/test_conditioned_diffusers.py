@@ -21,6 +21,11 @@ PROMPTS, NEGATIVES = tiny_pipelines.PROMPTS, ["the dog", ""]
 STEPS, SEED = 5, 3
 
 
+def slow(name):
+    """One more pipeline to export, for a case that differs little from a fast one."""
+    return pytest.param(name, marks=pytest.mark.slow)
+
+
 @pytest.fixture(scope="module")
 def theirs():
     """diffusers' pipeline of a name."""
@@ -111,7 +116,7 @@ def test_sizes_that_the_levels_do_not_divide(ours, theirs, name, width, height):
     assert_same(ours(name)(PROMPTS, steps=STEPS, **arguments).pixels, want)
 
 
-INPAINTING = ["StableDiffusionInpaintPipeline", "StableDiffusionXLInpaintPipeline"]
+INPAINTING = ["StableDiffusionInpaintPipeline", slow("StableDiffusionXLInpaintPipeline")]
 
 
 def masks(n, height=16, width=16):
@@ -171,7 +176,16 @@ def test_an_inpainting_model_needs_image_and_mask(ours):
         pipe("a cat", image=pictures(1), mask=masks(1), strength=2)
 
 
-CONTROLNETS = ["StableDiffusionControlNetPipeline", "StableDiffusionXLControlNetPipeline"]
+def test_the_service_warms_an_inpainting_model_up(ours):
+    from stepfuse.server import PromptModel
+
+    pipe = ours(INPAINTING[0])
+    before = pipe.totals()["samples"]
+    PromptModel("mine", pipe).warm_up()
+    assert pipe.totals()["samples"] == before + 1
+
+
+CONTROLNETS = ["StableDiffusionControlNetPipeline", slow("StableDiffusionXLControlNetPipeline")]
 
 
 @pytest.mark.parametrize("name", CONTROLNETS)
