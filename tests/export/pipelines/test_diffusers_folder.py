@@ -400,8 +400,8 @@ SPOILED = {
     ),
     "inpainting": (
         "StableDiffusionPipeline",
-        lambda folder: edit(folder / "unet" / "config.json", in_channels=9),
-        "in_channels must be 4, the VAE's latent_channels, got 9",
+        lambda folder: edit(folder / "unet" / "config.json", in_channels=8),
+        "in_channels must be 4, the VAE's latent_channels, or 9 for inpainting, got 8",
     ),
     "guidance embedded": (
         "StableDiffusionPipeline",
