@@ -45,6 +45,15 @@ _NAMES: Mapping[str, str] = {
     **dict.fromkeys(("adaptive_projected_guidance_rescale", "norm_threshold"), "apg=(eta, norm_threshold)"),
     "adaptive_projected_guidance_momentum": "apg, which has no momentum",
     "zero_init_steps": "zero_init",
+    "controlnet_conditioning_scale": "control_scale",
+    **dict.fromkeys(("control_guidance_start", "control_guidance_end"), "control_range=(begin, end)"),
+    "control_image": "control={name: picture}",
+    "guess_mode": "not done: a ControlNet acts in both passes of guidance",
+    "clip_skip": "an option of export, --clip-skip",
+    **dict.fromkeys(
+        ("aesthetic_score", "negative_aesthetic_score", "original_size", "target_size", "crops_coords_top_left"),
+        "time_ids in prompt_embeds",
+    ),
 }
 
 #: Which call takes an argument that another one is given.
@@ -55,7 +64,10 @@ _BELONGS: Mapping[str, str] = {
     **dict.fromkeys(("n", "on_state"), "Engine.sample"),
     **dict.fromkeys(("cond", "negative_cond", "table", "noise"), "Engine.sample and Request"),
     **dict.fromkeys(
-        ("width", "height", "prompt_embeds", "negative_prompt_embeds", "sample_posterior"),
+        (
+            *("width", "height", "prompt_embeds", "negative_prompt_embeds", "sample_posterior"),
+            *("control", "control_scale", "control_range"),
+        ),
         "a call of TextToImage and PromptRequest",
     ),
     **dict.fromkeys(

@@ -92,6 +92,7 @@ class Engine:
         *,
         device: str | Cuda = "cpu",
         shape: tuple[int, ...] | None = None,
+        tokens: int | None = None,
         max_rows: int | None = None,
         deterministic: bool | None = None,
         serving: Serving | None = None,
@@ -108,6 +109,8 @@ class Engine:
             name_or_path: Such as ``"fashion"``, a folder with a ``manifest.json``, or a bundle that is loaded already.
             device: ``cpu``, ``cuda``, ``cuda:1``, or a ``Cuda`` that says how the network runs there.
             shape: Shape of one sample, where the network draws more sizes than the manifest's; None is the manifest's.
+                Conditioning inputs that are pictures follow it (``CondInput.free``).
+            tokens: Of conditioning inputs whose length is free, likewise.
             max_rows: Most rows of one forward; a guided sample takes two. More samples than fit take turns. On a GPU 16
                 unless said otherwise, and fewer, with a warning, if memory does not suffice.
             deterministic: Whether forwards are padded to ``max_rows`` rows, or with OpenVINO computed row by row, so
@@ -158,7 +161,7 @@ class Engine:
         cpu = Cpu(backend, precision, threads, spinning)
         bundle = name_or_path if isinstance(name_or_path, Bundle) else Bundle.load(name_or_path, verify=verify)
         check_defaults(bundle)
-        info = bundle.info if shape is None else replace(bundle.info, shape=tuple(shape))
+        info = bundle.info.resized(bundle.info.shape if shape is None else shape, tokens)
         serving = _serving(serving, max_rows, deterministic, GPU_ROWS if gpu else HOST_ROWS)
         if gpu is not None:
             from stepfuse.backends.cuda.bundle_network import open_network as open_on_gpu

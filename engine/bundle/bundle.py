@@ -203,7 +203,7 @@ def finish_bundle(
         "prediction_type": info.prediction_type,
         "timestep_dtype": info.timestep_dtype,
         "schedule": info.schedule.config,
-        "cond": {key: {**asdict(spec), "null": np.asarray(spec.null).tolist()} for key, spec in info.cond.items()},
+        "cond": {key: _cond_entry(spec) for key, spec in info.cond.items()},
         "data_range": list(info.data_range),
         **({} if info.range_known else {"range_known": False}),
         "defaults": dict(info.defaults),
@@ -227,6 +227,13 @@ def finish_bundle(
     for file_name, file in bundle.opened.items():
         file.path = folder.target / file_name
     return replace(bundle, path=folder.target)
+
+
+def _cond_entry(spec: CondInput) -> dict[str, Any]:
+    found = {**asdict(spec), "null": np.asarray(spec.null).tolist()}
+    if spec.free is None:
+        del found["free"]
+    return found
 
 
 def _locate(name_or_path: str | os.PathLike[str]) -> Path:
@@ -307,10 +314,12 @@ def _pipeline_info(path: Path, manifest: Mapping[str, Any]) -> PipelineInfo | No
     missing = {one.tokenizer for one in pipeline.prompts} | ({TEXT_ENCODER} if pipeline.prompts else set())
     if missing := missing - set(listed):
         raise BundleError(f"{path / MANIFEST}: files must list {', '.join(sorted(missing))}, which pipeline needs")
-    if pipeline.size_input is not None and pipeline.size_input not in cond:
-        raise BundleError(
-            f"{path / MANIFEST}: pipeline: size_input must be one of cond's names, got {brief(pipeline.size_input)}"
-        )
+    for entry_name, inputs in pipeline.inputs.items():
+        for one in inputs:
+            if one not in cond:
+                raise BundleError(
+                    f"{path / MANIFEST}: pipeline: {entry_name} must be one of cond's names, got {brief(one)}"
+                )
     return pipeline
 
 

@@ -6,7 +6,7 @@ import math
 import operator
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ _KINDS = {"f": "fiub", "i": "iu", "b": "biu"}
 MAX_ELEMENTS = 1 << 25  # of one row of all inputs; the longest contexts of text encoders take a tenth of it
 _MOST_DIMENSIONS = 16
 _DTYPES = ("float32", "float16", "int64", "int32", "bool")
+_FREE = {"size": 2, "length": 1}  # dimensions that each needs
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class CondInput:
         shape: Shape of one row; () is a number a row.
         null: What stands for "no condition": an array of ``shape``, or a number that fills it.
         names: Class names, for an integer input: a name stands for its index, whatever its case and signs.
+        free: Which of its sizes a request may choose: ``size``, the last two, which keep their proportion to the
+            sample's; ``length``, the first, a number of tokens; None: none.
 
     Examples:
         >>> label = sf.CondInput(dtype="int64", shape=(), names=("cat", "dog"), null=2)
@@ -47,6 +50,7 @@ class CondInput:
     shape: tuple[int, ...] = ()
     null: Any = field(kw_only=True)  # no default: whatever it were, some model has it as a class
     names: tuple[str, ...] = ()
+    free: str | None = None
 
     __repr__ = one_line
 
@@ -62,6 +66,13 @@ class CondInput:
                 f"shape must be at most {_MOST_DIMENSIONS} sizes of at least 1, at most 2^25 in all, got"
                 f" {brief(self.shape)}"
             )
+        if self.free is not None and not (isinstance(self.free, str) and len(self.shape) >= _FREE.get(self.free, 99)):
+            raise ValueError(
+                f"free must be 'size' with two sizes or more, 'length' with one, or None, got {brief(self.free)} with"
+                f" {brief(self.shape)}"
+            )
+        if self.free is not None and np.ndim(self.null):
+            raise ValueError(f"null must be one number where sizes are free, got {brief(self.null)}")
         if isinstance(self.null, str) or np.ndim(self.null):
             self.value("null", None)
         else:
@@ -71,6 +82,30 @@ class CondInput:
     def elements(self) -> int:
         """Numbers of one row."""
         return math.prod(self.shape)
+
+    def resized(self, own: Sequence[int], shape: Sequence[int], tokens: int | None = None) -> CondInput:
+        """The same input beside samples of another shape, and with another number of tokens.
+
+        Args:
+            own: Shape of the sample that ``self.shape`` is meant for.
+            shape: Shape of the other sample.
+            tokens: None leaves them.
+
+        Raises:
+            ValueError: If the sizes are not in proportion to those of ``own``, or too large.
+
+        Examples:
+            >>> sf.CondInput("float32", (77, 768), null=0.0, free="length").resized((4, 64, 64), (4, 64, 64), 154).shape
+            (154, 768)
+        """
+        if self.free == "length" and tokens is not None:
+            return replace(self, shape=(tokens, *self.shape[1:]))
+        if self.free != "size" or tuple(own) == tuple(shape):
+            return self
+        sides = [(side * new, old) for side, old, new in zip(self.shape[-2:], own[-2:], shape[-2:], strict=True)]
+        if any(product % old for product, old in sides):
+            raise ValueError(f"free sizes must be in proportion to the sample's, got {self.shape} beside {tuple(own)}")
+        return replace(self, shape=(*self.shape[:-2], *(product // old for product, old in sides)))
 
     def value(self, name: str, given: Any) -> npt.NDArray[Any]:
         """One row's value as an array of this input's dtype and shape. ``None`` is the null value.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from stepfuse.bundle.cond_input import MAX_ELEMENTS as MAX_COND_ELEMENTS
@@ -135,3 +135,25 @@ class ModelInfo:
         if self.guidance != "embedded":
             return self.cond
         return {name: spec for name, spec in self.cond.items() if name != GUIDANCE_INPUT}
+
+    def resized(self, shape: Sequence[int], tokens: int | None = None) -> ModelInfo:
+        """The same network for samples of another shape.
+
+        Args:
+            shape: Of one sample.
+            tokens: Of conditioning inputs whose length is free (``CondInput.free``); None is the model's own.
+
+        Raises:
+            ValueError: If a conditioning input cannot follow, none has a length for ``tokens``, or a shape is out of
+                bounds.
+
+        Examples:
+            >>> picture = sf.CondInput("float32", (3, 64, 64), null=0.0, free="size")
+            >>> info = sf.ModelInfo(shape=(4, 8, 8), schedule=sf.NoiseSchedule.linear(), cond={"control": picture})
+            >>> info.resized((4, 8, 16)).cond["control"].shape
+            (3, 64, 128)
+        """
+        if tokens is not None and not any(one.free == "length" for one in self.cond.values()):
+            raise ValueError(f"tokens must be None for a model without conditioning of free length, got {tokens}")
+        cond = {name: one.resized(self.shape, shape, tokens) for name, one in self.cond.items()}
+        return replace(self, shape=tuple(shape), cond=cond)

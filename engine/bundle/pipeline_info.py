@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,6 +16,13 @@ VAE_ENCODER = "vae_encoder.onnx"
 
 LONGEST_CONTEXT = 1 << 16  # tokens
 _MOST_PROMPTS = 16
+_MOST_CONTROLS = 16
+_HIGHEST_SCORE = 1000
+
+#: Conditioning inputs of a denoiser with ControlNets, for each of them a number: the scale of its residuals, and the
+#: first (highest) and the last timestep that it acts at.
+CONTROL_SCALE, CONTROL_FIRST, CONTROL_LAST = "control_scale", "control_first", "control_last"
+_CONTROL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,12 @@ class PipelineInfo:
             picture, as Stable Diffusion XL's ``time_ids`` (Podell et al., 2023, section 2.2); None where there is none.
         zeros_without_negative: Whether a missing negative prompt means zeros instead of the embedding of "".
         dynamic_shift: How the shift of a flow follows from the picture's size; None: it does not.
+        aesthetic_scores: Of the picture and of the unconditional pass: then ``size_input``, of shape (5,), takes
+            (height, width, top, left, score), as the refiner of Stable Diffusion XL does; None: it takes no score.
+        masked_input: Conditioning input, float32 (1 + C, h, w), that takes the mask and the latents of the picture
+            without what is repainted, as inpainting models do; None where there is none.
+        controls: Names of the ControlNets in the denoiser. Its conditioning inputs are a picture of each,
+            ``control_input``, float32 (3, H, W), 0 to 1, and the three of ``CONTROL_SCALE``, shape (ControlNets,).
     """
 
     source: str
@@ -69,6 +83,9 @@ class PipelineInfo:
     size_input: str | None = None
     zeros_without_negative: bool = False
     dynamic_shift: DynamicShift | None = None
+    aesthetic_scores: tuple[float, float] | None = None
+    masked_input: str | None = None
+    controls: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.source, str) or not self.source:
@@ -81,8 +98,21 @@ class PipelineInfo:
                 raise ValueError(f"pipeline: {name} must be true or false, got {brief(getattr(self, name))}")
         if self.max_size is not None and (not _whole(self.max_size) or self.max_size < 1):
             raise ValueError(f"pipeline: max_size must be at least 1 or null, got {brief(self.max_size)}")
-        if self.size_input is not None and not isinstance(self.size_input, str):
-            raise ValueError(f"pipeline: size_input must be a text or null, got {brief(self.size_input)}")
+        for name in ("size_input", "masked_input"):
+            if getattr(self, name) is not None and not isinstance(getattr(self, name), str):
+                raise ValueError(f"pipeline: {name} must be a text or null, got {brief(getattr(self, name))}")
+        scores = self.aesthetic_scores
+        if scores is not None and (len(scores) != 2 or not all(map(_score, scores)) or self.size_input is None):
+            raise ValueError(
+                f"pipeline: aesthetic_scores must be two numbers up to {_HIGHEST_SCORE} beside a size_input, got"
+                f" {brief(scores)}"
+            )
+        for name in self.controls:
+            require_control_name(name)
+        if len(set(self.controls)) < len(self.controls) or len(self.controls) > _MOST_CONTROLS:
+            raise ValueError(
+                f"pipeline: controls must be at most {_MOST_CONTROLS} different names, got {brief(self.controls)}"
+            )
         if self.size_multiple % self.pixels_per_latent:
             raise ValueError(
                 f"pipeline: size_multiple must be a multiple of pixels_per_latent, {self.pixels_per_latent},"
@@ -104,9 +134,13 @@ class PipelineInfo:
         dynamic = config.get("dynamic_shift")
         if not isinstance(dynamic, Mapping | None):
             raise ValueError(f"pipeline: dynamic_shift must be an object or null, got {brief(dynamic)}")
-        return cls(
-            **{**config, "prompts": prompts, "dynamic_shift": None if dynamic is None else DynamicShift(**dynamic)}
-        )
+        lists = {name: config[name] for name in ("aesthetic_scores", "controls") if name in config}
+        for name, value in lists.items():
+            if not isinstance(value, list | tuple):
+                raise ValueError(f"pipeline: {name} must be a list, got {brief(value)}")
+        made: dict[str, Any] = {name: tuple(value) for name, value in lists.items()}
+        made |= {"prompts": prompts, "dynamic_shift": None if dynamic is None else DynamicShift(**dynamic)}
+        return cls(**{**config, **made})
 
     def shift_for(self, height: int, width: int) -> float | None:
         """The shift of a flow for a sample of this size, in cells; None where it does not follow from it.
@@ -123,9 +157,41 @@ class PipelineInfo:
     def config(self) -> dict[str, Any]:
         """The manifest's entry."""
         entry = {**asdict(self), "prompts": [asdict(one) for one in self.prompts]}
-        if self.dynamic_shift is None:
-            del entry["dynamic_shift"]
+        for name in _LEFT_OUT:
+            if not entry[name]:
+                del entry[name]
         return entry
+
+    @property
+    def inputs(self) -> dict[str, tuple[str, ...]]:
+        """The denoiser's conditioning inputs that no prompt feeds, by the entry that asks for them."""
+        found = {name: getattr(self, name) for name in ("size_input", "masked_input")}
+        named: dict[str, tuple[str, ...]] = {name: (one,) for name, one in found.items() if one is not None}
+        if self.controls:
+            named["controls"] = (*map(control_input, self.controls), CONTROL_SCALE, CONTROL_FIRST, CONTROL_LAST)
+        return named
+
+
+_LEFT_OUT = ("dynamic_shift", "aesthetic_scores", "masked_input", "controls")  # of a manifest, where there is none
+
+
+def control_input(name: str) -> str:
+    """The denoiser's input that takes the picture of a ControlNet."""
+    return f"control_of_{name}"
+
+
+def require_control_name(name: Any) -> None:
+    """Refuses what cannot be the name of a ControlNet.
+
+    Raises:
+        ValueError: If it is no text of 1 to 64 letters, digits, ``_`` and ``-``.
+    """
+    if not isinstance(name, str) or not _CONTROL_NAME.fullmatch(name):
+        raise ValueError(f"a ControlNet's name must be 1 to 64 letters, digits, _ and -, got {brief(name)}")
+
+
+def _score(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _HIGHEST_SCORE
 
 
 def _whole(value: Any) -> bool:

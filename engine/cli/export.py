@@ -30,6 +30,13 @@ def export(
     ] = "float32",
     sampler: SamplerName = None,
     sampler_option: SamplerOption = None,
+    controlnet: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=FOLDER", help="A ControlNet's folder, and what to call it; may be repeated."),
+    ] = None,
+    clip_skip: Annotated[
+        int, typer.Option(metavar="N", help="Layers at the end of CLIP's text encoders that are left out.")
+    ] = 0,
     size: Annotated[
         str | None,
         typer.Option(
@@ -50,6 +57,7 @@ def export(
     """Export a diffusers pipeline, every network compared with the original before anything is written."""
     folder = require_new_bundle(output, force=force)
     options, pixels = parse_sampler_options(sampler_option), None if size is None else _pixels(size)
+    controlnets = _controlnets(controlnet or [])
     require_pipeline_folder(pipeline)
     from stepfuse.export import from_diffusers  # takes seconds
 
@@ -61,6 +69,8 @@ def export(
             precision=precision,
             sampler=sampler,
             sampler_options=options,
+            controlnets=controlnets,
+            clip_skip=clip_skip,
             opset=opset,
             size=pixels,
             name=name,
@@ -108,6 +118,16 @@ def _pixels(size: str) -> tuple[int, int]:
     if len(sides) > 2 or not all(side.isdigit() for side in sides):
         raise ValueError(f"--size must be a number of pixels or WIDTHxHEIGHT, got {size!r}")
     return int(sides[0]), int(sides[-1])
+
+
+def _controlnets(given: list[str]) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for text in given:
+        name, _, path = text.partition("=")
+        if not name or not path or name in found:
+            raise ValueError(f"--controlnet must be NAME=FOLDER, each with another name, got {text!r}")
+        found[name] = Path(path)
+    return found
 
 
 def _next(bundle: sf.Bundle, output: Path) -> str:

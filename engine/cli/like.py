@@ -196,6 +196,7 @@ def _arguments(path: Path, made: Provenance) -> dict[str, Any]:
     for holds, what in (
         (made.walk is not None, "by stepfuse interpolate"),
         (made.custom_table, "with a table of one's own"),
+        (made.control is not None, "with ControlNets"),
         (made.noise is not None, "from noise that was given as an array"),
         (any(isinstance(one, dict) for one in values), "with conditioning that was given as an array"),
     ):

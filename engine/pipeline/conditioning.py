@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stepfuse.bundle.model_info import ModelInfo
-from stepfuse.bundle.pipeline_info import PipelineInfo
+from stepfuse.bundle.pipeline_info import LONGEST_CONTEXT, PipelineInfo
 from stepfuse.display import listed
 from stepfuse.pipeline.prompts import PromptEncoder
 
@@ -25,13 +25,17 @@ class Rows:
     Attributes:
         texts: The prompts; none if embeddings were given.
         count: Rows, one a prompt.
+        tokens: Tokens of the embeddings, where that is not the model's own number.
         encode: Makes them: by conditioning input an array (count, *shape of the input). It raises DenoiserError if the
             text encoder fails, and EngineClosed if it is closed.
+        filler: Makes one row of what follows where the other pass has more tokens; None: nothing may.
     """
 
     texts: Sequence[str]
     count: int
     encode: Callable[[], Conditioning]
+    tokens: int | None = None
+    filler: Callable[[], Conditioning] | None = None
 
 
 class PromptConditioning:
@@ -47,6 +51,8 @@ class PromptConditioning:
         self._model = model
         self._pipeline = pipeline
         self._encoder = encoder
+        self._free = [name for name in encoder.outputs if model.cond[name].free == "length"]
+        self._context = model.cond[self._free[0]].shape[0] if self._free else 0
 
     def conditional(self, prompt: str | Sequence[str] | None, embeds: Embeddings | None, name: str = "prompt") -> Rows:
         """The conditioning of ``prompt`` or ``embeds``, of which one must be given.
@@ -63,7 +69,8 @@ class PromptConditioning:
             return self._of_texts(as_texts(name, prompt))
         if not isinstance(embeds, Mapping):
             raise TypeError(f"{name}_embeds must be a dict by conditioning input, got {type(embeds).__name__}")
-        return _given(self._checked(f"{name}_embeds", embeds))
+        conditioning = self._checked(f"{name}_embeds", embeds)
+        return replace(_given(conditioning), tokens=self._tokens_of(f"{name}_embeds", conditioning))
 
     def unconditional(self, prompt: str | Sequence[str] | None, embeds: Embeddings | None, count: int) -> Rows:
         """The conditioning of the unconditional pass: one row for all of ``count`` prompts, or one a prompt.
@@ -81,15 +88,51 @@ class PromptConditioning:
             if not self._pipeline.zeros_without_negative:
                 return replace(self._of_texts([""]), texts=[])
             inputs = ((name, self._model.cond[name]) for name in self._encoder.outputs)
-            return _given({name: np.zeros((1, *spec.shape), dtype=spec.dtype) for name, spec in inputs})
+            zeros = {name: np.zeros((1, *spec.shape), dtype=spec.dtype) for name, spec in inputs}
+            return replace(_given(zeros), filler=lambda: zeros)
         rows = self.conditional(prompt, embeds, "negative_prompt")
         if rows.count not in (1, count):
             raise ValueError(f"negative_prompt must be one, or one for each of the {count} prompts, got {rows.count}")
         return rows
 
+    def of_one_length(self, conditional: Rows, unconditional: Rows) -> tuple[Rows, Rows]:
+        """Both, with as many tokens each: prompts are followed by empty contexts, zeros by zeros.
+
+        Raises:
+            ValueError: If the shorter one was given as embeddings, or the longer one is not of whole contexts.
+        """
+        lengths = [one.tokens or self._context for one in (conditional, unconditional)]
+        most = max(lengths)
+        first, second = (
+            one if own == most else self._extended(name, one, own, most)
+            for name, one, own in zip(("prompt", "negative_prompt"), (conditional, unconditional), lengths, strict=True)
+        )
+        return first, second
+
+    def _extended(self, name: str, rows: Rows, own: int, tokens: int) -> Rows:
+        filler = rows.filler
+        if filler is None or tokens % self._context:
+            raise ValueError(
+                f"{name}_embeds must have as many tokens as the other pass of guidance has, {tokens}, got {own}: a"
+                f" prompt in their place is followed by empty contexts where that is a multiple of {self._context}"
+            )
+
+        def encode() -> Conditioning:
+            found, filling = rows.encode(), filler()
+            for free in self._free:
+                empty = np.tile(filling[free], (len(found[free]), tokens // self._context - 1, 1))
+                found = {**found, free: np.concatenate([found[free], empty], axis=1)}
+            return found
+
+        return replace(rows, encode=encode, tokens=tokens)
+
     def _of_texts(self, texts: Sequence[str]) -> Rows:
         tokens = self._encoder.tokens(texts)
-        return Rows(texts, len(texts), lambda: self._encoder.encode(tokens))
+
+        def empty() -> Conditioning:
+            return self._encoder.encode(self._encoder.tokens([""]))
+
+        return Rows(texts, len(texts), lambda: self._encoder.encode(tokens), filler=empty)
 
     def _checked(self, name: str, embeds: Embeddings) -> Conditioning:
         inputs, needed = self._model.given_cond, self._encoder.outputs
@@ -99,14 +142,28 @@ class PromptConditioning:
         conditioning: Conditioning = {}
         for key, given in embeds.items():
             array, shape = np.asarray(given), inputs[key].shape
+            rule = f"{shape} or (n, *{shape})"
+            if key in self._free and array.ndim in (len(shape), len(shape) + 1):
+                shape = (array.shape[-len(shape)], *shape[1:])
+                rule += f", with 1 to {LONGEST_CONTEXT} tokens in the place of {self._context}"
+                shape = shape if 1 <= shape[0] <= LONGEST_CONTEXT else inputs[key].shape
             conditioning[key] = array[None] if array.shape == shape else array
             if conditioning[key].shape[1:] != shape or not len(conditioning[key]):
-                raise ValueError(f"{key} of {name} must have shape {shape} or (n, *{shape}), got {array.shape}")
+                raise ValueError(f"{key} of {name} must have shape {rule}, got {array.shape}")
         if len({len(array) for array in conditioning.values()} - {1}) > 1:
             lengths = ", ".join(f"{key} {len(array)}" for key, array in conditioning.items())
             raise ValueError(f"{name} must hold as many rows of each input, got {lengths}")
         rows = max(map(len, conditioning.values()))
         return {key: np.repeat(array, rows // len(array), axis=0) for key, array in conditioning.items()}
+
+    def _tokens_of(self, name: str, conditioning: Conditioning) -> int | None:
+        """The number of tokens of embeddings, None where it is the model's own."""
+        lengths = {conditioning[free].shape[1] for free in self._free}
+        if len(lengths) > 1:
+            raise ValueError(
+                f"{name} must have as many tokens in each of {', '.join(self._free)}, got {listed(lengths)}"
+            )
+        return next(iter(lengths - {self._context}), None)
 
 
 def _given(conditioning: Conditioning) -> Rows:

@@ -15,6 +15,7 @@ from stepfuse.serving.at_exit import closed_by_its_owner
 from stepfuse.serving.reporting import Observer
 from stepfuse.serving.stats import EngineStats
 
+#: (C, h, w) of a sample; behind it the number of tokens, where that is another than the model's own.
 Shape = tuple[int, ...]
 
 

@@ -139,17 +139,36 @@ def from_pictures(given: Any, width: int, height: int) -> Array:
         ValueError: If an array has another shape, or a value is not between 0 and 1.
         TypeError: If an array is not floating point.
     """
-    levels = _stacked(shown("image", given, "RGB"), width, height, Image.Resampling.LANCZOS)
+    return levels_of("image", given, width, height) * 2 - 1
+
+
+def levels_of(name: str, given: Any, width: int, height: int) -> Array:
+    """Pictures as they are, 0 to 1.
+
+    Args:
+        name: What messages call them.
+        given: As for ``from_pictures``, as is what follows.
+        width: In pixels.
+        height: In pixels.
+
+    Returns:
+        Shape (m, 3, H, W), 0 to 1.
+
+    Raises:
+        ValueError: As in ``from_pictures``.
+        TypeError: Likewise.
+    """
+    levels = _stacked(shown(name, given, "RGB"), width, height, Image.Resampling.LANCZOS)
     array = np.asarray(given) if levels is None else levels
     array = array[None] if array.ndim == 3 else array
     if array.ndim != 4 or array.shape[1:] != (height, width, 3) or not len(array):
         raise ValueError(
-            f"image must have shape ({height}, {width}, 3) or (n, {height}, {width}, 3), got {array.shape}"
+            f"{name} must have shape ({height}, {width}, 3) or (n, {height}, {width}, 3), got {array.shape}"
         )
-    return np.ascontiguousarray(_unit("image", array).transpose(0, 3, 1, 2) * 2 - 1)
+    return np.ascontiguousarray(_unit(name, array).transpose(0, 3, 1, 2))
 
 
-def from_masks(given: Any, width: int, height: int, cell: int) -> Array:
+def from_masks(given: Any, width: int, height: int, cell: int = 1) -> Array:
     """Masks of pixels as masks of latents: the first pixel of each cell, as diffusers takes it.
 
     Args:

@@ -66,8 +66,8 @@ class PictureJob:
 
     @property
     def shape(self) -> Shape:
-        """Of its sample."""
-        return self.prepared.shape
+        """Of its sample, with what else its engine is made for."""
+        return self.prepared.network
 
     @property
     def name(self) -> str:

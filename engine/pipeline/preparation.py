@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from stepfuse.arguments import number, whole_number
 from stepfuse.bundle.model_info import ModelInfo
-from stepfuse.bundle.pipeline_info import PipelineInfo
+from stepfuse.bundle.pipeline_info import PipelineInfo, control_input
 from stepfuse.display import NAME, printable
 from stepfuse.pipeline.conditioning import (
     Embeddings,
@@ -20,6 +20,14 @@ from stepfuse.pipeline.conditioning import (
     as_texts,
     require_rows,
     row_per_picture,
+)
+from stepfuse.pipeline.controls import (
+    Control,
+    Pictures,
+    Range,
+    conditioning_of,
+    read_controls,
+    size_of_controls,
 )
 from stepfuse.pipeline.engines import Shape
 from stepfuse.pipeline.input_images import from_masks, from_pictures, shown, size_of
@@ -56,6 +64,10 @@ class Prepared:
         noise: Shape (n, C, h, w): starting noise; None generates it from the seeds.
         pixels: Shape (m, 3, H, W), -1 to 1: what the samples begin as; None: noise.
         masks: Shape (n, 1, h, w); None: nothing is kept.
+        repainted: Shape (m, 1, H, W), 0 or 1: masks in pixels, for a denoiser that is conditioned on them, and which
+            keeps what it likes; None for one that is not.
+        control: What ControlNets follow, by name.
+        controls: Their conditioning inputs; ``conditioning_of`` has the shapes.
         strength: Share of the steps, as the engine takes it.
         sample_posterior: Whether ``pixels`` are encoded as samples of the posterior.
     """
@@ -69,6 +81,9 @@ class Prepared:
     noise: Array | None
     pixels: Array | None
     masks: Array | None
+    repainted: Array | None
+    control: Mapping[str, Control]
+    controls: Mapping[str, Array]
     strength: float | None
     sample_posterior: bool
 
@@ -76,6 +91,12 @@ class Prepared:
     def n(self) -> int:
         """Number of pictures."""
         return len(self.seeds)
+
+    @property
+    def network(self) -> Shape:
+        """What its engine is made for: the sample's shape, and the number of tokens if that is not the model's own."""
+        tokens = self.conditional.tokens
+        return self.shape if tokens is None else (*self.shape, tokens)
 
     def texts(self, index: int) -> tuple[str, str]:
         """The prompt and the negative prompt of a picture; empty if it has none, or embeddings instead."""
@@ -124,6 +145,9 @@ class Preparation:
         mask: Any,
         strength: float | None,
         sample_posterior: bool,
+        control: Pictures | None,
+        control_scale: float | Mapping[str, float] | None,
+        control_range: Range | Mapping[str, Range] | None,
         options: Mapping[str, Any],
     ) -> Prepared:
         """What ``TextToImage.__call__`` is given, checked; it says what each is, and what is raised.
@@ -131,7 +155,8 @@ class Preparation:
         Nothing large is computed: it takes milliseconds.
         """
         image = shown("image", image, "RGB")
-        shape = self._shape(width, height, image, latents)
+        followed = read_controls(self._pipeline.controls, control, control_scale, control_range)
+        shape = self._shape(width, height, image, size_of_controls(followed), latents)
         own_table = table is not None
         if table is None:
             table = self._compiler.compile(sampler, steps, guidance_scale, eta, self._shifted(shape, options))
@@ -143,17 +168,24 @@ class Preparation:
         require_no_negative(self._model, "negative_prompt_embeds", negative_prompt_embeds)
         if prompt is not None:  # before each of many is looked at
             prompts = len(as_texts("prompt", prompt))
-            require_memory(self._model, self._pipeline, shape, prompts * _checked_count(num_images))
+            require_memory(self._model.resized(shape), self._pipeline, prompts * _checked_count(num_images))
         conditional = self._conditioning.conditional(prompt, prompt_embeds)
         n = conditional.count * _checked_count(num_images)
-        require_memory(self._model, self._pipeline, shape, n)
+        require_memory(self._model.resized(shape, conditional.tokens), self._pipeline, n)
         seeds = seeds_of(seed, n)
         width, height = pixels_of(self._pipeline, shape)
         noise = None if latents is None else starting_state((n, *shape), latents, "latents")
         unconditional = None
         if (table["g"] != 1).any():
             unconditional = self._conditioning.unconditional(negative_prompt, negative_prompt_embeds, conditional.count)
-        pixels = masks = None
+            conditional, unconditional = self._conditioning.of_one_length(conditional, unconditional)
+        pixels = masks = repainted = None
+        inpaints = self._pipeline.masked_input is not None
+        if inpaints and (image is None or mask is None):
+            raise ValueError(
+                "image and mask must be given for this model, which repaints a part of a picture and keeps the rest,"
+                f" got {'no image' if image is None else 'no mask'}: a mask of ones repaints all of it"
+            )
         if image is not None:
             self._vae.require_encoder()
             pixels = from_pictures(image, width, height)
@@ -161,12 +193,34 @@ class Preparation:
         if mask is not None:
             cells = from_masks(mask, width, height, self._pipeline.pixels_per_latent)
             masks = row_per_picture("mask", cells, conditional.count, n)
+        if inpaints:
+            repainted = (from_masks(mask, width, height) >= 0.5).astype(np.float32)  # as diffusers rounds them
+            require_rows("mask", len(repainted), conditional.count, n)
         share = self._strength(table, strength, image is not None, mask is not None)
-        any_image = None if image is None else np.zeros(shape, dtype=np.float32)
-        Edit(replace(self._model, shape=shape), n, any_image, masks, [share] * n).apply(0, table)
-        posterior = bool(sample_posterior)
+        if inpaints and share is not None and share == 1:
+            share = None  # begins as noise
+        begins = image is not None and (not inpaints or share is not None)
+        any_image = np.zeros(shape, dtype=np.float32) if begins else None
+        kept = None if inpaints else masks
+        run, _ = Edit(replace(self._model, shape=shape), n, any_image, kept, [share] * n).apply(0, table)
+        controls = conditioning_of(self._pipeline.controls, followed, run, width, height)
+        for name in followed:
+            require_rows(f"control[{name!r}]", len(controls[control_input(name)]), conditional.count, n)
         return Prepared(
-            table, own_table, shape, seeds, conditional, unconditional, noise, pixels, masks, share, posterior
+            table,
+            own_table,
+            shape,
+            seeds,
+            conditional,
+            unconditional,
+            noise,
+            pixels,
+            masks,
+            repainted,
+            followed,
+            controls,
+            share,
+            bool(sample_posterior),
         )
 
     def prepare_request(self, request: PromptRequest) -> Prepared:
@@ -200,17 +254,17 @@ class Preparation:
             EngineClosed: If the pipeline is closed.
         """
         n, count = prepared.n, prepared.conditional.count
-        cond = prepared.conditional.encode()
-        if self._pipeline.size_input is not None:
-            width, height = pixels_of(self._pipeline, prepared.shape)
-            size = np.array([[height, width, 0, 0, height, width]], dtype=np.float32)
-            cond = {self._pipeline.size_input: size, **cond}
+        sizes = self._sizes(prepared.shape)
+        cond = {**sizes[0], **prepared.controls, **prepared.conditional.encode()}
+        masked = self._pipeline.masked_input
+        if masked is not None and prepared.repainted is not None:
+            cond[masked] = self._masked_image(prepared, interrupt)
         negative = None
         if prepared.unconditional is not None:
-            uncond = prepared.unconditional.encode()
+            uncond = {**sizes[1], **prepared.unconditional.encode()}
             negative = {name: row_per_picture(name, uncond.get(name, cond[name]), count, n) for name in cond}
         image = None
-        if prepared.pixels is not None:
+        if prepared.pixels is not None and (masked is None or prepared.strength is not None):
             image = self.latents_of(prepared.pixels, count, prepared.seeds, prepared.sample_posterior, interrupt)
         return {
             "cond": {name: row_per_picture(name, rows, count, n) for name, rows in cond.items()},
@@ -219,7 +273,7 @@ class Preparation:
             "seed": prepared.seeds,
             "noise": prepared.noise,
             "image": image,
-            "mask": prepared.masks,
+            "mask": prepared.masks if masked is None else None,
             "strength": prepared.strength,
         }
 
@@ -238,11 +292,41 @@ class Preparation:
             mean += std * np.stack([normal(seed, mean.shape[1:], stream=POSTERIOR) for seed in seeds])
         return mean
 
-    def _shape(self, width: int | None, height: int | None, image: Any, latents: npt.ArrayLike | None) -> Shape:
+    def _masked_image(self, prepared: Prepared, interrupt: Interrupt | None) -> Array:
+        """Mask and latents of the picture without what is repainted, grey there, shape (n, 1 + C, h, w)."""
+        assert prepared.pixels is not None
+        assert prepared.repainted is not None
+        n, count = prepared.n, prepared.conditional.count
+        rows = max(len(prepared.pixels), len(prepared.repainted))
+        pixels, repainted = (row_per_picture("mask", one, count, rows) for one in (prepared.pixels, prepared.repainted))
+        latents = self.latents_of(pixels * (1 - repainted), count, prepared.seeds, prepared.sample_posterior, interrupt)
+        cell = self._pipeline.pixels_per_latent
+        cells = row_per_picture("mask", prepared.repainted[:, :, ::cell, ::cell], count, n)
+        return np.concatenate([cells, latents], axis=1)
+
+    def _sizes(self, shape: Shape) -> tuple[dict[str, Array], dict[str, Array]]:
+        """What the denoiser is given of the picture's size, in the conditional and in the unconditional pass."""
+        name, scores = self._pipeline.size_input, self._pipeline.aesthetic_scores
+        if name is None:
+            return {}, {}
+        width, height = pixels_of(self._pipeline, shape)
+        ends = [(height, width)] * 2 if scores is None else [(score,) for score in scores]
+        first, second = ({name: np.array([[height, width, 0, 0, *end]], dtype=np.float32)} for end in ends)
+        return first, {} if scores is None else second
+
+    def _shape(
+        self,
+        width: int | None,
+        height: int | None,
+        image: Any,
+        control: tuple[int, int] | None,
+        latents: npt.ArrayLike | None,
+    ) -> Shape:
         """Shape of the samples."""
         given = None
         if image is not None and (width is None or height is None):
             given = size_of(image)
+        given = given or control
         if given is None and latents is not None and np.ndim(latents) == 4:
             given = pixels_of(self._pipeline, np.shape(latents)[1:])
         own = given or pixels_of(self._pipeline, self._model.shape)

@@ -147,6 +147,6 @@ class PromptEncoder:
 def _caller_stacklevel() -> int:
     """The ``stacklevel`` of the first frame outside this package."""
     level, frame = 1, inspect.currentframe()
-    while frame is not None and frame.f_globals["__name__"].startswith("stepfuse."):
+    while frame is not None and frame.f_globals.get("__name__", "").startswith("stepfuse."):
         level, frame = level + 1, frame.f_back
     return level - 1

@@ -54,6 +54,7 @@ class Provenance:
         image, mask, noise: Digest and shape of an array that it began with (``digest_of``).
         strength: Share of the steps that ``image`` left.
         sample_posterior: As in ``TextToImage``.
+        control: By name of a ControlNet what it followed: digest and shape of the picture, ``scale`` and ``range``.
         columns: Samples a row of a grid.
         walk: How ``stepfuse interpolate`` chose its noises.
 
@@ -100,6 +101,7 @@ class Provenance:
     sample_posterior: bool = False
     columns: int | None = None
     walk: Mapping[str, Any] | None = None
+    control: Mapping[str, Any] | None = None
 
     __repr__ = one_line
 
@@ -199,7 +201,7 @@ _RULES: Mapping[str, _Rule] = {
     **dict.fromkeys(("steps", "steps_done", "stopped_after", "zero_init"), _COUNT),
     **dict.fromkeys(("number", "max_rows", "width", "height", "columns"), _SIZE),
     **dict.fromkeys(("custom_table", "sample_posterior", "cfg_zero_star"), _FLAG),
-    **dict.fromkeys(("options", "walk"), _OBJECT),
+    **dict.fromkeys(("options", "walk", "control"), _OBJECT),
     **dict.fromkeys(("cond", "negative_cond"), _LIST),
     **dict.fromkeys(("image", "mask", "noise"), _DIGEST),
     **dict.fromkeys(("guidance_rescale", "strength"), _NUMBER),

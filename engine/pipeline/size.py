@@ -45,19 +45,24 @@ def sample_shape(model: ModelInfo, pipeline: PipelineInfo, width: int, height: i
     return model.shape[0], height // cell, width // cell
 
 
-def require_memory(model: ModelInfo, pipeline: PipelineInfo, shape: tuple[int, ...], n: int) -> None:
+def require_memory(model: ModelInfo, pipeline: PipelineInfo, n: int) -> None:
     """Refuses more or larger pictures than the machine has memory for, before anything is made for each of them.
 
     Counted are each picture's pixels, its sample and its conditioning, with and without guidance.
+
+    Args:
+        model: The denoiser, of samples of this size.
+        pipeline: The pipeline around it.
+        n: Number of pictures.
 
     Raises:
         ValueError: If they do not fit.
     """
     if not hasattr(os, "sysconf"):
         return
-    width, height = pixels_of(pipeline, shape)
+    width, height = pixels_of(pipeline, model.shape)
     cond = sum(math.prod(spec.shape) * np.dtype(spec.dtype).itemsize for spec in model.cond.values())
-    each = 4 * (3 * width * height + math.prod(shape)) + 2 * cond
+    each = 4 * (3 * width * height + math.prod(model.shape)) + 2 * cond
     most = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // each
     if n > most:
         raise ValueError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
@@ -22,12 +22,13 @@ from stepfuse.backends.host.network import open_network
 from stepfuse.bundle.bundle import Bundle
 from stepfuse.bundle.identity import ModelIdentity
 from stepfuse.bundle.outline import defaults_in_words, facts_of_model
-from stepfuse.bundle.pipeline_info import PipelineInfo
+from stepfuse.bundle.pipeline_info import PipelineInfo, control_input
 from stepfuse.display import NAME, printable
 from stepfuse.engine import Engine, checked_wait
 from stepfuse.errors import BundleError
 from stepfuse.notebook import html_table
 from stepfuse.pipeline.conditioning import Conditioning, Embeddings, PromptConditioning, as_texts
+from stepfuse.pipeline.controls import Pictures as Controls
 from stepfuse.pipeline.counts import PipelineStats
 from stepfuse.pipeline.drawn import StopWatch, batches, facts, marked_if_custom, record
 from stepfuse.pipeline.engines import Engines, Shape
@@ -97,7 +98,13 @@ class TextToImage:
             cpu = choose(cpu, bundle, bundle.info, asked.row_limit, deterministic=asked.deterministic)
         network = open_network(bundle, cpu)
         self._engines = Engines(
-            lambda shape: Engine.load(bundle, shape=shape, session=network, serving=serving_of(shape))
+            lambda key: Engine.load(
+                bundle,
+                shape=key[:3],
+                tokens=key[3] if len(key) > 3 else None,
+                session=network,
+                serving=serving_of(key),
+            )
         )
         with self._engines.use(bundle.info.shape):  # raises if the network does not fit its manifest
             pass
@@ -184,6 +191,9 @@ class TextToImage:
         mask: Any = None,
         strength: float | None = None,
         sample_posterior: bool = False,
+        control: Controls | None = None,
+        control_scale: float | Mapping[str, float] | None = None,
+        control_range: tuple[float, float] | Mapping[str, tuple[float, float]] | None = None,
         progress: bool = False,
         callback: Callback | None = None,
         **options: Any,
@@ -206,7 +216,8 @@ class TextToImage:
             seed: 0 to 2^64 - 1. With one seed s for all, picture i has seed s + i; None is a random one.
             latents: Starting noise, shape (n, C, h, w), standard normal; None generates it from the seed.
             prompt_embeds: Instead of ``prompt``, what ``encode_prompt`` returns; it may also hold conditioning inputs
-                that no prompt feeds.
+                that no prompt feeds. Where ``CondInput.free`` is ``length`` it may have any number of tokens, such as
+                those of several contexts side by side; a prompt on the other side is then followed by empty contexts.
             negative_prompt_embeds: Instead of ``negative_prompt``.
             image: What the pictures begin as, noised, or with ``mask`` the known region: a Pillow image, which is
                 scaled to ``width`` and ``height`` if these are given, or floating point (H, W, 3), 0 to 1; or as many
@@ -218,6 +229,11 @@ class TextToImage:
                 Steps that are not whole are rounded as in diffusers: down, and up in pipelines of flow models.
             sample_posterior: Whether ``image`` is encoded as a sample of the VAE's posterior by the picture's seed, as
                 diffusers does, instead of as its mean.
+            control: What ControlNets of the bundle follow, by their names: pictures as of ``image``, which also say the
+                size where nothing else does. One that is left out does not act.
+            control_scale: How much they act: a number for all, or by name; None is 1.
+            control_range: At which steps, as shares of those that are taken: (begin, end) for all, or by name; None is
+                (0, 1).
             progress: Whether a bar is shown.
             callback: As in ``Engine.sample``: ``callback(step, total, latents)`` with the clean samples implied so far,
                 which ``decode`` makes pictures of; False stops the run there.
@@ -226,7 +242,8 @@ class TextToImage:
         Raises:
             ValueError: If neither or both of ``prompt`` and ``prompt_embeds`` are given; if the sampler refuses
                 ``steps``, ``guidance_scale``, ``eta`` or an option, or one of these comes with ``table``; if the
-                pipeline cannot sample the size; if ``num_images`` is below 1, the pictures do not fit the machine's
+                pipeline cannot sample the size; if an inpainting model lacks ``image`` or ``mask``, or the bundle a
+                ControlNet of ``control``; if ``num_images`` is below 1, the pictures do not fit the machine's
                 memory, a prompt has more than 16,384 characters, a seed outside 0 to 2^64 - 1, ``strength`` outside 0
                 to 1 or given without an image, or a value of ``image`` or ``mask`` outside 0 to 1; if an array has
                 another shape, or a list another length. The message says the rule and the value.
@@ -258,10 +275,13 @@ class TextToImage:
             mask=mask,
             strength=strength,
             sample_posterior=sample_posterior,
+            control=control,
+            control_scale=control_scale,
+            control_range=control_range,
             options=options,
         )
         watch = None if callback is None else StopWatch(callback)
-        with self._service.counted(prepared.n) as began, self._engines.use(prepared.shape) as engine:
+        with self._service.counted(prepared.n) as began, self._engines.use(prepared.network) as engine:
             encoded = self._preparation.encode(prepared)
             began()
             samples = engine.sample(prepared.n, **encoded, progress=progress, callback=watch)
@@ -502,8 +522,11 @@ class TextToImage:
             ...     sum(one.steps for one in pipe.stats().values())  # an engine a size
             2
         """
-        engines = self._engines.all().items()
-        return {pixels_of(self._pipeline, shape): engine.stats() for shape, engine in engines}
+        found: dict[tuple[int, int], EngineStats] = {}
+        for shape, engine in self._engines.all().items():  # those of longer prompts apart
+            size, counted = pixels_of(self._pipeline, shape), engine.stats()
+            found[size] = found[size] + counted if size in found else counted
+        return found
 
     def totals(self) -> PipelineStats:
         """Counts of all sizes together since the pipeline was made, its other stages' time among them.
@@ -579,6 +602,7 @@ class TextToImage:
                 width=width,
                 height=height,
                 sample_posterior=prepared.sample_posterior and prepared.pixels is not None,
+                control=_control_of(prepared, i),
                 batch=batch,
                 cond=cond,
             )
@@ -614,6 +638,16 @@ class TextToImage:
 def _row_of(rows: Array | None, index: int, n: int) -> Array | None:
     """What an array of one row, or one a prompt or a picture, holds for a picture."""
     return None if rows is None else rows[index * len(rows) // n]
+
+
+def _control_of(prepared: Prepared, index: int) -> dict[str, Any] | None:
+    """What is recorded of a picture's ControlNets."""
+    found = {}
+    for name, one in prepared.control.items():
+        rows = prepared.controls[control_input(name)]
+        picture = digest_of(rows[index * len(rows) // prepared.n])
+        found[name] = {**picture, "scale": one.scale, "range": list(one.range)}
+    return found or None
 
 
 def _serving_of(pipeline: PipelineInfo, shared: Serving, shape: Shape) -> Serving:

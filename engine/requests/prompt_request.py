@@ -41,6 +41,9 @@ class PromptRequest:
         timeout: Seconds from submission, of all stages together, after which it is given up.
         id: What messages, logs and traces call it; None numbers it.
         table: A compiled sampler, instead of sampler, steps, guidance_scale, eta and options.
+        control: Pictures that ControlNets follow, by their names.
+        control_scale: How much they act; a number for all, or by name.
+        control_range: At which share of the steps, (begin, end), for all or by name.
 
     Examples:
         >>> request = sf.PromptRequest(prompt="a red cat", steps=20, seed=3)
@@ -70,3 +73,6 @@ class PromptRequest:
     timeout: float | None = None
     id: str | None = None
     table: StepTable | None = None
+    control: Mapping[str, Any] | None = None
+    control_scale: float | Mapping[str, float] | None = None
+    control_range: tuple[float, float] | Mapping[str, tuple[float, float]] | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from stepfuse.bundle.identity import ModelIdentity
@@ -69,7 +70,13 @@ class PromptModel(ServedModel):
         """
         if calibrate:
             raise ValueError(f"calibrate must be left out for {self.name}, whose requests are planned without a cost")
-        self._pipe.submit(PromptRequest("", sampler="euler", steps=1, seed=0)).result()  # euler: on any schedule
+        assert self._pipe.bundle.pipeline is not None
+        given: dict[str, Any] = {}
+        if self._pipe.bundle.pipeline.masked_input is not None:
+            width, height = self.size
+            given = {"image": np.full((height, width, 3), 0.5, dtype=np.float32), "mask": np.ones((height, width))}
+        request = PromptRequest("", sampler="euler", steps=1, seed=0, **given)  # euler: on any schedule
+        self._pipe.submit(request).result()
 
     def close(self, *, abort: bool = False, timeout: float | None = None) -> None:
         """Ends the pipeline."""

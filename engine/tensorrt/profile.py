@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from stepfuse.bundle.pipeline_info import control_input
 from stepfuse.errors import PlanError
 
 Shape = tuple[int, ...]
@@ -73,7 +74,7 @@ class Profile:
                 has no value in the profile.
         """
         three = self.shapes.get(name) or tuple(
-            self._shape(name, dims, rows, size, 1 if name in PIXELS else pixels_per_cell)
+            self._shape(name, dims, rows, size, 1 if _is_picture(name) else pixels_per_cell)
             for rows, size in zip(self.rows, self.sizes or (None,) * 3, strict=True)
         )
         for shape in three:
@@ -115,6 +116,10 @@ def _ascending(name: str, three: tuple[Shape, ...], *, dimensions: int | None = 
 def _joined(three: tuple[Shape, ...]) -> str:
     """As ``Profile.of`` takes it: ``1,2,8`` or ``512x512,768x512,1024x1024``."""
     return ",".join("x".join(map(str, shape)) for shape in three)
+
+
+def _is_picture(name: str) -> bool:
+    return name in PIXELS or name.startswith(control_input(""))
 
 
 def _text(shape: Sequence[int]) -> str:

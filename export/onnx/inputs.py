@@ -25,6 +25,7 @@ class Input:
         low: Least value of an example.
         high: Values of an example are below this: the number of classes or of tokens. Without it, floats are standard
             normal, and integers 0 or 1.
+        min_size: Smallest value of the sizes that it names, for a network whose levels would be left with a side of 1.
         max_size: Largest value of the sizes that it names, for a network that takes no larger one, such as one with a
             table of positions.
     """
@@ -34,6 +35,7 @@ class Input:
     dtype: str = "float32"
     low: float = field(default=0, kw_only=True)
     high: float | None = field(default=None, kw_only=True)
+    min_size: int | None = field(default=None, kw_only=True)
     max_size: int | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:

@@ -138,7 +138,7 @@ def _dynamic(one: Input, dims: dict[str, Any]) -> dict[int, Any]:
     for axis, size in enumerate(one.shape, start=1):
         if isinstance(size, str):
             multiple, name = split_size(size)
-            dim = dims.setdefault(name, torch.export.Dim(name, max=one.max_size))
+            dim = dims.setdefault(name, torch.export.Dim(name, min=one.min_size, max=one.max_size))
             found[axis] = multiple * dim if multiple > 1 else dim
     return found
 

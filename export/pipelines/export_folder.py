@@ -40,17 +40,22 @@ from stepfuse.export.pipelines.export_plan import ExportPart, ExportPlan
 from stepfuse.export.pipelines.pipeline_folder import PipelineFolder
 from stepfuse.export.pipelines.scheduler import read_settings
 
+# Whatever a pipeline's call begins with, its networks are the same; they say themselves what they are conditioned on.
+_KINDS = ("", "Img2Img", "Inpaint", "ControlNet", "ControlNetImg2Img", "ControlNetInpaint")
+
 #: The pipeline classes that can be exported, and the module in ``stepfuse.export.pipelines`` of each.
 PIPELINES = {
     "DDPMPipeline": "pixels",
     "DDIMPipeline": "pixels",
     "DiTPipeline": "dit",
-    "StableDiffusionPipeline": "stable_diffusion",
-    "StableDiffusionXLPipeline": "stable_diffusion_xl",
+    **{f"StableDiffusion{kind}Pipeline": "stable_diffusion" for kind in _KINDS},
+    **{f"StableDiffusionXL{kind}Pipeline": "stable_diffusion_xl" for kind in _KINDS},
     "StableDiffusion3Pipeline": "stable_diffusion_3",
     "FluxPipeline": "flux",
     "LatentConsistencyModelPipeline": "stable_diffusion",
 }
+
+_WITH_CONTROLNETS = ("stable_diffusion", "stable_diffusion_xl")
 
 LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder")
 ROW_COUNTS = (1, 3)
@@ -68,6 +73,8 @@ def from_diffusers(
     precision: str = "float32",
     sampler: str | None = None,
     sampler_options: Mapping[str, Any] | None = None,
+    controlnets: Mapping[str, str | os.PathLike[str]] | None = None,
+    clip_skip: int = 0,
     opset: int = 18,
     size: int | tuple[int, int] | None = None,
     name: str | None = None,
@@ -93,6 +100,11 @@ def from_diffusers(
             dpmpp_2m_sde, dpmpp_3m_sde, dpmpp_sde or sa_solver. The bundle takes any of them later, too.
         sampler_options: Options of that sampler, or of the pipeline's own, in the place of what the configuration says:
             ``{"karras": True, "spacing": "trailing"}``.
+        controlnets: Folders of ControlNets by the names that ``TextToImage`` is to know them by, 1 to 64 letters,
+            digits, ``_`` and ``-``: part of the denoiser, for Stable Diffusion 1.x, 2.x and XL. A pipeline that was
+            saved with one has it as ``controlnet``.
+        clip_skip: Layers of CLIP's text encoders, counted from the end, that are left out as by diffusers; here for
+            negative prompts too.
         opset: ONNX operator set, 18 to 23.
         size: Default size of pictures in pixels: a side or (width, height); None is the model's own.
         name: The model's name; None is the folder's.
@@ -107,16 +119,18 @@ def from_diffusers(
     Raises:
         ExportError: If the folder is incomplete, a class or setting in it is not covered, a file would have to be
             unpickled, a network cannot be reproduced, the disk is too small, or ``out`` is there already.
-        ValueError: If ``precision`` or ``opset`` is not supported, ``size`` is no whole number or pair of them, or the
-            sampler refuses an option.
-        TypeError: If the sampler does not have an option.
+        ValueError: If ``precision`` or ``opset`` is not supported, ``size`` is no whole number or pair of them,
+            ``clip_skip`` is negative, a ControlNet's name is not one, or the sampler refuses an option.
+        TypeError: If the sampler does not have an option, or ``clip_skip`` is no whole number.
 
     Examples:
         >>> from stepfuse.export import from_diffusers
         >>> bundle = from_diffusers("stable-diffusion-folder", "my-export")  # doctest: +SKIP
     """
     target = Path(out)
-    opset = whole_number("opset", opset)
+    opset, clip_skip = whole_number("opset", opset), whole_number("clip_skip", clip_skip)
+    if clip_skip < 0:
+        raise ValueError(f"clip_skip must be at least 0, got {clip_skip}")
     _check_arguments(precision, opset)
     pixels = None if size is None else _pixels(size)
     if target.exists() and not (overwrite and (target / MANIFEST).is_file()):  # found now, not when all is exported
@@ -126,9 +140,10 @@ def from_diffusers(
     if folder.class_name not in PIPELINES:
         raise ExportError(f"{folder.path}: pipeline must be one of {', '.join(PIPELINES)}, got {folder.class_name}")
     module = import_module(f"stepfuse.export.pipelines.{PIPELINES[folder.class_name]}")
+    asked_for = _parts_asked_for(folder, controlnets or {}, clip_skip)
     with _readable(folder):
         settings = read_settings(folder, sampler, sampler_options or {})
-        plan: ExportPlan = module.plan(folder, pixels)
+        plan: ExportPlan = module.plan(folder, pixels, **asked_for)
         for component in {component for part in plan.parts for component in part.components}:
             folder.weights(component)
     plan = replace(plan, pipeline=replace(plan.pipeline, dynamic_shift=settings.dynamic_shift))
@@ -230,6 +245,23 @@ class _PipelineExport:
             precision=precision,
         )
         return report, errors
+
+
+def _parts_asked_for(
+    folder: PipelineFolder, controlnets: Mapping[str, str | os.PathLike[str]], clip_skip: int
+) -> dict[str, Any]:
+    """Further arguments of a plan."""
+    if PIPELINES[folder.class_name] not in _WITH_CONTROLNETS:
+        for name, value in (("controlnets", controlnets), ("clip_skip", clip_skip)):
+            if value:
+                raise ExportError(
+                    f"{folder.path}: {name} need Stable Diffusion 1.x, 2.x or XL, got {folder.class_name}"
+                )
+        return {}
+    from stepfuse.export.pipelines.controlnet import add_controls
+
+    paths = {name: Path(one) for name, one in controlnets.items()}
+    return {"controls": add_controls(folder, paths), "clip_skip": clip_skip}
 
 
 def _pixels(size: Any) -> tuple[int, int]:

@@ -75,12 +75,20 @@ class ExportPlan:
 
 
 def sample_inputs(
-    channels: int, multiple: int, trained_steps: int = 1000, *, max_size: int | None = None
+    channels: int,
+    multiple: int,
+    trained_steps: int = 1000,
+    *,
+    min_size: int | None = None,
+    max_size: int | None = None,
 ) -> list[Input]:
-    """The denoiser's first two inputs; height and width are free multiples of ``multiple``, ``max_size`` at most."""
+    """The denoiser's first two inputs.
+
+    Height and width are free multiples of ``multiple``, that many times ``min_size`` to ``max_size``.
+    """
     times = "" if multiple == 1 else f"{multiple}*"
     return [
-        Input(SAMPLE, (channels, f"{times}height", f"{times}width"), max_size=max_size),
+        Input(SAMPLE, (channels, f"{times}height", f"{times}width"), min_size=min_size, max_size=max_size),
         Input(TIMESTEP, (), high=trained_steps),
     ]
 

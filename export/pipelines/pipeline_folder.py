@@ -51,7 +51,26 @@ class PipelineFolder:
         require_pipeline_folder(path)
         self.path = path
         self.index = _read_json(path / INDEX)
+        self._elsewhere: dict[str, Path] = {}
         self.class_name = str(self.index.get("_class_name"))
+
+    def add(self, name: str, path: Path, kind: str) -> None:
+        """Takes a folder that a model of diffusers was saved to as one more component.
+
+        Raises:
+            ExportError: If the pipeline has a component of this name, or the folder is not of a ``kind``.
+        """
+        if self.has(name) or (self.path / name).exists():
+            raise ExportError(f"{self.path} has a {name} of its own: give {path} another name")
+        found = _read_json(path / "config.json").get("_class_name")
+        if found != kind:
+            raise ExportError(f"{path / 'config.json'}: _class_name must be {kind}, got {found!r}")
+        self.index[name] = ["diffusers", kind]
+        self._elsewhere[name] = path
+
+    def folder(self, name: str) -> Path:
+        """Where a component is."""
+        return self._elsewhere.get(name, self.path / name)
 
     def has(self, name: str) -> bool:
         """Whether the pipeline has a component."""
@@ -69,13 +88,13 @@ class PipelineFolder:
         kind = str(self.index[name][1])
         if kind not in allowed:
             raise ExportError(f"{self.path / INDEX}: {name} must be {' or '.join(allowed)}, got {kind}")
-        if not (self.path / name).is_dir():
+        if not self.folder(name).is_dir():
             raise ExportError(f"{self.path / name} is missing: {INDEX} says that {name} is there")
         return kind
 
     def json(self, name: str, file: str) -> dict[str, Any]:
         """A file of a component."""
-        return _read_json(self.path / name / file)
+        return _read_json(self.folder(name) / file)
 
     def config(self, name: str, kind: str) -> Config:
         """Configuration of a component of diffusers, with its class's defaults filled in.
@@ -86,10 +105,10 @@ class PipelineFolder:
         import diffusers
 
         self.kind(name, (kind,))
-        file = self.path / name / "config.json"
+        file = self.folder(name) / "config.json"
         parameters = inspect.signature(getattr(diffusers, kind).__init__).parameters.values()
         defaults = {one.name: one.default for one in parameters if one.default is not one.empty}
-        return Config(f"{name} ({kind})", {**defaults, **_read_json(file)})
+        return Config(f"{name} ({kind})", {**defaults, **_read_json(file)}, kind)
 
     def text_config(self, name: str, allowed: Collection[str]) -> Config:
         """Configuration of a text encoder of transformers, likewise."""
@@ -109,7 +128,7 @@ class PipelineFolder:
         Raises:
             ExportError: If there are none as safetensors, or a shard is missing.
         """
-        folder = self.path / name
+        folder = self.folder(name)
         names = sorted(file.name for file in folder.iterdir() if file.is_file())
         stems = [one.removesuffix(".safetensors") for one in names if one.endswith(".safetensors")]
         variants = {found["variant"] for stem in stems if (found := _WEIGHTS.fullmatch(stem))}
@@ -138,7 +157,7 @@ class PipelineFolder:
         # diffusers' default is True, and without accelerate it warns at each load that it does otherwise.
         own = {"low_cpu_mem_usage": find_spec("accelerate") is not None} if library.__name__ == "diffusers" else {}
         try:
-            with _no_bars(), _with_index_names_of_now(self.path / name, variant) as path:
+            with _no_bars(), _with_index_names_of_now(self.folder(name), variant) as path:
                 module, report = getattr(library, kind).from_pretrained(
                     path,
                     variant=variant,
@@ -148,10 +167,10 @@ class PipelineFolder:
                     **own,
                 )
         except Exception as error:  # whatever the libraries raise, safetensors' own among it
-            raise ExportError(f"{self.path / name}: {kind} cannot be loaded: {error}") from error
+            raise ExportError(f"{self.folder(name)}: {kind} cannot be loaded: {error}") from error
         if missing := sorted(report["missing_keys"]):
             shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
-            raise ExportError(f"{self.path / name}: weights of {kind} must be complete, {len(missing)} miss: {shown}")
+            raise ExportError(f"{self.folder(name)}: weights of {kind} must be complete, {len(missing)} miss: {shown}")
         found: torch.nn.Module = module.float().eval()
         return found
 
@@ -171,14 +190,21 @@ class PipelineFolder:
         others = [one for one in names if one.endswith(_OTHERS)]
         if not others:
             hint = f": {step}" if (step := next_step(self.path)) else ""
-            return f"{self.path / name} must hold weights as safetensors, got {', '.join(names) or 'nothing'}{hint}"
-        convert = (
-            f'python -c "from diffusers import {self.class_name} as P;'
-            f" P.from_pretrained('{self.path}', use_safetensors=False)"
-            ".save_pretrained('CONVERTED', safe_serialization=True)\""
-        )
+            return f"{self.folder(name)} must hold weights as safetensors, got {', '.join(names) or 'nothing'}{hint}"
+        if name in self._elsewhere:
+            kind, path = self.index[name][1], self.folder(name)
+            convert = (
+                f'python -c "from diffusers import {kind} as M;'
+                f" M.from_pretrained('{path}', use_safetensors=False).save_pretrained('CONVERTED')\""
+            )
+        else:
+            convert = (
+                f'python -c "from diffusers import {self.class_name} as P;'
+                f" P.from_pretrained('{self.path}', use_safetensors=False)"
+                ".save_pretrained('CONVERTED', safe_serialization=True)\""
+            )
         return (
-            f"{self.path / name} must hold weights as safetensors, got {others[0]}: files that can run code are not"
+            f"{self.folder(name)} must hold weights as safetensors, got {others[0]}: files that can run code are not"
             f" opened here. If you trust them, convert them: {convert}"
         )
 
@@ -189,10 +215,11 @@ class Config(Mapping[str, Any]):
     Args:
         name: The component's name in error messages.
         values: Entries by name.
+        kind: Its class.
     """
 
-    def __init__(self, name: str, values: Mapping[str, Any]) -> None:
-        self.name, self._values = name, values
+    def __init__(self, name: str, values: Mapping[str, Any], kind: str = "") -> None:
+        self.name, self._values, self.kind = name, values, kind
 
     def __getitem__(self, key: str) -> Any:
         return self._values[key]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,8 +81,18 @@ def read_encoder(
     return TextEncoderInfo(component, folder.kind(component, allowed), config, prompt, found.json)
 
 
+def require_layers(encoder: TextEncoderInfo, left_out: int) -> None:
+    """Refuses to leave out more layers than an encoder has.
+
+    Raises:
+        ExportError: If it has fewer.
+    """
+    rule = f"at least {left_out}, as many as clip_skip leaves out"
+    encoder.config.require("num_hidden_layers", rule, lambda value: value >= left_out)
+
+
 def text_part(
-    encoders: Sequence[TextEncoderInfo], kind: type[TextEncoders], outputs: Sequence[str], **options: Any
+    encoders: Sequence[TextEncoderInfo], kind: Callable[..., TextEncoders], outputs: Sequence[str], **options: Any
 ) -> ExportPart:
     """The graph of a pipeline's text encoders.
 

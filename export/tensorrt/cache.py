@@ -18,7 +18,7 @@ from stepfuse.tensorrt.library import Library, find_library
 from stepfuse.tensorrt.logger import logger_for
 from stepfuse.tensorrt.options import Options
 from stepfuse.tensorrt.plan import Plan, PlanKey
-from stepfuse.tensorrt.profile import Profile
+from stepfuse.tensorrt.profile import Profile, Three
 from stepfuse.tensorrt.store import PlanStore
 from stepfuse.tensorrt.target import Target, this_gpu
 
@@ -145,11 +145,21 @@ def _sized(profile: Profile, bundle: Bundle, network: str) -> Profile:
     multiple = bundle.pipeline.size_multiple if bundle.pipeline else 1
     if uneven := [side for size in profile.sizes or () for side in size if side % multiple]:
         raise PlanError(f"sizes must be multiples of {multiple} pixels for {bundle.name}, got {uneven[0]}")
+    profile = replace(profile, shapes={**_own_lengths(profile, bundle, network), **profile.shapes})
     if profile.sizes is not None or len(bundle.info.shape) != 3:
         return profile
     cell = bundle.pipeline.pixels_per_latent if bundle.pipeline else 1
     _, height, width = bundle.info.shape
     return replace(profile, sizes=((width * cell, height * cell),) * 3)
+
+
+def _own_lengths(profile: Profile, bundle: Bundle, network: str) -> dict[str, Three]:
+    """Shapes of the denoiser's inputs whose length is free: the model's own length."""
+    if network != DENOISER:
+        return {}
+    free = {name: one.shape for name, one in bundle.info.cond.items() if one.free == "length"}
+    least, best, most = profile.rows
+    return {name: ((least, *shape), (best, *shape), (most, *shape)) for name, shape in free.items()}
 
 
 def _store(bundle: Bundle, cache: str | os.PathLike[str] | None) -> PlanStore:

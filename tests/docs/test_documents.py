@@ -5,6 +5,7 @@ that the text is right, not how fast it is.
 """
 
 import ast
+import functools
 import inspect
 import re
 import shlex
@@ -98,7 +99,7 @@ def models(tmp_path_factory):
 
 
 @pytest.fixture
-def here(models, exported, pipeline_folder, tmp_path, monkeypatch):
+def here(models, exported, controlled, pipeline_folder, tmp_path, monkeypatch):
     """A reader's folder: with a pipeline, a LoRA and pictures of the names that the documents use."""
 
     bundle = exported("StableDiffusionPipeline").path
@@ -106,7 +107,8 @@ def here(models, exported, pipeline_folder, tmp_path, monkeypatch):
     def from_diffusers(source, out, **options):
         """The export of that pipeline, which takes a while, is done once for all tests."""
         assert Path(source).resolve() == pipeline_folder
-        shutil.copytree(bundle, out)
+        made = controlled() if options.get("controlnets") else bundle
+        shutil.copytree(made, out, dirs_exist_ok=bool(options.get("overwrite")))
         return sf.Bundle.load(out)
 
     monkeypatch.setattr("stepfuse.bundle.bundle._MODELS", models)
@@ -115,6 +117,7 @@ def here(models, exported, pipeline_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))  # where networks are kept that OpenVINO has compiled
     (tmp_path / "stable-diffusion-folder").symlink_to(pipeline_folder)
     Image.fromarray(np.full((28, 28), 128, np.uint8)).save(tmp_path / "half.png")
+    Image.fromarray(np.full((16, 16, 3), 128, np.uint8)).save(tmp_path / "edges.png")
     (tmp_path / "prompts.txt").write_text("a red cat\na dog in the rain\n", encoding="utf-8")
     (tmp_path / "prompts.csv").write_text("id,prompt,steps\na,a red cat,2\nb,a dog in the rain,\n", encoding="utf-8")
     (tmp_path / "requests.jsonl").write_text(
@@ -122,6 +125,22 @@ def here(models, exported, pipeline_folder, tmp_path, monkeypatch):
     )
     lora_files.write_lora(tmp_path / "style.safetensors")
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def controlled(pipeline_folder, tmp_path_factory):
+    """Exports that pipeline with a ControlNet, once."""
+
+    @functools.cache
+    def export():
+        from stepfuse.export.pipelines.export_folder import from_diffusers
+
+        folder = tmp_path_factory.mktemp("controlled")
+        tiny_pipelines.controlnet(16).save_pretrained(folder / "canny")
+        nets = {"canny": folder / "canny"}
+        return from_diffusers(pipeline_folder, folder / "bundle", controlnets=nets).path
+
+    return export
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """diffusers pipelines of a few thousand random weights, saved as folders. Vocabularies are their own: no hub is asked.
 
-``save_tiny("StableDiffusionPipeline", folder)`` writes one; ``NAMES`` lists them. torch, diffusers and transformers are
-imported where they are used.
+``save_tiny("StableDiffusionPipeline", folder)`` writes one; ``NAMES`` lists them, and ``CONDITIONED`` those that take
+more than a prompt. torch, diffusers and transformers are imported where they are used.
 """
 
 import json
@@ -23,6 +23,13 @@ NAMES = (
     "FluxPipeline-schnell",
     "LatentConsistencyModelPipeline",
     "StableDiffusionXLPipeline-lcm",
+)
+CONDITIONED = (
+    "StableDiffusionInpaintPipeline",
+    "StableDiffusionXLInpaintPipeline",
+    "StableDiffusionControlNetPipeline",
+    "StableDiffusionXLControlNetPipeline",
+    "StableDiffusionXLImg2ImgPipeline",
 )
 PROMPTS = ["a red cat in the rain", "blue dog"]
 LENGTH = 12  # tokens of a prompt
@@ -197,6 +204,46 @@ def unet(width, **config):
     )
 
 
+def controlnet(width, seed=0, **config):
+    """A ControlNet for ``unet(width)`` and ``vae()``; residuals are zero in a new one, and random in this one."""
+    import torch
+    from diffusers import ControlNetModel
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        made = ControlNetModel(
+            **{
+                "block_out_channels": (8, 16),
+                "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+                "layers_per_block": 1,
+                "cross_attention_dim": width,
+                "attention_head_dim": 2,
+                "norm_num_groups": 4,
+                "conditioning_embedding_out_channels": (4, 8),
+                **config,
+            }
+        )
+        with torch.no_grad():
+            for parameter in made.parameters():
+                if not parameter.any():
+                    parameter.normal_(std=0.3)
+    return made.eval()
+
+
+def xl_controlnet(**config):
+    """The same for the tiny Stable Diffusion XL."""
+    return controlnet(16 + 24, **_XL, **config)
+
+
+_XL = {
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 4,
+    "projection_class_embeddings_input_dim": 24 + 6 * 4,
+    "transformer_layers_per_block": (1, 2),
+    "use_linear_projection": True,
+}
+
+
 def _pixels(scheduler):
     def parts(scratch):
         from diffusers import UNet2DModel
@@ -268,15 +315,7 @@ def _latent_consistency(scratch):
 def _stable_diffusion_xl(scratch, **changes):
     first = clip_tokenizer(scratch / "tokenizer")
     second = clip_tokenizer(scratch / "tokenizer_2", pad_token="!")
-    network = unet(
-        16 + 24,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=4,
-        projection_class_embeddings_input_dim=24 + 6 * 4,
-        transformer_layers_per_block=(1, 2),
-        use_linear_projection=True,
-        **changes,
-    )
+    network = unet(16 + 24, **_XL, **changes)
     return {
         "vae": vae(scaling_factor=0.13025),
         "text_encoder": clip(first, 16),
@@ -291,6 +330,23 @@ def _stable_diffusion_xl(scratch, **changes):
 
 def _latent_consistency_xl(scratch):
     return {**_stable_diffusion_xl(scratch, time_cond_proj_dim=8), "scheduler": _scheduler("LCMScheduler")}
+
+
+def _conditioned(parts, **changes):
+    return lambda scratch: {**parts(scratch), **{name: make() for name, make in changes.items()}}
+
+
+def _refiner(scratch):
+    parts = _stable_diffusion_xl(scratch)
+    network = unet(24, **{**_XL, "projection_class_embeddings_input_dim": 24 + 5 * 4})
+    return {
+        **parts,
+        "text_encoder": None,
+        "tokenizer": None,
+        "unet": network,
+        "requires_aesthetics_score": True,
+        "force_zeros_for_empty_prompt": False,
+    }
 
 
 def _stable_diffusion_3(scratch, **changes):
@@ -395,4 +451,11 @@ _PARTS = {
     "FluxPipeline-schnell": _flux(False),
     "LatentConsistencyModelPipeline": _latent_consistency,
     "StableDiffusionXLPipeline-lcm": _latent_consistency_xl,
+    "StableDiffusionInpaintPipeline": _conditioned(_stable_diffusion, unet=lambda: unet(16, in_channels=9)),
+    "StableDiffusionXLInpaintPipeline": _conditioned(
+        _stable_diffusion_xl, unet=lambda: unet(16 + 24, in_channels=9, **_XL)
+    ),
+    "StableDiffusionControlNetPipeline": _conditioned(_stable_diffusion, controlnet=lambda: controlnet(16)),
+    "StableDiffusionXLControlNetPipeline": _conditioned(_stable_diffusion_xl, controlnet=xl_controlnet),
+    "StableDiffusionXLImg2ImgPipeline": _refiner,
 }

@@ -44,11 +44,12 @@ ENTRIES = [
     *((name,) for name in ("name", "shape", "prediction_type", "timestep_dtype", "schedule", "cond", "data_range")),
     *((name,) for name in ("range_known", "defaults", "sampler_options", "pipeline", "export", "files", "provenance")),
     *(("schedule", name) for name in ("type", "beta_start", "num_train_timesteps", "zero_terminal_snr")),
-    *(("cond", "class_labels", name) for name in ("dtype", "shape", "null", "names")),
+    *(("cond", "class_labels", name) for name in ("dtype", "shape", "null", "names", "free")),
     *(("defaults", name) for name in (*DEFAULTS, "timesteps", "dynamic_threshold", "no_such_option")),
     *(("sampler_options", name) for name in ("heun", "nonesuch")),
     *(("files", "denoiser.onnx", name) for name in ("size", "sha256")),
     *(("pipeline", name) for name in ("source", "prompts", "size_input", "max_size", "fixed_size", "size_multiple")),
+    *(("pipeline", name) for name in ("aesthetic_scores", "masked_input", "controls")),
 ]
 
 

@@ -18,6 +18,8 @@ def test_it_survives_the_manifest(tmp_path):
     assert PipelineInfo.from_config(json.loads(json.dumps(info.config))) == info
     bundle = handmade.write_bundle(tmp_path / "bundle", pipeline={"max_size": 64})
     assert sf.Bundle.load(bundle.path).pipeline == bundle.pipeline
+    more = PipelineInfo("X", size_input="a", aesthetic_scores=(6.0, 2.5), masked_input="b", controls=("edges",))
+    assert PipelineInfo.from_config(json.loads(json.dumps(more.config))) == more
     assert bundle.pipeline.prompts == (PromptInput("input_ids", "tokenizer.json", handmade.LENGTH, 1),)
 
 
@@ -27,6 +29,11 @@ def test_it_survives_the_manifest(tmp_path):
         ({"pixels_per_latent": 0}, "pixels_per_latent must be at least 1, got 0"),
         ({"size_multiple": 3}, "size_multiple must be a multiple of pixels_per_latent, 2, got 3"),
         ({"source": ""}, "source must be a text, got ''"),
+        ({"masked_input": "nothing"}, "masked_input must be one of cond's names, got 'nothing'"),
+        ({"controls": ["edges"]}, "controls must be one of cond's names, got 'control_of_edges'"),
+        ({"controls": ["a b"]}, "a ControlNet's name must be 1 to 64 letters, digits, _ and -, got 'a b'"),
+        ({"controls": ["a", "a"]}, "controls must be at most 16 different names"),
+        ({"aesthetic_scores": [6.0]}, "aesthetic_scores must be two numbers up to 1000 beside a size_input"),
         ({"size_input": "nothing"}, "size_input must be one of cond's names, got 'nothing'"),
         (
             {"prompts": [{"input": "a", "tokenizer": "tokenizer.json", "length": 0, "pad_id": 0}]},

@@ -398,10 +398,10 @@ SPOILED = {
         lambda folder: edit(folder / "unet" / "config.json", out_channels=6),
         "out_channels must be in_channels, 3, got 6",
     ),
-    "inpainting": (
+    "eight channels": (
         "StableDiffusionPipeline",
-        lambda folder: edit(folder / "unet" / "config.json", in_channels=9),
-        "in_channels must be 4, the VAE's latent_channels, got 9",
+        lambda folder: edit(folder / "unet" / "config.json", in_channels=8),
+        "in_channels must be 4, the VAE's latent_channels, or 9 for inpainting, got 8",
     ),
     "guidance embedded": (
         "StableDiffusionPipeline",

@@ -201,6 +201,24 @@ def test_classes_have_names(saved, tmp_path):
     assert plan_of(path).cond["class_labels"].names == ()
 
 
+@pytest.mark.parametrize("clip_skip", [0, 1])
+@pytest.mark.parametrize("name", ["StableDiffusionPipeline", "StableDiffusionXLPipeline"])
+def test_layers_of_text_encoders_that_are_left_out_are_those_of_diffusers(saved, name, clip_skip):
+    path, pipe = saved(name), tiny_pipelines.tiny_pipeline(name)
+    pipe.text_encoder.__dict__.setdefault("text_model", pipe.text_encoder)  # diffusers 0.42 looks for transformers 4's
+    with torch.no_grad():
+        given = {"device": "cpu", "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
+        want = pipe.encode_prompt(TEXTS[:1], **given, clip_skip=clip_skip or None)[0]
+    folder = PipelineFolder(path)
+    plan = MODULES[name].plan(folder, None, (), clip_skip)
+    [part] = [one for one in plan.parts if one.file == "text_encoder.onnx"]
+    module = part.build(*(folder.load(one, kinds) for one, kinds in part.components.items())).eval()
+    found = run(module, *token_ids(plan, TEXTS[0]))[0]
+    torch.testing.assert_close(found, want, rtol=0, atol=tolerances.EMBEDDING)
+    other = run(module_of(path, "text_encoder.onnx"), *token_ids(plan, TEXTS[0]))[0]
+    assert torch.equal(found, other) == (clip_skip == 0)
+
+
 FACTS = {
     "DDPMPipeline": ((3, 16, 16), {"steps": 1000}),
     "DDIMPipeline": ((3, 16, 16), {"steps": 50}),

@@ -1,0 +1,423 @@
+"""Pictures of denoisers that take more than a prompt, against diffusers' own calls on the same noise.
+
+Inpainting models, ControlNets, the refiner of Stable Diffusion XL, sizes that the UNet's levels do not divide, and
+embeddings longer than one context.
+"""
+
+import sys
+
+import numpy as np
+import pytest
+import tiny_pipelines
+import tolerances
+
+import stepfuse as sf
+from stepfuse.samplers.noise import POSTERIOR
+
+torch = pytest.importorskip("torch")
+diffusers = pytest.importorskip("diffusers", reason="diffusers needs Python 3.11")
+
+PROMPTS, NEGATIVES = tiny_pipelines.PROMPTS, ["the dog", ""]
+STEPS, SEED = 5, 3
+
+
+def slow(name):
+    """One more pipeline to export, for a case that differs little from a fast one."""
+    return pytest.param(name, marks=pytest.mark.slow)
+
+
+@pytest.fixture(scope="module")
+def theirs():
+    """diffusers' pipeline of a name."""
+    torch.set_num_threads(1)
+    made = {}
+
+    def get(name):
+        if name not in made:
+            made[name] = unchecked(tiny_pipelines.tiny_pipeline(name))
+        return made[name]
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def ours(exported):
+    """The same, exported."""
+    made = {}
+
+    def get(name):
+        if name not in made:
+            made[name] = sf.TextToImage.load(exported(name), threads=1)
+        return made[name]
+
+    yield get
+    for pipe in made.values():
+        pipe.close()
+
+
+def unchecked(pipe):
+    """Without the check that sides are multiples of 8 pixels: cells of the tiny VAE have 2."""
+    pipe.check_inputs = lambda *_, **__: None
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def noise(n, shape, **options):
+    return np.stack([sf.normal(SEED + i, shape, **options) for i in range(n)])
+
+
+def pictures(n, height=16, width=16, seed=0):
+    return np.random.default_rng(seed).uniform(0, 1, (n, height, width, 3)).astype(np.float32)
+
+
+def run(pipe, *args, **arguments):
+    """diffusers' pictures."""
+    if "latents" in arguments:
+        arguments["latents"] = torch.from_numpy(arguments["latents"])
+    with torch.no_grad():
+        return pipe(*args, num_inference_steps=STEPS, output_type="np", **arguments).images
+
+
+def assert_same(got, want):
+    assert got.shape == want.shape
+    assert want.std() > 0.02  # a picture, and not clipped to one colour
+    np.testing.assert_allclose(got, want, rtol=0, atol=tolerances.PICTURE)
+
+
+def assert_other(got, want):
+    assert np.abs(got - want).max() > 100 * tolerances.PICTURE
+
+
+@pytest.fixture
+def our_noise(monkeypatch):
+    """``our_noise(pipe, sampled=False)``: diffusers' noise is ours, the posterior's too if it is sampled."""
+
+    def patch(pipe, *, sampled=False):
+        def start(shape, **_):
+            return torch.from_numpy(noise(shape[0], tuple(shape[1:])))
+
+        def posterior(shape, **_):
+            return torch.from_numpy(noise(shape[0], tuple(shape[1:]), stream=POSTERIOR)) * sampled
+
+        monkeypatch.setattr(sys.modules[type(pipe).__module__], "randn_tensor", start)
+        monkeypatch.setattr(sys.modules["diffusers.models.autoencoders.vae"], "randn_tensor", posterior)
+
+    return patch
+
+
+# Latents of 13 x 7 and 5 x 9 cells, which two levels do not divide.
+@pytest.mark.parametrize(("width", "height"), [(26, 14), (10, 18)])
+@pytest.mark.parametrize("name", ["StableDiffusionPipeline", "StableDiffusionXLPipeline"])
+def test_sizes_that_the_levels_do_not_divide(ours, theirs, name, width, height):
+    latents = noise(2, (4, height // 2, width // 2))
+    arguments = {"latents": latents, "width": width, "height": height, "guidance_scale": 4.0}
+    want = run(theirs(name), PROMPTS, **arguments)
+    assert want.shape == (2, height, width, 3)
+    assert_same(ours(name)(PROMPTS, steps=STEPS, **arguments).pixels, want)
+
+
+INPAINTING = ["StableDiffusionInpaintPipeline", slow("StableDiffusionXLInpaintPipeline")]
+
+
+def masks(n, height=16, width=16):
+    """Values on both sides of a half, which is where they are rounded."""
+    mask = np.zeros((n, height, width), dtype=np.float32)
+    mask[:, :, width // 2 :] = 1
+    mask[:, height // 2 :, : width // 4] = 0.6
+    mask[-1, :2] = 0.4
+    return mask
+
+
+@pytest.mark.parametrize(
+    ("strength", "sampled", "guidance_scale"),
+    [(1.0, False, 4.0), (1.0, True, 1.0), (0.6, False, 4.0), (0.6, True, 4.0)],
+)
+@pytest.mark.parametrize("name", INPAINTING)
+def test_inpainting_models(ours, theirs, our_noise, name, strength, sampled, guidance_scale):
+    image, mask = pictures(2), masks(2)
+    our_noise(theirs(name), sampled=sampled)
+    arguments = {"image": image, "strength": strength, "guidance_scale": guidance_scale}
+    want = run(theirs(name), PROMPTS, mask_image=torch.from_numpy(mask)[:, None], **arguments)
+    got = ours(name)(PROMPTS, mask=mask, steps=STEPS, seed=SEED, sample_posterior=sampled, **arguments)
+    assert_same(got.pixels, want)
+    [one] = ours(name)(
+        PROMPTS[1],
+        image=image[1],
+        mask=mask[1],
+        steps=STEPS,
+        seed=SEED + 1,
+        strength=strength,
+        guidance_scale=guidance_scale,
+        sample_posterior=sampled,
+    ).pixels
+    np.testing.assert_allclose(one, got.pixels[1], rtol=0, atol=tolerances.PICTURE)
+
+
+def test_an_inpainting_model_of_another_size(ours, theirs, our_noise):
+    name = INPAINTING[0]
+    image, mask = pictures(1, 14, 26), masks(1, 14, 26)
+    our_noise(theirs(name))
+    arguments = {"image": image, "strength": 1.0, "guidance_scale": 3.0}
+    want = run(theirs(name), PROMPTS[:1], mask_image=torch.from_numpy(mask)[:, None], width=26, height=14, **arguments)
+    assert_same(ours(name)(PROMPTS[:1], mask=mask, steps=STEPS, seed=SEED, **arguments).pixels, want)
+    future = ours(name).submit(
+        sf.PromptRequest(PROMPTS[0], image=image[0], mask=mask[0], steps=STEPS, seed=SEED, guidance_scale=3.0)
+    )
+    assert_same(future.result(timeout=60).pixels, want)
+
+
+def test_an_inpainting_model_needs_image_and_mask(ours):
+    pipe = ours(INPAINTING[0])
+    with pytest.raises(ValueError, match=r"image and mask must be given for this model, .* got no image"):
+        pipe("a cat")
+    with pytest.raises(ValueError, match="got no mask: a mask of ones repaints all of it"):
+        pipe("a cat", image=pictures(1))
+    with pytest.raises(ValueError, match="strength must be above 0 and at most 1, got 2"):
+        pipe("a cat", image=pictures(1), mask=masks(1), strength=2)
+
+
+def test_the_service_warms_an_inpainting_model_up(ours):
+    from stepfuse.server import PromptModel
+
+    pipe = ours(INPAINTING[0])
+    before = pipe.totals()["samples"]
+    PromptModel("mine", pipe).warm_up()
+    assert pipe.totals()["samples"] == before + 1
+
+
+CONTROLNETS = ["StableDiffusionControlNetPipeline", slow("StableDiffusionXLControlNetPipeline")]
+
+
+@pytest.mark.parametrize("name", CONTROLNETS)
+@pytest.mark.parametrize(
+    ("scale", "begin", "end"), [(None, 0.0, 1.0), (0.5, 0.0, 0.6), (1.5, 0.4, 1.0), (-1.0, 0.2, 0.8)]
+)
+def test_a_controlnet(ours, theirs, name, scale, begin, end):
+    latents, image = noise(2, (4, 8, 8)), pictures(2)
+    arguments = {"latents": latents, "guidance_scale": 3.0, "negative_prompt": NEGATIVES}
+    want = run(
+        theirs(name),
+        PROMPTS,
+        image=torch.from_numpy(image.transpose(0, 3, 1, 2)),
+        controlnet_conditioning_scale=1.0 if scale is None else scale,
+        control_guidance_start=begin,
+        control_guidance_end=end,
+        **arguments,
+    )
+    whole = (begin, end) == (0.0, 1.0)
+    got = ours(name)(
+        PROMPTS,
+        control={"controlnet": image},
+        control_scale=scale,
+        control_range=None if whole else {"controlnet": (begin, end)},
+        steps=STEPS,
+        **arguments,
+    )
+    assert_same(got.pixels, want)
+    assert_other(ours(name)(PROMPTS, steps=STEPS, **arguments).pixels, want)
+
+
+def test_a_controlnet_without_a_picture_does_not_act(ours, exported, theirs):
+    pipe = theirs("StableDiffusionPipeline")
+    latents = noise(1, (4, 8, 8))
+    want = run(pipe, PROMPTS[:1], latents=latents)
+    assert_same(ours(CONTROLNETS[0])(PROMPTS[:1], latents=latents, steps=STEPS).pixels, want)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """Stable Diffusion with two ControlNets: ours, and diffusers'."""
+    from stepfuse.export import from_diffusers
+
+    folder = tmp_path_factory.mktemp("two")
+    nets = {"edges": tiny_pipelines.controlnet(16, 1), "depth": tiny_pipelines.controlnet(16, 2)}
+    for name, net in nets.items():
+        net.save_pretrained(folder / name)
+    source = tiny_pipelines.save_tiny("StableDiffusionPipeline", folder / "pipe")
+    bundle = from_diffusers(source, folder / "bundle", controlnets={name: folder / name for name in nets})
+    parts = tiny_pipelines.tiny_pipeline("StableDiffusionPipeline").components
+    own = diffusers.StableDiffusionControlNetPipeline(
+        **parts, controlnet=list(nets.values()), requires_safety_checker=False
+    )
+    unchecked(own)
+    with sf.TextToImage.load(bundle, threads=1) as pipe:
+        yield pipe, own
+
+
+@pytest.mark.parametrize(("width", "height"), [(16, 16), (26, 14)])
+def test_two_controlnets(two, width, height):
+    pipe, own = two
+    latents = noise(1, (4, height // 2, width // 2))
+    edges, depth = pictures(1, height, width, 5), pictures(1, height, width, 6)
+    given = [torch.from_numpy(one.transpose(0, 3, 1, 2)) for one in (edges, depth)]
+    arguments = {"latents": latents, "guidance_scale": 3.0}
+    want = run(
+        own,
+        PROMPTS[:1],
+        image=given,
+        controlnet_conditioning_scale=[0.7, 1.2],
+        control_guidance_start=[0.0, 0.4],
+        control_guidance_end=[0.6, 1.0],
+        **arguments,
+    )
+    control = {"depth": depth, "edges": edges}
+    settings = {
+        "control": control,
+        "control_scale": {"edges": 0.7, "depth": 1.2},
+        "control_range": {"edges": (0, 0.6), "depth": (0.4, 1)},
+    }
+    assert_same(pipe(PROMPTS[:1], steps=STEPS, **settings, **arguments).pixels, want)
+    one = {name: given[0] for name, given in control.items()}
+    request = sf.PromptRequest(
+        PROMPTS[0], steps=STEPS, guidance_scale=3.0, latents=latents[0], **{**settings, "control": one}
+    )
+    picture = pipe.submit(request).result(timeout=60)
+    assert_same(picture.pixels, want)
+    recorded = picture.provenance[0].control
+    assert recorded["edges"]["scale"] == 0.7
+    assert recorded["depth"]["range"] == [0.4, 1.0]
+    assert sf.Provenance.from_json(picture.provenance[0].to_json()) == picture.provenance[0]
+
+
+def test_a_controlnet_from_an_image_on(two):
+    pipe, own = two
+    image, edges = pictures(1), pictures(1, seed=5)
+    parts = {name: part for name, part in own.components.items() if name != "controlnet"}
+    theirs = diffusers.StableDiffusionControlNetImg2ImgPipeline(
+        **parts, controlnet=own.controlnet.nets[0], requires_safety_checker=False
+    )
+    unchecked(theirs)
+    module = sys.modules[type(theirs).__module__]
+    vae = sys.modules["diffusers.models.autoencoders.vae"]
+    kept = module.randn_tensor, vae.randn_tensor
+    try:
+        module.randn_tensor = lambda shape, **_: torch.from_numpy(noise(shape[0], tuple(shape[1:])))
+        vae.randn_tensor = lambda shape, **_: torch.zeros(shape)
+        want = run(
+            theirs,
+            PROMPTS[:1],
+            image=torch.from_numpy(image.transpose(0, 3, 1, 2)),
+            control_image=torch.from_numpy(edges.transpose(0, 3, 1, 2)),
+            strength=0.8,
+            guidance_scale=3.0,
+            control_guidance_end=0.5,
+            controlnet_conditioning_scale=1.0,
+        )
+    finally:
+        module.randn_tensor, vae.randn_tensor = kept
+    got = pipe(
+        PROMPTS[:1],
+        image=image,
+        strength=0.8,
+        steps=STEPS,
+        seed=SEED,
+        guidance_scale=3.0,
+        control={"edges": edges},
+        control_range=(0, 0.5),
+    )
+    assert_same(got.pixels, want)
+
+
+REFUSED = {
+    "no dict": ({"control": pictures(1)}, TypeError, "control must be a dict of pictures by the ControlNet's name"),
+    "name": ({"control": {"pose": 1}}, ValueError, "control must have names among edges, depth, got pose"),
+    "scale alone": ({"control_scale": 1.0}, ValueError, "control_scale needs control, got control=None"),
+    "scale": ({"control_scale": float("nan")}, ValueError, "control_scale must be finite, got nan"),
+    "scale's name": (
+        {"control_scale": {"depth": 1}},
+        ValueError,
+        "control_scale must have names among edges, got depth",
+    ),
+    "range": ({"control_range": (0.5, 0.5)}, ValueError, "0 <= begin < end <= 1, got"),
+    "no step": ({"control_range": (0.21, 0.3)}, ValueError, "must hold at least one of 5 steps"),
+    "size": (
+        {"control": {"edges": pictures(1, 16, 18)}, "width": 16},
+        ValueError,
+        r"control\['edges'\] must have shape",
+    ),
+    "values": ({"control": {"edges": pictures(1) + 1}}, ValueError, r"control\['edges'\] must be between 0 and 1"),
+    "many": ({"control": {"edges": pictures(3)}}, ValueError, r"control\['edges'\] must be one, or one for each"),
+    "guess mode": ({"guess_mode": True}, TypeError, "guess_mode .*not done"),
+    "another's name": ({"controlnet_conditioning_scale": 1}, TypeError, "here: control_scale"),
+    "shared timestep": ({"sampler": "heun", "control_range": (0, 2 / 9)}, ValueError, "share a timestep"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_a_controlnet_cannot_follow_is_refused(two, case):
+    arguments, kind, match = REFUSED[case]
+    given = {} if case == "scale alone" else {"control": {"edges": pictures(1)}}
+    with pytest.raises(kind, match=match):
+        two[0](PROMPTS, steps=STEPS, **{**given, **arguments})
+
+
+def test_a_bundle_without_controlnets_says_how_one_is_made(ours):
+    with pytest.raises(ValueError, match=r"control needs a bundle with ControlNets.* --controlnet NAME=FOLDER"):
+        ours("StableDiffusionPipeline")("a cat", control={"edges": pictures(1)})
+
+
+@pytest.mark.parametrize("negative_prompt", [None, NEGATIVES])
+def test_the_refiner(ours, theirs, our_noise, negative_prompt):
+    name = "StableDiffusionXLImg2ImgPipeline"
+    our_noise(theirs(name))
+    arguments = {"image": pictures(2), "strength": 0.6, "guidance_scale": 4.0, "negative_prompt": negative_prompt}
+    want = run(theirs(name), PROMPTS, **arguments)
+    got = ours(name)(PROMPTS, steps=STEPS, seed=SEED, **arguments).pixels
+    assert_same(got, want)
+    assert_other(run(theirs(name), PROMPTS, aesthetic_score=2.5, **arguments), want)
+
+
+def chunks(pipe, parts):
+    """Embeddings of several contexts side by side."""
+    found = [pipe.encode_prompt(part) for part in parts]
+    return {
+        name: np.concatenate([one[name] for one in found], axis=1) if name == LONG else found[0][name]
+        for name in found[0]
+    }
+
+
+LONG = "encoder_hidden_states"
+
+
+@pytest.mark.parametrize("name", ["StableDiffusionPipeline", "StableDiffusionXLPipeline"])
+def test_embeddings_of_several_contexts(ours, theirs, name):
+    pipe, latents = ours(name), noise(1, (4, 8, 8))
+    prompt = chunks(pipe, ["a red cat", "in the rain", "blue"])
+    prompt[LONG] = prompt[LONG] * np.linspace(0.7, 1.3, prompt[LONG].shape[1], dtype=np.float32)[:, None]  # weighted
+    assert prompt[LONG].shape[1] == 3 * tiny_pipelines.LENGTH
+    negative = chunks(pipe, ["the dog", "", ""])
+    given = {"prompt_embeds": prompt[LONG], "negative_prompt_embeds": negative[LONG]}
+    if name == "StableDiffusionXLPipeline":
+        given |= {
+            "pooled_prompt_embeds": prompt["text_embeds"],
+            "negative_pooled_prompt_embeds": negative["text_embeds"],
+        }
+    given = {key: torch.from_numpy(value) for key, value in given.items()}
+    want = run(theirs(name), latents=latents, guidance_scale=4.0, **given)
+    arguments = {"latents": latents, "guidance_scale": 4.0, "steps": STEPS}
+    got = pipe(prompt_embeds=prompt, negative_prompt_embeds=negative, **arguments).pixels
+    assert_same(got, want)
+    again = pipe(prompt_embeds=prompt, negative_prompt="the dog", **arguments).pixels  # empty contexts follow it
+    np.testing.assert_array_equal(again, got)
+    request = sf.PromptRequest(prompt_embeds=prompt, negative_prompt="the dog", **{**arguments, "latents": latents[0]})
+    np.testing.assert_allclose(pipe.submit(request).result(60).pixels, want, rtol=0, atol=tolerances.PICTURE)
+
+
+def test_zeros_follow_where_a_missing_negative_prompt_means_zeros(ours, theirs):
+    name = "StableDiffusionXLPipeline"
+    pipe, latents = ours(name), noise(1, (4, 8, 8))
+    prompt = chunks(pipe, ["a red cat", "in the rain"])
+    given = {"prompt_embeds": prompt[LONG], "pooled_prompt_embeds": prompt["text_embeds"]}
+    want = run(theirs(name), latents=latents, guidance_scale=4.0, **{k: torch.from_numpy(v) for k, v in given.items()})
+    assert_same(pipe(prompt_embeds=prompt, latents=latents, guidance_scale=4.0, steps=STEPS).pixels, want)
+
+
+def test_embeddings_that_do_not_go_together_are_refused(ours):
+    pipe = ours("StableDiffusionPipeline")
+    two, one = chunks(pipe, ["a", "b"]), pipe.encode_prompt("a")
+    with pytest.raises(ValueError, match=r"negative_prompt_embeds must have as many tokens .* 24, got 12"):
+        pipe(prompt_embeds=two, negative_prompt_embeds=one)
+    with pytest.raises(ValueError, match="followed by empty contexts where that is a multiple of 12"):
+        pipe(prompt_embeds={LONG: two[LONG][:, :20]})
+    with pytest.raises(ValueError, match=r"must have shape \(12, 16\) or \(n, \*\(12, 16\)\), with 1 to 65536 tokens"):
+        pipe(prompt_embeds={LONG: two[LONG][..., :3]})
