@@ -45,6 +45,7 @@ _NAMES: Mapping[str, str] = {
     **dict.fromkeys(("adaptive_projected_guidance_rescale", "norm_threshold"), "apg=(eta, norm_threshold)"),
     "adaptive_projected_guidance_momentum": "apg, which has no momentum",
     "zero_init_steps": "zero_init",
+    **dict.fromkeys(("loras", "adapters", "cross_attention_kwargs", "joint_attention_kwargs"), "lora"),
 }
 
 #: Which call takes an argument that another one is given.
@@ -59,11 +60,11 @@ _BELONGS: Mapping[str, str] = {
         "a call of TextToImage and PromptRequest",
     ),
     **dict.fromkeys(
-        ("sampler", "steps", "guidance_scale", "eta", "seed", "image", "mask", "strength", "options"),
+        ("sampler", "steps", "guidance_scale", "eta", "seed", "image", "mask", "strength", "lora", "options"),
         "requests, Engine.sample and a call of TextToImage",
     ),
     **dict.fromkeys(("device", "threads", "spinning", "max_rows", "deterministic", "serving", "verify"), "load"),
-    **dict.fromkeys(("backend", "precision"), "load"),
+    **dict.fromkeys(("backend", "precision", "lora_bytes"), "load"),
     "abort": "close",
 }
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.bundle.pipeline_info import PipelineInfo
 from stepfuse.display import listed
+from stepfuse.lora.adapters import AdapterSet
 from stepfuse.pipeline.prompts import PromptEncoder
 
 Embeddings = Mapping[str, npt.ArrayLike]
@@ -25,13 +26,13 @@ class Rows:
     Attributes:
         texts: The prompts; none if embeddings were given.
         count: Rows, one a prompt.
-        encode: Makes them: by conditioning input an array (count, *shape of the input). It raises DenoiserError if the
-            text encoder fails, and EngineClosed if it is closed.
+        encode: Makes them, with LoRAs or without: by conditioning input an array (count, *shape of the input). It
+            raises DenoiserError if the text encoder fails, and EngineClosed if it is closed.
     """
 
     texts: Sequence[str]
     count: int
-    encode: Callable[[], Conditioning]
+    encode: Callable[[AdapterSet | None], Conditioning]
 
 
 class PromptConditioning:
@@ -89,7 +90,7 @@ class PromptConditioning:
 
     def _of_texts(self, texts: Sequence[str]) -> Rows:
         tokens = self._encoder.tokens(texts)
-        return Rows(texts, len(texts), lambda: self._encoder.encode(tokens))
+        return Rows(texts, len(texts), lambda lora: self._encoder.encode(tokens, lora))
 
     def _checked(self, name: str, embeds: Embeddings) -> Conditioning:
         inputs, needed = self._model.cond, self._encoder.outputs
@@ -110,7 +111,7 @@ class PromptConditioning:
 
 
 def _given(conditioning: Conditioning) -> Rows:
-    return Rows([], len(next(iter(conditioning.values()))), lambda: conditioning)
+    return Rows([], len(next(iter(conditioning.values()))), lambda lora: conditioning)
 
 
 def as_texts(name: str, given: str | Sequence[str]) -> list[str]:

@@ -13,6 +13,7 @@ from stepfuse.arguments import number, whole_number
 from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.bundle.pipeline_info import PipelineInfo
 from stepfuse.display import NAME, printable
+from stepfuse.lora.adapters import Adapters, AdapterSet, chosen
 from stepfuse.pipeline.conditioning import (
     Embeddings,
     PromptConditioning,
@@ -57,6 +58,7 @@ class Prepared:
         masks: Shape (n, 1, h, w); None: nothing is kept.
         strength: Share of the steps, as the engine takes it.
         sample_posterior: Whether ``pixels`` are encoded as samples of the posterior.
+        lora: The LoRAs that were chosen.
     """
 
     table: StepTable
@@ -70,6 +72,7 @@ class Prepared:
     masks: Array | None
     strength: float | None
     sample_posterior: bool
+    lora: AdapterSet | None
 
     @property
     def n(self) -> int:
@@ -92,15 +95,23 @@ class Preparation:
         conditioning: Of prompts.
         vae: Encodes pictures to begin with.
         compiler: Compiles the model's samplers.
+        adapters: The denoiser's and the text encoder's LoRAs; None: they take none.
     """
 
     def __init__(
-        self, model: ModelInfo, pipeline: PipelineInfo, conditioning: PromptConditioning, vae: Vae, compiler: Compiler
+        self,
+        model: ModelInfo,
+        pipeline: PipelineInfo,
+        conditioning: PromptConditioning,
+        vae: Vae,
+        compiler: Compiler,
+        adapters: Adapters | None = None,
     ) -> None:
         self._model, self._pipeline = model, pipeline
         self._conditioning = conditioning
         self._vae = vae
         self._compiler = compiler
+        self._adapters = adapters
 
     def prepare(
         self,
@@ -123,6 +134,7 @@ class Preparation:
         mask: Any,
         strength: float | None,
         sample_posterior: bool,
+        lora: Any,
         options: Mapping[str, Any],
     ) -> Prepared:
         """What ``TextToImage.__call__`` is given, checked; it says what each is, and what is raised.
@@ -160,9 +172,19 @@ class Preparation:
         share = self._strength(table, strength, image is not None, mask is not None)
         any_image = None if image is None else np.zeros(shape, dtype=np.float32)
         Edit(replace(self._model, shape=shape), n, any_image, masks, [share] * n).apply(0, table)
-        posterior = bool(sample_posterior)
         return Prepared(
-            table, own_table, shape, seeds, conditional, unconditional, noise, pixels, masks, share, posterior
+            table,
+            own_table,
+            shape,
+            seeds,
+            conditional,
+            unconditional,
+            noise,
+            pixels,
+            masks,
+            share,
+            bool(sample_posterior),
+            chosen(self._adapters, lora),
         )
 
     def prepare_request(self, request: PromptRequest) -> Prepared:
@@ -196,14 +218,14 @@ class Preparation:
             EngineClosed: If the pipeline is closed.
         """
         n, count = prepared.n, prepared.conditional.count
-        cond = prepared.conditional.encode()
+        cond = prepared.conditional.encode(prepared.lora)
         if self._pipeline.size_input is not None:
             width, height = pixels_of(self._pipeline, prepared.shape)
             size = np.array([[height, width, 0, 0, height, width]], dtype=np.float32)
             cond = {self._pipeline.size_input: size, **cond}
         negative = None
         if prepared.unconditional is not None:
-            uncond = prepared.unconditional.encode()
+            uncond = prepared.unconditional.encode(prepared.lora)
             negative = {name: row_per_picture(name, uncond.get(name, cond[name]), count, n) for name in cond}
         image = None
         if prepared.pixels is not None:
@@ -217,6 +239,7 @@ class Preparation:
             "image": image,
             "mask": prepared.masks,
             "strength": prepared.strength,
+            "lora": prepared.lora,
         }
 
     def latents_of(

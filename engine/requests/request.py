@@ -31,6 +31,7 @@ class Request:
         image: Of the model's shape, to begin with or to keep in part, as in ``Engine.sample``.
         mask: Which part of ``image`` is drawn anew.
         strength: How much of the run is left to an image.
+        lora: Scales of LoRAs by name, as in ``Engine.sample``.
         options: The sampler's own options by name.
         priority: Requests of a higher one step first, whatever the engine's policy.
         deadline: Time on ``time.monotonic()`` by which the image is wanted. The request is refused if that cannot be;
@@ -56,6 +57,7 @@ class Request:
     image: npt.ArrayLike | None = None
     mask: npt.ArrayLike | None = None
     strength: float | None = None
+    lora: Mapping[str, float] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     priority: int = 0
     deadline: float | None = None
