@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from stepfuse import _core
 from stepfuse.bundle.cond_input import CondInput
-from stepfuse.lora.adapters import Adapters
+
+if TYPE_CHECKING:
+    from stepfuse.lora.adapters import Adapters
 
 
 class Backend(Protocol):
