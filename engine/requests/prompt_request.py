@@ -34,7 +34,6 @@ class PromptRequest:
         mask: White, or 1, where ``image`` is repainted.
         strength: Share of the steps that are taken from ``image`` on, above 0 to 1.
         sample_posterior: Whether ``image`` is encoded as a sample of the VAE's posterior.
-        lora: Scales of LoRAs by name, as in ``Engine.sample``.
         options: The sampler's own options by name.
         priority: Requests of a higher one go first, whatever the policy.
         deadline: Time on ``time.monotonic()`` by which the picture is wanted. The request is refused if that cannot be;
@@ -42,6 +41,7 @@ class PromptRequest:
         timeout: Seconds from submission, of all stages together, after which it is given up.
         id: What messages, logs and traces call it; None numbers it.
         table: A compiled sampler, instead of sampler, steps, guidance_scale, eta and options.
+        lora: Scales of LoRAs by name, as in ``Engine.sample``.
 
     Examples:
         >>> request = sf.PromptRequest(prompt="a red cat", steps=20, seed=3)
@@ -65,10 +65,10 @@ class PromptRequest:
     mask: Any = None
     strength: float | None = None
     sample_posterior: bool = False
-    lora: Mapping[str, float] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     priority: int = 0
     deadline: float | None = None
     timeout: float | None = None
     id: str | None = None
     table: StepTable | None = None
+    lora: Mapping[str, float] | None = None

@@ -31,13 +31,13 @@ class Request:
         image: Of the model's shape, to begin with or to keep in part, as in ``Engine.sample``.
         mask: Which part of ``image`` is drawn anew.
         strength: How much of the run is left to an image.
-        lora: Scales of LoRAs by name, as in ``Engine.sample``.
         options: The sampler's own options by name.
         priority: Requests of a higher one step first, whatever the engine's policy.
         deadline: Time on ``time.monotonic()`` by which the image is wanted. The request is refused if that cannot be;
             once taken, it is finished even if late.
         timeout: Seconds from submission after which it is given up.
         id: What messages, logs and traces call it; None numbers it.
+        lora: Scales of LoRAs by name, as in ``Engine.sample``.
 
     Examples:
         >>> request = sf.Request(cond="sneaker", steps=20, seed=3, priority=1, timeout=30.0, id="order-17")
@@ -57,11 +57,11 @@ class Request:
     image: npt.ArrayLike | None = None
     mask: npt.ArrayLike | None = None
     strength: float | None = None
-    lora: Mapping[str, float] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     priority: int = 0
     deadline: float | None = None
     timeout: float | None = None
     id: str | None = None
+    lora: Mapping[str, float] | None = None
 
     __repr__ = one_line
