@@ -709,12 +709,26 @@ class Engine:
         Raises:
             ValueError: If none is registered under this name.
             EngineClosed: If the engine is closed.
+
+        Examples:
+            >>> with sf.Engine.load("my-pipeline", lora_bytes=1_000_000) as engine:
+            ...     engine.add_lora("style", "style.safetensors")
+            ...     engine.remove_lora("style")
+            ...     len(engine.loras)
+            0
         """
         self._adapters().remove(name)
 
     @property
     def loras(self) -> Mapping[str, LoraInfo]:
-        """The LoRAs that are registered, by name; empty for an engine that takes none."""
+        """The LoRAs that are registered, by name; empty for an engine that takes none.
+
+        Examples:
+            >>> with sf.Engine.load("my-pipeline", lora_bytes=1_000_000) as engine:
+            ...     engine.add_lora("style", "style.safetensors")
+            ...     engine.loras["style"].weights
+            1
+        """
         return {} if self._service.adapters is None else self._service.adapters.infos
 
     def _adapters(self) -> Adapters:

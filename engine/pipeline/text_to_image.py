@@ -533,12 +533,26 @@ class TextToImage:
         Raises:
             ValueError: If none is registered under this name.
             EngineClosed: If the pipeline is closed.
+
+        Examples:
+            >>> with sf.TextToImage.load("my-pipeline", lora_bytes=1_000_000) as pipe:
+            ...     pipe.add_lora("style", "style.safetensors")
+            ...     pipe.remove_lora("style")
+            ...     len(pipe.loras)
+            0
         """
         self._require_adapters().remove(name)
 
     @property
     def loras(self) -> Mapping[str, LoraInfo]:
-        """The LoRAs that are registered, by name; empty for a pipeline that takes none."""
+        """The LoRAs that are registered, by name; empty for a pipeline that takes none.
+
+        Examples:
+            >>> with sf.TextToImage.load("my-pipeline", lora_bytes=1_000_000) as pipe:
+            ...     pipe.add_lora("style", "style.safetensors")
+            ...     pipe.loras["style"].weights
+            1
+        """
         return {} if self._adapters is None else self._adapters.infos
 
     def _require_adapters(self) -> Adapters:

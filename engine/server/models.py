@@ -72,6 +72,8 @@ class ServedModel(ABC):
         >>> model = ClassModel("fashion", sf.Engine.load("fashion"))
         >>> model.classes[:2], model.samplers[:2], model.digest[:6], model.cost is None
         (('t-shirt', 'trouser'), ['ddim', 'ddpm'], 'acf6dd', True)
+        >>> dict(model.loras)
+        {}
         >>> model.observe(None)
         >>> model.warm_up(calibrate=False)
         >>> request = sf.PromptRequest(prompt="bag", steps=3, seed=1)
