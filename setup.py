@@ -27,6 +27,7 @@ PACKAGES = {
     "stepfuse.integrations.diffusers": "engine/integrations/diffusers",
     "stepfuse.integrations.ray": "engine/integrations/ray",
     "stepfuse.integrations.readers": "engine/integrations/readers",
+    "stepfuse.lora": "engine/lora",
     "stepfuse.pipeline": "engine/pipeline",
     "stepfuse.requests": "engine/requests",
     "stepfuse.samplers": "engine/samplers",

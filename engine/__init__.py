@@ -25,12 +25,14 @@ from stepfuse.errors import (
     ExportError,
     GpuError,
     KernelError,
+    LoraError,
     PlanError,
     ProviderError,
     QueueFull,
     RequestTimeout,
     StepfuseError,
 )
+from stepfuse.lora.adapters import LoraInfo
 from stepfuse.requests.prompt_request import PromptRequest
 from stepfuse.requests.request import Request
 from stepfuse.samplers import NaiveSamplerWarning
@@ -66,6 +68,8 @@ __all__ = [
     "ExportError",
     "GpuError",
     "KernelError",
+    "LoraError",
+    "LoraInfo",
     "ModelInfo",
     "NaiveSamplerWarning",
     "NoiseSchedule",

@@ -90,9 +90,13 @@ def order_of(
     """A sample's position in line; ``arrival`` is unique, ``arrival_passes`` the passes computed before it arrived."""
 
 class Candidate:
-    """A sample that may step, as the planner knows it: its position in line and what its next step computes."""
+    """A sample that may step, as the planner knows it.
 
-    def __init__(self, order: Order, passes: Passes) -> None: ...
+    That is its position in line, what its next step computes, its set of adapters, and the forwards that the loop had
+    computed when that set last had one.
+    """
+
+    def __init__(self, order: Order, passes: Passes, adapters: int = 0, served: int = 0) -> None: ...
 
 class PlanEntry:
     """A sample that steps: its index among those running, then waiting, and its rows, -1 where it has none."""
@@ -155,8 +159,11 @@ def replay(
     options: LoopOptions,
     cost: CostCurve,
     trace: bool = False,
+    adapters: Sequence[int] = (),
 ) -> dict[str, Any]:
     """The loop on a simulated clock that a forward advances by its cost; ``at`` in seconds, ascending.
+
+    ``adapters`` is the set of adapters of each arrival; empty: none has any.
 
     Returns:
         ``began`` and ``finished``, seconds by arrival; ``counters``, as ``Server.status`` has them; and ``trace``: a
@@ -269,7 +276,7 @@ class HostStepper(Stepper):
 class Denoiser:
     """A network that the loop runs without Python."""
 
-    def forward(self, rows: int) -> None: ...
+    def forward(self, rows: int, adapters: int = 0) -> None: ...
 
 class Phase:
     """How far a server has come: it goes on to a later phase, never back."""
@@ -314,6 +321,7 @@ class Server:
         watched: bool = False,
         gate: Gate | None = None,
         known_region: KnownRegion | None = None,
+        adapters: int = 0,
         owner: Any = None,
     ) -> Request:
         """A sample computed in ``x``; its arrays are kept alive until its last event. Times in seconds from now.
@@ -360,11 +368,13 @@ class Server:
 
     def run(
         self,
-        forward: Callable[[int], None] | Denoiser,
+        forward: Callable[..., None] | Denoiser,
         on_events: Callable[[list[_Event]], None],
         on_failure: Callable[[list[Any], BaseException], None] | None = None,
     ) -> None:
-        """Iterates until nothing is left to do; ``forward(rows)`` computes, ``on_events`` gets their events.
+        """Iterates until nothing is left to do; ``on_events`` gets their events.
+
+        ``forward(rows)`` computes, or ``forward(rows, adapters)`` where the samples of the forward have a set.
 
         What ``on_events`` raises ends the run and cancels every sample: ``on_failure`` gets their owners and the error.
         Without it the run raises the error.
@@ -372,7 +382,7 @@ class Server:
 
     def serve(
         self,
-        forward: Callable[[int], None] | Denoiser,
+        forward: Callable[..., None] | Denoiser,
         on_events: Callable[[list[_Event]], None],
         on_failure: Callable[[list[Any], BaseException], None],
         on_idle: Callable[[], None],

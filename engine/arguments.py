@@ -54,6 +54,7 @@ _NAMES: Mapping[str, str] = {
         ("aesthetic_score", "negative_aesthetic_score", "original_size", "target_size", "crops_coords_top_left"),
         "time_ids in prompt_embeds",
     ),
+    **dict.fromkeys(("loras", "adapters", "cross_attention_kwargs", "joint_attention_kwargs"), "lora"),
 }
 
 #: Which call takes an argument that another one is given.
@@ -71,11 +72,11 @@ _BELONGS: Mapping[str, str] = {
         "a call of TextToImage and PromptRequest",
     ),
     **dict.fromkeys(
-        ("sampler", "steps", "guidance_scale", "eta", "seed", "image", "mask", "strength", "options"),
+        ("sampler", "steps", "guidance_scale", "eta", "seed", "image", "mask", "strength", "lora", "options"),
         "requests, Engine.sample and a call of TextToImage",
     ),
     **dict.fromkeys(("device", "threads", "spinning", "max_rows", "deterministic", "serving", "verify"), "load"),
-    **dict.fromkeys(("backend", "precision"), "load"),
+    **dict.fromkeys(("backend", "precision", "lora_bytes"), "load"),
     "abort": "close",
 }
 

@@ -20,12 +20,14 @@ from stepfuse.backends.cuda.config import Cuda, device_of
 from stepfuse.backends.host.callable import CallableBackend, DenoiserFunction
 from stepfuse.backends.host.config import AUTO, Cpu, OpenVino
 from stepfuse.backends.host.network import as_network, open_network
-from stepfuse.bundle.bundle import Bundle
+from stepfuse.bundle.bundle import DENOISER, Bundle
 from stepfuse.bundle.cond_input import CondInput
 from stepfuse.bundle.identity import ModelIdentity
 from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.bundle.outline import defaults_in_words, facts_of_model
 from stepfuse.extras import pip_install
+from stepfuse.lora.adapters import Adapters, LoraInfo, require_adapters
+from stepfuse.lora.networks import AdaptedNetworks
 from stepfuse.notebook import html_table
 from stepfuse.requests.bundle_defaults import check_defaults
 from stepfuse.requests.editing import as_images
@@ -102,6 +104,7 @@ class Engine:
         spinning: bool | None = None,
         verify: bool = True,
         session: Any = None,
+        lora_bytes: int = 0,
     ) -> Engine:
         """Loads an embedded model by name or a bundle by path.
 
@@ -132,8 +135,13 @@ class Engine:
             session: The network on the CPU, of ``stepfuse.backends.host.network.open_network`` or ``open_session`` of
                 ``stepfuse.backends.host.onnxruntime``, for engines of several shapes to share one; the four arguments
                 above ``verify`` are then its own. None opens one.
+            lora_bytes: Memory that the factors of LoRAs may take which ``add_lora`` registers, on the CPU in ONNX
+                Runtime; while one set of them is put together for forwards it takes as much again. 0: the network takes
+                none while it runs. Its graph then has three more operators for each weight that a LoRA may change.
 
         Raises:
+            LoraError: If ``lora_bytes`` is given and the bundle takes no LoRA: it is in int8, or not of
+                ``stepfuse export``.
             BundleError: If the bundle cannot be used, or its network not with this shape; the message names file, rule
                 and value.
             ValueError: If an argument is out of bounds or has no effect, or the processor has not ``precision``.
@@ -156,6 +164,7 @@ class Engine:
             "threads": threads != 0,
             "spinning": spinning is not None,
         }
+        of_session["lora_bytes"] = lora_bytes != 0
         _refuse_unused({**of_session, "session": session is not None} if gpu else {}, f"an engine on {device!r}")
         _refuse_unused(of_session if session is not None else {}, "a session of its own")
         cpu = Cpu(backend, precision, threads, spinning)
@@ -169,11 +178,15 @@ class Engine:
             on_gpu = open_on_gpu(bundle, info, gpu, serving.row_limit)
             return cls._on_gpu(info, on_gpu, gpu, serving, ModelIdentity.of(bundle))
 
-        if cpu.backend == AUTO:
+        if cpu.backend == AUTO and not lora_bytes:
             from stepfuse.backends.host.auto import choose  # what it measures with is needed here alone
 
             cpu = choose(cpu, bundle, info, serving.row_limit, deterministic=serving.deterministic)
-        network = open_network(bundle, cpu) if session is None else as_network(session, bundle)
+        if session is None:
+            adapted = AdaptedNetworks.of(bundle, [DENOISER], lora_bytes, cpu.backend)
+            network = open_network(bundle, cpu, adapted)
+        else:
+            network = as_network(session, bundle)
         on_host = network.backend(info, serving.row_limit, deterministic=serving.deterministic)
         return cls(info, on_host, serving, model=ModelIdentity.of(bundle, network.computed_by))
 
@@ -323,6 +336,7 @@ class Engine:
         image: npt.ArrayLike | None = None,
         mask: npt.ArrayLike | None = None,
         strength: float | Sequence[float] | None = None,
+        lora: Mapping[str, float] | Sequence[Mapping[str, float] | None] | None = None,
         progress: bool = False,
         callback: Callback | None = None,
         on_state: StateCallback | None = None,
@@ -351,6 +365,9 @@ class Engine:
                 to the state's level, after every step (Lugmayr et al., 2022, Eq. 8a).
             strength: Share of the steps that an image leaves to be done, above 0 to 1, one value or one a sample. Left
                 out it is 0.8, and 1 with a mask, where 1 begins as noise alone.
+            lora: Scales of LoRAs that ``add_lora`` has registered, by name; one dict for all, or one a sample. Their
+                changes of the network add up, each times its scale, which may be negative; 0 leaves it out. Samples
+                with the same LoRAs and scales share forwards.
             progress: Whether a bar is shown.
             callback: Called in this thread after each forward that any of the samples stepped in, with the number of
                 these, how many there will be (an estimate while others use the engine) and the clean samples implied so
@@ -368,8 +385,8 @@ class Engine:
         Raises:
             ValueError: If ``n`` is below 1, a sequence has not n values, there is no such sampler or it refuses an
                 argument, a seed is not within 0 to 2^64 - 1, ``cond`` is none of the network's values, ``noise``,
-                ``image`` or ``mask`` has another shape than the model's, is not finite or out of range, or ``table``
-                comes with what it says already.
+                ``image`` or ``mask`` has another shape than the model's, is not finite or out of range, ``lora`` names
+                one that is not registered or a scale that is not finite, or ``table`` comes with what it says already.
             TypeError: If an argument is of the wrong kind.
             DenoiserError: If the network returns a wrong shape or a number that is not finite, or ONNX Runtime fails.
                 What a Python function raises comes through as it is.
@@ -399,6 +416,7 @@ class Engine:
             image=image,
             mask=mask,
             strength=strength,
+            lora=lora,
             options=options,
         )
         self._service.require_other_thread()
@@ -662,6 +680,64 @@ class Engine:
             cost = self._service.run_alone(lambda backend: measure_cost(backend.forward, limit))
         self._service.set_cost(cost)
         return cost
+
+    def add_lora(self, name: str, file: str | os.PathLike[str]) -> None:
+        """Registers a LoRA, which requests then choose by its name. Those that run go on meanwhile.
+
+        Args:
+            name: What requests call it.
+            file: A safetensors file, with keys as diffusers, PEFT or kohya's scripts write them. Its factors are kept,
+                and not the file.
+
+        Raises:
+            LoraError: If the file is no LoRA of a supported kind, does not fit the network, changes a text encoder,
+                which an engine does not run, or its factors do not fit ``lora_bytes``.
+            ValueError: If the engine was loaded without ``lora_bytes``, or the name is registered already.
+            EngineClosed: If the engine is closed.
+
+        Examples:
+            >>> engine = sf.Engine.load("my-pipeline", lora_bytes=1_000_000)
+            >>> engine.add_lora("style", "style.safetensors")
+            >>> list(engine.loras)
+            ['style']
+            >>> engine.remove_lora("style")
+            >>> engine.close()
+        """
+        self._adapters().add(name, file)
+
+    def remove_lora(self, name: str) -> None:
+        """Takes a LoRA's name away, which is free then; requests that have chosen it are drawn with it all the same.
+
+        Its memory is freed with the last of these.
+
+        Raises:
+            ValueError: If none is registered under this name.
+            EngineClosed: If the engine is closed.
+
+        Examples:
+            >>> with sf.Engine.load("my-pipeline", lora_bytes=1_000_000) as engine:
+            ...     engine.add_lora("style", "style.safetensors")
+            ...     engine.remove_lora("style")
+            ...     len(engine.loras)
+            0
+        """
+        self._adapters().remove(name)
+
+    @property
+    def loras(self) -> Mapping[str, LoraInfo]:
+        """The LoRAs that are registered, by name; empty for an engine that takes none.
+
+        Examples:
+            >>> with sf.Engine.load("my-pipeline", lora_bytes=1_000_000) as engine:
+            ...     engine.add_lora("style", "style.safetensors")
+            ...     engine.loras["style"].weights
+            1
+        """
+        return {} if self._service.adapters is None else self._service.adapters.infos
+
+    def _adapters(self) -> Adapters:
+        self._service.require_open()
+        return require_adapters(self._service.adapters)
 
     def stats(self) -> EngineStats:
         """Counts since the engine was made, as of the last finished iteration of the loop.

@@ -12,6 +12,7 @@ __all__ = [
     "ExportError",
     "GpuError",
     "KernelError",
+    "LoraError",
     "PlanError",
     "ProviderError",
     "QueueFull",
@@ -109,6 +110,15 @@ class ProviderError(GpuError):
         ... except sf.ProviderError as error:
         ...     print(str(error).partition(",")[0])
         ONNX Runtime must have CUDAExecutionProvider
+    """
+
+
+class LoraError(ExportError):
+    """A LoRA cannot be read, or does not fit a model; the message names the file, the rule and the value.
+
+    Examples:
+        >>> issubclass(sf.LoraError, sf.ExportError)
+        True
     """
 
 

@@ -46,8 +46,10 @@ void bind_planner(py::module_& m) {
   m.def("order_of", &order, py::arg("policy"), py::arg("ageing") = 0.0, py::arg("priority") = 0, py::arg("arrival") = 0,
         py::arg("arrival_passes") = 0.0, py::arg("passes_left") = 0.0, py::arg("deadline") = kNever);
   py::class_<Candidate>(m, "Candidate")
-      .def(py::init([](const Order& order, Passes passes) { return Candidate{order, passes}; }), py::arg("order"),
-           py::arg("passes"));
+      .def(py::init([](const Order& order, Passes passes, std::uint64_t adapters, std::uint64_t served) {
+             return Candidate{order, passes, -1, adapters, served};
+           }),
+           py::arg("order"), py::arg("passes"), py::arg("adapters") = 0, py::arg("served") = 0);
   py::class_<PlanEntry>(m, "PlanEntry")
       .def_readonly("sample", &PlanEntry::sample)
       .def_readonly("row_cond", &PlanEntry::row_cond)

@@ -8,13 +8,17 @@ namespace {
 
 py::dict replay_load(const std::vector<std::shared_ptr<Table>>& tables, const std::vector<double>& at,
                      const std::vector<bool>& conditioned, const std::vector<int>& priorities, int max_rows,
-                     const LoopOptions& options, const CostCurve& cost, bool trace) {
-  if (at.size() != tables.size() || conditioned.size() != tables.size() || priorities.size() != tables.size())
-    throw py::value_error("each arrival needs a table, a time, whether it is conditioned, and a priority");
+                     const LoopOptions& options, const CostCurve& cost, bool trace,
+                     std::vector<std::uint64_t> adapters) {
+  adapters.resize(adapters.empty() ? tables.size() : adapters.size());
+  if (at.size() != tables.size() || conditioned.size() != tables.size() || priorities.size() != tables.size() ||
+      adapters.size() != tables.size())
+    throw py::value_error("each arrival needs a table, a time, whether it is conditioned, a priority and its adapters");
   for (const auto& table : tables)
     if (!table) throw py::type_error("tables must be tables, got None");
   std::vector<Arrival> arrivals;
-  for (std::size_t i = 0; i < tables.size(); ++i) arrivals.push_back({at[i], tables[i], conditioned[i], priorities[i]});
+  for (std::size_t i = 0; i < tables.size(); ++i)
+    arrivals.push_back({at[i], tables[i], conditioned[i], priorities[i], adapters[i]});
   const Replay replayed = [&] {
     ReleasedGil nogil;
     return replay(arrivals, max_rows, options, cost, trace);
@@ -35,6 +39,7 @@ py::dict replay_load(const std::vector<std::shared_ptr<Table>>& tables, const st
 void bind_replay(py::module_& m) {
   m.def("replay", &replay_load, py::arg("tables"), py::arg("at"), py::arg("conditioned"), py::arg("priorities"),
         py::arg("max_rows"), py::arg("options"), py::arg("cost"), py::arg("trace") = false,
+        py::arg("adapters") = std::vector<std::uint64_t>{},
         "The loop over these arrivals, on a clock that a forward advances by its cost.");
 }
 

@@ -61,7 +61,7 @@ BoundRequest BoundServer::request(std::uint64_t id, std::shared_ptr<Table> table
                                   FloatArray x, std::optional<FloatArray> x0, std::vector<py::array> cond,
                                   std::vector<py::array> null_cond, int priority, std::optional<double> deadline,
                                   std::optional<double> timeout, bool watched, std::shared_ptr<Gate> gate,
-                                  py::object known_region, py::object owner) const {
+                                  py::object known_region, std::uint64_t adapters, py::object owner) const {
   const std::size_t state_bytes = static_cast<std::size_t>(spec_.elements) * sizeof(float);
   require_bytes("x", x, state_bytes);
   if (x0) require_bytes("x0", *x0, state_bytes);
@@ -79,6 +79,7 @@ BoundRequest BoundServer::request(std::uint64_t id, std::shared_ptr<Table> table
                watched,
                std::move(gate),
                known_region.is_none() ? nullptr : known_region_of(known_region, state_bytes),
+               adapters,
                keep_alive(py::make_tuple(x, x0, cond, null_cond, known_region), std::move(owner))};
   return {std::move(made), identity_};
 }

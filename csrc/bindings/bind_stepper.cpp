@@ -37,7 +37,8 @@ py::dict buffer_views(py::object self) {
 
 void bind_stepper(py::module_& m) {
   const auto nogil = py::call_guard<ReleasedGil>();
-  py::class_<Denoiser>(m, "Denoiser").def("forward", &Denoiser::forward, py::arg("rows"), nogil);
+  py::class_<Denoiser>(m, "Denoiser")
+      .def("forward", &Denoiser::forward, py::arg("rows"), py::arg("adapters") = 0, nogil);
   py::class_<StepperBox>(m, "Stepper");
   py::class_<HostStepperBox, StepperBox>(m, "HostStepper")
       .def(

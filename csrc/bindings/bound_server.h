@@ -33,11 +33,12 @@ class BoundServer {
   BoundRequest request(std::uint64_t id, std::shared_ptr<Table> table, std::uint64_t seed, bool has_noise, FloatArray x,
                        std::optional<FloatArray> x0, std::vector<py::array> cond, std::vector<py::array> null_cond,
                        int priority, std::optional<double> deadline, std::optional<double> timeout, bool watched,
-                       std::shared_ptr<Gate> gate, py::object known_region, py::object owner) const;
+                       std::shared_ptr<Gate> gate, py::object known_region, std::uint64_t adapters,
+                       py::object owner) const;
   // These take what they are given, unless they throw. Throw ValueError if it was made for another server, or is taken.
   bool submit(BoundRequest& request, std::optional<double> wait);
   bool submit_all(const std::vector<BoundRequest*>& requests);
-  // `forward` is a Denoiser, or a function of the number of rows.
+  // `forward` is a Denoiser, or a function of the number of rows, and of the set of adapters where there is one.
   void run(const py::object& forward, py::function on_events, py::object on_failure);
   void serve(const py::object& forward, py::function on_events, py::object on_failure, py::object on_idle);
   bool wait_ended(std::optional<double> seconds);

@@ -22,9 +22,9 @@ std::shared_ptr<void> keep_alive(py::tuple arrays, py::object owner);
 class PyDenoiser final : public Denoiser {
  public:
   explicit PyDenoiser(py::function forward) : forward_(std::move(forward)) {}
-  void forward(int rows) override {
+  void forward(int rows, std::uint64_t adapters) override {
     const AcquiredGil gil;
-    call_python(forward_, rows);
+    adapters == 0 ? call_python(forward_, rows) : call_python(forward_, rows, adapters);
   }
 
  private:

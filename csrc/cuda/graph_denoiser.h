@@ -14,8 +14,9 @@ class GraphDenoiser final : public Denoiser {
   // The graphs by their rows; the stream is borrowed.
   GraphDenoiser(const Stream& stream, const std::map<int, const Graph*>& forwards);
 
-  // Returns before the predictions are there. Throws std::invalid_argument if no graph has so many rows, and CudaError.
-  void forward(int rows) override;
+  // Returns before the predictions are there. Throws std::invalid_argument if no graph has so many rows or there are
+  // adapters, which captured graphs have none of, and CudaError.
+  void forward(int rows, std::uint64_t adapters) override;
   int computed(int rows) const override { return forwards_.lower_bound(rows)->first; }
 
  private:

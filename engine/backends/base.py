@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from stepfuse import _core
 from stepfuse.bundle.cond_input import CondInput
+
+if TYPE_CHECKING:
+    from stepfuse.lora.adapters import Adapters
 
 
 class Backend(Protocol):
@@ -20,8 +23,15 @@ class Backend(Protocol):
         """Holds the samples and steps them; one loop takes it."""
 
     @property
-    def enqueue(self) -> Callable[[int], None] | _core.Denoiser:
-        """What the loop calls with a number of rows; on a GPU it returns before the predictions are there."""
+    def enqueue(self) -> Callable[..., None] | _core.Denoiser:
+        """What the loop calls with a number of rows; on a GPU it returns before the predictions are there.
+
+        Where samples have a set of LoRAs, its number comes behind the rows.
+        """
+
+    @property
+    def adapters(self) -> Adapters | None:
+        """The network's LoRAs; None: it takes none while it runs."""
 
     @property
     def rowwise(self) -> bool:

@@ -29,6 +29,7 @@ from stepfuse.samplers.schedule import NoiseSchedule
 from stepfuse.samplers.table import StepTable
 
 DENOISER = "denoiser.onnx"
+QUANTIZATION = "quantization"  # in a manifest's export entry: options and measurements of int8
 
 
 _MODELS = Path(__file__).resolve().parents[1] / "models"  # a strict editable install is a tree of links

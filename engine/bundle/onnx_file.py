@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from stepfuse.bundle.open_file import OpenFile
+from stepfuse.bundle.wire import BYTES, Bytes, fields
 from stepfuse.errors import BundleError
 
 _MODEL, _GRAPH, _NODE, _ATTRIBUTE, _SPARSE, _FUNCTION, _TRAINING, _TENSOR, _ENTRY, _OPERATOR = range(10)
@@ -30,18 +31,14 @@ _INSIDE: dict[int, dict[int, int]] = {  # messages that lead to tensors: kind of
     _SPARSE: {1: _TENSOR, 2: _TENSOR},
     _TENSOR: {13: _ENTRY},
 }
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types
 _INPUT = 1  # of a node: a name, empty where an input is left out
 #: Operators that read every input, however many: ONNX Runtime (1.32) does not check that each is there, and crashes.
 _OF_ALL_INPUTS = {b"Concat", b"Einsum", b"Max", b"Mean", b"Min", b"SequenceConstruct", b"Sum"}
-_LENGTHS = {_FIXED64: 8, _FIXED32: 4}
 _INITIALIZER = 2  # messages around a tensor that is an initializer of the main graph: the model, the graph
 _DEEPEST = 100  # messages in messages, as protobuf's own readers have it
 _MOST_FIELDS = 20_000_000
 _LONGEST_NAME = 4096
 _MEMORY = "_ORT_MEM_ADDR_"  # in the location of a tensor that ONNX Runtime itself has put into its memory
-
-Bytes = mmap.mmap | bytes
 
 
 @dataclass(frozen=True)
@@ -154,18 +151,18 @@ def _locations(data: Bytes) -> set[str]:
             which ONNX Runtime would look up itself, or a node loads a compiled engine or lacks an input.
     """
     found: set[str] = set()
-    fields = 0
+    count = 0
     messages = [(_MODEL, 0, len(data), 0)]
     while messages:
         kind, start, end, depth = messages.pop()
         if depth > _DEEPEST:
             raise ValueError(f"messages must nest at most {_DEEPEST} deep")
         operator, left_out = b"", False
-        for number, wire, at, stop in _fields(data, start, end):
-            fields += 1
-            if fields > _MOST_FIELDS:
+        for number, wire, at, stop in fields(data, start, end):
+            count += 1
+            if count > _MOST_FIELDS:
                 raise ValueError(f"it must have at most {_MOST_FIELDS} fields")
-            inside = _INSIDE[kind].get(number) if wire == _BYTES else None
+            inside = _INSIDE[kind].get(number) if wire == BYTES else None
             if inside == _OPERATOR:
                 operator = data[at:stop]
                 if operator == b"EPContext":
@@ -188,41 +185,9 @@ def _locations(data: Bytes) -> set[str]:
 def _location(data: Bytes, start: int, end: int) -> list[str]:
     """The value of an entry of external_data whose key is ``location``."""
     texts = {1: b"", 2: b""}
-    for number, wire, at, stop in _fields(data, start, end):
-        if number in texts and wire == _BYTES:
+    for number, wire, at, stop in fields(data, start, end):
+        if number in texts and wire == BYTES:
             if stop - at > _LONGEST_NAME:
                 raise ValueError(f"a location must have at most {_LONGEST_NAME} bytes, got {stop - at}")
             texts[number] = bytes(data[at:stop])
     return [texts[2].decode("utf-8")] if texts[1] == b"location" else []
-
-
-def _fields(data: Bytes, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-    """Number, wire type, first byte and end of the value of each field of a message."""
-    at = start
-    while at < end:
-        key, at = _varint(data, at, end)
-        wire = key & 7
-        if wire == _BYTES:
-            length, at = _varint(data, at, end)
-        elif wire == _VARINT:
-            length = _varint(data, at, end)[1] - at
-        elif wire in _LENGTHS:
-            length = _LENGTHS[wire]
-        else:
-            raise ValueError(f"wire type {wire} at byte {at}")
-        if at + length > end:
-            raise ValueError(f"a field of {length} bytes at byte {at} goes past {end}")
-        yield (key & 0xFFFFFFFF) >> 3, wire, at, at + length  # protobuf's keys have 32 bits
-        at += length
-
-
-def _varint(data: Bytes, at: int, end: int) -> tuple[int, int]:
-    value = shift = 0
-    while at < end and shift < 70:
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-        shift += 7
-    raise ValueError(f"a number without end at byte {at}")

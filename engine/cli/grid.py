@@ -17,10 +17,12 @@ from stepfuse.bundle.pipeline_info import VAE_DECODER
 from stepfuse.cli.common import parse_cond
 from stepfuse.cli.console import Report
 from stepfuse.cli.latents import edit_arguments, pictures_of
+from stepfuse.cli.loras import Loras
 from stepfuse.cli.options import Machine, Sampling
 from stepfuse.cli.run import Run, seeds_of_run
 from stepfuse.cli.run_files import SUFFIXES, Writing, files_of
 from stepfuse.files.atomic import write_atomically
+from stepfuse.lora.adapters import chosen
 
 if TYPE_CHECKING:
     from stepfuse.pipeline.provenance import Provenance
@@ -40,6 +42,7 @@ def sample_classes(
     report: Report,
     *,
     columns: int,
+    loras: Loras,
     image: Path | None,
     mask: Path | None,
     strength: float | None,
@@ -57,6 +60,7 @@ def sample_classes(
         machine: What computes.
         report: Where the run is reported.
         columns: Samples a row of the grid.
+        loras: LoRAs of the run.
         image: A picture that they begin as.
         mask: What of it is drawn anew.
         strength: As in ``Engine.sample``.
@@ -77,7 +81,9 @@ def sample_classes(
         return
     from stepfuse.pipeline.drawn import conditions, record, title  # with Pillow, which help does not need
 
-    with sf.Engine.load(bundle, **machine.arguments) as engine:
+    with sf.Engine.load(bundle, **machine.arguments, **loras.loading) as engine:
+        loras.register(engine)
+        lora: Any = chosen(engine._service.adapters, loras.chosen)
         editing = edit_arguments(bundle, image, mask, machine.threads)
 
         def arguments(indices: Sequence[int]) -> dict[str, Any]:
@@ -86,6 +92,7 @@ def sample_classes(
                 "table": run.table,
                 "seed": [seeds[i] for i in indices],
                 "strength": strength,
+                "lora": lora,
                 "progress": run.report.progress,
                 **editing,
             }
@@ -103,6 +110,7 @@ def sample_classes(
                 number=number,
                 columns=min(columns, number),
                 cond=conditions(engine, conds, number),
+                lora=lora,
                 **editing,
             )
             run.title = title(made)

@@ -166,6 +166,9 @@ class Likeness:
         for name in ("image", "mask"):
             if getattr(recorded, name) not in (None, getattr(made, name)):
                 warn(f"--{name} is another than the one that {self.path} was drawn with")
+        for name, one in (recorded.loras or {}).items():
+            if one["sha256"] != (made.loras or {}).get(name, one)["sha256"]:
+                warn(f"--lora {name} is another file than the one that {self.path} was drawn with")
         now, then = (one.model.computed_by or "onnxruntime float32" for one in (made, recorded))
         if now != then:
             text = f"{self.path} was drawn with its network in {then}, and now in {now}: see --backend and --precision"

@@ -15,6 +15,7 @@ import numpy as np
 import stepfuse as sf
 from stepfuse.cli.common import refuse
 from stepfuse.cli.console import Report
+from stepfuse.cli.loras import Loras
 from stepfuse.cli.options import Machine, Sampling
 from stepfuse.cli.run import Run, seeds_of_run
 from stepfuse.cli.run_files import Writing, files_of
@@ -33,6 +34,7 @@ def sample_prompts(
     writing: Writing,
     machine: Machine,
     report: Report,
+    loras: Loras,
     **arguments: Any,
 ) -> None:
     """Samples ``number`` pictures of each prompt; those of a prompt are written as soon as they are there.
@@ -48,6 +50,7 @@ def sample_prompts(
         writing: What becomes of files that are there.
         machine: What computes.
         report: Where the run is reported.
+        loras: LoRAs of the run.
         **arguments: Those of ``TextToImage.__call__`` that are left, with ``image`` and ``mask`` as paths.
 
     Raises:
@@ -66,7 +69,8 @@ def sample_prompts(
     pixels = []
     began = time.perf_counter()
     if left:
-        with sf.TextToImage.load(bundle, **machine.arguments) as pipe:
+        with sf.TextToImage.load(bundle, **machine.arguments, **loras.loading) as pipe:
+            loras.register(pipe)
             for prompt, group in groupby(left, key=lambda i: i // number):
                 chosen = list(group)
                 pictures = pipe(
@@ -74,6 +78,7 @@ def sample_prompts(
                     num_images=len(chosen),
                     seed=[seeds[i] for i in chosen],
                     progress=run.report.progress,
+                    lora=loras.chosen,
                     **sampling.arguments,
                     **arguments,
                 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,9 +17,11 @@ from stepfuse.cli.common import refuse
 from stepfuse.cli.console import Report
 from stepfuse.cli.latents import edit_arguments, pictures_of
 from stepfuse.cli.like import Likeness, conds_of
+from stepfuse.cli.loras import Loras
 from stepfuse.cli.options import Machine
 from stepfuse.cli.run_files import SUFFIXES, Writing, files_of
 from stepfuse.files.atomic import write_atomically
+from stepfuse.lora.adapters import chosen
 from stepfuse.pipeline.provenance import Provenance
 from stepfuse.requests.resolution import seeds_of
 from stepfuse.samplers.names import steps_asked
@@ -32,6 +34,7 @@ def draw_again(
     model: str | None,
     output: str,
     given: Mapping[str, Any],
+    lora: Sequence[str] | None,
     writing: Writing,
     machine: Machine,
     report: Report,
@@ -43,6 +46,7 @@ def draw_again(
         model: Draws it; None is the one that the picture names, if that comes with the package.
         output: A file, a pattern or ``-``: of the picture, the samples, or with prompts the pixels.
         given: The command's options by name, None where left out; they take the place of what the picture says.
+        lora: ``--lora``: the files of the LoRAs that the picture names, and others.
         writing: What becomes of a file that is there.
         machine: What computes.
         report: Where it is reported.
@@ -57,6 +61,7 @@ def draw_again(
     likeness = Likeness.read(path)
     bundle = sf.Bundle.load(model or likeness.model)
     found = likeness.fill(given, bundle)
+    loras = Loras.of(lora, None if likeness.made is None else likeness.made.loras)
     is_grid = found["prompt"] is None and found["columns"] is not None
     seeds = seeds_of(found["seed"], found["number"])[_kept(found)]
     samples = [{"index": i, "seed": seed, "prompt": found["prompt"] or ""} for i, seed in enumerate(seeds)]
@@ -65,7 +70,7 @@ def draw_again(
     report = report.beside_output() if files.is_stdout else report
     files.left(writing, way_out="")
     draw = _draw_prompt if found["prompt"] is not None else _draw_classes
-    drawn = draw(bundle, found, machine, report)
+    drawn = draw(bundle, found, loras, machine, report)
     likeness.compare(drawn.made)
     if files.shared:
         files.targets[0].write(drawn.save_all)
@@ -96,25 +101,30 @@ class _Drawn:
     pictures: Any = ()
 
 
-def _draw_prompt(bundle: sf.Bundle, found: Mapping[str, Any], machine: Machine, report: Report) -> _Drawn:
+def _draw_prompt(bundle: sf.Bundle, found: Mapping[str, Any], loras: Loras, machine: Machine, report: Report) -> _Drawn:
     from stepfuse.pipeline.shown_picture import open_picture
 
     names = ("prompt", "negative_prompt", "width", "height", "strength", "seed", "callback", *_TABLE)
     opened: dict[str, Any] = {name: open_picture(found[name]) for name in ("image", "mask") if found[name] is not None}
-    with sf.TextToImage.load(bundle, **{**machine.arguments, "max_rows": found["max_rows"]}) as pipe:
+    loading = {**machine.arguments, **loras.loading, "max_rows": found["max_rows"]}
+    with sf.TextToImage.load(bundle, **loading) as pipe:
+        loras.register(pipe)
         pictures = pipe(
             **{name: found[name] for name in names},
             **found["options"],
             **opened,
             num_images=found["number"],
             sample_posterior=found["sample_posterior"],
+            lora=loras.chosen,
             progress=report.progress,
         )
     pictures = pictures[_kept(found)]
     return _Drawn(pictures.provenance[0], _array(pictures.pixels), pictures)
 
 
-def _draw_classes(bundle: sf.Bundle, found: Mapping[str, Any], machine: Machine, report: Report) -> _Drawn:
+def _draw_classes(
+    bundle: sf.Bundle, found: Mapping[str, Any], loras: Loras, machine: Machine, report: Report
+) -> _Drawn:
     from stepfuse.pipeline.drawn import conditions, record
     from stepfuse.pipeline.grids import save_grid
     from stepfuse.pipeline.sampling import sample_pictures
@@ -124,13 +134,17 @@ def _draw_classes(bundle: sf.Bundle, found: Mapping[str, Any], machine: Machine,
     call: dict[str, Any] = {name: conds_of(found[name], number) for name in ("cond", "negative_cond")}
     call |= {"seed": found["seed"], "strength": found["strength"], "progress": report.progress}
     call |= edit_arguments(bundle, found["image"], found["mask"], threads)
-    with sf.Engine.load(bundle, **{**machine.arguments, "max_rows": found["max_rows"]}) as engine:
-        chosen = {**{name: found[name] for name in _TABLE}, **found["options"]}
+    loading = {**machine.arguments, **loras.loading, "max_rows": found["max_rows"]}
+    with sf.Engine.load(bundle, **loading) as engine:
+        loras.register(engine)
+        adapters: Any = chosen(engine._service.adapters, loras.chosen)
+        call["lora"] = adapters
+        sampling = {**{name: found[name] for name in _TABLE}, **found["options"]}
         if found["columns"] is None:  # pictures of their own, as Pictures.save writes them
             vae = None if bundle.file(VAE_DECODER) is None else Vae(bundle, threads=threads)
-            pictures = sample_pictures(engine, number, vae=vae, callback=callback, **call, **chosen)[_kept(found)]
+            pictures = sample_pictures(engine, number, vae=vae, callback=callback, **call, **sampling)[_kept(found)]
             return _Drawn(pictures.provenance[0], _array(pictures.latents), pictures)
-        table = engine.table(**chosen)
+        table = engine.table(**sampling)
         samples = engine.sample(number, table=table, callback=callback, **call)
         drawn: dict[str, Any] = {
             **{name: conditions(engine, call[name], number) for name in ("cond", "negative_cond")},
@@ -147,6 +161,7 @@ def _draw_classes(bundle: sf.Bundle, found: Mapping[str, Any], machine: Machine,
             number=number,
             columns=columns,
             stopped_after=stop,
+            lora=adapters,
             **drawn,
         )
 

@@ -13,6 +13,7 @@ from stepfuse.cli.console import Report
 from stepfuse.cli.file_names import is_pattern
 from stepfuse.cli.grid import sample_classes
 from stepfuse.cli.like import Like, OptionalModel
+from stepfuse.cli.loras import Lora, Loras
 from stepfuse.cli.options import OUTPUT, PICTURE, WHAT, Cond, Machine, NegativePrompt, Prompt, PromptFile, Sampling
 from stepfuse.cli.prompt import prompts_of, sample_prompts
 from stepfuse.cli.redraw import draw_again
@@ -41,6 +42,7 @@ def sample(
     ] = None,
     height: Annotated[int | None, typer.Option(metavar="N", help="Likewise.", rich_help_panel=WHAT)] = None,
     sampling: Sampling,
+    lora: Lora = None,
     image: Annotated[
         Path | None,
         typer.Option(
@@ -95,7 +97,7 @@ def sample(
             **{"image": image, "mask": mask, "strength": strength, "max_rows": machine.max_rows},
             **{**sampling.own, "options": sampling.options},
         }
-        draw_again(like, model, output, given, writing, machine, report)
+        draw_again(like, model, output, given, lora, writing, machine, report)
         return
     bundle = sf.Bundle.load(model or "fashion")
     seed = seed or 0
@@ -108,7 +110,7 @@ def sample(
         width=width,
         height=height,
     )
-    editing: dict[str, Any] = {"image": image, "mask": mask, "strength": strength}
+    editing: dict[str, Any] = {"image": image, "mask": mask, "strength": strength, "loras": Loras.of(lora)}
     if prompts is not None:
         refuse("is for the grid of a model without prompts: leave it out", columns=columns)
         sample_prompts(

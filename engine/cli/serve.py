@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -15,6 +16,7 @@ from stepfuse.cli.command import FAILED
 from stepfuse.cli.completion import model_names
 from stepfuse.cli.console import complain
 from stepfuse.cli.options import Machine
+from stepfuse.display import listed
 from stepfuse.files.atomic import write_atomically
 
 if TYPE_CHECKING:
@@ -74,11 +76,22 @@ def serve(
     max_pixels: Annotated[
         int, typer.Option(metavar="N", help="Most pixels of a picture.", min=1, rich_help_panel=_BOUNDS)
     ] = 1 << 22,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[MODEL/]NAME=FILE",
+            help="A LoRA that requests can choose, of the first model or of the one that is named; repeat it.",
+            rich_help_panel=_SHARING,
+        ),
+    ] = None,
+    lora_memory: Annotated[
+        int, typer.Option(metavar="MIB", help="Most memory of each model's LoRAs.", min=1, rich_help_panel=_SHARING)
+    ] = 1024,
     machine: Machine,
 ) -> None:
     """Serve models over HTTP, with OpenAI's images API and live previews. SIGTERM drains; a second one gives up."""
     from stepfuse.server import Limits, create_app
-    from stepfuse.server.loading import costs_text, load_model, named, read_costs
+    from stepfuse.server.loading import costs_text, find_model, load_model, named, read_costs
     from stepfuse.server.logs import log_to_stderr
     from stepfuse.server.run import serve as run
 
@@ -88,8 +101,12 @@ def serve(
     serving = sf.Serving(policy=policy, max_queue=max_queue)
     with ExitStack() as stack:
         served: list[ServedModel] = []
-        for given in models:
-            served.append(load_model(given, serving=serving, **machine.arguments))
+        names = [find_model(given, verify=False)[0] for given in models]
+        loras = _loras_by_model(lora or (), names)
+        for name, given in zip(names, models, strict=True):
+            own = loras.get(name, {})
+            memory = {"lora_bytes": lora_memory << 20} if own else {}
+            served.append(load_model(given, serving=serving, loras=own, **memory, **machine.arguments))
             stack.callback(served[-1].close)
         if calibrate:
             measured = _calibrated(served)
@@ -126,6 +143,27 @@ def _calibrated(served: list[ServedModel]) -> dict[str, sf.CostCurve]:
     for model in engines:
         model.warm_up(calibrate=True)
     return {model.name: model.cost for model in engines if model.cost is not None}
+
+
+def _loras_by_model(texts: Sequence[str], models: Sequence[str]) -> dict[str, dict[str, Path]]:
+    """Files of LoRAs by model and name.
+
+    Raises:
+        ValueError: If one is not NAME=FILE or MODEL/NAME=FILE, there is no such model, or a name comes twice.
+    """
+    found: dict[str, dict[str, Path]] = {}
+    for text in texts:
+        place, separator, file = text.partition("=")
+        model, slash, name = place.rpartition("/")
+        if not (separator and name and file):
+            raise ValueError(f"--lora must be NAME=FILE or MODEL/NAME=FILE, got {text!r}")
+        if slash and model not in models:
+            raise ValueError(f"--lora must be of a model that is served ({listed(models)}), got {text!r}")
+        own = found.setdefault(model if slash else models[0], {})
+        if name in own:
+            raise ValueError(f"--lora {place} must be given once, got {text!r} too")
+        own[name] = Path(file)
+    return found
 
 
 def _keys(file: Path | None) -> list[str]:

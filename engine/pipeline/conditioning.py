@@ -12,6 +12,7 @@ import numpy.typing as npt
 from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.bundle.pipeline_info import LONGEST_CONTEXT, PipelineInfo
 from stepfuse.display import listed
+from stepfuse.lora.adapters import AdapterSet
 from stepfuse.pipeline.prompts import PromptEncoder
 
 Embeddings = Mapping[str, npt.ArrayLike]
@@ -25,17 +26,17 @@ class Rows:
     Attributes:
         texts: The prompts; none if embeddings were given.
         count: Rows, one a prompt.
+        encode: Makes them, with LoRAs or without: by conditioning input an array (count, *shape of the input). It
+            raises DenoiserError if the text encoder fails, and EngineClosed if it is closed.
         tokens: Tokens of the embeddings, where that is not the model's own number.
-        encode: Makes them: by conditioning input an array (count, *shape of the input). It raises DenoiserError if the
-            text encoder fails, and EngineClosed if it is closed.
         filler: Makes one row of what follows where the other pass has more tokens; None: nothing may.
     """
 
     texts: Sequence[str]
     count: int
-    encode: Callable[[], Conditioning]
+    encode: Callable[[AdapterSet | None], Conditioning]
     tokens: int | None = None
-    filler: Callable[[], Conditioning] | None = None
+    filler: Callable[[AdapterSet | None], Conditioning] | None = None
 
 
 class PromptConditioning:
@@ -117,8 +118,8 @@ class PromptConditioning:
                 f" prompt in their place is followed by empty contexts where that is a multiple of {self._context}"
             )
 
-        def encode() -> Conditioning:
-            found, filling = rows.encode(), filler()
+        def encode(lora: AdapterSet | None) -> Conditioning:
+            found, filling = rows.encode(lora), filler(lora)
             for free in self._free:
                 empty = np.tile(filling[free], (len(found[free]), tokens // self._context - 1, 1))
                 found = {**found, free: np.concatenate([found[free], empty], axis=1)}
@@ -129,10 +130,10 @@ class PromptConditioning:
     def _of_texts(self, texts: Sequence[str]) -> Rows:
         tokens = self._encoder.tokens(texts)
 
-        def empty() -> Conditioning:
-            return self._encoder.encode(self._encoder.tokens([""]))
+        def empty(lora: AdapterSet | None) -> Conditioning:
+            return self._encoder.encode(self._encoder.tokens([""]), lora)
 
-        return Rows(texts, len(texts), lambda: self._encoder.encode(tokens), filler=empty)
+        return Rows(texts, len(texts), lambda lora: self._encoder.encode(tokens, lora), filler=empty)
 
     def _checked(self, name: str, embeds: Embeddings) -> Conditioning:
         inputs, needed = self._model.given_cond, self._encoder.outputs
@@ -167,7 +168,7 @@ class PromptConditioning:
 
 
 def _given(conditioning: Conditioning) -> Rows:
-    return Rows([], len(next(iter(conditioning.values()))), lambda: conditioning)
+    return Rows([], len(next(iter(conditioning.values()))), lambda lora: conditioning)
 
 
 def as_texts(name: str, given: str | Sequence[str]) -> list[str]:

@@ -15,6 +15,7 @@ from stepfuse.bundle.identity import ModelIdentity
 from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.display import NAME, printable
 from stepfuse.engine import Engine
+from stepfuse.lora.adapters import AdapterSet
 from stepfuse.pipeline.image_files import ENTRY, WEBUI_ENTRY
 from stepfuse.pipeline.provenance import Provenance, digest_of
 from stepfuse.pipeline.webui_text import webui_text
@@ -68,6 +69,7 @@ def record(
     mask: npt.ArrayLike | None = None,
     noise: npt.ArrayLike | None = None,
     stopped_after: int | None = None,
+    lora: AdapterSet | None = None,
     **entries: Any,
 ) -> Provenance:
     """What is recorded of one picture, or of a grid.
@@ -84,6 +86,7 @@ def record(
         mask: Which part was repainted.
         noise: Starting noise that was given.
         stopped_after: As in ``Provenance``.
+        lora: The LoRAs that it chose.
         **entries: More of ``Provenance``.
     """
     share = None if image is None else strength_or_default(strength, masked=mask is not None)
@@ -106,6 +109,7 @@ def record(
         mask=None if mask is None else digest_of(mask),
         noise=None if noise is None else digest_of(noise),
         strength=share,
+        loras=None if lora is None else lora.record,
         **table.adaptation,
         **entries,
     )
@@ -173,6 +177,7 @@ def title(made: Provenance) -> str:
     parts += [f"guidance {scale:g}"] if scale != 1 and conditional else []
     parts += [f"eta {options['eta']:g}"] if options.get("eta") else []
     parts += [f"strength {made.strength:g}"] if made.strength is not None else []
+    parts += [f"{printable(name, NAME)} {one['scale']:g}" for name, one in (made.loras or {}).items()]
     return f"{printable(made.model.name, NAME)}: {', '.join(parts)}, seed {made.seed}"
 
 

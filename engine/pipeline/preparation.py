@@ -13,6 +13,7 @@ from stepfuse.arguments import number, whole_number
 from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.bundle.pipeline_info import PipelineInfo, control_input
 from stepfuse.display import NAME, printable
+from stepfuse.lora.adapters import Adapters, AdapterSet, chosen
 from stepfuse.pipeline.conditioning import (
     Embeddings,
     PromptConditioning,
@@ -70,6 +71,7 @@ class Prepared:
         controls: Their conditioning inputs; ``conditioning_of`` has the shapes.
         strength: Share of the steps, as the engine takes it.
         sample_posterior: Whether ``pixels`` are encoded as samples of the posterior.
+        lora: The LoRAs that were chosen.
     """
 
     table: StepTable
@@ -86,6 +88,7 @@ class Prepared:
     controls: Mapping[str, Array]
     strength: float | None
     sample_posterior: bool
+    lora: AdapterSet | None
 
     @property
     def n(self) -> int:
@@ -114,15 +117,23 @@ class Preparation:
         conditioning: Of prompts.
         vae: Encodes pictures to begin with.
         compiler: Compiles the model's samplers.
+        adapters: The denoiser's and the text encoder's LoRAs; None: they take none.
     """
 
     def __init__(
-        self, model: ModelInfo, pipeline: PipelineInfo, conditioning: PromptConditioning, vae: Vae, compiler: Compiler
+        self,
+        model: ModelInfo,
+        pipeline: PipelineInfo,
+        conditioning: PromptConditioning,
+        vae: Vae,
+        compiler: Compiler,
+        adapters: Adapters | None = None,
     ) -> None:
         self._model, self._pipeline = model, pipeline
         self._conditioning = conditioning
         self._vae = vae
         self._compiler = compiler
+        self._adapters = adapters
 
     def prepare(
         self,
@@ -148,6 +159,7 @@ class Preparation:
         control: Pictures | None,
         control_scale: float | Mapping[str, float] | None,
         control_range: Range | Mapping[str, Range] | None,
+        lora: Any,
         options: Mapping[str, Any],
     ) -> Prepared:
         """What ``TextToImage.__call__`` is given, checked; it says what each is, and what is raised.
@@ -221,6 +233,7 @@ class Preparation:
             controls,
             share,
             bool(sample_posterior),
+            chosen(self._adapters, lora),
         )
 
     def prepare_request(self, request: PromptRequest) -> Prepared:
@@ -255,13 +268,13 @@ class Preparation:
         """
         n, count = prepared.n, prepared.conditional.count
         sizes = self._sizes(prepared.shape)
-        cond = {**sizes[0], **prepared.controls, **prepared.conditional.encode()}
+        cond = {**sizes[0], **prepared.controls, **prepared.conditional.encode(prepared.lora)}
         masked = self._pipeline.masked_input
         if masked is not None and prepared.repainted is not None:
             cond[masked] = self._masked_image(prepared, interrupt)
         negative = None
         if prepared.unconditional is not None:
-            uncond = {**sizes[1], **prepared.unconditional.encode()}
+            uncond = {**sizes[1], **prepared.unconditional.encode(prepared.lora)}
             negative = {name: row_per_picture(name, uncond.get(name, cond[name]), count, n) for name in cond}
         image = None
         if prepared.pixels is not None and (masked is None or prepared.strength is not None):
@@ -275,6 +288,7 @@ class Preparation:
             "image": image,
             "mask": prepared.masks if masked is None else None,
             "strength": prepared.strength,
+            "lora": prepared.lora,
         }
 
     def latents_of(

@@ -15,6 +15,8 @@ import numpy.typing as npt
 from stepfuse.bundle.bundle import Bundle
 from stepfuse.bundle.pipeline_info import TEXT_ENCODER
 from stepfuse.errors import BundleError, DenoiserError
+from stepfuse.lora.adapters import PLAIN, AdapterSet, Factors
+from stepfuse.lora.networks import AdaptedNetworks
 from stepfuse.pipeline.stage import Stage
 from stepfuse.pipeline.tokenizer import PromptTokenizer
 
@@ -40,18 +42,22 @@ class PromptEncoder:
     Args:
         bundle: Of a pipeline with prompts.
         threads: As in ``open_session``.
+        adapted: Its graph with inputs for LoRAs; None: it takes none.
 
     Raises:
         BundleError: If a tokenizer cannot be read, or the text encoder's inputs and outputs are not the manifest's.
         ImportError: If ``tokenizers`` is not installed.
     """
 
-    def __init__(self, bundle: Bundle, *, threads: int = 0) -> None:
+    def __init__(self, bundle: Bundle, *, threads: int = 0, adapted: AdaptedNetworks | None = None) -> None:
         assert bundle.pipeline is not None
         self._prompts = bundle.pipeline.prompts
         self._tokenizers = [PromptTokenizer(bundle.opened[one.tokenizer], one) for one in self._prompts]
         self._shapes = {name: spec.shape for name, spec in bundle.info.cond.items()}
-        self._stage = Stage(bundle.networks[TEXT_ENCODER], tuple(one.input for one in self._prompts), threads=threads)
+        self._adapters = None if adapted is None else adapted.adapters
+        inputs = *(one.input for one in self._prompts), *self._factors(PLAIN)
+        content = None if adapted is None else adapted.take(TEXT_ENCODER)
+        self._stage = Stage(bundle.networks[TEXT_ENCODER], inputs, threads=threads, content=content)
         if unknown := set(self._stage.outputs) - set(bundle.info.cond):
             raise BundleError(
                 f"{bundle.path / TEXT_ENCODER}: outputs must be among the denoiser's conditioning inputs,"
@@ -87,8 +93,8 @@ class PromptEncoder:
         self._stage.require_open()
         return self._read(prompt)[1]
 
-    def encode(self, tokens: Sequence[Tokens]) -> dict[str, Array]:
-        """The conditioning of each prompt, of which these are the tokens.
+    def encode(self, tokens: Sequence[Tokens], lora: AdapterSet | None = None) -> dict[str, Array]:
+        """The conditioning of each prompt, of which these are the tokens, with these LoRAs.
 
         Returns:
             By conditioning input: shape (n, *shape of the input).
@@ -97,7 +103,8 @@ class PromptEncoder:
             DenoiserError: If the text encoder fails or returns another shape than the conditioning input's.
             EngineClosed: If the encoder is closed.
         """
-        rows = [self._encode_cached(one) for one in tokens]
+        which = PLAIN if lora is None else lora.number
+        rows = [self._encode_cached(one, which) for one in tokens]
         return {name: np.stack([row[name] for row in rows]) for name in self.outputs}
 
     @property
@@ -132,9 +139,12 @@ class PromptEncoder:
             for unread, length in cuts.items()
         ]
 
-    def _encode_tokens(self, tokens: Tokens) -> dict[str, Array]:
+    def _factors(self, which: int) -> Factors:
+        return {} if self._adapters is None else self._adapters.factors(which, TEXT_ENCODER)
+
+    def _encode_tokens(self, tokens: Tokens, which: int) -> dict[str, Array]:
         feeds = {one.input: np.array([ids], dtype=np.int64) for one, ids in zip(self._prompts, tokens, strict=True)}
-        found = self._stage.run(feeds)
+        found = self._stage.run({**feeds, **self._factors(which)})
         for name, array in found.items():
             if array.shape != (1, *self._shapes[name]):
                 raise DenoiserError(

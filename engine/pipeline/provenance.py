@@ -55,6 +55,7 @@ class Provenance:
         strength: Share of the steps that ``image`` left.
         sample_posterior: As in ``TextToImage``.
         control: By name of a ControlNet what it followed: digest and shape of the picture, ``scale`` and ``range``.
+        loras: LoRAs that the request chose: ``sha256`` of each file, and its ``scale``, by name.
         columns: Samples a row of a grid.
         walk: How ``stepfuse interpolate`` chose its noises.
 
@@ -99,6 +100,7 @@ class Provenance:
     noise: Mapping[str, Any] | None = None
     strength: float | None = None
     sample_posterior: bool = False
+    loras: Mapping[str, Mapping[str, Any]] | None = None
     columns: int | None = None
     walk: Mapping[str, Any] | None = None
     control: Mapping[str, Any] | None = None
@@ -183,6 +185,18 @@ def _model(value: Any) -> bool:
     return all(isinstance(one, str) for one in texts)
 
 
+def _loras(value: Any) -> bool:
+    if not isinstance(value, dict):
+        return False
+    return all(
+        isinstance(one, dict)
+        and one.keys() == {"sha256", "scale"}
+        and isinstance(one["sha256"], str)
+        and _number(one["scale"])
+        for one in value.values()
+    )
+
+
 _REQUIRED = ("version", "model", "sampler", "options", "table", "steps", "steps_done", "seed")
 
 _Rule = tuple[str, Callable[[Any], bool]]
@@ -206,6 +220,7 @@ _RULES: Mapping[str, _Rule] = {
     **dict.fromkeys(("image", "mask", "noise"), _DIGEST),
     **dict.fromkeys(("guidance_rescale", "strength"), _NUMBER),
     "model": ("an object of name and files, digests by name", _model),
+    "loras": ("an object of sha256 and scale by name", _loras),
     "seed": ("a whole number from 0 to 2^64 - 1", lambda value: _whole(value, 1 << 64)),
     "batch": ("a count and a place in it", lambda value: _pair(value, _whole) and value[1] < value[0]),
     **dict.fromkeys(("dynamic_threshold", "apg"), ("two numbers", lambda value: _pair(value, _number))),

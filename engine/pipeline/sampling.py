@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from stepfuse.arguments import whole_number
 from stepfuse.engine import Engine
+from stepfuse.lora.adapters import chosen
 from stepfuse.pipeline.drawn import StopWatch, batches, conditions, facts, marked_if_custom, record
 from stepfuse.pipeline.pictures import Pictures, to_pixels
 from stepfuse.pipeline.vae import Vae
@@ -30,6 +31,7 @@ def sample_pictures(
     image: npt.ArrayLike | None = None,
     mask: npt.ArrayLike | None = None,
     strength: float | None = None,
+    lora: Mapping[str, float] | None = None,
     progress: bool = False,
     callback: Callback | None = None,
     vae: Vae | None = None,
@@ -48,6 +50,7 @@ def sample_pictures(
         image: One for all, or (n, *shape).
         mask: Likewise.
         strength: Share of the steps that ``image`` leaves.
+        lora: Scales of LoRAs by name, one dict for all samples.
         progress: Whether a bar is shown.
         callback: A run that it stops is recorded with the steps that were done.
         vae: Decodes samples that are latents.
@@ -73,6 +76,7 @@ def sample_pictures(
     compiled = engine.table(**sampler) if table is None else table
     seeds = seeds_of(seed, n)
     watch = None if callback is None else StopWatch(callback)
+    adapters: Any = chosen(engine._service.adapters, lora)
     samples = engine.sample(
         n,
         cond=cond,
@@ -83,6 +87,7 @@ def sample_pictures(
         image=image,
         mask=mask,
         strength=strength,
+        lora=adapters,
         progress=progress,
         callback=watch,
         **({} if table is None else sampler),
@@ -102,6 +107,7 @@ def sample_pictures(
             mask=_of_sample(mask, i, n, shape),
             noise=_of_sample(noise, i, n, shape),
             stopped_after=None if watch is None else watch.stopped_after,
+            lora=adapters,
             cond=None if conds is None else [conds[i]],
             negative_cond=None if negatives is None else [negatives[i]],
             batch=batch,

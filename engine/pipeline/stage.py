@@ -37,6 +37,7 @@ class Stage:
         network: The network's ONNX file, of ``Bundle.networks``.
         inputs: Names of its inputs.
         outputs: Names of its outputs; None takes those that the file has.
+        content: As in ``open_session``.
         threads: As in ``open_session``. Idle threads do not spin, as the denoiser's threads need the cores.
 
     Raises:
@@ -44,10 +45,16 @@ class Stage:
     """
 
     def __init__(
-        self, network: OnnxFile, inputs: tuple[str, ...], outputs: tuple[str, ...] | None = None, *, threads: int = 0
+        self,
+        network: OnnxFile,
+        inputs: tuple[str, ...],
+        outputs: tuple[str, ...] | None = None,
+        *,
+        threads: int = 0,
+        content: bytes | None = None,
     ) -> None:
         self._name = network.path.name
-        session = open_session(network, threads=threads, spinning=False)
+        session = open_session(network, threads=threads, spinning=False, content=content)
         for kind, nodes, wanted in (
             ("inputs", session.get_inputs(), inputs),
             ("outputs", session.get_outputs(), outputs),

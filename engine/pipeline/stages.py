@@ -200,6 +200,7 @@ class Stages:
             negative_cond=negative or None,
             table=found["table"],
             strength=found["strength"],
+            lora=found["lora"],
             priority=job.terms.priority,
             timeout=None if job.expires is None else job.expires - now,
             id=job.name,

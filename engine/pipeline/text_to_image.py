@@ -19,13 +19,15 @@ from stepfuse.arguments import hinted
 from stepfuse.backends.cuda.config import Cuda, device_of
 from stepfuse.backends.host.config import AUTO, Cpu, OpenVino
 from stepfuse.backends.host.network import open_network
-from stepfuse.bundle.bundle import Bundle
+from stepfuse.bundle.bundle import DENOISER, Bundle
 from stepfuse.bundle.identity import ModelIdentity
 from stepfuse.bundle.outline import defaults_in_words, facts_of_model
-from stepfuse.bundle.pipeline_info import PipelineInfo, control_input
+from stepfuse.bundle.pipeline_info import TEXT_ENCODER, PipelineInfo, control_input
 from stepfuse.display import NAME, printable
 from stepfuse.engine import Engine, checked_wait
 from stepfuse.errors import BundleError
+from stepfuse.lora.adapters import Adapters, LoraInfo, require_adapters
+from stepfuse.lora.networks import AdaptedNetworks
 from stepfuse.notebook import html_table
 from stepfuse.pipeline.conditioning import Conditioning, Embeddings, PromptConditioning, as_texts
 from stepfuse.pipeline.controls import Pictures as Controls
@@ -78,6 +80,7 @@ class TextToImage:
         spinning: bool | None = None,
         serving: Serving | None = None,
         tile: Tile = "auto",
+        lora_bytes: int = 0,
     ) -> None:
         if bundle.pipeline is None or not bundle.pipeline.prompts:
             raise ValueError(f"a bundle must be a pipeline's with prompts, {bundle.path} is not: load it with Engine")
@@ -86,17 +89,20 @@ class TextToImage:
         self.bundle = bundle
         self._model, self._pipeline = bundle.info, bundle.pipeline
         cpu = Cpu(backend, precision, threads, spinning)
-        self._prompts = PromptEncoder(bundle, threads=threads)
+        adapted = AdaptedNetworks.of(bundle, [DENOISER, TEXT_ENCODER], lora_bytes, cpu.backend)
+        self._prompts = PromptEncoder(bundle, threads=threads, adapted=adapted)
         self._vae = Vae(bundle, threads=threads, tile=tile)
         conditioning = PromptConditioning(self._model, self._pipeline, self._prompts)
-        self._preparation = Preparation(self._model, self._pipeline, conditioning, self._vae, Compiler(bundle.info))
+        self._adapters = None if adapted is None else adapted.adapters
+        compiler = Compiler(bundle.info)
+        self._preparation = Preparation(self._model, self._pipeline, conditioning, self._vae, compiler, self._adapters)
         serving_of = partial(_serving_of, self._pipeline, serving or Serving())
         asked = serving_of(bundle.info.shape)
         if cpu.backend == AUTO:
             from stepfuse.backends.host.auto import choose  # what it measures with is needed here alone
 
             cpu = choose(cpu, bundle, bundle.info, asked.row_limit, deterministic=asked.deterministic)
-        network = open_network(bundle, cpu)
+        network = open_network(bundle, cpu, adapted)
         self._engines = Engines(
             lambda key: Engine.load(
                 bundle,
@@ -132,6 +138,7 @@ class TextToImage:
         serving: Serving | None = None,
         verify: bool = True,
         tile: Tile = "auto",
+        lora_bytes: int = 0,
     ) -> TextToImage:
         """Loads a bundle that ``stepfuse export`` has made of a diffusers pipeline.
 
@@ -148,8 +155,10 @@ class TextToImage:
             verify: Whether checksums are compared; False trusts the files' sizes.
             tile: Side in pixels of the tiles that a large picture is decoded in: ``auto``, a number, or None for never;
                 ``stepfuse.pipeline.vae.Vae`` says more.
+            lora_bytes: Memory for LoRAs, as in ``Engine.load``; they may change the text encoders too.
 
         Raises:
+            LoraError: As in ``Engine.load``.
             BundleError: If the bundle cannot be used.
             ImportError: If ``tokenizers`` is not installed, or OpenVINO where it is asked for.
             ValueError: If ``device`` is not the CPU, the bundle takes no prompts, ``max_rows`` is below 1, ``Vae``
@@ -168,7 +177,7 @@ class TextToImage:
         if max_rows is not None:
             serving = replace(serving or Serving(), max_rows=max_rows)
         how: dict[str, Any] = {"backend": backend, "precision": precision, "threads": threads, "spinning": spinning}
-        return cls(bundle, **how, serving=serving, tile=tile)
+        return cls(bundle, **how, serving=serving, tile=tile, lora_bytes=lora_bytes)
 
     def __call__(
         self,
@@ -194,6 +203,7 @@ class TextToImage:
         control: Controls | None = None,
         control_scale: float | Mapping[str, float] | None = None,
         control_range: tuple[float, float] | Mapping[str, tuple[float, float]] | None = None,
+        lora: Mapping[str, float] | None = None,
         progress: bool = False,
         callback: Callback | None = None,
         **options: Any,
@@ -234,6 +244,8 @@ class TextToImage:
             control_scale: How much they act: a number for all, or by name; None is 1.
             control_range: At which steps, as shares of those that are taken: (begin, end) for all, or by name; None is
                 (0, 1).
+            lora: Scales of LoRAs that ``add_lora`` has registered, by name, as in ``Engine.sample``. Both prompts are
+                encoded with them, where they change a text encoder.
             progress: Whether a bar is shown.
             callback: As in ``Engine.sample``: ``callback(step, total, latents)`` with the clean samples implied so far,
                 which ``decode`` makes pictures of; False stops the run there.
@@ -245,8 +257,9 @@ class TextToImage:
                 pipeline cannot sample the size; if an inpainting model lacks ``image`` or ``mask``, or the bundle a
                 ControlNet of ``control``; if ``num_images`` is below 1, the pictures do not fit the machine's
                 memory, a prompt has more than 16,384 characters, a seed outside 0 to 2^64 - 1, ``strength`` outside 0
-                to 1 or given without an image, or a value of ``image`` or ``mask`` outside 0 to 1; if an array has
-                another shape, or a list another length. The message says the rule and the value.
+                to 1 or given without an image, or a value of ``image`` or ``mask`` outside 0 to 1; if ``lora`` names
+                one that is not registered, or a scale that is not finite; if an array has another shape, or a list
+                another length. The message says the rule and the value.
             TypeError: If an argument has the wrong type, or the sampler lacks an option.
             BundleError: If ``image`` is given and the bundle has no VAE encoder.
             DenoiserError: If a network fails or its output is not finite.
@@ -278,6 +291,7 @@ class TextToImage:
             control=control,
             control_scale=control_scale,
             control_range=control_range,
+            lora=lora,
             options=options,
         )
         watch = None if callback is None else StopWatch(callback)
@@ -513,6 +527,61 @@ class TextToImage:
         seeds = seeds_of(seed, len(pictures))
         return self._preparation.latents_of(pictures, len(pictures), seeds, sample_posterior)
 
+    def add_lora(self, name: str, file: str | os.PathLike[str]) -> None:
+        """Registers a LoRA, which calls and requests then choose by its name. Those that run go on meanwhile.
+
+        Args:
+            name: What requests call it.
+            file: A safetensors file, with keys as diffusers, PEFT or kohya's scripts write them. Its factors are kept,
+                and not the file.
+
+        Raises:
+            LoraError: If the file is no LoRA of a supported kind, does not fit the pipeline, or its factors do not fit
+                ``lora_bytes``.
+            ValueError: If the pipeline was loaded without ``lora_bytes``, or the name is registered already.
+            EngineClosed: If the pipeline is closed.
+
+        Examples:
+            >>> with sf.TextToImage.load("my-pipeline", lora_bytes=1_000_000) as pipe:
+            ...     pipe.add_lora("style", "style.safetensors")
+            ...     pictures = pipe("a red cat", lora={"style": 0.8}, steps=2, seed=0)
+        """
+        self._require_adapters().add(name, file)
+
+    def remove_lora(self, name: str) -> None:
+        """Takes a LoRA's name away, which is free then; requests that have chosen it are drawn with it all the same.
+
+        Its memory is freed with the last of these.
+
+        Raises:
+            ValueError: If none is registered under this name.
+            EngineClosed: If the pipeline is closed.
+
+        Examples:
+            >>> with sf.TextToImage.load("my-pipeline", lora_bytes=1_000_000) as pipe:
+            ...     pipe.add_lora("style", "style.safetensors")
+            ...     pipe.remove_lora("style")
+            ...     len(pipe.loras)
+            0
+        """
+        self._require_adapters().remove(name)
+
+    @property
+    def loras(self) -> Mapping[str, LoraInfo]:
+        """The LoRAs that are registered, by name; empty for a pipeline that takes none.
+
+        Examples:
+            >>> with sf.TextToImage.load("my-pipeline", lora_bytes=1_000_000) as pipe:
+            ...     pipe.add_lora("style", "style.safetensors")
+            ...     pipe.loras["style"].weights
+            1
+        """
+        return {} if self._adapters is None else self._adapters.infos
+
+    def _require_adapters(self) -> Adapters:
+        self._service.require_open()
+        return require_adapters(self._adapters)
+
     def stats(self) -> dict[tuple[int, int], EngineStats]:
         """``Engine.stats`` of the denoiser by (width, height), for the sizes sampled last.
 
@@ -583,7 +652,7 @@ class TextToImage:
         width, height = pixels_of(self._pipeline, prepared.shape)
         cond = None
         if not texts:  # given as embeddings, which are there without the encoder
-            cond = [{name: digest_of(rows) for name, rows in prepared.conditional.encode().items()}]
+            cond = [{name: digest_of(rows) for name, rows in prepared.conditional.encode(None).items()}]
         made = [
             record(
                 self._identity,
@@ -603,6 +672,7 @@ class TextToImage:
                 height=height,
                 sample_posterior=prepared.sample_posterior and prepared.pixels is not None,
                 control=_control_of(prepared, i),
+                lora=prepared.lora,
                 batch=batch,
                 cond=cond,
             )

@@ -44,6 +44,7 @@ class PromptRequest:
         control: Pictures that ControlNets follow, by their names.
         control_scale: How much they act; a number for all, or by name.
         control_range: At which share of the steps, (begin, end), for all or by name.
+        lora: Scales of LoRAs by name, as in ``Engine.sample``.
 
     Examples:
         >>> request = sf.PromptRequest(prompt="a red cat", steps=20, seed=3)
@@ -76,3 +77,4 @@ class PromptRequest:
     control: Mapping[str, Any] | None = None
     control_scale: float | Mapping[str, float] | None = None
     control_range: tuple[float, float] | Mapping[str, tuple[float, float]] | None = None
+    lora: Mapping[str, float] | None = None

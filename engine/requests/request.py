@@ -37,6 +37,7 @@ class Request:
             once taken, it is finished even if late.
         timeout: Seconds from submission after which it is given up.
         id: What messages, logs and traces call it; None numbers it.
+        lora: Scales of LoRAs by name, as in ``Engine.sample``.
 
     Examples:
         >>> request = sf.Request(cond="sneaker", steps=20, seed=3, priority=1, timeout=30.0, id="order-17")
@@ -61,5 +62,6 @@ class Request:
     deadline: float | None = None
     timeout: float | None = None
     id: str | None = None
+    lora: Mapping[str, float] | None = None
 
     __repr__ = one_line

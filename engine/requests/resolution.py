@@ -45,6 +45,7 @@ class ResolvedRequest:
         cond: A value for each conditioning input; None where the sample is unconditional.
         negative_cond: The same for the unconditional pass; None stands for the null values.
         known_region: The image that it begins with, or that inpainting keeps in part; None where it begins as noise.
+        lora: As in ``Request``, or a set that was chosen before; checked when it is queued.
         priority, deadline, timeout: As in ``Request``.
         name: The request's id, if it has one.
     """
@@ -54,6 +55,7 @@ class ResolvedRequest:
     cond: list[npt.NDArray[Any]] | None
     negative_cond: list[npt.NDArray[Any]] | None = None
     known_region: _core.KnownRegion | None = None
+    lora: Any = None
     priority: int = 0
     deadline: float | None = None
     timeout: float | None = None
@@ -124,6 +126,7 @@ class Compiler:
             image=request.image,
             mask=request.mask,
             strength=request.strength,
+            lora=request.lora,
             options=request.options,
         )
         terms = Terms.of(request)
@@ -145,6 +148,7 @@ def resolve(
     image: npt.ArrayLike | None = None,
     mask: npt.ArrayLike | None = None,
     strength: float | Sequence[float] | None = None,
+    lora: Any = None,
     options: Mapping[str, Any],
 ) -> list[ResolvedRequest]:
     """One request a sample; every argument is one value for all or a sequence of one each.
@@ -173,12 +177,14 @@ def resolve(
     else:
         tables = _tables(compiler, n, sampler, steps, guidance_scale, eta, options)
     edit = Edit(info, n, image, mask, _strengths(strength, n))
+    loras = _each("lora", lora, n)
     requests = []
-    for index, (whole, seed, cond, negative) in enumerate(zip(tables, seeds, conds, negatives, strict=True)):
+    given = zip(tables, seeds, conds, negatives, loras, strict=True)
+    for index, (whole, seed, cond, negative, chosen) in enumerate(given):
         run, known = edit.apply(index, whole)
         if negative is not None and cond is None:  # guided away from negative_cond, towards the null values
             cond = [spec.value(name, None) for name, spec in info.cond.items()]
-        requests.append(ResolvedRequest(run, seed, with_scale(info, cond, whole), negative, known))
+        requests.append(ResolvedRequest(run, seed, with_scale(info, cond, whole), negative, known, chosen))
     return requests
 
 

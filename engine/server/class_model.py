@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image
@@ -13,6 +13,7 @@ from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.bundle.pipeline_info import VAE_DECODER
 from stepfuse.display import brief
 from stepfuse.engine import Engine
+from stepfuse.lora.adapters import AdapterSet, LoraInfo, chosen
 from stepfuse.pipeline.drawn import conditions, facts, record
 from stepfuse.pipeline.input_images import mask_of, sample_of
 from stepfuse.pipeline.pictures import Array, Pictures, to_pixels
@@ -75,6 +76,11 @@ class ClassModel(ServedModel):
         self._cond = next(iter(info.given_cond.values()), None)
         self.classes = () if self._cond is None else tuple(self._cond.names)
 
+    @property
+    def loras(self) -> Mapping[str, LoraInfo]:
+        """Of the engine."""
+        return self._engine.loras
+
     def submit(self, request: PromptRequest) -> Drawing:
         """Queues a picture of a class.
 
@@ -120,6 +126,7 @@ class ClassModel(ServedModel):
         if (request.width or size[0], request.height or size[1]) != size:
             given = f"{request.width or size[0]} x {request.height or size[1]}"
             raise ValueError(f"this model draws {size[0]} x {size[1]} pixels alone, got {given}")
+        lora: Any = chosen(self._engine._service.adapters, request.lora)
         return Request(
             cond=self._class("prompt", request.prompt),
             negative_cond=self._class("negative_prompt", request.negative_prompt),
@@ -134,6 +141,7 @@ class ClassModel(ServedModel):
             image=self._given_image(request),
             mask=self._given_mask(request),
             strength=request.strength,
+            lora=lora,
             priority=request.priority,
             deadline=request.deadline,
             timeout=request.timeout,
@@ -185,6 +193,7 @@ class ClassModel(ServedModel):
             mask=asked.mask,
             cond=conditions(self._engine, asked.cond, 1),
             negative_cond=conditions(self._engine, asked.negative_cond, 1),
+            lora=cast("AdapterSet | None", asked.lora),
         )
 
     def _picture(self, made: Provenance, entries: dict[str, str], sample: Array) -> Pictures:

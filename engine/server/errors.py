@@ -41,6 +41,7 @@ _SAME = (
     "image",
     "mask",
     "strength",
+    "lora",
     "priority",
 )
 
@@ -166,8 +167,6 @@ def _invalid(error: RequestValidationError) -> ApiError:
 
 def _instead(name: str) -> str:
     """What to do in the place of a field that other services take."""
-    if name == "lora":
-        return ": stepfuse lora makes a model of a LoRA, which is then served under its own name"
     if name in ("style", "input_fidelity"):
         return ": these models have no such setting; say it in the prompt"
     return ""

@@ -16,13 +16,15 @@ from stepfuse.server.errors import ApiError
 from stepfuse.server.schema import Edit
 
 _FILES, _FIELDS = 4, 64  # most of a form
-_OPTION = re.compile(r"sampler_options\[(\w{1,64})\]")
+_OBJECTS = "sampler_options", "lora"  # fields that are JSON, or a field an entry
+_ENTRY = re.compile(r"(sampler_options|lora)\[([^\[\]]{1,200})\]")
 
 
 async def edit_of(request: Request) -> Edit:
     """The body of an edit.
 
-    ``sampler_options`` is a text of JSON, or a field ``sampler_options[NAME]`` an option, as OpenAI's client sends it.
+    ``sampler_options`` is a text of JSON, or a field ``sampler_options[NAME]`` an option, as OpenAI's client sends it;
+    so is ``lora``.
 
     Raises:
         ApiError: If the body is no form, or a field comes twice.
@@ -32,19 +34,18 @@ async def edit_of(request: Request) -> Edit:
     if not kind.startswith("multipart/form-data"):
         raise ApiError(400, f"the body must be multipart/form-data, got {brief(kind)}", code="no_form")
     found: dict[str, Any] = {}
-    options: dict[str, Any] = {}
+    entries: dict[str, dict[str, Any]] = {}
     async with request.form(max_files=_FILES, max_fields=_FIELDS) as form:
         for key, value in form.multi_items():
             name = key.removesuffix("[]")
             if name in found:
                 raise ApiError(400, f"{name} must be given once: one picture is edited at a time", param=name)
             text = await value.read() if isinstance(value, UploadFile) else value
-            if (option := _OPTION.fullmatch(name)) and isinstance(text, str):
-                options[option[1]] = _json(text)
+            if (entry := _ENTRY.fullmatch(name)) and isinstance(text, str):
+                entries.setdefault(entry[1], {})[entry[2]] = _json(text)
             else:
-                found[name] = _json(text) if name == "sampler_options" and isinstance(text, str) else text
-    if options:
-        found["sampler_options"] = options
+                found[name] = _json(text) if name in _OBJECTS and isinstance(text, str) else text
+    found |= entries
     try:
         return Edit.model_validate(found)
     except ValidationError as error:

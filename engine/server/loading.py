@@ -59,22 +59,37 @@ def named(models: Iterable[tuple[str, T]]) -> dict[str, T]:
     return found
 
 
-def load_model(given: str, *, threads: int = 0, **arguments: Any) -> ServedModel:
+def load_model(
+    given: str, *, threads: int = 0, loras: Mapping[str, Path] | None = None, **arguments: Any
+) -> ServedModel:
     """Loads a bundle, with its pipeline where it takes prompts.
 
     Args:
         given: As in ``find_model``.
         threads: As in ``Engine.load``.
+        loras: Files of LoRAs that requests can choose, by name.
         **arguments: More of it, or of ``TextToImage.load``.
 
     Raises:
         BundleError: If it cannot be used.
+        LoraError: If a LoRA cannot be used with it.
         ValueError: If it cannot be served.
     """
     name, bundle = find_model(given)
-    if takes_prompts(bundle):
-        return PromptModel(name, TextToImage.load(bundle, threads=threads, **arguments))
-    return ClassModel(name, Engine.load(bundle, threads=threads, **arguments), bundle=bundle, threads=threads)
+    loaded: TextToImage | Engine = (
+        TextToImage.load(bundle, threads=threads, **arguments)
+        if takes_prompts(bundle)
+        else Engine.load(bundle, threads=threads, **arguments)
+    )
+    try:
+        for lora, file in (loras or {}).items():
+            loaded.add_lora(lora, file)
+        if isinstance(loaded, TextToImage):
+            return PromptModel(name, loaded)
+        return ClassModel(name, loaded, bundle=bundle, threads=threads)
+    except BaseException:
+        loaded.close(abort=True)
+        raise
 
 
 def read_costs(path: Path) -> dict[str, CostCurve]:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from stepfuse.bundle.identity import ModelIdentity
 from stepfuse.bundle.model_info import ModelInfo
+from stepfuse.lora.adapters import LoraInfo
 from stepfuse.pipeline.pictures import Pictures
 from stepfuse.requests.prompt_request import PromptRequest
 from stepfuse.samplers import SAMPLERS
@@ -71,6 +72,8 @@ class ServedModel(ABC):
         >>> model = ClassModel("fashion", sf.Engine.load("fashion"))
         >>> model.classes[:2], model.samplers[:2], model.digest[:6], model.cost is None
         (('t-shirt', 'trouser'), ['ddim', 'ddpm'], 'acf6dd', True)
+        >>> dict(model.loras)
+        {}
         >>> model.observe(None)
         >>> model.warm_up(calibrate=False)
         >>> request = sf.PromptRequest(prompt="bag", steps=3, seed=1)
@@ -136,6 +139,11 @@ class ServedModel(ABC):
         return "" if self.identity is None else self.identity.weights
 
     @property
+    def loras(self) -> Mapping[str, LoraInfo]:
+        """The LoRAs that requests can choose, by name."""
+        return {}
+
+    @property
     def samplers(self) -> list[str]:
         """Names of the samplers that it draws with."""
         return list(dict.fromkeys([*SAMPLERS, *(table.sampler for table in self.info.tables.values())]))
@@ -151,6 +159,7 @@ class ServedModel(ABC):
             "steps": steps_asked(made.options, made.steps),
             "guidance_scale": made.options.get("guidance_scale", 1.0),
             "seed": made.seed,
+            "lora": {name: one["scale"] for name, one in (made.loras or {}).items()} or None,
         }
 
     def retry_after(self) -> int:

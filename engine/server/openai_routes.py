@@ -111,5 +111,6 @@ def _described(model: ServedModel, started: int) -> Model:
         classes=None if model.classes is None else list(model.classes),
         size=f"{model.size[0]}x{model.size[1]}",
         samplers=model.samplers,
+        loras=list(model.loras),
         defaults=dict(model.info.defaults),
     )

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from stepfuse.bundle.identity import ModelIdentity
+from stepfuse.lora.adapters import LoraInfo
 from stepfuse.pipeline.pictures import Array, Pictures
 from stepfuse.pipeline.preview import PicturePreview
 from stepfuse.pipeline.size import pixels_of
@@ -40,6 +41,11 @@ class PromptModel(ServedModel):
         self._any_size = not bundle.pipeline.fixed_size
         size = pixels_of(bundle.pipeline, bundle.info.shape)
         super().__init__(name, bundle.info, ModelIdentity.of(bundle), pipe.serving, size)
+
+    @property
+    def loras(self) -> Mapping[str, LoraInfo]:
+        """Of the pipeline."""
+        return self._pipe.loras
 
     def submit(self, request: PromptRequest) -> Drawing:
         """Queues a picture of a prompt."""

@@ -61,6 +61,11 @@ def requests_of(asked: Asked, model: ServedModel, limits: Limits, id: str, **giv
     for name, value in asked.sampler_options.items():
         if isinstance(value, list):
             _within(f"sampler_options.{name}", len(value), limits.steps, "values")
+    if asked.lora and not model.loras:
+        rule = f"lora must be left out for {brief(model.name)}, which is served without LoRAs"
+        raise ApiError(
+            400, f"{rule}, got {brief(asked.lora)}: 'stepfuse serve --lora NAME=FILE' adds one", param="lora"
+        )
     first = secrets.randbelow(_EXACT) if asked.seed is None else asked.seed
     return [
         PromptRequest(
@@ -74,6 +79,7 @@ def requests_of(asked: Asked, model: ServedModel, limits: Limits, id: str, **giv
             eta=asked.eta,
             seed=seed,
             options=asked.sampler_options,
+            lora=asked.lora or None,
             **given,
             priority=asked.priority,
             deadline=None if asked.deadline_ms is None else time.monotonic() + asked.deadline_ms / 1000,

@@ -58,6 +58,9 @@ class Asked(BaseModel):
         default_factory=dict, description="Options of the sampler by name.", examples=[{"karras": True}]
     )
     eta: float | None = Field(default=None, description="Share of added noise, 0 to 1, of samplers that have one.")
+    lora: dict[str, float] = Field(
+        default_factory=dict, description="Scales of the model's LoRAs by name.", examples=[{"style": 0.8}]
+    )
     priority: int = Field(default=0, description="Requests of a higher one step first.")
     deadline_ms: int | None = Field(
         default=None,
@@ -100,7 +103,7 @@ class Generation(Asked):
 
 
 class Edit(Asked):
-    """Body of ``POST /v1/images/edits``, a form: each field as a text, ``sampler_options`` as JSON."""
+    """Body of ``POST /v1/images/edits``, a form: each field as a text, ``sampler_options`` and ``lora`` as JSON."""
 
     image: bytes = Field(description="A PNG, JPEG or WebP file that the picture begins as.")
     mask: bytes | None = Field(
@@ -123,6 +126,7 @@ class Drawn(BaseModel):
     steps: int
     guidance_scale: float
     seed: int
+    lora: dict[str, float] | None = Field(default=None, description="Scales of LoRAs by name, if there are any.")
 
 
 class Picture(BaseModel):
@@ -175,6 +179,7 @@ class Model(BaseModel):
     classes: list[str] | None = Field(description="Class names that it takes as prompts; null: any prompt.")
     size: str = Field(description="WIDTHxHEIGHT in pixels, unless asked otherwise.")
     samplers: list[str]
+    loras: list[str] = Field(description="Names of LoRAs that requests can choose.")
     defaults: dict[str, Any] = Field(description="Sampler, steps, guidance scale and options where none are given.")
 
 

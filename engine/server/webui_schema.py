@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,6 +27,7 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "alwayson_scripts": ({},),
     "send_images": (True,),
 }
+_LORA = re.compile(r"<lora:([^:<>]+)(?::([^:<>]*))?>")
 _SCHEDULERS = ("karras", "exponential", "beta")
 
 
@@ -67,13 +69,15 @@ class Txt2Img(BaseModel):
         """The same as the other routes have it.
 
         Raises:
-            ApiError: If there is no such sampler or scheduler, or one side is given alone.
+            ApiError: If there is no such sampler or scheduler, one side is given alone, or a LoRA has no number as its
+                scale.
         """
         if (self.width is None) != (self.height is None):
             raise ApiError(400, "width and height must be given together", param="width")
         sampler, options = self._sampler(model)
+        prompt, lora = _without_loras(self.prompt)
         return Generation(
-            prompt=self.prompt,
+            prompt=prompt,
             model=model.name,
             n=self.batch_size * self.n_iter,
             size=None if self.width is None else f"{self.width}x{self.height}",
@@ -84,6 +88,7 @@ class Txt2Img(BaseModel):
             sampler=sampler,
             sampler_options=options,
             eta=self.eta,
+            lora=lora,
         )
 
     @property
@@ -115,6 +120,22 @@ class Txt2Img(BaseModel):
             known = listed([*WEBUI_NAMES.values(), *model.samplers])
             raise ApiError(400, f"sampler_name must be one of {known}, got {brief(name)}", param="sampler_name")
         return found, dict(options)
+
+
+def _without_loras(prompt: str) -> tuple[str, dict[str, float]]:
+    """A prompt without ``<lora:NAME:SCALE>``, and the scales by name, 1 where there is none.
+
+    Raises:
+        ApiError: If a scale is no number.
+    """
+    scales = {}
+    for name, scale in _LORA.findall(prompt):
+        try:
+            scales[name] = float(scale or 1.0)
+        except ValueError as error:
+            rule = "prompt must name LoRAs as <lora:NAME:SCALE>"
+            raise ApiError(400, f"{rule}, got {brief(f'<lora:{name}:{scale}>')}", param="prompt") from error
+    return _LORA.sub("", prompt).strip() if scales else prompt, scales
 
 
 class Img2Img(Txt2Img):

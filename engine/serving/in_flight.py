@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from stepfuse import _core
 from stepfuse.display import NAME, printable
+from stepfuse.lora.adapters import AdapterSet
 from stepfuse.requests.resolution import ResolvedRequest
 
 Images = npt.NDArray[np.float32]
@@ -32,6 +33,7 @@ class InFlightSample:
         context: Tracing context of the caller.
         index: Its place among the samples of one call; None if it is a request of its own.
         ended: Whether its handle has been called with its end.
+        adapters: The LoRAs that it has chosen; their factors are kept with it.
     """
 
     id: int
@@ -45,6 +47,7 @@ class InFlightSample:
     context: Any = None
     index: int | None = None
     ended: bool = False
+    adapters: AdapterSet | None = None
 
     @property
     def name(self) -> str:

@@ -17,6 +17,7 @@ from stepfuse.arguments import require_seconds
 from stepfuse.backends.base import Backend
 from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.errors import EngineClosed
+from stepfuse.lora.adapters import PLAIN, AdapterSet, chosen
 from stepfuse.requests.resolution import ResolvedRequest
 from stepfuse.samplers.table import StepTable
 from stepfuse.serving.at_exit import close_at_exit
@@ -49,6 +50,7 @@ class Service:
         self._core = _core.Server(backend.stepper, self._loop_options(), serving.max_queue, check)
         self._closed_with_this = _core.Lease(self._core)
         self._loop = LoopThread(self._core, backend, inline=self.inline)
+        self.adapters = backend.adapters
         self._nulls = [spec.value(name, None) for name, spec in info.cond.items()]
         self._tables: weakref.WeakKeyDictionary[StepTable, _core.Table] = weakref.WeakKeyDictionary()
         self._cost: CostCurve | None = None
@@ -86,7 +88,7 @@ class Service:
             ValueError: If it could never run.
             RuntimeError: If the loop has no thread, and none can be started.
         """
-        self._require_open()
+        self.require_open()
         self.interrupted = False
         self._loop.ensure()
         if self._core.submit(self._request(sample), 0.0 if wait and self._core.on_loop_thread else wait):
@@ -100,7 +102,7 @@ class Service:
             ValueError: If one of them could never run.
             RuntimeError: If the loop has no thread, and none can be started.
         """
-        self._require_open()
+        self.require_open()
         self.interrupted = False
         self._loop.ensure()
         if self._core.submit_all([self._request(sample) for sample in samples]):
@@ -108,6 +110,7 @@ class Service:
 
     def _request(self, sample: InFlightSample) -> _core.Request:
         request = sample.request
+        sample.adapters = chosen(self.adapters, request.lora)
         deadline = None if request.deadline is None else request.deadline - time.monotonic()
         if deadline is not None and deadline <= 0:
             raise ValueError(f"deadline must lie ahead on time.monotonic(), it passed {-deadline:.3f} s ago")
@@ -126,6 +129,7 @@ class Service:
             watched=sample.watched,
             gate=sample.gate,
             known_region=request.known_region,
+            adapters=_number(sample.adapters),
             owner=sample,
         )
 
@@ -166,7 +170,17 @@ class Service:
         tables = [self._compiled(request.table) for request in requests]
         options, once = self._loop_options(self._cost), _core.CostCurve(1.0, 0.0)
         start, even = [0.0] * len(requests), [0] * len(requests)
-        replayed = _core.replay(tables, start, conditioned, even, self.serving.row_limit, options, once)
+        sets = [chosen(self.adapters, request.lora) for request in requests]
+        replayed = _core.replay(
+            tables,
+            start,
+            conditioned,
+            even,
+            self.serving.row_limit,
+            options,
+            once,
+            adapters=[_number(one) for one in sets],
+        )
         return int(replayed["counters"]["forwards"])
 
     def observe(self, observer: Observer | None) -> None:
@@ -254,7 +268,13 @@ class Service:
                 f"the engine belongs to process {self._pid}, this is its fork {os.getpid()}: load it after the fork"
             )
 
-    def _require_open(self) -> None:
+    def require_open(self) -> None:
+        """Refuses a call when the service takes no more samples.
+
+        Raises:
+            EngineClosed: If it is closed.
+            RuntimeError: If called in a forked process.
+        """
         self._require_own_process()
         if self._core.phase != _core.Phase.Open:
             raise EngineClosed("the engine is closed")
@@ -264,3 +284,7 @@ class Service:
         if compiled is None:
             compiled = self._tables[table] = _core.Table(table.rows, table.init_scale, table.adaptive)
         return compiled
+
+
+def _number(adapters: AdapterSet | None) -> int:
+    return PLAIN if adapters is None else adapters.number

@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,21 +14,19 @@ from typing import Any
 import numpy as np
 
 from stepfuse.arguments import number
-from stepfuse.bundle.bundle import DENOISER, Bundle
+from stepfuse.bundle.bundle import DENOISER, QUANTIZATION, Bundle
 from stepfuse.bundle.folder import read_folder
 from stepfuse.bundle.new_folder import copy_files, write_folder
 from stepfuse.bundle.pipeline_info import TEXT_ENCODER
+from stepfuse.bundle.transposed import transposed_weights
 from stepfuse.display import printable
 from stepfuse.errors import BundleError, ExportError
-from stepfuse.export.lora.file import Lora, Pair, first_of
-from stepfuse.export.lora.names import DENOISER_PART, TEXT_PARTS, names_of_denoiser, names_of_text_encoder
-from stepfuse.export.lora.store import LORAS, ORIGINALS, QUANTIZATION, store, stored
-from stepfuse.export.onnx.initializers import Float, Weight, read_weights, transposed_weights
+from stepfuse.export.lora.store import LORAS, ORIGINALS, store, stored
+from stepfuse.export.onnx.initializers import Float, Weight, read_weights
+from stepfuse.lora.file import Lora, Pair
+from stepfuse.lora.match import Targets, sizes_of
 
 log = logging.getLogger("stepfuse")
-
-_WIDTHS = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "Stable Diffusion XL"}
-_FAMILIES = {"joint_blocks": "Stable Diffusion 3", "double_blocks": "Flux", "single_transformer_blocks": "Flux"}
 
 
 def fuse_lora(
@@ -72,7 +69,7 @@ def fuse_lora(
     adapter = Lora.read(lora)
     changes = _match(loaded, adapter, scale, strict)
     before = stored(loaded)
-    touched = {change.key: change.target.weight for change in changes}
+    touched = {change.target.key: change.target.weight for change in changes}
 
     def change_copy(folder: Path) -> None:
         for change in changes:
@@ -175,10 +172,14 @@ class _TargetWeight:
     transposed: bool
 
     @property
+    def key(self) -> tuple[str, str]:
+        """ONNX file and initializer."""
+        return self.model, self.weight.name
+
+    @property
     def sizes(self) -> tuple[int, ...]:
         """As ``Pair.sizes``."""
-        sizes = self.weight.shape[::-1] if self.transposed else self.weight.shape
-        return sizes[:2] if math.prod(sizes[2:]) == 1 else sizes
+        return sizes_of(self.weight.shape, transposed=self.transposed)
 
 
 @dataclass(frozen=True)
@@ -188,11 +189,6 @@ class _Change:
     target: _TargetWeight
     pair: Pair
     scale: float
-
-    @property
-    def key(self) -> tuple[str, str]:
-        """ONNX file and initializer."""
-        return self.target.model, self.target.weight.name
 
     def apply(self, values: Float) -> Float:
         """The weight with the pair added, in its own type."""
@@ -205,109 +201,29 @@ class _Change:
         return changed
 
 
-_Modules = Mapping[tuple[str, str], _TargetWeight]
-
-
 def _match(bundle: Bundle, lora: Lora, scale: float, strict: bool) -> list[_Change]:
     """The weights that a LoRA changes, in the file's order."""
     if not math.isfinite(scale):
         raise ValueError(f"scale must be finite, got {scale}")
     if QUANTIZATION in bundle.export:
         raise ExportError(f"{bundle.path} is in int8, which a LoRA cannot be added to: fuse it first, then quantize")
-    modules = _modules(bundle)
-    changes: dict[tuple[str, str], _Change] = {}
-    unknown, misshapen, unread = list(lora.strays), [], 0
-    for pair in lora.pairs:
-        target = modules.get((pair.part, pair.module))
-        if target is None and _is_unread(pair, modules):
-            unread += 1
-        elif target is None:
-            unknown.append(pair.key)
-        elif target.sizes != pair.sizes:
-            misshapen.append(f"{pair.key} ({pair.sizes} for {target.sizes})")
-        elif (change := _Change(target, pair, scale)).key in changes:
-            raise ExportError(f"{lora.name}: {pair.key} and {changes[change.key].pair.key} are the same weight")
-        else:
-            changes[change.key] = change
-    if (unknown or misshapen) and (strict or not changes):
-        raise ExportError(_misfit(bundle, lora, modules, len(changes) + unread, unknown, misshapen))
-    if unknown or misshapen:
-        log.warning(
-            "%s: %d of %d pairs fit %s and are fused", printable(lora.name), len(changes), len(lora.pairs), bundle.path
-        )
-    if not changes:
-        raise ExportError(f"{lora.name} must change a weight that {bundle.path} reads, got none")
-    return list(changes.values())
+    found = Targets(bundle.path, _weights(bundle)).match(lora, strict=strict)
+    if found.misfits:
+        fitting = f"{len(found.changes)} of {len(lora.pairs)}"
+        log.warning("%s: %s pairs fit %s and are fused", printable(lora.name), fitting, bundle.path)
+    return [_Change(target, pair, scale) for target, pair in found.changes]
 
 
-def _is_unread(pair: Pair, modules: _Modules) -> bool:
-    """Whether a pair changes a text encoder's last layer, which is not exported where penultimate states are used.
-
-    The whole layer is missing then, and the one before it has a weight of the same name and shape.
-    """
-    match = re.fullmatch(r"(.*layers_)(\d+)(_.*)", pair.module)
-    if pair.part not in TEXT_PARTS or match is None:
-        return False
-    before = modules.get((pair.part, f"{match[1]}{int(match[2]) - 1}{match[3]}"))
-    is_missing = not any(part == pair.part and name.startswith(f"{match[1]}{match[2]}_") for part, name in modules)
-    return is_missing and before is not None and before.sizes == pair.sizes
-
-
-def _modules(bundle: Bundle) -> _Modules:
-    """Every weight by part and flat module name, under each of its names."""
-    found: dict[tuple[str, str], _TargetWeight] = {}
+def _weights(bundle: Bundle) -> Iterator[_TargetWeight]:
+    """Every weight of the denoiser and the text encoder."""
     for model in (DENOISER, TEXT_ENCODER):
         if model not in bundle.files:
             continue
         weights, metadata = read_weights(bundle.path / model)
         transposed = transposed_weights(metadata)
-        parts: dict[str, dict[str, _TargetWeight]] = {}
         for name, weight in weights.items():
-            if name.endswith(".weight") and weight.file.name in bundle.files:
-                part, module = _part_of(model, name.removesuffix(".weight"))
-                parts.setdefault(part, {})[module] = _TargetWeight(model, weight, name in transposed)
-        for part, targets in parts.items():
-            names = names_of_denoiser(targets) if model == DENOISER else names_of_text_encoder(targets)
-            found |= {(part, alias): targets[module] for alias, module in names.items()}
-    return found
-
-
-def _part_of(model: str, module: str) -> tuple[str, str]:
-    """The part of the pipeline that a module of an ONNX file is of, and its name in there."""
-    if model == DENOISER:
-        return DENOISER_PART, module
-    part, _, rest = module.partition(".")
-    return (part, rest) if part in TEXT_PARTS else (TEXT_PARTS[0], module)
-
-
-def _misfit(
-    bundle: Bundle, lora: Lora, modules: _Modules, fitting: int, unknown: list[str], misshapen: list[str]
-) -> str:
-    reasons = [f"{lora.name} must fit {bundle.path}: {fitting} of {len(lora.pairs)} pairs do"]
-    if unknown:
-        reasons.append(f"this pipeline has no {first_of(unknown)}")
-    if misshapen:
-        reasons.append(f"another shape have {first_of(misshapen)}")
-    width = next((target.sizes[1] for (_, name), target in modules.items() if _is_cross(name)), None)
-    if (made_for := _made_for(lora, width)) is not None:
-        here = f", and this network has cross-attention of width {width}" if width else ""
-        reasons.append(f"it seems made for {made_for}{here}")
-    return "; ".join(reasons)
-
-
-def _made_for(lora: Lora, width: int | None) -> str | None:
-    """The base model that a LoRA was trained for, by its widths or names; None if it is not known to be another one."""
-    for pair in lora.pairs:
-        if _is_cross(pair.module) and (its := pair.sizes[1]) != width:
-            return f"{_WIDTHS.get(its, 'another base')} (cross-attention of width {its})"
-        for mark, family in _FAMILIES.items():
-            if mark in pair.module:
-                return family
-    return None
-
-
-def _is_cross(module: str) -> bool:
-    return module.endswith("attn2_to_k")
+            if weight.file.name in bundle.files:
+                yield _TargetWeight(model, weight, name in transposed)
 
 
 def _rewrite(

@@ -16,7 +16,6 @@ from stepfuse.export.onnx.initializers import Weight
 
 ORIGINALS = "lora_originals.safetensors"  # a file of the bundle
 LORAS = "loras"  # in a manifest's export entry: name, sha256, scale of each, the first fused first
-QUANTIZATION = "quantization"  # in the same entry: options and measurements of int8
 
 _DTYPES = {"F32": "<f4", "F16": "<f2"}
 

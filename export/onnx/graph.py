@@ -2,7 +2,7 @@
 
 Parameters keep the names that torch gives them, so that a LoRA or a refitted plan finds them again: nothing is folded
 into them, and equal ones are not merged. Matrices that the graph would transpose before every use are stored
-transposed; ``initializers.transposed_weights`` says which.
+transposed; ``stepfuse.bundle.transposed`` says which.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from stepfuse.bundle.transposed import TRANSPOSED
 from stepfuse.errors import ExportError
-from stepfuse.export.onnx.initializers import TRANSPOSED
 from stepfuse.export.onnx.inputs import Input as Input
 from stepfuse.export.onnx.inputs import first_sizes
 from stepfuse.export.onnx.onnx_file import write_onnx

@@ -1,16 +1,14 @@
 """Where the weights of an ONNX file lie, byte by byte, so that they can be read and changed in place.
 
 A file that is parsed and written again is rarely the same to the byte, and is in memory twice. Here only the fields
-that lead to the weights are read, as Protocol Buffers' wire format has them: a varint of field number and wire type,
-then the value. Field numbers are those of onnx.proto.
+that lead to the weights are read. Field numbers are those of onnx.proto.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import mmap
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,15 +16,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from stepfuse.bundle.wire import fields, varint
 from stepfuse.errors import ExportError
 
 Float = npt.NDArray[Any]  # float32 or float16
 
-TRANSPOSED = "stepfuse.transposed"  # key of a model's metadata
 SMALL = 1024  # bytes; what is less stays in the graph, where shapes are inferred from it
 
 _DTYPES: dict[int, np.dtype[Any]] = {1: np.dtype("<f4"), 10: np.dtype("<f2")}  # TensorProto.DataType
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types
 _MODEL_GRAPH, _MODEL_METADATA, _GRAPH_INITIALIZER = 7, 14, 5
 _DIMS, _DATA_TYPE, _FLOAT_DATA, _NAME, _RAW_DATA, _EXTERNAL_DATA = 1, 2, 4, 8, 9, 13
 
@@ -83,9 +80,9 @@ def read_weights(model: Path) -> tuple[dict[str, Weight], dict[str, str]]:
     with model.open("rb") as stream:
         try:
             with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                for number, start, end in _fields(data, 0, len(data)):
+                for number, _, start, end in fields(data, 0, len(data)):
                     if number == _MODEL_GRAPH:
-                        for inner, at, stop in _fields(data, start, end):
+                        for inner, _, at, stop in fields(data, start, end):
                             if inner == _GRAPH_INITIALIZER and (found := _weight(data, at, stop, model)):
                                 weights[found.name] = found
                     elif number == _MODEL_METADATA:
@@ -132,44 +129,10 @@ def read_outline(model: Path) -> Outline:
     return Outline(rest, graph, initializers)
 
 
-def transposed_weights(metadata: Mapping[str, str]) -> frozenset[str]:
-    """Names of the parameters that a graph of ``stepfuse.export`` holds transposed, from its metadata.
-
-    Raises:
-        ExportError: If the metadata has no entry of them, as that of other exporters, or one that is no list of names.
-    """
-    if TRANSPOSED not in metadata:
-        raise ExportError(f"a graph must say which weights it holds transposed ({TRANSPOSED}): export it with stepfuse")
-    try:
-        return frozenset(json.loads(metadata[TRANSPOSED]))
-    except (ValueError, TypeError, RecursionError) as error:
-        raise ExportError(f"{TRANSPOSED} of a graph must be a list of names: {error}") from error
-
-
-def _fields(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Field number, first byte and end of the value of each field of a message."""
-    at = start
-    while at < end:
-        key, at = _varint(data, at)
-        kind = key & 7
-        if kind == _BYTES:
-            length, at = _varint(data, at)
-        elif kind == _VARINT:
-            length = _varint(data, at)[1] - at
-        elif kind in (_FIXED64, _FIXED32):
-            length = 8 if kind == _FIXED64 else 4
-        else:
-            raise ValueError(f"wire type {kind} at byte {at}")
-        if at + length > end:
-            raise ValueError(f"a field of {length} bytes at byte {at} goes past {end}")
-        yield key >> 3, at, at + length
-        at += length
-
-
 def _without(data: mmap.mmap, start: int, end: int, left_out: int) -> tuple[bytes, list[tuple[int, int]]]:
     """A message's bytes without the fields of one number, and where the values of these begin and end."""
     kept, found, begin = [], [], start
-    for number, at, stop in _fields(data, start, end):
+    for number, _, at, stop in fields(data, start, end):
         if number == left_out:
             found.append((at, stop))
         else:
@@ -178,32 +141,19 @@ def _without(data: mmap.mmap, start: int, end: int, left_out: int) -> tuple[byte
     return b"".join(kept), found
 
 
-def _varint(data: mmap.mmap, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-        shift += 7
-        if shift > 63:
-            raise ValueError(f"a number without end at byte {at}")
-
-
 def _weight(data: mmap.mmap, start: int, end: int, model: Path) -> Weight | None:
     """A tensor, if it is float32 or float16 and its values are stored as they are in memory."""
     dims: list[int] = []
     outside: dict[str, str] = {}
     name, dtype, values = "", None, None
-    for number, at, stop in _fields(data, start, end):
+    for number, _, at, stop in fields(data, start, end):
         if number == _DIMS:
             # A dimension each, or all of them packed: both are varints in a row.
             while at < stop:
-                size, at = _varint(data, at)
+                size, at = varint(data, at, stop)
                 dims.append(size)
         elif number == _DATA_TYPE:
-            dtype = _DTYPES.get(_varint(data, at)[0])
+            dtype = _DTYPES.get(varint(data, at, stop)[0])
         elif number == _NAME:
             name = data[at:stop].decode()
         elif number in (_RAW_DATA, _FLOAT_DATA):
@@ -220,7 +170,7 @@ def _weight(data: mmap.mmap, start: int, end: int, model: Path) -> Weight | None
 
 
 def _entry(data: mmap.mmap, start: int, end: int) -> tuple[str, str]:
-    found = {number: data[at:stop].decode() for number, at, stop in _fields(data, start, end)}
+    found = {number: data[at:stop].decode() for number, _, at, stop in fields(data, start, end)}
     return found.get(1, ""), found.get(2, "")
 
 

@@ -1,4 +1,4 @@
-"""``StableDiffusionPipeline``: Stable Diffusion 1.x and 2.x (Rombach et al., 2022), inpainting and consistency models."""
+"""``StableDiffusionPipeline``: Stable Diffusion 1.x and 2.x (Rombach et al., 2022), inpainting and LCM among them."""
 
 from __future__ import annotations
 

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnxruntime as ort
 
-from stepfuse.bundle.bundle import DENOISER, Bundle, finish_bundle
+from stepfuse.bundle.bundle import DENOISER, QUANTIZATION, Bundle, finish_bundle
 from stepfuse.bundle.folder import CACHE
 from stepfuse.bundle.new_folder import copy_files, new_folder
 from stepfuse.errors import ExportError
-from stepfuse.export.lora.store import ORIGINALS, QUANTIZATION
+from stepfuse.export.lora.store import ORIGINALS
 from stepfuse.export.quantization.trial import Feed, record_runs, try_both
 from stepfuse.extras import pip_install
 

@@ -158,7 +158,7 @@ class ServerRun final : public Denoiser, public Listener {
     return allocations;
   }
 
-  void forward(int rows) override {
+  void forward(int rows, std::uint64_t) override {
     ++iterations_;
     if (iterations_ < kSlots) submit(iterations_);
     if (iterations_ == kSlots)

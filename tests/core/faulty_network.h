@@ -81,7 +81,7 @@ class Network : public Denoiser {
         raises_at_random_(random_.one_in(2)),
         slow_(random_.one_in(2)) {}
 
-  void forward(int rows) final {
+  void forward(int rows, std::uint64_t) final {
     const ExclusiveUse alone(busy_);
     require(rows >= 1 && rows <= rows_.spec.max_rows, "a forward has more rows than the memory");
     require(!padded_ || rows == rows_.spec.max_rows, "a forward is not padded");

@@ -395,6 +395,7 @@ class Client {
     if (sample.conditioned) request.cond = {&memory->label, &memory->tag};
     request.null_cond = {&memory->null_label, &memory->tag};
     request.priority = random_.one_in(4) ? random_.from(-1, 2) : 0;
+    request.adapters = random_.one_in(2) ? static_cast<std::uint64_t>(random_.from(1, 3)) : 0;
     if (may_be_refused && random_.one_in(4)) request.deadline = sample.submitted + random_.from(0.0, 0.1);
     if (sample.timeout != kNever) request.expires = sample.submitted + sample.timeout;
     request.watched = sample.watched;

@@ -50,7 +50,7 @@ def load_and_run(path):
 
 
 def read_lora(path):
-    from stepfuse.export.lora.file import Lora
+    from stepfuse.lora.file import Lora
 
     with contract(sf.ExportError), np.errstate(over="ignore", invalid="ignore"):  # fusing refuses weights that overflow
         for pair in Lora.read(path).pairs:

@@ -11,7 +11,7 @@ from targets import read_lora
 
 pytest.importorskip("safetensors")
 
-from stepfuse.export.lora.file import Lora
+from stepfuse.lora.file import Lora
 
 PREFIX = "unet.down_blocks.0.attentions.0.to_q"
 TENSORS = {

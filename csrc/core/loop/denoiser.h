@@ -53,9 +53,10 @@ struct ForwardBuffers {
 class Denoiser {
  public:
   virtual ~Denoiser() = default;
-  // Reads rows [0, rows) of the inputs, writes rows [0, rows) of the prediction. Throws if it cannot.
-  virtual void forward(int rows) = 0;
-  // Rows that forward(rows) computes: more than `rows` if the network has only some sizes.
+  // Reads rows [0, rows) of the inputs, writes rows [0, rows) of the prediction, by the network with this set of
+  // adapters; 0: without any. Throws if it cannot.
+  virtual void forward(int rows, std::uint64_t adapters) = 0;
+  // Rows that a forward of `rows` computes: more than `rows` if the network has only some sizes.
   virtual int computed(int rows) const { return rows; }
 };
 

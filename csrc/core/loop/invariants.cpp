@@ -73,6 +73,8 @@ void check_iteration(const Loop& loop, Report& report) {
     report.require(sample->live(), name_of(*sample) + ": is planned, but has ended");
     report.require(!sample->request.gate || sample->request.gate->open,
                    name_of(*sample) + ": is planned behind a closed gate");
+    report.require(sample->request.adapters == loop.forward_adapters(),
+                   name_of(*sample) + ": shares a forward with another set of adapters");
     check_rows(*sample, plan.entries[i], plan, report, used);
   }
   for (std::size_t row = 0; row < used.size(); ++row)

@@ -60,11 +60,28 @@ void Loop::submit(Request request, double now) {
   if (wanted.gate) wanted.gate->loop = this;
   ++counters_.submitted;
   by_id_.emplace(wanted.id, sample.get());
+  sample->set = &sets_.try_emplace(wanted.adapters, SampleSet{0, counters_.forwards, {}, 0}).first->second;
+  ++sample->set->samples;
   if (wanted.expires != kNever) expiries_.emplace(wanted.expires, wanted.id);
-  waiting_rows_ += rows_of(sample->passes());
-  const Order at = sample->order;
-  waiting_.emplace(at, std::move(sample));
+  enqueue(std::move(sample));
   stale_ = true;
+}
+
+void Loop::enqueue(std::unique_ptr<Sample> sample) {
+  const int rows = rows_of(sample->passes());
+  waiting_rows_ += rows;
+  sample->set->waiting_rows += rows;
+  const Order at = sample->order;
+  sample->set->waiting.emplace(at, sample.get());
+  waiting_.emplace(at, std::move(sample));
+}
+
+std::unique_ptr<Sample> Loop::dequeue(Sample& sample) {
+  const int rows = rows_of(sample.passes());
+  waiting_rows_ -= rows;
+  sample.set->waiting_rows -= rows;
+  sample.set->waiting.erase(sample.order);
+  return std::move(waiting_.extract(sample.order).mapped());
 }
 
 bool Loop::cancel(std::uint64_t id) {
@@ -177,41 +194,30 @@ bool Loop::may_step(const Sample& sample, Lookahead lookahead) const {
 
 Candidate Loop::candidate(const Sample& sample, Lookahead lookahead) const {
   const int ahead = lookahead == Lookahead::OneStep && sample.in_forward ? 1 : 0;
-  if (ahead == 0) return {sample.order, sample.passes()};
-  Standing standing = sample.standing;
-  standing.passes_left = sample.passes_left(ahead);
-  return {order_of(options_.policy, options_.ageing, standing), sample.passes(ahead)};
+  Order order = sample.order;
+  if (ahead > 0) {
+    Standing standing = sample.standing;
+    standing.passes_left = sample.passes_left(ahead);
+    order = order_of(options_.policy, options_.ageing, standing);
+  }
+  return {order, sample.passes(ahead), -1, sample.request.adapters, sample.set->served};
 }
 
 void Loop::plan(Lookahead lookahead) {
   candidates_.clear();
   candidate_samples_.clear();
-  const auto offer = [&](Sample& sample) {
-    candidates_.push_back(candidate(sample, lookahead));
-    candidate_samples_.push_back(&sample);
-  };
   std::int64_t rows_wanted = waiting_rows_;
   int slots = options_.max_running;
   for (const auto& sample : running_) {
     sample->entry = -1;
     if (!may_step(*sample, lookahead)) continue;
     --slots;
-    offer(*sample);
+    offer(*sample, lookahead);
     rows_wanted += rows_of(candidates_.back().passes);
   }
   const std::size_t running = candidates_.size();
-  // No more waiting samples than rows can step: a long queue costs an iteration nothing. And one more that takes one
-  // row, for the row that guided ones may leave.
-  const auto offered = running + static_cast<std::size_t>(std::clamp(slots, 0, spec().max_rows));
-  std::int64_t small_left = 2 * static_cast<std::int64_t>(waiting_.size()) - waiting_rows_;
-  for (auto at = waiting_.cbegin(); at != waiting_.cend() && offered > running; ++at) {
-    const bool full = candidates_.size() >= offered, small = rows_of(at->second->passes()) == 1;
-    if (full && (small_left == 0 || candidates_.size() > offered)) break;
-    small_left -= small;
-    at->second->entry = -1;
-    if ((full && !small) || !may_step(*at->second, lookahead)) continue;
-    offer(*at->second);
-  }
+  const auto joins = static_cast<std::size_t>(std::clamp(slots, 0, spec().max_rows));
+  for (const auto& [adapters, set] : sets_) offer_waiting(set, joins, lookahead);
   const CostCurve cost = options_.pad ? CostCurve{} : options_.cost;  // padded, all forwards cost the same
   make_plan(candidates_, running, rows_wanted, {spec().max_rows, slots, cost}, next_.plan);
   next_.samples.clear();
@@ -220,6 +226,27 @@ void Loop::plan(Lookahead lookahead) {
     sample->entry = static_cast<int>(i);
     next_.samples.push_back(sample);
   }
+}
+
+// Offers no more waiting samples of a set than rows can step: a long queue costs an iteration nothing. And one more
+// that takes one row, for the row that guided ones may leave.
+void Loop::offer_waiting(const SampleSet& set, std::size_t most, Lookahead lookahead) {
+  if (most == 0) return;
+  const std::size_t offered = candidates_.size() + most;
+  std::int64_t small_left = 2 * static_cast<std::int64_t>(set.waiting.size()) - set.waiting_rows;
+  for (const auto& [order, sample] : set.waiting) {
+    const bool full = candidates_.size() >= offered, small = rows_of(sample->passes()) == 1;
+    if (full && (small_left == 0 || candidates_.size() > offered)) break;
+    small_left -= small;
+    sample->entry = -1;
+    if ((full && !small) || !may_step(*sample, lookahead)) continue;
+    offer(*sample, lookahead);
+  }
+}
+
+void Loop::offer(Sample& sample, Lookahead lookahead) {
+  candidates_.push_back(candidate(sample, lookahead));
+  candidate_samples_.push_back(&sample);
 }
 
 // The iteration is the first suspect's alone; false if none may step.
@@ -261,8 +288,7 @@ bool Loop::start_iteration(double now) {
 }
 
 void Loop::start_running(Sample& sample, double now) {
-  running_.push_back(std::move(waiting_.extract(sample.order).mapped()));
-  waiting_rows_ -= rows_of(sample.passes());
+  running_.push_back(dequeue(sample));
   sample.state = SampleState::Running;
   sample.begun_at = now;
   counters_.wait_seconds.add(now - sample.submitted_at);
@@ -306,6 +332,7 @@ void Loop::count_forward(double now) {
   counters_.forward_seconds.add(watch_.add_to(counters_.network_seconds));
   counters_.forward_rows.add(rows);
   ++counters_.forwards;
+  for (const Sample* sample : iteration_.samples) sample->set->served = counters_.forwards;
   counters_.network_passes += static_cast<std::uint64_t>(rows);
   counters_.padded_rows += static_cast<std::uint64_t>(forward_rows() - rows);
   if (counters_.forwards > 1) recent_.add(rows, now - began_);  // the first one allocates and warms up
@@ -357,10 +384,10 @@ void Loop::retire_ended(double now) {
   if (ended_.empty()) return;
   for (Sample* sample : ended_) {
     retire(*sample, now);
-    if (!sample->was_waiting) continue;
-    waiting_rows_ -= rows_of(sample->passes());
-    const Order at = sample->order;
-    waiting_.erase(at);
+    SampleSet& set = *sample->set;
+    const std::uint64_t adapters = sample->request.adapters;
+    if (sample->was_waiting) dequeue(*sample);
+    if (--set.samples == 0) sets_.erase(adapters);
   }
   const auto ended = [](const std::unique_ptr<Sample>& sample) { return !sample->live(); };
   running_.erase(std::remove_if(running_.begin(), running_.end(), ended), running_.end());

@@ -56,6 +56,10 @@ class Loop {
   void commit(std::exception_ptr error, double now);  // `error`: of synchronizing; it fails all samples that stepped
   void fail(std::exception_ptr error, double now);    // rolls the iteration back
   int forward_rows() const { return options_.pad ? spec().max_rows : iteration_.plan.rows; }
+  // The set of adapters of all samples of the iteration.
+  std::uint64_t forward_adapters() const {
+    return iteration_.samples.empty() ? 0 : iteration_.samples.front()->request.adapters;
+  }
 
   // Rows that the denoiser added to the last forward.
   void count_padding(int rows) { counters_.padded_rows += static_cast<std::uint64_t>(rows); }
@@ -86,7 +90,11 @@ class Loop {
 
   bool may_step(const Sample& sample, Lookahead lookahead) const;
   Candidate candidate(const Sample& sample, Lookahead lookahead) const;
+  void enqueue(std::unique_ptr<Sample> sample);
+  std::unique_ptr<Sample> dequeue(Sample& sample);
   void plan(Lookahead lookahead);
+  void offer_waiting(const SampleSet& set, std::size_t most, Lookahead lookahead);
+  void offer(Sample& sample, Lookahead lookahead);
   bool plan_suspect();
   bool start_iteration(double now);
   void start_running(Sample& sample, double now);
@@ -107,6 +115,7 @@ class Loop {
   Waiting waiting_;
   std::vector<std::unique_ptr<Sample>> running_;         // in the order in which they began
   std::unordered_map<std::uint64_t, Sample*> by_id_;     // all of both
+  std::map<std::uint64_t, SampleSet> sets_;              // all of both, by their sets of adapters
   std::set<std::pair<double, std::uint64_t>> expiries_;  // (when, id) of those that have a timeout
   std::vector<Sample*> ended_;                           // to be retired when the iteration is over
   std::int64_t waiting_rows_ = 0;                        // of the first steps of all waiting samples

@@ -38,10 +38,21 @@ void StepPlan::add(int sample, Passes passes) {
 
 namespace {
 
+// Leaves the candidates of one set of adapters.
+void keep_one_set(std::vector<Candidate>& candidates) {
+  const auto served_earlier = [](const Candidate& a, const Candidate& b) {
+    if (a.order.priority != b.order.priority) return a.order.priority > b.order.priority;
+    return a.served != b.served ? a.served < b.served : a.order.arrival < b.order.arrival;
+  };
+  const auto first = std::min_element(candidates.begin(), candidates.end(), served_earlier);
+  if (first == candidates.end()) return;
+  const auto other = [adapters = first->adapters](const Candidate& one) { return one.adapters != adapters; };
+  candidates.erase(std::remove_if(candidates.begin(), candidates.end(), other), candidates.end());
+}
+
 // Which of the candidates step where not all of them can. Reorders them.
 void choose(std::vector<Candidate>& candidates, int worthwhile, int max_rows,
             std::vector<std::optional<Passes>>& chosen) {
-  chosen.assign(candidates.size(), std::nullopt);
   int rows = worthwhile;
   const auto take = [&](const Candidate& one) {
     rows -= rows_of(one.passes);
@@ -75,14 +86,16 @@ void choose(std::vector<Candidate>& candidates, int worthwhile, int max_rows,
 void make_plan(std::vector<Candidate>& candidates, std::size_t running, std::int64_t rows_wanted,
                const PlanLimits& limits, StepPlan& plan) {
   plan.clear();
-  const std::size_t most = running + static_cast<std::size_t>(std::max(limits.max_joins, 0));
-  if (candidates.size() > most)
-    candidates.erase(candidates.begin() + static_cast<std::ptrdiff_t>(most), candidates.end());
+  const std::ptrdiff_t joins = std::max(limits.max_joins, 0);
+  if (joins == 0) candidates.resize(running);  // a set of waiting ones alone could not step
+  for (std::size_t i = 0; i < candidates.size(); ++i) candidates[i].index = static_cast<int>(i);
+  plan.chosen.assign(candidates.size(), std::nullopt);
+  keep_one_set(candidates);
+  const auto waiting = std::find_if(candidates.begin(), candidates.end(),
+                                    [running](const Candidate& one) { return one.index >= static_cast<int>(running); });
+  if (candidates.end() - waiting > joins) candidates.erase(waiting + joins, candidates.end());
   int wanted = 0;
-  for (std::size_t i = 0; i < candidates.size(); ++i) {
-    candidates[i].index = static_cast<int>(i);
-    wanted += rows_of(candidates[i].passes);
-  }
+  for (const Candidate& one : candidates) wanted += rows_of(one.passes);
   const int worthwhile = rows_worthwhile(limits.cost, rows_wanted, limits.max_rows);
   if (wanted <= worthwhile) {
     for (const Candidate& one : candidates) plan.add(one.index, one.passes);

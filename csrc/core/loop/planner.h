@@ -62,6 +62,9 @@ struct Candidate {
   Order order;
   Passes passes;   // what its next step computes
   int index = -1;  // among the candidates, running ones first; set by make_plan
+
+  std::uint64_t adapters = 0;  // its set of adapters (LoRAs): samples of one set alone share a forward; 0: none
+  std::uint64_t served = 0;    // forwards that the loop had computed when that set last had one
 };
 
 // Seconds that a forward takes: fixed + row * rows. Unknown until measured.
@@ -104,9 +107,11 @@ struct StepPlan {
 };
 
 // Takes candidates in order as far as the rows go; one that needs two rows where one is left lets the next one pass.
-// `candidates` are the `running` ones, then the waiting ones, sorted; later waiting ones may be left out, but
-// `rows_wanted` counts them. They are reordered, and those beyond max_joins are dropped. `plan` is an output that keeps
-// its memory.
+// All are of one set of adapters: of those with candidates of the highest priority, the one that was served longest
+// ago. Sets so take turns, and between two forwards of a set that has candidates each other set has at most one.
+// `candidates` are the `running` ones, then the waiting ones, sorted within each set; later waiting ones may be left
+// out, but `rows_wanted` counts them. They are reordered, and those of other sets and beyond max_joins are dropped.
+// `plan` is an output that keeps its memory.
 void make_plan(std::vector<Candidate>& candidates, std::size_t running, std::int64_t rows_wanted,
                const PlanLimits& limits, StepPlan& plan);
 

@@ -39,6 +39,7 @@ Replay replay(const std::vector<Arrival>& arrivals, int max_rows, const LoopOpti
       Request request{next, arrival.table, next, false, &states[next], nullptr, {}, {&label}};
       if (arrival.conditioned) request.cond = {&label};
       request.priority = arrival.priority;
+      request.adapters = arrival.adapters;
       loop.submit(std::move(request), arrival.at);
     }
   };

@@ -15,6 +15,7 @@ struct Arrival {
   std::shared_ptr<const Table> table;  // its steps
   bool conditioned;                    // whether it has conditioning
   int priority;                        // the higher steps first
+  std::uint64_t adapters = 0;          // its set of adapters
 };
 
 // One row of one forward.

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <exception>
 #include <limits>
+#include <map>
 #include <memory>
 #include <vector>
 
@@ -40,6 +41,7 @@ struct Request {
   bool watched = false;                // whether each step is an event
   std::shared_ptr<Gate> gate{};        // steps only while it is open, and closes it by stepping; null: none
   std::shared_ptr<const KnownRegion> known_region{};  // an image to start from or to keep in part; null: none
+  std::uint64_t adapters = 0;  // the denoiser's number of its set of adapters; 0: the network without any
 
   std::shared_ptr<void> keep_alive{};  // owns the memory borrowed; released with the sample's last event
 
@@ -57,9 +59,13 @@ enum class SampleState : std::uint8_t {
   Expired,    // not finished within its timeout
 };
 
+// The samples of one set of adapters, which share forwards with each other alone.
+struct SampleSet;
+
 // An in-flight sample.
 struct Sample {
   Request request;
+  SampleSet* set = nullptr;
   Standing standing;  // what the policy orders it by
   Order order;        // its position in line, made from `standing`
   SampleState state = SampleState::Waiting;
@@ -81,6 +87,13 @@ struct Sample {
   Passes passes(int ahead = 0) const { return passes_of(row(ahead), request.conditioned()); }
   int steps_left() const { return request.table->size() - step; }
   int passes_left(int ahead = 0) const { return request.table->passes_left(step + ahead, request.conditioned()); }
+};
+
+struct SampleSet {
+  int samples = 0;                   // in flight
+  std::uint64_t served = 0;          // forwards of the loop by the set's last one, or when its first sample came
+  std::map<Order, Sample*> waiting;  // those in the queue
+  std::int64_t waiting_rows = 0;     // of their first steps
 };
 
 // What has happened to a sample.

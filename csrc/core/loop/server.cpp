@@ -254,11 +254,12 @@ std::exception_ptr error_of(Work work) {
 
 void Server::run_iteration(Denoiser& denoiser, std::unique_lock<std::mutex>& lock) {
   const int rows = loop_.forward_rows();
+  const std::uint64_t adapters = loop_.forward_adapters();
   int padding = 0;
   lock.unlock();
   std::exception_ptr error = error_of([&] {
     loop_.stepper().throttle();
-    denoiser.forward(rows);
+    denoiser.forward(rows, adapters);
     padding = denoiser.computed(rows) - rows;
   });
   lock.lock();

@@ -32,6 +32,7 @@ class LoopBackend:
     """
 
     rowwise = False
+    adapters = None
 
     def __init__(self, network: CapturedNetwork[Any], info: ModelInfo, kernels: Kernels, max_rows: int) -> None:
         elements = math.prod(info.shape)
@@ -52,7 +53,7 @@ class LoopBackend:
         )
         self._network: CapturedNetwork[Any] | None = network
         self._stream = network.stream
-        self.enqueue: Callable[[int], None] | _core.Denoiser = (
+        self.enqueue: Callable[..., None] | _core.Denoiser = (
             cuda.GraphDenoiser(network.stream, network.graphs) if network.graphs else self._enqueue
         )
 

@@ -17,6 +17,7 @@ from stepfuse.arguments import whole_number
 from stepfuse.backends.base import row_bytes
 from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.errors import BundleError
+from stepfuse.lora.adapters import Adapters
 
 Array = npt.NDArray[Any]
 
@@ -96,6 +97,7 @@ class HostBackend:
     """
 
     rowwise = False
+    adapters: Adapters | None = None
 
     def __init__(self, info: ModelInfo, max_rows: int) -> None:
         self.stepper = _core.HostStepper(
@@ -107,7 +109,7 @@ class HostBackend:
         self.buffers = Buffers.of(self.stepper, info)
 
     @property
-    def enqueue(self) -> Callable[[int], None]:
+    def enqueue(self) -> Callable[..., None]:
         """A forward on the host has nothing to overlap with: the loop calls it as it is."""
         return self.forward
 

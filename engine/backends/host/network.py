@@ -9,6 +9,8 @@ from stepfuse.backends.host.config import Cpu
 from stepfuse.bundle.bundle import DENOISER, Bundle
 from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.extras import pip_install
+from stepfuse.lora.adapters import Adapters
+from stepfuse.lora.networks import AdaptedNetworks
 
 
 class HostNetwork(Protocol):
@@ -17,6 +19,10 @@ class HostNetwork(Protocol):
     @property
     def computed_by(self) -> str:
         """As in ``ModelIdentity``."""
+
+    @property
+    def adapters(self) -> Adapters | None:
+        """The network's LoRAs; None: it takes none while it runs."""
 
     def backend(self, info: ModelInfo, max_rows: int, *, deterministic: bool) -> HostBackend:
         """The network in the memory of an engine.
@@ -31,8 +37,13 @@ class HostNetwork(Protocol):
         """
 
 
-def open_network(bundle: Bundle, cpu: Cpu) -> HostNetwork:
+def open_network(bundle: Bundle, cpu: Cpu, adapted: AdaptedNetworks | None = None) -> HostNetwork:
     """A bundle's denoiser in the library that is asked for.
+
+    Args:
+        bundle: The model.
+        cpu: How it runs.
+        adapted: Its graph with inputs for LoRAs; None: it takes none while it runs.
 
     Raises:
         BundleError: If it does not load.
@@ -48,8 +59,9 @@ def open_network(bundle: Bundle, cpu: Cpu) -> HostNetwork:
         return OpenVinoNetwork(bundle, cpu.openvino, precision=cpu.precision, threads=cpu.threads)
     from stepfuse.backends.host.onnxruntime import OnnxRuntimeNetwork, open_session
 
-    session = open_session(bundle.networks[DENOISER], threads=cpu.threads, spinning=cpu.spinning)
-    return OnnxRuntimeNetwork(session, bundle.denoiser)
+    content = None if adapted is None else adapted.take(DENOISER)
+    session = open_session(bundle.networks[DENOISER], threads=cpu.threads, spinning=cpu.spinning, content=content)
+    return OnnxRuntimeNetwork(session, bundle.denoiser, None if adapted is None else adapted.adapters)
 
 
 def as_network(opened: Any, bundle: Bundle) -> HostNetwork:

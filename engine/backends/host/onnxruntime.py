@@ -23,6 +23,7 @@ from stepfuse.backends.host.processors import held_to
 from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.bundle.onnx_file import OnnxFile
 from stepfuse.errors import BundleError, DenoiserError
+from stepfuse.lora.adapters import PLAIN, Adapters
 
 try:
     import onnxruntime as ort
@@ -45,7 +46,9 @@ _RELEASE = tuple(int(number) for number in ort.__version__.split(".")[:2])
 _LONG = 2e-3
 
 
-def open_session(model: Path | OnnxFile, *, threads: int = 0, spinning: bool | None = None) -> ort.InferenceSession:
+def open_session(
+    model: Path | OnnxFile, *, threads: int = 0, spinning: bool | None = None, content: bytes | None = None
+) -> ort.InferenceSession:
     """An ONNX file in a session on the CPU.
 
     Args:
@@ -54,6 +57,7 @@ def open_session(model: Path | OnnxFile, *, threads: int = 0, spinning: bool | N
             that the process may use (``processors``), if these are fewer than the machine has.
         spinning: How a thread waits for the others' part of an operator. None is a short while actively and then
             asleep; True longer actively, as ONNX Runtime would; False asleep at once.
+        content: The model in the place of the file's, with the same external data; None: the file's.
 
     Raises:
         BundleError: If the file is no ONNX model, or names a file elsewhere.
@@ -63,7 +67,7 @@ def open_session(model: Path | OnnxFile, *, threads: int = 0, spinning: bool | N
     options = session_options(_waiting(spinning))
     options.intra_op_num_threads = checked_threads(threads) or held_to()
     options.inter_op_num_threads = 1
-    return session_of(model, options, [CPU])
+    return session_of(model, options, [CPU], content)
 
 
 def _waiting(spinning: bool | None) -> dict[str, str]:
@@ -82,7 +86,9 @@ def session_options(entries: Mapping[str, str]) -> ort.SessionOptions:
     return options
 
 
-def session_of(model: Path | OnnxFile, options: ort.SessionOptions, providers: Sequence[Any]) -> ort.InferenceSession:
+def session_of(
+    model: Path | OnnxFile, options: ort.SessionOptions, providers: Sequence[Any], content: bytes | None = None
+) -> ort.InferenceSession:
     """An ONNX file in a session on these execution providers; where they fail no other is tried.
 
     ONNX Runtime is given open files, and opens none by a name that the model has.
@@ -93,8 +99,8 @@ def session_of(model: Path | OnnxFile, options: ort.SessionOptions, providers: S
     onnx = model if isinstance(model, OnnxFile) else OnnxFile.open(model)
     options.add_session_config_entry("session.load_model_format", "ONNX")
     try:
-        with _with_external_data(onnx, options) as path:
-            session = ort.InferenceSession(path, options, providers=providers, enable_fallback=0)
+        with _with_external_data(onnx, options, content) as given:
+            session = ort.InferenceSession(given, options, providers=providers, enable_fallback=0)
     except Exception as error:  # ONNX Runtime's exceptions share no base class
         raise BundleError(f"{onnx.path} does not load in ONNX Runtime: {error}") from error
     onnx.require_unchanged()
@@ -102,16 +108,19 @@ def session_of(model: Path | OnnxFile, options: ort.SessionOptions, providers: S
 
 
 @contextmanager
-def _with_external_data(onnx: OnnxFile, options: ort.SessionOptions) -> Iterator[str]:
-    """A path that leads to the open model; its external data are those that are open, too."""
+def _with_external_data(onnx: OnnxFile, options: ort.SessionOptions, content: bytes | None) -> Iterator[str | bytes]:
+    """The model, or a path that leads to the open one; its external data are those that are open, too."""
     if onnx.data and hasattr(options, "add_external_initializers_from_files_in_memory"):
         contents = [file.mapped() for file in onnx.data.values()]
         sizes = [len(content) for content in contents]
         options.add_external_initializers_from_files_in_memory(list(onnx.data), contents, sizes)
-        yield onnx.file.link
+        yield onnx.file.link if content is None else content
     else:  # before 1.24 it follows links
         with onnx.laid_out() as path:
-            yield path
+            if content is not None and onnx.data:
+                Path(path).unlink()
+                Path(path).write_bytes(content)
+            yield path if content is None or onnx.data else content
 
 
 def run_options(entries: Mapping[str, str]) -> ort.RunOptions:
@@ -145,13 +154,15 @@ class OnnxRuntimeNetwork:
     Args:
         session: The network.
         model: Its file, for messages.
+        adapters: Its LoRAs, if its graph takes any.
     """
 
     computed_by = ""
 
-    def __init__(self, session: ort.InferenceSession, model: Path) -> None:
+    def __init__(self, session: ort.InferenceSession, model: Path, adapters: Adapters | None = None) -> None:
         self._session = session
         self._model = model
+        self.adapters = adapters
 
     def backend(self, info: ModelInfo, max_rows: int, *, deterministic: bool) -> OnnxRuntimeBackend:
         """The network in the memory of an engine of its own; ``deterministic`` is the loop's affair, which pads.
@@ -159,7 +170,7 @@ class OnnxRuntimeNetwork:
         Raises:
             BundleError: If the network's inputs and output are not those of ``info``.
         """
-        return OnnxRuntimeBackend(self._session, self._model, info, max_rows)
+        return OnnxRuntimeBackend(self._session, self._model, info, max_rows, self.adapters)
 
 
 class OnnxRuntimeBackend(HostBackend):
@@ -170,28 +181,47 @@ class OnnxRuntimeBackend(HostBackend):
         model: Its file, for messages.
         info: What its inputs and output must be.
         max_rows: Most rows of one forward.
+        adapters: The session's LoRAs, if its graph takes any.
 
     Raises:
         BundleError: If the network's inputs and output are not those of the manifest.
     """
 
-    def __init__(self, session: ort.InferenceSession, model: Path, info: ModelInfo, max_rows: int) -> None:
+    def __init__(
+        self,
+        session: ort.InferenceSession,
+        model: Path,
+        info: ModelInfo,
+        max_rows: int,
+        adapters: Adapters | None = None,
+    ) -> None:
         rows = input_rows(info)
+        self._factors = {} if adapters is None else adapters.factors(PLAIN, model.name)
+        inputs = [node for node in session.get_inputs() if node.name not in self._factors]
         # before memory is taken for what a manifest says
-        check_interface(model, nodes(session.get_inputs()), nodes(session.get_outputs()), rows, rows[SAMPLE])
+        check_interface(model, nodes(inputs), nodes(session.get_outputs()), rows, rows[SAMPLE])
         with fitting(model, max_rows):
             super().__init__(info, max_rows)
         self._session = session
-        self._bindings: dict[int, ort.IOBinding] = {}
+        self.adapters = adapters
+        self._model = model.name
+        self._set: int | None = PLAIN
+        self._bindings: dict[int, ort.IOBinding] = {}  # by rows, of that set
         self._run_options = ort.RunOptions()
         self._interruptible: ort.RunOptions | None = self._run_options
 
-    def forward(self, rows: int) -> None:
+    def forward(self, rows: int, adapters: int = PLAIN) -> None:
         """Runs the first ``rows`` rows; the session releases the GIL while it computes.
+
+        Args:
+            rows: How many.
+            adapters: Number of the set of LoRAs.
 
         Raises:
             DenoiserError: If ONNX Runtime cannot.
         """
+        if adapters != self._set:
+            self._change_set(adapters)
         binding = self._bindings.get(rows) or self._bind(rows)
         began = time.perf_counter()
         try:
@@ -212,11 +242,18 @@ class OnnxRuntimeBackend(HostBackend):
         self._bindings.clear()
         del self._session
 
+    def _change_set(self, adapters: int) -> None:
+        """Has the forwards to come be of another set; the factors of one set alone are put together at a time."""
+        assert self.adapters is not None, "a network without adapters has one set"
+        self._bindings.clear()
+        self._set, self._factors = None, {}  # before others take memory
+        self._factors = self.adapters.factors(adapters, self._model)
+        self._set = adapters
+
     def _bind(self, rows: int) -> ort.IOBinding:
         binding = self._session.io_binding()
         inputs = {SAMPLE: self.buffers.sample, TIMESTEP: self.buffers.timestep, **self.buffers.cond}
-        for name, memory in inputs.items():
-            view = memory[:rows]
+        for name, view in {**{name: memory[:rows] for name, memory in inputs.items()}, **self._factors}.items():
             binding.bind_input(name, "cpu", 0, view.dtype.type, view.shape, view.ctypes.data)
         view = self.buffers.prediction[:rows]
         binding.bind_output(PREDICTION, "cpu", 0, np.float32, view.shape, view.ctypes.data)

@@ -63,7 +63,7 @@ def _goes_on(service):
         ({"stream": True, "response_format": "url"}, "response_format", "must be b64_json with stream, got 'url'"),
         ({"quality": "hd"}, "quality", "quality must be 'auto' or 'standard', got 'hd'"),
         ({"background": "transparent"}, "background", "background must be 'auto' or 'opaque', got 'transparent'"),
-        ({"lora": "x"}, "lora", "lora is no field of this request, got 'x': stepfuse lora makes a model of a LoRA"),
+        ({"lora": {"x": 1}}, "lora", "lora must be left out for 'fashion', .*: 'stepfuse serve --lora NAME=FILE' adds"),
         ({"colour": 1}, "colour", "colour is no field of this request, got 1"),
         ({"priority": 1 << 40}, "priority", "priority must fit 32 bits"),
         ({"timeout_ms": 0}, "timeout_ms", "timeout_ms must be at least 1, got 0"),

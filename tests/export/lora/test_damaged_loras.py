@@ -11,8 +11,8 @@ from safetensors.torch import save
 import stepfuse as sf
 from stepfuse.bundle.bundle import Bundle
 from stepfuse.export import ExportError
-from stepfuse.export.lora.file import Lora
 from stepfuse.export.lora.store import ORIGINALS, stored
+from stepfuse.lora.file import Lora
 
 DOWN, UP, ALPHA = "unet.to_q.lora_A.weight", "unet.to_q.lora_B.weight", "unet.to_q.alpha"
 

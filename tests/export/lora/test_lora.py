@@ -24,10 +24,10 @@ import stepfuse as sf
 from stepfuse.bundle.bundle import write_bundle
 from stepfuse.cli import app
 from stepfuse.export import ExportError
-from stepfuse.export.lora.file import Lora
 from stepfuse.export.lora.fuse import fuse_lora, lora_weights, unfuse_lora
 from stepfuse.export.onnx.graph import Input, export_onnx
 from stepfuse.export.quantization.quantize import quantize
+from stepfuse.lora.file import Lora
 
 CROSS, TOKENS, SHAPE = 12, 5, (4, 8, 8)
 LINEAR = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "time_emb_proj", "linear_1", "linear_2"]

@@ -1,13 +1,12 @@
 """LoRAs in exported pipelines: the pictures of diffusers with the same LoRA."""
 
+import lora_files
 import numpy as np
 import pytest
 import tiny_pipelines
 import tolerances
 import torch
 from diffusers.utils import convert_state_dict_to_kohya
-from peft import LoraConfig
-from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 
 import stepfuse as sf
@@ -15,15 +14,15 @@ from stepfuse.export import ExportError, fuse_lora, unfuse_lora
 
 pytestmark = pytest.mark.slow  # two pipelines are exported for a handful of pictures
 
-ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
-CLIP = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
 LAYERS = {
     "StableDiffusionXLPipeline": {
-        "unet": [*ATTENTION, "ff.net.0.proj", "ff.net.2", "conv1", "conv2", "proj_in", "proj_out"],
-        "text_encoder": CLIP,
-        "text_encoder_2": CLIP,
+        "unet": [*lora_files.ATTENTION, "ff.net.0.proj", "ff.net.2", "conv1", "conv2", "proj_in", "proj_out"],
+        "text_encoder": lora_files.CLIP,
+        "text_encoder_2": lora_files.CLIP,
     },
-    "StableDiffusion3Pipeline": {"transformer": [*ATTENTION, "add_q_proj", "add_k_proj", "to_add_out", "ff.net.2"]},
+    "StableDiffusion3Pipeline": {
+        "transformer": [*lora_files.ATTENTION, "add_q_proj", "add_k_proj", "to_add_out", "ff.net.2"]
+    },
 }
 PROMPT, STEPS, SCALE = tiny_pipelines.PROMPTS[:1], 3, 0.7
 
@@ -38,22 +37,9 @@ def bundle(name, exported):
     return exported(name)
 
 
-def random_state(name):
-    """Random LoRAs of all parts, with the keys that published files have."""
-    torch.manual_seed(4)
-    pipe, state = tiny_pipelines.tiny_pipeline(name), {}
-    for part, layers in LAYERS[name].items():
-        module = getattr(pipe, part)
-        module.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=layers, init_lora_weights=False))
-        for key, value in get_peft_model_state_dict(module).items():
-            inner = "text_model." if part.startswith("text") and not key.startswith("text_model.") else ""
-            state[f"{part}.{inner}{key}"] = value.contiguous()
-    return state
-
-
 @pytest.fixture(scope="module", params=["peft", "kohya"])
 def lora(request, name, tmp_path_factory):
-    state = random_state(name)
+    state = lora_files.random_state(name, LAYERS[name])
     if request.param == "kohya" and name == "StableDiffusionXLPipeline":
         state = convert_state_dict_to_kohya(state)
         assert {key.split("_")[1] for key in state} == {"unet", "te1", "te2"}
@@ -89,6 +75,6 @@ def test_taken_out_of_a_pipeline_every_file_is_as_it_was(bundle, lora, tmp_path)
 def test_a_lora_of_another_pipeline_is_refused(name, bundle, tmp_path):
     [other] = LAYERS.keys() - {name}
     path = tmp_path / "other.safetensors"
-    save_file(random_state(other), path)
+    save_file(lora_files.random_state(other, LAYERS[other]), path)
     with pytest.raises(ExportError, match=r"other must fit .*: \d+ of \d+ pairs do; this pipeline has no"):
         fuse_lora(bundle, path, tmp_path / "fused")

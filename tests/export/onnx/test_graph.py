@@ -12,9 +12,9 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
+from stepfuse.bundle.transposed import TRANSPOSED
 from stepfuse.export import ExportError
 from stepfuse.export.onnx.graph import Input, export_onnx
-from stepfuse.export.onnx.initializers import TRANSPOSED
 from stepfuse.export.onnx.validate import validate
 
 X = Input("x", (6,))

@@ -6,8 +6,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import stepfuse as sf
+from stepfuse.bundle.transposed import TRANSPOSED, transposed_weights
 from stepfuse.export import ExportError
-from stepfuse.export.onnx.initializers import TRANSPOSED, read_weights, transposed_weights
+from stepfuse.export.onnx.initializers import read_weights
 
 RNG = np.random.default_rng(3)
 RAW = RNG.standard_normal((3, 5)).astype(np.float32)

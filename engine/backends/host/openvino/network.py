@@ -55,6 +55,8 @@ class OpenVinoNetwork:
         }
         self._weights = sum(file.size for file in (self._onnx.file, *self._onnx.data.values()))
 
+    adapters = None
+
     @property
     def computed_by(self) -> str:
         """As in ``ModelIdentity``."""

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from stepfuse.export.lora.patterns import NamePattern
+from stepfuse.lora.patterns import NamePattern
 
 NAMES = [
     "",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import re
@@ -16,15 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from stepfuse.display import NAME
-from stepfuse.errors import ExportError
-from stepfuse.export.lora.names import split_name
-from stepfuse.export.lora.scales import Scales, read_scales
-from stepfuse.extras import pip_install
-
-try:
-    from safetensors import SafetensorError, deserialize
-except ImportError as error:
-    raise ImportError(f"LoRAs need safetensors ({error}): {pip_install('export')}") from error
+from stepfuse.errors import LoraError
+from stepfuse.lora.names import split_name
+from stepfuse.lora.safetensors import Tensor, read_safetensors
+from stepfuse.lora.scales import Scales, read_scales
 
 _DOWN = re.compile(
     r"(.+?)(?:\.lora_A(?:\.[^.]+)?|\.lora_down|\.lora\.down|\.lora_linear_layer\.down|(?<=_lora)\.down)\.weight"
@@ -103,28 +97,26 @@ class Lora:
         """Reads a safetensors file with the keys of diffusers, PEFT or kohya's scripts.
 
         Raises:
-            ExportError: If it is no such file, or an adapter of another kind; the message names it.
+            LoraError: If it is no such file, or an adapter of another kind; the message names it.
         """
         file = Path(path)
         if file.suffix != ".safetensors":
-            raise ExportError(f"a LoRA must be a .safetensors file, got {file}: pickled ones are not read")
+            raise LoraError(f"a LoRA must be a .safetensors file, got {file}: pickled ones are not read")
         if not file.is_file():
-            raise ExportError(f"a LoRA must be a file, got {file}, which is not there")
+            raise LoraError(f"a LoRA must be a file, got {file}, which is not there")
         try:
             content = file.read_bytes()
-            tensors = dict(deserialize(content))  # type: ignore[no-untyped-call]
-            header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+            tensors, metadata = read_safetensors(content)
         except OSError as error:
-            raise ExportError(f"{file} is not readable: {error}") from error
-        except (SafetensorError, ValueError, RecursionError) as error:
-            raise ExportError(f"{file} must be a safetensors file: {error}") from error
-        metadata = header.get("__metadata__", {})
+            raise LoraError(f"{file} is not readable: {error}") from error
+        except ValueError as error:
+            raise LoraError(f"{file} must be a safetensors file: {error}") from error
         if long := next((key for key in tensors if len(key) > _MAX_KEY), None):
-            raise ExportError(f"{file}: keys must have at most {_MAX_KEY} characters, got {long[:NAME]!r}...")
+            raise LoraError(f"{file}: keys must have at most {_MAX_KEY} characters, got {long[:NAME]!r}...")
         _refuse_others(file, tensors)
         pairs, strays = _pairs(file, tensors, read_scales(file, metadata))
         if not pairs:
-            raise ExportError(f"{file} must hold pairs of matrices of a LoRA, got {first_of(tensors) or 'no keys'}")
+            raise LoraError(f"{file} must hold pairs of matrices of a LoRA, got {first_of(tensors) or 'no keys'}")
         return cls(file.stem, hashlib.sha256(content).hexdigest(), pairs, strays)
 
 
@@ -138,53 +130,53 @@ def first_of(names: Iterable[str], count: int = 3) -> str:
 def _refuse_others(file: Path, keys: Mapping[str, Any]) -> None:
     for pattern, kind in _OTHERS.items():
         if found := next((key for key in keys if re.search(pattern, key)), None):
-            raise ExportError(f"{file} must be a LoRA of linear layers and convolutions, got {kind} ({found})")
+            raise LoraError(f"{file} must be a LoRA of linear layers and convolutions, got {kind} ({found})")
 
 
-def _pairs(file: Path, tensors: Mapping[str, Any], scales: Scales) -> tuple[tuple[Pair, ...], tuple[str, ...]]:
-    downs: dict[str, Any] = {}
-    ups: dict[str, Any] = {}
-    alphas: dict[str, Any] = {}
+def _pairs(file: Path, tensors: Mapping[str, Tensor], scales: Scales) -> tuple[tuple[Pair, ...], tuple[str, ...]]:
+    downs: dict[str, Tensor] = {}
+    ups: dict[str, Tensor] = {}
+    alphas: dict[str, Tensor] = {}
     strays = []
     for key, tensor in tensors.items():
         for pattern, found in ((_DOWN, downs), (_UP, ups), (_ALPHA, alphas)):
             if match := pattern.fullmatch(key):
                 if match[1] in found:
-                    raise ExportError(f"{file}: {match[1]} must have one matrix of each kind, got another in {key}")
+                    raise LoraError(f"{file}: {match[1]} must have one matrix of each kind, got another in {key}")
                 found[match[1]] = tensor
                 break
         else:
             strays.append(key)
     for name in sorted(downs.keys() ^ ups.keys()):
-        raise ExportError(f"{file}: {name} must have both matrices of a pair, got one")
+        raise LoraError(f"{file}: {name} must have both matrices of a pair, got one")
     strays += [f"{name}.alpha" for name in alphas.keys() - downs.keys()]
     pairs = []
     for name in sorted(downs):  # safetensors has no order
         down, up = (_array(file, name, one, _MATRICES) for one in (downs[name], ups[name]))
         if down.ndim not in (2, 4) or up.ndim not in (2, 4) or up.shape[1:] != (len(down), *[1] * (up.ndim - 2)):
-            raise ExportError(f"{file}: {name} must be a pair (rank, in) and (out, rank), got {down.shape}, {up.shape}")
+            raise LoraError(f"{file}: {name} must be a pair (rank, in) and (out, rank), got {down.shape}, {up.shape}")
         alpha = _alpha(file, name, alphas[name]) if name in alphas else None
         part, module = split_name(name)
         pairs.append(Pair(name, part, module, down, up, scales.scale(name, len(down), alpha)))
     return tuple(pairs), tuple(sorted(strays))
 
 
-def _alpha(file: Path, name: str, tensor: Mapping[str, Any]) -> float:
+def _alpha(file: Path, name: str, tensor: Tensor) -> float:
     values = _array(file, f"{name}.alpha", tensor, {**_MATRICES, **_NUMBERS})
     if values.size != 1:
-        raise ExportError(f"{file}: {name}.alpha must be one number, got shape {values.shape}")
+        raise LoraError(f"{file}: {name}.alpha must be one number, got shape {values.shape}")
     return float(values.reshape(()))
 
 
-def _array(file: Path, name: str, tensor: Mapping[str, Any], dtypes: Mapping[str, str]) -> npt.NDArray[np.float32]:
-    kind, data, shape = tensor["dtype"], tensor["data"], tensor["shape"]
+def _array(file: Path, name: str, tensor: Tensor, dtypes: Mapping[str, str]) -> npt.NDArray[np.float32]:
+    kind, shape, data = tensor
     if kind == "BF16":  # the upper half of a float32
         values = (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4")
     elif kind in dtypes:
         with np.errstate(over="ignore"):
             values = np.frombuffer(data, dtypes[kind]).astype(np.float32)
     else:
-        raise ExportError(f"{file}: {name} must be numbers of 16 bits or more, {' or '.join(dtypes)}, got {kind}")
+        raise LoraError(f"{file}: {name} must be numbers of 16 bits or more, {' or '.join(dtypes)}, got {kind}")
     if not values.size or not np.isfinite(values).all():
-        raise ExportError(f"{file}: {name} must be finite numbers, got NaN, infinity or nothing")
+        raise LoraError(f"{file}: {name} must be finite numbers, got NaN, infinity or nothing")
     return values.reshape(shape)

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from stepfuse.display import NAME, printable
-from stepfuse.errors import ExportError
-from stepfuse.export.lora.patterns import NamePattern
+from stepfuse.errors import LoraError
+from stepfuse.lora.patterns import NamePattern
 
 _DIFFUSERS_METADATA = "lora_adapter_metadata"
 _PEFT_FILE, _PEFT_CONFIG, _PEFT_PREFIX = "adapter_model.safetensors", "adapter_config.json", "base_model.model."
@@ -76,7 +76,7 @@ def read_scales(file: Path, metadata: Mapping[str, str]) -> Scales:
         metadata: Of its header.
 
     Raises:
-        ExportError: If it is not readable, or says that the pairs are no plain change of the model's own weights.
+        LoraError: If it is not readable, or says that the pairs are no plain change of the model's own weights.
     """
     beside = file.with_name(_PEFT_CONFIG)
     if file.name == _PEFT_FILE and beside.is_file():
@@ -96,21 +96,21 @@ def _of_peft(file: Path) -> Strength:
     try:
         config = _object(str(file), file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise ExportError(f"{file} is not readable: {error}") from error
+        raise LoraError(f"{file} is not readable: {error}") from error
     if config.get("peft_type") != "LORA":
-        raise ExportError(f"{file}: peft_type must be 'LORA', got {_shown(config.get('peft_type'))}")
+        raise LoraError(f"{file}: peft_type must be 'LORA', got {_shown(config.get('peft_type'))}")
     for option in _OTHER_CHANGES:
         if config.get(option) not in (None, False):
-            raise ExportError(
+            raise LoraError(
                 f"{file}: {option} must be unset, got {_shown(config[option])}: then the pairs are not all that changes"
             )
     if config.get("fan_in_fan_out") not in (None, False):
-        raise ExportError(
+        raise LoraError(
             f"{file}: fan_in_fan_out must be false, got {_shown(config['fan_in_fan_out'])}: weights are (out, in)"
         )
     begun = config.get("init_lora_weights")
     if isinstance(begun, str) and begun.lower().startswith(_CHANGED_BASE):
-        raise ExportError(
+        raise LoraError(
             f"{file}: init_lora_weights must leave the base model's weights as they are, got {begun!r}: convert the"
             " adapter with PEFT's save_pretrained(path_initial_model_for_weight_conversion=...)"
         )
@@ -122,17 +122,17 @@ def _strength(where: str, stated: Mapping[str, Any], prefix: str = "") -> Streng
     patterns = {} if patterns is None else patterns
     rslora = stated.get(f"{prefix}use_rslora")
     if not isinstance(patterns, dict):
-        raise ExportError(f"{where}: alpha_pattern must be an object, got {_shown(patterns)}")
+        raise LoraError(f"{where}: alpha_pattern must be an object, got {_shown(patterns)}")
     if rslora is not None and not isinstance(rslora, bool):
-        raise ExportError(f"{where}: use_rslora must be true or false, got {_shown(rslora)}")
+        raise LoraError(f"{where}: use_rslora must be true or false, got {_shown(rslora)}")
     if len(patterns) > _MAX_PATTERNS:
-        raise ExportError(f"{where}: alpha_pattern must have at most {_MAX_PATTERNS} patterns, got {len(patterns)}")
+        raise LoraError(f"{where}: alpha_pattern must have at most {_MAX_PATTERNS} patterns, got {len(patterns)}")
     found = []
     for text, value in patterns.items():
         try:
             pattern = NamePattern(text)
         except ValueError as error:
-            raise ExportError(
+            raise LoraError(
                 f"{where}: alpha_pattern must have regular expressions of names, got {_shown(text)}: {error}"
             ) from error
         found.append((pattern, _number(f"{where}: alpha_pattern[{_shown(text)}]", value)))
@@ -143,9 +143,9 @@ def _object(where: str, text: str) -> dict[str, Any]:
     try:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ExportError(f"{where} must be JSON: {error}") from error
+        raise LoraError(f"{where} must be JSON: {error}") from error
     if not isinstance(found, dict):
-        raise ExportError(f"{where} must be an object, got {_shown(found)}")
+        raise LoraError(f"{where} must be an object, got {_shown(found)}")
     return found
 
 
@@ -155,7 +155,7 @@ def _number(where: str, value: Any) -> float:
             return float(value)
     except OverflowError:  # of a whole number that no float holds
         pass
-    raise ExportError(f"{where} must be a finite number, got {_shown(value)}")
+    raise LoraError(f"{where} must be a finite number, got {_shown(value)}")
 
 
 def _shown(value: Any) -> str:

@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
 
 from stepfuse.export import ExportError  # noqa: E402
-from stepfuse.export.lora.file import Lora  # noqa: E402
+from stepfuse.lora.file import Lora  # noqa: E402
 
 
 def saved(folder, **options):
