@@ -38,6 +38,7 @@ _load("figure_overlaps")
 _load("interrupts")
 _load("http_service")
 _load("tiny_pipelines", "export")
+_load("tiny_transformers", "export")
 _load("lora_files", "export")
 _load("docstrings", "docs")
 _load("fake_tensorrt", "engine/backends/cuda")
@@ -77,7 +78,8 @@ def exported(tmp_path_factory):
         with (folder / f"{name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not bundle.exists():
-                from_diffusers(sys.modules["tiny_pipelines"].save_tiny(name, folder / name), bundle)
+                tiny = sys.modules["tiny_pipelines"]
+                from_diffusers(tiny.save_tiny(name, folder / name), bundle, size=tiny.OWN_SIZES.get(name))
         return stepfuse.Bundle.load(bundle)
 
     return export

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from stepfuse.display import brief
@@ -15,6 +15,8 @@ VAE_ENCODER = "vae_encoder.onnx"
 
 LONGEST_CONTEXT = 1 << 16  # tokens
 _MOST_PROMPTS = 16
+_LONGEST_TEMPLATE = 1 << 14  # characters
+_OPTIONAL = ("dynamic_shift", "negative_prompts")  # entries that are left out where they say nothing
 
 
 @dataclass(frozen=True)
@@ -26,21 +28,49 @@ class PromptInput:
         tokenizer: A file of the ``tokenizers`` library in the bundle.
         length: Tokens of its context; longer prompts are cut, shorter ones padded.
         pad_id: Token that fills what a prompt leaves.
+        mask: The text encoder's attention mask, (R, length), int64: 1 for the prompt's tokens, 0 for padding; None
+            where it takes none.
+        prefix: Text before the prompt, of a template such as a chat's; both are tokenized as one text.
+        suffix: Text after it.
+        lowercase: Whether the prompt is first written in lower case, without white space at its ends.
     """
 
     input: str
     tokenizer: str
     length: int
     pad_id: int
+    mask: str | None = None
+    prefix: str = ""
+    suffix: str = ""
+    lowercase: bool = False
 
     def __post_init__(self) -> None:
         for name in ("input", "tokenizer"):
             if not isinstance(getattr(self, name), str) or not getattr(self, name):
                 raise ValueError(f"prompts: {name} must be a text, got {brief(getattr(self, name))}")
+        if self.mask is not None and (not isinstance(self.mask, str) or self.mask in ("", self.input)):
+            raise ValueError(f"prompts: mask must be another input's name or null, got {brief(self.mask)}")
+        for name in ("prefix", "suffix"):
+            if not isinstance(given := getattr(self, name), str) or len(given) > _LONGEST_TEMPLATE:
+                raise ValueError(
+                    f"prompts: {name} must be a text of at most {_LONGEST_TEMPLATE:,} characters, got {brief(given)}"
+                )
+        if not isinstance(self.lowercase, bool):
+            raise ValueError(f"prompts: lowercase must be true or false, got {brief(self.lowercase)}")
         if not _whole(self.length) or not 1 <= self.length <= LONGEST_CONTEXT:
             raise ValueError(f"prompts: length must be at least 1, at most {LONGEST_CONTEXT}, got {brief(self.length)}")
         if not _whole(self.pad_id) or not 0 <= self.pad_id < 1 << 31:
             raise ValueError(f"prompts: pad_id must be at least 0 and below 2^31, got {brief(self.pad_id)}")
+
+    def text(self, prompt: str) -> str:
+        """The text that is tokenized for a prompt."""
+        return self.prefix + (prompt.lower().strip() if self.lowercase else prompt) + self.suffix
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The manifest's entry, without what is as usual."""
+        usual = {one.name: one.default for one in fields(self)}
+        return {name: value for name, value in asdict(self).items() if value != usual[name]}
 
 
 @dataclass(frozen=True)
@@ -58,6 +88,8 @@ class PipelineInfo:
             picture, as Stable Diffusion XL's ``time_ids`` (Podell et al., 2023, section 2.2); None where there is none.
         zeros_without_negative: Whether a missing negative prompt means zeros instead of the embedding of "".
         dynamic_shift: How the shift of a flow follows from the picture's size; None: it does not.
+        negative_prompts: The same as ``prompts`` for a negative prompt, which may have another template and context;
+            empty: as ``prompts``.
     """
 
     source: str
@@ -69,6 +101,7 @@ class PipelineInfo:
     size_input: str | None = None
     zeros_without_negative: bool = False
     dynamic_shift: DynamicShift | None = None
+    negative_prompts: tuple[PromptInput, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.source, str) or not self.source:
@@ -88,6 +121,9 @@ class PipelineInfo:
                 f"pipeline: size_multiple must be a multiple of pixels_per_latent, {self.pixels_per_latent},"
                 f" got {self.size_multiple}"
             )
+        inputs, others = ([(one.input, one.mask) for one in each] for each in (self.prompts, self.negative_prompts))
+        if others and inputs != others:
+            raise ValueError(f"pipeline: negative_prompts must have the inputs of prompts, {inputs}, got {others}")
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> PipelineInfo:
@@ -97,16 +133,11 @@ class PipelineInfo:
             ValueError: If a value is out of bounds.
             TypeError: If a name is unknown or missing.
         """
-        given = config.get("prompts", [])
-        if not isinstance(given, list | tuple) or len(given) > _MOST_PROMPTS:
-            raise ValueError(f"pipeline: prompts must be a list of at most {_MOST_PROMPTS}, got {brief(given)}")
-        prompts = tuple(PromptInput(**one) for one in given)
+        prompts = {name: _prompts(name, config.get(name, [])) for name in ("prompts", "negative_prompts")}
         dynamic = config.get("dynamic_shift")
         if not isinstance(dynamic, Mapping | None):
             raise ValueError(f"pipeline: dynamic_shift must be an object or null, got {brief(dynamic)}")
-        return cls(
-            **{**config, "prompts": prompts, "dynamic_shift": None if dynamic is None else DynamicShift(**dynamic)}
-        )
+        return cls(**{**config, **prompts, "dynamic_shift": None if dynamic is None else DynamicShift(**dynamic)})
 
     def shift_for(self, height: int, width: int) -> float | None:
         """The shift of a flow for a sample of this size, in cells; None where it does not follow from it.
@@ -122,10 +153,15 @@ class PipelineInfo:
     @property
     def config(self) -> dict[str, Any]:
         """The manifest's entry."""
-        entry = {**asdict(self), "prompts": [asdict(one) for one in self.prompts]}
-        if self.dynamic_shift is None:
-            del entry["dynamic_shift"]
-        return entry
+        prompts = {name: [one.config for one in getattr(self, name)] for name in ("prompts", "negative_prompts")}
+        entry = {**asdict(self), **prompts}
+        return {name: value for name, value in entry.items() if value or name not in _OPTIONAL}
+
+
+def _prompts(name: str, given: Any) -> tuple[PromptInput, ...]:
+    if not isinstance(given, list | tuple) or len(given) > _MOST_PROMPTS:
+        raise ValueError(f"pipeline: {name} must be a list of at most {_MOST_PROMPTS}, got {brief(given)}")
+    return tuple(PromptInput(**one) for one in given)
 
 
 def _whole(value: Any) -> bool:

@@ -60,7 +60,7 @@ class PromptConditioning:
         if (prompt is None) == (embeds is None):
             raise ValueError(f"give {name} or {name}_embeds, and not both")
         if prompt is not None:
-            return self._of_texts(as_texts(name, prompt))
+            return self._of_texts(as_texts(name, prompt), negative=name == "negative_prompt")
         if not isinstance(embeds, Mapping):
             raise TypeError(f"{name}_embeds must be a dict by conditioning input, got {type(embeds).__name__}")
         return _given(self._checked(f"{name}_embeds", embeds))
@@ -79,7 +79,7 @@ class PromptConditioning:
         """
         if prompt is None and embeds is None:
             if not self._pipeline.zeros_without_negative:
-                return replace(self._of_texts([""]), texts=[])
+                return replace(self._of_texts([""], negative=True), texts=[])
             inputs = ((name, self._model.cond[name]) for name in self._encoder.outputs)
             return _given({name: np.zeros((1, *spec.shape), dtype=spec.dtype) for name, spec in inputs})
         rows = self.conditional(prompt, embeds, "negative_prompt")
@@ -87,8 +87,8 @@ class PromptConditioning:
             raise ValueError(f"negative_prompt must be one, or one for each of the {count} prompts, got {rows.count}")
         return rows
 
-    def _of_texts(self, texts: Sequence[str]) -> Rows:
-        tokens = self._encoder.tokens(texts)
+    def _of_texts(self, texts: Sequence[str], *, negative: bool) -> Rows:
+        tokens = self._encoder.tokens(texts, negative=negative)
         return Rows(texts, len(texts), lambda: self._encoder.encode(tokens))
 
     def _checked(self, name: str, embeds: Embeddings) -> Conditioning:

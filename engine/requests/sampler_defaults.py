@@ -111,7 +111,8 @@ def default_options(info: ModelInfo, function: Callable[..., StepTable]) -> dict
                 f"sampler must be one that the model's scheduler configuration covers, {known}, got {name!r}"
             )
         else:
-            options = {one: value for one, value in info.defaults.items() if one in _SHARED.get(name, set()) | _EVERY}
+            shared = _SHARED.get(name, set()) | _EVERY | (_SPACED if info.schedule.is_flow else set())
+            options = {one: value for one, value in info.defaults.items() if one in shared}
     return {one: value for one, value in options.items() if one in accepted and one not in _NAMED}
 
 

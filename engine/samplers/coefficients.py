@@ -127,13 +127,28 @@ def _refuse(where: str, given: Mapping[str, tuple[object, object]]) -> None:
             raise ValueError(f"{name} must be left out {where}, got {value!r}")
 
 
+def flow_ramp(steps: int, spacing: str, last: float) -> Float64Array:
+    """Levels of a flow before its shift, S of them in equal steps down from 1: to ``last``, or trailing to 1 / S.
+
+    Raises:
+        ValueError: If ``spacing`` is neither ``linspace`` nor ``trailing``.
+    """
+    if spacing not in ("linspace", "trailing"):
+        raise ValueError(f"spacing must be 'linspace' or 'trailing' with a flow schedule, got {spacing!r}")
+    return np.linspace(1.0, 1.0 / steps if spacing == "trailing" else last, steps)
+
+
 def flow_sigmas(
-    schedule: NoiseSchedule, steps: int | None, timesteps: Sequence[float] | None, options: LevelOptions
+    schedule: NoiseSchedule,
+    steps: int | None,
+    timesteps: Sequence[float] | None,
+    options: LevelOptions,
+    spacing: str = "linspace",
 ) -> Float64Array:
     """Noise levels of a run on a flow, the noisiest first: the caller's timesteps over T, else those of ``options``.
 
     Raises:
-        ValueError: If levels are not within the schedule, or ``"lu"``.
+        ValueError: If levels are not within the schedule, or ``"lu"``, or as ``flow_ramp`` does.
     """
     total, shift = schedule.num_train_timesteps, schedule.shift or 1.0
     if options.kind == "lu":
@@ -147,7 +162,7 @@ def flow_sigmas(
         last = 1.0 / total
         if options.shift is None:  # diffusers shifts both the ends and what lies between
             last = shift * last / (1 + (shift - 1) * last)
-        given = np.linspace(1.0, last, step_count(steps, total))
+        given = flow_ramp(step_count(steps, total), spacing, last)
     sigma = options.shifted(np.minimum(given, 1.0), schedule)
     if options.follow_rule:
         sigma = options.between((float(sigma[-1]), float(sigma[0])), (1.0 / total, 1.0), len(sigma))

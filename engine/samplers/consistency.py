@@ -24,7 +24,7 @@ from stepfuse.samplers.coefficients import (
     step_count,
 )
 from stepfuse.samplers.levels import LevelKind, LevelOptions
-from stepfuse.samplers.schedule import Float64Array, NoiseSchedule
+from stepfuse.samplers.schedule import Float64Array, NoiseSchedule, Spacing
 from stepfuse.samplers.table import StepTable
 
 _ORIGINAL_STEPS = 50
@@ -37,6 +37,7 @@ def lcm(
     *,
     timesteps: Sequence[float] | None = None,
     sigmas: Sequence[float] | None = None,
+    spacing: Spacing = "linspace",
     original_steps: int = _ORIGINAL_STEPS,
     prediction_type: PredictionType = "epsilon",
     clip: float | None = None,
@@ -83,13 +84,14 @@ def lcm(
             prediction_type=(prediction_type, "epsilon"),
             clip=(clip, None),
         )
-        sigma = flow_sigmas(schedule, steps, timesteps, options)
+        sigma = flow_sigmas(schedule, steps, timesteps, options, spacing)
         after = np.append(sigma[1:], 0.0)
         columns: Columns = {"p_x": 1.0, "p_e": -sigma, "q_d": 1 - after, "q_z": after}
         t, visited = sigma * schedule.num_train_timesteps, (1 - sigma, sigma)
         return build_table("lcm", schedule, t, columns, visited, guidance_scale, guidance_interval)
     refuse_without_flow(
         sigmas=(sigmas, None),
+        spacing=(spacing, "linspace"),
         karras=(karras, False),
         levels=(levels, "schedule"),
         shift=(shift, None),

@@ -9,6 +9,7 @@ import numpy as np
 from stepfuse.samplers.coefficients import (
     TINY_ALPHA,
     choose_timesteps,
+    flow_ramp,
     match_count,
     require_between,
     sigmas_at,
@@ -80,11 +81,14 @@ def flow_levels(
     steps: int | None,
     timesteps: Sequence[float] | None,
     options: LevelOptions,
+    spacing: str,
+    ends: tuple[float, float],
 ) -> tuple[Float64Array, Float64Array]:
     """Timesteps, shape (S,), and noise at each and of the clean result, shape (S + 1,), on a flow.
 
-    As in diffusers the timesteps are whole, and pure noise, at which log-SNR is infinite, gives way to a level a
-    millionth below it. Levels are rounded to float32 as they are there: so near to pure noise that is what log-SNR is.
+    With ``spacing="linspace"`` levels before the shift are S + 1 points between ``ends``, without the last. As in
+    diffusers the timesteps are whole, and pure noise, at which log-SNR is infinite, gives way to a level a millionth
+    below it. Levels are rounded to float32 as they are there: so near to pure noise that is what log-SNR is.
     """
     total = schedule.num_train_timesteps
     if timesteps is not None:
@@ -94,7 +98,8 @@ def flow_levels(
     else:
         given = options.own(steps, 1.0 / total, 1.0)
         if given is None:
-            given = np.linspace(1.0, 1.0 / total, step_count(steps, total) + 1)[:-1]
+            count = step_count(steps, total)
+            given = np.linspace(*ends, count + 1)[:-1] if spacing == "linspace" else flow_ramp(count, spacing, 0.0)
         sigma = np.minimum(options.shifted(given, schedule), 1 - 1e-6)
         t = np.trunc(sigma * total)
     return t, np.append(np.float32(sigma).astype(np.float64), 0.0)

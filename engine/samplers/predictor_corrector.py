@@ -65,8 +65,8 @@ def unipc(
         steps: Number of network evaluations S, 1 ≤ S < T; on a flow 1 ≤ S ≤ T.
         timesteps: As for ``dpmpp_2m``; on a flow as for ``euler``, and so are ``sigmas``, ``shift`` and
             ``shift_terminal``.
-        spacing: As for ``dpmpp_2m``. Not for flows, and neither are ``steps_offset``, ``prediction_type``, ``clip``,
-            ``levels``, ``predict_x0`` and ``final_alpha_cumprod``.
+        spacing: As for ``dpmpp_2m``; on a flow as for ``euler``. Not for flows are ``steps_offset``,
+            ``prediction_type``, ``clip``, ``levels``, ``predict_x0`` and ``final_alpha_cumprod``.
         order: Of the predictor, 1 to 3; the first steps are of lower order, for want of estimates.
         solver_type: B(h) of the paper: ``"bh1"`` is h, ``"bh2"`` is e^h - 1.
         lower_order_final: Whether the order falls to 1 over the last steps. Towards a clean sample the last step always
@@ -102,7 +102,6 @@ def unipc(
     options = LevelOptions(levels, karras, rho, sigma_min, sigma_max, sigmas, timesteps, shift_terminal, shift)
     if schedule.is_flow:
         refuse_on_flows(
-            spacing=(spacing, "linspace"),
             steps_offset=(steps_offset, 0),
             prediction_type=(prediction_type, "epsilon"),
             clip=(clip, None),
@@ -111,7 +110,7 @@ def unipc(
             predict_x0=(predict_x0, True),
             final_alpha_cumprod=(final_alpha_cumprod, 1.0),
         )
-        t, noise = flow_levels(schedule, steps, timesteps, options)
+        t, noise = flow_levels(schedule, steps, timesteps, options, spacing, (1.0, 1.0 / schedule.num_train_timesteps))
         signal = 1 - noise
     else:
         refuse_without_flow(shift=(shift, None), shift_terminal=(shift_terminal, None))

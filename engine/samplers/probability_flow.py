@@ -62,7 +62,9 @@ def euler(
             down, taken as they are, without shift.
         sigmas: Noise levels of one's own, noise over signal, strictly decreasing within the schedule; a last 0, the
             clean result, may be left out. On a flow they are σ, 1 / T to 1, and are shifted, as in diffusers.
-        spacing: As for ``ddim``; ``linspace`` is not rounded. Not for flows, and neither are the two below.
+        spacing: As for ``ddim``; ``linspace`` is not rounded. On a flow, where the levels end before the shift, in
+            equal steps from 1: ``linspace`` at 1 / T, ``trailing`` at 1 / S, one step above the clean sample.
+        steps_offset: As for ``ddim``; not for flows, and neither is ``prediction_type``.
         karras: The same as ``levels="karras"``.
         levels: How the noise levels lie between the ends that ``spacing`` has: ``"karras"`` as in Karras et al. (2022),
             Eq. 5; ``"exponential"`` in equal steps of the logarithm; ``"beta"`` as quantiles of the beta distribution
@@ -95,11 +97,11 @@ def euler(
     options = LevelOptions(levels, karras, rho, sigma_min, sigma_max, sigmas, timesteps, shift_terminal, shift)
     if schedule.is_flow:
         refuse_on_flows(
-            spacing=(spacing, "linspace"),
             steps_offset=(steps_offset, 0),
             prediction_type=(prediction_type, "epsilon"),
         )
-        return _flow(schedule, steps, timesteps, options, guidance_scale, guidance_interval, cfg_pp=cfg_pp)
+        sigma = flow_sigmas(schedule, steps, timesteps, options, spacing)
+        return _flow(schedule, sigma, guidance_scale, guidance_interval, cfg_pp=cfg_pp)
     refuse_without_flow(shift=(shift, None), shift_terminal=(shift_terminal, None))
     t, sigma, init_scale = ode_levels(schedule, steps, timesteps, spacing, steps_offset, prediction_type, options)
     after = np.append(sigma[1:], 0.0)
@@ -209,12 +211,11 @@ def heun(
     options = LevelOptions(levels, karras, rho, sigma_min, sigma_max, sigmas, timesteps, shift_terminal, shift)
     if schedule.is_flow:
         refuse_on_flows(
-            spacing=(spacing, "linspace"),
             steps_offset=(steps_offset, 0),
             prediction_type=(prediction_type, "epsilon"),
             clip=(clip, None),
         )
-        sigma = flow_sigmas(schedule, steps, timesteps, options)
+        sigma = flow_sigmas(schedule, steps, timesteps, options, spacing)
         t, init_scale = sigma * schedule.num_train_timesteps, 1.0
     else:
         refuse_without_flow(shift=(shift, None), shift_terminal=(shift_terminal, None))
@@ -307,15 +308,12 @@ def _renoising(prediction_type: PredictionType, sigma: Float64Array, after: Floa
 
 def _flow(
     schedule: NoiseSchedule,
-    steps: int | None,
-    timesteps: Sequence[float] | None,
-    options: LevelOptions,
+    sigma: Float64Array,
     guidance_scale: float,
     guidance_interval: tuple[float, float],
     *,
     cfg_pp: bool,
 ) -> StepTable:
-    sigma = flow_sigmas(schedule, steps, timesteps, options)
     after = np.append(sigma[1:], 0.0)
     columns: Columns = {"p_x": 1.0, "p_e": -sigma, "q_x": 1.0, "q_e": after - sigma}
     if cfg_pp:  # as the clean sample and noise of the next level, the same but for rounding

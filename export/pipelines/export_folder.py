@@ -48,6 +48,11 @@ PIPELINES = {
     "StableDiffusionPipeline": "stable_diffusion",
     "StableDiffusionXLPipeline": "stable_diffusion_xl",
     "StableDiffusion3Pipeline": "stable_diffusion_3",
+    "PixArtAlphaPipeline": "pixart",
+    "PixArtSigmaPipeline": "pixart",
+    "SanaPipeline": "sana",
+    "ZImagePipeline": "z_image",
+    "QwenImagePipeline": "qwen_image",
 }
 
 LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder")

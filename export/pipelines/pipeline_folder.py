@@ -77,19 +77,24 @@ class PipelineFolder:
         """A file of a component."""
         return _read_json(self.path / name / file)
 
-    def config(self, name: str, kind: str) -> Config:
+    def config(self, name: str, kind: str, *former: str) -> Config:
         """Configuration of a component of diffusers, with its class's defaults filled in.
+
+        Args:
+            name: The component.
+            kind: Its class.
+            former: Names that folders have for the class, of earlier versions.
 
         Raises:
             ExportError: If it is missing, or of another class.
         """
         import diffusers
 
-        self.kind(name, (kind,))
+        self.kind(name, (kind, *former))
         file = self.path / name / "config.json"
         parameters = inspect.signature(getattr(diffusers, kind).__init__).parameters.values()
         defaults = {one.name: one.default for one in parameters if one.default is not one.empty}
-        return Config(f"{name} ({kind})", {**defaults, **_read_json(file)})
+        return Config(f"{name} ({kind})", {**defaults, **_read_json(file)}, kind)
 
     def text_config(self, name: str, allowed: Collection[str]) -> Config:
         """Configuration of a text encoder of transformers, likewise."""
@@ -101,7 +106,7 @@ class PipelineFolder:
             found = getattr(transformers, kind).config_class.from_pretrained(self.path / name, local_files_only=True)
         except Exception as error:  # whatever the library raises of a configuration that it does not take
             raise ExportError(f"{self.path / name / 'config.json'}: {kind} does not take it: {error}") from error
-        return Config(f"{name} ({kind})", found.to_dict())
+        return Config(f"{name} ({kind})", found.to_dict(), kind)
 
     def weights(self, name: str) -> str | None:
         """The variant of a component's weights, such as ``fp16``; None for those without one, which are preferred.
@@ -189,10 +194,11 @@ class Config(Mapping[str, Any]):
     Args:
         name: The component's name in error messages.
         values: Entries by name.
+        kind: The component's class.
     """
 
-    def __init__(self, name: str, values: Mapping[str, Any]) -> None:
-        self.name, self._values = name, values
+    def __init__(self, name: str, values: Mapping[str, Any], kind: str = "") -> None:
+        self.name, self._values, self.kind = name, values, kind
 
     def __getitem__(self, key: str) -> Any:
         return self._values[key]

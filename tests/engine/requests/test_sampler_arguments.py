@@ -130,7 +130,7 @@ def test_samplers_of_preserving_schedules_refuse_flow(sampler):
 
 @pytest.mark.parametrize(
     "option",
-    [{"spacing": "trailing"}, {"steps_offset": 1}, {"prediction_type": "v_prediction"}],
+    [{"steps_offset": 1}, {"prediction_type": "v_prediction"}],
     ids=str,
 )
 def test_euler_on_a_flow_refuses_what_is_of_other_schedules(option):
@@ -142,7 +142,7 @@ def test_euler_on_a_flow_refuses_what_is_of_other_schedules(option):
 @pytest.mark.parametrize(
     ("sampler", "name", "value"),
     [
-        ("heun", "spacing", "trailing"),
+        ("heun", "steps_offset", 1),
         ("heun", "clip", 1.0),
         ("lcm", "original_steps", 20),
         ("lcm", "clip", 1.0),
@@ -161,12 +161,19 @@ def test_heun_and_lcm_on_a_flow_do_too(sampler, name, value):
         ("heun", "shift_terminal", 0.1),
         ("lcm", "shift", 3.0),
         ("lcm", "karras", True),
+        ("lcm", "spacing", "trailing"),
         ("lcm", "levels", "beta"),
     ],
 )
 def test_heun_and_lcm_refuse_what_is_for_flows_alone(sampler, name, value):
     with pytest.raises(ValueError, match=f"^{name} must be left out without a flow schedule, got {value!r}$"):
         SAMPLERS[sampler](LINEAR, 5, **{name: value})
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun", "lcm", "unipc", "dpmpp_2m"])
+def test_a_flow_has_no_leading_spacing(sampler):
+    with pytest.raises(ValueError, match=r"^spacing must be 'linspace' or 'trailing' with a flow .*, got 'leading'$"):
+        SAMPLERS[sampler](FLOW, 5, spacing="leading")
 
 
 @pytest.mark.parametrize(

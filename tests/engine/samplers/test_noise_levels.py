@@ -177,6 +177,33 @@ def test_every_sampler_on_a_flow_has_the_same_levels(options):
     np.testing.assert_array_equal(sf.samplers.heun(FLOW, **options).levels[::2], euler[:-1])
 
 
+@needs_diffusers
+@pytest.mark.parametrize("steps", STEPS)
+@pytest.mark.parametrize(
+    ("config", "ours", "mu"),
+    [
+        ({"shift": 1.0}, {"shift": 1.0}, None),
+        ({"shift": 3.0}, {}, None),
+        ({"use_dynamic_shifting": True}, {"shift": np.exp(0.8)}, 0.8),
+        ({"shift": 3.0, "shift_terminal": 0.05}, {"shift_terminal": 0.05}, None),
+    ],
+    ids=["schnell", "shift", "dev", "terminal"],
+)
+def test_trailing_levels_of_a_flow_are_those_that_flux_passes_to_its_scheduler(config, ours, mu, steps):
+    import diffusers
+
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(**config)
+    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
+    table = sf.samplers.euler(FLOW, steps, spacing="trailing", **ours)
+    np.testing.assert_allclose(table.levels[:, 1], scheduler.sigmas, rtol=1e-6)
+    np.testing.assert_allclose(table["t"], scheduler.timesteps, rtol=1e-6)
+    for sampler in (sf.samplers.lcm, sf.samplers.heun):
+        levels = sampler(FLOW, steps, spacing="trailing", **ours).levels
+        np.testing.assert_array_equal(levels[:: 1 + (sampler is sf.samplers.heun)][:steps], table.levels[:steps])
+    unipc = sf.samplers.unipc(FLOW, steps, spacing="trailing", **ours).levels[:-1, 1]
+    np.testing.assert_allclose(unipc, np.minimum(table.levels[:-1, 1], 1 - 1e-6), rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     "options", [{"levels": "exponential"}, {"levels": "beta"}, {"sigmas": AYS["sd15"].sigmas}], ids=str
 )

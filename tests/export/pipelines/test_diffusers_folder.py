@@ -354,8 +354,8 @@ def test_what_is_no_pipelines_folder(tmp_path, refused):
     refused(folder, r"model_index\.json must hold an object, got list")
     (folder / "model_index.json").write_text("{")
     refused(folder, r"model_index\.json is not readable JSON")
-    (folder / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
-    refused(folder, "pipeline must be one of DDPMPipeline, .*StableDiffusion3Pipeline, got FluxPipeline")
+    (folder / "model_index.json").write_text('{"_class_name": "MochiPipeline"}')
+    refused(folder, "pipeline must be one of DDPMPipeline, .*StableDiffusion3Pipeline, .*, got MochiPipeline")
 
 
 def edit(file, **changes):
