@@ -43,9 +43,9 @@ class Ingress:
         return answer(await self._model.generate.remote(given))
 
 
-@serve.deployment(num_replicas=1, ray_actor_options={"num_cpus": 1})
+@serve.deployment(num_replicas=1, max_ongoing_requests=1, ray_actor_options={"num_cpus": 1})
 class Model:
-    """The pipeline."""
+    """The pipeline: one call at a time, since its scheduler holds the state of one run, and Ray calls from threads."""
 
     def __init__(self, bundle: str, threads: int) -> None:
         self._pipeline = Pipeline(bundle, threads)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import Request, Response
@@ -31,12 +32,14 @@ class Served:
         limits: What a client may ask for.
         store: Keeps pictures for their urls.
         replicated: Whether other replicas of the app answer the same clients.
+        workers: Threads for what would hold up the event loop; those of a pool that nothing refers to end.
     """
 
     models: Sequence[ServedModel]
     limits: Limits
     store: Store
     replicated: bool = False
+    workers: Executor = field(default_factory=ThreadPoolExecutor)
 
 
 async def answer(
@@ -78,7 +81,7 @@ async def answer(
                 warnings.extend(model.warnings(drawn_of))
             return _picture(str(request.base_url), model, drawn_of, pictures, asked, served.store)
 
-        data = await unless_gone(request.receive, draw(model, requests, made))
+        data = await unless_gone(request.receive, draw(model, requests, made, served.workers))
         found = Pictures(
             created=int(time.time()),
             data=data,

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import threading
 from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import Executor, Future
 from typing import Any, TypeVar
 
 from starlette.types import Receive
 
 from stepfuse.pipeline.pictures import Pictures
 from stepfuse.requests.prompt_request import PromptRequest
-from stepfuse.server.models import Drawing, ServedModel, Watched
+from stepfuse.server.models import ServedModel, Watched
 
+A = TypeVar("A")
 T = TypeVar("T")
 
 
@@ -47,35 +50,53 @@ class Withdrawals:
 
 
 async def draw(
-    model: ServedModel, requests: Sequence[PromptRequest], made: Callable[[PromptRequest, Pictures], T]
+    model: ServedModel,
+    requests: Sequence[PromptRequest],
+    made: Callable[[PromptRequest, Pictures], T],
+    workers: Executor,
 ) -> list[T]:
     """Queues the pictures of a request and awaits them; withdraws them all if one fails, or if this is cancelled.
 
     Args:
         model: Draws them.
         requests: One a picture.
-        made: Makes of each picture what is returned, on a worker thread.
+        made: Makes of each picture what is returned, on a thread of ``workers``.
+        workers: Threads for what would hold up the event loop.
 
     Raises:
         Exception: As ``model.submit`` and its futures, and ``made``, do.
     """
 
-    async def finished(request: PromptRequest, drawing: Drawing) -> T:
-        sample = await asyncio.wrap_future(drawing.future)
-        return await asyncio.to_thread(lambda: made(request, drawing.finish(sample)))
+    def queued(request: PromptRequest, withdrawals: Withdrawals) -> Future[T]:
+        drawing = model.submit(request)
+        withdrawals.add(drawing.future.cancel)
+        return then(drawing.future, lambda sample: made(request, drawing.finish(sample)), workers)
 
     with Withdrawals() as withdrawals:
+        within_span = contextvars.copy_context().run
+        all_queued = workers.submit(within_span, lambda: [queued(request, withdrawals) for request in requests])
+        pictures = await asyncio.wrap_future(all_queued)  # compiling a table may take a while
+        return await asyncio.gather(*map(asyncio.wrap_future, pictures))
 
-        def submit() -> list[Drawing]:
-            found = []
-            for request in requests:
-                drawing = model.submit(request)
-                withdrawals.add(drawing.future.cancel)
-                found.append(drawing)
-            return found
 
-        drawings = await asyncio.to_thread(submit)  # compiling a table may take a while
-        return await asyncio.gather(*map(finished, requests, drawings))
+def then(future: Future[A], work: Callable[[A], T], workers: Executor) -> Future[T]:
+    """What ``work`` makes of what a future will hold, on a thread of ``workers`` and without the event loop between.
+
+    Returns:
+        Holds that, or what the future or ``work`` raised; cancelling it leaves ``future`` as it is.
+    """
+    found: Future[T] = Future()
+
+    def run() -> None:
+        if not found.set_running_or_notify_cancel():
+            return
+        try:
+            found.set_result(work(future.result()))
+        except BaseException as error:  # as concurrent.futures' own workers do
+            found.set_exception(error)
+
+    future.add_done_callback(lambda _: workers.submit(run))
+    return found
 
 
 async def watch(model: ServedModel, requests: Sequence[PromptRequest]) -> list[Watched]:

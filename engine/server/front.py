@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import re
 import time
@@ -10,6 +9,7 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
+import anyio
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -146,8 +146,9 @@ class _Body:
         if not self._more:
             return await self._receive()
         try:
-            message = await asyncio.wait_for(self._receive(), max(self._end - time.monotonic(), 0))
-        except asyncio.TimeoutError:
+            with anyio.fail_after(max(self._end - time.monotonic(), 0)):
+                message = await self._receive()
+        except TimeoutError:
             rule = f"a body must have come within {self._seconds:g} seconds, got {byte_size(self._bytes)} of it"
             raise ApiError(408, rule, code="slow_body", headers={"Connection": "close"}) from None
         self._bytes += len(message.get("body", b""))

@@ -63,7 +63,7 @@ def test_previews_are_the_clean_estimates_and_the_end_the_image(service, engine)
 
 def test_previews_of_latents_are_decoded_at_half_the_size(service, pipe, monkeypatch):
     forward = OnnxRuntimeBackend.forward
-    monkeypatch.setattr(OnnxRuntimeBackend, "forward", lambda *rows: time.sleep(0.02) or forward(*rows))
+    monkeypatch.setattr(OnnxRuntimeBackend, "forward", lambda *rows: time.sleep(0.1) or forward(*rows))
     fields = {"model": "cats", "stream": True, "partial_images": 3, "steps": 4, "seed": 5}
     *previews, completed = service.generate("a cat", **fields).events
     estimates = {}

@@ -1,6 +1,7 @@
 """``stepfuse serve``: what it listens at, how it drains and gives up, and what it logs."""
 
 import asyncio
+import contextlib
 import json
 import os
 import re
@@ -127,6 +128,36 @@ def test_headers_that_do_not_come_are_given_up():
                 service.begin(connection, "GET", "/health")
                 assert connection.getresponse().read()
             connection.close()
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"GET /health HTTP/1.1\r\n" + b"".join(b"X-%d: %s\r\n" % (i, b"x" * 1000) for i in range(200)),
+        b"GET /health HTTP/1.1\r\nX: " + b"x" * 200_000,
+        b"POST /wait HTTP/1.1\r\nHost: here\r\nContent-Length: 0\r\n\r\nGET /health HTTP/1.1\r\nX: " + b"x" * 200_000,
+    ],
+    ids=["many", "one", "those of a second request before the first is answered"],
+)
+def test_headers_without_an_end_are_refused(sent):
+    ended = threading.Event()
+
+    async def waiting(scope, receive, send):
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        ended.set()
+
+    with (
+        http_service.served(waiting, http=protocol_within(60), lifespan="off") as service,
+        socket.create_connection(("127.0.0.1", service.port), timeout=http_service.TIMEOUT) as endless,
+    ):
+        with contextlib.suppress(ConnectionError):  # it may be refused while the rest is sent
+            for begin in range(0, len(sent), 1000):
+                endless.sendall(sent[begin : begin + 1000])
+        with contextlib.suppress(ConnectionError):
+            assert endless.recv(12) in (b"HTTP/1.1 400", b"")
+        if sent.startswith(b"POST"):
+            assert ended.wait(http_service.TIMEOUT)
 
 
 def test_a_client_that_does_not_read_is_given_up():
