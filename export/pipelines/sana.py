@@ -19,6 +19,7 @@ from stepfuse.export.pipelines.export_plan import (
     sample_inputs,
     trial_sizes,
 )
+from stepfuse.export.pipelines.linear_attention import LinearProcessor
 from stepfuse.export.pipelines.pipeline_folder import PipelineFolder
 from stepfuse.export.pipelines.pixart import MASK
 from stepfuse.export.pipelines.positions import embed_patches
@@ -47,6 +48,8 @@ class SanaModule(torch.nn.Module):
         self.channels = transformer.config.in_channels
         if transformer.patch_embed.pos_embed is not None:
             transformer.patch_embed.forward = partial(embed_patches, transformer.patch_embed)
+        for block in transformer.transformer_blocks:
+            block.attn1.set_processor(LinearProcessor())
 
     def forward(
         self,

@@ -9,6 +9,7 @@ from typing import Any
 from stepfuse.bundle.pipeline_info import VAE_DECODER, VAE_ENCODER
 from stepfuse.export.onnx.inputs import Input
 from stepfuse.export.pipelines.export_plan import ExportPart
+from stepfuse.export.pipelines.linear_attention import attend_linearly
 from stepfuse.export.pipelines.pipeline_folder import Config, PipelineFolder
 from stepfuse.extras import pip_install
 
@@ -66,8 +67,18 @@ class FrameEncoder(VaeDecoder):
         return (mean - self.shift) * self.scale, (0.5 * log_variance.clamp(-30, 20)).exp() * self.scale
 
 
-class DeterministicEncoder(VaeDecoder):
-    """The same by an autoencoder that has no posterior: its standard deviation is 0."""
+class DeepDecoder(VaeDecoder):
+    """The same with diffusers' ``AutoencoderDC``."""
+
+    def __init__(self, vae: Any, scale: torch.Tensor, shift: torch.Tensor) -> None:
+        super().__init__(vae, scale, shift)
+        for module in vae.modules():
+            if hasattr(module, "apply_linear_attention"):
+                module.apply_linear_attention = attend_linearly
+
+
+class DeepEncoder(DeepDecoder):
+    """Encodes with it: it has no posterior, and the standard deviation is 0."""
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Shape (R, 3, H, W) to the latent and zeros, (R, C, h, w) each."""
@@ -77,7 +88,7 @@ class DeterministicEncoder(VaeDecoder):
 
 _MODULES: dict[str, tuple[type[VaeDecoder], type[VaeDecoder]]] = {
     KIND: (VaeDecoder, VaeEncoder),
-    DEEP_COMPRESSION: (VaeDecoder, DeterministicEncoder),
+    DEEP_COMPRESSION: (DeepDecoder, DeepEncoder),
     VIDEO: (FrameDecoder, FrameEncoder),
 }
 
