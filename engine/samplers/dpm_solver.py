@@ -105,9 +105,7 @@ def dpmpp_2m(
             predict_x0=(predict_x0, True),
             final_alpha_cumprod=(final_alpha_cumprod, 1.0),
         )
-        t, noise = flow_levels(
-            schedule, steps, timesteps, options, spacing, (1 - 1 / schedule.num_train_timesteps, 0.0)
-        )
+        t, noise = flow_levels(schedule, steps, timesteps, options, spacing, of_signal=True)
         kind, ratios = "flow", noise / (1 - noise)
     else:
         refuse_without_flow(shift=(shift, None))

@@ -110,7 +110,7 @@ def unipc(
             predict_x0=(predict_x0, True),
             final_alpha_cumprod=(final_alpha_cumprod, 1.0),
         )
-        t, noise = flow_levels(schedule, steps, timesteps, options, spacing, (1.0, 1.0 / schedule.num_train_timesteps))
+        t, noise = flow_levels(schedule, steps, timesteps, options, spacing)
         signal = 1 - noise
     else:
         refuse_without_flow(shift=(shift, None), shift_terminal=(shift_terminal, None))
