@@ -20,6 +20,7 @@ sf.Engine.load(sys.argv[1]).sample(1, cond=0, sampler="ddim", steps=50, guidance
 PEER = "import torch, diffusers"
 PEER_CODE = "import torch; from diffusers import DDIMScheduler"
 CLAIMED = "stepfuse in Python"
+FLOOR = "import numpy, onnxruntime"
 
 UNFAIR = (
     "The peer only imports torch and one scheduler of diffusers: it loads no weights and samples nothing.",
@@ -63,6 +64,7 @@ def main() -> None:
             "stepfuse sample": Process(
                 [executable, "sample", options.bundle, "--number", "1", "--output", picture, "--force"]
             ),
+            FLOOR: Process([sys.executable, "-c", FLOOR]),
             PEER: Process([sys.executable, "-c", PEER_CODE]),
         }
         contenders = {name: Contender(process) for name, process in processes.items()}

@@ -31,7 +31,7 @@ def excerpts(results: Mapping[str, Any]) -> dict[str, list[str]]:
             *_quantized(results["quantized"]),
             *_exports(results["export_memory"]),
         ],
-        "docs/serving.md": [*_serving(results), *_backends(results["backends"])],
+        "docs/serving.md": [*_serving(results), *_policies(results["policies"]), *_backends(results["backends"])],
         "docs/http.md": _http(results["http_load"]),
         "docs/how-to/choosing-a-sampler.md": advice(results["frontier"]),
         "docs/frontier.md": markdown(results["frontier"]),
@@ -157,6 +157,20 @@ def _serving(results: Mapping[str, Any]) -> list[str]:
         f"a full engine keeps {_fixed(100 * full[0], 0)} % of its throughput at 8 rows and {_fixed(100 * full[1], 0)} %"
         f" at 64, and a lone guided request takes {_fixed(1 / lone[0], 1)} and {_fixed(1 / lone[1], 0)} times as long",
     ]
+
+
+def _policies(document: Mapping[str, Any]) -> list[str]:
+    found = []
+    for curve in dict.fromkeys(one["curve"] for one in document["results"]):
+        rows = [one for one in document["results"] if one["curve"] == curve]
+        cells = []
+        for system in ("auto", "shortest", "fifo, full rows"):
+            own = [one for one in rows if one["system"] == system]
+            cells += [max(one[f"{figure}_over_the_best"] for one in own) for figure in ("mean_s", "p95_s")]
+            cells.append(max(own, key=lambda one: float(one["load"]))["p99_s_over_the_best"])
+        fixed = f"{rows[0]['fixed']:g} + {rows[0]['row']:g} a row"
+        found.append(f"| {fixed} | {' | '.join(_fixed(cell, 2) for cell in cells)} |")
+    return found
 
 
 def _backends(document: Mapping[str, Any]) -> list[str]:

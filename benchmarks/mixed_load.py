@@ -25,6 +25,7 @@ import torch
 import typer
 from load import SEED, Outcome, describe, poisson, say, summary
 from mixed_systems import (
+    AUTO,
     CLAIMED_LOAD,
     DIFFUSERS,
     FIFO,
@@ -204,7 +205,7 @@ def publish(
     """Writes all that has been measured so far, and draws it."""
     configuration = {**asdict(setting), "load": describe(setting.size.steps), "not_counted_at_the_beginning": warm}
     report = TablesReport("mixed_load", quick, configuration, UNFAIR)
-    systems = [OURS, FIFO, STATIC, *(f"{STATIC}-{cap}" for cap in STATIC_CAPS), ONE, DIFFUSERS]
+    systems = [AUTO, OURS, FIFO, STATIC, *(f"{STATIC}-{cap}" for cap in STATIC_CAPS), ONE, DIFFUSERS]
     for fraction in fractions:
         for system in systems:
             piece = kept_result(folder, fraction, system, counts(fraction), warm, setting)
@@ -272,7 +273,7 @@ def main(
     fractions = [float(part) for part in split(loads)]
     counts = partial(count_at, requests=requests, size=size)
     for fraction in () if report_only else fractions:
-        chosen = split(systems) or [OURS, STATIC, FIFO, ONE, DIFFUSERS]
+        chosen = split(systems) or [AUTO, OURS, STATIC, FIFO, ONE, DIFFUSERS]
         if not systems and fraction == CLAIMED_LOAD and setting.static_cap != max_rows:
             chosen.append(f"{STATIC}-{setting.static_cap}")
         for system in chosen:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
@@ -13,12 +14,19 @@ from load import STEPS, Load, Outcome, burst, poisson, say, summary
 from queued_diffusers import Diffusers
 from simulated import median_cost, replayed, static_batches
 
-from stepfuse.serving.config import CostCurve, Serving
+from stepfuse.serving.config import CostCurve, Policy, Serving
 
 CLAIMED_LOAD = 0.8
 STATIC_CAPS = (8, 16, 64)
-OURS, FIFO, ONE, STATIC, DIFFUSERS = "ours", "fifo", "one", "static", "diffusers"
+AUTO, OURS, FIFO, ONE, STATIC, DIFFUSERS = "auto", "ours", "fifo", "one", "static", "diffusers"
+#: The engine's policy of each, and whether its planner has the cost curve.
+CONTINUOUS: Mapping[str, tuple[Policy, bool]] = {
+    AUTO: ("auto", True),
+    OURS: ("shortest", True),
+    FIFO: ("fifo", False),
+}
 NAMES = {
+    AUTO: "stepfuse, auto",
     OURS: "stepfuse, shortest first",
     FIFO: "stepfuse, fifo, full rows",
     STATIC: "static batches",
@@ -124,7 +132,8 @@ class Setting:
 
 def serving_of(system: str, max_rows: int, count: int) -> Serving:
     """How requests share this system's engine; its queue holds all of them."""
-    return Serving(max_rows=max_rows, policy="shortest" if system == OURS else "fifo", max_queue=count)
+    policy, _ = CONTINUOUS.get(system, CONTINUOUS[FIFO])
+    return Serving(max_rows=max_rows, policy=policy, max_queue=count)
 
 
 def measure_setting(size: Size, bundle: str, max_rows: int, threads: int, seed: int) -> Setting:
@@ -177,9 +186,9 @@ def name_of(system: str, setting: Setting) -> str:
 
 def predicted(system: str, load: Load, setting: Setting) -> Outcome:
     """What the simulation makes of the same arrivals on the measured curve."""
-    if system in (OURS, FIFO):
-        serving = serving_of(system, setting.max_rows, len(load.at))
-        return replayed(load, setting.cost, serving, planned=setting.cost if system == OURS else None)[0]
+    if system in CONTINUOUS:
+        serving, (_, calibrated) = serving_of(system, setting.max_rows, len(load.at)), CONTINUOUS[system]
+        return replayed(load, setting.cost, serving, planned=setting.cost if calibrated else None)[0]
     cost = setting.diffusers_cost if system == DIFFUSERS else setting.cost
     return static_batches(load, cost, cap_of(system, setting))
 
@@ -200,10 +209,10 @@ def measure(system: str, load: Load, setting: Setting, label: str) -> tuple[Run,
         run.forwards, run.passes = sum(asked.steps for asked in load.asked), run.held
         return run, {}
     with new_engine(setting.bundle, setting.threads, serving_of(system, setting.max_rows, len(load.at))) as engine:
-        if system == OURS:
+        if system in CONTINUOUS and CONTINUOUS[system][1]:
             engine.calibrate(setting.cost)  # the simulation's planner has the same
         before = engine.stats()
-        if system in (OURS, FIFO):
+        if system in CONTINUOUS:
             run.continuous(engine)
         else:
             requests = [asked.request() for asked in load.asked]
@@ -213,7 +222,7 @@ def measure(system: str, load: Load, setting: Setting, label: str) -> tuple[Run,
     run.passes = after.network_passes - before.network_passes
     network_seconds = after.network_seconds - before.network_seconds
     outside = after.step_seconds - before.step_seconds + after.loop_seconds - before.loop_seconds
-    if system in (OURS, FIFO):
+    if system in CONTINUOUS:
         run.busy, run.held = network_seconds + outside, run.passes + after.padded_rows - before.padded_rows
     curve = setting.cost.fixed * run.forwards + setting.cost.row * run.passes
     return run, {

@@ -18,6 +18,7 @@ from stepfuse.analysis.figures.style import INK, new_figure, plain_log_axis, sty
 
 #: One a system, distinguishable with red-green colour blindness (Okabe & Ito, 2008).
 SYSTEM_COLOURS = {
+    "auto": "#cc79a7",
     "ours": "#d55e00",
     "fifo": "#e69f00",
     "static": "#0072b2",

@@ -49,6 +49,7 @@ BENCHMARKS = {
     "threads": Benchmark(("threads",), runs_a_model=True),
     "cold_start": Benchmark(("cold_start",), runs_a_model=True),
     "simulate": Benchmark(("simulate",), runs_a_model=True),
+    "policies": Benchmark(("policies",), long=True),
     "saturated": Benchmark(("guidance_interval", "deterministic"), runs_a_model=True, long=True),
     "mixed_load": Benchmark(("mixed_load",), runs_a_model=True, long=True),
     "http_load": Benchmark(("http_load",), runs_a_model=True, long=True),

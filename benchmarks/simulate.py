@@ -18,7 +18,7 @@ import numpy as np
 import typer
 from load import Asked, Load, Outcome, burst, describe, poisson, say, summary
 from report import TablesReport, figures_table, percentiles
-from simulated import median_cost, replayed, static_batches
+from simulated import capacity, median_cost, replayed, serve, static_batches
 
 import stepfuse as sf
 from stepfuse.serving.config import CostCurve, Serving
@@ -31,7 +31,7 @@ AGEINGS = (0.0, 0.002, 0.01, 0.1)
 STATIC_CAPS = (8, 16, 64)
 GPU = CostCurve(20.0, 1.0)
 DEADLINE_OVER_ALONE = 5.0
-CAPACITY_REQUESTS, WARM = 8192, 100
+WARM = 100
 TRACE_ROWS, TRACE_COST = 12, CostCurve(0.12, 0.012)
 #: Arrival, steps and rows of each request of the picture.
 TRACE_LOAD = (
@@ -87,35 +87,23 @@ UNFAIR = (
 System = Callable[[Load], Outcome]
 
 
-def serve(load: Load, cost: CostCurve, planned: CostCurve | None, policy: str, ageing: float = 0.0) -> Outcome:
-    """The engine, whose planner chooses rows by the curve ``planned``; None: every forward is as full as it can be."""
-    serving = Serving(max_rows=MAX_ROWS, policy=policy, ageing=ageing, max_queue=len(load.at))
-    return replayed(load, cost, serving, planned=planned)[0]
-
-
 def serve_by_deadline(load: Load, cost: CostCurve, planned: CostCurve | None) -> Outcome:
     """Earliest deadline first. The replay takes no deadlines; priorities in their order make the same order."""
     deadlines = load.at + DEADLINE_OVER_ALONE * load.alone(cost)
     priorities = np.empty(len(deadlines), dtype=int)
     priorities[np.argsort(-deadlines, kind="stable")] = np.arange(len(deadlines))
-    serving = Serving(max_rows=MAX_ROWS, max_queue=len(load.at))
+    serving = Serving(max_rows=MAX_ROWS, policy="fifo", max_queue=len(load.at))
     return replayed(load, cost, serving, planned=planned, priorities=priorities.tolist())[0]
-
-
-def capacity(cost: CostCurve) -> float:
-    """Requests a unit of time of a burst through full forwards."""
-    mix = burst(CAPACITY_REQUESTS)
-    return len(mix.at) / float(serve(mix, cost, None, "fifo").finished.max())
 
 
 def systems(cost: CostCurve) -> dict[str, System]:
     """All that are compared, by name."""
     found: dict[str, System] = {}
+    run = partial(serve, cost=cost, max_rows=MAX_ROWS)
     for rule, planned in (("full rows", None), ("chosen rows", cost)):
-        found[f"fifo, {rule}"] = partial(serve, cost=cost, planned=planned, policy="fifo")
+        found[f"fifo, {rule}"] = partial(run, planned=planned, policy="fifo")
         for ageing in AGEINGS:
-            policy = {"policy": "shortest", "ageing": ageing}
-            found[f"shortest {ageing:g}, {rule}"] = partial(serve, cost=cost, planned=planned, **policy)
+            found[f"shortest {ageing:g}, {rule}"] = partial(run, planned=planned, policy="shortest", ageing=ageing)
         found[f"deadline, {rule}"] = partial(serve_by_deadline, cost=cost, planned=planned)
     for cap in STATIC_CAPS:
         found[f"static batches, {cap}"] = partial(static_batches, cost=cost, max_rows=cap)
@@ -124,7 +112,7 @@ def systems(cost: CostCurve) -> dict[str, System]:
 
 def compare_policies(report: TablesReport, name: str, cost: CostCurve, requests: int) -> None:
     """Adds a table a load, of all systems on one curve."""
-    full = capacity(cost)
+    full = capacity(cost, MAX_ROWS)
     for fraction in LOADS:
         load, rows = poisson(requests, fraction * full), []
         mean_alone = float(load.alone(cost).mean())
@@ -150,10 +138,11 @@ def cells(found: dict[str, float], unit: float) -> dict[str, str]:
 
 def compare_seeds(report: TablesReport, name: str, cost: CostCurve, size: Size) -> None:
     """Adds how far the measured benchmark's ratios depend on its seed."""
-    rate, found = 0.8 * capacity(cost), []
+    rate, found = 0.8 * capacity(cost, MAX_ROWS), []
     for seed in range(size.seeds):
         load = poisson(size.seed_requests, rate, seed)
-        ours = summary(load, serve(load, cost, cost, "shortest", Serving.ageing), cost, WARM)
+        outcome = serve(load, cost=cost, planned=cost, max_rows=MAX_ROWS, policy="shortest")
+        ours = summary(load, outcome, cost, WARM)
         static = summary(load, static_batches(load, cost, MAX_ROWS), cost, WARM)
         alone = summary(load, static_batches(load, cost, 0), cost, WARM)
         ratios = {key: ours[key] / static[key] for key in ("mean_s", "p95_s", "p95_slowdown")}

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from load import Asked, Load, Outcome, take_batch
+from load import Asked, Load, Outcome, burst, take_batch
 
 from stepfuse import _core
-from stepfuse.serving.config import CostCurve, Serving
+from stepfuse.serving.config import CostCurve, Policy, Serving
+
+CAPACITY_REQUESTS = 8192
 
 
 def median_cost(curves: Sequence[CostCurve]) -> CostCurve:
@@ -51,6 +53,27 @@ def replayed(
     held = passes + counters["padded_rows"]
     busy = cost.fixed * forwards + cost.row * held
     return Outcome(found["finished"], busy, forwards, passes, held, found["trace"]), counters
+
+
+def serve(
+    load: Load,
+    *,
+    cost: CostCurve,
+    planned: CostCurve | None,
+    max_rows: int,
+    policy: Policy,
+    ageing: float | None = None,
+) -> Outcome:
+    """The engine under a policy; ``planned`` as in ``replayed``."""
+    serving = Serving(max_rows=max_rows, policy=policy, ageing=ageing, max_queue=len(load.at))
+    return replayed(load, cost, serving, planned=planned)[0]
+
+
+def capacity(cost: CostCurve, max_rows: int) -> float:
+    """Requests a unit of time of a burst through full forwards."""
+    mix = burst(CAPACITY_REQUESTS)
+    outcome = serve(mix, cost=cost, planned=None, max_rows=max_rows, policy="fifo")
+    return len(mix.at) / float(outcome.finished.max())
 
 
 def static_batches(load: Load, cost: CostCurve, max_rows: int, *, trace: bool = False) -> Outcome:

@@ -35,6 +35,13 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "guidance_interval": (*_STEP, *_LOOP, *_ONNX),
     "deterministic": (*_STEP, *_LOOP, *_ONNX),
     "simulate": ("csrc/core/loop", "csrc/bindings/bind_replay.cpp"),
+    "policies": (
+        "csrc/core/loop",
+        "csrc/bindings/bind_replay.cpp",
+        "engine/serving/config.py",
+        "benchmarks/simulated.py",
+        "benchmarks/load.py",
+    ),
     "diffusers_step": (*_STEP, "csrc/bindings/bind_step.cpp", "engine/integrations/diffusers"),
     "backends": (*_STEP, *_LOOP, *_ONNX, f"{_HOST}/openvino"),
     "quantized": ("export/quantization",),

@@ -29,14 +29,10 @@ from stepfuse.extras import pip_install
 from stepfuse.notebook import html_table
 from stepfuse.requests.bundle_defaults import check_defaults
 from stepfuse.requests.editing import as_images
+from stepfuse.requests.guidance import require_guidable
 from stepfuse.requests.interpolation import Path, interpolate_noise
 from stepfuse.requests.request import Request
-from stepfuse.requests.resolution import (
-    Compiler,
-    require_guidable,
-    resolve,
-    starting_state,
-)
+from stepfuse.requests.resolution import Compiler, resolve, starting_state
 from stepfuse.requests.sampler_defaults import default_options, default_steps
 from stepfuse.samplers.coefficients import PredictionType
 from stepfuse.samplers.schedule import NoiseSchedule
@@ -190,6 +186,7 @@ class Engine:
         cond: Mapping[str, CondInput] | None = None,
         timestep_dtype: str = "float32",
         data_range: tuple[float, float] | None = None,
+        guidance: str = "classifier_free",
         max_rows: int | None = None,
         deterministic: bool | None = None,
         serving: Serving | None = None,
@@ -205,6 +202,7 @@ class Engine:
             cond: Conditioning inputs by name; without them the dict that ``fn`` gets is empty.
             timestep_dtype: ``float32``, or ``int64`` to have timesteps rounded.
             data_range: Least and greatest value of its samples, to which images given are held; None: unknown.
+            guidance: As in ``ModelInfo``: whether ``guidance_scale`` blends predictions, or is an input of ``fn``.
             max_rows: Most rows of one call.
             deterministic: As in ``load``.
             serving: As in ``load``.
@@ -219,7 +217,7 @@ class Engine:
             ...     engine.sample(3, steps=10, seed=0).shape
             (3, 2)
         """
-        info = _info(shape, schedule, prediction_type, cond, timestep_dtype, data_range)
+        info = _info(shape, schedule, prediction_type, cond, timestep_dtype, data_range, guidance)
         serving = _serving(serving, max_rows, deterministic, HOST_ROWS)
         return cls(info, CallableBackend(fn, info, serving.row_limit), serving)
 
@@ -235,6 +233,7 @@ class Engine:
         cond: Mapping[str, CondInput] | None = None,
         timestep_dtype: str = "float32",
         data_range: tuple[float, float] | None = None,
+        guidance: str = "classifier_free",
         device: str | Cuda | None = None,
         max_rows: int | None = None,
         deterministic: bool | None = None,
@@ -254,6 +253,7 @@ class Engine:
             cond: Conditioning inputs by name.
             timestep_dtype: ``float32``, or ``int64`` to have timesteps rounded.
             data_range: As in ``from_callable``.
+            guidance: Likewise.
             device: Where the module is: ``cpu``, ``cuda``, ``cuda:1``, or a ``Cuda`` that says how it is captured. None
                 is the GPU that it is on. A ``Cuda`` names no ``backend`` or ``options``: the module is the network.
             max_rows: Most rows of one forward; 16 unless said otherwise, and fewer, with a warning, if memory does not
@@ -279,7 +279,7 @@ class Engine:
             ... )
         """
         gpu = Cuda() if device is None else device_of(device)
-        info = _info(shape, schedule, prediction_type, cond, timestep_dtype, data_range)
+        info = _info(shape, schedule, prediction_type, cond, timestep_dtype, data_range, guidance)
         serving = _serving(serving, max_rows, deterministic, GPU_ROWS if gpu else HOST_ROWS)
         try:
             if gpu is None:
@@ -335,7 +335,8 @@ class Engine:
             sampler: A name of ``stepfuse.samplers.SAMPLERS``; None is the model's default.
             steps: Number of steps S; None is the model's default, and T for ``ddpm``.
             guidance_scale: Classifier-free guidance, at least 0; None is the model's default. Unconditional
-                samples cost one pass a step whatever it is.
+                samples cost one pass a step whatever it is, and so do those of a network that takes it as an input
+                (``ModelInfo.guidance``).
             eta: Share of added noise of samplers that have one, 0 to 1; None is the model's default, or the sampler's.
             seed: 0 to 2^64 - 1. With one seed s for all, sample i has seed s + i; None draws one.
             table: A compiled sampler, instead of the four arguments above.
@@ -789,6 +790,7 @@ def _info(
     cond: Mapping[str, CondInput] | None,
     timestep_dtype: str,
     data_range: tuple[float, float] | None,
+    guidance: str,
 ) -> ModelInfo:
     return ModelInfo(
         tuple(shape),
@@ -798,6 +800,7 @@ def _info(
         timestep_dtype,
         data_range or (-1.0, 1.0),
         range_known=data_range is not None,
+        guidance=guidance,
     )
 
 

@@ -25,7 +25,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from stepfuse.kernels.configs import COMPILE_OPTIONS
+from stepfuse.kernels.configs import COMPILE_OPTIONS, WIDE, WIDE_REGISTERS
+from stepfuse.kernels.step_kernel import fused_step_kernel
 from stepfuse.kernels.variants import Variant, variants
 
 FORMAT_VERSION = 1
@@ -58,7 +59,8 @@ def build(
 
     Raises:
         BuildError: If Triton interprets; no name matches; a kernel uses local memory (a spill), scratch memory, or
-            operations that round in another way than the CPU's; or its parameters are not those of the variant.
+            operations that round in another way than the CPU's; its parameters are not those of the variant; or the
+            step loads after its first store.
     """
     if triton.knobs.runtime.interpret:
         raise BuildError("nothing is compiled under TRITON_INTERPRET: unset it")
@@ -96,6 +98,8 @@ def compile_variant(variant: Variant, cc: int) -> Any:
         {index[name]: [["tt.divisibility", 16]] for name in variant.divisible_by_16},
     )
     options = {"num_warps": variant.config.num_warps, **COMPILE_OPTIONS}
+    if variant.config == WIDE:
+        options["maxnreg"] = WIDE_REGISTERS
     return triton.compile(source, target=GPUTarget("cuda", cc, 32), options=options)
 
 
@@ -112,6 +116,17 @@ def require_exact(name: str, ptx: str) -> None:
     inexact = sorted(set(re.findall(r"\b(?:fma|div\.full)\.\S*|\S+\.(?:ftz|approx)\S*", ptx)))
     if inexact:
         raise BuildError(f"{name} must round every operation as the CPU does, got {', '.join(inexact)}")
+
+
+def require_loads_first(name: str, ptx: str) -> None:
+    """Raises BuildError if a kernel's PTX loads after its first store.
+
+    The compiler may not move such a load before the store, which might be of the same memory, so that its latency would
+    come on top of the others'.
+    """
+    _, store, rest = ptx.partition("st.global")
+    if late := re.findall(r"\bld\.global\S*", rest):
+        raise BuildError(f"{name} must load all before its first store, got {len(late)} loads after {store}")
 
 
 def parameters_of(ptx: str) -> list[str]:
@@ -153,6 +168,8 @@ def _build_variant(name: str, folder: Path, architectures: Sequence[int]) -> dic
             if kernel.metadata.global_scratch_size:
                 raise BuildError(f"{name} for sm_{cc} must not need scratch memory")
             require_exact(name, kernel.asm["ptx"])
+            if variant.kernel is fused_step_kernel:
+                require_loads_first(name, kernel.asm["ptx"])
             arguments, kernel_name = arguments_of(variant, kernel.asm["ptx"]), kernel.metadata.name
             cubins[str(cc)] = {
                 "file": str(file.relative_to(folder)),

@@ -24,6 +24,9 @@ class Config:
 #: flight. Small tiles spread a small step over all multiprocessors; large ones mean fewer programs to start.
 SMALL, MEDIUM, LARGE, WIDE = Config(256, 2), Config(512, 4), Config(1024, 4), Config(2048, 8)
 
+#: Most registers a thread of the widest layout: of its own accord ptxas takes 64 for sm_80, and spills.
+WIDE_REGISTERS = 72
+
 #: Of the step, where a sample has any length: more elements a thread would only cost registers.
 UNALIGNED = Config(512, 4)
 

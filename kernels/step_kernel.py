@@ -64,6 +64,8 @@ STEP_STREAM = tl.constexpr(STEP)
 #                      csrc/core/step/isa_kernel.inl; one rounding at the store. Results do not depend on BLOCK.
 #   Errors           : what the host cannot check comes out as NaN: a row that needs a history or noise that is not
 #                      given, or a map entry past the last row.
+#   Order            : all loads come before the first store, which any of them might be of for all the compiler knows:
+#                      three stages, the maps and rows, what they select, the stores; aot.py refuses another order.
 #   Traffic          : guided 3 reads + 3 writes of B·N elements (x, and the two input rows of the next forward), else
 #                      2 + 2. A register of the history adds one read and one write, for the slots whose rows use it.
 #   Oracle           : fused_step_ref in reference.py.
@@ -123,6 +125,16 @@ def fused_step_kernel(
     u_d = tl.load(row + U_D)
     u_e = tl.load(row + U_E)
     u_h = tl.load(row + U_H)
+    if next_input is not None:
+        to_cond = tl.load(next_cond + slot)
+        to_uncond = tl.load(next_uncond + slot)
+        bad = bad | (to_cond >= next_input_rows) | (to_uncond >= next_input_rows)
+        goes_on = (to_cond >= 0) | (to_uncond >= 0)
+        scale = tl.load(next_rows + slot * next_rows_stride + S, mask=goes_on, other=0.0)
+        t = tl.load(next_rows + slot * next_rows_stride + T, mask=goes_on, other=0.0)
+    if seed is not None:
+        key = tl.load(seed + slot)
+        place = tl.load(step + slot)
 
     live = offsets < length
     state = tl.load(x + slot.to(tl.int64) * x_stride + offsets, mask=live, other=0.0).to(tl.float32)
@@ -159,10 +171,12 @@ def fused_step_kernel(
             noise = tl.load(z + own, mask=offsets < noisy, other=0.0).to(tl.float32)
         elif seed is not None:
             if adds_noise:
-                key = tl.load(seed + slot)
-                noise = normal(key, tl.load(step + slot), STEP_STREAM, tile * (BLOCK // 4), BLOCK)
+                noise = normal(key, place, STEP_STREAM, tile * (BLOCK // 4), BLOCK)
         else:
             bad = bad | adds_noise
+    elif z is not None:
+        noisy = tl.where(q_z != 0.0, length, 0)
+        noise = tl.load(z + own, mask=offsets < noisy, other=0.0).to(tl.float32)
 
     d = p_x * state + p_e * e
     # Comparisons with NaN are false, so it passes through; a minimum or maximum would replace it by the bound.
@@ -198,22 +212,14 @@ def fused_step_kernel(
         tl.store(h + own, after.to(h.dtype.element_ty), mask=offsets < kept)
     else:
         bad = bad | uses_history
-    if h2 is not None:
+    if h2 is not None or z is not None:
         following = following + q_z * noise
-    elif z is not None:
-        noisy = tl.where(q_z != 0.0, length, 0)
-        following = following + q_z * tl.load(z + own, mask=offsets < noisy, other=0.0).to(tl.float32)
     elif seed is not None:
         if q_z != 0.0:
-            key = tl.load(seed + slot)
-            following = following + q_z * normal(key, tl.load(step + slot), STEP_STREAM, tile * (BLOCK // 4), BLOCK)
+            following = following + q_z * normal(key, place, STEP_STREAM, tile * (BLOCK // 4), BLOCK)
     else:
         bad = bad | (q_z != 0.0)
 
-    if next_input is not None:
-        to_cond = tl.load(next_cond + slot)
-        to_uncond = tl.load(next_uncond + slot)
-        bad = bad | (to_cond >= next_input_rows) | (to_uncond >= next_input_rows)
     following = tl.where(bad, float("nan"), following)
 
     tl.store(out + slot.to(tl.int64) * out_stride + offsets, following.to(out.dtype.element_ty), mask=live)
@@ -221,9 +227,6 @@ def fused_step_kernel(
         x0_length = tl.where(x0.to(tl.int64) != 0, length, 0)
         tl.store(x0 + own, d.to(x0.dtype.element_ty), mask=offsets < x0_length)
     if next_input is not None:
-        goes_on = (to_cond >= 0) | (to_uncond >= 0)
-        scale = tl.load(next_rows + slot * next_rows_stride + S, mask=goes_on, other=0.0)
-        t = tl.load(next_rows + slot * next_rows_stride + T, mask=goes_on, other=0.0)
         value = (scale * following).to(next_input.dtype.element_ty)
         first = (tile == 0) & active
         for to in tl.static_range(2):

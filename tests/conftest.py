@@ -43,6 +43,7 @@ _load("lora_files", "export")
 _load("docstrings", "docs")
 _load("fake_tensorrt", "engine/backends/cuda")
 _load("recording_driver", "cuda")
+_load("cuda_toolkit", "cuda")
 _load("chromium", "engine/server")
 
 import stepfuse.engine  # noqa: E402

@@ -160,9 +160,11 @@ DRAWN = {
             "StableDiffusionPipeline-v",
             "StableDiffusionXLPipeline",
             "StableDiffusion3Pipeline",
+            "StableDiffusion3Pipeline-3.5",
         ],
         PROMPT,
     ),
+    **dict.fromkeys(["FluxPipeline", "FluxPipeline-schnell", "LatentConsistencyModelPipeline"], PROMPT[:2]),
 }
 
 

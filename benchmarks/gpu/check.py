@@ -3,16 +3,19 @@
     make gpu-check                                  # all stages
     make gpu-check STAGE=kernels                    # one; what the others found is kept
     make gpu-check RESULTS=folder WHEELS=folder     # where results go, and where packages that are missing here lie
+    python benchmarks/gpu/check.py --seconds 300    # without make, and within five minutes
 
 Stages are ``kernels`` (every compiled step against the CPU's bits; bandwidth, latency, layouts), ``graphs`` (a torch
 module's trajectories and the engine's loop: the CPU's images, launches and waits, what goes wrong; what all but the
-network costs) and ``compare`` (diffusers' loop around the same weights, which needs diffusers). A part that is done and
-whose sources are the same is not done again, unless ``--again``. Each part is a process of its own, and a benchmark
-writes its report after every case: what fails or is stopped takes nothing else with it.
+network costs), ``compare`` (diffusers' loop around the same weights, which needs diffusers) and ``numerics`` (the tests
+of the interpreted kernels, compiled). What is worth most comes first, and all of it ends within ``--seconds``, eight
+minutes unless given: a part that would not fit what is left is skipped, with a word, and runs in the next call. A part
+that is done and whose sources are the same is not done again, unless ``--again``. Each part is a process of its own,
+and a benchmark writes its report after every case: what fails or is stopped takes nothing else with it.
 
 The JSON has:
 
-- ``gpu``, its name, and ``missing``, packages that were not there;
+- ``gpu``, its name, ``missing``, packages that were not there, and ``skipped``, what there was no time for;
 - ``promises``, those of the design, each with ``promise``, ``target``, ``unit``, ``value`` (the worst case's),
   ``cases`` (measured, and how many there should be) and ``met`` (null: nothing was measured);
 - ``targets``, the cases one by one: ``part``, ``claim``, ``unit``, ``wanted``, ``measured``, ``at_least``, ``met``;
@@ -34,7 +37,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +112,7 @@ def _benchmark(file: str, writes: str, seconds: int, expected: int) -> Part:
 
 
 BUILD_SECONDS = 40  # expected
+ALL_SECONDS = 480.0  # that all of it may take, the build included
 
 #: Of the tests in tests/kernels all but test_aot.py: it compiles for other GPUs, which needs none, and takes minutes.
 KERNEL_TESTS = tuple(f"kernels/test_{name}" for name in ("arguments", "columns", "jit", "keep", "torch_op", "tuning"))
@@ -117,9 +121,6 @@ STAGES: dict[str, tuple[Part, ...]] = {
     "kernels": (
         Part("cubins", ("-P", "-m", "stepfuse.kernels.aot", "-o", "{cubins}", "--arch", "{cc}"), 120, 15),
         _tests("tests/gpu: kernels", 120, 25, "gpu/test_driver", "gpu/test_cubins", "gpu/test_kernels"),
-        _tests("tests/kernels: step", 180, 45, "kernels/test_step"),
-        _tests("tests/kernels: reductions", 180, 45, "kernels/test_adapt", beside=True),
-        _tests("tests/kernels: others", 180, 45, *KERNEL_TESTS, beside=True),
         _benchmark("step", "gpu-step", 90, 35),
     ),
     "graphs": (
@@ -131,6 +132,11 @@ STAGES: dict[str, tuple[Part, ...]] = {
         _benchmark("serving", "gpu-serving", 160, 85),
     ),
     "compare": (_benchmark("diffusers_loop", "gpu-diffusers", 180, 95),),
+    "numerics": (
+        _tests("tests/kernels: step", 180, 45, "kernels/test_step"),
+        _tests("tests/kernels: reductions", 180, 45, "kernels/test_adapt", beside=True),
+        _tests("tests/kernels: others", 180, 45, *KERNEL_TESTS, beside=True),
+    ),
 }
 
 
@@ -192,6 +198,7 @@ def environment() -> dict[str, str]:
     inherited = os.environ.get("PYTHONPATH")
     path = os.pathsep.join([str(SITE), *([inherited] if inherited else [])])
     ours = {"TRITON_INTERPRET": "0", "STEPFUSE_CUBINS": str(CUBINS), "PYTHONUNBUFFERED": "1"}
+    ours["TEARDOWN_CUPTI"] = "0"  # a profiler that is made again between CUDA graphs may crash
     return {**os.environ, "PYTHONPATH": path, **ours}
 
 
@@ -355,8 +362,22 @@ def run_parts(parts: Sequence[Part], cc: int, version: str) -> Iterator[tuple[Pa
         yield part, finding
 
 
-def check(stages: Sequence[str], output: Path, wheels: Path, *, again: bool = False) -> int:
-    """Runs stages; returns the exit status."""
+def within(parts: Sequence[Part], left: float) -> tuple[list[Part], list[str]]:
+    """Those of parts that run at the same time which fit the seconds left, and end by then; and why others do not."""
+    fit = [replace(part, seconds=min(part.seconds, int(left))) for part in parts if part.expected < left]
+    why = [
+        f"{part.name}: {max(left, 0):.0f} s were left, and it takes about {part.expected}"
+        for part in parts
+        if part.expected >= left
+    ]
+    return fit, why
+
+
+def check(
+    stages: Sequence[str], output: Path, wheels: Path, *, again: bool = False, seconds: float = ALL_SECONDS
+) -> int:
+    """Runs stages within so many seconds; returns the exit status."""
+    until = time.monotonic() + seconds
     gpu = find_gpu()
     if isinstance(gpu, str):
         for stage in stages:
@@ -374,19 +395,23 @@ def check(stages: Sequence[str], output: Path, wheels: Path, *, again: bool = Fa
     absent = missing()
     if absent:
         print(f"without {', '.join(absent)} some parts fail or are left out: put wheels into {wheels}", flush=True)
-    document: dict[str, Any] = {"gpu": gpu_name, "missing": absent}
+    document: dict[str, Any] = {"gpu": gpu_name, "missing": absent, "skipped": []}
     failed = False
     for stage in STAGES:
         findings: dict[str, Any] = {}
         for group in at_once(STAGES[stage]):
             old = {part.name: found_before(part) for part in group}
             due = [part for part in group if stage in stages and (again or not is_done(old[part.name], version))]
+            due, skipped = within(due, until - time.monotonic())
+            document["skipped"] += skipped
+            for line in skipped:
+                print(f"skipped: {line}", flush=True)
             for part, found in run_parts(due, cc, version):
                 saved(part.name).write_text(json.dumps(found))
                 old[part.name] = found
                 print(f"== {part.name}\n{found['log']}", flush=True)
             findings |= {name: found for name, found in old.items() if found is not None}
-            if findings:
+            if findings or skipped:
                 document = merged(gpu_name, document, stage, findings)
                 path = write(output, document)
         failed |= stage in stages and any(found["status"] != 0 for found in findings.values())
@@ -401,9 +426,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument("--wheels", type=Path, default=ROOT / ".wheels", help="folder of wheels to install first")
     parser.add_argument("--again", action="store_true", help="do again what is done")
+    parser.add_argument("--seconds", type=float, default=ALL_SECONDS, help="what does not fit them is skipped")
     options = parser.parse_args(arguments)
     stages = list(STAGES) if options.stage == "all" else [options.stage]
-    return check(stages, options.output.resolve(), options.wheels.resolve(), again=options.again)
+    paths = options.output.resolve(), options.wheels.resolve()
+    return check(stages, *paths, again=options.again, seconds=options.seconds)
 
 
 if __name__ == "__main__":

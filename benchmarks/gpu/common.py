@@ -18,7 +18,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import report
-from timing import clocks, machine
+from timing import ClockSamples, clocks, load, machine
 
 LONGEST = 400  # characters of an error
 GAIN = 1.05  # times as fast: less is none
@@ -51,7 +51,9 @@ class GpuReport(report.Report):
     def __init__(self, name: str, given: Namespace, configuration: Mapping[str, Any], unfair: Sequence[str]) -> None:
         super().__init__(name, given.quick, configuration, unfair)
         self._until = time.monotonic() + given.seconds
+        load()
         self._machine = machine()
+        self._clocks = ClockSamples()
         self.skipped: list[str] = []
         self.failed: list[str] = []
         self.remarks: list[str] = []
@@ -93,9 +95,10 @@ class GpuReport(report.Report):
             for line in lines:
                 print(f"{word}: {line}")
         super().publish()
+        self._clocks.end()
         return int(bool(self.failed))
 
     def _document(self) -> dict[str, Any]:
         document = super()._document()
-        document["machine"] |= self._machine | {"clocks_after": clocks()}
+        document["machine"] |= self._machine | {"clocks_during": self._clocks.summary(), "clocks_after": clocks()}
         return document | {"remarks": self.remarks, "skipped": self.skipped, "failed": self.failed}

@@ -45,8 +45,8 @@ void bind_cuda_device(py::module_& m) {
       py::arg("device") = 0, py::arg("driver") = "libcuda.so.1", NoGil(), "The primary context of a GPU.");
 
   py::class_<Event>(m, "Event")
-      .def(py::init([](std::shared_ptr<Context> context) { return Event(std::move(context)); }),
-           py::arg("context").none(false))
+      .def(py::init([](std::shared_ptr<Context> context, bool timing) { return Event(std::move(context), timing); }),
+           py::arg("context").none(false), py::arg("timing") = false)
       .def("passed", &Event::passed)
       .def("synchronize", &Event::synchronize, NoGil())
       .def("seconds_since", &Event::seconds_since, py::arg("start"));

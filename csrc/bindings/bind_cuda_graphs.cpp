@@ -12,6 +12,11 @@ namespace {
 
 using namespace cuda;
 
+// `with`, on one thread.
+struct Holding {
+  std::unique_ptr<HeldReleases> held;
+};
+
 void bind_budget(py::module_& m) {
   m.def("bucket_rows", &bucket_rows, py::arg("max_rows"), "Row counts worth a graph of their own, the largest first.");
   m.def("bucket_for", &bucket_for, py::arg("buckets"), py::arg("rows"), "The smallest bucket of at least rows, or -1.");
@@ -60,6 +65,10 @@ void bind_cuda_graphs(py::module_& m) {
   py::class_<Capture>(m, "Capture")
       .def(py::init<const Stream&>(), py::arg("stream"), py::keep_alive<1, 2>())
       .def("end", &Capture::end);
+  py::class_<Holding>(m, "HeldReleases")
+      .def(py::init<>())
+      .def("__enter__", [](Holding& holding) { holding.held = std::make_unique<HeldReleases>(); })
+      .def("__exit__", [](Holding& holding, const py::args&) { holding.held.reset(); });
   py::class_<GraphExec>(m, "GraphExec")
       .def(py::init<const Graph&>(), py::arg("graph"), NoGil())
       .def("upload", &GraphExec::upload, py::arg("stream"), NoGil())

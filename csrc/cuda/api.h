@@ -74,6 +74,8 @@ enum CUpointer_attribute : int { CU_POINTER_ATTRIBUTE_MEMORY_TYPE = 2 };
 enum CUgraphConditionalNodeType : int { CU_GRAPH_COND_TYPE_WHILE = 1 };
 
 constexpr unsigned CU_STREAM_NON_BLOCKING = 1;
+constexpr unsigned CU_EVENT_DEFAULT = 0;
+constexpr unsigned CU_EVENT_DISABLE_TIMING = 2;
 constexpr unsigned CU_GRAPH_COND_ASSIGN_DEFAULT = 1;
 constexpr std::uint64_t CU_GET_PROC_ADDRESS_DEFAULT = 0;
 

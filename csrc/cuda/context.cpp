@@ -1,8 +1,27 @@
 #include "context.h"
 
 #include <array>
+#include <vector>
 
 namespace stepfuse::cuda {
+
+namespace {
+
+thread_local int holders = 0;
+thread_local std::vector<std::function<void()>> held;
+
+}  // namespace
+
+HeldReleases::HeldReleases() { ++holders; }
+
+HeldReleases::~HeldReleases() {
+  if (--holders > 0) return;
+  for (const auto& release : std::exchange(held, {})) release();
+}
+
+bool HeldReleases::any() { return holders > 0; }
+
+void HeldReleases::add(std::function<void()> release) { held.push_back(std::move(release)); }
 
 Context::Context(std::shared_ptr<const Driver> driver, int device) : driver_(std::move(driver)) {
   int count = 0;

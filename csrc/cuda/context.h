@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <functional>
 #include <memory>
 #include <string>
 #include <utility>
@@ -66,6 +67,19 @@ class Context : public std::enable_shared_from_this<Context> {
 
 using ContextPtr = std::shared_ptr<const Context>;
 
+// While one lives, what its thread lets go of is released when the last of them ends: a release, which the garbage
+// collector may bring about at any time, would make a capture by this thread invalid.
+class HeldReleases {
+ public:
+  HeldReleases();
+  ~HeldReleases();
+  HeldReleases(const HeldReleases&) = delete;
+  HeldReleases& operator=(const HeldReleases&) = delete;
+
+  static bool any();  // of the calling thread
+  static void add(std::function<void()> release);
+};
+
 // A handle that is destroyed once.
 template <class T, Call<T> Driver::* Destroy>
 class Owned {
@@ -79,7 +93,11 @@ class Owned {
     return *this;
   }
   ~Owned() {
-    if (handle_) context_->quietly([this](const Driver& driver) { return (driver.*Destroy).result(handle_); });
+    if (!handle_) return;
+    const auto release = [context = context_, handle = handle_] {
+      context->quietly([handle](const Driver& driver) { return (driver.*Destroy).result(handle); });
+    };
+    HeldReleases::any() ? HeldReleases::add(release) : release();
   }
 
   T get() const { return handle_; }

@@ -102,6 +102,7 @@ std::vector<std::string> Graph::unrepeatable() const {
 Capture::Capture(const Stream& stream) : context_(stream.context()), stream_(stream.get()) {
   const Context::Scope scope(*context_);
   context_->driver().cuStreamBeginCapture(stream_, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL);
+  held_.emplace();
 }
 
 Capture::~Capture() {
@@ -119,6 +120,7 @@ Graph Capture::end() {
   active_ = false;
   CUgraph graph = nullptr;
   context_->driver().cuStreamEndCapture(stream_, &graph);
+  held_.reset();
   Graph captured;
   captured.context_ = context_;
   captured.graph_ = {context_, graph};

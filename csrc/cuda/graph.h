@@ -46,8 +46,8 @@ class Graph {
 };
 
 // From construction on what is enqueued on the stream is recorded, not run; `end` returns the graph. Other threads may
-// use the driver as they like meanwhile. Without `end`, when something threw, the recording is dropped and the stream
-// is usable.
+// use the driver as they like meanwhile, and what this one lets go of is released afterwards. Without `end`, when
+// something threw, the recording is dropped and the stream is usable.
 class Capture {
  public:
   explicit Capture(const Stream& stream);
@@ -61,6 +61,7 @@ class Capture {
   ContextPtr context_;
   CUstream stream_;
   bool active_ = true;
+  std::optional<HeldReleases> held_;
 };
 
 class GraphExec {

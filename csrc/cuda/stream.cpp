@@ -2,10 +2,10 @@
 
 namespace stepfuse::cuda {
 
-Event::Event(ContextPtr context) {
+Event::Event(ContextPtr context, bool timing) {
   const Context::Scope scope(*context);
   CUevent event = nullptr;
-  context->driver().cuEventCreate(&event, 0);
+  context->driver().cuEventCreate(&event, timing ? CU_EVENT_DEFAULT : CU_EVENT_DISABLE_TIMING);
   event_ = {std::move(context), event};
 }
 

@@ -7,11 +7,12 @@ namespace stepfuse::cuda {
 
 class Event {
  public:
-  explicit Event(ContextPtr context);
+  // One without timing costs its stream less.
+  explicit Event(ContextPtr context, bool timing = false);
   CUevent get() const { return event_.get(); }
   bool passed() const;  // without waiting
   void synchronize() const;
-  double seconds_since(const Event& start) const;  // on the device; both have been recorded and passed
+  double seconds_since(const Event& start) const;  // on the device; both with timing, recorded, passed
 
  private:
   Owned<CUevent, &Driver::cuEventDestroy> event_;

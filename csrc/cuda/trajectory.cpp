@@ -161,7 +161,10 @@ void Trajectory::require_fits(const Frames& frames) const {
 
 void Trajectory::load(const Stream& stream, const Frames& frames) {
   require_fits(frames);
-  if (loaded_) uploaded_.synchronize();  // of an upload that is still to read the host's memory
+  if (loaded_)
+    uploaded_.synchronize();  // of an upload that is still to read the host's memory
+  else
+    exec_.upload(stream);  // before it is launched for the first time, which would have to
   auto* words = static_cast<std::uint32_t*>(host_.data());
   std::fill(words, words + kStateWords, 0u);
   words[1] = static_cast<std::uint32_t>(frames.steps);

@@ -213,6 +213,7 @@ def finish_bundle(
             else {}
         ),
         **({"tables": sorted(info.tables)} if info.tables else {}),
+        **({} if info.guidance == "classifier_free" else {"guidance": info.guidance}),
         **({} if pipeline is None else {"pipeline": pipeline.config}),
         **({} if export is None else {"export": dict(export)}),
         "files": None,
@@ -283,6 +284,7 @@ def _model_info(path: Path, manifest: Mapping[str, Any], tables: Mapping[str, St
             defaults=entry(path, manifest, "defaults", dict),
             sampler_options=_sampler_options(path, manifest),
             tables=tables,
+            guidance=entry(path, {"guidance": "classifier_free", **manifest}, "guidance", str),
         )
     except BundleError:
         raise

@@ -16,6 +16,9 @@ from stepfuse.samplers.schedule import NoiseSchedule
 from stepfuse.samplers.table import StepTable
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow")
+GUIDANCE = ("classifier_free", "embedded", "none")
+#: The conditioning input that takes ``guidance_scale``, where guidance is embedded.
+GUIDANCE_INPUT = "guidance"
 
 
 MAX_ELEMENTS = 1 << 31  # of one sample; a manifest may say anything
@@ -48,6 +51,9 @@ class ModelInfo:
             is said of them.
         tables: Samplers of its own, such as ``stepfuse.fit`` makes, by the names of their files. A caller names them as
             any other (``StepTable.sampler``); several of one name differ in their options.
+        guidance: ``classifier_free``: two predictions a step are blended by ``guidance_scale``. Of a network distilled
+            from guided predictions, which takes one pass a step and no negative conditioning: ``embedded``, if its
+            conditioning input ``guidance``, float32 (), takes ``guidance_scale``; ``none``, if it takes none.
 
     Examples:
         >>> info = sf.ModelInfo(shape=(3, 32, 32), schedule=sf.NoiseSchedule.linear(), prediction_type="v_prediction")
@@ -65,6 +71,7 @@ class ModelInfo:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     sampler_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     tables: Mapping[str, StepTable] = field(default_factory=dict)
+    guidance: str = "classifier_free"
 
     __repr__ = one_line
 
@@ -108,3 +115,23 @@ class ModelInfo:
                 )
         if self.timestep_dtype not in ("float32", "int64"):
             raise ValueError(f"timestep_dtype must be 'float32' or 'int64', got {brief(self.timestep_dtype)}")
+        if self.guidance not in GUIDANCE:
+            raise ValueError(f"guidance must be one of {', '.join(GUIDANCE)}, got {brief(self.guidance)}")
+        if self.guidance == "embedded":
+            spec = self.cond.get(GUIDANCE_INPUT)
+            if spec is None or (spec.dtype, spec.shape) != ("float32", ()):
+                raise ValueError(
+                    f"guidance 'embedded' needs an input {GUIDANCE_INPUT}, float32 of shape (), in cond, got {spec}"
+                )
+
+    @property
+    def given_cond(self) -> Mapping[str, CondInput]:
+        """The conditioning inputs that a caller gives values for: all but the one that takes ``guidance_scale``.
+
+        Examples:
+            >>> sf.Bundle.load("fashion").info.given_cond.keys()
+            dict_keys(['class_labels'])
+        """
+        if self.guidance != "embedded":
+            return self.cond
+        return {name: spec for name, spec in self.cond.items() if name != GUIDANCE_INPUT}

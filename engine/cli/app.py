@@ -4,42 +4,23 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator, Mapping
+from importlib import import_module
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.main import get_command
 
 import stepfuse as sf
-from stepfuse.cli.analyze import analyze
-from stepfuse.cli.batch import batch
-from stepfuse.cli.bench import bench
 from stepfuse.cli.command import TERMINATED, Command, Commands
-from stepfuse.cli.doctor import doctor
-from stepfuse.cli.export import export
-from stepfuse.cli.fit import fit
-from stepfuse.cli.info import info
-from stepfuse.cli.interpolate import interpolate
-from stepfuse.cli.lora import lora
 from stepfuse.cli.options import with_groups
-from stepfuse.cli.plan import plan
-from stepfuse.cli.quantize import quantize
-from stepfuse.cli.sample import sample
-from stepfuse.cli.serve import serve
-
-app = typer.Typer(
-    cls=Commands,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    help="Sample trained diffusion models: a compiled engine, the same image for the same seed.",
-    epilog="stepfuse sample fashion --cond sneaker -o sneakers.png\nstepfuse sample --help",
-)
 
 _DRAW, _SERVE, _MAKE, _LOOK = "Draw", "Serve", "Make bundles", "Look"
 
-#: In the order in which --help lists them: (command, heading, examples).
-COMMANDS = (
-    (
-        sample,
+#: Heading and examples of each command, in the order of --help; a command's module has its name.
+COMMANDS: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "sample": (
         _DRAW,
         (
             "stepfuse sample fashion --cond sneaker --steps 20 -o sneakers.png",
@@ -47,16 +28,14 @@ COMMANDS = (
             "stepfuse sample my-pipeline --prompt-file prompts.txt -o 'out/{index:04}.png' --skip-existing",
         ),
     ),
-    (
-        interpolate,
+    "interpolate": (
         _DRAW,
         (
             "stepfuse interpolate fashion --cond sneaker -n 12 -o walk.gif",
             "stepfuse interpolate fashion --grid 5x8 --seeds 0,1,2,3 -o grid.png",
         ),
     ),
-    (
-        batch,
+    "batch": (
         _DRAW,
         (
             "stepfuse batch requests.jsonl -o pictures",
@@ -64,26 +43,23 @@ COMMANDS = (
             "stepfuse batch requests.jsonl -o pictures --ray local --actors 2",
         ),
     ),
-    (serve, _SERVE, ("stepfuse serve fashion", "stepfuse serve fashion cats=my-pipeline --port 9000 --calibrate")),
-    (analyze, _LOOK, ("stepfuse analyze fashion --quick -o report",)),
-    (
-        export,
+    "serve": (_SERVE, ("stepfuse serve fashion", "stepfuse serve fashion cats=my-pipeline --port 9000 --calibrate")),
+    "analyze": (_LOOK, ("stepfuse analyze fashion --quick -o report",)),
+    "export": (
         _MAKE,
         ("stepfuse export stable-diffusion-folder -o my-pipeline --precision float16",),
     ),
-    (plan, _MAKE, ("stepfuse plan my-pipeline --for 8.9 --size 512x512",)),
-    (
-        lora,
+    "plan": (_MAKE, ("stepfuse plan my-pipeline --for 8.9 --size 512x512",)),
+    "lora": (
         _MAKE,
         (
             "stepfuse lora my-pipeline style.safetensors --scale 0.8 -o my-style",
             "stepfuse lora my-style --remove -o my-pipeline-again",
         ),
     ),
-    (fit, _MAKE, ("stepfuse fit fashion --steps 8 -o eight.npz",)),
-    (quantize, _MAKE, ("stepfuse quantize my-model -o my-model-int8",)),
-    (
-        bench,
+    "fit": (_MAKE, ("stepfuse fit fashion --steps 8 -o eight.npz",)),
+    "quantize": (_MAKE, ("stepfuse quantize my-model -o my-model-int8",)),
+    "bench": (
         _LOOK,
         (
             "stepfuse bench fashion",
@@ -91,8 +67,44 @@ COMMANDS = (
             "stepfuse bench my-model -o now.json --compare before.json",
         ),
     ),
-    (info, _LOOK, ("stepfuse info fashion",)),
-    (doctor, _LOOK, ("stepfuse doctor",)),
+    "info": (_LOOK, ("stepfuse info fashion",)),
+    "doctor": (_LOOK, ("stepfuse doctor",)),
+}
+
+
+class _ByName(Mapping[str, Any]):
+    """The commands, each made when it is asked for: a run of one does not import the modules of the others."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        heading, examples = COMMANDS[name]
+        if name not in self._made:
+            alone = typer.Typer(add_completion=False)
+            register = alone.command(cls=Command, rich_help_panel=heading, epilog="\n".join(examples))
+            register(with_groups(getattr(import_module(f"stepfuse.cli.{name}"), name)))
+            self._made[name] = get_command(alone)
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(COMMANDS)
+
+    def __len__(self) -> int:
+        return len(COMMANDS)
+
+
+class _Commands(Commands):
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{**settings, "commands": _ByName()})
+
+
+app = typer.Typer(
+    cls=_Commands,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Sample trained diffusion models: a compiled engine, the same image for the same seed.",
+    epilog="stepfuse sample fashion --cond sneaker -o sneakers.png\nstepfuse sample --help",
 )
 
 
@@ -112,7 +124,3 @@ def main(
 
 def _exit(number: int, frame: FrameType | None) -> None:
     raise SystemExit(TERMINATED)
-
-
-for command, heading, examples in COMMANDS:
-    app.command(cls=Command, rich_help_panel=heading, epilog="\n".join(examples))(with_groups(command))

@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from stepfuse.cli.console import complain
-from stepfuse.cli.help import help_of
+from stepfuse.cli.values import without_needless_checks
 from stepfuse.cli.words import OPTIONS_ELSEWHERE, in_words_of, number_rule
 from stepfuse.display import did_you_mean
 from stepfuse.errors import StepfuseError
@@ -45,10 +45,13 @@ class Command(TyperCommand):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Writes the help."""
+        from stepfuse.cli.help import help_of  # with rich, which a run does not need
+
         formatter.write(help_of(self, ctx))
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Reads the options; one that takes a single value and comes twice is refused, where click takes the last."""
+        without_needless_checks(self.get_params(ctx))
         if ctx.resilient_parsing:  # a line that is not yet whole is completed
             return super().parse_args(ctx, args)
         texts, _, given = self.make_parser(ctx).parse_args(args=list(args))
@@ -109,12 +112,19 @@ class Commands(TyperGroup):
                 sys.stdout.flush()
         sys.exit(code if isinstance(code, int) else 0)
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Reads the options before the command."""
+        without_needless_checks(self.get_params(ctx))
+        return super().parse_args(ctx, args)
+
     def list_commands(self, ctx: Any) -> list[str]:
         """The commands in the order in which they were added, which older versions of click sort."""
         return list(self.commands)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Writes the help."""
+        from stepfuse.cli.help import help_of  # with rich, which a run does not need
+
         formatter.write(help_of(self, ctx, {"Exit codes": [(str(code), text) for code, text in EXIT_CODES.items()]}))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:

@@ -17,9 +17,9 @@ def parse_cond(info: sf.ModelInfo, text: str | None) -> Any:
     """
     if text is None:
         return None
-    if len(info.cond) != 1:
-        raise ValueError(f"--cond needs a model with one conditioning input, this one has {len(info.cond)}")
-    [spec] = info.cond.values()
+    if len(info.given_cond) != 1:
+        raise ValueError(f"--cond needs a model with one conditioning input, this one has {len(info.given_cond)}")
+    [spec] = info.given_cond.values()
     value = int(text) if text.isdigit() and text not in spec.names else text
     index = spec.value("--cond", value)
     return spec.names[int(index)] if isinstance(value, str) else value
@@ -27,8 +27,8 @@ def parse_cond(info: sf.ModelInfo, text: str | None) -> Any:
 
 def describe(table: sf.StepTable, *, conditional: bool = True) -> str:
     """Sampler, steps and guidance in words; samples without conditioning have no guidance."""
-    guided = conditional and table.passes > len(table)
-    guidance = f", guidance {table.options['guidance_scale']:g}" if guided else ""
+    scale = table.options.get("guidance_scale", 1.0)  # of one pass a step, too, where the network takes it as an input
+    guidance = f", guidance {scale:g}" if conditional and scale not in (0, 1) else ""
     return f"{table.sampler}, {steps_in_words(table.options, len(table))}{guidance}"
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console, RenderableType
-from rich.markup import escape
 
 from stepfuse.display import printable
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
 
 _TRAILING = re.compile(r" +$", re.MULTILINE)
 _WIDE = 1 << 14  # columns of a table in a pipe: as many as it needs
@@ -29,6 +31,8 @@ def stderr() -> Console:
 
 
 def _console(*, stderr: bool) -> Console:
+    from rich.console import Console  # a tenth of a cold start: plain lines do without
+
     made = Console(stderr=stderr, emoji=False, soft_wrap=True)  # ":b:" of a path is no emoji
     if not is_terminal(made):
         made.width = _WIDE
@@ -42,13 +46,37 @@ def is_terminal(console: Console) -> bool:
 
 def shown(given: object, limit: int | None = None) -> str:
     """A text as it stands inside rich's markup: ``printable``, and nothing in it is read as markup."""
+    from rich.markup import escape
+
     return escape(printable(given, limit))
 
 
 def complain(text: str, *, colour: str = "red", mark: str = "stepfuse:") -> None:
     """Prints a line on standard error, for an error or a warning."""
-    line = f"[{colour}]{mark}[/] {shown(text)}" if mark else shown(text)
-    stderr().print(line, highlight=False)
+    _line(text, mark=mark, style=colour, to_stderr=True)
+
+
+def _line(text: str, *, mark: str = "", style: str = "", to_stderr: bool = False) -> None:
+    """Prints a line as it is: nothing in it is read as markup, and it is not wrapped in a pipe.
+
+    Args:
+        text: The line.
+        mark: What stands in front of it.
+        style: Rich's, of the mark, or of the whole line where there is none.
+        to_stderr: Whether it goes to standard error.
+    """
+    stream = sys.stderr if to_stderr else sys.stdout
+    if style and _may_be_styled(stream):
+        styled = f"[{style}]{mark}[/] {shown(text)}" if mark else f"[{style}]{shown(text)}[/]"
+        (stderr() if to_stderr else stdout()).print(styled, highlight=False)
+    elif stream is not None:  # closed by the shell's >&-
+        print(*([mark] if mark else []), printable(text), file=stream, flush=True)
+
+
+def _may_be_styled(stream: IO[str] | None) -> bool:
+    """Whether rich might write colours: to a terminal, or where the environment asks for them elsewhere."""
+    asked = any(name in os.environ for name in ("FORCE_COLOR", "TTY_COMPATIBLE"))
+    return stream is not None and (asked or stream.isatty())
 
 
 @dataclass(frozen=True)
@@ -87,13 +115,12 @@ class Report:
     def note(self, text: str) -> None:
         """Prints a line of progress, on standard error."""
         if self.progress:
-            stderr().print(shown(text), highlight=False)
+            _line(text, to_stderr=True)
 
     def say(self, text: str, *, bold: bool = False) -> None:
         """Prints a line as it is: nothing in it is read as markup, and it is not wrapped in a pipe."""
         if not (self.json or self.quiet):
-            console = stderr() if self.stderr else stdout()
-            console.print(f"[bold]{shown(text)}[/]" if bold else shown(text), highlight=False)
+            _line(text, style="bold" if bold else "", to_stderr=self.stderr)
 
     def show(self, table: RenderableType) -> None:
         """Prints a table; in a pipe as wide as it needs to be."""

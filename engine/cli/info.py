@@ -91,6 +91,7 @@ def _as_data(bundle: sf.Bundle) -> dict[str, Any]:
         "prediction_type": facts.prediction_type,
         "schedule": facts.schedule.config,
         "cond": {name: asdict(spec) for name, spec in facts.cond.items()},
+        "guidance": facts.guidance,
         "defaults": dict(facts.defaults),
         "files": {name: dict(entry) for name, entry in bundle.files.items()},
         "provenance": bundle.provenance,

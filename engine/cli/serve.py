@@ -51,9 +51,9 @@ def serve(
     ] = 30.0,
     log_format: Annotated[Literal["text", "json"], _network(help="Of the log, on standard error.")] = "text",
     policy: Annotated[
-        Literal["fifo", "shortest", "deadline"],
+        Literal["auto", "fifo", "shortest", "deadline"],
         typer.Option(help="Which request steps next.", rich_help_panel=_SHARING),
-    ] = "fifo",
+    ] = "auto",
     max_queue: Annotated[
         int,
         typer.Option(metavar="N", help="Most pictures that wait to begin.", min=1, rich_help_panel=_SHARING),

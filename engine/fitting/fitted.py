@@ -74,7 +74,8 @@ def fit(
     Raises:
         ValueError: If a number is out of bounds, ``negative_cond`` is given without guidance, the noises are too few
             for the numbers that are fitted, the network predicts the same states differently from one call to the next,
-            ``checkpoint`` is of a fit with other arguments, or the model has no training timesteps.
+            ``checkpoint`` is of a fit with other arguments, or the model has no training timesteps or embedded
+            guidance.
         TypeError: If an argument is of the wrong kind.
 
     Examples:
@@ -89,6 +90,11 @@ def fit(
     info = engine.info
     if info.schedule.is_edm:
         raise ValueError(f"model must have training timesteps, which a fit moves, got one with {info.schedule}")
+    if info.guidance == "embedded":
+        raise ValueError(
+            "guidance must be classifier_free or none for a fit, which blends predictions itself, got a model whose"
+            " guidance is embedded"
+        )
     steps, registers = whole_number("steps", steps), whole_number("registers", registers)
     if not 1 <= steps <= info.schedule.num_train_timesteps:
         raise ValueError(f"steps must be between 1 and {info.schedule.num_train_timesteps}, got {steps}")

@@ -8,7 +8,7 @@ from typing import Protocol, TypeVar
 
 from stepfuse.pipeline.engines import Shape
 from stepfuse.requests.terms import Terms
-from stepfuse.serving.config import Serving
+from stepfuse.serving.config import AGEING, Serving
 
 #: A place in line: the least goes first.
 Order = tuple[float, ...]
@@ -40,8 +40,8 @@ def order_of(serving: Serving, terms: Terms, *, passes: int, passes_before: Call
         number: How many were submitted before it.
     """
     by_policy = 0.0
-    if serving.policy == "shortest":
-        by_policy = passes + serving.ageing * passes_before()
+    if serving.policy in AGEING:
+        by_policy = passes + serving.ageing_rate * passes_before()
     elif serving.policy == "deadline":
         by_policy = math.inf if terms.deadline is None else terms.deadline
     return -terms.priority, by_policy, number

@@ -92,7 +92,7 @@ class PromptConditioning:
         return Rows(texts, len(texts), lambda: self._encoder.encode(tokens))
 
     def _checked(self, name: str, embeds: Embeddings) -> Conditioning:
-        inputs, needed = self._model.cond, self._encoder.outputs
+        inputs, needed = self._model.given_cond, self._encoder.outputs
         if not set(needed) <= set(embeds) <= set(inputs):
             allowed = f"{', '.join(needed)}, and may hold others of {', '.join(inputs)}"
             raise ValueError(f"{name} must hold {allowed}, got {listed(embeds) or 'nothing'}")

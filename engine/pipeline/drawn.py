@@ -143,7 +143,7 @@ def batches(seeds: Sequence[int], *, alike: bool) -> list[tuple[int, int] | None
 
 def conditions(engine: Engine, given: Any, n: int) -> list[Any] | None:
     """The conditioning of each sample as it is recorded; None where all are unconditional."""
-    inputs = engine.info.cond
+    inputs = engine.info.given_cond
     found: list[Any] = []
     for row in cond_per_sample(inputs, given, n):
         values = {}

@@ -27,6 +27,7 @@ from stepfuse.pipeline.size import pixels_of, require_memory, sample_shape
 from stepfuse.pipeline.stage import Interrupt
 from stepfuse.pipeline.vae import Vae
 from stepfuse.requests.editing import IMAGE_STRENGTH, Edit, strength_of_flow
+from stepfuse.requests.guidance import in_its_passes, require_no_negative
 from stepfuse.requests.prompt_request import PromptRequest
 from stepfuse.requests.request import Request
 from stepfuse.requests.resolution import Compiler, require_table, seeds_of, starting_state
@@ -137,6 +138,9 @@ class Preparation:
         else:
             named = {"sampler": sampler, "steps": steps, "guidance_scale": guidance_scale, "eta": eta, **options}
             require_table(self._model, table, **named)
+            table = in_its_passes(self._model, table)
+        require_no_negative(self._model, "negative_prompt", negative_prompt)
+        require_no_negative(self._model, "negative_prompt_embeds", negative_prompt_embeds)
         if prompt is not None:  # before each of many is looked at
             prompts = len(as_texts("prompt", prompt))
             require_memory(self._model, self._pipeline, shape, prompts * _checked_count(num_images))

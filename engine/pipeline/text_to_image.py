@@ -200,7 +200,8 @@ class TextToImage:
             sampler: A name of ``stepfuse.samplers.SAMPLERS``; None is the model's default, as are the next three.
             steps: Number of steps.
             guidance_scale: 1 is no guidance, and half the passes; 0 samples the negative prompt (diffusers takes
-                anything up to 1 as no guidance).
+                anything up to 1 as no guidance). A model whose ``guidance`` is embedded takes it as an input, whatever
+                it is, in one pass; one that was distilled to take none refuses any but 1, and both a negative prompt.
             eta: Share of added noise of samplers that have one, 0 to 1; None is the model's default, or the sampler's.
             seed: 0 to 2^64 - 1. With one seed s for all, picture i has seed s + i; None is a random one.
             latents: Starting noise, shape (n, C, h, w), standard normal; None generates it from the seed.
@@ -415,7 +416,8 @@ class TextToImage:
             negative_prompt: What guidance leads away from: one for all, or one a sample.
 
         Returns:
-            ``cond`` and ``negative_cond``, rows of all conditioning inputs, one a sample, for the model's own size.
+            ``cond`` and ``negative_cond``, rows of all conditioning inputs, one a sample, for the model's own size. The
+            latter is None for a model that takes one pass a step (``ModelInfo.guidance``).
 
         Raises:
             Exception: As a call does.
@@ -428,7 +430,8 @@ class TextToImage:
             ...     given = pipe.conditioning("a red cat", negative_prompt="blurred")
         """
         given: dict[str, Any] = dict.fromkeys(CALL_ARGUMENTS)
-        given |= {"prompt": prompt, "negative_prompt": negative_prompt, "guidance_scale": 2.0}
+        both = 2.0 if self._model.guidance == "classifier_free" else None  # any scale that takes both passes
+        given |= {"prompt": prompt, "negative_prompt": negative_prompt, "guidance_scale": both}
         given |= {"options": {}, "sample_posterior": False}
         encoded = self._preparation.encode(self._preparation.prepare(**given, num_images=1))
         return {name: encoded[name] for name in ("cond", "negative_cond")}

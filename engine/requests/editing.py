@@ -68,7 +68,10 @@ def _begin_again(table: StepTable, strength: float, schedule: NoiseSchedule) -> 
     """The table of the last steps, by the sampler that made the whole one."""
     make = SAMPLERS.get(table.sampler)
     try:
-        whole = None if make is None else make(schedule, **table.options).with_zero_init(table.zero_init)
+        options = dict(table.options)
+        if (table["g"] == 1).all():  # embedded guidance leaves the scale in the options alone
+            options["guidance_scale"] = 1.0
+        whole = None if make is None else make(schedule, **options).with_zero_init(table.zero_init)
     except (TypeError, ValueError):  # options of another version, or by hand
         whole = None
     if make is None or whole is None or "begin" not in whole.options or not np.array_equal(whole.rows, table.rows):
@@ -84,7 +87,8 @@ def _begin_again(table: StepTable, strength: float, schedule: NoiseSchedule) -> 
     steps -= begin
     rest = make(schedule, **{**whole.options, "begin": begin + steps - _steps_kept(steps, strength)})
     rest = rest.with_zero_init(max(table.zero_init - (len(table) - len(rest)), 0))
-    return replace(table, rows=rest.rows, options=rest.options, levels=rest.levels, zero_init=rest.zero_init)
+    options = {**rest.options, "guidance_scale": table.options.get("guidance_scale", 1.0)}
+    return replace(table, rows=rest.rows, options=options, levels=rest.levels, zero_init=rest.zero_init)
 
 
 def _steps_kept(steps: int, strength: float) -> int:

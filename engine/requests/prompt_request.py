@@ -24,7 +24,7 @@ class PromptRequest:
         height: In pixels, likewise.
         sampler: A name of ``stepfuse.samplers.SAMPLERS``; None is the model's default, as are the next three.
         steps: Number of steps.
-        guidance_scale: 1 is no guidance; 0 samples the negative prompt.
+        guidance_scale: 1 is no guidance; 0 samples the negative prompt. Any, where it is an input of the network.
         eta: Share of added noise of samplers that have one, 0 to 1; None is the model's default, or the sampler's.
         seed: 0 to 2^64 - 1; None is a random one.
         latents: Starting noise, shape (C, h, w); None generates it from the seed.

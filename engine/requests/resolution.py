@@ -20,6 +20,7 @@ from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.display import NAME, byte_size, listed, one_line, printable
 from stepfuse.requests.conditioning import cond_per_sample
 from stepfuse.requests.editing import Edit
+from stepfuse.requests.guidance import in_its_passes, require_guidable, require_no_negative, with_scale
 from stepfuse.requests.prompt_request import PromptRequest
 from stepfuse.requests.request import Request
 from stepfuse.requests.sampler_defaults import OF_TABLES, default_eta, default_options, default_steps, given_up
@@ -158,8 +159,9 @@ def resolve(
         raise ValueError(f"n must be at least 1, got {n}")
     info = compiler.info
     _require_memory(n, info.shape)
-    conds = cond_per_sample(info.cond, cond, n)
-    negatives = cond_per_sample(info.cond, negative_cond, n, "negative_cond")
+    conds = cond_per_sample(info.given_cond, cond, n)
+    require_no_negative(info, "negative_cond", negative_cond)
+    negatives = cond_per_sample(info.given_cond, negative_cond, n, "negative_cond")
     seeds = seeds_of(seed, n)
     if table is not None:
         tables = _each("table", table, n)
@@ -167,6 +169,7 @@ def resolve(
             require_table(
                 info, distinct, sampler=sampler, steps=steps, guidance_scale=guidance_scale, eta=eta, **options
             )
+        tables = [in_its_passes(info, one) for one in tables]
     else:
         tables = _tables(compiler, n, sampler, steps, guidance_scale, eta, options)
     edit = Edit(info, n, image, mask, _strengths(strength, n))
@@ -175,7 +178,7 @@ def resolve(
         run, known = edit.apply(index, whole)
         if negative is not None and cond is None:  # guided away from negative_cond, towards the null values
             cond = [spec.value(name, None) for name, spec in info.cond.items()]
-        requests.append(ResolvedRequest(run, seed, cond, negative, known))
+        requests.append(ResolvedRequest(run, seed, with_scale(info, cond, whole), negative, known))
     return requests
 
 
@@ -198,7 +201,7 @@ def compile_table(
         sampler = info.defaults.get("sampler", usual)
     if own := [table for table in info.tables.values() if table.sampler == sampler]:
         asked = {"steps": steps, "guidance_scale": guidance_scale, "eta": eta or None, **options}
-        return fitted_table(info, own, asked)
+        return in_its_passes(info, fitted_table(info, own, asked))
     require_sampler(sampler, [*SAMPLERS, *dict.fromkeys(table.sampler for table in info.tables.values())])
     if guidance_scale is None:
         guidance_scale = info.defaults.get("guidance_scale", 1.0)
@@ -223,7 +226,8 @@ def compile_table(
     refuse_unknown(f"sampler {sampler!r}", known, arguments)
     if not info.schedule.is_flow:
         arguments["prediction_type"] = info.prediction_type
-    return _adapt(function(info.schedule, steps, guidance_scale=guidance_scale, **arguments), of_table)
+    table = _adapt(function(info.schedule, steps, guidance_scale=guidance_scale, **arguments), of_table)
+    return in_its_passes(info, table)
 
 
 def fitted_table(info: ModelInfo, tables: Sequence[StepTable], given: Mapping[str, Any]) -> StepTable:
@@ -313,12 +317,6 @@ def _named(given: Any) -> str:
     if isinstance(given, PromptRequest):
         return "a PromptRequest, which TextToImage takes"
     return printable(repr(given), NAME)
-
-
-def require_guidable(info: ModelInfo, guidance_scale: float) -> None:
-    """Refuses guidance where there is nothing to guide by."""
-    if guidance_scale != 1 and not info.cond:
-        raise ValueError(f"guidance_scale must be 1 for a model that takes no conditioning, got {guidance_scale}")
 
 
 def _require_memory(n: int, shape: tuple[int, ...]) -> None:

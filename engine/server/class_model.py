@@ -35,8 +35,8 @@ def check_served(info: ModelInfo, bundle: Bundle | None = None) -> bool:
     latent = bundle is not None and bundle.pipeline is not None and bundle.file(VAE_DECODER) is not None
     if len(info.shape) != 3 or not (latent or info.shape[0] in (1, 3)):
         raise ValueError(f"a model must sample pictures, shape (1 or 3, H, W), to be served, got {info.shape}")
-    if len(info.cond) > 1:
-        raise ValueError(f"a model must have one conditioning input at most to be served, got {len(info.cond)}")
+    if len(info.given_cond) > 1:
+        raise ValueError(f"a model must have one conditioning input at most to be served, got {len(info.given_cond)}")
     return latent
 
 
@@ -72,7 +72,7 @@ class ClassModel(ServedModel):
             self._vae, size = Vae(bundle, threads=threads), pixels_of(bundle.pipeline, info.shape)
             self._cell = bundle.pipeline.pixels_per_latent
         super().__init__(name, info, engine.model, engine.serving, size)
-        self._cond = next(iter(info.cond.values()), None)
+        self._cond = next(iter(info.given_cond.values()), None)
         self.classes = () if self._cond is None else tuple(self._cond.names)
 
     def submit(self, request: PromptRequest) -> Drawing:

@@ -22,11 +22,14 @@ class ProgressBar:
     """
 
     def __init__(self, total: int, what: str, *, unit: str = "steps") -> None:
+        self._bar, self._what, self._unit = None, printable(what, NAME), unit
+        self._began = self._last = time.monotonic()
+        if not _may_draw():
+            return
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         console = Console(stderr=True)
-        self._bar, self._what, self._unit = None, printable(what, NAME), unit
         drawn = console.is_interactive and console.file.isatty()  # FORCE_COLOR asks for colours, not for a bar in a log
         if drawn or console.is_jupyter:
             columns = (
@@ -38,7 +41,6 @@ class ProgressBar:
             )
             self._bar = Progress(*columns, console=console, transient=True)
             self._task = self._bar.add_task(self._what, total=total)
-        self._began = self._last = time.monotonic()
 
     def update(self, turn: int, total: int) -> None:
         """Shows that ``turn`` of ``total`` turns are done."""
@@ -60,3 +62,8 @@ class ProgressBar:
         """Takes it away, if it is shown."""
         if self._bar is not None:
             self._bar.stop()
+
+
+def _may_draw() -> bool:
+    """Whether rich might draw a bar: its modules take a tenth of a cold start, and a log needs none of them."""
+    return "IPython" in sys.modules or (sys.stderr is not None and sys.stderr.isatty())

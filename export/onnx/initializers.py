@@ -23,6 +23,7 @@ from stepfuse.errors import ExportError
 Float = npt.NDArray[Any]  # float32 or float16
 
 TRANSPOSED = "stepfuse.transposed"  # key of a model's metadata
+SMALL = 1024  # bytes; what is less stays in the graph, where shapes are inferred from it
 
 _DTYPES: dict[int, np.dtype[Any]] = {1: np.dtype("<f4"), 10: np.dtype("<f2")}  # TensorProto.DataType
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types
@@ -96,6 +97,41 @@ def read_weights(model: Path) -> tuple[dict[str, Weight], dict[str, str]]:
     return weights, metadata
 
 
+@dataclass(frozen=True)
+class Outline:
+    """An ONNX file without the values of its initializers.
+
+    Attributes:
+        model: Bytes of the model without its graph.
+        graph: Bytes of the graph without its initializers.
+        initializers: Bytes of each initializer without its values, and where these lie in the file, as offset and
+            length; None where its bytes are whole: values are less than 1 KB, a list of numbers or in another file.
+    """
+
+    model: bytes
+    graph: bytes
+    initializers: list[tuple[bytes, tuple[int, int] | None]]
+
+
+def read_outline(model: Path) -> Outline:
+    """Reads an ONNX file without the values of its initializers.
+
+    Args:
+        model: The file, as ``export_onnx`` writes it.
+    """
+    with model.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        rest, [(start, end)] = _without(data, 0, len(data), _MODEL_GRAPH)
+        graph, tensors = _without(data, start, end, _GRAPH_INITIALIZER)
+        initializers: list[tuple[bytes, tuple[int, int] | None]] = []
+        for at, stop in tensors:
+            header, values = _without(data, at, stop, _RAW_DATA)
+            if values and (length := values[0][1] - values[0][0]) >= SMALL:
+                initializers.append((header, (values[0][0], length)))
+            else:
+                initializers.append((data[at:stop], None))
+    return Outline(rest, graph, initializers)
+
+
 def transposed_weights(metadata: Mapping[str, str]) -> frozenset[str]:
     """Names of the parameters that a graph of ``stepfuse.export`` holds transposed, from its metadata.
 
@@ -128,6 +164,18 @@ def _fields(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, i
             raise ValueError(f"a field of {length} bytes at byte {at} goes past {end}")
         yield key >> 3, at, at + length
         at += length
+
+
+def _without(data: mmap.mmap, start: int, end: int, left_out: int) -> tuple[bytes, list[tuple[int, int]]]:
+    """A message's bytes without the fields of one number, and where the values of these begin and end."""
+    kept, found, begin = [], [], start
+    for number, at, stop in _fields(data, start, end):
+        if number == left_out:
+            found.append((at, stop))
+        else:
+            kept.append(data[begin:stop])
+        begin = stop
+    return b"".join(kept), found
 
 
 def _varint(data: mmap.mmap, at: int) -> tuple[int, int]:

@@ -8,6 +8,7 @@ from typing import IO
 
 from stepfuse.display import byte_size
 from stepfuse.errors import ExportError
+from stepfuse.export.onnx.initializers import SMALL
 from stepfuse.extras import pip_install
 
 try:
@@ -19,7 +20,6 @@ except ImportError as error:
 EXTERNAL_FROM = 2_000_000_000  # bytes of weights; one protobuf message ends at 2^31 - 1
 DATA_SUFFIX = ".data"
 _ALIGNMENT = 4096  # a page, so that a reader may map weights into memory
-_SMALL = 1024  # bytes; what is less stays in the graph, where shapes are inferred from it
 
 _MODEL_GRAPH, _GRAPH_INITIALIZER, _TENSOR_RAW_DATA = 7, 5, 9  # field numbers of onnx.proto
 
@@ -82,7 +82,7 @@ def _write_data(data: Path, tensors: list[ir.TensorProtocol]) -> list[onnx.Tenso
     with data.open("wb") as stream:
         for tensor in tensors:
             header = _header(tensor)
-            if tensor.nbytes < _SMALL:
+            if tensor.nbytes < SMALL:
                 header.raw_data = tensor.tobytes()
             else:
                 stream.write(bytes(-stream.tell() % _ALIGNMENT))

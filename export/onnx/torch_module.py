@@ -46,6 +46,7 @@ def to_bundle(
     external: bool | None = None,
     data_range: tuple[float, float] = (-1.0, 1.0),
     defaults: Mapping[str, Any] | None = None,
+    guidance: str = "classifier_free",
     name: str | None = None,
     provenance: str = "",
     licence: str = "",
@@ -77,6 +78,7 @@ def to_bundle(
         external: Whether weights lie in a file of their own; None: from 2 GB on, where they must.
         data_range: Least and greatest value of its samples.
         defaults: Arguments of ``Engine.sample`` where the caller gives none.
+        guidance: As in ``ModelInfo``: whether ``guidance_scale`` blends predictions, or is an input of the module.
         name: The model's name; None is the folder's.
         provenance: Where the weights come from.
         licence: Under which terms.
@@ -113,7 +115,14 @@ def to_bundle(
     """
     target, cond = Path(out), dict(cond or {})
     info = ModelInfo(
-        tuple(shape), schedule, prediction_type, cond, timestep_dtype, data_range, defaults=dict(defaults or {})
+        tuple(shape),
+        schedule,
+        prediction_type,
+        cond,
+        timestep_dtype,
+        data_range,
+        defaults=dict(defaults or {}),
+        guidance=guidance,
     )
     inputs, sizes = _spec(info, dynamic_size)
     require_trials(row_counts, tolerance)

@@ -13,6 +13,7 @@ import onnxruntime as ort
 
 from stepfuse.errors import ExportError
 from stepfuse.export.onnx.inputs import Input
+from stepfuse.export.onnx.parts import split
 from stepfuse.export.onnx.translation import evaluating
 from stepfuse.extras import pip_install
 
@@ -24,7 +25,8 @@ except ImportError as error:
 if TYPE_CHECKING:
     import os
 
-_LARGE = 100_000_000  # bytes; larger graphs are run with a single copy of their weights, smaller ones as engines do
+#: Bytes of weights of a graph that are in memory at once, unless one operator has more.
+PART_BYTES = 30_000_000
 
 #: Worst error of an output relative to its largest magnitude. Float32: two libraries add up the same products in
 #: another order, through a hundred layers. Float16: each of these rounds to eleven bits, 5e-4.
@@ -43,6 +45,9 @@ def validate(
     precision: str = "float32",
 ) -> dict[str, float]:
     """Runs an exported graph in ONNX Runtime beside its module, on the same random inputs.
+
+    First the module is run on all inputs, then the graph, part by part: beyond the module itself memory holds the
+    weights of one part and what the largest operators compute, and not a copy of all weights.
 
     Args:
         path: The graph.
@@ -64,18 +69,17 @@ def validate(
     """
     require_trials(row_counts, tolerance)
     limit = TOLERANCES[precision] if tolerance is None else tolerance
-    session = _session(Path(path))
     rng = np.random.default_rng(1)
-    worst = dict.fromkeys(outputs, 0.0)
     chosen_sizes = _combinations(sizes)
     trials = [(rows, chosen_sizes[0]) for rows in row_counts] + [(row_counts[0], one) for one in chosen_sizes[1:]]
-    for rows, chosen in trials:
-        feed = {one.name: one.example(rows, chosen, rng) for one in inputs}
-        trial = ", ".join([f"{rows} rows", *(f"{name} {size}" for name, size in chosen.items())])
-        expected = _reference(module, list(feed.values()), trial)
-        found = _run(session, outputs, feed, trial)
-        for name, ours, theirs in zip(outputs, found, expected, strict=True):
-            worst[name] = max(worst[name], _error(name, trial, ours, theirs, limit))
+    names = [", ".join([f"{rows} rows", *(f"{key} {size}" for key, size in chosen.items())]) for rows, chosen in trials]
+    feeds = [{one.name: one.example(rows, chosen, rng) for one in inputs} for rows, chosen in trials]
+    expected = [_reference(module, list(feed.values()), trial) for trial, feed in zip(names, feeds, strict=True)]
+    found = _run(Path(path), outputs, feeds, names)
+    worst = dict.fromkeys(outputs, 0.0)
+    for trial, theirs, ours in zip(names, expected, found, strict=True):
+        for name, reference, value in zip(outputs, theirs, ours, strict=True):
+            worst[name] = max(worst[name], _error(name, trial, value, reference, limit))
     return worst
 
 
@@ -89,22 +93,6 @@ def require_trials(row_counts: Sequence[int], tolerance: float | None) -> None:
         raise ValueError(f"row_counts must be one or more, each at least 1, got {tuple(row_counts)}")
     if tolerance is not None and not tolerance > 0:
         raise ValueError(f"tolerance must be above 0, got {tolerance}")
-
-
-def _session(path: Path) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # torch runs between its runs
-    if sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*")) >= _LARGE:
-        # Each of these would otherwise hold copies of the weights, rearranged for speed or cast to float32.
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
-        options.enable_cpu_mem_arena = False
-        options.add_session_config_entry("session.disable_prepacking", "1")
-    try:
-        return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's exceptions share no base class
-        raise ExportError(f"{path.name} is refused by ONNX Runtime {ort.__version__}: {error}") from error
 
 
 def _combinations(sizes: Mapping[str, Sequence[int]] | None) -> list[dict[str, int]]:
@@ -122,13 +110,35 @@ def _reference(module: torch.nn.Module, feed: list[npt.NDArray[Any]], trial: str
 
 
 def _run(
-    session: ort.InferenceSession, outputs: Sequence[str], feed: dict[str, npt.NDArray[Any]], trial: str
-) -> list[npt.NDArray[Any]]:
-    taken = {one.name for one in session.get_inputs()}  # what a network does not use is not an input of its graph
+    path: Path, outputs: Sequence[str], feeds: Sequence[Mapping[str, npt.NDArray[Any]]], trials: Sequence[str]
+) -> list[list[npt.NDArray[Any]]]:
+    """The graph's outputs for each feed."""
+    values: list[dict[str, Any]] = [dict(feed) for feed in feeds]
+    parts = split(path, outputs, PART_BYTES)
+    for part in parts:
+        session = _session(path, path if len(parts) == 1 else part.serialized(values[0]))
+        reads = [one.name for one in session.get_inputs()]  # an input that nothing reads may not be among them
+        for known, trial in zip(values, trials, strict=True):
+            try:
+                found = session.run(part.gives, {name: known[name] for name in reads})
+            except Exception as error:  # ONNX Runtime's exceptions share no base class
+                raise ExportError(f"the exported graph fails at {trial}: {error}") from error
+            known.update(zip(part.gives, found, strict=True))
+            for name in known.keys() - part.read_later:
+                del known[name]
+    return [[known[name] for name in outputs] for known in values]
+
+
+def _session(path: Path, model: Path | bytes) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+    options.enable_cpu_mem_arena = False  # it grows in powers of two
     try:
-        return list(session.run(list(outputs), {name: value for name, value in feed.items() if name in taken}))
-    except Exception as error:
-        raise ExportError(f"the exported graph fails at {trial}: {error}") from error
+        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's exceptions share no base class
+        raise ExportError(f"{path.name} is refused by ONNX Runtime {ort.__version__}: {error}") from error
 
 
 def _error(name: str, trial: str, ours: npt.NDArray[Any], theirs: npt.NDArray[Any], limit: float) -> float:

@@ -53,6 +53,8 @@ PIPELINES = {
     "SanaPipeline": "sana",
     "ZImagePipeline": "z_image",
     "QwenImagePipeline": "qwen_image",
+    "FluxPipeline": "flux",
+    "LatentConsistencyModelPipeline": "stable_diffusion",
 }
 
 LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder")
@@ -277,6 +279,7 @@ def _model_info(plan: ExportPlan, settings: SchedulerSettings) -> ModelInfo:
         range_known=not plan.is_latent,
         defaults={**plan.defaults, "steps": steps, **dynamic, **settings.defaults},
         sampler_options=settings.sampler_options,
+        guidance=plan.guidance,
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from stepfuse.bundle.cond_input import CondInput
+from stepfuse.bundle.model_info import GUIDANCE_INPUT
 from stepfuse.bundle.pipeline_info import PipelineInfo
 from stepfuse.export.onnx.inputs import Input
 
@@ -55,6 +56,7 @@ class ExportPlan:
         defaults: Steps and guidance, as the pipeline's own call has them.
         tokenizers: Contents of tokenizer files by name.
         data_range: Least and greatest value of pictures; of latents, the range that they are shown in.
+        guidance: As in ``ModelInfo``.
     """
 
     shape: tuple[int, int, int]
@@ -64,6 +66,7 @@ class ExportPlan:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     tokenizers: Mapping[str, str] = field(default_factory=dict)
     data_range: tuple[float, float] = (-1.0, 1.0)
+    guidance: str = "classifier_free"
 
     @property
     def is_latent(self) -> bool:
@@ -80,6 +83,13 @@ def sample_inputs(
         Input(SAMPLE, (channels, f"{times}height", f"{times}width"), max_size=max_size),
         Input(TIMESTEP, (), high=trained_steps),
     ]
+
+
+def guidance_inputs(embedded: bool) -> tuple[list[Input], dict[str, CondInput]]:
+    """The denoiser's input that takes the guidance scale, and its entry of ``cond``; none where it is not embedded."""
+    if not embedded:
+        return [], {}
+    return [Input(GUIDANCE_INPUT, (), high=10)], {GUIDANCE_INPUT: CondInput("float32", (), null=1.0)}
 
 
 def trial_sizes(shape: Sequence[int], multiple: int) -> dict[str, tuple[int, ...]]:

@@ -1,17 +1,17 @@
-"""``StableDiffusionPipeline``: Stable Diffusion 1.x and 2.x (Rombach et al., 2022)."""
+"""``StableDiffusionPipeline``: Stable Diffusion 1.x and 2.x (Rombach et al., 2022), and latent consistency models."""
 
 from __future__ import annotations
-
-from typing import Any
 
 from stepfuse.bundle.cond_input import CondInput
 from stepfuse.bundle.pipeline_info import PipelineInfo
 from stepfuse.export.onnx.inputs import Input
+from stepfuse.export.pipelines.conditioned_unet import ConditionedUNet
 from stepfuse.export.pipelines.export_plan import (
     DENOISER,
     PREDICTION,
     ExportPart,
     ExportPlan,
+    guidance_inputs,
     sample_inputs,
     trial_sizes,
 )
@@ -29,20 +29,22 @@ except ImportError as error:
 
 TEXT = "encoder_hidden_states"
 DATA_RANGE = (-4.0, 4.0)
+LATENT_CONSISTENCY = "LatentConsistencyModelPipeline"
 
 
-class TextUNetModule(torch.nn.Module):
+class TextUNetModule(ConditionedUNet):
     """diffusers' ``UNet2DConditionModel``."""
 
-    def __init__(self, unet: Any) -> None:
-        super().__init__()
-        self.unet = unet
-
     def forward(
-        self, sample: torch.Tensor, timestep: torch.Tensor, encoder_hidden_states: torch.Tensor
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        guidance: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Shape (R, C, h, w), (R,) and (R, L, D) to (R, C, h, w)."""
-        return self.unet(sample, timestep, encoder_hidden_states, return_dict=False)[0]
+        """Shape (R, C, h, w), (R,), (R, L, D) and, where guidance is embedded, (R,) to (R, C, h, w)."""
+        embedded = self.timestep_cond(guidance)
+        return self.unet(sample, timestep, encoder_hidden_states, timestep_cond=embedded, return_dict=False)[0]
 
 
 class LastState(TextEncoders):
@@ -67,11 +69,16 @@ def plan(folder: PipelineFolder, size: Size) -> ExportPlan:
     channels, multiple, cell = config.number("in_channels"), size_multiple(config), pixels_per_latent(vae)
     shape = (channels, *own_size(config, size, multiple, cell=cell))
     text = (encoder.prompt.length, width)
+    distilled = folder.class_name == LATENT_CONSISTENCY
+    if distilled:
+        config.number("time_cond_proj_dim")
+    embedded = config["time_cond_proj_dim"] is not None
+    guidance, guidance_cond = guidance_inputs(embedded)
     denoiser = ExportPart(
         DENOISER,
         {"unet": (KIND,)},
         TextUNetModule,
-        [*sample_inputs(channels, multiple), Input(TEXT, text)],
+        [*sample_inputs(channels, multiple), Input(TEXT, text), *guidance],
         [PREDICTION],
         trial_sizes(shape, multiple),
         "unet.",
@@ -80,8 +87,9 @@ def plan(folder: PipelineFolder, size: Size) -> ExportPlan:
         shape,
         PipelineInfo(folder.class_name, (encoder.prompt,), pixels_per_latent=cell, size_multiple=cell * multiple),
         [text_part([encoder], LastState, [TEXT]), denoiser, *vae_parts(vae, shape)],
-        {TEXT: CondInput("float32", text, null=0.0)},
-        {"steps": 50, "guidance_scale": 7.5},
+        {TEXT: CondInput("float32", text, null=0.0), **guidance_cond},
+        {"steps": 4, "guidance_scale": 8.5} if distilled else {"steps": 50, "guidance_scale": 7.5},
         {encoder.prompt.tokenizer: encoder.tokenizer},
         DATA_RANGE,
+        "embedded" if embedded else "classifier_free",
     )

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from stepfuse.bundle.cond_input import CondInput
 from stepfuse.bundle.pipeline_info import PipelineInfo
 from stepfuse.export.onnx.inputs import Input
+from stepfuse.export.pipelines.conditioned_unet import ConditionedUNet
 from stepfuse.export.pipelines.export_plan import (
     DENOISER,
     PREDICTION,
     ExportPart,
     ExportPlan,
+    guidance_inputs,
     sample_inputs,
     trial_sizes,
 )
@@ -31,12 +31,8 @@ except ImportError as error:
 POOLED, SIZE = "text_embeds", "time_ids"
 
 
-class XLUNetModule(torch.nn.Module):
+class XLUNetModule(ConditionedUNet):
     """diffusers' ``UNet2DConditionModel`` with what XL adds to it."""
-
-    def __init__(self, unet: Any) -> None:
-        super().__init__()
-        self.unet = unet
 
     def forward(
         self,
@@ -45,11 +41,17 @@ class XLUNetModule(torch.nn.Module):
         encoder_hidden_states: torch.Tensor,
         text_embeds: torch.Tensor,
         time_ids: torch.Tensor,
+        guidance: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Shape (R, C, h, w), (R,), (R, L, D), (R, P) and (R, 6) to (R, C, h, w)."""
-        added = {POOLED: text_embeds, SIZE: time_ids}
-        found = self.unet(sample, timestep, encoder_hidden_states, added_cond_kwargs=added, return_dict=False)
-        return found[0]
+        """Shape (R, C, h, w), (R,), (R, L, D), (R, P), (R, 6) and, where it is embedded, (R,) to (R, C, h, w)."""
+        return self.unet(
+            sample,
+            timestep,
+            encoder_hidden_states,
+            timestep_cond=self.timestep_cond(guidance),
+            added_cond_kwargs={POOLED: text_embeds, SIZE: time_ids},
+            return_dict=False,
+        )[0]
 
 
 class JoinedEncoders(TextEncoders):
@@ -79,11 +81,19 @@ def plan(folder: PipelineFolder, size: Size) -> ExportPlan:
     channels, multiple, cell = config.number("in_channels"), size_multiple(config), pixels_per_latent(vae)
     shape = (channels, *own_size(config, size, multiple, cell=cell))
     text = (encoders[-1].prompt.length, width)
+    embedded = config["time_cond_proj_dim"] is not None
+    guidance, guidance_cond = guidance_inputs(embedded)
     denoiser = ExportPart(
         DENOISER,
         {"unet": (KIND,)},
         XLUNetModule,
-        [*sample_inputs(channels, multiple), Input(TEXT, text), Input(POOLED, (pooled,)), Input(SIZE, (6,), high=1024)],
+        [
+            *sample_inputs(channels, multiple),
+            Input(TEXT, text),
+            Input(POOLED, (pooled,)),
+            Input(SIZE, (6,), high=1024),
+            *guidance,
+        ],
         [PREDICTION],
         trial_sizes(shape, multiple),
         "unet.",
@@ -103,8 +113,10 @@ def plan(folder: PipelineFolder, size: Size) -> ExportPlan:
             TEXT: CondInput("float32", text, null=0.0),
             POOLED: CondInput("float32", (pooled,), null=0.0),
             SIZE: CondInput("float32", (6,), null=0.0),
+            **guidance_cond,
         },
         {"steps": 50, "guidance_scale": 5.0},
         {one.prompt.tokenizer: one.tokenizer for one in encoders},
         DATA_RANGE,
+        "embedded" if embedded else "classifier_free",
     )

@@ -19,7 +19,8 @@ def unet_config(folder: PipelineFolder, vae: Config, addition: str | None) -> Co
         ExportError: If it is missing or not covered.
     """
     config = folder.config("unet", KIND)
-    config.require_none("class_embed_type", "num_class_embeds", "time_cond_proj_dim", "encoder_hid_dim")
+    config.require_none("class_embed_type", "num_class_embeds", "encoder_hid_dim")
+    config.require("time_cond_proj_dim", "None, or at least 4", lambda width: width is None or width >= 4)
     config.require("addition_embed_type", repr(addition), lambda value: value == addition)
     channels = vae.number("latent_channels")
     for name in ("in_channels", "out_channels"):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from stepfuse._core import CostCurve, LoopOptions, Policy, Table, replay, rows_worthwhile
 from stepfuse.samplers.table import COLUMNS
+from stepfuse.serving.config import AGEING
 
 PLAIN = {"s": 1.0, "lo": -np.inf, "hi": np.inf, "q_x": 1.0}  # a step that leaves the state as it is
 
@@ -257,6 +258,22 @@ def test_a_stream_of_short_requests_starves_a_long_one_unless_it_ages(options, f
     run = Run(STREAM, 1, **options)
     assert run.finished[0] == finished
     assert run.finished.max() == 54
+
+
+@pytest.mark.parametrize("policy", AGEING)
+@pytest.mark.parametrize("passes", [2, 3])
+def test_a_flood_of_the_shortest_requests_holds_another_back_for_as_long_as_ageing_says(policy, passes):
+    """Requests of one pass arrive as fast as they are computed, without end, from the moment another one comes.
+
+    That one, of p passes, has an urgency of p; one of a single pass that comes when c passes are computed has
+    1 + ageing c. So the longer one waits until (p - 1) / ageing passes are computed, and then has its p in a row.
+    """
+    credit = (passes - 1) / AGEING[policy]
+    flood = [Arrival(float(second), [1.0]) for second in range(int(credit) + 10)]
+    run = Run([Arrival(0.0, [1.0] * passes), *flood], 1, policy=Policy.ShortestFirst, ageing=AGEING[policy])
+    began = run.first_iteration(0)
+    assert credit <= began <= credit + 3
+    assert [stint.iteration for stint in run.stints[0]] == list(range(began, began + passes))
 
 
 def test_shortest_first_goes_by_what_is_left_also_of_a_paused_sample():

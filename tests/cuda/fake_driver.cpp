@@ -98,6 +98,7 @@ struct CUstream_st {
 };
 struct CUevent_st {
   int id;
+  bool timing;
   std::shared_ptr<double> at = std::make_shared<double>(0);  // when it was last reached
 };
 struct CUctx_st {};
@@ -447,6 +448,7 @@ CUresult cuMemAlloc_v2(CUdeviceptr* memory, std::size_t bytes) {
   return CUDA_SUCCESS;
 }
 CUresult cuMemFree_v2(CUdeviceptr memory) {
+  if (captured_meanwhile()) return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
   catch_up();  // the real one waits, too
   void* pages = reinterpret_cast<void*>(memory);
   const auto found = world->live.find(pages);
@@ -461,6 +463,7 @@ CUresult cuMemHostAlloc(void** memory, std::size_t bytes, unsigned) {
   return CUDA_SUCCESS;
 }
 CUresult cuMemFreeHost(void* memory) {
+  if (captured_meanwhile()) return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
   catch_up();
   if (dies(memory, "host memory")) std::free(memory);
   return enter_context("cuMemFreeHost");
@@ -528,9 +531,9 @@ CUresult cuStreamEndCapture(CUstream stream, CUgraph* graph) {
   return CUDA_SUCCESS;
 }
 
-CUresult cuEventCreate(CUevent* event, unsigned) {
+CUresult cuEventCreate(CUevent* event, unsigned flags) {
   if (const CUresult code = enter_context("cuEventCreate")) return code;
-  born(*event = new CUevent_st{++world->ids}, "event");
+  born(*event = new CUevent_st{++world->ids, !(flags & CU_EVENT_DISABLE_TIMING)}, "event");
   return CUDA_SUCCESS;
 }
 CUresult cuEventDestroy_v2(CUevent event) {
@@ -554,8 +557,10 @@ CUresult cuEventSynchronize(CUevent event) {
   return CUDA_SUCCESS;
 }
 CUresult cuEventElapsedTime(float* milliseconds, CUevent start, CUevent end) {
+  if (const CUresult code = enter_context("cuEventElapsedTime")) return code;
+  if (!start->timing || !end->timing) return static_cast<CUresult>(400);  // an invalid handle
   *milliseconds = static_cast<float>(*end->at - *start->at);
-  return enter_context("cuEventElapsedTime");
+  return CUDA_SUCCESS;
 }
 
 CUresult cuModuleLoadDataEx(CUmodule* module, const void* image, unsigned options, CUjit_option* names, void** values) {

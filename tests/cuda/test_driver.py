@@ -116,7 +116,7 @@ def test_copies_go_through_pinned_and_other_memory_and_stay_within_the_buffer(fa
 def test_streams_and_events(fake):
     context = fake.open()
     first, second = cuda.Stream(context), cuda.Stream(context)
-    begin, end = cuda.Event(context), cuda.Event(context)
+    begin, end = (cuda.Event(context, timing=True) for _ in range(2))
     fake.log()
     first.record(begin)
     second.wait(begin)
@@ -126,6 +126,8 @@ def test_streams_and_events(fake):
     assert end.seconds_since(begin) == pytest.approx(0.0025)
     names = ["cuEventRecord", "cuStreamWaitEvent", "cuEventRecord", "cuEventSynchronize", "cuEventElapsedTime"]
     assert fake.names() == names
+    with pytest.raises(cuda.CudaError, match="cuEventElapsedTime failed"):
+        end.seconds_since(cuda.Event(context))
 
 
 def test_a_borrowed_stream_is_not_destroyed(fake):

@@ -328,7 +328,7 @@ def test_a_previous_upload_is_waited_for_before_its_memory_is_written_again(rig,
     trajectory = made.trajectory(Form.Unrolled)
     fake.log()
     trajectory.load(made.stream, made.frames)
-    assert fake.names() == ["cuMemcpyHtoDAsync", "cuEventRecord"]
+    assert fake.names() == ["cuGraphUpload", "cuMemcpyHtoDAsync", "cuEventRecord"]
     trajectory.load(made.stream, made.frames)
     assert fake.names() == ["cuEventSynchronize", "cuMemcpyHtoDAsync", "cuEventRecord"]
 

@@ -125,7 +125,7 @@ REAL_CALLS = {
     "submit-timeout": (lambda one: submitted(timeout=one), 64.0),
     "encode-guidance": (lambda one: encoded(guidance_scale=one, cond=1), 2.0),
     "shift": (lambda one: sf.NoiseSchedule.flow(one).config, 2.0),
-    "ageing": (lambda one: sf.Serving(ageing=one).ageing, 0.5),
+    "ageing": (lambda one: sf.Serving(policy="shortest", ageing=one).ageing, 0.5),
     "cost": (lambda one: sf.CostCurve(one, 1.0), 0.5),
     "init-scale": (lambda one: sf.StepTable(np.ones((1, 16)), init_scale=one).init_scale, 2.0),
 }

@@ -18,12 +18,19 @@ NAMES = (
     "StableDiffusionPipeline-v",
     "StableDiffusionXLPipeline",
     "StableDiffusion3Pipeline",
+    "StableDiffusion3Pipeline-3.5",
+    "FluxPipeline",
+    "FluxPipeline-schnell",
+    "LatentConsistencyModelPipeline",
+    "StableDiffusionXLPipeline-lcm",
 )
 PROMPTS = ["a red cat in the rain", "blue dog"]
 LENGTH = 12  # tokens of a prompt
 LABELS = {index: f"thing {index}, also {index}" for index in range(1000)}
 SIZE = 8  # of latents; pixels are twice as many
-OWN_SIZES = {"ZImagePipeline": 2 * SIZE, "QwenImagePipeline": 2 * SIZE}  # where no configuration says it
+OWN_SIZES = dict.fromkeys(  # where no configuration says it
+    ("FluxPipeline", "FluxPipeline-schnell", "ZImagePipeline", "QwenImagePipeline"), 2 * SIZE
+)
 
 STABLE_DIFFUSION = {
     "beta_schedule": "scaled_linear",
@@ -68,7 +75,7 @@ def tiny_pipeline(name: str, scheduler=None, **changes):
         parts = {**makers[name](Path(scratch)), **changes}
         if scheduler is not None:
             parts["scheduler"] = scheduler
-        pipe = getattr(diffusers, name.removesuffix("-v"))(**parts)
+        pipe = getattr(diffusers, name.partition("-")[0])(**parts)
         for part in pipe.components.values():
             if isinstance(part, torch.nn.Module):
                 part.eval()
@@ -122,6 +129,23 @@ def clip(tokenizer, width, *, projected=False, layers=2, activation="quick_gelu"
     )
     model = CLIPTextModelWithProjection if projected else CLIPTextModel
     return _widen(model(config))
+
+
+def t5(tokenizer):
+    """A T5 text encoder of width 48."""
+    from transformers import T5Config, T5EncoderModel
+
+    config = T5Config(
+        vocab_size=len(tokenizer),
+        d_model=48,
+        d_kv=8,
+        d_ff=32,
+        num_layers=2,
+        num_heads=2,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+    )
+    return T5EncoderModel(config)
 
 
 def vae(channels=4, scaling_factor=0.18215, **config):
@@ -223,7 +247,12 @@ def _stable_diffusion_2(scratch):
     }
 
 
-def _stable_diffusion_xl(scratch):
+def _latent_consistency(scratch):
+    parts = _stable_diffusion(scratch)
+    return {**parts, "unet": unet(16, time_cond_proj_dim=9), "scheduler": _scheduler("LCMScheduler")}
+
+
+def _stable_diffusion_xl(scratch, **changes):
     first = clip_tokenizer(scratch / "tokenizer")
     second = clip_tokenizer(scratch / "tokenizer_2", pad_token="!")
     network = unet(
@@ -233,6 +262,7 @@ def _stable_diffusion_xl(scratch):
         projection_class_embeddings_input_dim=24 + 6 * 4,
         transformer_layers_per_block=(1, 2),
         use_linear_projection=True,
+        **changes,
     )
     return {
         "vae": vae(scaling_factor=0.13025),
@@ -246,23 +276,16 @@ def _stable_diffusion_xl(scratch):
     }
 
 
-def _stable_diffusion_3(scratch):
+def _latent_consistency_xl(scratch):
+    return {**_stable_diffusion_xl(scratch, time_cond_proj_dim=8), "scheduler": _scheduler("LCMScheduler")}
+
+
+def _stable_diffusion_3(scratch, **changes):
     from diffusers import SD3Transformer2DModel
-    from transformers import T5Config, T5EncoderModel
 
     first = clip_tokenizer(scratch / "tokenizer")
     second = clip_tokenizer(scratch / "tokenizer_2", pad_token="!")
     third = t5_tokenizer()
-    config = T5Config(
-        vocab_size=len(third),
-        d_model=48,
-        d_kv=8,
-        d_ff=32,
-        num_layers=2,
-        num_heads=2,
-        feed_forward_proj="gated-gelu",
-        tie_word_embeddings=False,
-    )
     network = SD3Transformer2DModel(
         sample_size=SIZE,
         patch_size=2,
@@ -276,6 +299,7 @@ def _stable_diffusion_3(scratch):
         out_channels=16,
         pos_embed_max_size=12,
         qk_norm="rms_norm",
+        **changes,
     )
     return {
         "transformer": _widen(network),
@@ -285,9 +309,40 @@ def _stable_diffusion_3(scratch):
         "tokenizer": first,
         "text_encoder_2": clip(second, 24, projected=True, activation="gelu"),
         "tokenizer_2": second,
-        "text_encoder_3": T5EncoderModel(config),
+        "text_encoder_3": t5(third),
         "tokenizer_3": third,
     }
+
+
+def _stable_diffusion_3_5(scratch):
+    """The medium model's transformer, of which some layers have a second attention, with a shift by size."""
+    scheduler = _scheduler("FlowMatchEulerDiscreteScheduler", shift=3.0, use_dynamic_shifting=True)
+    return {**_stable_diffusion_3(scratch, dual_attention_layers=(0,)), "scheduler": scheduler}
+
+
+def flux_transformer(**config):
+    """Flux's transformer, of one layer of each kind, with positions in two axes of 4 and 8 numbers."""
+    from diffusers import FluxTransformer2DModel
+
+    usual = {"in_channels": 64, "num_layers": 1, "num_single_layers": 1, "attention_head_dim": 16}
+    usual |= {"num_attention_heads": 2, "joint_attention_dim": 48, "pooled_projection_dim": 16}
+    return _widen(FluxTransformer2DModel(**{**usual, "axes_dims_rope": (4, 4, 8), **config}))
+
+
+def _flux(guidance_embeds, **scheduler):
+    def parts(scratch):
+        first, second = clip_tokenizer(scratch / "tokenizer"), t5_tokenizer()
+        return {
+            "transformer": flux_transformer(guidance_embeds=guidance_embeds),
+            "scheduler": _scheduler("FlowMatchEulerDiscreteScheduler", **scheduler),
+            "vae": vae(16, 0.3611, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False),
+            "text_encoder": clip(first, 16),
+            "tokenizer": first,
+            "text_encoder_2": t5(second),
+            "tokenizer_2": second,
+        }
+
+    return parts
 
 
 def _scheduler(name, **config):
@@ -322,4 +377,9 @@ _PARTS = {
     "StableDiffusionPipeline-v": _stable_diffusion_2,
     "StableDiffusionXLPipeline": _stable_diffusion_xl,
     "StableDiffusion3Pipeline": _stable_diffusion_3,
+    "StableDiffusion3Pipeline-3.5": _stable_diffusion_3_5,
+    "FluxPipeline": _flux(True, shift=3.0, use_dynamic_shifting=True),
+    "FluxPipeline-schnell": _flux(False),
+    "LatentConsistencyModelPipeline": _latent_consistency,
+    "StableDiffusionXLPipeline-lcm": _latent_consistency_xl,
 }

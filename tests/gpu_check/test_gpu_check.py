@@ -1,6 +1,7 @@
 """``make gpu-check`` as far as it needs no GPU: it says that there is none, resumes, merges; its parts are there."""
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import py_compile
@@ -36,7 +37,7 @@ def test_without_a_gpu_every_stage_says_so_and_the_status_is_three(stage):
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 3, done.stderr
     named = [line.split(":")[0] for line in done.stdout.splitlines()]
-    assert named == ([stage[1]] if stage else ["kernels", "graphs", "compare"])
+    assert named == ([stage[1]] if stage else ["kernels", "graphs", "compare", "numerics"])
     assert all("not run: " in line for line in done.stdout.splitlines())
 
 
@@ -221,6 +222,40 @@ def test_what_is_done_is_not_done_again(check, monkeypatch, tmp_path, capsys):
     assert ran[-2:] == ["build", "diffusers_loop.py"]
 
 
+def test_what_does_not_fit_the_time_is_skipped_and_runs_the_next_time(check, monkeypatch, tmp_path, capsys):
+    now, ran, limits = [0.0], [], {}
+
+    def run_part(part, cc, version):
+        ran.append(part.name)
+        limits[part.name] = part.seconds
+        now[0] += part.expected
+        return finding() | {"version": version}
+
+    monkeypatch.setattr(check.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(check, "find_gpu", lambda: ("A GPU", 90))
+    monkeypatch.setattr(check, "run_part", run_part)
+    monkeypatch.setattr(check, "build", lambda wheels, version: (check.STATE.mkdir(parents=True), (0, ""))[1])
+    monkeypatch.setattr(check, "fingerprint", lambda: "one")
+    check.STATE.parent.mkdir(parents=True, exist_ok=True)
+    stages = list(check.STAGES)
+    assert check.check(stages, tmp_path, tmp_path, seconds=100) == 0
+    done = set(ran)
+    assert {"cubins", "tests/gpu: kernels", "step.py"} <= done
+    assert "diffusers_loop.py" not in done
+    assert "skipped: diffusers_loop.py: " in capsys.readouterr().out
+    assert max(limits.values()) <= 100
+    assert limits["step.py"] == 60  # of 100 seconds 40 are gone
+    skipped = json.loads((tmp_path / "gpu-a-gpu.json").read_text())["skipped"]
+    everything = {part.name for parts in check.STAGES.values() for part in parts}
+    assert {line.partition(": ")[0] for line in skipped} >= {"diffusers_loop.py", "serving.py"}
+    assert len(skipped) + len(done) == len(everything)
+    ran.clear()
+    (check.STATE / "built").write_text("one")
+    assert check.check(stages, tmp_path, tmp_path, seconds=10_000) == 0
+    assert set(ran) == everything - done
+    assert json.loads((tmp_path / "gpu-a-gpu.json").read_text())["skipped"] == []
+
+
 def test_sources_that_change_are_noticed(check, tmp_path):
     for folder in ("csrc", "engine", "kernels", "export", "tests", "benchmarks/gpu"):
         (tmp_path / folder).mkdir(parents=True)
@@ -250,6 +285,82 @@ def test_clocks_are_read_by_name(benchmark):
     assert timing.parse_fields(("a", "b"), "no devices were found") == {}
 
 
+def test_clocks_are_summed_up_while_work_goes_on(benchmark):
+    timing = benchmark("timing")
+    lines = ["1980, 3201, 40, 300.5", "1200, 3201, 42, [N/A]", "no devices", ""]
+    found = timing.summary_of(timing.ClockSamples.FIELDS, lines)
+    assert found["clocks.sm"] == {"least": 1200.0, "median": 1590.0, "most": 1980.0}
+    assert found["power.draw"] == {"least": 300.5, "median": 300.5, "most": 300.5}
+    assert timing.summary_of(("a",), []) == {}
+
+
+class Device:
+    """A GPU's queue: ``now`` is the host's time, ``busy`` when the device has done what it was given."""
+
+    def __init__(self):
+        self.now = self.busy = 0.0
+        self.slept = []
+
+    def run(self, seconds):
+        self.busy = max(self.busy, self.now) + seconds
+
+    def sleep(self, cycles):
+        self.slept.append(cycles / 2e9)
+        self.run(cycles / 2e9)
+
+    def event(self, enable_timing):
+        device = self
+
+        class Event:
+            def record(self):
+                self.at = max(device.busy, device.now)
+
+            def synchronize(self):
+                device.now = max(device.now, self.at)
+
+            def elapsed_time(self, last):
+                return 1e3 * (last.at - self.at)
+
+        return Event()
+
+
+@pytest.mark.parametrize("launch", [1e-6, 139e-6, 20e-3])
+def test_the_device_does_not_wait_for_the_host_in_what_is_timed(benchmark, monkeypatch, launch):
+    timing, device = benchmark("timing"), Device()
+    monkeypatch.setattr(timing.torch.cuda, "Event", device.event)
+    monkeypatch.setattr(timing.torch.cuda, "_sleep", device.sleep, raising=False)
+    monkeypatch.setattr(timing.torch.cuda, "current_stream", lambda: None)
+    monkeypatch.setattr(timing.torch.cuda, "stream", contextlib.nullcontext)
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: device.now)
+
+    def work():
+        for _ in range(3):
+            device.now += launch
+            device.run(10e-6)
+
+    clock = timing.Clock(flush=False)
+    assert clock.device_seconds(work) == pytest.approx(30e-6)
+    slept = len(device.slept)
+    assert clock.device_seconds(work) == pytest.approx(30e-6)
+    assert len(device.slept) == slept + 1  # how long it has to sleep is known now
+
+
+def test_work_that_waits_for_the_device_is_timed_as_it_is(benchmark, monkeypatch):
+    timing, device = benchmark("timing"), Device()
+    monkeypatch.setattr(timing.torch.cuda, "Event", device.event)
+    monkeypatch.setattr(timing.torch.cuda, "_sleep", device.sleep, raising=False)
+    monkeypatch.setattr(timing.torch.cuda, "current_stream", lambda: None)
+    monkeypatch.setattr(timing.torch.cuda, "stream", contextlib.nullcontext)
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: device.now)
+
+    def work():
+        device.now += 100e-6
+        device.run(10e-6)
+        device.now = max(device.now, device.busy)
+
+    assert timing.Clock(flush=False).device_seconds(work) == pytest.approx(110e-6)
+
+
 def test_contenders_are_timed_alternately(benchmark, monkeypatch):
     timing = benchmark("timing")
     monkeypatch.setattr(timing.torch.cuda, "synchronize", lambda: None)
@@ -275,6 +386,7 @@ def test_contenders_are_timed_alternately(benchmark, monkeypatch):
 def test_a_case_that_fails_leaves_the_others_in_a_file_that_is_there_already(benchmark, monkeypatch, tmp_path, capsys):
     common = benchmark("common")
     monkeypatch.setattr(common, "machine", dict)
+    monkeypatch.setattr(common, "load", lambda: None)
     monkeypatch.setattr(common.torch.cuda, "empty_cache", lambda: None)
     given = argparse.Namespace(quick=False, output=tmp_path, seconds=60.0)
     report = common.GpuReport("gpu-some", given, {}, ())

@@ -3,6 +3,7 @@
 The fast tests build one variant of each kind for one architecture; the slow ones build all of them.
 """
 
+import ctypes
 import hashlib
 import json
 import os
@@ -12,10 +13,12 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import cuda_toolkit
 import pytest
 
 pytest.importorskip("triton", reason="Triton is not installed: it comes for x86-64 Linux")
 
+from stepfuse.kernels import aot
 from stepfuse.kernels.aot import ARCHITECTURES
 from stepfuse.kernels.variants import ARGUMENTS, OF_NETWORK, OF_STATE, variants
 
@@ -30,6 +33,7 @@ FEW = (
     "thresholded_rows.float32.float16.aligned",
     "keep_known.float32.float16.aligned",
 )
+PARAMETER = re.compile(rb"Ordinal : (\S+)\s+Offset\s+: (\S+)\s+Size\s+: (\S+)")
 RECORD = Path(__file__).parents[2] / "benchmarks/results/cubins.json"
 
 
@@ -78,6 +82,24 @@ def test_a_cubin_for_every_variant_and_architecture_is_as_the_manifest_says(buil
             assert (len(data), hashlib.sha256(data).hexdigest()) == (cubin["bytes"], cubin["sha256"])
             assert f"sm_{cc}" in cubin["file"]
     assert len(list(built.folder.rglob("*.cubin"))) == len(built.names) * len(built.architectures)
+
+
+def test_a_cubin_s_parameters_and_threads_are_those_of_its_manifest(built):
+    """As NVIDIA's own tool reads them from the machine code: the driver copies arguments by these sizes and places."""
+    dump = cuda_toolkit.tool("cuobjdump")
+    manifest = built.manifest()["variants"]
+    for name, variant in manifest.items():
+        sizes = [8 if one["type"][0] == "*" or one["type"][1:] == "64" else 4 for one in variant["arguments"]]
+        fields = [(str(i), ctypes.c_int64 if size == 8 else ctypes.c_int32) for i, size in enumerate(sizes)]
+        struct = type("Arguments", (ctypes.Structure,), {"_fields_": fields})  # placed as a structure of C's
+        places = [getattr(struct, one).offset for one, _ in fields]
+        for cubin in variant["cubins"].values():
+            text = subprocess.run([dump, "-elf", built.folder / cubin["file"]], check=True, capture_output=True).stdout
+            found = [[int(n, 16) for n in one] for one in PARAMETER.findall(text)]
+            assert sorted(found) == [[i, *one] for i, one in enumerate(zip(places, sizes, strict=True))], name
+            assert re.findall(rb"EIATTR_REQNTID\s+Format:.*\s+Value:\s+(\S+ \S+ \S+)", text) == [
+                b"0x%x 0x1 0x1" % (32 * variant["num_warps"])
+            ]
 
 
 def test_nothing_spills_and_every_block_fits_a_processor(built):
@@ -157,3 +179,9 @@ def test_refuses(tmp_path, only, interpret, message):
     done = build("-o", tmp_path / "cubins", "--only", only, interpret=interpret)
     assert done.returncode == 1
     assert done.stderr.startswith(message)
+
+
+def test_a_load_after_a_store_is_refused():
+    aot.require_loads_first("step", "ld.global.b32 %r1, [%rd1]; ld.param.b64 %rd2, [p]; st.global.b32 [%rd2], %r1;")
+    with pytest.raises(aot.BuildError, match="step must load all before its first store, got 1 loads"):
+        aot.require_loads_first("step", "st.global.b32 [%rd2], %r1; ld.param.b64 %rd3, [p]; ld.global.v4.b32 {%r2};")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from stepfuse._core import cuda
@@ -123,6 +125,33 @@ def capture_as(device: Cuda, network: CapturedNetwork[Any], reserved_bytes: int 
         return
     buckets = device.buckets or cuda.bucket_rows(network.max_rows)
     network.capture(buckets, device.memory_bytes, optional=device.eager is None, reserved_bytes=reserved_bytes)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """For a capture: nothing is collected meanwhile, and what this thread lets go of is released afterwards.
+
+    The driver makes a capture invalid in which its own thread frees memory, and Python may collect at any time.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        with cuda.HeldReleases():
+            yield
+    finally:
+        if collects:
+            gc.enable()
+
+
+def require_repeatable(rows: int, graph: cuda.Graph, rule: str) -> None:
+    """Refuses a captured forward that holds what a replay cannot repeat; arguments are those of ``not_captured``.
+
+    Raises:
+        CaptureError: If it does.
+    """
+    if found := Counter(graph.unrepeatable()):
+        parts = ", ".join(f"{part} ({count})" for part, count in sorted(found.items()))
+        raise not_captured(rows, f"it holds what a replay cannot repeat: {parts}", rule)
 
 
 def not_captured(rows: int, reason: BaseException | str, rule: str) -> CaptureError:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 from abc import abstractmethod
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -13,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stepfuse._core import cuda
-from stepfuse.backends.cuda.capture import WARM_UPS, CapturedForwards, not_captured
+from stepfuse.backends.cuda.capture import WARM_UPS, CapturedForwards, not_captured, require_repeatable, undisturbed
 from stepfuse.backends.cuda.memory import Rows, Staging, is_out_of_memory
 from stepfuse.bundle.model_info import ModelInfo
 
@@ -142,18 +141,17 @@ class DriverNetwork(CapturedForwards):
         return self.context.memory[0] + self._taken
 
     def _captures(self, rows: int) -> bool:
-        capture = cuda.Capture(self.stream)
-        try:
-            self.forward(rows)
-            graph = capture.end()
-        except Exception as error:
-            if self._is_out_of_memory(error):
-                return False
-            raise not_captured(rows, error, self.rule) from error
-        finally:
-            del capture  # an error keeps this frame, and with it the capture, which would keep the stream recording
-        if found := Counter(graph.unrepeatable()):
-            parts = ", ".join(f"{part} ({count})" for part, count in sorted(found.items()))
-            raise not_captured(rows, f"it holds what a replay cannot repeat: {parts}", self.rule)
+        with undisturbed():
+            capture = cuda.Capture(self.stream)
+            try:
+                self.forward(rows)
+                graph = capture.end()
+            except Exception as error:
+                if self._is_out_of_memory(error):
+                    return False
+                raise not_captured(rows, error, self.rule) from error
+            finally:
+                del capture  # an error keeps this frame, and with it the capture, which would keep the stream recording
+        require_repeatable(rows, graph, self.rule)
         self.graphs[rows] = graph
         return True

@@ -10,7 +10,13 @@ from typing import Any
 import torch
 
 from stepfuse._core import cuda
-from stepfuse.backends.cuda.capture import WARM_UPS, CapturedForwards, not_captured
+from stepfuse.backends.cuda.capture import (
+    WARM_UPS,
+    CapturedForwards,
+    not_captured,
+    require_repeatable,
+    undisturbed,
+)
 from stepfuse.backends.cuda.config import Cuda
 from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.errors import DenoiserError
@@ -19,9 +25,12 @@ _STORAGE = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: 
 
 #: What a module may not do while it is captured.
 _RULE = (
-    "A captured module must neither wait for the device (.item(), .cpu(), printing a tensor, branching on one) nor copy"
-    " from the host's pageable memory"
+    "A captured module must neither wait for the device (.item(), .cpu(), printing a tensor, branching on one), nor"
+    " copy from the host's pageable memory, nor draw random numbers"
 )
+
+#: Graphs whose capture failed at its end: torch refers to them as long as the process lives.
+_failed: list[torch.cuda.CUDAGraph] = []
 
 
 class TorchNetwork(CapturedForwards):
@@ -34,8 +43,8 @@ class TorchNetwork(CapturedForwards):
         device: The GPU that the caller names, which must be the module's; None: the module's.
 
     Raises:
-        ValueError: If ``max_rows`` is below 1, the module has no parameter, is not on one GPU or on another than
-            ``device``, or ``device`` names what runs a bundle's network.
+        ValueError: If ``max_rows`` is below 1, the module is in training mode, has no parameter, is not on one GPU or
+            on another than ``device``, or ``device`` names what runs a bundle's network.
         TypeError: If it computes in a type that the step has no kernel for.
     """
 
@@ -43,6 +52,11 @@ class TorchNetwork(CapturedForwards):
         if max_rows < 1:
             raise ValueError(f"max_rows must be at least 1, got {max_rows}")
         self.device, self._dtype = _where(module)
+        if getattr(module, "training", False):
+            raise ValueError(
+                "the module must be in evaluation mode, got one in training mode, where dropout draws random numbers"
+                " that every replay of a captured forward repeats: module.eval()"
+            )
         if device is not None:
             _require_device(device, self.device)
         self.storage = _STORAGE[self._dtype]
@@ -108,7 +122,7 @@ class TorchNetwork(CapturedForwards):
 
     def _warm_up(self, rows: int) -> int | None:
         """Bytes that a forward works in, or None if there was no memory for it."""
-        before = torch.cuda.memory_allocated(self.device)
+        before, generator = torch.cuda.memory_allocated(self.device), torch.cuda.get_rng_state(self.device)
         torch.cuda.reset_peak_memory_stats(self.device)
         try:
             for _ in range(WARM_UPS):
@@ -117,6 +131,8 @@ class TorchNetwork(CapturedForwards):
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
             return None
+        if not torch.equal(generator, torch.cuda.get_rng_state(self.device)):
+            raise not_captured(rows, "it draws random numbers, which every replay would repeat", _RULE)
         return max(1, int(torch.cuda.max_memory_allocated(self.device) - before))
 
     def _free_memory(self) -> int:
@@ -127,33 +143,48 @@ class TorchNetwork(CapturedForwards):
     def _captures(self, rows: int) -> bool:
         """Captures one forward; False if there was no memory for it."""
         graph = torch.cuda.CUDAGraph(keep_graph=True)
-        # A workspace that is made during the capture belongs to the graph's pool, and nothing else frees it.
-        _clear_workspaces()
-        graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
         error: BaseException | None = None
-        try:
-            self.forward(rows)
-        except BaseException as raised:
-            error = raised
-        try:
-            graph.capture_end()
-        except RuntimeError as raised:  # if the forward has raised, its error is the reason
-            error = error or raised
-            self._end_allocation()
-        finally:
+        with undisturbed():
+            # A workspace that is made during the capture belongs to the graph's pool, and nothing else frees it.
             _clear_workspaces()
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            try:
+                self.forward(rows)
+            except BaseException as raised:
+                error = raised
+            try:
+                graph.capture_end()
+            except RuntimeError as raised:  # if the forward has raised, its error is the reason
+                error = error or raised
+                self._mend_after(graph)
+            finally:
+                _clear_workspaces()
         if error is not None:
             if not self._captured:
                 self._pool = torch.cuda.graph_pool_handle()  # the pool of a capture that failed is closed
             return self._explain(error, rows)
+        captured = cuda.Graph.borrow(self.context, graph.raw_cuda_graph())
+        require_repeatable(rows, captured, _RULE)
         self._captured.append(graph)
-        self.graphs[rows] = cuda.Graph.borrow(self.context, graph.raw_cuda_graph())
+        self.graphs[rows] = captured
         return True
 
-    def _end_allocation(self) -> None:
-        """Where the end of a capture fails torch leaves its allocator directed to the pool."""
-        with suppress(RuntimeError, AttributeError):
-            torch._C._cuda_endAllocateToPool(self.device.index or 0, self._pool)
+    def _mend_after(self, failed: torch.cuda.CUDAGraph) -> None:
+        """Does what torch (2.11) leaves undone where the end of a capture fails.
+
+        Its allocator is directed to the pool and counts a user of it; the filter of its allocator of pinned memory
+        refers to the graph; and its generators, which would refuse to draw, wait for the end that a capture that
+        succeeds brings.
+        """
+        _failed.append(failed)
+        for undone in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
+            with suppress(RuntimeError, AttributeError):
+                getattr(torch._C, undone)(self.device.index or 0, self._pool)
+        trivial = torch.cuda.CUDAGraph(keep_graph=True)
+        with suppress(RuntimeError):
+            trivial.capture_begin(pool=torch.cuda.graph_pool_handle(), capture_error_mode="thread_local")
+            self._timestep.zero_()
+            trivial.capture_end()
 
     def _explain(self, error: BaseException, rows: int) -> bool:
         if isinstance(error, torch.OutOfMemoryError):

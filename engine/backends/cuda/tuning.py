@@ -46,7 +46,7 @@ def step_seconds(
             kernel.launch(stream, slots, values)
         graphs.append(cuda.GraphExec(capture.end()))
     found: list[list[float]] = [[] for _ in graphs]
-    begin, end = cuda.Event(context), cuda.Event(context)
+    begin, end = (cuda.Event(context, timing=True) for _ in range(2))
     for round_ in range(1 + _ROUNDS):
         for graph, seconds in zip(graphs, found, strict=True):
             stream.record(begin)

@@ -50,11 +50,16 @@ def test_each_size_has_room_of_its_own_for_as_many_as_there_may_be():
 
 
 @pytest.mark.parametrize(
-    ("policy", "expected"),
-    [("fifo", ["high", "long", "short", "late"]), ("shortest", ["high", "short", "late", "long"])],
+    ("serving", "expected"),
+    [
+        (sf.Serving(policy="fifo"), ["high", "long", "short", "late"]),
+        (sf.Serving(policy="shortest", ageing=0.5), ["high", "short", "late", "long"]),
+        (sf.Serving(policy="shortest", ageing=1.0), ["high", "short", "long", "late"]),
+        (sf.Serving(), ["high", "short", "late", "long"]),
+    ],
+    ids=["fifo", "shortest", "shortest-aged", "auto"],
 )
-def test_the_order_is_the_engine_s_policy(policy, expected):
-    serving = sf.Serving(policy=policy, ageing=0.5)
+def test_the_order_is_the_engine_s_policy(serving, expected):
     requests = [("long", 0, 100, 0), ("short", 0, 2, 10), ("late", 0, 2, 100), ("high", 1, 1000, 0)]
     orders = {}
     for number, (name, priority, passes, before) in enumerate(requests):

@@ -268,7 +268,7 @@ def test_deadlines_that_cannot_be_met_are_refused(pipe):
     with pytest.raises(ValueError, match=r"deadline must lie ahead on time.monotonic\(\), it passed"):
         pipe.submit(sf.PromptRequest("a cat", deadline=time.monotonic() - 1))
     pipe("a cat", steps=5)
-    long = pipe.submit(sf.PromptRequest("a cat", steps=1000))
+    long = pipe.submit(sf.PromptRequest("a cat", steps=1000, priority=1))
     until(lambda: pipe.totals()["running"])
     with pytest.raises(
         sf.DeadlineError, match=r"it is 0\.\d+ s away, the estimate is .* network passes to be computed"

@@ -17,7 +17,7 @@ from stepfuse.integrations.scheduler_config import read_scheduler
 from stepfuse.pipeline.prompts import PromptCutWarning
 from stepfuse.samplers.noise import POSTERIOR
 
-NAMES = [name for name in tiny_pipelines.NAMES if name.startswith("Stable")]
+NAMES = [name for name in tiny_pipelines.NAMES if name.startswith("Stable") and not name.endswith("-lcm")]
 PROMPTS, NEGATIVES = tiny_pipelines.PROMPTS, ["the dog", ""]
 STEPS, SEED = 5, 3
 

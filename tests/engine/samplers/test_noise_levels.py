@@ -185,9 +185,8 @@ def test_every_sampler_on_a_flow_has_the_same_levels(options):
         ({"shift": 1.0}, {"shift": 1.0}, None),
         ({"shift": 3.0}, {}, None),
         ({"use_dynamic_shifting": True}, {"shift": np.exp(0.8)}, 0.8),
-        ({"shift": 3.0, "shift_terminal": 0.05}, {"shift_terminal": 0.05}, None),
     ],
-    ids=["schnell", "shift", "dev", "terminal"],
+    ids=["schnell", "shift", "dev"],
 )
 def test_trailing_levels_of_a_flow_are_those_that_flux_passes_to_its_scheduler(config, ours, mu, steps):
     import diffusers

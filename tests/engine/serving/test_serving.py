@@ -68,6 +68,7 @@ def begin(engine, turnstile, *requests):
 
 
 ORDERS = {
+    "auto": ("auto", [{}, {}, {}], [[0], [2], [0], [0], [0], [1], [1], [1]]),
     "fifo": ("fifo", [{}, {}, {}], [[0], [0], [0], [0], [1], [1], [1], [2]]),
     "shortest": ("shortest", [{}, {}, {}], [[0], [2], [0], [0], [0], [1], [1], [1]]),
     "deadline": ("deadline", [{}, {"deadline": 900}, {"deadline": 800}], [[0], [2], [1], [1], [1], [0], [0], [0]]),
@@ -456,9 +457,15 @@ def test_bad_requests_are_refused_in_the_caller_s_thread(request_, error, messag
 @pytest.mark.parametrize(
     ("given_", "error", "message"),
     [
-        ({"policy": "lifo"}, ValueError, "policy must be one of fifo, shortest, deadline, got 'lifo'"),
+        ({"policy": "lifo"}, ValueError, "policy must be one of auto, fifo, shortest, deadline, got 'lifo'"),
         ({"max_queue": 0}, ValueError, "max_queue must be at least 1, got 0"),
         ({"max_running": 2.5}, TypeError, "max_running must be a whole number, got 2.5"),
+        ({"ageing": 0.1}, ValueError, "ageing is set for policy='shortest' alone, got 0.1 with 'auto'"),
+        (
+            {"ageing": 0.0, "policy": "fifo"},
+            ValueError,
+            "ageing is set for policy='shortest' alone, got 0.0 with 'fifo'",
+        ),
         ({"ageing": -0.1}, ValueError, "ageing must be finite and at least 0, got -0.1"),
         ({"max_rows": True}, TypeError, "max_rows must be a whole number, got True"),
         ({"max_rows": 10**9}, ValueError, "max_rows must be at most 65536, got 1000000000"),
@@ -575,11 +582,13 @@ requests = st.builds(
     priority=st.integers(-1, 1),
     timeout=st.none() | st.just(1e-6),
 )
+policies = st.sampled_from([{"policy": name} for name in ("auto", "fifo", "deadline")]) | st.fixed_dictionaries(
+    {"policy": st.just("shortest"), "ageing": st.sampled_from([None, 0.0, 0.01, 1.0])}
+)
 servings = st.builds(
-    sf.Serving,
+    lambda policy, **more: sf.Serving(**policy, **more),
+    policy=policies,
     max_rows=st.integers(2, 9),
-    policy=st.sampled_from(["fifo", "shortest", "deadline"]),
-    ageing=st.sampled_from([0.0, 0.01, 1.0]),
     max_running=st.none() | st.integers(1, 5),
     deterministic=st.booleans(),
 )

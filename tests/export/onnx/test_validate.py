@@ -9,7 +9,6 @@ from onnx import TensorProto, helper
 from torch import nn
 
 from stepfuse.export import ExportError
-from stepfuse.export.onnx import validate as validation
 from stepfuse.export.onnx.graph import Input
 from stepfuse.export.onnx.validate import validate
 
@@ -84,11 +83,6 @@ def test_nothing_but_zeros_has_no_scale(graph):
     assert validate(graph(constant=0.0), Module(lambda x: x * 0), [X], ["found"], sizes=SIZES) == {"found": 0.0}
     with pytest.raises(ExportError, match="got"):
         validate(graph(constant=1.0), Module(lambda x: x * 0), [X], ["found"], sizes=SIZES)
-
-
-def test_a_large_graph_is_run_with_one_copy_of_its_weights(graph, monkeypatch):
-    monkeypatch.setattr(validation, "_LARGE", 1)
-    assert validate(graph(), Module(), [X], ["found"], sizes=SIZES) == {"found": 0.0}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "int64", "int32", "bool"])

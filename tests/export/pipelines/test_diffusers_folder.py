@@ -355,7 +355,7 @@ def test_what_is_no_pipelines_folder(tmp_path, refused):
     (folder / "model_index.json").write_text("{")
     refused(folder, r"model_index\.json is not readable JSON")
     (folder / "model_index.json").write_text('{"_class_name": "MochiPipeline"}')
-    refused(folder, "pipeline must be one of DDPMPipeline, .*StableDiffusion3Pipeline, .*, got MochiPipeline")
+    refused(folder, "pipeline must be one of DDPMPipeline, .*FluxPipeline.*, got MochiPipeline")
 
 
 def edit(file, **changes):
@@ -405,8 +405,8 @@ SPOILED = {
     ),
     "guidance embedded": (
         "StableDiffusionPipeline",
-        lambda folder: edit(folder / "unet" / "config.json", time_cond_proj_dim=256),
-        "time_cond_proj_dim must be None, got 256",
+        lambda folder: edit(folder / "unet" / "config.json", time_cond_proj_dim=2),
+        "time_cond_proj_dim must be None, or at least 4, got 2",
     ),
     "width": (
         "StableDiffusionXLPipeline",

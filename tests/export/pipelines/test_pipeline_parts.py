@@ -1,6 +1,7 @@
 """What a pipeline's parts compute, in torch, against diffusers' own; exporting compares each graph with its part."""
 
 import json
+import shutil
 
 import numpy as np
 import onnxruntime
@@ -11,12 +12,13 @@ import tolerances
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers", reason="diffusers needs Python 3.11")
 
+from stepfuse.bundle.model_info import GUIDANCE_INPUT  # noqa: E402
 from stepfuse.export import ExportError  # noqa: E402
 from stepfuse.export.onnx.inputs import Input  # noqa: E402
 from stepfuse.export.onnx.onnx_file import write_onnx  # noqa: E402
 from stepfuse.export.onnx.translation import translate  # noqa: E402
 from stepfuse.export.onnx.validate import TOLERANCES  # noqa: E402
-from stepfuse.export.pipelines import dit, pixels, stable_diffusion, stable_diffusion_3, stable_diffusion_xl  # noqa: E402
+from stepfuse.export.pipelines import dit, flux, pixels, stable_diffusion, stable_diffusion_3, stable_diffusion_xl  # noqa: E402
 from stepfuse.export.pipelines.export_plan import sample_inputs  # noqa: E402
 from stepfuse.export.pipelines.pipeline_folder import PipelineFolder  # noqa: E402
 
@@ -28,6 +30,11 @@ MODULES = {
     "StableDiffusionPipeline-v": stable_diffusion,
     "StableDiffusionXLPipeline": stable_diffusion_xl,
     "StableDiffusion3Pipeline": stable_diffusion_3,
+    "StableDiffusion3Pipeline-3.5": stable_diffusion_3,
+    "FluxPipeline": flux,
+    "FluxPipeline-schnell": flux,
+    "LatentConsistencyModelPipeline": stable_diffusion,
+    "StableDiffusionXLPipeline-lcm": stable_diffusion_xl,
 }
 TEXTS = ["a red cat in the rain", "", "Blue DOG 🐕 — l'été", "overlong " * 20]
 
@@ -80,14 +87,16 @@ def token_ids(plan, text):
 def encoded(pipe, text):
     """diffusers' own: the states, and the summary where there is one."""
     with torch.no_grad():
-        if isinstance(pipe, diffusers.StableDiffusionPipeline):
+        if isinstance(pipe, diffusers.StableDiffusionPipeline | diffusers.LatentConsistencyModelPipeline):
             return pipe.encode_prompt(text, "cpu", 1, False)[:1]
         if isinstance(pipe, diffusers.StableDiffusionXLPipeline):
             return pipe.encode_prompt(text, do_classifier_free_guidance=False)[::2][:2]
+        if isinstance(pipe, diffusers.FluxPipeline):
+            return pipe.encode_prompt(text)[:2]
         return pipe.encode_prompt(text, None, None, do_classifier_free_guidance=False)[::2]
 
 
-TEXT_CASES = {name: {} for name in tiny_pipelines.NAMES if name.startswith("Stable")}
+TEXT_CASES = {name: {} for name in tiny_pipelines.NAMES if name.startswith(("Stable", "Flux", "Latent"))}
 TEXT_CASES["without T5"] = {"text_encoder_3": None, "tokenizer_3": None}
 
 
@@ -102,7 +111,7 @@ def test_prompts_become_what_the_pipeline_makes_of_them(saved, case):
             assert ours.shape == theirs.shape
             np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerances.SAME_MODULE)
     assert [tuple(one.shape) for one in found] == [
-        (1, *spec.shape) for key, spec in plan.cond.items() if key != plan.pipeline.size_input
+        (1, *spec.shape) for key, spec in plan.cond.items() if key not in (plan.pipeline.size_input, GUIDANCE_INPUT)
     ]
 
 
@@ -199,6 +208,8 @@ FACTS = {
     "StableDiffusionPipeline": ((4, 8, 8), {"steps": 50, "guidance_scale": 7.5}),
     "StableDiffusionXLPipeline": ((4, 8, 8), {"steps": 50, "guidance_scale": 5.0}),
     "StableDiffusion3Pipeline": ((16, 8, 8), {"steps": 28, "guidance_scale": 7.0}),
+    "LatentConsistencyModelPipeline": ((4, 8, 8), {"steps": 4, "guidance_scale": 8.5}),
+    "FluxPipeline": ((16, 128, 128), {"steps": 28, "guidance_scale": 3.5, "spacing": "trailing"}),
 }
 
 
@@ -213,7 +224,82 @@ def test_size_and_defaults_are_those_of_the_pipelines_call(saved, name):
     assert plan.defaults.get("guidance_scale") == getattr(parameters.get("guidance_scale"), "default", None)
 
 
-@pytest.mark.parametrize("name", ["DDPMPipeline", "StableDiffusionPipeline", "StableDiffusion3Pipeline"])
+@pytest.mark.parametrize(("width", "scales"), [(8, [1.0, 8.5]), (9, [0.0, 4.25, 7.3])])
+def test_the_embedding_of_a_scale_is_that_of_a_latent_consistency_model(width, scales):
+    pipe = diffusers.LatentConsistencyModelPipeline
+    network = tiny_pipelines.unet(16, time_cond_proj_dim=width)
+    found = stable_diffusion.TextUNetModule(network).timestep_cond(torch.tensor(scales))
+    want = pipe.get_guidance_scale_embedding(None, torch.tensor(scales) - 1, width)
+    assert found.shape == (len(scales), width)
+    torch.testing.assert_close(found, want, rtol=0, atol=tolerances.SAME_MODULE)
+
+
+def test_a_latent_consistency_model_must_take_the_scale(tmp_path):
+    path = tmp_path / "LatentConsistencyModelPipeline"
+    tiny_pipelines.save_tiny(path.name, path, unet=tiny_pipelines.unet(16))
+    with pytest.raises(ExportError, match="time_cond_proj_dim must be a number, got None"):
+        plan_of(path)
+
+
+def test_schnell_has_no_guidance_scale_to_choose(saved):
+    plan = plan_of(saved("FluxPipeline-schnell"))
+    assert plan.guidance == "none"
+    assert plan.defaults == {"steps": 28, "spacing": "trailing"}
+    assert list(plan.cond) == ["encoder_hidden_states", "pooled_projections"]
+    assert plan_of(saved("FluxPipeline")).guidance == "embedded"
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (64, 66)])
+def test_a_transformer_on_patches_predicts_as_on_packed_latents(saved, shape):
+    """The module against diffusers' own, whose pipeline packs latents and numbers the patches."""
+    path = saved("FluxPipeline")
+    transformer = PipelineFolder(path).load("transformer", ["FluxTransformer2DModel"])
+    pipe = tiny_pipelines.tiny_pipeline("FluxPipeline")
+    x, t, scale = torch.randn(2, 16, *shape), torch.tensor([30.0, 980.0]), torch.tensor([1.0, 5.0])
+    text, pooled = torch.randn(2, 512, 48), torch.randn(2, 16)
+    height, width = shape
+    ids = pipe._prepare_latent_image_ids(2, height // 2, width // 2, "cpu", torch.float32)
+    with torch.no_grad():
+        want = transformer(
+            pipe._pack_latents(x, 2, 16, height, width),
+            text,
+            pooled,
+            t / 1000,
+            ids,
+            torch.zeros(512, 3),
+            scale,
+            return_dict=False,
+        )[0]
+        want = pipe._unpack_latents(want, 2 * height, 2 * width, 2)
+    [found] = run(module_of(path, "denoiser.onnx"), x, t, text, pooled, scale)
+    torch.testing.assert_close(found, want, rtol=0, atol=1e-5 * float(want.abs().max()))
+
+
+@pytest.mark.parametrize(
+    ("component", "change", "match"),
+    [
+        ("transformer", {"in_channels": 128}, "in_channels must be 64, 4 times the VAE's latent_channels, got 128"),
+        ("transformer", {"out_channels": 32}, "out_channels must be in_channels, 64, got 32"),
+        (
+            "transformer",
+            {"joint_attention_dim": 64},
+            "d_model must be 64, the transformer's joint_attention_dim, got 48",
+        ),
+        ("transformer", {"pooled_projection_dim": 24}, "hidden_size must be 24, the transformer's, got 16"),
+        ("transformer", {"patch_size": 2}, "patch_size must be 1, got 2"),
+    ],
+)
+def test_a_flux_of_other_parts_is_refused(saved, tmp_path, component, change, match):
+    path = shutil.copytree(saved("FluxPipeline"), tmp_path / "FluxPipeline")
+    file = path / component / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    with pytest.raises(ExportError, match=match):
+        plan_of(path)
+
+
+@pytest.mark.parametrize(
+    "name", ["DDPMPipeline", "StableDiffusionPipeline", "StableDiffusion3Pipeline", "FluxPipeline"]
+)
 def test_another_size_to_begin_with(saved, name):
     plan = plan_of(saved(name), (24, 16))
     cell = plan.pipeline.pixels_per_latent
@@ -241,12 +327,13 @@ def test_conditioning_of_xl_beside_the_prompt(saved, tmp_path):
 
 def test_what_overflows_in_float16_stays_float32(saved, tmp_path):
     """XL's VAE says so with ``force_upcast``, which its pipeline heeds and the others do not; and T5."""
-    parts = {name: plan_of(saved(name)).parts for name in FACTS if name.startswith("Stable")}
+    parts = {name: plan_of(saved(name)).parts for name in FACTS if name.startswith(("Stable", "Flux"))}
     kept = {name: [part.file for part in found if part.float32] for name, found in parts.items()}
     assert kept == {
         "StableDiffusionPipeline": [],
         "StableDiffusionXLPipeline": ["vae_decoder.onnx", "vae_encoder.onnx"],
         "StableDiffusion3Pipeline": ["text_encoder.onnx"],
+        "FluxPipeline": ["text_encoder.onnx"],
     }
     assert not any(
         part.float32 for part in plan_of(saved("StableDiffusion3Pipeline", **TEXT_CASES["without T5"])).parts

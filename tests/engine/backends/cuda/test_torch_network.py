@@ -1,7 +1,9 @@
 """A torch module as a network, with torch's CUDA calls answered by the recording driver: capture, memory, fallback."""
 
 import contextlib
+import gc
 import logging
+import weakref
 
 import numpy as np
 import pytest
@@ -23,12 +25,24 @@ ARGUMENTS = {"cond": 3, "steps": 4, "guidance_scale": 2.0, "eta": 1.0, "seed": 5
 
 
 class Gpu:
-    """What of torch.cuda is used, in the host's memory. ``log`` holds what was asked for, in order."""
+    """What of torch.cuda is used, in the host's memory. ``log`` holds what was asked for, in order.
+
+    As torch 2.11 does, it leaves its allocator directed, its pool used, its generators capturing and its allocator of
+    pinned memory with a reference to the graph where the end of a capture fails.
+
+    Attributes:
+        directed: The pool that allocations go to.
+        users: Captures a pool that have not given it back.
+        capturing: Whether the generators wait for the end of a capture.
+        filters: Graphs that the allocator of pinned memory refers to.
+        drawn: Random numbers that were drawn.
+    """
 
     def __init__(self, fake):
         self.context, self.log, self.peak = fake.open(), [], 1000
+        self.directed, self.users, self.capturing, self.filters, self.drawn = None, {}, False, [], 0
         stream = cuda.Stream(self.context)
-        log = self.log
+        log, gpu = self.log, weakref.proxy(self)
 
         class Stream:
             cuda_stream = stream.address
@@ -48,12 +62,23 @@ class Gpu:
             def capture_begin(self, pool, capture_error_mode):
                 assert capture_error_mode == "thread_local"
                 log.append(f"begin {pool}")
-                self.capture = cuda.Capture(stream)
+                gpu.directed, gpu.capturing = pool, True
+                gpu.users[pool] = gpu.users.get(pool, 0) + 1
+                gpu.filters.append(weakref.ref(self))
+                self.pool, self.capture = pool, cuda.Capture(stream)
 
             def capture_end(self):
                 log.append("end")
                 capture, self.capture = self.capture, None
-                self.graph = capture.end()
+                self.graph = capture.end()  # what follows is left undone if it raises
+                gpu.directed, gpu.capturing = None, False
+                gpu.filters.remove(weakref.ref(self))
+                self.ended = True
+
+            def __del__(self):
+                if getattr(self, "ended", False):
+                    with contextlib.suppress(ReferenceError):
+                        gpu.users[self.pool] -= 1
 
             def raw_cuda_graph(self):
                 return self.graph.address
@@ -64,6 +89,22 @@ class Gpu:
     def graph_pool_handle(self):
         self.pools += 1
         return self.pools
+
+    def randn(self):
+        """Draws a number, as torch's generator of the GPU does."""
+        if self.capturing and not any(line.startswith("begin") for line in self.log[-1:]):
+            raise RuntimeError("Offset increment outside graph capture encountered unexpectedly.")
+        self.drawn += 1
+
+    def leave(self, device, pool):
+        """The allocator is directed to no pool."""
+        self.log.append(f"leave {pool}")
+        self.directed = None
+
+    def release(self, device, pool):
+        """A user of the pool gives it back."""
+        self.log.append(f"release {pool}")
+        self.users[pool] -= 1
 
     def patch(self, patch):
         for name in ("Stream", "CUDAGraph", "graph_pool_handle"):
@@ -77,8 +118,10 @@ class Gpu:
             patch.setattr(torch.cuda, name, lambda *arguments: None)
         patch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: None)
         patch.setattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: self.log.append("clear"), raising=False)
-        end = lambda device, pool: self.log.append(f"leave {pool}")  # noqa: E731
-        patch.setattr(torch._C, "_cuda_endAllocateToPool", end, raising=False)
+        patch.setattr(torch._C, "_cuda_endAllocateToPool", self.leave, raising=False)
+        patch.setattr(torch._C, "_cuda_releasePool", self.release, raising=False)
+        patch.setattr(torch.cuda, "get_rng_state", lambda device: torch.tensor([self.drawn]))
+        patch.setattr(cuda_torch, "_failed", [])
         patch.setattr(cuda, "open", lambda device: self.context)
         patch.setattr(cuda_torch, "_where", lambda module: (torch.device("cpu"), torch.float32))
 
@@ -201,21 +244,78 @@ def test_no_memory_at_all_is_refused(made):
         made(memory_bytes=10)
 
 
-def test_a_module_that_waits_is_refused_and_torch_s_allocator_is_restored(made, gpu, caplog):
+def begun(gpu):
+    """Whether a capture has begun."""
+    return any(line.startswith("begin") for line in gpu.log)
+
+
+def test_a_module_that_waits_is_refused_and_torch_is_as_it_was(made, gpu, caplog):
     def before(rows):
-        if any(line.startswith("begin") for line in gpu.log):
+        if begun(gpu):
             gpu.stream.synchronize()
 
     with pytest.raises(CaptureError, match=r"of 2 rows cannot be captured: cuStreamSynchronize .*must neither"):
         made(before, buckets=[2, 1])
-    assert gpu.log == ["clear", "begin 1", "end", "leave 1", "clear"]
+    assert gpu.log == ["clear", "begin 1", "end", "leave 1", "release 1", "begin 2", "end", "clear"]
+    assert (gpu.directed, gpu.capturing, gpu.users[1]) == (None, False, 0)
+    gpu.randn()
     gpu.log.clear()
     with caplog.at_level(logging.WARNING, logger="stepfuse"):
         trajectories = made(before, buckets=[2, 1], eager=None)
     assert trajectories.eager
     assert "the network runs eagerly, a launch a kernel: a forward of 2 rows cannot be captured" in caplog.text
+    gc.collect()
+    assert len(gpu.filters) == 2  # of the graphs that failed, which are kept
+    assert all(graph() is not None for graph in gpu.filters)
     gpu.log.clear()
     np.testing.assert_array_equal(trajectories.sample(2, **ARGUMENTS).numpy(), engine_s(2, **ARGUMENTS))
+
+
+def test_what_a_replay_cannot_repeat_is_refused(made, gpu, caplog):
+    """torch's own copies do not wait where the host's memory is pageable and non_blocking is asked for."""
+    values, memory = np.zeros(4, np.float32), cuda.DeviceBuffer(gpu.context, 16)
+
+    def before(rows):
+        memory.upload(gpu.stream, values)
+
+    with pytest.raises(CaptureError, match=r"cannot repeat: copy from pageable memory \(1\)\. A captured module must"):
+        made(before, buckets=[2])
+    assert (gpu.directed, gpu.capturing) == (None, False)
+    assert made(before, buckets=[2], eager=None).eager
+
+
+@pytest.mark.parametrize("collected", [False, True], ids=["let go", "collected"])
+def test_memory_that_is_let_go_of_in_a_capture_is_freed_after_it(made, gpu, collected):
+    kept = [cuda.DeviceBuffer(gpu.context, 16)]
+    if collected:
+        kept.append(kept)
+
+    def before(rows):
+        nonlocal kept
+        if begun(gpu) and kept:
+            kept = None
+            _ = [[] for _ in range(2000)]  # so many that Python collects
+
+    used = gpu.context.memory[0]
+    trajectories = made(before, buckets=[2])
+    np.testing.assert_array_equal(trajectories.sample(2, **ARGUMENTS).numpy(), engine_s(2, **ARGUMENTS))
+    del trajectories
+    gc.collect()
+    assert gpu.context.memory[0] >= used
+
+
+def test_a_module_that_draws_random_numbers_is_not_captured(made, gpu, caplog):
+    with pytest.raises(CaptureError, match="of 2 rows cannot be captured: it draws random numbers, which every replay"):
+        made(lambda rows: gpu.randn(), buckets=[2])
+    with caplog.at_level(logging.WARNING, logger="stepfuse"):
+        assert made(lambda rows: gpu.randn(), buckets=[2], eager=None).eager
+    assert "it draws random numbers" in caplog.text
+
+
+def test_a_module_in_training_mode_is_refused(gpu):
+    module = torch.nn.Dropout()
+    with pytest.raises(ValueError, match=r"must be in evaluation mode.*: module\.eval\(\)"):
+        backend.Trajectories.from_torch(module, **MODEL)
 
 
 @pytest.mark.parametrize(
