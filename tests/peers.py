@@ -43,6 +43,7 @@ SCHEDULERS = {
 FLOW_SCHEDULERS = {
     "euler": "FlowMatchEulerDiscreteScheduler",
     "unipc": "UniPCMultistepScheduler",
+    "dpmpp_2m": "DPMSolverMultistepScheduler",
     "heun": "FlowMatchHeunDiscreteScheduler",
     "lcm": "FlowMatchLCMScheduler",
 }
@@ -164,7 +165,7 @@ def scheduler(sampler, schedule, options, **timesteps):
         ratio, largest = options["dynamic_threshold"]
         config |= {"thresholding": True, "dynamic_thresholding_ratio": ratio, "sample_max_value": largest}
     names, levels = FLOW_SCHEDULERS if "shift" in SCHEDULES[schedule] else SCHEDULERS, SCHEDULES[schedule]
-    if names is FLOW_SCHEDULERS and sampler == "unipc":
+    if names is FLOW_SCHEDULERS and sampler in ("unipc", "dpmpp_2m"):
         levels = {"use_flow_sigmas": True, "flow_shift": levels["shift"], "prediction_type": "flow_prediction"}
     found = scheduler_class(names[sampler])(**levels, **config)
     for name in {"alphas_cumprod", "final_alpha_cumprod"} & vars(found).keys():

@@ -312,7 +312,8 @@ def _pipeline_info(path: Path, manifest: Mapping[str, Any]) -> PipelineInfo | No
     if len(shape := entry(path, manifest, "shape", list)) != 3:
         raise BundleError(f"{path / MANIFEST}: shape must be (C, h, w) for a pipeline, got {brief(shape)}")
     listed, cond = entry(path, manifest, "files", dict), entry(path, manifest, "cond", dict)
-    missing = {one.tokenizer for one in pipeline.prompts} | ({TEXT_ENCODER} if pipeline.prompts else set())
+    missing = {one.tokenizer for one in (*pipeline.prompts, *pipeline.negative_prompts)}
+    missing |= {TEXT_ENCODER} if pipeline.prompts else set()
     if missing := missing - set(listed):
         raise BundleError(f"{path / MANIFEST}: files must list {', '.join(sorted(missing))}, which pipeline needs")
     for entry_name, inputs in pipeline.inputs.items():

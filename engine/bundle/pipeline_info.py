@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from stepfuse.display import brief
@@ -23,6 +23,7 @@ _HIGHEST_SCORE = 1000
 #: first (highest) and the last timestep that it acts at.
 CONTROL_SCALE, CONTROL_FIRST, CONTROL_LAST = "control_scale", "control_first", "control_last"
 _CONTROL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_LONGEST_TEMPLATE = 1 << 14  # characters
 
 
 @dataclass(frozen=True)
@@ -34,21 +35,49 @@ class PromptInput:
         tokenizer: A file of the ``tokenizers`` library in the bundle.
         length: Tokens of its context; longer prompts are cut, shorter ones padded.
         pad_id: Token that fills what a prompt leaves.
+        mask: The text encoder's attention mask, (R, length), int64: 1 for the prompt's tokens, 0 for padding; None
+            where it takes none.
+        prefix: Text before the prompt, of a template such as a chat's; both are tokenized as one text.
+        suffix: Text after it.
+        lowercase: Whether the prompt is first written in lower case, without white space at its ends.
     """
 
     input: str
     tokenizer: str
     length: int
     pad_id: int
+    mask: str | None = None
+    prefix: str = ""
+    suffix: str = ""
+    lowercase: bool = False
 
     def __post_init__(self) -> None:
         for name in ("input", "tokenizer"):
             if not isinstance(getattr(self, name), str) or not getattr(self, name):
                 raise ValueError(f"prompts: {name} must be a text, got {brief(getattr(self, name))}")
+        if self.mask is not None and (not isinstance(self.mask, str) or self.mask in ("", self.input)):
+            raise ValueError(f"prompts: mask must be another input's name or null, got {brief(self.mask)}")
+        for name in ("prefix", "suffix"):
+            if not isinstance(given := getattr(self, name), str) or len(given) > _LONGEST_TEMPLATE:
+                raise ValueError(
+                    f"prompts: {name} must be a text of at most {_LONGEST_TEMPLATE:,} characters, got {brief(given)}"
+                )
+        if not isinstance(self.lowercase, bool):
+            raise ValueError(f"prompts: lowercase must be true or false, got {brief(self.lowercase)}")
         if not _whole(self.length) or not 1 <= self.length <= LONGEST_CONTEXT:
             raise ValueError(f"prompts: length must be at least 1, at most {LONGEST_CONTEXT}, got {brief(self.length)}")
         if not _whole(self.pad_id) or not 0 <= self.pad_id < 1 << 31:
             raise ValueError(f"prompts: pad_id must be at least 0 and below 2^31, got {brief(self.pad_id)}")
+
+    def text(self, prompt: str) -> str:
+        """The text that is tokenized for a prompt."""
+        return self.prefix + (prompt.lower().strip() if self.lowercase else prompt) + self.suffix
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The manifest's entry, without what is as usual."""
+        usual = {one.name: one.default for one in fields(self)}
+        return {name: value for name, value in asdict(self).items() if value != usual[name]}
 
 
 @dataclass(frozen=True)
@@ -72,6 +101,8 @@ class PipelineInfo:
             without what is repainted, as inpainting models do; None where there is none.
         controls: Names of the ControlNets in the denoiser. Its conditioning inputs are a picture of each,
             ``control_input``, float32 (3, H, W), 0 to 1, and the three of ``CONTROL_SCALE``, shape (ControlNets,).
+        negative_prompts: The same as ``prompts`` for a negative prompt, which may have another template and context;
+            empty: as ``prompts``.
     """
 
     source: str
@@ -86,6 +117,7 @@ class PipelineInfo:
     aesthetic_scores: tuple[float, float] | None = None
     masked_input: str | None = None
     controls: tuple[str, ...] = ()
+    negative_prompts: tuple[PromptInput, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.source, str) or not self.source:
@@ -118,6 +150,9 @@ class PipelineInfo:
                 f"pipeline: size_multiple must be a multiple of pixels_per_latent, {self.pixels_per_latent},"
                 f" got {self.size_multiple}"
             )
+        inputs, others = ([(one.input, one.mask) for one in each] for each in (self.prompts, self.negative_prompts))
+        if others and inputs != others:
+            raise ValueError(f"pipeline: negative_prompts must have the inputs of prompts, {inputs}, got {others}")
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> PipelineInfo:
@@ -127,10 +162,7 @@ class PipelineInfo:
             ValueError: If a value is out of bounds.
             TypeError: If a name is unknown or missing.
         """
-        given = config.get("prompts", [])
-        if not isinstance(given, list | tuple) or len(given) > _MOST_PROMPTS:
-            raise ValueError(f"pipeline: prompts must be a list of at most {_MOST_PROMPTS}, got {brief(given)}")
-        prompts = tuple(PromptInput(**one) for one in given)
+        prompts = {name: _prompts(name, config.get(name, [])) for name in ("prompts", "negative_prompts")}
         dynamic = config.get("dynamic_shift")
         if not isinstance(dynamic, Mapping | None):
             raise ValueError(f"pipeline: dynamic_shift must be an object or null, got {brief(dynamic)}")
@@ -139,7 +171,7 @@ class PipelineInfo:
             if not isinstance(value, list | tuple):
                 raise ValueError(f"pipeline: {name} must be a list, got {brief(value)}")
         made: dict[str, Any] = {name: tuple(value) for name, value in lists.items()}
-        made |= {"prompts": prompts, "dynamic_shift": None if dynamic is None else DynamicShift(**dynamic)}
+        made |= {**prompts, "dynamic_shift": None if dynamic is None else DynamicShift(**dynamic)}
         return cls(**{**config, **made})
 
     def shift_for(self, height: int, width: int) -> float | None:
@@ -156,11 +188,9 @@ class PipelineInfo:
     @property
     def config(self) -> dict[str, Any]:
         """The manifest's entry."""
-        entry = {**asdict(self), "prompts": [asdict(one) for one in self.prompts]}
-        for name in _LEFT_OUT:
-            if not entry[name]:
-                del entry[name]
-        return entry
+        prompts = {name: [one.config for one in getattr(self, name)] for name in ("prompts", "negative_prompts")}
+        entry = {**asdict(self), **prompts}
+        return {name: value for name, value in entry.items() if value or name not in _LEFT_OUT}
 
     @property
     def inputs(self) -> dict[str, tuple[str, ...]]:
@@ -172,7 +202,8 @@ class PipelineInfo:
         return named
 
 
-_LEFT_OUT = ("dynamic_shift", "aesthetic_scores", "masked_input", "controls")  # of a manifest, where there is none
+#: Entries of a manifest that are left out where they say nothing.
+_LEFT_OUT = ("dynamic_shift", "aesthetic_scores", "masked_input", "controls", "negative_prompts")
 
 
 def control_input(name: str) -> str:
@@ -192,6 +223,12 @@ def require_control_name(name: Any) -> None:
 
 def _score(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _HIGHEST_SCORE
+
+
+def _prompts(name: str, given: Any) -> tuple[PromptInput, ...]:
+    if not isinstance(given, list | tuple) or len(given) > _MOST_PROMPTS:
+        raise ValueError(f"pipeline: {name} must be a list of at most {_MOST_PROMPTS}, got {brief(given)}")
+    return tuple(PromptInput(**one) for one in given)
 
 
 def _whole(value: Any) -> bool:

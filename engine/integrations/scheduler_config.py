@@ -16,7 +16,7 @@ from stepfuse.display import NAME, one_line, printable
 from stepfuse.integrations.readers.dpm_solver import third_order
 from stepfuse.integrations.readers.edm import EDMS, edm_schedule_of
 from stepfuse.integrations.readers.entries import Entries, EntryError
-from stepfuse.integrations.readers.flow import FLOW, FLOWS, dynamic_shift_of, flow_schedule_of, flow_unipc
+from stepfuse.integrations.readers.flow import FLOW, FLOWS, dynamic_shift_of, flow_schedule_of, flow_sigmas_of
 from stepfuse.integrations.readers.levels import schedule_of
 from stepfuse.integrations.scheduler_entries import DEFAULTS, FORMER, KNOWN
 from stepfuse.integrations.scheduler_readers import ALGORITHMS, READERS, with_algorithm
@@ -150,12 +150,8 @@ def _read(name: str, config: Mapping[str, Any]) -> SchedulerSettings:
         if "prediction_type" in filled:
             prediction = filled.require("prediction_type", "epsilon", "v_prediction")
         return SchedulerSettings(schedule, prediction, READERS[name](filled, schedule), {})
-    if (
-        name == "UniPCMultistepScheduler"
-        and filled["use_flow_sigmas"]
-        and filled["prediction_type"] == "flow_prediction"
-    ):
-        schedule, options = flow_unipc(filled)
+    if (found := flow_sigmas_of(filled)) is not None:
+        schedule, options = found
         return SchedulerSettings(schedule, "flow", options, {})
     prediction = filled.require("prediction_type", "epsilon", "v_prediction", "sample")
     schedule = schedule_of(filled)

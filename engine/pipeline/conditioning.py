@@ -67,7 +67,7 @@ class PromptConditioning:
         if (prompt is None) == (embeds is None):
             raise ValueError(f"give {name} or {name}_embeds, and not both")
         if prompt is not None:
-            return self._of_texts(as_texts(name, prompt))
+            return self._of_texts(as_texts(name, prompt), negative=name == "negative_prompt")
         if not isinstance(embeds, Mapping):
             raise TypeError(f"{name}_embeds must be a dict by conditioning input, got {type(embeds).__name__}")
         conditioning = self._checked(f"{name}_embeds", embeds)
@@ -87,10 +87,10 @@ class PromptConditioning:
         """
         if prompt is None and embeds is None:
             if not self._pipeline.zeros_without_negative:
-                return replace(self._of_texts([""]), texts=[])
+                return replace(self._of_texts([""], negative=True), texts=[])
             inputs = ((name, self._model.cond[name]) for name in self._encoder.outputs)
             zeros = {name: np.zeros((1, *spec.shape), dtype=spec.dtype) for name, spec in inputs}
-            return replace(_given(zeros), filler=lambda: zeros)
+            return replace(_given(zeros), filler=lambda lora: zeros)
         rows = self.conditional(prompt, embeds, "negative_prompt")
         if rows.count not in (1, count):
             raise ValueError(f"negative_prompt must be one, or one for each of the {count} prompts, got {rows.count}")
@@ -127,11 +127,11 @@ class PromptConditioning:
 
         return replace(rows, encode=encode, tokens=tokens)
 
-    def _of_texts(self, texts: Sequence[str]) -> Rows:
-        tokens = self._encoder.tokens(texts)
+    def _of_texts(self, texts: Sequence[str], *, negative: bool) -> Rows:
+        tokens = self._encoder.tokens(texts, negative=negative)
 
         def empty(lora: AdapterSet | None) -> Conditioning:
-            return self._encoder.encode(self._encoder.tokens([""]), lora)
+            return self._encoder.encode(self._encoder.tokens([""], negative=negative), lora)
 
         return Rows(texts, len(texts), lambda lora: self._encoder.encode(tokens, lora), filler=empty)
 

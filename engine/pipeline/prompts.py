@@ -7,13 +7,14 @@ import inspect
 import logging
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from stepfuse.bundle.bundle import Bundle
-from stepfuse.bundle.pipeline_info import TEXT_ENCODER
+from stepfuse.bundle.pipeline_info import TEXT_ENCODER, PromptInput
 from stepfuse.errors import BundleError, DenoiserError
 from stepfuse.lora.adapters import PLAIN, AdapterSet, Factors
 from stepfuse.lora.networks import AdaptedNetworks
@@ -21,8 +22,8 @@ from stepfuse.pipeline.stage import Stage
 from stepfuse.pipeline.tokenizer import PromptTokenizer
 
 Array = npt.NDArray[Any]
-#: Of one prompt: the ids for each input of the text encoder.
-Tokens = tuple[tuple[int, ...], ...]
+#: An input of the text encoder and its tokenizer.
+Reader = tuple[PromptInput, PromptTokenizer]
 
 _SHOWN = 1000  # characters of a prompt in messages
 CACHED = 16  # prompts: the embeddings of a long context are megabytes each
@@ -32,6 +33,30 @@ logger = logging.getLogger("stepfuse")
 
 class PromptCutWarning(UserWarning):
     """A prompt is longer than the text encoder's context; the message shows what is not read."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """One prompt as the text encoder takes it.
+
+    Attributes:
+        inputs: How it became each input.
+        ids: Of each of them, without padding.
+    """
+
+    inputs: tuple[PromptInput, ...]
+    ids: tuple[tuple[int, ...], ...]
+
+    @property
+    def feeds(self) -> dict[str, Array]:
+        """The text encoder's inputs, one row of each."""
+        found = {}
+        for one, ids in zip(self.inputs, self.ids, strict=True):
+            padding = one.length - len(ids)
+            found[one.input] = np.array([[*ids, *[one.pad_id] * padding]], dtype=np.int64)
+            if one.mask is not None:
+                found[one.mask] = np.array([[1] * len(ids) + [0] * padding], dtype=np.int64)
+        return found
 
 
 class PromptEncoder:
@@ -51,13 +76,15 @@ class PromptEncoder:
 
     def __init__(self, bundle: Bundle, *, threads: int = 0, adapted: AdaptedNetworks | None = None) -> None:
         assert bundle.pipeline is not None
-        self._prompts = bundle.pipeline.prompts
-        self._tokenizers = [PromptTokenizer(bundle.opened[one.tokenizer], one) for one in self._prompts]
+        prompts, negative = bundle.pipeline.prompts, bundle.pipeline.negative_prompts
+        self._readers = _readers(bundle, prompts)
+        self._negative_readers = _readers(bundle, negative) if negative else self._readers
+        inputs = (name for one in prompts for name in (one.input, one.mask) if name is not None)
         self._shapes = {name: spec.shape for name, spec in bundle.info.cond.items()}
         self._adapters = None if adapted is None else adapted.adapters
-        inputs = *(one.input for one in self._prompts), *self._factors(PLAIN)
         content = None if adapted is None else adapted.take(TEXT_ENCODER)
-        self._stage = Stage(bundle.networks[TEXT_ENCODER], inputs, threads=threads, content=content)
+        all_inputs = *inputs, *self._factors(PLAIN)
+        self._stage = Stage(bundle.networks[TEXT_ENCODER], all_inputs, threads=threads, content=content)
         if unknown := set(self._stage.outputs) - set(bundle.info.cond):
             raise BundleError(
                 f"{bundle.path / TEXT_ENCODER}: outputs must be among the denoiser's conditioning inputs,"
@@ -70,8 +97,12 @@ class PromptEncoder:
         """The conditioning inputs that it feeds."""
         return self._stage.outputs
 
-    def tokens(self, prompts: Sequence[str]) -> list[Tokens]:
+    def tokens(self, prompts: Sequence[str], *, negative: bool = False) -> list[Tokens]:
         """The tokens of each prompt: all that can be wrong with one, found in a fraction of a millisecond.
+
+        Args:
+            prompts: Texts.
+            negative: Whether they are negative prompts.
 
         Raises:
             ValueError: If a prompt has more than ``MAX_CHARACTERS`` characters, or UTF-8 cannot hold it.
@@ -82,7 +113,8 @@ class PromptEncoder:
             PromptCutWarning: If a prompt is longer than the context.
         """
         self._stage.require_open()
-        return [self._tokens(prompt) for prompt in prompts]
+        readers = self._negative_readers if negative else self._readers
+        return [self._tokens(prompt, readers) for prompt in prompts]
 
     def unread(self, prompt: str) -> list[str]:
         """What the warnings of ``tokens`` say of a prompt: nothing unless it is cut.
@@ -91,7 +123,7 @@ class PromptEncoder:
             Exception: As ``tokens`` does.
         """
         self._stage.require_open()
-        return self._read(prompt)[1]
+        return _read(prompt, self._readers)[1]
 
     def encode(self, tokens: Sequence[Tokens], lora: AdapterSet | None = None) -> dict[str, Array]:
         """The conditioning of each prompt, of which these are the tokens, with these LoRAs.
@@ -116,35 +148,21 @@ class PromptEncoder:
         """Frees the text encoder."""
         self._stage.close()
 
-    def _tokens(self, prompt: str) -> Tokens:
-        """Token ids for each input, cut and padded to its length; warns of cuts."""
-        found, cuts = self._read(prompt)
+    @staticmethod
+    def _tokens(prompt: str, readers: Sequence[Reader]) -> Tokens:
+        """Token ids for each input, cut to its length; warns of cuts."""
+        found, cuts = _read(prompt, readers)
         for text in cuts:
             warnings.warn(text, PromptCutWarning, stacklevel=_caller_stacklevel())
             # Logged too: Python shows a warning once, or not at all.
             logger.info("%s (in %r)", text, prompt[:_SHOWN], extra={"request_id": ""})
         return found
 
-    def _read(self, prompt: str) -> tuple[Tokens, list[str]]:
-        """The token ids, and a message for each text that is cut off."""
-        found, cuts = [], {}
-        for one, tokenizer in zip(self._prompts, self._tokenizers, strict=True):
-            ids, unread = tokenizer.encode(prompt)
-            if unread:
-                cuts[unread] = one.length
-            found.append(ids)
-        whose = " by a text encoder of that context" if len(self._prompts) > 1 else ""
-        return tuple(found), [
-            f"a prompt is cut after {length} tokens: {unread[:_SHOWN]!r} is not read{whose}"
-            for unread, length in cuts.items()
-        ]
-
     def _factors(self, which: int) -> Factors:
         return {} if self._adapters is None else self._adapters.factors(which, TEXT_ENCODER)
 
     def _encode_tokens(self, tokens: Tokens, which: int) -> dict[str, Array]:
-        feeds = {one.input: np.array([ids], dtype=np.int64) for one, ids in zip(self._prompts, tokens, strict=True)}
-        found = self._stage.run({**feeds, **self._factors(which)})
+        found = self._stage.run({**tokens.feeds, **self._factors(which)})
         for name, array in found.items():
             if array.shape != (1, *self._shapes[name]):
                 raise DenoiserError(
@@ -152,6 +170,25 @@ class PromptEncoder:
                     f" {array.shape}"
                 )
         return {name: array[0] for name, array in found.items()}
+
+
+def _readers(bundle: Bundle, prompts: Sequence[PromptInput]) -> list[Reader]:
+    return [(one, PromptTokenizer(bundle.opened[one.tokenizer], one)) for one in prompts]
+
+
+def _read(prompt: str, readers: Sequence[Reader]) -> tuple[Tokens, list[str]]:
+    """The tokens of a prompt, and a message for each text that is cut off."""
+    found, cuts = [], {}
+    for one, tokenizer in readers:
+        ids, unread = tokenizer.encode(prompt)
+        if unread:
+            cuts[unread] = one.length
+        found.append(ids)
+    whose = " by a text encoder of that context" if len(readers) > 1 else ""
+    return Tokens(tuple(one for one, _ in readers), tuple(found)), [
+        f"a prompt is cut after {length} tokens: {unread[:_SHOWN]!r} is not read{whose}"
+        for unread, length in cuts.items()
+    ]
 
 
 def _caller_stacklevel() -> int:

@@ -50,26 +50,30 @@ class PromptTokenizer:
         self._tokenizer, self._normalized_length = self._guarded("is no file of the tokenizers library", load)
 
     def encode(self, prompt: str) -> tuple[tuple[int, ...], str]:
-        """The ids, cut and padded to the context's length, and what of the prompt is not read.
+        """The ids, cut to the context's length, and what of the prompt is not read.
 
         Raises:
             ValueError: If the prompt has more than ``MAX_CHARACTERS``, or a lone surrogate, which UTF-8 cannot hold.
             BundleError: If the tokenizer fails, may make too long a text of the prompt, or gives too many ids.
         """
         require_prompt(prompt)
-        if (longest := self._normalized_length(prompt)) > MAX_NORMALIZED:
+        text = self._prompt.text(prompt)
+        if (longest := self._normalized_length(text)) > MAX_NORMALIZED:
             raise BundleError(
                 f"{self._path}: its normalizer must make at most {MAX_NORMALIZED:,} characters of a prompt, of"
                 f" {len(prompt)} it may make {longest:.3g}"
             )
-        encoded, unread = self._guarded("cannot encode a prompt", lambda: self._encode(prompt))
+        encoded, unread = self._guarded("cannot encode a prompt", lambda: self._encode(text))
         if len(encoded) > self._prompt.length:
             raise BundleError(f"{self._path} must give at most {self._prompt.length} ids, got {len(encoded)}")
-        return (*encoded, *[self._prompt.pad_id] * (self._prompt.length - len(encoded))), unread
+        return tuple(encoded), unread
 
-    def _encode(self, prompt: str) -> tuple[list[int], str]:
-        encoded = self._tokenizer.encode(prompt)
-        return encoded.ids, _unread(prompt, encoded.overflowing[0]) if encoded.overflowing else ""
+    def _encode(self, text: str) -> tuple[list[int], str]:
+        encoded = self._tokenizer.encode(text)
+        if not encoded.overflowing:
+            return encoded.ids, ""
+        end = len(text) - len(self._prompt.suffix)
+        return encoded.ids, text[_first_unread(text, encoded.overflowing[0]) : end].strip()
 
     def _guarded(self, what: str, call: Callable[[], Any]) -> Any:
         try:
@@ -95,8 +99,7 @@ def require_prompt(prompt: str) -> None:
         raise ValueError(f"a prompt must be text that UTF-8 can hold, got {prompt[error.start]!r} in it") from error
 
 
-def _unread(prompt: str, overflow: Any) -> str:
-    """The rest of the prompt, from the first token beyond the context."""
+def _first_unread(text: str, overflow: Any) -> int:
+    """Where the first token beyond the context begins in the text."""
     inside = zip(overflow.offsets, overflow.special_tokens_mask, strict=True)
-    start = next((offsets[0] for offsets, special in inside if not special), len(prompt))
-    return prompt[start:].strip()
+    return next((offsets[0] for offsets, special in inside if not special), len(text))

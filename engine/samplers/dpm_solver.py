@@ -13,12 +13,14 @@ from stepfuse.samplers.coefficients import (
     build_table,
     preserving_levels,
     recorded,
+    refuse_on_flows,
+    refuse_without_flow,
     require_between,
 )
 from stepfuse.samplers.exponential import ExponentialIntegrator
 from stepfuse.samplers.forms import H2, ZERO, Form, H, Update, columns_of
 from stepfuse.samplers.levels import LevelKind, LevelOptions
-from stepfuse.samplers.log_snr import solver_levels
+from stepfuse.samplers.log_snr import flow_levels, solver_levels
 from stepfuse.samplers.schedule import NoiseSchedule, Spacing
 from stepfuse.samplers.table import StepTable
 
@@ -45,6 +47,7 @@ def dpmpp_2m(
     euler_at_final: bool = False,
     predict_x0: bool = True,
     final_alpha_cumprod: float = 1.0,
+    shift: float | None = None,
     begin: int = 0,
     guidance_scale: float = 1.0,
     guidance_interval: tuple[float, float] = (0.0, 1.0),
@@ -56,9 +59,12 @@ def dpmpp_2m(
     second order.
 
     Args:
-        schedule: As for ``ddim``, and so are the arguments not named here.
-        steps: Number of network evaluations S, 1 ≤ S < T.
-        spacing: As for ``ddim``, over S + 1 points of which the cleanest is left out, as diffusers does.
+        schedule: As for ``ddim``, and so are the arguments not named here; or ``NoiseSchedule.flow(shift)``.
+        steps: Number of network evaluations S, 1 ≤ S < T; on a flow 1 ≤ S ≤ T.
+        timesteps: As for ``ddim``; on a flow as for ``euler``, and so are ``sigmas`` and ``shift``.
+        spacing: As for ``ddim``, over S + 1 points of which the cleanest is left out, as diffusers does; on a flow as
+            for ``euler``. Not for flows are ``steps_offset``, ``prediction_type``, ``clip``, ``levels``,
+            ``predict_x0`` and ``final_alpha_cumprod``.
         karras: As for ``euler``, and so are ``sigmas``, ``levels``, ``rho``, ``sigma_min`` and ``sigma_max``; but the
             ends are the schedule's, whatever ``spacing`` says, and timesteps whole: rounded, or with ``"exponential"``
             and ``"beta"``, as in diffusers, truncated.
@@ -77,7 +83,8 @@ def dpmpp_2m(
 
     Raises:
         ValueError: As for ``euler``, and if ``steps`` reaches T without ``timesteps``, ``order`` is not 1 to 3,
-            ``solver_type`` is neither of the two, ``final_alpha_cumprod`` is 0, or ``begin`` leaves no step.
+            ``solver_type`` is neither of the two, ``final_alpha_cumprod`` is 0, ``begin`` leaves no step, or an
+            argument is given on a flow that is not for flows.
         TypeError: If ``steps``, ``order`` or ``begin`` is no whole number.
 
     Examples:
@@ -86,17 +93,35 @@ def dpmpp_2m(
         (20, 20, 16)
     """
     require_between("order", order, 1, 3)
-    options = LevelOptions(levels, karras, rho, sigma_min, sigma_max, sigmas, timesteps)
-    t, ratios = solver_levels(
-        schedule, steps, timesteps, spacing, steps_offset, prediction_type, final_alpha_cumprod, options
-    )
+    options = LevelOptions(levels, karras, rho, sigma_min, sigma_max, sigmas, timesteps, shift=shift)
+    kind: PredictionType | Literal["flow"] = prediction_type
+    if schedule.is_flow:
+        refuse_on_flows(
+            steps_offset=(steps_offset, 0),
+            prediction_type=(prediction_type, "epsilon"),
+            clip=(clip, None),
+            karras=(karras, False),
+            levels=(levels, "schedule"),
+            predict_x0=(predict_x0, True),
+            final_alpha_cumprod=(final_alpha_cumprod, 1.0),
+        )
+        t, noise = flow_levels(schedule, steps, timesteps, options, spacing, of_signal=True)
+        kind, ratios = "flow", noise / (1 - noise)
+    else:
+        refuse_without_flow(shift=(shift, None))
+        t, ratios = solver_levels(
+            schedule, steps, timesteps, spacing, steps_offset, prediction_type, final_alpha_cumprod, options
+        )
     require_between("begin", begin, 0, len(t) - 1)
     falls = lower_order_final and len(t) < 15
     t, ratios = t[begin:], ratios[begin:]
-    solver = ExponentialIntegrator(ratios, prediction_type, clip, predict_x0=predict_x0)
+    solver = ExponentialIntegrator(ratios, kind, clip, predict_x0=predict_x0)
     columns = multistep(solver, order, solver_type, falls=falls, euler_at_final=euler_at_final)
-    a = 1 / (1 + ratios[:-1] ** 2)
-    return build_table("dpmpp_2m", schedule, t, columns, preserving_levels(a), guidance_scale, guidance_interval)
+    if schedule.is_flow:
+        signal_and_noise = 1 - noise[begin:-1], noise[begin:-1]
+    else:
+        signal_and_noise = preserving_levels(1 / (1 + ratios[:-1] ** 2))
+    return build_table("dpmpp_2m", schedule, t, columns, signal_and_noise, guidance_scale, guidance_interval)
 
 
 def multistep(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import expm1, inf, sqrt
+from typing import Literal
 
 import numpy as np
 
@@ -26,7 +27,7 @@ class ExponentialIntegrator:
 
     Args:
         sigmas: Noise over signal at each step and of the result, shape (S + 1,).
-        prediction_type: As for ``ddim``, and so is ``clip``.
+        prediction_type: As for ``ddim``, and so is ``clip``; or ``flow``, whose signal and noise add up to 1.
         clip: Bound of the clean estimate.
         predict_x0: Whether the estimate is the clean sample; False: the noise.
         eta: Share of the diffusion SDE's noise, 0 (the ODE) to 1; with the clean sample as estimate alone.
@@ -35,22 +36,25 @@ class ExponentialIntegrator:
     def __init__(
         self,
         sigmas: Float64Array,
-        prediction_type: PredictionType,
+        prediction_type: PredictionType | Literal["flow"],
         clip: float | None,
         *,
         predict_x0: bool = True,
         eta: float = 0.0,
     ) -> None:
-        assert predict_x0 or eta == 0
-        signal = 1 / np.hypot(1, sigmas)
+        assert predict_x0 or (eta == 0 and prediction_type != "flow")
+        signal = 1 / (1 + sigmas if prediction_type == "flow" else np.hypot(1, sigmas))
         noise = sigmas * signal
         with np.errstate(divide="ignore"):
             self._log_snr = -np.log(sigmas)  # half of it
         self._sigmas, self._signal, self._noise = sigmas, signal, noise
         self._predict_x0, self._eta = predict_x0, eta
         a = signal[:-1] ** 2
-        self.line_1: Columns = clean_sample(prediction_type, a, clip)
         self.estimates = self._clean = [D] * len(a)
+        if prediction_type == "flow":
+            self.line_1: Columns = {"p_x": 1.0, "p_e": -noise[:-1]}
+            return
+        self.line_1 = clean_sample(prediction_type, a, clip)
         if not predict_x0:
             in_eps = zip(*eps_from(prediction_type, a, from_clipped=clip is not None), strict=True)
             self.estimates = [x * X + d * D + e * E for x, d, e in in_eps]

@@ -82,11 +82,15 @@ def flow_levels(
     timesteps: Sequence[float] | None,
     options: LevelOptions,
     spacing: str,
+    *,
+    of_signal: bool = False,
 ) -> tuple[Float64Array, Float64Array]:
     """Timesteps, shape (S,), and noise at each and of the clean result, shape (S + 1,), on a flow.
 
-    As in diffusers the timesteps are whole, and pure noise, at which log-SNR is infinite, gives way to a level a
-    millionth below it. Levels are rounded to float32 as they are there: so near to pure noise that is what log-SNR is.
+    With ``spacing="linspace"`` S + 1 levels before the shift lead from 1 to 1 / T, without the last, or with
+    ``of_signal`` the signal does, without its first. As in diffusers the timesteps are whole, and pure noise, at which
+    log-SNR is infinite, gives way to a level a millionth below it. Levels are rounded to float32 as they are there: so
+    near to pure noise that is what log-SNR is.
     """
     total = schedule.num_train_timesteps
     if timesteps is not None:
@@ -97,8 +101,11 @@ def flow_levels(
         given = options.own(steps, 1.0 / total, 1.0)
         if given is None:
             count = step_count(steps, total)
-            trailing = spacing == "trailing"  # else one level more is there, and left out
-            given = flow_ramp(count if trailing else count + 1, spacing, 1.0 / total)[:count]
+            if spacing == "linspace":
+                ramp = np.linspace(1.0, 1.0 / total, count + 1)
+                given = (1.0 - ramp[:0:-1]) if of_signal else ramp[:-1]
+            else:
+                given = flow_ramp(count, spacing, 1.0 / total)
         sigma = np.minimum(options.shifted(given, schedule), 1 - 1e-6)
         t = np.trunc(sigma * total)
     return t, np.append(np.float32(sigma).astype(np.float64), 0.0)

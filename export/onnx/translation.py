@@ -64,6 +64,7 @@ def translate(
             ) from error
         refuse_branches(kind, guards, program)
         _give_attention_heads(program)
+        _drop_squeezes(program)
         try:
             translated = torch.onnx.export(
                 program,
@@ -130,6 +131,17 @@ def _give_attention_heads(program: torch.export.ExportedProgram) -> None:
         with graph.inserting_after(node):
             flat = graph.call_function(aten.squeeze.dim, (node, 1))
         node.replace_all_uses_with(flat, lambda user, flat=flat: user is not flat)
+    program.graph_module.recompile()
+
+
+def _drop_squeezes(program: torch.export.ExportedProgram) -> None:
+    """Removes squeezes of axes of a free size: in torch they do nothing, and ONNX's ``Squeeze`` refuses them."""
+    for node in list(program.graph.nodes):
+        if node.target is torch.ops.aten.squeeze.dim and not isinstance(
+            node.args[0].meta["val"].shape[node.args[1]], int
+        ):
+            node.replace_all_uses_with(node.args[0])
+            program.graph.erase_node(node)
     program.graph_module.recompile()
 
 

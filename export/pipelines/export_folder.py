@@ -51,6 +51,11 @@ PIPELINES = {
     **{f"StableDiffusion{kind}Pipeline": "stable_diffusion" for kind in _KINDS},
     **{f"StableDiffusionXL{kind}Pipeline": "stable_diffusion_xl" for kind in _KINDS},
     "StableDiffusion3Pipeline": "stable_diffusion_3",
+    "PixArtAlphaPipeline": "pixart",
+    "PixArtSigmaPipeline": "pixart",
+    "SanaPipeline": "sana",
+    "ZImagePipeline": "z_image",
+    "QwenImagePipeline": "qwen_image",
     "FluxPipeline": "flux",
     "LatentConsistencyModelPipeline": "stable_diffusion",
 }

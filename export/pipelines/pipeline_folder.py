@@ -96,15 +96,20 @@ class PipelineFolder:
         """A file of a component."""
         return _read_json(self.folder(name) / file)
 
-    def config(self, name: str, kind: str) -> Config:
+    def config(self, name: str, kind: str, *former: str) -> Config:
         """Configuration of a component of diffusers, with its class's defaults filled in.
+
+        Args:
+            name: The component.
+            kind: Its class.
+            former: Names that folders have for the class, of earlier versions.
 
         Raises:
             ExportError: If it is missing, or of another class.
         """
         import diffusers
 
-        self.kind(name, (kind,))
+        self.kind(name, (kind, *former))
         file = self.folder(name) / "config.json"
         parameters = inspect.signature(getattr(diffusers, kind).__init__).parameters.values()
         defaults = {one.name: one.default for one in parameters if one.default is not one.empty}
@@ -120,7 +125,7 @@ class PipelineFolder:
             found = getattr(transformers, kind).config_class.from_pretrained(self.path / name, local_files_only=True)
         except Exception as error:  # whatever the library raises of a configuration that it does not take
             raise ExportError(f"{self.path / name / 'config.json'}: {kind} does not take it: {error}") from error
-        return Config(f"{name} ({kind})", found.to_dict())
+        return Config(f"{name} ({kind})", found.to_dict(), kind)
 
     def weights(self, name: str) -> str | None:
         """The variant of a component's weights, such as ``fp16``; None for those without one, which are preferred.

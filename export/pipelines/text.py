@@ -55,8 +55,27 @@ class TextEncoders(torch.nn.Module):
         return [getattr(self, name)(one, output_hidden_states=True) for name, one in each]
 
 
+def causal_mask(ids: torch.Tensor) -> torch.Tensor:
+    """What is added to attention so that no token reads a later one, shape (1, 1, L, L).
+
+    Prompts are padded behind, so this is all the mask that the tokens before the padding need.
+
+    Args:
+        ids: Shape (R, L).
+    """
+    position = torch.arange(ids.shape[1])
+    later = position[None, :] > position[:, None]
+    return (later * torch.finfo(torch.float32).min)[None, None]
+
+
 def read_encoder(
-    folder: PipelineFolder, number: int, allowed: Sequence[str], length: int | None = None
+    folder: PipelineFolder,
+    number: int,
+    allowed: Sequence[str],
+    length: int | None = None,
+    *,
+    tokenizer: Any = None,
+    **prompt: Any,
 ) -> TextEncoderInfo:
     """The pipeline's n-th text encoder with its tokenizer, counted from 1.
 
@@ -65,6 +84,8 @@ def read_encoder(
         number: 1, 2 or 3.
         allowed: Classes that it may be of.
         length: Tokens of its context; None asks the tokenizer.
+        tokenizer: What ``load_tokenizer`` has returned; None loads it.
+        **prompt: Entries of ``PromptInput`` that are not as usual: ``mask``, ``prefix``, ``suffix``, ``lowercase``.
 
     Raises:
         ExportError: If one is missing or cannot be exported.
@@ -72,13 +93,16 @@ def read_encoder(
     suffix = "" if number == 1 else f"_{number}"
     component = f"text_encoder{suffix}"
     config = folder.text_config(component, allowed)
+    if isinstance(of_text := config.get("text_config"), Mapping):  # of a model of pictures and text
+        config = Config(config.name, of_text)
     config.require("use_attention_mask", "unset", lambda value: not value)
-    found = read_tokenizer(folder, f"tokenizer{suffix}", length)
+    template = {key: prompt[key] for key in ("prefix", "suffix") if key in prompt}
+    found = read_tokenizer(folder, f"tokenizer{suffix}", length, own=tokenizer, **template)
     config.require("vocab_size", f"at least {found.largest_id + 1}, the tokenizer's", lambda n: n > found.largest_id)
-    prompt = PromptInput(f"input_ids{suffix}", f"tokenizer{suffix}.json", found.length, found.pad_id)
+    entry = PromptInput(f"input_ids{suffix}", f"tokenizer{suffix}.json", found.length, found.pad_id, **prompt)
     if (most := config.get("max_position_embeddings")) is not None:
         config.require("max_position_embeddings", f"at least {found.length}", lambda _: most >= found.length)
-    return TextEncoderInfo(component, folder.kind(component, allowed), config, prompt, found.json)
+    return TextEncoderInfo(component, folder.kind(component, allowed), config, entry, found.json)
 
 
 def require_layers(encoder: TextEncoderInfo, left_out: int) -> None:
@@ -96,16 +120,20 @@ def text_part(
 ) -> ExportPart:
     """The graph of a pipeline's text encoders.
 
-    With a T5 it stays float32: transformers, too, keeps part of T5 in float32 (``_keep_in_fp32_modules``) and clamps
-    what overflows in the rest.
+    With another than CLIP it stays float32: transformers, too, keeps part of T5 in float32 (``_keep_in_fp32_modules``)
+    and clamps what overflows in the rest, and language models are trained in bfloat16, which has a wider range.
     """
     names = [one.component for one in encoders]
 
     def build(*modules: torch.nn.Module) -> torch.nn.Module:
         return kind(dict(zip(names, modules, strict=True)), **options)
 
-    inputs = [Input(one.prompt.input, (one.prompt.length,), "int64", high=one.config["vocab_size"]) for one in encoders]
-    float32 = any(one.kind == T5 for one in encoders)
+    inputs = []
+    for one in encoders:
+        inputs.append(Input(one.prompt.input, (one.prompt.length,), "int64", high=one.config["vocab_size"]))
+        if one.prompt.mask is not None:
+            inputs.append(Input(one.prompt.mask, (one.prompt.length,), "int64"))
+    float32 = not all(one.kind in (CLIP, CLIP_PROJECTED) for one in encoders)
     return ExportPart(
         TEXT_ENCODER, {one.component: (one.kind,) for one in encoders}, build, inputs, outputs, float32=float32
     )

@@ -12,7 +12,8 @@ from stepfuse.export.pipelines.inversions import textual_inversions, with_invers
 from stepfuse.export.pipelines.pipeline_folder import PipelineFolder
 from stepfuse.pipeline.normalizers import MAX_NORMALIZED, normalized_length
 
-KINDS = ("CLIPTokenizer", "CLIPTokenizerFast", "T5Tokenizer", "T5TokenizerFast")
+_NAMES = ("CLIPTokenizer", "T5Tokenizer", "GemmaTokenizer", "Qwen2Tokenizer")
+KINDS = tuple(name + fast for name in _NAMES for fast in ("", "Fast"))
 
 #: Texts that are compared: empty, with capitals, spaces, digits, apostrophes, accents, other scripts, emoji and special
 #: tokens, and longer than any context.
@@ -49,19 +50,13 @@ class TokenizerFile:
     largest_id: int
 
 
-def read_tokenizer(folder: PipelineFolder, name: str, length: int | None = None) -> TokenizerFile:
-    """Converts a tokenizer, and compares the ids of ``TRIALS``.
-
-    Args:
-        folder: The pipeline.
-        name: The component.
-        length: Tokens of the context; None asks the tokenizer.
+def load_tokenizer(folder: PipelineFolder, name: str) -> Any:
+    """A pipeline's tokenizer, by transformers.
 
     Raises:
-        ExportError: If it is missing, cannot be read, or the file gives other ids.
+        ExportError: If it is missing or cannot be read.
     """
     import transformers
-    from tokenizers import Tokenizer
 
     kind = folder.kind(name, KINDS)
     path = folder.path / name
@@ -70,11 +65,75 @@ def read_tokenizer(folder: PipelineFolder, name: str, length: int | None = None)
         wanted = ", or ".join(" and ".join(sorted(one, reverse=True)) for one in _VOCABULARIES)
         raise ExportError(f"{path} must hold {wanted}, got {', '.join(sorted(files)) or 'nothing'}")
     try:
-        own = getattr(transformers, kind).from_pretrained(path, local_files_only=True)
-        fast_kind = getattr(transformers, kind.removesuffix("Fast") + "Fast")
-        fast = own if own.is_fast else fast_kind.from_pretrained(path, local_files_only=True)
+        return getattr(transformers, kind).from_pretrained(path, local_files_only=True)
     except Exception as error:  # whatever the tokenizer's own libraries raise
         raise ExportError(f"{path}: {kind} cannot be loaded: {error}") from error
+
+
+def chat_template(folder: PipelineFolder, name: str, own: Any) -> tuple[str, str]:
+    """What the tokenizer's chat template writes before a prompt and after it, up to where an answer begins.
+
+    Args:
+        folder: The pipeline.
+        name: The tokenizer's component.
+        own: What ``load_tokenizer`` has returned.
+
+    Raises:
+        ExportError: If there is no template, or one that changes a prompt.
+    """
+
+    def written(prompt: str) -> str:
+        message = [{"role": "user", "content": prompt}]
+        text: str = own.apply_chat_template(message, tokenize=False, add_generation_prompt=True, enable_thinking=True)
+        return text
+
+    try:
+        prefix, _, suffix = written(TRIALS[2]).partition(TRIALS[2])
+        changed = next((text for text in TRIALS if written(text) != prefix + text + suffix), None)
+    except ImportError:
+        raise
+    except Exception as error:  # whatever a template raises
+        raise ExportError(f"{folder.path / name}: its chat_template cannot be used: {error}") from error
+    if changed is not None:
+        raise ExportError(
+            f"{folder.path / name}: chat_template must write a prompt as it is, of {changed[:40]!r} it makes"
+            f" {written(changed)[:80]!r}"
+        )
+    return prefix, suffix
+
+
+def read_tokenizer(
+    folder: PipelineFolder,
+    name: str,
+    length: int | None = None,
+    *,
+    own: Any = None,
+    prefix: str = "",
+    suffix: str = "",
+) -> TokenizerFile:
+    """Converts a tokenizer, and compares ids and attention masks of ``TRIALS``.
+
+    Args:
+        folder: The pipeline.
+        name: The component.
+        length: Tokens of the context; None asks the tokenizer.
+        own: What ``load_tokenizer`` has returned; None loads it.
+        prefix: Text before each prompt.
+        suffix: Text after it.
+
+    Raises:
+        ExportError: If it is missing, cannot be read, or the file gives other ids.
+    """
+    import transformers
+    from tokenizers import Tokenizer
+
+    path = folder.path / name
+    own = load_tokenizer(folder, name) if own is None else own
+    try:
+        fast_kind = getattr(transformers, folder.kind(name, KINDS).removesuffix("Fast") + "Fast")
+        fast = own if own.is_fast else fast_kind.from_pretrained(path, local_files_only=True)
+    except Exception as error:
+        raise ExportError(f"{path}: {type(own).__name__} cannot be converted: {error}") from error
     if length is None:
         length = own.model_max_length
         if not isinstance(length, int) or not 0 < length < 1 << 16:
@@ -93,24 +152,29 @@ def read_tokenizer(folder: PipelineFolder, name: str, length: int | None = None)
             f" {max(map(len, TRIALS)):,} it may make {longest:.3g}"
         )
     found = TokenizerFile(text, length, own.pad_token_id, max(own.get_vocab().values()))
-    _compare(path, found, own, inversions)
+    _compare(path, found, own, inversions, prefix, suffix)
     return found
 
 
-def _compare(path: Any, found: TokenizerFile, own: Any, inversions: Mapping[str, Sequence[str]]) -> None:
+def _compare(
+    path: Any, found: TokenizerFile, own: Any, inversions: Mapping[str, Sequence[str]], prefix: str, suffix: str
+) -> None:
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_str(found.json)
     tokenizer.enable_truncation(found.length)
     for text in (*TRIALS, *(f"a {token} cat, {token}" for token in inversions)):
+        text = prefix + text + suffix
         converted = text
         for token, vectors in inversions.items():  # as diffusers' pipelines write a prompt before they tokenize it
             converted = converted.replace(token, " ".join(vectors))
-        expected = own(converted, padding="max_length", max_length=found.length, truncation=True)["input_ids"]
+        expected = own(converted, padding="max_length", max_length=found.length, truncation=True)
         ids = tokenizer.encode(text).ids
-        ids += [found.pad_id] * (found.length - len(ids))
-        if ids != list(expected):
+        padding = found.length - len(ids)
+        mask = [1] * len(ids) + [0] * padding
+        ids += [found.pad_id] * padding
+        if ids != list(expected["input_ids"]) or mask != list(expected.get("attention_mask", mask)):
             raise ExportError(
                 f"{path}: tokenizer.json must give the ids of {type(own).__name__}, of {text[:40]!r} it gives"
-                f" {ids[:12]} instead of {list(expected)[:12]}"
+                f" {ids[:12]} instead of {list(expected['input_ids'])[:12]}"
             )

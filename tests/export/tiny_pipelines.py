@@ -35,7 +35,9 @@ PROMPTS = ["a red cat in the rain", "blue dog"]
 LENGTH = 12  # tokens of a prompt
 LABELS = {index: f"thing {index}, also {index}" for index in range(1000)}
 SIZE = 8  # of latents; pixels are twice as many
-OWN_SIZES = {"FluxPipeline": 2 * SIZE, "FluxPipeline-schnell": 2 * SIZE}  # where no configuration says it
+OWN_SIZES = dict.fromkeys(  # where no configuration says it
+    ("FluxPipeline", "FluxPipeline-schnell", "ZImagePipeline", "QwenImagePipeline"), 2 * SIZE
+)
 
 STABLE_DIFFUSION = {
     "beta_schedule": "scaled_linear",
@@ -50,7 +52,7 @@ def save_tiny(name: str, folder: Path, scheduler=None, **changes) -> Path:
     """Writes a pipeline, the same weights each time.
 
     Args:
-        name: One of ``NAMES``.
+        name: One of ``NAMES``, or of those of ``tiny_transformers``.
         folder: The folder to make.
         scheduler: A diffusers scheduler instead of the usual one.
         changes: Components instead of the usual ones, by name, such as ``text_encoder_3=None``.
@@ -70,12 +72,14 @@ def save_tiny(name: str, folder: Path, scheduler=None, **changes) -> Path:
 def tiny_pipeline(name: str, scheduler=None, **changes):
     """The same as a diffusers pipeline, which need not be saved."""
     import diffusers
+    import tiny_transformers
     import torch
 
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), tempfile.TemporaryDirectory() as scratch:
         warnings.simplefilter("ignore")
         torch.manual_seed(0)
-        parts = {**_PARTS[name](Path(scratch)), **changes}
+        makers = {**_PARTS, **tiny_transformers.PARTS}
+        parts = {**makers[name](Path(scratch)), **changes}
         if scheduler is not None:
             parts["scheduler"] = scheduler
         pipe = getattr(diffusers, name.partition("-")[0])(**parts)

@@ -14,16 +14,14 @@ from stepfuse.samplers.schedule import NoiseSchedule
 def read_dpmpp_2m(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
     """``DPMSolverMultistepScheduler``, on the ODE or, by its ``algorithm_type``, the diffusion SDE."""
     require_signal(config)
+    require_no_variance(config)
+    config.require("use_flow_sigmas", False, None, why=f" with prediction_type {config['prediction_type']!r}")
     algorithm = _algorithm(config, "dpmsolver++", "sde-dpmsolver++")
     sampler = "dpmpp_2m_sde" if algorithm == "sde-dpmsolver++" else "dpmpp_2m"
-    # The constructor takes the last three for the first.
-    solver_type = config.require("solver_type", "midpoint", "heun", "logrho", "bh1", "bh2")
     if sampler == "dpmpp_2m":
         order = config.require("solver_order", 1, 2, 3)
     else:  # diffusers' third order weighs the estimate's second derivative by -1 where the step is short, not by 0
         order = config.require("solver_order", 1, 2, why=" with algorithm_type 'sde-dpmsolver++'")
-    require_no_variance(config)
-    config.require("use_flow_sigmas", False, None)
     levels = levels_of(config, schedule)
     if config["use_lu_lambdas"] and not levels.get("karras"):  # before the others, and without their ends
         levels = {"levels": "lu"}
@@ -35,7 +33,7 @@ def read_dpmpp_2m(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
         "sampler": sampler,
         **levels,
         "order": order,
-        "solver_type": "heun" if solver_type == "heun" else "midpoint",
+        "solver_type": _solver_type(config),
         "lower_order_final": bool(config["lower_order_final"]),
         **spacing_of(config),
         **bounds_of(config),
@@ -54,8 +52,6 @@ def read_dpmpp_2m(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
 def read_dpmpp_2s(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
     """``DPMSolverSinglestepScheduler``, on the ODE alone."""
     predict_x0 = _algorithm(config, "dpmsolver++") != "dpmsolver"
-    # The constructor takes the last three for the first.
-    solver_type = config.require("solver_type", "midpoint", "heun", "logrho", "bh1", "bh2")
     require_no_variance(config)
     config.require("use_flow_sigmas", False, None)
     require_all_levels(config, schedule)
@@ -63,7 +59,7 @@ def read_dpmpp_2s(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
         "sampler": "dpmpp_2s",
         **levels_of(config, schedule),
         "order": config.require("solver_order", 1, 2, 3),
-        "solver_type": "heun" if solver_type == "heun" else "midpoint",
+        "solver_type": _solver_type(config),
         "lower_order_final": bool(config["lower_order_final"]),
         "predict_x0": predict_x0,
         **bounds_of(config),
@@ -71,6 +67,31 @@ def read_dpmpp_2s(config: Entries, schedule: NoiseSchedule) -> dict[str, Any]:
     if config["final_sigmas_type"] == "sigma_min":
         options["final_alpha_cumprod"] = float(schedule.alphas_cumprod[0])
     return options
+
+
+def dpmpp_2m_on_flow(config: Entries) -> dict[str, Any]:
+    """``DPMSolverMultistepScheduler`` on the noise levels of a flow, as Sana has it."""
+    require_no_variance(config)
+    why = " with use_flow_sigmas"
+    for key, only in (("algorithm_type", "dpmsolver++"), ("final_sigmas_type", "zero")):
+        config.require(key, only, why=why)
+    config.require("use_lu_lambdas", False, None, why=why)
+    config.require("use_dynamic_shifting", False, None, why=why)
+    return {
+        "sampler": "dpmpp_2m",
+        "order": config.require("solver_order", 1, 2, 3),
+        "solver_type": _solver_type(config),
+        "lower_order_final": bool(config["lower_order_final"]),
+        "euler_at_final": bool(config["euler_at_final"]),
+        "spacing": "linspace",  # whatever levels a pipeline gives other schedulers
+        **bounds_of(config),
+    }
+
+
+def _solver_type(config: Entries) -> str:
+    """The constructor takes the last three for the first."""
+    given = config.require("solver_type", "midpoint", "heun", "logrho", "bh1", "bh2")
+    return "heun" if given == "heun" else "midpoint"
 
 
 def _algorithm(config: Entries, *with_clean_ends: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from stepfuse.integrations.readers.dpm_solver import dpmpp_2m_on_flow
 from stepfuse.integrations.readers.entries import Entries
 from stepfuse.integrations.readers.levels import RULES, chosen_levels
 from stepfuse.integrations.readers.multistep import unipc_options
@@ -56,16 +57,28 @@ def flow_sampler_of(config: Entries) -> dict[str, Any]:
     }
 
 
-def flow_unipc(config: Entries) -> tuple[NoiseSchedule, dict[str, Any]]:
-    """UniPC on the noise levels of a flow, as Wan has it; what it says of betas and spacing has no effect there."""
+def flow_sigmas_of(config: Entries) -> tuple[NoiseSchedule, dict[str, Any]] | None:
+    """Schedule and sampler of a class with ``use_flow_sigmas`` and a network that predicts a flow, as Wan's and Sana's.
+
+    What it says of betas and spacing has no effect there. None if the class has no such levels, or other ones.
+    """
+    if (
+        config.name not in FLOW_SIGMAS
+        or not config["use_flow_sigmas"]
+        or config["prediction_type"] != "flow_prediction"
+    ):
+        return None
     for key in RULES:
         config.require(key, False, None, why=" with use_flow_sigmas")
+    shift = config.number("flow_shift", "above 0", lambda shift: 0 < shift < math.inf)
+    return NoiseSchedule.flow(shift, config["num_train_timesteps"]), FLOW_SIGMAS[config.name](config)
+
+
+def _unipc(config: Entries) -> dict[str, Any]:
     for key, only in (("predict_x0", True), ("final_sigmas_type", "zero")):
         config.require(key, only, why=" with use_flow_sigmas")
-    shift = config.number("flow_shift", "above 0", lambda shift: 0 < shift < math.inf)
-    schedule = NoiseSchedule.flow(shift, config["num_train_timesteps"])
     own = {"spacing": "linspace"}  # whatever levels a pipeline gives other schedulers
-    return schedule, {**unipc_options(config), **own, **_shift_terminal(config), **bounds_of(config)}
+    return {**unipc_options(config), **own, **_shift_terminal(config), **bounds_of(config)}
 
 
 def _shift_terminal(config: Entries) -> dict[str, Any]:
@@ -73,3 +86,7 @@ def _shift_terminal(config: Entries) -> dict[str, Any]:
         return {}
     rule = "a number above 0 and below 1, or None"
     return {"shift_terminal": config.number("shift_terminal", rule, lambda end: 0 < end < 1)}
+
+
+#: Classes that step in log-SNR, on the noise levels of a flow, too.
+FLOW_SIGMAS = {"UniPCMultistepScheduler": _unipc, "DPMSolverMultistepScheduler": dpmpp_2m_on_flow}

@@ -51,6 +51,8 @@ CONFIGS = {
         {**SCALED, "algorithm_type": "dpmsolver", "solver_order": 3, "final_sigmas_type": "sigma_min"},
         {**SCALED, "use_lu_lambdas": True, "use_exponential_sigmas": True},
         {**COSINE, **V, "use_beta_sigmas": True, "final_sigmas_type": "sigma_min"},
+        {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0},
+        {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "solver_order": 3, "solver_type": "heun"},
     ],
     "LCMScheduler": [
         {},

@@ -114,10 +114,9 @@ CASES = [
     and not ("use_dynamic_shifting" in beside and not name.startswith("Flow"))  # refused, or without effect
 ]
 CASES += [
-    pytest.param("UniPCMultistepScheduler", {**FLOW, entry: value}, entry, id=f"flow-{entry}-{str(value)[:12]}")
-    for entry in sorted(
-        DEFAULTS["UniPCMultistepScheduler"].keys() - FLOW.keys() - {"beta_schedule", "timestep_spacing"}
-    )
+    pytest.param(name, {**FLOW, entry: value}, entry, id=f"{name}-flow-{entry}-{str(value)[:12]}")
+    for name in ("UniPCMultistepScheduler", "DPMSolverMultistepScheduler")
+    for entry in sorted(DEFAULTS[name].keys() - FLOW.keys() - {"beta_schedule", "timestep_spacing"})
     for value in VALUES[entry]
 ]
 

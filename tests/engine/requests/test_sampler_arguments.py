@@ -122,7 +122,7 @@ def test_zero_terminal_snr_refuses_epsilon(sampler):
 
 
 @naive_allowed
-@pytest.mark.parametrize("sampler", sorted(set(SAMPLERS) - {"euler", "heun", "lcm", "unipc"} - EDM))
+@pytest.mark.parametrize("sampler", sorted(set(SAMPLERS) - {"euler", "heun", "lcm", "unipc", "dpmpp_2m"} - EDM))
 def test_samplers_of_preserving_schedules_refuse_flow(sampler):
     with pytest.raises(ValueError, match="flow schedule has no alphas_cumprod"):
         SAMPLERS[sampler](FLOW, 5)
@@ -170,7 +170,7 @@ def test_heun_and_lcm_refuse_what_is_for_flows_alone(sampler, name, value):
         SAMPLERS[sampler](LINEAR, 5, **{name: value})
 
 
-@pytest.mark.parametrize("sampler", ["euler", "heun", "lcm", "unipc"])
+@pytest.mark.parametrize("sampler", ["euler", "heun", "lcm", "unipc", "dpmpp_2m"])
 def test_a_flow_has_no_leading_spacing(sampler):
     with pytest.raises(ValueError, match=r"^spacing must be 'linspace' or 'trailing' with a flow .*, got 'leading'$"):
         SAMPLERS[sampler](FLOW, 5, spacing="leading")

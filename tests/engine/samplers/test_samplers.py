@@ -200,6 +200,7 @@ FLOW_CASES = {
     "heun": {"flow": {}, "guided": {"guidance_scale": 3.0}},
     "lcm": {"flow": {}, "guided": {"guidance_scale": 3.0}, **LEVELS},
     "unipc": {"flow": {}, "order-1": {"order": 1}, "order-3": {"order": 3, "guidance_scale": 3.0}},
+    "dpmpp_2m": {"flow": {}, "order-1": {"order": 1}, "order-3": {"order": 3, "guidance_scale": 3.0}},
 }
 
 # Cases of 999 steps, where not the first: the model's noise estimates grow to thousands with lcm, diffusers integrates

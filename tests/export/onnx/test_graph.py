@@ -182,3 +182,16 @@ def test_bad_arguments_are_refused(options, message, tmp_path):
 def test_an_input_of_no_such_size_is_refused(size):
     with pytest.raises(ValueError, match="x: a size must be at least 1, a name or '8\\*name', got"):
         Input("x", (3, size))
+
+
+class Squeezed(nn.Module):
+    """Squeezes an axis of a free size, as diffusers' PixArt does, and one of size 1."""
+
+    def forward(self, x):
+        return (x.flatten(1).squeeze(1) * 2, x[:, :, :1].squeeze(-1))
+
+
+def test_an_axis_of_a_free_size_is_not_squeezed(tmp_path):
+    path, given, sizes = tmp_path / "squeezed.onnx", [Input("x", (4, "width"))], {"width": (3, 5)}
+    export_onnx(Squeezed(), path, given, ["flat", "first"], sizes=sizes)
+    assert max(validate(path, Squeezed(), given, ["flat", "first"], sizes=sizes).values()) == 0
