@@ -150,8 +150,8 @@ def _read(name: str, config: Mapping[str, Any]) -> SchedulerSettings:
         if "prediction_type" in filled:
             prediction = filled.require("prediction_type", "epsilon", "v_prediction")
         return SchedulerSettings(schedule, prediction, READERS[name](filled, schedule), {})
-    if (found := flow_sigmas_of(filled)) is not None:
-        schedule, options = found
+    if (of_flow := flow_sigmas_of(filled)) is not None:
+        schedule, options = of_flow
         return SchedulerSettings(schedule, "flow", options, {})
     prediction = filled.require("prediction_type", "epsilon", "v_prediction", "sample")
     schedule = schedule_of(filled)

@@ -22,9 +22,10 @@ from stepfuse.export.pipelines.export_plan import (
 )
 from stepfuse.export.pipelines.pipeline_folder import Config, PipelineFolder
 from stepfuse.export.pipelines.size import Size, own_size
-from stepfuse.export.pipelines.stable_diffusion import DATA_RANGE, TEXT
+from stepfuse.export.pipelines.stable_diffusion import DATA_RANGE
 from stepfuse.export.pipelines.stable_diffusion_3 import POOLED
 from stepfuse.export.pipelines.text import CLIP, T5, TextEncoders, read_encoder, text_part
+from stepfuse.export.pipelines.unet import TEXT
 from stepfuse.export.pipelines.vae import pixels_per_latent, vae_config, vae_parts
 from stepfuse.extras import pip_install
 

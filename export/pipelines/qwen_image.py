@@ -20,8 +20,9 @@ from stepfuse.export.pipelines.pipeline_folder import Config, PipelineFolder
 from stepfuse.export.pipelines.pixart import MASK
 from stepfuse.export.pipelines.rotary import Rotation, attend, rotated
 from stepfuse.export.pipelines.size import Size, own_size
-from stepfuse.export.pipelines.stable_diffusion import DATA_RANGE, TEXT
+from stepfuse.export.pipelines.stable_diffusion import DATA_RANGE
 from stepfuse.export.pipelines.text import TextEncoders, causal_mask, read_encoder, text_part
+from stepfuse.export.pipelines.unet import TEXT
 from stepfuse.export.pipelines.vae import VIDEO, latent_channels, pixels_per_latent, vae_config, vae_parts
 from stepfuse.extras import pip_install
 
@@ -115,11 +116,11 @@ class _Processor:
         text = _projected(attn, encoder_hidden_states, added, (attn.norm_added_q, attn.norm_added_k), of_text)
         own = attn.to_q, attn.to_k, attn.to_v
         picture = _projected(attn, hidden_states, own, (attn.norm_q, attn.norm_k), of_picture)
-        joint = [torch.cat(both, dim=1) for both in zip(text, picture, strict=True)]
+        query, key, value = (torch.cat(both, dim=1) for both in zip(text, picture, strict=True))
         is_read = torch.cat(
             [encoder_hidden_states_mask, torch.ones_like(hidden_states[..., 0], dtype=torch.bool)], dim=1
         )
-        found = attend(*joint, is_read)
+        found = attend(query, key, value, is_read)
         tokens = encoder_hidden_states.shape[1]
         return attn.to_out[0](found[:, tokens:]), attn.to_add_out(found[:, :tokens])
 

@@ -24,9 +24,10 @@ from stepfuse.export.pipelines.pipeline_folder import PipelineFolder
 from stepfuse.export.pipelines.pixart import MASK
 from stepfuse.export.pipelines.positions import embed_patches
 from stepfuse.export.pipelines.size import Size, own_size
-from stepfuse.export.pipelines.stable_diffusion import DATA_RANGE, TEXT
+from stepfuse.export.pipelines.stable_diffusion import DATA_RANGE
 from stepfuse.export.pipelines.text import TextEncoders, causal_mask, read_encoder, text_part
 from stepfuse.export.pipelines.tokenizer import load_tokenizer
+from stepfuse.export.pipelines.unet import TEXT
 from stepfuse.export.pipelines.vae import DEEP_COMPRESSION, pixels_per_latent, vae_config, vae_parts
 from stepfuse.extras import pip_install
 

@@ -19,9 +19,10 @@ from stepfuse.export.pipelines.pipeline_folder import Config, PipelineFolder
 from stepfuse.export.pipelines.pixart import MASK
 from stepfuse.export.pipelines.rotary import Rotation, attend, rotated
 from stepfuse.export.pipelines.size import Size, own_size
-from stepfuse.export.pipelines.stable_diffusion import DATA_RANGE, TEXT
+from stepfuse.export.pipelines.stable_diffusion import DATA_RANGE
 from stepfuse.export.pipelines.text import TextEncoders, causal_mask, read_encoder, text_part
 from stepfuse.export.pipelines.tokenizer import chat_template, load_tokenizer
+from stepfuse.export.pipelines.unet import TEXT
 from stepfuse.export.pipelines.vae import pixels_per_latent, vae_config, vae_parts
 from stepfuse.extras import pip_install
 
