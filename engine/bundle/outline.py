@@ -20,7 +20,7 @@ def facts_of_model(info: ModelInfo) -> list[tuple[str, str]]:
         ("predicts", info.prediction_type),
         ("schedule", f"{info.schedule.config['type']}, T = {info.schedule.num_train_timesteps}"),
         *((f"input {name}", _input(spec)) for name, spec in info.cond.items()),
-        ("guidance", _GUIDANCE[info.guidance]),
+        *([("guidance", _GUIDANCE[info.guidance])] if info.cond else []),
     ]
 
 

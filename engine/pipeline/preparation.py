@@ -180,10 +180,10 @@ class Preparation:
         require_no_negative(self._model, "negative_prompt_embeds", negative_prompt_embeds)
         if prompt is not None:  # before each of many is looked at
             prompts = len(as_texts("prompt", prompt))
-            require_memory(self._model.resized(shape), self._pipeline, prompts * _checked_count(num_images))
+            require_memory(self._model, self._pipeline, shape, prompts * _checked_count(num_images))
         conditional = self._conditioning.conditional(prompt, prompt_embeds)
         n = conditional.count * _checked_count(num_images)
-        require_memory(self._model.resized(shape, conditional.tokens), self._pipeline, n)
+        require_memory(self._model, self._pipeline, shape, n, conditional.tokens)
         seeds = seeds_of(seed, n)
         width, height = pixels_of(self._pipeline, shape)
         noise = None if latents is None else starting_state((n, *shape), latents, "latents")

@@ -8,7 +8,7 @@ import os
 import numpy as np
 
 from stepfuse.arguments import whole_number
-from stepfuse.bundle.model_info import ModelInfo
+from stepfuse.bundle.model_info import MAX_ELEMENTS, ModelInfo
 from stepfuse.bundle.pipeline_info import PipelineInfo
 from stepfuse.display import byte_size
 
@@ -45,24 +45,30 @@ def sample_shape(model: ModelInfo, pipeline: PipelineInfo, width: int, height: i
     return model.shape[0], height // cell, width // cell
 
 
-def require_memory(model: ModelInfo, pipeline: PipelineInfo, n: int) -> None:
+def require_memory(
+    model: ModelInfo, pipeline: PipelineInfo, shape: tuple[int, ...], n: int, tokens: int | None = None
+) -> None:
     """Refuses more or larger pictures than the machine has memory for, before anything is made for each of them.
 
     Counted are each picture's pixels, its sample and its conditioning, with and without guidance.
 
     Args:
-        model: The denoiser, of samples of this size.
+        model: The denoiser.
         pipeline: The pipeline around it.
+        shape: Of one sample.
         n: Number of pictures.
+        tokens: As in ``ModelInfo.resized``.
 
     Raises:
         ValueError: If they do not fit.
     """
     if not hasattr(os, "sysconf"):
         return
-    width, height = pixels_of(pipeline, model.shape)
-    cond = sum(math.prod(spec.shape) * np.dtype(spec.dtype).itemsize for spec in model.cond.values())
-    each = 4 * (3 * width * height + math.prod(model.shape)) + 2 * cond
+    width, height = pixels_of(pipeline, shape)
+    elements = math.prod(shape)
+    inputs = model.resized(shape, tokens).cond if elements <= MAX_ELEMENTS else {}
+    cond = sum(math.prod(spec.shape) * np.dtype(spec.dtype).itemsize for spec in inputs.values())
+    each = 4 * (3 * width * height + elements) + 2 * cond
     most = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // each
     if n > most:
         raise ValueError(

@@ -37,7 +37,7 @@ def lcm(
     *,
     timesteps: Sequence[float] | None = None,
     sigmas: Sequence[float] | None = None,
-    spacing: Spacing = "linspace",
+    spacing: Spacing | None = None,
     original_steps: int = _ORIGINAL_STEPS,
     prediction_type: PredictionType = "epsilon",
     clip: float | None = None,
@@ -84,14 +84,14 @@ def lcm(
             prediction_type=(prediction_type, "epsilon"),
             clip=(clip, None),
         )
-        sigma = flow_sigmas(schedule, steps, timesteps, options, spacing)
+        sigma = flow_sigmas(schedule, steps, timesteps, options, spacing or "linspace")
         after = np.append(sigma[1:], 0.0)
         columns: Columns = {"p_x": 1.0, "p_e": -sigma, "q_d": 1 - after, "q_z": after}
         t, visited = sigma * schedule.num_train_timesteps, (1 - sigma, sigma)
         return build_table("lcm", schedule, t, columns, visited, guidance_scale, guidance_interval)
     refuse_without_flow(
         sigmas=(sigmas, None),
-        spacing=(spacing, "linspace"),
+        spacing=(spacing, None),
         karras=(karras, False),
         levels=(levels, "schedule"),
         shift=(shift, None),

@@ -129,7 +129,12 @@ class Serving:
 
     @property
     def ageing_rate(self) -> float:
-        """``ageing``, given or the policy's own; 0 for policies that do not order by passes left."""
+        """``ageing``, given or the policy's own; 0 for policies that do not order by passes left.
+
+        Examples:
+            >>> sf.Serving().ageing_rate, sf.Serving(policy="shortest", ageing=0.01).ageing_rate
+            (0.0003, 0.01)
+        """
         return AGEING.get(self.policy, 0.0) if self.ageing is None else self.ageing
 
     def loop_options(self, cost: CostCurve | None = None, *, rowwise: bool = False) -> _core.LoopOptions:

@@ -19,6 +19,7 @@ FORMER = {
     "ExportError": ValueError,
     "GpuError": RuntimeError,
     "KernelError": sf.GpuError,
+    "LoraError": sf.ExportError,
     "PlanError": sf.ExportError,
     "ProviderError": sf.GpuError,
     "QueueFull": RuntimeError,

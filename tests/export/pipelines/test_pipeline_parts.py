@@ -19,6 +19,7 @@ from stepfuse.export.onnx.onnx_file import write_onnx  # noqa: E402
 from stepfuse.export.onnx.translation import translate  # noqa: E402
 from stepfuse.export.onnx.validate import TOLERANCES  # noqa: E402
 from stepfuse.export.pipelines import dit, flux, pixels, stable_diffusion, stable_diffusion_3, stable_diffusion_xl  # noqa: E402
+from stepfuse.export.pipelines.conditioned_unet import ConditionedUNet  # noqa: E402
 from stepfuse.export.pipelines.export_plan import sample_inputs  # noqa: E402
 from stepfuse.export.pipelines.pipeline_folder import PipelineFolder  # noqa: E402
 
@@ -246,7 +247,7 @@ def test_size_and_defaults_are_those_of_the_pipelines_call(saved, name):
 def test_the_embedding_of_a_scale_is_that_of_a_latent_consistency_model(width, scales):
     pipe = diffusers.LatentConsistencyModelPipeline
     network = tiny_pipelines.unet(16, time_cond_proj_dim=width)
-    found = stable_diffusion.TextUNetModule(network).timestep_cond(torch.tensor(scales))
+    found = ConditionedUNet(network).timestep_cond(torch.tensor(scales))
     want = pipe.get_guidance_scale_embedding(None, torch.tensor(scales) - 1, width)
     assert found.shape == (len(scales), width)
     torch.testing.assert_close(found, want, rtol=0, atol=tolerances.SAME_MODULE)
