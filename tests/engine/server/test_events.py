@@ -59,7 +59,7 @@ def test_previews_are_the_clean_estimates_and_the_end_the_image(service, engine)
 
 
 def test_previews_of_latents_are_decoded_at_half_the_size(service, pipe):
-    arguments = {"steps": 500, "seed": 5}  # so many that even a slow reader sees some before the last
+    arguments = {"steps": 240, "seed": 5}  # so many that even a slow reader sees some before the last
     fields = {"model": "cats", "stream": True, "partial_images": 3, **arguments}
     *previews, completed = service.generate("a cat", **fields).events
     estimates = {}
