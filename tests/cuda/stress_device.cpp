@@ -322,7 +322,7 @@ class DeviceNetwork final : public Network {
     } else {
       raise_by_chance({});
     }
-    captured_ ? captured_->forward(rows) : rig_.forward(rows);
+    captured_ ? captured_->forward(rows, 0) : rig_.forward(rows);
   }
 
   const Rig& rig_;
