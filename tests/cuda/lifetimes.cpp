@@ -111,7 +111,7 @@ void draw(const std::string& path) {
       std::exception_ptr error;
       try {
         stepper.throttle();
-        denoiser.forward(loop.forward_rows());
+        denoiser.forward(loop.forward_rows(), loop.forward_adapters());
       } catch (...) {
         error = std::current_exception();
       }
