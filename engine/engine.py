@@ -165,8 +165,8 @@ class Engine:
             "spinning": spinning is not None,
         }
         of_session["lora_bytes"] = lora_bytes != 0
-        _refuse_unused({**of_session, "session": session is not None} if gpu else {}, f"an engine on {device!r}")
-        _refuse_unused(of_session if session is not None else {}, "a session of its own")
+        refuse_unused({**of_session, "session": session is not None} if gpu else {}, f"an engine on {device!r}")
+        refuse_unused(of_session if session is not None else {}, "a session of its own")
         cpu = Cpu(backend, precision, threads, spinning)
         bundle = name_or_path if isinstance(name_or_path, Bundle) else Bundle.load(name_or_path, verify=verify)
         check_defaults(bundle)
@@ -894,7 +894,7 @@ def _serving(serving: Serving | None, max_rows: int | None, deterministic: bool 
     )
 
 
-def _refuse_unused(given: Mapping[str, bool], by: str) -> None:
+def refuse_unused(given: Mapping[str, bool], by: str) -> None:
     """Refuses arguments that would have no effect."""
     if named := [name for name, is_given in given.items() if is_given]:
         raise ValueError(f"{' and '.join(named)} must be left out for {by}, where nothing would use them")

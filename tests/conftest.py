@@ -47,6 +47,7 @@ _load("lora_files", "export")
 _load("docstrings", "docs")
 _load("fake_tensorrt", "engine/backends/cuda")
 _load("recording_driver", "cuda")
+_load("fake_onnxruntime", "engine/backends/cuda")
 _load("cuda_toolkit", "cuda")
 _load("chromium", "engine/server")
 
@@ -58,6 +59,7 @@ stepfuse.engine.CHECK_INVARIANTS = True
 def pytest_configure(config):
     """The recording driver's fixtures serve the tests of csrc/cuda and of the back ends."""
     config.pluginmanager.register(sys.modules["recording_driver"])
+    config.pluginmanager.register(sys.modules["fake_onnxruntime"])
 
 
 @pytest.fixture(scope="session", params=["onnxruntime", "openvino"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
@@ -12,6 +12,8 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import typer
 
 import stepfuse as sf
+from stepfuse.backends.cuda.config import device_of
+from stepfuse.backends.host.config import Cpu
 from stepfuse.cli.completion import class_names, model_names, sampler_names, words
 from stepfuse.cli.sampler_options import merged, numbers
 from stepfuse.requests.resolution import Compiler
@@ -190,9 +192,10 @@ class Machine:
         str,
         typer.Option(
             metavar="NAME",
-            help="Of the CPU: onnxruntime, openvino (an extra), or auto, the fastest.",
+            help="onnxruntime; on the CPU also openvino (an extra), or auto, the fastest; on a GPU also"
+            " onnxruntime-tensorrt or tensorrt.",
             rich_help_panel=MACHINE,
-            autocompletion=words("onnxruntime", "openvino", "auto"),
+            autocompletion=words("onnxruntime", "openvino", "auto", "onnxruntime-tensorrt", "tensorrt"),
         ),
     ] = "onnxruntime"
     precision: Annotated[
@@ -225,8 +228,16 @@ class Machine:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """As arguments of ``Engine.load`` and ``TextToImage.load``."""
-        return {one.name: getattr(self, one.name) for one in fields(self)}
+        """As arguments of ``Engine.load`` and ``TextToImage.load``.
+
+        Raises:
+            ValueError: If there is no such device, or it is a GPU that runs no such back end.
+        """
+        found = {one.name: getattr(self, one.name) for one in fields(self)}
+        gpu = device_of(self.device)
+        if gpu is not None and self.backend != Cpu.backend:
+            found |= {"device": replace(gpu, backend=self.backend), "backend": Cpu.backend}
+        return found
 
 
 def with_groups(command: Callable[..., None]) -> Callable[..., None]:

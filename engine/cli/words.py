@@ -62,7 +62,6 @@ _WAYS_OUT = (
     (re.compile(r"pass force=True"), "give --even-if-slower"),
     (re.compile(r" or stepfuse\.Cuda\(\.\.\.\)"), ""),
     (re.compile(r"'cuda', 'cuda:N', got"), "'cuda' or 'cuda:N', got"),
-    (re.compile(r": Engine\.load\(bundle, device=\.\.\.\) runs .*$"), ""),
     (re.compile(r": load it with Engine$"), ""),
     (re.compile(r"in several calls, or with as_completed"), "in several runs"),
     (re.compile(r"^(image|mask|strength) needs an image, got image=None"), r"\1 needs --image"),

@@ -28,7 +28,8 @@ class _Held:
 class Engines:
     """Keeps the engines used last, and closes the least recently used ones among those that are idle.
 
-    They are its owner's to close, at the interpreter's exit, too.
+    These are closed before another is made, so that their memory is free then. All are their owner's to close, at the
+    interpreter's exit, too.
 
     Args:
         make: Makes an engine for samples of a shape.
@@ -64,6 +65,7 @@ class Engines:
                 if self._make is None:
                     raise EngineClosed("the pipeline is closed")
                 if shape not in self._held:
+                    self._close_idle(self.limit - 1)
                     self._held[shape] = _Held(self._make(shape))
                     closed_by_its_owner(self._held[shape].engine._service)
                     self._held[shape].engine.observe(self._observer)
@@ -75,13 +77,16 @@ class Engines:
             with self._changed:
                 for one in self._held.values():
                     one.users.pop(call, None)
-                idle = [key for key, one in self._held.items() if not one.users and key != shape]
-                surplus = [self._held.pop(key) for key in idle[: max(len(self._held) - self.limit, 0)]]
-                for one in surplus:
-                    self._counted = _sum(self._counted, one.engine.stats())
+                self._close_idle(self.limit, but=shape)
                 self._changed.notify_all()
-            for one in surplus:
-                one.engine.close()
+
+    def _close_idle(self, most: int, but: Shape | None = None) -> None:
+        """Closes engines that no call uses until there are ``most``, or all are in use."""
+        idle = [key for key, one in self._held.items() if not one.users and key != but]
+        for key in idle[: max(len(self._held) - most, 0)]:
+            engine = self._held.pop(key).engine
+            self._counted = _sum(self._counted, engine.stats())
+            engine.close()
 
     def all(self) -> dict[Shape, Engine]:
         """The engines that are kept, by shape."""

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from stepfuse.backends.cuda.config import Cuda
 from stepfuse.bundle.bundle import Bundle
 from stepfuse.bundle.pipeline_info import TEXT_ENCODER, PromptInput
 from stepfuse.errors import BundleError, DenoiserError
@@ -68,13 +69,16 @@ class PromptEncoder:
         bundle: Of a pipeline with prompts.
         threads: As in ``open_session``.
         adapted: Its graph with inputs for LoRAs; None: it takes none.
+        gpu: As in ``Stage``, without ``adapted``.
 
     Raises:
         BundleError: If a tokenizer cannot be read, or the text encoder's inputs and outputs are not the manifest's.
         ImportError: If ``tokenizers`` is not installed.
     """
 
-    def __init__(self, bundle: Bundle, *, threads: int = 0, adapted: AdaptedNetworks | None = None) -> None:
+    def __init__(
+        self, bundle: Bundle, *, threads: int = 0, adapted: AdaptedNetworks | None = None, gpu: Cuda | None = None
+    ) -> None:
         assert bundle.pipeline is not None
         prompts, negative = bundle.pipeline.prompts, bundle.pipeline.negative_prompts
         self._readers = _readers(bundle, prompts)
@@ -84,7 +88,7 @@ class PromptEncoder:
         self._adapters = None if adapted is None else adapted.adapters
         content = None if adapted is None else adapted.take(TEXT_ENCODER)
         all_inputs = *inputs, *self._factors(PLAIN)
-        self._stage = Stage(bundle.networks[TEXT_ENCODER], all_inputs, threads=threads, content=content)
+        self._stage = Stage(bundle.networks[TEXT_ENCODER], all_inputs, threads=threads, content=content, gpu=gpu)
         if unknown := set(self._stage.outputs) - set(bundle.info.cond):
             raise BundleError(
                 f"{bundle.path / TEXT_ENCODER}: outputs must be among the denoiser's conditioning inputs,"

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from stepfuse.backends.cuda.config import Cuda
 from stepfuse.backends.host.onnxruntime import open_session, returning_memory
 from stepfuse.bundle.onnx_file import OnnxFile
 from stepfuse.errors import BundleError, DenoiserError, EngineClosed
@@ -21,11 +22,23 @@ class Interrupt:
     """Has the runs that it is given to end before their next operator, from any thread."""
 
     def __init__(self) -> None:
-        self.options = returning_memory()
+        self._options: dict[str, Any] = {}
+        self._is_set = False
+        self._changing = threading.Lock()
+
+    def options(self, device: str) -> Any:
+        """What a run on a device is given: ``cpu:0``, ``gpu:0``, ..."""
+        with self._changing:
+            found = self._options.setdefault(device, returning_memory(device))
+            found.terminate = self._is_set
+            return found
 
     def set(self) -> None:
         """Ends the run in progress, and those to come."""
-        self.options.terminate = True
+        with self._changing:
+            self._is_set = True
+            for one in self._options.values():
+                one.terminate = True
 
 
 class Stage:
@@ -39,9 +52,13 @@ class Stage:
         outputs: Names of its outputs; None takes those that the file has.
         content: As in ``open_session``.
         threads: As in ``open_session``. Idle threads do not spin, as the denoiser's threads need the cores.
+        gpu: Runs it in ONNX Runtime's CUDA provider; ``content`` and ``threads`` are then unused. None: the CPU.
 
     Raises:
         BundleError: If ONNX Runtime cannot load the file, or it has other inputs or outputs.
+        ProviderError: If it has no CUDA provider.
+        DenoiserError: If the GPU has no memory for it.
+        CudaError: If there is no driver or it is too old.
     """
 
     def __init__(
@@ -52,9 +69,18 @@ class Stage:
         *,
         threads: int = 0,
         content: bytes | None = None,
+        gpu: Cuda | None = None,
     ) -> None:
         self._name = network.path.name
-        session = open_session(network, threads=threads, spinning=False, content=content)
+        session: Any
+        if gpu is None:
+            self._device = "cpu:0"
+            session = open_session(network, threads=threads, spinning=False, content=content)
+        else:
+            from stepfuse.backends.cuda.onnxruntime import open_session as open_on_gpu
+
+            self._device = f"gpu:{gpu.index}"
+            session = open_on_gpu(network, gpu.index)
         for kind, nodes, wanted in (
             ("inputs", session.get_inputs(), inputs),
             ("outputs", session.get_outputs(), outputs),
@@ -93,7 +119,7 @@ class Stage:
         session = self.require_open()
         began = time.perf_counter()
         try:
-            found = session.run(self.outputs, dict(feeds), (interrupt or Interrupt()).options)
+            found = session.run(self.outputs, dict(feeds), (interrupt or Interrupt()).options(self._device))
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             shapes = ", ".join(f"{name} {array.shape}" for name, array in feeds.items())
             raise DenoiserError(f"ONNX Runtime could not run {self._name} on {shapes}: {error}") from error

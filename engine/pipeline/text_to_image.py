@@ -24,7 +24,7 @@ from stepfuse.bundle.identity import ModelIdentity
 from stepfuse.bundle.outline import defaults_in_words, facts_of_model
 from stepfuse.bundle.pipeline_info import TEXT_ENCODER, PipelineInfo, control_input
 from stepfuse.display import NAME, printable
-from stepfuse.engine import Engine, checked_wait
+from stepfuse.engine import Engine, checked_wait, refuse_unused
 from stepfuse.errors import BundleError
 from stepfuse.lora.adapters import Adapters, LoraInfo, require_adapters
 from stepfuse.lora.networks import AdaptedNetworks
@@ -55,6 +55,9 @@ from stepfuse.serving.reporting import Observer
 from stepfuse.serving.stats import EngineStats
 from stepfuse.serving.stream import Latest, PreviewStream
 
+#: Sizes whose engines are kept. On the CPU they share one network; on a GPU each holds its own.
+_SIZES, _SIZES_ON_GPU = 4, 1
+
 
 class TextToImage:
     """Samples pictures of prompts. Made by ``load``; a context manager, or to be closed.
@@ -81,6 +84,7 @@ class TextToImage:
         serving: Serving | None = None,
         tile: Tile = "auto",
         lora_bytes: int = 0,
+        gpu: Cuda | None = None,
     ) -> None:
         if bundle.pipeline is None or not bundle.pipeline.prompts:
             raise ValueError(f"a bundle must be a pipeline's with prompts, {bundle.path} is not: load it with Engine")
@@ -90,8 +94,8 @@ class TextToImage:
         self._model, self._pipeline = bundle.info, bundle.pipeline
         cpu = Cpu(backend, precision, threads, spinning)
         adapted = AdaptedNetworks.of(bundle, [DENOISER, TEXT_ENCODER], lora_bytes, cpu.backend)
-        self._prompts = PromptEncoder(bundle, threads=threads, adapted=adapted)
-        self._vae = Vae(bundle, threads=threads, tile=tile)
+        self._prompts = PromptEncoder(bundle, threads=threads, adapted=adapted, gpu=gpu)
+        self._vae = Vae(bundle, threads=threads, tile=tile, gpu=gpu)
         conditioning = PromptConditioning(self._model, self._pipeline, self._prompts)
         self._adapters = None if adapted is None else adapted.adapters
         compiler = Compiler(bundle.info)
@@ -102,20 +106,18 @@ class TextToImage:
             from stepfuse.backends.host.auto import choose  # what it measures with is needed here alone
 
             cpu = choose(cpu, bundle, bundle.info, asked.row_limit, deterministic=asked.deterministic)
-        network = open_network(bundle, cpu, adapted)
+        network = open_network(bundle, cpu, adapted) if gpu is None else None
+        on: dict[str, Any] = {"session": network} if gpu is None else {"device": gpu}
         self._engines = Engines(
             lambda key: Engine.load(
-                bundle,
-                shape=key[:3],
-                tokens=key[3] if len(key) > 3 else None,
-                session=network,
-                serving=serving_of(key),
-            )
+                bundle, shape=key[:3], tokens=key[3] if len(key) > 3 else None, serving=serving_of(key), **on
+            ),
+            _SIZES if gpu is None else _SIZES_ON_GPU,
         )
         with self._engines.use(bundle.info.shape):  # raises if the network does not fit its manifest
             pass
         self.serving = asked
-        self._identity = ModelIdentity.of(bundle, network.computed_by)
+        self._identity = ModelIdentity.of(bundle, "" if network is None else network.computed_by)
         self._serving_of = serving_of
         self._service = PictureService(
             self._engines, self._preparation, self._prompts, self._vae, serving_of, self.serving.max_queue
@@ -144,7 +146,10 @@ class TextToImage:
 
         Args:
             path: The bundle's folder, or a bundle that is loaded already.
-            device: ``cpu``, the only one for now; ``Engine.load`` runs the denoiser by itself on a GPU.
+            device: ``cpu``, ``cuda``, ``cuda:1``, or a ``Cuda`` that says how the denoiser runs there. Text encoders
+                and VAE then run in ONNX Runtime's CUDA provider on the same GPU. The denoiser of one size is on it at a
+                time: of sizes that are not in use it is let go before another is loaded. The arguments from ``backend``
+                to ``spinning``, and ``lora_bytes``, are of the CPU alone.
             max_rows: Most rows of one forward of the denoiser; a guided picture takes two. By default as many as hold
                 1024 x 1024 pixels, from 2 to 64. Rows beyond that wait for later forwards.
             backend: What runs the denoiser, as in ``Engine.load``; text encoder and VAE run in ONNX Runtime.
@@ -160,24 +165,31 @@ class TextToImage:
         Raises:
             LoraError: As in ``Engine.load``.
             BundleError: If the bundle cannot be used.
-            ImportError: If ``tokenizers`` is not installed, or OpenVINO where it is asked for.
-            ValueError: If ``device`` is not the CPU, the bundle takes no prompts, ``max_rows`` is below 1, ``Vae``
-                refuses ``tile``, or ``Engine.load`` would refuse an argument.
+            ImportError: If ``tokenizers`` is not installed, or OpenVINO or TensorRT where it is asked for.
+            ValueError: If ``device`` is none, the bundle takes no prompts, ``max_rows`` is below 1, ``Vae`` refuses
+                ``tile``, or ``Engine.load`` would refuse an argument.
+            ProviderError: On a GPU, if ONNX Runtime has no CUDA provider.
+            CudaError: As in ``Engine.load``, as are KernelError, CaptureError and DenoiserError.
 
         Examples:
             >>> pipe = sf.TextToImage.load("my-pipeline", threads=1)
             >>> pipe.close()
         """
-        if device_of(device) is not None:
-            raise ValueError(
-                f"device must be 'cpu' for a whole pipeline, which runs on the CPU for now, got {device!r}:"
-                " Engine.load(bundle, device=...) runs its denoiser by itself on a GPU"
-            )
+        gpu = device_of(device)
+        if gpu is not None:
+            of_cpu = {
+                "backend": backend != Cpu.backend,
+                "precision": precision != Cpu.precision,
+                "threads": threads != 0,
+                "spinning": spinning is not None,
+                "lora_bytes": lora_bytes != 0,
+            }
+            refuse_unused(of_cpu, f"a pipeline on {device!r}")
         bundle = path if isinstance(path, Bundle) else Bundle.load(path, verify=verify)
         if max_rows is not None:
             serving = replace(serving or Serving(), max_rows=max_rows)
         how: dict[str, Any] = {"backend": backend, "precision": precision, "threads": threads, "spinning": spinning}
-        return cls(bundle, **how, serving=serving, tile=tile, lora_bytes=lora_bytes)
+        return cls(bundle, **how, serving=serving, tile=tile, lora_bytes=lora_bytes, gpu=gpu)
 
     def __call__(
         self,

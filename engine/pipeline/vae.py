@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stepfuse.arguments import whole_number
+from stepfuse.backends.cuda.config import Cuda
 from stepfuse.bundle.bundle import Bundle
 from stepfuse.bundle.onnx_file import OnnxFile
 from stepfuse.bundle.pipeline_info import VAE_DECODER, VAE_ENCODER
@@ -40,6 +41,7 @@ class Vae:
             one latent stands for; ``auto``: tiles of 512 pixels where a picture has more than 1024 x 1024; None: no
             tiles. Tiles bound memory, and their seams are blended, but each is normalised by itself: colours may
             differ a little.
+        gpu: As in ``Stage``.
 
     Raises:
         BundleError: If the bundle has no decoder, or one that cannot be used.
@@ -47,16 +49,16 @@ class Vae:
         TypeError: If ``tile`` is not a whole number, ``auto`` or None.
     """
 
-    def __init__(self, bundle: Bundle, *, threads: int = 0, tile: Tile = "auto") -> None:
+    def __init__(self, bundle: Bundle, *, threads: int = 0, tile: Tile = "auto", gpu: Cuda | None = None) -> None:
         assert bundle.pipeline is not None
         if VAE_DECODER not in bundle.networks:
             raise BundleError(f"{bundle.path}: has no {VAE_DECODER}")
         self._cell, self._channels = bundle.pipeline.pixels_per_latent, bundle.info.shape[0]
         self._tile = _checked_tile(tile, self._cell * OVERLAP)
-        self._decoder = Stage(bundle.networks[VAE_DECODER], ("latent",), ("image",), threads=threads)
+        self._decoder = Stage(bundle.networks[VAE_DECODER], ("latent",), ("image",), threads=threads, gpu=gpu)
         self._encoder: Stage | None = None
         self._encoder_file = bundle.networks.get(VAE_ENCODER)
-        self._threads = threads
+        self._threads, self._gpu = threads, gpu
         self._lock = threading.Lock()
 
     def decode(self, latents: Images, interrupt: Interrupt | None = None) -> Images:
@@ -152,7 +154,8 @@ class Vae:
         """The encoder, opened on first use."""
         with self._lock:
             if self._encoder is None:
-                self._encoder = Stage(self.require_encoder(), ("image",), ("latent", "std"), threads=self._threads)
+                outputs = "latent", "std"
+                self._encoder = Stage(self.require_encoder(), ("image",), outputs, threads=self._threads, gpu=self._gpu)
             return self._encoder
 
 

@@ -44,6 +44,11 @@ from stepfuse.errors import BundleError, DenoiserError, ProviderError
 
 CUDA, TENSORRT = "CUDAExecutionProvider", "TensorrtExecutionProvider"
 
+_EXACT = {
+    "arena_extend_strategy": "kSameAsRequested",  # as much memory as forwards need, all of which can be freed
+    "use_tf32": "0",  # float32 is float32, as on the CPU
+}
+
 _NO_WAIT = {"disable_synchronize_execution_providers": "1"}
 
 #: What ONNX Runtime's errors say where memory is exhausted: they have texts alone.
@@ -115,8 +120,7 @@ class OnnxRuntimeNetwork(DriverNetwork):
             "device_id": str(self._device),
             "user_compute_stream": str(self.stream.address),
             "do_copy_in_default_stream": "1",  # copies go on the same stream, after what they copy
-            "arena_extend_strategy": "kSameAsRequested",  # as much memory as forwards need, all of which can be freed
-            "use_tf32": "0",  # float32 is float32, as on the CPU
+            **_EXACT,
         }
 
     def _tensorrt_options(self) -> dict[str, str]:
@@ -183,6 +187,34 @@ class OnnxRuntimeNetwork(DriverNetwork):
                 return False
             raise
         return super()._captures(rows)
+
+
+def open_session(model: OnnxFile, device: int) -> Any:
+    """A network in a session on a GPU that takes and returns arrays in the host's memory.
+
+    Beside its weights it keeps what runs take, up to a run that asks for shrinkage.
+
+    Args:
+        model: Its ONNX file.
+        device: Which GPU.
+
+    Raises:
+        ProviderError: If the execution provider is missing. Nothing falls back to the CPU.
+        BundleError: If the network does not load.
+        DenoiserError: If the GPU has no memory for it.
+        CudaError: If there is no driver or it is too old.
+    """
+    _require([CUDA])
+    context = cuda.open(device)
+    before = context.memory[0]
+    session = _open(model, [(CUDA, {"device_id": str(device), **_EXACT})])
+    free = context.memory[0]
+    logger.info(
+        "%s on GPU %d: about %.1f MiB, %.1f MiB are free", model.path, device, (before - free) / 2**20, free / 2**20
+    )
+    if on_cpu := _nodes_on_cpu(session):
+        logger.warning("%s: on the CPU, each run: %s", model.path, on_cpu)
+    return session
 
 
 def _require(wanted: list[str]) -> None:

@@ -131,9 +131,13 @@ def run_options(entries: Mapping[str, str]) -> ort.RunOptions:
     return options
 
 
-def returning_memory() -> ort.RunOptions:
-    """Options of a run after which the session gives back what its intermediate results took, which else it keeps."""
-    return run_options({"memory.enable_memory_arena_shrinkage": "cpu:0"})
+def returning_memory(device: str = "cpu:0") -> ort.RunOptions:
+    """Options of a run after which the session gives back what its intermediate results took, which else it keeps.
+
+    Args:
+        device: Whose memory, such as ``gpu:0``; the session must be on it.
+    """
+    return run_options({"memory.enable_memory_arena_shrinkage": device})
 
 
 def available_providers() -> list[str]:

@@ -90,7 +90,12 @@ def test_a_long_prompt_is_reported_in_a_line(bundle, tmp_path):
         (["--prompt", "a", "-n", "0"], "--number must be at least 1, got 0"),
         (["--prompt", "a", "--image", "nowhere.png"], "nowhere.png"),
         (["--prompt", "a", "--strength", "0.5"], "--strength needs --image"),
-        (["--prompt", "a", "--device", "cuda"], "--device must be 'cpu' for a whole pipeline"),
+        (["--prompt", "a", "--device", "cuda", "--threads", "2"], "--threads must be left out for a pipeline on 'cuda'"),
+        (
+            ["--prompt", "a", "--device", "cuda", "--backend", "openvino"],
+            "--backend must be one of onnxruntime, onnxruntime-tensorrt, tensorrt, got 'openvino'",
+        ),
+        (["--prompt", "a", "--backend", "tensorrt"], "--backend must be one of"),
         (
             ["--prompt", "a", "--device", "tpu"],
             "--device must be 'cpu', 'cuda' or 'cuda:N', got 'tpu'",
@@ -153,3 +158,32 @@ def test_info_says_what_a_pipeline_takes(bundle, tmp_path):
     assert "8 x 8 pixels alone" in run("info", fixed.path).output
     bounded = handmade.write_bundle(tmp_path / "bounded", pipeline={"max_size": 16})
     assert "multiples of 4 up to 16" in run("info", bounded.path).output
+
+
+@pytest.mark.parametrize(
+    ("options", "providers"),
+    [
+        pytest.param([], ["CUDAExecutionProvider"], id="default"),
+        pytest.param(
+            ["--backend", "onnxruntime-tensorrt"],
+            ["TensorrtExecutionProvider", "CUDAExecutionProvider"],
+            id="onnxruntime-tensorrt",
+        ),
+    ],
+)
+def test_pictures_are_drawn_on_a_gpu(onnxruntime_gpu, bundle, tmp_path, options, providers):
+    path = tmp_path / "cat.npy"
+    arguments = ["--prompt", "a red cat", "--seed", "5", "--device", "cuda", "--max-rows", "4"]
+    result = run("sample", bundle.path, "-o", path, *arguments, *options)
+    assert result.exit_code == 0, result.output
+    assert [list(one) for one in onnxruntime_gpu.sessions] == [providers]
+    with sf.TextToImage.load(bundle) as pipe:
+        np.testing.assert_allclose(np.load(path), pipe("a red cat", seed=5).pixels, rtol=0, atol=2e-6)
+
+
+def test_the_machine_names_the_gpu_s_back_end():
+    machine = Machine(device="cuda:1", backend="tensorrt")
+    assert machine.arguments["device"] == sf.Cuda(1, backend="tensorrt")
+    assert machine.arguments["backend"] == "onnxruntime"
+    assert Machine(device="cuda").arguments["device"] == "cuda"
+    assert Machine(backend="openvino").arguments["backend"] == "openvino"

@@ -1,0 +1,193 @@
+"""Text to image on a GPU, on the stand-in of ONNX Runtime over the recording driver: the pictures that numpy computes."""
+
+import logging
+
+import handmade
+import numpy as np
+import pytest
+from fake_onnxruntime import MIB
+
+import stepfuse as sf
+from stepfuse._core import cuda
+from stepfuse.errors import CaptureError, DenoiserError, ProviderError
+from stepfuse.pipeline.stage import Interrupt
+
+NEAR = {"rtol": 0, "atol": 5e-6}  # latents are up to 8: ten units in the last place
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return handmade.write_bundle(tmp_path_factory.mktemp("pipeline") / "bundle")
+
+
+@pytest.fixture
+def load(onnxruntime_gpu, bundle):
+    """``load(**options)``: the pipeline on the GPU, closed after the test."""
+    pipes = []
+
+    def make(device="cuda", **options):
+        pipes.append(sf.TextToImage.load(bundle, device=device, **{"max_rows": 4, **options}))
+        return pipes[-1]
+
+    yield make
+    for pipe in pipes:
+        pipe.close()
+    pipes.clear()
+
+
+def expected(prompt, *seeds, negative="", size=(8, 8), start=None):
+    """Latents and pixels; ``size`` is (width, height)."""
+    width, height = size
+    shape = (4, height // handmade.CELL, width // handmade.CELL)
+    table = sf.samplers.ddim(handmade.SCHEDULE, 4, guidance_scale=3.0)
+    noise = np.stack([sf.normal(seed, shape) for seed in seeds]) if start is None else start
+    text, away = (np.repeat(handmade.embed(one)[None], len(noise), axis=0) for one in (prompt, negative))
+    latents = handmade.draw(table, noise, text, away, (height, width, 0, 0, height, width))
+    return latents, handmade.decode(latents)
+
+
+def is_expected(got, *arguments, **options):
+    latents, pixels = expected(*arguments, **options)
+    np.testing.assert_allclose(got.latents, latents, **NEAR)
+    np.testing.assert_allclose(got.pixels, pixels, **NEAR)
+    assert pixels.std() > 0.05  # clipping would hide a difference
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["at-once", "late"])
+@pytest.mark.parametrize(
+    "device",
+    ["cuda", "cuda:0", sf.Cuda(eager=True), sf.Cuda(backend="onnxruntime-tensorrt"), sf.Cuda(buckets=[4, 2])],
+    ids=str,
+)
+def test_a_prompt_becomes_the_picture_that_numpy_computes(load, fake, late, device):
+    fake.late(late)
+    pipe = load(device)
+    is_expected(pipe("a red cat", seed=5), "a red cat", 5)
+    is_expected(pipe("a cat", negative_prompt="a dog", num_images=3, seed=7), "a cat", 7, 8, 9, negative="a dog")
+
+
+def test_all_networks_are_on_the_gpu(load, onnxruntime_gpu):
+    pipe = load()
+    pictures = pipe("a cat", seed=0)
+    assert onnxruntime_gpu.arrays == [
+        (["input_ids"], ["text"]),  # the prompt and the negative one
+        (["input_ids"], ["text"]),
+        (["latent"], ["image"]),
+    ]
+    assert len(onnxruntime_gpu.ran) > 0
+    pipe("a cat", image=pictures[0], strength=0.5, seed=1)
+    assert onnxruntime_gpu.arrays[3:] == [(["image"], ["latent", "std"]), (["latent"], ["image"])]
+
+
+def test_an_image_begins_as_on_the_cpu(load, bundle):
+    image = np.random.default_rng(0).random((8, 8, 3), dtype=np.float32)
+    arguments = {"image": image, "strength": 0.5, "seed": 3, "sample_posterior": True}
+    with sf.TextToImage.load(bundle) as pipe:
+        want = pipe("a red cat", **arguments)
+    got = load()("a red cat", **arguments)
+    np.testing.assert_allclose(got.latents, want.latents, **NEAR)
+    assert got.facts[0]["Description"] == want.facts[0]["Description"]
+
+
+def test_requests_share_the_denoiser(load):
+    pipe = load()
+    futures = [pipe.submit(sf.PromptRequest(prompt="a red cat", seed=seed)) for seed in range(5)]
+    for seed, future in enumerate(futures):
+        is_expected(future.result(30), "a red cat", seed)
+    assert pipe.totals()["samples"] == 5
+
+
+def test_one_size_is_on_the_gpu_at_a_time(load, onnxruntime_gpu):
+    pipe = load()
+    own = onnxruntime_gpu.context.memory[0]
+    for size in [(8, 8), (12, 8), (8, 16), (8, 8)]:
+        is_expected(pipe("a cat", width=size[0], height=size[1], seed=4), "a cat", 4, size=size)
+    futures = [pipe.submit(sf.PromptRequest(prompt="a cat", width=8 + 4 * (i % 2), seed=i)) for i in range(4)]
+    for i, future in enumerate(futures):
+        is_expected(future.result(30), "a cat", i, size=(8 + 4 * (i % 2), 8))
+    pipe("a cat", seed=4)
+    assert onnxruntime_gpu.most_alive == 1
+    assert abs(onnxruntime_gpu.context.memory[0] - own) < MIB / 2
+    assert pipe.totals()["samples"] == 9
+
+
+def test_closing_frees_all_memory(load, onnxruntime_gpu):
+    free = onnxruntime_gpu.context.memory[0]
+    pipe = load()
+    pipe("a cat", seed=0)
+    assert free - onnxruntime_gpu.context.memory[0] >= 2 * MIB
+    pipe.close()
+    assert onnxruntime_gpu.context.memory[0] == free
+
+
+def test_the_memory_of_each_network_is_logged(load, caplog):
+    with caplog.at_level(logging.INFO, logger="stepfuse"):
+        load()
+    assert "text_encoder.onnx on GPU 0: about 1.0 MiB, 1023.0 MiB are free" in caplog.text
+    assert "vae_decoder.onnx on GPU 0: about 1.0 MiB, 1022.0 MiB are free" in caplog.text
+    assert "capturing forwards of [4, 3, 2, 1] rows: about " in caplog.text
+
+
+def test_a_request_that_is_given_up_ends_its_run(load):
+    vae = load()._vae
+    latents = np.zeros((1, *handmade.SHAPE), np.float32)
+    interrupt = Interrupt()
+    vae.decode(latents, interrupt)
+    interrupt.set()
+    for given in (interrupt, _set()):  # one that had a run, and one that had none
+        with pytest.raises(DenoiserError, match=r"could not run vae_decoder\.onnx on latent \(1, 4, 4, 4\)"):
+            vae.decode(latents, given)
+
+
+def _set():
+    interrupt = Interrupt()
+    interrupt.set()
+    return interrupt
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"backend": "openvino"}, "backend must be left out for a pipeline on 'cuda'"),
+        ({"precision": "bf16"}, "precision must be left out"),
+        ({"threads": 2, "spinning": True}, "threads and spinning must be left out"),
+        ({"lora_bytes": 1}, "lora_bytes must be left out"),
+        ({"device": "tpu"}, "device must be 'cpu', 'cuda', .*, got 'tpu'"),
+        ({"device": sf.Cuda(buckets=[5])}, "buckets must be row counts from 1 to 4"),
+    ],
+)
+def test_what_has_no_effect_is_refused(load, options, message):
+    with pytest.raises(ValueError, match=message):
+        load(**options)
+
+
+def test_without_a_provider_nothing_runs_on_the_cpu(load, onnxruntime_gpu):
+    onnxruntime_gpu.libraries_missing = True
+    with pytest.raises(ProviderError, match="could not load it, and would run on CPU"):
+        load()
+    onnxruntime_gpu.available = ["CPUExecutionProvider"]
+    with pytest.raises(ProviderError, match="must have CUDAExecutionProvider, it has .*pip install onnxruntime-gpu"):
+        load()
+
+
+def test_without_a_driver_it_is_refused(load, onnxruntime_gpu, monkeypatch):
+    def absent(device):
+        raise cuda.CudaError("the driver is not there")
+
+    monkeypatch.setattr(cuda, "open", absent)
+    with pytest.raises(cuda.CudaError, match="the driver is not there"):
+        load()
+
+
+def test_a_network_that_does_not_fit_is_named(load, onnxruntime_gpu):
+    onnxruntime_gpu.too_large = True
+    with pytest.raises(DenoiserError, match=r"the GPU has no memory for .*text_encoder\.onnx: .*out of memory"):
+        load()
+
+
+def test_a_denoiser_that_does_not_fit_is_refused_or_runs_eagerly(load, fake, caplog):
+    fake.set(memory=3 * MIB)
+    with pytest.raises(CaptureError, match="no forward can be captured: .*smaller network"):
+        load(sf.Cuda(eager=False))
+    load()
+    assert "the network runs eagerly, a launch a kernel: no forward can be captured" in caplog.text
