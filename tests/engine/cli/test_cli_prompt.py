@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 import stepfuse as sf
 from stepfuse.cli import app
+from stepfuse.cli.options import Machine
 
 runner = CliRunner()
 
@@ -90,7 +91,10 @@ def test_a_long_prompt_is_reported_in_a_line(bundle, tmp_path):
         (["--prompt", "a", "-n", "0"], "--number must be at least 1, got 0"),
         (["--prompt", "a", "--image", "nowhere.png"], "nowhere.png"),
         (["--prompt", "a", "--strength", "0.5"], "--strength needs --image"),
-        (["--prompt", "a", "--device", "cuda", "--threads", "2"], "--threads must be left out for a pipeline on 'cuda'"),
+        (
+            ["--prompt", "a", "--device", "cuda", "--threads", "2"],
+            "--threads must be left out for a pipeline on 'cuda'",
+        ),
         (
             ["--prompt", "a", "--device", "cuda", "--backend", "openvino"],
             "--backend must be one of onnxruntime, onnxruntime-tensorrt, tensorrt, got 'openvino'",
