@@ -222,7 +222,7 @@ def test_a_decoding_that_is_withdrawn_is_given_up(pipe, monkeypatch):
     future = pipe.submit(CAT)
     decode.wait()
     future.cancel()
-    assert interrupts[0].options.terminate
+    assert interrupts[0].options("cpu:0").terminate
     decode.let_go()
 
 
