@@ -356,6 +356,7 @@ def test_what_overflows_in_float16_stays_float32(saved, tmp_path):
         "StableDiffusionXLPipeline": ["vae_decoder.onnx", "vae_encoder.onnx"],
         "StableDiffusion3Pipeline": ["text_encoder.onnx"],
         "FluxPipeline": ["text_encoder.onnx"],
+        "FluxFillPipeline": ["text_encoder.onnx"],
     }
     assert not any(
         part.float32 for part in plan_of(saved("StableDiffusion3Pipeline", **TEXT_CASES["without T5"])).parts
