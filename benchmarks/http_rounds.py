@@ -23,8 +23,8 @@ from load import say
 
 import stepfuse as sf
 
-#: More of our command line: what docs/serving.md advises for mixed requests.
-OPTIONS = {OURS: ("--policy", "shortest", "--calibrate")}
+#: More of our command line: with costs the default policy knows how long requests are.
+OPTIONS = {OURS: ("--calibrate",)}
 
 
 @dataclass(frozen=True)

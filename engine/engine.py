@@ -524,6 +524,7 @@ class Engine:
         cond: Any = None,
         guidance_scale: float = 1.0,
         refinements: int = 1,
+        lora: Mapping[str, float] | Sequence[Mapping[str, float] | None] | None = None,
         progress: bool = False,
         **options: Any,
     ) -> Images:
@@ -538,6 +539,7 @@ class Engine:
             cond: Conditioning, as in ``sample``.
             guidance_scale: As in ``sample``; 1 inverts best.
             refinements: Further network evaluations a step, towards its exact inverse; 0 is plain DDIM inversion.
+            lora: As in ``sample``.
             progress: Whether a bar is shown.
             **options: More of ``samplers.ddim_inverse``: ``spacing``, ``timesteps``, ... What is not said here is the
                 model's default.
@@ -572,7 +574,7 @@ class Engine:
             guidance_scale=guidance_scale,
             **{**default_options(self.info, samplers.ddim_inverse), **options},
         )
-        return self.sample(len(given), cond=cond, table=table, noise=given, seed=0, progress=progress)
+        return self.sample(len(given), cond=cond, table=table, noise=given, seed=0, lora=lora, progress=progress)
 
     def interpolate(
         self, z0: npt.ArrayLike, z1: npt.ArrayLike, n: int = 10, *, path: Path = "slerp", **arguments: Any

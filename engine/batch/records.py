@@ -22,6 +22,7 @@ TYPES = {
     "guidance_scale": "float64",
     "eta": "float64",
     "sampler_options": "string",
+    "lora": "string",
     "seed": "uint64",
     "model": "string",
     "digest": "string",
@@ -65,6 +66,7 @@ def record_of(
         own = ("prompt", "negative_prompt", "sampler", "steps", "guidance_scale", "eta", "seed")
         asked = {name: getattr(request, name) for name in own}
         asked["sampler_options"] = dict(request.options) or None
+        asked["lora"] = dict(request.lora or {}) or None
     asked |= {"id": row.id, "error": error, **drawn}
     return {**{name: asked.get(name) for name in TYPES}, **{name: present(row.fields.get(name)) for name in keep}}
 
@@ -85,8 +87,8 @@ def arrow_table(drawn: Sequence[Drawn], **columns: tuple[str, Sequence[Any]]) ->
         raise ImportError(f"parquet needs {error.name}: {pip_install('ray')}") from error
     found = {name: pa.array(values, type) for name, (type, values) in columns.items()}
     for name, type in TYPES.items():
-        values = [one.record[name] for one in drawn]
-        if name == "sampler_options":
+        values = [one.record.get(name) for one in drawn]  # records of an earlier release have no LoRAs
+        if name in ("sampler_options", "lora"):
             values = [None if one is None else json.dumps(one) for one in values]
         found[name] = pa.array(values, type)
     found["image"] = pa.array([one.image for one in drawn], pa.binary())

@@ -78,6 +78,7 @@ def request_of(row: Row, keep: Collection[str] = ()) -> PromptRequest:
         eta=asked.get("eta"),
         seed=asked["seed"] if "seed" in asked else seed_of(row.id),
         options=options,
+        lora=asked.get("lora") or None,
         id=row.id,
     )
 
@@ -113,7 +114,7 @@ def _number(name: str, value: Any) -> float:
     raise ValueError(f"{name} must be a number, got {brief(value)}")
 
 
-def _options(name: str, value: Any) -> dict[str, Any]:
+def _object(name: str, value: Any) -> dict[str, Any]:
     try:
         found = parse_json(value.encode()) if isinstance(value, str) else value
     except ValueError as error:
@@ -135,5 +136,6 @@ COLUMNS: Mapping[str, Callable[[str, Any], Any]] = {
     "eta": _number,
     "seed": _whole,
     "sampler": _text,
-    "sampler_options": _options,
+    "sampler_options": _object,
+    "lora": _object,
 }

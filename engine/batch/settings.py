@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from stepfuse.batch.drawing import Drawer
 from stepfuse.batch.formats import IMAGE_FORMATS
@@ -30,6 +31,7 @@ class Settings:
         precision: Likewise.
         threads: Likewise.
         spinning: Likewise.
+        loras: Files of LoRAs that rows can choose, by name.
 
     Raises:
         ValueError: If ``image_format`` is none of these, or ``keep`` names a column of requests or records.
@@ -45,6 +47,7 @@ class Settings:
     precision: str = "float32"
     threads: int = 0
     spinning: bool | None = None
+    loras: Mapping[str, Path] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         require_one_of("image_format", self.image_format, IMAGE_FORMATS)
@@ -67,6 +70,7 @@ class Settings:
             max_rows=self.max_rows,
             spinning=self.spinning,
             serving=Serving(deterministic=self.deterministic),
+            loras=self.loras,
         )
         try:
             with Drawer(model, image_format=self.image_format, keep=self.keep) as drawer:

@@ -47,14 +47,14 @@ def count_rows(table: Path) -> int:
     return sum(1 for _ in (_csv_rows(table, 0) if suffix == ".csv" else _lines(table)))
 
 
-def digest_of(table: Path) -> str:
+def digest_of(path: Path) -> str:
     """SHA-256 of the file.
 
     Raises:
         OSError: If it cannot be read.
     """
     found = hashlib.sha256()
-    with table.open("rb") as file:
+    with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
             found.update(chunk)
     return found.hexdigest()

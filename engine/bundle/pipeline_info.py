@@ -97,8 +97,9 @@ class PipelineInfo:
         dynamic_shift: How the shift of a flow follows from the picture's size; None: it does not.
         aesthetic_scores: Of the picture and of the unconditional pass: then ``size_input``, of shape (5,), takes
             (height, width, top, left, score), as the refiner of Stable Diffusion XL does; None: it takes no score.
-        masked_input: Conditioning input, float32 (1 + C, h, w), that takes the mask and the latents of the picture
-            without what is repainted, as inpainting models do; None where there is none.
+        masked_input: Conditioning input, float32, that takes the picture without what is repainted, as inpainting
+            models do: the mask and then latents, (1 + C, h, w), or latents and then the mask with each pixel of a cell
+            as a channel, (C + pixels_per_latent^2, h, w); None where there is none.
         controls: Names of the ControlNets in the denoiser. Its conditioning inputs are a picture of each,
             ``control_input``, float32 (3, H, W), 0 to 1, and the three of ``CONTROL_SCALE``, shape (ControlNets,).
         negative_prompts: The same as ``prompts`` for a negative prompt, which may have another template and context;

@@ -17,6 +17,7 @@ from stepfuse.cli.command import FAILED
 from stepfuse.cli.common import refuse
 from stepfuse.cli.completion import model_names, words
 from stepfuse.cli.console import Report, complain
+from stepfuse.cli.loras import files_of
 from stepfuse.cli.options import MACHINE, OUTPUT, WHAT, Force, Machine
 from stepfuse.serving.progress import ProgressBar
 
@@ -47,6 +48,14 @@ def batch(
         list[str] | None,
         typer.Option(
             metavar="COLUMN", help="A column that only records have; repeat it for several.", rich_help_panel=WHAT
+        ),
+    ] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=FILE",
+            help="A LoRA that rows can choose, in a column lora; repeat it.",
+            rich_help_panel=WHAT,
         ),
     ] = None,
     retry_failed: Annotated[
@@ -120,6 +129,7 @@ def batch(
         part_rows=part_rows,
         keep=tuple(keep or ()),
         deterministic=deterministic,
+        loras=files_of(lora),
         **machine.arguments,
     )
     tally = Tally()

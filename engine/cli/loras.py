@@ -10,10 +10,9 @@ from typing import Annotated, Any
 import typer
 
 import stepfuse as sf
+from stepfuse.cli.named_files import named_files
 from stepfuse.cli.options import HOW
-
-#: Memory that the files named may take: what the caller has named, the caller wants.
-_UNBOUNDED = 1 << 50
+from stepfuse.lora.adapters import UNBOUNDED
 
 Lora = Annotated[
     list[str] | None,
@@ -50,14 +49,12 @@ class Loras:
                 missing.
         """
         recorded = recorded or {}
-        files: dict[str, Path] = {}
-        scales: dict[str, float] = {}
-        for text in texts or ():
-            name, file, scale = _parsed(text)
-            if name in files:
-                raise ValueError(f"--lora {name} must be given once, got {text!r} too")
-            files[name] = file
-            scales[name] = recorded.get(name, {}).get("scale", 1.0) if scale is None else scale
+        given = named_files("--lora", texts)
+        files = {name: one.path for name, one in given.items()}
+        scales = {
+            name: recorded.get(name, {}).get("scale", 1.0) if one.scale is None else one.scale
+            for name, one in given.items()
+        }
         for name, one in recorded.items():
             if name not in files:
                 raise ValueError(
@@ -69,7 +66,7 @@ class Loras:
     @property
     def loading(self) -> dict[str, Any]:
         """More arguments of ``Engine.load`` and ``TextToImage.load``."""
-        return {"lora_bytes": _UNBOUNDED} if self.files else {}
+        return {"lora_bytes": UNBOUNDED} if self.files else {}
 
     @property
     def chosen(self) -> dict[str, float] | None:
@@ -86,12 +83,14 @@ class Loras:
             loaded.add_lora(name, file)
 
 
-def _parsed(text: str) -> tuple[str, Path, float | None]:
-    name, separator, rest = text.partition("=")
-    if not (separator and name and rest):
-        raise ValueError(f"--lora must be NAME=FILE or NAME=FILE:SCALE, got {text!r}")
-    file, separator, scale = rest.rpartition(":")
-    try:
-        return name, Path(file), float(scale if separator and file else "")
-    except ValueError:  # a colon of the file's name, or none
-        return name, Path(rest), None
+def files_of(texts: Sequence[str] | None) -> dict[str, Path]:
+    """Those of a ``--lora`` that takes no scales, since rows have them: absolute paths by name.
+
+    Raises:
+        ValueError: If one is not NAME=FILE, or a name comes twice.
+    """
+    given = named_files("--lora", texts)
+    for name, one in given.items():
+        if one.scale is not None:
+            raise ValueError(f"--lora must be NAME=FILE here, as each row has its scale, got {name} with {one.scale:g}")
+    return {name: one.path.absolute() for name, one in given.items()}

@@ -51,7 +51,7 @@ def sample_prompts(
         machine: What computes.
         report: Where the run is reported.
         loras: LoRAs of the run.
-        **arguments: Those of ``TextToImage.__call__`` that are left, with ``image`` and ``mask`` as paths.
+        **arguments: Those of ``TextToImage.__call__`` that are left, with pictures as paths.
 
     Raises:
         ValueError: If ``number`` is below 1, ``device`` is not the CPU, or as ``TextToImage.__call__`` does.
@@ -65,6 +65,7 @@ def sample_prompts(
     files = files_of(output, samples, model=bundle.name, together=(".npy",), format=writing.format)
     run = Run(bundle, sampling, samples, files, report.beside_output() if files.is_stdout else report)
     arguments |= {name: open_picture(arguments[name]) for name in ("image", "mask") if arguments[name] is not None}
+    arguments |= {"control": {name: open_picture(path) for name, path in arguments.get("control", {}).items()} or None}
     left = run.begin(writing)
     pixels = []
     began = time.perf_counter()

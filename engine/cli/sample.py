@@ -10,6 +10,7 @@ import typer
 import stepfuse as sf
 from stepfuse.cli.common import refuse
 from stepfuse.cli.console import Report
+from stepfuse.cli.controls import Control, ControlRange, controls_of
 from stepfuse.cli.file_names import is_pattern
 from stepfuse.cli.grid import sample_classes
 from stepfuse.cli.like import Like, OptionalModel
@@ -65,6 +66,8 @@ def sample(
             rich_help_panel=PICTURE,
         ),
     ] = None,
+    control: Control = None,
+    control_range: ControlRange = None,
     output: Annotated[
         str,
         typer.Option(
@@ -88,7 +91,8 @@ def sample(
 ) -> None:
     """Sample a model: a labelled grid, or pictures of prompts."""
     if like is not None:
-        refuse("is for other pictures than that of --like: leave it out", prompt_file=prompt_file, table=sampling.table)
+        others = {"prompt_file": prompt_file, "table": sampling.table, "control": control or None}
+        refuse("is for other pictures than that of --like: leave it out", **others, control_range=control_range or None)
         if prompt and len(prompt) > 1:
             raise ValueError(f"--prompt must be given once with --like, got {len(prompt)}")
         given: dict[str, Any] = {
@@ -109,6 +113,8 @@ def sample(
         negative_prompt=negative_prompt,
         width=width,
         height=height,
+        control=control or None,
+        control_range=control_range or None,
     )
     editing: dict[str, Any] = {"image": image, "mask": mask, "strength": strength, "loras": Loras.of(lora)}
     if prompts is not None:
@@ -127,6 +133,7 @@ def sample(
             width=width,
             height=height,
             **editing,
+            **controls_of(control, control_range),
         )
         return
     if is_pattern(output) or output.endswith(".npy"):

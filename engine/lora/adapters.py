@@ -29,6 +29,9 @@ _LARGEST = float(np.finfo(np.float32).max)
 #: The number of the network without any LoRA.
 PLAIN = 0
 
+#: Memory of the LoRAs whose files the caller has named: what they take, they are to have.
+UNBOUNDED = 1 << 50
+
 
 @dataclass(frozen=True)
 class LoraInfo:

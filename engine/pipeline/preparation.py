@@ -307,16 +307,24 @@ class Preparation:
         return mean
 
     def _masked_image(self, prepared: Prepared, interrupt: Interrupt | None) -> Array:
-        """Mask and latents of the picture without what is repainted, grey there, shape (n, 1 + C, h, w)."""
+        """Latents of the picture without what is repainted, grey there, and the mask, shape (n, C + 1 or cell^2, h, w).
+
+        A mask of one channel, the first pixel of each cell, comes first, as inpainting models of Stable Diffusion take
+        it; one with every pixel of a cell as a channel comes last, as Flux' fill model does.
+        """
         assert prepared.pixels is not None
         assert prepared.repainted is not None
+        assert self._pipeline.masked_input is not None
         n, count = prepared.n, prepared.conditional.count
         rows = max(len(prepared.pixels), len(prepared.repainted))
         pixels, repainted = (row_per_picture("mask", one, count, rows) for one in (prepared.pixels, prepared.repainted))
         latents = self.latents_of(pixels * (1 - repainted), count, prepared.seeds, prepared.sample_posterior, interrupt)
         cell = self._pipeline.pixels_per_latent
-        cells = row_per_picture("mask", prepared.repainted[:, :, ::cell, ::cell], count, n)
-        return np.concatenate([cells, latents], axis=1)
+        masks = row_per_picture("mask", prepared.repainted, count, n)
+        if self._model.cond[self._pipeline.masked_input].shape[0] == 1 + latents.shape[1]:
+            return np.concatenate([masks[:, :, ::cell, ::cell], latents], axis=1)
+        pixels_of_cells = masks.reshape(n, latents.shape[2], cell, latents.shape[3], cell).transpose(0, 2, 4, 1, 3)
+        return np.concatenate([latents, pixels_of_cells.reshape(n, cell**2, *latents.shape[2:])], axis=1)
 
     def _sizes(self, shape: Shape) -> tuple[dict[str, Array], dict[str, Array]]:
         """What the denoiser is given of the picture's size, in the conditional and in the unconditional pass."""

@@ -11,6 +11,7 @@ from stepfuse.bundle.bundle import Bundle
 from stepfuse.display import brief
 from stepfuse.engine import Engine
 from stepfuse.files.strict_json import parse_json
+from stepfuse.lora.adapters import UNBOUNDED
 from stepfuse.pipeline.text_to_image import TextToImage
 from stepfuse.server.class_model import ClassModel, check_served
 from stepfuse.server.models import ServedModel
@@ -67,7 +68,8 @@ def load_model(
     Args:
         given: As in ``find_model``.
         threads: As in ``Engine.load``.
-        loras: Files of LoRAs that requests can choose, by name.
+        loras: Files of LoRAs that requests can choose, by name; what they take has no bound unless ``lora_bytes`` is
+            among the arguments.
         **arguments: More of it, or of ``TextToImage.load``.
 
     Raises:
@@ -76,6 +78,8 @@ def load_model(
         ValueError: If it cannot be served.
     """
     name, bundle = find_model(given)
+    if loras:
+        arguments = {"lora_bytes": UNBOUNDED, **arguments}
     loaded: TextToImage | Engine = (
         TextToImage.load(bundle, threads=threads, **arguments)
         if takes_prompts(bundle)

@@ -57,6 +57,7 @@ PIPELINES = {
     "ZImagePipeline": "z_image",
     "QwenImagePipeline": "qwen_image",
     "FluxPipeline": "flux",
+    "FluxFillPipeline": "flux",
     "LatentConsistencyModelPipeline": "stable_diffusion",
 }
 

@@ -1,6 +1,7 @@
 """``FluxPipeline`` (Black Forest Labs, 2024): a transformer on patches of latents, flow matching, CLIP and T5.
 
 The dev weights were distilled from guided predictions and take the scale as an input; the schnell weights take none.
+Those of ``FluxFillPipeline`` take a picture without what is repainted, too, and the mask of that.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from stepfuse.export.pipelines.size import Size, own_size
 from stepfuse.export.pipelines.stable_diffusion import DATA_RANGE
 from stepfuse.export.pipelines.stable_diffusion_3 import POOLED
 from stepfuse.export.pipelines.text import CLIP, T5, TextEncoders, read_encoder, text_part
-from stepfuse.export.pipelines.unet import TEXT
+from stepfuse.export.pipelines.unet import MASKED, TEXT
 from stepfuse.export.pipelines.vae import pixels_per_latent, vae_config, vae_parts
 from stepfuse.extras import pip_install
 
@@ -56,8 +57,16 @@ class FluxModule(torch.nn.Module):
         encoder_hidden_states: torch.Tensor,
         pooled_projections: torch.Tensor,
         guidance: torch.Tensor | None = None,
+        masked_image: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Shape (R, C, h, w), (R,), (R, L, D), (R, P) and, where guidance is embedded, (R,) to (R, C, h, w)."""
+        """Shape (R, C, h, w), (R,), (R, L, D), (R, P) and, where there are such inputs, (R,) and (R, M, h, w).
+
+        Returns:
+            Shape (R, C, h, w).
+        """
+        predicted = sample.shape[1]
+        if masked_image is not None:
+            sample = torch.cat([sample, masked_image], dim=1)
         rows, channels, height, width = sample.shape
         down, across = height // PATCH, width // PATCH
         patches = sample.reshape(rows, channels, down, PATCH, across, PATCH).permute(0, 2, 4, 1, 3, 5)
@@ -79,8 +88,8 @@ class FluxModule(torch.nn.Module):
             guidance=guidance,
             return_dict=False,
         )[0]
-        found = found.reshape(rows, down, across, channels, PATCH, PATCH).permute(0, 3, 1, 4, 2, 5)
-        return found.reshape(rows, channels, height, width)
+        found = found.reshape(rows, down, across, predicted, PATCH, PATCH).permute(0, 3, 1, 4, 2, 5)
+        return found.reshape(rows, predicted, height, width)
 
 
 class RotaryAngles(torch.nn.Module):
@@ -147,20 +156,24 @@ def plan(folder: PipelineFolder, size: Size) -> ExportPlan:
     encoders[0].config.require("hidden_size", f"{pooled}, the transformer's", lambda value: value == pooled)
     encoders[1].config.require("d_model", f"{width}, the transformer's joint_attention_dim", lambda n: n == width)
     channels, cell = vae.number("latent_channels"), pixels_per_latent(vae)
-    inputs = channels * PATCH**2
-    config.require("in_channels", f"{inputs}, {PATCH**2} times the VAE's latent_channels", lambda n: n == inputs)
-    config.require("out_channels", f"in_channels, {inputs}", lambda value: value in (None, inputs))
+    outputs, of_mask = channels * PATCH**2, channels + cell**2  # a mask has every pixel of a cell as a channel
+    filling = outputs + of_mask * PATCH**2
+    rule = f"{outputs}, {PATCH**2} times the VAE's latent_channels, or {filling} of the fill model"
+    config.require("in_channels", rule, lambda n: n in (outputs, filling))
+    fills = config["in_channels"] == filling
+    config.require("out_channels", f"{outputs}", lambda n: n == outputs or (n is None and not fills))
     config.require("patch_size", "1", lambda value: value == 1)
-    embedded = bool(config["guidance_embeds"])
+    embedded, scale = bool(config["guidance_embeds"]), 30.0 if fills else 3.5
     sized = Config(config.name, {**config, "sample_size": SAMPLE_SIZE})
     shape = (channels, *own_size(sized, size, PATCH, cell=cell))
     guidance, guidance_cond = guidance_inputs(embedded)
+    masked = [Input(MASKED, (of_mask, f"{PATCH}*height", f"{PATCH}*width"))] if fills else []
     text = (T5_LENGTH, width)
     denoiser = ExportPart(
         DENOISER,
         {"transformer": (KIND,)},
         FluxModule,
-        [*sample_inputs(channels, PATCH), Input(TEXT, text), Input(POOLED, (pooled,)), *guidance],
+        [*sample_inputs(channels, PATCH), Input(TEXT, text), Input(POOLED, (pooled,)), *guidance, *masked],
         [PREDICTION],
         trial_sizes(shape, PATCH),
         "transformer.",
@@ -172,14 +185,16 @@ def plan(folder: PipelineFolder, size: Size) -> ExportPlan:
             tuple(one.prompt for one in encoders),
             pixels_per_latent=cell,
             size_multiple=cell * PATCH,
+            masked_input=MASKED if fills else None,
         ),
         [text_part(encoders, T5WithPooledClip, [TEXT, POOLED]), denoiser, *vae_parts(vae, shape)],
         {
             TEXT: CondInput("float32", text, null=0.0),
             POOLED: CondInput("float32", (pooled,), null=0.0),
             **guidance_cond,
+            **({MASKED: CondInput("float32", (of_mask, *shape[1:]), null=0.0, free="size")} if fills else {}),
         },
-        {"steps": 28, "spacing": "trailing", **({"guidance_scale": 3.5} if embedded else {})},
+        {"steps": 50 if fills else 28, "spacing": "trailing", **({"guidance_scale": scale} if embedded else {})},
         {one.prompt.tokenizer: one.tokenizer for one in encoders},
         DATA_RANGE,
         "embedded" if embedded else "none",

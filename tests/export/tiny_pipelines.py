@@ -30,13 +30,14 @@ CONDITIONED = (
     "StableDiffusionControlNetPipeline",
     "StableDiffusionXLControlNetPipeline",
     "StableDiffusionXLImg2ImgPipeline",
+    "FluxFillPipeline",
 )
 PROMPTS = ["a red cat in the rain", "blue dog"]
 LENGTH = 12  # tokens of a prompt
 LABELS = {index: f"thing {index}, also {index}" for index in range(1000)}
 SIZE = 8  # of latents; pixels are twice as many
 OWN_SIZES = dict.fromkeys(  # where no configuration says it
-    ("FluxPipeline", "FluxPipeline-schnell", "ZImagePipeline", "QwenImagePipeline"), 2 * SIZE
+    ("FluxPipeline", "FluxPipeline-schnell", "FluxFillPipeline", "ZImagePipeline", "QwenImagePipeline"), 2 * SIZE
 )
 
 STABLE_DIFFUSION = {
@@ -402,11 +403,11 @@ def flux_transformer(**config):
     return _widen(FluxTransformer2DModel(**{**usual, "axes_dims_rope": (4, 4, 8), **config}))
 
 
-def _flux(guidance_embeds, **scheduler):
+def _flux(guidance_embeds, transformer=None, **scheduler):
     def parts(scratch):
         first, second = clip_tokenizer(scratch / "tokenizer"), t5_tokenizer()
         return {
-            "transformer": flux_transformer(guidance_embeds=guidance_embeds),
+            "transformer": flux_transformer(guidance_embeds=guidance_embeds, **(transformer or {})),
             "scheduler": _scheduler("FlowMatchEulerDiscreteScheduler", **scheduler),
             "vae": vae(16, 0.3611, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False),
             "text_encoder": clip(first, 16),
@@ -453,6 +454,9 @@ _PARTS = {
     "StableDiffusion3Pipeline-3.5": _stable_diffusion_3_5,
     "FluxPipeline": _flux(True, shift=3.0, use_dynamic_shifting=True),
     "FluxPipeline-schnell": _flux(False),
+    "FluxFillPipeline": _flux(
+        True, {"in_channels": 4 * (16 + 16 + 4), "out_channels": 64}, shift=3.0, use_dynamic_shifting=True
+    ),
     "LatentConsistencyModelPipeline": _latent_consistency,
     "StableDiffusionXLPipeline-lcm": _latent_consistency_xl,
     "StableDiffusionInpaintPipeline": _conditioned(_stable_diffusion, unet=lambda: unet(16, in_channels=9)),

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import tarfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,9 +50,11 @@ class Sampler:
         max_rows: Most rows of one forward; None is the model's.
         device: What computes, as in ``Engine.load``.
         threads: The network's threads on the CPU; with several actors a node as many as each has CPUs.
+        loras: Files of LoRAs by name, which every node has, for the rows that choose them in a column ``lora``.
 
     Raises:
         BundleError: If the model cannot be used.
+        LoraError: If a LoRA cannot be used with it.
         ValueError: If an argument is out of bounds.
 
     Examples:
@@ -75,6 +77,7 @@ class Sampler:
         max_rows: int | None = None,
         device: str = "cpu",
         threads: int = 0,
+        loras: Mapping[str, str | Path] | None = None,
     ) -> None:
         settings = Settings(
             model=model,
@@ -84,6 +87,7 @@ class Sampler:
             max_rows=max_rows,
             device=device,
             threads=threads,
+            loras={name: Path(file) for name, file in (loras or {}).items()},
         )
         self._keep = settings.keep
         self._stack = ExitStack()  # left with the actor's process

@@ -68,7 +68,7 @@ def deployment(
     Examples:
         >>> from ray import serve
         >>> from stepfuse.integrations.ray import deployment
-        >>> serve.run(deployment({"fashion": "fashion"}, threads=2))  # doctest: +SKIP
+        >>> serve.run(deployment(["fashion"], threads=2))  # doctest: +SKIP
     """
     if isinstance(models, str) or not all(isinstance(one, str) for one in models):
         raise TypeError(f'models must be a list of names, such as ["fashion"], got {models!r}')

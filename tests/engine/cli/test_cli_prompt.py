@@ -191,3 +191,51 @@ def test_the_machine_names_the_gpu_s_back_end():
     assert machine.arguments["backend"] == "onnxruntime"
     assert Machine(device="cuda").arguments["device"] == "cuda"
     assert Machine(backend="openvino").arguments["backend"] == "openvino"
+
+
+@pytest.mark.parametrize("ranges", [["0,0.7"], ["controlnet=0,0.7"]])
+def test_a_picture_that_a_controlnet_follows(exported, tmp_path, ranges):
+    pytest.importorskip("diffusers")
+    bundle = exported("StableDiffusionControlNetPipeline")
+    edges = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
+    edges.save(tmp_path / "edges.png")
+    path = tmp_path / "cat.png"
+    options = ["--steps", 3, "--seed", 4, "--threads", 1, "--control", f"controlnet={tmp_path / 'edges.png'}:0.8"]
+    options += [text for one in ranges for text in ("--control-range", one)]
+    result = run("sample", bundle.path, "--prompt", "a cat", *options, "-o", path)
+    assert result.exit_code == 0, result.output
+    settings = {"steps": 3, "seed": 4, "control": {"controlnet": edges}, "control_scale": 0.8}
+    with sf.TextToImage.load(bundle, threads=1) as pipe:
+        want = pipe("a cat", control_range=(0, 0.7), **settings)
+    with Image.open(path) as picture:
+        np.testing.assert_array_equal(np.asarray(picture), np.asarray(want[0]))
+        assert sf.Provenance.from_json(picture.text["stepfuse"]).control == want.provenance[0].control
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--control", "edges.png"], "--control must be NAME=FILE or NAME=FILE:SCALE, got 'edges.png'"),
+        (["--control", "a=x", "--control", "a=y"], "--control a must be given once, got 'a=y' too"),
+        (["--control-range", "0,1"], "--control-range needs --control NAME=FILE, got none"),
+        (
+            ["--control", "a=x", "--control-range", "0.5"],
+            "--control-range must be BEGIN,END or NAME=BEGIN,END, got '0.5'",
+        ),
+        (["--control", "a=x", *["--control-range", "0,1"] * 2], "--control-range must be given once for each"),
+        (["--control", "a=begin.png"], "control needs a bundle with ControlNets, which this one has not"),
+    ],
+    ids=["no name", "twice", "no picture", "one end", "two ranges", "no ControlNet"],
+)
+def test_what_is_no_control_is_refused(bundle, tmp_path, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (8, 8)).save("begin.png")
+    result = run("sample", bundle.path, "--prompt", "a cat", *options)
+    assert result.exit_code != 0
+    assert message in " ".join(result.stderr.split())
+
+
+def test_a_model_without_prompts_has_no_controls(classes, tmp_path):
+    result = run("sample", classes.path, "--control", "a=x", "-o", tmp_path / "x.png")
+    assert result.exit_code != 0
+    assert "--control needs a pipeline with prompts" in " ".join(result.stderr.split())

@@ -57,17 +57,29 @@ def request(engine, **more):
 
 
 @pytest.fixture(scope="module")
-def fused(bundle, files, tmp_path_factory):
-    """``fused({"one": 0.8})``: a sample of the bundle with these LoRAs fused in."""
+def fused_bundle(bundle, files, tmp_path_factory):
+    """``fused_bundle({"one": 0.8})``: the bundle with these LoRAs fused in."""
+    made = {(): bundle}
+
+    def fuse(lora):
+        if (key := tuple(lora.items())) not in made:
+            *others, (name, scale) = key
+            folder = tmp_path_factory.mktemp("fused") / "bundle"
+            made[key] = fuse_lora(fuse(dict(others)), files[name], folder, scale=scale)
+        return made[key]
+
+    return fuse
+
+
+@pytest.fixture(scope="module")
+def fused(fused_bundle):
+    """``fused({"one": 0.8})``: a sample of that bundle."""
     found = {}
 
     def sample(lora):
         key = tuple(lora.items())
         if key not in found:
-            made = bundle
-            for name, scale in lora.items():
-                made = fuse_lora(made, files[name], tmp_path_factory.mktemp("fused") / "bundle", scale=scale)
-            with sf.Engine.load(made, threads=1) as engine:
+            with sf.Engine.load(fused_bundle(lora), threads=1) as engine:
                 found[key] = engine.sample(1, **arguments(engine))[0]
         return found[key]
 
@@ -98,6 +110,15 @@ def test_without_loras_an_engine_draws_what_the_plain_bundle_does(engine, fused)
 def test_a_scale_of_zero_leaves_a_lora_out_of_its_set(engine):
     both = engine.sample(1, **arguments(engine), lora={"one": 0.0, "two": 0.7})
     np.testing.assert_array_equal(both, engine.sample(1, **arguments(engine), lora={"two": 0.7}))
+
+
+def test_the_noise_of_an_image_is_that_of_the_bundle_with_the_lora_fused_in(engine, fused_bundle):
+    [image] = engine.sample(1, **arguments(engine), lora={"one": 0.8})
+    call = {"cond": arguments(engine)["cond"], "steps": STEPS}
+    with sf.Engine.load(fused_bundle({"one": 0.8}), threads=1) as other:
+        expected = other.encode(image[None], **call)
+    assert_same(engine.encode(image[None], **call, lora={"one": 0.8}), expected)
+    assert np.abs(engine.encode(image[None], **call) - expected).max() > 100 * tolerances.LORA * np.abs(expected).max()
 
 
 def test_samples_of_one_call_may_each_choose(engine, fused):

@@ -131,6 +131,38 @@ def test_a_served_model_is_loaded_with_its_loras(bundle, style, pipe):
         load_model(str(bundle.path), loras={"style": bundle.path}, lora_bytes=1 << 30)
 
 
+def test_rows_of_a_table_choose(bundle, style, pipe, tmp_path):
+    rows = [{"id": "a", "lora": {"style": 0.8}}, {"id": "b"}, {"id": "c", "lora": {"stile": 1}}]
+    table, folder = tmp_path / "requests.jsonl", tmp_path / "out"
+    table.write_text("".join(json.dumps({"prompt": PROMPT, "steps": STEPS, "seed": 3, **row}) + "\n" for row in rows))
+    arguments = ["batch", str(table), "--model", str(bundle.path), "--threads", "1", "-o", str(folder)]
+    done = CliRunner().invoke(app, [*arguments, "--lora", f"style={style}"])
+    assert done.exit_code == 1
+    assert "lora must be of the LoRAs that are registered (style), got 'stile'" in done.stderr
+    [chosen, plain, wrong] = [json.loads(line) for line in (folder / "000000.jsonl").read_text().splitlines()]
+    assert (chosen["lora"], plain["lora"], wrong["file"]) == ({"style": 0.8}, None, None)
+    for record, lora in ((chosen, {"style": 0.8}), (plain, None)):
+        np.testing.assert_array_equal(np.asarray(Image.open(folder / record["file"])), shown(pipe, lora=lora))
+    another = CliRunner().invoke(app, arguments)  # without the LoRA it is another job
+    assert another.exit_code != 0
+    assert "holds another job" in another.stderr
+    scaled = CliRunner().invoke(app, [*arguments, "--force", "--lora", f"style={style}:0.5"])
+    assert "--lora must be NAME=FILE here, as each row has its scale" in scaled.stderr
+
+
+def test_a_table_of_arrow_chooses(bundle, style, pipe):
+    pyarrow = pytest.importorskip("pyarrow")
+    from stepfuse.integrations.ray import Sampler
+
+    columns = {"prompt": [PROMPT], "steps": [STEPS], "seed": [3], "lora": [{"style": 0.8}]}
+    sampler = Sampler(str(bundle.path), threads=1, loras={"style": style})
+    drawn = sampler(pyarrow.table(columns))
+    sampler.close()
+    assert drawn["lora"].to_pylist() == [json.dumps({"style": 0.8})]
+    with Image.open(io.BytesIO(drawn["image"][0].as_py())) as file:
+        np.testing.assert_array_equal(np.asarray(file), shown(pipe, lora={"style": 0.8}))
+
+
 def test_served_loras_are_of_the_first_model_or_of_the_one_named():
     found = _loras_by_model(["a=x", "two/a=y", "b=z"], ["one", "two"])
     assert {model: {name: str(file) for name, file in own.items()} for model, own in found.items()} == {

@@ -166,6 +166,19 @@ def test_an_inpainting_model_of_another_size(ours, theirs, our_noise):
     assert_same(future.result(timeout=60).pixels, want)
 
 
+@pytest.mark.parametrize(("strength", "sampled", "width", "height"), [(1.0, True, 20, 12), (0.6, False, 16, 16)])
+def test_the_fill_model_of_flux(ours, theirs, our_noise, strength, sampled, width, height):
+    name = "FluxFillPipeline"
+    image, mask = pictures(2, height, width), masks(2, height, width)
+    our_noise(theirs(name), sampled=sampled)
+    arguments = {"image": image, "strength": strength, "guidance_scale": 7.0}
+    size = {"width": width, "height": height}
+    want = run(theirs(name), PROMPTS, mask_image=torch.from_numpy(mask)[:, None], **size, **arguments)
+    call = {"steps": STEPS, "seed": SEED, "sample_posterior": sampled, **arguments}
+    assert_same(ours(name)(PROMPTS, mask=mask, **call).pixels, want)
+    assert_other(ours(name)(PROMPTS, mask=1 - mask, **call).pixels, want)
+
+
 def test_an_inpainting_model_needs_image_and_mask(ours):
     pipe = ours(INPAINTING[0])
     with pytest.raises(ValueError, match=r"image and mask must be given for this model, .* got no image"):

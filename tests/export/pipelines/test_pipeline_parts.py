@@ -34,6 +34,7 @@ MODULES = {
     "StableDiffusion3Pipeline-3.5": stable_diffusion_3,
     "FluxPipeline": flux,
     "FluxPipeline-schnell": flux,
+    "FluxFillPipeline": flux,
     "LatentConsistencyModelPipeline": stable_diffusion,
     "StableDiffusionXLPipeline-lcm": stable_diffusion_xl,
 }
@@ -229,6 +230,7 @@ FACTS = {
     "StableDiffusion3Pipeline": ((16, 8, 8), {"steps": 28, "guidance_scale": 7.0}),
     "LatentConsistencyModelPipeline": ((4, 8, 8), {"steps": 4, "guidance_scale": 8.5}),
     "FluxPipeline": ((16, 128, 128), {"steps": 28, "guidance_scale": 3.5, "spacing": "trailing"}),
+    "FluxFillPipeline": ((16, 128, 128), {"steps": 50, "guidance_scale": 30.0, "spacing": "trailing"}),
 }
 
 
@@ -297,8 +299,9 @@ def test_a_transformer_on_patches_predicts_as_on_packed_latents(saved, shape):
 @pytest.mark.parametrize(
     ("component", "change", "match"),
     [
-        ("transformer", {"in_channels": 128}, "in_channels must be 64, 4 times the VAE's latent_channels, got 128"),
-        ("transformer", {"out_channels": 32}, "out_channels must be in_channels, 64, got 32"),
+        ("transformer", {"in_channels": 128}, "in_channels must be 64, 4 times .*, or 144 of the fill model, got 128"),
+        ("transformer", {"in_channels": 144}, "out_channels must be 64, got None"),
+        ("transformer", {"out_channels": 32}, "out_channels must be 64, got 32"),
         (
             "transformer",
             {"joint_attention_dim": 64},
@@ -353,6 +356,7 @@ def test_what_overflows_in_float16_stays_float32(saved, tmp_path):
         "StableDiffusionXLPipeline": ["vae_decoder.onnx", "vae_encoder.onnx"],
         "StableDiffusion3Pipeline": ["text_encoder.onnx"],
         "FluxPipeline": ["text_encoder.onnx"],
+        "FluxFillPipeline": ["text_encoder.onnx"],
     }
     assert not any(
         part.float32 for part in plan_of(saved("StableDiffusion3Pipeline", **TEXT_CASES["without T5"])).parts
