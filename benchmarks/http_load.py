@@ -45,7 +45,7 @@ UNFAIR = (
     "Requests have one sampler, four numbers of steps and two scales, so that static batches find members.",
     f"stepfuse also draws and sends {PREVIEWS} previews of each {STREAMED}th request; the peers have none. Its"
     " files say how they were drawn.",
-    "stepfuse runs with --calibrate and its default policy, which knows how long requests are: the longest pay, see p99.",
+    "stepfuse runs with --calibrate, so that its default policy knows how long requests are: the longest pay, see p99.",
     "Ray Serve is made for several machines: proxy, replica and its controller share these processors.",
     "In process, the request's picture is encoded as the service encodes it, but nothing is noted of how it was drawn.",
 )
