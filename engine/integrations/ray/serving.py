@@ -11,7 +11,6 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from stepfuse.backends.cuda.config import Cuda, device_of
 from stepfuse.backends.host.config import Cpu, OpenVino
-from stepfuse.display import listed
 from stepfuse.integrations.ray import scaling
 from stepfuse.integrations.ray.replica import Plan, Replica
 from stepfuse.server.app import checked_costs, checked_origins
@@ -77,11 +76,10 @@ def deployment(
         raise ValueError("models must hold at least one model, got none")
     engines = [name for name, bundle in found.items() if not takes_prompts(bundle)]
     if gpu := device_of(device) is not None:
-        with_prompts = listed(name for name in found if name not in engines)
         of_cpu: dict[str, object] = {"threads": threads, "spinning": spinning}
         of_cpu |= {"backend": None if backend == Cpu.backend else backend}
         of_cpu |= {"precision": None if precision == Cpu.precision else precision}
-        _check_gpu(device, options, with_prompts, of_cpu)
+        _check_gpu(device, options, of_cpu)
     Cpu(backend, precision, threads or 0, spinning)
     for name, value, kind in (("serving", serving, Serving), ("limits", limits, Limits)):
         if value is not None and not isinstance(value, kind):
@@ -114,9 +112,7 @@ def deployment(
     return made.bind()
 
 
-def _check_gpu(device: str | Cuda, options: Mapping[str, Any], with_prompts: str, of_cpu: Mapping[str, object]) -> None:
-    if with_prompts:
-        raise ValueError(f"device must be 'cpu' for pipelines with prompts, got {device!r} for {with_prompts}")
+def _check_gpu(device: str | Cuda, options: Mapping[str, Any], of_cpu: Mapping[str, object]) -> None:
     for name, value in of_cpu.items():
         if value is not None:
             raise ValueError(f"{name} must be left out on {device!r}, being of the CPU, got {value}")

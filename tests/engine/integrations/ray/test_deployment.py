@@ -1,6 +1,7 @@
 """What a deployment on Ray Serve is made of, without a cluster: its options, its scaling, its replicas' hooks."""
 
 import importlib.util
+import inspect
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -79,16 +80,16 @@ def test_what_is_wrong_is_said_when_the_app_is_made(arguments, error, message):
         deployment(**{"models": ["fashion"], **arguments})
 
 
-def test_prompts_are_for_the_cpu(tmp_path):
+@pytest.mark.parametrize("where", [{}, {"device": "cuda", "ray_actor_options": {"num_gpus": 1}}], ids=["cpu", "gpu"])
+def test_a_pipeline_with_prompts_may_be_deployed(tmp_path, where):
     bundle = handmade.write_bundle(tmp_path / "cats")
-    with pytest.raises(ValueError, match="device must be 'cpu' for pipelines with prompts, got 'cuda' for cats"):
-        deployment([f"cats={bundle.path}"], device="cuda", ray_actor_options={"num_gpus": 1})
-    assert made(deployment([f"cats={bundle.path}"])).name == "stepfuse"
+    assert made(deployment([f"cats={bundle.path}"], **where)).name == "stepfuse"
 
 
 def context(pictures, queued, replicas, target=4):
     reported = {PICTURES: dict(enumerate(pictures))} if pictures is not None else {}
-    given = dict.fromkeys(AutoscalingContext.__init__.__code__.co_varnames[1:18])
+    parameters = inspect.signature(AutoscalingContext).parameters.values()
+    given = {one.name: None for one in parameters if one.default is inspect.Parameter.empty}
     given |= {"current_num_replicas": replicas, "target_num_replicas": 2, "total_queued_requests": queued}
     given |= {"aggregated_metrics": reported, "config": AutoscalingConfig(target_ongoing_requests=target)}
     return AutoscalingContext(**given)
