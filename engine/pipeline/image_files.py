@@ -182,11 +182,12 @@ def exif_of(facts: Mapping[str, str]) -> bytes:
     exif = Image.Exif()
     exif[ExifTags.Base.Software] = encodable(facts.get("Software", ""))
     exif[ExifTags.Base.ImageDescription] = encodable(facts.get("Description", ""))
-    notes = exif.get_ifd(ExifTags.IFD.Exif)
+    notes: dict[int, bytes] = {}
     if WEBUI_ENTRY in facts:
         notes[ExifTags.Base.UserComment] = USER_COMMENT + encodable(facts[WEBUI_ENTRY]).encode("utf-16-be")
     if ENTRY in facts:
         notes[ExifTags.Base.MakerNote] = MAKER_NOTE + facts[ENTRY].encode("ascii")
+    exif[ExifTags.IFD.Exif] = notes  # older Pillows write no directory that get_ifd has made
     return exif.tobytes()
 
 

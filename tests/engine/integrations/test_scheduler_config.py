@@ -331,7 +331,8 @@ def test_every_class_of_diffusers_is_read_or_refused_with_a_reason():
     names = [name for name in dir(diffusers.schedulers) if name.endswith("Scheduler")]
     assert len(names) > 50
     assert not REASONS.keys() & set(COVERED)
-    assert REASONS.keys() <= set(names)
+    if tuple(map(int, diffusers.__version__.split(".")[:2])) >= (0, 42):  # older ones have fewer
+        assert REASONS.keys() <= set(names)
     for name in set(names) - set(COVERED):
         with pytest.raises(UncoveredSchedulerError, match=f"got {name}") as caught:
             read_scheduler({"_class_name": name})
