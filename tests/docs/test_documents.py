@@ -162,6 +162,7 @@ def module():
 #: What needs a GPU, by what the block begins with: its names are checked, its calls are not made.
 ON_A_GPU = (
     'engine = sf.Engine.load("my-bundle", device',
+    'with sf.TextToImage.load("my-pipeline", device',
     "from stepfuse.backends.cuda",
     "from stepfuse.export import lora_weights",
 )
@@ -221,9 +222,8 @@ def test_the_commands_run(document, here, models):
     for name in ("my-model", "my-model-int8"):  # what a page's code, or a command that is only parsed, would have made
         (here / name).symlink_to(models / "fashion")
     for line, arguments in commands(document):
-        if arguments[0] in PARSED_ALONE or {"--ray", "--compare"} & {
-            *arguments
-        }:  # what differs is the machine's affair
+        elsewhere = {"--ray", "--compare", "--device"} & {*arguments}  # a cluster, another's figures, a GPU
+        if arguments[0] in PARSED_ALONE or elsewhere:
             command = typer.main.get_command(app).commands[arguments[0]]
             command.make_context(arguments[0], arguments[1:])
             continue
