@@ -54,7 +54,7 @@ def sample_prompts(
         **arguments: Those of ``TextToImage.__call__`` that are left, with pictures as paths.
 
     Raises:
-        ValueError: If ``number`` is below 1, ``device`` is not the CPU, or as ``TextToImage.__call__`` does.
+        ValueError: If ``number`` is below 1, or as ``TextToImage.load`` and ``TextToImage.__call__`` do.
         OSError: If a file cannot be read or written.
     """
     from stepfuse.pipeline.shown_picture import open_picture

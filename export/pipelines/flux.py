@@ -163,6 +163,8 @@ def plan(folder: PipelineFolder, size: Size) -> ExportPlan:
     fills = config["in_channels"] == filling
     config.require("out_channels", f"{outputs}", lambda n: n == outputs or (n is None and not fills))
     config.require("patch_size", "1", lambda value: value == 1)
+    if fills:
+        config.require("guidance_embeds", "true, as the fill model takes the scale", bool)
     embedded, scale = bool(config["guidance_embeds"]), 30.0 if fills else 3.5
     sized = Config(config.name, {**config, "sample_size": SAMPLE_SIZE})
     shape = (channels, *own_size(sized, size, PATCH, cell=cell))

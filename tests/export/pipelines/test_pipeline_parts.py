@@ -320,6 +320,14 @@ def test_a_flux_of_other_parts_is_refused(saved, tmp_path, component, change, ma
         plan_of(path)
 
 
+def test_a_fill_model_takes_the_scale(saved, tmp_path):
+    path = shutil.copytree(saved("FluxFillPipeline"), tmp_path / "FluxFillPipeline")
+    file = path / "transformer" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "guidance_embeds": False}))
+    with pytest.raises(ExportError, match="guidance_embeds must be true, as the fill model takes the scale, got False"):
+        plan_of(path)
+
+
 @pytest.mark.parametrize(
     "name", ["DDPMPipeline", "StableDiffusionPipeline", "StableDiffusion3Pipeline", "FluxPipeline"]
 )
