@@ -76,7 +76,7 @@ def one_line(value: Any) -> str:
 
 
 def _is_plain(value: Any) -> bool:
-    return isinstance(value, str | int | float | dict)
+    return isinstance(value, str | int | float | dict | tuple)
 
 
 def _outline(value: Any) -> str:

@@ -19,12 +19,12 @@ def pip_install(extra: str) -> str:
 
 def _clone() -> Path | None:
     """The folder that pip has installed stepfuse from (PEP 610); None where it came from an index."""
-    from importlib.metadata import PackageNotFoundError, distribution  # slow to import, and needed in errors alone
+    from importlib.metadata import distributions  # slow to import, and needed in errors alone
 
-    try:
-        said = json.loads(distribution("stepfuse").read_text("direct_url.json") or "{}")
-        url = urlsplit(said["url"])
-    except (PackageNotFoundError, OSError, ValueError, TypeError, KeyError):
+    try:  # what a build has left in the working directory is a distribution too, without the file
+        said = next(filter(None, (one.read_text("direct_url.json") for one in distributions(name="stepfuse"))))
+        url = urlsplit(json.loads(said)["url"])
+    except (StopIteration, OSError, ValueError, TypeError, KeyError):
         return None
     folder = Path(unquote(url.path))
     return folder if url.scheme == "file" and (folder / "pyproject.toml").is_file() else None

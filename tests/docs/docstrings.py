@@ -36,7 +36,7 @@ def members(path: str) -> Iterator[tuple[str, str]]:
     if name.endswith("Scheduler"):  # diffusers' classes have theirs
         return
     value = getattr(import_module(module), name)
-    if inspect.isclass(value) and not issubclass(value, Exception):
+    if public_names.is_class(value) and not issubclass(value, Exception):
         own = {one for kind in value.__mro__ if kind.__module__.startswith("stepfuse") for one in vars(kind)}
         fields = getattr(value, "__dataclass_fields__", {})
         for one in sorted(own - set(fields)):
@@ -49,7 +49,7 @@ def bases(path: str) -> Iterator[str]:
     """Docstrings of a class and of those of the package that it is made of."""
     module, _, name = path.rpartition(".")
     value = getattr(import_module(module), name)
-    if inspect.isclass(value):
+    if public_names.is_class(value):
         yield from (kind.__doc__ or "" for kind in value.__mro__ if kind.__module__.startswith("stepfuse"))
 
 
@@ -61,9 +61,9 @@ def _described(module: str, name: str) -> tuple[str, str]:
                 return f"{file.stem}.{name}", found
         return name, ""
     value = getattr(import_module(module), name)
-    if inspect.isclass(value) and value.__module__ in ("stepfuse", "stepfuse._core"):  # of the core
+    if public_names.is_class(value) and value.__module__ in ("stepfuse", "stepfuse._core"):  # of the core
         return value.__name__, _in_source(_CORE, value.__name__)
-    if inspect.isclass(value) or inspect.isfunction(value):
+    if public_names.is_class(value) or inspect.isfunction(value):
         return f"{value.__module__}.{value.__qualname__}", inspect.getdoc(value) or ""
     files = sorted(Path(import_module(module).__file__ or "").parent.rglob("*.py"))
     return name, next((found for file in files if (found := _in_source(file, name))), "")

@@ -19,8 +19,8 @@ class Installed:
         return self._text if name == "direct_url.json" else None
 
 
-def command(monkeypatch, text):
-    monkeypatch.setattr(metadata, "distribution", lambda name: Installed(text))
+def command(monkeypatch, text, before=()):
+    monkeypatch.setattr(metadata, "distributions", lambda name: iter([*before, Installed(text)]))
     return pip_install("export")
 
 
@@ -31,6 +31,8 @@ def test_an_installation_from_a_clone_names_the_clone(monkeypatch, tmp_path):
     assert command(monkeypatch, url) == "pip install 'stepfuse[export]'"  # it is gone, or was no clone
     (clone / "pyproject.toml").touch()
     assert command(monkeypatch, url) == f"pip install '{clone}[export]'"
+    left_by_a_build = Installed(None)  # in the working directory, which Python looks through first
+    assert command(monkeypatch, url, [left_by_a_build]) == f"pip install '{clone}[export]'"
 
 
 @pytest.mark.parametrize("text", [None, "", "{}", "no JSON", '{"url": "https://example.org/stepfuse.git"}', "[]", "1"])
@@ -39,8 +41,5 @@ def test_any_other_installation_names_the_package(monkeypatch, text):
 
 
 def test_stepfuse_that_is_not_installed_names_the_package(monkeypatch):
-    def missing(name):
-        raise metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr(metadata, "distribution", missing)
+    monkeypatch.setattr(metadata, "distributions", lambda name: iter(()))
     assert pip_install("text") == "pip install 'stepfuse[text]'"

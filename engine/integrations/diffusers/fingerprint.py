@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sized
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 _VALUES = 64  # of each parameter
+_ROUNDING = 1e-6  # of the magnitude: what is left where a LoRA was fused and taken out again
 _PLAIN = (bool, int, float, str, type(None))
 # torch's own, a configuration, and what fuse_lora notes beside the weights that it changes.
 _NOT_SETTINGS = {*vars(torch.nn.Module()), "_internal_dict", "lora_scale"} - {"training"}
 
 Fingerprint = list[tuple[str, Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class _Sums:
+    """Of some values of a parameter, and of their magnitudes; equal within float32's rounding."""
+
+    total: float
+    magnitude: float
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Sums) and abs(self.total - other.total) <= _ROUNDING * self.magnitude
 
 
 def fingerprint(module: torch.nn.Module) -> Fingerprint:
@@ -25,7 +38,8 @@ def fingerprint(module: torch.nn.Module) -> Fingerprint:
     for name, parameter in module.named_parameters():
         values = parameter.detach().reshape(-1)
         some = values[:: max(1, len(values) // _VALUES)]
-        found.append((name, float(some.cpu().double().sum())))
+        some = some.cpu().double()
+        found.append((name, _Sums(float(some.sum()), float(some.abs().sum()))))
     for name, part in module.named_modules():
         settings = {key: _setting(value) for key, value in vars(part).items() if key not in _NOT_SETTINGS}
         found.append((name, {key: value for key, value in settings.items() if not _is_void(value)}))

@@ -14,6 +14,7 @@ import torch  # noqa: E402
 
 import stepfuse as sf  # noqa: E402
 from stepfuse.integrations.diffusers import compile  # noqa: E402
+from stepfuse.integrations.diffusers.fingerprint import fingerprint  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
@@ -142,6 +143,22 @@ def test_what_changes_the_module_s_prediction_is_refused(change, kind, compiled)
     change(other)
     with pytest.raises(ValueError, match=r"must be those that compile\(pipe, bundle=\.\.\.\) found, got others"):
         generate(other, given)
+
+
+def test_what_a_lora_leaves_that_was_fused_and_taken_out_is_the_same_network(compiled):
+    (pipe, _), changed = compiled["StableDiffusionPipeline"], 0
+    network = copy.deepcopy(pipe.unet)
+    before = fingerprint(network)
+    with torch.no_grad():
+        for weights in network.parameters():
+            was, change = weights.clone(), 0.1 * torch.randn(weights.shape, generator=torch.manual_seed(0))
+            weights.add_(change).sub_(change)
+            changed += int((weights != was).sum())
+    assert changed > 1000
+    assert fingerprint(network) == before
+    with torch.no_grad():
+        network.conv_in.weight.mul_(1.001)
+    assert fingerprint(network) != before
 
 
 def test_an_adapter_is_refused_beside_a_bundle(compiled):
