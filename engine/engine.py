@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
+from importlib import import_module
 from types import TracebackType
 from typing import Any, NoReturn, cast
 
@@ -26,8 +27,9 @@ from stepfuse.bundle.identity import ModelIdentity
 from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.bundle.outline import defaults_in_words, facts_of_model
 from stepfuse.extras import pip_install
-from stepfuse.lora.adapters import Adapters, LoraInfo, require_adapters
+from stepfuse.lora.adapters import Adapters
 from stepfuse.lora.networks import AdaptedNetworks
+from stepfuse.lora.registry import LoraRegistry
 from stepfuse.notebook import html_table
 from stepfuse.requests.bundle_defaults import check_defaults
 from stepfuse.requests.editing import as_images
@@ -57,7 +59,7 @@ Withdraw = Callable[[], None]
 CHECK_INVARIANTS = False
 
 
-class Engine:
+class Engine(LoraRegistry):
     """Draws samples from one network. A context manager, or to be closed.
 
     Leaving the context draws what was submitted; Ctrl-C and the cancellation of a task give it up.
@@ -262,7 +264,8 @@ class Engine:
 
         Args:
             module: ``module(sample (R, *shape), timestep (R,), **cond)`` to the prediction, or a tuple of which that is
-                the first. Floating-point inputs but the timestep have the dtype of its parameters.
+                the first. Floating-point inputs but the timestep and an embedded guidance scale have the dtype of its
+                parameters.
             shape: Shape of one sample, without the batch.
             schedule: Noise levels that it was trained with.
             prediction_type: As in ``from_callable``.
@@ -294,8 +297,78 @@ class Engine:
             ...     cond={"encoder_hidden_states": sf.CondInput(dtype="float32", shape=(77, 768), null=0.0)},
             ... )
         """
-        gpu = Cuda() if device is None else device_of(device)
         info = _info(shape, schedule, prediction_type, cond, timestep_dtype, data_range, guidance)
+        return cls._of_module(module, info, device, serving, max_rows, deterministic)
+
+    @classmethod
+    @hinted
+    def from_diffusers(
+        cls,
+        pipe_or_folder: Any,
+        *,
+        device: str | Cuda | None = None,
+        precision: str | None = None,
+        size: int | tuple[int, int] | None = None,
+        max_rows: int | None = None,
+        deterministic: bool | None = None,
+        serving: Serving | None = None,
+    ) -> Engine:
+        """Makes the network of a diffusers pipeline, in torch, the engine's, without an export.
+
+        Shape, schedule, sampler, defaults and conditioning inputs are read from the pipeline's configurations, as
+        ``stepfuse.export.from_diffusers`` reads them: ``info`` shows them. ``cond`` of ``sample`` then takes what the
+        network does, such as the prompt's embeddings of ``pipe.encode_prompt``, and samples of a latent model are
+        latents, which ``pipe.vae`` decodes. ``TextToImage`` takes prompts, of a bundle.
+
+        Args:
+            pipe_or_folder: A pipeline whose class ``stepfuse export`` covers, or a folder of its ``save_pretrained``. A
+                pipeline's weights are shared, not copied. Change them in place alone: what is loaded into the pipeline
+                later does not act here.
+            device: ``cpu``, ``cuda``, ``cuda:1``, or a ``Cuda``, as in ``from_torch``. A pipeline must be there
+                already (``pipe.to("cuda")``). None is where the pipeline is, and the CPU for a folder.
+            precision: What a folder's weights are loaded as: ``float32``, ``bf16`` or ``f16``; None is ``float32``.
+                A pipeline has its own.
+            size: Default size of pictures in pixels: a side or (width, height); None is the model's own.
+            max_rows: As in ``from_torch``.
+            deterministic: As in ``load``.
+            serving: As in ``load``.
+
+        Raises:
+            ImportError: If torch, diffusers or transformers is missing.
+            ExportError: If the pipeline, a component or a setting is not covered.
+            ValueError: If the pipeline is in training mode, moved by accelerate's hooks or not where ``device`` says;
+                or ``size`` or ``precision`` is none, or has no effect.
+            CaptureError: As in ``from_torch``, as are CudaError, KernelError and TypeError.
+
+        Examples:
+            >>> import diffusers
+            >>> pipe = diffusers.DiffusionPipeline.from_pretrained("stable-diffusion-folder")
+            >>> texts = [text.detach().numpy()[0] for text in pipe.encode_prompt("a red cat", "cpu", 1, True, "")]
+            >>> with sf.Engine.from_diffusers(pipe) as engine:
+            ...     latents = engine.sample(1, cond=texts[0], negative_cond=texts[1], steps=2, guidance_scale=5.0)
+            >>> latents.shape
+            (1, 4, 8, 8)
+        """
+        # By name: what reads pipelines is in the room of exports, which stands on this one.
+        read_network = import_module("stepfuse.export.pipelines.live").read_network
+        gpu = None if device is None else device_of(device)
+        named = "cpu" if gpu is None else f"cuda:{gpu.index}"
+        module, info = read_network(pipe_or_folder, size=size, precision=precision, device=named)
+        if device is None and next(module.parameters()).device.type == "cpu":
+            device = "cpu"
+        return cls._of_module(module, info, device, serving, max_rows, deterministic)
+
+    @classmethod
+    def _of_module(
+        cls,
+        module: Any,
+        info: ModelInfo,
+        device: str | Cuda | None,
+        serving: Serving | None,
+        max_rows: int | None,
+        deterministic: bool | None,
+    ) -> Engine:
+        gpu = Cuda() if device is None else device_of(device)
         serving = _serving(serving, max_rows, deterministic, GPU_ROWS if gpu else HOST_ROWS)
         try:
             if gpu is None:
@@ -683,64 +756,6 @@ class Engine:
         self._service.set_cost(cost)
         return cost
 
-    def add_lora(self, name: str, file: str | os.PathLike[str]) -> None:
-        """Registers a LoRA, which requests then choose by its name. Those that run go on meanwhile.
-
-        Args:
-            name: What requests call it.
-            file: A safetensors file, with keys as diffusers, PEFT or kohya's scripts write them. Its factors are kept,
-                and not the file.
-
-        Raises:
-            LoraError: If the file is no LoRA of a supported kind, does not fit the network, changes a text encoder,
-                which an engine does not run, or its factors do not fit ``lora_bytes``.
-            ValueError: If the engine was loaded without ``lora_bytes``, or the name is registered already.
-            EngineClosed: If the engine is closed.
-
-        Examples:
-            >>> engine = sf.Engine.load("my-pipeline", lora_bytes=1_000_000)
-            >>> engine.add_lora("style", "style.safetensors")
-            >>> list(engine.loras)
-            ['style']
-            >>> engine.remove_lora("style")
-            >>> engine.close()
-        """
-        self._adapters().add(name, file)
-
-    def remove_lora(self, name: str) -> None:
-        """Takes a LoRA's name away, which is free then; requests that have chosen it are drawn with it all the same.
-
-        Its memory is freed with the last of these.
-
-        Raises:
-            ValueError: If none is registered under this name.
-            EngineClosed: If the engine is closed.
-
-        Examples:
-            >>> with sf.Engine.load("my-pipeline", lora_bytes=1_000_000) as engine:
-            ...     engine.add_lora("style", "style.safetensors")
-            ...     engine.remove_lora("style")
-            ...     len(engine.loras)
-            0
-        """
-        self._adapters().remove(name)
-
-    @property
-    def loras(self) -> Mapping[str, LoraInfo]:
-        """The LoRAs that are registered, by name; empty for an engine that takes none.
-
-        Examples:
-            >>> with sf.Engine.load("my-pipeline", lora_bytes=1_000_000) as engine:
-            ...     engine.add_lora("style", "style.safetensors")
-            ...     engine.loras["style"].weights
-            1
-        """
-        return {} if self._service.adapters is None else self._service.adapters.infos
-
-    def _adapters(self) -> Adapters:
-        self._service.require_open()
-        return require_adapters(self._service.adapters)
-
     def stats(self) -> EngineStats:
         """Counts since the engine was made, as of the last finished iteration of the loop.
 
@@ -825,6 +840,12 @@ class Engine:
         sample = InFlightSample(id, resolved, x, has_noise, handle, preview, watched=True, context=context)
         self._service.submit(sample, None)
         return lambda: self._service.cancel([id])
+
+    def _adapters(self) -> Adapters | None:
+        return self._service.adapters
+
+    def _require_open(self) -> None:
+        self._service.require_open()
 
     def _state(self, request: Request) -> tuple[Images, bool]:
         return starting_state(self.info.shape, request.noise), request.noise is not None

@@ -26,8 +26,9 @@ from stepfuse.bundle.pipeline_info import TEXT_ENCODER, PipelineInfo, control_in
 from stepfuse.display import NAME, printable
 from stepfuse.engine import Engine, checked_wait, refuse_unused
 from stepfuse.errors import BundleError
-from stepfuse.lora.adapters import Adapters, LoraInfo, require_adapters
+from stepfuse.lora.adapters import Adapters
 from stepfuse.lora.networks import AdaptedNetworks
+from stepfuse.lora.registry import LoraRegistry
 from stepfuse.notebook import html_table
 from stepfuse.pipeline.conditioning import Conditioning, Embeddings, PromptConditioning, as_texts
 from stepfuse.pipeline.controls import Pictures as Controls
@@ -59,7 +60,7 @@ from stepfuse.serving.stream import Latest, PreviewStream
 _SIZES, _SIZES_ON_GPU = 4, 1
 
 
-class TextToImage:
+class TextToImage(LoraRegistry):
     """Samples pictures of prompts. Made by ``load``; a context manager, or to be closed.
 
     Calls from any number of threads are safe, and they share the denoiser's forwards with each other and with requests
@@ -97,9 +98,11 @@ class TextToImage:
         self._prompts = PromptEncoder(bundle, threads=threads, adapted=adapted, gpu=gpu)
         self._vae = Vae(bundle, threads=threads, tile=tile, gpu=gpu)
         conditioning = PromptConditioning(self._model, self._pipeline, self._prompts)
-        self._adapters = None if adapted is None else adapted.adapters
+        self._registered = None if adapted is None else adapted.adapters
         compiler = Compiler(bundle.info)
-        self._preparation = Preparation(self._model, self._pipeline, conditioning, self._vae, compiler, self._adapters)
+        self._preparation = Preparation(
+            self._model, self._pipeline, conditioning, self._vae, compiler, self._registered
+        )
         serving_of = partial(_serving_of, self._pipeline, serving or Serving())
         asked = serving_of(bundle.info.shape)
         if cpu.backend == AUTO:
@@ -539,61 +542,6 @@ class TextToImage:
         seeds = seeds_of(seed, len(pictures))
         return self._preparation.latents_of(pictures, len(pictures), seeds, sample_posterior)
 
-    def add_lora(self, name: str, file: str | os.PathLike[str]) -> None:
-        """Registers a LoRA, which calls and requests then choose by its name. Those that run go on meanwhile.
-
-        Args:
-            name: What requests call it.
-            file: A safetensors file, with keys as diffusers, PEFT or kohya's scripts write them. Its factors are kept,
-                and not the file.
-
-        Raises:
-            LoraError: If the file is no LoRA of a supported kind, does not fit the pipeline, or its factors do not fit
-                ``lora_bytes``.
-            ValueError: If the pipeline was loaded without ``lora_bytes``, or the name is registered already.
-            EngineClosed: If the pipeline is closed.
-
-        Examples:
-            >>> with sf.TextToImage.load("my-pipeline", lora_bytes=1_000_000) as pipe:
-            ...     pipe.add_lora("style", "style.safetensors")
-            ...     pictures = pipe("a red cat", lora={"style": 0.8}, steps=2, seed=0)
-        """
-        self._require_adapters().add(name, file)
-
-    def remove_lora(self, name: str) -> None:
-        """Takes a LoRA's name away, which is free then; requests that have chosen it are drawn with it all the same.
-
-        Its memory is freed with the last of these.
-
-        Raises:
-            ValueError: If none is registered under this name.
-            EngineClosed: If the pipeline is closed.
-
-        Examples:
-            >>> with sf.TextToImage.load("my-pipeline", lora_bytes=1_000_000) as pipe:
-            ...     pipe.add_lora("style", "style.safetensors")
-            ...     pipe.remove_lora("style")
-            ...     len(pipe.loras)
-            0
-        """
-        self._require_adapters().remove(name)
-
-    @property
-    def loras(self) -> Mapping[str, LoraInfo]:
-        """The LoRAs that are registered, by name; empty for a pipeline that takes none.
-
-        Examples:
-            >>> with sf.TextToImage.load("my-pipeline", lora_bytes=1_000_000) as pipe:
-            ...     pipe.add_lora("style", "style.safetensors")
-            ...     pipe.loras["style"].weights
-            1
-        """
-        return {} if self._adapters is None else self._adapters.infos
-
-    def _require_adapters(self) -> Adapters:
-        self._service.require_open()
-        return require_adapters(self._adapters)
-
     def stats(self) -> dict[tuple[int, int], EngineStats]:
         """``Engine.stats`` of the denoiser by (width, height), for the sizes sampled last.
 
@@ -655,6 +603,12 @@ class TextToImage:
         """
         self._service.close(abort=abort, timeout=timeout)
         self._let_go.detach()
+
+    def _adapters(self) -> Adapters | None:
+        return self._registered
+
+    def _require_open(self) -> None:
+        self._service.require_open()
 
     def _facts_of(
         self, prepared: Prepared, strength: float | None, stopped_after: int | None = None

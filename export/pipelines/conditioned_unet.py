@@ -33,4 +33,5 @@ class ConditionedUNet(torch.nn.Module):
         if guidance is None:
             return None
         angles = ((guidance - 1) * 1000)[:, None] * self.frequencies
-        return torch.nn.functional.pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, self.padding))
+        found = torch.nn.functional.pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, self.padding))
+        return found.to(self.unet.dtype)

@@ -6,24 +6,19 @@ import gc
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from importlib import import_module
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from stepfuse.arguments import plain, whole_number
+from stepfuse.arguments import whole_number
 from stepfuse.bundle.bundle import Bundle, finish_bundle
 from stepfuse.bundle.folder import MANIFEST
-from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.bundle.new_folder import new_folder
-from stepfuse.display import byte_size, printable
-from stepfuse.errors import ExportError, StepfuseError
+from stepfuse.display import byte_size
+from stepfuse.errors import ExportError
 from stepfuse.extras import pip_install
-from stepfuse.integrations.scheduler_config import SchedulerSettings
-from stepfuse.requests.resolution import compile_table
 
 try:
     import diffusers  # noqa: F401
@@ -37,31 +32,8 @@ from stepfuse.export.onnx.graph import OPSETS, Report, export_onnx
 from stepfuse.export.onnx.precision import PRECISIONS
 from stepfuse.export.onnx.validate import validate
 from stepfuse.export.pipelines.export_plan import ExportPart, ExportPlan
-from stepfuse.export.pipelines.pipeline_folder import PipelineFolder
-from stepfuse.export.pipelines.scheduler import read_settings
-
-# Whatever a pipeline's call begins with, its networks are the same; they say themselves what they are conditioned on.
-_KINDS = ("", "Img2Img", "Inpaint", "ControlNet", "ControlNetImg2Img", "ControlNetInpaint")
-
-#: The pipeline classes that can be exported, and the module in ``stepfuse.export.pipelines`` of each.
-PIPELINES = {
-    "DDPMPipeline": "pixels",
-    "DDIMPipeline": "pixels",
-    "DiTPipeline": "dit",
-    **{f"StableDiffusion{kind}Pipeline": "stable_diffusion" for kind in _KINDS},
-    **{f"StableDiffusionXL{kind}Pipeline": "stable_diffusion_xl" for kind in _KINDS},
-    "StableDiffusion3Pipeline": "stable_diffusion_3",
-    "PixArtAlphaPipeline": "pixart",
-    "PixArtSigmaPipeline": "pixart",
-    "SanaPipeline": "sana",
-    "ZImagePipeline": "z_image",
-    "QwenImagePipeline": "qwen_image",
-    "FluxPipeline": "flux",
-    "FluxFillPipeline": "flux",
-    "LatentConsistencyModelPipeline": "stable_diffusion",
-}
-
-_WITH_CONTROLNETS = ("stable_diffusion", "stable_diffusion_xl")
+from stepfuse.export.pipelines.pipeline_folder import PipelineFolder, readable
+from stepfuse.export.pipelines.read_plan import read_plan
 
 LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder")
 ROW_COUNTS = (1, 3)
@@ -138,23 +110,21 @@ def from_diffusers(
     if clip_skip < 0:
         raise ValueError(f"clip_skip must be at least 0, got {clip_skip}")
     _check_arguments(precision, opset)
-    pixels = None if size is None else _pixels(size)
     if target.exists() and not (overwrite and (target / MANIFEST).is_file()):  # found now, not when all is exported
         rule = f"only a folder with a {MANIFEST} is replaced" if overwrite else "pass overwrite=True to replace it"
         raise ExportError(f"{target} exists already: {rule}")
     folder = PipelineFolder(Path(path))
-    if folder.class_name not in PIPELINES:
-        raise ExportError(f"{folder.path}: pipeline must be one of {', '.join(PIPELINES)}, got {folder.class_name}")
-    module = import_module(f"stepfuse.export.pipelines.{PIPELINES[folder.class_name]}")
-    asked_for = _parts_asked_for(folder, controlnets or {}, clip_skip)
-    with _readable(folder):
-        settings = read_settings(folder, sampler, sampler_options or {})
-        plan: ExportPlan = module.plan(folder, pixels, **asked_for)
-        for component in {component for part in plan.parts for component in part.components}:
+    plan, info = read_plan(
+        folder,
+        size=size,
+        sampler=sampler,
+        sampler_options=sampler_options,
+        controlnets=controlnets,
+        clip_skip=clip_skip,
+    )
+    for component in {component for part in plan.parts for component in part.components}:
+        with readable(folder):
             folder.weights(component)
-    plan = replace(plan, pipeline=replace(plan.pipeline, dynamic_shift=settings.dynamic_shift))
-    info = _model_info(plan, settings)
-    compile_table(info, None, None, None, None, {})  # raises what the sampler refuses, before anything is exported
     left_out = [component for component in LEFT_OUT if folder.has(component)]
     if left_out:
         logger.warning("%s: not exported: %s", folder.path, ", ".join(left_out))
@@ -253,67 +223,11 @@ class _PipelineExport:
         return report, errors
 
 
-def _parts_asked_for(
-    folder: PipelineFolder, controlnets: Mapping[str, str | os.PathLike[str]], clip_skip: int
-) -> dict[str, Any]:
-    """Further arguments of a plan."""
-    if PIPELINES[folder.class_name] not in _WITH_CONTROLNETS:
-        for name, value in (("controlnets", controlnets), ("clip_skip", clip_skip)):
-            if value:
-                raise ExportError(
-                    f"{folder.path}: {name} need Stable Diffusion 1.x, 2.x or XL, got {folder.class_name}"
-                )
-        return {}
-    from stepfuse.export.pipelines.controlnet import add_controls
-
-    paths = {name: Path(one) for name, one in controlnets.items()}
-    return {"controls": add_controls(folder, paths), "clip_skip": clip_skip}
-
-
-def _pixels(size: Any) -> tuple[int, int]:
-    """Width and height of a ``size`` that is one number or both."""
-    given = plain(size)
-    sides = tuple(given) if isinstance(given, tuple | list) else (given, given)
-    if len(sides) != 2 or not all(isinstance(side, int) and not isinstance(side, bool) for side in sides):
-        raise ValueError(f"size must be a whole number of pixels or (width, height), got {size!r}")
-    return sides
-
-
-@contextmanager
-def _readable(folder: PipelineFolder) -> Iterator[None]:
-    """Whatever a damaged configuration or tokenizer makes of this code or of a library is an error of the folder."""
-    try:
-        yield
-    except BaseException as error:
-        panic = type(error).__name__ == "PanicException"  # of the tokenizers library, which is no Exception
-        if isinstance(error, StepfuseError | ImportError | MemoryError) or not (isinstance(error, Exception) or panic):
-            raise
-        reason = printable(f"{type(error).__name__}: {error}", 500)
-        raise ExportError(f"{folder.path}: its files must be as diffusers writes them, got {reason}") from error
-
-
 def _check_arguments(precision: str, opset: int) -> None:
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     if not OPSETS[0] <= opset <= OPSETS[1]:
         raise ValueError(f"opset must be between {OPSETS[0]} and {OPSETS[1]}, got {opset}")
-
-
-def _model_info(plan: ExportPlan, settings: SchedulerSettings) -> ModelInfo:
-    steps = min(plan.defaults["steps"], settings.schedule.num_train_timesteps)
-    shift = plan.pipeline.shift_for(*plan.shape[1:])  # of other sizes, the pipeline finds it
-    dynamic = {} if shift is None or "timesteps" in settings.defaults else {"shift": shift}
-    return ModelInfo(
-        plan.shape,
-        settings.schedule,
-        settings.prediction_type,
-        plan.cond,
-        data_range=plan.data_range,
-        range_known=not plan.is_latent,
-        defaults={**plan.defaults, "steps": steps, **dynamic, **settings.defaults},
-        sampler_options=settings.sampler_options,
-        guidance=plan.guidance,
-    )
 
 
 def _provenance(folder: PipelineFolder) -> str:

@@ -13,7 +13,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from stepfuse.bundle.foreign import next_step, require_pipeline_folder
-from stepfuse.errors import ExportError
+from stepfuse.display import printable
+from stepfuse.errors import ExportError, StepfuseError
 from stepfuse.files.strict_json import parse_json
 
 if TYPE_CHECKING:
@@ -254,6 +255,19 @@ class Config(Mapping[str, Any]):
     def number(self, key: str) -> int:
         """An entry that is one whole number."""
         return int(self.require(key, "a number", lambda value: isinstance(value, int)))
+
+
+@contextmanager
+def readable(folder: PipelineFolder) -> Iterator[None]:
+    """Whatever a damaged configuration or tokenizer makes of this code or of a library is an error of the folder."""
+    try:
+        yield
+    except BaseException as error:
+        panic = type(error).__name__ == "PanicException"  # of the tokenizers library, which is no Exception
+        if isinstance(error, StepfuseError | ImportError | MemoryError) or not (isinstance(error, Exception) or panic):
+            raise
+        reason = printable(f"{type(error).__name__}: {error}", 500)
+        raise ExportError(f"{folder.path}: its files must be as diffusers writes them, got {reason}") from error
 
 
 @contextmanager

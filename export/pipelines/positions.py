@@ -30,7 +30,7 @@ def embed_patches(embedding: Any, sample: torch.Tensor) -> torch.Tensor:
     across = _sines(columns, size, embedding).expand(rows, columns, size)
     down = _sines(rows, size, embedding).reshape(rows, 1, size).expand(rows, columns, size)
     table = torch.cat([across, down], dim=-1).reshape(1, rows * columns, 2 * size)
-    return patches.flatten(2).transpose(1, 2) + table
+    return (patches.flatten(2).transpose(1, 2) + table).to(patches.dtype)
 
 
 def _sines(count: int, size: int, embedding: Any) -> torch.Tensor:

@@ -24,7 +24,7 @@ def rotated(x: torch.Tensor, rotation: Rotation) -> torch.Tensor:
     """
     cos, sin = (one.unsqueeze(2) for one in rotation)
     even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
+    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).to(x.dtype)
 
 
 def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, is_read: torch.Tensor | None) -> torch.Tensor:

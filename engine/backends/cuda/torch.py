@@ -18,7 +18,7 @@ from stepfuse.backends.cuda.capture import (
     undisturbed,
 )
 from stepfuse.backends.cuda.config import Cuda
-from stepfuse.bundle.model_info import ModelInfo
+from stepfuse.bundle.model_info import GUIDANCE_INPUT, ModelInfo
 from stepfuse.errors import DenoiserError
 
 _STORAGE = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
@@ -80,7 +80,8 @@ class TorchNetwork(CapturedForwards):
         self._cond = {}
         for name, spec in info.cond.items():
             null = torch.from_numpy(spec.value(name, None))
-            dtype = self._dtype if null.is_floating_point() else null.dtype
+            computed = null.is_floating_point() and name != GUIDANCE_INPUT
+            dtype = self._dtype if computed else null.dtype
             self._cond[name] = null.to(self.device, dtype).expand(rows, *spec.shape).contiguous()
         memory = {"sample": self._sample, "timestep": self._timestep, "prediction": self._prediction, **self._cond}
         self.addresses = {name: tensor.data_ptr() for name, tensor in memory.items()}

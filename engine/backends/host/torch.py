@@ -10,7 +10,8 @@ import numpy.typing as npt
 import torch
 
 from stepfuse.backends.host.callable import DenoiserFunction
-from stepfuse.bundle.model_info import ModelInfo
+from stepfuse.backends.host.interface import SAMPLE
+from stepfuse.bundle.model_info import GUIDANCE_INPUT, ModelInfo
 
 Array = npt.NDArray[Any]
 
@@ -20,7 +21,7 @@ def module_on_cpu(module: Any, info: ModelInfo) -> DenoiserFunction:
 
     Args:
         module: ``module(sample (R, *shape), timestep (R,), **cond)`` to the prediction, or a tuple of which that is the
-            first. Floating-point inputs but the timestep have the dtype of its parameters.
+            first. Floating-point inputs but the timestep and the guidance scale have the dtype of its parameters.
         info: What it is.
 
     Raises:
@@ -32,16 +33,16 @@ def module_on_cpu(module: Any, info: ModelInfo) -> DenoiserFunction:
         raise ValueError(f"the module must be on the CPU for device='cpu', got {', '.join(sorted(elsewhere))}")
     dtype = next((one.dtype for one in parameters if one.is_floating_point()), torch.float32)
 
-    def converted(values: Array) -> torch.Tensor:
+    def as_computed(name: str, values: Array) -> torch.Tensor:
         tensor = torch.from_numpy(values)
-        return tensor.to(dtype) if tensor.is_floating_point() else tensor
+        return tensor.to(dtype) if tensor.is_floating_point() and name != GUIDANCE_INPUT else tensor
 
     def predict(sample: Array, timestep: Array, cond: Mapping[str, Array]) -> Array:
         with torch.no_grad():
             found = module(
-                converted(sample),
+                as_computed(SAMPLE, sample),
                 torch.from_numpy(timestep),
-                **{name: converted(values) for name, values in cond.items()},
+                **{name: as_computed(name, values) for name, values in cond.items()},
             )
         prediction = found[0] if isinstance(found, tuple) else found
         return np.asarray(prediction.float().numpy())
