@@ -12,17 +12,11 @@ import torch
 from stepfuse._core import cuda
 from stepfuse.backends.cuda.capture import WARM_UPS, CapturedForwards, not_captured, require_repeatable
 from stepfuse.backends.cuda.config import Cuda
-from stepfuse.backends.cuda.torch_capture import TorchCapture
+from stepfuse.backends.cuda.torch_capture import RULE, TorchCapture
 from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.errors import DenoiserError
 
 _STORAGE = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
-
-#: What a module may not do while it is captured.
-_RULE = (
-    "A captured module must neither wait for the device (.item(), .cpu(), printing a tensor, branching on one), nor"
-    " copy from the host's pageable memory, nor draw random numbers"
-)
 
 
 class TorchNetwork(CapturedForwards):
@@ -117,7 +111,7 @@ class TorchNetwork(CapturedForwards):
             torch.cuda.empty_cache()
             return None
         if not torch.equal(generator, torch.cuda.get_rng_state(self.device)):
-            raise not_captured(rows, "it draws random numbers, which every replay would repeat", _RULE)
+            raise not_captured(rows, "it draws random numbers, which every replay would repeat", RULE)
         return max(1, int(torch.cuda.max_memory_allocated(self.device) - before))
 
     def _free_memory(self) -> int:
@@ -132,9 +126,9 @@ class TorchNetwork(CapturedForwards):
         except torch.OutOfMemoryError:
             return False
         except RuntimeError as error:
-            raise not_captured(rows, error, _RULE) from error
+            raise not_captured(rows, error, RULE) from error
         captured = cuda.Graph.borrow(self.context, graph.raw_cuda_graph())
-        require_repeatable(rows, captured, _RULE)
+        require_repeatable(rows, captured, RULE)
         self._captured.append(graph)
         self.graphs[rows] = captured
         return True

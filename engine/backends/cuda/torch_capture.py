@@ -11,6 +11,12 @@ import torch
 from stepfuse._core import cuda
 from stepfuse.backends.cuda.capture import undisturbed
 
+#: What work may not do while it is captured.
+RULE = (
+    "A captured module must neither wait for the device (.item(), .cpu(), printing a tensor, branching on one), nor"
+    " copy from the host's pageable memory, nor draw random numbers"
+)
+
 #: Graphs whose capture failed at its end: torch refers to them as long as the process lives.
 _failed: list[torch.cuda.CUDAGraph] = []
 

@@ -170,11 +170,13 @@ class _CompiledState:
             self.stand_ins, self._is_running = loop.components, True
             try:
                 yield
+                loop.check()
             finally:
                 self.stand_ins, self._is_running = {}, False
                 loop.stop()
 
     def _loop(self, pipe: Any, arguments: Mapping[str, Any]) -> DenoisingLoop | SchedulerLoop:
+        self.predictor.prepare(pipe, self._network, arguments)
         kind, scheduler = type(pipe).__name__, pipe.scheduler
         name = getattr(scheduler, "class_name", type(scheduler).__name__)
         family = _FAMILIES.get(kind)

@@ -18,6 +18,7 @@ from stepfuse.integrations.diffusers import compile  # noqa: E402
 from stepfuse.integrations.diffusers.torch_step import warn_once  # noqa: E402
 
 pytestmark = [
+    pytest.mark.usefixtures("where"),
     pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning:diffusers"),
     pytest.mark.filterwarnings("ignore::FutureWarning:diffusers"),
 ]

@@ -9,18 +9,38 @@ from stepfuse._core import cuda
 def tape():
     """A mode that records operations, to be repeated on the tensors that they had and gave."""
     import torch
+    from torch.overrides import TorchFunctionMode
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    waits = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default, torch.ops.aten.equal.default)
+    aten = torch.ops.aten
+    operations = (aten._local_scalar_dense.default, aten.nonzero.default, aten.equal.default)
+    functions = (torch.Tensor.tolist, torch.Tensor.cpu)  # which dispatch nothing for tensors of the host
+    waits = {*operations, *functions}
+
+    def require_no_wait(called):
+        if called in waits:
+            raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
+
+    class Calls(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            require_no_wait(function)
+            return function(*args, **(kwargs or {}))
 
     class Tape(TorchDispatchMode):
         def __init__(self):
             super().__init__()
-            self.operations = []
+            self.operations, self.calls = [], Calls()
+
+        def __enter__(self):
+            self.calls.__enter__()
+            return super().__enter__()
+
+        def __exit__(self, *error):
+            super().__exit__(*error)
+            self.calls.__exit__(*error)
 
         def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-            if operation in waits:
-                raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
+            require_no_wait(operation)
             given = operation(*args, **(kwargs or {}))
             self.operations.append((operation, args, kwargs or {}, given))
             return given

@@ -16,7 +16,10 @@ import torch  # noqa: E402
 
 from stepfuse.integrations.diffusers import compile  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning", "ignore::FutureWarning")
+pytestmark = [
+    pytest.mark.usefixtures("where"),
+    pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning", "ignore::FutureWarning"),
+]
 
 FAMILIES = ("stable_pipelines", "stable_3_pipelines", "flux_pipelines", "text_pipelines", "video_pipelines")
 CASES = [case for family in FAMILIES for case in sys.modules[family].CASES]
