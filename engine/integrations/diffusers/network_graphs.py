@@ -25,6 +25,10 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_hf_hook")  # torch's, accele
 logger = logging.getLogger(__name__)
 
 
+class _NotCapturable(Exception):  # noqa: N818
+    """Why a call is not captured."""
+
+
 @dataclass
 class _Signature:
     """Calls with tensors of the same shapes and dtypes, and otherwise the same arguments.
@@ -129,7 +133,7 @@ class NetworkGraphs:
     def _signature(self, module: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> _Signature | None:
         try:
             key = _key((args, kwargs))
-        except TypeError as why:
+        except _NotCapturable as why:
             self._log_eager(module, str(why))
             return None
         kept = self._signatures.setdefault(key, _Signature())
@@ -166,8 +170,8 @@ class NetworkGraphs:
             kept.prediction = module(*own_args, **own_kwargs)
 
         try:
-            if settings(module) != self._state[1]:
-                raise RuntimeError(f"it changes when it is called ({_changed(self._state[1], settings(module))})")
+            if (now := settings(module)) != self._state[1]:
+                raise _NotCapturable(f"it changes when it is called ({_changed(self._state[1], now)})")
             self._capturing = self._capturing or TorchCapture(device)
             with torch.inference_mode(False), self._capturing.ordered():
                 kept.inputs = [torch.empty(one.shape, dtype=one.dtype, device=device) for one in given]
@@ -182,7 +186,7 @@ class NetworkGraphs:
             graph.instantiate()
         except Exception as error:
             kept.inputs, kept.filled, kept.prediction = [], [], None
-            kept.why_eager = f"{(str(error) or type(error).__name__).splitlines()[0]}. {RULE}"
+            kept.why_eager = _why_failed(error)
             self._log_eager(module, kept.why_eager)
             return
         kept.graph = graph
@@ -210,7 +214,7 @@ def _key(value: Any) -> Hashable:
     """What a captured call depends on, of its arguments.
 
     Raises:
-        TypeError: If they are anything but tensors and plain values, or collections of these.
+        _NotCapturable: If they are anything but tensors and plain values, or collections of these.
     """
     if isinstance(value, torch.Tensor):
         return value.shape, value.dtype
@@ -220,7 +224,7 @@ def _key(value: Any) -> Hashable:
         return tuple(_key(one) for one in value)
     if isinstance(value, PLAIN):
         return type(value), value
-    raise TypeError(f"it takes or returns what is neither a tensor nor a plain value, a {type(value).__name__}")
+    raise _NotCapturable(f"it takes or returns what is neither a tensor nor a plain value, a {type(value).__name__}")
 
 
 def _copied(value: Any) -> Any:
@@ -228,6 +232,13 @@ def _copied(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         return type(value)(**{one.name: _copied(getattr(value, one.name)) for one in fields(value)})
     return mapped(value, torch.clone)
+
+
+def _why_failed(error: Exception) -> str:
+    text = (str(error) or type(error).__name__).splitlines()[0]
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"memory does not suffice for its graph: {text}"
+    return text if isinstance(error, _NotCapturable) else f"{text}. {RULE}"
 
 
 def _why_not_captured(module: torch.nn.Module) -> str:

@@ -61,14 +61,14 @@ class NetworkInputs:
         ]
 
     def arguments(
-        self, sample: torch.Tensor, timestep: torch.Tensor, index: torch.Tensor
+        self, sample: torch.Tensor, timestep: torch.Tensor, index: torch.Tensor | None = None
     ) -> tuple[list[Any], dict[str, Any]]:
         """Arguments for a call on other states.
 
         Args:
             sample: The states, R rows.
             timestep: Shape (R,).
-            index: Shape (R,), on the CPU, rising: which recorded row each of them has its conditioning from.
+            index: Shape (R,), on the CPU, rising: which recorded row each of them has its conditioning from; None: all.
 
         Returns:
             Positional and keyword arguments; the network returns a tuple.
@@ -77,19 +77,21 @@ class NetworkInputs:
             ValueError: If only some rows are asked for, and a tensor has neither a row for each of them nor one for
                 all.
         """
-        key = index.numpy().tobytes()
-        conditioning: dict[Any, Any]
-        if len(index) == self.rows:
+        if index is None or len(index) == self.rows:
             conditioning = self._conditioning
-        elif key in self._selected:  # the last selection is kept: it is the same from step to step
-            conditioning = self._selected[key]
         else:
-            rows = index.to(self.sample.device)
-            conditioning = mapped(self._conditioning, lambda leaf: self._select(leaf, rows))
-            self._selected = {key: conditioning}
+            conditioning = self._conditioning_of(index)
         inputs = {**conditioning, self._sample_key: sample, self._timestep_key: timestep}
         args = [inputs.pop(position) for position in sorted(key for key in inputs if isinstance(key, int))]
         return args, {**inputs, "return_dict": False}
+
+    def _conditioning_of(self, index: torch.Tensor) -> dict[Any, Any]:
+        """That of some rows; the last selection is kept: it is the same from step to step."""
+        key = index.numpy().tobytes()
+        if key not in self._selected:
+            rows = index.to(self.sample.device)
+            self._selected = {key: mapped(self._conditioning, lambda leaf: self._select(leaf, rows))}
+        return self._selected[key]
 
     def _select(self, leaf: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         if self._has_rows(leaf):

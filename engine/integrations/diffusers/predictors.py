@@ -115,7 +115,7 @@ class ModulePredictor:
     def _on_device(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         start = self._start
         assert start is not None
-        args, kwargs = start.inputs.arguments(x, t, torch.arange(len(x)))
+        args, kwargs = start.inputs.arguments(x, t)
         return _prediction(self.run(start.module, args, kwargs, owned=False), start.chunks)
 
     def _on_host(self, x: Array, t: Array, cond: Mapping[str, Array]) -> Array:

@@ -61,13 +61,13 @@ def gpu(fake, monkeypatch):
     gpu = Gpu(fake)
     gpu.patch(monkeypatch)
     monkeypatch.setattr(predictors, "runs_on_gpu", lambda pipe, network: network is not None)
-    monkeypatch.setattr(predictors, "HostBatch", None)
     yield gpu
     vars(gpu).clear()  # pytest keeps it until all is released, which is to be checked before
 
 
 @pytest.fixture(params=["host", "gpu"])
-def where(request):
+def where(request, monkeypatch):
     """Where compiled pipelines run."""
     if request.param == "gpu":
         request.getfixturevalue("gpu")
+        monkeypatch.setattr("stepfuse.integrations.diffusers.predictors.HostBatch", None)
