@@ -15,6 +15,9 @@ from stepfuse.integrations.diffusers.torch_step import DTYPES
 from stepfuse.samplers.table import COLUMNS
 from stepfuse.serving.events import not_finite
 
+#: Numbers of four bytes in sixteen: Triton compiles a kernel anew for a pointer that is not a multiple of that.
+_ALIGNED = 4
+
 #: ``predict(sample (R, *shape), timestep (R,))``, a prediction that may be overwritten by the next.
 Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -39,18 +42,20 @@ class DeviceBatch:
         rows[:, COLUMNS.index("q_z")] = start.noise_scales
         self._rows, self._scales = self._upload(rows), start.table["s"].tolist()
         timesteps = start.table["t"]
-        self._timesteps = self._upload(timesteps if start.inputs.takes_any_timestep else np.rint(timesteps).astype(int))
+        whole = not start.inputs.takes_any_timestep
+        self._timesteps = self._upload(np.rint(timesteps).astype(np.int64) if whole else timesteps)
         n, is_guided = len(start.cond), start.uncond is not None
         self._cond = self._upload(start.cond.astype(np.int32))
         self._uncond = self._upload(np.full(n, -1, np.int32) if start.uncond is None else start.uncond.astype(np.int32))
         self._network_dtype, self._network_rows = start.inputs.sample.dtype, start.inputs.rows
         rescale, threshold = start.table.guidance_rescale, start.table.dynamic_threshold
         self._rescale = self._upload(np.full(n, rescale, np.float32)) if rescale and is_guided else None
-        self._threshold = None if threshold is None else self._upload(np.array([threshold] * n, np.float32).T)
+        self._threshold = [self._upload(np.full(n, value, np.float32)) for value in threshold or ()]
         self._x = start.states.detach().float().contiguous()
         registers = new_registers(self._x, 3 if start.table.has_second_line else start.table.registers)
         self._registers = dict(zip(("h", "h2", "h3"), registers, strict=False))
-        self._nonfinite = torch.zeros((len(rows), n), dtype=torch.int32, device=self._device)
+        aligned = -(-n // _ALIGNED) * _ALIGNED
+        self._nonfinite = torch.zeros((len(rows), aligned), dtype=torch.int32, device=self._device)[:, :n]
         self._at = 0
         self._sample: torch.Tensor | None = None  # the next forward's
 
@@ -93,14 +98,14 @@ class DeviceBatch:
     def _adapted(self, prediction: torch.Tensor) -> torch.Tensor:
         """The step's row, for all samples, or one for each, with what depends on the whole of its sample."""
         row = self._rows[self._at]
-        if self._rescale is None and self._threshold is None:
+        if self._rescale is None and not self._threshold:
             return row
         from stepfuse.kernels import dynamic_threshold, guidance_rescale
 
         rows = row.repeat(len(self._cond), 1)
         if self._rescale is not None:
             rows = guidance_rescale(prediction, rows, self._rescale, self._cond, self._uncond)
-        if self._threshold is not None:
+        if self._threshold:
             ratio, largest = self._threshold
             rows = dynamic_threshold(
                 self._x, prediction, rows, ratio, largest, row_cond=self._cond, row_uncond=self._uncond
@@ -114,12 +119,12 @@ class DeviceBatch:
 
     def _following(self, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """Where the step writes the next forward's rows, new memory; nothing where the network takes another dtype."""
-        if self._at + 1 == len(self._rows) or dtype is not self._network_dtype:
+        if dtype is not self._network_dtype:
             return {}
         shape = self._network_rows, *self._x.shape[1:]
         return {
             "next_input": torch.empty(shape, dtype=dtype, device=self._device),
-            "next_rows": self._rows[self._at + 1],
+            "next_rows": self._rows[min(self._at + 1, len(self._rows) - 1)],  # the last step's are not read
             "next_cond": self._cond,
             "next_uncond": self._uncond,
         }

@@ -72,7 +72,7 @@ class DenoisingLoop:
         self._row: int | None = None
         self._batches: list[Batch] = []  # the last one steps
         self._settings: _Settings | None = None
-        self._returned: tuple[torch.Tensor, int] | None = None  # by the last step, and its version then
+        self._returned: tuple[torch.Tensor, int | None] | None = None  # by the last step, and its version then
 
     def check(self) -> None:
         """Raises DenoiserError if a state has been not finite; to be called when the pipeline's call is done."""
@@ -172,9 +172,9 @@ class DenoisingLoop:
         return (self._scale(), rescale) if guided else (1.0, 0.0)
 
     def _is_changed(self, sample: torch.Tensor) -> bool:
-        """Whether a callback has replaced or changed what the last step returned."""
+        """Whether a callback has replaced or changed what the last step returned, or may have, unseen."""
         returned, version = self._returned or (sample, _version(sample))
-        return sample is not returned or _version(sample) != version
+        return sample is not returned or version is None or _version(sample) != version
 
     def _noise(self, sample: torch.Tensor, images: int, generator: Any, eta: float | None) -> torch.Tensor | None:
         """The step's noise, taken from the generator as diffusers takes it, also where it is multiplied by 0."""
@@ -189,5 +189,5 @@ class DenoisingLoop:
         return cast("torch.Tensor", noise[:images])
 
 
-def _version(tensor: torch.Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version
+def _version(tensor: torch.Tensor) -> int | None:
+    return None if tensor.is_inference() else tensor._version

@@ -77,16 +77,14 @@ class NetworkInputs:
             ValueError: If only some rows are asked for, and a tensor has neither a row for each of them nor one for
                 all.
         """
-        if index is None or len(index) == self.rows:
-            conditioning = self._conditioning
-        else:
-            conditioning = self._conditioning_of(index)
-        inputs = {**conditioning, self._sample_key: sample, self._timestep_key: timestep}
+        inputs = {**self._conditioning_of(index), self._sample_key: sample, self._timestep_key: timestep}
         args = [inputs.pop(position) for position in sorted(key for key in inputs if isinstance(key, int))]
         return args, {**inputs, "return_dict": False}
 
-    def _conditioning_of(self, index: torch.Tensor) -> dict[Any, Any]:
+    def _conditioning_of(self, index: torch.Tensor | None) -> dict[Any, Any]:
         """That of some rows; the last selection is kept: it is the same from step to step."""
+        if index is None or len(index) == self.rows:
+            return self._conditioning
         key = index.numpy().tobytes()
         if key not in self._selected:
             rows = index.to(self.sample.device)

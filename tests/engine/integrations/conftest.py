@@ -66,8 +66,9 @@ def gpu(fake, monkeypatch):
 
 
 @pytest.fixture(params=["host", "gpu"])
-def where(request, monkeypatch):
+def where(request):
     """Where compiled pipelines run."""
     if request.param == "gpu":
         request.getfixturevalue("gpu")
-        monkeypatch.setattr("stepfuse.integrations.diffusers.predictors.HostBatch", None)
+        patch = request.getfixturevalue("monkeypatch")
+        patch.setattr("stepfuse.integrations.diffusers.predictors.HostBatch", None)

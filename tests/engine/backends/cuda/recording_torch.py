@@ -119,7 +119,7 @@ class Gpu:
 
             def __del__(self):
                 if getattr(self, "ended", False):
-                    with contextlib.suppress(ReferenceError):
+                    with contextlib.suppress(ReferenceError, AttributeError):
                         gpu.users[self.pool] -= 1
 
             def raw_cuda_graph(self):
