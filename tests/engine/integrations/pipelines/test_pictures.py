@@ -15,6 +15,7 @@ diffusers = pytest.importorskip("diffusers", reason="diffusers needs Python 3.11
 import torch  # noqa: E402
 
 from stepfuse.integrations.diffusers import compile  # noqa: E402
+from stepfuse.integrations.diffusers.torch_step import warn_once  # noqa: E402
 
 pytestmark = [
     pytest.mark.usefixtures("where"),
@@ -46,6 +47,7 @@ def one_thread():
 @pytest.mark.parametrize("case", CASES, ids=[case.label for case in CASES])
 def test_pictures_are_those_of_diffusers(case, monkeypatch, caplog):
     caplog.set_level(logging.INFO, logger="stepfuse")
+    warn_once.cache_clear()
     pipe = case.pipeline()
     want, own = case.call(pipe), pipe.scheduler
     compiled = compile(pipe)
