@@ -45,17 +45,17 @@ SCHEDULERS = {
 class Network(torch.nn.Module):
     """Each element by itself, so that rows do not depend on their number."""
 
-    def __init__(self):
+    def __init__(self, returns):
         super().__init__()
-        self.scale = torch.nn.Parameter(torch.tensor(0.7))
+        self.scale, self.returns = torch.nn.Parameter(torch.tensor(0.7)), returns
 
     def forward(self, sample, timestep, text, return_dict=False):
         shaped = (len(sample), *[1] * (sample.ndim - 1))
         shift = 0.001 * timestep.reshape(shaped) + text.reshape(shaped)
-        return (torch.tanh(self.scale * sample + shift.to(sample.dtype)) - 0.1,)
+        return ((torch.tanh(self.scale * sample + shift.to(sample.dtype)) - 0.1).to(self.returns),)
 
 
-def start_of(name, config, options, *, guided, dtype=torch.float32, rescale=0.0, images=3):
+def start_of(name, config, options, *, guided, dtype=torch.float32, returns=None, rescale=0.0, images=3):
     scheduler = getattr(diffusers, name)(**config)
     scheduler.set_timesteps(5)
     scale = 3.0 if guided else 1.0
@@ -68,7 +68,7 @@ def start_of(name, config, options, *, guided, dtype=torch.float32, rescale=0.0,
         (torch.zeros(rows, *SHAPE, dtype=dtype), timestep), {"text": torch.randn(rows, generator=generator)}
     )
     return Start(
-        module=Network().to(dtype).eval(),
+        module=Network(returns or dtype).to(dtype).eval(),
         inputs=inputs,
         chunks=1,
         settings=settings_of(scheduler),
@@ -115,13 +115,28 @@ def test_states_are_those_of_the_host_to_the_bit(case, guided, dtype, gpu):
     assert gpu.log.count("replay") == len(start.table) - WARM_UPS
 
 
-def test_rescaled_guidance_is_that_of_the_host(gpu):
-    start = start_of("DDIMScheduler", {}, {}, guided=True, rescale=0.7)
+def last_states(start):
+    """Those of the host, and those of the GPU."""
     with torch.no_grad():
         batches = [begun(start, on_gpu=on_gpu) for on_gpu in (False, True)]
         for _ in range(len(start.table)):
-            want, got = (batch.step(lambda: None) for batch in batches)
+            states = [batch.step(lambda: None) for batch in batches]
         batches[0].stop()
+    return states
+
+
+@pytest.mark.parametrize(
+    ("takes", "returns"),
+    [(torch.float16, torch.float32), (torch.float32, torch.float16), (torch.float64, torch.float64)],
+    ids=str,
+)
+def test_dtypes_may_be_mixed(takes, returns, gpu):
+    want, got = last_states(start_of("DDIMScheduler", {}, {}, guided=True, dtype=takes, returns=returns))
+    torch.testing.assert_close(got, want, rtol=0, atol=0)
+
+
+def test_rescaled_guidance_is_that_of_the_host(gpu):
+    want, got = last_states(start_of("DDIMScheduler", {}, {}, guided=True, rescale=0.7))
     assert (got - want).abs().max() <= tolerances.ADAPTED_SAMPLES * want.abs().max()
 
 
