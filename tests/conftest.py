@@ -48,6 +48,7 @@ _load("docstrings", "docs")
 _load("fake_tensorrt", "engine/backends/cuda")
 _load("recording_driver", "cuda")
 _load("fake_onnxruntime", "engine/backends/cuda")
+_load("recording_torch", "engine/backends/cuda")
 _load("cuda_toolkit", "cuda")
 _load("chromium", "engine/server")
 

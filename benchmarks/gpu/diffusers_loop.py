@@ -1,4 +1,4 @@
-"""Whole batches against diffusers' own loop around the same weights: eager, and with torch.compile."""
+"""Whole batches against diffusers around the same weights: its own loop, eager and compiled, and its pipelines."""
 
 from __future__ import annotations
 
@@ -14,16 +14,19 @@ from timing import Clock, in_turn
 
 import stepfuse as sf
 from stepfuse.backends.cuda.trajectories import Trajectories
+from stepfuse.integrations.diffusers import compile as compile_pipeline
 
 STEPS = 50
 STEPS_OF_LARGE = 10
 BUDGET = 3.0  # seconds of rounds a case
 EAGER, COMPILED = "diffusers", "diffusers, torch.compile reduce-overhead"
 OURS, OURS_COMPILED = "stepfuse", "stepfuse, torch.compile"
+PIPELINE, OURS_PIPELINE = "diffusers, its pipeline", "stepfuse, compile(pipe)"
 
 UNFAIR = (
     "diffusers' loop is that of its pipelines without text encoder, decoder and progress bar; its noise is drawn on the"
     " GPU, ours on the host.",
+    "Pipelines are without text encoder and decoder, and draw their noise on the GPU; the compiled one is the same.",
     "torch.compile is given to both: to diffusers' network with graphs of its own (reduce-overhead), to ours without.",
     "Times are those of a caller who waits for the result. Compiling and capturing are not part of them.",
     f"Stable Diffusion's network takes {STEPS_OF_LARGE} steps, the other {STEPS}. Both are compiled for one sample.",
@@ -68,6 +71,37 @@ def diffusers_loop(unet: Any, subject: Subject, n: int, steps: int, *, fresh: bo
     return draw
 
 
+def pipeline_of(unet: Any, subject: Subject) -> Any:
+    """A pipeline of diffusers around a network: it begins with embeddings, and ends with latents or pixels."""
+    from diffusers import DDIMPipeline, StableDiffusionPipeline
+
+    if subject.guidance_scale == 1:
+        pipe = DDIMPipeline(unet, scheduler_of(subject))
+    else:
+        absent = dict.fromkeys(("vae", "text_encoder", "tokenizer", "safety_checker", "feature_extractor"))
+        pipe = StableDiffusionPipeline(
+            **absent, unet=unet, scheduler=scheduler_of(subject), requires_safety_checker=False
+        )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def pipeline_call(pipe: Any, subject: Subject, n: int, steps: int) -> Callable[..., torch.Tensor]:
+    """A call of such a pipeline, from the same seed each time."""
+    given: dict[str, Any] = {"batch_size": n, "output_type": "pt"}
+    if subject.guidance_scale != 1:
+        text = torch.from_numpy(subject.conditioning).to(pipe.device, subject.dtype).expand(n, -1, -1)
+        given = {"prompt_embeds": text, "negative_prompt_embeds": torch.zeros_like(text), "output_type": "latent"}
+        given["guidance_scale"] = subject.guidance_scale
+
+    def draw(noise: torch.Tensor | None = None) -> torch.Tensor:
+        generator = torch.Generator(pipe.device).manual_seed(0)
+        drawn: torch.Tensor = pipe(**given, num_inference_steps=steps, generator=generator, return_dict=False)[0]
+        return drawn
+
+    return draw
+
+
 def measure(report: GpuReport, subject: Subject, n: int, rounds: int, *, compile_it: bool) -> None:
     """One network and batch."""
     steps = STEPS_OF_LARGE if subject.is_large else STEPS
@@ -88,6 +122,10 @@ def measure(report: GpuReport, subject: Subject, n: int, rounds: int, *, compile
         EAGER: lambda: diffusers_loop(module.unet, subject, n, steps, fresh=False),
         OURS: lambda: ours(module),
     }
+    if not compile_it:
+        pipe = pipeline_of(module.unet, subject)
+        makers[PIPELINE] = lambda: pipeline_call(pipe, subject, n, steps)
+        makers[OURS_PIPELINE] = lambda: pipeline_call(compile_pipeline(pipe), subject, n, steps)
     if compile_it:
         torch._dynamo.reset()
         makers[OURS_COMPILED] = lambda: ours(torch.compile(module, dynamic=False))
@@ -106,9 +144,14 @@ def measure(report: GpuReport, subject: Subject, n: int, rounds: int, *, compile
         for name in (OURS, OURS_COMPILED)
         if name in contenders
     }
+    if {PIPELINE, OURS_PIPELINE} <= contenders.keys():
+        want, got = (contenders[name]().float() for name in (PIPELINE, OURS_PIPELINE))
+        differences[OURS_PIPELINE] = {"relative difference": ((got - want).norm() / want.norm()).item()}
     ratios = report.add(case, samples, EAGER, extra=differences)
     if not compile_it:
         report.never_slower("diffusers", case, ratios[OURS])
+        if {PIPELINE, OURS_PIPELINE} <= ratios.keys():
+            report.never_slower("diffusers' pipeline", case, ratios[OURS_PIPELINE] / ratios[PIPELINE])
         if not subject.is_large and n == 1:
             report.at_least(f"against diffusers' loop: {case}", "x", 3, ratios[OURS])
     elif OURS_COMPILED in ratios and COMPILED in ratios:

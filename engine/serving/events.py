@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from concurrent.futures import CancelledError
 from typing import Any
 
 from stepfuse import _core
 from stepfuse.errors import DenoiserError, EngineClosed, RequestTimeout
-from stepfuse.samplers.table import COLUMNS
+from stepfuse.samplers.table import COLUMNS, StepTable
 from stepfuse.serving.in_flight import InFlightSample
 
 #: What logs and traces call it.
@@ -52,10 +53,15 @@ def error_of(
         error = DenoiserError(f"the network raised {cause!r} for {sample}")
         error.__cause__ = cause
         return error
-    values = ", ".join(f"{name} = {value:g}" for name, value in zip(COLUMNS, cause, strict=True))
-    return DenoiserError(
-        f"{sample} went non-finite at step {step} of {steps} ({sample.request.table.sampler}): the network's output"
-        f" must be finite. The step was {values}"
+    return DenoiserError(not_finite(sample, step, sample.request.table, cause))
+
+
+def not_finite(sample: object, step: int, table: StepTable, row: Iterable[float]) -> str:
+    """What is said of a sample whose state is not finite after a step with these coefficients, the first line's."""
+    values = ", ".join(f"{name} = {value:g}" for name, value in zip(COLUMNS, row, strict=False))
+    return (
+        f"{sample} went non-finite at step {step} of {len(table)} ({table.sampler}): the network's output must be"
+        f" finite. The step was {values}"
     )
 
 

@@ -165,6 +165,7 @@ ON_A_GPU = (
     'with sf.TextToImage.load("my-pipeline", device',
     "from stepfuse.backends.cuda",
     "from stepfuse.export import lora_weights",
+    "import diffusers, torch\n",
 )
 
 

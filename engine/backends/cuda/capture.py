@@ -143,14 +143,19 @@ def undisturbed() -> Iterator[None]:
             gc.enable()
 
 
+def unrepeatable(graph: cuda.Graph) -> str:
+    """Names of what of a captured forward a replay cannot repeat, each with how many there are; empty: nothing."""
+    found = Counter(graph.unrepeatable())
+    return ", ".join(f"{part} ({count})" for part, count in sorted(found.items()))
+
+
 def require_repeatable(rows: int, graph: cuda.Graph, rule: str) -> None:
     """Refuses a captured forward that holds what a replay cannot repeat; arguments are those of ``not_captured``.
 
     Raises:
         CaptureError: If it does.
     """
-    if found := Counter(graph.unrepeatable()):
-        parts = ", ".join(f"{part} ({count})" for part, count in sorted(found.items()))
+    if parts := unrepeatable(graph):
         raise not_captured(rows, f"it holds what a replay cannot repeat: {parts}", rule)
 
 

@@ -4,33 +4,19 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from stepfuse._core import cuda
-from stepfuse.backends.cuda.capture import (
-    WARM_UPS,
-    CapturedForwards,
-    not_captured,
-    require_repeatable,
-    undisturbed,
-)
+from stepfuse.backends.cuda.capture import WARM_UPS, CapturedForwards, not_captured, require_repeatable
 from stepfuse.backends.cuda.config import Cuda
+from stepfuse.backends.cuda.torch_capture import RULE, TorchCapture
 from stepfuse.bundle.model_info import GUIDANCE_INPUT, ModelInfo
 from stepfuse.errors import DenoiserError
 
 _STORAGE = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
-
-#: What a module may not do while it is captured.
-_RULE = (
-    "A captured module must neither wait for the device (.item(), .cpu(), printing a tensor, branching on one), nor"
-    " copy from the host's pageable memory, nor draw random numbers"
-)
-
-#: Graphs whose capture failed at its end: torch refers to them as long as the process lives.
-_failed: list[torch.cuda.CUDAGraph] = []
 
 
 class TorchNetwork(CapturedForwards):
@@ -63,12 +49,10 @@ class TorchNetwork(CapturedForwards):
         self.max_rows = max_rows
         self.graphs: dict[int, cuda.Graph] = {}
         self._module = module
-        torch.cuda.init()
-        self.context = cuda.open(self.device.index or 0)
-        self._torch_stream = torch.cuda.Stream(self.device)
-        self.stream = cuda.Stream.borrow(self.context, self._torch_stream.cuda_stream)
+        self._capturing = TorchCapture(self.device)
+        self.context = self._capturing.context
+        self.stream = cuda.Stream.borrow(self.context, self._capturing.stream.cuda_stream)
         self._captured: list[torch.cuda.CUDAGraph] = []  # they own the memory that the graphs work in
-        self._pool = torch.cuda.graph_pool_handle()
         self._shape = info.shape
         with self.ordered():
             self._allocate(info)
@@ -90,13 +74,8 @@ class TorchNetwork(CapturedForwards):
     @contextmanager
     def ordered(self) -> Iterator[None]:
         """Makes our stream the current one: after the work of the caller's stream, and before its next work."""
-        self._callers = torch.cuda.current_stream(self.device)
-        self._torch_stream.wait_stream(self._callers)
-        try:
-            with torch.cuda.stream(self._torch_stream), torch.no_grad():
-                yield
-        finally:
-            self._callers.wait_stream(self._torch_stream)
+        with self._capturing.ordered() as self._callers:
+            yield
 
     def forward(self, rows: int) -> None:
         """Enqueues a forward of the first ``rows`` rows on the current stream.
@@ -128,12 +107,12 @@ class TorchNetwork(CapturedForwards):
         try:
             for _ in range(WARM_UPS):
                 self.forward(rows)
-            self._torch_stream.synchronize()
+            self._capturing.stream.synchronize()
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
             return None
         if not torch.equal(generator, torch.cuda.get_rng_state(self.device)):
-            raise not_captured(rows, "it draws random numbers, which every replay would repeat", _RULE)
+            raise not_captured(rows, "it draws random numbers, which every replay would repeat", RULE)
         return max(1, int(torch.cuda.max_memory_allocated(self.device) - before))
 
     def _free_memory(self) -> int:
@@ -143,56 +122,17 @@ class TorchNetwork(CapturedForwards):
 
     def _captures(self, rows: int) -> bool:
         """Captures one forward; False if there was no memory for it."""
-        graph = torch.cuda.CUDAGraph(keep_graph=True)
-        error: BaseException | None = None
-        with undisturbed():
-            # A workspace that is made during the capture belongs to the graph's pool, and nothing else frees it.
-            _clear_workspaces()
-            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
-            try:
-                self.forward(rows)
-            except BaseException as raised:
-                error = raised
-            try:
-                graph.capture_end()
-            except RuntimeError as raised:  # if the forward has raised, its error is the reason
-                error = error or raised
-                self._mend_after(graph)
-            finally:
-                _clear_workspaces()
-        if error is not None:
-            if not self._captured:
-                self._pool = torch.cuda.graph_pool_handle()  # the pool of a capture that failed is closed
-            return self._explain(error, rows)
+        try:
+            graph = self._capturing.capture(lambda: self.forward(rows))
+        except torch.OutOfMemoryError:
+            return False
+        except RuntimeError as error:
+            raise not_captured(rows, error, RULE) from error
         captured = cuda.Graph.borrow(self.context, graph.raw_cuda_graph())
-        require_repeatable(rows, captured, _RULE)
+        require_repeatable(rows, captured, RULE)
         self._captured.append(graph)
         self.graphs[rows] = captured
         return True
-
-    def _mend_after(self, failed: torch.cuda.CUDAGraph) -> None:
-        """Does what torch (2.11) leaves undone where the end of a capture fails.
-
-        Its allocator is directed to the pool and counts a user of it; the filter of its allocator of pinned memory
-        refers to the graph; and its generators, which would refuse to draw, wait for the end that a capture that
-        succeeds brings.
-        """
-        _failed.append(failed)
-        for undone in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
-            with suppress(RuntimeError, AttributeError):
-                getattr(torch._C, undone)(self.device.index or 0, self._pool)
-        trivial = torch.cuda.CUDAGraph(keep_graph=True)
-        with suppress(RuntimeError):
-            trivial.capture_begin(pool=torch.cuda.graph_pool_handle(), capture_error_mode="thread_local")
-            self._timestep.zero_()
-            trivial.capture_end()
-
-    def _explain(self, error: BaseException, rows: int) -> bool:
-        if isinstance(error, torch.OutOfMemoryError):
-            return False
-        if not isinstance(error, RuntimeError):
-            raise error
-        raise not_captured(rows, error, _RULE) from error
 
     def _forget(self) -> None:
         super()._forget()
@@ -216,13 +156,6 @@ def _where(module: Any) -> tuple[torch.device, torch.dtype]:
     if dtype not in _STORAGE:
         raise TypeError(f"the module must compute in float32, float16 or bfloat16, got {dtype}")
     return parameters[0].device, dtype
-
-
-def _clear_workspaces() -> None:
-    """Frees cuBLAS workspaces, which torch keeps for later products; its own graph trees do so around a capture."""
-    clear = getattr(torch._C, "_cuda_clearCublasWorkspaces", None)
-    if clear is not None:
-        clear()
 
 
 def _require_device(named: Cuda, found: torch.device) -> None:

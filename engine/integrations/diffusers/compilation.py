@@ -59,6 +59,10 @@ def compile(pipe: Pipeline, *, bundle: str | os.PathLike[str] | None = None) -> 
     code. The first call logs which it is, the last as a warning. The noise that steps add comes from the call's
     generators, as with diffusers. States that the engine keeps are in float32, whatever the network's precision.
 
+    A pipeline on a GPU stays there: the step is ``stepfuse.kernels.fused_step`` on its current stream, and its network
+    runs as one CUDA graph for each kind of call, once it has run three times; kernel by kernel where it cannot be
+    captured, and a warning says why. ``docs/gpu.md`` has what a graph follows and what has it captured anew.
+
     The result is the same pipeline, not a copy: the two share their attributes. What is set, loaded, enabled, moved or
     replaced on one, before or after, holds for the next call of both: schedulers and networks, a LoRA and its scale,
     an IP-Adapter, FreeU, slicing, a dtype.
@@ -76,8 +80,11 @@ def compile(pipe: Pipeline, *, bundle: str | os.PathLike[str] | None = None) -> 
 
     Raises:
         ValueError: If the pipeline has no scheduler, nothing that a bundle could stand in for, or an adapter beside a
-            bundle. A call raises it if an argument needs what only the pipeline's own loop does, or a component that
-            the engine stands in for is replaced during it; the message says which.
+            bundle. A call raises it if an argument needs what only the pipeline's own loop does, a component that the
+            engine stands in for is replaced during it, or on a GPU the network is not there as a whole, offloaded by
+            accelerate say; the message says which.
+        DenoiserError: By a call, if a state is not finite: at its step on the CPU, at the end of the call on a GPU.
+        ModuleNotFoundError: By a call on a GPU, if Triton is missing.
         BundleError: If the bundle cannot be used.
 
     Examples:
@@ -170,11 +177,13 @@ class _CompiledState:
             self.stand_ins, self._is_running = loop.components, True
             try:
                 yield
+                loop.check()
             finally:
                 self.stand_ins, self._is_running = {}, False
                 loop.stop()
 
     def _loop(self, pipe: Any, arguments: Mapping[str, Any]) -> DenoisingLoop | SchedulerLoop:
+        self.predictor.prepare(pipe, self._network, arguments)
         kind, scheduler = type(pipe).__name__, pipe.scheduler
         name = getattr(scheduler, "class_name", type(scheduler).__name__)
         family = _FAMILIES.get(kind)

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
+from stepfuse.integrations.diffusers.batches import Batch, Start
 from stepfuse.integrations.diffusers.network_inputs import NetworkInputs
 from stepfuse.integrations.diffusers.predictors import Predictor
 from stepfuse.integrations.diffusers.scheduler_table import settings_of, table_from_row, table_of
 from stepfuse.integrations.diffusers.stand_ins import NetworkStandIn, SchedulerStandIn
-from stepfuse.integrations.diffusers.stepwise import StepwiseBatch
 from stepfuse.integrations.readers.flow import FLOWS
 from stepfuse.integrations.scheduler_readers import DPM_SOLVER
-from stepfuse.samplers.table import Float32Array
 
 
 @dataclass(frozen=True)
@@ -71,14 +70,20 @@ class DenoisingLoop:
         self.scheduler = SchedulerStandIn(pipe.scheduler, self._step)
         self.components = {family.network: self.network, "scheduler": self.scheduler}
         self._row: int | None = None
-        self._batch: StepwiseBatch | None = None
+        self._batches: list[Batch] = []  # the last one steps
         self._settings: _Settings | None = None
-        self._returned: tuple[torch.Tensor, int] | None = None  # by the last step, and its version then
+        self._returned: tuple[torch.Tensor, int | None] | None = None  # by the last step, and its version then
+
+    def check(self) -> None:
+        """Raises DenoiserError if a state has been not finite; to be called when the pipeline's call is done."""
+        for batch in self._batches:
+            batch.check()
 
     def stop(self) -> None:
         """Ends the batch, and drops the references to the call's tensors."""
-        if self._batch is not None:
-            self._batch.stop()
+        if self._batches:
+            self._batches[-1].stop()
+        self._batches = []
         self._predictor.release()
 
     def _step(
@@ -99,14 +104,12 @@ class DenoisingLoop:
         guided = inputs.rows > images
         self._row = self._first_row(timestep) if self._row is None else self._row + 1
         settings = _Settings(*self._guidance(guided), eta, bool(use_clipped_model_output), inputs)
-        if self._batch is None or self._settings != settings:
+        if not self._batches or self._settings != settings:
             self._begin(settings, sample[:images], guided)
-        assert self._batch is not None
-        if self._is_changed(sample):
-            self._batch.x[...] = _as_numpy(sample[:images])
-        self._batch.step()
-        self._add_noise(self._batch.x, sample, generator, eta)
-        following = torch.from_numpy(self._batch.x.copy()).to(sample)
+        elif self._is_changed(sample):
+            self._batches[-1].put(sample[:images])
+        states = self._batches[-1].step(lambda: self._noise(sample, images, generator, eta))
+        following = states.to(sample.dtype)
         if len(sample) > images:
             following = torch.cat([following] * (len(sample) // images))
         self._returned = following, _version(following)
@@ -126,29 +129,32 @@ class DenoisingLoop:
                 f"{type(self._pipe).__name__} does not scale its network's inputs as {type(self._scheduler).__name__}"
                 " asks: take DDIMScheduler, DDPMScheduler, or another that does not"
             )
-        if self._batch is not None:
+        if self._batches:
             if table.uses_history:
                 raise ValueError(
                     f"guidance and prompts must stay as they are during a run of {type(self._scheduler).__name__},"
                     " whose steps build on the steps before: change them with another scheduler, or call pipe.original"
                 )
-            self._batch.stop()
+            self._batches[-1].stop()
         assert self._row is not None
         settings_read = settings_of(self._scheduler)
         table, self._noise_scales = table_from_row(table, self._row, settings_read.schedule)
         self._batch_row = self._row  # the row of the scheduler that is the batch's first
-        inputs, images, predictor = settings.inputs, len(sample), self._predictor
-        chunks = 2 if getattr(self._module.config, "out_channels", None) == 2 * sample.shape[1] else 1
-        predictor.prepare(self._module, inputs, chunks)
-        service = predictor.service(tuple(sample.shape[1:]), inputs.rows, settings_read)
-        rows = np.arange(inputs.rows)
-        conditioning: dict[str, Any] = {"cond": predictor.conditioning(inputs, rows[:images])}
-        if guided:
-            first, second = (predictor.conditioning(inputs, half) for half in (rows[:images], rows[images:]))
-            cond, negative = (first, second) if self._family.conditional_first else (second, first)
-            conditioning = {"cond": cond, "negative_cond": negative}
-        requests = service.requests(images, table, **conditioning)
-        self._batch = StepwiseBatch(service, requests, _as_numpy(sample).copy())
+        images, rows = len(sample), np.arange(settings.inputs.rows)
+        first, second = rows[:images], rows[images:]
+        cond, uncond = (first, second) if self._family.conditional_first or not guided else (second, first)
+        start = Start(
+            module=self._module,
+            inputs=settings.inputs,
+            chunks=2 if getattr(self._module.config, "out_channels", None) == 2 * sample.shape[1] else 1,
+            settings=settings_read,
+            table=table,
+            noise_scales=self._noise_scales,
+            states=sample,
+            cond=cond,
+            uncond=uncond if guided else None,
+        )
+        self._batches.append(self._predictor.begin(start))
         self._settings = settings
 
     def _first_row(self, timestep: Any) -> int:
@@ -166,26 +172,22 @@ class DenoisingLoop:
         return (self._scale(), rescale) if guided else (1.0, 0.0)
 
     def _is_changed(self, sample: torch.Tensor) -> bool:
-        """Whether a callback has replaced or changed what the last step returned."""
+        """Whether a callback has replaced or changed what the last step returned, or may have, unseen."""
         returned, version = self._returned or (sample, _version(sample))
-        return sample is not returned or _version(sample) != version
+        return sample is not returned or version is None or _version(sample) != version
 
-    def _add_noise(self, x: Float32Array, sample: torch.Tensor, generator: Any, eta: float | None) -> None:
-        """Adds the step's noise, taken from the generator as diffusers takes it, also where it is multiplied by 0."""
+    def _noise(self, sample: torch.Tensor, images: int, generator: Any, eta: float | None) -> torch.Tensor | None:
+        """The step's noise, taken from the generator as diffusers takes it, also where it is multiplied by 0."""
         assert self._row is not None
-        scale = self._noise_scales[self._row - self._batch_row]
         name = type(self._scheduler).__name__
         always = eta if name == "DDIMScheduler" else self._noise_scales.any()
-        if scale or (always and name in ("DDIMScheduler", "EulerAncestralDiscreteScheduler", DPM_SOLVER)):
-            dtype = torch.float32 if name in (DPM_SOLVER, *FLOWS) else sample.dtype  # which step in float32
-            noise = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=dtype)
-            x += scale * _as_numpy(noise[: len(x)])
+        draws = always and name in ("DDIMScheduler", "EulerAncestralDiscreteScheduler", DPM_SOLVER)
+        if not (draws or self._noise_scales[self._row - self._batch_row]):
+            return None
+        dtype = torch.float32 if name in (DPM_SOLVER, *FLOWS) else sample.dtype  # which step in float32
+        noise = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=dtype)
+        return cast("torch.Tensor", noise[:images])
 
 
-def _as_numpy(sample: torch.Tensor) -> Float32Array:
-    states: Float32Array = sample.detach().float().cpu().contiguous().numpy()
-    return states
-
-
-def _version(tensor: torch.Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version
+def _version(tensor: torch.Tensor) -> int | None:
+    return None if tensor.is_inference() else tensor._version

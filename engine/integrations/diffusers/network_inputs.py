@@ -39,11 +39,16 @@ class NetworkInputs:
 
     __hash__ = None  # type: ignore[assignment]
 
+    @property
+    def takes_any_timestep(self) -> bool:
+        """Whether timesteps need not be whole."""
+        return isinstance(self.timestep, torch.Tensor) and self.timestep.is_floating_point()
+
     def conditioning(self) -> dict[str, torch.Tensor]:
         """The tensors with a row for each of the batch, by the innermost name under which the call passes them."""
         return {
             name: leaf
-            for name, leaf in _leaves(self._conditioning)
+            for name, leaf in leaves(self._conditioning)
             if isinstance(leaf, torch.Tensor) and self._has_rows(leaf)
         }
 
@@ -51,19 +56,19 @@ class NetworkInputs:
         """Names of what is passed beside: neither None nor a tensor with a row for each of the batch."""
         return [
             name
-            for name, leaf in _leaves(self._conditioning)
+            for name, leaf in leaves(self._conditioning)
             if leaf is not None and not (isinstance(leaf, torch.Tensor) and self._has_rows(leaf))
         ]
 
     def arguments(
-        self, sample: torch.Tensor, timestep: torch.Tensor, index: torch.Tensor
+        self, sample: torch.Tensor, timestep: torch.Tensor, index: torch.Tensor | None = None
     ) -> tuple[list[Any], dict[str, Any]]:
         """Arguments for a call on other states.
 
         Args:
             sample: The states, R rows.
             timestep: Shape (R,).
-            index: Shape (R,), on the CPU, rising: which recorded row each of them has its conditioning from.
+            index: Shape (R,), on the CPU, rising: which recorded row each of them has its conditioning from; None: all.
 
         Returns:
             Positional and keyword arguments; the network returns a tuple.
@@ -72,19 +77,19 @@ class NetworkInputs:
             ValueError: If only some rows are asked for, and a tensor has neither a row for each of them nor one for
                 all.
         """
-        key = index.numpy().tobytes()
-        conditioning: dict[Any, Any]
-        if len(index) == self.rows:
-            conditioning = self._conditioning
-        elif key in self._selected:  # the last selection is kept: it is the same from step to step
-            conditioning = self._selected[key]
-        else:
-            rows = index.to(self.sample.device)
-            conditioning = _mapped(self._conditioning, lambda leaf: self._select(leaf, rows))
-            self._selected = {key: conditioning}
-        inputs = {**conditioning, self._sample_key: sample, self._timestep_key: timestep}
+        inputs = {**self._conditioning_of(index), self._sample_key: sample, self._timestep_key: timestep}
         args = [inputs.pop(position) for position in sorted(key for key in inputs if isinstance(key, int))]
         return args, {**inputs, "return_dict": False}
+
+    def _conditioning_of(self, index: torch.Tensor | None) -> dict[Any, Any]:
+        """That of some rows; the last selection is kept: it is the same from step to step."""
+        if index is None or len(index) == self.rows:
+            return self._conditioning
+        key = index.numpy().tobytes()
+        if key not in self._selected:
+            rows = index.to(self.sample.device)
+            self._selected = {key: mapped(self._conditioning, lambda leaf: self._select(leaf, rows))}
+        return self._selected[key]
 
     def _select(self, leaf: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         if self._has_rows(leaf):
@@ -100,27 +105,28 @@ class NetworkInputs:
         return leaf.ndim > 0 and len(leaf) == self.rows
 
     def _identity(self) -> tuple[int, list[tuple[str, Any]]]:
-        return self.rows, [(name, _identity_of(leaf)) for name, leaf in _leaves(self._conditioning)]
+        return self.rows, [(name, _identity_of(leaf)) for name, leaf in leaves(self._conditioning)]
 
 
-def _leaves(inputs: Mapping[Any, Any] | list[Any] | tuple[Any, ...], name: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(inputs: Mapping[Any, Any] | list[Any] | tuple[Any, ...], name: str = "") -> Iterator[tuple[str, Any]]:
     """The values inside nested dicts and lists, each with the innermost name above it."""
     items = inputs.items() if isinstance(inputs, Mapping) else ((name, one) for one in inputs)
     for key, value in items:
         if isinstance(value, Mapping | list | tuple):
-            yield from _leaves(value, str(key))
+            yield from leaves(value, str(key))
         else:
             yield str(key), value
 
 
-def _mapped(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+def mapped(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     """The same dicts and lists with each tensor changed."""
     if isinstance(value, torch.Tensor):
         return change(value)
     if isinstance(value, Mapping):
-        return {key: _mapped(one, change) for key, one in value.items()}
+        return {key: mapped(one, change) for key, one in value.items()}
     if isinstance(value, list | tuple):
-        return [_mapped(one, change) for one in value]
+        changed = [mapped(one, change) for one in value]
+        return tuple(changed) if isinstance(value, tuple) else changed
     return value
 
 

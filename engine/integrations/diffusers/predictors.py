@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,8 +17,12 @@ from stepfuse.backends.host.callable import CallableBackend
 from stepfuse.bundle.bundle import DENOISER, Bundle
 from stepfuse.bundle.cond_input import CondInput
 from stepfuse.bundle.model_info import ModelInfo
+from stepfuse.integrations.diffusers.batches import Batch, HostBatch, Start
+from stepfuse.integrations.diffusers.device_batch import DeviceBatch
 from stepfuse.integrations.diffusers.fingerprint import fingerprint
+from stepfuse.integrations.diffusers.network_graphs import NetworkGraphs
 from stepfuse.integrations.diffusers.network_inputs import NetworkInputs
+from stepfuse.integrations.diffusers.placement import runs_on_gpu
 from stepfuse.integrations.diffusers.stepwise import InlineService
 from stepfuse.integrations.scheduler_config import SchedulerSettings
 
@@ -32,29 +36,26 @@ _KEPT_SERVICES = 4  # of different sizes and batches
 
 
 class Predictor(Protocol):
-    """A network on the engine's rows."""
+    """What predicts, and so decides where the states of a call lie and step."""
 
-    def service(self, shape: tuple[int, ...], rows: int, settings: SchedulerSettings) -> InlineService:
-        """A service for samples of this shape, at most ``rows`` rows a forward.
-
-        Raises:
-            ValueError: If the network predicts something else than the scheduler takes.
-        """
-
-    def prepare(self, module: Any, inputs: NetworkInputs, chunks: int) -> None:
-        """Sets what the following forwards run on.
+    def prepare(self, pipe: Any, network: str | None, arguments: Mapping[str, Any]) -> None:
+        """Prepares a call, before anything of it is done.
 
         Args:
-            module: The pipeline's module.
-            inputs: The inputs that the pipeline has called it with.
-            chunks: How many times the sample's channels its output has; the first are the prediction.
-        """
-
-    def conditioning(self, inputs: NetworkInputs, rows: npt.NDArray[np.int64]) -> Conditioning:
-        """The conditioning of samples that have theirs from these rows of ``inputs``.
+            pipe: The pipeline.
+            network: Name of the component that predicts; None: it has none.
+            arguments: Those of the call.
 
         Raises:
-            ValueError: If the network has other conditioning inputs.
+            ValueError: If the network cannot run where it is.
+            ModuleNotFoundError: If a package is missing that steps states there.
+        """
+
+    def begin(self, start: Start) -> Batch:
+        """States that are stepped with its predictions.
+
+        Raises:
+            ValueError: If the network predicts something else than the scheduler takes, or has other conditioning.
         """
 
     def release(self) -> None:
@@ -62,42 +63,62 @@ class Predictor(Protocol):
 
 
 class ModulePredictor:
-    """The pipeline's module. A sample's conditioning is the number of a row of the inputs that the pipeline passed.
+    """The pipeline's module, on its device, in its precision.
 
-    The module stays on its device, in its precision; on a GPU states and predictions go through host memory.
+    On a GPU states step there too, and its calls become CUDA graphs. Elsewhere they step in the host's memory, by the
+    engine's loop: a sample's conditioning is then the number of a row of the inputs that the pipeline passed.
+
+    Attributes:
+        is_on_gpu: Whether the pipeline of this call runs on a GPU.
     """
 
     def __init__(self) -> None:
+        self.is_on_gpu = False
+        self._graphs = NetworkGraphs()
+        self._is_followed = self._may_change = False
         self._services = _ServiceCache(self._open)
-        self._module: Any = None
-        self._inputs: NetworkInputs | None = None
-        self._chunks = 1
+        self._start: Start | None = None
         self._error: BaseException | None = None
 
-    def service(self, shape: tuple[int, ...], rows: int, settings: SchedulerSettings) -> InlineService:
+    def prepare(self, pipe: Any, network: str | None, arguments: Mapping[str, Any]) -> None:
         """As in ``Predictor``."""
-        return self._services.get(shape, rows, settings)
+        self.is_on_gpu = runs_on_gpu(pipe, network)
+        self._is_followed, self._may_change = False, _has_callbacks(arguments)
 
-    def prepare(self, module: Any, inputs: NetworkInputs, chunks: int) -> None:
-        """As in ``Predictor``."""
-        if inputs.sample.is_cuda:
-            _warn_of_host_memory(str(inputs.sample.device))
-        self._module, self._inputs, self._chunks, self._error = module, inputs, chunks, None
+    def run(self, module: Any, args: Sequence[Any], kwargs: Mapping[str, Any], *, owned: bool) -> Any:
+        """What a module on a GPU returns; where not ``owned``, in memory that its next call may overwrite."""
+        if self._may_change or not self._is_followed:
+            self._graphs.follow(module)
+            self._is_followed = True
+        return self._graphs(module, args, kwargs, owned=owned)
 
-    def conditioning(self, inputs: NetworkInputs, rows: npt.NDArray[np.int64]) -> Conditioning:
+    def begin(self, start: Start) -> Batch:
         """As in ``Predictor``."""
-        return {"row": rows}
+        self._start, self._error = start, None
+        if self.is_on_gpu:
+            return DeviceBatch(start, self._on_device)
+        _warn_of_host_memory(start.states.device)
+        service = self._services.get(tuple(start.states.shape[1:]), start.inputs.rows, start.settings)
+        named = {"cond": start.cond, "negative_cond": start.uncond}
+        return HostBatch(start, service, {name: {"row": rows} for name, rows in named.items() if rows is not None})
 
     def release(self) -> None:
         """As in ``Predictor``."""
-        self._module = self._inputs = self._error = None
+        self._graphs.release()
+        self._start = self._error = None
 
     def _open(self, shape: tuple[int, ...], rows: int, settings: SchedulerSettings) -> InlineService:
         row = {"row": CondInput(dtype="int64", null=-1)}
         info = ModelInfo(shape, settings.schedule, settings.prediction_type, row)
-        return InlineService(info, CallableBackend(self._predict, info, rows), rows)
+        return InlineService(info, CallableBackend(self._on_host, info, rows), rows)
 
-    def _predict(self, x: Array, t: Array, cond: Mapping[str, Array]) -> Array:
+    def _on_device(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        start = self._start
+        assert start is not None
+        args, kwargs = start.inputs.arguments(x, t)
+        return _prediction(self.run(start.module, args, kwargs, owned=False), start.chunks)
+
+    def _on_host(self, x: Array, t: Array, cond: Mapping[str, Array]) -> Array:
         if self._error is not None:  # the loop retries each sample alone, but these must step together
             raise self._error
         try:
@@ -107,15 +128,14 @@ class ModulePredictor:
             raise
 
     def _forward(self, x: torch.Tensor, t: torch.Tensor, index: torch.Tensor) -> Array:
-        inputs = self._inputs
-        assert inputs is not None
-        if not (isinstance(inputs.timestep, torch.Tensor) and inputs.timestep.is_floating_point()):
+        start = self._start
+        assert start is not None
+        inputs = start.inputs
+        if not inputs.takes_any_timestep:
             t = t.round().long()
         order = torch.argsort(index)  # the pipeline's own, in which alone some conditioning belongs to its rows
         args, kwargs = inputs.arguments(x[order].to(inputs.sample), t[order].to(inputs.sample.device), index[order])
-        prediction = self._module(*args, **kwargs)[0]
-        if self._chunks > 1:
-            prediction = prediction.chunk(self._chunks, dim=1)[0]
+        prediction = _prediction(start.module(*args, **kwargs), start.chunks)
         values: Array = prediction.float().cpu()[torch.argsort(order)].numpy()
         return values
 
@@ -146,14 +166,21 @@ class BundlePredictor:
         self._services = _ServiceCache(self._open)
         self._direct: tuple[tuple[int, ...], OnnxRuntimeBackend] | None = None
 
-    def service(self, shape: tuple[int, ...], rows: int, settings: SchedulerSettings) -> InlineService:
+    def prepare(self, pipe: Any, network: str | None, arguments: Mapping[str, Any]) -> None:
+        """Does nothing: the pipeline's network does not run."""
+
+    def begin(self, start: Start) -> Batch:
         """As in ``Predictor``.
 
         Raises:
-            ValueError: If the bundle's prediction type is not the scheduler's.
+            ValueError: Also if the bundle's prediction type is not the scheduler's, or as of ``require``.
         """
-        self.require_prediction(settings)
-        return self._services.get(shape, rows, settings)
+        self.require(start.module, start.inputs)
+        self.require_prediction(start.settings)
+        service = self._services.get(tuple(start.states.shape[1:]), start.inputs.rows, start.settings)
+        named = {"cond": start.cond, "negative_cond": start.uncond}
+        conditioning = {name: self.conditioning(start.inputs, rows) for name, rows in named.items() if rows is not None}
+        return HostBatch(start, service, conditioning)
 
     def require_prediction(self, settings: SchedulerSettings) -> None:
         """Raises ValueError if the bundle's prediction type is not the scheduler's."""
@@ -167,11 +194,11 @@ class BundlePredictor:
         """The prediction for the inputs that a pipeline calls its module with, shape (rows, *shape) float32.
 
         Raises:
-            ValueError: As of ``prepare`` and ``conditioning``.
+            ValueError: As of ``require`` and ``conditioning``.
             BundleError: If samples of this size, or conditioning of this shape, are not the bundle's.
             DenoiserError: If ONNX Runtime cannot.
         """
-        self.prepare(module, inputs, 1)
+        self.require(module, inputs)
         size = tuple(inputs.sample.shape)
         if self._direct is None or self._direct[0] != size:
             self._direct = size, self._backend(size[1:], size[0], self._bundle.info)
@@ -184,12 +211,13 @@ class BundlePredictor:
         backend.forward(inputs.rows)
         return np.array(backend.buffers.prediction)
 
-    def prepare(self, module: Any, inputs: NetworkInputs, chunks: int) -> None:
+    def require(self, module: Any, inputs: NetworkInputs) -> None:
         """Requests carry all of the conditioning; what else would act on the module is refused.
 
         Raises:
             ValueError: If the module is not as ``compile`` found it, or the pipeline passes it more than conditioning.
         """
+        _warn_of_host_memory(inputs.sample.device)
         if fingerprint(module) != self._module:
             raise ValueError(
                 f"weights and settings of {type(module).__name__} must be those that compile(pipe, bundle=...) found,"
@@ -203,7 +231,7 @@ class BundlePredictor:
             )
 
     def conditioning(self, inputs: NetworkInputs, rows: npt.NDArray[np.int64]) -> Conditioning:
-        """As in ``Predictor``.
+        """The conditioning of samples that have theirs from these rows of ``inputs``.
 
         Raises:
             ValueError: If the bundle has other conditioning inputs than the pipeline passes to its network.
@@ -255,8 +283,20 @@ def _as_numpy(tensor: torch.Tensor) -> Array:
     return values
 
 
-def _warn_of_host_memory(device: str) -> None:
-    warnings.warn(
-        f"the network stays on {device}, and its inputs and predictions go through host memory at every step",
-        stacklevel=2,
-    )
+def _has_callbacks(arguments: Mapping[str, Any]) -> bool:
+    """Whether a call has its caller's code run between its steps."""
+    return any(_has_callbacks(value) if isinstance(value, dict) else callable(value) for value in arguments.values())
+
+
+def _prediction(returned: Any, chunks: int) -> torch.Tensor:
+    """The prediction of what a network returns, without the variance that it may have learned."""
+    prediction: torch.Tensor = returned[0]
+    return prediction if chunks == 1 else prediction.chunk(chunks, dim=1)[0]
+
+
+def _warn_of_host_memory(device: torch.device) -> None:
+    if device.type != "cpu":
+        warnings.warn(
+            f"the pipeline is on {device}, and states, inputs and predictions go through host memory at every step",
+            stacklevel=2,
+        )

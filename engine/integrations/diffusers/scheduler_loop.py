@@ -10,7 +10,7 @@ import torch
 from stepfuse.integrations import diffusers as ours
 from stepfuse.integrations.diffusers.fused_scheduler import FusedScheduler
 from stepfuse.integrations.diffusers.network_inputs import NetworkInputs
-from stepfuse.integrations.diffusers.predictors import BundlePredictor, Predictor
+from stepfuse.integrations.diffusers.predictors import BundlePredictor, ModulePredictor, Predictor
 from stepfuse.integrations.diffusers.scheduler_table import settings_of
 from stepfuse.integrations.diffusers.stand_ins import StandIn
 from stepfuse.integrations.uncovered import reason_of
@@ -21,7 +21,7 @@ class SchedulerLoop:
 
     Args:
         network: Name of the component that predicts.
-        predictor: A bundle predicts in place of the pipeline's network; any other leaves the network as it is.
+        predictor: A bundle predicts in place of the pipeline's network, whose calls on a GPU are captured else.
         pipe: The pipeline, with its own components.
 
     Attributes:
@@ -40,12 +40,17 @@ class SchedulerLoop:
         if isinstance(predictor, BundlePredictor):
             predictor.require_prediction(settings_of(pipe.scheduler))
             self.components[network] = PredictingStandIn(getattr(pipe, network), predictor)
+        elif isinstance(predictor, ModulePredictor) and predictor.is_on_gpu:
+            self.components[network] = CapturedStandIn(getattr(pipe, network), predictor)
         theirs = type(pipe.scheduler)
         kind = _fused_kind(theirs)
         if kind is None:
             self.why_left = f"no scheduler here is of its class{reason_of(theirs.__name__)}"
         elif kind is not theirs:
             self._fused = self.components["scheduler"] = _shared(pipe.scheduler, kind)
+
+    def check(self) -> None:
+        """Does nothing: what is not finite is the pipeline's, as with diffusers."""
 
     def stop(self) -> None:
         """Drops what the run has kept."""
@@ -69,6 +74,17 @@ class PredictingStandIn(StandIn):
             rest = prediction.new_zeros(len(prediction), missing, *prediction.shape[2:])
             prediction = torch.cat([prediction, rest], dim=1)
         return (prediction,) if kwargs.get("return_dict") is False else SimpleNamespace(sample=prediction)
+
+
+class CapturedStandIn(StandIn):
+    """A network on a GPU whose calls become CUDA graphs."""
+
+    def __init__(self, module: Any, predictor: ModulePredictor) -> None:
+        super().__init__(module, _predictor=predictor)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the network returns."""
+        return self._predictor.run(self._original, args, kwargs, owned=True)
 
 
 def _fused_kind(theirs: type) -> type | None:

@@ -147,4 +147,6 @@ def _array(tensor: torch.Tensor) -> Any:
 
 @lru_cache(maxsize=4096)
 def _uploaded(row: bytes, device: torch.device) -> torch.Tensor:
-    return torch.frombuffer(bytearray(row), dtype=torch.float32).to(device)
+    values = torch.frombuffer(bytearray(row), dtype=torch.float32)
+    # From pinned memory, which torch keeps until the copy is done: from any other the host would wait for the GPU.
+    return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)

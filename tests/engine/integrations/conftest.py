@@ -48,3 +48,27 @@ def export_networks(folder):
 def networks(kept):
     """A folder with the networks of tiny pipelines as bundles, by the pipeline's name."""
     return kept("networks", export_networks)
+
+
+@pytest.fixture
+def gpu(fake, monkeypatch):
+    """A pipeline's components count as on a GPU: torch.cuda is the recording driver, and Triton interprets the step."""
+    pytest.importorskip("triton", reason="Triton is not installed: it comes for x86-64 Linux")
+    from recording_torch import Gpu
+
+    from stepfuse.integrations.diffusers import predictors
+
+    gpu = Gpu(fake)
+    gpu.patch(monkeypatch)
+    monkeypatch.setattr(predictors, "runs_on_gpu", lambda pipe, network: network is not None)
+    yield gpu
+    vars(gpu).clear()  # pytest keeps it until all is released, which is to be checked before
+
+
+@pytest.fixture(params=["host", "gpu"])
+def where(request):
+    """Where compiled pipelines run."""
+    if request.param == "gpu":
+        request.getfixturevalue("gpu")
+        patch = request.getfixturevalue("monkeypatch")
+        patch.setattr("stepfuse.integrations.diffusers.predictors.HostBatch", None)

@@ -18,6 +18,7 @@ from stepfuse.integrations.diffusers import compile  # noqa: E402
 from stepfuse.integrations.diffusers.torch_step import warn_once  # noqa: E402
 
 pytestmark = [
+    pytest.mark.usefixtures("where"),
     pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning:diffusers"),
     pytest.mark.filterwarnings("ignore::FutureWarning:diffusers"),
 ]
@@ -287,6 +288,14 @@ def test_changes_by_a_callback_take_effect(change, pipelines):
     }
     changed = same(pipe, **given, **callback)
     assert distance(changed, generate(pipe, **given)) > 100 * tolerances.COMPILED
+
+
+def test_changes_in_place_take_effect_in_inference_mode_too(pipelines):
+    """Where tensors have no version that would show them."""
+    given = arguments("StableDiffusionPipeline", output_type="latent")
+    with torch.inference_mode():
+        changed = same(pipelines("StableDiffusionPipeline"), **given, callback_on_step_end=record([], halved_in_place))
+        assert distance(changed, generate(pipelines("StableDiffusionPipeline"), **given)) > 1e-3
 
 
 def test_callbacks_may_end_the_guidance(pipelines):

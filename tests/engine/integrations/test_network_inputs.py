@@ -1,5 +1,7 @@
 """Inputs of a pipeline's network that were recorded, for other states."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -33,7 +35,7 @@ def test_a_network_sees_rows_in_the_pipeline_s_order():
         return (sample + added_cond_kwargs["image_embeds"][0].repeat_interleave(2)[:, None, None, None],)
 
     predictor = ModulePredictor()
-    predictor.prepare(network, recorded(), 1)
+    predictor._start = SimpleNamespace(module=network, inputs=recorded(), chunks=1)
     x = np.arange(4, dtype=np.float32).reshape(4, 1, 1, 1)
-    got = predictor._predict(x, np.full(4, 5.0, np.float32), {"row": np.array([2, 0, 3, 1])})
+    got = predictor._on_host(x, np.full(4, 5.0, np.float32), {"row": np.array([2, 0, 3, 1])})
     np.testing.assert_array_equal(got[:, 0, 0, 0], [0 + 3, 1 + 1, 2 + 3, 3 + 1])

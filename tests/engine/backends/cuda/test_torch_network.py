@@ -1,14 +1,13 @@
 """A torch module as a network, with torch's CUDA calls answered by the recording driver: capture, memory, fallback."""
 
-import contextlib
 import gc
 import logging
-import weakref
 
 import numpy as np
 import pytest
 import support
 from recording_driver import forward_arguments
+from recording_torch import Gpu
 from tolerances import ADAPTED_SAMPLES
 
 import stepfuse as sf
@@ -24,112 +23,11 @@ MODEL = {"shape": support.SHAPE, "schedule": support.SCHEDULE, "cond": support.C
 ARGUMENTS = {"cond": 3, "steps": 4, "guidance_scale": 2.0, "eta": 1.0, "seed": 5}
 
 
-class Gpu:
-    """What of torch.cuda is used, in the host's memory. ``log`` holds what was asked for, in order.
-
-    As torch 2.11 does, it leaves its allocator directed, its pool used, its generators capturing and its allocator of
-    pinned memory with a reference to the graph where the end of a capture fails.
-
-    Attributes:
-        directed: The pool that allocations go to.
-        users: Captures a pool that have not given it back.
-        capturing: Whether the generators wait for the end of a capture.
-        filters: Graphs that the allocator of pinned memory refers to.
-        drawn: Random numbers that were drawn.
-    """
-
-    def __init__(self, fake):
-        self.context, self.log, self.peak = fake.open(), [], 1000
-        self.directed, self.users, self.capturing, self.filters, self.drawn = None, {}, False, [], 0
-        stream = cuda.Stream(self.context)
-        log, gpu = self.log, weakref.proxy(self)
-
-        class Stream:
-            cuda_stream = stream.address
-
-            def __init__(self, device=None):
-                pass
-
-            def wait_stream(self, other):
-                pass
-
-            synchronize = staticmethod(stream.synchronize)
-
-        class Graph:
-            def __init__(self, keep_graph):
-                assert keep_graph
-
-            def capture_begin(self, pool, capture_error_mode):
-                assert capture_error_mode == "thread_local"
-                log.append(f"begin {pool}")
-                gpu.directed, gpu.capturing = pool, True
-                gpu.users[pool] = gpu.users.get(pool, 0) + 1
-                gpu.filters.append(weakref.ref(self))
-                self.pool, self.capture = pool, cuda.Capture(stream)
-
-            def capture_end(self):
-                log.append("end")
-                capture, self.capture = self.capture, None
-                self.graph = capture.end()  # what follows is left undone if it raises
-                gpu.directed, gpu.capturing = None, False
-                gpu.filters.remove(weakref.ref(self))
-                self.ended = True
-
-            def __del__(self):
-                if getattr(self, "ended", False):
-                    with contextlib.suppress(ReferenceError):
-                        gpu.users[self.pool] -= 1
-
-            def raw_cuda_graph(self):
-                return self.graph.address
-
-        self.stream, self.Stream, self.CUDAGraph = stream, Stream, Graph
-        self.pools = 0
-
-    def graph_pool_handle(self):
-        self.pools += 1
-        return self.pools
-
-    def randn(self):
-        """Draws a number, as torch's generator of the GPU does."""
-        if self.capturing and not any(line.startswith("begin") for line in self.log[-1:]):
-            raise RuntimeError("Offset increment outside graph capture encountered unexpectedly.")
-        self.drawn += 1
-
-    def leave(self, device, pool):
-        """The allocator is directed to no pool."""
-        self.log.append(f"leave {pool}")
-        self.directed = None
-
-    def release(self, device, pool):
-        """A user of the pool gives it back."""
-        self.log.append(f"release {pool}")
-        self.users[pool] -= 1
-
-    def patch(self, patch):
-        for name in ("Stream", "CUDAGraph", "graph_pool_handle"):
-            patch.setattr(torch.cuda, name, getattr(self, name))
-        patch.setattr(torch.cuda, "init", lambda: None)
-        patch.setattr(torch.cuda, "current_stream", lambda device: self.Stream())
-        patch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
-        patch.setattr(torch.cuda, "memory_allocated", lambda device: 0)
-        patch.setattr(torch.cuda, "max_memory_allocated", lambda device: self.peak)
-        for name in ("reset_peak_memory_stats", "empty_cache"):
-            patch.setattr(torch.cuda, name, lambda *arguments: None)
-        patch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: None)
-        patch.setattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: self.log.append("clear"), raising=False)
-        patch.setattr(torch._C, "_cuda_endAllocateToPool", self.leave, raising=False)
-        patch.setattr(torch._C, "_cuda_releasePool", self.release, raising=False)
-        patch.setattr(torch.cuda, "get_rng_state", lambda device: torch.tensor([self.drawn]))
-        patch.setattr(cuda_torch, "_failed", [])
-        patch.setattr(cuda, "open", lambda device: self.context)
-        patch.setattr(cuda_torch, "_where", lambda module: (torch.device("cpu"), torch.float32))
-
-
 @pytest.fixture
 def gpu(fake, monkeypatch):
     gpu = Gpu(fake)
     gpu.patch(monkeypatch)
+    monkeypatch.setattr(cuda_torch, "_where", lambda module: (torch.device("cpu"), torch.float32))
     yield gpu
     vars(gpu).clear()  # pytest keeps it until all is released, which is to be checked before
 

@@ -14,7 +14,10 @@ import torch  # noqa: E402
 
 from stepfuse.integrations.diffusers import compile  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning", "ignore::FutureWarning")
+pytestmark = [
+    pytest.mark.usefixtures("where"),
+    pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning", "ignore::FutureWarning"),
+]
 
 LOOPS = ["StableDiffusionPipeline", "StableDiffusionInpaintPipeline"]  # the engine's, and the pipeline's own
 

@@ -15,8 +15,12 @@ diffusers = pytest.importorskip("diffusers", reason="diffusers needs Python 3.11
 import torch  # noqa: E402
 
 from stepfuse.integrations.diffusers import compile  # noqa: E402
+from stepfuse.integrations.diffusers.torch_step import warn_once  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning", "ignore::FutureWarning")
+pytestmark = [
+    pytest.mark.usefixtures("where"),
+    pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning", "ignore::FutureWarning"),
+]
 
 FAMILIES = ("stable_pipelines", "stable_3_pipelines", "flux_pipelines", "text_pipelines", "video_pipelines")
 CASES = [case for family in FAMILIES for case in sys.modules[family].CASES]
@@ -43,6 +47,7 @@ def one_thread():
 @pytest.mark.parametrize("case", CASES, ids=[case.label for case in CASES])
 def test_pictures_are_those_of_diffusers(case, monkeypatch, caplog):
     caplog.set_level(logging.INFO, logger="stepfuse")
+    warn_once.cache_clear()
     pipe = case.pipeline()
     want, own = case.call(pipe), pipe.scheduler
     compiled = compile(pipe)
