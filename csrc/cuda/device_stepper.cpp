@@ -98,13 +98,11 @@ void DeviceStepper::begin(Sample& sample) {
 void DeviceStepper::fill(Sample& sample, int slot) {
   const Request& request = sample.request;
   const auto n = static_cast<std::size_t>(spec_.elements), at = static_cast<std::size_t>(slot);
-  const std::int32_t finite = 0;
   if (request.keeps()) memory_.reserve_known();
   std::vector<float> noise(request.keeps() ? n : 0);
   first_state(request, spec_.elements, request.keeps() ? noise.data() : nullptr);
   upload(memory_.x()->get() + at * state_bytes_, request.x, state_bytes_);
   upload(memory_.seed()->get() + at * sizeof request.seed, &request.seed, sizeof request.seed);
-  upload(memory_.nonfinite()->get() + at * sizeof finite, &finite, sizeof finite);
   memory_.reserve_registers(request.table->registers);
   for (int i = 0; i < request.table->registers; ++i)
     upload(memory_.h(i)->get() + at * state_bytes_, std::vector<float>(n).data(), state_bytes_);
@@ -142,7 +140,6 @@ void DeviceStepper::stage(const Iteration& iteration, int rows) {
   StepArguments arguments = memory_.arguments(rows_.forward, false);
   arguments.set(StepArgument::prediction, zeros_.get());
   arguments.set(StepArgument::prediction_rows, 1);
-  arguments.set(StepArgument::nonfinite, 0);
   for (const Launch& one : prepare(frame, {}, arguments)) launch(stream_, one);
 }
 
@@ -183,15 +180,12 @@ void DeviceStepper::step(const Iteration& iteration, const Iteration& next) {
     downloads_.push_back({memory_.x(), offset, now.pinned.take(state_bytes_), request.x});
     if (request.x0) downloads_.push_back({memory_.x0(), offset, now.pinned.take(state_bytes_), request.x0});
   }
-  const std::size_t flag_bytes = static_cast<std::size_t>(frame.slots()) * sizeof(std::int32_t);
-  void* flags = now.pinned.take(flag_bytes);
-  now.nonfinite = static_cast<const std::int32_t*>(flags);
-  const std::vector<Launch> launches =
-      now.stepped.empty() ? std::vector<Launch>{} : prepare(frame, needs, memory_.arguments(rows_.forward, previews));
+  StepArguments arguments = memory_.arguments(rows_.forward, previews);
+  arguments.set(StepArgument::nonfinite, take_flags(frame.slots()));
+  const std::vector<Launch> launches = now.stepped.empty() ? std::vector<Launch>{} : prepare(frame, needs, arguments);
   staged_ = false;
   try {
     for (const Launch& one : launches) launch(stream_, one);
-    if (!launches.empty()) memory_.nonfinite()->download(stream_, flags, flag_bytes);
     for (const Download& one : downloads_) one.from->download(stream_, one.pinned, state_bytes_, one.offset);
     end_flight();
   } catch (...) {
@@ -274,6 +268,16 @@ std::vector<Launch> DeviceStepper::prepare(const Frame& frame, const StepNeeds& 
     arguments.set(StepArgument::sums, memory_.sums()->get());
   }
   return program_.launches(frame.slots(), needs, arguments, frame_->get());
+}
+
+// Flags of the current flight, one a slot, where the step reports what is not finite. They are pinned memory, which the
+// device addresses as the host does, and writes to only where it has to.
+CUdeviceptr DeviceStepper::take_flags(int slots) {
+  const auto count = static_cast<std::size_t>(slots);
+  auto* flags = static_cast<std::int32_t*>(flight().pinned.take(count * sizeof(std::int32_t)));
+  std::fill_n(flags, count, 0);
+  flight().nonfinite = flags;
+  return reinterpret_cast<CUdeviceptr>(flags);
 }
 
 // All of the current flight is enqueued.

@@ -99,6 +99,7 @@ class DeviceStepper final : public Stepper {
   void reserve_frame(bool second);
   void fill(Sample& sample, int slot);
   std::vector<Launch> prepare(const Frame& frame, const StepNeeds& needs, StepArguments arguments);
+  CUdeviceptr take_flags(int slots);
   void end_flight();
   void await(Flight& flight);
 

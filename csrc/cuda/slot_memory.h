@@ -19,8 +19,8 @@ struct ForwardRows {
 class SlotMemory {
  public:
   enum class Use : std::uint8_t {
-    Loop,         // has previews, and flags of states that are not finite
-    StaticBatch,  // has neither
+    Loop,         // has previews
+    StaticBatch,  // has none
   };
 
   // The stream is borrowed; contents that move to larger memory are copied on it.
@@ -41,11 +41,11 @@ class SlotMemory {
   DeviceBuffer* h(int index = 0) const { return registers_[static_cast<std::size_t>(index)].get(); }
   DeviceBuffer* x0() const { return x0_.get(); }
   DeviceBuffer* seed() const { return seed_.get(); }
-  DeviceBuffer* nonfinite() const { return nonfinite_.get(); }
   DeviceBuffer* sums() const { return sums_.get(); }
   DeviceBuffer* known() const { return known_.get(); }  // (3, elements) a slot: image, mask, first noise
 
-  // The arguments of all kernels of a step but those in its frame. Without `previews` none are written.
+  // The arguments of all kernels of a step but those in its frame. Without `previews` none are written; what is not
+  // finite is not reported until `nonfinite` is set.
   StepArguments arguments(const ForwardRows& rows, bool previews) const;
 
  private:
@@ -57,7 +57,7 @@ class SlotMemory {
   Use use_;
   int capacity_ = 0;
   std::array<Buffer, 3> registers_;  // the history
-  Buffer x_, x0_, seed_, nonfinite_, known_, sums_;
+  Buffer x_, x0_, seed_, known_, sums_;
 };
 
 }  // namespace stepfuse::cuda

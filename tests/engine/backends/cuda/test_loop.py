@@ -263,7 +263,7 @@ def test_the_host_is_an_iteration_ahead_and_waits_for_nothing_else(made, fake):
     # Each wait is for the iteration before the last; the result waits for the two that are enqueued.
     assert len(waits) <= 20
     between = names[launches[9] : launches[10]]
-    step = {"cuMemcpyHtoDAsync", "cuLaunchKernel", "cuMemcpyDtoHAsync", "cuEventRecord"}
+    step = {"cuMemcpyHtoDAsync", "cuLaunchKernel", "cuEventRecord"}  # what is not finite comes back by itself
     assert sorted(between) == sorted({"cuGraphLaunch", "cuEventSynchronize", *step})
 
 
