@@ -49,6 +49,7 @@ class StepArguments {
   bool has(StepArgument argument) const { return values_[index(argument)].has_value(); }
   // Throws std::invalid_argument if it has none.
   std::uint64_t at(StepArgument argument) const;
+  bool operator==(const StepArguments& other) const { return values_ == other.values_; }
 
  private:
   static std::size_t index(StepArgument argument) { return static_cast<std::size_t>(argument); }

@@ -252,11 +252,11 @@ struct Rig {
                         kernel("thresholded_rows"),
                         kernel("keep_known")});
   }
-  std::unique_ptr<Stepper> stepper() const {
+  std::unique_ptr<Stepper> stepper(std::map<int, std::shared_ptr<const Graph>> forwards) const {
     DeviceRows rows{{sample.get(), timestep.get(), prediction.get()},
                     static_cast<std::size_t>(spec.elements) * sizeof(float),
                     {{label.get(), Stored::AsIs}, {tag.get(), Stored::AsIs}}};
-    return std::make_unique<DeviceStepper>(stream, spec, std::move(rows), program());
+    return std::make_unique<DeviceStepper>(stream, spec, std::move(rows), program(), std::move(forwards));
   }
   NetworkRows rows() const {
     return {spec,
@@ -298,18 +298,30 @@ class DeviceNetwork final : public Network {
         fake_(fake) {
     network_here = this;
     if (!random_.one_in(2)) return;
-    std::map<int, Graph> graphs;
     std::map<int, const Graph*> forwards;
     for (int rows = rig.spec.max_rows; rows > 0; rows /= 2) {
       Capture capture(rig.stream);
       rig.forward(rows);
-      forwards[rows] = &graphs.emplace(rows, capture.end()).first->second;
+      graphs_[rows] = std::make_shared<Graph>(capture.end());
+      forwards[rows] = graphs_[rows].get();
     }
     captured_.emplace(rig.stream, forwards);
   }
 
   int computed(int rows) const override { return captured_ ? captured_->computed(rows) : rows; }
-  void compute(int rows) { predict_all(rows); }
+  void compute(int rows) {
+    rows_of_kernels_ += static_cast<std::uint64_t>(rows);
+    predict_all(rows);
+  }
+  // Beside those of its own calls: of pieces, which the stepper launches.
+  std::uint64_t rows_computed() const override {
+    rig_.stream.synchronize();
+    return Network::rows_computed() + rows_of_kernels_ - rows_launched_;
+  }
+  // A piece has no call in which the network could read its rows.
+  std::map<int, std::shared_ptr<const Graph>> graphs() const {
+    return reads_rows ? std::map<int, std::shared_ptr<const Graph>>{} : graphs_;
+  }
 
   const bool reads_rows, fails_at_random;
 
@@ -323,11 +335,14 @@ class DeviceNetwork final : public Network {
       raise_by_chance({});
     }
     captured_ ? captured_->forward(rows, 0) : rig_.forward(rows);
+    rows_launched_ += static_cast<std::uint64_t>(computed(rows));
   }
 
   const Rig& rig_;
   const Fake& fake_;
+  std::map<int, std::shared_ptr<const Graph>> graphs_;
   std::optional<GraphDenoiser> captured_;
+  std::uint64_t rows_of_kernels_ = 0, rows_launched_ = 0;
 };
 
 void run_kernel(const char* name, void** params, const unsigned* shape) {
@@ -359,7 +374,7 @@ class DeviceBackend final : public StressBackend {
     require(!*fake_.text(2), fake_.text(2));
   }
 
-  std::unique_ptr<Stepper> stepper() override { return rig_->stepper(); }
+  std::unique_ptr<Stepper> stepper() override { return rig_->stepper(network_->graphs()); }
   Network& network() override { return *network_; }
   bool reads_rows() const override { return network_->reads_rows; }
   bool fails_at_random() const override { return network_->fails_at_random; }
