@@ -576,7 +576,7 @@ class cuda:  # noqa: N801  a submodule, which one stub file can only write as a 
         def known(self) -> cuda.DeviceBuffer: ...
         def reserve_registers(self, count: int) -> None: ...
         def reserve_known(self) -> None: ...
-        def reserve_sums(self, bytes: int) -> None: ...
+        def reserve_scratch(self, bytes: int) -> None: ...
         def arguments(self, *, sample: int, timestep: int, prediction: int) -> cuda.StepArguments:
             """Of all kernels of a step over this memory and a network's rows, at these addresses."""
 
@@ -589,12 +589,13 @@ class cuda:  # noqa: N801  a submodule, which one stub file can only write as a 
             noise: dict[int, cuda.StepKernel],
             guidance_sums: cuda.StepKernel | None = None,
             guided_rows: cuda.StepKernel | None = None,
+            magnitude_counts: cuda.StepKernel | None = None,
             thresholded_rows: cuda.StepKernel | None = None,
             keep_known: cuda.StepKernel | None = None,
             second: dict[int, cuda.StepKernel] = ...,
         ) -> None: ...
-        def sums_bytes(self, slots: int, n: int) -> int:
-            """Size of the memory that adapted guidance works in."""
+        def scratch_bytes(self, slots: int, n: int, needs: cuda.StepNeeds) -> int:
+            """Size of the memory that adapting rows works in; 0: none is adapted."""
 
         def launch(
             self,

@@ -341,9 +341,10 @@ std::vector<Launch> DeviceStepper::prepare(const Frames& frames, StepArguments a
   std::memcpy(pinned, frames.words.data(), bytes);
   reserve_frame(frames.needs.second);
   frame_->upload(stream_, pinned, bytes);
-  if (frames.needs.guidance) {
-    memory_.reserve_sums(program_.sums_bytes(memory_.capacity(), spec_.elements));
-    arguments.set(StepArgument::sums, memory_.sums()->get());
+  if (const std::size_t scratch = program_.scratch_bytes(memory_.capacity(), spec_.elements, frames.needs)) {
+    memory_.reserve_scratch(scratch);
+    for (const StepArgument one : {StepArgument::sums, StepArgument::counts})
+      arguments.set(one, memory_.scratch()->get());
   }
   return program_.launches(frames.slots, frames.needs, arguments, frame_->get());
 }

@@ -46,7 +46,7 @@ void SlotMemory::reserve_known() {
   cuda::reserve(known_, stream_, static_cast<std::size_t>(capacity_) * kKnownParts * state_bytes_);
 }
 
-void SlotMemory::reserve_sums(std::size_t bytes) { cuda::reserve(sums_, stream_, bytes); }
+void SlotMemory::reserve_scratch(std::size_t bytes) { cuda::reserve(scratch_, stream_, bytes); }
 
 StepArguments SlotMemory::arguments(const ForwardRows& rows, bool previews) const {
   using A = StepArgument;
@@ -76,7 +76,9 @@ StepArguments SlotMemory::arguments(const ForwardRows& rows, bool previews) cons
   StepArguments arguments;
   for (const auto& [argument, value] : values) arguments.set(argument, value);
   if (known_) arguments.set(A::known, known_->get());
-  if (sums_) arguments.set(A::sums, sums_->get());
+  if (scratch_)
+    for (const A one : {A::sums, A::counts})
+      arguments.set(one, scratch_->get());  // one is read before the other is written
   return arguments;
 }
 

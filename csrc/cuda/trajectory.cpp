@@ -164,7 +164,7 @@ void Trajectory::require_fits(const Frames& frames) const {
   };
   require(frames.needs.noise, needs_.noise, "a step adds noise", StepArgument::seed);
   require(frames.needs.guidance, needs_.guidance, "a step adapts its guidance", StepArgument::sums);
-  require(frames.needs.threshold, needs_.threshold, "a step has a dynamic threshold", StepArgument::x);
+  require(frames.needs.threshold, needs_.threshold, "a step has a dynamic threshold", StepArgument::counts);
   require(frames.needs.keep, needs_.keep, "a step keeps a part of an image", StepArgument::known);
   constexpr StepArgument kRegisters[] = {StepArgument::h, StepArgument::h2, StepArgument::h3};
   for (int i = 0; i < frames.registers; ++i) require(true, true, "a step uses history", kRegisters[i]);

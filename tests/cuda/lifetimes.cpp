@@ -45,7 +45,7 @@ struct Rig {
   explicit Rig(const std::string& path) : context(Context::open(Driver::load(path), 0)), stream(context) {}
 
   StepProgram program() const {
-    return StepProgram({{{1, kernel}}, {{1, kernel}}, {{1, kernel}}, kernel, kernel, kernel, kernel});
+    return StepProgram({{{1, kernel}}, {{1, kernel}}, {{1, kernel}}, kernel, kernel, kernel, kernel, kernel});
   }
   Graph forward() const {
     Capture capture(stream);
@@ -156,7 +156,7 @@ bool live(const std::string& path, Form form) {
   const Frames frames = make_frames({{{row, row, row}, true}, {{row}, true, kAdaptive, {{0, 1}, {1, 0}}}});
   const TrajectoryPlan plan = plan_trajectory(form, frames.slots, frames.forward_rows, {2});
   StepArguments arguments;
-  for (const StepArgument memory : {StepArgument::x, StepArgument::sums, StepArgument::known})
+  for (const StepArgument memory : {StepArgument::x, StepArgument::sums, StepArgument::counts, StepArgument::known})
     arguments.set(memory, x.get());
   arguments.set(StepArgument::n, 500);
   Trajectory trajectory(context, plan, program, {false, true, true, true}, arguments, {{2, &forward}});

@@ -295,7 +295,7 @@ def test_a_step_s_kernels_run_one_behind_the_other(rig, fake, form, needs):
     trajectory.launch(made.stream)
     of_a_step = ["network"]
     of_a_step += ["guidance_sums", "guided_rows"] if "guidance" in needs else []
-    of_a_step += ["thresholded_rows"] if "threshold" in needs else []
+    of_a_step += ["magnitude_counts", "thresholded_rows"] * 4 if "threshold" in needs else []
     of_a_step += ["step"] + (["keep_known"] if "keep" in needs else [])
     assert [name for name, _ in made.host.ran] == of_a_step * 3
 
