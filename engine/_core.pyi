@@ -462,6 +462,10 @@ class cuda:  # noqa: N801  a submodule, which one stub file can only write as a 
         @property
         def multiprocessors(self) -> int: ...
         @property
+        def cache_bytes(self) -> int:
+            """Of the second level, which all multiprocessors share."""
+
+        @property
         def driver_version(self) -> str: ...
         @property
         def has_while_nodes(self) -> bool: ...
