@@ -42,8 +42,8 @@ class Stepper {
   virtual void stage(const Iteration& iteration, int rows) = 0;
   // Called before each forward, without the loop's lock: limits how far the host runs ahead of a device.
   virtual void throttle() {}
-  // How many steps in a row it takes as one, where nothing but the ends of the iteration's samples and their passes
-  // changes what is planned. Above 1 no forward is run by the caller, and `step` does not throw for a row's sake.
+  // How many steps in a row it takes as one: asked where nothing but the ends of the iteration's samples and changes of
+  // their passes alters what is planned. Above 1 `step` runs the forwards too, and the caller none.
   virtual int steps_at_once(const Iteration&) { return 1; }
   // Runs the steps of each live sample of the iteration and fills its rows of `next`, if it is planned there. Sets
   // `failed_step` of a sample whose state is not finite; a device may do so some iterations later. If this throws, no
