@@ -116,6 +116,9 @@ class StepPlan:
     @property
     def rows(self) -> int: ...
 
+def steps_alike(rows: npt.ArrayLike, conditioned: bool) -> int:
+    """How many of these rows, from the first on, compute the same passes."""
+
 def rows_worthwhile(cost: CostCurve, rows_wanted: int, max_rows: int) -> int:
     """Rows that the next forward is worth if all that run or wait want ``rows_wanted``."""
 
@@ -459,6 +462,10 @@ class cuda:  # noqa: N801  a submodule, which one stub file can only write as a 
         @property
         def multiprocessors(self) -> int: ...
         @property
+        def cache_bytes(self) -> int:
+            """Of the second level, which all multiprocessors share."""
+
+        @property
         def driver_version(self) -> str: ...
         @property
         def has_while_nodes(self) -> bool: ...
@@ -573,7 +580,7 @@ class cuda:  # noqa: N801  a submodule, which one stub file can only write as a 
         def known(self) -> cuda.DeviceBuffer: ...
         def reserve_registers(self, count: int) -> None: ...
         def reserve_known(self) -> None: ...
-        def reserve_sums(self, bytes: int) -> None: ...
+        def reserve_scratch(self, bytes: int) -> None: ...
         def arguments(self, *, sample: int, timestep: int, prediction: int) -> cuda.StepArguments:
             """Of all kernels of a step over this memory and a network's rows, at these addresses."""
 
@@ -586,12 +593,13 @@ class cuda:  # noqa: N801  a submodule, which one stub file can only write as a 
             noise: dict[int, cuda.StepKernel],
             guidance_sums: cuda.StepKernel | None = None,
             guided_rows: cuda.StepKernel | None = None,
+            magnitude_counts: cuda.StepKernel | None = None,
             thresholded_rows: cuda.StepKernel | None = None,
             keep_known: cuda.StepKernel | None = None,
             second: dict[int, cuda.StepKernel] = ...,
         ) -> None: ...
-        def sums_bytes(self, slots: int, n: int) -> int:
-            """Size of the memory that adapted guidance works in."""
+        def scratch_bytes(self, slots: int, n: int, needs: cuda.StepNeeds) -> int:
+            """Size of the memory that adapting rows works in; 0: none is adapted."""
 
         def launch(
             self,
@@ -657,9 +665,17 @@ class cuda:  # noqa: N801  a submodule, which one stub file can only write as a 
 
     @staticmethod
     def plan_trajectory(
-        form: cuda.Form, slots: int, forward_rows: Sequence[int], buckets: Sequence[int], second: bool = False
+        form: cuda.Form,
+        slots: int,
+        forward_rows: Sequence[int],
+        buckets: Sequence[int],
+        second: bool = False,
+        flags: bool = False,
     ) -> cuda.TrajectoryPlan:
-        """Which nodes, in what order, and how much memory."""
+        """Which nodes, in what order, and how much memory.
+
+        ``flags``: each step of an unrolled trajectory reports which of its slots are not finite.
+        """
 
     class Frames:
         """What the steps of a static batch take from its tables.
@@ -732,12 +748,14 @@ class cuda:  # noqa: N801  a submodule, which one stub file can only write as a 
         sample_bytes: int,
         cond: Sequence[tuple[int, int, str]],
         program: cuda.StepProgram,
+        forwards: dict[int, cuda.Graph] = ...,
     ) -> Stepper:
         """Samples in a GPU's memory.
 
         ``sample``, ``timestep`` and ``prediction`` are addresses of ``max_rows`` rows each, of a sample's
         ``sample_bytes``; ``cond``: address, bytes of a value on the host, and what it is stored as: ``as_is``, or of
-        float32 ``float16`` or ``bfloat16``.
+        float32 ``float16`` or ``bfloat16``. ``forwards``: captured ones by their rows, of which several in a row become
+        one launch while no request joins or leaves.
         """
 
     @staticmethod

@@ -5,7 +5,15 @@ from __future__ import annotations
 import torch
 import triton
 
-from stepfuse.kernels.adapt_kernel import SUMS, guidance_sums_kernel, guided_rows_kernel, thresholded_rows_kernel
+from stepfuse.kernels.adapt_kernel import (
+    COUNTS,
+    SHIFTS,
+    SUMS,
+    guidance_sums_kernel,
+    guided_rows_kernel,
+    magnitude_counts_kernel,
+    thresholded_rows_kernel,
+)
 from stepfuse.kernels.checks import (
     on_device,
     read,
@@ -19,9 +27,11 @@ from stepfuse.kernels.checks import (
 from stepfuse.kernels.columns import COLUMNS
 from stepfuse.kernels.configs import (
     COMPILE_OPTIONS,
+    COUNT_BLOCK,
+    COUNT_WARPS,
     GATHER_BLOCK,
     GATHER_WARPS,
-    SELECT_BLOCK,
+    SELECT_TILES,
     SELECT_WARPS,
     SUMS_BLOCK,
     SUMS_WARPS,
@@ -195,8 +205,8 @@ def dynamic_threshold(
 ) -> torch.Tensor:
     """Rows with dynamic thresholding folded in: d is clamped to [-s, s] and divided by s, a quantile of its magnitude.
 
-    Saharia et al. (2022), section 2.3. s is at least 1; slots whose d is not finite keep their rows. One program reads
-    a sample nine times: meant for the pixels and latents of images.
+    Saharia et al. (2022), section 2.3. s is at least 1; slots whose d is not finite keep their rows. Samples are
+    read four times, tile by tile.
 
     Args:
         x: State, (B, ...), as for ``fused_step``.
@@ -238,23 +248,43 @@ def dynamic_threshold(
         return adapted.copy_(rows)
     require(n < 1 << 31, f"a sample must have fewer than 2^31 elements, got {n}")
     state, outputs = read(x), read(prediction)
+    tiles = triton.cdiv(n, COUNT_BLOCK)
+    counts = torch.empty((slots, tiles + 1, COUNTS.value), dtype=torch.int32, device=x.device)
     with on_device(x.device):
-        thresholded_rows_kernel[(slots,)](
-            x=state,
-            prediction=outputs,
-            rows=rows,
-            row_cond=row_cond,
-            row_uncond=row_uncond,
-            ratio=ratio,
-            largest=largest,
-            adapted=adapted,
-            n=n,
-            prediction_rows=outputs.shape[0],
-            x_stride=state.stride(0),
-            prediction_stride=outputs.stride(0),
-            rows_stride=rows.stride(0),
-            BLOCK=SELECT_BLOCK,
-            num_warps=SELECT_WARPS,
-            **COMPILE_OPTIONS,
-        )
+        for shift in SHIFTS:
+            magnitude_counts_kernel[(tiles, slots)](
+                x=state,
+                prediction=outputs,
+                rows=rows,
+                row_cond=row_cond,
+                row_uncond=row_uncond,
+                ratio=ratio,
+                counts=counts,
+                n=n,
+                shift=shift,
+                prediction_rows=outputs.shape[0],
+                x_stride=state.stride(0),
+                prediction_stride=outputs.stride(0),
+                rows_stride=rows.stride(0),
+                BLOCK=COUNT_BLOCK,
+                num_warps=COUNT_WARPS,
+                **COMPILE_OPTIONS,
+            )
+            thresholded_rows_kernel[(slots,)](
+                counts=counts,
+                rows=rows,
+                row_cond=row_cond,
+                row_uncond=row_uncond,
+                ratio=ratio,
+                largest=largest,
+                adapted=adapted,
+                n=n,
+                tiles=tiles,
+                shift=shift,
+                prediction_rows=outputs.shape[0],
+                rows_stride=rows.stride(0),
+                BLOCK=SELECT_TILES,
+                num_warps=SELECT_WARPS,
+                **COMPILE_OPTIONS,
+            )
     return adapted

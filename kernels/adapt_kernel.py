@@ -24,10 +24,15 @@ from stepfuse.kernels.row import (
 PLAIN, PROJECTED, PROJECTED_CLEAN, OPTIMIZED_SCALE = map(tl.constexpr, range(len(BLENDS)))
 SUMS = tl.constexpr(9)
 
-RADIX = tl.constexpr(16)
-RADIX_BITS = tl.constexpr(4)
-MAGNITUDE_BITS = tl.constexpr(32)  # of |d|, a sign bit of 0 included
+RADIX = tl.constexpr(256)
+RADIX_BITS = tl.constexpr(8)
+#: Shifts of the digits of |d| as 32 bits, a sign bit of 0 included, from the highest.
+SHIFTS = (24, 16, 8, 0)
+FIRST_SHIFT = tl.constexpr(SHIFTS[0])
+HIGHER, TOP = tl.constexpr(RADIX.value), tl.constexpr(RADIX.value + 1)  # columns of a tile's counts behind its digits
+COUNTS = tl.constexpr(RADIX.value + 8)
 INFINITY_BITS = tl.constexpr(0x7F800000)
+LARGEST = tl.constexpr(0x7FFFFFFF)
 
 
 # guidance_sums: a tile's sums over both predictions, the state, and products of two of them, for guided_rows.
@@ -188,21 +193,83 @@ def load_magnitude(x, prediction, prediction_stride, cond, uncond, g, p_x, p_e, 
     return tl.abs(p_x * state + p_e * e).to(tl.int32, bitcast=True)
 
 
-# thresholded_rows: a slot's row with p_x and p_e over s and the bounds -1 and 1: d clamped to [-s, s], then divided by
-# s, a quantile of |d| held between 1 and a largest value.
-#   Saharia et al. (2022), "Photorealistic text-to-image diffusion models with deep language understanding", sec. 2.3.
+@triton.jit
+def takes_threshold(row_cond, row_uncond, ratio, slot, prediction_rows):
+    """(cond, uncond, whether the slot has a prediction and a threshold)."""
+    cond, uncond = rows_of_slot(row_cond, row_uncond, slot)
+    reads = ((cond >= 0) | (uncond >= 0)) & (cond < prediction_rows) & (uncond < prediction_rows)
+    return cond, uncond, reads & (tl.load(ratio + slot) > 0.0)
+
+
+# magnitude_counts: how often each digit occurs in a tile's |d|, for thresholded_rows. Four passes, a launch each.
 #   x, prediction, row_* : as for fused_step.
-#   ratio, largest       : (B,) fp32; ratio 0: off.
-#   rows                 : (B, 16) or (B, 32) fp32, contiguous; adapted : likewise, written, may be rows.
-#   Grid                 : (B,); each program owns one slot; no atomics.
-#   Numerics             : the two values of |d| next to the quantile are found exactly, four bits a pass, by counting;
-#                          interpolated in fp64. Results do not depend on BLOCK.
-#   Traffic              : 9 times 3 reads of B·N elements, from the L2 cache for all but very large samples.
-#   Oracle               : dynamic_threshold_ref in reference.py.
-@triton.jit(do_not_specialize=["n"])
-def thresholded_rows_kernel(
+#   ratio                : (B,) fp32, of thresholded_rows; slots with 0 are left out.
+#   rows                 : (B, 16) or (B, 32) fp32, contiguous.
+#   counts               : (B, tiles + 1, COUNTS) int32. Read of a slot's last row: the digits found so far (not in the
+#                          first pass). Written, a row a tile: of the values that have these digits, how many have each
+#                          next one; the smallest value with higher ones; the largest value of all.
+#   shift                : of the digit that is counted, one of SHIFTS.
+#   Grid                 : (tiles, B); each program owns one tile; no atomics.
+#   Traffic              : 3 reads of B·N elements, and COUNTS words a tile.
+@triton.jit(do_not_specialize=["n", "shift"])
+def magnitude_counts_kernel(
     x,
     prediction,
+    rows,
+    row_cond,
+    row_uncond,
+    ratio,
+    counts,
+    n,
+    shift,
+    prediction_rows,
+    x_stride,
+    prediction_stride,
+    rows_stride,
+    BLOCK: tl.constexpr,
+):
+    tile = tl.program_id(0)
+    slot = tl.program_id(1)
+    tiles = tl.num_programs(0)
+    cond, uncond, takes = takes_threshold(row_cond, row_uncond, ratio, slot, prediction_rows)
+    length = tl.where(takes, n, 0)
+    row = rows + slot * rows_stride
+    g = tl.load(row + G)
+    p_x = tl.load(row + P_X)
+    p_e = tl.load(row + P_E)
+    own = counts + slot.to(tl.int64) * (tiles + 1) * COUNTS
+    low = tl.load(own + tiles * COUNTS, mask=shift < FIRST_SHIFT, other=0)
+
+    offsets = tile * BLOCK + tl.arange(0, BLOCK)
+    state = x + slot.to(tl.int64) * x_stride
+    bits = load_magnitude(state, prediction, prediction_stride, cond, uncond, g, p_x, p_e, offsets, length)
+    live = offsets < length
+    above = (bits >> shift) >> RADIX_BITS  # two shifts: one of 32 bits is undefined
+    found = (low >> shift) >> RADIX_BITS
+    agrees = live & (above == found)
+    histogram = tl.histogram((bits >> shift) & (RADIX - 1), RADIX, mask=agrees)
+
+    to = own + tile * COUNTS
+    tl.store(to + tl.arange(0, RADIX), histogram)
+    tl.store(to + HIGHER, tl.min(tl.where(live & (above > found), bits, LARGEST), axis=0))
+    tl.store(to + TOP, tl.max(tl.where(live, bits, 0), axis=0))
+
+
+# thresholded_rows: a slot's row with p_x and p_e over s and the bounds -1 and 1: d clamped to [-s, s], then divided by
+# s, a quantile of |d| held between 1 and a largest value. The last pass writes it; each finds a digit of the quantile.
+#   Saharia et al. (2022), "Photorealistic text-to-image diffusion models with deep language understanding", sec. 2.3.
+#   counts         : (B, tiles + 1, COUNTS) int32, as magnitude_counts has left it for the same `shift`. The last row of
+#                    a slot holds the digits found so far, and the rank among values that have them, for the next pass.
+#   row_*          : as for fused_step; ratio, largest : (B,) fp32; ratio 0: off.
+#   rows           : (B, 16) or (B, 32) fp32, contiguous; adapted : likewise, written in the last pass, may be rows.
+#   Grid           : (B,); each program owns one slot.
+#   Numerics       : the two values of |d| next to the quantile are found exactly, eight bits a pass, by counting;
+#                    interpolated in fp64. Results do not depend on a BLOCK.
+#   Traffic        : COUNTS words a tile.
+#   Oracle         : dynamic_threshold_ref in reference.py.
+@triton.jit(do_not_specialize=["n", "tiles", "shift"])
+def thresholded_rows_kernel(
+    counts,
     rows,
     row_cond,
     row_uncond,
@@ -210,68 +277,57 @@ def thresholded_rows_kernel(
     largest,
     adapted,
     n,
+    tiles,
+    shift,
     prediction_rows,
-    x_stride,
-    prediction_stride,
     rows_stride,
     BLOCK: tl.constexpr,
 ):
     slot = tl.program_id(0)
-    cond, uncond = rows_of_slot(row_cond, row_uncond, slot)
-    reads = ((cond >= 0) | (uncond >= 0)) & (cond < prediction_rows) & (uncond < prediction_rows)
-    length = tl.where(reads, n, 0)
-    own = x + slot.to(tl.int64) * x_stride
-    row = rows + slot * rows_stride
-    g = tl.load(row + G)
-    p_x = tl.load(row + P_X)
-    p_e = tl.load(row + P_E)
-    share = tl.load(ratio + slot)
-    position = share.to(tl.float64) * (n - 1).to(tl.float64)
+    _, _, takes = takes_threshold(row_cond, row_uncond, ratio, slot, prediction_rows)
+    position = tl.load(ratio + slot).to(tl.float64) * (n - 1).to(tl.float64)
     below = position.to(tl.int32)
+    own = counts + slot.to(tl.int64) * (tiles + 1) * COUNTS
     digits = tl.arange(0, RADIX)
-
-    low = below * 0  # bits of the value of rank `below`, from the highest
-    rank = below  # of that value, among those that agree with the bits found so far
-    for digit_index in range(0, MAGNITUDE_BITS // RADIX_BITS):
-        shift = MAGNITUDE_BITS - RADIX_BITS - RADIX_BITS * digit_index
-        counts = tl.zeros((BLOCK, RADIX), tl.int32)
-        for start in range(0, length, BLOCK):
-            offsets = start + tl.arange(0, BLOCK)
-            bits = load_magnitude(own, prediction, prediction_stride, cond, uncond, g, p_x, p_e, offsets, length)
-            differing = ((bits ^ low) >> shift) >> RADIX_BITS  # two shifts: one of 32 bits is undefined
-            agrees = (offsets < length) & (differing == 0)
-            digit = tl.where(agrees, (bits >> shift) & (RADIX - 1), RADIX)
-            counts += (digit[:, None] == digits[None, :]).to(tl.int32)
-        histogram = tl.sum(counts, axis=0)
-        digit_of_low = tl.sum((tl.cumsum(histogram, axis=0) <= rank).to(tl.int32), axis=0)
-        rank -= tl.sum(tl.where(digits < digit_of_low, histogram, 0), axis=0)
-        low = low | (digit_of_low << shift)
-
-    up_to_low = tl.zeros((BLOCK,), tl.int32)
-    high = tl.full((BLOCK,), 0x7FFFFFFF, tl.int32)  # the smallest value above it
+    histogram = tl.zeros((RADIX,), tl.int32)
+    higher = tl.full((BLOCK,), LARGEST, tl.int32)
     top = tl.zeros((BLOCK,), tl.int32)
-    for start in range(0, length, BLOCK):
-        offsets = start + tl.arange(0, BLOCK)
-        live = offsets < length
-        bits = load_magnitude(own, prediction, prediction_stride, cond, uncond, g, p_x, p_e, offsets, length)
-        up_to_low += (live & (bits <= low)).to(tl.int32)
-        high = tl.minimum(high, tl.where(live & (bits > low), bits, 0x7FFFFFFF))
-        top = tl.maximum(top, tl.where(live, bits, 0))
-    repeats = (tl.sum(up_to_low, axis=0) > below + 1) | (below + 1 == n)
-    high_bits = tl.where(repeats, low, tl.min(high, axis=0))
-    value = low.to(tl.float32, bitcast=True).to(tl.float64)
-    above = high_bits.to(tl.float32, bitcast=True).to(tl.float64)
-    threshold = (value + (position - below.to(tl.float64)) * (above - value)).to(tl.float32)
-    most = tl.load(largest + slot)
-    threshold = tl.where(threshold < 1.0, 1.0, threshold)
-    threshold = tl.where(threshold > most, most, threshold)
+    for start in range(0, tl.where(takes, tiles, 0), BLOCK):
+        tile = start + tl.arange(0, BLOCK)
+        of_tile = own + tile * COUNTS
+        there = tile < tiles
+        found = tl.load(of_tile[:, None] + digits[None, :], mask=there[:, None], other=0)
+        histogram += tl.sum(found, axis=0)
+        higher = tl.minimum(higher, tl.load(of_tile + HIGHER, mask=there, other=LARGEST))
+        top = tl.maximum(top, tl.load(of_tile + TOP, mask=there, other=0))
+    state = own + tiles * COUNTS
+    later = shift < FIRST_SHIFT
+    low = tl.load(state, mask=later, other=0)
+    rank = tl.where(later, tl.load(state + 1, mask=later, other=0), below)
+    digit = tl.sum((tl.cumsum(histogram, axis=0) <= rank).to(tl.int32), axis=0)
+    rank -= tl.sum(tl.where(digits < digit, histogram, 0), axis=0)
+    low = low | (digit << shift)
+    if shift > 0:
+        tl.store(state, low)
+        tl.store(state + 1, rank)
+    else:
+        equal = tl.sum(tl.where(digits == digit, histogram, 0), axis=0)
+        repeats = (rank + 1 < equal) | (below + 1 == n)
+        next_digit = tl.min(tl.where((digits > digit) & (histogram > 0), digits, RADIX), axis=0)
+        following = tl.where(next_digit < RADIX, low - digit + next_digit, tl.min(higher, axis=0))
+        value = low.to(tl.float32, bitcast=True).to(tl.float64)
+        above = tl.where(repeats, low, following).to(tl.float32, bitcast=True).to(tl.float64)
+        threshold = (value + (position - below.to(tl.float64)) * (above - value)).to(tl.float32)
+        most = tl.load(largest + slot)
+        threshold = tl.where(threshold < 1.0, 1.0, threshold)
+        threshold = tl.where(threshold > most, most, threshold)
 
-    # A row whose d is not finite is left alone, since the step reports it.
-    applies = reads & (share > 0.0) & (tl.max(top, axis=0) < INFINITY_BITS)
-    column = tl.arange(0, BOTH_WIDTHS)
-    own_columns = column < rows_stride
-    before = tl.load(row + column, mask=own_columns, other=0.0)
-    new = tl.where((column == P_X) | (column == P_E), tl.div_rn(before, tl.where(applies, threshold, 1.0)), before)
-    new = tl.where(column == LO, -1.0, new)
-    new = tl.where(column == HI, 1.0, new)
-    tl.store(adapted + slot * rows_stride + column, tl.where(applies, new, before), mask=own_columns)
+        # A row whose d is not finite is left alone, since the step reports it.
+        applies = takes & (tl.max(top, axis=0) < INFINITY_BITS)
+        column = tl.arange(0, BOTH_WIDTHS)
+        own_columns = column < rows_stride
+        before = tl.load(rows + slot * rows_stride + column, mask=own_columns, other=0.0)
+        new = tl.where((column == P_X) | (column == P_E), tl.div_rn(before, tl.where(applies, threshold, 1.0)), before)
+        new = tl.where(column == LO, -1.0, new)
+        new = tl.where(column == HI, 1.0, new)
+        tl.store(adapted + slot * rows_stride + column, tl.where(applies, new, before), mask=own_columns)

@@ -47,7 +47,8 @@ KEEP = Config(512, 4)
 #: Of the reductions. The last bits of a sum depend on its block, so these are fixed and never tuned.
 SUMS_BLOCK, SUMS_WARPS = 1024, 4
 GATHER_BLOCK, GATHER_WARPS = 256, 4
-SELECT_BLOCK, SELECT_WARPS = 1024, 16
+COUNT_BLOCK, COUNT_WARPS = 2048, 16
+SELECT_TILES, SELECT_WARPS = 16, 8  # tiles whose counts are read at once
 
 
 def layouts_for(n: int) -> dict[str, Config]:

@@ -7,15 +7,22 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
-from stepfuse.kernels.adapt_kernel import guidance_sums_kernel, guided_rows_kernel, thresholded_rows_kernel
+from stepfuse.kernels.adapt_kernel import (
+    guidance_sums_kernel,
+    guided_rows_kernel,
+    magnitude_counts_kernel,
+    thresholded_rows_kernel,
+)
 from stepfuse.kernels.configs import (
     ALIGNED_LAYOUTS,
     ANY_LAYOUT,
+    COUNT_BLOCK,
+    COUNT_WARPS,
     GATHER_BLOCK,
     GATHER_WARPS,
     KEEP,
     SECOND_LAYOUT,
-    SELECT_BLOCK,
+    SELECT_TILES,
     SELECT_WARPS,
     SUMS_BLOCK,
     SUMS_WARPS,
@@ -45,6 +52,7 @@ ARGUMENTS = {
     "step": "*i32",
     "z": None,
     "sums": "*fp64",
+    "counts": "*i32",
     "guidance": "*fp32",
     "ratio": "*fp32",
     "largest": "*fp32",
@@ -54,6 +62,7 @@ ARGUMENTS = {
     "adapted": "*fp32",
     "n": "i32",
     "tiles": "i32",
+    "shift": "i32",
     "prediction_rows": "i32",
     "next_input_rows": "i32",
     "rows_stride": "i32",
@@ -114,9 +123,10 @@ def variants() -> Iterator[Variant]:
         yield Variant(name, guidance_sums_kernel, config, _storage("float32", network), aligned)
     yield Variant("guided_rows", guided_rows_kernel, Config(GATHER_BLOCK, GATHER_WARPS), {}, grid="slots")
     for (state, network), aligned in product(STORAGE, (True, False)):
-        name = f"thresholded_rows.{state}.{network}.{'aligned' if aligned else 'any'}"
-        config = Config(SELECT_BLOCK, SELECT_WARPS)
-        yield Variant(name, thresholded_rows_kernel, config, _storage(state, network), aligned, grid="slots")
+        name = f"magnitude_counts.{state}.{network}.{'aligned' if aligned else 'any'}"
+        config = Config(COUNT_BLOCK, COUNT_WARPS)
+        yield Variant(name, magnitude_counts_kernel, config, _storage(state, network), aligned)
+    yield Variant("thresholded_rows", thresholded_rows_kernel, Config(SELECT_TILES, SELECT_WARPS), {}, grid="slots")
     for network, aligned in product(TYPES, (True, False)):
         name = f"keep_known.float32.{network}.{'aligned' if aligned else 'any'}"
         yield Variant(name, keep_known_kernel, KEEP, _storage("float32", network), aligned)

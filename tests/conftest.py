@@ -49,6 +49,7 @@ _load("fake_tensorrt", "engine/backends/cuda")
 _load("recording_driver", "cuda")
 _load("fake_onnxruntime", "engine/backends/cuda")
 _load("recording_torch", "engine/backends/cuda")
+_load("engine_on_fake", "engine/backends/cuda")
 _load("cuda_toolkit", "cuda")
 _load("chromium", "engine/server")
 
@@ -61,6 +62,7 @@ def pytest_configure(config):
     """The recording driver's fixtures serve the tests of csrc/cuda and of the back ends."""
     config.pluginmanager.register(sys.modules["recording_driver"])
     config.pluginmanager.register(sys.modules["fake_onnxruntime"])
+    config.pluginmanager.register(sys.modules["engine_on_fake"])
 
 
 @pytest.fixture(scope="session", params=["onnxruntime", "openvino"])

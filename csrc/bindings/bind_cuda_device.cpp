@@ -30,6 +30,7 @@ void bind_cuda_device(py::module_& m) {
       .def_property_readonly("name", &Context::name)
       .def_property_readonly("compute_capability", &Context::compute_capability)
       .def_property_readonly("multiprocessors", &Context::multiprocessors)
+      .def_property_readonly("cache_bytes", &Context::cache_bytes)
       .def_property_readonly("driver_version", [](const Context& c) { return version_text(c.driver().version()); })
       .def_property_readonly("has_while_nodes", [](const Context& c) { return c.driver().has(kWhileNodes); })
       .def_property_readonly("memory", [](const Context& c) {

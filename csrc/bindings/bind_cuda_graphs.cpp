@@ -55,10 +55,12 @@ void bind_cuda_graphs(py::module_& m) {
             return found;
           },
           py::arg("name"));
-  py::class_<Graph>(m, "Graph")
+  py::class_<Graph, std::shared_ptr<Graph>>(m, "Graph")
       .def_static(
           "borrow",
-          [](std::shared_ptr<Context> context, std::uintptr_t address) { return borrowed<Graph>(context, address); },
+          [](std::shared_ptr<Context> context, std::uintptr_t address) -> std::shared_ptr<Graph> {
+            return borrowed<Graph>(context, address);
+          },
           py::arg("context").none(false), py::arg("address"))
       .def_property_readonly("address", [](const Graph& graph) { return address_of(graph.get()); })
       .def("unrepeatable", &Graph::unrepeatable, "What a trajectory cannot repeat, a node each.");

@@ -20,7 +20,7 @@ Stored stored_as(const std::string& name) {
 py::object device_stepper(const py::object& stream, std::int64_t elements, bool integer_timestep, int max_rows,
                           CUdeviceptr sample, CUdeviceptr timestep, CUdeviceptr prediction, std::size_t sample_bytes,
                           const std::vector<std::tuple<CUdeviceptr, std::size_t, std::string>>& cond,
-                          const StepProgram& program) {
+                          const StepProgram& program, const std::map<int, std::shared_ptr<Graph>>& forwards) {
   const auto& on = stream.cast<const Stream&>();
   ModelSpec spec{elements, integer_timestep ? TimestepType::Int64 : TimestepType::Float32, {}, max_rows};
   DeviceRows rows{{sample, timestep, prediction}, sample_bytes, {}};
@@ -28,10 +28,13 @@ py::object device_stepper(const py::object& stream, std::int64_t elements, bool 
     spec.cond_bytes.push_back(host_bytes);
     rows.cond.push_back({address, stored_as(stored)});
   }
+  whole(forwards, "a graph");
+  std::map<int, std::shared_ptr<const Graph>> captured(forwards.begin(), forwards.end());
   std::unique_ptr<StepperBox> box;
   {
     const ReleasedGil nogil;
-    box = std::make_unique<StepperBox>(std::make_shared<DeviceStepper>(on, std::move(spec), std::move(rows), program));
+    box = std::make_unique<StepperBox>(
+        std::make_shared<DeviceStepper>(on, std::move(spec), std::move(rows), program, std::move(captured)));
   }
   py::object made = py::cast(std::move(box));
   py::detail::keep_alive_impl(made, stream);
@@ -42,10 +45,11 @@ py::object device_stepper(const py::object& stream, std::int64_t elements, bool 
 
 void bind_cuda_loop(py::module_& m) {
   auto sub = m.attr("cuda").cast<py::module_>();
-  sub.def("device_stepper", &device_stepper, py::arg("stream"), py::arg("elements"), py::arg("integer_timestep"),
-          py::arg("max_rows"), py::arg("sample"), py::arg("timestep"), py::arg("prediction"), py::arg("sample_bytes"),
-          py::arg("cond"), py::arg("program"),
-          "Samples in a GPU's memory, for a Server. cond: (address, host bytes, stored as).");
+  sub.def(
+      "device_stepper", &device_stepper, py::arg("stream"), py::arg("elements"), py::arg("integer_timestep"),
+      py::arg("max_rows"), py::arg("sample"), py::arg("timestep"), py::arg("prediction"), py::arg("sample_bytes"),
+      py::arg("cond"), py::arg("program"), py::arg("forwards") = std::map<int, std::shared_ptr<Graph>>{},
+      "Samples in a GPU's memory, for a Server. cond: (address, host bytes, stored as); forwards: captured, by rows.");
   sub.def(
       "slot_bytes",
       [](int slots, std::int64_t elements) {

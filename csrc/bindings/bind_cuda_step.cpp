@@ -65,20 +65,22 @@ void bind_kernels(py::module_& m) {
   py::class_<StepArguments>(m, "StepArguments").def(py::init(&arguments_from), py::arg("values"));
   py::implicitly_convertible<py::dict, StepArguments>();
   py::class_<StepProgram, std::shared_ptr<StepProgram>>(m, "StepProgram")
-      .def(py::init([](const Kernels& plain, const Kernels& noise, Kernel sums, Kernel guided, Kernel thresholded,
-                       Kernel keep, const Kernels& second) {
+      .def(py::init([](const Kernels& plain, const Kernels& noise, Kernel sums, Kernel guided, Kernel counts,
+                       Kernel thresholded, Kernel keep, const Kernels& second) {
              for (const Kernels* kernels : {&plain, &noise, &second}) whole(*kernels, "a kernel");
              return std::make_shared<StepProgram>(StepProgram::Kernels{{plain.begin(), plain.end()},
                                                                        {noise.begin(), noise.end()},
                                                                        {second.begin(), second.end()},
                                                                        std::move(sums),
                                                                        std::move(guided),
+                                                                       std::move(counts),
                                                                        std::move(thresholded),
                                                                        std::move(keep)});
            }),
            py::arg("plain"), py::arg("noise"), py::arg("guidance_sums") = Kernel(), py::arg("guided_rows") = Kernel(),
-           py::arg("thresholded_rows") = Kernel(), py::arg("keep_known") = Kernel(), py::arg("second") = Kernels())
-      .def("sums_bytes", &StepProgram::sums_bytes, py::arg("slots"), py::arg("n"))
+           py::arg("magnitude_counts") = Kernel(), py::arg("thresholded_rows") = Kernel(),
+           py::arg("keep_known") = Kernel(), py::arg("second") = Kernels())
+      .def("scratch_bytes", &StepProgram::scratch_bytes, py::arg("slots"), py::arg("n"), py::arg("needs"))
       .def(
           "launch",
           [](const StepProgram& program, const Stream& stream, int slots, const StepNeeds& needs,
@@ -103,7 +105,7 @@ void bind_slots(py::module_& m) {
            py::keep_alive<1, 2>(), "Memory for the samples of a static batch, a slot for each row of a forward.")
       .def("reserve_registers", &SlotMemory::reserve_registers, py::arg("count"))
       .def("reserve_known", &SlotMemory::reserve_known)
-      .def("reserve_sums", &SlotMemory::reserve_sums, py::arg("bytes"))
+      .def("reserve_scratch", &SlotMemory::reserve_scratch, py::arg("bytes"))
       .def_property_readonly("x", &SlotMemory::x, buffer)
       .def_property_readonly(
           "h", [](const SlotMemory& memory) { return memory.h(); }, buffer)

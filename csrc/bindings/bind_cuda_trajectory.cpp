@@ -56,7 +56,8 @@ void bind_cuda_trajectory(py::module_& m) {
       .def_readonly("device_bytes", &TrajectoryPlan::device_bytes)
       .def_readonly("host_bytes", &TrajectoryPlan::host_bytes);
   m.def("plan_trajectory", &plan_trajectory, py::arg("form"), py::arg("slots"), py::arg("forward_rows"),
-        py::arg("buckets"), py::arg("second") = false, "What nodes, in what order, and how much memory.");
+        py::arg("buckets"), py::arg("second") = false, py::arg("flags") = false,
+        "What nodes, in what order, and how much memory.");
 
   py::class_<Frames>(m, "Frames")
       .def(py::init(&frames_of), py::arg("courses"))
@@ -94,7 +95,8 @@ void bind_cuda_trajectory(py::module_& m) {
            }),
            py::arg("context").none(false), py::arg("plan"), py::arg("program"), py::arg("needs"), py::arg("arguments"),
            py::arg("forwards"))
-      .def("load", &Trajectory::load, py::arg("stream"), py::arg("frames"), NoGil())
+      .def("load", py::overload_cast<const Stream&, const Frames&>(&Trajectory::load), py::arg("stream"),
+           py::arg("frames"), NoGil())
       .def("launch", &Trajectory::launch, py::arg("stream"), NoGil());
 }
 

@@ -56,6 +56,14 @@ void bind_planner(py::module_& m) {
       .def_readonly("row_uncond", &PlanEntry::row_uncond);
   py::class_<StepPlan>(m, "StepPlan").def_readonly("entries", &StepPlan::entries).def_readonly("rows", &StepPlan::rows);
   m.def(
+      "steps_alike",
+      [](const FloatArray& rows, bool conditioned) {
+        const std::vector<StepRow> read = lines_from(rows).rows;
+        if (read.empty()) throw py::value_error("rows must be at least one");
+        return steps_alike(read.data(), static_cast<int>(read.size()), conditioned);
+      },
+      py::arg("rows"), py::arg("conditioned"));
+  m.def(
       "rows_worthwhile",
       [](const CostCurve& cost, std::int64_t rows_wanted, int max_rows) {
         require_row(max_rows);

@@ -38,6 +38,7 @@ Context::Context(std::shared_ptr<const Driver> driver, int device) : driver_(std
   driver_->cuDeviceGetAttribute(&minor, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, device_);
   compute_capability_ = 10 * major + minor;
   driver_->cuDeviceGetAttribute(&multiprocessors_, CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT, device_);
+  driver_->cuDeviceGetAttribute(&cache_bytes_, CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE, device_);
   driver_->cuDevicePrimaryCtxRetain(&context_, device_);
 }
 

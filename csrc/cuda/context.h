@@ -39,6 +39,7 @@ class Context : public std::enable_shared_from_this<Context> {
   const std::string& name() const { return name_; }
   int compute_capability() const { return compute_capability_; }  // times ten: 90 for 9.0
   int multiprocessors() const { return multiprocessors_; }
+  int cache_bytes() const { return cache_bytes_; }  // of its second level, which all multiprocessors share
   MemoryInfo memory() const;
 
   // For destructors: calls `act` with the driver, in this context; the next Scope throws its error.
@@ -61,7 +62,7 @@ class Context : public std::enable_shared_from_this<Context> {
   CUdevice device_ = 0;
   CUcontext context_ = nullptr;
   std::string name_;
-  int compute_capability_ = 0, multiprocessors_ = 0;
+  int compute_capability_ = 0, multiprocessors_ = 0, cache_bytes_ = 0;
   mutable std::atomic<CUresult> failed_release_{CUDA_SUCCESS};
 };
 

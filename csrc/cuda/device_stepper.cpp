@@ -41,11 +41,21 @@ void store(Stored stored, const void* from, void* to, std::size_t host_bytes) {
 
 std::size_t frame_bytes(int slots, bool second) { return FrameLayout(slots, second).words * sizeof(std::uint32_t); }
 
+Frames make_empty(int slots, int steps, int forward_rows, const StepNeeds& needs) {
+  const auto count = static_cast<std::size_t>(steps);
+  Frames frames{slots, steps, {}, std::vector<int>(count, forward_rows), needs, 0, {}};
+  frames.words.resize(count * FrameLayout(slots, needs.second).words);
+  return frames;
+}
+
+bool steps(const Sample& sample) { return sample.live() && sample.failed_step < 0; }
+
 bool watched(const Sample& sample) { return sample.request.watched || sample.request.gate; }
 
 }  // namespace
 
-DeviceStepper::DeviceStepper(const Stream& stream, ModelSpec spec, DeviceRows rows, StepProgram program)
+DeviceStepper::DeviceStepper(const Stream& stream, ModelSpec spec, DeviceRows rows, StepProgram program,
+                             std::map<int, std::shared_ptr<const Graph>> forwards)
     : context_(stream.context()),
       stream_(Stream::borrow(context_, stream.get())),
       spec_(std::move(spec)),
@@ -54,6 +64,7 @@ DeviceStepper::DeviceStepper(const Stream& stream, ModelSpec spec, DeviceRows ro
       program_(std::move(program)),
       row_contents_(spec_.max_rows),
       memory_(stream_, spec_, SlotMemory::Use::Loop),
+      pieces_(stream_, program_, std::move(forwards)),
       zeros_(context_, state_bytes_),
       flights_{Flight(context_), Flight(context_), Flight(context_)} {
   if (rows_.cond.size() != spec_.cond_bytes.size())
@@ -98,13 +109,11 @@ void DeviceStepper::begin(Sample& sample) {
 void DeviceStepper::fill(Sample& sample, int slot) {
   const Request& request = sample.request;
   const auto n = static_cast<std::size_t>(spec_.elements), at = static_cast<std::size_t>(slot);
-  const std::int32_t finite = 0;
   if (request.keeps()) memory_.reserve_known();
   std::vector<float> noise(request.keeps() ? n : 0);
   first_state(request, spec_.elements, request.keeps() ? noise.data() : nullptr);
   upload(memory_.x()->get() + at * state_bytes_, request.x, state_bytes_);
   upload(memory_.seed()->get() + at * sizeof request.seed, &request.seed, sizeof request.seed);
-  upload(memory_.nonfinite()->get() + at * sizeof finite, &finite, sizeof finite);
   memory_.reserve_registers(request.table->registers);
   for (int i = 0; i < request.table->registers; ++i)
     upload(memory_.h(i)->get() + at * state_bytes_, std::vector<float>(n).data(), state_bytes_);
@@ -123,7 +132,9 @@ void DeviceStepper::stage(const Iteration& iteration, int rows) {
     end_flight();
     await(flight());
   }
-  Frame frame(slots_.end(), false, flight().pinned.take(frame_bytes(slots_.end(), false)));
+  forward_rows_ = rows;
+  Frames frames = make_empty(slots_.end(), 1, rows, {});
+  Frame frame(frames.slots, false, frames.words.data());
   bool any = false;
   for (std::size_t i = 0; i < iteration.samples.size(); ++i) {
     const Sample& sample = *iteration.samples[i];
@@ -142,56 +153,114 @@ void DeviceStepper::stage(const Iteration& iteration, int rows) {
   StepArguments arguments = memory_.arguments(rows_.forward, false);
   arguments.set(StepArgument::prediction, zeros_.get());
   arguments.set(StepArgument::prediction_rows, 1);
-  arguments.set(StepArgument::nonfinite, 0);
-  for (const Launch& one : prepare(frame, {}, arguments)) launch(stream_, one);
+  for (const Launch& one : prepare(frames, arguments)) launch(stream_, one);
 }
 
-void DeviceStepper::throttle() { await(flight(1)); }
+// A piece is built here, since no lock is held and the device is busy with what is enqueued.
+void DeviceStepper::throttle() {
+  if (const auto& wanted = pieces_.wanted()) pieces_.build(memory_.arguments(rows_.forward, wanted->previews));
+  await(flight(1));
+}
+
+int DeviceStepper::steps_at_once(const Iteration& iteration) {
+  const auto goes_on = [](const Sample* one) {  // captured forwards have no adapters
+    return one->steps_alike(Pieces::kSteps) == Pieces::kSteps && one->request.adapters == 0;
+  };
+  if (!pieces_.any() || !std::all_of(iteration.samples.begin(), iteration.samples.end(), goes_on)) return 1;
+  piece_key_ = key_of(iteration, Pieces::kSteps);
+  piece_ = pieces_.find(piece_key_, memory_.arguments(rows_.forward, piece_key_.previews));
+  return piece_ ? Pieces::kSteps : 1;
+}
+
+// What so many steps of the iteration's samples take. Of several steps at once the slots are a power of two, so that
+// few pieces serve all.
+Pieces::Key DeviceStepper::key_of(const Iteration& iteration, int steps_of_each) const {
+  Pieces::Key key{slots_.end(), forward_rows_, {}, false};
+  if (steps_of_each > 1) {
+    for (key.slots = 1; key.slots < slots_.end();) key.slots *= 2;
+    key.slots = std::min(key.slots, memory_.capacity());
+  }
+  for (const Sample* sample : iteration.samples) {
+    if (!steps(*sample)) continue;
+    const Table& table = *sample->request.table;
+    key.previews |= sample->request.x0 != nullptr;
+    for (int step = sample->step; step < sample->step + steps_of_each; ++step)
+      key.needs.add({table.adds_noise(step), table.adaptive.guidance.any(), table.adaptive.threshold_ratio > 0,
+                     sample->request.keeps(), table.second_line(step) != nullptr});
+  }
+  return key;
+}
+
+// What the step `ahead` of the next one takes of a sample, and the rows that it fills.
+void DeviceStepper::put(Frame& frame, const Sample& sample, int ahead, const PlanEntry& entry, const PlanEntry* to) {
+  const Request& request = sample.request;
+  const Adaptive& adaptive = request.table->adaptive;
+  const int step = sample.step + ahead;
+  frame.step(sample.slot, sample.row(ahead), entry.row_cond, entry.row_uncond, step);
+  if (const SecondLine* line = sample.second_line(ahead)) frame.second_line(sample.slot, *line);
+  if (to) frame.next(sample.slot, sample.row(ahead + 1), to->row_cond, to->row_uncond);
+  if (adaptive.any()) frame.adapt(sample.slot, adaptive);
+  if (request.keeps())
+    frame.keep(sample.slot, sample.slot, request.known_region->levels[static_cast<std::size_t>(step) + 1]);
+  flight().stepped.push_back({sample.slot, sample.standing.arrival, step, ahead * frame.slots() + sample.slot});
+}
+
+Frames DeviceStepper::frames_of(const Iteration& iteration, const Iteration& next, const Pieces::Key& key) {
+  Frames frames = make_empty(key.slots, iteration.steps, key.rows, key.needs);
+  const std::size_t words = frames.words.size() / static_cast<std::size_t>(frames.steps);
+  for (int ahead = 0; ahead < frames.steps; ++ahead) {
+    Frame frame(key.slots, key.needs.second, frames.words.data() + static_cast<std::size_t>(ahead) * words);
+    for (std::size_t i = 0; i < iteration.samples.size(); ++i) {
+      const Sample& sample = *iteration.samples[i];
+      if (!steps(sample)) continue;
+      const PlanEntry& entry = iteration.plan.entries[i];
+      put(frame, sample, ahead, entry, ahead + 1 < frames.steps ? &entry : next.entry_of(sample));
+      frames.registers = std::max(frames.registers, sample.request.table->registers);
+    }
+  }
+  return frames;
+}
+
+// Behind the iteration's forwards, since conditioning is copied to rows that change hands.
+void DeviceStepper::claim_next(const Iteration& iteration, const Iteration& next) {
+  for (const Sample* sample : iteration.samples)
+    if (const PlanEntry* to = steps(*sample) ? next.entry_of(*sample) : nullptr)
+      claim(*sample, sample->step + iteration.steps, *to);
+}
 
 void DeviceStepper::step(const Iteration& iteration, const Iteration& next) {
   const Unwinding unwinding{*this};
   Flight& now = flight();
-  const bool second = std::any_of(iteration.samples.begin(), iteration.samples.end(), [](const Sample* sample) {
-    return sample->live() && sample->failed_step < 0 && sample->second_line();
-  });
-  Frame frame(slots_.end(), second, now.pinned.take(frame_bytes(slots_.end(), second)));
-  StepNeeds needs;
-  bool previews = false;
+  Trajectory* piece = iteration.steps > 1 ? piece_ : nullptr;
   // An iteration that throws here is tried again. So all that may fail comes before the launch, and what fails after it
   // is rethrown by `synchronize`.
-  for (std::size_t i = 0; i < iteration.samples.size(); ++i) {
-    Sample& sample = *iteration.samples[i];
-    if (!sample.live() || sample.failed_step >= 0) continue;
-    const PlanEntry& entry = iteration.plan.entries[i];
-    const Request& request = sample.request;
-    const Adaptive& adaptive = request.table->adaptive;
-    frame.step(sample.slot, sample.row(), entry.row_cond, entry.row_uncond, sample.step);
-    if (const SecondLine* line = sample.second_line()) frame.second_line(sample.slot, *line);
-    if (const PlanEntry* to = next.entry_of(sample)) {
-      claim(sample, sample.step + 1, *to);
-      frame.next(sample.slot, sample.row(1), to->row_cond, to->row_uncond);
-    }
-    if (adaptive.any()) frame.adapt(sample.slot, adaptive);
-    if (request.keeps())
-      frame.keep(sample.slot, sample.slot, request.known_region->levels[static_cast<std::size_t>(sample.step) + 1]);
-    needs.add({request.table->adds_noise(sample.step), adaptive.guidance.any(), adaptive.threshold_ratio > 0,
-               request.keeps(), second});
-    previews |= request.x0 != nullptr;
-    now.stepped.push_back({sample.slot, sample.standing.arrival, sample.step});
-    if (sample.steps_left() > 1 && !watched(sample)) continue;
-    const std::size_t offset = static_cast<std::size_t>(sample.slot) * state_bytes_;
+  const Pieces::Key key = piece ? piece_key_ : key_of(iteration, 1);
+  const Frames frames = frames_of(iteration, next, key);
+  for (const Sample* sample : iteration.samples) {
+    const Request& request = sample->request;
+    if (!steps(*sample) || (sample->steps_left() > iteration.steps && !watched(*sample))) continue;
+    const std::size_t offset = static_cast<std::size_t>(sample->slot) * state_bytes_;
     downloads_.push_back({memory_.x(), offset, now.pinned.take(state_bytes_), request.x});
     if (request.x0) downloads_.push_back({memory_.x0(), offset, now.pinned.take(state_bytes_), request.x0});
   }
-  const std::size_t flag_bytes = static_cast<std::size_t>(frame.slots()) * sizeof(std::int32_t);
-  void* flags = now.pinned.take(flag_bytes);
-  now.nonfinite = static_cast<const std::int32_t*>(flags);
-  const std::vector<Launch> launches =
-      now.stepped.empty() ? std::vector<Launch>{} : prepare(frame, needs, memory_.arguments(rows_.forward, previews));
+  std::int32_t* flags = take_flags(frames);
+  std::vector<Launch> launches;
+  if (piece) {
+    piece->load(stream_, frames, now.pinned.take(piece->plan().host_bytes));
+  } else if (!now.stepped.empty()) {
+    claim_next(iteration, next);
+    StepArguments arguments = memory_.arguments(rows_.forward, key.previews);
+    arguments.set(StepArgument::nonfinite, reinterpret_cast<CUdeviceptr>(flags));
+    launches = prepare(frames, arguments);
+  }
   staged_ = false;
   try {
+    if (piece) {
+      piece->launch(stream_);
+      claim_next(iteration, next);
+      piece->download_flags(stream_, flags);
+    }
     for (const Launch& one : launches) launch(stream_, one);
-    if (!launches.empty()) memory_.nonfinite()->download(stream_, flags, flag_bytes);
     for (const Download& one : downloads_) one.from->download(stream_, one.pinned, state_bytes_, one.offset);
     end_flight();
   } catch (...) {
@@ -266,14 +335,28 @@ void DeviceStepper::reserve_frame(bool second) {
 }
 
 // Copies the frame to the device, and returns the launches of its step.
-std::vector<Launch> DeviceStepper::prepare(const Frame& frame, const StepNeeds& needs, StepArguments arguments) {
-  reserve_frame(needs.second);
-  frame_->upload(stream_, frame.data(), frame.bytes());
-  if (needs.guidance) {
-    memory_.reserve_sums(program_.sums_bytes(memory_.capacity(), spec_.elements));
-    arguments.set(StepArgument::sums, memory_.sums()->get());
+std::vector<Launch> DeviceStepper::prepare(const Frames& frames, StepArguments arguments) {
+  const std::size_t bytes = frames.words.size() * sizeof(std::uint32_t);
+  void* pinned = flight().pinned.take(bytes);
+  std::memcpy(pinned, frames.words.data(), bytes);
+  reserve_frame(frames.needs.second);
+  frame_->upload(stream_, pinned, bytes);
+  if (const std::size_t scratch = program_.scratch_bytes(memory_.capacity(), spec_.elements, frames.needs)) {
+    memory_.reserve_scratch(scratch);
+    for (const StepArgument one : {StepArgument::sums, StepArgument::counts})
+      arguments.set(one, memory_.scratch()->get());
   }
-  return program_.launches(frame.slots(), needs, arguments, frame_->get());
+  return program_.launches(frames.slots, frames.needs, arguments, frame_->get());
+}
+
+// Flags of the current flight, one a step and slot, of what is not finite. They are pinned memory, which the device
+// addresses as the host does: a step writes there itself, and only where it has to.
+std::int32_t* DeviceStepper::take_flags(const Frames& frames) {
+  const auto count = static_cast<std::size_t>(frames.steps) * static_cast<std::size_t>(frames.slots);
+  auto* flags = static_cast<std::int32_t*>(flight().pinned.take(count * sizeof(std::int32_t)));
+  std::fill_n(flags, count, 0);
+  flight().nonfinite = flags;
+  return flags;
 }
 
 // All of the current flight is enqueued.
@@ -288,11 +371,11 @@ void DeviceStepper::await(Flight& flight) {
   if (!std::exchange(flight.enqueued, false)) return;
   const std::vector<Stepped> stepped = std::exchange(flight.stepped, {});
   flight.passed.synchronize();
-  for (const auto& [slot, arrival, step] : stepped) {
+  for (const auto& [slot, arrival, step, flag] : stepped) {
     const auto at = static_cast<std::size_t>(slot);
     Sample* sample = at < samples_.size() ? samples_[at] : nullptr;
     const bool same = sample && sample->standing.arrival == arrival && sample->failed_step < 0;
-    if (same && flight.nonfinite[slot] != 0) sample->failed_step = step;
+    if (same && flight.nonfinite[flag] != 0) sample->failed_step = step;
   }
   flight.pinned.clear();
 }

@@ -3,7 +3,8 @@
 //
 // The host is ahead of the device: it plans and enqueues an iteration while the device runs the one before. Only
 // `throttle` waits, which bounds how far ahead it is, and `synchronize`, which brings results and previews to the host.
-// So a state that is not finite is found an iteration or two late.
+// So a state that is not finite is found an iteration or two late. While samples and rows stay as they are, an
+// iteration is several steps, a graph with their forwards (pieces.h).
 #pragma once
 
 #include <array>
@@ -15,6 +16,7 @@
 #include "../core/loop/slots.h"
 #include "../core/loop/stepper.h"
 #include "frame.h"
+#include "pieces.h"
 #include "pinned_arena.h"
 #include "slot_memory.h"
 #include "step_program.h"
@@ -39,8 +41,9 @@ struct DeviceRows {
 class DeviceStepper final : public Stepper {
  public:
   // The stream is borrowed, and the network's forwards run on it. The program's kernels are for float32 states and the
-  // rows' type.
-  DeviceStepper(const Stream& stream, ModelSpec spec, DeviceRows rows, StepProgram program);
+  // rows' type. `forwards` are captured ones by their rows, for several steps at once; without them there are none.
+  DeviceStepper(const Stream& stream, ModelSpec spec, DeviceRows rows, StepProgram program,
+                std::map<int, std::shared_ptr<const Graph>> forwards = {});
   ~DeviceStepper() override;
 
   // Device memory of so many slots, without what masks and adapted guidance take from their first use on.
@@ -50,6 +53,7 @@ class DeviceStepper final : public Stepper {
   void begin(Sample& sample) override;
   void stage(const Iteration& iteration, int rows) override;
   void throttle() override;
+  int steps_at_once(const Iteration& iteration) override;
   void step(const Iteration& iteration, const Iteration& next) override;
   bool needs_host_sync() const override { return broken_ || !downloads_.empty(); }
   void synchronize() override;
@@ -66,6 +70,7 @@ class DeviceStepper final : public Stepper {
     int slot;
     std::uint64_t arrival;
     int step;
+    int flag;  // index of its flag
   };
 
   // What the device is given for an iteration, and what it returns.
@@ -98,7 +103,12 @@ class DeviceStepper final : public Stepper {
   void reserve(int slots);
   void reserve_frame(bool second);
   void fill(Sample& sample, int slot);
-  std::vector<Launch> prepare(const Frame& frame, const StepNeeds& needs, StepArguments arguments);
+  Pieces::Key key_of(const Iteration& iteration, int steps) const;
+  void put(Frame& frame, const Sample& sample, int ahead, const PlanEntry& entry, const PlanEntry* to);
+  Frames frames_of(const Iteration& iteration, const Iteration& next, const Pieces::Key& key);
+  void claim_next(const Iteration& iteration, const Iteration& next);
+  std::vector<Launch> prepare(const Frames& frames, StepArguments arguments);
+  std::int32_t* take_flags(const Frames& frames);
   void end_flight();
   void await(Flight& flight);
 
@@ -114,7 +124,11 @@ class DeviceStepper final : public Stepper {
   std::vector<Sample*> samples_;  // a slot each
   SlotMemory memory_;
   std::unique_ptr<DeviceBuffer> frame_;  // of the launch that comes next
-  DeviceBuffer zeros_;                   // (elements,): the prediction of a step that only moves states
+  Pieces pieces_;
+  Trajectory* piece_ = nullptr;  // of the iteration, if that is several steps
+  Pieces::Key piece_key_{};
+  int forward_rows_ = 0;  // of the iteration that was staged last
+  DeviceBuffer zeros_;    // (elements,): the prediction of a step that only moves states
 
   std::array<Flight, kFlights> flights_;
   std::size_t current_ = 0;

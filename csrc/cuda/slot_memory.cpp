@@ -21,8 +21,7 @@ SlotMemory::SlotMemory(const Stream& stream, const ModelSpec& spec, Use use)
 
 std::size_t SlotMemory::bytes(int slots, std::int64_t elements) {
   constexpr std::size_t kStates = 3;  // x, h, x0
-  const std::size_t slot =
-      kStates * static_cast<std::size_t>(elements) * sizeof(float) + sizeof(std::uint64_t) + sizeof(std::int32_t);
+  const std::size_t slot = kStates * static_cast<std::size_t>(elements) * sizeof(float) + sizeof(std::uint64_t);
   return static_cast<std::size_t>(slots) * slot;
 }
 
@@ -30,13 +29,11 @@ void SlotMemory::reserve(int slots) {
   if (slots <= capacity_) return;
   const int grown = std::max(slots, 2 * capacity_);
   const auto count = static_cast<std::size_t>(grown);
-  const bool loop = use_ == Use::Loop;
   cuda::reserve(x_, stream_, count * state_bytes_);
   for (Buffer& h : registers_)
     if (h || &h == &registers_[0]) cuda::reserve(h, stream_, count * state_bytes_);
-  if (loop) cuda::reserve(x0_, stream_, count * state_bytes_);
+  if (use_ == Use::Loop) cuda::reserve(x0_, stream_, count * state_bytes_);
   cuda::reserve(seed_, stream_, count * sizeof(std::uint64_t));
-  if (loop) cuda::reserve(nonfinite_, stream_, count * sizeof(std::int32_t));
   capacity_ = grown;
 }
 
@@ -49,7 +46,7 @@ void SlotMemory::reserve_known() {
   cuda::reserve(known_, stream_, static_cast<std::size_t>(capacity_) * kKnownParts * state_bytes_);
 }
 
-void SlotMemory::reserve_sums(std::size_t bytes) { cuda::reserve(sums_, stream_, bytes); }
+void SlotMemory::reserve_scratch(std::size_t bytes) { cuda::reserve(scratch_, stream_, bytes); }
 
 StepArguments SlotMemory::arguments(const ForwardRows& rows, bool previews) const {
   using A = StepArgument;
@@ -63,7 +60,7 @@ StepArguments SlotMemory::arguments(const ForwardRows& rows, bool previews) cons
       {A::h3, address_of(registers_[2])},
       {A::x0, previews ? address_of(x0_) : 0},
       {A::seed, address_of(seed_)},
-      {A::nonfinite, address_of(nonfinite_)},
+      {A::nonfinite, 0},
       {A::prediction, rows.prediction},
       {A::next_input, rows.sample},
       {A::next_t, whole ? 0 : rows.timestep},
@@ -79,7 +76,9 @@ StepArguments SlotMemory::arguments(const ForwardRows& rows, bool previews) cons
   StepArguments arguments;
   for (const auto& [argument, value] : values) arguments.set(argument, value);
   if (known_) arguments.set(A::known, known_->get());
-  if (sums_) arguments.set(A::sums, sums_->get());
+  if (scratch_)
+    for (const A one : {A::sums, A::counts})
+      arguments.set(one, scratch_->get());  // one is read before the other is written
   return arguments;
 }
 

@@ -19,8 +19,8 @@ struct ForwardRows {
 class SlotMemory {
  public:
   enum class Use : std::uint8_t {
-    Loop,         // has previews, and flags of states that are not finite
-    StaticBatch,  // has neither
+    Loop,         // has previews
+    StaticBatch,  // has none
   };
 
   // The stream is borrowed; contents that move to larger memory are copied on it.
@@ -31,9 +31,9 @@ class SlotMemory {
 
   // Grows to at least so many slots, whose contents stay. Throws CudaError if there is no memory.
   void reserve(int slots);
-  void reserve_registers(int count);     // so many history registers for each slot: one is always there
-  void reserve_known();                  // a known region for each slot
-  void reserve_sums(std::size_t bytes);  // what adapted guidance works in
+  void reserve_registers(int count);        // so many history registers for each slot: one is always there
+  void reserve_known();                     // a known region for each slot
+  void reserve_scratch(std::size_t bytes);  // what adapting rows works in
   int capacity() const { return capacity_; }
 
   // (capacity, ...) each, and null before it is reserved.
@@ -41,11 +41,11 @@ class SlotMemory {
   DeviceBuffer* h(int index = 0) const { return registers_[static_cast<std::size_t>(index)].get(); }
   DeviceBuffer* x0() const { return x0_.get(); }
   DeviceBuffer* seed() const { return seed_.get(); }
-  DeviceBuffer* nonfinite() const { return nonfinite_.get(); }
-  DeviceBuffer* sums() const { return sums_.get(); }
+  DeviceBuffer* scratch() const { return scratch_.get(); }
   DeviceBuffer* known() const { return known_.get(); }  // (3, elements) a slot: image, mask, first noise
 
-  // The arguments of all kernels of a step but those in its frame. Without `previews` none are written.
+  // The arguments of all kernels of a step but those in its frame. Without `previews` none are written; what is not
+  // finite is not reported until `nonfinite` is set.
   StepArguments arguments(const ForwardRows& rows, bool previews) const;
 
  private:
@@ -57,7 +57,7 @@ class SlotMemory {
   Use use_;
   int capacity_ = 0;
   std::array<Buffer, 3> registers_;  // the history
-  Buffer x_, x0_, seed_, nonfinite_, known_, sums_;
+  Buffer x_, x0_, seed_, known_, scratch_;
 };
 
 }  // namespace stepfuse::cuda

@@ -20,10 +20,10 @@ namespace stepfuse::cuda {
   ARGUMENT(step) ARGUMENT(known_row) ARGUMENT(levels) ARGUMENT(guidance) ARGUMENT(ratio) ARGUMENT(largest)             \
   /* of slots: keys of their noise, flags of what is not finite, known regions */                                      \
   ARGUMENT(seed) ARGUMENT(nonfinite) ARGUMENT(known)                                                                   \
-  /* what adapts rows: sums of adapted guidance, and the adapted rows */                                               \
-  ARGUMENT(sums) ARGUMENT(adapted)                                                                                     \
-  /* lengths */                                                                                                        \
-  ARGUMENT(n) ARGUMENT(tiles) ARGUMENT(prediction_rows) ARGUMENT(next_input_rows)                                      \
+  /* what adapts rows: sums of adapted guidance, counts of magnitudes, and the adapted rows */                          \
+  ARGUMENT(sums) ARGUMENT(counts) ARGUMENT(adapted)                                                                    \
+  /* lengths, and of which digit magnitudes are counted */                                                             \
+  ARGUMENT(n) ARGUMENT(tiles) ARGUMENT(prediction_rows) ARGUMENT(next_input_rows) ARGUMENT(shift)                      \
   /* strides, in elements */                                                                                           \
   ARGUMENT(rows_stride) ARGUMENT(next_rows_stride) ARGUMENT(x_stride) ARGUMENT(prediction_stride)                      \
   ARGUMENT(out_stride) ARGUMENT(next_input_stride)
@@ -49,6 +49,7 @@ class StepArguments {
   bool has(StepArgument argument) const { return values_[index(argument)].has_value(); }
   // Throws std::invalid_argument if it has none.
   std::uint64_t at(StepArgument argument) const;
+  bool operator==(const StepArguments& other) const { return values_ == other.values_; }
 
  private:
   static std::size_t index(StepArgument argument) { return static_cast<std::size_t>(argument); }

@@ -1,12 +1,16 @@
 #include "step_program.h"
 
+#include <algorithm>
 #include <stdexcept>
 
 namespace stepfuse::cuda {
 
 namespace {
 
-constexpr std::int64_t kSums = 9;  // of each tile, float64
+constexpr std::int64_t kSums = 9;      // of each tile, float64
+constexpr std::int64_t kCounts = 264;  // of each tile, and of a slot, int32
+constexpr int kDigitBits = 8, kFirstShift = 24;
+constexpr char kGuidance[] = "adapted guidance", kThreshold[] = "dynamic_threshold";
 constexpr char kPlain[] = "steps without noise", kNoise[] = "steps with noise";
 constexpr char kSecond[] = "rows with a second line: build the kernels anew";
 
@@ -34,9 +38,15 @@ StepProgram::StepProgram(Kernels kernels) : kernels_(std::move(kernels)) {
     throw std::invalid_argument("a step needs a kernel, without noise or with");
 }
 
-std::size_t StepProgram::sums_bytes(int slots, std::int64_t n) const {
-  const std::int64_t tiles = tiles_of(required(kernels_.guidance_sums, "adapted guidance"), n);
-  return static_cast<std::size_t>(slots * tiles * kSums) * sizeof(double);
+std::size_t StepProgram::scratch_bytes(int slots, std::int64_t n, const StepNeeds& needs) const {
+  const auto tiles = [&](const KernelPtr& kernel, const char* what) { return tiles_of(required(kernel, what), n); };
+  std::size_t sums = 0, counts = 0;
+  if (needs.guidance)
+    sums = static_cast<std::size_t>(slots * tiles(kernels_.guidance_sums, kGuidance) * kSums) * sizeof(double);
+  if (needs.threshold)
+    counts = static_cast<std::size_t>(slots * (tiles(kernels_.magnitude_counts, kThreshold) + 1) * kCounts) *
+             sizeof(std::int32_t);
+  return std::max(sums, counts);
 }
 
 std::vector<Launch> StepProgram::launches(int slots, const StepNeeds& needs, StepArguments arguments,
@@ -47,16 +57,24 @@ std::vector<Launch> StepProgram::launches(int slots, const StepNeeds& needs, Ste
   if (!arguments.has(A::adapted)) arguments.set(A::adapted, arguments.at(A::rows));
   arguments.set(A::rows_stride, static_cast<std::uint64_t>(layout.columns));
   arguments.set(A::next_rows_stride, kLineColumns);
+  const auto n = static_cast<std::int64_t>(arguments.at(A::n));
   std::vector<Launch> found;
   if (needs.guidance) {
-    const StepKernel& sums = required(kernels_.guidance_sums, "adapted guidance");
-    arguments.set(A::tiles, static_cast<std::uint64_t>(tiles_of(sums, static_cast<std::int64_t>(arguments.at(A::n)))));
+    const StepKernel& sums = required(kernels_.guidance_sums, kGuidance);
+    arguments.set(A::tiles, static_cast<std::uint64_t>(tiles_of(sums, n)));
     found.push_back(sums.launch(slots, arguments));
-    found.push_back(required(kernels_.guided_rows, "adapted guidance").launch(slots, arguments));
+    found.push_back(required(kernels_.guided_rows, kGuidance).launch(slots, arguments));
     arguments.set(A::rows, arguments.at(A::adapted));
   }
   if (needs.threshold) {
-    found.push_back(required(kernels_.thresholded_rows, "dynamic_threshold").launch(slots, arguments));
+    const StepKernel& counts = required(kernels_.magnitude_counts, kThreshold);
+    const StepKernel& rows = required(kernels_.thresholded_rows, kThreshold);
+    arguments.set(A::tiles, static_cast<std::uint64_t>(tiles_of(counts, n)));
+    for (int shift = kFirstShift; shift >= 0; shift -= kDigitBits) {
+      arguments.set(A::shift, static_cast<std::uint64_t>(shift));
+      found.push_back(counts.launch(slots, arguments));
+      found.push_back(rows.launch(slots, arguments));
+    }
     arguments.set(A::rows, arguments.at(A::adapted));
   }
   const StepKernel& step = needs.second  ? chosen(kernels_.second, slots, kSecond)

@@ -18,7 +18,7 @@ class StepProgram {
   struct Kernels {
     // The fused step by the most slots it is meant for: without noise and with, and for rows with a second line.
     std::map<int, KernelPtr> plain, noise, second;
-    KernelPtr guidance_sums, guided_rows, thresholded_rows, keep_known;  // null: missing
+    KernelPtr guidance_sums, guided_rows, magnitude_counts, thresholded_rows, keep_known;  // null: missing
   };
 
   // Of the fused steps those may be missing that no step needs. Throws std::invalid_argument if all are.
@@ -29,8 +29,8 @@ class StepProgram {
   // one run. Throws std::invalid_argument if it needs a kernel that there is none of, or an argument that has no value.
   std::vector<Launch> launches(int slots, const StepNeeds& needs, StepArguments arguments, CUdeviceptr frame) const;
 
-  // Bytes of "sums", which adapted guidance works in.
-  std::size_t sums_bytes(int slots, std::int64_t n) const;
+  // Bytes of what adapting rows works in, 0 if these needs do not adapt any: "sums", and then "counts" in their place.
+  std::size_t scratch_bytes(int slots, std::int64_t n, const StepNeeds& needs) const;
 
  private:
   Kernels kernels_;

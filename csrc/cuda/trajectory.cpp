@@ -15,8 +15,12 @@ constexpr char kAdvance[] =
 constexpr unsigned kAdvanceThreads = 256;
 constexpr std::size_t kStateWords = 16;  // which frame, of how many; the rest keeps frames on cache lines
 
-std::size_t bytes_of(const FrameLayout& layout, int frames) {
-  return (kStateWords + layout.words * static_cast<std::size_t>(frames)) * sizeof(std::uint32_t);
+constexpr std::size_t kFlags = kStateWords * sizeof(std::uint32_t);  // where they begin, in bytes
+
+// Words before the first frame: the state and the flags, on whole cache lines.
+std::size_t head_words(int slots, int steps, bool flags) {
+  const auto count = flags ? static_cast<std::size_t>(slots) * static_cast<std::size_t>(steps) : 0;
+  return kStateWords + (count + kStateWords - 1) / kStateWords * kStateWords;
 }
 
 int bucket_of(const std::vector<int>& buckets, int rows) {
@@ -36,11 +40,13 @@ StepNeeds with_lines_of(StepNeeds needs, const TrajectoryPlan& plan) {
 }  // namespace
 
 TrajectoryPlan plan_trajectory(Form form, int slots, const std::vector<int>& forward_rows,
-                               const std::vector<int>& buckets, bool second) {
+                               const std::vector<int>& buckets, bool second, bool flags) {
   if (slots < 1 || forward_rows.empty()) throw std::invalid_argument("a trajectory needs a sample and a step");
+  if (flags && form == Form::While) throw std::invalid_argument("flags of each step need the unrolled form");
   const int steps = static_cast<int>(forward_rows.size());
-  const FrameLayout layout(slots, second);
-  TrajectoryPlan plan{form, slots, steps, second, {}, {}, bytes_of(layout, steps + 1), bytes_of(layout, steps)};
+  const std::size_t words = FrameLayout(slots, second).words, all = words * static_cast<std::size_t>(steps);
+  const std::size_t loaded = (head_words(slots, steps, flags) + all) * sizeof(std::uint32_t);
+  TrajectoryPlan plan{form, slots, steps, second, flags, {}, {}, loaded + words * sizeof(std::uint32_t), loaded};
   if (form == Form::While) {
     const int rows = bucket_of(buckets, *std::max_element(forward_rows.begin(), forward_rows.end()));
     plan.forward_rows.assign(forward_rows.size(), rows);
@@ -70,19 +76,24 @@ Trajectory::Trajectory(ContextPtr context, TrajectoryPlan plan, StepProgram prog
       arguments_(arguments),
       advance_module_(plan_.form == Form::While ? std::make_unique<Module>(context_, kAdvance) : nullptr),
       device_(context_, plan_.device_bytes),
-      host_(context_, plan_.host_bytes),
+      host_(plan_.flags ? nullptr : std::make_unique<HostBuffer>(context_, plan_.host_bytes)),
       uploaded_(context_),
       exec_(build(forwards)) {}
 
-// The device's memory: the loop's state, the frames, and behind them the current one.
+// The device's memory: the loop's state, flags if there are any, the frames, and behind them the current one.
 CUdeviceptr Trajectory::frame_address(int frame) const {
   const auto index = static_cast<std::size_t>(frame < 0 ? plan_.steps : frame);
-  return device_.get() + (kStateWords + layout_.words * index) * sizeof(std::uint32_t);
+  const std::size_t first = head_words(plan_.slots, plan_.steps, plan_.flags);
+  return device_.get() + (first + layout_.words * index) * sizeof(std::uint32_t);
 }
+
+std::size_t Trajectory::flag_bytes() const { return static_cast<std::size_t>(plan_.slots) * sizeof(std::int32_t); }
 
 std::vector<Launch> Trajectory::step_launches(int frame) const {
   StepArguments arguments = arguments_;
   arguments.set(StepArgument::adapted, frame_address(-1) + layout_.rows * sizeof(std::uint32_t));
+  if (plan_.flags)
+    arguments.set(StepArgument::nonfinite, device_.get() + kFlags + static_cast<std::size_t>(frame) * flag_bytes());
   return program_.launches(plan_.slots, needs_, arguments, frame_address(frame));
 }
 
@@ -153,7 +164,7 @@ void Trajectory::require_fits(const Frames& frames) const {
   };
   require(frames.needs.noise, needs_.noise, "a step adds noise", StepArgument::seed);
   require(frames.needs.guidance, needs_.guidance, "a step adapts its guidance", StepArgument::sums);
-  require(frames.needs.threshold, needs_.threshold, "a step has a dynamic threshold", StepArgument::x);
+  require(frames.needs.threshold, needs_.threshold, "a step has a dynamic threshold", StepArgument::counts);
   require(frames.needs.keep, needs_.keep, "a step keeps a part of an image", StepArgument::known);
   constexpr StepArgument kRegisters[] = {StepArgument::h, StepArgument::h2, StepArgument::h3};
   for (int i = 0; i < frames.registers; ++i) require(true, true, "a step uses history", kRegisters[i]);
@@ -161,22 +172,32 @@ void Trajectory::require_fits(const Frames& frames) const {
 
 void Trajectory::load(const Stream& stream, const Frames& frames) {
   require_fits(frames);
-  if (loaded_)
-    uploaded_.synchronize();  // of an upload that is still to read the host's memory
-  else
-    exec_.upload(stream);  // before it is launched for the first time, which would have to
-  auto* words = static_cast<std::uint32_t*>(host_.data());
-  std::fill(words, words + kStateWords, 0u);
-  words[1] = static_cast<std::uint32_t>(frames.steps);
-  std::memcpy(words + kStateWords, frames.words.data(), frames.words.size() * sizeof(std::uint32_t));
-  device_.upload(stream, words, (kStateWords + frames.words.size()) * sizeof(std::uint32_t));
+  if (!host_) host_ = std::make_unique<HostBuffer>(context_, plan_.host_bytes);
+  if (loaded_) uploaded_.synchronize();  // of an upload that is still to read the host's memory
+  load(stream, frames, host_->data());
   stream.record(uploaded_);
+}
+
+void Trajectory::load(const Stream& stream, const Frames& frames, void* pinned) {
+  require_fits(frames);
+  if (!loaded_) exec_.upload(stream);  // before it is launched for the first time, which would have to
+  const std::size_t head = head_words(plan_.slots, plan_.steps, plan_.flags);
+  auto* words = static_cast<std::uint32_t*>(pinned);
+  std::fill(words, words + head, 0u);
+  words[1] = static_cast<std::uint32_t>(frames.steps);
+  std::memcpy(words + head, frames.words.data(), frames.words.size() * sizeof(std::uint32_t));
+  device_.upload(stream, words, (head + frames.words.size()) * sizeof(std::uint32_t));
   loaded_ = true;
 }
 
 void Trajectory::launch(const Stream& stream) const {
   if (!loaded_) throw std::logic_error("a trajectory must be loaded before it is launched");
   exec_.launch(stream);
+}
+
+void Trajectory::download_flags(const Stream& stream, void* pinned) const {
+  if (!plan_.flags) throw std::logic_error("this trajectory was planned without flags");
+  device_.download(stream, pinned, static_cast<std::size_t>(plan_.steps) * flag_bytes(), kFlags);
 }
 
 }  // namespace stepfuse::cuda

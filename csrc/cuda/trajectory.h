@@ -44,16 +44,18 @@ struct TrajectoryPlan {
   Form form;
   int slots, steps;
   bool second;                    // whether frames have second lines
+  bool flags;                     // whether it has flags of what is not finite
   std::vector<int> forward_rows;  // (steps,) rows that each step's forward computes
   std::vector<PlannedNode> nodes;
-  std::size_t device_bytes;  // state of the loop, the current frame, all frames
-  std::size_t host_bytes;    // pinned, for their upload
+  std::size_t device_bytes;  // state of the loop, flags, all frames, the current frame
+  std::size_t host_bytes;    // pinned, for the upload of all but the current frame
 };
 
-// `forward_rows` is Frames::forward_rows, `buckets` the row counts of the captured forwards. Throws
-// std::invalid_argument if a step needs more rows than the largest has.
+// `forward_rows` is Frames::forward_rows, `buckets` the row counts of the captured forwards. `flags`: each step reports
+// which of its slots are not finite. Throws std::invalid_argument if a step needs more rows than the largest has, or a
+// loop, whose steps are the same nodes, is to have flags.
 TrajectoryPlan plan_trajectory(Form form, int slots, const std::vector<int>& forward_rows,
-                               const std::vector<int>& buckets, bool second = false);
+                               const std::vector<int>& buckets, bool second = false, bool flags = false);
 
 class Trajectory {
  public:
@@ -68,11 +70,17 @@ class Trajectory {
   // Waits for a previous upload alone. Throws std::invalid_argument if the frames are not of this plan, or need what
   // this trajectory was built without, or memory that its arguments lack.
   void load(const Stream& stream, const Frames& frames);
+  // The same by way of the caller's pinned memory, of plan().host_bytes, which is read until the launch begins.
+  void load(const Stream& stream, const Frames& frames, void* pinned);
   void launch(const Stream& stream) const;  // one launch; the first input rows are in place
+  // Copies the flags of the last launch, (steps, slots) int32, to pinned memory: 1 where a step's prediction or state
+  // is not finite. Of a plan with flags.
+  void download_flags(const Stream& stream, void* pinned) const;
 
   const TrajectoryPlan& plan() const { return plan_; }
 
  private:
+  std::size_t flag_bytes() const;
   CUdeviceptr frame_address(int frame) const;  // -1: the current one
   std::vector<Launch> step_launches(int frame) const;
   Launch advance_launch(CUgraphConditionalHandle condition, bool first) const;
@@ -87,7 +95,7 @@ class Trajectory {
   StepArguments arguments_;
   std::unique_ptr<Module> advance_module_;  // of a loop
   DeviceBuffer device_;
-  HostBuffer host_;
+  std::unique_ptr<HostBuffer> host_;  // of loads without the caller's: of a plan with flags from the first one on
   Event uploaded_;
   bool loaded_ = false;
   GraphExec exec_;

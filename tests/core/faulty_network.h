@@ -90,7 +90,7 @@ class Network : public Denoiser {
     run(rows);
     rows_computed_ += static_cast<std::uint64_t>(computed(rows) - rows);
   }
-  std::uint64_t rows_computed() const { return rows_computed_; }  // of all forwards, padding included
+  virtual std::uint64_t rows_computed() const { return rows_computed_; }  // of all forwards, padding included
 
  protected:
   virtual void run(int rows) = 0;

@@ -4,12 +4,14 @@ import itertools
 import math
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from stepfuse import _core
-from stepfuse._core import CostCurve, Order, Passes, Policy, make_plan, order_of, rows_worthwhile
+from stepfuse._core import CostCurve, Order, Passes, Policy, make_plan, order_of, rows_worthwhile, steps_alike
+from stepfuse.samplers.table import COLUMNS
 
 ROWS = {Passes.Conditional: 1, Passes.Unconditional: 1, Passes.Both: 2}
 POLICIES = Policy.FirstCome, Policy.ShortestFirst, Policy.EarliestDeadline
@@ -245,3 +247,17 @@ def test_shortest_first_counts_passes_that_were_computed_before_an_arrival_again
     early = order_of(Policy.ShortestFirst, 0.25, arrival=0, arrival_passes=0, passes_left=10)
     assert order_of(Policy.ShortestFirst, 0.25, arrival=1, arrival_passes=35, passes_left=1) < early
     assert early < order_of(Policy.ShortestFirst, 0.25, arrival=1, arrival_passes=37, passes_left=1)
+
+
+@given(st.lists(st.sampled_from([0.0, 1.0, 1.5, 3.0]), min_size=1, max_size=12), st.booleans())
+def test_steps_are_alike_until_the_first_that_computes_other_passes(scales, conditioned):
+    rows = np.zeros((len(scales), len(COLUMNS)), np.float32)
+    rows[:, COLUMNS.index("g")] = scales
+    passes = [{0.0: "unconditional", 1.0: "conditional"}.get(g, "both") if conditioned else "own" for g in scales]
+    alike = itertools.takewhile(passes[0].__eq__, passes)
+    assert steps_alike(rows, conditioned) == len(list(alike))
+
+
+def test_steps_alike_needs_a_row():
+    with pytest.raises(ValueError, match="at least one"):
+        steps_alike(np.zeros((0, len(COLUMNS)), np.float32), True)

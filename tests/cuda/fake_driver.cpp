@@ -403,6 +403,7 @@ CUresult cuDeviceGetName(char* name, int bytes, CUdevice) {
 CUresult cuDeviceGetAttribute(int* value, CUdevice_attribute attribute, CUdevice) {
   *value = attribute == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR   ? 9
            : attribute == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR ? 0
+           : attribute == CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE            ? 512
                                                                        : 132;
   return enter("cuDeviceGetAttribute");
 }

@@ -45,7 +45,7 @@ struct Rig {
   explicit Rig(const std::string& path) : context(Context::open(Driver::load(path), 0)), stream(context) {}
 
   StepProgram program() const {
-    return StepProgram({{{1, kernel}}, {{1, kernel}}, {{1, kernel}}, kernel, kernel, kernel, kernel});
+    return StepProgram({{{1, kernel}}, {{1, kernel}}, {{1, kernel}}, kernel, kernel, kernel, kernel, kernel});
   }
   Graph forward() const {
     Capture capture(stream);
@@ -67,23 +67,27 @@ StepRow noisy_row() {
 }
 
 // A loop whose samples join, have previews, wait for a gate, have known regions and are cancelled, and of which there
-// are more than the slots that it begins with.
-void draw(const std::string& path) {
+// are more than the slots that it begins with. The last one is alone so long that several of its steps are one launch;
+// whether they were.
+bool draw(const std::string& path) {
   constexpr std::int64_t kElements = 20;
   const Rig rig(path);
   DeviceBuffer rows(rig.context, 4096);
-  const Graph forward = rig.forward();
-  GraphDenoiser denoiser(rig.stream, {{4, &forward}});
+  const auto forward = std::make_shared<const Graph>(rig.forward());
+  GraphDenoiser denoiser(rig.stream, {{4, forward.get()}});
   DeviceRows memory{{rows.get(), rows.get() + 1024, rows.get() + 2048},
                     kElements * sizeof(float),
                     {{rows.get() + 3072, Stored::Float32AsFloat16}}};
   const ModelSpec spec{kElements, TimestepType::Float32, {8}, 4};
-  Loop loop(std::make_unique<DeviceStepper>(rig.stream, spec, std::move(memory), rig.program()), LoopOptions{8, {}});
+  Loop loop(std::make_unique<DeviceStepper>(rig.stream, spec, std::move(memory), rig.program(),
+                                            std::map<int, std::shared_ptr<const Graph>>{{4, forward}}),
+            LoopOptions{8, {}});
   Stepper& stepper = loop.stepper();
 
   const auto plain = std::make_shared<Table>(std::vector<StepRow>(3, StepRow{}), 1.0f);
   const auto rich = std::make_shared<Table>(std::vector<StepRow>(4, noisy_row()), 1.0f, kAdaptive);
-  std::vector<float> states(7 * kElements), previews(states.size()), image(kElements, 0.5f);
+  const auto alone = std::make_shared<Table>(std::vector<StepRow>(26, StepRow{}), 1.0f);
+  std::vector<float> states(8 * kElements), previews(states.size()), image(kElements, 0.5f);
   const std::array<float, 2> cond{1, 2};
   const auto known =
       std::make_shared<const KnownRegion>(KnownRegion{image.data(), image.data(), std::vector<Level>(5)});
@@ -92,26 +96,30 @@ void draw(const std::string& path) {
     Request request{};
     const bool is_rich = id % 2 == 1;
     request.id = id;
-    request.table = is_rich ? rich : plain;
+    request.table = id == 7 ? alone : is_rich ? rich : plain;
     request.x = &states[id * kElements];
     request.cond = {cond.data()};
     request.null_cond = {cond.data()};
-    if (is_rich) request.known_region = known;
+    if (request.table == rich) request.known_region = known;
     if (id == 3) request.x0 = &previews[id * kElements];
     request.watched = id == 3;
     if (id == 4) request.gate = gate;
     loop.submit(std::move(request), now);
   };
   std::exception_ptr first;
-  for (int iteration = 0; iteration < 40; ++iteration) {
-    if (iteration < 7) submit(static_cast<std::uint64_t>(iteration), iteration);
+  bool extended = false;
+  for (int iteration = 0; iteration < 60; ++iteration) {
+    if (iteration < 7 || iteration == 30) submit(static_cast<std::uint64_t>(std::min(iteration, 7)), iteration);
     if (iteration == 4) loop.cancel(2);
     loop.open(*gate);
     if (loop.prepare(iteration)) {
       std::exception_ptr error;
       try {
         stepper.throttle();
-        denoiser.forward(loop.forward_rows(), loop.forward_adapters());
+        if (loop.extend())
+          extended = true;
+        else
+          denoiser.forward(loop.forward_rows(), loop.forward_adapters());
       } catch (...) {
         error = std::current_exception();
       }
@@ -133,9 +141,10 @@ void draw(const std::string& path) {
   }
   if (!loop.running().empty() || !loop.waiting().empty()) throw std::logic_error("samples are left");
   if (first) std::rethrow_exception(first);
+  return extended;
 }
 
-void live(const std::string& path, Form form) {
+bool live(const std::string& path, Form form) {
   const Rig rig(path);
   const auto& [context, stream, module, kernel] = rig;
   DeviceBuffer x(context, 4096);
@@ -147,7 +156,7 @@ void live(const std::string& path, Form form) {
   const Frames frames = make_frames({{{row, row, row}, true}, {{row}, true, kAdaptive, {{0, 1}, {1, 0}}}});
   const TrajectoryPlan plan = plan_trajectory(form, frames.slots, frames.forward_rows, {2});
   StepArguments arguments;
-  for (const StepArgument memory : {StepArgument::x, StepArgument::sums, StepArgument::known})
+  for (const StepArgument memory : {StepArgument::x, StepArgument::sums, StepArgument::counts, StepArgument::known})
     arguments.set(memory, x.get());
   arguments.set(StepArgument::n, 500);
   Trajectory trajectory(context, plan, program, {false, true, true, true}, arguments, {{2, &forward}});
@@ -163,6 +172,7 @@ void live(const std::string& path, Form form) {
   exec.upload(stream);
   exec.launch(stream);
   stream.synchronize();
+  return true;
 }
 
 }  // namespace
@@ -171,15 +181,15 @@ int main(int count, char** arguments) {
   if (count != 2) return 0;
   const std::string path = arguments[1];
   const Fake fake(path);
-  const std::function<void()> lives[] = {[&] { live(path, Form::Unrolled); }, [&] { live(path, Form::While); },
-                                         [&] { draw(path); },
+  const std::function<bool()> lives[] = {[&] { return live(path, Form::Unrolled); },
+                                         [&] { return live(path, Form::While); }, [&] { return draw(path); },
                                          [&] {
                                            fake.late(1);
-                                           draw(path);
+                                           return draw(path);
                                          }};
   for (const auto& life : lives) {
     fake.reset();
-    life();
+    require(life(), "no steps were one launch", -1);
     const int calls = fake.calls();
     int reported = 0;
     for (int at = 0; at <= calls; ++at) {

@@ -21,6 +21,7 @@ HERE = Path(__file__).parent
 KERNELS = HERE.parent.parent / "kernels"
 BLOCK, WARPS = 256, 2
 SUMS_BLOCK = 8  # several tiles, the last of which is not full
+COUNTS = 264  # words of a tile's counts of magnitudes
 NAMES = ("t", "s", "g", "p_x", "p_e", "lo", "hi", "q_x", "q_h", "q_z")
 T, S, G, P_X, P_E, LO, HI, Q_X, Q_H, Q_Z = (sf.samplers.table.COLUMNS.index(name) for name in NAMES)
 BOTH_LINES = sf.samplers.table.COLUMNS + sf.samplers.table.SECOND_LINE
@@ -136,6 +137,7 @@ STEP_KERNELS = {
     "second_step_kernel": ("step_kernel.py", BLOCK, "tiles"),
     "guidance_sums_kernel": ("adapt_kernel.py", SUMS_BLOCK, "tiles"),
     "guided_rows_kernel": ("adapt_kernel.py", BLOCK, "slots"),
+    "magnitude_counts_kernel": ("adapt_kernel.py", SUMS_BLOCK, "tiles"),
     "thresholded_rows_kernel": ("adapt_kernel.py", BLOCK, "slots"),
     "keep_known_kernel": ("keep_kernel.py", BLOCK, "tiles"),
 }
@@ -266,20 +268,54 @@ class StepOnHost:
             guided = all(rows_of[i] >= 0 for rows_of in a["maps"].values())
             adapted[i] = guided_row(rows[i], guidance[i], sums[i].sum(axis=0), n) if guided else rows[i].copy()
 
+    def magnitude_counts(self, a, slots, n):
+        tiles, shift = -(-n // SUMS_BLOCK), a["shift"]
+        rows = array_at(a["rows"], (slots, a["rows_stride"]), np.float32)
+        x = array_at(a["x"], (slots, n), np.float32)
+        ratio = array_at(a["ratio"], (slots,), np.float32)
+        counts = array_at(a["counts"], (slots, tiles + 1, COUNTS), np.int32)
+        for i, e_c, e_u in predictions(a, slots, n):
+            if ratio[i] <= 0:
+                continue
+            row, found = rows[i], int(counts[i, -1, 0]) if shift < 24 else 0
+            bits = np.abs(row[P_X] * x[i] + row[P_E] * blend(row, e_c, e_u)).view(np.int32).astype(np.int64)
+            for tile in range(tiles):
+                part = bits[tile * SUMS_BLOCK : (tile + 1) * SUMS_BLOCK]
+                prefix = part >> shift >> 8
+                digits = (part >> shift & 255)[prefix == found >> shift >> 8]
+                counts[i, tile, :256] = np.bincount(digits, minlength=256)
+                higher = part[prefix > found >> shift >> 8]
+                counts[i, tile, 256:258] = higher.min(initial=0x7FFFFFFF), part.max()
+
     def thresholded_rows(self, a, slots, n):
         rows = array_at(a["rows"], (slots, a["rows_stride"]), np.float32)
         adapted = array_at(a["adapted"], rows.shape, np.float32)
-        x = array_at(a["x"], (slots, n), np.float32)
         ratio, largest = (array_at(a[name], (slots,), np.float32) for name in ("ratio", "largest"))
-        adapted[:] = rows.copy()
-        for i, e_c, e_u in predictions(a, slots, n):
+        counts = array_at(a["counts"], (slots, a["tiles"] + 1, COUNTS), np.int32)
+        shift, taken = a["shift"], np.maximum(*a["maps"].values()) >= 0
+        for i in np.flatnonzero(taken & (ratio > 0)):
+            position = float(ratio[i]) * (n - 1)
+            low, rank = counts[i, -1, :2].tolist() if shift < 24 else (0, int(position))
+            below = counts[i, :-1, :256].sum(axis=0).cumsum()
+            digit = int((below <= rank).sum())
+            equal = int(below[digit] - (below[digit - 1] if digit else 0))
+            rank -= int(below[digit]) - equal
+            counts[i, -1, :2] = low, rank = low | digit << shift, rank
+            if shift:
+                continue
+            later = np.flatnonzero(np.diff(below[digit:]))
+            following = low + 1 + int(later[0]) if later.size else int(counts[i, :-1, 256].min())
+            above = low if rank + 1 < equal or int(position) + 1 == n else following
+            values = np.array([low, above], np.int32).view(np.float32).astype(np.float64)
+            quantile = np.float32(values[0] + (position - int(position)) * (values[1] - values[0]))
             row = rows[i].copy()
-            magnitudes = np.abs(row[P_X] * x[i] + row[P_E] * blend(row, e_c, e_u))
-            if ratio[i] > 0 and np.isfinite(magnitudes).all():
-                quantile = np.float32(np.quantile(magnitudes.astype(np.float64), float(ratio[i])))
+            if counts[i, :-1, 257].max() < 0x7F800000:
                 row[[P_X, P_E]] /= min(max(quantile, np.float32(1)), largest[i])
                 row[[LO, HI]] = -1, 1
-                adapted[i] = row
+            adapted[i] = row
+        if not shift:
+            rest = ~(taken & (ratio > 0))
+            adapted[rest] = rows[rest].copy()
 
     def keep_known(self, a, slots, n):
         x = array_at(a["x"], (slots, n), np.float32)
@@ -392,7 +428,7 @@ class Rig:
                 "t": max_rows,
                 "prediction": max_rows * n,
                 "known": slots * 3 * n,
-                "sums": self.program.sums_bytes(slots, n) // 4,
+                "sums": self.program.scratch_bytes(slots, n, cuda.StepNeeds(guidance=True, threshold=True)) // 4,
             }.items()
         }
         at = {name: buffer.address for name, buffer in self.memory.items()}
@@ -404,6 +440,7 @@ class Rig:
             **dict.fromkeys(("prediction_rows", "next_input_rows"), max_rows),
             **{name: at[name] if history else 0 for name in ("h", "h2", "h3")},
             **{name: at[name] for name in ("seed", "prediction", "known", "sums")},
+            "counts": at["sums"],
             "next_input": at["sample"],
             "next_t": at["t"],
         }

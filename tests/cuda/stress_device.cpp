@@ -60,8 +60,10 @@ const std::map<std::string, KernelSignature> kKernels{
     {"guidance_sums", signature("prediction x guidance row_cond row_uncond sums",
                                 "n prediction_rows x_stride prediction_stride", Grid::Tiles)},
     {"guided_rows", signature("sums rows row_cond row_uncond guidance adapted", "n tiles rows_stride", Grid::Slots)},
-    {"thresholded_rows", signature("x prediction rows row_cond row_uncond ratio largest adapted",
-                                   "n prediction_rows x_stride prediction_stride rows_stride", Grid::Slots)},
+    {"magnitude_counts", signature("x prediction rows row_cond row_uncond ratio counts",
+                                   "n shift prediction_rows x_stride prediction_stride rows_stride", Grid::Tiles)},
+    {"thresholded_rows", signature("counts rows row_cond row_uncond ratio largest adapted",
+                                   "n tiles shift prediction_rows rows_stride", Grid::Slots)},
     {"keep_known",
      signature("x known known_row levels x0 row_cond row_uncond next_input next_rows next_cond next_uncond",
                "n next_input_rows x_stride next_input_stride next_rows_stride", Grid::Tiles)},
@@ -195,12 +197,28 @@ void guided_rows(const Given& given, const Slot& slot) {
   put_adapted(given, slot, row, second);
 }
 
+constexpr int kCounts = 2 * 264;  // words of a slot: of its tile, and what is found
+
+// In place of counts the values themselves, of which a tile has fewer.
+void magnitude_counts(const Given& given, const Slot& slot) {
+  auto* values = given.at<float>("counts", slot.i, kCounts);
+  const float* x = given.at<float>("x", slot.i, given.integer("x_stride"));
+  for (int k = 0; slot.steps && k < slot.n; ++k) {
+    values[k] = x[k];
+    values[kBlock + k] = slot.eps[k];
+    if (slot.guided) values[2 * kBlock + k] = slot.eps_uncond[k];
+  }
+}
+
 void thresholded_rows(const Given& given, const Slot& slot) {
+  require(given.integer("tiles") == 1, "a sample has more tiles than it should");
+  if (given.integer("shift") > 0) return;
   StepRow row = slot.row;
   const Adaptive adaptive{{}, *given.at<float>("ratio", slot.i), *given.at<float>("largest", slot.i)};
   std::vector<float> scratch(static_cast<std::size_t>(slot.n));
-  const float* x = given.at<float>("x", slot.i, given.integer("x_stride"));
-  if (slot.steps) adapt(row, nullptr, adaptive, slot.n, x, slot.eps, slot.eps_uncond, scratch.data());
+  const auto* values = given.at<float>("counts", slot.i, kCounts);
+  const float* eps_uncond = slot.guided ? values + 2 * kBlock : nullptr;
+  if (slot.steps) adapt(row, nullptr, adaptive, slot.n, values, values + kBlock, eps_uncond, scratch.data());
   put_adapted(given, slot, row, slot.second);
 }
 
@@ -249,14 +267,15 @@ struct Rig {
                         {{1, kernel("second_step")}},
                         kernel("guidance_sums"),
                         kernel("guided_rows"),
+                        kernel("magnitude_counts"),
                         kernel("thresholded_rows"),
                         kernel("keep_known")});
   }
-  std::unique_ptr<Stepper> stepper() const {
+  std::unique_ptr<Stepper> stepper(std::map<int, std::shared_ptr<const Graph>> forwards) const {
     DeviceRows rows{{sample.get(), timestep.get(), prediction.get()},
                     static_cast<std::size_t>(spec.elements) * sizeof(float),
                     {{label.get(), Stored::AsIs}, {tag.get(), Stored::AsIs}}};
-    return std::make_unique<DeviceStepper>(stream, spec, std::move(rows), program());
+    return std::make_unique<DeviceStepper>(stream, spec, std::move(rows), program(), std::move(forwards));
   }
   NetworkRows rows() const {
     return {spec,
@@ -298,18 +317,30 @@ class DeviceNetwork final : public Network {
         fake_(fake) {
     network_here = this;
     if (!random_.one_in(2)) return;
-    std::map<int, Graph> graphs;
     std::map<int, const Graph*> forwards;
     for (int rows = rig.spec.max_rows; rows > 0; rows /= 2) {
       Capture capture(rig.stream);
       rig.forward(rows);
-      forwards[rows] = &graphs.emplace(rows, capture.end()).first->second;
+      graphs_[rows] = std::make_shared<Graph>(capture.end());
+      forwards[rows] = graphs_[rows].get();
     }
     captured_.emplace(rig.stream, forwards);
   }
 
   int computed(int rows) const override { return captured_ ? captured_->computed(rows) : rows; }
-  void compute(int rows) { predict_all(rows); }
+  void compute(int rows) {
+    rows_of_kernels_ += static_cast<std::uint64_t>(rows);
+    predict_all(rows);
+  }
+  // Beside those of its own calls: of pieces, which the stepper launches.
+  std::uint64_t rows_computed() const override {
+    rig_.stream.synchronize();
+    return Network::rows_computed() + rows_of_kernels_ - rows_launched_;
+  }
+  // A piece has no call in which the network could read its rows.
+  std::map<int, std::shared_ptr<const Graph>> graphs() const {
+    return reads_rows ? std::map<int, std::shared_ptr<const Graph>>{} : graphs_;
+  }
 
   const bool reads_rows, fails_at_random;
 
@@ -323,18 +354,25 @@ class DeviceNetwork final : public Network {
       raise_by_chance({});
     }
     captured_ ? captured_->forward(rows, 0) : rig_.forward(rows);
+    rows_launched_ += static_cast<std::uint64_t>(computed(rows));
   }
 
   const Rig& rig_;
   const Fake& fake_;
+  std::map<int, std::shared_ptr<const Graph>> graphs_;
   std::optional<GraphDenoiser> captured_;
+  std::uint64_t rows_of_kernels_ = 0, rows_launched_ = 0;
 };
 
 void run_kernel(const char* name, void** params, const unsigned* shape) {
   using Body = void (*)(const Given&, const Slot&);
-  static const std::map<std::string, Body> kBodies{{"fused_step", fused_step},   {"plain_step", fused_step},
-                                                   {"second_step", fused_step},  {"guidance_sums", guidance_sums},
-                                                   {"guided_rows", guided_rows}, {"thresholded_rows", thresholded_rows},
+  static const std::map<std::string, Body> kBodies{{"fused_step", fused_step},
+                                                   {"plain_step", fused_step},
+                                                   {"second_step", fused_step},
+                                                   {"guidance_sums", guidance_sums},
+                                                   {"guided_rows", guided_rows},
+                                                   {"magnitude_counts", magnitude_counts},
+                                                   {"thresholded_rows", thresholded_rows},
                                                    {"keep_known", keep_known}};
   if (!std::strcmp(name, "network")) return network_here->compute(*static_cast<const int*>(params[0]));
   const KernelSignature& signature = kKernels.at(name);
@@ -359,7 +397,7 @@ class DeviceBackend final : public StressBackend {
     require(!*fake_.text(2), fake_.text(2));
   }
 
-  std::unique_ptr<Stepper> stepper() override { return rig_->stepper(); }
+  std::unique_ptr<Stepper> stepper() override { return rig_->stepper(network_->graphs()); }
   Network& network() override { return *network_; }
   bool reads_rows() const override { return network_->reads_rows; }
   bool fails_at_random() const override { return network_->fails_at_random; }

@@ -63,6 +63,13 @@ def test_memory_is_known_before_anything_is_built(form):
     assert (plan.host_bytes, plan.device_bytes) == (64 + 10 * frame, 64 + 11 * frame)
 
 
+def test_flags_of_each_step_take_whole_cache_lines_before_the_frames():
+    plan = cuda.plan_trajectory(Form.Unrolled, 2, [2] * 10, [2], flags=True)
+    assert (plan.host_bytes, plan.device_bytes) == (64 + 128 + 10 * 384, 64 + 128 + 11 * 384)
+    with pytest.raises(ValueError, match="flags of each step need the unrolled form"):
+        cuda.plan_trajectory(Form.While, 2, [2] * 10, [2], flags=True)
+
+
 @FORMS
 @pytest.mark.parametrize(
     ("slots", "forward_rows", "buckets", "message"),
@@ -288,7 +295,7 @@ def test_a_step_s_kernels_run_one_behind_the_other(rig, fake, form, needs):
     trajectory.launch(made.stream)
     of_a_step = ["network"]
     of_a_step += ["guidance_sums", "guided_rows"] if "guidance" in needs else []
-    of_a_step += ["thresholded_rows"] if "threshold" in needs else []
+    of_a_step += ["magnitude_counts", "thresholded_rows"] * 4 if "threshold" in needs else []
     of_a_step += ["step"] + (["keep_known"] if "keep" in needs else [])
     assert [name for name, _ in made.host.ran] == of_a_step * 3
 

@@ -310,6 +310,7 @@ def test_the_host_is_ahead_and_waits_once_an_iteration(on_gpu, make_module, trac
 
     found = trace.kernels_named("fused_step")
     assert len(found) == steps + 1  # the first fills the rows of the first forward
+    assert len({one.launch for one in found[1:]}) == steps // 4  # four steps are one launch
     assert all("Event" in wait.name for wait in trace.waits), trace.waits
     assert len(trace.waits) <= steps
     # While the device is at a step, the next one is on its stream already.

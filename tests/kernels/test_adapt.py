@@ -169,6 +169,17 @@ def test_thresholded_rows_are_the_reference_and_the_core_to_the_bit(given, ratio
             np.testing.assert_array_equal(got[i], rows[i])
 
 
+def test_many_tiles_are_one_sample(given):
+    n = 2048 * 17 + 3  # more than the counts that are read at once
+    rows, x, outputs = random_inputs(n, scale=3.0)
+    maps = {"row_cond": given(ROW_COND, np.int32), "row_uncond": given(ROW_UNCOND, np.int32)}
+    settings = given([0.995, 0.3, 0.0, 1.0, 0.5]), given([np.inf] * SLOTS)
+    got = dynamic_threshold(given(x), given(outputs), given(rows), *settings, **maps).cpu().numpy()
+    for i, ratio in enumerate((0.995, 0.3, 0.0, 1.0)):
+        by_core = core_row(rows[i], x[i], *passes(outputs, i), threshold_ratio=ratio, largest_threshold=np.inf)
+        np.testing.assert_array_equal(got[i], by_core)
+
+
 @pytest.mark.parametrize("ratio", [0.01, 0.25, 1 / 3, 0.5, 0.75, 0.99, 1.0])
 @pytest.mark.parametrize("d", [[3, 2, -2, 1], [2, 2, 2, 5], [-7, 7], [1, 2, 3, 4, 4, 5], [2, 0, -0.0, 0, 9]], ids=str)
 def test_equal_values_each_count(given, d, ratio):

@@ -30,7 +30,8 @@ FEW = (
     "fused_step.float16.float16.plain.small",
     "guidance_sums.bfloat16.any",
     "guided_rows",
-    "thresholded_rows.float32.float16.aligned",
+    "magnitude_counts.float32.float16.aligned",
+    "thresholded_rows",
     "keep_known.float32.float16.aligned",
 )
 PARAMETER = re.compile(rb"Ordinal : (\S+)\s+Offset\s+: (\S+)\s+Size\s+: (\S+)")

@@ -16,5 +16,6 @@ def test_every_kind_of_launch_compiles(tmp_path):
     script = Path(__file__).with_name("compile_only.py")
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
-    adapts = ["guidance_sums_kernel", "guided_rows_kernel"] * 2 + ["thresholded_rows_kernel"]
+    adapts = ["guidance_sums_kernel", "guided_rows_kernel"] * 2
+    adapts += ["magnitude_counts_kernel", "thresholded_rows_kernel"] * 4
     assert done.stdout.split() == ["fused_step_kernel"] * 4 + adapts * 2 + ["keep_known_kernel"] * 2

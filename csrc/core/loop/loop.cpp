@@ -113,9 +113,24 @@ bool Loop::prepare(double now) {
     stale_ = false;
   } while (!start_iteration(now));
   began_ = now;
+  iteration_.steps = 1;
   for (Sample* sample : iteration_.samples) sample->in_forward = true;
   watch_.add_to(counters_.loop_seconds);
   return !iteration_.plan.empty();
+}
+
+// Whether the samples of the iteration are all there are, and none of them has a reader between two steps.
+bool Loop::settled() const {
+  const auto goes_on = [](const Sample* sample) {
+    return sample->live() && sample->failed_step < 0 && !sample->request.watched && !sample->request.gate;
+  };
+  return !stale_ && waiting_.empty() && suspects_ == 0 && iteration_.samples.size() == running_.size() &&
+         std::all_of(iteration_.samples.begin(), iteration_.samples.end(), goes_on);
+}
+
+bool Loop::extend() {
+  iteration_.steps = settled() ? stepper_->steps_at_once(iteration_) : 1;
+  return iteration_.steps > 1;
 }
 
 bool Loop::step(double now) {
@@ -126,7 +141,7 @@ bool Loop::step(double now) {
   if (stale_) {
     for (Sample* sample : iteration_.samples) sample->entry = -1;
   } else {
-    plan(Lookahead::OneStep);  // includes what was submitted and cancelled during the forward
+    plan(Lookahead::Stepped);  // includes what was submitted and cancelled during the forward
   }
   watch_.add_to(counters_.loop_seconds);
   try {
@@ -189,11 +204,11 @@ void Loop::mark_failed(Sample& sample, const std::exception_ptr& error) {
 
 bool Loop::may_step(const Sample& sample, Lookahead lookahead) const {
   if (!sample.live() || !sample.gate_open()) return false;
-  return lookahead == Lookahead::None || !sample.in_forward || sample.steps_left() > 1;
+  return lookahead == Lookahead::None || !sample.in_forward || sample.steps_left() > iteration_.steps;
 }
 
 Candidate Loop::candidate(const Sample& sample, Lookahead lookahead) const {
-  const int ahead = lookahead == Lookahead::OneStep && sample.in_forward ? 1 : 0;
+  const int ahead = lookahead == Lookahead::Stepped && sample.in_forward ? iteration_.steps : 0;
   Order order = sample.order;
   if (ahead > 0) {
     Standing standing = sample.standing;
@@ -311,8 +326,8 @@ void Loop::advance(Sample& sample) {
   suspects_ -= sample.suspect;
   sample.suspect = false;
   if (!sample.live()) return;
-  ++sample.step;
-  ++counters_.steps;
+  sample.step += iteration_.steps;
+  counters_.steps += static_cast<std::uint64_t>(iteration_.steps);
   if (sample.request.watched) {
     Event event{EventKind::Stepped, sample.request.id, sample.step};
     event.keep_alive = sample.request.keep_alive;
@@ -329,13 +344,15 @@ void Loop::advance(Sample& sample) {
 
 void Loop::count_forward(double now) {
   const int rows = iteration_.plan.rows;
-  counters_.forward_seconds.add(watch_.add_to(counters_.network_seconds));
-  counters_.forward_rows.add(rows);
-  ++counters_.forwards;
+  const auto forwards = static_cast<std::uint64_t>(iteration_.steps);
+  const double each = 1.0 / iteration_.steps;
+  counters_.forward_seconds.add(watch_.add_to(counters_.network_seconds) * each, forwards);
+  counters_.forward_rows.add(rows, forwards);
+  counters_.forwards += forwards;
   for (const Sample* sample : iteration_.samples) sample->set->served = counters_.forwards;
-  counters_.network_passes += static_cast<std::uint64_t>(rows);
-  counters_.padded_rows += static_cast<std::uint64_t>(forward_rows() - rows);
-  if (counters_.forwards > 1) recent_.add(rows, now - began_);  // the first one allocates and warms up
+  counters_.network_passes += forwards * static_cast<std::uint64_t>(rows);
+  counters_.padded_rows += forwards * static_cast<std::uint64_t>(forward_rows() - rows);
+  if (counters_.forwards > 1) recent_.add(rows, (now - began_) * each);  // the first one allocates and warms up
 }
 
 // Throws DeadlineError if the estimate exceeds the deadline: by the cost curve, or by the recent forwards where none is

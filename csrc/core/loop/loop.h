@@ -48,10 +48,12 @@ class Loop {
   void open(Gate& gate);                     // throws std::invalid_argument if it is another loop's
   void cancel_all();
 
-  // An iteration: prepare; the caller runs the forward of forward_rows(); step; the caller synchronizes the stepper if
-  // it needs_host_sync(); commit. If the forward raises, fail replaces step and commit. Between these calls samples may
-  // be submitted and cancelled, and gates opened.
+  // An iteration: prepare; the caller throttles the stepper; extend; unless that returns true, the caller runs the
+  // forward of forward_rows(); step; the caller synchronizes the stepper if it needs_host_sync(); commit. If the
+  // forward raises, fail replaces step and commit. Between these calls samples may be submitted and cancelled, and
+  // gates opened.
   bool prepare(double now);                           // false if there is nothing to do
+  bool extend();                                      // true: the iteration is several, with their forwards
   bool step(double now);                              // false if the step raised: the iteration has been rolled back
   void commit(std::exception_ptr error, double now);  // `error`: of synchronizing; it fails all samples that stepped
   void fail(std::exception_ptr error, double now);    // rolls the iteration back
@@ -61,8 +63,8 @@ class Loop {
     return iteration_.samples.empty() ? 0 : iteration_.samples.front()->request.adapters;
   }
 
-  // Rows that the denoiser added to the last forward.
-  void count_padding(int rows) { counters_.padded_rows += static_cast<std::uint64_t>(rows); }
+  // Rows that the denoiser added to each forward of the iteration.
+  void count_padding(int rows) { counters_.padded_rows += static_cast<std::uint64_t>(rows * iteration_.steps); }
   void count_callbacks(double seconds) { counters_.callback_seconds += seconds; }
   void set_cost(const CostCurve& cost) { options_.cost = cost; }
   std::vector<Event>& events() { return events_; }  // to be taken or cleared between iterations
@@ -85,9 +87,10 @@ class Loop {
   // Which state of the samples plan() plans for.
   enum class Lookahead {
     None,     // as they are
-    OneStep,  // those in the forward as they will be after its step
+    Stepped,  // those in the forward as they will be after the iteration
   };
 
+  bool settled() const;
   bool may_step(const Sample& sample, Lookahead lookahead) const;
   Candidate candidate(const Sample& sample, Lookahead lookahead) const;
   void enqueue(std::unique_ptr<Sample> sample);

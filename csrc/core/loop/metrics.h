@@ -13,11 +13,11 @@ struct Histogram {
 
   explicit Histogram(double first) : first_bound(first) {}
 
-  void add(double value) {
+  void add(double value, std::uint64_t times = 1) {
     int bucket = 0;
     for (double bound = first_bound; value > bound && bucket < kBuckets - 1; bound *= 2) ++bucket;
-    ++counts[static_cast<std::size_t>(bucket)];
-    sum += value;
+    counts[static_cast<std::size_t>(bucket)] += times;
+    sum += value * static_cast<double>(times);
   }
 
   double first_bound;                            // the upper bound of bucket 0

@@ -10,6 +10,13 @@ Passes passes_of(const StepRow& row, bool conditioned) {
   return row.g == 1.0f ? Passes::Conditional : Passes::Both;
 }
 
+int steps_alike(const StepRow* rows, int count, bool conditioned) {
+  const auto differs = [&](const StepRow& row) {
+    return passes_of(row, conditioned) != passes_of(rows[0], conditioned);
+  };
+  return static_cast<int>(std::find_if(rows, rows + count, differs) - rows);
+}
+
 Order order_of(Policy policy, double ageing, const Standing& standing) {
   double urgency = 0;
   if (policy == Policy::ShortestFirst) urgency = standing.passes_left + ageing * standing.arrival_passes;

@@ -22,6 +22,10 @@ constexpr int rows_of(Passes passes) { return passes == Passes::Both ? 2 : 1; }
 
 Passes passes_of(const StepRow& row, bool conditioned);
 
+// How many of these rows, from the first on, compute the same passes: so many steps in a row a sample keeps the rows
+// that it has of a forward, if no other sample joins or leaves.
+int steps_alike(const StepRow* rows, int count, bool conditioned);
+
 // Which sample steps first among those of the same priority.
 enum class Policy : std::uint8_t {
   FirstCome,         // in the order of arrival

@@ -1,6 +1,7 @@
 // One sample from its submission to its end.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <exception>
@@ -83,9 +84,14 @@ struct Sample {
   bool gate_open() const { return !request.gate || request.gate->open; }
   bool live() const { return state <= SampleState::Running; }
   const StepRow& row(int ahead = 0) const { return request.table->rows[static_cast<std::size_t>(step + ahead)]; }
-  const SecondLine* second_line() const { return request.table->second_line(step); }  // null: the step has one line
+  const SecondLine* second_line(int ahead = 0) const {  // null: the step has one line
+    return request.table->second_line(step + ahead);
+  }
   Passes passes(int ahead = 0) const { return passes_of(row(ahead), request.conditioned()); }
   int steps_left() const { return request.table->size() - step; }
+  int steps_alike(int most) const {  // from its next one on, which compute the same passes
+    return stepfuse::steps_alike(&row(), std::min(most, steps_left()), request.conditioned());
+  }
   int passes_left(int ahead = 0) const { return request.table->passes_left(step + ahead, request.conditioned()); }
 };
 

@@ -253,24 +253,20 @@ std::exception_ptr error_of(Work work) {
 }  // namespace
 
 void Server::run_iteration(Denoiser& denoiser, std::unique_lock<std::mutex>& lock) {
+  const auto unlocked = [&lock](auto work) {
+    lock.unlock();
+    std::exception_ptr error = error_of(work);
+    lock.lock();
+    return error;
+  };
   const int rows = loop_.forward_rows();
   const std::uint64_t adapters = loop_.forward_adapters();
-  int padding = 0;
-  lock.unlock();
-  std::exception_ptr error = error_of([&] {
-    loop_.stepper().throttle();
-    denoiser.forward(rows, adapters);
-    padding = denoiser.computed(rows) - rows;
-  });
-  lock.lock();
-  loop_.count_padding(padding);
+  std::exception_ptr error = unlocked([&] { loop_.stepper().throttle(); });
+  if (!error && !loop_.extend()) error = unlocked([&] { denoiser.forward(rows, adapters); });
   if (error) return loop_.fail(std::move(error), now());
+  loop_.count_padding(denoiser.computed(rows) - rows);
   if (!loop_.step(now())) return;
-  if (loop_.stepper().needs_host_sync()) {
-    lock.unlock();
-    error = error_of([&] { loop_.stepper().synchronize(); });
-    lock.lock();
-  }
+  if (loop_.stepper().needs_host_sync()) error = unlocked([&] { loop_.stepper().synchronize(); });
   loop_.commit(std::move(error), now());
 }
 

@@ -1,8 +1,8 @@
 // Holds the states and histories of running samples, fills a forward's input rows and runs the fused step. There is one
 // stepper for the host's memory and one for a GPU's; the loop and its planner are the same for both.
 //
-// It is called by the thread that runs the loop, in the order begin, stage, throttle, the forward, step, and, if
-// needs_host_sync(), synchronize. Only throttle and synchronize may wait.
+// It is called by the thread that runs the loop, in the order begin, stage, throttle, steps_at_once, the forward, step,
+// and, if needs_host_sync(), synchronize. Only throttle and synchronize may wait.
 #pragma once
 
 #include <vector>
@@ -13,10 +13,15 @@
 
 namespace stepfuse {
 
-// One forward: the samples that step after it, and their rows.
+// Most forwards that are enqueued at once on a device: a request that comes joins the one behind them.
+constexpr int kMostAhead = 8;
+
+// One forward: the samples that step after it, and their rows. Or several in a row, of the same samples in the same
+// rows.
 struct Iteration {
   StepPlan plan;
   std::vector<Sample*> samples;  // plan.entries[i] is of samples[i]
+  int steps = 1;                 // of each sample; above 1 the stepper runs their forwards
 
   // The sample's entry, if this is the iteration planned last; null if it has none.
   const PlanEntry* entry_of(const Sample& sample) const {
@@ -37,7 +42,10 @@ class Stepper {
   virtual void stage(const Iteration& iteration, int rows) = 0;
   // Called before each forward, without the loop's lock: limits how far the host runs ahead of a device.
   virtual void throttle() {}
-  // Runs the step of each live sample of the iteration and fills its rows of `next`, if it is planned there. Sets
+  // How many steps in a row it takes as one: asked where nothing but the ends of the iteration's samples and changes of
+  // their passes alters what is planned. Above 1 `step` runs the forwards too, and the caller none.
+  virtual int steps_at_once(const Iteration&) { return 1; }
+  // Runs the steps of each live sample of the iteration and fills its rows of `next`, if it is planned there. Sets
   // `failed_step` of a sample whose state is not finite; a device may do so some iterations later. If this throws, no
   // sample has stepped.
   virtual void step(const Iteration& iteration, const Iteration& next) = 0;

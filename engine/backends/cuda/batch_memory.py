@@ -71,8 +71,8 @@ class BatchMemory:
         Raises:
             CudaError: If there is no memory.
         """
-        if needs.guidance:
-            self._slots.reserve_sums(program.sums_bytes(self._network.max_rows, self._elements))
+        if scratch := program.scratch_bytes(self._network.max_rows, self._elements, needs):
+            self._slots.reserve_scratch(scratch)
         if needs.keep:
             self._slots.reserve_known()
         if needs.second:

@@ -50,6 +50,7 @@ class LoopBackend:
                 for name, spec in info.cond.items()
             ],
             program=loop_program(kernels, network.storage, elements, max_rows),
+            forwards=network.graphs,
         )
         self._network: CapturedNetwork[Any] | None = network
         self._stream = network.stream

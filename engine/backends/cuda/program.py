@@ -77,7 +77,8 @@ def adapting_kernels(kernels: Kernels, storage: str, n: int, needs: cuda.StepNee
     if needs.guidance:
         names |= {"guidance_sums": f"guidance_sums.{storage}.{layout}", "guided_rows": "guided_rows"}
     if needs.threshold:
-        names["thresholded_rows"] = f"thresholded_rows.float32.{storage}.{layout}"
+        counts = f"magnitude_counts.float32.{storage}.{layout}"
+        names |= {"magnitude_counts": counts, "thresholded_rows": "thresholded_rows"}
     if needs.keep:
         names["keep_known"] = f"keep_known.float32.{storage}.{layout}"
     return {name: kernels.named(variant) for name, variant in names.items()}

@@ -21,7 +21,7 @@ class Named:
 @pytest.mark.parametrize(("storage", "n"), list(product(("float32", "float16", "bfloat16"), (16, 20))))
 def test_what_is_asked_for_is_compiled(storage, n):
     found = adapting_kernels(Named(), storage, n, cuda.StepNeeds(noise=True, guidance=True, threshold=True, keep=True))
-    assert list(found) == ["guidance_sums", "guided_rows", "thresholded_rows", "keep_known"]
+    assert list(found) == ["guidance_sums", "guided_rows", "magnitude_counts", "thresholded_rows", "keep_known"]
     for name, variant in found.items():
         assert variant in COMPILED
         assert variant.split(".")[0] == name
@@ -33,7 +33,7 @@ def test_what_is_asked_for_is_compiled(storage, n):
     [
         ({"noise": True}, []),
         ({"guidance": True}, ["guidance_sums", "guided_rows"]),
-        ({"threshold": True}, ["thresholded_rows"]),
+        ({"threshold": True}, ["magnitude_counts", "thresholded_rows"]),
         ({"keep": True}, ["keep_known"]),
     ],
     ids=str,

@@ -135,9 +135,22 @@ def test_what_is_timed_is_a_guided_step_with_rows_to_write(made):
 def test_seconds_are_those_of_a_launch_neither_the_first_nor_a_rare_one_counts(made):
     kernels, clock = made({"small": 3.0, "wide": 2.5})
     candidates = [kernels.named(name_of(layout)) for layout in ALIGNED_LAYOUTS]
-    clock.extra = {(name_of("wide"), 0): 900.0, (name_of("wide"), 40): 900.0, (name_of("small"), 70): 50.0}
+    clock.extra = {(name_of("wide"), 0): 900.0, (name_of("wide"), 20): 900.0, (name_of("small"), 12): 50.0}
     found = step_seconds(candidates, clock.fake.open(), 2, N, 2, noise=False)
     assert found == pytest.approx([3e-6, 1e-5, 1e-5, 2.5e-6], rel=1e-4)
+
+
+def test_each_launch_that_is_timed_finds_a_cache_that_a_copy_has_filled(made, fake):
+    kernels, _ = made()
+    candidates = [kernels.named(name_of(layout)) for layout in ALIGNED_LAYOUTS]
+    context = fake.open()
+    fake.log()
+    step_seconds(candidates, context, 2, N, 2, noise=False)
+    calls = fake.log()
+    at = [i for i, call in enumerate(calls) if call.startswith("cuLaunchKernel")]
+    assert len(at) >= 10 * len(candidates)
+    filled = f"cuMemcpyDtoDAsync {context.cache_bytes}"
+    assert all(calls[i - 2 : i] == [filled, "cuEventRecord"] and calls[i + 1] == "cuEventRecord" for i in at)
 
 
 def test_the_choice_and_its_times_are_logged(made, caplog):
@@ -205,9 +218,10 @@ def test_any_kernel_is_found_by_its_name_and_loaded_once(made, fake):
     ("name", "grid"),
     [
         ("guided_rows", (3, 1, 1)),
-        ("thresholded_rows.float32.bfloat16.any", (3, 1, 1)),
-        ("guidance_sums.bfloat16.any", (2, 3, 1)),
-        ("keep_known.float32.bfloat16.any", (4, 3, 1)),
+        ("thresholded_rows", (3, 1, 1)),
+        ("magnitude_counts.float32.bfloat16.any", (2, 3, 1)),
+        ("guidance_sums.bfloat16.any", (3, 3, 1)),
+        ("keep_known.float32.bfloat16.any", (5, 3, 1)),
     ],
 )
 def test_a_kernel_s_grid_is_its_variant_s(made, fake, name, grid):
@@ -216,7 +230,7 @@ def test_a_kernel_s_grid_is_its_variant_s(made, fake, name, grid):
     arguments = {argument: 0 for argument, _, _ in cubin(name, 90).arguments}
     stream = cuda.Stream(fake.open())
     fake.log()
-    kernels.named(name).launch(stream, 3, {**arguments, "n": 2000})
+    kernels.named(name).launch(stream, 3, {**arguments, "n": 2049})
     [launched] = [line.split() for line in fake.log() if line.startswith("cuLaunchKernel")]
     assert tuple(map(int, launched[2:5])) == grid
 
