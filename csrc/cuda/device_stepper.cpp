@@ -175,7 +175,7 @@ void DeviceStepper::step(const Iteration& iteration, const Iteration& next) {
     if (request.keeps())
       frame.keep(sample.slot, sample.slot, request.known_region->levels[static_cast<std::size_t>(sample.step) + 1]);
     needs.add({request.table->adds_noise(sample.step), adaptive.guidance.any(), adaptive.threshold_ratio > 0,
-               request.keeps(), second});
+               request.keeps(), second, adaptive.renorm.any()});
     previews |= request.x0 != nullptr;
     now.stepped.push_back({sample.slot, sample.standing.arrival, sample.step});
     if (sample.steps_left() > 1 && !watched(sample)) continue;

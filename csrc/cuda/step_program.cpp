@@ -48,6 +48,7 @@ std::vector<Launch> StepProgram::launches(int slots, const StepNeeds& needs, Ste
   arguments.set(A::rows_stride, static_cast<std::uint64_t>(layout.columns));
   arguments.set(A::next_rows_stride, kLineColumns);
   std::vector<Launch> found;
+  if (needs.renorm) found.push_back(required(kernels_.renormed_predictions, "cfg_renorm").launch(slots, arguments));
   if (needs.guidance) {
     const StepKernel& sums = required(kernels_.guidance_sums, "adapted guidance");
     arguments.set(A::tiles, static_cast<std::uint64_t>(tiles_of(sums, static_cast<std::int64_t>(arguments.at(A::n)))));

@@ -62,6 +62,8 @@ const std::map<std::string, KernelSignature> kKernels{
     {"guided_rows", signature("sums rows row_cond row_uncond guidance adapted", "n tiles rows_stride", Grid::Slots)},
     {"thresholded_rows", signature("x prediction rows row_cond row_uncond ratio largest adapted",
                                    "n prediction_rows x_stride prediction_stride rows_stride", Grid::Slots)},
+    {"renormed_predictions", signature("prediction rows row_cond row_uncond patches",
+                                       "n prediction_rows prediction_stride rows_stride", Grid::Tiles)},
     {"keep_known",
      signature("x known known_row levels x0 row_cond row_uncond next_input next_rows next_cond next_uncond",
                "n next_input_rows x_stride next_input_stride next_rows_stride", Grid::Tiles)},
@@ -121,7 +123,7 @@ struct Slot {
   bool steps, guided;
   StepRow row{};
   SecondLine second{};
-  const float *eps = nullptr, *eps_uncond = nullptr;
+  float *eps = nullptr, *eps_uncond = nullptr;
 };
 
 // The span has the rows of the next forward that a slot's state goes to.
@@ -197,11 +199,16 @@ void guided_rows(const Given& given, const Slot& slot) {
 
 void thresholded_rows(const Given& given, const Slot& slot) {
   StepRow row = slot.row;
-  const Adaptive adaptive{{}, *given.at<float>("ratio", slot.i), *given.at<float>("largest", slot.i)};
+  const Adaptive adaptive{{}, *given.at<float>("ratio", slot.i), *given.at<float>("largest", slot.i), {}};
   std::vector<float> scratch(static_cast<std::size_t>(slot.n));
   const float* x = given.at<float>("x", slot.i, given.integer("x_stride"));
   if (slot.steps) adapt(row, nullptr, adaptive, slot.n, x, slot.eps, slot.eps_uncond, scratch.data());
   put_adapted(given, slot, row, slot.second);
+}
+
+void renormed_predictions(const Given& given, const Slot& slot) {
+  const Renorm by = *given.at<Renorm>("patches", slot.i, 4);
+  if (slot.guided && by.any()) stepfuse::renorm(by, slot.row.g, slot.eps, slot.eps_uncond);
 }
 
 void keep_known(const Given& given, const Slot& slot) {
@@ -250,7 +257,8 @@ struct Rig {
                         kernel("guidance_sums"),
                         kernel("guided_rows"),
                         kernel("thresholded_rows"),
-                        kernel("keep_known")});
+                        kernel("keep_known"),
+                        kernel("renormed_predictions")});
   }
   std::unique_ptr<Stepper> stepper() const {
     DeviceRows rows{{sample.get(), timestep.get(), prediction.get()},
@@ -332,10 +340,11 @@ class DeviceNetwork final : public Network {
 
 void run_kernel(const char* name, void** params, const unsigned* shape) {
   using Body = void (*)(const Given&, const Slot&);
-  static const std::map<std::string, Body> kBodies{{"fused_step", fused_step},   {"plain_step", fused_step},
-                                                   {"second_step", fused_step},  {"guidance_sums", guidance_sums},
-                                                   {"guided_rows", guided_rows}, {"thresholded_rows", thresholded_rows},
-                                                   {"keep_known", keep_known}};
+  static const std::map<std::string, Body> kBodies{
+      {"fused_step", fused_step},   {"plain_step", fused_step},
+      {"second_step", fused_step},  {"guidance_sums", guidance_sums},
+      {"guided_rows", guided_rows}, {"thresholded_rows", thresholded_rows},
+      {"keep_known", keep_known},   {"renormed_predictions", renormed_predictions}};
   if (!std::strcmp(name, "network")) return network_here->compute(*static_cast<const int*>(params[0]));
   const KernelSignature& signature = kKernels.at(name);
   const Given given(signature, params);

@@ -32,6 +32,7 @@ FEW = (
     "guided_rows",
     "thresholded_rows.float32.float16.aligned",
     "keep_known.float32.float16.aligned",
+    "renormed_predictions.float16",
 )
 PARAMETER = re.compile(rb"Ordinal : (\S+)\s+Offset\s+: (\S+)\s+Size\s+: (\S+)")
 RECORD = Path(__file__).parents[2] / "benchmarks/results/cubins.json"
