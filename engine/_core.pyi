@@ -41,6 +41,8 @@ class Adaptive:
         blend: str = "plain",
         eta: float = 1.0,
         norm_threshold: float = 0.0,
+        renorm_patch: int = 0,
+        shape: tuple[int, int, int] = (0, 0, 0),
     ) -> None: ...
 
 def adapted_row(
@@ -550,12 +552,14 @@ class cuda:  # noqa: N801  a submodule, which one stub file can only write as a 
             threshold: bool = False,
             keep: bool = False,
             second: bool = False,
+            renorm: bool = False,
         ) -> None: ...
         noise: bool
         guidance: bool
         threshold: bool
         keep: bool
         second: bool
+        renorm: bool
 
     class StepArguments:
         """Values of the step's kernels' arguments by name, of which each kernel takes its own."""
@@ -597,6 +601,7 @@ class cuda:  # noqa: N801  a submodule, which one stub file can only write as a 
             thresholded_rows: cuda.StepKernel | None = None,
             keep_known: cuda.StepKernel | None = None,
             second: dict[int, cuda.StepKernel] = ...,
+            renormed_predictions: cuda.StepKernel | None = None,
         ) -> None: ...
         def scratch_bytes(self, slots: int, n: int, needs: cuda.StepNeeds) -> int:
             """Size of the memory that adapting rows works in; 0: none is adapted."""

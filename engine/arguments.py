@@ -23,6 +23,8 @@ _NAMES: Mapping[str, str] = {
         ("num_images_per_prompt", "batch_size", "num_samples", "num_images"), "n, num_images of TextToImage"
     ),
     **dict.fromkeys(("cfg_scale", "cfg", "guidance"), "guidance_scale"),
+    "true_cfg_scale": "guidance_scale, of models that do not take the scale as an input",
+    "cfg_normalization": "cfg_renorm",
     **dict.fromkeys(("class_labels", "labels", "y", "prompt"), "cond, prompt of TextToImage"),
     "negative_prompt": "negative_cond, negative_prompt of TextToImage",
     "latents": "noise, latents of TextToImage",

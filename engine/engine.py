@@ -449,8 +449,9 @@ class Engine(LoraRegistry):
             on_state: Called like ``callback``, before it, with the states themselves in place of the preview, shape
                 (n, *shape), which it may change in place: the next forward sees the change.
             **options: The sampler's own: ``spacing``, ``clip``, ``variance``, ``karras``, ..., and what every sampler
-                takes: ``guidance_interval``; ``guidance_rescale``, ``dynamic_threshold``, ``apg``, ``apg_form`` and
-                ``cfg_zero_star`` of ``StepTable.adapt``; ``zero_init``, the steps of ``StepTable.with_zero_init``.
+                takes: ``guidance_interval``; ``guidance_rescale``, ``dynamic_threshold``, ``apg``, ``apg_form``,
+                ``cfg_zero_star`` and ``cfg_renorm`` of ``StepTable.adapt``; ``zero_init``, the steps of
+                ``StepTable.with_zero_init``.
 
         Returns:
             Shape (n, *shape), float32, in the model's data range.

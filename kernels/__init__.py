@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if __name__ == "stepfuse.kernels":
     from stepfuse.kernels.reference import (
         adapt_guidance_ref,
+        cfg_renorm_ref,
         dynamic_threshold_ref,
         fused_step_ref,
         guidance_rescale_ref,
@@ -21,12 +22,15 @@ if __name__ == "stepfuse.kernels":
 if TYPE_CHECKING:
     from stepfuse.kernels.adapt import adapt_guidance, dynamic_threshold, guidance_rescale
     from stepfuse.kernels.keep import keep_known
+    from stepfuse.kernels.renorm import cfg_renorm
     from stepfuse.kernels.step import fused_step
     from stepfuse.kernels.tuning import tune
 
 __all__ = [
     "adapt_guidance",
     "adapt_guidance_ref",
+    "cfg_renorm",
+    "cfg_renorm_ref",
     "dynamic_threshold",
     "dynamic_threshold_ref",
     "fused_step",
@@ -42,6 +46,7 @@ __all__ = [
 _MODULES = {
     "fused_step": "step",
     "adapt_guidance": "adapt",
+    "cfg_renorm": "renorm",
     "dynamic_threshold": "adapt",
     "guidance_rescale": "adapt",
     "keep_known": "keep",

@@ -44,6 +44,9 @@ LARGE_FROM = 1 << 18
 #: Of keep_known: a thread reads 16 bytes of each of four float32 tensors, all in flight at once.
 KEEP = Config(512, 4)
 
+#: Of the guidance that keeps the norm of patches, which are its elements: a thread reads one patch from end to end.
+RENORM = Config(64, 2)
+
 #: Of the reductions. The last bits of a sum depend on its block, so these are fixed and never tuned.
 SUMS_BLOCK, SUMS_WARPS = 1024, 4
 GATHER_BLOCK, GATHER_WARPS = 256, 4

@@ -159,6 +159,37 @@ def guidance_rescale_ref(eps: npt.ArrayLike, row: npt.ArrayLike, phi: float, eps
     return adapt_guidance_ref(np.zeros_like(eps), eps, row, eps_uncond, phi=phi)
 
 
+def cfg_renorm_ref(eps: npt.ArrayLike, eps_uncond: npt.ArrayLike, guidance_scale: float, patch: int) -> Array:
+    """The guided prediction, scaled in each patch to the norm of the conditional one there.
+
+    Args:
+        eps: Conditional output, shape (C, H, W).
+        eps_uncond: Unconditional output, like ``eps``.
+        guidance_scale: g of the blend e_u + g (e_c - e_u).
+        patch: Side p of a patch, all channels of p x p elements; it divides H and W.
+
+    Returns:
+        Shape (C, H, W), float64.
+
+    Examples:
+        >>> eps, eps_uncond = sf.normal(0, (16, 8, 8)), sf.normal(1, (16, 8, 8))
+        >>> guided = sf.kernels.cfg_renorm_ref(eps, eps_uncond, 4.0, 2)
+        >>> bool(np.isclose(np.linalg.norm(guided[:, :2, :2]), np.linalg.norm(eps[:, :2, :2])))
+        True
+    """
+    cond, uncond = (np.asarray(one, dtype=np.float64) for one in (eps, eps_uncond))
+    channels, height, width = cond.shape
+    blend = uncond + guidance_scale * (cond - uncond)
+    patches = channels, height // patch, patch, width // patch, patch
+    of_cond, of_blend = (
+        np.linalg.norm(one.reshape(patches).transpose(1, 3, 0, 2, 4).reshape(*patches[1::2], -1), axis=-1)
+        for one in (cond, blend)
+    )
+    scale = np.divide(of_cond, of_blend, out=np.ones_like(of_blend), where=of_blend > 0)
+    guided: Array = blend * scale.repeat(patch, axis=0).repeat(patch, axis=1)
+    return guided
+
+
 def adapt_guidance_ref(
     x: npt.ArrayLike,
     eps: npt.ArrayLike,

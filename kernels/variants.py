@@ -21,6 +21,7 @@ from stepfuse.kernels.configs import (
     GATHER_BLOCK,
     GATHER_WARPS,
     KEEP,
+    RENORM,
     SECOND_LAYOUT,
     SELECT_TILES,
     SELECT_WARPS,
@@ -29,6 +30,7 @@ from stepfuse.kernels.configs import (
     Config,
 )
 from stepfuse.kernels.keep_kernel import keep_known_kernel
+from stepfuse.kernels.renorm_kernel import renormed_predictions_kernel
 from stepfuse.kernels.step_kernel import fused_step_kernel
 
 #: Triton's names of the storage dtypes, by torch's.
@@ -56,6 +58,7 @@ ARGUMENTS = {
     "guidance": "*fp32",
     "ratio": "*fp32",
     "largest": "*fp32",
+    "patches": "*i32",
     "known": "*fp32",
     "known_row": "*i32",
     "levels": "*fp32",
@@ -130,6 +133,9 @@ def variants() -> Iterator[Variant]:
     for network, aligned in product(TYPES, (True, False)):
         name = f"keep_known.float32.{network}.{'aligned' if aligned else 'any'}"
         yield Variant(name, keep_known_kernel, KEEP, _storage("float32", network), aligned)
+    for network in TYPES:
+        name = f"renormed_predictions.{network}"
+        yield Variant(name, renormed_predictions_kernel, RENORM, _storage("float32", network))
 
 
 def _storage(state: str, network: str) -> dict[str, str | None]:

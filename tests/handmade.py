@@ -6,13 +6,22 @@ from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 import stepfuse as sf
-from stepfuse.bundle.pipeline_info import PipelineInfo, PromptInput
+from stepfuse.bundle.pipeline_info import (
+    CONTROL_FIRST,
+    CONTROL_LAST,
+    CONTROL_SCALE,
+    PipelineInfo,
+    PromptInput,
+    control_input,
+)
 
 WORDS = ("<s>", "</s>", "?", "a", "red", "blue", "cat", "dog", "in", "the", "rain")
 LENGTH, WIDTH, CELL = 6, 3, 2
 SHAPE = (4, 4, 4)
 SCHEDULE = sf.NoiseSchedule.scaled_linear()
 STD = np.float32(0.1)
+CONTROL = sf.CondInput("float32", (3, CELL * SHAPE[1], CELL * SHAPE[2]), null=0.0, free="size")
+CONTROL_NUMBERS = CONTROL_SCALE, CONTROL_FIRST, CONTROL_LAST
 
 TABLE = np.random.default_rng(3).standard_normal((len(WORDS), WIDTH)).astype(np.float32)
 
@@ -29,7 +38,7 @@ def embed(prompt):
 
 
 def denoise(x, t, text, size):
-    """The denoiser."""
+    """The denoiser, without ControlNets."""
     offset = text.mean(axis=(1, 2)) + size.mean(axis=1) / 100 + t / 1000
     return (np.float32(0.5) * x + offset[:, None, None, None]).astype(np.float32)
 
@@ -59,14 +68,17 @@ def draw(table, noise, text, negative, size):
     return x
 
 
-def write_bundle(folder, *, pipeline=None, without=(), **info):
-    """The bundle, ``without`` some files; ``pipeline`` and ``info`` change what its manifest says."""
+def write_bundle(folder, *, pipeline=None, without=(), controls=(), **info):
+    """The bundle, ``without`` some files; ``pipeline`` and ``info`` change what its manifest says.
+
+    A ControlNet of ``controls`` adds its scale times the mean of its picture to the prediction, between its timesteps.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     parts = folder.with_name(f"{folder.name}-parts")
     parts.mkdir()
     _tokenizer().save(str(parts / "tokenizer.json"))
     _save(parts / "text_encoder.onnx", _text_encoder())
-    _save(parts / "denoiser.onnx", _denoiser())
+    _save(parts / "denoiser.onnx", _denoiser(controls))
     _save(parts / "vae_decoder.onnx", _decoder())
     _save(parts / "vae_encoder.onnx", _encoder())
     facts = {
@@ -75,6 +87,8 @@ def write_bundle(folder, *, pipeline=None, without=(), **info):
         "cond": {
             "text": sf.CondInput("float32", (LENGTH, WIDTH), null=0.0),
             "size": sf.CondInput("float32", (6,), null=0.0),
+            **{control_input(name): CONTROL for name in controls},
+            **{name: sf.CondInput("float32", (len(controls),), null=0.0) for name in CONTROL_NUMBERS if controls},
         },
         "range_known": False,
         "defaults": {"sampler": "ddim", "steps": 4, "guidance_scale": 3.0},
@@ -86,6 +100,7 @@ def write_bundle(folder, *, pipeline=None, without=(), **info):
         "pixels_per_latent": CELL,
         "size_multiple": 2 * CELL,
         "size_input": "size",
+        "controls": tuple(controls),
     }
     return sf.write_bundle(
         folder,
@@ -112,14 +127,15 @@ def _text_encoder():
     return nodes, [("input_ids", [LENGTH], "INT64")], [("text", [LENGTH, WIDTH])], {"table": TABLE}
 
 
-def _denoiser():
+def _denoiser(controls):
+    offsets = ["of_text", "from_size", "from_time", *(["of_controls"] if controls else [])]
     nodes = [
         helper.make_node("Mul", ["sample", "half"], ["from_sample"]),
         helper.make_node("ReduceMean", ["text", "axes_text"], ["of_text"], keepdims=0),
         helper.make_node("ReduceMean", ["size", "axes_size"], ["of_size"], keepdims=0),
         helper.make_node("Mul", ["of_size", "hundredth"], ["from_size"]),
         helper.make_node("Mul", ["timestep", "thousandth"], ["from_time"]),
-        helper.make_node("Sum", ["of_text", "from_size", "from_time"], ["offset"]),
+        helper.make_node("Sum", offsets, ["offset"]),
         helper.make_node("Reshape", ["offset", "column"], ["spread"]),
         helper.make_node("Add", ["from_sample", "spread"], ["prediction"]),
     ]
@@ -137,7 +153,36 @@ def _denoiser():
         ("text", [LENGTH, WIDTH], "FLOAT"),
         ("size", [6], "FLOAT"),
     ]
+    if controls:
+        inputs += [(control_input(name), [3, f"{name}_h", f"{name}_w"], "FLOAT") for name in controls]
+        inputs += [(name, [len(controls)], "FLOAT") for name in CONTROL_NUMBERS]
+        constants |= {"axes_control": np.int64([1, 2, 3]), "one": np.int64([1])}
+        nodes[:0] = _of_controls(controls)
     return nodes, inputs, [("prediction", [4, "h", "w"])], constants
+
+
+def _of_controls(controls):
+    """What ControlNets add to a row's prediction."""
+    means = [f"mean_{name}" for name in controls]
+    return [
+        *(
+            node
+            for name, mean in zip(controls, means, strict=True)
+            for node in (
+                helper.make_node("ReduceMean", [control_input(name), "axes_control"], [f"{mean}_flat"], keepdims=0),
+                helper.make_node("Unsqueeze", [f"{mean}_flat", "one"], [mean]),
+            )
+        ),
+        helper.make_node("Concat", means, ["means"], axis=1),
+        helper.make_node("Unsqueeze", ["timestep", "one"], ["now"]),
+        helper.make_node("LessOrEqual", ["now", CONTROL_FIRST], ["begun"]),
+        helper.make_node("GreaterOrEqual", ["now", CONTROL_LAST], ["not_ended"]),
+        helper.make_node("And", ["begun", "not_ended"], ["acts"]),
+        helper.make_node("Cast", ["acts"], ["share"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["means", CONTROL_SCALE], ["scaled"]),
+        helper.make_node("Mul", ["scaled", "share"], ["acting"]),
+        helper.make_node("ReduceSum", ["acting", "one"], ["of_controls"], keepdims=0),
+    ]
 
 
 def _decoder():

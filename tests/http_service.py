@@ -6,6 +6,7 @@ import io
 import json
 import threading
 import time
+import zlib
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -119,3 +120,15 @@ def png(levels):
     file = io.BytesIO()
     Image.fromarray(np.asarray(levels, dtype=np.uint8)).save(file, format="PNG")
     return file.getvalue()
+
+
+def bomb():
+    """A PNG of a kilobyte that says it has 10^10 pixels."""
+
+    def chunk(kind, data):
+        return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+    side = (100_000).to_bytes(4, "big")
+    pixels = zlib.compress(bytes(1_000_000), 9)
+    head = chunk(b"IHDR", side + side + bytes([8, 0, 0, 0, 0]))
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")

@@ -48,25 +48,27 @@ void bind_kernels(py::module_& m) {
   using Kernels = std::map<int, std::shared_ptr<StepKernel>>;
   using Kernel = std::shared_ptr<StepKernel>;
   py::class_<StepNeeds>(m, "StepNeeds")
-      .def(py::init([](bool noise, bool guidance, bool threshold, bool keep, bool second) {
-             return StepNeeds{noise, guidance, threshold, keep, second};
+      .def(py::init([](bool noise, bool guidance, bool threshold, bool keep, bool second, bool renorm) {
+             return StepNeeds{noise, guidance, threshold, keep, second, renorm};
            }),
            py::kw_only(), py::arg("noise") = false, py::arg("guidance") = false, py::arg("threshold") = false,
-           py::arg("keep") = false, py::arg("second") = false)
+           py::arg("keep") = false, py::arg("second") = false, py::arg("renorm") = false)
       .def_readonly("noise", &StepNeeds::noise)
       .def_readonly("guidance", &StepNeeds::guidance)
       .def_readonly("threshold", &StepNeeds::threshold)
       .def_readonly("keep", &StepNeeds::keep)
       .def_readonly("second", &StepNeeds::second)
+      .def_readonly("renorm", &StepNeeds::renorm)
       .def("__eq__", &StepNeeds::operator==, py::is_operator())
       .def("__hash__", [](const StepNeeds& needs) {
-        return needs.noise | needs.guidance << 1 | needs.threshold << 2 | needs.keep << 3 | needs.second << 4;
+        return needs.noise | needs.guidance << 1 | needs.threshold << 2 | needs.keep << 3 | needs.second << 4 |
+               needs.renorm << 5;
       });
   py::class_<StepArguments>(m, "StepArguments").def(py::init(&arguments_from), py::arg("values"));
   py::implicitly_convertible<py::dict, StepArguments>();
   py::class_<StepProgram, std::shared_ptr<StepProgram>>(m, "StepProgram")
       .def(py::init([](const Kernels& plain, const Kernels& noise, Kernel sums, Kernel guided, Kernel counts,
-                       Kernel thresholded, Kernel keep, const Kernels& second) {
+                       Kernel thresholded, Kernel keep, const Kernels& second, Kernel renormed) {
              for (const Kernels* kernels : {&plain, &noise, &second}) whole(*kernels, "a kernel");
              return std::make_shared<StepProgram>(StepProgram::Kernels{{plain.begin(), plain.end()},
                                                                        {noise.begin(), noise.end()},
@@ -75,11 +77,12 @@ void bind_kernels(py::module_& m) {
                                                                        std::move(guided),
                                                                        std::move(counts),
                                                                        std::move(thresholded),
-                                                                       std::move(keep)});
+                                                                       std::move(keep),
+                                                                       std::move(renormed)});
            }),
            py::arg("plain"), py::arg("noise"), py::arg("guidance_sums") = Kernel(), py::arg("guided_rows") = Kernel(),
            py::arg("magnitude_counts") = Kernel(), py::arg("thresholded_rows") = Kernel(),
-           py::arg("keep_known") = Kernel(), py::arg("second") = Kernels())
+           py::arg("keep_known") = Kernel(), py::arg("second") = Kernels(), py::arg("renormed_predictions") = Kernel())
       .def("scratch_bytes", &StepProgram::scratch_bytes, py::arg("slots"), py::arg("n"), py::arg("needs"))
       .def(
           "launch",

@@ -191,7 +191,7 @@ Blend blend_named(const std::string& name) {
 }
 
 Adaptive adaptive(float guidance_rescale, float threshold_ratio, float largest_threshold, const std::string& blend,
-                  float eta, float norm_threshold) {
+                  float eta, float norm_threshold, int renorm_patch, const std::tuple<int, int, int>& shape) {
   const auto share = [](float value) { return value >= 0 && value <= 1; };
   if (!share(guidance_rescale) || !share(threshold_ratio) || !(largest_threshold >= 1))
     throw py::value_error("guidance_rescale and threshold_ratio must be 0 to 1 and largest_threshold at least 1, got " +
@@ -200,7 +200,13 @@ Adaptive adaptive(float guidance_rescale, float threshold_ratio, float largest_t
   if (!std::isfinite(eta) || !std::isfinite(norm_threshold) || norm_threshold < 0)
     throw py::value_error("eta must be finite and norm_threshold finite and at least 0, got " + std::to_string(eta) +
                           " and " + std::to_string(norm_threshold));
-  return {{guidance_rescale, blend_named(blend), eta, norm_threshold}, threshold_ratio, largest_threshold};
+  const auto [channels, height, width] = shape;
+  const Renorm renorm{renorm_patch, channels, height, width};
+  if (renorm_patch < 0 || (renorm.any() && (channels < 1 || height < 1 || width < 1 || height % renorm_patch != 0 ||
+                                            width % renorm_patch != 0)))
+    throw py::value_error("renorm_patch must divide height and width, or be 0, got " + std::to_string(renorm_patch) +
+                          " and shape " + std::string(py::str(py::cast(shape))));
+  return {{guidance_rescale, blend_named(blend), eta, norm_threshold}, threshold_ratio, largest_threshold, renorm};
 }
 
 FloatArray adapted_row(const FloatArray& columns, const Adaptive& adaptive, const FloatArray& x, const FloatArray& eps,
@@ -227,7 +233,8 @@ void bind_step(py::module_& m) {
   py::class_<Adaptive>(m, "Adaptive")
       .def(py::init(&adaptive), py::arg("guidance_rescale") = 0.0f, py::arg("threshold_ratio") = 0.0f,
            py::arg("largest_threshold") = std::numeric_limits<float>::infinity(), py::kw_only(),
-           py::arg("blend") = "plain", py::arg("eta") = 1.0f, py::arg("norm_threshold") = 0.0f);
+           py::arg("blend") = "plain", py::arg("eta") = 1.0f, py::arg("norm_threshold") = 0.0f,
+           py::arg("renorm_patch") = 0, py::arg("shape") = std::tuple(0, 0, 0));
   m.def("adapted_row", &adapted_row, py::arg("row"), py::arg("adaptive"), py::arg("x"), py::arg("eps"),
         py::arg("eps_uncond") = py::none(), "The row with what it takes from the whole sample folded in.");
   m.def("step", &step, py::arg("x"), py::arg("eps"), py::arg("row"), py::arg("eps_uncond") = py::none(),

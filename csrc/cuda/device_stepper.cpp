@@ -186,7 +186,7 @@ Pieces::Key DeviceStepper::key_of(const Iteration& iteration, int steps_of_each)
     key.previews |= sample->request.x0 != nullptr;
     for (int step = sample->step; step < sample->step + steps_of_each; ++step)
       key.needs.add({table.adds_noise(step), table.adaptive.guidance.any(), table.adaptive.threshold_ratio > 0,
-                     sample->request.keeps(), table.second_line(step) != nullptr});
+                     sample->request.keeps(), table.second_line(step) != nullptr, table.adaptive.renorm.any()});
   }
   return key;
 }

@@ -47,6 +47,8 @@ class Frame {
     put(layout_.guidance, 4 * slot + 3, guidance.norm_threshold);
     put(layout_.ratio, slot, adaptive.threshold_ratio);
     put(layout_.largest, slot, adaptive.largest_threshold);
+    static_assert(sizeof(Renorm) == 4 * sizeof(std::uint32_t), "the kernel reads four words");
+    std::memcpy(&word(layout_.patches, 4 * slot), &adaptive.renorm, sizeof adaptive.renorm);
   }
   // Its known region, in row `known_row` of the known regions, is put back at this level.
   void keep(int slot, int known_row, const Level& level) {

@@ -41,6 +41,7 @@ StepNeeds needs_of(const Course& course) {
     const bool guided = passes_of(row, course.conditioned) == Passes::Both;
     needs.noise |= row.adds_noise();
     needs.guidance |= guided && course.adaptive.guidance.any();
+    needs.renorm |= guided && course.adaptive.renorm.any();
   }
   return needs;
 }
@@ -67,10 +68,11 @@ FrameLayout::FrameLayout(int slots, bool second) : columns(second ? 2 * kLineCol
   guidance = part(4);
   ratio = part(1);
   largest = part(1);
+  patches = part(4);
   words = (words + kLineWords - 1) / kLineWords * kLineWords;
 }
 
-std::array<std::pair<StepArgument, std::size_t>, 12> FrameLayout::parts() const {
+std::array<std::pair<StepArgument, std::size_t>, 13> FrameLayout::parts() const {
   using A = StepArgument;
   return {{{A::rows, rows},
            {A::next_rows, next_rows},
@@ -83,7 +85,8 @@ std::array<std::pair<StepArgument, std::size_t>, 12> FrameLayout::parts() const 
            {A::known_row, known_row},
            {A::guidance, guidance},
            {A::ratio, ratio},
-           {A::largest, largest}}};
+           {A::largest, largest},
+           {A::patches, patches}}};
 }
 
 void StepNeeds::add(const StepNeeds& other) {
@@ -92,11 +95,12 @@ void StepNeeds::add(const StepNeeds& other) {
   threshold |= other.threshold;
   keep |= other.keep;
   second |= other.second;
+  renorm |= other.renorm;
 }
 
 bool StepNeeds::operator==(const StepNeeds& other) const {
   return noise == other.noise && guidance == other.guidance && threshold == other.threshold && keep == other.keep &&
-         second == other.second;
+         second == other.second && renorm == other.renorm;
 }
 
 Frames make_frames(const std::vector<Course>& courses) {

@@ -30,6 +30,7 @@ struct StepNeeds {
   bool threshold = false;
   bool keep = false;
   bool second = false;  // a slot's step has a second line
+  bool renorm = false;  // a slot's guidance keeps the norm of patches
 
   void add(const StepNeeds& other);
   bool operator==(const StepNeeds& other) const;
@@ -55,10 +56,11 @@ struct FrameLayout {
   std::size_t known_row;                                     // (B,) int32, -1: no known region
   std::size_t guidance;                                      // (B, 4) float32: phi, Blend, eta, norm threshold
   std::size_t ratio, largest;                                // (B,) float32, dynamic threshold; ratio 0: off
+  std::size_t patches;                                       // (B, 4) int32, Renorm
   std::size_t words;                                         // a multiple of a cache line's
 
   // Each part as the kernels' argument that it is.
-  std::array<std::pair<StepArgument, std::size_t>, 12> parts() const;
+  std::array<std::pair<StepArgument, std::size_t>, 13> parts() const;
 };
 
 struct Frames {

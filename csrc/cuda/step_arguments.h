@@ -18,6 +18,7 @@ namespace stepfuse::cuda {
   /* a frame's parts (FrameLayout) */                                                                                  \
   ARGUMENT(rows) ARGUMENT(next_rows) ARGUMENT(row_cond) ARGUMENT(row_uncond) ARGUMENT(next_cond) ARGUMENT(next_uncond) \
   ARGUMENT(step) ARGUMENT(known_row) ARGUMENT(levels) ARGUMENT(guidance) ARGUMENT(ratio) ARGUMENT(largest)             \
+  ARGUMENT(patches)                                                                                                    \
   /* of slots: keys of their noise, flags of what is not finite, known regions */                                      \
   ARGUMENT(seed) ARGUMENT(nonfinite) ARGUMENT(known)                                                                   \
   /* what adapts rows: sums of adapted guidance, counts of magnitudes, and the adapted rows */                          \

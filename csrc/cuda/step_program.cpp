@@ -59,6 +59,7 @@ std::vector<Launch> StepProgram::launches(int slots, const StepNeeds& needs, Ste
   arguments.set(A::next_rows_stride, kLineColumns);
   const auto n = static_cast<std::int64_t>(arguments.at(A::n));
   std::vector<Launch> found;
+  if (needs.renorm) found.push_back(required(kernels_.renormed_predictions, "cfg_renorm").launch(slots, arguments));
   if (needs.guidance) {
     const StepKernel& sums = required(kernels_.guidance_sums, kGuidance);
     arguments.set(A::tiles, static_cast<std::uint64_t>(tiles_of(sums, n)));

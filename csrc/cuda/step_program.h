@@ -1,5 +1,6 @@
-// The kernels of a step, one after the other: what depends on the whole of a sample is folded into the sample's row,
-// then comes the fused step, then the known region is put back. Most steps are the fused step alone.
+// The kernels of a step, one after the other: what no row can hold is put into the predictions, and what depends on the
+// whole of a sample into its row; then comes the fused step, then the known region is put back. Most steps are the
+// fused step alone.
 #pragma once
 
 #include <map>
@@ -18,7 +19,8 @@ class StepProgram {
   struct Kernels {
     // The fused step by the most slots it is meant for: without noise and with, and for rows with a second line.
     std::map<int, KernelPtr> plain, noise, second;
-    KernelPtr guidance_sums, guided_rows, magnitude_counts, thresholded_rows, keep_known;  // null: missing
+    // Null: missing.
+    KernelPtr guidance_sums, guided_rows, magnitude_counts, thresholded_rows, keep_known, renormed_predictions;
   };
 
   // Of the fused steps those may be missing that no step needs. Throws std::invalid_argument if all are.

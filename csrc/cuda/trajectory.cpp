@@ -164,6 +164,7 @@ void Trajectory::require_fits(const Frames& frames) const {
   };
   require(frames.needs.noise, needs_.noise, "a step adds noise", StepArgument::seed);
   require(frames.needs.guidance, needs_.guidance, "a step adapts its guidance", StepArgument::sums);
+  require(frames.needs.renorm, needs_.renorm, "a step renorms its guidance", StepArgument::prediction);
   require(frames.needs.threshold, needs_.threshold, "a step has a dynamic threshold", StepArgument::counts);
   require(frames.needs.keep, needs_.keep, "a step keeps a part of an image", StepArgument::known);
   constexpr StepArgument kRegisters[] = {StepArgument::h, StepArgument::h2, StepArgument::h3};

@@ -21,7 +21,7 @@ _HIGHEST_SCORE = 1000
 
 #: Conditioning inputs of a denoiser with ControlNets, for each of them a number: the scale of its residuals, and the
 #: first (highest) and the last timestep that it acts at.
-CONTROL_SCALE, CONTROL_FIRST, CONTROL_LAST = "control_scale", "control_first", "control_last"
+CONTROL_NUMBERS = CONTROL_SCALE, CONTROL_FIRST, CONTROL_LAST = "control_scale", "control_first", "control_last"
 _CONTROL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _LONGEST_TEMPLATE = 1 << 14  # characters
 
@@ -101,7 +101,9 @@ class PipelineInfo:
             models do: the mask and then latents, (1 + C, h, w), or latents and then the mask with each pixel of a cell
             as a channel, (C + pixels_per_latent^2, h, w); None where there is none.
         controls: Names of the ControlNets in the denoiser. Its conditioning inputs are a picture of each,
-            ``control_input``, float32 (3, H, W), 0 to 1, and the three of ``CONTROL_SCALE``, shape (ControlNets,).
+            ``control_input``, float32 (3, H, W), 0 to 1, and ``CONTROL_NUMBERS``, shape (ControlNets,).
+        encoded_controls: Whether it takes latents of these pictures instead, ``encoded_control_input``, (C, h, w), as
+            Stable Diffusion 3's ControlNets do.
         negative_prompts: The same as ``prompts`` for a negative prompt, which may have another template and context;
             empty: as ``prompts``.
     """
@@ -118,6 +120,7 @@ class PipelineInfo:
     aesthetic_scores: tuple[float, float] | None = None
     masked_input: str | None = None
     controls: tuple[str, ...] = ()
+    encoded_controls: bool = False
     negative_prompts: tuple[PromptInput, ...] = ()
 
     def __post_init__(self) -> None:
@@ -126,7 +129,7 @@ class PipelineInfo:
         for name in ("pixels_per_latent", "size_multiple"):
             if not _whole(getattr(self, name)) or getattr(self, name) < 1:
                 raise ValueError(f"pipeline: {name} must be at least 1, got {brief(getattr(self, name))}")
-        for name in ("fixed_size", "zeros_without_negative"):
+        for name in ("fixed_size", "zeros_without_negative", "encoded_controls"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"pipeline: {name} must be true or false, got {brief(getattr(self, name))}")
         if self.max_size is not None and (not _whole(self.max_size) or self.max_size < 1):
@@ -199,17 +202,23 @@ class PipelineInfo:
         found = {name: getattr(self, name) for name in ("size_input", "masked_input")}
         named: dict[str, tuple[str, ...]] = {name: (one,) for name, one in found.items() if one is not None}
         if self.controls:
-            named["controls"] = (*map(control_input, self.controls), CONTROL_SCALE, CONTROL_FIRST, CONTROL_LAST)
+            pictures = map(encoded_control_input if self.encoded_controls else control_input, self.controls)
+            named["controls"] = (*pictures, *CONTROL_NUMBERS)
         return named
 
 
 #: Entries of a manifest that are left out where they say nothing.
-_LEFT_OUT = ("dynamic_shift", "aesthetic_scores", "masked_input", "controls", "negative_prompts")
+_LEFT_OUT = {"dynamic_shift", "aesthetic_scores", "masked_input", "controls", "encoded_controls", "negative_prompts"}
 
 
 def control_input(name: str) -> str:
     """The denoiser's input that takes the picture of a ControlNet."""
     return f"control_of_{name}"
+
+
+def encoded_control_input(name: str) -> str:
+    """The denoiser's input that takes the latents of that picture instead."""
+    return f"encoded_control_of_{name}"
 
 
 def require_control_name(name: Any) -> None:

@@ -16,7 +16,6 @@ from stepfuse.cli.command import FAILED
 from stepfuse.cli.completion import model_names
 from stepfuse.cli.console import complain
 from stepfuse.cli.options import Machine
-from stepfuse.display import listed
 from stepfuse.files.atomic import write_atomically
 
 if TYPE_CHECKING:
@@ -149,21 +148,17 @@ def _loras_by_model(texts: Sequence[str], models: Sequence[str]) -> dict[str, di
     """Files of LoRAs by model and name.
 
     Raises:
-        ValueError: If one is not NAME=FILE or MODEL/NAME=FILE, there is no such model, or a name comes twice.
+        ValueError: If one is not NAME=FILE or MODEL/NAME=FILE, or ``loras_by_model`` refuses it.
     """
-    found: dict[str, dict[str, Path]] = {}
+    from stepfuse.server.loading import loras_by_model
+
+    given = []
     for text in texts:
         place, separator, file = text.partition("=")
-        model, slash, name = place.rpartition("/")
-        if not (separator and name and file):
+        if not (separator and place and file):
             raise ValueError(f"--lora must be NAME=FILE or MODEL/NAME=FILE, got {text!r}")
-        if slash and model not in models:
-            raise ValueError(f"--lora must be of a model that is served ({listed(models)}), got {text!r}")
-        own = found.setdefault(model if slash else models[0], {})
-        if name in own:
-            raise ValueError(f"--lora {place} must be given once, got {text!r} too")
-        own[name] = Path(file)
-    return found
+        given.append((place, file))
+    return loras_by_model("--lora", given, models)
 
 
 def _keys(file: Path | None) -> list[str]:

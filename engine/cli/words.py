@@ -41,6 +41,7 @@ _ARGUMENTS = {
     "apg": "--sampler-option apg",
     "apg_form": "--sampler-option apg_form",
     "cfg_zero_star": "--sampler-option cfg_zero_star",
+    "cfg_renorm": "--sampler-option cfg_renorm",
     "zero_init": "--sampler-option zero_init",
     "clipped_eps": "--sampler-option clipped_eps",
     "cfg_pp": "--sampler-option cfg_pp",

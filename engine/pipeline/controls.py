@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stepfuse.arguments import number
-from stepfuse.bundle.pipeline_info import CONTROL_FIRST, CONTROL_LAST, CONTROL_SCALE, control_input
+from stepfuse.bundle.pipeline_info import CONTROL_FIRST, CONTROL_LAST, CONTROL_NUMBERS, CONTROL_SCALE, control_input
 from stepfuse.display import brief, listed
 from stepfuse.pipeline.input_images import levels_of, shown, size_of
 from stepfuse.samplers.table import StepTable
@@ -104,9 +104,7 @@ def conditioning_of(
     if not controls:
         return {}
     found: dict[str, Array] = {}
-    numbers = {
-        name: np.zeros((1, len(names)), dtype=np.float32) for name in (CONTROL_SCALE, CONTROL_FIRST, CONTROL_LAST)
-    }
+    numbers = {name: np.zeros((1, len(names)), dtype=np.float32) for name in CONTROL_NUMBERS}
     for name, one in controls.items():
         found[control_input(name)] = levels_of(f"control[{name!r}]", one.picture, width, height)
         place = 0, names.index(name)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from stepfuse.arguments import number, whole_number
 from stepfuse.bundle.model_info import ModelInfo
-from stepfuse.bundle.pipeline_info import PipelineInfo, control_input
+from stepfuse.bundle.pipeline_info import PipelineInfo, control_input, encoded_control_input
 from stepfuse.display import NAME, printable
 from stepfuse.lora.adapters import Adapters, AdapterSet, chosen
 from stepfuse.pipeline.conditioning import (
@@ -215,6 +215,8 @@ class Preparation:
         any_image = np.zeros(shape, dtype=np.float32) if begins else None
         kept = None if inpaints else masks
         run, _ = Edit(replace(self._model, shape=shape), n, any_image, kept, [share] * n).apply(0, table)
+        if followed and self._pipeline.encoded_controls:
+            self._vae.require_encoder()
         controls = conditioning_of(self._pipeline.controls, followed, run, width, height)
         for name in followed:
             require_rows(f"control[{name!r}]", len(controls[control_input(name)]), conditional.count, n)
@@ -268,7 +270,7 @@ class Preparation:
         """
         n, count = prepared.n, prepared.conditional.count
         sizes = self._sizes(prepared.shape)
-        cond = {**sizes[0], **prepared.controls, **prepared.conditional.encode(prepared.lora)}
+        cond = {**sizes[0], **self._controls(prepared, interrupt), **prepared.conditional.encode(prepared.lora)}
         masked = self._pipeline.masked_input
         if masked is not None and prepared.repainted is not None:
             cond[masked] = self._masked_image(prepared, interrupt)
@@ -305,6 +307,18 @@ class Preparation:
         if sample_posterior:
             mean += std * np.stack([normal(seed, mean.shape[1:], stream=POSTERIOR) for seed in seeds])
         return mean
+
+    def _controls(self, prepared: Prepared, interrupt: Interrupt | None) -> Mapping[str, Array]:
+        """What the denoiser is given for ControlNets: pictures, or their latents, shape (n, C, h, w)."""
+        if not self._pipeline.encoded_controls:
+            return prepared.controls
+        found = dict(prepared.controls)
+        count, seeds = prepared.conditional.count, prepared.seeds
+        for name in prepared.control:
+            pixels = 2 * found.pop(control_input(name)) - 1
+            latents = self.latents_of(pixels, count, seeds, prepared.sample_posterior, interrupt)
+            found[encoded_control_input(name)] = latents
+        return found
 
     def _masked_image(self, prepared: Prepared, interrupt: Interrupt | None) -> Array:
         """Latents of the picture without what is repainted, grey there, and the mask, shape (n, C + 1 or cell^2, h, w).

@@ -36,6 +36,7 @@ class Provenance:
         apg: Likewise.
         apg_form: Likewise.
         cfg_zero_star: Likewise.
+        cfg_renorm: Likewise.
         zero_init: As in ``StepTable.with_zero_init``, of the whole run.
         table: ``StepTable.digest`` of the whole run's table.
         custom_table: Whether that was given, and is not what the sampler compiles from ``options``.
@@ -83,6 +84,7 @@ class Provenance:
     apg: tuple[float, float] | None = None
     apg_form: str = "diffusers"
     cfg_zero_star: bool = False
+    cfg_renorm: int = 0
     zero_init: int = 0
     custom_table: bool = False
     stopped_after: int | None = None
@@ -212,7 +214,7 @@ _NUMBER: _Rule = "a number", _number
 #: What an entry of a text of unknown origin must be.
 _RULES: Mapping[str, _Rule] = {
     **dict.fromkeys(("version", "sampler", "table", "prompt", "negative_prompt", "apg_form"), _TEXT),
-    **dict.fromkeys(("steps", "steps_done", "stopped_after", "zero_init"), _COUNT),
+    **dict.fromkeys(("steps", "steps_done", "stopped_after", "zero_init", "cfg_renorm"), _COUNT),
     **dict.fromkeys(("number", "max_rows", "width", "height", "columns"), _SIZE),
     **dict.fromkeys(("custom_table", "sample_posterior", "cfg_zero_star"), _FLAG),
     **dict.fromkeys(("options", "walk", "control"), _OBJECT),

@@ -636,7 +636,7 @@ class TextToImage(LoraRegistry):
                 negative_prompt=prepared.texts(i)[1] or None,
                 width=width,
                 height=height,
-                sample_posterior=prepared.sample_posterior and prepared.pixels is not None,
+                sample_posterior=prepared.sample_posterior and self._encodes(prepared),
                 control=_control_of(prepared, i),
                 lora=prepared.lora,
                 batch=batch,
@@ -666,6 +666,10 @@ class TextToImage(LoraRegistry):
         prompts = [(f"prompt as {one.input}", f"{one.length} tokens") for one in self._pipeline.prompts]
         facts = [("pipeline", self._pipeline.source), *prompts, *facts_of_model(self.bundle.info)]
         return html_table(repr(self), [*facts, ("defaults", defaults_in_words(self.bundle.info))])
+
+    def _encodes(self, prepared: Prepared) -> bool:
+        """Whether the VAE encodes a picture that was given."""
+        return prepared.pixels is not None or bool(prepared.control and self._pipeline.encoded_controls)
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a pipeline can be neither pickled nor copied: load it in each process")

@@ -36,7 +36,7 @@ def check_defaults(bundle: Bundle) -> None:
             raise BundleError(f"{manifest}: {name} must be options of samplers, got {brief(unknown)}")
     try:
         compile_table(info, None, None, None, None, {})
-        ways = {"apg", "apg_form", "cfg_zero_star"} & info.defaults.keys()
+        ways = {"apg", "apg_form", "cfg_zero_star", "cfg_renorm"} & info.defaults.keys()
         if info.cond and ways:  # a call that does not guide leaves them out
             compile_table(info, None, None, _GUIDED, None, {})
     except (ValueError, TypeError, OverflowError) as error:

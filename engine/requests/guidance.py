@@ -13,7 +13,7 @@ from stepfuse.bundle.model_info import GUIDANCE_INPUT, ModelInfo
 from stepfuse.display import brief
 from stepfuse.samplers.table import COLUMNS, StepTable
 
-_OF_TWO_PREDICTIONS = {"guidance_rescale": 0.0, "apg": None, "cfg_zero_star": False}
+_OF_TWO_PREDICTIONS = {"guidance_rescale": 0.0, "apg": None, "cfg_zero_star": False, "cfg_renorm": 0}
 
 
 def require_guidable(info: ModelInfo, guidance_scale: float) -> None:
@@ -54,9 +54,10 @@ def in_its_passes(info: ModelInfo, table: StepTable) -> StepTable:
     """A table as the model runs it: of embedded guidance the scale is in its options alone, and each step is one pass.
 
     Raises:
-        ValueError: If it guides a model that takes no guidance, or does anything else than guide all steps alike where
-            guidance is embedded.
+        ValueError: If it guides a model that takes no guidance, does anything else than guide all steps alike where
+            guidance is embedded, or has patches that the model's samples are not made of.
     """
+    table.adaptive_of(info.shape)  # refuses what samples of this shape have no patches for
     if info.guidance == "classifier_free":
         return table
     scales = table["g"]

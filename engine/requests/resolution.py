@@ -269,6 +269,8 @@ def _adapt(table: StepTable, options: Mapping[str, Any]) -> StepTable:
             given[name] = _two_numbers(name, pair, given[name])
     if not isinstance(given.get("apg_form", ""), str):
         raise TypeError(f"apg_form must be a name, got {given['apg_form']!r}")
+    if "cfg_renorm" in given:
+        given["cfg_renorm"] = whole_number("cfg_renorm", given["cfg_renorm"])
     if "cfg_zero_star" in given:
         given["cfg_zero_star"] = truth_value("cfg_zero_star", given["cfg_zero_star"])
     return table.adapt(**given)

@@ -51,6 +51,7 @@ _SHARED: Mapping[str, set[str]] = {
     "edm_dpmpp_2m": _LEVELS | {"rho", "final_sigma", "dynamic_threshold"},
     "cm": {"rho"},
 }
+_OWN_LENGTHS = ("cfg_zero_star", "guidance_rescale", "cfg_pp")  # options that cfg_renorm is refused beside
 _SAME_OPTIONS = {"ddim_inverse": "ddim", "ddpm_strided": "ddpm"}  # samplers that take another's options
 _OF_NO_CLASS = {"ipndm"}  # samplers that no class of diffusers has on a model's levels
 
@@ -124,6 +125,8 @@ def given_up(options: Mapping[str, Any], guidance_scale: float) -> set[str]:
         unused |= {"apg", "apg_form"}
     if not guided or apg is not None:
         unused.add("cfg_zero_star")
+    if not guided or apg is not None or any(options.get(name) for name in _OWN_LENGTHS):
+        unused.add("cfg_renorm")
     return unused - options.keys()
 
 

@@ -73,8 +73,8 @@ class StepTable(Adaptation):
         (array([750., 500., 250.,   0.], dtype=float32), 8, array([ True,  True,  True,  True]))
         >>> table.rows.shape, len(table.columns), table.has_second_line, table.registers
         ((4, 16), 16, False, 0)
-        >>> table.uses_history, table.uses_noise, type(table.adaptive).__name__
-        (False, False, 'Adaptive')
+        >>> table.uses_history, table.uses_noise
+        (False, False)
         >>> table.adapt(guidance_rescale=0.7).adaptation["guidance_rescale"]
         0.7
         >>> table.save("four.npz")
@@ -193,7 +193,7 @@ class StepTable(Adaptation):
         self.check_values()
         if not 0 <= self.zero_init < len(self):
             raise ValueError(f"zero_init must be between 0 and {len(self) - 1}, got {self.zero_init}")
-        for name, value in (("apg", self.apg), ("cfg_zero_star", self.cfg_zero_star or None)):
+        for name, value in {**self._blends, "cfg_renorm": self.cfg_renorm or None}.items():
             if value is None:
                 continue
             if not self.guided.any():
@@ -223,6 +223,7 @@ class StepTable(Adaptation):
         apg: tuple[float, float] | None = None,
         apg_form: str = "diffusers",
         cfg_zero_star: bool = False,
+        cfg_renorm: int = 0,
     ) -> StepTable:
         """The same steps, each of which takes something from the whole of its sample.
 
@@ -242,13 +243,17 @@ class StepTable(Adaptation):
             cfg_zero_star: The optimized scale of CFG-Zero*, Fan et al. (2025): the unconditional prediction is first
                 scaled to the multiple of it that is nearest to the conditional one. ``with_zero_init`` is the other
                 part of that method.
+            cfg_renorm: Side p of patches, all channels of p x p elements, in each of which a guided prediction is
+                scaled to the norm of the conditional one; 0: none. diffusers' ``QwenImagePipeline`` does so in its
+                tokens, which are patches of 2 x 2. Samples have shape (C, H, W), and p divides H and W.
 
         Raises:
             ValueError: If ``guidance_rescale`` is not within 0 to 1; ``dynamic_threshold`` is not (ratio in (0, 1],
                 largest of at least 1), or it is given for a table that clips already or reads no clean sample; ``apg``
                 is not (finite, at least 0) or plain guidance, ``apg_form`` unknown or without ``apg``; ``apg`` and
                 ``cfg_zero_star`` come together, for a table without guided steps or one that reads the unconditional
-                prediction by itself.
+                prediction by itself; ``cfg_renorm`` is below 0, or comes with these, with ``guidance_rescale``, or for
+                such a table.
 
         Examples:
             >>> table = sf.samplers.ddim(sf.NoiseSchedule.linear(), steps=4, guidance_scale=7.5)
@@ -262,6 +267,7 @@ class StepTable(Adaptation):
             apg=apg,
             apg_form=apg_form,
             cfg_zero_star=cfg_zero_star,
+            cfg_renorm=cfg_renorm,
         ).check()
 
     def with_zero_init(self, steps: int) -> StepTable:
@@ -305,7 +311,7 @@ class StepTable(Adaptation):
             Shape (16,) or (32,), float32.
 
         Raises:
-            ValueError: If sizes differ.
+            ValueError: If sizes differ, or the table has ``cfg_renorm``, which no row holds.
 
         Examples:
             >>> table = sf.samplers.ddim(sf.NoiseSchedule.linear(), steps=4, guidance_scale=7.5)
@@ -315,7 +321,12 @@ class StepTable(Adaptation):
             >>> row.shape
             (16,)
         """
-        return _core.adapted_row(self.rows[index], self.adaptive, x, eps, eps_uncond)
+        if self.cfg_renorm:
+            raise ValueError(
+                "cfg_renorm must be left out, since it changes predictions and not rows: Engine.sample runs such a"
+                f" table, got {self.cfg_renorm}"
+            )
+        return _core.adapted_row(self.rows[index], self.adaptive_of(np.shape(x)), x, eps, eps_uncond)
 
     @property
     def passes(self) -> int:
@@ -414,6 +425,8 @@ class StepTable(Adaptation):
         scalars = json.dumps([float(one) for one in numbers])
         if self.apg is not None or self.cfg_zero_star:  # others keep the digests that they had
             scalars += json.dumps([self.apg, self.apg_form, self.cfg_zero_star])
+        if self.cfg_renorm:
+            scalars += json.dumps({"cfg_renorm": self.cfg_renorm})
         line = len(COLUMNS)
         rows = self.rows if self.rows[:, line:].any() else self.rows[:, :line]  # a second line of zeros is none
         return hashlib.sha256((rows + 0.0).astype("<f4").tobytes() + scalars.encode()).hexdigest()

@@ -82,8 +82,15 @@ def _checked(header: Any) -> dict[str, Any]:
     if unknown := header.keys() - names:
         raise ValueError(f"header must have {', '.join(sorted(names))} alone, got {brief(sorted(unknown))}")
     found = dict(header)
-    kinds = (("sampler", str), ("options", dict), ("apg_form", str), ("cfg_zero_star", bool), ("zero_init", int))
-    for name, kind in kinds:
+    kinds = {
+        "sampler": str,
+        "options": dict,
+        "apg_form": str,
+        "cfg_zero_star": bool,
+        "cfg_renorm": int,
+        "zero_init": int,
+    }
+    for name, kind in kinds.items():
         if name in found and type(found[name]) is not kind:
             raise ValueError(f"{name} must be a {kind.__name__}, got {brief(found[name])}")
     for name in ("init_scale", "max_timestep", "min_timestep", "guidance_rescale"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -18,7 +19,7 @@ from stepfuse.server.errors import ApiError, api_error
 from stepfuse.server.events import EventStream, events_of
 from stepfuse.server.limits import Limits
 from stepfuse.server.models import ServedModel
-from stepfuse.server.requests import model_of, requests_of
+from stepfuse.server.requests import controls_of, model_of, requests_of
 from stepfuse.server.schema import Asked, Picture, Pictures
 from stepfuse.server.store import Store
 
@@ -69,7 +70,8 @@ async def answer(
         rule = "response_format must be b64_json where several replicas answer, got 'url'"
         raise ApiError(400, rule, param="response_format")
     try:
-        requests = requests_of(asked, model, served.limits, request.state.request_id, **(given or {}))
+        given = {**(given or {}), **await followed(asked, model, served.limits)}
+        requests = requests_of(asked, model, served.limits, request.state.request_id, **given)
         if asked.stream:
             watched = await unless_gone(request.receive, watch(model, requests))
             return EventStream(watched, events_of(model, requests, watched, asked, kind=kind))
@@ -95,6 +97,11 @@ async def answer(
         raise
     except Exception as error:
         raise api_error(error, model.retry_after()) from error
+
+
+async def followed(asked: Asked, model: ServedModel, limits: Limits) -> Mapping[str, Any]:
+    """What ControlNets follow, unpacked on a thread: ``controls_of``."""
+    return await asyncio.to_thread(controls_of, asked, model, limits) if asked.control else {}
 
 
 def _picture(

@@ -23,11 +23,11 @@ from stepfuse.server.keys import Keys
 from stepfuse.server.lifecycle import Lifecycle
 from stepfuse.server.limits import Limits
 from stepfuse.server.models import ServedModel
-from stepfuse.server.openai_routes import EDITS, openai_routes
+from stepfuse.server.openai_routes import EDITS, GENERATIONS, openai_routes
 from stepfuse.server.page_routes import page_routes
 from stepfuse.server.prompt_model import PromptModel
 from stepfuse.server.store import Store
-from stepfuse.server.webui_routes import IMG2IMG, webui_routes
+from stepfuse.server.webui_routes import IMG2IMG, TXT2IMG, webui_routes
 from stepfuse.serving.config import CostCurve
 
 logger = logging.getLogger("stepfuse.server")
@@ -103,14 +103,18 @@ def create_app(
         app.include_router(routes(Served(served, limits, store, replicated)))
     app.include_router(page_routes(served, lifecycle, replicated=replicated))
     _add_probes(app, lifecycle, None if replicated else metrics)
-    app.add_middleware(Front, keys=Keys(api_keys), limits=limits, uploads=UPLOADS, lifecycle=lifecycle, metrics=metrics)
+    app.add_middleware(
+        Front, keys=Keys(api_keys), limits=limits, uploads=_uploads(served), lifecycle=lifecycle, metrics=metrics
+    )
     if origins:
         app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=["*"])
     return app
 
 
-#: Paths whose bodies hold pictures.
-UPLOADS = (EDITS, IMG2IMG)
+def _uploads(served: Collection[ServedModel]) -> tuple[str, ...]:
+    """Paths whose bodies hold pictures."""
+    return (EDITS, IMG2IMG, *((GENERATIONS, TXT2IMG) if any(model.controls for model in served) else ()))
+
 
 _ABOUT = "Pictures by trained diffusion models: OpenAI's images API, with previews, priorities and deadlines."
 

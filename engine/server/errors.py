@@ -27,6 +27,8 @@ _IN_BODY: Mapping[str, str] = {
     "options": "sampler_options",
     "deadline": "deadline_ms",
     "timeout": "timeout_ms",
+    "control_scale": "control.scale",
+    "control_range": "control.range",
     "width": "size",
     "height": "size",
 }
@@ -42,6 +44,7 @@ _SAME = (
     "mask",
     "strength",
     "lora",
+    "control",
     "priority",
 )
 

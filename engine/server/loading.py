@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from stepfuse.bundle.bundle import Bundle
-from stepfuse.display import brief
+from stepfuse.display import brief, listed
 from stepfuse.engine import Engine
 from stepfuse.files.strict_json import parse_json
 from stepfuse.lora.adapters import UNBOUNDED
@@ -94,6 +95,33 @@ def load_model(
     except BaseException:
         loaded.close(abort=True)
         raise
+
+
+def loras_by_model(
+    argument: str, given: Iterable[tuple[str, str | os.PathLike[str]]], models: Sequence[str]
+) -> dict[str, dict[str, Path]]:
+    """Files of LoRAs by model and name.
+
+    Args:
+        argument: What messages call them.
+        given: ``NAME`` or ``MODEL/NAME``, and a file each; the first model has those that name none.
+        models: Names of the models.
+
+    Raises:
+        ValueError: If a name is missing, there is no such model, or a name comes twice.
+    """
+    found: dict[str, dict[str, Path]] = {}
+    for place, file in given:
+        model, slash, name = place.rpartition("/")
+        if not name:
+            raise ValueError(f"{argument} must have NAME or MODEL/NAME for each file, got {place!r}")
+        if slash and model not in models:
+            raise ValueError(f"{argument} must be of a model that is served ({listed(models)}), got {place!r}")
+        own = found.setdefault(model if slash else models[0], {})
+        if name in own:
+            raise ValueError(f"{argument} must name each once, got {place!r} too")
+        own[name] = Path(file)
+    return found
 
 
 def read_costs(path: Path) -> dict[str, CostCurve]:

@@ -72,8 +72,8 @@ class ServedModel(ABC):
         >>> model = ClassModel("fashion", sf.Engine.load("fashion"))
         >>> model.classes[:2], model.samplers[:2], model.digest[:6], model.cost is None
         (('t-shirt', 'trouser'), ['ddim', 'ddpm'], 'acf6dd', True)
-        >>> dict(model.loras)
-        {}
+        >>> dict(model.loras), model.controls
+        ({}, ())
         >>> model.observe(None)
         >>> model.warm_up(calibrate=False)
         >>> request = sf.PromptRequest(prompt="bag", steps=3, seed=1)
@@ -142,6 +142,11 @@ class ServedModel(ABC):
     def loras(self) -> Mapping[str, LoraInfo]:
         """The LoRAs that requests can choose, by name."""
         return {}
+
+    @property
+    def controls(self) -> tuple[str, ...]:
+        """The ControlNets that requests can have follow a picture, by name."""
+        return ()
 
     @property
     def samplers(self) -> list[str]:

@@ -18,7 +18,7 @@ from stepfuse.server.models import ServedModel
 from stepfuse.server.requests import model_of
 from stepfuse.server.schema import Edit, Failure, Generation, Model, Models, Pictures
 
-EDITS = "/v1/images/edits"
+EDITS, GENERATIONS = "/v1/images/edits", "/v1/images/generations"
 
 _EXAMPLE = {
     "model": "fashion",
@@ -112,5 +112,6 @@ def _described(model: ServedModel, started: int) -> Model:
         size=f"{model.size[0]}x{model.size[1]}",
         samplers=model.samplers,
         loras=list(model.loras),
+        controls=list(model.controls),
         defaults=dict(model.info.defaults),
     )

@@ -38,6 +38,7 @@ class PromptModel(ServedModel):
         bundle = pipe.bundle
         assert bundle.pipeline is not None
         self._pipe = pipe
+        self._controls = bundle.pipeline.controls
         self._any_size = not bundle.pipeline.fixed_size
         size = pixels_of(bundle.pipeline, bundle.info.shape)
         super().__init__(name, bundle.info, ModelIdentity.of(bundle), pipe.serving, size)
@@ -46,6 +47,11 @@ class PromptModel(ServedModel):
     def loras(self) -> Mapping[str, LoraInfo]:
         """Of the pipeline."""
         return self._pipe.loras
+
+    @property
+    def controls(self) -> tuple[str, ...]:
+        """Of the pipeline."""
+        return self._controls
 
     def submit(self, request: PromptRequest) -> Drawing:
         """Queues a picture of a prompt."""

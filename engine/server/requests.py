@@ -12,6 +12,7 @@ from stepfuse.requests.prompt_request import PromptRequest
 from stepfuse.requests.resolution import seeds_of
 from stepfuse.server.errors import ApiError
 from stepfuse.server.fields import require_options_alone
+from stepfuse.server.given_images import from_base64, given_image
 from stepfuse.server.limits import Limits
 from stepfuse.server.models import ServedModel
 from stepfuse.server.schema import Asked
@@ -43,7 +44,7 @@ def requests_of(asked: Asked, model: ServedModel, limits: Limits, id: str, **giv
         model: What draws it.
         limits: What a client may ask for.
         id: The request's.
-        **given: ``image``, ``mask`` and ``strength`` of all pictures.
+        **given: ``image``, ``mask`` and ``strength`` of all pictures, and what ``controls_of`` has found.
 
     Raises:
         ApiError: If a limit is exceeded.
@@ -88,6 +89,38 @@ def requests_of(asked: Asked, model: ServedModel, limits: Limits, id: str, **giv
         )
         for index, seed in enumerate(seeds_of(first, asked.n))
     ]
+
+
+def controls_of(asked: Asked, model: ServedModel, limits: Limits) -> dict[str, Any]:
+    """What ControlNets follow, as arguments of a ``PromptRequest``.
+
+    Args:
+        asked: The body.
+        model: What draws it.
+        limits: How many pixels each picture may have.
+
+    Raises:
+        ApiError: If the model has no ControlNet of a name, or a picture is none or too large.
+    """
+    if not asked.control:
+        return {}
+    if unknown := sorted(set(asked.control) - set(model.controls)):
+        rule = f"control must have names among {listed(model.controls)}"
+        if not model.controls:
+            rule = (
+                f"control must be left out for {brief(model.name)}, which has no ControlNets ('stepfuse export"
+                " --controlnet NAME=FOLDER' makes a model with them)"
+            )
+        raise ApiError(400, f"{rule}, got {brief(listed(unknown))}", param="control")
+    pictures = {}
+    for name, one in asked.control.items():
+        field = f"control.{name}.image"
+        pictures[name] = given_image(field, from_base64(field, one.image), limits)
+    return {
+        "control": pictures,
+        "control_scale": {name: one.scale for name, one in asked.control.items()},
+        "control_range": {name: one.range for name, one in asked.control.items()},
+    }
 
 
 def _within(name: str, value: int, most: int, unit: str = "") -> None:

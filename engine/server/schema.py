@@ -11,6 +11,20 @@ from stepfuse.server.fields import size_of
 Format = Literal["png", "jpeg", "webp"]
 
 
+class Control(BaseModel):
+    """What a ControlNet follows."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    image: str = Field(
+        description="A PNG, JPEG or WebP file in base64, or a data: url; scaled to the size of the picture."
+    )
+    scale: float = Field(default=1.0, description="Of what it adds to the denoiser.", examples=[0.8])
+    range: tuple[float, float] = Field(
+        default=(0.0, 1.0), description="Share of the steps that it acts at: begin and end, 0 to 1."
+    )
+
+
 class Asked(BaseModel):
     """What all requests for pictures have in common."""
 
@@ -61,6 +75,11 @@ class Asked(BaseModel):
     lora: dict[str, float] = Field(
         default_factory=dict, description="Scales of the model's LoRAs by name.", examples=[{"style": 0.8}]
     )
+    control: dict[str, Control] = Field(
+        default_factory=dict,
+        description="What the model's ControlNets follow, by name; those that are left out do not act.",
+        examples=[{"canny": {"image": "iVBORw0KGgo...", "scale": 0.8, "range": [0, 0.7]}}],
+    )
     priority: int = Field(default=0, description="Requests of a higher one step first.")
     deadline_ms: int | None = Field(
         default=None,
@@ -103,7 +122,11 @@ class Generation(Asked):
 
 
 class Edit(Asked):
-    """Body of ``POST /v1/images/edits``, a form: each field as a text, ``sampler_options`` and ``lora`` as JSON."""
+    """Body of ``POST /v1/images/edits``, a form: each field as a text; objects as JSON, or a field an entry.
+
+    An entry of ``sampler_options``, ``lora`` and ``control`` is called ``lora[style]`` or ``control[canny][scale]``,
+    and ``control[canny][image]`` may be a file.
+    """
 
     image: bytes = Field(description="A PNG, JPEG or WebP file that the picture begins as.")
     mask: bytes | None = Field(
@@ -180,6 +203,7 @@ class Model(BaseModel):
     size: str = Field(description="WIDTHxHEIGHT in pixels, unless asked otherwise.")
     samplers: list[str]
     loras: list[str] = Field(description="Names of LoRAs that requests can choose.")
+    controls: list[str] = Field(description="Names of ControlNets that requests can have follow a picture.")
     defaults: dict[str, Any] = Field(description="Sampler, steps, guidance scale and options where none are given.")
 
 

@@ -14,7 +14,7 @@ from stepfuse.pipeline.image_files import WEBUI_ENTRY
 from stepfuse.pipeline.pictures import Pictures
 from stepfuse.pipeline.webui_text import WEBUI_NAMES
 from stepfuse.requests.prompt_request import PromptRequest
-from stepfuse.server.answers import Served
+from stepfuse.server.answers import Served, followed
 from stepfuse.server.drawing import ClientGoneError, unless_gone
 from stepfuse.server.encoding import as_base64, picture_file
 from stepfuse.server.errors import api_error, of_one_replica
@@ -26,7 +26,7 @@ from stepfuse.server.schema import Asked, Failure
 from stepfuse.server.webui_progress import Jobs
 from stepfuse.server.webui_schema import Img2Img, Txt2Img
 
-IMG2IMG = "/sdapi/v1/img2img"
+IMG2IMG, TXT2IMG = "/sdapi/v1/img2img", "/sdapi/v1/txt2img"
 
 _REFUSED: dict[int | str, dict[str, Any]] = {400: {"model": Failure}, 404: {"model": Failure}, 429: {"model": Failure}}
 
@@ -82,6 +82,7 @@ async def _drawn(request: Request, body: Txt2Img, served: Served, jobs: Jobs, gi
     request.state.model = model.name
     try:
         asked = body.asked(model)
+        given = {**given, **await followed(asked, model, served.limits)}
         requests = requests_of(asked, model, served.limits, request.state.request_id, **given)
         pictures = await unless_gone(request.receive, jobs.draw(model, requests))
         return await asyncio.to_thread(_encoded, model, body, asked, requests[0], pictures)
@@ -122,7 +123,7 @@ def _encoded(
         "warnings": model.warnings(request),
         "infotexts": [one.facts[0].get(WEBUI_ENTRY, one.facts[0].get("Description", "")) for one in pictures],
     }
-    parameters = body.model_dump(exclude={"init_images", "mask"})
+    parameters = body.model_dump(exclude={"init_images", "mask", "alwayson_scripts"})
     images = [as_base64(picture_file(one, asked)) for one in pictures]
     found = {"images": images, "parameters": parameters, "info": json.dumps(info)}
     return Response(json.dumps(found), media_type="application/json")

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
 from stepfuse.display import brief, listed
 from stepfuse.pipeline.webui_text import WEBUI_NAMES, sampler_of
 from stepfuse.server.errors import ApiError
 from stepfuse.server.models import ServedModel
-from stepfuse.server.schema import Asked, Generation
+from stepfuse.server.schema import Asked, Control, Generation
 
 #: Fields of theirs that clients send with the values that change nothing, and which those are.
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
@@ -24,11 +24,57 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     **dict.fromkeys(("subseed", "seed_resize_from_w", "seed_resize_from_h"), (-1, 0)),
     **dict.fromkeys(("subseed_strength", "s_churn", "s_tmin", "resize_mode", "mask_blur", "s_min_uncond"), (0,)),
     **dict.fromkeys(("s_noise", "initial_noise_multiplier", "inpainting_fill"), (1,)),
-    "alwayson_scripts": ({},),
     "send_images": (True,),
 }
+#: Of the ControlNet extension's preprocessors, none of which is here, and what its window shows.
+_OF_PREPROCESSORS = {"processor_res", "threshold_a", "threshold_b", "pixel_perfect", "lowvram", "low_vram"}
+_OF_PREPROCESSORS |= {"save_detected_map", "hr_option"}
 _LORA = re.compile(r"<lora:([^:<>]+)(?::([^:<>]*))?>")
 _SCHEDULERS = ("karras", "exponential", "beta")
+
+
+class ControlUnit(BaseModel):
+    """A picture that a ControlNet follows, as the ControlNet extension has it. Pictures are followed as they are."""
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+    enabled: bool = True
+    image: str | None = Field(
+        default=None, validation_alias=AliasChoices("image", "input_image"), description="Base64."
+    )
+    model: str | None = Field(default=None, description="Name of a ControlNet; may be left out where there is one.")
+    module: Literal["none", "None"] = Field(default="none", description="No preprocessor is here.")
+    weight: float = 1.0
+    guidance_start: float = Field(default=0.0, description="Share of the steps at which it begins.")
+    guidance_end: float = Field(default=1.0, description="Share of the steps at which it ends.")
+    control_mode: Literal[0, "Balanced"] = 0
+    resize_mode: Literal[0, "Just Resize"] = Field(default=0, description="It is scaled to the size of the picture.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_preprocessors(cls, given: Any) -> Any:
+        """Leaves out what belongs to preprocessors, and what is null."""
+        if not isinstance(given, dict):
+            return given
+        return {name: value for name, value in given.items() if value is not None and name not in _OF_PREPROCESSORS}
+
+
+class ControlUnits(BaseModel):
+    """The arguments of the ControlNet extension."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    args: list[ControlUnit] = Field(default_factory=list, max_length=16)
+
+
+class Scripts(BaseModel):
+    """The extensions that are here."""
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+    controlnet: ControlUnits = Field(
+        default_factory=ControlUnits, validation_alias=AliasChoices("controlnet", "ControlNet")
+    )
 
 
 class Txt2Img(BaseModel):
@@ -49,6 +95,7 @@ class Txt2Img(BaseModel):
     batch_size: int = Field(default=1, ge=1)
     n_iter: int = Field(default=1, ge=1, description="Times batch_size is the number of pictures.")
     eta: float | None = None
+    alwayson_scripts: Scripts = Field(default_factory=Scripts, description="Of extensions ControlNet's is here.")
     override_settings: dict[str, Any] = Field(
         default_factory=dict, description="sd_model_checkpoint names the model.", examples=[{}]
     )
@@ -89,6 +136,7 @@ class Txt2Img(BaseModel):
             sampler_options=options,
             eta=self.eta,
             lora=lora,
+            control=self._controls(model),
         )
 
     @property
@@ -104,6 +152,24 @@ class Txt2Img(BaseModel):
             raise ApiError(400, f"{rule}, got {listed(sorted(others))}", param="override_settings")
         named = self.override_settings.get("sd_model_checkpoint")
         return None if named is None else str(named)
+
+    def _controls(self, model: ServedModel) -> dict[str, Control]:
+        found: dict[str, Control] = {}
+        for unit in self.alwayson_scripts.controlnet.args:
+            if not unit.enabled:
+                continue
+            name = (unit.model or "").partition(" [")[0]  # behind it they have a digest
+            if not name and len(model.controls) == 1:
+                [name] = model.controls
+            where = "alwayson_scripts.controlnet.args"
+            if not name or name in found:
+                rule = "must each name a model of its own" if model.controls else "must be left out for this model"
+                known = f"of {listed(model.controls)}" if model.controls else "which has no ControlNets"
+                raise ApiError(400, f"{where} {rule}, {known}, got {brief(unit.model)}", param=where)
+            if unit.image is None:
+                raise ApiError(400, f"{where} must each have an image, got none for {brief(name)}", param=where)
+            found[name] = Control(image=unit.image, scale=unit.weight, range=(unit.guidance_start, unit.guidance_end))
+        return found
 
     def _sampler(self, model: ServedModel) -> tuple[str | None, dict[str, Any]]:
         name = self.sampler_name or self.sampler_index

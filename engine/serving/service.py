@@ -51,6 +51,7 @@ class Service:
         self._closed_with_this = _core.Lease(self._core)
         self._loop = LoopThread(self._core, backend, inline=self.inline)
         self.adapters = backend.adapters
+        self._shape = info.shape
         self._nulls = [spec.value(name, None) for name, spec in info.cond.items()]
         self._tables: weakref.WeakKeyDictionary[StepTable, _core.Table] = weakref.WeakKeyDictionary()
         self._cost: CostCurve | None = None
@@ -282,7 +283,7 @@ class Service:
     def _compiled(self, table: StepTable) -> _core.Table:
         compiled = self._tables.get(table)
         if compiled is None:
-            compiled = self._tables[table] = _core.Table(table.rows, table.init_scale, table.adaptive)
+            compiled = self._tables[table] = _core.Table(table.rows, table.init_scale, table.adaptive_of(self._shape))
         return compiled
 
 

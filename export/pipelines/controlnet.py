@@ -11,11 +11,13 @@ from stepfuse.bundle.cond_input import CondInput
 from stepfuse.bundle.pipeline_info import (
     CONTROL_FIRST,
     CONTROL_LAST,
+    CONTROL_NUMBERS,
     CONTROL_SCALE,
     control_input,
     require_control_name,
 )
 from stepfuse.errors import ExportError
+from stepfuse.export.onnx.inputs import Input
 from stepfuse.export.pipelines.pipeline_folder import Config, PipelineFolder
 from stepfuse.extras import pip_install
 
@@ -58,12 +60,10 @@ class ControlNets(torch.nn.Module):
             sample: Shape (R, C, h, w).
             timestep: Shape (R,).
             text: Shape (R, L, D).
-            given: The graph's inputs by name: pictures (R, 3, H, W), and the three of ``CONTROL_SCALE``, (R, nets).
+            given: The graph's inputs by name: pictures (R, 3, H, W), and ``CONTROL_NUMBERS``, (R, nets).
             shared: Further arguments, which the UNet takes too.
         """
-        t = timestep[:, None]
-        acts = (t <= given[CONTROL_FIRST]) & (t >= given[CONTROL_LAST])
-        scales = given[CONTROL_SCALE] * acts.to(sample.dtype)
+        scales = acting_scales(timestep, given)
         down: list[torch.Tensor] = []
         middle: Any = 0
         for number, (net, name) in enumerate(zip(self.nets, self.pictures, strict=True)):
@@ -76,12 +76,35 @@ class ControlNets(torch.nn.Module):
         return down, middle
 
 
-def add_controls(folder: PipelineFolder, given: Mapping[str, Path]) -> list[str]:
+def acting_scales(timestep: torch.Tensor, given: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Scales of ControlNets, (R, nets), 0 where one does not act.
+
+    Args:
+        timestep: Shape (R,).
+        given: ``CONTROL_NUMBERS`` by name, (R, nets) each.
+    """
+    t, scale = timestep[:, None], given[CONTROL_SCALE]
+    acts = (t <= given[CONTROL_FIRST]) & (t >= given[CONTROL_LAST])
+    return scale * acts.to(scale.dtype)
+
+
+def number_input(name: str, count: int) -> Input:
+    """The graph's input for one of ``CONTROL_NUMBERS`` of so many ControlNets, with examples at which they act."""
+    low, high = _ACTING.get(name, (0, None))
+    return Input(name, (count,), low=low, high=high)
+
+
+#: Bounds of timesteps between which a ControlNet acts.
+_ACTING: Mapping[str, tuple[float, float]] = {CONTROL_FIRST: (500, 1000), CONTROL_LAST: (0, 500)}
+
+
+def add_controls(folder: PipelineFolder, given: Mapping[str, Path], kind: str) -> list[str]:
     """Makes ControlNets of other folders components of a pipeline.
 
     Args:
         folder: The pipeline; one that was saved with a ControlNet has it as ``controlnet``.
         given: Their folders by name.
+        kind: Their class.
 
     Returns:
         The names of all, the pipeline's own first.
@@ -91,14 +114,14 @@ def add_controls(folder: PipelineFolder, given: Mapping[str, Path]) -> list[str]
         ValueError: If a name is not one.
     """
     names = [_OWN] if folder.has(_OWN) else []
-    if names and (folder.index[_OWN][1] == "MultiControlNetModel" or (folder.path / f"{_OWN}_1").exists()):
+    if names and (folder.index[_OWN][1] != kind or (folder.path / f"{_OWN}_1").exists()):
         raise ExportError(
             f"{folder.path}: a pipeline must have one ControlNet of its own, got several: save it without them, and"
             " give each as controlnets={name: folder}, --controlnet NAME=FOLDER"
         )
     for name, path in given.items():
         require_control_name(name)
-        folder.add(name, path, KIND)
+        folder.add(name, path, kind)
     return [*names, *given]
 
 
@@ -141,10 +164,7 @@ def control_cond(names: Sequence[str], shape: Sequence[int], cell: int) -> dict[
         return {}
     picture = CondInput("float32", (3, shape[1] * cell, shape[2] * cell), null=0.0, free="size")
     number = CondInput("float32", (len(names),), null=0.0)
-    return {**{control_input(name): picture for name in names}, **dict.fromkeys(_NUMBERS, number)}
-
-
-_NUMBERS = (CONTROL_SCALE, CONTROL_FIRST, CONTROL_LAST)
+    return {**{control_input(name): picture for name in names}, **dict.fromkeys(CONTROL_NUMBERS, number)}
 
 
 def _is(wanted: Any, value: Any) -> bool:

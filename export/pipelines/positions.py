@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from stepfuse.extras import pip_install
@@ -31,6 +32,25 @@ def embed_patches(embedding: Any, sample: torch.Tensor) -> torch.Tensor:
     down = _sines(rows, size, embedding).reshape(rows, 1, size).expand(rows, columns, size)
     table = torch.cat([across, down], dim=-1).reshape(1, rows * columns, 2 * size)
     return (patches.flatten(2).transpose(1, 2) + table).to(patches.dtype)
+
+
+def crop_positions(embedding: Any) -> None:
+    """Has diffusers' ``PatchEmbed`` cut the middle out of its table of positions in a way that a graph can hold.
+
+    diffusers begins at ``(most - rows) // 2``, which torch rewrites to divide ``-rows``, while the exported graph
+    rounds quotients towards zero. Here no dividend is negative.
+    """
+    embedding.cropped_pos_embed = partial(_crop, embedding)
+
+
+def _crop(embedding: Any, height: int, width: int) -> torch.Tensor:
+    """Positions of a sample of this size, shape (1, tokens, D)."""
+    most, patch = embedding.pos_embed_max_size, embedding.patch_size
+    rows, columns = height // patch, width // patch
+    top, left = (most // 2 - (size + 1 - most % 2) // 2 for size in (rows, columns))
+    grid = embedding.pos_embed.reshape(1, most, most, -1)
+    cut = grid[:, top : top + rows, left : left + columns]
+    return cut.reshape(1, rows * columns, -1)
 
 
 def _sines(count: int, size: int, embedding: Any) -> torch.Tensor:

@@ -194,7 +194,8 @@ def plan(folder: PipelineFolder, size: Size) -> ExportPlan:
         PipelineInfo(folder.class_name, (encoder.prompt,), pixels_per_latent=cell, size_multiple=cell * PATCH),
         [text_part([encoder], DescribingStates, [TEXT, MASK], dropped=dropped), denoiser, *vae_parts(vae, shape)],
         {TEXT: CondInput("float32", text, null=0.0), MASK: CondInput("float32", (LENGTH,), null=1.0)},
-        {"steps": 50, "guidance_scale": 1.0, "spacing": "trailing"},  # diffusers guides by a negative prompt alone
+        # diffusers guides by a negative prompt alone, and then keeps the norm of each token
+        {"steps": 50, "guidance_scale": 1.0, "spacing": "trailing", "cfg_renorm": PATCH},
         {encoder.prompt.tokenizer: encoder.tokenizer},
         DATA_RANGE,
     )

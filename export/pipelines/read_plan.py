@@ -28,7 +28,7 @@ PIPELINES = {
     "DiTPipeline": "dit",
     **{f"StableDiffusion{kind}Pipeline": "stable_diffusion" for kind in _KINDS},
     **{f"StableDiffusionXL{kind}Pipeline": "stable_diffusion_xl" for kind in _KINDS},
-    "StableDiffusion3Pipeline": "stable_diffusion_3",
+    **{f"StableDiffusion3{kind}Pipeline": "stable_diffusion_3" for kind in ("", "ControlNet")},
     "PixArtAlphaPipeline": "pixart",
     "PixArtSigmaPipeline": "pixart",
     "SanaPipeline": "sana",
@@ -39,7 +39,12 @@ PIPELINES = {
     "LatentConsistencyModelPipeline": "stable_diffusion",
 }
 
-_WITH_CONTROLNETS = ("stable_diffusion", "stable_diffusion_xl")
+#: Modules of pipelines that take ControlNets, and of which class these are; and those that skip layers of CLIP.
+_CONTROLNETS = {
+    **dict.fromkeys(("stable_diffusion", "stable_diffusion_xl"), "ControlNetModel"),
+    "stable_diffusion_3": "SD3ControlNetModel",
+}
+_SKIPPING = ("stable_diffusion", "stable_diffusion_xl")
 
 
 def read_plan(
@@ -76,17 +81,20 @@ def _parts_asked_for(
     folder: PipelineFolder, controlnets: Mapping[str, str | os.PathLike[str]], clip_skip: int
 ) -> dict[str, Any]:
     """Further arguments of a plan."""
-    if PIPELINES[folder.class_name] not in _WITH_CONTROLNETS:
-        for name, value in (("controlnets", controlnets), ("clip_skip", clip_skip)):
-            if value:
-                raise ExportError(
-                    f"{folder.path}: {name} need Stable Diffusion 1.x, 2.x or XL, got {folder.class_name}"
-                )
-        return {}
-    from stepfuse.export.pipelines.controlnet import add_controls
+    module = PIPELINES[folder.class_name]
+    for name, value, takes, which in (
+        ("controlnets", controlnets, module in _CONTROLNETS, "1.x, 2.x, XL or 3"),
+        ("clip_skip", clip_skip, module in _SKIPPING, "1.x, 2.x or XL"),
+    ):
+        if value and not takes:
+            raise ExportError(f"{folder.path}: {name} need Stable Diffusion {which}, got {folder.class_name}")
+    found: dict[str, Any] = {"clip_skip": clip_skip} if module in _SKIPPING else {}
+    if module in _CONTROLNETS:
+        from stepfuse.export.pipelines.controlnet import add_controls
 
-    paths = {name: Path(one) for name, one in controlnets.items()}
-    return {"controls": add_controls(folder, paths), "clip_skip": clip_skip}
+        paths = {name: Path(one) for name, one in controlnets.items()}
+        found["controls"] = add_controls(folder, paths, _CONTROLNETS[module])
+    return found
 
 
 def _pixels(size: Any) -> tuple[int, int]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stepfuse.bundle.cond_input import CondInput
@@ -18,9 +17,16 @@ from stepfuse.export.pipelines.export_plan import (
     trial_sizes,
 )
 from stepfuse.export.pipelines.pipeline_folder import PipelineFolder
+from stepfuse.export.pipelines.positions import crop_positions
 from stepfuse.export.pipelines.size import Size, own_size
 from stepfuse.export.pipelines.stable_diffusion import DATA_RANGE
 from stepfuse.export.pipelines.text import CLIP_PROJECTED, T5, TextEncoders, read_encoder, text_part
+from stepfuse.export.pipelines.transformer_controlnet import (
+    TransformerControlNets,
+    encoded_control_cond,
+    encoded_control_inputs,
+    transformer_controlnets,
+)
 from stepfuse.export.pipelines.unet import TEXT
 from stepfuse.export.pipelines.vae import pixels_per_latent, vae_config, vae_parts
 from stepfuse.extras import pip_install
@@ -36,37 +42,35 @@ T5_LENGTH = 256  # max_sequence_length of the pipeline's call
 
 
 class SD3Module(torch.nn.Module):
-    """diffusers' ``SD3Transformer2DModel``."""
+    """diffusers' ``SD3Transformer2DModel``, with the ControlNets whose residuals it adds.
 
-    def __init__(self, transformer: Any) -> None:
-        super().__init__()
-        self.transformer = transformer
-        transformer.pos_embed.cropped_pos_embed = partial(_crop, transformer.pos_embed)
-
-    def forward(
-        self,
-        sample: torch.Tensor,
-        timestep: torch.Tensor,
-        encoder_hidden_states: torch.Tensor,
-        pooled_projections: torch.Tensor,
-    ) -> torch.Tensor:
-        """Shape (R, C, h, w), (R,), (R, L, D) and (R, P) to (R, C, h, w)."""
-        found = self.transformer(sample, encoder_hidden_states, pooled_projections, timestep, return_dict=False)
-        return found[0]
-
-
-def _crop(embedding: Any, height: int, width: int) -> torch.Tensor:
-    """The middle of the position embeddings for a sample of this size, as diffusers' own ``cropped_pos_embed``.
-
-    That begins at ``(most - rows) // 2``, which torch rewrites to divide ``-rows``, while the exported graph rounds
-    quotients towards zero. Here no dividend is negative.
+    Args:
+        transformer: The network.
+        names: The graph's inputs, in their order.
+        controls: ControlNets by name.
+        shift: As for ``TransformerControlNets``.
     """
-    most, patch = embedding.pos_embed_max_size, embedding.patch_size
-    rows, columns = height // patch, width // patch
-    top, left = (most // 2 - (size + 1 - most % 2) // 2 for size in (rows, columns))
-    grid = embedding.pos_embed.reshape(1, most, most, -1)
-    cut = grid[:, top : top + rows, left : left + columns]
-    return cut.reshape(1, rows * columns, -1)
+
+    def __init__(
+        self, transformer: Any, names: Sequence[str], controls: Mapping[str, torch.nn.Module], shift: float
+    ) -> None:
+        super().__init__()
+        self.names = tuple(names)
+        self.transformer = transformer
+        crop_positions(transformer.pos_embed)
+        self.controls = TransformerControlNets(controls, transformer, shift) if controls else None
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        """Shape (R, C, h, w), (R,), (R, L, D), (R, P) and what ControlNets take, to (R, C, h, w)."""
+        sample, timestep, text, pooled = inputs[:4]
+        residuals = None
+        if self.controls is not None:
+            given = dict(zip(self.names, inputs, strict=True))
+            residuals = self.controls(sample, timestep, text, pooled, given)
+        found = self.transformer(
+            sample, text, pooled, timestep, block_controlnet_hidden_states=residuals, return_dict=False
+        )
+        return found[0]
 
 
 class JoinedWithT5(TextEncoders):
@@ -85,8 +89,13 @@ class JoinedWithT5(TextEncoders):
         return torch.cat([text, rest], dim=-2), torch.cat([first.text_embeds, second.text_embeds], dim=-1)
 
 
-def plan(folder: PipelineFolder, size: Size) -> ExportPlan:
+def plan(folder: PipelineFolder, size: Size, controls: Sequence[str] = ()) -> ExportPlan:
     """What is exported of the pipeline.
+
+    Args:
+        folder: The pipeline.
+        size: Default size of pictures.
+        controls: Components that are ControlNets.
 
     Raises:
         ExportError: If a component is not covered, or ``size`` is none that the model takes.
@@ -109,12 +118,21 @@ def plan(folder: PipelineFolder, size: Size) -> ExportPlan:
     config.require("out_channels", f"in_channels, {channels}", lambda value: value in (None, channels))
     shape = (channels, *own_size(config, size, patch, cell=cell))
     text = (length + T5_LENGTH, width)
-    most = config.number("pos_embed_max_size")
+    nets = transformer_controlnets(folder, controls, config)
+    tables = [config, *(one for one in nets.values() if one["use_pos_embed"])]
+    most = min(one.number("pos_embed_max_size") for one in tables)
+    first = sample_inputs(channels, patch, max_size=most)
+    inputs = [*first, Input(TEXT, text), Input(POOLED, (pooled,)), *encoded_control_inputs(controls, first[0])]
+    shift = float(vae.get("shift_factor") or 0.0) * float(vae.get("scaling_factor", 1.0))
+
+    def build(transformer: Any, *loaded: torch.nn.Module) -> torch.nn.Module:
+        return SD3Module(transformer, [one.name for one in inputs], dict(zip(nets, loaded, strict=True)), shift)
+
     denoiser = ExportPart(
         DENOISER,
-        {"transformer": (KIND,)},
-        SD3Module,
-        [*sample_inputs(channels, patch, max_size=most), Input(TEXT, text), Input(POOLED, (pooled,))],
+        {"transformer": (KIND,), **{name: (one.kind,) for name, one in nets.items()}},
+        build,
+        inputs,
         [PREDICTION],
         trial_sizes(shape, patch),
         "transformer.",
@@ -127,9 +145,15 @@ def plan(folder: PipelineFolder, size: Size) -> ExportPlan:
             pixels_per_latent=cell,
             size_multiple=cell * patch,
             max_size=most * patch * cell,
+            controls=tuple(controls),
+            encoded_controls=bool(controls),
         ),
         [text_part(encoders, JoinedWithT5, [TEXT, POOLED], width=width), denoiser, *vae_parts(vae, shape)],
-        {TEXT: CondInput("float32", text, null=0.0), POOLED: CondInput("float32", (pooled,), null=0.0)},
+        {
+            TEXT: CondInput("float32", text, null=0.0),
+            POOLED: CondInput("float32", (pooled,), null=0.0),
+            **encoded_control_cond(controls, shape),
+        },
         {"steps": 28, "guidance_scale": 7.0},
         {one.prompt.tokenizer: one.tokenizer for one in encoders},
         DATA_RANGE,

@@ -7,10 +7,10 @@ from typing import Any
 
 from stepfuse.bundle.cond_input import CondInput
 from stepfuse.bundle.model_info import GUIDANCE_INPUT
-from stepfuse.bundle.pipeline_info import control_input
+from stepfuse.bundle.pipeline_info import CONTROL_NUMBERS, control_input
 from stepfuse.export.onnx.inputs import Input
 from stepfuse.export.pipelines.conditioned_unet import ConditionedUNet
-from stepfuse.export.pipelines.controlnet import ControlNets
+from stepfuse.export.pipelines.controlnet import ControlNets, number_input
 from stepfuse.export.pipelines.export_plan import DENOISER, PREDICTION, ExportPart, sample_inputs
 from stepfuse.export.pipelines.pipeline_folder import Config, PipelineFolder
 from stepfuse.extras import pip_install
@@ -148,6 +148,8 @@ def _graph_input(name: str, spec: CondInput, cell: int) -> Input:
     """An input of the graph that takes a conditioning input, with examples such as it is given."""
     if name.startswith(control_input("")):
         return Input(name, (3, f"{cell}*height", f"{cell}*width"), high=1)
+    if name in CONTROL_NUMBERS:
+        return number_input(name, *spec.shape)
     if name == MASKED:
         return Input(name, (spec.shape[0], "height", "width"))
     if name == TEXT:
@@ -156,12 +158,10 @@ def _graph_input(name: str, spec: CondInput, cell: int) -> Input:
     return Input(name, spec.shape, low=low, high=high)
 
 
-#: Bounds of examples where these are not standard normal: sizes in pixels; timesteps between which a ControlNet acts.
+#: Bounds of examples where these are not standard normal.
 EXAMPLES: Mapping[str, tuple[float, float]] = {
     SIZE: (0, 1024),
     GUIDANCE_INPUT: (0, 10),
-    "control_first": (500, 1000),
-    "control_last": (0, 500),
 }
 
 

@@ -59,7 +59,8 @@ class Samples {
   explicit Samples(int count) : x_(static_cast<std::size_t>(count * kElements)), x0_(x_.size()) {
     Random random(1);
     // More steps than there are iterations: no sample leaves. Guidance comes and goes, so rows change their samples.
-    for (int i = 0; i < kSlots; ++i) tables_.push_back(random_table(random, kSlots + kWarmUp + kCounted + 20 * i));
+    for (int i = 0; i < kSlots; ++i)
+      tables_.push_back(random_table(random, kSlots + kWarmUp + kCounted + 20 * i, kElements));
     const auto longer = [](const auto& a, const auto& b) { return a->passes_left(0, true) > b->passes_left(0, true); };
     std::sort(tables_.begin(), tables_.end(), longer);
   }

@@ -96,7 +96,7 @@ inline SecondLine random_second(Random& random, const SecondLine& before, bool k
   return line;
 }
 
-inline std::shared_ptr<const Table> random_table(Random& random, int steps) {
+inline std::shared_ptr<const Table> random_table(Random& random, int steps, std::int64_t elements) {
   const bool history = random.one_in(3), noise = random.one_in(3), two_lines = random.one_in(3);
   std::vector<StepRow> rows;
   std::vector<SecondLine> second;
@@ -116,6 +116,7 @@ inline std::shared_ptr<const Table> random_table(Random& random, int steps) {
   guidance.eta = random.coefficient(0.0, 1.0);
   if (random.one_in(2)) guidance.norm_threshold = random.coefficient(0.1, 9.0);
   if (random.one_in(4)) adaptive.threshold_ratio = random.coefficient(0.5, 1.0);
+  if (random.one_in(4)) adaptive.renorm = {1, 1, 1, static_cast<std::int32_t>(elements)};
   return std::make_shared<Table>(std::move(rows), random.coefficient(0.5, 2.0), adaptive, std::move(second));
 }
 
@@ -161,6 +162,7 @@ inline Trajectory trajectory(const RandomSample& sample, const ModelSpec& spec) 
     const bool conditional = sample.conditioned && row.g != 0.0f, guided = conditional && row.g != 1.0f;
     predict(input.data(), t, conditional ? sample.label : sample.null_label, spec.elements, eps.data());
     if (guided) predict(input.data(), t, sample.null_label, spec.elements, eps_uncond.data());
+    if (guided && table.adaptive.renorm.any()) renorm(table.adaptive.renorm, row.g, eps.data(), eps_uncond.data());
     if (table.adaptive.any())
       adapt(row, &second, table.adaptive, spec.elements, x.data(), eps.data(), guided ? eps_uncond.data() : nullptr,
             scratch.data());

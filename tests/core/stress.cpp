@@ -351,7 +351,8 @@ class Client {
   Request random_request(const std::shared_ptr<CountedGate>& gate, bool may_be_refused) {
     RandomSample& sample = round_.sample_of(static_cast<std::uint64_t>(index_ * kRequests + submitted_++ + 1));
     sample.client = index_;
-    sample.table = random_table(random_, random_.one_in(5) ? random_.from(10, 25) : random_.from(1, 8));
+    sample.table =
+        random_table(random_, random_.one_in(5) ? random_.from(10, 25) : random_.from(1, 8), round_.spec.elements);
     random_known(random_, round_.spec.elements, sample);
     sample.seed = random_.bits();
     sample.has_noise = random_.one_in(3);

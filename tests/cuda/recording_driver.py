@@ -14,7 +14,7 @@ import pytest
 import stepfuse as sf
 from stepfuse import _core
 from stepfuse._core import cuda
-from stepfuse.kernels import columns
+from stepfuse.kernels import cfg_renorm_ref, columns
 from stepfuse.kernels.columns import BLENDS
 
 HERE = Path(__file__).parent
@@ -140,6 +140,7 @@ STEP_KERNELS = {
     "magnitude_counts_kernel": ("adapt_kernel.py", SUMS_BLOCK, "tiles"),
     "thresholded_rows_kernel": ("adapt_kernel.py", BLOCK, "slots"),
     "keep_known_kernel": ("keep_kernel.py", BLOCK, "tiles"),
+    "renormed_predictions_kernel": ("renorm_kernel.py", BLOCK, "tiles"),
 }
 #: A forward, whose arguments are called as the step calls a network's rows.
 NETWORK = [
@@ -316,6 +317,15 @@ class StepOnHost:
         if not shift:
             rest = ~(taken & (ratio > 0))
             adapted[rest] = rows[rest].copy()
+
+    def renormed_predictions(self, a, slots, n):
+        rows = array_at(a["rows"], (slots, a["rows_stride"]), np.float32)
+        patches = array_at(a["patches"], (slots, 4), np.int32)
+        for i, e_c, e_u in predictions(a, slots, n):
+            patch, *shape = patches[i]
+            if e_u is not None and patch:
+                e = cfg_renorm_ref(e_c.reshape(shape), e_u.reshape(shape), rows[i, G], patch).ravel()
+                e_c[:] = e_u[:] = e
 
     def keep_known(self, a, slots, n):
         x = array_at(a["x"], (slots, n), np.float32)

@@ -64,6 +64,8 @@ const std::map<std::string, KernelSignature> kKernels{
                                    "n shift prediction_rows x_stride prediction_stride rows_stride", Grid::Tiles)},
     {"thresholded_rows", signature("counts rows row_cond row_uncond ratio largest adapted",
                                    "n tiles shift prediction_rows rows_stride", Grid::Slots)},
+    {"renormed_predictions", signature("prediction rows row_cond row_uncond patches",
+                                       "n prediction_rows prediction_stride rows_stride", Grid::Tiles)},
     {"keep_known",
      signature("x known known_row levels x0 row_cond row_uncond next_input next_rows next_cond next_uncond",
                "n next_input_rows x_stride next_input_stride next_rows_stride", Grid::Tiles)},
@@ -123,7 +125,7 @@ struct Slot {
   bool steps, guided;
   StepRow row{};
   SecondLine second{};
-  const float *eps = nullptr, *eps_uncond = nullptr;
+  float *eps = nullptr, *eps_uncond = nullptr;
 };
 
 // The span has the rows of the next forward that a slot's state goes to.
@@ -214,12 +216,17 @@ void thresholded_rows(const Given& given, const Slot& slot) {
   require(given.integer("tiles") == 1, "a sample has more tiles than it should");
   if (given.integer("shift") > 0) return;
   StepRow row = slot.row;
-  const Adaptive adaptive{{}, *given.at<float>("ratio", slot.i), *given.at<float>("largest", slot.i)};
+  const Adaptive adaptive{{}, *given.at<float>("ratio", slot.i), *given.at<float>("largest", slot.i), {}};
   std::vector<float> scratch(static_cast<std::size_t>(slot.n));
   const auto* values = given.at<float>("counts", slot.i, kCounts);
   const float* eps_uncond = slot.guided ? values + 2 * kBlock : nullptr;
   if (slot.steps) adapt(row, nullptr, adaptive, slot.n, values, values + kBlock, eps_uncond, scratch.data());
   put_adapted(given, slot, row, slot.second);
+}
+
+void renormed_predictions(const Given& given, const Slot& slot) {
+  const Renorm by = *given.at<Renorm>("patches", slot.i, 4);
+  if (slot.guided && by.any()) stepfuse::renorm(by, slot.row.g, slot.eps, slot.eps_uncond);
 }
 
 void keep_known(const Given& given, const Slot& slot) {
@@ -269,7 +276,8 @@ struct Rig {
                         kernel("guided_rows"),
                         kernel("magnitude_counts"),
                         kernel("thresholded_rows"),
-                        kernel("keep_known")});
+                        kernel("keep_known"),
+                        kernel("renormed_predictions")});
   }
   std::unique_ptr<Stepper> stepper(std::map<int, std::shared_ptr<const Graph>> forwards) const {
     DeviceRows rows{{sample.get(), timestep.get(), prediction.get()},
@@ -373,7 +381,8 @@ void run_kernel(const char* name, void** params, const unsigned* shape) {
                                                    {"guided_rows", guided_rows},
                                                    {"magnitude_counts", magnitude_counts},
                                                    {"thresholded_rows", thresholded_rows},
-                                                   {"keep_known", keep_known}};
+                                                   {"keep_known", keep_known},
+                                                   {"renormed_predictions", renormed_predictions}};
   if (!std::strcmp(name, "network")) return network_here->compute(*static_cast<const int*>(params[0]));
   const KernelSignature& signature = kKernels.at(name);
   const Given given(signature, params);

@@ -57,8 +57,8 @@ def test_a_loop_has_five_nodes_whatever_the_steps(steps):
 
 @FORMS
 def test_memory_is_known_before_anything_is_built(form):
-    # Two slots: 2 * (16 + 16 + 2 + 5 + 1 + 3) words, rounded up to whole cache lines of 16.
-    frame = 96 * 4
+    # Two slots: 2 * (16 + 16 + 2 + 6 + 4 + 2 + 4) words, rounded up to whole cache lines of 16.
+    frame = 112 * 4
     plan = cuda.plan_trajectory(form, 2, [2] * 10, [2])
     assert (plan.host_bytes, plan.device_bytes) == (64 + 10 * frame, 64 + 11 * frame)
 
@@ -103,7 +103,8 @@ def test_a_slot_has_the_same_rows_in_every_forward(courses, slot_rows, forward_r
     assert frames.steps == max(len(course) for course, _ in courses)
 
 
-NEEDS = ("noise", "guidance", "threshold", "keep", "second")
+NEEDS = ("noise", "guidance", "threshold", "keep", "second", "renorm")
+PATCHES = {"renorm_patch": 2, "shape": (1, 2, 4)}
 
 
 def test_frames_hold_what_the_steps_need():
@@ -115,6 +116,8 @@ def test_frames_hold_what_the_steps_need():
         ((rows(3), True, _core.Adaptive(blend="projected")), {"guidance": True}),
         ((rows(1), True, _core.Adaptive(0.5)), {}),  # nothing is guided
         ((rows(3), False, _core.Adaptive(0.5)), {}),
+        ((rows(3), True, _core.Adaptive(**PATCHES)), {"renorm": True}),
+        ((rows(1), True, _core.Adaptive(**PATCHES)), {}),
         ((rows(1), True, _core.Adaptive(0.0, 0.9, 2.0)), {"threshold": True}),
         ((rows(1), True, _core.Adaptive(), None), {}),
         ((rows(1), True, _core.Adaptive(), levels), {"keep": True}),
@@ -204,7 +207,7 @@ def network_of(samples, slot_rows, max_rows):
 
 
 def course(table, cond, levels=None):
-    return np.asarray(table), cond is not None, table.adaptive, levels
+    return np.asarray(table), cond is not None, table.adaptive_of(support.SHAPE), levels
 
 
 def make_rig(rig, samples, seeds, levels=None, **options):
@@ -285,7 +288,7 @@ def test_the_nodes_are_those_of_the_plan(rig, fake, form):
 
 
 @FORMS
-@pytest.mark.parametrize("needs", [("noise", "guidance", "threshold", "keep"), ("threshold",), ("keep",)])
+@pytest.mark.parametrize("needs", [("noise", "guidance", "threshold", "keep"), ("threshold",), ("keep",), ("renorm",)])
 def test_a_step_s_kernels_run_one_behind_the_other(rig, fake, form, needs):
     table = sf.samplers.ddim(support.SCHEDULE, 3, guidance_scale=3.0, eta=1.0 if "noise" in needs else 0.0)
     made = make_rig(rig, [(table, 2), (table, 4)], [1, 2])
@@ -294,6 +297,7 @@ def test_a_step_s_kernels_run_one_behind_the_other(rig, fake, form, needs):
     trajectory.load(made.stream, made.frames)
     trajectory.launch(made.stream)
     of_a_step = ["network"]
+    of_a_step += ["renormed_predictions"] if "renorm" in needs else []
     of_a_step += ["guidance_sums", "guided_rows"] if "guidance" in needs else []
     of_a_step += ["magnitude_counts", "thresholded_rows"] * 4 if "threshold" in needs else []
     of_a_step += ["step"] + (["keep_known"] if "keep" in needs else [])

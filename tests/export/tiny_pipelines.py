@@ -29,6 +29,8 @@ CONDITIONED = (
     "StableDiffusionXLInpaintPipeline",
     "StableDiffusionControlNetPipeline",
     "StableDiffusionXLControlNetPipeline",
+    "StableDiffusion3ControlNetPipeline",
+    "StableDiffusion3ControlNetPipeline-textless",
     "StableDiffusionXLImg2ImgPipeline",
     "FluxFillPipeline",
 )
@@ -360,21 +362,7 @@ def _stable_diffusion_3(scratch, **changes):
     first = clip_tokenizer(scratch / "tokenizer")
     second = clip_tokenizer(scratch / "tokenizer_2", pad_token="!")
     third = t5_tokenizer()
-    network = SD3Transformer2DModel(
-        sample_size=SIZE,
-        patch_size=2,
-        in_channels=16,
-        num_layers=2,
-        attention_head_dim=8,
-        num_attention_heads=2,
-        joint_attention_dim=48,
-        caption_projection_dim=16,
-        pooled_projection_dim=16 + 24,
-        out_channels=16,
-        pos_embed_max_size=12,
-        qk_norm="rms_norm",
-        **changes,
-    )
+    network = SD3Transformer2DModel(**{**_SD3, **changes})
     return {
         "transformer": _widen(network),
         "scheduler": _scheduler("FlowMatchEulerDiscreteScheduler", shift=3.0),
@@ -386,6 +374,53 @@ def _stable_diffusion_3(scratch, **changes):
         "text_encoder_3": t5(third),
         "tokenizer_3": third,
     }
+
+
+_SD3 = {
+    "sample_size": SIZE,
+    "patch_size": 2,
+    "in_channels": 16,
+    "num_layers": 2,
+    "attention_head_dim": 8,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 48,
+    "caption_projection_dim": 16,
+    "pooled_projection_dim": 16 + 24,
+    "out_channels": 16,
+    "pos_embed_max_size": 12,
+    "qk_norm": "rms_norm",
+}
+
+
+def sd3_controlnet(seed=0, **config):
+    """A ControlNet for Stable Diffusion 3's transformer; residuals are zero in a new one, and random in this one."""
+    import torch
+    from diffusers import SD3ControlNetModel
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        made = SD3ControlNetModel(**{**_SD3, **config})
+        with torch.no_grad():
+            for parameter in made.parameters():
+                if not parameter.any():
+                    parameter.normal_(std=0.3)
+    return made.eval()
+
+
+def _controlled_3(**config):
+    """A transformer of four layers, of which a ControlNet's two feed three: the last takes none."""
+    return _conditioned(
+        lambda scratch: _stable_diffusion_3(scratch, num_layers=4), controlnet=lambda: sd3_controlnet(**config)
+    )
+
+
+#: A ControlNet as those of SD 3.5 large: without text, with the transformer's positions, and with its pooled text.
+TEXTLESS = {
+    "joint_attention_dim": None,
+    "use_pos_embed": False,
+    "force_zeros_for_pooled_projection": False,
+    "num_layers": 1,
+}
 
 
 def _stable_diffusion_3_5(scratch):
@@ -466,4 +501,6 @@ _PARTS = {
     "StableDiffusionControlNetPipeline": _conditioned(_stable_diffusion, controlnet=lambda: controlnet(16)),
     "StableDiffusionXLControlNetPipeline": _conditioned(_stable_diffusion_xl, controlnet=xl_controlnet),
     "StableDiffusionXLImg2ImgPipeline": _refiner,
+    "StableDiffusion3ControlNetPipeline": _controlled_3(),
+    "StableDiffusion3ControlNetPipeline-textless": _controlled_3(**TEXTLESS),
 }

@@ -54,6 +54,7 @@ def close(near):
         pytest.param({"n": 2, **GUIDED, **KEPT}, id="kept"),
         pytest.param({"n": 2, **GUIDED, "guidance_rescale": 0.7}, id="rescaled"),
         pytest.param({"n": 2, **GUIDED, "apg": (0.0, 4.0), "guidance_rescale": 0.3}, id="projected"),
+        pytest.param({"n": 2, **GUIDED, "cfg_renorm": 2}, id="renormed"),
         pytest.param({"n": 2, **GUIDED, "apg": (0.3, 9.0), "apg_form": "paper"}, id="projected-clean"),
         pytest.param({"n": 2, **GUIDED, "cfg_zero_star": True, "zero_init": 1}, id="zero-star"),
         pytest.param({"n": 2, **GUIDED, "dynamic_threshold": (0.95, 1.5)}, id="thresholded"),

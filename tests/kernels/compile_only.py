@@ -66,6 +66,7 @@ def launch_adapt(slots, n):
     kernels.guidance_rescale(x, rows, each, *maps)
     kernels.adapt_guidance(x, x, rows, torch.zeros(slots, 4), *maps)
     kernels.dynamic_threshold(x, x, rows, each, each)
+    kernels.cfg_renorm(x.reshape(slots, 1, 1, n), rows, 1, *maps)
 
 
 def launch_keep(slots, n, network=None):

@@ -33,6 +33,7 @@ FEW = (
     "magnitude_counts.float32.float16.aligned",
     "thresholded_rows",
     "keep_known.float32.float16.aligned",
+    "renormed_predictions.float16",
 )
 PARAMETER = re.compile(rb"Ordinal : (\S+)\s+Offset\s+: (\S+)\s+Size\s+: (\S+)")
 RECORD = Path(__file__).parents[2] / "benchmarks/results/cubins.json"

@@ -97,6 +97,7 @@ def test_a_cpu_tensor_needs_the_interpreter(plain, monkeypatch):
         ("guidance_rescale", "torch"),
         ("dynamic_threshold", "torch"),
         ("keep_known", "torch"),
+        ("cfg_renorm", "torch"),
         ("tune", "triton"),
     ],
 )

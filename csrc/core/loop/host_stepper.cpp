@@ -48,8 +48,11 @@ void HostStepper::step(Sample& sample, const PlanEntry& entry, const PlanEntry* 
   StepSpan<float> span{};
   span.n = spec().elements;
   span.x = span.out = request.x;
-  span.eps = buffers().prediction_row(entry.row_cond >= 0 ? entry.row_cond : entry.row_uncond);
-  span.eps_uncond = guided ? buffers().prediction_row(entry.row_uncond) : nullptr;
+  float* eps = buffers().prediction_row(entry.row_cond >= 0 ? entry.row_cond : entry.row_uncond);
+  float* eps_uncond = guided ? buffers().prediction_row(entry.row_uncond) : nullptr;
+  if (guided && table.adaptive.renorm.any()) renorm(table.adaptive.renorm, row.g, eps, eps_uncond);
+  span.eps = eps;
+  span.eps_uncond = eps_uncond;
   const auto history = [&](int i) { return i < table.registers ? memory.history.data() + i * span.n : nullptr; };
   span.h = history(0), span.h2 = history(1), span.h3 = history(2);
   if (const SecondLine* line = table.second_line(sample.step)) {

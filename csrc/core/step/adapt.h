@@ -2,6 +2,7 @@
 // the row, so that the fused step stays one pass and is the same with and without it.
 //
 //   guidance          : e is blended otherwise than by g alone (guidance.h).
+//   renorm            : so it is patch by patch, which no row holds: e takes the predictions' place first (renorm.h).
 //   dynamic threshold : d is clamped to [-s, s] and divided by s, where s is a quantile of |d|, at least 1. p_x and p_e
 //                       are divided by s and the bounds are 1. Saharia et al. (2022), section 2.3.
 //   Numerics          : the same bits on every instruction set.
@@ -12,6 +13,7 @@
 #include <limits>
 
 #include "guidance.h"
+#include "renorm.h"
 #include "row.h"
 
 namespace stepfuse {
@@ -20,8 +22,9 @@ struct Adaptive {
   Guidance guidance;
   float threshold_ratio = 0;                                         // which quantile of |d|, up to 1; 0: off
   float largest_threshold = std::numeric_limits<float>::infinity();  // upper bound of s, at least 1
+  Renorm renorm;
 
-  bool any() const { return guidance.any() || threshold_ratio > 0; }
+  bool any() const { return guidance.any() || threshold_ratio > 0 || renorm.any(); }
 };
 
 // Folds what the step takes from the whole sample into its row, and into its second line if it has one. `eps_uncond` is

@@ -34,7 +34,7 @@ def loop_program(kernels: Kernels, storage: str, n: int, slots: int) -> cuda.Ste
         {count: kernels.get(count, n, noise=False) for count in counts},
         {count: kernels.get(count, n, noise=True) for count in counts},
         second={slots: kernels.get(slots, n, noise=True, second=True)},
-        **adapting_kernels(kernels, storage, n, cuda.StepNeeds(guidance=True, threshold=True, keep=True)),
+        **adapting_kernels(kernels, storage, n, cuda.StepNeeds(guidance=True, threshold=True, keep=True, renorm=True)),
     )
 
 
@@ -81,4 +81,6 @@ def adapting_kernels(kernels: Kernels, storage: str, n: int, needs: cuda.StepNee
         names |= {"magnitude_counts": counts, "thresholded_rows": "thresholded_rows"}
     if needs.keep:
         names["keep_known"] = f"keep_known.float32.{storage}.{layout}"
+    if needs.renorm:
+        names["renormed_predictions"] = f"renormed_predictions.{storage}"
     return {name: kernels.named(variant) for name, variant in names.items()}

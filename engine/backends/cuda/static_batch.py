@@ -65,14 +65,14 @@ def split(requests: Sequence[ResolvedRequest], max_rows: int) -> list[slice]:
     return [*parts, slice(start, len(requests))]
 
 
-def frames_of(requests: Sequence[ResolvedRequest]) -> cuda.Frames:
-    """All that the steps of these samples take from their tables."""
+def frames_of(info: ModelInfo, requests: Sequence[ResolvedRequest]) -> cuda.Frames:
+    """All that the steps of these samples of a network take from their tables."""
     return cuda.Frames(
         [
             (
                 request.table.rows,
                 request.cond is not None,
-                request.table.adaptive,
+                request.table.adaptive_of(info.shape),
                 None if (known := request.known_region) is None or known.mask is None else known.levels,
             )
             for request in requests

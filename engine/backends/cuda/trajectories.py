@@ -274,7 +274,7 @@ class Trajectories(Generic[Samples]):
         return drawn[0] if len(drawn) == 1 else _joined(drawn)
 
     def _draw(self, requests: Sequence[ResolvedRequest], noise: npt.NDArray[Any] | None) -> Samples:
-        frames = frames_of(requests)
+        frames = frames_of(self.info, requests)
         batch = static_batch_of(self.info, requests, frames, noise)
         if self.eager:
             self._run_eagerly(frames, batch)

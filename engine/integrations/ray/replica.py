@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -28,12 +28,14 @@ class Plan:
     Attributes:
         models: As ``stepfuse serve`` names them.
         loading: Arguments of ``load_model``; ``threads`` None is one for each CPU that Ray has assigned to the replica.
+        loras: Arguments of it for the LoRAs of each model; none where it has none.
         costs: As ``calibrate`` of ``create_app``, by the models' names.
         app: More of its arguments.
     """
 
     models: tuple[str, ...]
     loading: Mapping[str, Any]
+    loras: Sequence[Mapping[str, Any]]
     costs: Mapping[str, bool | CostCurve]
     app: Mapping[str, Any]
 
@@ -47,8 +49,8 @@ class Plan:
         loading = {**self.loading, "threads": _assigned() if threads is None else threads}
         with ExitStack() as stack:
             models = []
-            for given in self.models:
-                models.append(model := load_model(given, **loading))
+            for given, loras in zip(self.models, self.loras, strict=True):
+                models.append(model := load_model(given, **loras, **loading))
                 stack.callback(model.close, abort=True)
                 model.warm_up(calibrate=self.costs.get(model.name, False))
             app = create_app({one.name: one for one in models}, warm_up=False, replicated=True, **self.app)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -13,10 +15,12 @@ from stepfuse.backends.cuda.config import Cuda, device_of
 from stepfuse.backends.host.config import Cpu, OpenVino
 from stepfuse.integrations.ray import scaling
 from stepfuse.integrations.ray.replica import Plan, Replica
+from stepfuse.lora.file import Lora
+from stepfuse.lora.networks import AdaptedNetworks
 from stepfuse.server.app import checked_costs, checked_origins
 from stepfuse.server.keys import Keys
 from stepfuse.server.limits import Limits
-from stepfuse.server.loading import find_model, named, takes_prompts
+from stepfuse.server.loading import find_model, loras_by_model, named, takes_prompts
 from stepfuse.serving.config import CostCurve, Serving
 
 _POLICY = f"{scaling.by_pictures.__module__}:{scaling.by_pictures.__name__}"
@@ -32,6 +36,8 @@ def deployment(
     threads: int | None = None,
     spinning: bool | None = None,
     serving: Serving | None = None,
+    loras: Mapping[str, str | os.PathLike[str]] | None = None,
+    lora_bytes: int = 1 << 30,
     calibrate: bool | Mapping[str, CostCurve] = False,
     limits: Limits | None = None,
     api_keys: Collection[str] = (),
@@ -51,6 +57,9 @@ def deployment(
         threads: As in ``Engine.load``; None is one for each CPU that Ray assigns to a replica (``num_cpus``).
         spinning: As in ``Engine.load``.
         serving: How requests share each engine.
+        loras: Files of LoRAs that requests can choose, which each node has, by name, of the first model, or by
+            ``MODEL/NAME``. Only models on the CPU in ONNX Runtime take some.
+        lora_bytes: Most memory of each model's LoRAs, as in ``Engine.load``.
         calibrate: As in ``create_app``; measured by each replica before it is ready.
         limits: As in ``create_app``, as what follows.
         api_keys: Kept by Ray with the deployment.
@@ -61,6 +70,7 @@ def deployment(
 
     Raises:
         BundleError: If a model is not found or cannot be used.
+        LoraError: If a LoRA cannot be read, or its model takes none. Whether it fits is seen by the replicas.
         ValueError: If another argument is refused, by us or by Serve.
         TypeError: If an argument is of another type, or Serve has no such option.
 
@@ -78,12 +88,17 @@ def deployment(
     if gpu := device_of(device) is not None:
         of_cpu: dict[str, object] = {"threads": threads, "spinning": spinning}
         of_cpu |= {"backend": None if backend == Cpu.backend else backend}
-        of_cpu |= {"precision": None if precision == Cpu.precision else precision}
+        of_cpu |= {"precision": None if precision == Cpu.precision else precision, "loras": loras or None}
         _check_gpu(device, options, of_cpu)
     Cpu(backend, precision, threads or 0, spinning)
     for name, value, kind in (("serving", serving, Serving), ("limits", limits, Limits)):
         if value is not None and not isinstance(value, kind):
             raise TypeError(f"{name} must be a {kind.__name__}, got {value!r}")
+    of_models = loras_by_model("loras", (loras or {}).items(), list(found))
+    for name, files in of_models.items():
+        AdaptedNetworks.of(found[name], [], lora_bytes, backend)  # refuses what takes none
+        for file in files.values():
+            Lora.read(file)
     Keys(api_keys)
     plan = Plan(
         models=tuple(models),
@@ -95,6 +110,7 @@ def deployment(
             "spinning": spinning,
             "serving": serving,
         },
+        loras=[_loras_of(of_models.get(name, {}), lora_bytes) for name in found],
         costs=checked_costs(engines, calibrate),
         app={"limits": limits, "api_keys": tuple(api_keys), "cors_origins": checked_origins(cors_origins)},
     )
@@ -110,6 +126,12 @@ def deployment(
     }
     made = serve.deployment(**{**defaults, **_scaled(options)})(serve.ingress(open_app)(Replica))
     return made.bind()
+
+
+def _loras_of(files: Mapping[str, Path], lora_bytes: int) -> dict[str, Any]:
+    """Arguments of ``load_model`` for a model's LoRAs, by absolute paths, since a replica has a folder of its own."""
+    absolute = {name: file.absolute() for name, file in files.items()}
+    return {"loras": absolute, "lora_bytes": lora_bytes} if files else {}
 
 
 def _check_gpu(device: str | Cuda, options: Mapping[str, Any], of_cpu: Mapping[str, object]) -> None:

@@ -163,6 +163,26 @@ def test_a_table_of_arrow_chooses(bundle, style, pipe):
         np.testing.assert_array_equal(np.asarray(file), shown(pipe, lora={"style": 0.8}))
 
 
+def test_a_replica_of_ray_serve_has_loras(bundle, style, pipe, monkeypatch):
+    serving = pytest.importorskip("stepfuse.integrations.ray.serving", reason="needs the extra ray")
+    plans = []
+    monkeypatch.setattr(serving, "Plan", lambda **given: plans.append(Plan(**given)) or plans[0])
+    from stepfuse.integrations.ray.replica import Plan
+
+    given = {"threads": 1, "loras": {"mine/style": style}, "lora_bytes": 1 << 30}
+    serving.deployment(["fashion", f"mine={bundle.path}"], **given)
+    replica = plans[0].open()
+    try:
+        with http_service.served(replica) as service:
+            asked = {"model": "mine", "steps": STEPS, "seed": 3, "lora": {"style": 0.8}}
+            [picture] = service.generate(PROMPT, **asked).json["data"]
+            assert [one["loras"] for one in service.ask("GET", "/v1/models").json["data"]] == [[], ["style"]]
+    finally:
+        for model in replica.state.models:
+            model.close(abort=True)
+    np.testing.assert_array_equal(http_service.levels_of(picture["b64_json"]), shown(pipe, lora={"style": 0.8}))
+
+
 def test_served_loras_are_of_the_first_model_or_of_the_one_named():
     found = _loras_by_model(["a=x", "two/a=y", "b=z"], ["one", "two"])
     assert {model: {name: str(file) for name, file in own.items()} for model, own in found.items()} == {
@@ -171,8 +191,9 @@ def test_served_loras_are_of_the_first_model_or_of_the_one_named():
     }
     for texts, message in (
         (["a"], "--lora must be NAME=FILE or MODEL/NAME=FILE, got 'a'"),
-        (["three/a=x"], r"--lora must be of a model that is served \(one, two\), got 'three/a=x'"),
-        (["a=x", "one/a=y"], "--lora one/a must be given once"),
+        (["two/=x"], "--lora must have NAME or MODEL/NAME for each file, got 'two/'"),
+        (["three/a=x"], r"--lora must be of a model that is served \(one, two\), got 'three/a'"),
+        (["a=x", "one/a=y"], "--lora must name each once, got 'one/a' too"),
     ):
         with pytest.raises(ValueError, match=message):
             _loras_by_model(texts, ["one", "two"])

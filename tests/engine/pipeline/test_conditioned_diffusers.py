@@ -230,6 +230,57 @@ def test_a_controlnet(ours, theirs, name, scale, begin, end):
     assert_other(ours(name)(PROMPTS, steps=STEPS, **arguments).pixels, want)
 
 
+CONTROLNETS_3 = ["StableDiffusion3ControlNetPipeline", slow("StableDiffusion3ControlNetPipeline-textless")]
+
+
+@pytest.mark.parametrize("name", CONTROLNETS_3)
+@pytest.mark.parametrize(
+    ("scale", "begin", "end", "sampled"), [(None, 0.0, 1.0, False), (0.5, 0.0, 0.6, True), (-1.0, 0.2, 0.8, False)]
+)
+def test_a_controlnet_of_a_transformer(ours, theirs, our_noise, name, scale, begin, end, sampled):
+    latents, image = noise(2, (16, 6, 8)), pictures(2, 12, 16)
+    arguments = {"latents": latents, "guidance_scale": 3.0, "negative_prompt": NEGATIVES}
+    if sampled:  # guided, diffusers samples a posterior for each pass
+        arguments = {"latents": latents, "guidance_scale": 1.0}
+    our_noise(theirs(name), sampled=sampled)
+    want = run(
+        theirs(name),
+        PROMPTS,
+        height=12,
+        width=16,
+        control_image=image,
+        controlnet_conditioning_scale=1.0 if scale is None else scale,
+        control_guidance_start=begin,
+        control_guidance_end=end,
+        **arguments,
+    )
+    pictures_of = ours(name)(
+        PROMPTS,
+        control={"controlnet": image},
+        control_scale=scale,
+        control_range=(begin, end),
+        sample_posterior=sampled,
+        steps=STEPS,
+        seed=SEED,
+        **arguments,
+    )
+    assert_same(pictures_of.pixels, want)
+    assert_other(ours(name)(PROMPTS, steps=STEPS, width=16, height=12, **arguments).pixels, want)
+    made = pictures_of.provenance[0]
+    assert (made.sample_posterior, made.control["controlnet"]["range"]) == (sampled, [begin, end])
+
+
+def test_a_transformer_s_controlnet_without_a_picture_does_not_act(ours, theirs):
+    name = CONTROLNETS_3[0]
+    parts = {part: one for part, one in theirs(name).components.items() if part != "controlnet"}
+    plain = unchecked(diffusers.StableDiffusion3Pipeline(**parts))
+    arguments = {"latents": noise(1, (16, 8, 8)), "guidance_scale": 3.0}
+    assert_same(
+        ours(name)(PROMPTS[:1], steps=STEPS, **arguments).pixels,
+        run(plain, PROMPTS[:1], height=16, width=16, **arguments),
+    )
+
+
 def test_a_controlnet_without_a_picture_does_not_act(ours, exported, theirs):
     pipe = theirs("StableDiffusionPipeline")
     latents = noise(1, (4, 8, 8))

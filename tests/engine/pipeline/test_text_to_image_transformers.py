@@ -1,7 +1,6 @@
 """Pictures of exported transformer pipelines, whose prompts are masked or templated, against diffusers' own calls."""
 
 import math
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -67,15 +66,8 @@ def wanted(name, pipe, prompts, latents, **arguments):
         given["true_cfg_scale"] = scale or 1.0
     elif scale is not None:
         given["guidance_scale"] = scale - 1 if name == "ZImagePipeline" else scale
-    with torch.no_grad(), mock.patch.object(torch, "norm", _of_no_token):
+    with torch.no_grad():
         return pipe(list(prompts), latents=latents, num_inference_steps=STEPS, output_type="np", **given).images
-
-
-def _of_no_token(x, p="fro", dim=None, keepdim=False, dtype=None, *, norm=torch.norm):
-    """``torch.norm`` by which Qwen-Image's pipeline does not rescale what it has guided."""
-    return (
-        torch.ones_like(x[..., :1]) if p == "fro" and dim == -1 and keepdim else norm(x, p, dim, keepdim, dtype=dtype)
-    )
 
 
 def assert_same(got, want):

@@ -1,10 +1,11 @@
-"""APG and CFG-Zero* against diffusers' guiders over whole runs, and what of them is refused."""
+"""APG and CFG-Zero* against diffusers' guiders, and the norm of patches against numpy's, over whole runs; refusals."""
 
 import numpy as np
 import peers
 import pytest
 
 import stepfuse as sf
+from stepfuse import kernels
 from stepfuse.requests.editing import begin_late
 from stepfuse.requests.resolution import Compiler
 
@@ -83,6 +84,38 @@ def test_whole_runs_are_diffusers(name, interval, monkeypatch):
     assert np.abs(got - want).max() < peers.TOLERANCES[sampler] * np.abs(want).max()
 
 
+def patched(x, t, given):
+    """A network over (4, 4, 6), of which classes change the direction and the length of every patch."""
+    label, state = given["y"].reshape(-1, 1, 1, 1), x.astype(np.float32)
+    return np.float32(np.sin(3 * state) + (label >= 0) * (0.5 + label / 4) * np.cos(2 * state[:, ::-1, ::-1]))
+
+
+def patched_engine(**options):
+    of_class = {"y": sf.CondInput(dtype="int64", null=-1)}
+    return sf.Engine.from_callable(patched, shape=(4, 4, 6), schedule=SCHEDULE, cond=of_class, **options)
+
+
+@pytest.mark.parametrize("patch", [1, 2])
+@pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m", "heun", "unipc"])
+def test_patches_keep_the_norm_of_the_conditional_prediction(sampler, patch):
+    """Each guided step is that of a prediction that numpy has rescaled; those outside of the interval are plain."""
+    noise, arguments = sf.normal(3, (2, 4, 4, 6)), {"sampler": sampler, "steps": 6, "guidance_interval": (0.0, 0.8)}
+    with patched_engine() as engine:
+        plain = engine.table(guidance_scale=SCALE, **arguments)
+        neighbour = engine.submit(sf.Request(cond=2, steps=9, seed=1, guidance_scale=2.0))
+        got = engine.sample(2, cond=[1, 3], noise=noise, guidance_scale=SCALE, cfg_renorm=patch, **arguments)
+        np.testing.assert_array_equal(neighbour.result(), engine.sample(cond=2, steps=9, seed=1, guidance_scale=2.0)[0])
+    assert 0 < plain.guided.sum() < len(plain)
+    for x, label, result in zip(noise, (1, 3), got, strict=True):
+        x = plain.init_scale * x
+        kept = {name: np.zeros_like(x) for name in ("h", "h2", "h3")[: plain.registers]}
+        for row, guided in zip(plain.rows, plain.guided, strict=True):
+            cond, uncond = patched(np.stack([x, x]) * row[1], None, {"y": np.array([label, -1])})
+            e = np.float32(kernels.cfg_renorm_ref(cond, uncond, SCALE, patch)) if guided else cond
+            x = sf.step(x, e, row, eps_uncond=e, **kept)
+        assert np.abs(result - x).max() < 1e-4 * np.abs(x).max()
+
+
 TABLE = sf.samplers.ddim(SCHEDULE, 10, guidance_scale=SCALE)
 X, COND, UNCOND = np.random.default_rng(0).standard_normal((3, 64)).astype(np.float32)
 
@@ -146,6 +179,17 @@ def test_what_is_not_finite_is_still_found(value, options):
         engine.sample(cond=1, guidance_scale=3.0, steps=4, seed=0, **options)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_not_finite_is_still_found_in_patches(value):
+    def broken(x, t, given):
+        return np.where((t[:, None] < 500) & (given["y"][:, None] < 0), value, x.reshape(len(x), -1)).reshape(x.shape)
+
+    of_class = {"y": sf.CondInput(dtype="int64", null=-1)}
+    engine = sf.Engine.from_callable(broken, shape=(2, 2, 2), schedule=SCHEDULE, cond=of_class)
+    with engine, pytest.raises(sf.DenoiserError, match="finite"):
+        engine.sample(cond=1, guidance_scale=3.0, steps=4, seed=0, cfg_renorm=2)
+
+
 def test_an_unguided_row_is_left_alone():
     row = TABLE.adapt(apg=(0.0, 2.0)).adapted_row(3, X, COND)
     np.testing.assert_array_equal(row, TABLE[3])
@@ -177,13 +221,14 @@ def test_a_table_keeps_it(tmp_path):
         TABLE.adapt(cfg_zero_star=True),
         TABLE.adapt(apg=(0.1, 2.5)),
         TABLE.adapt(apg=(0.1, 2.5), apg_form="paper"),
+        TABLE.adapt(cfg_renorm=2),
     ]
     for i, table in enumerate(every):
         table.save(tmp_path / f"{i}.npz")
         loaded = sf.StepTable.load(tmp_path / f"{i}.npz")
         assert loaded == table
         assert (loaded.zero_init, loaded.adaptation) == (table.zero_init, table.adaptation)
-    assert len({*every, TABLE}) == len({one.digest for one in (*every, TABLE)}) == 5
+    assert len({*every, TABLE}) == len({one.digest for one in (*every, TABLE)}) == 6
     assert every[1].adapt() == TABLE
 
 
@@ -200,6 +245,41 @@ def test_a_model_s_defaults_are_for_calls_that_guide():
     assert compiled(apg=(0.5, 1.0)).apg == (0.5, 1.0)
     assert compiled(apg=None).adaptation == compiled(scale=1.0).adaptation
     assert (compiled(cfg_zero_star=True).apg, compiled(cfg_zero_star=True).cfg_zero_star) == (None, True)
+
+
+def test_a_model_s_patches_are_for_calls_that_guide_by_nothing_else():
+    info = sf.ModelInfo((4, 4, 6), SCHEDULE, cond={"y": sf.CondInput(null=-1)}, defaults={"cfg_renorm": 2})
+
+    def renorm(scale=SCALE, **options):
+        return Compiler(info).compile(guidance_scale=scale, options=options).cfg_renorm
+
+    assert (renorm(), renorm(scale=1.0), renorm(cfg_renorm=0), renorm(cfg_renorm=1)) == (2, 0, 0, 1)
+    assert renorm(apg=(0.0, 2.0)) == renorm(cfg_zero_star=True) == renorm(guidance_rescale=0.7) == 0
+    assert renorm(scale=0.6, cfg_pp=True) == 0
+    assert renorm(guidance_rescale=0.0) == renorm(apg=None) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"cfg_renorm": 2.5}, TypeError, "cfg_renorm must be a whole number, got 2.5"),
+        ({"cfg_renorm": -1}, ValueError, "cfg_renorm must be the side of a patch, at least 1, or 0 for none, got -1"),
+        ({"cfg_renorm": 4}, ValueError, r"of shape \(C, H, W\), got 4 for \(4, 4, 6\)"),
+        ({"cfg_renorm": 2, "guidance_rescale": 0.5}, ValueError, "left out with guidance_rescale: each .* 2 with 0.5"),
+        ({"cfg_renorm": 2, "apg": (0.0, 1.0)}, ValueError, "cfg_renorm must be left out with apg"),
+        ({"cfg_renorm": 2, "cfg_zero_star": True}, ValueError, "cfg_renorm must be left out with cfg_zero_star"),
+        ({"cfg_renorm": 2, "guidance_scale": 1.0}, ValueError, "where no step of ddim is guided, got 2"),
+        ({"cfg_renorm": 2, "cfg_pp": True, "guidance_scale": 0.6}, ValueError, "as those with cfg_pp do, got 2"),
+    ],
+)
+def test_bad_patches_are_named(options, error, message):
+    with patched_engine() as engine, pytest.raises(error, match=message):
+        engine.sample(cond=1, **{"guidance_scale": SCALE, "steps": 4, **options})
+
+
+def test_a_row_alone_has_no_patches():
+    with pytest.raises(ValueError, match="since it changes predictions and not rows"):
+        TABLE.adapt(cfg_renorm=2).adapted_row(3, X, COND, UNCOND)
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,12 @@
 
 import io
 import re
-import zlib
 
 import handmade
 import http_service
 import numpy as np
 import pytest
-from http_service import as_levels, image_of, levels_of, png
+from http_service import as_levels, bomb, image_of, levels_of, png
 from PIL import Image
 
 import stepfuse as sf
@@ -78,18 +77,6 @@ def test_an_image_of_another_size_is_scaled_where_the_size_is_said(service):
 def test_an_edit_may_be_watched(service):
     answer = service.edit([("image", png(LEVELS))], prompt="bag", steps=3, stream="true", partial_images=1)
     assert answer.events[-1]["type"] == "image_edit.completed"
-
-
-def bomb():
-    """A PNG of a kilobyte that says it has 10^10 pixels."""
-
-    def chunk(kind, data):
-        return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
-
-    side = (100_000).to_bytes(4, "big")
-    pixels = zlib.compress(bytes(1_000_000), 9)
-    head = chunk(b"IHDR", side + side + bytes([8, 0, 0, 0, 0]))
-    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
 @pytest.mark.parametrize(

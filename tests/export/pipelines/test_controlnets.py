@@ -12,8 +12,10 @@ diffusers = pytest.importorskip("diffusers", reason="diffusers needs Python 3.11
 
 from stepfuse.cli.app import app  # noqa: E402
 from stepfuse.export import ExportError, from_diffusers  # noqa: E402
-from stepfuse.export.pipelines import stable_diffusion, stable_diffusion_xl  # noqa: E402
+from stepfuse.export.pipelines import stable_diffusion, stable_diffusion_3, stable_diffusion_xl  # noqa: E402
 from stepfuse.export.pipelines.pipeline_folder import PipelineFolder  # noqa: E402
+
+CONTROLLED_3 = "StableDiffusion3ControlNetPipeline"
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +23,7 @@ def saved(tmp_path_factory):
     """``saved(name)``: a pipeline's or a ControlNet's folder, not to be changed."""
     base, made = tmp_path_factory.mktemp("saved"), {}
     makers = {"edges": lambda: tiny_pipelines.controlnet(16), "xl": tiny_pipelines.xl_controlnet}
+    makers["of 3"] = tiny_pipelines.sd3_controlnet
 
     def save(name):
         if name not in made:
@@ -76,12 +79,44 @@ def test_one_that_does_not_fit_is_refused(saved, refused, tmp_path, config, matc
     refused(match, {"edges": changed(saved("edges"), tmp_path / "edges", **config)})
 
 
+def test_a_pipeline_of_3_has_its_own(saved):
+    plan = stable_diffusion_3.plan(PipelineFolder(saved(CONTROLLED_3)), None, ["controlnet"])
+    assert (plan.pipeline.controls, plan.pipeline.encoded_controls) == (("controlnet",), True)
+    assert plan.cond["encoded_control_of_controlnet"].shape == (16, 8, 8)
+    plain = stable_diffusion_3.plan(PipelineFolder(saved("StableDiffusion3Pipeline")), None)
+    assert not plain.pipeline.encoded_controls
+    assert "encoded_controls" not in plain.pipeline.config
+
+
+@pytest.mark.parametrize(
+    ("config", "match"),
+    [
+        (
+            {"attention_head_dim": 4},
+            r"edges \(SD3ControlNetModel\): attention_head_dim must be 8, as its transformer has",
+        ),
+        ({"pooled_projection_dim": 24}, "pooled_projection_dim must be 40, as its transformer has it, got 24"),
+        ({"joint_attention_dim": 32}, "joint_attention_dim must be 48, as its transformer has it, or None, got 32"),
+        (
+            {"extra_conditioning_channels": 1},
+            "extra_conditioning_channels must be 0: no ControlNet that repaints, got 1",
+        ),
+        ({"pos_embed_type": None}, "pos_embed_type must be 'sincos', got None"),
+        ({"num_layers": 1}, "num_layers must be 2, as the first ControlNet has it, got 1"),
+        ({"force_zeros_for_pooled_projection": False}, "must be True, as the first ControlNet has it, got False"),
+        ({"_class_name": "ControlNetModel"}, "_class_name must be SD3ControlNetModel, got 'ControlNetModel'"),
+    ],
+)
+def test_one_that_does_not_fit_a_transformer_is_refused(saved, refused, tmp_path, config, match):
+    refused(match, {"edges": changed(saved("of 3"), tmp_path / "edges", **config)}, CONTROLLED_3)
+
+
 def test_one_of_another_model_is_refused(saved, refused):
     refused(
         "cross_attention_dim must be 40, as its UNet has it, got 16", {"a": saved("edges")}, "StableDiffusionXLPipeline"
     )
     refused("cross_attention_dim must be 16, as its UNet has it, got 40", {"a": saved("xl")})
-    refused("controlnets need Stable Diffusion .* or XL, got DiTPipeline", {"a": saved("edges")}, "DiTPipeline")
+    refused("controlnets need Stable Diffusion .* XL or 3, got DiTPipeline", {"a": saved("edges")}, "DiTPipeline")
 
 
 def test_names(saved, refused, tmp_path):

@@ -53,6 +53,7 @@ def test_samples_are_the_host_s_to_the_bit(made, late, buckets, arguments):
         pytest.param({"apg": (0.0, 2.0), "guidance_rescale": 0.3}, id="apg"),
         pytest.param({"apg": (0.5, 2.0), "apg_form": "paper"}, id="apg-of-clean"),
         pytest.param({"cfg_zero_star": True, "zero_init": 2}, id="zero-star"),
+        pytest.param({"cfg_renorm": 1, "dynamic_threshold": (0.9, 2.0)}, id="renorm"),
     ],
 )
 def test_what_is_taken_from_a_whole_sample_is_taken_on_the_device(made, options):

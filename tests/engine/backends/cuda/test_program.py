@@ -12,6 +12,8 @@ from stepfuse.backends.cuda.program import adapting_kernels
 #: What is compiled for each architecture, as recorded by ``make cubins``.
 COMPILED = json.loads((Path(__file__).parents[4] / "benchmarks/results/cubins.json").read_text())["variants"]
 
+EVERY = cuda.StepNeeds(noise=True, guidance=True, threshold=True, keep=True, renorm=True)
+
 
 class Named:
     def named(self, name):
@@ -20,12 +22,14 @@ class Named:
 
 @pytest.mark.parametrize(("storage", "n"), list(product(("float32", "float16", "bfloat16"), (16, 20))))
 def test_what_is_asked_for_is_compiled(storage, n):
-    found = adapting_kernels(Named(), storage, n, cuda.StepNeeds(noise=True, guidance=True, threshold=True, keep=True))
-    assert list(found) == ["guidance_sums", "guided_rows", "magnitude_counts", "thresholded_rows", "keep_known"]
+    found = adapting_kernels(Named(), storage, n, EVERY)
+    adapting = ["guidance_sums", "guided_rows", "magnitude_counts", "thresholded_rows", "keep_known"]
+    assert list(found) == [*adapting, "renormed_predictions"]
     for name, variant in found.items():
         assert variant in COMPILED
         assert variant.split(".")[0] == name
-        assert variant == name or (storage in variant and variant.endswith("any" if n % 16 else "aligned"))
+        layout = "" if name == "renormed_predictions" else "any" if n % 16 else "aligned"
+        assert variant == name or (storage in variant and variant.endswith(layout))
 
 
 @pytest.mark.parametrize(
@@ -35,6 +39,7 @@ def test_what_is_asked_for_is_compiled(storage, n):
         ({"guidance": True}, ["guidance_sums", "guided_rows"]),
         ({"threshold": True}, ["magnitude_counts", "thresholded_rows"]),
         ({"keep": True}, ["keep_known"]),
+        ({"renorm": True}, ["renormed_predictions"]),
     ],
     ids=str,
 )

@@ -39,7 +39,7 @@ GUIDED = (
     sf.samplers.ddim(support.SCHEDULE, 6, eta=1.0, guidance_scale=3.0).adapt(apg=(0.3, 1.0), guidance_rescale=0.5),
     sf.samplers.unipc(support.SCHEDULE, 5, guidance_scale=4.0).adapt(apg=(0.0, 0.0), apg_form="paper"),
     sf.samplers.dpmpp_2m(support.SCHEDULE, 5, guidance_scale=5.0).with_zero_init(1).adapt(cfg_zero_star=True),
-    sf.samplers.ddim(support.SCHEDULE, 4, guidance_scale=3.0),
+    sf.samplers.ddim(support.SCHEDULE, 4, guidance_scale=3.0).adapt(cfg_renorm=1),
 )
 PICTURES = np.random.default_rng(5).uniform(-1, 1, (4, *support.SHAPE)).astype(np.float32)
 MASK = np.float32([[1, 1, 0, 0, 0]] * 2 + [[0.5, 0.25, 0, 1, 1]] * 2)
@@ -151,6 +151,7 @@ KEPT = {
 RESCALED = {
     "rescale": (2, {**STRONG, "guidance_rescale": 0.7}),
     "rescale-and-threshold": (2, {**STRONG, "guidance_rescale": 0.4, "dynamic_threshold": (0.7, 4.0)}),
+    "renorm": (2, {**STRONG, "cfg_renorm": 1}),
     "apg": (2, {**STRONG, "apg": (0.0, 1.0), "apg_form": "paper"}),
     "mixed": (4, {"table": GUIDED, "cond": [2, 4, 5, 1], "seed": 8}),
     "all": (4, {"table": ADAPTED, "cond": [2, 4, 5, None], "seed": 8, "image": PICTURES, "mask": MASK}),
@@ -170,7 +171,8 @@ def test_rescaled_guidance_is_the_engine_s(drawn, n, arguments, way):
     want = engine_s(n, contrasted, **arguments)
     for got in drawn(way, n, arguments, fn=contrasted):
         np.testing.assert_allclose(got, want, rtol=0, atol=ADAPTED_SAMPLES * np.abs(want).max())
-    plain = {name: value for name, value in arguments.items() if name not in ("guidance_rescale", "apg", "apg_form")}
+    ways = "guidance_rescale", "apg", "apg_form", "cfg_renorm"
+    plain = {name: value for name, value in arguments.items() if name not in ways}
     if "table" in plain:
         plain["table"] = [one.adapt(dynamic_threshold=one.dynamic_threshold) for one in plain["table"]]
     assert np.abs(engine_s(n, contrasted, **plain) - want).max() > 1e-2 * np.abs(want).max()

@@ -66,6 +66,23 @@ def test_replicas_are_scaled_by_pictures_unless_a_policy_is_named(options):
             ValueError,
             "threads must be left out on 'cuda', being of the CPU, got 2",
         ),
+        (
+            {"loras": {"a": "a.safetensors"}},
+            sf.LoraError,
+            "a LoRA must be a file, got a.safetensors, which is not there",
+        ),
+        ({"loras": {"x/a": "a"}}, ValueError, r"loras must be of a model that is served \(fashion\), got 'x/a'"),
+        ({"loras": {"a": "a"}, "lora_bytes": -1}, ValueError, "lora_bytes must be at least 0, got -1"),
+        (
+            {"loras": {"a": "a"}, "backend": "openvino"},
+            ValueError,
+            "lora_bytes must be left out for backend 'openvino'",
+        ),
+        (
+            {"device": "cuda", "ray_actor_options": {"num_gpus": 1}, "loras": {"a": "a"}},
+            ValueError,
+            "loras must be left out on 'cuda', being of the CPU, got",
+        ),
         ({"api_keys": [" a"]}, ValueError, "an API key must be of printable ASCII"),
         ({"calibrate": {"other": sf.CostCurve(0, 1)}}, ValueError, "calibrate must name engines among fashion, got o"),
         ({"num_replicas": -1}, ValueError, "num_replicas"),
