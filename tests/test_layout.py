@@ -13,6 +13,7 @@ BASE = {"numpy", "onnxruntime", "PIL", "rich", "typer"}  # the import names of p
 INTEGRATED = {  # what the modules of a folder, or a file, may import too, being loaded on use
     "diffusers": {"diffusers", "torch"},
     "torch.py": {"torch"},
+    "torch_capture.py": {"torch"},
     "openvino": {"openvino"},
     "ray": {"fastapi", "pyarrow", "ray", "starlette"},
     "server": {"anyio", "fastapi", "prometheus_client", "pydantic", "starlette", "uvicorn"},
