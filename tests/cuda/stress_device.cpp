@@ -225,7 +225,7 @@ void thresholded_rows(const Given& given, const Slot& slot) {
 }
 
 void renormed_predictions(const Given& given, const Slot& slot) {
-  const Renorm by = *given.at<Renorm>("patches", slot.i, 4);
+  const Renorm by = *given.at<Renorm>("patches", slot.i);
   if (slot.guided && by.any()) stepfuse::renorm(by, slot.row.g, slot.eps, slot.eps_uncond);
 }
 
