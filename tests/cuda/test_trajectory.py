@@ -65,7 +65,7 @@ def test_memory_is_known_before_anything_is_built(form):
 
 def test_flags_of_each_step_take_whole_cache_lines_before_the_frames():
     plan = cuda.plan_trajectory(Form.Unrolled, 2, [2] * 10, [2], flags=True)
-    assert (plan.host_bytes, plan.device_bytes) == (64 + 128 + 10 * 384, 64 + 128 + 11 * 384)
+    assert (plan.host_bytes, plan.device_bytes) == (64 + 128 + 10 * 448, 64 + 128 + 11 * 448)
     with pytest.raises(ValueError, match="flags of each step need the unrolled form"):
         cuda.plan_trajectory(Form.While, 2, [2] * 10, [2], flags=True)
 
