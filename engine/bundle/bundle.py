@@ -322,7 +322,21 @@ def _pipeline_info(path: Path, manifest: Mapping[str, Any]) -> PipelineInfo | No
                 raise BundleError(
                     f"{path / MANIFEST}: pipeline: {entry_name} must be one of cond's names, got {brief(one)}"
                 )
+    if pipeline.masked_input is not None:
+        _check_masked(path, pipeline, shape, cond[pipeline.masked_input])
     return pipeline
+
+
+def _check_masked(path: Path, pipeline: PipelineInfo, shape: list[Any], given: Any) -> None:
+    """Refuses an input for masked pictures that is neither a mask before latents nor a cell's pixels behind them."""
+    channels, sides = shape[0], list(shape[1:])
+    allowed = [[1 + channels, *sides], [channels + pipeline.pixels_per_latent**2, *sides]]
+    found = given.get("shape") if isinstance(given, Mapping) else None
+    if found not in allowed:
+        raise BundleError(
+            f"{path / MANIFEST}: pipeline: shape of {pipeline.masked_input} must be"
+            f" {' or '.join(map(str, allowed))}, got {brief(found)}"
+        )
 
 
 def _sampler_options(path: Path, manifest: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

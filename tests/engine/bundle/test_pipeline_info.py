@@ -52,6 +52,25 @@ def test_a_manifest_that_says_nonsense_is_refused(tmp_path, changes, message):
         sf.Bundle.load(bundle.path)
 
 
+@pytest.mark.parametrize(("channels", "taken"), [(5, True), (8, True), (4, False), (6, False)])
+def test_an_input_for_masked_pictures_has_a_mask_before_the_latents_or_a_cell_s_pixels_behind(
+    tmp_path, channels, taken
+):
+    bundle = handmade.write_bundle(tmp_path / "bundle")
+    manifest = json.loads((bundle.path / "manifest.json").read_text())
+    shape = [channels, *manifest["shape"][1:]]
+    manifest["cond"]["masked"] = {"dtype": "float32", "shape": shape, "null": 0.0, "free": "size"}
+    manifest["pipeline"]["masked_input"] = "masked"
+    (bundle.path / "manifest.json").write_text(json.dumps(manifest))
+    if taken:
+        assert sf.Bundle.load(bundle.path).pipeline.masked_input == "masked"
+    else:
+        with pytest.raises(
+            sf.BundleError, match=rf"shape of masked must be \[5, .*\] or \[8, .*\], got \[{channels}, "
+        ):
+            sf.Bundle.load(bundle.path)
+
+
 def test_sizes():
     info = PipelineInfo("StableDiffusionPipeline", (PROMPT,), size_multiple=16)
     assert pixels_of(info, MODEL.shape) == (768, 512)
