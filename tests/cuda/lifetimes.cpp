@@ -38,14 +38,14 @@ const KernelSignature kSignature{{{"x", ArgumentType::Pointer, true},
                                  2,
                                  0};
 
-constexpr Adaptive kAdaptive{{0.5f, Blend::ProjectedClean, 0.2f, 1.0f}, 0.9f, 2.0f};
+constexpr Adaptive kAdaptive{{0.5f, Blend::ProjectedClean, 0.2f, 1.0f}, 0.9f, 2.0f, {}};
 
 // A stream, a step of every kind, and a network.
 struct Rig {
   explicit Rig(const std::string& path) : context(Context::open(Driver::load(path), 0)), stream(context) {}
 
   StepProgram program() const {
-    return StepProgram({{{1, kernel}}, {{1, kernel}}, {{1, kernel}}, kernel, kernel, kernel, kernel, kernel});
+    return StepProgram({{{1, kernel}}, {{1, kernel}}, {{1, kernel}}, kernel, kernel, kernel, kernel, kernel, kernel});
   }
   Graph forward() const {
     Capture capture(stream);
