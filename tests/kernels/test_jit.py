@@ -17,5 +17,5 @@ def test_every_kind_of_launch_compiles(tmp_path):
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     adapts = ["guidance_sums_kernel", "guided_rows_kernel"] * 2
-    adapts += ["magnitude_counts_kernel", "thresholded_rows_kernel"] * 4
+    adapts += ["magnitude_counts_kernel", "thresholded_rows_kernel"] * 4 + ["renormed_predictions_kernel"]
     assert done.stdout.split() == ["fused_step_kernel"] * 4 + adapts * 2 + ["keep_known_kernel"] * 2
