@@ -43,6 +43,7 @@ from stepfuse.samplers.table import StepTable
 from stepfuse.serving.config import CostCurve, Serving
 from stepfuse.serving.stats import EngineStats
 from stepfuse.serving.stream import Preview
+from stepfuse.version import __version__
 
 if TYPE_CHECKING:
     from stepfuse.benchmarking import bench
@@ -130,8 +131,4 @@ def __getattr__(name: str) -> Any:
         return import_module(f"stepfuse.{name}")
     if name in _NAMES:
         return getattr(import_module(f"stepfuse.{_NAMES[name]}"), name)
-    if name != "__version__":
-        raise AttributeError(f"module 'stepfuse' has no attribute {name!r}")
-    from importlib.metadata import version  # a fiftieth of a cold start, for what few ask
-
-    return version("stepfuse")
+    raise AttributeError(f"module 'stepfuse' has no attribute {name!r}")

@@ -166,7 +166,7 @@ int DeviceStepper::steps_at_once(const Iteration& iteration) {
   const auto goes_on = [](const Sample* one) {  // captured forwards have no adapters
     return one->steps_alike(Pieces::kSteps) == Pieces::kSteps && one->request.adapters == 0;
   };
-  if (!pieces_.any() || !std::all_of(iteration.samples.begin(), iteration.samples.end(), goes_on)) return 1;
+  if (!std::all_of(iteration.samples.begin(), iteration.samples.end(), goes_on)) return 1;
   piece_key_ = key_of(iteration, Pieces::kSteps);
   piece_ = pieces_.find(piece_key_, memory_.arguments(rows_.forward, piece_key_.previews));
   return piece_ ? Pieces::kSteps : 1;

@@ -53,6 +53,7 @@ class DeviceStepper final : public Stepper {
   void begin(Sample& sample) override;
   void stage(const Iteration& iteration, int rows) override;
   void throttle() override;
+  bool takes_several() const override { return pieces_.any(); }
   int steps_at_once(const Iteration& iteration) override;
   void step(const Iteration& iteration, const Iteration& next) override;
   bool needs_host_sync() const override { return broken_ || !downloads_.empty(); }

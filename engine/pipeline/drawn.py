@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -28,6 +26,7 @@ from stepfuse.samplers.schedule import NoiseSchedule
 from stepfuse.samplers.table import StepTable
 from stepfuse.serving.batch import Callback
 from stepfuse.serving.in_flight import Images
+from stepfuse.version import __version__
 
 _MOST_NUMBERS = 64  # of a conditioning input's value that is written out; a larger one is a digest
 _FEW = 3  # conditions that a title names
@@ -94,7 +93,7 @@ def record(
     if image is not None and share is not None:
         run = begin_late(table, share if flow_strength is None else flow_strength, schedule)
     return Provenance(
-        version=_version(),
+        version=__version__,
         model=model or ModelIdentity("custom"),
         sampler=table.sampler,
         options=table.options,
@@ -208,9 +207,3 @@ def _caption(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} {_caption(one)}" for name, one in value.items() if not isinstance(one, dict))
     return "" if isinstance(value, list) else np.format_float_positional(value, trim="-")
-
-
-@functools.cache
-def _version() -> str:
-    """Read from the package's metadata: milliseconds, of each request."""
-    return version("stepfuse")

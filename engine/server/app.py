@@ -29,6 +29,7 @@ from stepfuse.server.prompt_model import PromptModel
 from stepfuse.server.store import Store
 from stepfuse.server.webui_routes import IMG2IMG, TXT2IMG, webui_routes
 from stepfuse.serving.config import CostCurve
+from stepfuse.version import __version__
 
 logger = logging.getLogger("stepfuse.server")
 
@@ -93,7 +94,7 @@ def create_app(
             await warming
 
     app = FastAPI(
-        title="stepfuse", description=_ABOUT, version=_version(), lifespan=lifespan, docs_url=None, redoc_url=None
+        title="stepfuse", description=_ABOUT, version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None
     )
     app.state.lifecycle = lifecycle
     for kind in (HTTPException, RequestValidationError):
@@ -187,9 +188,3 @@ async def _warmed(lifecycle: Lifecycle, run_once: Callable[[], None]) -> None:
         logger.exception("a model cannot be warmed up: /ready stays false")
     else:
         lifecycle.warm = True
-
-
-def _version() -> str:
-    from importlib.metadata import version
-
-    return version("stepfuse")

@@ -129,7 +129,7 @@ bool Loop::settled() const {
 }
 
 bool Loop::extend() {
-  iteration_.steps = settled() ? stepper_->steps_at_once(iteration_) : 1;
+  iteration_.steps = stepper_->takes_several() && settled() ? stepper_->steps_at_once(iteration_) : 1;
   return iteration_.steps > 1;
 }
 

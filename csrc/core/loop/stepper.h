@@ -42,6 +42,8 @@ class Stepper {
   virtual void stage(const Iteration& iteration, int rows) = 0;
   // Called before each forward, without the loop's lock: limits how far the host runs ahead of a device.
   virtual void throttle() {}
+  // Whether steps_at_once may ever answer more than one: a look at all samples goes before it.
+  virtual bool takes_several() const { return false; }
   // How many steps in a row it takes as one: asked where nothing but the ends of the iteration's samples and changes of
   // their passes alters what is planned. Above 1 `step` runs the forwards too, and the caller none.
   virtual int steps_at_once(const Iteration&) { return 1; }

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 
 import handmade
 import numpy as np
@@ -42,6 +43,7 @@ def run(*arguments):
 def test_the_version_is_said(option):
     result = run(option)
     assert (result.exit_code, result.output) == (0, f"stepfuse {sf.__version__}\n")
+    assert sf.__version__ == version("stepfuse")  # of the installed package
 
 
 def test_no_command_gives_the_help():
