@@ -14,6 +14,7 @@ from typing import Any, TypeVar, cast
 from diffusers import DiffusionPipeline
 
 from stepfuse.integrations.diffusers.loop import DenoisingLoop, PipelineFamily
+from stepfuse.integrations.diffusers.placement import NETWORKS
 from stepfuse.integrations.diffusers.predictors import BundlePredictor, ModulePredictor, Predictor
 from stepfuse.integrations.diffusers.scheduler_loop import SchedulerLoop
 from stepfuse.integrations.diffusers.scheduler_table import is_covered
@@ -59,9 +60,10 @@ def compile(pipe: Pipeline, *, bundle: str | os.PathLike[str] | None = None) -> 
     code. The first call logs which it is, the last as a warning. The noise that steps add comes from the call's
     generators, as with diffusers. States that the engine keeps are in float32, whatever the network's precision.
 
-    A pipeline on a GPU stays there: the step is ``stepfuse.kernels.fused_step`` on its current stream, and its network
-    runs as one CUDA graph for each kind of call, once it has run three times; kernel by kernel where it cannot be
-    captured, and a warning says why. ``docs/gpu.md`` has what a graph follows and what has it captured anew.
+    A pipeline on a GPU stays there: the step is ``stepfuse.kernels.fused_step`` on its current stream, and the calls of
+    its networks, ControlNets among them, run as one CUDA graph for each kind, once it has run three times; kernel by
+    kernel where they cannot be captured, and a warning says why. ``docs/gpu.md`` has what a graph follows and what has
+    it captured anew.
 
     The result is the same pipeline, not a copy: the two share their attributes. What is set, loaded, enabled, moved or
     replaced on one, before or after, holds for the next call of both: schedulers and networks, a LoRA and its scale,
@@ -81,7 +83,7 @@ def compile(pipe: Pipeline, *, bundle: str | os.PathLike[str] | None = None) -> 
     Raises:
         ValueError: If the pipeline has no scheduler, nothing that a bundle could stand in for, or an adapter beside a
             bundle. A call raises it if an argument needs what only the pipeline's own loop does, a component that the
-            engine stands in for is replaced during it, or on a GPU the network is not there as a whole, offloaded by
+            engine stands in for is replaced during it, or on a GPU a network is not there as a whole, offloaded by
             accelerate say; the message says which.
         DenoiserError: By a call, if a state is not finite: at its step on the CPU, at the end of the call on a GPU.
         ModuleNotFoundError: By a call on a GPU, if Triton is missing.
@@ -140,7 +142,8 @@ class _Compiled:
 
     __slots__ = ("_stepfuse",)
     _stepfuse: _CompiledState
-    scheduler, unet, transformer = (_component(name) for name in ("scheduler", "unet", "transformer"))
+    scheduler = _component("scheduler")
+    unet, transformer, transformer_2, controlnet = map(_component, NETWORKS)
 
     @property
     def original(self) -> Any:

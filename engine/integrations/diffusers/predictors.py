@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -74,8 +74,10 @@ class ModulePredictor:
 
     def __init__(self) -> None:
         self.is_on_gpu = False
-        self._graphs = NetworkGraphs()
-        self._is_followed = self._may_change = False
+        self._network = ""
+        self._graphs: defaultdict[str, NetworkGraphs] = defaultdict(NetworkGraphs)  # by the component's name
+        self._followed: set[str] = set()
+        self._may_change = False
         self._services = _ServiceCache(self._open)
         self._start: Start | None = None
         self._error: BaseException | None = None
@@ -83,14 +85,23 @@ class ModulePredictor:
     def prepare(self, pipe: Any, network: str | None, arguments: Mapping[str, Any]) -> None:
         """As in ``Predictor``."""
         self.is_on_gpu = runs_on_gpu(pipe, network)
-        self._is_followed, self._may_change = False, _has_callbacks(arguments)
+        self._network, self._may_change = network or "", _has_callbacks(arguments)
+        self._followed.clear()
 
-    def run(self, module: Any, args: Sequence[Any], kwargs: Mapping[str, Any], *, owned: bool) -> Any:
-        """What a module on a GPU returns; where not ``owned``, in memory that its next call may overwrite."""
-        if self._may_change or not self._is_followed:
-            self._graphs.follow(module)
-            self._is_followed = True
-        return self._graphs(module, args, kwargs, owned=owned)
+    def run(self, name: str, module: Any, args: Sequence[Any], kwargs: Mapping[str, Any], *, owned: bool) -> Any:
+        """What a network on a GPU returns.
+
+        Args:
+            name: Name of the component that it is.
+            module: The network.
+            args: Its positional arguments.
+            kwargs: Its keyword arguments.
+            owned: As in ``NetworkGraphs``.
+        """
+        if self._may_change or name not in self._followed:
+            self._graphs[name].follow(module)
+            self._followed.add(name)
+        return self._graphs[name](module, args, kwargs, owned=owned)
 
     def begin(self, start: Start) -> Batch:
         """As in ``Predictor``."""
@@ -104,7 +115,8 @@ class ModulePredictor:
 
     def release(self) -> None:
         """As in ``Predictor``."""
-        self._graphs.release()
+        for graphs in self._graphs.values():
+            graphs.release()
         self._start = self._error = None
 
     def _open(self, shape: tuple[int, ...], rows: int, settings: SchedulerSettings) -> InlineService:
@@ -116,7 +128,7 @@ class ModulePredictor:
         start = self._start
         assert start is not None
         args, kwargs = start.inputs.arguments(x, t)
-        return _prediction(self.run(start.module, args, kwargs, owned=False), start.chunks)
+        return _prediction(self.run(self._network, start.module, args, kwargs, owned=False), start.chunks)
 
     def _on_host(self, x: Array, t: Array, cond: Mapping[str, Array]) -> Array:
         if self._error is not None:  # the loop retries each sample alone, but these must step together

@@ -10,6 +10,7 @@ import torch
 from stepfuse.integrations import diffusers as ours
 from stepfuse.integrations.diffusers.fused_scheduler import FusedScheduler
 from stepfuse.integrations.diffusers.network_inputs import NetworkInputs
+from stepfuse.integrations.diffusers.placement import networks_of
 from stepfuse.integrations.diffusers.predictors import BundlePredictor, ModulePredictor, Predictor
 from stepfuse.integrations.diffusers.scheduler_table import settings_of
 from stepfuse.integrations.diffusers.stand_ins import StandIn
@@ -21,7 +22,8 @@ class SchedulerLoop:
 
     Args:
         network: Name of the component that predicts.
-        predictor: A bundle predicts in place of the pipeline's network, whose calls on a GPU are captured else.
+        predictor: A bundle predicts in place of the pipeline's network; else the calls of all its networks are captured
+            on a GPU.
         pipe: The pipeline, with its own components.
 
     Attributes:
@@ -41,7 +43,8 @@ class SchedulerLoop:
             predictor.require_prediction(settings_of(pipe.scheduler))
             self.components[network] = PredictingStandIn(getattr(pipe, network), predictor)
         elif isinstance(predictor, ModulePredictor) and predictor.is_on_gpu:
-            self.components[network] = CapturedStandIn(getattr(pipe, network), predictor)
+            for name, module in networks_of(pipe).items():
+                self.components[name] = CapturedStandIn(name, module, predictor)
         theirs = type(pipe.scheduler)
         kind = _fused_kind(theirs)
         if kind is None:
@@ -79,12 +82,12 @@ class PredictingStandIn(StandIn):
 class CapturedStandIn(StandIn):
     """A network on a GPU whose calls become CUDA graphs."""
 
-    def __init__(self, module: Any, predictor: ModulePredictor) -> None:
-        super().__init__(module, _predictor=predictor)
+    def __init__(self, name: str, module: Any, predictor: ModulePredictor) -> None:
+        super().__init__(module, _predictor=predictor, _name=name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the network returns."""
-        return self._predictor.run(self._original, args, kwargs, owned=True)
+        return self._predictor.run(self._name, self._original, args, kwargs, owned=True)
 
 
 def _fused_kind(theirs: type) -> type | None:

@@ -1,6 +1,7 @@
 """A compiled pipeline on a GPU, in Triton's interpreter: the host's states, no copies to the host, what is refused."""
 
 import logging
+import sys
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -226,6 +227,28 @@ def test_a_network_is_captured_in_the_first_call_and_replayed_in_all_others(gpu,
     ]
 
 
+@pytest.mark.parametrize(
+    ("family", "label", "captured"),
+    [
+        ("video_pipelines", "WanPipeline with two networks", ["WanTransformer3DModel"] * 2),
+        ("stable_pipelines", "StableDiffusionControlNetPipeline", ["ControlNetModel", "UNet2DConditionModel"]),
+    ],
+    ids=["wan", "controlnet"],
+)
+def test_all_networks_of_a_step_are_captured(family, label, captured, gpu, caplog):
+    caplog.set_level(logging.INFO, logger="stepfuse")
+    torch.set_num_threads(1)
+    [case] = [case for case in sys.modules[family].CASES if case.label == label]
+    pipe = case.pipeline()
+    compiled = compile(pipe)
+    for _ in range(2):
+        want, got = (case.call(one, num_inference_steps=16) for one in (pipe, compiled))
+        assert np.abs(got - want).max() <= tolerances.COMPILED * max(1.0, np.abs(want).max())
+    logged = [record.getMessage() for record in caplog.records]
+    assert sorted(line.split()[5] for line in logged if "captured a call" in line) == captured
+    assert not [line for line in logged if "kernel by kernel" in line or "captured anew" in line]
+
+
 def test_what_a_callback_changes_of_the_network_takes_effect(gpu):
     """Settings too, which a graph would not see."""
 
@@ -302,6 +325,12 @@ def test_a_pipeline_that_accelerate_offloads_is_refused():
     hooks.remove_hook_from_module(pipe.unet, recurse=True)
     with pytest.raises(ValueError, match=r"unet must be on cuda:0 as a whole, where the .* got cpu: pipe\.to"):
         runs_on_gpu(placed(pipe.unet), "unet")
+
+
+def test_all_its_networks_must_be_on_the_gpu():
+    pipe = SimpleNamespace(unet=part("cuda:0"), controlnet=part("cpu"), _execution_device=torch.device("cuda:0"))
+    with pytest.raises(ValueError, match="controlnet must be on cuda:0 as a whole, where the pipeline runs, got cpu: "):
+        runs_on_gpu(pipe, "unet")
 
 
 def test_a_pipeline_that_is_spread_over_devices_is_refused():
