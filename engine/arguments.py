@@ -83,6 +83,9 @@ _BELONGS: Mapping[str, str] = {
 }
 
 
+_PLAIN = frozenset((bool, int, float, str))
+
+
 def plain(value: Any) -> Any:
     """What numpy has made as numbers and lists of Python, within tuples, lists and dicts too; a range as a list.
 
@@ -96,6 +99,8 @@ def plain(value: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
+    if value is None or type(value) in _PLAIN:  # nearly all: numpy's types are of others
+        return value
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
     if isinstance(value, dict):
