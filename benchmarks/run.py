@@ -46,6 +46,7 @@ BENCHMARKS = {
     "loop_overhead": Benchmark(("loop_overhead",)),
     "end_to_end": Benchmark(("end_to_end",), runs_a_model=True),
     "pipeline_latency": Benchmark(("pipeline_latency",)),
+    "genai_latency": Benchmark(("genai_latency",), long=True),
     "threads": Benchmark(("threads",), runs_a_model=True),
     "cold_start": Benchmark(("cold_start",), runs_a_model=True),
     "simulate": Benchmark(("simulate",), runs_a_model=True),

@@ -90,6 +90,15 @@ def save(size: str, folder: Path) -> int:
     return int(sum(parameter.numel() for parameter in unet.parameters()))
 
 
+def save_with_bundle(size: str, scratch: Path) -> int:
+    """Writes a pipeline and its bundle, into ``pipeline`` and ``bundle``; returns as ``save`` does."""
+    from stepfuse.export import from_diffusers
+
+    parameters = save(size, scratch / "pipeline")
+    from_diffusers(scratch / "pipeline", scratch / "bundle")
+    return parameters
+
+
 def latents(size: str) -> Picture:
     """The latents that all ways start from, shape (1, 4, h, w)."""
     side = SIZES[size][0] // 8
@@ -98,21 +107,21 @@ def latents(size: str) -> Picture:
 
 def eager(size: str, folder: Path, bundle: Path, steps: int) -> Generate:
     """The pipeline of diffusers itself, on torch."""
-    return _of_pipeline(_pipeline(folder), size, steps)
+    return _of_pipeline(pipeline_of(folder), size, steps)
 
 
 def compiled(size: str, folder: Path, bundle: Path, steps: int) -> Generate:
     """The same pipeline, its loop run by the engine."""
     from stepfuse.integrations.diffusers import compile
 
-    return _of_pipeline(compile(_pipeline(folder)), size, steps)
+    return _of_pipeline(compile(pipeline_of(folder)), size, steps)
 
 
 def compiled_with_bundle(size: str, folder: Path, bundle: Path, steps: int) -> Generate:
     """The same with the exported denoiser."""
     from stepfuse.integrations.diffusers import compile
 
-    return _of_pipeline(compile(_pipeline(folder), bundle=bundle), size, steps)
+    return _of_pipeline(compile(pipeline_of(folder), bundle=bundle), size, steps)
 
 
 def python_loop(size: str, folder: Path, bundle: Path, steps: int) -> Generate:
@@ -147,11 +156,13 @@ def python_loop(size: str, folder: Path, bundle: Path, steps: int) -> Generate:
     return generate
 
 
-def text_to_image(size: str, folder: Path, bundle: Path, steps: int) -> Generate:
+def text_to_image(
+    size: str, folder: Path, bundle: Path, steps: int, *, backend: str = "onnxruntime", precision: str = "float32"
+) -> Generate:
     """The bundle alone: neither torch nor diffusers is imported."""
     import stepfuse as sf
 
-    pipe = sf.TextToImage.load(bundle)
+    pipe = sf.TextToImage.load(bundle, backend=backend, precision=precision)
 
     def generate() -> Picture:
         arguments: dict[str, Any] = {"negative_prompt": NEGATIVE, "steps": steps, "guidance_scale": GUIDANCE}
@@ -169,7 +180,8 @@ WAYS: dict[str, Callable[[str, Path, Path, int], Generate]] = {
 }
 
 
-def _pipeline(folder: Path) -> Any:
+def pipeline_of(folder: Path) -> Any:
+    """The pipeline of diffusers."""
     from diffusers import StableDiffusionPipeline
 
     pipe = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, requires_safety_checker=False)

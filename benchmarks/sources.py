@@ -28,6 +28,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "loop_overhead": (*_STEP, *_LOOP, *_ONNX),
     "end_to_end": (*_STEP, *_LOOP, *_ONNX),
     "pipeline_latency": (*_STEP, *_LOOP, *_ONNX, "engine/pipeline", "engine/integrations/diffusers"),
+    "genai_latency": (*_STEP, *_LOOP, *_ONNX, f"{_HOST}/openvino", "engine/pipeline"),
     "threads": _ONNX,
     "cold_start": ("engine/__init__.py", "engine/engine.py", "engine/bundle", "engine/files", *_ONNX, "engine/serving"),
     "mixed_load": (*_STEP, *_LOOP, *_ONNX),
