@@ -93,7 +93,7 @@ async def open_loop(port: int, load: Load) -> list[Got]:
         began = time.perf_counter() + 0.1
         tasks = []
         for index, (asked, at) in enumerate(zip(load.asked, load.at.tolist(), strict=True)):
-            if (left := began + at - time.perf_counter()) > 0:
+            while (left := began + at - time.perf_counter()) > 0:  # asyncio wakes up a little early
                 await asyncio.sleep(left)
             fields = body(asked, stream=index % STREAMED == 0)
             tasks.append(asyncio.create_task(ask(session, fields, began + at)))

@@ -328,8 +328,9 @@ def test_noise_levels_of_another_kind_are_no_other_classs(name):
 
 def test_every_class_of_diffusers_is_read_or_refused_with_a_reason():
     """Those without a reason are of kinds that are read, and the message names the nearest class that is."""
-    names = [name for name in dir(diffusers.schedulers) if name.endswith("Scheduler")]
-    assert len(names) > 50
+    found = [name for name in dir(diffusers.schedulers) if name.endswith("Scheduler")]
+    names = [name for name in found if not name.startswith("Flax")]  # those of JAX, which older versions have
+    assert len(names) > 40
     assert not REASONS.keys() & set(COVERED)
     if tuple(map(int, diffusers.__version__.split(".")[:2])) >= (0, 42):  # older ones have fewer
         assert REASONS.keys() <= set(names)
