@@ -50,6 +50,7 @@ _NAMES: Mapping[str, str] = {
     "controlnet_conditioning_scale": "control_scale",
     **dict.fromkeys(("control_guidance_start", "control_guidance_end"), "control_range=(begin, end)"),
     "control_image": "control={name: picture}",
+    "output_type": "none: Pictures have pixels and latents",
     "guess_mode": "not done: a ControlNet acts in both passes of guidance",
     "clip_skip": "an option of export, --clip-skip",
     **dict.fromkeys(

@@ -84,6 +84,50 @@ LEVEL_NAMES = {
     "lu": "use_lu_lambdas",
 }
 
+_ALPHAS = sf.NoiseSchedule.scaled_linear().alphas_cumprod
+
+#: Samplers of every kind, each with a schedule and with options of ours.
+CASES = {
+    "ddim": ("ddim", "linear", {}),
+    "ddim-v": ("ddim", "zero-snr", {"prediction_type": "v_prediction", "spacing": "trailing"}),
+    "ddim-eta": ("ddim", "linear", {"eta": 1.0}),
+    "ddpm": ("ddpm", "linear", {}),
+    "dpmpp_2m": ("dpmpp_2m", "scaled", {}),
+    "dpmpp_2m-heun": ("dpmpp_2m", "scaled", {"solver_type": "heun"}),
+    "dpmpp_2m-order-3": ("dpmpp_2m", "scaled", {"order": 3}),
+    "dpmpp_2m-karras": ("dpmpp_2m", "scaled", {"karras": True}),
+    "dpmpp_2m-karras-v": ("dpmpp_2m", "linear", {"karras": True, "prediction_type": "v_prediction"}),
+    "dpmpp_2m_sde": ("dpmpp_2m_sde", "scaled", {"karras": True}),
+    "dpmpp_sde": ("dpmpp_sde", "scaled", {"karras": True}),
+    "sa_solver": (
+        "sa_solver",
+        "scaled",
+        {"predictor_order": 3, "corrector_order": 3, "final_alpha_cumprod": float(_ALPHAS[0])},
+    ),
+    "lcm": ("lcm", "scaled", {}),
+    "heun": ("heun", "linear", {"spacing": "trailing"}),
+    "heun-karras": ("heun", "scaled", {"karras": True}),
+    "euler-linspace": ("euler", "linear", {}),
+    "euler-karras": ("euler", "scaled", {"karras": True, "spacing": "trailing"}),
+    "euler-karras-leading": ("euler", "linear", {"karras": True, "spacing": "leading", "steps_offset": 1}),
+    "euler_ancestral": ("euler_ancestral", "scaled", {"spacing": "linspace"}),
+    "euler": ("euler", "shift-3", {}),
+    "deis": ("deis", "scaled", {"order": 3, "final_alpha_cumprod": float(_ALPHAS[0])}),
+    "tcd": ("tcd", "scaled", {"eta": 0.3, "final_alpha_cumprod": float(_ALPHAS[0])}),
+    "unipc": ("unipc", "scaled", {"order": 3}),
+    "dpmpp_2s": ("dpmpp_2s", "scaled", {"order": 3}),
+    "kdpm2": ("kdpm2", "scaled", {"karras": True}),
+    "kdpm2_ancestral": ("kdpm2_ancestral", "scaled", {}),
+    "unipc-karras": ("unipc", "linear", {"karras": True, "disable_corrector": [7]}),
+    "heun-flow": ("heun", "shift-3", {}),
+    "lcm-flow": ("lcm", "shift-3", {}),
+    "unipc-flow": ("unipc", "shift-3", {}),
+    "unipc-v": ("unipc", "zero-snr", {"prediction_type": "v_prediction", "spacing": "trailing", "order": 1}),
+}
+
+#: Likewise, which diffusers begins in the middle by steps that do not fit the state, and we do not.
+FROM_THE_START = {"plms": ("plms", "scaled", {}), "lms": ("lms", "scaled", {})}
+
 
 def model(x, t, cond):
     """A smooth function of state, time and conditioning."""
@@ -204,6 +248,21 @@ def double_levels(scheduler):
     level is far below the one before."""
     wide = types.SimpleNamespace(**{**vars(np), "float32": np.float64})
     return mock.patch.object(sys.modules[type(scheduler).__module__], "np", wide, create=True)  # one has torch alone
+
+
+def prepared(name, steps):
+    """diffusers' scheduler, options of its step, our engine and arguments of its ``sample``.
+
+    Args:
+        name: Of ``CASES`` or ``FROM_THE_START``.
+        steps: How many.
+    """
+    sampler, schedule, options = {**CASES, **FROM_THE_START}[name]
+    theirs = scheduler(sampler, schedule, options, num_inference_steps=steps)
+    step_options = {"eta": options["eta"]} if "eta" in options else {}
+    arguments = {"sampler": sampler, "steps": steps, "cond": 1.0, "seed": SEED, "noise": NOISE, **options}
+    kind = arguments.pop("prediction_type", "epsilon")
+    return theirs, step_options, engine(noise_schedule(schedule), kind), arguments
 
 
 def run(

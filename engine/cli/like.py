@@ -96,8 +96,9 @@ class Likeness:
             bundle: The model that is to draw it.
 
         Returns:
-            The same names, and ``negative_cond``, ``sample_posterior``; ``keep``, which sample of those drawn is wanted
-            (None: all); ``stopped_after`` and ``callback``, which stop the run where it was stopped.
+            The same names, and ``negative_cond``, ``denoising_end``, ``sample_posterior``; ``keep``, which sample of
+            those drawn is wanted (None: all); ``stopped_after`` and ``callback``, which stop the run where it was
+            stopped.
 
         Raises:
             ValueError: If the picture began as an image that is not given, or is of another kind than the model.
@@ -121,6 +122,7 @@ class Likeness:
             found["cond"] = [parse_cond(bundle.info, text) for text in given["cond"]]
         found |= {"options": options, "negative_cond": said.get("negative_cond"), "keep": None, "callback": None}
         found["stopped_after"] = None
+        found["denoising_end"] = None if self.made is None else self.made.denoising_end
         found["sample_posterior"] = self.made is not None and self.made.sample_posterior
         self._require_pictures(found)
         self._warn(bundle)
@@ -200,6 +202,7 @@ def _arguments(path: Path, made: Provenance) -> dict[str, Any]:
         (made.walk is not None, "by stepfuse interpolate"),
         (made.custom_table, "with a table of one's own"),
         (made.control is not None, "with ControlNets"),
+        (made.denoising_start is not None, "on from latents"),
         (made.noise is not None, "from noise that was given as an array"),
         (any(isinstance(one, dict) for one in values), "with conditioning that was given as an array"),
     ):

@@ -104,7 +104,7 @@ class _Drawn:
 def _draw_prompt(bundle: sf.Bundle, found: Mapping[str, Any], loras: Loras, machine: Machine, report: Report) -> _Drawn:
     from stepfuse.pipeline.shown_picture import open_picture
 
-    names = ("prompt", "negative_prompt", "width", "height", "strength", "seed", "callback", *_TABLE)
+    names = ("prompt", "negative_prompt", "width", "height", "strength", "denoising_end", "seed", "callback", *_TABLE)
     opened: dict[str, Any] = {name: open_picture(found[name]) for name in ("image", "mask") if found[name] is not None}
     loading = {**machine.arguments, **loras.loading, "max_rows": found["max_rows"]}
     with sf.TextToImage.load(bundle, **loading) as pipe:

@@ -18,7 +18,8 @@ from stepfuse.pipeline.image_files import ENTRY, WEBUI_ENTRY
 from stepfuse.pipeline.provenance import Provenance, digest_of
 from stepfuse.pipeline.webui_text import webui_text
 from stepfuse.requests.conditioning import cond_per_sample
-from stepfuse.requests.editing import begin_late, strength_or_default
+from stepfuse.requests.editing import strength_or_default
+from stepfuse.requests.partial_run import begin_late
 from stepfuse.requests.resolution import Compiler
 from stepfuse.samplers import SAMPLERS
 from stepfuse.samplers.names import steps_asked, steps_in_words
@@ -30,6 +31,7 @@ from stepfuse.version import __version__
 
 _MOST_NUMBERS = 64  # of a conditioning input's value that is written out; a larger one is a digest
 _FEW = 3  # conditions that a title names
+_SHARES = ("strength", "denoising_start", "denoising_end")  # of a run, which say what was left out of it
 
 
 class StopWatch:
@@ -63,7 +65,7 @@ def record(
     schedule: NoiseSchedule,
     max_rows: int | None = None,
     strength: float | None = None,
-    flow_strength: float | None = None,
+    run: StepTable | None = None,
     image: npt.ArrayLike | None = None,
     mask: npt.ArrayLike | None = None,
     noise: npt.ArrayLike | None = None,
@@ -80,7 +82,7 @@ def record(
         schedule: The model's noise levels.
         max_rows: Most rows of one forward.
         strength: As the caller gave it.
-        flow_strength: The strength that the run had, where that is another (``strength_of_flow``).
+        run: The steps of ``table`` that were to be taken; None: those that ``strength`` leaves.
         image: What it began as.
         mask: Which part was repainted.
         noise: Starting noise that was given.
@@ -89,9 +91,8 @@ def record(
         **entries: More of ``Provenance``.
     """
     share = None if image is None else strength_or_default(strength, masked=mask is not None)
-    run = table
-    if image is not None and share is not None:
-        run = begin_late(table, share if flow_strength is None else flow_strength, schedule)
+    if run is None:
+        run = table if share is None else begin_late(table, share, schedule)
     return Provenance(
         version=__version__,
         model=model or ModelIdentity("custom"),
@@ -175,7 +176,7 @@ def title(made: Provenance) -> str:
     scale = options.get("guidance_scale", 1.0)
     parts += [f"guidance {scale:g}"] if scale != 1 and conditional else []
     parts += [f"eta {options['eta']:g}"] if options.get("eta") else []
-    parts += [f"strength {made.strength:g}"] if made.strength is not None else []
+    parts += [f"{name} {share:g}" for name in _SHARES if (share := getattr(made, name)) is not None]
     parts += [f"{printable(name, NAME)} {one['scale']:g}" for name, one in (made.loras or {}).items()]
     return f"{printable(made.model.name, NAME)}: {', '.join(parts)}, seed {made.seed}"
 
@@ -192,7 +193,7 @@ def facts(made: Provenance) -> dict[str, str]:
         "sampler": made.sampler,
         "steps": str(steps_asked(made.options, made.steps)),
         "guidance_scale": f"{scale:g}",
-        "strength": None if made.strength is None else f"{made.strength:g}",
+        **{name: None if (share := getattr(made, name)) is None else f"{share:g}" for name in _SHARES},
         WEBUI_ENTRY: None if made.prompt is None else webui_text(made),
         ENTRY: made.to_json(),
     }

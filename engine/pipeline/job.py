@@ -76,8 +76,8 @@ class PictureJob:
 
     @property
     def steps(self) -> int:
-        """Of its sampler."""
-        return len(self.prepared.table)
+        """That are taken."""
+        return len(self.prepared.run)
 
     @property
     def expires(self) -> float | None:

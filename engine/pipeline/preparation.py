@@ -12,7 +12,7 @@ import numpy.typing as npt
 from stepfuse.arguments import number, whole_number
 from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.bundle.pipeline_info import PipelineInfo, control_input, encoded_control_input
-from stepfuse.display import NAME, printable
+from stepfuse.display import NAME, brief, printable
 from stepfuse.lora.adapters import Adapters, AdapterSet, chosen
 from stepfuse.pipeline.conditioning import (
     Embeddings,
@@ -35,8 +35,9 @@ from stepfuse.pipeline.input_images import from_masks, from_pictures, shown, siz
 from stepfuse.pipeline.size import pixels_of, require_memory, sample_shape
 from stepfuse.pipeline.stage import Interrupt
 from stepfuse.pipeline.vae import Vae
-from stepfuse.requests.editing import IMAGE_STRENGTH, Edit, strength_of_flow
+from stepfuse.requests.editing import IMAGE_STRENGTH, Edit
 from stepfuse.requests.guidance import in_its_passes, require_no_negative
+from stepfuse.requests.partial_run import part_of_run, strength_of_flow
 from stepfuse.requests.prompt_request import PromptRequest
 from stepfuse.requests.request import Request
 from stepfuse.requests.resolution import Compiler, require_table, seeds_of, starting_state
@@ -57,12 +58,13 @@ class Prepared:
 
     Attributes:
         table: The sampler, compiled.
+        run: Those of its steps that are taken: what ``strength``, ``denoising_start`` and ``denoising_end`` leave.
         own_table: Whether it is the caller's.
         shape: (C, h, w) of each sample.
         seeds: One a picture.
         conditional: The prompts' rows.
         unconditional: Those of guidance's other pass; None where no step takes one.
-        noise: Shape (n, C, h, w): starting noise; None generates it from the seeds.
+        noise: Shape (n, C, h, w): starting noise, or what ``run`` goes on from; None generates it from the seeds.
         pixels: Shape (m, 3, H, W), -1 to 1: what the samples begin as; None: noise.
         masks: Shape (n, 1, h, w); None: nothing is kept.
         repainted: Shape (m, 1, H, W), 0 or 1: masks in pixels, for a denoiser that is conditioned on them, and which
@@ -70,11 +72,14 @@ class Prepared:
         control: What ControlNets follow, by name.
         controls: Their conditioning inputs; ``conditioning_of`` has the shapes.
         strength: Share of the steps, as the engine takes it.
+        denoising_start: Where on the way from noise the run begins; None: at its first step.
+        denoising_end: Where it ends; None: with its last step.
         sample_posterior: Whether ``pixels`` are encoded as samples of the posterior.
         lora: The LoRAs that were chosen.
     """
 
     table: StepTable
+    run: StepTable
     own_table: bool
     shape: Shape
     seeds: Sequence[int]
@@ -87,6 +92,8 @@ class Prepared:
     control: Mapping[str, Control]
     controls: Mapping[str, Array]
     strength: float | None
+    denoising_start: float | None
+    denoising_end: float | None
     sample_posterior: bool
     lora: AdapterSet | None
 
@@ -155,6 +162,8 @@ class Preparation:
         image: Any,
         mask: Any,
         strength: float | None,
+        denoising_start: float | None,
+        denoising_end: float | None,
         sample_posterior: bool,
         control: Pictures | None,
         control_scale: float | Mapping[str, float] | None,
@@ -166,6 +175,8 @@ class Preparation:
 
         Nothing large is computed: it takes milliseconds.
         """
+        ends = {"denoising_start": denoising_start, "denoising_end": denoising_end}
+        self._require_from_latents(ends, latents, {"image": image, "mask": mask, "strength": strength})
         image = shown("image", image, "RGB")
         followed = read_controls(self._pipeline.controls, control, control_scale, control_range)
         shape = self._shape(width, height, image, size_of_controls(followed), latents)
@@ -214,14 +225,19 @@ class Preparation:
         begins = image is not None and (not inpaints or share is not None)
         any_image = np.zeros(shape, dtype=np.float32) if begins else None
         kept = None if inpaints else masks
-        run, _ = Edit(replace(self._model, shape=shape), n, any_image, kept, [share] * n).apply(0, table)
+        late, _ = Edit(replace(self._model, shape=shape), n, any_image, kept, [share] * n).apply(0, table)
+        run = part_of_run(late, self._model.schedule, **ends)
         if followed and self._pipeline.encoded_controls:
             self._vae.require_encoder()
-        controls = conditioning_of(self._pipeline.controls, followed, run, width, height)
+        begun = run  # diffusers counts a ControlNet's steps before it ends early
+        if followed and denoising_end is not None:
+            begun = part_of_run(late, self._model.schedule, denoising_start=denoising_start)
+        controls = conditioning_of(self._pipeline.controls, followed, begun, width, height)
         for name in followed:
             require_rows(f"control[{name!r}]", len(controls[control_input(name)]), conditional.count, n)
         return Prepared(
             table,
+            run,
             own_table,
             shape,
             seeds,
@@ -234,6 +250,8 @@ class Preparation:
             followed,
             controls,
             share,
+            denoising_start,
+            denoising_end,
             bool(sample_posterior),
             chosen(self._adapters, lora),
         )
@@ -284,7 +302,7 @@ class Preparation:
         return {
             "cond": {name: row_per_picture(name, rows, count, n) for name, rows in cond.items()},
             "negative_cond": negative,
-            "table": prepared.table,
+            "table": prepared.run if image is None else prepared.table,
             "seed": prepared.seeds,
             "noise": prepared.noise,
             "image": image,
@@ -376,6 +394,28 @@ class Preparation:
         if shift is None or any(options.get(name) is not None for name in ("shift", "timesteps")):
             return options
         return {**options, "shift": shift}
+
+    def _require_from_latents(
+        self, ends: Mapping[str, float | None], latents: npt.ArrayLike | None, others: Mapping[str, Any]
+    ) -> None:
+        """Refuses ``denoising_start`` and ``denoising_end`` of a run that begins as anything but noise or latents."""
+        name = next((name for name, share in ends.items() if share is not None), None)
+        if name is None:
+            return
+        if self._pipeline.masked_input is not None:
+            raise ValueError(
+                f"{name} must be left out for this model, which repaints a part of a picture, got {ends[name]}"
+            )
+        for other, given in others.items():
+            if given is not None:
+                raise ValueError(
+                    f"{other} must be left out with {name}: such a run begins as noise or goes on from latents, got"
+                    f" {brief(given)}"
+                )
+        if ends["denoising_start"] is not None and latents is None:
+            raise ValueError(
+                "denoising_start needs latents to go on from, those of a run with denoising_end, got latents=None"
+            )
 
     def _strength(self, table: StepTable, given: float | None, has_image: bool, has_mask: bool) -> float | None:
         """As the engine takes it: flow pipelines round in their own way."""

@@ -41,8 +41,9 @@ class Provenance:
         table: ``StepTable.digest`` of the whole run's table.
         custom_table: Whether that was given, and is not what the sampler compiles from ``options``.
         steps: Rows of that table.
-        steps_done: Rows that were run: fewer where ``strength`` or a callback left some out; where a callback stopped
-            more samples than one forward takes, those of the sample that had run furthest.
+        steps_done: Rows that were run: fewer where ``strength``, ``denoising_start``, ``denoising_end`` or a callback
+            left some out; where a callback stopped more samples than one forward takes, those of the sample that had
+            run furthest.
         stopped_after: Forwards after which a callback stopped the run.
         seed: Seed of the picture; of a grid the first of them.
         number: Samples in the file; sample i has seed ``seed + i``.
@@ -54,6 +55,7 @@ class Provenance:
         prompt, negative_prompt, width, height: Of a pipeline with prompts.
         image, mask, noise: Digest and shape of an array that it began with (``digest_of``).
         strength: Share of the steps that ``image`` left.
+        denoising_start, denoising_end: As in ``TextToImage``; with the former ``noise`` is what the run went on from.
         sample_posterior: As in ``TextToImage``.
         control: By name of a ControlNet what it followed: digest and shape of the picture, ``scale`` and ``range``.
         loras: LoRAs that the request chose: ``sha256`` of each file, and its ``scale``, by name.
@@ -106,6 +108,8 @@ class Provenance:
     columns: int | None = None
     walk: Mapping[str, Any] | None = None
     control: Mapping[str, Any] | None = None
+    denoising_start: float | None = None
+    denoising_end: float | None = None
 
     __repr__ = one_line
 
@@ -220,7 +224,7 @@ _RULES: Mapping[str, _Rule] = {
     **dict.fromkeys(("options", "walk", "control"), _OBJECT),
     **dict.fromkeys(("cond", "negative_cond"), _LIST),
     **dict.fromkeys(("image", "mask", "noise"), _DIGEST),
-    **dict.fromkeys(("guidance_rescale", "strength"), _NUMBER),
+    **dict.fromkeys(("guidance_rescale", "strength", "denoising_start", "denoising_end"), _NUMBER),
     "model": ("an object of name and files, digests by name", _model),
     "loras": ("an object of sha256 and scale by name", _loras),
     "seed": ("a whole number from 0 to 2^64 - 1", lambda value: _whole(value, 1 << 64)),

@@ -106,7 +106,7 @@ class PictureService:
         order = order_of(
             self._serving_of(prepared.shape),
             terms,
-            passes=prepared.table.passes,
+            passes=prepared.run.passes,
             passes_before=lambda: self._engines.totals().network_passes,
             number=number,
         )
@@ -161,7 +161,7 @@ class PictureService:
         stats = self._engines.totals()
         if not ahead or not stats.network_passes:
             return
-        passes = sum(one.prepared.table.passes * (1 - one.done / one.steps) for one in ahead)
+        passes = sum(one.prepared.run.passes * (1 - one.done / one.steps) for one in ahead)
         forwards = passes * stats.forwards / stats.network_passes + job.steps
         needed = forwards * stats.forward_seconds.sum / stats.forwards
         if needed > left:

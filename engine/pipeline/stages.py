@@ -115,7 +115,7 @@ class Stages:
             kind = _outcome(error)
             self._counts.add("failures" if kind == "failed" else kind)
             if job.withdraw is None or job.denoised is not None:  # else the engine reports it
-                record_end(job.name, job.prepared.table, job.context, kind, error, now - job.submitted, 0.0)
+                record_end(job.name, job.prepared.run, job.context, kind, error, now - job.submitted, 0.0)
         job.settle(pictures, error)
         self.wake()
         return True

@@ -214,6 +214,8 @@ class TextToImage(LoraRegistry):
         image: Any = None,
         mask: Any = None,
         strength: float | None = None,
+        denoising_start: float | None = None,
+        denoising_end: float | None = None,
         sample_posterior: bool = False,
         control: Controls | None = None,
         control_scale: float | Mapping[str, float] | None = None,
@@ -239,7 +241,8 @@ class TextToImage(LoraRegistry):
                 it is, in one pass; one that was distilled to take none refuses any but 1, and both a negative prompt.
             eta: Share of added noise of samplers that have one, 0 to 1; None is the model's default, or the sampler's.
             seed: 0 to 2^64 - 1. With one seed s for all, picture i has seed s + i; None is a random one.
-            latents: Starting noise, shape (n, C, h, w), standard normal; None generates it from the seed.
+            latents: Starting noise, shape (n, C, h, w), standard normal; None generates it from the seed. With
+                ``denoising_start`` what the run goes on from: ``latents`` of what one with ``denoising_end`` returned.
             prompt_embeds: Instead of ``prompt``, what ``encode_prompt`` returns; it may also hold conditioning inputs
                 that no prompt feeds. Where ``CondInput.free`` is ``length`` it may have any number of tokens, such as
                 those of several contexts side by side; a prompt on the other side is then followed by empty contexts.
@@ -252,6 +255,12 @@ class TextToImage(LoraRegistry):
                 two. As ``image``, without channels; a transparent one is refused.
             strength: Share of the steps that are taken from ``image`` on, above 0 to 1; None is 0.8, and 1 with a mask.
                 Steps that are not whole are rounded as in diffusers: down, and up in pipelines of flow models.
+            denoising_start: Where the run goes on from ``latents``, to which no noise is added: a share of the way from
+                noise, above 0 and below 1; None begins as noise. As in diffusers it is measured in training timesteps
+                and not in steps, and needs the sampler and the steps that the latents have come by. A sampler that adds
+                noise needs another ``seed`` than theirs: it begins its noise anew.
+            denoising_end: Where the run ends with noise left, which a run of another model goes on from, likewise;
+                above ``denoising_start``. What is decoded then shows that noise.
             sample_posterior: Whether ``image`` is encoded as a sample of the VAE's posterior by the picture's seed, as
                 diffusers does, instead of as its mean.
             control: What ControlNets of the bundle follow, by their names: pictures as of ``image``, which also say the
@@ -272,9 +281,12 @@ class TextToImage(LoraRegistry):
                 pipeline cannot sample the size; if an inpainting model lacks ``image`` or ``mask``, or the bundle a
                 ControlNet of ``control``; if ``num_images`` is below 1, the pictures do not fit the machine's
                 memory, a prompt has more than 16,384 characters, a seed outside 0 to 2^64 - 1, ``strength`` outside 0
-                to 1 or given without an image, or a value of ``image`` or ``mask`` outside 0 to 1; if ``lora`` names
-                one that is not registered, or a scale that is not finite; if an array has another shape, or a list
-                another length. The message says the rule and the value.
+                to 1 or given without an image, or a value of ``image`` or ``mask`` outside 0 to 1; if
+                ``denoising_start`` or ``denoising_end`` is not within 0 to 1, the former not below the latter, leaves
+                no step, or is given with ``image``, ``mask`` or ``strength``, for an inpainting model or for one of
+                EDM, or the former without ``latents``; if ``lora`` names one that is not registered, or a scale that is
+                not finite; if an array has another shape, or a list another length. The message says the rule and the
+                value.
             TypeError: If an argument has the wrong type, or the sampler lacks an option.
             BundleError: If ``image`` is given and the bundle has no VAE encoder.
             DenoiserError: If a network fails or its output is not finite.
@@ -302,6 +314,8 @@ class TextToImage(LoraRegistry):
             image=image,
             mask=mask,
             strength=strength,
+            denoising_start=denoising_start,
+            denoising_end=denoising_end,
             sample_posterior=sample_posterior,
             control=control,
             control_scale=control_scale,
@@ -626,8 +640,10 @@ class TextToImage(LoraRegistry):
                 prepared.seeds[i],
                 schedule=self._model.schedule,
                 max_rows=self._serving_of(prepared.shape).row_limit,
+                run=prepared.run,
                 strength=strength,
-                flow_strength=prepared.strength,
+                denoising_start=prepared.denoising_start,
+                denoising_end=prepared.denoising_end,
                 image=_row_of(prepared.pixels, i, n),
                 mask=_row_of(prepared.masks, i, n),
                 noise=_row_of(prepared.noise, i, n),

@@ -1,9 +1,8 @@
-"""Image to image and inpainting: where a run begins, and what of its sample stays as it is given."""
+"""Image to image and inpainting: what a run begins as, and what of its sample stays as it is given."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,9 +10,9 @@ import numpy.typing as npt
 
 from stepfuse import _core
 from stepfuse.bundle.model_info import ModelInfo
-from stepfuse.samplers import SAMPLERS
+from stepfuse.requests.partial_run import begin_late
 from stepfuse.samplers.schedule import NoiseSchedule
-from stepfuse.samplers.table import COLUMNS, StepTable
+from stepfuse.samplers.table import StepTable
 
 IMAGE_STRENGTH, _MASK_STRENGTH = 0.8, 1.0
 
@@ -26,89 +25,6 @@ def strength_or_default(strength: float | None, *, masked: bool) -> float:
     if strength is not None:
         return strength
     return _MASK_STRENGTH if masked else IMAGE_STRENGTH
-
-
-def begin_late(table: StepTable, strength: float, schedule: NoiseSchedule) -> StepTable:
-    """The last part of a run, for a sample that begins as a noised image (SDEdit: Meng et al., 2022).
-
-    Args:
-        table: The whole run.
-        strength: Share of its steps that is left, above 0 and at most 1; the whole part of ``strength`` times steps is
-            taken, as in diffusers.
-        schedule: The model's noise levels.
-
-    Returns:
-        The last rows. A row that would need the estimate of the step before it takes its own in its place: the first
-        step of a multistep solver is of first order. A sampler with more memory makes its table again, with ``begin``.
-
-    Raises:
-        ValueError: If the strength is out of bounds or leaves no step, or the table has a second line and no sampler
-            makes it for this schedule.
-    """
-    if not 0 < strength <= 1:
-        raise ValueError(f"strength must be above 0 and at most 1, got {strength}")
-    if strength == 1:
-        return table
-    estimate = (table["u_d"] == 1) & (table["u_x"] == 0) & (table["u_e"] == 0) & (table["u_h"] == 0)
-    needs_state = ((table["q_h"] != 0) | (table["u_h"] != 0)) & ~np.roll(estimate, 1)
-    needs_state[0] = False
-    if table.has_second_line or ("begin" in table.options and needs_state.any()):
-        return _begin_again(table, strength, schedule)
-    starts = np.flatnonzero(~needs_state)  # the second row of Heun's step is no start: the history holds a state
-    kept = _steps_kept(len(starts), strength)
-    rest = table[int(starts[-kept]) :]
-    rows = np.array(rest.rows)
-    q_d, q_h = COLUMNS.index("q_d"), COLUMNS.index("q_h")
-    rows[0, q_d] += rows[0, q_h]
-    rows[0, q_h] = 0
-    return replace(rest, rows=rows)
-
-
-def _begin_again(table: StepTable, strength: float, schedule: NoiseSchedule) -> StepTable:
-    """The table of the last steps, by the sampler that made the whole one."""
-    make = SAMPLERS.get(table.sampler)
-    try:
-        options = dict(table.options)
-        if (table["g"] == 1).all():  # embedded guidance leaves the scale in the options alone
-            options["guidance_scale"] = 1.0
-        whole = None if make is None else make(schedule, **options).with_zero_init(table.zero_init)
-    except (TypeError, ValueError):  # options of another version, or by hand
-        whole = None
-    if make is None or whole is None or "begin" not in whole.options or not np.array_equal(whole.rows, table.rows):
-        raise ValueError(
-            "strength must be 1 with a table that has a second line and that no sampler makes for this model: its rows"
-            f" cannot begin in the middle; got {strength} with {table!r}"
-        )
-    begin, steps = whole.options["begin"], whole.options["steps"]
-    timesteps = whole.options.get("timesteps")  # EDM's samplers have levels alone
-    if steps is None:
-        given = whole.options["sigmas"] if timesteps is None else timesteps
-        steps = len(given) - (timesteps is None and given[-1] == 0)  # sigmas may end with that of the clean sample
-    steps -= begin
-    rest = make(schedule, **{**whole.options, "begin": begin + steps - _steps_kept(steps, strength)})
-    rest = rest.with_zero_init(max(table.zero_init - (len(table) - len(rest)), 0))
-    options = {**rest.options, "guidance_scale": table.options.get("guidance_scale", 1.0)}
-    return replace(table, rows=rest.rows, options=options, levels=rest.levels, zero_init=rest.zero_init)
-
-
-def _steps_kept(steps: int, strength: float) -> int:
-    kept = int(steps * strength)
-    if kept == 0:
-        raise ValueError(f"strength must leave at least one of {steps} steps, at least {1 / steps:.3g}, got {strength}")
-    return kept
-
-
-def strength_of_flow(strength: float, steps: int) -> float:
-    """The strength whose steps are those of diffusers' pipelines of flow models, which round down what is left out.
-
-    Args:
-        strength: As their callers give it; one out of bounds is returned as it is, to be refused.
-        steps: Of the whole run.
-    """
-    if not 0 < strength < 1:
-        return strength
-    taken = steps - int(steps - steps * strength)
-    return min((taken + 0.5) / steps, 1.0)  # a half is not lost to rounding where the whole part is taken
 
 
 def levels(table: StepTable, schedule: NoiseSchedule) -> npt.NDArray[np.float32]:

@@ -27,7 +27,8 @@ class PromptRequest:
         guidance_scale: 1 is no guidance; 0 samples the negative prompt. Any, where it is an input of the network.
         eta: Share of added noise of samplers that have one, 0 to 1; None is the model's default, or the sampler's.
         seed: 0 to 2^64 - 1; None is a random one.
-        latents: Starting noise, shape (C, h, w); None generates it from the seed.
+        latents: Starting noise, shape (C, h, w); None generates it from the seed. With ``denoising_start`` what the run
+            goes on from.
         prompt_embeds: Instead of ``prompt``, what ``encode_prompt`` returns.
         negative_prompt_embeds: Instead of ``negative_prompt``.
         image: What the picture begins as, noised, or with ``mask`` the known region.
@@ -45,6 +46,8 @@ class PromptRequest:
         control_scale: How much they act; a number for all, or by name.
         control_range: At which share of the steps, (begin, end), for all or by name.
         lora: Scales of LoRAs by name, as in ``Engine.sample``.
+        denoising_start: Where on the way from noise the run goes on from ``latents``, above 0 and below 1.
+        denoising_end: Where it ends with noise left, likewise.
 
     Examples:
         >>> request = sf.PromptRequest(prompt="a red cat", steps=20, seed=3)
@@ -78,3 +81,5 @@ class PromptRequest:
     control_scale: float | Mapping[str, float] | None = None
     control_range: tuple[float, float] | Mapping[str, tuple[float, float]] | None = None
     lora: Mapping[str, float] | None = None
+    denoising_start: float | None = None
+    denoising_end: float | None = None

@@ -146,6 +146,19 @@ def test_a_picture_of_a_prompt_is_drawn_again_byte_for_byte(prompts, tmp_path, n
         (tmp_path / "again.png").unlink()
 
 
+def test_a_run_that_ended_early_is_drawn_again_and_what_went_on_from_latents_is_not(prompts, tmp_path):
+    call = {"seed": 7, "steps": 4, "guidance_scale": 2.0}
+    with sf.TextToImage.load(prompts) as pipe:
+        half = pipe("a red cat", denoising_end=0.5, **call)
+        [first] = half.save(tmp_path / "half.png")
+        rest = pipe("a red cat", denoising_start=0.5, latents=half.latents, **call)
+        [second] = rest.save(tmp_path / "rest.png")
+    assert same(prompts, first, tmp_path / "again.png")
+    result = run("sample", prompts.path, "--like", second, "-o", tmp_path / "none.png")
+    assert result.exit_code == 2
+    assert "was drawn on from latents, which --like does not have" in result.output
+
+
 def test_options_change_what_is_drawn_again(prompts, tmp_path):
     first, again, want = tmp_path / "first.png", tmp_path / "again.png", tmp_path / "want.png"
     common = ["--prompt", "a red cat", "--width", 12]

@@ -4,6 +4,7 @@ Inpainting models, ControlNets, the refiner of Stable Diffusion XL, sizes that t
 embeddings longer than one context.
 """
 
+import dataclasses
 import sys
 
 import numpy as np
@@ -187,6 +188,8 @@ def test_an_inpainting_model_needs_image_and_mask(ours):
         pipe("a cat", image=pictures(1))
     with pytest.raises(ValueError, match="strength must be above 0 and at most 1, got 2"):
         pipe("a cat", image=pictures(1), mask=masks(1), strength=2)
+    with pytest.raises(ValueError, match=r"denoising_end must be left out for this model, which repaints .* got 0.8"):
+        pipe("a cat", image=pictures(1), mask=masks(1), denoising_end=0.8)
 
 
 def test_the_service_warms_an_inpainting_model_up(ours):
@@ -429,6 +432,44 @@ def test_the_refiner(ours, theirs, our_noise, negative_prompt):
     got = ours(name)(PROMPTS, steps=STEPS, seed=SEED, **arguments).pixels
     assert_same(got, want)
     assert_other(run(theirs(name), PROMPTS, aesthetic_score=2.5, **arguments), want)
+
+
+BASE, REFINER = "StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline"
+SCHEDULERS = {
+    "euler": "EulerDiscreteScheduler",
+    "ddim": "DDIMScheduler",
+    "dpmpp_2m": "DPMSolverMultistepScheduler",
+    "unipc": "UniPCMultistepScheduler",
+    "heun": "HeunDiscreteScheduler",
+}
+
+
+@pytest.mark.parametrize("share", [0.3, 0.8])
+@pytest.mark.parametrize("sampler", SCHEDULERS)
+def test_the_refiner_goes_on_where_the_base_ends(ours, theirs, monkeypatch, sampler, share):
+    for name in (BASE, REFINER):
+        scheduler = getattr(diffusers, SCHEDULERS[sampler]).from_config(theirs(name).scheduler.config)
+        monkeypatch.setattr(theirs(name), "scheduler", scheduler)
+    start, call = noise(2, (4, 7, 13)), {"guidance_scale": 4.0, "negative_prompt": NEGATIVES}
+    with torch.no_grad():
+        half = theirs(BASE)(
+            PROMPTS,
+            width=26,
+            height=14,
+            latents=torch.from_numpy(start),
+            num_inference_steps=STEPS,
+            denoising_end=share,
+            output_type="latent",
+            **call,
+        ).images
+    want = run(theirs(REFINER), PROMPTS, image=half, denoising_start=share, **call)
+    call |= {"steps": STEPS, "sampler": sampler}
+    latents = ours(BASE)(PROMPTS, latents=start, denoising_end=share, **call).latents
+    np.testing.assert_allclose(latents, half, rtol=0, atol=tolerances.PICTURE * float(half.abs().max()))
+    assert_same(ours(REFINER)(PROMPTS, latents=latents, denoising_start=share, **call).pixels, want)
+    request = sf.PromptRequest(PROMPTS[0], latents=latents[0], denoising_start=share, **call)
+    request = dataclasses.replace(request, negative_prompt=NEGATIVES[0])
+    assert_same(ours(REFINER).submit(request).result(timeout=60).pixels, want[:1])
 
 
 def chunks(pipe, parts):

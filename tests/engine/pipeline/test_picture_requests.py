@@ -97,8 +97,9 @@ def rng_picture():
         {"image": rng_picture(), "strength": 0.5},
         {"image": rng_picture(), "mask": np.eye(8), "sample_posterior": True},
         {"sampler": "euler_ancestral"},
+        {"steps": 6, "denoising_end": 0.5},
     ],
-    ids=["plain", "negative", "unguided", "size", "image", "mask", "noise"],
+    ids=["plain", "negative", "unguided", "size", "image", "mask", "noise", "part"],
 )
 def test_a_request_gives_the_bits_of_a_call(pipe, arguments):
     called = pipe("a red cat", seed=3, **arguments)
@@ -114,6 +115,20 @@ def test_options_latents_and_embeddings_are_those_of_a_call(pipe):
     called = pipe(prompt_embeds=embeds, latents=latents[None], spacing="trailing", seed=0)
     request = sf.PromptRequest(prompt_embeds=embeds, latents=latents, options={"spacing": "trailing"}, seed=0)
     np.testing.assert_array_equal(pipe.submit(request).result(TIMEOUT).pixels, called.pixels)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [{"denoising_end": 0.6}, {"denoising_start": 0.6, "latents": sf.normal(8, handmade.SHAPE)}, {"strength": 0.5}],
+    ids=["end", "start", "strength"],
+)
+def test_previews_count_the_steps_that_are_taken(pipe, part):
+    given = {"image": rng_picture()} if "strength" in part else {}
+    request = sf.PromptRequest("a red cat", seed=3, steps=6, **part, **given)
+    previews = list(pipe.stream(request))
+    assert {preview.total for preview in previews} == {3}
+    assert previews[-1].step == 3
+    np.testing.assert_array_equal(previews[-1].decode().pixels, pipe.submit(request).result(TIMEOUT).pixels)
 
 
 def test_many_requests_share_forwards_and_three_threads(pipe):
@@ -437,6 +452,7 @@ def test_what_is_wrong_is_said_where_it_is_submitted(pipe):
         (sf.PromptRequest("a", steps=0), ValueError, "steps must be between 1 and 1000, got 0"),
         (sf.PromptRequest("a", width=10), ValueError, "width must be a multiple of 4 pixels"),
         (sf.PromptRequest("a", strength=0.5), ValueError, "strength needs an image"),
+        (sf.PromptRequest("a", denoising_start=0.5), ValueError, "denoising_start needs latents"),
         (
             sf.PromptRequest("a", image=rng_picture(), strength=0.01),
             ValueError,

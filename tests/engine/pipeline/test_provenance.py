@@ -205,6 +205,7 @@ def _written(tmp_path, **entries):
         ({"batch": [2, 2]}, "batch must be a count and a place in it"),
         ({"image": {"sha256": "x", "shape": [-1]}}, "image must be an object of sha256 and shape"),
         ({"strength": float("nan")}, "strength must be a number, got nan"),
+        ({"denoising_end": "0.8"}, "denoising_end must be a number, got"),
         ({"apg": [0.5]}, "apg must be two numbers, got"),
         ({"cfg_zero_star": 1}, "cfg_zero_star must be true or false, got 1"),
         ({"guidance_rescale": 10**400}, "guidance_rescale must be a number"),

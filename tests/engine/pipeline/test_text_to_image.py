@@ -292,6 +292,47 @@ def test_a_random_seed_is_reported_and_gives_the_same_again(pipe):
     assert got.facts[0]["seed"] == str(got.seeds[0])
 
 
+def test_a_run_ends_with_noise_left_and_another_goes_on_from_there(pipe_of):
+    call = {"num_images": 2, "seed": 5, "steps": 4}
+    whole = pipe_of("a red cat", **call)
+    half = pipe_of("a red cat", denoising_end=0.6, **call)
+    table = sf.samplers.ddim(handmade.SCHEDULE, 4, guidance_scale=3.0)
+    below = int((table["t"] < 0.4 * handmade.SCHEDULE.num_train_timesteps).sum())
+    latents, pixels = expected(["a red cat"] * 2, [5, 6], table=table[:-below])
+    scale = np.abs(latents).max()  # with noise left it is several times that of a picture
+    np.testing.assert_allclose(half.latents / scale, latents / scale, **NEAR)
+    np.testing.assert_allclose(half.pixels, pixels, **NEAR)  # with the noise that is left
+    rest = pipe_of("a red cat", latents=half.latents, denoising_start=0.6, **call)
+    np.testing.assert_array_equal(rest.latents, whole.latents)
+    np.testing.assert_array_equal(rest.pixels, whole.pixels)
+    middle = pipe_of("a red cat", latents=half.latents, denoising_start=0.6, denoising_end=0.9, **call)
+    last = pipe_of("a red cat", latents=middle.latents, denoising_start=0.9, **call)
+    np.testing.assert_array_equal(last.latents, whole.latents)
+
+
+def test_pictures_say_which_part_of_a_run_they_are_of(pipe):
+    half = pipe("a red cat", seed=5, steps=8, denoising_end=0.7)
+    rest = pipe("a red cat", seed=6, steps=8, latents=half.latents, denoising_start=0.7)
+    [first], [second] = half.provenance, rest.provenance
+    assert (first.steps, first.steps_done, second.steps_done) == (8, 5, 3)
+    assert (first.denoising_start, first.denoising_end, first.noise) == (None, 0.7, None)
+    assert (second.denoising_start, second.denoising_end) == (0.7, None)
+    assert second.noise["shape"] == list(half.latents.shape[1:])
+    assert half.facts[0]["Description"] == "handmade: ddim, 5 of 8 steps, guidance 3, denoising_end 0.7, seed 5"
+    assert rest.facts[0]["denoising_start"] == "0.7"
+    assert sf.Provenance.from_json(rest.facts[0]["stepfuse"]) == second
+    own = pipe("a red cat", seed=5, table=sf.samplers.ddim(handmade.SCHEDULE, 8, guidance_scale=3.0), denoising_end=0.7)
+    np.testing.assert_array_equal(own.latents, half.latents)
+    assert own.provenance == half.provenance
+
+
+def test_the_first_state_of_a_run_that_goes_on_is_not_scaled(pipe):
+    call = {"seed": 5, "steps": 8, "sampler": "euler"}
+    whole, half = pipe("a red cat", **call), pipe("a red cat", denoising_end=0.6, **call)
+    rest = pipe("a red cat", latents=half.latents, denoising_start=0.6, **call)
+    np.testing.assert_array_equal(rest.latents, whole.latents)
+
+
 @pytest.mark.parametrize(
     ("arguments", "kind", "message"),
     [
@@ -320,6 +361,28 @@ def test_a_random_seed_is_reported_and_gives_the_same_again(pipe):
         ({"prompt": "a", "steps": 0}, ValueError, "steps must be between 1 and 1000, got 0"),
         ({"prompt": "a", "num_inference_steps": 5}, TypeError, "got num_inference_steps"),
         ({"prompt": "a", "strength": 0.5}, ValueError, "strength needs an image"),
+        ({"prompt": "a", "denoising_end": 1.0}, ValueError, "denoising_end must be above 0 and below 1, got 1.0"),
+        ({"prompt": "a", "denoising_end": "end"}, TypeError, "denoising_end must be a number, got 'end'"),
+        (
+            {"prompt": "a", "denoising_start": 0.5},
+            ValueError,
+            "denoising_start needs latents to go on from",
+        ),
+        (
+            {"prompt": "a", "denoising_end": 0.5, "image": np.zeros((8, 8, 3))},
+            ValueError,
+            "image must be left out with denoising_end: such a run begins as noise or goes on from latents",
+        ),
+        (
+            {"prompt": "a", "denoising_start": 0.5, "latents": np.zeros((1, 4, 4, 4)), "strength": 0.5},
+            ValueError,
+            "strength must be left out with denoising_start: .* got 0.5",
+        ),
+        (
+            {"prompt": "a", "denoising_start": 0.5, "latents": np.zeros((1, 3, 4, 4))},
+            ValueError,
+            r"latents must have shape \(1, 4, 4, 4\), got \(1, 3, 4, 4\)",
+        ),
         ({"prompt": "a", "latents": np.zeros((1, 4, 4))}, ValueError, r"latents must have shape \(1, 4, 4, 4\)"),
         (
             {"prompt": "a", "image": "cat.png"},

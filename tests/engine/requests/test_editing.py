@@ -8,7 +8,7 @@ import pytest
 import support
 
 import stepfuse as sf
-from stepfuse.requests.editing import Edit, begin_late, strength_of_flow
+from stepfuse.requests.editing import Edit
 
 RNG = np.random.default_rng(3)
 IMAGES = RNG.uniform(-1, 1, (peers.BATCH, peers.SIZE)).astype(np.float32)
@@ -19,45 +19,6 @@ STEPS = 10
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning:diffusers")
 
 needs_diffusers = pytest.mark.skipif(not support.installed("diffusers"), reason="diffusers needs Python 3.11")
-ALPHAS = sf.NoiseSchedule.scaled_linear().alphas_cumprod
-SAMPLERS = {
-    "ddim": ("ddim", "linear", {}),
-    "ddim-v": ("ddim", "zero-snr", {"prediction_type": "v_prediction", "spacing": "trailing"}),
-    "ddim-eta": ("ddim", "linear", {"eta": 1.0}),
-    "ddpm": ("ddpm", "linear", {}),
-    "dpmpp_2m": ("dpmpp_2m", "scaled", {}),
-    "dpmpp_2m-heun": ("dpmpp_2m", "scaled", {"solver_type": "heun"}),
-    "dpmpp_2m-order-3": ("dpmpp_2m", "scaled", {"order": 3}),
-    "dpmpp_2m-karras": ("dpmpp_2m", "scaled", {"karras": True}),
-    "dpmpp_2m-karras-v": ("dpmpp_2m", "linear", {"karras": True, "prediction_type": "v_prediction"}),
-    "dpmpp_2m_sde": ("dpmpp_2m_sde", "scaled", {"karras": True}),
-    "dpmpp_sde": ("dpmpp_sde", "scaled", {"karras": True}),
-    "sa_solver": (
-        "sa_solver",
-        "scaled",
-        {"predictor_order": 3, "corrector_order": 3, "final_alpha_cumprod": float(ALPHAS[0])},
-    ),
-    "lcm": ("lcm", "scaled", {}),
-    "heun": ("heun", "linear", {"spacing": "trailing"}),
-    "heun-karras": ("heun", "scaled", {"karras": True}),
-    "euler-linspace": ("euler", "linear", {}),
-    "euler-karras": ("euler", "scaled", {"karras": True, "spacing": "trailing"}),
-    "euler-karras-leading": ("euler", "linear", {"karras": True, "spacing": "leading", "steps_offset": 1}),
-    "euler_ancestral": ("euler_ancestral", "scaled", {"spacing": "linspace"}),
-    "euler": ("euler", "shift-3", {}),
-    "deis": ("deis", "scaled", {"order": 3, "final_alpha_cumprod": float(ALPHAS[0])}),
-    "tcd": ("tcd", "scaled", {"eta": 0.3, "final_alpha_cumprod": float(ALPHAS[0])}),
-    "unipc": ("unipc", "scaled", {"order": 3}),
-    "dpmpp_2s": ("dpmpp_2s", "scaled", {"order": 3}),
-    "kdpm2": ("kdpm2", "scaled", {"karras": True}),
-    "kdpm2_ancestral": ("kdpm2_ancestral", "scaled", {}),
-    "unipc-karras": ("unipc", "linear", {"karras": True, "disable_corrector": [7]}),
-    "heun-flow": ("heun", "shift-3", {}),
-    "lcm-flow": ("lcm", "shift-3", {}),
-    "unipc-flow": ("unipc", "shift-3", {}),
-    "unipc-v": ("unipc", "zero-snr", {"prediction_type": "v_prediction", "spacing": "trailing", "order": 1}),
-}
-
 # In the middle of a step diffusers noises what is known to the level of the step's end, at which the state is not yet.
 NOISED_TO_ANOTHER_LEVEL = {"dpmpp_sde", "kdpm2"}
 
@@ -81,20 +42,11 @@ def noised(scheduler, images, t, index):
     return scheduler.add_noise(clean, noise, t.reshape(1).repeat(len(clean)))
 
 
-def prepared(name):
-    sampler, schedule, options = SAMPLERS[name]
-    scheduler = peers.scheduler(sampler, schedule, options, num_inference_steps=STEPS)
-    step_options = {"eta": options["eta"]} if "eta" in options else {}
-    arguments = {"sampler": sampler, "steps": STEPS, "cond": 1.0, "seed": peers.SEED, "noise": peers.NOISE, **options}
-    kind = arguments.pop("prediction_type", "epsilon")
-    return scheduler, step_options, peers.engine(peers.noise_schedule(schedule), kind), arguments
-
-
 @needs_diffusers
 @pytest.mark.parametrize("strength", [0.1, 0.35, 0.8, 1.0])
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", peers.CASES)
 def test_image_to_image_is_diffusers(name, strength, monkeypatch):
-    scheduler, step_options, engine, arguments = prepared(name)
+    scheduler, step_options, engine, arguments = peers.prepared(name, STEPS)
     begin = (STEPS - int(STEPS * strength)) * getattr(scheduler, "order", 1)  # get_timesteps of the pipelines
     x = noised(scheduler, IMAGES, scheduler.timesteps[begin], begin)
     want = peers.run(scheduler, monkeypatch, x=x, begin=begin, **step_options)
@@ -106,11 +58,11 @@ def test_image_to_image_is_diffusers(name, strength, monkeypatch):
 @needs_diffusers
 @pytest.mark.parametrize("mask", [MASK, SOFT], ids=["hard", "soft"])
 @pytest.mark.parametrize("strength", [0.5, 1.0])
-@pytest.mark.parametrize("name", [one for one in SAMPLERS if one not in NOISED_TO_ANOTHER_LEVEL])
+@pytest.mark.parametrize("name", [one for one in peers.CASES if one not in NOISED_TO_ANOTHER_LEVEL])
 def test_inpainting_is_diffusers(name, strength, mask, monkeypatch):
     import torch
 
-    scheduler, step_options, engine, arguments = prepared(name)
+    scheduler, step_options, engine, arguments = peers.prepared(name, STEPS)
     timesteps, keep = scheduler.timesteps, torch.from_numpy(mask).double()[:, None]
     begin = (STEPS - int(STEPS * strength)) * getattr(scheduler, "order", 1)
     x = None if strength == 1 else noised(scheduler, IMAGES, timesteps[begin], begin)
@@ -125,15 +77,6 @@ def test_inpainting_is_diffusers(name, strength, mask, monkeypatch):
     with engine:
         got = engine.sample(peers.BATCH, image=IMAGES, mask=mask, strength=strength, **arguments)
     assert np.abs(got - want).max() < peers.TOLERANCES[arguments["sampler"]] * np.abs(want).max()
-
-
-@pytest.mark.parametrize("steps", [1, 5, 10, 28, 50])
-def test_strength_of_flow_models_is_rounded_as_in_their_pipelines(steps):
-    for strength in np.linspace(0.02, 0.98, 49):
-        taken = steps - int(max(steps - min(steps * strength, steps), 0))  # get_timesteps of Stable Diffusion 3
-        assert int(steps * strength_of_flow(strength, steps)) == taken
-    assert strength_of_flow(1.0, steps) == 1.0
-    assert strength_of_flow(1.5, steps) == 1.5
 
 
 def test_what_is_kept_is_kept_to_the_bit_and_the_rest_is_drawn():
@@ -172,43 +115,12 @@ def test_in_a_shared_loop_each_keeps_its_own(sampler):
     np.testing.assert_array_equal(together, alone)
 
 
-@pytest.mark.parametrize("fixed_stride", [True, False])
-@pytest.mark.parametrize("spacing", ["leading", "trailing"])
-def test_plms_begins_in_the_middle_as_a_run_over_its_last_timesteps(spacing, fixed_stride):
-    """diffusers' pipelines cut the first entries from a list that holds the second timestep twice, and so step from
-    timesteps at which the state is not; here both passes of the first step are taken where the run begins."""
-    info = sf.ModelInfo(support.SHAPE, support.SCHEDULE)
-    table = sf.samplers.plms(info.schedule, 10, spacing=spacing, fixed_stride=fixed_stride)
-    late = begin_late(table, 0.45, info.schedule)
-    assert len(late) == 4 + 1
-    assert late.options["begin"] == 6
-    np.testing.assert_array_equal(late["t"], [table["t"][7], *np.repeat(table["t"][8:], [2, 1, 1])])
-    np.testing.assert_array_equal(late.levels[:1], table.levels[7:8])
-    if spacing == "leading" or not fixed_stride:
-        assert late == sf.samplers.plms(info.schedule, timesteps=table["t"][7:])
-
-
-def test_lms_begins_in_the_middle_as_a_run_over_its_last_timesteps():
-    """diffusers then gives its only slope the weight that the latest of four has."""
-    table = sf.samplers.lms(support.SCHEDULE, 10, spacing="leading")
-    late = begin_late(table, 0.45, support.SCHEDULE)
-    np.testing.assert_array_equal(late.rows, sf.samplers.lms(support.SCHEDULE, timesteps=table["t"][6:]).rows)
-    np.testing.assert_array_equal(late.levels, table.levels[6:])
-
-
 def test_samples_of_one_table_and_strength_share_what_is_left_of_it():
     edit = Edit(sf.ModelInfo(support.SHAPE, support.SCHEDULE), 3, GOOD, None, [0.5, 0.5, 0.7])
     table = sf.samplers.unipc(support.SCHEDULE, 10)
     first, second, other = (edit.apply(i, table)[0] for i in range(3))
     assert first is second
     assert (len(first), len(other)) == (5, 7)
-
-
-def test_a_table_that_begins_late_begins_later_still():
-    table = sf.samplers.unipc(support.SCHEDULE, 10, order=3, begin=2)
-    assert begin_late(table, 0.5, support.SCHEDULE) == sf.samplers.unipc(support.SCHEDULE, 10, order=3, begin=6)
-    adapted = table.adapt(guidance_rescale=0.5)
-    assert begin_late(adapted, 0.5, support.SCHEDULE).guidance_rescale == 0.5
 
 
 @pytest.mark.parametrize(

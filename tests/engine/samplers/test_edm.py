@@ -7,7 +7,7 @@ import tolerances
 
 import stepfuse as sf
 from stepfuse.analysis import analyze
-from stepfuse.requests.editing import begin_late
+from stepfuse.requests.partial_run import begin_late
 from stepfuse.requests.resolution import compile_table
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers needs Python 3.11")

@@ -6,7 +6,7 @@ import pytest
 
 import stepfuse as sf
 from stepfuse import kernels
-from stepfuse.requests.editing import begin_late
+from stepfuse.requests.partial_run import begin_late
 from stepfuse.requests.resolution import Compiler
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers needs Python 3.11")

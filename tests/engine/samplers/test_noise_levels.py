@@ -8,7 +8,7 @@ import pytest
 import support
 
 import stepfuse as sf
-from stepfuse.requests.editing import begin_late
+from stepfuse.requests.partial_run import begin_late
 from stepfuse.requests.resolution import compile_table
 from stepfuse.samplers import AYS, SAMPLERS
 from stepfuse.samplers.beta_quantile import beta_quantile
