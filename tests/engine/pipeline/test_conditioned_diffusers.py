@@ -273,6 +273,37 @@ def test_a_controlnet_of_a_transformer(ours, theirs, our_noise, name, scale, beg
     assert (made.sample_posterior, made.control["controlnet"]["range"]) == (sampled, [begin, end])
 
 
+def test_two_controlnets_of_a_transformer(our_noise, tmp_path):
+    name = "StableDiffusion3Pipeline"
+    nets = {"edges": tiny_pipelines.sd3_controlnet(1), "depth": tiny_pipelines.sd3_controlnet(2)}
+    own = diffusers.StableDiffusion3ControlNetPipeline(
+        **tiny_pipelines.tiny_pipeline(name).components, controlnet=list(nets.values())
+    )
+    our_noise(unchecked(own))
+    arguments = {"latents": noise(1, (16, 6, 8)), "guidance_scale": 3.0}
+    edges, depth = pictures(1, 12, 16, 5), pictures(1, 12, 16, 6)
+    want = run(
+        own,
+        PROMPTS[:1],
+        height=12,
+        width=16,
+        control_image=[edges, depth],
+        controlnet_conditioning_scale=[0.7, 1.2],
+        control_guidance_start=[0.0, 0.4],
+        control_guidance_end=[0.6, 1.0],
+        **arguments,
+    )
+    arguments |= {
+        "control": {"depth": depth, "edges": edges},
+        "control_range": {"edges": (0, 0.6), "depth": (0.4, 1)},
+        "steps": STEPS,
+    }
+    with sf.TextToImage.load(exported_with(nets, name, tmp_path), threads=1) as pipe:
+        got = pipe(PROMPTS[:1], control_scale={"edges": 0.7, "depth": 1.2}, **arguments)
+        assert_same(got.pixels, want)
+        assert_other(pipe(PROMPTS[:1], control_scale={"edges": 1.2, "depth": 0.7}, **arguments).pixels, want)
+
+
 def test_a_transformer_s_controlnet_without_a_picture_does_not_act(ours, theirs):
     name = CONTROLNETS_3[0]
     parts = {part: one for part, one in theirs(name).components.items() if part != "controlnet"}
@@ -291,18 +322,23 @@ def test_a_controlnet_without_a_picture_does_not_act(ours, exported, theirs):
     assert_same(ours(CONTROLNETS[0])(PROMPTS[:1], latents=latents, steps=STEPS).pixels, want)
 
 
+def exported_with(nets, name, folder):
+    """The bundle of a tiny pipeline with ControlNets beside it, by name."""
+    from stepfuse.export import from_diffusers
+
+    for own, net in nets.items():
+        net.save_pretrained(folder / own)
+    source = tiny_pipelines.save_tiny(name, folder / "pipe")
+    return from_diffusers(source, folder / "bundle", controlnets={own: folder / own for own in nets})
+
+
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
     """Stable Diffusion with two ControlNets: ours, and diffusers'."""
-    from stepfuse.export import from_diffusers
-
-    folder = tmp_path_factory.mktemp("two")
+    name = "StableDiffusionPipeline"
     nets = {"edges": tiny_pipelines.controlnet(16, 1), "depth": tiny_pipelines.controlnet(16, 2)}
-    for name, net in nets.items():
-        net.save_pretrained(folder / name)
-    source = tiny_pipelines.save_tiny("StableDiffusionPipeline", folder / "pipe")
-    bundle = from_diffusers(source, folder / "bundle", controlnets={name: folder / name for name in nets})
-    parts = tiny_pipelines.tiny_pipeline("StableDiffusionPipeline").components
+    bundle = exported_with(nets, name, tmp_path_factory.mktemp("two"))
+    parts = tiny_pipelines.tiny_pipeline(name).components
     own = diffusers.StableDiffusionControlNetPipeline(
         **parts, controlnet=list(nets.values()), requires_safety_checker=False
     )
@@ -470,6 +506,34 @@ def test_the_refiner_goes_on_where_the_base_ends(ours, theirs, monkeypatch, samp
     request = sf.PromptRequest(PROMPTS[0], latents=latents[0], denoising_start=share, **call)
     request = dataclasses.replace(request, negative_prompt=NEGATIVES[0])
     assert_same(ours(REFINER).submit(request).result(timeout=60).pixels, want[:1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("begin", "end"), [(0.0, 0.6), (0.2, 1.0)])
+def test_a_controlnet_s_steps_are_those_of_a_run_that_does_not_end_early(ours, theirs, begin, end):
+    name = "StableDiffusionXLControlNetPipeline"
+    latents, image = noise(1, (4, 8, 8)), pictures(1)
+    arguments = {"guidance_scale": 3.0, "denoising_end": 0.6}
+    with torch.no_grad():
+        want = theirs(name)(
+            PROMPTS[:1],
+            image=torch.from_numpy(image.transpose(0, 3, 1, 2)),
+            latents=torch.from_numpy(latents),
+            num_inference_steps=STEPS,
+            control_guidance_start=begin,
+            control_guidance_end=end,
+            output_type="latent",
+            **arguments,
+        ).images
+    got = ours(name)(
+        PROMPTS[:1],
+        control={"controlnet": image},
+        control_range=(begin, end),
+        latents=latents,
+        steps=STEPS,
+        **arguments,
+    )
+    np.testing.assert_allclose(got.latents, want, rtol=0, atol=tolerances.PICTURE * float(want.abs().max()))
 
 
 def chunks(pipe, parts):

@@ -13,6 +13,7 @@ import pytest
 
 import stepfuse as sf
 from stepfuse.backends.host.onnxruntime import OnnxRuntimeBackend
+from stepfuse.pipeline import service
 from stepfuse.pipeline.prompts import PromptCutWarning, PromptEncoder
 from stepfuse.pipeline.vae import Vae
 
@@ -122,11 +123,19 @@ def test_options_latents_and_embeddings_are_those_of_a_call(pipe):
     [{"denoising_end": 0.6}, {"denoising_start": 0.6, "latents": sf.normal(8, handmade.SHAPE)}, {"strength": 0.5}],
     ids=["end", "start", "strength"],
 )
-def test_previews_count_the_steps_that_are_taken(pipe, part):
+def test_previews_and_the_place_in_line_count_the_steps_that_are_taken(pipe, part, monkeypatch):
+    order, passes = service.order_of, []
+
+    def order_of(*arguments, **options):
+        passes.append(options["passes"])
+        return order(*arguments, **options)
+
+    monkeypatch.setattr(service, "order_of", order_of)
     given = {"image": rng_picture()} if "strength" in part else {}
     request = sf.PromptRequest("a red cat", seed=3, steps=6, **part, **given)
     previews = list(pipe.stream(request))
     assert {preview.total for preview in previews} == {3}
+    assert passes == [2 * 3]
     assert previews[-1].step == 3
     np.testing.assert_array_equal(previews[-1].decode().pixels, pipe.submit(request).result(TIMEOUT).pixels)
 

@@ -360,6 +360,7 @@ def test_the_first_state_of_a_run_that_goes_on_is_not_scaled(pipe):
         ),
         ({"prompt": "a", "steps": 0}, ValueError, "steps must be between 1 and 1000, got 0"),
         ({"prompt": "a", "num_inference_steps": 5}, TypeError, "got num_inference_steps"),
+        ({"prompt": "a", "output_type": "latent"}, TypeError, "here: none: Pictures have pixels and latents"),
         ({"prompt": "a", "strength": 0.5}, ValueError, "strength needs an image"),
         ({"prompt": "a", "denoising_end": 1.0}, ValueError, "denoising_end must be above 0 and below 1, got 1.0"),
         ({"prompt": "a", "denoising_end": "end"}, TypeError, "denoising_end must be a number, got 'end'"),
