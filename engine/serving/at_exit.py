@@ -1,7 +1,8 @@
 """The interpreter's exit: draws what was submitted to engines that are still open, or gives it up after Ctrl-C.
 
 Handlers of ``atexit`` run when all threads but daemons have ended, while daemons still run. So what these wait for goes
-on until then, and from then on their requests are refused: the work that is left is bounded.
+on until then, and from then on their requests are refused: the work that is left is bounded. A daemon that the end of
+the interpreter finds in a library's destructor would abort the process.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from stepfuse import _core
+from stepfuse.serving.threads import join_daemons
 
 #: Seconds for the forwards in progress to return once Ctrl-C has come.
 GRACE = 1.0
@@ -66,6 +68,8 @@ def _close_all() -> None:
         _give_up([one for one in left if by_interrupt or one.interrupted])
         for one in left:
             one.close()
+        if not by_interrupt:
+            join_daemons(GRACE)  # those of what was let go of without being closed may be freeing its networks
     except BaseException as error:  # Ctrl-C, or another signal whose handler raises
         if isinstance(error, KeyboardInterrupt):
             _core.end_by_interrupt()

@@ -1,10 +1,11 @@
-"""Starting threads so that Ctrl-C harms neither them nor their start."""
+"""Starting threads so that Ctrl-C harms neither them nor their start, and waiting for them at the end."""
 
 from __future__ import annotations
 
 import _thread
 import queue
 import threading
+import time
 from collections.abc import Callable
 
 
@@ -20,7 +21,7 @@ def start_daemon(run: Callable[[], None], name: str, on_start: Callable[[threadi
 
     def start() -> None:
         try:
-            thread = threading.Thread(target=run, name=name, daemon=True)
+            thread = _Daemon(target=run, name=name, daemon=True)
             thread.start()
             on_start(thread)
         except BaseException as error:
@@ -31,3 +32,15 @@ def start_daemon(run: Callable[[], None], name: str, on_start: Callable[[threadi
     _thread.start_new_thread(start, ())
     if (error := started.get()) is not None:
         raise error
+
+
+def join_daemons(seconds: float) -> None:
+    """Waits until all threads of ``start_daemon`` have ended, for so long at most."""
+    until = time.monotonic() + seconds
+    for thread in threading.enumerate():
+        if isinstance(thread, _Daemon):
+            thread.join(max(until - time.monotonic(), 0.0))
+
+
+class _Daemon(threading.Thread):
+    """One of ``start_daemon``."""

@@ -24,7 +24,7 @@ CLIP = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
 def random_state(name, layers, *, seed=4, rank=2):
     """Random LoRAs of the layers of each part of a tiny pipeline, with the keys that published files have."""
     import torch
-    from peft import LoraConfig
+    from peft import LoraConfig, inject_adapter_in_model
     from peft.utils import get_peft_model_state_dict
 
     pipe, state = tiny_pipelines.tiny_pipeline(name), {}
@@ -32,7 +32,8 @@ def random_state(name, layers, *, seed=4, rank=2):
         torch.manual_seed(seed)
         for part, targets in layers.items():
             module = getattr(pipe, part)
-            module.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, init_lora_weights=False))
+            config = LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, init_lora_weights=False)
+            inject_adapter_in_model(config, module)
             for key, value in get_peft_model_state_dict(module).items():
                 inner = "text_model." if part.startswith("text") and not key.startswith("text_model.") else ""
                 state[f"{part}.{inner}{key}"] = value.contiguous()

@@ -185,6 +185,20 @@ def test_an_engine_that_is_let_go_ends_its_thread():
     assert not loop.is_alive()
 
 
+def test_a_network_that_is_let_go_of_at_the_end_is_freed_before_the_interpreter():
+    """On the loop's thread, which the interpreter's end would stop halfway: in OpenVINO's destructors by an abort."""
+    program = process("""
+        class Network:
+            def __call__(self, x, t, c): return x
+            def __del__(self):
+                time.sleep(0.3)
+                print("freed", flush=True)
+        make(Network()).sample(1, steps=2, seed=0)
+        """)
+    out, err = program.communicate(timeout=TIMEOUT)
+    assert (program.returncode, out) == (0, "freed\n"), err
+
+
 # A shell starts what runs in the background with SIGINT ignored.
 PROLOGUE = """
 import signal, threading, time, numpy as np, stepfuse as sf

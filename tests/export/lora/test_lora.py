@@ -13,7 +13,7 @@ import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 from diffusers.utils import convert_state_dict_to_kohya
 from onnx import numpy_helper
-from peft import LoraConfig
+from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
@@ -127,7 +127,7 @@ def random_lora(module, targets, prefix, *, alpha, rank=3, **options):
     """What PEFT would save of a LoRA on these layers, with diffusers' name of the module in front."""
     torch.manual_seed(2)
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, init_lora_weights=False, **options)
-    module.add_adapter(config)
+    inject_adapter_in_model(config, module)  # a transformers model's add_adapter may ask for a newer PEFT
     state = {f"{prefix}.{key}": value.contiguous() for key, value in get_peft_model_state_dict(module).items()}
     return state, {f"{prefix}.{key}": value for key, value in config.to_dict().items()}
 
