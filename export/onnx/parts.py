@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,11 +35,17 @@ class Part:
     gives: tuple[str, ...]
     read_later: frozenset[str]
 
-    def serialized(self, values: Mapping[str, Any]) -> bytes:
-        """The model with its inputs, which have the types and ranks of ``values`` where the whole graph says none."""
+    def serialized(self, runs: Sequence[Mapping[str, Any]]) -> bytes:
+        """The model with its inputs: where the whole graph says none, of the types and ranks that values have in a run.
+
+        A dimension has the number that it has in all ``runs``, if that is one: of sizes that are computed, say, ONNX
+        Runtime has to know how many there are.
+        """
         model = onnx.ModelProto()
         model.CopyFrom(self.model)
-        model.graph.input.extend(self.known_inputs.get(name) or _described(name, values[name]) for name in self.reads)
+        for name in self.reads:
+            known = self.known_inputs.get(name)
+            model.graph.input.append(known or _described(name, [values[name] for values in runs]))
         return bytes(model.SerializeToString())
 
 
@@ -117,10 +123,10 @@ def _bytes_of(tensor: onnx.TensorProto) -> int:
     return int(external_data_helper.ExternalDataInfo(tensor).length or 0) if outside else 0
 
 
-def _described(name: str, value: Any) -> onnx.ValueInfoProto:
-    """A value's type and rank; a list is a sequence of tensors."""
-    first = value[0] if isinstance(value, list) else value
-    dtype = helper.np_dtype_to_tensor_dtype(first.dtype)
-    if isinstance(value, list):
-        return helper.make_tensor_sequence_value_info(name, dtype, None)
-    return helper.make_tensor_value_info(name, dtype, [None] * value.ndim)
+def _described(name: str, values: Sequence[Any]) -> onnx.ValueInfoProto:
+    """Type and shape of a value, as it is in several runs; a list is a sequence of tensors."""
+    if isinstance(values[0], list):
+        return helper.make_tensor_sequence_value_info(name, helper.np_dtype_to_tensor_dtype(values[0][0].dtype), None)
+    lengths = map(set, zip(*(value.shape for value in values), strict=True))
+    shape = [found.pop() if len(found) == 1 else None for found in lengths]
+    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(values[0].dtype), shape)

@@ -116,7 +116,7 @@ def _run(
     values: list[dict[str, Any]] = [dict(feed) for feed in feeds]
     parts = split(path, outputs, PART_BYTES)
     for part in parts:
-        session = _session(path, path if len(parts) == 1 else part.serialized(values[0]))
+        session = _session(path, path if len(parts) == 1 else part.serialized(values))
         reads = [one.name for one in session.get_inputs()]  # an input that nothing reads may not be among them
         for known, trial in zip(values, trials, strict=True):
             try:

@@ -112,6 +112,31 @@ def test_a_weight_that_is_wrong_in_the_file_is_found_out(path, monkeypatch):
         validate(path, module, INPUTS, ["found", "b"])
 
 
+@pytest.mark.parametrize("name", ["StableDiffusionPipeline", "StableDiffusionXLPipeline", "FluxPipeline"])
+def test_graphs_of_pipelines_run_in_parts_of_one_weight(name, exported, monkeypatch):
+    """Of free sizes: what one part computes of them another has in its shapes."""
+    monkeypatch.setattr(validation, "PART_BYTES", 1)
+    bundle = exported(name)
+    rng = np.random.default_rng(0)
+    for file in ("denoiser.onnx", "vae_decoder.onnx"):
+        path = bundle.path / file
+        whole = ort.InferenceSession(path)
+        outputs = [one.name for one in whole.get_outputs()]
+        runs = []
+        for rows, side in ((1, 8), (2, 8), (3, 12)):
+            sizes = {0: rows, 1: 12, 2: side, 3: side}
+            runs.append({one.name: drawn(rng, one, sizes) for one in whole.get_inputs()})
+        want = [whole.run(outputs, run) for run in runs]
+        for found, [wanted] in zip(validation._run(path, outputs, runs, ["a run"] * 3), want, strict=True):
+            np.testing.assert_allclose(found[0], wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+
+
+def drawn(rng, given, sizes):
+    """Random values of an input, whose free dimensions are rows, tokens and sides."""
+    shape = [one if isinstance(one, int) else sizes[at] for at, one in enumerate(given.shape)]
+    return rng.random(shape, np.float32)
+
+
 #: Exports a network of 403 MB, after a tiny one; prints bytes of its weights and the growth of the peak memory.
 EXPORT = """
 import json, sys
