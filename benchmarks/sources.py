@@ -21,14 +21,15 @@ _HOST = "engine/backends/host"
 _ONNX = tuple(
     f"{_HOST}/{name}.py" for name in ("base", "callable", "interface", "network", "onnxruntime", "processors")
 )
+_PROCESSES = "benchmarks/picture_processes.py"
 #: By result: files, and folders with all in them. Not what only decides that a call is made, as checks of arguments do.
 SOURCES: dict[str, tuple[str, ...]] = {
     "step_cpu": (*_STEP, "csrc/bindings/bind_step.cpp", "engine/samplers/step.py"),
     "step_bandwidth": (*_STEP, "csrc/bindings/bind_step.cpp", "engine/samplers/step.py"),
     "loop_overhead": (*_STEP, *_LOOP, *_ONNX),
     "end_to_end": (*_STEP, *_LOOP, *_ONNX),
-    "pipeline_latency": (*_STEP, *_LOOP, *_ONNX, "engine/pipeline", "engine/integrations/diffusers"),
-    "genai_latency": (*_STEP, *_LOOP, *_ONNX, f"{_HOST}/openvino", "engine/pipeline"),
+    "pipeline_latency": (*_STEP, *_LOOP, *_ONNX, "engine/pipeline", "engine/integrations/diffusers", _PROCESSES),
+    "genai_latency": (*_STEP, *_LOOP, *_ONNX, f"{_HOST}/openvino", "engine/pipeline", _PROCESSES),
     "threads": _ONNX,
     "cold_start": ("engine/__init__.py", "engine/engine.py", "engine/bundle", "engine/files", *_ONNX, "engine/serving"),
     "mixed_load": (*_STEP, *_LOOP, *_ONNX),
