@@ -115,7 +115,9 @@ BUILD_SECONDS = 40  # expected
 ALL_SECONDS = 480.0  # that all of it may take, the build included
 
 #: Of the tests in tests/kernels all but test_aot.py: it compiles for other GPUs, which needs none, and takes minutes.
-KERNEL_TESTS = tuple(f"kernels/test_{name}" for name in ("arguments", "columns", "jit", "keep", "torch_op", "tuning"))
+KERNEL_TESTS = tuple(
+    f"kernels/test_{name}" for name in ("arguments", "columns", "jit", "keep", "renorm", "torch_op", "tuning")
+)
 
 STAGES: dict[str, tuple[Part, ...]] = {
     "kernels": (

@@ -178,7 +178,8 @@ def test_a_transformer_of_single_latents_takes_every_size_up_to_its_table(tmp_pa
         want = {size: network(one, text, pooled, t).sample.numpy() for size, one in x.items()}
     inputs = [*sample_inputs(4, 1, max_size=11), Input("text", (5, 16)), Input("pooled", (16,))]
     path = tmp_path / "denoiser.onnx"
-    model = translate(stable_diffusion_3.SD3Module(network), inputs, ["prediction"], {"height": 8, "width": 8}, 18)
+    module = stable_diffusion_3.SD3Module(network, [one.name for one in inputs], {}, 0.0)
+    model = translate(module, inputs, ["prediction"], {"height": 8, "width": 8}, 18)
     write_onnx(model, path)
     session = onnxruntime.InferenceSession(path)
     for size, one in x.items():
