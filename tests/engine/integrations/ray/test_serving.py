@@ -154,6 +154,7 @@ def test_a_replica_that_is_killed_takes_its_requests_along_and_no_other(service,
 
 def test_a_node_that_is_killed_takes_its_requests_along_and_no_other(service, pictures, cluster):
     cluster.add_node(num_cpus=2, object_store_memory=100 << 20)
+    until(lambda: len(replicas()) == 2)  # so that one of them is not on the head
     on_nodes = {one["node_id"]: id for id, one in replicas().items()}
     node = next(one for one in cluster.worker_nodes if one.node_id in on_nodes)
     with load(service, pictures) as statuses:
