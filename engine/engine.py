@@ -134,9 +134,10 @@ class Engine(LoraRegistry):
                 which is near the best whatever else the machine does; True is actively for longer, which can be faster
                 on a machine of its own; False is asleep at once.
             verify: Whether checksums are compared; False trusts the files' sizes, which spares reading huge ones twice.
-            session: The network on the CPU, of ``stepfuse.backends.host.network.open_network`` or ``open_session`` of
-                ``stepfuse.backends.host.onnxruntime``, for engines of several shapes to share one; the four arguments
-                above ``verify`` are then its own. None opens one.
+            session: The network, for engines of several shapes to share one: on the CPU of
+                ``stepfuse.backends.host.network.open_network`` or ``open_session`` of
+                ``stepfuse.backends.host.onnxruntime``, and the four arguments above ``verify`` are then its own; on a
+                GPU a ``stepfuse.backends.cuda.bundle_network.OpenedNetwork`` on this ``device``. None opens one.
             lora_bytes: Memory that the factors of LoRAs may take which ``add_lora`` registers, on the CPU in ONNX
                 Runtime; while one set of them is put together for forwards it takes as much again. 0: the network takes
                 none while it runs. Its graph then has three more operators for each weight that a LoRA may change.
@@ -146,7 +147,8 @@ class Engine(LoraRegistry):
                 ``stepfuse export``.
             BundleError: If the bundle cannot be used, or its network not with this shape; the message names file, rule
                 and value.
-            ValueError: If an argument is out of bounds or has no effect, or the processor has not ``precision``.
+            ValueError: If an argument is out of bounds or has no effect, the processor has not ``precision``, or
+                ``session`` is not on ``device``.
             ImportError: If OpenVINO is asked for, or ``precision`` needs it, and it is missing.
             CudaError: If there is no driver or it is too old.
             KernelError: If there is no compiled step for the GPU.
@@ -167,7 +169,7 @@ class Engine(LoraRegistry):
             "spinning": spinning is not None,
         }
         of_session["lora_bytes"] = lora_bytes != 0
-        refuse_unused({**of_session, "session": session is not None} if gpu else {}, f"an engine on {device!r}")
+        refuse_unused(of_session if gpu else {}, f"an engine on {device!r}")
         refuse_unused(of_session if session is not None else {}, "a session of its own")
         cpu = Cpu(backend, precision, threads, spinning)
         bundle = name_or_path if isinstance(name_or_path, Bundle) else Bundle.load(name_or_path, verify=verify)
@@ -175,9 +177,12 @@ class Engine(LoraRegistry):
         info = bundle.info.resized(bundle.info.shape if shape is None else shape, tokens)
         serving = _serving(serving, max_rows, deterministic, GPU_ROWS if gpu else HOST_ROWS)
         if gpu is not None:
-            from stepfuse.backends.cuda.bundle_network import open_network as open_on_gpu
+            from stepfuse.backends.cuda.bundle_network import OpenedNetwork
 
-            on_gpu = open_on_gpu(bundle, info, gpu, serving.row_limit)
+            opened = OpenedNetwork(bundle, gpu) if session is None else session
+            if getattr(opened, "device", None) != gpu:
+                raise ValueError(f"session must be an OpenedNetwork on {gpu}, got {session!r}")
+            on_gpu = opened.network(info, serving.row_limit)
             return cls._on_gpu(info, on_gpu, gpu, serving, ModelIdentity.of(bundle))
 
         if cpu.backend == AUTO and not lora_bytes:

@@ -22,6 +22,27 @@ class Current {
   std::optional<Context::Scope> scope_;
 };
 
+// A thread that waits for its turn lets go of Python's lock: the one that has the turn may be in Python.
+class TurnsInPython : public Turns {
+  void wait(std::recursive_mutex& mutex) override {
+    if (!PyGILState_Check()) return mutex.lock();
+    const ReleasedGil released;
+    mutex.lock();
+  }
+};
+
+// A turn as a `with` block.
+class HeldTurn {
+ public:
+  explicit HeldTurn(const Stream& stream) : stream_(stream.shared()) {}
+  void enter() { turn_.emplace(stream_); }
+  void exit() { turn_.reset(); }
+
+ private:
+  Stream stream_;
+  std::optional<Stream::Turn> turn_;
+};
+
 }  // namespace
 
 void bind_cuda_device(py::module_& m) {
@@ -52,16 +73,25 @@ void bind_cuda_device(py::module_& m) {
       .def("synchronize", &Event::synchronize, NoGil())
       .def("seconds_since", &Event::seconds_since, py::arg("start"));
   py::class_<Stream>(m, "Stream")
-      .def(py::init([](std::shared_ptr<Context> context) { return Stream(std::move(context)); }),
+      .def(py::init([](std::shared_ptr<Context> context) {
+             return Stream(std::move(context), std::make_shared<TurnsInPython>());
+           }),
            py::arg("context").none(false))
       .def_static(
           "borrow",
-          [](std::shared_ptr<Context> context, std::uintptr_t address) { return borrowed<Stream>(context, address); },
+          [](std::shared_ptr<Context> context, std::uintptr_t address) {
+            return Stream::borrow(context, reinterpret_cast<CUstream>(address), std::make_shared<TurnsInPython>());
+          },
           py::arg("context").none(false), py::arg("address"))
       .def_property_readonly("address", [](const Stream& stream) { return address_of(stream.get()); })
       .def("synchronize", &Stream::synchronize, NoGil())
       .def("record", &Stream::record, py::arg("event"))
       .def("wait", &Stream::wait, py::arg("event"));
+  py::class_<HeldTurn>(m, "Turn")
+      .def(py::init<const Stream&>(), py::arg("stream"), py::keep_alive<1, 2>(),
+           "A `with` block in which this thread alone enqueues on a stream.")
+      .def("__enter__", &HeldTurn::enter)
+      .def("__exit__", [](HeldTurn& self, const py::args&) { self.exit(); });
 
   py::class_<HostBuffer>(m, "HostBuffer", py::buffer_protocol())
       .def(py::init([](std::shared_ptr<Context> context, std::size_t bytes) {

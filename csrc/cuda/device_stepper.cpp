@@ -57,7 +57,7 @@ bool watched(const Sample& sample) { return sample.request.watched || sample.req
 DeviceStepper::DeviceStepper(const Stream& stream, ModelSpec spec, DeviceRows rows, StepProgram program,
                              std::map<int, std::shared_ptr<const Graph>> forwards)
     : context_(stream.context()),
-      stream_(Stream::borrow(context_, stream.get())),
+      stream_(stream.shared()),
       spec_(std::move(spec)),
       state_bytes_(static_cast<std::size_t>(spec_.elements) * sizeof(float)),
       rows_(std::move(rows)),
@@ -82,6 +82,7 @@ std::size_t DeviceStepper::bytes(int slots, std::int64_t elements) {
 
 // What is enqueued reads pinned memory and writes slots.
 DeviceStepper::~DeviceStepper() {
+  const Stream::Turn turn(stream_);
   context_->quietly([this](const Driver& driver) { return driver.cuStreamSynchronize.result(stream_.get()); });
 }
 
@@ -287,6 +288,7 @@ void DeviceStepper::upload(CUdeviceptr to, const void* from, std::size_t host_by
   const std::size_t bytes = stored_bytes(stored, host_bytes);
   void* pinned = flight().pinned.take(bytes);
   store(stored, from, pinned, host_bytes);
+  const Stream::Turn turn(stream_);
   const Context::Scope scope(*context_);
   context_->driver().cuMemcpyHtoDAsync(to, pinned, bytes, stream_.get());
 }

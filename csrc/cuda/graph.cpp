@@ -100,6 +100,7 @@ std::vector<std::string> Graph::unrepeatable() const {
 }
 
 Capture::Capture(const Stream& stream) : context_(stream.context()), stream_(stream.get()) {
+  turn_.emplace(stream);
   const Context::Scope scope(*context_);
   context_->driver().cuStreamBeginCapture(stream_, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL);
   held_.emplace();
@@ -121,6 +122,7 @@ Graph Capture::end() {
   CUgraph graph = nullptr;
   context_->driver().cuStreamEndCapture(stream_, &graph);
   held_.reset();
+  turn_.reset();
   Graph captured;
   captured.context_ = context_;
   captured.graph_ = {context_, graph};
@@ -135,11 +137,13 @@ GraphExec::GraphExec(const Graph& graph) {
 }
 
 void GraphExec::upload(const Stream& stream) const {
+  const Stream::Turn turn(stream);
   const Context::Scope scope(*exec_.context());
   exec_.driver().cuGraphUpload(exec_.get(), stream.get());
 }
 
 void GraphExec::launch(const Stream& stream) const {
+  const Stream::Turn turn(stream);
   const Context::Scope scope(*exec_.context());
   exec_.driver().cuGraphLaunch(exec_.get(), stream.get());
 }

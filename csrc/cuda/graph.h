@@ -45,9 +45,9 @@ class Graph {
   CUgraph borrowed_ = nullptr;
 };
 
-// From construction on what is enqueued on the stream is recorded, not run; `end` returns the graph. Other threads may
-// use the driver as they like meanwhile, and what this one lets go of is released afterwards. Without `end`, when
-// something threw, the recording is dropped and the stream is usable.
+// From construction on what is enqueued on the stream is recorded, not run; `end` returns the graph. Until then it is
+// this thread's turn. Others may use the driver as they like meanwhile, and what this one lets go of is released
+// afterwards. Without `end`, when something threw, the recording is dropped and the stream is usable.
 class Capture {
  public:
   explicit Capture(const Stream& stream);
@@ -61,6 +61,7 @@ class Capture {
   ContextPtr context_;
   CUstream stream_;
   bool active_ = true;
+  std::optional<Stream::Turn> turn_;
   std::optional<HeldReleases> held_;
 };
 

@@ -5,7 +5,7 @@
 namespace stepfuse::cuda {
 
 GraphDenoiser::GraphDenoiser(const Stream& stream, const std::map<int, const Graph*>& forwards)
-    : stream_(Stream::borrow(stream.context(), stream.get())) {
+    : stream_(stream.shared()) {
   for (const auto& [rows, graph] : forwards) forwards_.emplace(rows, *graph).first->second.upload(stream_);
 }
 

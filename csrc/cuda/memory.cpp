@@ -37,18 +37,21 @@ CUdeviceptr DeviceBuffer::at(std::size_t offset, std::size_t bytes) const {
 
 void DeviceBuffer::upload(const Stream& stream, const void* from, std::size_t bytes, std::size_t offset) {
   const CUdeviceptr to = at(offset, bytes);
+  const Stream::Turn turn(stream);
   const Context::Scope scope(*context_);
   context_->driver().cuMemcpyHtoDAsync(to, from, bytes, stream.get());
 }
 
 void DeviceBuffer::download(const Stream& stream, void* to, std::size_t bytes, std::size_t offset) const {
   const CUdeviceptr from = at(offset, bytes);
+  const Stream::Turn turn(stream);
   const Context::Scope scope(*context_);
   context_->driver().cuMemcpyDtoHAsync(to, from, bytes, stream.get());
 }
 
 void DeviceBuffer::copy(const Stream& stream, const DeviceBuffer& from, std::size_t bytes) {
   const CUdeviceptr source = from.at(0, bytes), target = at(0, bytes);
+  const Stream::Turn turn(stream);
   const Context::Scope scope(*context_);
   context_->driver().cuMemcpyDtoDAsync(target, source, bytes, stream.get());
 }

@@ -60,6 +60,7 @@ FunctionInfo Module::info(CUfunction function) const {
 }
 
 void launch(const Stream& stream, const Launch& launch) {
+  const Stream::Turn turn(stream);
   const Context::Scope scope(*stream.context());
   std::vector<void*> pointers;
   CUDA_KERNEL_NODE_PARAMS_v2 params = launch.params(pointers);

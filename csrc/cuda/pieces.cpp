@@ -6,9 +6,7 @@
 namespace stepfuse::cuda {
 
 Pieces::Pieces(const Stream& stream, StepProgram program, std::map<int, std::shared_ptr<const Graph>> forwards)
-    : stream_(Stream::borrow(stream.context(), stream.get())),
-      program_(std::move(program)),
-      forwards_(std::move(forwards)) {}
+    : stream_(stream.shared()), program_(std::move(program)), forwards_(std::move(forwards)) {}
 
 Pieces::Piece& Pieces::piece(const Key& key) {
   const auto same = [&](const Piece& one) { return one.key == key; };

@@ -14,7 +14,7 @@ std::uint64_t address_of(const std::unique_ptr<DeviceBuffer>& buffer) { return b
 }  // namespace
 
 SlotMemory::SlotMemory(const Stream& stream, const ModelSpec& spec, Use use)
-    : stream_(Stream::borrow(stream.context(), stream.get())),
+    : stream_(stream.shared()),
       spec_(spec),
       state_bytes_(static_cast<std::size_t>(spec.elements) * sizeof(float)),
       use_(use) {}

@@ -28,31 +28,35 @@ double Event::seconds_since(const Event& start) const {
   return milliseconds * 1e-3;
 }
 
-Stream::Stream(ContextPtr context) : context_(context) {
+Stream::Stream(ContextPtr context, std::shared_ptr<Turns> turns) : context_(context), turns_(std::move(turns)) {
   const Context::Scope scope(*context);
   CUstream stream = nullptr;
   context->driver().cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING);
   stream_ = {std::move(context), stream};
 }
 
-Stream Stream::borrow(ContextPtr context, CUstream stream) {
+Stream Stream::borrow(ContextPtr context, CUstream stream, std::shared_ptr<Turns> turns) {
   Stream borrowed;
   borrowed.context_ = std::move(context);
+  borrowed.turns_ = std::move(turns);
   borrowed.borrowed_ = stream;
   return borrowed;
 }
 
 void Stream::synchronize() const {
+  const Turn turn(*this);
   const Context::Scope scope(*context_);
   context_->driver().cuStreamSynchronize(get());
 }
 
 void Stream::record(const Event& event) const {
+  const Turn turn(*this);
   const Context::Scope scope(*context_);
   context_->driver().cuEventRecord(event.get(), get());
 }
 
 void Stream::wait(const Event& event) const {
+  const Turn turn(*this);
   const Context::Scope scope(*context_);
   context_->driver().cuStreamWaitEvent(get(), event.get(), 0);
 }

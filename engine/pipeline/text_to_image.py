@@ -56,8 +56,8 @@ from stepfuse.serving.reporting import Observer
 from stepfuse.serving.stats import EngineStats
 from stepfuse.serving.stream import Latest, PreviewStream
 
-#: Sizes whose engines are kept. On the CPU they share one network; on a GPU each holds its own.
-_SIZES, _SIZES_ON_GPU = 4, 1
+#: Sizes whose engines are kept, where they share one network; else one at a time.
+_SIZES = 4
 
 
 class TextToImage(LoraRegistry):
@@ -109,18 +109,25 @@ class TextToImage(LoraRegistry):
             from stepfuse.backends.host.auto import choose  # what it measures with is needed here alone
 
             cpu = choose(cpu, bundle, bundle.info, asked.row_limit, deterministic=asked.deterministic)
-        network = open_network(bundle, cpu, adapted) if gpu is None else None
-        on: dict[str, Any] = {"session": network} if gpu is None else {"device": gpu}
+        on: dict[str, Any]
+        if gpu is None:
+            network = open_network(bundle, cpu, adapted)
+            on, limit, computed_by = {"session": network}, _SIZES, network.computed_by
+        else:
+            from stepfuse.backends.cuda.bundle_network import OpenedNetwork
+
+            opened = OpenedNetwork(bundle, gpu)
+            on, limit, computed_by = {"session": opened, "device": gpu}, _SIZES if opened.sizes_share else 1, ""
         self._engines = Engines(
             lambda key: Engine.load(
                 bundle, shape=key[:3], tokens=key[3] if len(key) > 3 else None, serving=serving_of(key), **on
             ),
-            _SIZES if gpu is None else _SIZES_ON_GPU,
+            limit,
         )
         with self._engines.use(bundle.info.shape):  # raises if the network does not fit its manifest
             pass
         self.serving = asked
-        self._identity = ModelIdentity.of(bundle, "" if network is None else network.computed_by)
+        self._identity = ModelIdentity.of(bundle, computed_by)
         self._serving_of = serving_of
         self._service = PictureService(
             self._engines, self._preparation, self._prompts, self._vae, serving_of, self.serving.max_queue
@@ -150,9 +157,10 @@ class TextToImage(LoraRegistry):
         Args:
             path: The bundle's folder, or a bundle that is loaded already.
             device: ``cpu``, ``cuda``, ``cuda:1``, or a ``Cuda`` that says how the denoiser runs there. Text encoders
-                and VAE then run in ONNX Runtime's CUDA provider on the same GPU. The denoiser of one size is on it at a
-                time: of sizes that are not in use it is let go before another is loaded. The arguments from ``backend``
-                to ``spinning``, and ``lora_bytes``, are of the CPU alone.
+                and VAE then run in ONNX Runtime's CUDA provider on the same GPU. Sizes share the denoiser's weights
+                there, the last four are kept; with TensorRT they do not, and one that is not in use is let go before
+                another is loaded. The arguments from ``backend`` to ``spinning``, and ``lora_bytes``, are of the CPU
+                alone.
             max_rows: Most rows of one forward of the denoiser; a guided picture takes two. By default as many as hold
                 1024 x 1024 pixels, from 2 to 64. Rows beyond that wait for later forwards.
             backend: What runs the denoiser, as in ``Engine.load``; text encoder and VAE run in ONNX Runtime.

@@ -15,9 +15,11 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <set>
 #include <sstream>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -72,6 +74,34 @@ struct World {
 World* world = new World;
 thread_local std::vector<CUcontext> current;  // the calling thread's contexts
 
+// Calls come one at a time. A thread of Python's that waits lets go of Python's lock, which the kernel that another
+// thread runs may need.
+class OneAtATime {
+ public:
+  OneAtATime() {
+    if (mutex().try_lock()) return;
+    static const auto holds = find<int (*)()>("PyGILState_Check");
+    static const auto let_go = find<void* (*)()>("PyEval_SaveThread");
+    static const auto take = find<void (*)(void*)>("PyEval_RestoreThread");
+    void* state = holds && holds() ? let_go() : nullptr;
+    mutex().lock();
+    if (state) take(state);
+  }
+  ~OneAtATime() { mutex().unlock(); }
+  OneAtATime(const OneAtATime&) = delete;
+  OneAtATime& operator=(const OneAtATime&) = delete;
+
+ private:
+  template <class Function>
+  static Function find(const char* name) {
+    return reinterpret_cast<Function>(dlsym(RTLD_DEFAULT, name));
+  }
+  static std::recursive_mutex& mutex() {
+    static auto* mutex = new std::recursive_mutex;  // for what is released when the process ends
+    return *mutex;
+  }
+};
+
 }  // namespace
 
 struct CUfunc_st {
@@ -94,6 +124,7 @@ struct CUgraphExec_st {
 struct CUstream_st {
   int id;
   CUgraph capturing = nullptr;
+  std::thread::id capturer{};  // the thread that has begun it
   bool invalid = false;
 };
 struct CUevent_st {
@@ -315,14 +346,24 @@ CUDA_MEMCPY3D_v2::Side side_of(void* address) {
   return side;
 }
 
+bool captures_here(const CUstream_st& stream) {
+  return stream.capturing && stream.capturer == std::this_thread::get_id();
+}
+
 // Calls that are forbidden while this thread captures.
 bool captured_meanwhile() {
   for (auto& [object, kind] : world->live) {
-    if (kind.first != "stream" || !static_cast<CUstream>(object)->capturing) continue;
+    if (kind.first != "stream" || !captures_here(*static_cast<CUstream>(object))) continue;
     static_cast<CUstream>(object)->invalid = true;
     return true;
   }
   return false;
+}
+
+// What a thread enqueues on a stream that another one captures would become part of that graph, and not run.
+void use(CUstream stream) {
+  if (alive(stream, "stream") && stream->capturing && !captures_here(*stream))
+    violate("a stream was used that another thread captures");
 }
 
 }  // namespace
@@ -332,30 +373,58 @@ extern "C" {
 // ---- for tests
 
 void fake_reset() {
+  const OneAtATime call;
   delete world;
   world = new World;
   current.clear();
 }
-void fake_version(int version) { world->version = version; }
-void fake_memory(std::size_t bytes) { world->memory = bytes; }
-void fake_hide(const char* name) { world->hidden.insert(name); }
-void fake_kernels(KernelBody body) { world->body = body; }
-void fake_fail(int calls_from_now, int code) { world->fault = {calls_from_now, static_cast<CUresult>(code)}; }
-void fake_unified(int unified) { world->unified = unified != 0; }
+void fake_version(int version) {
+  const OneAtATime call;
+  world->version = version;
+}
+void fake_memory(std::size_t bytes) {
+  const OneAtATime call;
+  world->memory = bytes;
+}
+void fake_hide(const char* name) {
+  const OneAtATime call;
+  world->hidden.insert(name);
+}
+void fake_kernels(KernelBody body) {
+  const OneAtATime call;
+  world->body = body;
+}
+void fake_fail(int calls_from_now, int code) {
+  const OneAtATime call;
+  world->fault = {calls_from_now, static_cast<CUresult>(code)};
+}
+void fake_unified(int unified) {
+  const OneAtATime call;
+  world->unified = unified != 0;
+}
 // Work of another kind, as a library enqueues it on a stream that is captured.
 void fake_put(void* stream, int type) {
+  const OneAtATime call;
   Node node;
   node.kind = Node::Other;
   node.other = static_cast<CUgraphNodeType>(type);
   put(static_cast<CUstream>(stream), std::move(node));
 }
-void fake_spend(double seconds) { world->clock += seconds * 1e3; }
+void fake_spend(double seconds) {
+  const OneAtATime call;
+  world->clock += seconds * 1e3;
+}
 void fake_late(int late) {
+  const OneAtATime call;
   catch_up();
   world->late = late != 0;
 }
-int fake_calls() { return world->calls; }
+int fake_calls() {
+  const OneAtATime call;
+  return world->calls;
+}
 const char* fake_text(int which) {
+  const OneAtATime call;
   static std::string text;
   if (which == 0) text = world->log.str();
   if (which == 1) text = world->violations.str();
@@ -371,36 +440,44 @@ const char* fake_text(int which) {
 // ---- the driver
 
 CUresult cuGetErrorName(CUresult code, const char** name) {
+  const OneAtATime call;
   *name = code == CUDA_ERROR_OUT_OF_MEMORY       ? "CUDA_ERROR_OUT_OF_MEMORY"
           : code == CUDA_ERROR_NO_BINARY_FOR_GPU ? "CUDA_ERROR_NO_BINARY_FOR_GPU"
                                                  : "CUDA_ERROR_OF_THE_FAKE";
   return CUDA_SUCCESS;
 }
 CUresult cuGetErrorString(CUresult code, const char** text) {
+  const OneAtATime call;
   *text = code == CUDA_ERROR_OUT_OF_MEMORY ? "out of memory" : "as the test asked";
   return CUDA_SUCCESS;
 }
 CUresult cuDriverGetVersion(int* version) {
+  const OneAtATime call;
   *version = world->version;
   return CUDA_SUCCESS;
 }
 CUresult cuInit(unsigned) {
+  const OneAtATime call;
   world->initialised = true;
   return enter("cuInit");
 }
 CUresult cuDeviceGetCount(int* count) {
+  const OneAtATime call;
   *count = 1;
   return enter("cuDeviceGetCount");
 }
 CUresult cuDeviceGet(CUdevice* device, int ordinal) {
+  const OneAtATime call;
   *device = ordinal;
   return enter("cuDeviceGet");
 }
 CUresult cuDeviceGetName(char* name, int bytes, CUdevice) {
+  const OneAtATime call;
   std::strncpy(name, "Fake GPU", static_cast<std::size_t>(bytes));
   return enter("cuDeviceGetName");
 }
 CUresult cuDeviceGetAttribute(int* value, CUdevice_attribute attribute, CUdevice) {
+  const OneAtATime call;
   *value = attribute == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR   ? 9
            : attribute == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR ? 0
            : attribute == CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE            ? 512
@@ -408,21 +485,25 @@ CUresult cuDeviceGetAttribute(int* value, CUdevice_attribute attribute, CUdevice
   return enter("cuDeviceGetAttribute");
 }
 CUresult cuDevicePrimaryCtxRetain(CUcontext* context, CUdevice) {
+  const OneAtATime call;
   if (const CUresult code = enter("cuDevicePrimaryCtxRetain")) return code;
   ++world->retained;
   *context = &primary;
   return CUDA_SUCCESS;
 }
 CUresult cuDevicePrimaryCtxRelease_v2(CUdevice) {
+  const OneAtATime call;
   if (--world->retained < 0) violate("the context was released twice");
   return enter("cuDevicePrimaryCtxRelease");
 }
 CUresult cuCtxPushCurrent_v2(CUcontext context) {
+  const OneAtATime call;
   if (!world->retained) violate("a context is made current that is not retained");
   current.push_back(context);
   return CUDA_SUCCESS;
 }
 CUresult cuCtxPopCurrent_v2(CUcontext* context) {
+  const OneAtATime call;
   if (current.empty()) {
     violate("no context to pop");
     return static_cast<CUresult>(201);
@@ -433,11 +514,13 @@ CUresult cuCtxPopCurrent_v2(CUcontext* context) {
 }
 
 CUresult cuMemGetInfo_v2(std::size_t* free, std::size_t* total) {
+  const OneAtATime call;
   *free = world->memory - world->used;
   *total = world->memory;
   return enter_context("cuMemGetInfo");
 }
 CUresult cuMemAlloc_v2(CUdeviceptr* memory, std::size_t bytes) {
+  const OneAtATime call;
   if (const CUresult code = enter_context("cuMemAlloc", bytes)) return code;
   if (captured_meanwhile()) return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
   if (bytes > world->memory - world->used) return CUDA_ERROR_OUT_OF_MEMORY;
@@ -449,6 +532,7 @@ CUresult cuMemAlloc_v2(CUdeviceptr* memory, std::size_t bytes) {
   return CUDA_SUCCESS;
 }
 CUresult cuMemFree_v2(CUdeviceptr memory) {
+  const OneAtATime call;
   if (captured_meanwhile()) return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
   catch_up();  // the real one waits, too
   void* pages = reinterpret_cast<void*>(memory);
@@ -458,48 +542,57 @@ CUresult cuMemFree_v2(CUdeviceptr memory) {
   return enter_context("cuMemFree");
 }
 CUresult cuMemHostAlloc(void** memory, std::size_t bytes, unsigned) {
+  const OneAtATime call;
   if (const CUresult code = enter_context("cuMemHostAlloc", bytes)) return code;
   *memory = std::malloc(bytes);
   born(*memory, "host memory", bytes);
   return CUDA_SUCCESS;
 }
 CUresult cuMemFreeHost(void* memory) {
+  const OneAtATime call;
   if (captured_meanwhile()) return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
   catch_up();
   if (dies(memory, "host memory")) std::free(memory);
   return enter_context("cuMemFreeHost");
 }
 CUresult cuMemcpyHtoDAsync_v2(CUdeviceptr to, const void* from, std::size_t bytes, CUstream stream) {
+  const OneAtATime call;
   if (const CUresult code = enter_context("cuMemcpyHtoDAsync", bytes)) return code;
-  alive(stream, "stream");
+  use(stream);
   put_copy(stream, to, from, bytes);
   return CUDA_SUCCESS;
 }
 CUresult cuMemcpyDtoHAsync_v2(void* to, CUdeviceptr from, std::size_t bytes, CUstream stream) {
+  const OneAtATime call;
   if (const CUresult code = enter_context("cuMemcpyDtoHAsync", bytes)) return code;
-  alive(stream, "stream");
+  use(stream);
   put_copy(stream, to, from, bytes);
   return CUDA_SUCCESS;
 }
 CUresult cuMemcpyDtoDAsync_v2(CUdeviceptr to, CUdeviceptr from, std::size_t bytes, CUstream stream) {
+  const OneAtATime call;
   if (const CUresult code = enter_context("cuMemcpyDtoDAsync", bytes)) return code;
-  alive(stream, "stream");
+  use(stream);
   put_copy(stream, to, from, bytes);
   return CUDA_SUCCESS;
 }
 
 CUresult cuStreamCreate(CUstream* stream, unsigned flags) {
+  const OneAtATime call;
   if (const CUresult code = enter_context("cuStreamCreate", flags)) return code;
   born(*stream = new CUstream_st{++world->ids}, "stream");
   return CUDA_SUCCESS;
 }
 CUresult cuStreamDestroy_v2(CUstream stream) {
+  const OneAtATime call;
   catch_up();
   if (dies(stream, "stream")) delete stream;
   return enter_context("cuStreamDestroy");
 }
 CUresult cuStreamSynchronize(CUstream stream) {
+  const OneAtATime call;
   if (const CUresult code = enter_context("cuStreamSynchronize")) return code;
+  use(stream);
   if (!stream->capturing) {
     catch_up();
     return CUDA_SUCCESS;
@@ -507,15 +600,21 @@ CUresult cuStreamSynchronize(CUstream stream) {
   stream->invalid = true;
   return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
 }
-CUresult cuStreamWaitEvent(CUstream, CUevent, unsigned) { return enter_context("cuStreamWaitEvent"); }
+CUresult cuStreamWaitEvent(CUstream, CUevent, unsigned) {
+  const OneAtATime call;
+  return enter_context("cuStreamWaitEvent");
+}
 CUresult cuStreamBeginCapture_v2(CUstream stream, CUstreamCaptureMode mode) {
+  const OneAtATime call;
   if (const CUresult code = enter_context("cuStreamBeginCapture", static_cast<int>(mode))) return code;
   if (stream->capturing) return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
   stream->capturing = new CUgraph_st{++world->ids, {}};
+  stream->capturer = std::this_thread::get_id();
   stream->invalid = false;
   return CUDA_SUCCESS;
 }
 CUresult cuStreamEndCapture(CUstream stream, CUgraph* graph) {
+  const OneAtATime call;
   *graph = nullptr;
   CUresult code = enter_context("cuStreamEndCapture");
   if (!stream->capturing) {
@@ -533,31 +632,38 @@ CUresult cuStreamEndCapture(CUstream stream, CUgraph* graph) {
 }
 
 CUresult cuEventCreate(CUevent* event, unsigned flags) {
+  const OneAtATime call;
   if (const CUresult code = enter_context("cuEventCreate")) return code;
   born(*event = new CUevent_st{++world->ids, !(flags & CU_EVENT_DISABLE_TIMING)}, "event");
   return CUDA_SUCCESS;
 }
 CUresult cuEventDestroy_v2(CUevent event) {
+  const OneAtATime call;
   if (dies(event, "event")) delete event;
   return enter_context("cuEventDestroy");
 }
-CUresult cuEventRecord(CUevent event, CUstream) {
+CUresult cuEventRecord(CUevent event, CUstream stream) {
+  const OneAtATime call;
   alive(event, "event");
+  use(stream);
   soon([at = event->at] { *at = world->clock; }, event);
   return enter_context("cuEventRecord");
 }
 CUresult cuEventQuery(CUevent event) {
+  const OneAtATime call;
   if (const CUresult code = enter_context("cuEventQuery")) return code;
   const bool pending = std::any_of(world->pending.begin(), world->pending.end(),
                                    [event](const auto& one) { return one.first == event; });
   return pending ? CUDA_ERROR_NOT_READY : CUDA_SUCCESS;
 }
 CUresult cuEventSynchronize(CUevent event) {
+  const OneAtATime call;
   if (const CUresult code = enter_context("cuEventSynchronize")) return code;
   catch_up(event);
   return CUDA_SUCCESS;
 }
 CUresult cuEventElapsedTime(float* milliseconds, CUevent start, CUevent end) {
+  const OneAtATime call;
   if (const CUresult code = enter_context("cuEventElapsedTime")) return code;
   if (!start->timing || !end->timing) return static_cast<CUresult>(400);  // an invalid handle
   *milliseconds = static_cast<float>(*end->at - *start->at);
@@ -565,6 +671,7 @@ CUresult cuEventElapsedTime(float* milliseconds, CUevent start, CUevent end) {
 }
 
 CUresult cuModuleLoadDataEx(CUmodule* module, const void* image, unsigned options, CUjit_option* names, void** values) {
+  const OneAtATime call;
   const CUresult code = enter_context("cuModuleLoadDataEx");
   if (code != CUDA_SUCCESS) {
     for (unsigned i = 0; i < options; ++i)
@@ -589,11 +696,13 @@ CUresult cuModuleLoadDataEx(CUmodule* module, const void* image, unsigned option
   return CUDA_SUCCESS;
 }
 CUresult cuModuleUnload(CUmodule module) {
+  const OneAtATime call;
   catch_up();
   if (dies(module, "module")) delete module;
   return enter_context("cuModuleUnload");
 }
 CUresult cuModuleGetFunction(CUfunction* function, CUmodule module, const char* name) {
+  const OneAtATime call;
   if (const CUresult code = enter_context("cuModuleGetFunction", name)) return code;
   if (!alive(module, "module")) return CUDA_ERROR_NOT_FOUND;
   for (const auto& known : module->functions)
@@ -601,37 +710,45 @@ CUresult cuModuleGetFunction(CUfunction* function, CUmodule module, const char* 
   return CUDA_ERROR_NOT_FOUND;
 }
 CUresult cuFuncGetAttribute(int* value, CUfunction_attribute attribute, CUfunction) {
+  const OneAtATime call;
   *value = attribute == CU_FUNC_ATTRIBUTE_NUM_REGS ? 40 : attribute == CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES ? 0 : 1024;
   return enter_context("cuFuncGetAttribute");
 }
 CUresult cuFuncSetAttribute(CUfunction, CUfunction_attribute attribute, int value) {
+  const OneAtATime call;
   return enter_context("cuFuncSetAttribute", static_cast<int>(attribute), value);
 }
 CUresult cuLaunchKernel(CUfunction function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by,
                         unsigned bz, unsigned shared, CUstream stream, void** params, void** extra) {
+  const OneAtATime call;
   if (const CUresult code = enter_context("cuLaunchKernel", function->name, gx, gy, gz, bx, by, bz, shared))
     return code;
+  use(stream);
   put(stream, kernel_node({function, gx, gy, gz, bx, by, bz, shared, params, extra, nullptr, nullptr}));
   return CUDA_SUCCESS;
 }
 
 CUresult cuGraphCreate(CUgraph* graph, unsigned) {
+  const OneAtATime call;
   if (const CUresult code = enter_context("cuGraphCreate")) return code;
   born(*graph = new CUgraph_st{++world->ids, {}}, "graph");
   return CUDA_SUCCESS;
 }
 CUresult cuGraphDestroy(CUgraph graph) {
+  const OneAtATime call;
   if (dies(graph, "graph")) discard(graph);
   return enter_context("cuGraphDestroy");
 }
 CUresult cuGraphAddKernelNode_v2(CUgraphNode* node, CUgraph graph, const CUgraphNode* after, std::size_t count,
                                  const CUDA_KERNEL_NODE_PARAMS_v2* params) {
+  const OneAtATime call;
   const CUresult code = enter_context("cuGraphAddKernelNode", params->func->name, behind(after, count));
   if (code == CUDA_SUCCESS) *node = add(graph, kernel_node(*params), after, count);
   return code;
 }
 CUresult cuGraphAddChildGraphNode(CUgraphNode* node, CUgraph graph, const CUgraphNode* after, std::size_t count,
                                   CUgraph child) {
+  const OneAtATime call;
   if (const CUresult code = enter_context("cuGraphAddChildGraphNode", child->nodes.size(), behind(after, count)))
     return code;
   alive(child, "graph");
@@ -643,6 +760,7 @@ CUresult cuGraphAddChildGraphNode(CUgraphNode* node, CUgraph graph, const CUgrap
 }
 CUresult cuGraphConditionalHandleCreate(CUgraphConditionalHandle* handle, CUgraph graph, CUcontext context,
                                         unsigned value, unsigned flags) {
+  const OneAtATime call;
   if (const CUresult code = enter_context("cuGraphConditionalHandleCreate", value, flags)) return code;
   if (context != &primary || !alive(graph, "graph")) violate("a condition of no context or no graph");
   world->conditions[*handle = static_cast<CUgraphConditionalHandle>(++world->ids)] = value;
@@ -650,6 +768,7 @@ CUresult cuGraphConditionalHandleCreate(CUgraphConditionalHandle* handle, CUgrap
 }
 CUresult cuGraphAddNode(CUgraphNode* node, CUgraph graph, const CUgraphNode* after, std::size_t count,
                         CUgraphNodeParams* params) {
+  const OneAtATime call;
   if (const CUresult code = enter_context("cuGraphAddNode", static_cast<int>(params->type), behind(after, count)))
     return code;
   const CUDA_CONDITIONAL_NODE_PARAMS& loop = params->conditional;
@@ -666,6 +785,7 @@ CUresult cuGraphAddNode(CUgraphNode* node, CUgraph graph, const CUgraphNode* aft
   return CUDA_SUCCESS;
 }
 CUresult cuGraphGetNodes(CUgraph graph, CUgraphNode* nodes, std::size_t* count) {
+  const OneAtATime call;
   const CUresult code = enter_context("cuGraphGetNodes");
   if (nodes)
     for (std::size_t i = 0; i < *count; ++i) nodes[i] = graph->nodes.at(i).get();
@@ -673,6 +793,7 @@ CUresult cuGraphGetNodes(CUgraph graph, CUgraphNode* nodes, std::size_t* count) 
   return code;
 }
 CUresult cuGraphNodeGetType(CUgraphNode node, CUgraphNodeType* type) {
+  const OneAtATime call;
   *type = node->kind == Node::Kernel  ? CU_GRAPH_NODE_TYPE_KERNEL
           : node->kind == Node::Child ? CU_GRAPH_NODE_TYPE_GRAPH
           : node->kind == Node::While ? CU_GRAPH_NODE_TYPE_CONDITIONAL
@@ -681,14 +802,17 @@ CUresult cuGraphNodeGetType(CUgraphNode node, CUgraphNodeType* type) {
   return enter_context("cuGraphNodeGetType");
 }
 CUresult cuGraphMemcpyNodeGetParams(CUgraphNode node, CUDA_MEMCPY3D_v2* params) {
+  const OneAtATime call;
   *params = {side_of(node->copy.from), side_of(node->copy.to), node->copy.bytes, 1, 1};
   return enter_context("cuGraphMemcpyNodeGetParams");
 }
 CUresult cuGraphChildGraphNodeGetGraph(CUgraphNode node, CUgraph* graph) {
+  const OneAtATime call;
   *graph = node->graph;
   return enter_context("cuGraphChildGraphNodeGetGraph");
 }
 CUresult cuPointerGetAttribute(void* value, CUpointer_attribute, CUdeviceptr address) {
+  const OneAtATime call;
   if (const CUresult code = enter_context("cuPointerGetAttribute")) return code;
   const std::string owner = owner_of(reinterpret_cast<void*>(address));
   if (owner.empty()) return static_cast<CUresult>(1);  // as of pageable memory
@@ -696,6 +820,7 @@ CUresult cuPointerGetAttribute(void* value, CUpointer_attribute, CUdeviceptr add
   return CUDA_SUCCESS;
 }
 CUresult cuGraphInstantiateWithFlags(CUgraphExec* exec, CUgraph graph, unsigned long long) {
+  const OneAtATime call;
   if (const CUresult code = enter_context("cuGraphInstantiateWithFlags")) return code;
   alive(graph, "graph");
   auto* made = new CUgraphExec_st{++world->ids, nullptr, {}};
@@ -704,6 +829,7 @@ CUresult cuGraphInstantiateWithFlags(CUgraphExec* exec, CUgraph graph, unsigned 
   return CUDA_SUCCESS;
 }
 CUresult cuGraphExecDestroy(CUgraphExec exec) {
+  const OneAtATime call;
   catch_up();  // the real one keeps it until it has run
   if (dies(exec, "executable graph")) {
     discard(exec->graph);
@@ -711,10 +837,15 @@ CUresult cuGraphExecDestroy(CUgraphExec exec) {
   }
   return enter_context("cuGraphExecDestroy");
 }
-CUresult cuGraphUpload(CUgraphExec, CUstream) { return enter_context("cuGraphUpload"); }
+CUresult cuGraphUpload(CUgraphExec, CUstream) {
+  const OneAtATime call;
+  return enter_context("cuGraphUpload");
+}
 CUresult cuGraphLaunch(CUgraphExec exec, CUstream stream) {
+  const OneAtATime call;
   if (const CUresult code = enter_context("cuGraphLaunch")) return code;
   if (!alive(exec, "executable graph") || !alive(stream, "stream")) return CUDA_ERROR_NOT_FOUND;
+  use(stream);
   soon([exec] {
     if (!alive(exec, "executable graph")) return;
     for (auto& [handle, value] : world->conditions) value = 0;
@@ -726,6 +857,7 @@ CUresult cuGraphLaunch(CUgraphExec exec, CUstream stream) {
 #ifndef FAKE_WITHOUT_PROC_ADDRESS
 // Finds what a driver of this version has: the first form of a function whose version the caller names.
 CUresult cuGetProcAddress_v2(const char* name, void** function, int version, std::uint64_t, int* status) {
+  const OneAtATime call;
   struct Known {
     const char* exported;
     int version;

@@ -1,5 +1,8 @@
 """Capture, replay and release of graphs."""
 
+import threading
+
+import numpy as np
 import pytest
 
 from stepfuse._core import cuda
@@ -51,6 +54,38 @@ def test_capture_is_of_the_thread_alone(fake):
     fake.log()
     captured(stream, kernel)
     assert fake.log()[0] == "cuStreamBeginCapture 1"  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        pytest.param(lambda stream, buffer, kernel, event: buffer.upload(stream, np.ones(16, np.float32)), id="upload"),
+        pytest.param(lambda stream, buffer, kernel, event: kernel.launch(stream, 1, {"x": 160, "n": 9}), id="launch"),
+        pytest.param(lambda stream, buffer, kernel, event: stream.record(event), id="record"),
+        pytest.param(lambda stream, buffer, kernel, event: stream.synchronize(), id="synchronize"),
+    ],
+)
+@pytest.mark.parametrize("hold", [cuda.Capture, cuda.Turn])
+def test_other_threads_wait_for_their_turn_on_a_stream(fake, use, hold):
+    """Else what they enqueue becomes part of the graph, or comes in between; they do not keep Python's lock."""
+    context, stream, kernel = set_up(fake)
+    buffer, event = cuda.DeviceBuffer(context, 64), cuda.Event(context)
+    done = []
+    held = hold(stream)
+    if hold is cuda.Turn:
+        held.__enter__()
+    other = threading.Thread(target=lambda: done.append(use(stream, buffer, kernel, event)))
+    other.start()
+    kernel.launch(stream, 3, {"x": 160, "n": 1000})
+    other.join(0.1)
+    assert (other.is_alive(), done) == (True, [])
+    names = fake.names()
+    held.end() if hold is cuda.Capture else held.__exit__(None, None, None)
+    other.join(10)
+    assert done == [None]
+    assert [name for name in names if name.startswith(("cuLaunch", "cuMemcpy", "cuEventRecord", "cuStreamSyn"))] == [
+        "cuLaunchKernel"
+    ]
 
 
 @pytest.mark.parametrize(

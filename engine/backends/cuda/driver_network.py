@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ class DriverNetwork(CapturedForwards):
         context: Of the GPU.
         info: What the network is.
         max_rows: Most rows of a forward.
+        stream: What all work is ordered on, which other networks may have too; None: a new one.
         storage: What it takes samples and gives predictions in, ``float32`` or ``float16``.
         cond_storage: What it takes each conditioning input in, where that is not the input's own dtype.
 
@@ -56,6 +57,7 @@ class DriverNetwork(CapturedForwards):
         info: ModelInfo,
         max_rows: int,
         *,
+        stream: cuda.Stream | None = None,
         storage: str = "float32",
         cond_storage: Mapping[str, str] | None = None,
     ) -> None:
@@ -63,7 +65,7 @@ class DriverNetwork(CapturedForwards):
             raise ValueError(f"max_rows must be at least 1, got {max_rows}")
         if storage not in _STORAGE:
             raise TypeError(f"a network must take samples in {' or '.join(_STORAGE)}, got {storage}")
-        self.context, self.stream = context, cuda.Stream(context)
+        self.context, self.stream = context, stream or cuda.Stream(context)
         self.info, self.max_rows, self.storage = info, max_rows, storage
         self.cond_storage = {name: (cond_storage or {}).get(name, spec.dtype) for name, spec in info.cond.items()}
         self.graphs: dict[int, cuda.Graph] = {}
@@ -96,8 +98,8 @@ class DriverNetwork(CapturedForwards):
         self.stream.synchronize()  # the copies are from memory that is freed now
 
     def ordered(self) -> AbstractContextManager[object]:
-        """Nothing: the caller has no stream to be ordered with."""
-        return nullcontext()
+        """The turn on the stream, where other networks may work: the caller has none to be ordered with."""
+        return cuda.Turn(self.stream)
 
     @abstractmethod
     def forward(self, rows: int) -> None:

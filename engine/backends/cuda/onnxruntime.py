@@ -11,6 +11,7 @@ What cannot be replayed is refused.
 from __future__ import annotations
 
 import logging
+import weakref
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -60,83 +61,97 @@ _OURS = {"device_id", "user_compute_stream", "has_user_compute_stream", "enable_
 logger = logging.getLogger("stepfuse")
 
 
-class OnnxRuntimeNetwork(DriverNetwork):
-    """A bundle's ``denoiser.onnx`` in an ONNX Runtime session on a GPU.
+class DenoiserSession:
+    """A bundle's ``denoiser.onnx`` in an ONNX Runtime session on a GPU, and the stream that the session works on.
+
+    Networks of several sizes share it: its weights, the stream, and the arena that forwards work in.
 
     Args:
         bundle: The model folder.
-        info: What the network is.
-        max_rows: Most rows of a forward.
         device: Which GPU.
-        tensorrt: Whether TensorRT runs what it can of it, as ONNX Runtime has it, and CUDA the rest.
         options: Of the first execution provider, beside and before our own.
+        tensorrt: What network, and of how many rows at most, TensorRT is to run as ONNX Runtime has it, with CUDA for
+            what it cannot: that network alone. None: CUDA runs networks of any size.
+
+    Attributes:
+        model: The network's file.
+        context: Of the GPU.
+        stream: What all work is ordered on.
+        session: ONNX Runtime's.
+        on_cpu: Kinds of the nodes that no GPU runs, with their counts; empty if none.
+        networks: Those that use it.
 
     Raises:
         ProviderError: If the execution provider is missing. Nothing falls back to the CPU.
-        BundleError: If the network does not load, or is not what the manifest says.
+        BundleError: If the network does not load.
         DenoiserError: If the GPU has no memory for it.
-        ValueError: If ``max_rows`` is below 1, or an option is one that captures depend on.
+        ValueError: If an option is one that captures depend on.
+        CudaError: If there is no driver or it is too old.
     """
-
-    out_of_memory_texts = _OUT_OF_MEMORY
 
     def __init__(
         self,
         bundle: Bundle,
-        info: ModelInfo,
-        max_rows: int,
         *,
         device: int = 0,
-        tensorrt: bool = False,
         options: Mapping[str, str] | None = None,
+        tensorrt: tuple[ModelInfo, int] | None = None,
     ) -> None:
         taken = _OURS & set(options or {})
         if taken:
             raise ValueError(f"options must leave {', '.join(sorted(_OURS))} alone, got {', '.join(sorted(taken))}")
-        wanted = [TENSORRT, CUDA] if tensorrt else [CUDA]
-        _require(wanted)
-        super().__init__(cuda.open(device), info, max_rows)
-        self._device = device
-        own = {CUDA: self._cuda_options(), TENSORRT: self._tensorrt_options()}
-        providers = [(name, own[name]) for name in wanted]
+        _require([CUDA] if tensorrt is None else [TENSORRT, CUDA])
+        self.model, self.device = bundle.denoiser, device
+        self.context = cuda.open(device)
+        self.stream = cuda.Stream(self.context)
+        on = {"device_id": str(device), "user_compute_stream": str(self.stream.address)}
+        # Copies go on the same stream, after what they copy.
+        providers = [(CUDA, {**on, "do_copy_in_default_stream": "1", **_EXACT})]
+        if tensorrt is not None:
+            providers.insert(0, (TENSORRT, {**on, **_profile(*tensorrt)}))
         providers[0][1].update(options or {})
-        self._session = _open(bundle.networks[DENOISER], providers)
-        self._rows = self._interface(bundle.denoiser)
+        self.session = _open(bundle.networks[DENOISER], providers)
+        self.networks: weakref.WeakSet[OnnxRuntimeNetwork] = weakref.WeakSet()
+        self.on_cpu = _nodes_on_cpu(self.session)
+        if self.on_cpu:
+            logger.warning("%s: on the CPU, each forward: %s", self.model, self.on_cpu)
+
+    def __del__(self) -> None:
+        """The session is freed before the stream that it works on."""
+        self.__dict__.pop("session", None)
+
+
+class OnnxRuntimeNetwork(DriverNetwork):
+    """A network in a session on a GPU, whose forwards are captured.
+
+    Args:
+        opened: The session, which others may share.
+        info: What the network is.
+        max_rows: Most rows of a forward.
+
+    Raises:
+        BundleError: If the session's network is not what ``info`` says.
+        ValueError: If ``max_rows`` is below 1.
+        CudaError: If there is no memory.
+    """
+
+    out_of_memory_texts = _OUT_OF_MEMORY
+
+    def __init__(self, opened: DenoiserSession, info: ModelInfo, max_rows: int) -> None:
+        super().__init__(opened.context, info, max_rows, stream=opened.stream)
+        self._opened, self._session, self._device = opened, opened.session, opened.device
+        self._rows = self._interface(opened.model)
         self._bindings: dict[int, Any] = {}
         self._run_options = run_options(_NO_WAIT)
-        self._shrink = run_options({**_NO_WAIT, "memory.enable_memory_arena_shrinkage": f"gpu:{device}"})
-        self._on_cpu = _nodes_on_cpu(self._session)
-        if self._on_cpu:
-            logger.warning("%s: on the CPU, each forward: %s", bundle.denoiser, self._on_cpu)
-            self.rule += f". On the CPU are {self._on_cpu}; what copies to or from it must not be there"
+        self._shrink = run_options({**_NO_WAIT, "memory.enable_memory_arena_shrinkage": f"gpu:{opened.device}"})
+        if opened.on_cpu:
+            self.rule += f". On the CPU are {opened.on_cpu}; what copies to or from it must not be there"
+        opened.networks.add(self)
 
     def __del__(self) -> None:
         """The session is freed before the stream that it works on."""
         for name in ("_bindings", "_session"):
             self.__dict__.pop(name, None)
-
-    def _cuda_options(self) -> dict[str, str]:
-        return {
-            "device_id": str(self._device),
-            "user_compute_stream": str(self.stream.address),
-            "do_copy_in_default_stream": "1",  # copies go on the same stream, after what they copy
-            **_EXACT,
-        }
-
-    def _tensorrt_options(self) -> dict[str, str]:
-        """Given these bounds it builds one engine for all row counts, when the session is made."""
-        rows = {SAMPLE: self.info.shape, TIMESTEP: (), **{name: spec.shape for name, spec in self.info.cond.items()}}
-
-        def shapes(count: int) -> str:
-            return ",".join(f"{name}:{'x'.join(map(str, (count, *shape)))}" for name, shape in rows.items())
-
-        return {
-            "device_id": str(self._device),
-            "user_compute_stream": str(self.stream.address),
-            "trt_profile_min_shapes": shapes(1),
-            "trt_profile_opt_shapes": shapes(self.max_rows),
-            "trt_profile_max_shapes": shapes(self.max_rows),
-        }
 
     def _interface(self, model: Path) -> dict[str, Row]:
         rows = {SAMPLE: Row(self.storage, self.info.shape), TIMESTEP: Row(self.info.timestep_dtype, ())}
@@ -171,7 +186,12 @@ class OnnxRuntimeNetwork(DriverNetwork):
         return binding
 
     def _free_unused(self) -> None:
-        """The arena keeps what forwards allocate; after a run that asks for it, it frees what is not in use."""
+        """The arena keeps what forwards allocate; after a run that asks for it, it frees what is not in use.
+
+        What captured forwards of other networks work in is not in use to it, but they replay there.
+        """
+        if any(one.graphs for one in self._opened.networks):
+            return
         self._run(1, self._shrink)
         self.stream.synchronize()
 
@@ -215,6 +235,20 @@ def open_session(model: OnnxFile, device: int) -> Any:
     if on_cpu := _nodes_on_cpu(session):
         logger.warning("%s: on the CPU, each run: %s", model.path, on_cpu)
     return session
+
+
+def _profile(info: ModelInfo, max_rows: int) -> dict[str, str]:
+    """Given these bounds TensorRT builds one engine for all row counts, when the session is made."""
+    rows = {SAMPLE: info.shape, TIMESTEP: (), **{name: spec.shape for name, spec in info.cond.items()}}
+
+    def shapes(count: int) -> str:
+        return ",".join(f"{name}:{'x'.join(map(str, (count, *shape)))}" for name, shape in rows.items())
+
+    return {
+        "trt_profile_min_shapes": shapes(1),
+        "trt_profile_opt_shapes": shapes(max_rows),
+        "trt_profile_max_shapes": shapes(max_rows),
+    }
 
 
 def _require(wanted: list[str]) -> None:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from stepfuse._core import cuda
 from stepfuse.backends.cuda.batch_memory import BatchMemory
-from stepfuse.backends.cuda.bundle_network import open_network
+from stepfuse.backends.cuda.bundle_network import OpenedNetwork
 from stepfuse.backends.cuda.capture import capture_as
 from stepfuse.backends.cuda.config import Cuda, gpu_of
 from stepfuse.backends.cuda.kernels import StepKernels
@@ -202,7 +202,7 @@ class Trajectories(Generic[Samples]):
         given = {"backend": backend, "options": options, "buckets": buckets, "memory_bytes": memory_bytes}
         gpu = _gpu(device, eager, cubins=cubins, **given)
         bundle = name_or_path if isinstance(name_or_path, Bundle) else Bundle.load(name_or_path, verify=verify)
-        return cls._captured(bundle.info, open_network(bundle, bundle.info, gpu, max_rows), gpu, form)
+        return cls._captured(bundle.info, OpenedNetwork(bundle, gpu).network(bundle.info, max_rows), gpu, form)
 
     @classmethod
     def _captured(cls, info: ModelInfo, network: CapturedNetwork[Any], gpu: Cuda, form: str) -> Trajectories[Any]:

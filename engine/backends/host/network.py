@@ -65,9 +65,15 @@ def open_network(bundle: Bundle, cpu: Cpu, adapted: AdaptedNetworks | None = Non
 
 
 def as_network(opened: Any, bundle: Bundle) -> HostNetwork:
-    """What ``open_network`` has opened, or a session of ONNX Runtime's, as a network that engines share."""
+    """What ``open_network`` has opened, or a session of ONNX Runtime's, as a network that engines share.
+
+    Raises:
+        ValueError: If it is neither.
+    """
     if hasattr(opened, "backend"):
         return cast("HostNetwork", opened)
+    if not hasattr(opened, "run_with_iobinding"):
+        raise ValueError(f"session must be of open_network or open_session on the CPU, got {opened!r}")
     from stepfuse.backends.host.onnxruntime import OnnxRuntimeNetwork
 
     return OnnxRuntimeNetwork(opened, bundle.denoiser)

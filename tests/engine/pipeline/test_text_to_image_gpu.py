@@ -1,6 +1,8 @@
 """Text to image on a GPU, on the stand-in of ONNX Runtime over the recording driver: pictures that numpy computes."""
 
 import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import handmade
 import numpy as np
@@ -97,8 +99,50 @@ def test_requests_share_the_denoiser(load):
     assert pipe.totals()["samples"] == 5
 
 
-def test_one_size_is_on_the_gpu_at_a_time(load, onnxruntime_gpu):
+SIZES = [(8, 8), (12, 8), (8, 16), (16, 8), (12, 12)]  # one more than are kept
+
+
+@pytest.mark.parametrize("device", ["cuda", sf.Cuda(eager=True)], ids=["graphs", "eager"])
+@pytest.mark.parametrize("late", [False, True], ids=["at-once", "late"])
+def test_sizes_share_one_network(load, onnxruntime_gpu, fake, late, device):
+    fake.late(late)
+    pipe = load(device)
+    for size in [*SIZES, SIZES[0]]:
+        is_expected(pipe("a cat", width=size[0], height=size[1], seed=4), "a cat", 4, size=size)
+    sizes = [SIZES[i % 4] for i in range(12)]
+    requests = [sf.PromptRequest(prompt="a cat", width=w, height=h, seed=i) for i, (w, h) in enumerate(sizes)]
+    futures = [pipe.submit(one) for one in requests]
+    for i, future in enumerate(futures):
+        is_expected(future.result(30), "a cat", i, size=sizes[i])
+    assert (onnxruntime_gpu.most_alive, len(onnxruntime_gpu.sessions)) == (1, 1)
+    assert pipe.totals()["samples"] == 18
+
+
+def test_a_size_is_captured_while_others_draw(load, onnxruntime_gpu, fake):
+    fake.late(True)
     pipe = load()
+    stop = threading.Event()
+
+    def draw(seed):
+        width, drawn = 8 + 4 * (seed % 2), 0
+        while not stop.is_set():
+            is_expected(pipe("a cat", width=width, seed=seed), "a cat", seed, size=(width, 8))
+            drawn += 1
+        return drawn
+
+    with ThreadPoolExecutor(4) as threads:
+        drawing = [threads.submit(draw, seed) for seed in range(4)]
+        try:
+            for size in SIZES[2:]:
+                is_expected(pipe("a cat", width=size[0], height=size[1], seed=9), "a cat", 9, size=size)
+        finally:
+            stop.set()
+        assert all(one.result(60) for one in drawing)
+    assert len(onnxruntime_gpu.sessions) == 1
+
+
+def test_with_tensorrt_one_size_is_on_the_gpu_at_a_time(load, onnxruntime_gpu):
+    pipe = load(sf.Cuda(backend="onnxruntime-tensorrt"))
     own = onnxruntime_gpu.context.memory[0]
     for size in [(8, 8), (12, 8), (8, 16), (8, 8)]:
         is_expected(pipe("a cat", width=size[0], height=size[1], seed=4), "a cat", 4, size=size)

@@ -41,14 +41,17 @@ class Binding:
 
 
 class Session:
-    """What is used of a session. Its arena keeps what forwards allocate until a run that asks for shrinkage."""
+    """What is used of a session. Its arena grows as forwards need, and keeps that until a run that asks for shrinkage.
+
+    A forward that is replayed works where it was captured: that the arena has that memory still is checked.
+    """
 
     def __init__(self, gpu, model, options, providers):
         assert options.get_session_config_entry("session.record_ep_graph_assignment_info") == "1"
         self._gpu, self._providers, self._options = gpu, [name for name, _ in providers], dict(providers)
         self._cpu = gpu.real(model, providers=[CPU])
         self.get_inputs, self.get_outputs = self._cpu.get_inputs, self._cpu.get_outputs
-        self._arena = None
+        self._arena = []
         for own in self._options.values():
             assert own["device_id"] == "0"
         self._stream = cuda.Stream.borrow(gpu.context, int(self._options[CUDA]["user_compute_stream"]))
@@ -78,19 +81,19 @@ class Session:
         assert element is np.float32
         self._gpu.before(self._stream, rows)
         need = rows * MIB
-        if self._arena is None or self._arena.bytes < need:
+        if not self._arena or self._arena[-1].bytes < need:
             try:
-                self._arena = None
-                self._arena = cuda.DeviceBuffer(self._gpu.context, need)
+                self._arena.append(cuda.DeviceBuffer(self._gpu.context, need))
             except cuda.CudaError as error:
                 if not error.out_of_memory:
                     raise RuntimeError(f"CUDA failure {error.code}: operation not permitted when capturing") from None
                 text = f"Failed to allocate memory for requested buffer of size {need}"
                 raise RuntimeError(f"[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : {text}") from None
-        self._gpu.run(self._cpu, self._stream, rows, binding)
+        self._gpu.run(self._cpu, self._stream, rows, binding, weakref.ref(self._arena[-1]))
         try:
             if options.get_run_config_entry("memory.enable_memory_arena_shrinkage") == "gpu:0":
-                self._arena = None
+                self._stream.synchronize()  # as freeing does
+                self._arena.clear()
         except RuntimeError:  # there is no such entry
             pass
 
@@ -129,7 +132,7 @@ class Gpu:
     def __init__(self, fake, step_on, patch):
         self.context, self.sessions, self.ran = fake.open(), [], []
         self.arrays, self.alive, self.most_alive = [], weakref.WeakSet(), 0
-        self.too_large = False
+        self.too_large, self.freed = False, []  # rows of forwards whose memory was gone when they ran
         self.real = ort.InferenceSession
         self.available, self.libraries_missing, self.on_cpu = [TENSORRT, CUDA, CPU], False, []
         self.before = lambda stream, rows: None
@@ -167,20 +170,24 @@ class Gpu:
     def _network(self):
         bound = self._launched = {}
 
+        freed = self.freed
+
         def network(x, t):
-            session, shape, conditioning = bound["network"]
+            session, shape, conditioning, arena = bound[x.ctypes.data]
+            if arena() is None:
+                freed.append(len(x))
             cond = {name: array_at(at, (len(x), *row), dtype) for name, (dtype, (_, *row), at) in conditioning.items()}
             inputs = {"sample": x.reshape(len(x), *shape), "timestep": t, **cond}
             return session.run(None, inputs)[0].reshape(x.shape)
 
         return network
 
-    def run(self, session, stream, rows, binding):
+    def run(self, session, stream, rows, binding, arena):
         self.ran.append(rows)
         _, (_, *shape), sample = binding.at["sample"]
         own = "sample", "timestep", "prediction"
         cond = {name: one for name, one in binding.at.items() if name not in own}
-        self._launched["network"] = session, tuple(shape), cond
+        self._launched[sample] = session, tuple(shape), cond, arena
         at = [binding.at[name][2] for name in own]
         assert at[0] == sample
         self._kernel.launch(stream, rows, forward_arguments(rows, math.prod(shape), *at))
@@ -191,5 +198,6 @@ def onnxruntime_gpu(fake, step_on, monkeypatch):
     """A GPU with ONNX Runtime, whose forwards are real."""
     gpu = Gpu(fake, step_on, monkeypatch)
     yield gpu
+    assert gpu.freed == []
     monkeypatch.undo()
     vars(gpu).clear()  # pytest keeps it until all is released, which is to be checked before

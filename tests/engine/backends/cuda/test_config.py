@@ -1,5 +1,6 @@
 """Which device an engine runs on, and the errors where there is none."""
 
+import types
 from dataclasses import replace
 
 import numpy as np
@@ -107,13 +108,21 @@ def test_slots_take_three_states_each():
     [
         pytest.param({"threads": 2}, "threads", id="threads"),
         pytest.param({"spinning": False}, "spinning", id="spinning"),
-        pytest.param({"session": object()}, "session", id="session"),
         pytest.param({"threads": 2, "spinning": False}, "threads and spinning", id="both"),
     ],
 )
 def test_what_a_gpu_does_not_use_is_refused(arguments, named):
     with pytest.raises(ValueError, match=rf"^{named} must be left out for an engine on 'cuda:1', where nothing would"):
         sf.Engine.load("fashion", device="cuda:1", **arguments)
+
+
+@pytest.mark.parametrize(
+    ("device", "rule"), [("cuda:1", r"an OpenedNetwork on Cuda\(index=1"), ("cpu", "of open_network or open_session")]
+)
+def test_a_session_is_on_the_device(device, rule):
+    for session in (object(), types.SimpleNamespace(device=sf.Cuda(index=0))):
+        with pytest.raises(ValueError, match=f"^session must be {rule}.*, got"):
+            sf.Engine.load("fashion", device=device, session=session)
 
 
 def test_threads_and_spinning_are_a_session_s_own():

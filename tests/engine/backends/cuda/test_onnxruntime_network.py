@@ -11,7 +11,7 @@ from fake_onnxruntime import MIB
 
 import stepfuse as sf
 from stepfuse._core import cuda
-from stepfuse.backends.cuda.bundle_network import open_network
+from stepfuse.backends.cuda.bundle_network import OpenedNetwork
 from stepfuse.backends.cuda.onnxruntime import CPU, CUDA, TENSORRT, ProviderError
 from stepfuse.errors import CaptureError, DenoiserError
 
@@ -73,7 +73,7 @@ def test_nothing_waits_but_for_the_result(gpu, tiny, fake):
 
 def test_options_of_the_execution_providers(gpu, tiny):
     device = sf.Cuda(backend="onnxruntime-tensorrt", options={"trt_fp16_enable": "1"})
-    network = open_network(tiny, tiny.info, device, 6)
+    network = OpenedNetwork(tiny, device).network(tiny.info, 6)
     [options] = gpu.sessions
     assert list(options) == [TENSORRT, CUDA]
     assert options[TENSORRT] == {
@@ -90,7 +90,7 @@ def test_options_of_the_execution_providers(gpu, tiny):
 
 
 def test_an_option_of_the_caller_s_comes_before_ours(gpu, tiny):
-    open_network(tiny, tiny.info, sf.Cuda(options={"use_tf32": "1"}), 16)
+    OpenedNetwork(tiny, sf.Cuda(options={"use_tf32": "1"}))
     assert gpu.sessions[0][CUDA]["use_tf32"] == "1"
 
 

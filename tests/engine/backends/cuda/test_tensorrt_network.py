@@ -18,7 +18,7 @@ import stepfuse as sf
 from stepfuse._core import cuda
 from stepfuse.backends.cuda import loop as cuda_loop
 from stepfuse.backends.cuda import tensorrt as cuda_tensorrt
-from stepfuse.backends.cuda.bundle_network import open_network
+from stepfuse.backends.cuda.bundle_network import OpenedNetwork
 from stepfuse.backends.cuda.tensorrt import TensorRTNetwork
 from stepfuse.backends.cuda.trajectories import Trajectories
 from stepfuse.cli import app
@@ -415,7 +415,7 @@ def test_a_plan_of_a_library_that_is_not_installed_is_refused(made, installed):
 def test_without_tensorrt_the_error_names_what_to_install(made, bundle, installed):
     installed()
     with pytest.raises(ImportError, match=r"plans need TensorRT \(tensorrt: .*pip install '\S+\[tensorrt\]'"):
-        open_network(bundle, bundle.info, sf.Cuda(backend="tensorrt"), 16)
+        OpenedNetwork(bundle, sf.Cuda(backend="tensorrt")).network(bundle.info, 16)
 
 
 def test_a_plan_of_the_real_one_is_found(made, bundle, monkeypatch, installed):
