@@ -48,7 +48,10 @@ def order_of(serving: Serving, terms: Terms, *, passes: int, passes_before: Call
 
 
 def next_to_encode(
-    waiting: Collection[Job], in_flight: Collection[Job], most_running: Callable[[Shape], int], most_shapes: int
+    waiting: Collection[Job],
+    in_flight: Collection[Job],
+    most_running: Callable[[Shape], int],
+    fits: Callable[[Shape, Collection[Shape]], bool],
 ) -> Job | None:
     """The request that is encoded next; None while it would only wait for the denoiser, and hold memory.
 
@@ -59,13 +62,13 @@ def next_to_encode(
         in_flight: Those that are, up to their end.
         most_running: How many of this shape may be in flight; those behind the first in line do not count, since the
             denoiser prefers it.
-        most_shapes: How many shapes may be in flight: each takes an engine and its thread.
+        fits: Whether a shape may be in flight beside others: each takes an engine and its thread.
     """
     if not waiting:
         return None
     first = min(waiting, key=lambda one: one.order)
     shapes = {one.shape for one in in_flight}
-    if first.shape not in shapes and len(shapes) >= most_shapes:
+    if first.shape not in shapes and shapes and not fits(first.shape, shapes):
         return None
     before = sum(one.shape == first.shape and one.order <= first.order for one in in_flight)
     return first if before < most_running(first.shape) else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -22,6 +22,7 @@ Shape = tuple[int, ...]
 @dataclass
 class _Held:
     engine: Engine
+    weights: object
     users: dict[object, int] = field(default_factory=dict)  # the thread of each call that uses it
 
 
@@ -34,10 +35,16 @@ class Engines:
     Args:
         make: Makes an engine for samples of a shape.
         limit: How many are kept; more while all of them are in use.
+        weights: Which weights an engine for samples of a shape has. Idle engines that have others are closed before it
+            is made: where sizes do not share weights, those of one are held at a time. None: all have the same.
     """
 
-    def __init__(self, make: Callable[[Shape], Engine], limit: int = 4) -> None:
+    def __init__(
+        self, make: Callable[[Shape], Engine], limit: int = 4, weights: Callable[[Shape], object] | None = None
+    ) -> None:
         self._make: Callable[[Shape], Engine] | None = make
+        self._weights_of = weights or _all_the_same
+        self._weights: dict[Shape, object] = {}  # of the shapes that were asked for
         self.limit = limit
         self._held: OrderedDict[Shape, _Held] = OrderedDict()
         self._counted: EngineStats | None = None  # by those that are closed
@@ -65,8 +72,9 @@ class Engines:
                 if self._make is None:
                     raise EngineClosed("the pipeline is closed")
                 if shape not in self._held:
-                    self._close_idle(self.limit - 1)
-                    self._held[shape] = _Held(self._make(shape))
+                    weights = self._weights_at(shape)
+                    self._close_idle(self.limit - 1, weights)
+                    self._held[shape] = _Held(self._make(shape), weights)
                     closed_by_its_owner(self._held[shape].engine._service)
                     self._held[shape].engine.observe(self._observer)
                 held = self._held[shape]
@@ -77,13 +85,32 @@ class Engines:
             with self._changed:
                 for one in self._held.values():
                     one.users.pop(call, None)
-                self._close_idle(self.limit, but=shape)
+                if shape in self._held:
+                    self._close_idle(self.limit, self._held[shape].weights, but=shape)
                 self._changed.notify_all()
 
-    def _close_idle(self, most: int, but: Shape | None = None) -> None:
-        """Closes engines that no call uses until there are ``most``, or all are in use."""
+    def fits(self, shape: Shape, beside: Collection[Shape]) -> bool:
+        """Whether an engine for this shape may be held beside those for others; else it waits until they are idle.
+
+        One that cannot be made may: ``use`` says why.
+        """
+        try:
+            same = all(self._weights_at(other) == self._weights_at(shape) for other in beside)
+        except Exception:
+            return True
+        return same and len(beside) < self.limit
+
+    def _weights_at(self, shape: Shape) -> object:
+        if shape not in self._weights:
+            self._weights[shape] = self._weights_of(shape)
+        return self._weights[shape]
+
+    def _close_idle(self, most: int, weights: object, but: Shape | None = None) -> None:
+        """Closes engines that no call uses: those of other weights, and until there are ``most``."""
         idle = [key for key, one in self._held.items() if not one.users and key != but]
-        for key in idle[: max(len(self._held) - most, 0)]:
+        idle.sort(key=lambda key: self._held[key].weights == weights)
+        others = sum(self._held[key].weights != weights for key in idle)
+        for key in idle[: max(len(self._held) - most, others)]:
             engine = self._held.pop(key).engine
             self._counted = _sum(self._counted, engine.stats())
             engine.close()
@@ -135,7 +162,7 @@ class Engines:
         """
         until = None if timeout is None else time.monotonic() + timeout
         with self._changed:
-            self._make = None
+            self._make, self._weights_of = None, _all_the_same
         for engine in self.all().values():
             engine.close(abort=abort, timeout=seconds_left(until))
         with self._changed:
@@ -146,6 +173,10 @@ class Engines:
             for held in self._held.values():
                 self._counted = _sum(self._counted, held.engine.stats())
             self._held.clear()
+
+
+def _all_the_same(shape: Shape) -> object:
+    return None
 
 
 def seconds_left(until: float | None) -> float | None:

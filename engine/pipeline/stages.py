@@ -143,7 +143,7 @@ class Stages:
         while self.phase == _core.Phase.Open or self._jobs.waiting:
             expiry = self._expire()
             waiting, in_flight = self._jobs.waiting, self._jobs.in_flight
-            first = next_to_encode(waiting, in_flight, self._most_running, self._engines.limit)
+            first = next_to_encode(waiting, in_flight, self._most_running, self._engines.fits)
             if first is None:
                 self.encoder.wait(expiry)
             elif self._jobs.begin(first):

@@ -56,9 +56,6 @@ from stepfuse.serving.reporting import Observer
 from stepfuse.serving.stats import EngineStats
 from stepfuse.serving.stream import Latest, PreviewStream
 
-#: Sizes whose engines are kept, where they share one network; else one at a time.
-_SIZES = 4
-
 
 class TextToImage(LoraRegistry):
     """Samples pictures of prompts. Made by ``load``; a context manager, or to be closed.
@@ -109,25 +106,26 @@ class TextToImage(LoraRegistry):
             from stepfuse.backends.host.auto import choose  # what it measures with is needed here alone
 
             cpu = choose(cpu, bundle, bundle.info, asked.row_limit, deterministic=asked.deterministic)
-        on: dict[str, Any]
+        network: Any
         if gpu is None:
             network = open_network(bundle, cpu, adapted)
-            on, limit, computed_by = {"session": network}, _SIZES, network.computed_by
         else:
             from stepfuse.backends.cuda.bundle_network import OpenedNetwork
 
-            opened = OpenedNetwork(bundle, gpu)
-            on, limit, computed_by = {"session": opened, "device": gpu}, _SIZES if opened.sizes_share else 1, ""
+            network = OpenedNetwork(bundle, gpu)
+        on: dict[str, Any] = {"device": "cpu" if gpu is None else gpu, "session": network}
+
+        def weights(key: Shape) -> object:
+            return network.weights(bundle.info.resized(key[:3], _tokens(key)), serving_of(key).row_limit)
+
         self._engines = Engines(
-            lambda key: Engine.load(
-                bundle, shape=key[:3], tokens=key[3] if len(key) > 3 else None, serving=serving_of(key), **on
-            ),
-            limit,
+            lambda key: Engine.load(bundle, shape=key[:3], tokens=_tokens(key), serving=serving_of(key), **on),
+            weights=None if gpu is None else weights,
         )
         with self._engines.use(bundle.info.shape):  # raises if the network does not fit its manifest
             pass
         self.serving = asked
-        self._identity = ModelIdentity.of(bundle, computed_by)
+        self._identity = ModelIdentity.of(bundle, network.computed_by if gpu is None else "")
         self._serving_of = serving_of
         self._service = PictureService(
             self._engines, self._preparation, self._prompts, self._vae, serving_of, self.serving.max_queue
@@ -158,9 +156,9 @@ class TextToImage(LoraRegistry):
             path: The bundle's folder, or a bundle that is loaded already.
             device: ``cpu``, ``cuda``, ``cuda:1``, or a ``Cuda`` that says how the denoiser runs there. Text encoders
                 and VAE then run in ONNX Runtime's CUDA provider on the same GPU. Sizes share the denoiser's weights
-                there, the last four are kept; with TensorRT they do not, and one that is not in use is let go before
-                another is loaded. The arguments from ``backend`` to ``spinning``, and ``lora_bytes``, are of the CPU
-                alone.
+                there, and the last four are kept; where TensorRT has others for each, one that is not in use is let go
+                before another is loaded. The arguments from ``backend`` to ``spinning``, and ``lora_bytes``, are of the
+                CPU alone.
             max_rows: Most rows of one forward of the denoiser; a guided picture takes two. By default as many as hold
                 1024 x 1024 pixels, from 2 to 64. Rows beyond that wait for later forwards.
             backend: What runs the denoiser, as in ``Engine.load``; text encoder and VAE run in ONNX Runtime.
@@ -712,6 +710,10 @@ def _control_of(prepared: Prepared, index: int) -> dict[str, Any] | None:
         picture = digest_of(rows[index * len(rows) // prepared.n])
         found[name] = {**picture, "scale": one.scale, "range": list(one.range)}
     return found or None
+
+
+def _tokens(key: Shape) -> int | None:
+    return key[3] if len(key) > 3 else None
 
 
 def _serving_of(pipeline: PipelineInfo, shared: Serving, shape: Shape) -> Serving:

@@ -10,9 +10,9 @@ from dataclasses import replace
 from stepfuse.bundle.bundle import Bundle
 from stepfuse.bundle.folder import CACHE
 from stepfuse.tensorrt.library import NAMES, Library, find_library
-from stepfuse.tensorrt.plan import Plan, PlanKey
+from stepfuse.tensorrt.plan import PlanKey
 from stepfuse.tensorrt.profile import Profile
-from stepfuse.tensorrt.store import PlanStore
+from stepfuse.tensorrt.store import PlanStore, StoredPlan
 from stepfuse.tensorrt.target import Target
 
 
@@ -35,7 +35,7 @@ def plan_on(
     shape: tuple[int, ...],
     rows: int,
     library: Library | None = None,
-) -> tuple[Plan, Library]:
+) -> tuple[StoredPlan, Library]:
     """The plan of a bundle's network for a GPU: one for enough rows, else for the most. And the library that runs it.
 
     Args:
@@ -47,7 +47,7 @@ def plan_on(
         library: The TensorRT that is to run it; None: any that is installed, ``tensorrt`` before ``tensorrt_rtx``.
 
     Raises:
-        PlanError: If none fits, with the differences of the nearest one; or the plan was changed.
+        PlanError: If none fits, with the differences of the nearest one.
         ImportError: If no TensorRT is installed.
     """
     store, source = PlanStore(bundle.path, bundle=True), source_of(bundle, network)

@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -51,8 +52,8 @@ class PlanStore:
         """Names of the libraries that have built the plans of a network."""
         return {about.key.library for _, about in self._descriptions() if about.key.network == network}
 
-    def best(self, network: str, unfit: Callable[[PlanKey], list[str]], rank: Callable[[PlanKey], Any]) -> Plan:
-        """The plan of the highest rank among those that fit.
+    def best(self, network: str, unfit: Callable[[PlanKey], list[str]], rank: Callable[[PlanKey], Any]) -> StoredPlan:
+        """The plan of the highest rank among those that fit, whose content is not read yet.
 
         Args:
             network: Name of the ONNX file.
@@ -60,7 +61,7 @@ class PlanStore:
             rank: Sort key; of equal ranks a plan that was built on the GPU itself goes before one built ahead of time.
 
         Raises:
-            PlanError: If none fits, with the reasons of the nearest one; or its content is not as described.
+            PlanError: If none fits, with the reasons of the nearest one.
         """
         fitting, reasons = [], []
         for name, about in self._descriptions():
@@ -73,7 +74,7 @@ class PlanStore:
         if not fitting:
             raise PlanError(min(reasons)[1] if reasons else f"there is none of {network}")
         name, about = max(fitting, key=lambda one: rank(one[1].key))
-        return Plan(about.key, self._checked(name, about), about.seconds)
+        return StoredPlan(name, about.key, lambda: Plan(about.key, self._checked(name, about), about.seconds))
 
     def nearest(self, key: PlanKey) -> str:
         """In words, why no plan fits: the differences of the one that has the fewest."""
@@ -183,6 +184,21 @@ class PlanStore:
                 " was changed, delete it"
             )
         return data
+
+
+@dataclass(frozen=True)
+class StoredPlan:
+    """A plan in a store.
+
+    Attributes:
+        name: Of its file, which has the digests of its key and of its content.
+        key: Its key.
+        load: Reads it; raises PlanError if its content is not as described.
+    """
+
+    name: str
+    key: PlanKey
+    load: Callable[[], Plan] = field(compare=False, repr=False)
 
 
 class _Description:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from stepfuse.backends.cuda.config import BACKENDS, Cuda
+from stepfuse.backends.cuda.driver_network import DriverNetwork
 from stepfuse.bundle.bundle import Bundle
 from stepfuse.bundle.model_info import ModelInfo
 
-if TYPE_CHECKING:
-    from stepfuse.backends.cuda.driver_network import DriverNetwork
-    from stepfuse.backends.cuda.onnxruntime import DenoiserSession
+
+class Sizes(Protocol):
+    """A library's networks of several sizes. What they share, they use in turn, on one stream."""
+
+    def weights(self, info: ModelInfo, max_rows: int) -> object:
+        """Which weights the network for samples of a size has: those of equal values are the same."""
+
+    def network(self, info: ModelInfo, max_rows: int) -> DriverNetwork:
+        """The network for samples of a size, with nothing captured yet."""
 
 
 class OpenedNetwork:
-    """A bundle's network on a GPU, from which engines of several sizes are made.
+    """A bundle's network on a GPU, of which engines of several sizes are made.
 
     Args:
         bundle: The model folder.
@@ -22,31 +29,32 @@ class OpenedNetwork:
 
     Attributes:
         device: The same.
-        sizes_share: Whether networks of several sizes have their weights in common, and the memory that forwards work
-            in. They then work on one stream, in turn.
 
     Raises:
         ImportError: If the library is missing.
         ProviderError: If ONNX Runtime lacks the execution provider.
         BundleError: If the bundle has no network that the library can run.
         DenoiserError: If the GPU has no memory for it.
-        CudaError: If there is no driver, it is too old, or out of memory.
+        CudaError: If there is no driver or it is too old.
         ValueError: If the library does not take ``options``.
     """
 
     def __init__(self, bundle: Bundle, device: Cuda) -> None:
-        self.device, self._bundle = device, bundle
-        backend = device.backend or BACKENDS[0]
-        if backend == "tensorrt" and device.options:
-            raise ValueError(
-                f"options are of ONNX Runtime's execution providers: none for tensorrt, got {device.options}"
-            )
-        self.sizes_share = backend == "onnxruntime"
-        self._session: DenoiserSession | None = None
-        if self.sizes_share:
-            from stepfuse.backends.cuda.onnxruntime import DenoiserSession
+        self.device = device
+        self._sizes = _sizes(bundle, device)
 
-            self._session = DenoiserSession(bundle, device=device.index, options=device.options)
+    def weights(self, info: ModelInfo, max_rows: int) -> object:
+        """Which weights the network for samples of a size has: those of equal values are the same.
+
+        Args:
+            info: What the network is.
+            max_rows: Most rows of a forward.
+
+        Raises:
+            ImportError: As of the class.
+            BundleError: If the bundle has none for the size.
+        """
+        return self._sizes.weights(info, max_rows)
 
     def network(self, info: ModelInfo, max_rows: int) -> DriverNetwork:
         """The network for samples of a size, with nothing captured yet.
@@ -61,13 +69,20 @@ class OpenedNetwork:
             CudaError: If there is no memory.
             ValueError: If ``max_rows`` is below 1 or more than a plan takes.
         """
-        if self.device.backend == "tensorrt":
-            from stepfuse.backends.cuda.tensorrt import TensorRTNetwork
+        return self._sizes.network(info, max_rows)
 
-            return TensorRTNetwork(self._bundle, info, max_rows, device=self.device.index)
-        from stepfuse.backends.cuda.onnxruntime import DenoiserSession, OnnxRuntimeNetwork
 
-        opened = self._session or DenoiserSession(
-            self._bundle, device=self.device.index, options=self.device.options, tensorrt=(info, max_rows)
-        )
-        return OnnxRuntimeNetwork(opened, info, max_rows)
+def _sizes(bundle: Bundle, device: Cuda) -> Sizes:
+    backend = device.backend or BACKENDS[0]
+    if backend == "tensorrt":
+        if device.options:
+            raise ValueError(
+                f"options are of ONNX Runtime's execution providers: none for tensorrt, got {device.options}"
+            )
+        from stepfuse.backends.cuda.tensorrt import Plans
+
+        return Plans(bundle, device=device.index)
+    from stepfuse.backends.cuda.onnxruntime import CudaSession, TensorRTSessions
+
+    kind = TensorRTSessions if backend == "onnxruntime-tensorrt" else CudaSession
+    return kind(bundle, device=device.index, options=device.options)

@@ -50,6 +50,11 @@ _EXACT = {
     "use_tf32": "0",  # float32 is float32, as on the CPU
 }
 
+_CUDA_OPTIONS = {
+    **_EXACT,
+    "do_copy_in_default_stream": "1",  # copies go on the same stream, after what they copy
+}
+
 _NO_WAIT = {"disable_synchronize_execution_providers": "1"}
 
 #: What ONNX Runtime's errors say where memory is exhausted: they have texts alone.
@@ -64,17 +69,14 @@ logger = logging.getLogger("stepfuse")
 class DenoiserSession:
     """A bundle's ``denoiser.onnx`` in an ONNX Runtime session on a GPU, and the stream that the session works on.
 
-    Networks of several sizes share it: its weights, the stream, and the arena that forwards work in.
-
     Args:
         bundle: The model folder.
+        providers: Execution providers, the first one first, with their options beyond those that captures depend on.
         device: Which GPU.
-        options: Of the first execution provider, beside and before our own.
-        tensorrt: What network, and of how many rows at most, TensorRT is to run as ONNX Runtime has it, with CUDA for
-            what it cannot: that network alone. None: CUDA runs networks of any size.
 
     Attributes:
         model: The network's file.
+        device: The same.
         context: Of the GPU.
         stream: What all work is ordered on.
         session: ONNX Runtime's.
@@ -82,35 +84,19 @@ class DenoiserSession:
         networks: Those that use it.
 
     Raises:
-        ProviderError: If the execution provider is missing. Nothing falls back to the CPU.
+        ProviderError: If an execution provider is missing. Nothing falls back to the CPU.
         BundleError: If the network does not load.
         DenoiserError: If the GPU has no memory for it.
-        ValueError: If an option is one that captures depend on.
         CudaError: If there is no driver or it is too old.
     """
 
-    def __init__(
-        self,
-        bundle: Bundle,
-        *,
-        device: int = 0,
-        options: Mapping[str, str] | None = None,
-        tensorrt: tuple[ModelInfo, int] | None = None,
-    ) -> None:
-        taken = _OURS & set(options or {})
-        if taken:
-            raise ValueError(f"options must leave {', '.join(sorted(_OURS))} alone, got {', '.join(sorted(taken))}")
-        _require([CUDA] if tensorrt is None else [TENSORRT, CUDA])
+    def __init__(self, bundle: Bundle, providers: Mapping[str, Mapping[str, str]], *, device: int) -> None:
+        _require([*providers])
         self.model, self.device = bundle.denoiser, device
         self.context = cuda.open(device)
         self.stream = cuda.Stream(self.context)
         on = {"device_id": str(device), "user_compute_stream": str(self.stream.address)}
-        # Copies go on the same stream, after what they copy.
-        providers = [(CUDA, {**on, "do_copy_in_default_stream": "1", **_EXACT})]
-        if tensorrt is not None:
-            providers.insert(0, (TENSORRT, {**on, **_profile(*tensorrt)}))
-        providers[0][1].update(options or {})
-        self.session = _open(bundle.networks[DENOISER], providers)
+        self.session = _open(bundle.networks[DENOISER], [(name, {**on, **own}) for name, own in providers.items()])
         self.networks: weakref.WeakSet[OnnxRuntimeNetwork] = weakref.WeakSet()
         self.on_cpu = _nodes_on_cpu(self.session)
         if self.on_cpu:
@@ -119,6 +105,62 @@ class DenoiserSession:
     def __del__(self) -> None:
         """The session is freed before the stream that it works on."""
         self.__dict__.pop("session", None)
+
+
+class CudaSession:
+    """Networks of several sizes in one session of the CUDA provider's.
+
+    They share its weights, and the arena that forwards work in.
+
+    Args:
+        bundle: The model folder.
+        device: Which GPU.
+        options: Of the provider, beside and before our own.
+
+    Raises:
+        ValueError: If an option is one that captures depend on.
+        ProviderError: As of ``DenoiserSession``, as are BundleError, DenoiserError and CudaError.
+    """
+
+    def __init__(self, bundle: Bundle, *, device: int = 0, options: Mapping[str, str] | None = None) -> None:
+        _refuse_ours(options)
+        self._session = DenoiserSession(bundle, {CUDA: {**_CUDA_OPTIONS, **(options or {})}}, device=device)
+
+    def weights(self, info: ModelInfo, max_rows: int) -> object:
+        """The same for all sizes."""
+        return None
+
+    def network(self, info: ModelInfo, max_rows: int) -> OnnxRuntimeNetwork:
+        """The network for samples of a size; raises as ``OnnxRuntimeNetwork``."""
+        return OnnxRuntimeNetwork(self._session, info, max_rows)
+
+
+class TensorRTSessions:
+    """A session for each size, in which TensorRT runs what it can, as ONNX Runtime has it, and CUDA the rest.
+
+    Args:
+        bundle: The model folder.
+        device: Which GPU.
+        options: Of the TensorRT provider, beside and before our own.
+
+    Raises:
+        ValueError: If an option is one that captures depend on.
+        ProviderError: If a provider is missing.
+    """
+
+    def __init__(self, bundle: Bundle, *, device: int = 0, options: Mapping[str, str] | None = None) -> None:
+        _refuse_ours(options)
+        _require([TENSORRT, CUDA])
+        self._bundle, self._device, self._options = bundle, device, options or {}
+
+    def weights(self, info: ModelInfo, max_rows: int) -> object:
+        """Others for each size."""
+        return info.shape, max_rows
+
+    def network(self, info: ModelInfo, max_rows: int) -> OnnxRuntimeNetwork:
+        """The network for samples of a size; raises as ``DenoiserSession`` and ``OnnxRuntimeNetwork``."""
+        providers = {TENSORRT: {**_profile(info, max_rows), **self._options}, CUDA: _CUDA_OPTIONS}
+        return OnnxRuntimeNetwork(DenoiserSession(self._bundle, providers, device=self._device), info, max_rows)
 
 
 class OnnxRuntimeNetwork(DriverNetwork):
@@ -235,6 +277,12 @@ def open_session(model: OnnxFile, device: int) -> Any:
     if on_cpu := _nodes_on_cpu(session):
         logger.warning("%s: on the CPU, each run: %s", model.path, on_cpu)
     return session
+
+
+def _refuse_ours(options: Mapping[str, str] | None) -> None:
+    taken = _OURS & set(options or {})
+    if taken:
+        raise ValueError(f"options must leave {', '.join(sorted(_OURS))} alone, got {', '.join(sorted(taken))}")
 
 
 def _profile(info: ModelInfo, max_rows: int) -> dict[str, str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import suppress
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 from stepfuse._core import cuda
 from stepfuse.backends.cuda.capture import WARM_UPS, not_captured
@@ -16,10 +17,115 @@ from stepfuse.errors import BundleError, DenoiserError, PlanError
 from stepfuse.tensorrt.choice import plan_on
 from stepfuse.tensorrt.library import Library
 from stepfuse.tensorrt.runtime import Execution, Runtime
+from stepfuse.tensorrt.store import StoredPlan
 from stepfuse.tensorrt.target import target_of
 
 #: What TensorRT's errors say where memory is exhausted: its log has texts alone.
 _OUT_OF_MEMORY = ("out of memory", "outofmemory", "could not be allocated")
+
+
+class Plans:
+    """A bundle's plans on a GPU, one of them loaded at a time, and the stream that networks of several sizes work on.
+
+    Args:
+        bundle: The model folder.
+        device: Which GPU.
+        library: The TensorRT that runs them; None: an installed one that the bundle has a plan for.
+
+    Attributes:
+        bundle: The same.
+        context: Of the GPU.
+        stream: What all work is ordered on.
+
+    Raises:
+        CudaError: If there is no driver or it is too old.
+    """
+
+    def __init__(self, bundle: Bundle, *, device: int = 0, library: Library | None = None) -> None:
+        self.bundle, self._library = bundle, library
+        self.context = cuda.open(device)
+        self.stream = cuda.Stream(self.context)
+        self._loaded: LoadedPlan | None = None
+
+    def choose(self, info: ModelInfo, max_rows: int) -> tuple[StoredPlan, Library]:
+        """The plan for samples of a size, and the library that runs it.
+
+        Raises:
+            ImportError: If no TensorRT is installed.
+            BundleError: If the bundle has no plan for this GPU and size.
+        """
+        gpu = target_of(self.context.name, self.context.compute_capability)
+        with self._refused(max_rows):
+            return plan_on(self.bundle, DENOISER, gpu, shape=info.shape, rows=max_rows, library=self._library)
+
+    def load(self, info: ModelInfo, max_rows: int) -> LoadedPlan:
+        """The same plan, loaded: the one that is, if that is it. The other is let go of before.
+
+        Raises:
+            ImportError: As of ``choose``.
+            BundleError: Likewise, or if the plan was changed, or TensorRT refuses it.
+            DenoiserError: If the GPU has no memory for it.
+        """
+        stored, library = self.choose(info, max_rows)
+        if self._loaded is None or self._loaded.stored != stored:
+            self._loaded = None
+            with self._refused(max_rows):
+                self._loaded = LoadedPlan(self.context, stored, library)
+        return self._loaded
+
+    def weights(self, info: ModelInfo, max_rows: int) -> object:
+        """The plan that is for them; raises as ``choose``."""
+        return self.choose(info, max_rows)[0]
+
+    def network(self, info: ModelInfo, max_rows: int) -> TensorRTNetwork:
+        """The network for samples of a size; raises as ``TensorRTNetwork``."""
+        return TensorRTNetwork(self, info, max_rows)
+
+    @contextmanager
+    def _refused(self, max_rows: int) -> Iterator[None]:
+        try:
+            yield
+        except PlanError as error:
+            if is_out_of_memory(error, _OUT_OF_MEMORY):
+                raise DenoiserError(f"the GPU has no memory for the plan of {self.bundle.denoiser}: {error}") from error
+            rows = max(1, max_rows)
+            raise BundleError(
+                f"{self.bundle.path}: no plan of {DENOISER} runs on {self.context.name} ({error}): build one here, with"
+                f" 'stepfuse plan {self.bundle.path} --rows 1,{-(-rows // 2)},{rows}'"
+            ) from error
+
+
+class LoadedPlan:
+    """A plan on a GPU: weights, and memory to work in, which networks of all sizes that it takes have in common.
+
+    Attributes:
+        stored: Which one.
+        runtime: TensorRT's engine of it.
+    """
+
+    def __init__(self, context: cuda.Context, stored: StoredPlan, library: Library) -> None:
+        self.stored, self._context = stored, context
+        self._scratch: weakref.ref[cuda.DeviceBuffer] | None = None
+        with cuda.Current(context):
+            self.runtime = Runtime(stored.load(), library)
+
+    def __del__(self) -> None:
+        """TensorRT's engine is freed in the GPU's context."""
+        if hasattr(self, "runtime"):
+            with suppress(cuda.CudaError), cuda.Current(self._context):
+                self.runtime.close()
+
+    def scratch(self, size: int) -> cuda.DeviceBuffer:
+        """Memory of at least ``size`` bytes, which others may have too: forwards never run at once.
+
+        Raises:
+            CudaError: If there is none.
+        """
+        held = None if self._scratch is None else self._scratch()
+        if held is None or held.bytes < size:
+            held = cuda.DeviceBuffer(self._context, max(1, size))
+            self._scratch = weakref.ref(held)
+        return held
 
 
 class TensorRTNetwork(DriverNetwork):
@@ -29,30 +135,27 @@ class TensorRTNetwork(DriverNetwork):
     forwards never run at once.
 
     Args:
-        bundle: The model folder.
+        plans: The bundle's plans on a GPU.
         info: What the network is.
         max_rows: Most rows of a forward.
-        device: Which GPU.
-        library: The TensorRT that runs it; None: an installed one that the bundle has a plan for.
 
     Raises:
         ImportError: If no TensorRT is installed.
         BundleError: If the bundle has no plan for this GPU, TensorRT refuses it, or its tensors are not the manifest's.
         DenoiserError: If the GPU has no memory for it.
         ValueError: If no plan takes ``max_rows`` rows.
-        CudaError: If there is no driver, or no memory.
+        CudaError: If there is no memory.
     """
 
     out_of_memory_texts = _OUT_OF_MEMORY
     rule = "A plan that is captured must not wait for the device, allocate, or have shapes that depend on data"
 
-    def __init__(
-        self, bundle: Bundle, info: ModelInfo, max_rows: int, *, device: int = 0, library: Library | None = None
-    ) -> None:
-        self.context = cuda.open(device)
+    def __init__(self, plans: Plans, info: ModelInfo, max_rows: int) -> None:
+        self.context, bundle = plans.context, plans.bundle
         self._executions: dict[int, Execution] = {}
         self._scratch: cuda.DeviceBuffer | None = None
-        self._runtime = self._load(bundle, info, max_rows, library)
+        self._plan = plans.load(info, max_rows)
+        self._runtime = self._plan.runtime
         types = _types(bundle, info, self._runtime.tensors())
         self._row = {SAMPLE: info.shape, TIMESTEP: (), **{name: spec.shape for name, spec in info.cond.items()}}
         profiles = [rows for rows in self._runtime.rows(self._row) if rows]
@@ -63,29 +166,15 @@ class TensorRTNetwork(DriverNetwork):
             raise ValueError(f"max_rows must be {taken}, which the plan is for, got {max_rows}")
         self._taken_rows = [count for count in range(1, max_rows + 1) if any(count in rows for rows in profiles)]
         cond_storage = {name: types[name] for name in info.cond}
-        super().__init__(self.context, info, max_rows, storage=types[SAMPLE], cond_storage=cond_storage)
+        super().__init__(
+            plans.context, info, max_rows, stream=plans.stream, storage=types[SAMPLE], cond_storage=cond_storage
+        )
 
     def __del__(self) -> None:
-        """TensorRT's objects are freed before the stream, in the GPU's context."""
-        if hasattr(self, "_runtime"):
+        """TensorRT's contexts are freed before its engine and the stream, in the GPU's context."""
+        if hasattr(self, "_executions"):
             with suppress(cuda.CudaError), cuda.Current(self.context):
                 self._drop()
-                self._runtime.close()
-
-    def _load(self, bundle: Bundle, info: ModelInfo, max_rows: int, library: Library | None) -> Runtime:
-        try:
-            gpu = target_of(self.context.name, self.context.compute_capability)
-            plan, library = plan_on(bundle, DENOISER, gpu, shape=info.shape, rows=max_rows, library=library)
-            with cuda.Current(self.context):
-                return Runtime(plan, library)
-        except PlanError as error:
-            if is_out_of_memory(error, _OUT_OF_MEMORY):
-                raise DenoiserError(f"the GPU has no memory for the plan of {bundle.denoiser}: {error}") from error
-            rows = max(1, max_rows)
-            raise BundleError(
-                f"{bundle.path}: no plan of {DENOISER} runs on {self.context.name} ({error}): build one here, with"
-                f" 'stepfuse plan {bundle.path} --rows 1,{-(-rows // 2)},{rows}'"
-            ) from error
 
     def capture(
         self,
@@ -134,11 +223,11 @@ class TensorRTNetwork(DriverNetwork):
             execution.work_in(self._scratch.address, self._scratch.bytes)
 
     def _allocate_scratch(self, size: int) -> None:
-        """Allocates the shared memory, and gives it to all contexts that it suffices for."""
+        """Takes shared memory of that size, and gives it to all contexts that it suffices for."""
         assert not self.graphs, "a captured forward needs the memory that it was captured with"
         self.stream.synchronize()
         self._scratch = None
-        self._scratch = cuda.DeviceBuffer(self.context, max(1, size))
+        self._scratch = self._plan.scratch(size)
         for one in self._executions.values():
             self._give_scratch(one)
 

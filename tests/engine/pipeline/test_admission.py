@@ -24,7 +24,7 @@ def job(name, number, *, shape=SMALL, priority=0):
 
 
 def chosen(waiting, in_flight, *, most_running=2, most_shapes=2):
-    found = next_to_encode(waiting, in_flight, lambda shape: most_running, most_shapes)
+    found = next_to_encode(waiting, in_flight, lambda shape: most_running, lambda _, others: len(others) < most_shapes)
     return found and found.name
 
 

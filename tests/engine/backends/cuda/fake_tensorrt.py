@@ -173,6 +173,7 @@ class Trt:
         self.capturable, self.capturing = True, False
         self.fails = lambda rows: None
         self.stream = self.launch = None
+        self.most_engines, self._engines = 0, weakref.WeakSet()  # that are held at once
 
     def put_on(self, fake, patch):
         """Connects it with the recording driver's contexts and captures."""
@@ -206,7 +207,10 @@ class Trt:
         if self.refuses:
             self.logger.log(self.ILogger.ERROR, self.refuses)
             return None
-        return Engine(self)
+        engine = Engine(self)
+        self._engines.add(engine)
+        self.most_engines = max(self.most_engines, len(self._engines))
+        return engine
 
     def close(self):
         """Checks the rules once all is released, and drops the driver."""

@@ -19,7 +19,7 @@ from stepfuse._core import cuda
 from stepfuse.backends.cuda import loop as cuda_loop
 from stepfuse.backends.cuda import tensorrt as cuda_tensorrt
 from stepfuse.backends.cuda.bundle_network import OpenedNetwork
-from stepfuse.backends.cuda.tensorrt import TensorRTNetwork
+from stepfuse.backends.cuda.tensorrt import Plans
 from stepfuse.backends.cuda.trajectories import Trajectories
 from stepfuse.cli import app
 from stepfuse.errors import CaptureError
@@ -78,18 +78,22 @@ def made(fake, step_on, bundle, monkeypatch):
         for plan in plans:
             whole = keep(whole, **plan)
         given = library if library is None else Library(trt, library, VERSION)
-        network = TensorRTNetwork(whole, info or whole.info, max_rows, library=given)
-        labels = array_at(network.addresses["class_labels"], (max_rows,), np.int64)
+        plans = Plans(whole, library=given)
+        network = plans.network(info or whole.info, max_rows)
+        network.plans = plans
+        labels_of = {}  # by where samples are
 
         def predict(x, t):  # no method: the driver keeps it, and must not keep what is to be released
             shaped = x.reshape(len(x), *support.SHAPE)
-            return support.rowwise(shaped, t, {"class_labels": labels[: len(x)]}).reshape(x.shape)
+            labels = array_at(labels_of[x.ctypes.data], (len(x),), np.int64)
+            return support.rowwise(shaped, t, {"class_labels": labels}).reshape(x.shape)
 
         kernels, kernel = step_on(network.context, predict)
         stream = cuda.Stream.borrow(network.context, network.stream.address)
 
         def launch(rows, at):
             addresses = [at[name] for name in ("sample", "timestep", "prediction")]
+            labels_of[at["sample"]] = at["class_labels"]
             kernel.launch(stream, rows, forward_arguments(rows, support.ELEMENTS, *addresses))
 
         trt.launch, trt.stream = launch, network.stream.address
@@ -160,6 +164,40 @@ def test_all_row_counts_work_in_the_memory_of_the_largest(made):
     free = network.context.memory[0]
     network.capture((8, 4, 2))
     assert free - network.context.memory[0] == 8 * MIB
+
+
+@pytest.mark.parametrize("buckets", [(8, 4, 2), ()], ids=["captured", "eager"])
+def test_networks_of_one_plan_share_it_and_what_it_works_in(made, fake, buckets):
+    trt = Trt()
+    network, kernels = made(trt)
+    before = network.context.memory[0]
+    if buckets:
+        network.capture(buckets)
+    samples_are_the_engine_s(network, kernels, 3)
+    one = before - network.context.memory[0]
+    assert one >= 8 * MIB if buckets else one >= 6 * MIB
+    other = network.plans.network(network.info, 4)
+    if buckets:
+        other.capture((4, 2))
+    for each in (other, network):
+        samples_are_the_engine_s(each, kernels, 1, 3)
+    assert trt.plans == [b"a plan"]
+    assert before - network.context.memory[0] - one < MIB
+    assert other.stream.address == network.stream.address
+
+
+def test_one_plan_is_loaded_at_a_time(made):
+    trt = Trt()
+    plans = [{"data": b"square", "sizes": ((5, 4),) * 3}, {"data": b"other", "sizes": ((8, 8),) * 3}]
+    network, _ = made(trt, plans=plans)
+    own, wide = network.info, network.info.resized((1, 8, 8))
+    opened = network.plans
+    assert opened.weights(own, 8) == opened.weights(own, 4) != opened.weights(wide, 8)
+    del network
+    trt.rows_of = {"sample": (1, 8, 8)}
+    trt.tensors = {**trt.tensors, **dict.fromkeys(("sample", "prediction"), ("FLOAT", (-1, 1, -1, -1)))}
+    opened.network(wide, 8)
+    assert (trt.plans, trt.most_engines) == ([b"square", b"other"], 1)
 
 
 def test_a_budget_gives_up_the_largest_and_their_memory(made, caplog):
