@@ -1,6 +1,8 @@
 // The stress test on the recording driver, whose device does nothing before the host waits for it, in some rounds, and
 // whose calls fail, in some. What the kernels do, by their documented headers, is csrc/core's own arithmetic.
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <map>
@@ -8,6 +10,7 @@
 #include <optional>
 #include <sstream>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -259,7 +262,7 @@ struct Rig {
         tag(zeros(sizeof(Tag))),
         prediction(zeros(static_cast<std::size_t>(spec.elements) * sizeof(float))) {
     fake.kernels(&run_kernel);
-    std::string image = "network 1\n";
+    std::string image = "network 1\nbeside 1\n";
     for (const auto& [name, signature] : kKernels)
       image += name + " " + std::to_string(signature.arguments.size()) + "\n";
     module = std::make_shared<Module>(context, image);
@@ -369,7 +372,73 @@ class DeviceNetwork final : public Network {
   const Fake& fake_;
   std::map<int, std::shared_ptr<const Graph>> graphs_;
   std::optional<GraphDenoiser> captured_;
-  std::uint64_t rows_of_kernels_ = 0, rows_launched_ = 0;
+  std::atomic<std::uint64_t> rows_of_kernels_{0};  // which any thread may run that waits for the device
+  std::uint64_t rows_launched_ = 0;
+};
+
+// Another network on the same stream, as that of another size: a thread of its own that captures, copies and waits, and
+// in its turn launches two kernels that nothing may come between.
+class Beside {
+ public:
+  Beside(const Rig& rig, bool calls_fail, std::uint64_t seed)
+      : rig_(rig), calls_fail_(calls_fail), random_(seed), own_(rig.context, sizeof(int)), event_(rig.context) {
+    between = false;
+    thread_ = std::thread([this] { run(); });
+  }
+  ~Beside() {
+    stop_ = true;
+    thread_.join();
+  }
+
+  static void compute(bool second) {
+    require(between == second, "a launch came between two of one turn");
+    between = !second;
+  }
+  static inline bool between = false;  // the first has run and the second has not
+
+ private:
+  void run() {
+    while (!stop_) {
+      try {
+        use();
+      } catch (const CudaError&) {
+        require(calls_fail_, "a call failed that should not");
+      }
+      std::this_thread::sleep_for(std::chrono::microseconds(random_.from(0, 100)));
+    }
+  }
+
+  void use() {
+    static constexpr int kValue = 1;
+    const int what = random_.from(0, 3);
+    if (what == 0) {
+      Capture capture(rig_.stream);
+      put(0);
+      capture.end();
+    } else if (what == 1 && !calls_fail_) {
+      const Stream::Turn turn(rig_.stream);
+      put(0);
+      put(1);
+    } else if (what == 2) {
+      own_.upload(rig_.stream, &kValue, sizeof kValue);
+      rig_.stream.record(event_);
+      event_.synchronize();
+    } else {
+      rig_.stream.synchronize();
+    }
+  }
+
+  void put(std::uint64_t second) const {
+    launch(rig_.stream, {rig_.module->function("beside"), {1, 1, 1}, {32, 1, 1}, 0, {second}});
+  }
+
+  const Rig& rig_;
+  const bool calls_fail_;
+  Random random_;
+  DeviceBuffer own_;
+  cuda::Event event_;
+  std::atomic<bool> stop_{false};
+  std::thread thread_;
 };
 
 void run_kernel(const char* name, void** params, const unsigned* shape) {
@@ -383,6 +452,8 @@ void run_kernel(const char* name, void** params, const unsigned* shape) {
                                                    {"thresholded_rows", thresholded_rows},
                                                    {"keep_known", keep_known},
                                                    {"renormed_predictions", renormed_predictions}};
+  if (!std::strcmp(name, "beside")) return Beside::compute(*static_cast<const std::uint64_t*>(params[0]));
+  require(!Beside::between, "a launch came between two of one turn");
   if (!std::strcmp(name, "network")) return network_here->compute(*static_cast<const int*>(params[0]));
   const KernelSignature& signature = kKernels.at(name);
   const Given given(signature, params);
@@ -398,8 +469,10 @@ class DeviceBackend final : public StressBackend {
     rig_.emplace(spec, fake_);
     network_.emplace(*rig_, fake_, padded, random.bits());
     fake_.late(random.one_in(2));
+    if (random.one_in(2)) beside_.emplace(*rig_, network_->fails_at_random, random.bits());
   }
   ~DeviceBackend() override {
+    beside_.reset();
     network_.reset();
     rig_.reset();
     require(!*fake_.text(1), fake_.text(1));
@@ -415,6 +488,7 @@ class DeviceBackend final : public StressBackend {
   const Fake fake_{kDriver};
   std::optional<Rig> rig_;
   std::optional<DeviceNetwork> network_;
+  std::optional<Beside> beside_;
 };
 
 }  // namespace
