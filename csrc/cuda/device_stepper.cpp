@@ -64,6 +64,7 @@ DeviceStepper::DeviceStepper(const Stream& stream, ModelSpec spec, DeviceRows ro
       program_(std::move(program)),
       row_contents_(spec_.max_rows),
       memory_(stream_, spec_, SlotMemory::Use::Loop),
+      copies_(context_),
       pieces_(stream_, program_, std::move(forwards)),
       zeros_(context_, state_bytes_),
       flights_{Flight(context_), Flight(context_), Flight(context_)} {
@@ -77,13 +78,14 @@ DeviceStepper::DeviceStepper(const Stream& stream, ModelSpec spec, DeviceRows ro
 }
 
 std::size_t DeviceStepper::bytes(int slots, std::int64_t elements) {
-  return SlotMemory::bytes(slots, elements) + frame_bytes(slots, false);
+  return SlotMemory::bytes(slots, elements) + (1 + kFlights) * frame_bytes(slots, false);
 }
 
 // What is enqueued reads pinned memory and writes slots.
 DeviceStepper::~DeviceStepper() {
   const Stream::Turn turn(stream_);
-  context_->quietly([this](const Driver& driver) { return driver.cuStreamSynchronize.result(stream_.get()); });
+  for (const Stream* one : {&copies_, &stream_})
+    context_->quietly([one](const Driver& driver) { return driver.cuStreamSynchronize.result(one->get()); });
 }
 
 // Rolls back a partly enqueued iteration: its rows are filled again, and no sample counts as stepped.
@@ -91,6 +93,7 @@ void DeviceStepper::roll_back() {
   row_contents_.invalidate();
   flight().stepped.clear();
   downloads_.clear();
+  behind_ = true;
 }
 
 void DeviceStepper::begin(Sample& sample) {
@@ -154,7 +157,9 @@ void DeviceStepper::stage(const Iteration& iteration, int rows) {
   StepArguments arguments = memory_.arguments(rows_.forward, false);
   arguments.set(StepArgument::prediction, zeros_.get());
   arguments.set(StepArgument::prediction_rows, 1);
-  for (const Launch& one : prepare(frames, arguments)) launch(stream_, one);
+  const void* pinned = pinned_copy(frames);
+  staging_->upload(stream_, pinned, frames.words.size() * sizeof(std::uint32_t));
+  for (const Launch& one : launches(frames, arguments, *staging_)) launch(stream_, one);
 }
 
 // A piece is built here, since no lock is held and the device is busy with what is enqueued.
@@ -245,14 +250,15 @@ void DeviceStepper::step(const Iteration& iteration, const Iteration& next) {
     if (request.x0) downloads_.push_back({memory_.x0(), offset, now.pinned.take(state_bytes_), request.x0});
   }
   std::int32_t* flags = take_flags(frames);
-  std::vector<Launch> launches;
+  std::vector<Launch> of_step;
   if (piece) {
     piece->load(stream_, frames, now.pinned.take(piece->plan().host_bytes));
   } else if (!now.stepped.empty()) {
     claim_next(iteration, next);
     StepArguments arguments = memory_.arguments(rows_.forward, key.previews);
     arguments.set(StepArgument::nonfinite, reinterpret_cast<CUdeviceptr>(flags));
-    launches = prepare(frames, arguments);
+    copy(frames);
+    of_step = launches(frames, arguments, *now.frame);
   }
   staged_ = false;
   try {
@@ -261,7 +267,7 @@ void DeviceStepper::step(const Iteration& iteration, const Iteration& next) {
       claim_next(iteration, next);
       piece->download_flags(stream_, flags);
     }
-    for (const Launch& one : launches) launch(stream_, one);
+    for (const Launch& one : of_step) launch(stream_, one);
     for (const Download& one : downloads_) one.from->download(stream_, one.pinned, state_bytes_, one.offset);
     end_flight();
   } catch (...) {
@@ -329,26 +335,39 @@ PlanEntry DeviceStepper::claim(const Sample& sample, int step, const PlanEntry& 
 
 void DeviceStepper::reserve(int slots) {
   memory_.reserve(slots);
-  reserve_frame(false);
+  const std::size_t bytes = frame_bytes(memory_.capacity(), false);
+  cuda::reserve(staging_, stream_, bytes);
+  for (Flight& one : flights_) cuda::reserve(one.frame, stream_, bytes);
 }
 
-void DeviceStepper::reserve_frame(bool second) {
-  cuda::reserve(frame_, stream_, frame_bytes(memory_.capacity(), second));
-}
-
-// Copies the frame to the device, and returns the launches of its step.
-std::vector<Launch> DeviceStepper::prepare(const Frames& frames, StepArguments arguments) {
+void* DeviceStepper::pinned_copy(const Frames& frames) {
   const std::size_t bytes = frames.words.size() * sizeof(std::uint32_t);
-  void* pinned = flight().pinned.take(bytes);
-  std::memcpy(pinned, frames.words.data(), bytes);
-  reserve_frame(frames.needs.second);
-  frame_->upload(stream_, pinned, bytes);
+  return std::memcpy(flight().pinned.take(bytes), frames.words.data(), bytes);
+}
+
+// Copies the step's frame to the device, beside the forward. The flight's memory for it is free: the host has waited
+// for the step that read it, unless an iteration was rolled back.
+void DeviceStepper::copy(const Frames& frames) {
+  Flight& now = flight();
+  const void* pinned = pinned_copy(frames);
+  if (std::exchange(behind_, false)) {
+    stream_.record(now.copied);
+    copies_.wait(now.copied);
+  }
+  cuda::reserve(now.frame, copies_, frame_bytes(memory_.capacity(), frames.needs.second));
+  now.frame->upload(copies_, pinned, frames.words.size() * sizeof(std::uint32_t));
+  copies_.record(now.copied);
+  stream_.wait(now.copied);
+}
+
+// What a step launches, which reads the frame that was copied there.
+std::vector<Launch> DeviceStepper::launches(const Frames& frames, StepArguments arguments, const DeviceBuffer& frame) {
   if (const std::size_t scratch = program_.scratch_bytes(memory_.capacity(), spec_.elements, frames.needs)) {
     memory_.reserve_scratch(scratch);
     for (const StepArgument one : {StepArgument::sums, StepArgument::counts})
       arguments.set(one, memory_.scratch()->get());
   }
-  return program_.launches(frames.slots, frames.needs, arguments, frame_->get());
+  return program_.launches(frames.slots, frames.needs, arguments, frame.get());
 }
 
 // Flags of the current flight, one a step and slot, of what is not finite. They are pinned memory, which the device

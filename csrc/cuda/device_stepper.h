@@ -76,10 +76,11 @@ class DeviceStepper final : public Stepper {
 
   // What the device is given for an iteration, and what it returns.
   struct Flight {
-    explicit Flight(const ContextPtr& context) : pinned(context), passed(context) {}
+    explicit Flight(const ContextPtr& context) : pinned(context), copied(context), passed(context) {}
 
     PinnedArena pinned;
-    Event passed;
+    std::unique_ptr<DeviceBuffer> frame;  // of its step
+    Event copied, passed;
     bool enqueued = false;
     std::vector<Stepped> stepped;
     const std::int32_t* nonfinite = nullptr;
@@ -102,13 +103,14 @@ class DeviceStepper final : public Stepper {
   void blank(int row);
   PlanEntry claim(const Sample& sample, int step, const PlanEntry& rows);
   void reserve(int slots);
-  void reserve_frame(bool second);
   void fill(Sample& sample, int slot);
   Pieces::Key key_of(const Iteration& iteration, int steps) const;
   void put(Frame& frame, const Sample& sample, int ahead, const PlanEntry& entry, const PlanEntry* to);
   Frames frames_of(const Iteration& iteration, const Iteration& next, const Pieces::Key& key);
   void claim_next(const Iteration& iteration, const Iteration& next);
-  std::vector<Launch> prepare(const Frames& frames, StepArguments arguments);
+  void* pinned_copy(const Frames& frames);
+  void copy(const Frames& frames);
+  std::vector<Launch> launches(const Frames& frames, StepArguments arguments, const DeviceBuffer& frame);
   std::int32_t* take_flags(const Frames& frames);
   void end_flight();
   void await(Flight& flight);
@@ -124,7 +126,10 @@ class DeviceStepper final : public Stepper {
   Slots slots_;
   std::vector<Sample*> samples_;  // a slot each
   SlotMemory memory_;
-  std::unique_ptr<DeviceBuffer> frame_;  // of the launch that comes next
+  std::unique_ptr<DeviceBuffer> staging_;  // the frame of what fills rows before a forward
+  // Frames of steps are copied on a stream of their own, while the device runs the forward before the step.
+  Stream copies_;
+  bool behind_ = false;  // a frame that is used anew may still be read
   Pieces pieces_;
   Trajectory* piece_ = nullptr;  // of the iteration, if that is several steps
   Pieces::Key piece_key_{};

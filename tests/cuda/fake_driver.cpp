@@ -52,6 +52,15 @@ struct Fault {
   CUresult code;
 };
 
+// What is enqueued on a stream: work, the record of an event, or that the stream waits for one.
+struct Enqueued {
+  CUstream stream;
+  std::function<void()> work;
+  CUevent records = nullptr;
+  std::shared_ptr<Enqueued> awaits = nullptr;  // the record that is waited for
+  bool done = false;
+};
+
 // Everything that a test may set or read; cleared by fake_reset.
 struct World {
   int version = 13000;
@@ -66,8 +75,9 @@ struct World {
   std::ostringstream log, violations;
   int calls = 0, ids = 0;
   double clock = 0;  // the device's, in milliseconds: kernels take as long as a test says
-  bool late = false, unified = false;
-  std::deque<std::pair<CUevent, std::function<void()>>> pending;  // enqueued work, and recorded events
+  int late = 0;  // 0: work is done at once; 1: when the host waits, other streams last; 2: then, other streams first
+  bool unified = false;
+  std::deque<std::shared_ptr<Enqueued>> pending;
   Fault fault{-1, CUDA_SUCCESS};
 };
 
@@ -290,27 +300,60 @@ void run(CUgraph graph) {
 }
 
 // Enqueues work: done at once, or when the host waits.
-void soon(std::function<void()> work, CUevent event = nullptr) {
+void soon(CUstream stream, std::function<void()> work, CUevent records = nullptr) {
   if (!world->late) return work();
-  world->pending.emplace_back(event, std::move(work));
+  world->pending.push_back(std::make_shared<Enqueued>(Enqueued{stream, std::move(work), records}));
 }
 
-// Does what is pending, up to an event's last record; null: all.
-void catch_up(CUevent event = nullptr) {
-  const auto is_it = [&](const auto& one) { return one.first == event; };
+// The last record of an event that is pending; null: it is done, or there is none.
+std::shared_ptr<Enqueued> record_of(CUevent event) {
+  const auto is_it = [&](const auto& one) { return one->records == event; };
   const auto last = std::find_if(world->pending.rbegin(), world->pending.rend(), is_it);
-  std::ptrdiff_t left = event ? world->pending.rend() - last : static_cast<std::ptrdiff_t>(world->pending.size());
-  for (; left > 0; --left) {
-    const auto work = std::move(world->pending.front().second);
-    world->pending.pop_front();
-    work();
+  return last == world->pending.rend() ? nullptr : *last;
+}
+
+void run(std::shared_ptr<Enqueued> one) {
+  world->pending.erase(std::find(world->pending.begin(), world->pending.end(), one));
+  one->done = true;
+  one->work();
+}
+
+// Does all that streams but this one have, up to where they wait for others.
+void run_ahead_of(CUstream stream) {
+  std::set<CUstream> waiting{stream};
+  const auto goes_on = [&](const auto& one) {
+    if (one->awaits && !one->awaits->done) waiting.insert(one->stream);
+    return !waiting.count(one->stream);
+  };
+  while (true) {
+    const auto next = std::find_if(world->pending.begin(), world->pending.end(), goes_on);
+    if (next == world->pending.end()) return;
+    run(*next);
+    waiting = {stream};
   }
+}
+
+// Does what its stream has up to there, and of other streams what that waits for; no more, or all that they can.
+void run_to(std::shared_ptr<Enqueued> last) {
+  while (!last->done) {
+    if (world->late == 2) run_ahead_of(last->stream);
+    if (last->done) return;
+    const auto of_stream = [&](const auto& one) { return one->stream == last->stream; };
+    const auto first = *std::find_if(world->pending.begin(), world->pending.end(), of_stream);
+    if (first->awaits) run_to(first->awaits);
+    if (!first->done) run(first);
+  }
+}
+
+// Does all that is pending, of the stream used last first.
+void catch_up() {
+  while (!world->pending.empty()) run_to(world->pending.back());
 }
 
 // Enqueues a kernel or a copy: done, or while capturing recorded after the stream's last node.
 void put(CUstream stream, Node node) {
   if (!stream->capturing)
-    return soon([node = std::move(node)] {
+    return soon(stream, [node = std::move(node)] {
       if (node.kind == Node::Kernel) run_kernel(node);
       if (node.kind == Node::Copy) std::memcpy(node.copy.to, node.copy.from, node.copy.bytes);
     });
@@ -417,7 +460,7 @@ void fake_spend(double seconds) {
 void fake_late(int late) {
   const OneAtATime call;
   catch_up();
-  world->late = late != 0;
+  world->late = late;
 }
 int fake_calls() {
   const OneAtATime call;
@@ -594,15 +637,22 @@ CUresult cuStreamSynchronize(CUstream stream) {
   if (const CUresult code = enter_context("cuStreamSynchronize")) return code;
   use(stream);
   if (!stream->capturing) {
-    catch_up();
+    const auto of_stream = [&](const auto& one) { return one->stream == stream; };
+    const auto last = std::find_if(world->pending.rbegin(), world->pending.rend(), of_stream);
+    if (last != world->pending.rend()) run_to(*last);
     return CUDA_SUCCESS;
   }
   stream->invalid = true;
   return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
 }
-CUresult cuStreamWaitEvent(CUstream, CUevent, unsigned) {
+CUresult cuStreamWaitEvent(CUstream stream, CUevent event, unsigned) {
   const OneAtATime call;
-  return enter_context("cuStreamWaitEvent");
+  if (const CUresult code = enter_context("cuStreamWaitEvent")) return code;
+  use(stream);
+  alive(event, "event");
+  if (const auto record = record_of(event))
+    world->pending.push_back(std::make_shared<Enqueued>(Enqueued{stream, [] {}, nullptr, record}));
+  return CUDA_SUCCESS;
 }
 CUresult cuStreamBeginCapture_v2(CUstream stream, CUstreamCaptureMode mode) {
   const OneAtATime call;
@@ -646,20 +696,18 @@ CUresult cuEventRecord(CUevent event, CUstream stream) {
   const OneAtATime call;
   alive(event, "event");
   use(stream);
-  soon([at = event->at] { *at = world->clock; }, event);
+  soon(stream, [at = event->at] { *at = world->clock; }, event);
   return enter_context("cuEventRecord");
 }
 CUresult cuEventQuery(CUevent event) {
   const OneAtATime call;
   if (const CUresult code = enter_context("cuEventQuery")) return code;
-  const bool pending = std::any_of(world->pending.begin(), world->pending.end(),
-                                   [event](const auto& one) { return one.first == event; });
-  return pending ? CUDA_ERROR_NOT_READY : CUDA_SUCCESS;
+  return record_of(event) ? CUDA_ERROR_NOT_READY : CUDA_SUCCESS;
 }
 CUresult cuEventSynchronize(CUevent event) {
   const OneAtATime call;
   if (const CUresult code = enter_context("cuEventSynchronize")) return code;
-  catch_up(event);
+  if (const auto record = record_of(event)) run_to(record);
   return CUDA_SUCCESS;
 }
 CUresult cuEventElapsedTime(float* milliseconds, CUevent start, CUevent end) {
@@ -846,7 +894,7 @@ CUresult cuGraphLaunch(CUgraphExec exec, CUstream stream) {
   if (const CUresult code = enter_context("cuGraphLaunch")) return code;
   if (!alive(exec, "executable graph") || !alive(stream, "stream")) return CUDA_ERROR_NOT_FOUND;
   use(stream);
-  soon([exec] {
+  soon(stream, [exec] {
     if (!alive(exec, "executable graph")) return;
     for (auto& [handle, value] : world->conditions) value = 0;
     run(exec->graph);

@@ -468,7 +468,7 @@ class DeviceBackend final : public StressBackend {
     fake_.reset();
     rig_.emplace(spec, fake_);
     network_.emplace(*rig_, fake_, padded, random.bits());
-    fake_.late(random.one_in(2));
+    fake_.late(random.from(0, 2));
     if (random.one_in(2)) beside_.emplace(*rig_, network_->fails_at_random, random.bits());
   }
   ~DeviceBackend() override {

@@ -191,8 +191,9 @@ def test_the_host_is_an_iteration_ahead_and_waits_for_nothing_else(made, fake):
     # Each wait is for the iteration before the last; the result waits for the two that are enqueued.
     assert len(waits) <= 3
     between = names[launches[1] : launches[2]]
-    step = {"cuMemcpyHtoDAsync", "cuLaunchKernel", "cuEventRecord"}  # what is not finite comes back by itself
-    assert sorted(between) == sorted({"cuGraphLaunch", "cuEventSynchronize", *step})
+    frame = ["cuMemcpyHtoDAsync", "cuEventRecord", "cuStreamWaitEvent"]  # copied beside the forward
+    step = ["cuLaunchKernel", "cuEventRecord"]  # what is not finite comes back by itself
+    assert [name for name in between if name != "cuEventSynchronize"] == ["cuGraphLaunch", *frame, *step]
 
 
 def test_cancelled_requests_leave_and_their_slots_are_free(made):
