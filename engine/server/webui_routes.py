@@ -18,7 +18,7 @@ from stepfuse.server.answers import Served, followed
 from stepfuse.server.drawing import ClientGoneError, unless_gone
 from stepfuse.server.encoding import as_base64, picture_file
 from stepfuse.server.errors import api_error, of_one_replica
-from stepfuse.server.given_images import from_base64, given_image
+from stepfuse.server.given_images import from_base64, given_image, repainted
 from stepfuse.server.limits import Limits
 from stepfuse.server.models import ServedModel
 from stepfuse.server.requests import model_of, requests_of
@@ -96,7 +96,7 @@ def _given(body: Img2Img, limits: Limits) -> Mapping[str, Any]:
     image = given_image("init_images", from_base64("init_images", body.init_images[0]), limits)
     mask = None
     if body.mask is not None:
-        mask = given_image("mask", from_base64("mask", body.mask), limits).convert("L")
+        mask = repainted(given_image("mask", from_base64("mask", body.mask), limits), where_opaque=True)
         mask = ImageOps.invert(mask) if body.inpainting_mask_invert else mask
     return {"image": image, "mask": mask, "strength": body.denoising_strength}
 

@@ -208,6 +208,9 @@ class Img2Img(Txt2Img):
     """Body of ``POST /sdapi/v1/img2img``."""
 
     init_images: list[str] = Field(min_length=1, max_length=1, description="One picture in base64.")
-    mask: str | None = Field(default=None, description="White where the picture is drawn anew, in base64.")
+    mask: str | None = Field(
+        default=None,
+        description="In base64; white where the picture is drawn anew or, if any of it is transparent, opaque there.",
+    )
     inpainting_mask_invert: int = Field(default=0, ge=0, le=1, description="1: white is kept.")
     denoising_strength: float = Field(default=0.75, gt=0, le=1, description="Share of the steps left to the image.")

@@ -56,8 +56,8 @@ def draw(service, route="txt2img", **fields):
     return service.ask("POST", f"/sdapi/v1/{route}", {"prompt": "bag", "steps": 3, **fields})
 
 
-def encoded(levels):
-    return base64.b64encode(png(levels)).decode()
+def encoded(levels, *options):
+    return base64.b64encode(png(levels, *options)).decode()
 
 
 @pytest.mark.parametrize(
@@ -103,6 +103,29 @@ def test_an_image_is_begun_with(service, engine, invert):
     [expected] = engine.sample(1, cond="bag", steps=3, seed=2, image=image, mask=known, strength=0.7)
     np.testing.assert_array_equal(levels_of(answer["images"][0]), as_levels(expected))
     assert "init_images" not in answer["parameters"]
+
+
+SOFT = np.where(np.arange(28) < 14, 255, 64) * np.ones((28, 1), int)
+
+
+@pytest.mark.parametrize(
+    ("levels", "options"),
+    [
+        (SOFT * 257, [np.uint16]),
+        (np.dstack([SOFT] * 3 + [np.full((28, 28), 255)]), []),  # a canvas, opaque
+        (np.dstack([np.full((28, 28, 3), 255), SOFT]), []),  # white strokes on a transparent one
+        (np.dstack([np.zeros((28, 28)), SOFT]), []),
+    ],
+)
+@pytest.mark.parametrize("invert", [0, 1])
+def test_a_mask_is_white_or_opaque_where_the_image_is_drawn_anew(service, levels, options, invert):
+    image = encoded(np.random.default_rng(0).integers(0, 256, (28, 28)))
+
+    def drawn(mask):
+        fields = {"init_images": [image], "mask": mask, "inpainting_mask_invert": invert, "seed": 2}
+        return levels_of(draw(service, "img2img", **fields).json["images"][0])
+
+    np.testing.assert_array_equal(drawn(encoded(levels, *options)), drawn(encoded(SOFT)))
 
 
 def test_what_there_is(service, engine, pipe):
