@@ -24,7 +24,7 @@ from stepfuse.server.models import ServedModel
 from stepfuse.server.requests import model_of, requests_of
 from stepfuse.server.schema import Asked, Failure
 from stepfuse.server.webui_progress import Jobs
-from stepfuse.server.webui_schema import Img2Img, Txt2Img
+from stepfuse.server.webui_schema import SCHEDULERS, Img2Img, Txt2Img
 
 IMG2IMG, TXT2IMG = "/sdapi/v1/img2img", "/sdapi/v1/txt2img"
 
@@ -49,6 +49,10 @@ def webui_routes(served: Served) -> APIRouter:
     async def samplers() -> list[dict[str, Any]]:
         names = list(dict.fromkeys(name for model in served.models for name in model.samplers))
         return [{"name": WEBUI_NAMES.get(name, name), "aliases": [name], "options": {}} for name in names]
+
+    @routes.get("/schedulers", summary="Names of noise levels")
+    async def schedulers() -> list[dict[str, Any]]:
+        return [{"name": name.lower(), "label": name, "aliases": None} for name in SCHEDULERS]
 
     @routes.get("/sd-models", summary="What is served")
     async def models() -> list[dict[str, Any]]:
