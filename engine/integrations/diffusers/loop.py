@@ -135,7 +135,8 @@ class DenoisingLoop:
             if table.uses_history:
                 raise ValueError(
                     f"guidance and prompts must stay as they are during a run of {type(self._scheduler).__name__},"
-                    " whose steps build on the steps before: change them in callback_on_step_end, or call pipe.original"
+                    " whose steps build on the steps before: name prompt_embeds in callback_on_step_end_tensor_inputs,"
+                    " which leaves guidance to the pipeline, take another scheduler, or call pipe.original"
                 )
             self._batches[-1].stop()
         assert self._row is not None

@@ -321,15 +321,18 @@ def test_changes_by_a_callback_take_effect_where_steps_have_a_history(name, chan
     same(pipe, **arguments("StableDiffusionPipeline", output_type="latent"), **callback)
 
 
-def test_guidance_may_not_change_otherwise_where_steps_have_a_history(pipelines):
+def test_guidance_may_not_change_unannounced_where_steps_have_a_history(pipelines):
     compiled = compile(pipelines("StableDiffusionPipeline", scheduler("DPMSolverMultistepScheduler", **STABLE)))
     with pytest.raises(ValueError, match="guidance and prompts must stay as they are during a run of DPMSolver"):
-        generate(
-            compiled,
-            **arguments("StableDiffusionPipeline"),
-            callback=lambda step, timestep, latents: less_guided(compiled, step, {}),
-            callback_steps=1,
-        )
+        generate(compiled, **arguments("StableDiffusionPipeline", callback_on_step_end=record([], less_guided)))
+
+
+def test_callbacks_of_diffusers_end_the_guidance_where_steps_have_a_history(pipelines):
+    pipe = pipelines("StableDiffusionPipeline", scheduler("PNDMScheduler", **STABLE))
+    given = arguments("StableDiffusionPipeline", prompt="a red cat", negative_prompt=None)  # it takes one prompt
+    cutoff = diffusers.callbacks.SDCFGCutoffCallback(cutoff_step_ratio=None, cutoff_step_index=2)
+    changed = same(pipe, **given, callback_on_step_end=cutoff)
+    assert distance(changed, generate(pipe, **given)) > 100 * tolerances.COMPILED
 
 
 @pytest.mark.parametrize(
