@@ -115,10 +115,10 @@ def as_levels(samples, data_range=(-1.0, 1.0)):
     return levels[0] if len(levels) == 1 else levels.transpose(1, 2, 0)
 
 
-def png(levels):
-    """The file of a picture of 8-bit values: (H, W), (H, W, 3) or (H, W, 4)."""
+def png(levels, dtype=np.uint8, **options):
+    """The file of a picture of 8-bit values, (H, W), (H, W, 2), (H, W, 3) or (H, W, 4), or of 16-bit ones, (H, W)."""
     file = io.BytesIO()
-    Image.fromarray(np.asarray(levels, dtype=np.uint8)).save(file, format="PNG")
+    Image.fromarray(np.asarray(levels, dtype=dtype)).save(file, format="PNG", **options)
     return file.getvalue()
 
 

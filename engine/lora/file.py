@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,11 @@ class Pair:
         """(out, in) of a matrix and of a 1 x 1 convolution, (out, in, height, width) of others."""
         kernel = self.down.shape[2:]
         return (len(self.up), self.down.shape[1], *(() if math.prod(kernel) == 1 else kernel))
+
+    def split(self, sizes: Sequence[int]) -> list[Pair]:
+        """The changes of several weights whose rows, of these numbers, follow each other in this one."""
+        ends = list(itertools.accumulate(sizes))
+        return [replace(self, up=self.up[end - size : end]) for size, end in zip(sizes, ends, strict=True)]
 
     def delta(self, scale: float) -> npt.NDArray[np.float32]:
         """The change, times ``scale``, as a matrix (out, in * height * width) in float32."""

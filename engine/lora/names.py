@@ -8,7 +8,7 @@ dots is ambiguous.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 DENOISER_PART = "denoiser"
 TEXT_PARTS = ("text_encoder", "text_encoder_2", "text_encoder_3")
@@ -48,6 +48,32 @@ _RESNET = {
     "conv2": "out_layers.3",
     "conv_shortcut": "skip_connection",
 }
+#: A Flux transformer's blocks: what its first code calls them, and modules in them.
+_FLUX_BLOCKS: Mapping[str, tuple[str, Mapping[str, str]]] = {
+    "transformer_blocks": (
+        "double_blocks",
+        {
+            "norm1.linear": "img_mod.lin",
+            "norm1_context.linear": "txt_mod.lin",
+            "attn.to_out.0": "img_attn.proj",
+            "attn.to_add_out": "txt_attn.proj",
+            "ff.net.0.proj": "img_mlp.0",
+            "ff.net.2": "img_mlp.2",
+            "ff_context.net.0.proj": "txt_mlp.0",
+            "ff_context.net.2": "txt_mlp.2",
+        },
+    ),
+    "single_transformer_blocks": ("single_blocks", {"norm.linear": "modulation.lin", "proj_out": "linear2"}),
+}
+#: Modules of its first code that are several in diffusers, the rows of one after those of the other.
+_FLUX_FUSED: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "transformer_blocks": {
+        "img_attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
+        "txt_attn.qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+    },
+    "single_transformer_blocks": {"linear1": ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")},
+}
+_FLUX_BLOCK = re.compile(r"(transformer_blocks|single_transformer_blocks)\.(\d+)\.(.+)")
 _BLOCK = re.compile(r"(down_blocks|up_blocks)\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)")
 _MIDDLE = re.compile(r"mid_block\.(resnets|attentions)\.(\d+)\.(.+)")
 
@@ -77,8 +103,25 @@ def flat(module: str) -> str:
 def names_of_denoiser(modules: Iterable[str]) -> dict[str, str]:
     """The module of a denoiser by each of its names, flat."""
     known = list(modules)
-    found = {flat(old): module for module in known if (old := _original_name(module, known))}
+    is_flux = _is_flux(known)
+    found = {}
+    for module in known:
+        if old := _flux_name(module) if is_flux else _original_name(module, known):
+            found[flat(old)] = module
     return found | {flat(module): module for module in known}
+
+
+def fused_modules(modules: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """The modules of a denoiser that are one in its first code, in the order of its rows, by that one's name, flat."""
+    known = set(modules)
+    blocks = {(match[1], match[2]) for one in known if (match := _FLUX_BLOCK.fullmatch(one))} if _is_flux(known) else ()
+    found = {}
+    for kind, index in blocks:
+        for name, parts in _FLUX_FUSED[kind].items():
+            fused = tuple(f"{kind}.{index}.{part}" for part in parts)
+            if known.issuperset(fused):
+                found[flat(f"{_FLUX_BLOCKS[kind][0]}.{index}.{name}")] = fused
+    return found
 
 
 def names_of_text_encoder(modules: Iterable[str]) -> dict[str, str]:
@@ -118,3 +161,15 @@ def _layers(side: str, modules: list[str]) -> int:
     """Residual layers of a block of this side."""
     found = {match[1] for one in modules if (match := re.match(rf"{side}\.0\.resnets\.(\d+)\.", one))}
     return len(found)
+
+
+def _flux_name(module: str) -> str | None:
+    """A module of a Flux transformer as its first code named it; None if that has no such module by itself."""
+    if (match := _FLUX_BLOCK.fullmatch(module)) is None:
+        return None
+    blocks, names = _FLUX_BLOCKS[match[1]]
+    return f"{blocks}.{match[2]}.{names[match[3]]}" if match[3] in names else None
+
+
+def _is_flux(modules: Iterable[str]) -> bool:
+    return any(module.startswith("single_transformer_blocks.") for module in modules)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +159,7 @@ def levels_of(name: str, given: Any, width: int, height: int) -> Array:
         ValueError: As in ``from_pictures``.
         TypeError: Likewise.
     """
-    levels = _stacked(shown(name, given, "RGB"), width, height, Image.Resampling.LANCZOS)
+    levels = _stacked(shown(name, given, "RGB"), width, height, _scaled)
     array = np.asarray(given) if levels is None else levels
     array = array[None] if array.ndim == 3 else array
     if array.ndim != 4 or array.shape[1:] != (height, width, 3) or not len(array):
@@ -173,7 +174,7 @@ def from_masks(given: Any, width: int, height: int, cell: int = 1) -> Array:
 
     Args:
         given: A Pillow image or a list of them, which are scaled to the size, white where the picture is repainted;
-            or an array (H, W) or (m, H, W), 0 to 1.
+            one of black and white alone stays so. Or an array (H, W) or (m, H, W), 0 to 1.
         width: In pixels.
         height: In pixels.
         cell: Pixels a side of a cell, which one latent stands for.
@@ -185,7 +186,7 @@ def from_masks(given: Any, width: int, height: int, cell: int = 1) -> Array:
         ValueError: If an array has another shape, or a value is not between 0 and 1.
         TypeError: If an array is neither floating point nor of truth values.
     """
-    levels = _stacked(shown("mask", given, "L", opaque=True), width, height, Image.Resampling.NEAREST)
+    levels = _stacked(shown("mask", given, "L", opaque=True), width, height, _scaled_mask)
     array = np.asarray(given) if levels is None else levels
     array = array.astype(np.float32) if array.dtype == bool else array
     array = array[None] if array.ndim == 2 else array
@@ -203,13 +204,27 @@ def _levels_of_size(picture: Image.Image, name: str, shape: tuple[int, ...]) -> 
     return np.asarray(picture, dtype=np.float32) / np.float32(255)
 
 
-def _stacked(given: Any, width: int, height: int, filter: Image.Resampling) -> Array | None:
+def _stacked(
+    given: Any, width: int, height: int, scaled: Callable[[Image.Image, tuple[int, int]], Image.Image]
+) -> Array | None:
     """Pillow images as one array, 0 to 1; None if ``given`` holds anything else."""
     pictures = given if isinstance(given, list | tuple) else [given]
     if not pictures or not isinstance(pictures[0], Image.Image):
         return None
-    scaled = [one if one.size == (width, height) else one.resize((width, height), filter) for one in pictures]
-    return np.stack([np.asarray(one, dtype=np.float32) / 255 for one in scaled])
+    size = width, height
+    alike = [one if one.size == size else scaled(one, size) for one in pictures]
+    return np.stack([np.asarray(one, dtype=np.float32) / 255 for one in alike])
+
+
+def _scaled(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    return picture.resize(size, Image.Resampling.LANCZOS)
+
+
+def _scaled_mask(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """One of black and white alone is rounded after the scaling, as diffusers rounds all."""
+    scaled = _scaled(mask, size)
+    is_hard = not any(mask.histogram()[1:255])
+    return scaled.point(lambda level: 255 if level >= 128 else 0) if is_hard else scaled
 
 
 def _unit(name: str, array: npt.NDArray[Any]) -> Array:

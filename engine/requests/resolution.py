@@ -203,8 +203,7 @@ def compile_table(
         TypeError: If it does not have one of the options.
     """
     if sampler is None:
-        usual = "euler" if info.schedule.is_flow else "edm_euler" if info.schedule.is_edm else "ddim"
-        sampler = info.defaults.get("sampler", usual)
+        sampler = _default_sampler(info)
     if own := [table for table in info.tables.values() if table.sampler == sampler]:
         asked = {"steps": steps, "guidance_scale": guidance_scale, "eta": eta or None, **options}
         return in_its_passes(info, fitted_table(info, own, asked))
@@ -234,6 +233,17 @@ def compile_table(
         arguments["prediction_type"] = info.prediction_type
     table = _adapt(function(info.schedule, steps, guidance_scale=guidance_scale, **arguments), of_table)
     return in_its_passes(info, table)
+
+
+def takes_eta(info: ModelInfo, sampler: str | None) -> bool:
+    """Whether a sampler, None being the model's default, has an ``eta``."""
+    name = _default_sampler(info) if sampler is None else sampler
+    return name in SAMPLERS and "eta" in inspect.signature(SAMPLERS[name]).parameters
+
+
+def _default_sampler(info: ModelInfo) -> str:
+    usual = "euler" if info.schedule.is_flow else "edm_euler" if info.schedule.is_edm else "ddim"
+    return str(info.defaults.get("sampler", usual))
 
 
 def fitted_table(info: ModelInfo, tables: Sequence[StepTable], given: Mapping[str, Any]) -> StepTable:

@@ -9,6 +9,7 @@ import io
 from PIL import Image, ImageOps
 
 from stepfuse.display import NAME, brief, byte_size, printable
+from stepfuse.pipeline.shown_picture import as_shown
 from stepfuse.server.errors import ApiError
 from stepfuse.server.limits import Limits
 
@@ -44,14 +45,28 @@ def given_image(name: str, data: bytes, limits: Limits) -> Image.Image:
         raise ApiError(400, f"{name} must be a PNG, JPEG or WebP file, got {why}", param=name) from error
 
 
-def repainted(mask: Image.Image) -> Image.Image:
-    """A mask as the engine takes it, white where the picture is repainted.
+def repainted(mask: Image.Image, *, where_opaque: bool = False) -> Image.Image:
+    """A mask as the engine takes it, grey, white where the picture is repainted.
 
-    OpenAI's is transparent there, that of web interfaces white; one that has transparency is OpenAI's.
+    OpenAI's is transparent there, that of web interfaces opaque; one without a transparent pixel is white there.
+
+    Args:
+        mask: As ``given_image`` returns it.
+        where_opaque: Whether what is opaque is repainted of a mask that is transparent anywhere.
+
+    Raises:
+        ApiError: If ``as_shown`` refuses it.
     """
+    try:
+        grey = as_shown(mask, "L", "mask")
+    except ValueError as error:
+        raise ApiError(400, str(error), param="mask") from error
     if not mask.has_transparency_data:
-        return mask
-    return ImageOps.invert(mask.convert("RGBA").getchannel("A"))
+        return grey
+    alpha = mask.convert("RGBA").getchannel("A")
+    if alpha.getextrema() == (255, 255):
+        return grey
+    return alpha if where_opaque else ImageOps.invert(alpha)
 
 
 def from_base64(name: str, text: str) -> bytes:

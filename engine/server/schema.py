@@ -131,7 +131,7 @@ class Edit(Asked):
     image: bytes = Field(description="A PNG, JPEG or WebP file that the picture begins as.")
     mask: bytes | None = Field(
         default=None,
-        description="What is drawn anew: where it is transparent or, if it has no transparency, white.",
+        description="What is drawn anew: where it is transparent or, if no pixel is, white.",
     )
     strength: float | None = Field(
         default=None, gt=0, le=1, description="How much of the run is left to the image; 0.8, and 1 with a mask."

@@ -18,13 +18,13 @@ from stepfuse.server.answers import Served, followed
 from stepfuse.server.drawing import ClientGoneError, unless_gone
 from stepfuse.server.encoding import as_base64, picture_file
 from stepfuse.server.errors import api_error, of_one_replica
-from stepfuse.server.given_images import from_base64, given_image
+from stepfuse.server.given_images import from_base64, given_image, repainted
 from stepfuse.server.limits import Limits
 from stepfuse.server.models import ServedModel
 from stepfuse.server.requests import model_of, requests_of
 from stepfuse.server.schema import Asked, Failure
 from stepfuse.server.webui_progress import Jobs
-from stepfuse.server.webui_schema import Img2Img, Txt2Img
+from stepfuse.server.webui_schema import SCHEDULERS, Img2Img, Txt2Img
 
 IMG2IMG, TXT2IMG = "/sdapi/v1/img2img", "/sdapi/v1/txt2img"
 
@@ -49,6 +49,10 @@ def webui_routes(served: Served) -> APIRouter:
     async def samplers() -> list[dict[str, Any]]:
         names = list(dict.fromkeys(name for model in served.models for name in model.samplers))
         return [{"name": WEBUI_NAMES.get(name, name), "aliases": [name], "options": {}} for name in names]
+
+    @routes.get("/schedulers", summary="Names of noise levels")
+    async def schedulers() -> list[dict[str, Any]]:
+        return [{"name": name.lower(), "label": name, "aliases": None} for name in SCHEDULERS]
 
     @routes.get("/sd-models", summary="What is served")
     async def models() -> list[dict[str, Any]]:
@@ -96,7 +100,7 @@ def _given(body: Img2Img, limits: Limits) -> Mapping[str, Any]:
     image = given_image("init_images", from_base64("init_images", body.init_images[0]), limits)
     mask = None
     if body.mask is not None:
-        mask = given_image("mask", from_base64("mask", body.mask), limits).convert("L")
+        mask = repainted(given_image("mask", from_base64("mask", body.mask), limits), where_opaque=True)
         mask = ImageOps.invert(mask) if body.inpainting_mask_invert else mask
     return {"image": image, "mask": mask, "strength": body.denoising_strength}
 

@@ -10,27 +10,47 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
 from stepfuse.display import brief, listed
 from stepfuse.pipeline.webui_text import WEBUI_NAMES, sampler_of
+from stepfuse.requests.resolution import takes_eta
 from stepfuse.server.errors import ApiError
 from stepfuse.server.models import ServedModel
 from stepfuse.server.schema import Asked, Control, Generation
 
 #: Fields of theirs that clients send with the values that change nothing, and which those are.
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
-    **dict.fromkeys(("restore_faces", "tiling", "enable_hr", "save_images", "include_init_images"), (False,)),
+    **dict.fromkeys(
+        ("restore_faces", "tiling", "enable_hr", "include_init_images", "disable_extra_networks"), (False,)
+    ),
     **dict.fromkeys(("inpaint_full_res",), (False, 0)),
-    **dict.fromkeys(("do_not_save_samples", "do_not_save_grid", "override_settings_restore_afterwards"), (True, False)),
+    **dict.fromkeys(("save_images", "do_not_save_samples", "do_not_save_grid"), (True, False)),
+    "override_settings_restore_afterwards": (True, False),
     **dict.fromkeys(("styles", "script_args"), ([],)),
-    **dict.fromkeys(("script_name", "hr_upscaler"), ("", "None")),
+    "script_name": ("", "None"),
     **dict.fromkeys(("subseed", "seed_resize_from_w", "seed_resize_from_h"), (-1, 0)),
-    **dict.fromkeys(("subseed_strength", "s_churn", "s_tmin", "resize_mode", "mask_blur", "s_min_uncond"), (0,)),
-    **dict.fromkeys(("s_noise", "initial_noise_multiplier", "inpainting_fill"), (1,)),
+    **dict.fromkeys(("subseed_strength", "s_churn", "s_tmin", "s_tmax", "s_min_uncond"), (0,)),
+    **dict.fromkeys(("resize_mode", "mask_blur", "mask_blur_x", "mask_blur_y"), (0,)),
+    **dict.fromkeys(("s_noise", "initial_noise_multiplier", "inpainting_fill", "clip_skip"), (1,)),
     "send_images": (True,),
 }
+#: The same of their settings.
+_NEUTRAL_SETTINGS: Mapping[str, tuple[Any, ...]] = {
+    "CLIP_stop_at_last_layers": (1,),
+    "sd_vae": ("", "Automatic", "None"),
+    "samples_format": ("png",),
+}
+#: Fields that clients always send. They are read beside others alone: enable_hr, a mask or, of the second set,
+#: inpaint_full_res and InstructPix2Pix, which are not here.
+_OF_HR = {"hr_scale", "hr_upscaler", "hr_second_pass_steps", "hr_resize_x", "hr_resize_y", "hr_checkpoint_name"}
+_OF_HR |= {"hr_sampler_name", "hr_scheduler", "hr_prompt", "hr_negative_prompt", "hr_additional_modules", "hr_cfg"}
+_OF_HR |= {"hr_distilled_cfg", "denoising_strength", "firstphase_width", "firstphase_height"}
+_OF_OTHERS = {"inpaint_full_res_padding", "image_cfg_scale"}
+_OF_MASK = {"mask_blur", "mask_blur_x", "mask_blur_y", "inpainting_fill", "inpaint_full_res", "inpainting_mask_invert"}
 #: Of the ControlNet extension's preprocessors, none of which is here, and what its window shows.
 _OF_PREPROCESSORS = {"processor_res", "threshold_a", "threshold_b", "pixel_perfect", "lowvram", "low_vram"}
 _OF_PREPROCESSORS |= {"save_detected_map", "hr_option"}
 _LORA = re.compile(r"<lora:([^:<>]+)(?::([^:<>]*))?>")
-_SCHEDULERS = ("karras", "exponential", "beta")
+_LEVELS = ("Karras", "Exponential", "Beta")
+#: Their names for noise levels.
+SCHEDULERS = ("Automatic", *_LEVELS)
 
 
 class ControlUnit(BaseModel):
@@ -94,7 +114,7 @@ class Txt2Img(BaseModel):
     scheduler: str | None = Field(default=None, description="Noise levels: Automatic, Karras, Exponential or Beta.")
     batch_size: int = Field(default=1, ge=1)
     n_iter: int = Field(default=1, ge=1, description="Times batch_size is the number of pictures.")
-    eta: float | None = None
+    eta: float | None = Field(default=None, description="1, which they have by default, goes with every sampler.")
     alwayson_scripts: Scripts = Field(default_factory=Scripts, description="Of extensions ControlNet's is here.")
     override_settings: dict[str, Any] = Field(
         default_factory=dict, description="sd_model_checkpoint names the model.", examples=[{}]
@@ -106,6 +126,10 @@ class Txt2Img(BaseModel):
         """Leaves out what changes nothing, and refuses such a field with a value that would."""
         if not isinstance(given, dict):
             return given
+        unread = _OF_HR - cls.model_fields.keys() | _OF_OTHERS
+        if given.get("mask") is None:
+            unread |= _OF_MASK
+        given = {name: value for name, value in given.items() if name not in unread}
         for name in given.keys() & _NEUTRAL.keys():
             if given[name] is not None and given[name] not in _NEUTRAL[name]:
                 allowed = " or ".join(map(repr, _NEUTRAL[name]))
@@ -134,7 +158,7 @@ class Txt2Img(BaseModel):
             seed=None if self.seed == -1 else self.seed,
             sampler=sampler,
             sampler_options=options,
-            eta=self.eta,
+            eta=None if self.eta == 1 and not takes_eta(model.info, sampler) else self.eta,
             lora=lora,
             control=self._controls(model),
         )
@@ -146,11 +170,13 @@ class Txt2Img(BaseModel):
         Raises:
             ApiError: If other settings are.
         """
-        others = self.override_settings.keys() - {"sd_model_checkpoint"}
+        given = self.override_settings
+        others = {name for name, value in given.items() if value not in _NEUTRAL_SETTINGS.get(name, ())}
+        others -= {"sd_model_checkpoint"}
         if others:
             rule = "override_settings must hold sd_model_checkpoint alone"
             raise ApiError(400, f"{rule}, got {listed(sorted(others))}", param="override_settings")
-        named = self.override_settings.get("sd_model_checkpoint")
+        named = given.get("sd_model_checkpoint")
         return None if named is None else str(named)
 
     def _controls(self, model: ServedModel) -> dict[str, Control]:
@@ -173,11 +199,11 @@ class Txt2Img(BaseModel):
 
     def _sampler(self, model: ServedModel) -> tuple[str | None, dict[str, Any]]:
         name = self.sampler_name or self.sampler_index
-        scheduler = (self.scheduler or "automatic").lower()
-        if scheduler not in ("automatic", *_SCHEDULERS):
+        scheduler = (self.scheduler or SCHEDULERS[0]).capitalize()
+        if scheduler not in SCHEDULERS:
             rule = "scheduler must be Automatic, Karras, Exponential or Beta"
             raise ApiError(400, f"{rule}, got {brief(self.scheduler)}", param="scheduler")
-        levels = "" if scheduler == "automatic" else scheduler.capitalize()
+        levels = scheduler if scheduler in _LEVELS else ""
         if name is None or name in model.samplers:
             _, options = sampler_of({"Sampler": "DDIM", "Schedule type": levels})
             return name, dict(options)
@@ -208,6 +234,9 @@ class Img2Img(Txt2Img):
     """Body of ``POST /sdapi/v1/img2img``."""
 
     init_images: list[str] = Field(min_length=1, max_length=1, description="One picture in base64.")
-    mask: str | None = Field(default=None, description="White where the picture is drawn anew, in base64.")
+    mask: str | None = Field(
+        default=None,
+        description="In base64; white where the picture is drawn anew or, if any of it is transparent, opaque there.",
+    )
     inpainting_mask_invert: int = Field(default=0, ge=0, le=1, description="1: white is kept.")
     denoising_strength: float = Field(default=0.75, gt=0, le=1, description="Share of the steps left to the image.")

@@ -209,7 +209,7 @@ def _match(bundle: Bundle, lora: Lora, scale: float, strict: bool) -> list[_Chan
         raise ExportError(f"{bundle.path} is in int8, which a LoRA cannot be added to: fuse it first, then quantize")
     found = Targets(bundle.path, _weights(bundle)).match(lora, strict=strict)
     if found.misfits:
-        fitting = f"{len(found.changes)} of {len(lora.pairs)}"
+        fitting = f"{found.fitting} of {len(lora.pairs)}"
         log.warning("%s: %s pairs fit %s and are fused", printable(lora.name), fitting, bundle.path)
     return [_Change(target, pair, scale) for target, pair in found.changes]
 

@@ -17,7 +17,7 @@ from stepfuse.integrations.diffusers.loop import DenoisingLoop, PipelineFamily
 from stepfuse.integrations.diffusers.placement import NETWORKS
 from stepfuse.integrations.diffusers.predictors import BundlePredictor, ModulePredictor, Predictor
 from stepfuse.integrations.diffusers.scheduler_loop import SchedulerLoop
-from stepfuse.integrations.diffusers.scheduler_table import is_covered
+from stepfuse.integrations.diffusers.scheduler_table import is_covered, settings_of
 
 Pipeline = TypeVar("Pipeline")  # a diffusers pipeline's class
 
@@ -44,7 +44,9 @@ _STEPPED_ALONE = (
     "IPNDMScheduler",
     "SASolverScheduler",
 )
-# Those whose runs from an image are none of a sampler: see scheduler_table.
+# Samplers whose steps do not build on those before: where a callback changes guidance or prompts, the loop begins anew.
+_WITHOUT_HISTORY = ("ddim", "ddpm", "euler", "euler_ancestral", "lcm", "tcd", "edm_euler")
+# Schedulers whose runs from an image are none of a sampler: see scheduler_table.
 _ALONE_FROM_IMAGES = ("LMSDiscreteScheduler", "PNDMScheduler")
 
 
@@ -55,10 +57,12 @@ def compile(pipe: Pipeline, *, bundle: str | os.PathLike[str] | None = None) -> 
     decodes. Of DDPM, DDIM, DiT, Stable Diffusion 1, 2, XL and 3, these also from image to image, the engine runs the
     loop: the fused step makes the network's inputs and takes the place of guidance and the scheduler's step. All other
     pipelines keep their loop, whatever guidance is in it, and so do these where theirs does more than that
-    (``skip_guidance_layers``) or the scheduler needs it; there the fused step takes the place of the scheduler's. A
-    scheduler that this package does not have, or a configuration of one that no table holds, steps by diffusers' own
-    code. The first call logs which it is, the last as a warning. The noise that steps add comes from the call's
-    generators, as with diffusers. States that the engine keeps are in float32, whatever the network's precision.
+    (``skip_guidance_layers``), the scheduler needs it, or a callback is given prompts (``prompt_embeds`` among
+    ``callback_on_step_end_tensor_inputs``), which it may change between steps that build on those before (DPM-Solver++
+    2M); there the fused step takes the place of the scheduler's. A scheduler that this package does not have, or a
+    configuration of one that no table holds, steps by diffusers' own code. The first call logs which it is, the last as
+    a warning. The noise that steps add comes from the call's generators, as with diffusers. States that the engine
+    keeps are in float32, whatever the network's precision.
 
     A pipeline on a GPU stays there: the step is ``stepfuse.kernels.fused_step`` on its current stream, and the calls of
     its networks, ControlNets among them, run as one CUDA graph for each kind, once it has run three times; kernel by
@@ -117,6 +121,18 @@ def compile(pipe: Pipeline, *, bundle: str | os.PathLike[str] | None = None) -> 
     compiled.__dict__ = pipe.__dict__
     compiled._stepfuse = _CompiledState(pipe, network, predictor)
     return cast(Pipeline, compiled)
+
+
+def _may_change_prompts(arguments: Mapping[str, Any]) -> bool:
+    """Whether a call's ``callback_on_step_end`` is given more than the latents."""
+    callback = arguments.get("callback_on_step_end")
+    tensors = getattr(callback, "tensor_inputs", arguments.get("callback_on_step_end_tensor_inputs"))
+    return callback is not None and bool(set(tensors or ()) - {"latents"})
+
+
+def _has_history(scheduler: Any) -> bool:
+    """Whether the steps of a scheduler that is covered build on those before."""
+    return settings_of(scheduler).defaults["sampler"] not in _WITHOUT_HISTORY
 
 
 def _component(name: str) -> property:
@@ -191,7 +207,8 @@ class _CompiledState:
         name = getattr(scheduler, "class_name", type(scheduler).__name__)
         family = _FAMILIES.get(kind)
         alone = name in _STEPPED_ALONE or (name in _ALONE_FROM_IMAGES and "strength" in arguments)
-        if family is None or alone or arguments.get("skip_guidance_layers") or not is_covered(scheduler):
+        alone |= bool(arguments.get("skip_guidance_layers")) or not is_covered(scheduler)
+        if family is None or alone or (_may_change_prompts(arguments) and _has_history(scheduler)):
             loop = SchedulerLoop(str(self._network), self.predictor, pipe)
             if loop.why_left:
                 self._log(logging.WARNING, f"{kind} runs its own loop, and {name} its own step: {loop.why_left}")

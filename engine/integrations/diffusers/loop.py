@@ -113,6 +113,8 @@ class DenoisingLoop:
         if len(sample) > images:
             following = torch.cat([following] * (len(sample) // images))
         self._returned = following, _version(following)
+        if hasattr(self._scheduler, "_step_index"):
+            self._scheduler._step_index = self._row + 1  # for callbacks, as diffusers' own step leaves it
         return following
 
     def _begin(self, settings: _Settings, sample: torch.Tensor, guided: bool) -> None:
@@ -133,7 +135,8 @@ class DenoisingLoop:
             if table.uses_history:
                 raise ValueError(
                     f"guidance and prompts must stay as they are during a run of {type(self._scheduler).__name__},"
-                    " whose steps build on the steps before: change them with another scheduler, or call pipe.original"
+                    " whose steps build on the steps before: name prompt_embeds in callback_on_step_end_tensor_inputs,"
+                    " which leaves guidance to the pipeline, take another scheduler, or call pipe.original"
                 )
             self._batches[-1].stop()
         assert self._row is not None

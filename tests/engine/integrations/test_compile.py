@@ -308,16 +308,47 @@ def test_callbacks_may_end_the_guidance(pipelines):
     assert passes == [4, 4, 2, 2] * 2
 
 
-@pytest.mark.parametrize("change", [halved, interrupted])
-def test_changes_by_a_callback_take_effect_where_steps_have_a_history(change, pipelines):
-    given = arguments("StableDiffusionPipeline", output_type="latent", callback_on_step_end=record([], change))
-    same(pipelines("StableDiffusionPipeline", scheduler("DPMSolverMultistepScheduler", **STABLE)), **given)
+@pytest.mark.parametrize("change", [halved, interrupted, less_guided, unguided, conditioned_otherwise])
+@pytest.mark.parametrize(
+    "name", ["DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "PNDMScheduler", "HeunDiscreteScheduler"]
+)
+def test_changes_by_a_callback_take_effect_where_steps_have_a_history(name, change, pipelines):
+    pipe = pipelines("StableDiffusionPipeline", scheduler(name, **STABLE))
+    callback = {
+        "callback_on_step_end": record([], change),
+        "callback_on_step_end_tensor_inputs": ["latents", "prompt_embeds"],
+    }
+    same(pipe, **arguments("StableDiffusionPipeline", output_type="latent"), **callback)
 
 
-def test_guidance_may_not_change_where_steps_have_a_history(pipelines):
+def test_guidance_may_not_change_unannounced_where_steps_have_a_history(pipelines):
     compiled = compile(pipelines("StableDiffusionPipeline", scheduler("DPMSolverMultistepScheduler", **STABLE)))
     with pytest.raises(ValueError, match="guidance and prompts must stay as they are during a run of DPMSolver"):
         generate(compiled, **arguments("StableDiffusionPipeline", callback_on_step_end=record([], less_guided)))
+
+
+def test_callbacks_of_diffusers_end_the_guidance_where_steps_have_a_history(pipelines):
+    pipe = pipelines("StableDiffusionPipeline", scheduler("PNDMScheduler", **STABLE))
+    given = arguments("StableDiffusionPipeline", prompt="a red cat", negative_prompt=None)  # it takes one prompt
+    cutoff = diffusers.callbacks.SDCFGCutoffCallback(cutoff_step_ratio=None, cutoff_step_index=2)
+    changed = same(pipe, **given, callback_on_step_end=cutoff)
+    assert distance(changed, generate(pipe, **given)) > 100 * tolerances.COMPILED
+
+
+@pytest.mark.parametrize(
+    "name", ["EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler", "LCMScheduler"]
+)
+def test_callbacks_see_the_schedulers_step(name, pipelines):
+    pipe, seen = pipelines("StableDiffusionPipeline", scheduler(name, **STABLE)), []
+
+    def look(pipe, step, tensors):
+        seen.append(pipe.scheduler.step_index)
+
+    given = arguments("StableDiffusionPipeline", callback_on_step_end=record([], look))
+    for one in (pipe, compile(pipe)):
+        generate(one, **given)
+    half = len(seen) // 2
+    assert seen[:half] == seen[half:] == list(range(1, half + 1))
 
 
 def test_the_deprecated_callback_and_the_progress_bar_advance_at_each_step(pipelines, capsys):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tiny_pipelines
 import tolerances
+from PIL import Image
 
 import stepfuse as sf
 from stepfuse.samplers.noise import POSTERIOR
@@ -165,6 +166,18 @@ def test_an_inpainting_model_of_another_size(ours, theirs, our_noise):
         sf.PromptRequest(PROMPTS[0], image=image[0], mask=mask[0], steps=STEPS, seed=SEED, guidance_scale=3.0)
     )
     assert_same(future.result(timeout=60).pixels, want)
+
+
+@pytest.mark.parametrize("levels", [[0, 255], [0, 60, 127, 128, 200, 255]])
+def test_pictures_and_masks_of_other_sizes_are_scaled(ours, theirs, our_noise, levels):
+    name, values = INPAINTING[0], np.random.default_rng(1)
+    image = Image.fromarray(values.integers(0, 256, (37, 29, 3), dtype=np.uint8))
+    mask = Image.fromarray(values.choice(np.uint8(levels), (21, 45)))
+    our_noise(theirs(name))
+    size = {"width": 16, "height": 16}
+    want = run(theirs(name), PROMPTS[:1], image=image, mask_image=mask, strength=1.0, guidance_scale=3.0, **size)
+    got = ours(name)(PROMPTS[:1], image=image, mask=mask, steps=STEPS, seed=SEED, guidance_scale=3.0, **size)
+    assert_same(got.pixels, want)
 
 
 @pytest.mark.parametrize(("strength", "sampled", "width", "height"), [(1.0, True, 20, 12), (0.6, False, 16, 16)])

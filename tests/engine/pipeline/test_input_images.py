@@ -196,3 +196,11 @@ def test_arrays_of_another_layout_are_refused(shape):
     assert size_of(np.zeros(shape)) is None
     with pytest.raises(ValueError, match=r"image must have shape \(4, 6, 3\) or \(n, 4, 6, 3\), got"):
         from_pictures(np.zeros(shape), WIDTH, HEIGHT)
+
+
+def test_a_mask_of_black_and_white_stays_so_where_it_is_scaled():
+    rng = np.random.default_rng(1)
+    hard, soft = (Image.fromarray(rng.choice(np.uint8(levels), (21, 45))) for levels in ([0, 255], [0, 60, 255]))
+    scaled = [np.asarray(one.resize((8, 8), Image.Resampling.LANCZOS)) / np.float32(255) for one in (hard, soft)]
+    assert len(np.unique(scaled[0])) > 2
+    np.testing.assert_array_equal(from_masks([hard, soft], 8, 8)[:, 0], [scaled[0] >= 0.5, scaled[1]])

@@ -41,10 +41,11 @@ def service(engine, pipe):
         yield service
 
 
-@pytest.mark.parametrize("form", ["white", "transparent", "none"])
+@pytest.mark.parametrize("form", ["white", "opaque", "transparent", "none"])
 def test_an_edit_is_that_of_the_engine(service, engine, form):
     masks = {
         "white": [("mask", png(MASK))],
+        "opaque": [("mask", png(np.dstack([MASK] * 3 + [np.full((28, 28), 255)])))],
         "transparent": [("mask", png(np.dstack([np.zeros((28, 28, 3)), 255 - MASK])))],
         "none": [],
     }[form]
@@ -88,6 +89,7 @@ def test_an_edit_may_be_watched(service):
         ([("image", png(np.zeros((29, 28))))], {}, "image", "image must have at most 784 pixels, got 28 x 29"),
         ([("image", bomb())], {}, "image", "image must"),
         ([("image", png(LEVELS)), ("image[]", png(LEVELS))], {}, "image", "image must be given once"),
+        ([("image", png(LEVELS)), ("mask", png(MASK, np.uint16, transparency=0))], {}, "mask", "mask must not be"),
         ([("image", png(LEVELS)), ("mask", png(MASK[:14]))], {}, "mask", "mask must be 28 x 28 pixels for this model"),
         ([("image", png(LEVELS))], {"strength": 1.5}, "strength", "strength must be at most 1, got '1.5'"),
         ([("image", png(LEVELS))], {"n": "two"}, "n", "n must be a valid integer.*, got 'two'"),

@@ -18,19 +18,44 @@ pytest.importorskip("fastapi", reason="needs the extra serve")
 
 from stepfuse.server import create_app
 
-#: What SillyTavern and others send whatever the user has chosen.
-DEFAULTS = {
+#: What clients send whatever the user has chosen: SillyTavern, and the client libraries for Python and JavaScript.
+SILLY_TAVERN = {
+    "scheduler": "automatic",
     "restore_faces": False,
     "enable_hr": False,
-    "styles": [],
-    "subseed": -1,
-    "save_images": False,
+    "hr_upscaler": "Latent",
+    "hr_scale": 1.5,
+    "hr_additional_modules": [],
+    "hr_second_pass_steps": 0,
+    "denoising_strength": 0.7,
+    "clip_skip": 1,
+    "override_settings": {"CLIP_stop_at_last_layers": 1, "sd_model_checkpoint": "cats"},
+    "override_settings_restore_afterwards": True,
+    "save_images": True,
     "send_images": True,
     "do_not_save_grid": False,
+    "do_not_save_samples": False,
+}
+OF_LIBRARIES = {
+    **dict.fromkeys(("hr_checkpoint_name", "hr_sampler_name", "hr_scheduler", "script_name")),
+    **dict.fromkeys(("hr_prompt", "hr_negative_prompt"), ""),
+    **dict.fromkeys(("hr_resize_x", "hr_resize_y", "firstphase_width", "firstphase_height"), 0),
+    **dict.fromkeys(("subseed_strength", "seed_resize_from_h", "seed_resize_from_w", "s_churn", "s_tmax", "s_tmin"), 0),
+    **dict.fromkeys(("tiling", "restore_faces", "do_not_save_grid", "do_not_save_samples", "save_images"), False),
+    "styles": [],
+    "script_args": [],
+    "enable_hr": False,
+    "hr_upscaler": "Latent",
+    "hr_scale": 2,
+    "hr_second_pass_steps": 0,
+    "denoising_strength": 0.7,
+    "subseed": -1,
+    "eta": 1.0,
+    "s_noise": 1,
+    "send_images": True,
     "alwayson_scripts": {},
     "override_settings": {"sd_model_checkpoint": "cats"},
     "override_settings_restore_afterwards": True,
-    "eta": None,
 }
 
 
@@ -56,8 +81,8 @@ def draw(service, route="txt2img", **fields):
     return service.ask("POST", f"/sdapi/v1/{route}", {"prompt": "bag", "steps": 3, **fields})
 
 
-def encoded(levels):
-    return base64.b64encode(png(levels)).decode()
+def encoded(levels, *options):
+    return base64.b64encode(png(levels, *options)).decode()
 
 
 @pytest.mark.parametrize(
@@ -79,17 +104,38 @@ def test_images_are_those_of_the_engine(service, engine, fields, arguments):
     assert (info["all_seeds"], info["sd_model_name"], info["steps"]) == ([4, 5], "fashion", 3)
 
 
-def test_a_request_as_clients_make_it(service, pipe):
-    fields = {"negative_prompt": "a dog", "width": 8, "height": 16, "cfg_scale": 2, "seed": 9, "sampler_name": "DDIM"}
-    answer = draw(service, prompt="a red cat", **DEFAULTS, **fields).json
+@pytest.mark.parametrize(
+    ("sent", "sampler", "arguments"),
+    [
+        (SILLY_TAVERN, "DDIM", {"sampler": "ddim"}),
+        (OF_LIBRARIES, "DDIM", {"sampler": "ddim", "eta": 1.0}),
+        (OF_LIBRARIES, "Euler a", {"sampler": "euler_ancestral"}),
+    ],
+)
+def test_a_request_as_clients_make_it(service, pipe, sent, sampler, arguments):
+    fields = {"negative_prompt": "a dog", "width": 8, "height": 16, "cfg_scale": 2, "seed": 9, "sampler_name": sampler}
+    answer = draw(service, prompt="a red cat", **sent, **fields).json
     [expected] = pipe(
-        "a red cat", negative_prompt="a dog", width=8, height=16, steps=3, guidance_scale=2, seed=9, sampler="ddim"
+        "a red cat", negative_prompt="a dog", width=8, height=16, steps=3, guidance_scale=2, seed=9, **arguments
     )
     [one] = answer["images"]
     np.testing.assert_array_equal(levels_of(one), np.asarray(expected))
     info = json.loads(answer["info"])
     assert info["infotexts"] == [image_of(one).text["parameters"]]
-    assert info["infotexts"][0].startswith("a red cat\nNegative prompt: a dog\nSteps: 3, Sampler: DDIM,")
+    assert info["infotexts"][0].startswith(f"a red cat\nNegative prompt: a dog\nSteps: 3, Sampler: {sampler},")
+
+
+def test_what_is_read_with_a_mask_may_stand_without_one(service):
+    image = encoded(np.random.default_rng(0).integers(0, 256, (28, 28)))
+    unread = {"mask_blur": 4, "inpainting_fill": 0, "inpaint_full_res": True, "inpaint_full_res_padding": 32}
+    unread |= {"inpainting_mask_invert": 1, "image_cfg_scale": 1.5, "mask": None}
+    first, second = (
+        draw(service, "img2img", init_images=[image], seed=2, **fields).json["images"] for fields in ({}, unread)
+    )
+    assert first == second
+    refused = draw(service, "img2img", init_images=[image], seed=2, **{**unread, "mask": image})
+    assert (refused.status, refused.error["param"]) == (400, refused.error["message"].split()[0])
+    assert re.match("(mask_blur|inpaint_full_res|inpainting_fill) must be", refused.error["message"])
 
 
 @pytest.mark.parametrize("invert", [0, 1])
@@ -105,11 +151,36 @@ def test_an_image_is_begun_with(service, engine, invert):
     assert "init_images" not in answer["parameters"]
 
 
+SOFT = np.where(np.arange(28) < 14, 255, 64) * np.ones((28, 1), int)
+
+
+@pytest.mark.parametrize(
+    ("levels", "options"),
+    [
+        (SOFT * 257, [np.uint16]),
+        (np.dstack([SOFT] * 3 + [np.full((28, 28), 255)]), []),  # a canvas, opaque
+        (np.dstack([np.full((28, 28, 3), 255), SOFT]), []),  # white strokes on a transparent one
+        (np.dstack([np.zeros((28, 28)), SOFT]), []),
+    ],
+)
+@pytest.mark.parametrize("invert", [0, 1])
+def test_a_mask_is_white_or_opaque_where_the_image_is_drawn_anew(service, levels, options, invert):
+    image = encoded(np.random.default_rng(0).integers(0, 256, (28, 28)))
+
+    def drawn(mask):
+        fields = {"init_images": [image], "mask": mask, "inpainting_mask_invert": invert, "seed": 2}
+        return levels_of(draw(service, "img2img", **fields).json["images"][0])
+
+    np.testing.assert_array_equal(drawn(encoded(levels, *options)), drawn(encoded(SOFT)))
+
+
 def test_what_there_is(service, engine, pipe):
     samplers = service.ask("GET", "/sdapi/v1/samplers").json
     assert {"DPM++ 2M", "DDIM", "fitted-8"} <= {one["name"] for one in samplers}
     [first, second] = service.ask("GET", "/sdapi/v1/sd-models").json
     assert (first["model_name"], first["sha256"], second["title"]) == ("fashion", engine.model.weights, "cats")
+    schedulers = service.ask("GET", "/sdapi/v1/schedulers").json
+    assert [one["name"] for one in schedulers] == ["automatic", "karras", "exponential", "beta"]
     assert service.ask("GET", "/sdapi/v1/options").json == {"sd_model_checkpoint": "fashion"}
 
 
@@ -117,11 +188,14 @@ def test_what_there_is(service, engine, pipe):
     ("fields", "param", "message"),
     [
         ({"enable_hr": True}, "enable_hr", "enable_hr must be False or left out here, got True"),
+        ({"clip_skip": 2}, "clip_skip", "clip_skip must be 1 or left out here, got 2"),
+        ({"eta": 0.5, "sampler_name": "DPM++ 2M"}, "eta", "eta must be left out with sampler 'dpmpp_2m'"),
         ({"restore_faces": 1.5}, "restore_faces", "restore_faces must be False"),
         ({"alwayson_scripts": {"x": 1}}, "alwayson_scripts.x", "alwayson_scripts.x is no field of this request, got 1"),
         ({"sampler_name": "DPM adaptive"}, "sampler_name", "must be one of DDIM, .*, got 'DPM adaptive'"),
         ({"scheduler": "SGM Uniform"}, "scheduler", "scheduler must be Automatic, .*, got 'SGM Uniform'"),
         ({"override_settings": {"CLIP_stop": 2}}, "override_settings", "sd_model_checkpoint alone, got CLIP_stop"),
+        ({"override_settings": {"sd_vae": "x"}}, "override_settings", "sd_model_checkpoint alone, got sd_vae"),
         ({"override_settings": {"sd_model_checkpoint": "x"}}, "model", "there is no model 'x'"),
         ({"width": 28}, "width", "width and height must be given together"),
         ({"width": 512, "height": 512}, "size", "this model draws 28 x 28 pixels alone, got 512 x 512"),
