@@ -147,6 +147,10 @@ def _of_framework(request: Request, error: HTTPException) -> ApiError:
     return ApiError(error.status_code, f"{error.detail}{cause}", headers=error.headers)
 
 
+#: What to do in the place of a setting that other services have.
+_INSTEAD = {"style": ": say it in the prompt", "input_fidelity": ": say it by strength"}
+
+
 def _invalid(error: RequestValidationError) -> ApiError:
     """The first of what is wrong with a body."""
     first: Mapping[str, Any] = error.errors()[0]
@@ -162,14 +166,8 @@ def _invalid(error: RequestValidationError) -> ApiError:
         return ApiError(400, rule, param=rule.partition(" ")[0])
     given = brief(first.get("input"))
     if kind == "extra_forbidden":
-        return ApiError(400, f"{name} is no field of this request, got {given}{_instead(where[-1])}", param=name)
+        return ApiError(400, f"{name} is no field of this request, got {given}", param=name)
     rule = re.sub(r"^(Input|String|List|Field) should ", "must ", message)
     rule = rule.replace("greater than or equal to", "at least").replace("less than or equal to", "at most")
-    return ApiError(400, f"{name} {rule}, got {given}", param=name)
-
-
-def _instead(name: str) -> str:
-    """What to do in the place of a field that other services take."""
-    if name in ("style", "input_fidelity"):
-        return ": these models have no such setting; say it in the prompt"
-    return ""
+    instead = _INSTEAD.get(where[-1] if where else "", "")
+    return ApiError(400, f"{name} {rule}, got {given}{instead}", param=name)

@@ -70,7 +70,7 @@ def repainted(mask: Image.Image, *, where_opaque: bool = False) -> Image.Image:
 
 
 def from_base64(name: str, text: str) -> bytes:
-    """The bytes of base64, or of a ``data:`` url.
+    """The bytes of base64, in one line or several, or of a ``data:`` url.
 
     Raises:
         ApiError: If it is neither.
@@ -78,6 +78,6 @@ def from_base64(name: str, text: str) -> bytes:
     if text.startswith("data:"):
         text = text.partition(",")[2]
     try:
-        return base64.b64decode(text, validate=True)
+        return base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError) as error:
         raise ApiError(400, f"{name} must be a picture in base64, got {brief(text)}: {error}", param=name) from error

@@ -50,6 +50,7 @@ class Asked(BaseModel):
     )
     background: Literal["auto", "opaque"] | None = Field(default=None, description="Pictures are opaque.")
     quality: Literal["auto", "standard"] | None = Field(default=None, description="The steps say the quality.")
+    style: Literal["vivid"] | None = Field(default=None, description="OpenAI's default; said in the prompt.")
     moderation: Literal["auto", "low"] | None = Field(default=None, description="Nothing is moderated.")
     user: str | None = Field(default=None, max_length=256, description="Recorded in the access log.")
     safety_identifier: str | None = Field(default=None, max_length=256, description="In the place of user.")
@@ -136,6 +137,7 @@ class Edit(Asked):
     strength: float | None = Field(
         default=None, gt=0, le=1, description="How much of the run is left to the image; 0.8, and 1 with a mask."
     )
+    input_fidelity: Literal["low"] | None = Field(default=None, description="OpenAI's default; strength says it.")
 
 
 class Drawn(BaseModel):

@@ -61,6 +61,7 @@ def _goes_on(service):
         ({"output_format": "jpeg", "output_compression": 101}, "output_compression", "must be at most 100, got 101"),
         ({"partial_images": 2}, "partial_images", "partial_images must be left out without stream"),
         ({"stream": True, "response_format": "url"}, "response_format", "must be b64_json with stream, got 'url'"),
+        ({"style": "natural"}, "style", "style must be 'vivid', got 'natural': say it in the prompt"),
         ({"quality": "hd"}, "quality", "quality must be 'auto' or 'standard', got 'hd'"),
         ({"background": "transparent"}, "background", "background must be 'auto' or 'opaque', got 'transparent'"),
         ({"lora": {"x": 1}}, "lora", "lora must be left out for 'fashion', .*: 'stepfuse serve --lora NAME=FILE' adds"),

@@ -142,7 +142,8 @@ def test_what_is_read_with_a_mask_may_stand_without_one(service):
 def test_an_image_is_begun_with(service, engine, invert):
     levels = np.random.default_rng(0).integers(0, 256, (28, 28))
     mask = np.where(np.arange(28) < 14, 255, 0) * np.ones((28, 1), int)
-    fields = {"init_images": [f"data:image/png;base64,{encoded(levels)}"], "mask": encoded(mask), "seed": 2}
+    lines = base64.encodebytes(png(mask)).decode()  # as the command base64 wraps them
+    fields = {"init_images": [f"data:image/png;base64,{encoded(levels)}"], "mask": lines, "seed": 2}
     answer = draw(service, "img2img", **fields, inpainting_mask_invert=invert, denoising_strength=0.7).json
     known = (255 - mask if invert else mask)[None] / 255
     image = np.float32(levels[None]) / np.float32(255) * 2 - 1
