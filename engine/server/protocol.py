@@ -13,9 +13,9 @@ _HEADER_BYTES = 1 << 16  # of one request; what came with its end is not counted
 def protocol_within(seconds: float) -> type[HttpToolsProtocol]:
     """A protocol that closes a connection whose next headers take longer, or whose client reads nothing for as long.
 
-    Idle connections between two requests end earlier, by uvicorn's own bound. That an answer is not read is for the
-    system to notice: it holds the part that the client has not taken (TCP_USER_TIMEOUT, RFC 5482). Headers that are
-    longer than 64 KiB are refused, since the parser keeps them.
+    Idle connections between two requests have uvicorn's own bound (``timeout_keep_alive``). That an answer is not read
+    is for the system to notice: it holds the part that the client has not taken (TCP_USER_TIMEOUT, RFC 5482). Headers
+    that are longer than 64 KiB are refused, since the parser keeps them.
     """
 
     class Bounded(HttpToolsProtocol):

@@ -16,6 +16,9 @@ from stepfuse.server.lifecycle import Lifecycle
 from stepfuse.server.protocol import protocol_within
 
 _LAST = 2  # seconds for the last answers to be sent
+# Seconds that a connection may be idle. Clients and load balancers that keep one for as long as the service does, or
+# longer, send requests on it that are lost: httpx, and with it OpenAI's client, keeps them for 5, AWS's for 60.
+_IDLE = 75
 
 
 def serve(
@@ -59,6 +62,7 @@ def serve(
         access_log=False,  # the app writes its own, with more in it
         server_header=False,
         timeout_graceful_shutdown=_LAST,
+        timeout_keep_alive=_IDLE,
     )
     server = _Server(config, app.state.lifecycle, grace, abort, lambda: started(f"http://{name}:{_port(listener)}"))
     with listener:

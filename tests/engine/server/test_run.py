@@ -160,6 +160,17 @@ def test_headers_without_an_end_are_refused(sent):
             assert ended.wait(http_service.TIMEOUT)
 
 
+def test_a_connection_is_kept_for_longer_than_clients_keep_it():
+    """httpx keeps one for 5 seconds, as uvicorn does unless asked, and then a request may be lost."""
+    with running("shoes=fashion") as (_, service, _):
+        connection = service.connect()
+        for wait in (0, 5.5):
+            time.sleep(wait)
+            service.begin(connection, "GET", "/health")
+            with connection.getresponse() as answer:
+                assert (answer.status, answer.read()) == (200, b'{"status":"alive"}')
+
+
 def test_a_client_that_does_not_read_is_given_up():
     ended = threading.Event()
 
