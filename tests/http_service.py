@@ -118,17 +118,23 @@ def as_levels(samples, data_range=(-1.0, 1.0)):
 def png(levels, dtype=np.uint8, **options):
     """The file of a picture of 8-bit values, (H, W), (H, W, 2), (H, W, 3) or (H, W, 4), or of 16-bit ones, (H, W)."""
     file = io.BytesIO()
+    clear = options.pop("transparency", None)  # Pillow writes it for 16 bits since version 11 alone
     Image.fromarray(np.asarray(levels, dtype=dtype)).save(file, format="PNG", **options)
-    return file.getvalue()
+    data = file.getvalue()
+    if clear is None:
+        return data
+    pixels = data.index(b"IDAT") - 4
+    return data[:pixels] + png_chunk(b"tRNS", clear.to_bytes(2, "big")) + data[pixels:]
+
+
+def png_chunk(kind, data):
+    return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
 
 
 def bomb():
     """A PNG of a kilobyte that says it has 10^10 pixels."""
 
-    def chunk(kind, data):
-        return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
-
     side = (100_000).to_bytes(4, "big")
     pixels = zlib.compress(bytes(1_000_000), 9)
-    head = chunk(b"IHDR", side + side + bytes([8, 0, 0, 0, 0]))
-    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    head = png_chunk(b"IHDR", side + side + bytes([8, 0, 0, 0, 0]))
+    return b"\x89PNG\r\n\x1a\n" + head + png_chunk(b"IDAT", pixels) + png_chunk(b"IEND", b"")

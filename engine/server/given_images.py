@@ -35,7 +35,8 @@ def given_image(name: str, data: bytes, limits: Limits) -> Image.Image:
                 got = f"{picture.width} x {picture.height}"
                 raise ApiError(400, f"{name} must have at most {limits.pixels:,} pixels, got {got}", param=name)
             picture.load()
-            return ImageOps.exif_transpose(picture)
+            ImageOps.exif_transpose(picture, in_place=True)  # a copy has no format, which says what 16 bits are
+            return picture
     except ApiError:
         raise
     except MemoryError:
