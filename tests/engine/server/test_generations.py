@@ -140,6 +140,11 @@ def test_fields_that_are_null_are_left_out(service):
     assert service.generate(steps=1, **dict.fromkeys(names)).status == 200
 
 
+def test_openai_s_defaults_of_what_is_none_here_are_taken(service):
+    """As LibreChat's tool for DALL-E 3 sends them."""
+    assert service.generate(steps=1, style="vivid", quality="standard", n=1).status == 200
+
+
 def test_the_openai_client_generates(service, engine):
     openai = pytest.importorskip("openai", reason="needs OpenAI's client")
     client = openai.OpenAI(base_url=f"{service.url}/v1", api_key="none", max_retries=0)
