@@ -327,11 +327,13 @@ class Server:
         gate: Gate | None = None,
         known_region: KnownRegion | None = None,
         adapters: int = 0,
+        device_copy: cuda.DeviceBuffer | None = None,
         owner: Any = None,
     ) -> Request:
         """A sample computed in ``x``; its arrays are kept alive until its last event. Times in seconds from now.
 
-        ``owner`` is kept alive, too, and stands for the sample in events, where else its id does.
+        ``owner`` is kept alive, too, and stands for the sample in events, where else its id does. ``device_copy`` takes
+        the result as well, where the server's samples are on a GPU.
 
         Raises:
             ValueError: If an array has not the size that the server was made for, or is not C-contiguous.
@@ -523,8 +525,8 @@ class cuda:  # noqa: N801  a submodule, which one stub file can only write as a 
         def bytes(self) -> int: ...
         def upload(self, stream: cuda.Stream, source: Any, offset: int = 0) -> None: ...
         def download(self, stream: cuda.Stream, target: Any, offset: int = 0) -> None: ...
-        def copy(self, stream: cuda.Stream, source: cuda.DeviceBuffer, bytes: int) -> None:
-            """From the beginning of another buffer to the beginning of this one."""
+        def copy(self, stream: cuda.Stream, source: cuda.DeviceBuffer, bytes: int, offset: int = 0) -> None:
+            """From an offset in another buffer to the beginning of this one."""
 
     class Module:
         def __init__(self, context: cuda.Context, image: bytes) -> None: ...

@@ -481,29 +481,40 @@ class Engine(LoraRegistry):
             ((4, 1, 28, 28), (3, 1, 28, 28), (2, 1, 28, 28))
             >>> engine.close()
         """
-        requests = resolve(
-            self._compiler,
+        return self._batch(
             n,
             cond=cond,
             negative_cond=negative_cond,
-            seed=seed,
-            table=table,
             sampler=sampler,
             steps=steps,
             guidance_scale=guidance_scale,
             eta=eta,
+            seed=seed,
+            table=table,
+            noise=noise,
             image=image,
             mask=mask,
             strength=strength,
             lora=lora,
             options=options,
-        )
+            observers=Observers(progress, callback, on_state),
+        ).run()
+
+    def _batch(
+        self, n: int, *, noise: npt.ArrayLike | None, observers: Observers, on_device: bool = False, **arguments: Any
+    ) -> SampleBatch:
+        """The samples of one call of ``sample``, yet to be queued; ``on_device`` as in ``SampleBatch``."""
+        requests = resolve(self._compiler, n, **arguments)
         self._service.require_other_thread()
-        x = starting_state((len(requests), *self.info.shape), noise)
-        observers = Observers(progress, callback, on_state)
-        iterations = self._service.iterations_alone(requests) if observers.any else 0
-        has_noise = noise is not None
-        return SampleBatch(self._service, requests, x, has_noise, iterations=iterations, observers=observers).run()
+        return SampleBatch(
+            self._service,
+            requests,
+            starting_state((len(requests), *self.info.shape), noise),
+            noise is not None,
+            iterations=self._service.iterations_alone(requests) if observers.any else 0,
+            observers=observers,
+            on_device=on_device,
+        )
 
     @hinted
     def submit(self, request: Request, *, wait: float = 0.0) -> Future[Images]:
@@ -814,7 +825,15 @@ class Engine(LoraRegistry):
         """
         self._service.close(abort=abort, timeout=timeout)
 
-    def enqueue(self, request: Request, handle: ResultHandle, *, x0: bool = False, context: Any = None) -> Withdraw:
+    def enqueue(
+        self,
+        request: Request,
+        handle: ResultHandle,
+        *,
+        x0: bool = False,
+        context: Any = None,
+        on_device: bool = False,
+    ) -> Withdraw:
         """Queues one image, however full the queue is, for a result handle that is not of the engine's own.
 
         Args:
@@ -822,6 +841,8 @@ class Engine(LoraRegistry):
             handle: Takes its progress, on the engine's thread.
             x0: Whether that comes with the clean sample implied so far.
             context: The tracing context of its caller.
+            on_device: Whether the sample stays in the GPU's memory, too: ``progress.sample.on_device``, which is None
+                where the engine is on the CPU or the GPU has no memory left for it.
 
         Returns:
             Withdraws it.
@@ -844,6 +865,7 @@ class Engine(LoraRegistry):
         resolved, (x, has_noise), id = self._compiler.one(request), self._state(request), self._service.new_id()
         preview = np.zeros_like(x) if x0 else None
         sample = InFlightSample(id, resolved, x, has_noise, handle, preview, watched=True, context=context)
+        sample.on_device = self._service.device_sample() if on_device else None
         self._service.submit(sample, None)
         return lambda: self._service.cancel([id])
 

@@ -114,7 +114,7 @@ void bind_cuda_device(py::module_& m) {
           py::arg("context").none(false), py::arg("address"), py::arg("bytes"))
       .def_property_readonly("address", &DeviceBuffer::get)
       .def_property_readonly("bytes", &DeviceBuffer::bytes)
-      .def("copy", &DeviceBuffer::copy, py::arg("stream"), py::arg("source"), py::arg("bytes"))
+      .def("copy", &DeviceBuffer::copy, py::arg("stream"), py::arg("source"), py::arg("bytes"), py::arg("offset") = 0)
       .def(
           "upload",
           [](DeviceBuffer& buffer, const Stream& stream, const py::buffer& from, std::size_t offset) {

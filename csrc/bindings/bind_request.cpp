@@ -1,3 +1,4 @@
+#include "../cuda/memory.h"
 #include "bound_server.h"
 #include "callbacks.h"
 
@@ -46,6 +47,15 @@ std::shared_ptr<const KnownRegion> known_region_of(const py::object& given, std:
   return arrays.known;
 }
 
+// Of a buffer in a GPU's memory that takes one sample.
+std::uint64_t address_of(const py::object& device_copy, std::size_t state_bytes) {
+  const auto& buffer = device_copy.cast<const cuda::DeviceBuffer&>();
+  if (buffer.bytes() != state_bytes)
+    throw py::value_error("device_copy must have " + std::to_string(state_bytes) + " bytes, got " +
+                          std::to_string(buffer.bytes()));
+  return buffer.get();
+}
+
 double absolute(std::optional<double> seconds_from_now) {
   return seconds_from_now ? Server::now() + *seconds_from_now : kNever;
 }
@@ -61,7 +71,8 @@ BoundRequest BoundServer::request(std::uint64_t id, std::shared_ptr<Table> table
                                   FloatArray x, std::optional<FloatArray> x0, std::vector<py::array> cond,
                                   std::vector<py::array> null_cond, int priority, std::optional<double> deadline,
                                   std::optional<double> timeout, bool watched, std::shared_ptr<Gate> gate,
-                                  py::object known_region, std::uint64_t adapters, py::object owner) const {
+                                  py::object known_region, std::uint64_t adapters, py::object device_copy,
+                                  py::object owner) const {
   const std::size_t state_bytes = static_cast<std::size_t>(spec_.elements) * sizeof(float);
   require_bytes("x", x, state_bytes);
   if (x0) require_bytes("x0", *x0, state_bytes);
@@ -80,7 +91,8 @@ BoundRequest BoundServer::request(std::uint64_t id, std::shared_ptr<Table> table
                std::move(gate),
                known_region.is_none() ? nullptr : known_region_of(known_region, state_bytes),
                adapters,
-               keep_alive(py::make_tuple(x, x0, cond, null_cond, known_region), std::move(owner))};
+               device_copy.is_none() ? 0 : address_of(device_copy, state_bytes),
+               keep_alive(py::make_tuple(x, x0, cond, null_cond, known_region, device_copy), std::move(owner))};
   return {std::move(made), identity_};
 }
 

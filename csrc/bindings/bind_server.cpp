@@ -163,7 +163,7 @@ void bind_server(py::module_& m) {
            py::arg("x").noconvert(), py::arg("x0").noconvert(), py::arg("cond"), py::arg("null_cond"), py::kw_only(),
            py::arg("priority") = 0, py::arg("deadline") = py::none(), py::arg("timeout") = py::none(),
            py::arg("watched") = false, py::arg("gate") = std::shared_ptr<Gate>(), py::arg("known_region") = py::none(),
-           py::arg("adapters") = 0, py::arg("owner") = py::none(),
+           py::arg("adapters") = 0, py::arg("device_copy") = py::none(), py::arg("owner") = py::none(),
            "A request for this server. Times in seconds from now. `owner` stands for it in events.")
       .def("submit", &BoundServer::submit, py::arg("request"), py::arg("wait") = 0.0,
            "Queues a sample; true if run() has to be called. wait: seconds for room, None: however full.")

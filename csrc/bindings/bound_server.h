@@ -34,7 +34,7 @@ class BoundServer {
                        std::optional<FloatArray> x0, std::vector<py::array> cond, std::vector<py::array> null_cond,
                        int priority, std::optional<double> deadline, std::optional<double> timeout, bool watched,
                        std::shared_ptr<Gate> gate, py::object known_region, std::uint64_t adapters,
-                       py::object owner) const;
+                       py::object device_copy, py::object owner) const;
   // These take what they are given, unless they throw. Throw ValueError if it was made for another server, or is taken.
   bool submit(BoundRequest& request, std::optional<double> wait);
   bool submit_all(const std::vector<BoundRequest*>& requests);

@@ -269,10 +269,21 @@ void DeviceStepper::step(const Iteration& iteration, const Iteration& next) {
     }
     for (const Launch& one : of_step) launch(stream_, one);
     for (const Download& one : downloads_) one.from->download(stream_, one.pinned, state_bytes_, one.offset);
+    copy_results(iteration);
     end_flight();
   } catch (...) {
     roll_back();
     broken_ = std::current_exception();
+  }
+}
+
+// Where they are to stay on the device.
+void DeviceStepper::copy_results(const Iteration& iteration) {
+  for (const Sample* sample : iteration.samples) {
+    const CUdeviceptr to = sample->request.device_copy;
+    if (to == 0 || !steps(*sample) || sample->steps_left() > iteration.steps) continue;
+    const std::size_t offset = static_cast<std::size_t>(sample->slot) * state_bytes_;
+    DeviceBuffer::borrow(context_, to, state_bytes_).copy(stream_, *memory_.x(), state_bytes_, offset);
   }
 }
 

@@ -111,6 +111,7 @@ class DeviceStepper final : public Stepper {
   void* pinned_copy(const Frames& frames);
   void copy(const Frames& frames);
   std::vector<Launch> launches(const Frames& frames, StepArguments arguments, const DeviceBuffer& frame);
+  void copy_results(const Iteration& iteration);
   std::int32_t* take_flags(const Frames& frames);
   void end_flight();
   void await(Flight& flight);

@@ -49,8 +49,8 @@ void DeviceBuffer::download(const Stream& stream, void* to, std::size_t bytes, s
   context_->driver().cuMemcpyDtoHAsync(to, from, bytes, stream.get());
 }
 
-void DeviceBuffer::copy(const Stream& stream, const DeviceBuffer& from, std::size_t bytes) {
-  const CUdeviceptr source = from.at(0, bytes), target = at(0, bytes);
+void DeviceBuffer::copy(const Stream& stream, const DeviceBuffer& from, std::size_t bytes, std::size_t offset) {
+  const CUdeviceptr source = from.at(offset, bytes), target = at(0, bytes);
   const Stream::Turn turn(stream);
   const Context::Scope scope(*context_);
   context_->driver().cuMemcpyDtoDAsync(target, source, bytes, stream.get());

@@ -12,6 +12,7 @@ from stepfuse import _core
 from stepfuse.bundle.cond_input import CondInput
 
 if TYPE_CHECKING:
+    from stepfuse.backends.device_samples import DeviceSamples
     from stepfuse.lora.adapters import Adapters
 
 
@@ -32,6 +33,10 @@ class Backend(Protocol):
     @property
     def adapters(self) -> Adapters | None:
         """The network's LoRAs; None: it takes none while it runs."""
+
+    @property
+    def device_samples(self) -> DeviceSamples | None:
+        """Memory for samples that stay on the device at their end; None: the loop's samples are on the host."""
 
     @property
     def rowwise(self) -> bool:

@@ -8,6 +8,7 @@ from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from typing import Any
 
+from stepfuse.backends.device_samples import DeviceSample
 from stepfuse.display import NAME, printable
 from stepfuse.engine import Withdraw
 from stepfuse.errors import EngineClosed, RequestTimeout
@@ -43,8 +44,9 @@ class PictureJob:
         withdraw: Takes it out of the denoiser; None before it is there.
         release: Lets its engine go.
         done: Steps done.
-        denoised: The sample, and the error if it failed; None before its end in the denoiser. Not its ``Progress``,
-            which refers to this: a cycle would keep the picture until the garbage collector runs.
+        denoised: The sample, where it is in a GPU's memory too, and the error if it failed; None before its end in the
+            denoiser. Not its ``Progress``, which refers to this: a cycle would keep the picture until the garbage
+            collector runs.
     """
 
     number: int
@@ -62,7 +64,7 @@ class PictureJob:
     withdraw: Withdraw | None = None
     release: Callable[[], None] = lambda: None
     done: int = 0
-    denoised: tuple[Array, BaseException | None] | None = None
+    denoised: tuple[Array, DeviceSample | None, BaseException | None] | None = None
 
     @property
     def shape(self) -> Shape:
@@ -115,7 +117,7 @@ class PictureJob:
         last = made[-1]
         self.done = max(self.done, last.step)
         if last.ended:
-            self.denoised = last.sample.x, last.error
+            self.denoised = last.sample.x, last.sample.on_device, last.error
             self.on_denoised(self)
         elif self.latest is not None and last.step < self.steps and last.sample.x0 is not None:
             self.on_preview(self, last)

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stepfuse.backends.cuda.config import Cuda
+from stepfuse.backends.device_samples import DeviceSample
 from stepfuse.backends.host.onnxruntime import open_session, returning_memory
 from stepfuse.bundle.onnx_file import OnnxFile
 from stepfuse.errors import BundleError, DenoiserError, EngineClosed
@@ -109,8 +110,12 @@ class Stage:
             raise EngineClosed("the pipeline is closed")
         return session
 
-    def run(self, feeds: Mapping[str, Array], interrupt: Interrupt | None = None) -> dict[str, Array]:
+    def run(self, feeds: Mapping[str, Array | DeviceSample], interrupt: Interrupt | None = None) -> dict[str, Array]:
         """The outputs by name.
+
+        Args:
+            feeds: The inputs by name; a sample that is in its GPU's memory is read there.
+            interrupt: Gives it up, with a DenoiserError.
 
         Raises:
             DenoiserError: If ONNX Runtime fails, or an output is no array of finite floating point.
@@ -119,9 +124,9 @@ class Stage:
         session = self.require_open()
         began = time.perf_counter()
         try:
-            found = session.run(self.outputs, dict(feeds), (interrupt or Interrupt()).options(self._device))
+            found = self._outputs(session, feeds, (interrupt or Interrupt()).options(self._device))
         except Exception as error:  # ONNX Runtime's exceptions share no base class
-            shapes = ", ".join(f"{name} {array.shape}" for name, array in feeds.items())
+            shapes = ", ".join(f"{name} {value.shape}" for name, value in feeds.items())
             raise DenoiserError(f"ONNX Runtime could not run {self._name} on {shapes}: {error}") from error
         finally:
             with self._counting:
@@ -136,6 +141,20 @@ class Stage:
                     " overflow in some networks, which are to be exported in float32"
                 )
         return dict(zip(self.outputs, found, strict=True))
+
+    def _outputs(self, session: Any, feeds: Mapping[str, Array | DeviceSample], options: Any) -> list[Array]:
+        if not any(isinstance(value, DeviceSample) for value in feeds.values()):
+            return list(session.run(self.outputs, dict(feeds), options))
+        binding, (_, index) = session.io_binding(), self._device.split(":")
+        for name, value in feeds.items():
+            if isinstance(value, DeviceSample):
+                binding.bind_input(name, "cuda", int(index), np.float32, value.shape, value.buffer.address)
+            else:
+                binding.bind_cpu_input(name, value)
+        for name in self.outputs:
+            binding.bind_output(name)
+        session.run_with_iobinding(binding, options)
+        return list(binding.copy_outputs_to_cpu())
 
     def close(self) -> None:
         """Frees the network; closing twice is fine."""

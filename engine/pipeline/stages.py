@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from stepfuse import _core
+from stepfuse.backends.device_samples import DeviceSample
 from stepfuse.engine import Engine, Withdraw
 from stepfuse.errors import DeadlineError, EngineClosed, RequestTimeout
 from stepfuse.pipeline.admission import next_to_encode
@@ -37,14 +38,16 @@ def decode_pictures(
     facts: Sequence[Mapping[str, str]],
     seeds: Sequence[int],
     interrupt: Interrupt | None = None,
+    on_device: Sequence[DeviceSample | None] | None = None,
 ) -> Pictures:
-    """Pictures of samples (n, C, h, w), with how each is made and their seeds.
+    """Pictures of samples (n, C, h, w), with how each is made and their seeds; ``on_device`` as in ``Vae.decode``.
 
     Raises:
         DenoiserError: If the decoder fails, or ``interrupt`` gives it up.
         EngineClosed: If the pipeline is closed.
     """
-    return Pictures(to_pixels(vae.decode(latents, interrupt), (-1.0, 1.0)), latents, facts, seeds)
+    pixels = to_pixels(vae.decode(latents, interrupt, on_device), (-1.0, 1.0))
+    return Pictures(pixels, latents, facts, seeds)
 
 
 class Stages:
@@ -239,14 +242,14 @@ class Stages:
     def _decode_one(self, job: PictureJob) -> None:
         job.release()
         assert job.denoised is not None
-        (sample, error), pictures = job.denoised, None
+        (sample, on_device, error), pictures = job.denoised, None
         if isinstance(error, RequestTimeout):  # by the engine's clock
             error = job.timed_out()
         elif isinstance(error, EngineClosed):
             error = job.closed()
         elif error is None and job in self._jobs:
             try:
-                pictures = self._decode(sample[None], [job.facts], job.prepared.seeds, job.interrupt)
+                pictures = self._decode(sample[None], [job.facts], job.prepared.seeds, job.interrupt, [on_device])
             except BaseException as failure:
                 error = failure
         self._jobs.land(job)
@@ -258,12 +261,11 @@ _CONDITIONING = "cond", "negative_cond"
 
 def _denoise(job: PictureJob, engine: Engine, request: Request) -> Withdraw:
     """Queues a request at the denoiser; one whose deadline cannot be met any more is finished late."""
-    deadline = job.terms.deadline
+    deadline, how = job.terms.deadline, {"x0": job.latest is not None, "context": job.context, "on_device": True}
     if deadline is not None and deadline > time.monotonic():
         with suppress(DeadlineError):
-            timed = replace(request, deadline=deadline)
-            return engine.enqueue(timed, job, x0=job.latest is not None, context=job.context)
-    return engine.enqueue(request, job, x0=job.latest is not None, context=job.context)
+            return engine.enqueue(replace(request, deadline=deadline), job, **how)
+    return engine.enqueue(request, job, **how)
 
 
 def _outcome(error: BaseException) -> str:

@@ -49,7 +49,7 @@ from stepfuse.requests.resolution import Compiler, seeds_of
 from stepfuse.requests.terms import Terms
 from stepfuse.samplers.table import StepTable
 from stepfuse.serving.at_exit import GRACE, is_interrupt
-from stepfuse.serving.batch import Callback
+from stepfuse.serving.batch import Callback, Observers
 from stepfuse.serving.config import Serving
 from stepfuse.serving.future import as_completed
 from stepfuse.serving.reporting import Observer
@@ -333,8 +333,9 @@ class TextToImage(LoraRegistry):
         with self._service.counted(prepared.n) as began, self._engines.use(prepared.network) as engine:
             encoded = self._preparation.encode(prepared)
             began()
-            samples = engine.sample(prepared.n, **encoded, progress=progress, callback=watch)
-            pixels = self.decode(samples)
+            batch = engine._batch(prepared.n, **encoded, observers=Observers(progress, watch), on_device=True)
+            samples = batch.run()
+            pixels = to_pixels(self._vae.decode(samples, on_device=batch.on_device), (-1.0, 1.0))
         stopped_after = None if watch is None else watch.stopped_after
         return Pictures(pixels, samples, self._facts_of(prepared, strength, stopped_after), prepared.seeds)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from stepfuse.arguments import whole_number
 from stepfuse.backends.cuda.config import Cuda
+from stepfuse.backends.device_samples import DeviceSample
 from stepfuse.bundle.bundle import Bundle
 from stepfuse.bundle.onnx_file import OnnxFile
 from stepfuse.bundle.pipeline_info import VAE_DECODER, VAE_ENCODER
@@ -19,7 +20,7 @@ from stepfuse.pipeline.stage import Interrupt, Stage
 from stepfuse.pipeline.tiles import OVERLAP, tiled
 
 Images = npt.NDArray[np.float32]
-_Run = Callable[[Images], Images]
+_Run = Callable[..., Images]
 
 #: Side in pixels of a tile, ``auto``: tiles where a picture is large; None: no tiles.
 Tile = int | Literal["auto"] | None
@@ -61,12 +62,19 @@ class Vae:
         self._threads, self._gpu = threads, gpu
         self._lock = threading.Lock()
 
-    def decode(self, latents: Images, interrupt: Interrupt | None = None) -> Images:
+    def decode(
+        self,
+        latents: Images,
+        interrupt: Interrupt | None = None,
+        on_device: Sequence[DeviceSample | None] | None = None,
+    ) -> Images:
         """Pictures of samples.
 
         Args:
             latents: Shape (n, C, h, w), as the denoiser's samples are.
             interrupt: Gives it up, with a DenoiserError.
+            on_device: Where each of them is in the memory of the decoder's GPU; it is read there, but for what is
+                decoded in tiles, which are cut on the host.
 
         Returns:
             Shape (n, 3, H, W), -1 to 1 and a little beyond.
@@ -75,12 +83,13 @@ class Vae:
             DenoiserError: If the decoder fails, or returns another shape.
         """
 
-        def run(x: Images) -> Images:
+        def run(x: Images | DeviceSample) -> Images:
             image = self._decoder.run({"latent": x}, interrupt)["image"]
             sides = x.shape[2] * self._cell, x.shape[3] * self._cell
             return _checked(f"image of {VAE_DECODER}", image, {(1, channels, *sides) for channels in (3, 1)})
 
-        return np.concatenate([self._run_one(run, x[None], shrinks=False) for x in latents])
+        each = zip(latents, on_device or [None] * len(latents), strict=True)
+        return np.concatenate([self._run_one(run, x[None], shrinks=False, on_device=at) for x, at in each])
 
     def encode(self, images: Images, interrupt: Interrupt | None = None) -> tuple[Images, Images]:
         """Samples of pictures: mean and standard deviation of the posterior.
@@ -114,13 +123,13 @@ class Vae:
             if stage is not None:
                 stage.close()
 
-    def _run_one(self, run: _Run, x: Images, *, shrinks: bool) -> Images:
+    def _run_one(self, run: _Run, x: Images, *, shrinks: bool, on_device: DeviceSample | None = None) -> Images:
         """Runs a network on one picture, in tiles if it is large."""
         side = self._tile_for(x.shape[2] * x.shape[3] * (1 if shrinks else self._cell**2))
         x = np.ascontiguousarray(x, dtype=np.float32)
         with self._lock:
             if side is None:
-                return run(x)
+                return run(x if on_device is None else on_device)
             sides = side, side // self._cell
             return tiled(run, x, *(sides if shrinks else sides[::-1]))
 

@@ -139,17 +139,17 @@ def resolve(
     *,
     cond: Any,
     negative_cond: Any = None,
-    seed: int | Sequence[int] | None,
-    table: StepTable | Sequence[StepTable] | None,
-    sampler: str | Sequence[str] | None,
-    steps: int | Sequence[int] | None,
-    guidance_scale: float | Sequence[float] | None,
-    eta: float | Sequence[float] | None,
+    seed: int | Sequence[int] | None = None,
+    table: StepTable | Sequence[StepTable] | None = None,
+    sampler: str | Sequence[str] | None = None,
+    steps: int | Sequence[int] | None = None,
+    guidance_scale: float | Sequence[float] | None = None,
+    eta: float | Sequence[float] | None = None,
     image: npt.ArrayLike | None = None,
     mask: npt.ArrayLike | None = None,
     strength: float | Sequence[float] | None = None,
     lora: Any = None,
-    options: Mapping[str, Any],
+    options: Mapping[str, Any] | None = None,
 ) -> list[ResolvedRequest]:
     """One request a sample; every argument is one value for all or a sequence of one each.
 
@@ -158,7 +158,7 @@ def resolve(
             is not within 0 to 2^64 - 1, or a sampler, ``CondInput.value`` or ``Edit`` refuses its argument.
         TypeError: If a value is of the wrong kind.
     """
-    n = whole_number("n", n)
+    n, options = whole_number("n", n), options or {}
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")
     info = compiler.info

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from stepfuse import _core
+from stepfuse.backends.device_samples import DeviceSample
 from stepfuse.requests.resolution import ResolvedRequest
 from stepfuse.serving.in_flight import Images, InFlightSample, Progress
 from stepfuse.serving.progress import ProgressBar
@@ -57,6 +58,10 @@ class SampleBatch:
         has_noise: Whether ``x`` holds starting noise.
         iterations: Forwards that they would take alone; 0 if nothing observes them.
         observers: What follows the run.
+        on_device: Whether samples stay in the GPU's memory, too, where there is one.
+
+    Attributes:
+        on_device: Where each of the samples that ``run`` returns is, too; None: on the host alone.
     """
 
     def __init__(
@@ -68,6 +73,7 @@ class SampleBatch:
         *,
         iterations: int,
         observers: Observers,
+        on_device: bool = False,
     ) -> None:
         self._service = service
         self._requests, self._x, self._has_noise = requests, x, has_noise
@@ -76,6 +82,8 @@ class SampleBatch:
         self._gate = _core.Gate() if observers.pause else None
         self._preview = np.zeros_like(x) if observers.pause else None
         self._ids = [service.new_id() for _ in requests]
+        at = [service.device_sample() if on_device else None for _ in requests]
+        self.on_device: Sequence[DeviceSample | None] = at
         self._left = len(requests)
         self._error: BaseException | None = None
         self._news: queue.SimpleQueue[bool] = queue.SimpleQueue()  # whether more iterations are to come
@@ -124,6 +132,7 @@ class SampleBatch:
                 watched=watched,
                 context=context,
                 index=i,
+                on_device=self.on_device[i],
             )
             for i, request in enumerate(self._requests)
         ]
@@ -140,6 +149,7 @@ class SampleBatch:
                 self._service.cancel(self._ids)
                 while self._news.get():  # until nothing holds the arrays any more
                     pass
+                self.on_device = [None] * len(self._requests)
                 return self._preview
             self._service.open(self._gate)
         if self._error is not None:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stepfuse import _core
+from stepfuse.backends.device_samples import DeviceSample
 from stepfuse.display import NAME, printable
 from stepfuse.lora.adapters import AdapterSet
 from stepfuse.requests.resolution import ResolvedRequest
@@ -34,6 +35,7 @@ class InFlightSample:
         index: Its place among the samples of one call; None if it is a request of its own.
         ended: Whether its handle has been called with its end.
         adapters: The LoRAs that it has chosen; their factors are kept with it.
+        on_device: Takes the sample too, in the end, in a GPU's memory; None: it is in ``x`` alone.
     """
 
     id: int
@@ -48,6 +50,7 @@ class InFlightSample:
     index: int | None = None
     ended: bool = False
     adapters: AdapterSet | None = None
+    on_device: DeviceSample | None = None
 
     @property
     def name(self) -> str:

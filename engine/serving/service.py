@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from stepfuse import _core
 from stepfuse.arguments import require_seconds
 from stepfuse.backends.base import Backend
+from stepfuse.backends.device_samples import DeviceSample
 from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.errors import EngineClosed
 from stepfuse.lora.adapters import PLAIN, AdapterSet, chosen
@@ -50,7 +51,7 @@ class Service:
         self._core = _core.Server(backend.stepper, self._loop_options(), serving.max_queue, check)
         self._closed_with_this = _core.Lease(self._core)
         self._loop = LoopThread(self._core, backend, inline=self.inline)
-        self.adapters = backend.adapters
+        self.adapters, self._device_samples = backend.adapters, backend.device_samples
         self._shape = info.shape
         self._nulls = [spec.value(name, None) for name, spec in info.cond.items()]
         self._tables: weakref.WeakKeyDictionary[StepTable, _core.Table] = weakref.WeakKeyDictionary()
@@ -131,8 +132,13 @@ class Service:
             gate=sample.gate,
             known_region=request.known_region,
             adapters=_number(sample.adapters),
+            device_copy=None if sample.on_device is None else sample.on_device.buffer,
             owner=sample,
         )
+
+    def device_sample(self) -> DeviceSample | None:
+        """Memory of a GPU for one sample; None where samples are on the host, or the GPU has none left."""
+        return None if self._device_samples is None else self._device_samples.take()
 
     def cancel(self, ids: Iterable[int]) -> None:
         """Withdraws samples; those that have ended are left as they are."""

@@ -29,6 +29,7 @@ struct Memory {
   std::vector<float> x, x0, image, mask;
   float label, null_label;
   Tag tag;
+  std::shared_ptr<const float> copy{};  // of the result, on the device; null: none
 };
 
 // A request with its memory, what must come of it, and what did.

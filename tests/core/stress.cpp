@@ -201,6 +201,8 @@ void Round::check_event(const Event& event, RandomSample& sample) {
       require(event.step == sample.table->size(), "finished before its last step", event.id);
       require(!sample.watched || sample.steps == event.step, "finished, but not all its steps had events", event.id);
       sample.x = sample.memory->x;
+      require(!sample.memory->copy || std::equal(sample.x.begin(), sample.x.end(), sample.memory->copy.get()),
+              "the copy on the device is another", event.id);
       ++tally.finished;
       break;
     case EventKind::Failed:
@@ -395,6 +397,8 @@ class Client {
     }
     if (sample.conditioned) request.cond = {&memory->label, &memory->tag};
     request.null_cond = {&memory->null_label, &memory->tag};
+    if (random_.one_in(2)) memory->copy = round_.backend->device_memory();
+    request.device_copy = reinterpret_cast<std::uint64_t>(memory->copy.get());
     request.priority = random_.one_in(4) ? random_.from(-1, 2) : 0;
     request.adapters = random_.one_in(2) ? static_cast<std::uint64_t>(random_.from(1, 3)) : 0;
     if (may_be_refused && random_.one_in(4)) request.deadline = sample.submitted + random_.from(0.0, 0.1);

@@ -16,6 +16,8 @@ class StressBackend {
   virtual Network& network() = 0;
   virtual bool reads_rows() const { return true; }        // whether the network may raise for a row
   virtual bool fails_at_random() const { return false; }  // whether a forward may fail for all its samples
+  // Memory of the device, which the host may read here, for one sample; null: samples are on the host.
+  virtual std::shared_ptr<const float> device_memory() { return nullptr; }
 };
 
 std::unique_ptr<StressBackend> make_stress_backend(const ModelSpec& spec, bool padded, std::uint64_t seed);

@@ -483,6 +483,16 @@ class DeviceBackend final : public StressBackend {
   Network& network() override { return *network_; }
   bool reads_rows() const override { return network_->reads_rows; }
   bool fails_at_random() const override { return network_->fails_at_random; }
+  std::shared_ptr<const float> device_memory() override {
+    try {
+      const std::size_t bytes = static_cast<std::size_t>(rig_->spec.elements) * sizeof(float);
+      const auto buffer = std::make_shared<const DeviceBuffer>(rig_->context, bytes);
+      return {buffer, reinterpret_cast<const float*>(buffer->get())};
+    } catch (const CudaError&) {
+      require(fails_at_random(), "a call failed that should not");
+      return nullptr;
+    }
+  }
 
  private:
   const Fake fake_{kDriver};

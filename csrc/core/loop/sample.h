@@ -42,7 +42,8 @@ struct Request {
   bool watched = false;                // whether each step is an event
   std::shared_ptr<Gate> gate{};        // steps only while it is open, and closes it by stepping; null: none
   std::shared_ptr<const KnownRegion> known_region{};  // an image to start from or to keep in part; null: none
-  std::uint64_t adapters = 0;  // the denoiser's number of its set of adapters; 0: the network without any
+  std::uint64_t adapters = 0;     // the denoiser's number of its set of adapters; 0: the network without any
+  std::uint64_t device_copy = 0;  // address in a GPU's memory that takes the result too, (elements,); 0: none
 
   std::shared_ptr<void> keep_alive{};  // owns the memory borrowed; released with the sample's last event
 

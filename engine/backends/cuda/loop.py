@@ -14,6 +14,7 @@ from stepfuse.backends.cuda.capture import capture_as
 from stepfuse.backends.cuda.config import Cuda
 from stepfuse.backends.cuda.network import CapturedNetwork
 from stepfuse.backends.cuda.program import Kernels, loop_program
+from stepfuse.backends.device_samples import DeviceSamples
 from stepfuse.bundle.model_info import ModelInfo
 
 
@@ -52,6 +53,7 @@ class LoopBackend:
             program=loop_program(kernels, network.storage, elements, max_rows),
             forwards=network.graphs,
         )
+        self.device_samples = DeviceSamples(network.context, info.shape)
         self._network: CapturedNetwork[Any] | None = network
         self._stream = network.stream
         self.enqueue: Callable[..., None] | _core.Denoiser = (
@@ -73,6 +75,7 @@ class LoopBackend:
         """Frees the network once the device is idle: forwards of cancelled samples may still run."""
         with suppress(cuda.CudaError):
             self._stream.synchronize()
+        self.device_samples.close()
         self._network = None
         del self.enqueue
 

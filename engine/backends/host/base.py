@@ -98,6 +98,7 @@ class HostBackend:
 
     rowwise = False
     adapters: Adapters | None = None
+    device_samples = None
 
     def __init__(self, info: ModelInfo, max_rows: int) -> None:
         self.stepper = _core.HostStepper(

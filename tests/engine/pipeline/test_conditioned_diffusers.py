@@ -514,8 +514,8 @@ def test_the_refiner_goes_on_where_the_base_ends(ours, theirs, monkeypatch, samp
     want = run(theirs(REFINER), PROMPTS, image=half, denoising_start=share, **call)
     call |= {"steps": STEPS, "sampler": sampler}
     latents = ours(BASE)(PROMPTS, latents=start, denoising_end=share, **call).latents
-    # DDIM's latents shrink from 2.9 to 1.0, and keep what was rounded where they were largest: diffusers' own float32 is
-    # up to 2.5e-5 from its float64 here.
+    # DDIM's latents shrink from 2.9 to 1.0, and keep what was rounded where they were largest: diffusers' own float32
+    # is up to 2.5e-5 from its float64 here.
     largest = max(float(half.abs().max()), float(np.abs(start).max()))
     np.testing.assert_allclose(latents, half, rtol=0, atol=tolerances.PICTURE * largest)
     assert_same(ours(REFINER)(PROMPTS, latents=latents, denoising_start=share, **call).pixels, want)

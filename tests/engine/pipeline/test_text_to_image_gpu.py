@@ -14,6 +14,9 @@ from stepfuse._core import cuda
 from stepfuse.errors import CaptureError, DenoiserError, ProviderError
 from stepfuse.pipeline.stage import Interrupt
 
+#: A run of the VAE's decoder whose sample was in the GPU's memory.
+ON_GPU = ["latent on the GPU"], ["image"]
+
 NEAR = {"rtol": 0, "atol": 5e-6}  # latents are up to 8: ten units in the last place
 
 
@@ -74,11 +77,55 @@ def test_all_networks_are_on_the_gpu(load, onnxruntime_gpu):
     assert onnxruntime_gpu.arrays == [
         (["input_ids"], ["text"]),  # the prompt and the negative one
         (["input_ids"], ["text"]),
-        (["latent"], ["image"]),
+        ON_GPU,
     ]
     assert len(onnxruntime_gpu.ran) > 0
     pipe("a cat", image=pictures[0], strength=0.5, seed=1)
-    assert onnxruntime_gpu.arrays[3:] == [(["image"], ["latent", "std"]), (["latent"], ["image"])]
+    assert onnxruntime_gpu.arrays[3:] == [(["image"], ["latent", "std"]), ON_GPU]
+
+
+def decoded(onnxruntime_gpu):
+    """Where each sample was that the VAE has decoded."""
+    return [one for one in onnxruntime_gpu.arrays if one[1] == ["image"]]
+
+
+def test_samples_stay_on_the_gpu_until_they_are_pixels(load, onnxruntime_gpu, fake):
+    fake.late(True)
+    pipe = load()
+    requests = [sf.PromptRequest(prompt="a red cat", seed=seed) for seed in range(6)]
+    for future, seed in [(pipe.submit(one), one.seed) for one in requests]:
+        is_expected(future.result(30), "a red cat", seed)
+    [last] = [one.decode() for one in pipe.stream(requests[0]) if one.step == one.total]
+    is_expected(last, "a red cat", 0)
+    is_expected(pipe("a red cat", num_images=3, seed=7), "a red cat", 7, 8, 9)
+    assert decoded(onnxruntime_gpu) == 10 * [ON_GPU]
+
+
+def test_on_the_host_are_previews_tiles_and_latents_of_one_s_own(load, onnxruntime_gpu):
+    pipe, tiles = load(), load(tile=8)
+    pictures = pipe("a red cat", seed=5)
+    del onnxruntime_gpu.arrays[:]
+    pipe.decode(pictures.latents)
+    pipe("a red cat", seed=5, callback=lambda step, *_: step < 2)
+    is_expected(tiles("a red cat", seed=5), "a red cat", 5)
+    assert decoded(onnxruntime_gpu) == 3 * [(["latent"], ["image"])]
+
+
+def test_requests_that_are_given_up_leave_no_memory_behind(load, onnxruntime_gpu):
+    pipe = load()
+
+    def draw():
+        futures = [pipe.submit(sf.PromptRequest(prompt="a cat", seed=seed)) for seed in range(8)]
+        for future in futures[::2]:
+            future.cancel()
+        for seed, future in list(enumerate(futures))[1::2]:
+            is_expected(future.result(30), "a cat", seed)
+
+    draw()
+    taken = onnxruntime_gpu.context.memory[0]
+    for _ in range(5):
+        draw()
+    assert taken - onnxruntime_gpu.context.memory[0] < MIB / 2
 
 
 def test_an_image_begins_as_on_the_cpu(load, bundle):
