@@ -93,7 +93,7 @@ class Wrong:
 
     def deadline(self):
         self.engine.calibrate()
-        self.engine.submit(sf.Request(steps=1000, deadline=time.monotonic() + 0.0101))
+        self.engine.submit(sf.Request(steps=1000, deadline=time.monotonic() + 0.3))
 
     def timeout(self):
         self.engine.submit(sf.Request(steps=1000, timeout=0.05)).result()
