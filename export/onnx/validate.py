@@ -13,7 +13,7 @@ import onnxruntime as ort
 
 from stepfuse.errors import ExportError
 from stepfuse.export.onnx.inputs import Input
-from stepfuse.export.onnx.parts import split
+from stepfuse.export.onnx.parts import Part, split
 from stepfuse.export.onnx.translation import evaluating
 from stepfuse.extras import pip_install
 
@@ -116,17 +116,24 @@ def _run(
     values: list[dict[str, Any]] = [dict(feed) for feed in feeds]
     parts = split(path, outputs, PART_BYTES)
     for part in parts:
-        session = _session(path, path if len(parts) == 1 else part.serialized(values))
-        reads = [one.name for one in session.get_inputs()]  # an input that nothing reads may not be among them
-        for known, trial in zip(values, trials, strict=True):
-            try:
-                found = session.run(part.gives, {name: known[name] for name in reads})
-            except Exception as error:  # ONNX Runtime's exceptions share no base class
-                raise ExportError(f"the exported graph fails at {trial}: {error}") from error
-            known.update(zip(part.gives, found, strict=True))
-            for name in known.keys() - part.read_later:
-                del known[name]
+        _run_part(part, path, path if len(parts) == 1 else part.serialized(values), values, trials)
     return [[known[name] for name in outputs] for known in values]
+
+
+def _run_part(
+    part: Part, path: Path, model: Path | bytes, values: Sequence[dict[str, Any]], trials: Sequence[str]
+) -> None:
+    """Adds what a part gives to the values of each run. Its session, and so its weights, are gone before the next's."""
+    session = _session(path, model)
+    reads = [one.name for one in session.get_inputs()]  # an input that nothing reads may not be among them
+    for known, trial in zip(values, trials, strict=True):
+        try:
+            found = session.run(part.gives, {name: known[name] for name in reads})
+        except Exception as error:  # ONNX Runtime's exceptions share no base class
+            raise ExportError(f"the exported graph fails at {trial}: {error}") from error
+        known.update(zip(part.gives, found, strict=True))
+        for name in known.keys() - part.read_later:
+            del known[name]
 
 
 def _session(path: Path, model: Path | bytes) -> ort.InferenceSession:
