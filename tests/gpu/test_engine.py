@@ -14,6 +14,7 @@ import stepfuse as sf
 from stepfuse._core import cuda
 from stepfuse.backends.cuda.trajectories import Trajectories
 from stepfuse.errors import CaptureError
+from stepfuse.serving.batch import Observers
 
 GUIDED = {"cond": 3, "steps": 20, "eta": 1.0, "guidance_scale": 3.0, "seed": 7}
 SHORT = {"cond": 3, "steps": 6, "guidance_scale": 2.0, "seed": 5}
@@ -69,6 +70,20 @@ def test_images_are_the_cpu_s(on_gpu, on_cpu, make_module, close, eager, argumen
         assert isinstance(got, np.ndarray)
         assert got.dtype == np.float32
         close(got, want)
+
+
+@pytest.mark.parametrize("eager", [False, True], ids=["captured", "eager"])
+@pytest.mark.parametrize("arguments", [GUIDED, {**GUIDED, **KEPT}], ids=["guided", "kept"])
+def test_a_sample_that_stays_there_is_what_comes_to_the_host(on_gpu, make_module, context, eager, arguments):
+    engine = on_gpu(make_module(), eager=eager)
+    for seed in (7, 8):  # in the second call where the first one's were
+        batch = engine._batch(3, noise=None, observers=Observers(), on_device=True, **{**arguments, "seed": seed})
+        drawn, found, stream = batch.run(), np.empty((3, *IMAGE.shape), np.float32), cuda.Stream(context)
+        for sample, to in zip(batch.on_device, found, strict=True):
+            sample.buffer.download(stream, to)
+        stream.synchronize()
+        np.testing.assert_array_equal(found, drawn)
+        del batch, sample
 
 
 def test_requests_join_and_leave_between_steps(on_gpu, on_host, make_module, close):

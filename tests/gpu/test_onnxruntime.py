@@ -63,3 +63,29 @@ def test_the_engine_s_loop_gives_the_cpu_s_images(tiny, cubins, eager):
 def test_the_embedded_model_is_drawn_by_the_loop(cubins):
     with sf.Engine.load("fashion", device=sf.Cuda(cubins=cubins, eager=None), max_rows=8) as engine:
         near(engine.sample(3, **SNEAKERS), "fashion", 3, **SNEAKERS)
+
+
+@pytest.mark.parametrize("eager", [False, True], ids=["captured", "eager"])
+def test_a_prompt_becomes_the_cpu_s_picture(tmp_path, cubins, eager):
+    pytest.importorskip("onnx")
+    pytest.importorskip("tokenizers")
+    import handmade
+
+    bundle = handmade.write_bundle(tmp_path / "bundle")
+    sizes = [(8, 8), (12, 8), (8, 16)]
+    requests = [
+        sf.PromptRequest(prompt="a red cat", negative_prompt="a dog", width=w, height=h, seed=seed)
+        for seed in range(4)
+        for w, h in sizes
+    ]
+    with sf.TextToImage.load(bundle) as host:
+        wanted = [host.submit(one).result(timeout=60) for one in requests]
+        batch = host("a cat", num_images=3, seed=7)
+    with sf.TextToImage.load(bundle, device=sf.Cuda(cubins=cubins, eager=eager), max_rows=4) as pipe:
+        found = [one.result(timeout=60) for one in [pipe.submit(one) for one in requests]]
+        pairs = [*zip(found, wanted, strict=True), (pipe("a cat", num_images=3, seed=7), batch)]
+        for got, want in pairs:
+            bound = tolerances.GPU_IMAGES * np.abs(want.latents).max()
+            np.testing.assert_allclose(got.latents, want.latents, rtol=0, atol=bound)
+            np.testing.assert_allclose(got.pixels, want.pixels, rtol=0, atol=bound)
+            np.testing.assert_allclose(pipe.decode(got.latents), got.pixels, rtol=0, atol=bound)
