@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Body, Request, Response
 from PIL import ImageOps
 
 from stepfuse.pipeline.image_files import WEBUI_ENTRY
@@ -24,7 +24,7 @@ from stepfuse.server.models import ServedModel
 from stepfuse.server.requests import model_of, requests_of
 from stepfuse.server.schema import Asked, Failure
 from stepfuse.server.webui_progress import Jobs
-from stepfuse.server.webui_schema import SCHEDULERS, Img2Img, Txt2Img
+from stepfuse.server.webui_schema import CHECKPOINT, SCHEDULERS, Img2Img, Txt2Img, model_in
 
 IMG2IMG, TXT2IMG = "/sdapi/v1/img2img", "/sdapi/v1/txt2img"
 
@@ -35,15 +35,16 @@ def webui_routes(served: Served) -> APIRouter:
     """The routes below ``/sdapi/v1``."""
     routes = APIRouter(prefix="/sdapi/v1", tags=["web interfaces"])
     jobs = Jobs()
+    selected = served.models[0]  # by any client for all of them, as those interfaces have it
 
     @routes.post("/txt2img", summary="Draw pictures of a prompt", responses=_REFUSED)
     async def txt2img(body: Txt2Img, request: Request) -> Response:
-        return await _drawn(request, body, served, jobs, {})
+        return await _drawn(request, body, body.model or selected.name, served, jobs, {})
 
     @routes.post("/img2img", summary="Draw pictures that begin as another one", responses=_REFUSED)
     async def img2img(body: Img2Img, request: Request) -> Response:
         given = await asyncio.to_thread(_given, body, served.limits)
-        return await _drawn(request, body, served, jobs, given)
+        return await _drawn(request, body, body.model or selected.name, served, jobs, given)
 
     @routes.get("/samplers", summary="Names of samplers")
     async def samplers() -> list[dict[str, Any]]:
@@ -70,7 +71,15 @@ def webui_routes(served: Served) -> APIRouter:
 
     @routes.get("/options", summary="The model that draws what names none")
     async def options() -> dict[str, Any]:
-        return {"sd_model_checkpoint": served.models[0].name}
+        return {CHECKPOINT: selected.name}
+
+    @routes.post("/options", summary="Selects the model that draws what names none", responses=_REFUSED)
+    async def select(settings: Annotated[dict[str, Any], Body(examples=[{CHECKPOINT: "fashion"}])]) -> None:
+        nonlocal selected
+        model = model_of(served.models, model_in(settings, "options") or selected.name)
+        if served.replicated and model is not selected:
+            raise of_one_replica("the selected model is", f"send override_settings.{CHECKPOINT} with each request")
+        selected = model
 
     @routes.get("/progress", summary="How far the oldest request of these routes has come, with a preview")
     async def progress(skip_current_image: bool = False) -> dict[str, Any]:
@@ -81,8 +90,10 @@ def webui_routes(served: Served) -> APIRouter:
     return routes
 
 
-async def _drawn(request: Request, body: Txt2Img, served: Served, jobs: Jobs, given: Mapping[str, Any]) -> Response:
-    model = model_of(served.models, body.model)
+async def _drawn(
+    request: Request, body: Txt2Img, name: str, served: Served, jobs: Jobs, given: Mapping[str, Any]
+) -> Response:
+    model = model_of(served.models, name)
     request.state.model = model.name
     try:
         asked = body.asked(model)

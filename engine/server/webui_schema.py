@@ -49,6 +49,8 @@ _OF_PREPROCESSORS = {"processor_res", "threshold_a", "threshold_b", "pixel_perfe
 _OF_PREPROCESSORS |= {"save_detected_map", "hr_option"}
 _LORA = re.compile(r"<lora:([^:<>]+)(?::([^:<>]*))?>")
 _LEVELS = ("Karras", "Exponential", "Beta")
+#: Their setting that names the model.
+CHECKPOINT = "sd_model_checkpoint"
 #: Their names for noise levels.
 SCHEDULERS = ("Automatic", *_LEVELS)
 
@@ -170,14 +172,7 @@ class Txt2Img(BaseModel):
         Raises:
             ApiError: If other settings are.
         """
-        given = self.override_settings
-        others = {name for name, value in given.items() if value not in _NEUTRAL_SETTINGS.get(name, ())}
-        others -= {"sd_model_checkpoint"}
-        if others:
-            rule = "override_settings must hold sd_model_checkpoint alone"
-            raise ApiError(400, f"{rule}, got {listed(sorted(others))}", param="override_settings")
-        named = given.get("sd_model_checkpoint")
-        return None if named is None else str(named)
+        return model_in(self.override_settings, "override_settings")
 
     def _controls(self, model: ServedModel) -> dict[str, Control]:
         found: dict[str, Control] = {}
@@ -212,6 +207,23 @@ class Txt2Img(BaseModel):
             known = listed([*WEBUI_NAMES.values(), *model.samplers])
             raise ApiError(400, f"sampler_name must be one of {known}, got {brief(name)}", param="sampler_name")
         return found, dict(options)
+
+
+def model_in(settings: Mapping[str, Any], name: str) -> str | None:
+    """The name of the model that their settings hold; None if they hold none.
+
+    Args:
+        settings: By their names.
+        name: Of the settings, for messages.
+
+    Raises:
+        ApiError: If they hold what would change something else.
+    """
+    others = {key for key, value in settings.items() if value not in _NEUTRAL_SETTINGS.get(key, ())} - {CHECKPOINT}
+    if others:
+        raise ApiError(400, f"{name} must hold {CHECKPOINT} alone, got {listed(sorted(others))}", param=name)
+    named = settings.get(CHECKPOINT)
+    return None if named is None else str(named)
 
 
 def _without_loras(prompt: str) -> tuple[str, dict[str, float]]:

@@ -42,6 +42,15 @@ def test_what_one_replica_has_is_refused(replica, path):
     assert "of one replica, and any of several may be asked here: " in answer.error["message"]
 
 
+def test_no_client_selects_the_model_of_all(engine):
+    models = {"rows": engine, "other": engine}
+    with http_service.served(create_app(models, warm_up=False, replicated=True)) as service:
+        assert service.ask("POST", "/sdapi/v1/options", {"sd_model_checkpoint": "rows"}).status == 200
+        answer = service.ask("POST", "/sdapi/v1/options", {"sd_model_checkpoint": "other"})
+        assert (answer.status, answer.error["code"]) == (404, "of_one_replica")
+        assert "send override_settings.sd_model_checkpoint with each request" in answer.error["message"]
+
+
 def test_live_events_end_by_themselves(engine, monkeypatch):
     monkeypatch.setattr(page_routes, "_A_LOOK", 0.3)
     with http_service.served(create_app({"rows": engine}, warm_up=False, replicated=True)) as service:

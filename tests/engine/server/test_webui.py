@@ -185,6 +185,41 @@ def test_what_there_is(service, engine, pipe):
     assert service.ask("GET", "/sdapi/v1/options").json == {"sd_model_checkpoint": "fashion"}
 
 
+def test_a_client_selects_the_model_of_all(service):
+    """As Open WebUI does, which sends back all that it was given, and SillyTavern; neither names it in a request."""
+
+    def select(**settings):
+        return service.ask("POST", "/sdapi/v1/options", settings)
+
+    def drawn():
+        return json.loads(draw(service, prompt="bag", steps=2).json["info"])["sd_model_name"]
+
+    settings = service.ask("GET", "/sdapi/v1/options").json
+    try:
+        answer = select(**settings | {"sd_model_checkpoint": "cats"})
+        assert (answer.status, answer.json) == (200, None)
+        assert service.ask("GET", "/sdapi/v1/options").json == {"sd_model_checkpoint": "cats"}
+        assert drawn() == "cats"
+        for unknown, status, message in [
+            ({"sd_model_checkpoint": "dogs"}, 404, "there is no model 'dogs'"),
+            (
+                {"sd_model_checkpoint": "fashion", "img2img_fix_steps": True},
+                400,
+                "options must hold sd_model_checkpoint",
+            ),
+        ]:
+            answer = select(**unknown)
+            assert (answer.status, message in answer.error["message"]) == (status, True)
+        assert drawn() == "cats"
+        assert select(CLIP_stop_at_last_layers=1).status == 200
+        named = {"override_settings": {"sd_model_checkpoint": "fashion"}}
+        assert json.loads(draw(service, prompt="bag", steps=2, **named).json["info"])["sd_model_name"] == "fashion"
+        assert service.generate("bag", steps=2).json["data"][0]["drawn"]["model"] == "fashion"
+    finally:
+        assert select(sd_model_checkpoint="fashion").status == 200
+    assert drawn() == "fashion"
+
+
 @pytest.mark.parametrize(
     ("fields", "param", "message"),
     [
