@@ -21,10 +21,11 @@ from stepfuse.lora.names import split_name
 from stepfuse.lora.safetensors import Tensor, read_safetensors
 from stepfuse.lora.scales import Scales, read_scales
 
+_BEHIND = r"(?:(?<=_lora)|(?<=_lora[12]))"  # of modules' names that say what they are themselves
 _DOWN = re.compile(
-    r"(.+?)(?:\.lora_A(?:\.[^.]+)?|\.lora_down|\.lora\.down|\.lora_linear_layer\.down|(?<=_lora)\.down)\.weight"
+    rf"(.+?)(?:\.lora_A(?:\.[^.]+)?|\.lora_down|\.lora\.down|\.lora_linear_layer\.down|{_BEHIND}\.down)\.weight"
 )
-_UP = re.compile(r"(.+?)(?:\.lora_B(?:\.[^.]+)?|\.lora_up|\.lora\.up|\.lora_linear_layer\.up|(?<=_lora)\.up)\.weight")
+_UP = re.compile(rf"(.+?)(?:\.lora_B(?:\.[^.]+)?|\.lora_up|\.lora\.up|\.lora_linear_layer\.up|{_BEHIND}\.up)\.weight")
 _ALPHA = re.compile(r"(.+?)(?:\.lora|\.lora_linear_layer)?\.alpha")
 
 #: Kinds of adapters that are no LoRA, by patterns of their keys.

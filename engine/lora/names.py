@@ -48,30 +48,34 @@ _RESNET = {
     "conv2": "out_layers.3",
     "conv_shortcut": "skip_connection",
 }
-#: A Flux transformer's blocks: what its first code calls them, and modules in them.
-_FLUX_BLOCKS: Mapping[str, tuple[str, Mapping[str, str]]] = {
+_QKV = "attn.to_q", "attn.to_k", "attn.to_v"
+_ADDED_QKV = "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"
+#: A Flux transformer's blocks: what its first code calls them, and modules in them; behind those what XLabs' processors
+#: call theirs.
+_FLUX_BLOCKS: Mapping[str, tuple[str, Mapping[str, tuple[str, ...]]]] = {
     "transformer_blocks": (
         "double_blocks",
         {
-            "norm1.linear": "img_mod.lin",
-            "norm1_context.linear": "txt_mod.lin",
-            "attn.to_out.0": "img_attn.proj",
-            "attn.to_add_out": "txt_attn.proj",
-            "ff.net.0.proj": "img_mlp.0",
-            "ff.net.2": "img_mlp.2",
-            "ff_context.net.0.proj": "txt_mlp.0",
-            "ff_context.net.2": "txt_mlp.2",
+            "norm1.linear": ("img_mod.lin",),
+            "norm1_context.linear": ("txt_mod.lin",),
+            "attn.to_out.0": ("img_attn.proj", "proj_lora1"),
+            "attn.to_add_out": ("txt_attn.proj", "proj_lora2"),
+            "ff.net.0.proj": ("img_mlp.0",),
+            "ff.net.2": ("img_mlp.2",),
+            "ff_context.net.0.proj": ("txt_mlp.0",),
+            "ff_context.net.2": ("txt_mlp.2",),
         },
     ),
-    "single_transformer_blocks": ("single_blocks", {"norm.linear": "modulation.lin", "proj_out": "linear2"}),
+    "single_transformer_blocks": (
+        "single_blocks",
+        {"norm.linear": ("modulation.lin",), "proj_out": ("linear2", "proj_lora")},
+    ),
 }
-#: Modules of its first code that are several in diffusers, the rows of one after those of the other.
+#: Modules of these that are several in diffusers, the rows of one after those of the other.
 _FLUX_FUSED: Mapping[str, Mapping[str, tuple[str, ...]]] = {
-    "transformer_blocks": {
-        "img_attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
-        "txt_attn.qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
-    },
-    "single_transformer_blocks": {"linear1": ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")},
+    "transformer_blocks": dict.fromkeys(("img_attn.qkv", "qkv_lora1"), _QKV)
+    | dict.fromkeys(("txt_attn.qkv", "qkv_lora2"), _ADDED_QKV),
+    "single_transformer_blocks": {"linear1": (*_QKV, "proj_mlp"), "qkv_lora": _QKV},
 }
 _FLUX_BLOCK = re.compile(r"(transformer_blocks|single_transformer_blocks)\.(\d+)\.(.+)")
 _BLOCK = re.compile(r"(down_blocks|up_blocks)\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)")
@@ -104,10 +108,10 @@ def names_of_denoiser(modules: Iterable[str]) -> dict[str, str]:
     """The module of a denoiser by each of its names, flat."""
     known = list(modules)
     is_flux = _is_flux(known)
-    found = {}
+    found: dict[str, str] = {}
     for module in known:
-        if old := _flux_name(module) if is_flux else _original_name(module, known):
-            found[flat(old)] = module
+        earlier = _flux_names(module) if is_flux else [_original_name(module, known)]
+        found |= {flat(name): module for name in earlier if name}
     return found | {flat(module): module for module in known}
 
 
@@ -163,12 +167,12 @@ def _layers(side: str, modules: list[str]) -> int:
     return len(found)
 
 
-def _flux_name(module: str) -> str | None:
-    """A module of a Flux transformer as its first code named it; None if that has no such module by itself."""
+def _flux_names(module: str) -> list[str]:
+    """A module of a Flux transformer as its first code and XLabs name it; none if they have none by itself."""
     if (match := _FLUX_BLOCK.fullmatch(module)) is None:
-        return None
+        return []
     blocks, names = _FLUX_BLOCKS[match[1]]
-    return f"{blocks}.{match[2]}.{names[match[3]]}" if match[3] in names else None
+    return [f"{blocks}.{match[2]}.{name}" for name in names.get(match[3], ())]
 
 
 def _is_flux(modules: Iterable[str]) -> bool:

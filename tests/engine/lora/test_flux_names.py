@@ -1,4 +1,4 @@
-"""LoRAs of Flux with the names of its first code, as kohya's scripts write them: against diffusers' conversion."""
+"""LoRAs of Flux with the names of its first code, of kohya's scripts and of XLabs': against diffusers' conversions."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,10 @@ from stepfuse.lora.match import Targets
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers", reason="diffusers needs Python 3.11")
 
-from diffusers.loaders.lora_conversion_utils import _convert_kohya_flux_lora_to_diffusers  # noqa: E402
+from diffusers.loaders.lora_conversion_utils import (  # noqa: E402
+    _convert_kohya_flux_lora_to_diffusers,
+    _convert_xlabs_flux_lora_to_diffusers,
+)
 
 WIDTH, RANK, ALPHA = 3072, 2, 1.0
 #: Sizes of the modules of FLUX.1's first blocks by their first names, (out, in).
@@ -33,6 +36,13 @@ FIRST = {
     "single_blocks.0.modulation.lin": (3 * WIDTH, WIDTH),
     "single_blocks.0.linear1": (7 * WIDTH, WIDTH),
     "single_blocks.0.linear2": (WIDTH, 5 * WIDTH),
+}
+#: The same of XLabs' processors.
+PROCESSORS = {
+    **{f"double_blocks.0.processor.qkv_lora{i}": (3 * WIDTH, WIDTH) for i in (1, 2)},
+    **{f"double_blocks.0.processor.proj_lora{i}": (WIDTH, WIDTH) for i in (1, 2)},
+    "single_blocks.0.processor.qkv_lora": (3 * WIDTH, WIDTH),
+    "single_blocks.0.processor.proj_lora": (WIDTH, 5 * WIDTH),
 }
 
 
@@ -66,16 +76,24 @@ def dotted(state):
     return found
 
 
-def converted():
+def xlabs_state(prefix=""):
+    rng, state = np.random.default_rng(0), {}
+    for module, (out, wide) in PROCESSORS.items():
+        state[f"{prefix}{module}.down.weight"] = rng.standard_normal((RANK, wide), dtype=np.float32)
+        state[f"{prefix}{module}.up.weight"] = rng.standard_normal((out, RANK), dtype=np.float32)
+    return state
+
+
+def converted(state, convert=_convert_kohya_flux_lora_to_diffusers):
     """diffusers' pairs by module."""
-    state = _convert_kohya_flux_lora_to_diffusers({name: torch.tensor(one) for name, one in kohya_state().items()})
+    state = convert({name: torch.tensor(one) for name, one in state.items()})
     names = {key.removeprefix("transformer.").rpartition(".lora_")[0] for key in state}
     return {name: [state[f"transformer.{name}.lora_{one}.weight"].numpy() for one in "AB"] for name in names}
 
 
 @pytest.fixture(scope="module")
 def theirs():
-    return converted()
+    return converted(kohya_state())
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +108,20 @@ def test_each_weight_changes_as_in_diffusers(form, theirs, targets, tmp_path):
     match = targets.match(Lora.read(tmp_path / "flux.safetensors"))
     assert (match.fitting, match.misfits, len(match.changes)) == (len(FIRST), 0, len(theirs))
     assert len(theirs) == 2 * (5 + 2) + 6
+    assert_changes(match, theirs)
+
+
+@pytest.mark.parametrize("prefix", ["", "diffusion_model."])
+def test_each_weight_of_xlabs_processors_changes_as_in_diffusers(prefix, targets, tmp_path):
+    save_file(xlabs_state(prefix), tmp_path / "flux.safetensors")
+    theirs = converted(xlabs_state(), _convert_xlabs_flux_lora_to_diffusers)
+    match = targets.match(Lora.read(tmp_path / "flux.safetensors"))
+    assert (match.fitting, match.misfits, len(match.changes)) == (len(PROCESSORS), 0, len(theirs))
+    assert len(theirs) == 2 * (3 + 1) + 3 + 1
+    assert_changes(match, theirs)
+
+
+def assert_changes(match, theirs):
     for target, pair in match.changes:
         down, up = theirs[target.key[1].removesuffix(".weight")]
         assert pair.sizes == target.sizes
