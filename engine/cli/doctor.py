@@ -13,6 +13,7 @@ from stepfuse.bundle.bundle import Bundle, embedded_models
 from stepfuse.cli.console import Report, shown
 from stepfuse.errors import BundleError
 from stepfuse.extras import pip_install
+from stepfuse.machine import machine
 
 _EXPORTERS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "safetensors")
 _COLLISION = "pip uninstall onnxruntime onnxruntime-gpu, then pip install the one you want"
@@ -55,13 +56,15 @@ def doctor(*, report: Report) -> None:
         if finding.remedy:
             remedies.setdefault(finding.remedy, []).append(finding.subject)
     report.show(table)
-    if remedies:
-        report.say("")
+    works = all(finding.ok for finding in findings if finding.required)
+    report.say("")
+    if works:
+        report.say("Sampling on the CPU works." + (" For what else is named above:" if remedies else ""))
     for remedy, subjects in remedies.items():  # no table, which would break a command into lines
         report.say(f"{', '.join(subjects)}:")
         report.say(f"    {remedy}")
     report.finish(findings=[{**asdict(finding), "ok": finding.ok} for finding in findings])
-    if any(finding.required and not finding.ok for finding in findings):
+    if not works:
         raise typer.Exit(1)
 
 
@@ -69,10 +72,16 @@ def examine() -> list[Finding]:
     """Examines this machine; of the extras it imports OpenVINO alone, and it opens the GPU if there is one."""
     return [
         Finding("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}", "everything"),
+        Finding("processors", f"{machine()['cores']} of {machine()['processor']}", "running networks"),
         Finding("instruction sets", ", ".join(_core.isas()), "the fused step on the CPU"),
         _onnxruntime(),
         *(_model(name) for name in embedded_models()),
         _package("tokenizers", "prompts", pip_install("text")),
+        _package("fastapi", "stepfuse serve", pip_install("serve")),
+        _package("ray", "serving and batches on several machines", pip_install("ray")),
+        _package("matplotlib", "stepfuse analyze, plots", pip_install("analysis")),
+        _package("prometheus-client", "metrics", pip_install("metrics")),
+        _package("opentelemetry-api", "tracing", pip_install("tracing")),
         *(_package(package, "exporting models", pip_install("export")) for package in _EXPORTERS),
         _openvino(),
         _tensorrt(),

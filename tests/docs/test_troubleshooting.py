@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import socket
 import sys
 import time
 from pathlib import Path
@@ -15,7 +16,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "troubleshooting.md"
 #: A name of each message, in the order of the page.
 NAMES = (
     *("steps", "class", "option", "shape", "flow", "name", "changed", "exists", "prompts", "branch", "non_finite"),
-    *("rows", "queue", "deadline", "timeout", "closed", "provider", "backend", "extra"),
+    *("rows", "queue", "deadline", "timeout", "closed", "provider", "backend", "extra", "port"),
 )
 
 
@@ -115,6 +116,13 @@ class Wrong:
         from stepfuse.server import create_app
 
         create_app({"fashion": self.engine})
+
+    def port(self):
+        from stepfuse.server.run import serve
+
+        with socket.create_server(("127.0.0.1", 0)) as other:
+            port = other.getsockname()[1]
+            serve(None, port=port, abort=lambda: None, started=print)
 
 
 def test_every_message_has_a_case():
