@@ -16,8 +16,8 @@ class DeviceBuffer {
   CUdeviceptr get() const { return address_; }
   std::size_t bytes() const { return bytes_; }
 
-  // From and to `offset`, which is the other buffer's of `copy`. The host's memory must stay unchanged until the copy is done. Throw std::invalid_argument
-  // if it goes beyond the buffer.
+  // From and to `offset`, which of `copy` is the other buffer's. The host's memory must stay unchanged until the copy
+  // is done. Throw std::invalid_argument if it goes beyond the buffer.
   void upload(const Stream& stream, const void* from, std::size_t bytes, std::size_t offset = 0);
   void download(const Stream& stream, void* to, std::size_t bytes, std::size_t offset = 0) const;
   void copy(const Stream& stream, const DeviceBuffer& from, std::size_t bytes, std::size_t offset = 0);  // to offset 0

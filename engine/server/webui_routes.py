@@ -37,14 +37,17 @@ def webui_routes(served: Served) -> APIRouter:
     jobs = Jobs()
     selected = served.models[0]  # by any client for all of them, as those interfaces have it
 
+    def named(name: str | None) -> ServedModel:
+        return selected if name is None else model_of(served.models, name)
+
     @routes.post("/txt2img", summary="Draw pictures of a prompt", responses=_REFUSED)
     async def txt2img(body: Txt2Img, request: Request) -> Response:
-        return await _drawn(request, body, body.model or selected.name, served, jobs, {})
+        return await _drawn(request, body, named(body.model), served, jobs, {})
 
     @routes.post("/img2img", summary="Draw pictures that begin as another one", responses=_REFUSED)
     async def img2img(body: Img2Img, request: Request) -> Response:
         given = await asyncio.to_thread(_given, body, served.limits)
-        return await _drawn(request, body, body.model or selected.name, served, jobs, given)
+        return await _drawn(request, body, named(body.model), served, jobs, given)
 
     @routes.get("/samplers", summary="Names of samplers")
     async def samplers() -> list[dict[str, Any]]:
@@ -76,7 +79,7 @@ def webui_routes(served: Served) -> APIRouter:
     @routes.post("/options", summary="Selects the model that draws what names none", responses=_REFUSED)
     async def select(settings: Annotated[dict[str, Any], Body(examples=[{CHECKPOINT: "fashion"}])]) -> None:
         nonlocal selected
-        model = model_of(served.models, model_in(settings, "options") or selected.name)
+        model = named(model_in(settings, "options"))
         if served.replicated and model is not selected:
             raise of_one_replica("the selected model is", f"send override_settings.{CHECKPOINT} with each request")
         selected = model
@@ -91,9 +94,8 @@ def webui_routes(served: Served) -> APIRouter:
 
 
 async def _drawn(
-    request: Request, body: Txt2Img, name: str, served: Served, jobs: Jobs, given: Mapping[str, Any]
+    request: Request, body: Txt2Img, model: ServedModel, served: Served, jobs: Jobs, given: Mapping[str, Any]
 ) -> Response:
-    model = model_of(served.models, name)
     request.state.model = model.name
     try:
         asked = body.asked(model)

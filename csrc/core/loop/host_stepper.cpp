@@ -12,7 +12,8 @@ HostStepper::HostStepper(const ModelSpec& spec)
 
 void HostStepper::begin(Sample& sample) {
   const Request& request = sample.request;
-  if (request.device_copy != 0) throw std::invalid_argument("device_copy must be left out where samples are on the host");
+  if (request.device_copy != 0)
+    throw std::invalid_argument("device_copy must be left out where samples are on the host");
   const auto n = static_cast<std::size_t>(spec().elements);
   const int slot = slots_.take();
   try {
