@@ -40,11 +40,11 @@ class Held:
         self.calls = 0
         original = getattr(owner, name)
 
-        def held(*arguments):
+        def held(*arguments, **options):
             self.calls += 1
             self.entered.release()
             assert self.permits.acquire(timeout=TIMEOUT / 2)
-            return original(*arguments)
+            return original(*arguments, **options)
 
         monkeypatch.setattr(owner, name, held)
 
@@ -240,9 +240,12 @@ def test_a_decoding_that_is_withdrawn_is_given_up(pipe, monkeypatch):
     decode = Held(monkeypatch, Vae, "decode")
     interrupts = []
     original = Vae.decode
-    monkeypatch.setattr(
-        Vae, "decode", lambda self, x, interrupt: interrupts.append(interrupt) or original(self, x, interrupt)
-    )
+
+    def noting(self, x, interrupt, *others):
+        interrupts.append(interrupt)
+        return original(self, x, interrupt, *others)
+
+    monkeypatch.setattr(Vae, "decode", noting)
     future = pipe.submit(CAT)
     decode.wait()
     future.cancel()
@@ -358,7 +361,7 @@ def test_many_submitters_never_exceed_the_queue_and_all_come_in(bundle):
 def test_a_stream_gives_previews_that_are_decoded_if_asked_for(forward, pipe, monkeypatch):
     decoded = []
     original = Vae.decode
-    monkeypatch.setattr(Vae, "decode", lambda self, *given: decoded.append(1) or original(self, *given))
+    monkeypatch.setattr(Vae, "decode", lambda *given, **others: decoded.append(1) or original(*given, **others))
     forward.let_go(1)
     seen = []
     for preview in pipe.stream(CAT):
@@ -440,10 +443,10 @@ def test_leaving_as_completed_withdraws_the_rest(pipe):
 def test_a_failure_harms_no_other_request(pipe, monkeypatch):
     original = Vae.decode
 
-    def decode(self, latents, interrupt):
+    def decode(self, latents, *others):
         if np.array_equal(latents, fails):
             raise sf.DenoiserError("cannot")
-        return original(self, latents, interrupt)
+        return original(self, latents, *others)
 
     fails = pipe("a cat", seed=1).latents
     monkeypatch.setattr(Vae, "decode", decode)

@@ -171,8 +171,8 @@ def test_an_exception_in_an_idle_thread_harms_one_request_at_most():
         time.sleep(0.02)
         loop = engine._service._loop._thread
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(loop.ident), ctypes.py_object(SystemExit))
-        with pytest.raises(sf.DenoiserError, match="SystemExit"):
-            engine.submit(REQUEST).result(TIMEOUT)
+        error = engine.submit(REQUEST).exception(TIMEOUT)  # None where the thread was still on its way to be idle
+        assert error is None or (isinstance(error, sf.DenoiserError) and "SystemExit" in str(error)), error
         np.testing.assert_array_equal(engine.submit(REQUEST).result(TIMEOUT), EXPECTED)
 
 
