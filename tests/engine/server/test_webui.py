@@ -186,7 +186,7 @@ def test_what_there_is(service, engine, pipe):
 
 
 def test_a_client_selects_the_model_of_all(service):
-    """As Open WebUI does, which sends back all that it was given, and SillyTavern; neither names it in a request."""
+    """As Open WebUI does, which sends back all that it was given, and names it in no request."""
 
     def select(**settings):
         return service.ask("POST", "/sdapi/v1/options", settings)
