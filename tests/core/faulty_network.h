@@ -106,12 +106,13 @@ class Network : public Denoiser {
   void raise_by_chance(std::set<std::uint64_t> ids) {
     if (raises_at_random_ && random_.one_in(ids.size() == 1 ? 100 : 12)) throw TransientError(std::move(ids));
   }
-  void predict_all(int rows) {
+  // On a device any thread that waits for it may be here, also while another is in forward(): nothing is drawn.
+  void predict_all(int rows) const {
     const std::int64_t n = rows_.spec.elements;
     for (int row = 0; row < rows; ++row) {
       float* out = rows_.prediction + row * n;
       predict(rows_.sample + row * n, rows_.timestep_of(row), rows_.label[row], n, out);
-      if (rows_.is_faulty(row, Fault::NotFinite)) out[random_.bits() % static_cast<std::uint64_t>(n)] = NAN;
+      if (rows_.is_faulty(row, Fault::NotFinite)) out[rows_.tag[row].id % static_cast<std::uint64_t>(n)] = NAN;
     }
   }
 
