@@ -81,7 +81,7 @@ async def answer(
         def made(drawn_of: PromptRequest, pictures: DrawnPictures) -> Picture:
             if drawn_of is requests[0]:  # all have its prompt
                 warnings.extend(model.warnings(drawn_of))
-            return _picture(str(request.base_url), model, drawn_of, pictures, asked, served.store)
+            return _picture(request, model, drawn_of, pictures, asked, served.store)
 
         data = await unless_gone(request.receive, draw(model, requests, made, served.workers))
         found = Pictures(
@@ -105,11 +105,11 @@ async def followed(asked: Asked, model: ServedModel, limits: Limits) -> Mapping[
 
 
 def _picture(
-    base: str, model: ServedModel, request: PromptRequest, pictures: DrawnPictures, asked: Asked, store: Store
+    request: Request, model: ServedModel, drawn_of: PromptRequest, pictures: DrawnPictures, asked: Asked, store: Store
 ) -> Picture:
-    """A picture as its file, or under a url below ``base``."""
-    file, how = picture_file(pictures, asked), drawn(pictures, model, request.id or "")
+    """A picture as its file, or under a url."""
+    file, how = picture_file(pictures, asked), drawn(pictures, model, drawn_of.id or "")
     if asked.response_format == "b64_json":
         return Picture(b64_json=as_base64(file), url=None, drawn=how)
     id = store.put(file, MEDIA_TYPES[asked.output_format])
-    return Picture(b64_json=None, url=f"{base}v1/images/{id}/content", drawn=how)
+    return Picture(b64_json=None, url=f"{request.base_url}v1/images/{id}/content", drawn=how)

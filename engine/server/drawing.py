@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor, Future
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from starlette.types import Receive
 
@@ -39,44 +39,73 @@ class Withdrawals:
                 return
         withdraw()
 
-    def __enter__(self) -> Withdrawals:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def end(self) -> None:
+        """Withdraws it all; of what has ended this changes nothing."""
         with self._lock:
             self._withdrawn = True
-        for withdraw in self._withdraw:  # of what has ended this changes nothing
+        for withdraw in self._withdraw:
             withdraw()
 
 
-async def draw(
+def draw(
     model: ServedModel,
     requests: Sequence[PromptRequest],
     made: Callable[[PromptRequest, Pictures], T],
     workers: Executor,
-) -> list[T]:
-    """Queues the pictures of a request and awaits them; withdraws them all if one fails, or if this is cancelled.
+) -> asyncio.Future[list[T]]:
+    """Queues the pictures of a request; withdraws them all if one fails, or if what is returned is cancelled.
+
+    The event loop is woken once, when all are made: while the network computes it takes no processor from it.
 
     Args:
         model: Draws them.
         requests: One a picture.
         made: Makes of each picture what is returned, on a thread of ``workers``.
-        workers: Threads for what would hold up the event loop.
+        workers: Threads for what would hold up the event loop, such as compiling a table.
 
-    Raises:
-        Exception: As ``model.submit`` and its futures, and ``made``, do.
+    Returns:
+        Holds what is made, in order, or what ``model.submit``, its futures or ``made`` raised.
     """
+    withdrawals = Withdrawals()
+    found: Future[list[T]] = Future()
+    found.set_running_or_notify_cancel()  # withdrawn instead
 
-    def queued(request: PromptRequest, withdrawals: Withdrawals) -> Future[T]:
+    def queue() -> None:
+        try:
+            pictures = [queued(request) for request in requests]
+        except BaseException as error:  # as concurrent.futures' own workers do
+            found.set_exception(error)
+        else:
+            gather(pictures, found)
+
+    def queued(request: PromptRequest) -> Future[T]:
         drawing = model.submit(request)
         withdrawals.add(drawing.future.cancel)
         return then(drawing.future, lambda sample: made(request, drawing.finish(sample)), workers)
 
-    with Withdrawals() as withdrawals:
-        within_span = contextvars.copy_context().run
-        all_queued = workers.submit(within_span, lambda: [queued(request, withdrawals) for request in requests])
-        pictures = await asyncio.wrap_future(all_queued)  # compiling a table may take a while
-        return await asyncio.gather(*map(asyncio.wrap_future, pictures))
+    workers.submit(contextvars.copy_context().run, queue)  # within the request's span
+    awaited = asyncio.wrap_future(found)
+    awaited.add_done_callback(lambda _: withdrawals.end())
+    return awaited
+
+
+def gather(parts: Sequence[Future[T]], found: Future[list[T]]) -> None:
+    """Has a future hold what all of some hold, in order, or what the first of them to fail raised."""
+    lock, left = threading.Lock(), len(parts)
+
+    def note(part: Future[T]) -> None:
+        nonlocal left
+        with lock:
+            left -= 1
+            if found.done():
+                return
+            if (error := part.exception()) is not None:
+                found.set_exception(error)
+            elif left == 0:
+                found.set_result([one.result() for one in parts])
+
+    for part in parts:
+        part.add_done_callback(note)
 
 
 def then(future: Future[A], work: Callable[[A], T], workers: Executor) -> Future[T]:
@@ -108,7 +137,7 @@ async def watch(model: ServedModel, requests: Sequence[PromptRequest]) -> list[W
     return await asyncio.to_thread(lambda: [model.stream(request) for request in requests])
 
 
-async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+async def unless_gone(receive: Receive, work: Awaitable[T]) -> T:
     """Awaits work, which is cancelled if the client goes away.
 
     Args:
@@ -119,16 +148,16 @@ async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
         ClientGoneError: If it has gone.
         Exception: As ``work`` does.
     """
-    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(receive))
+    awaited, gone = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(receive))
+    gone.add_done_callback(lambda one: None if one.cancelled() else awaited.cancel())
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientGoneError
-        return task.result()
+        return await awaited
+    except asyncio.CancelledError:
+        if gone.done() and not gone.cancelled():
+            raise ClientGoneError from None
+        raise
     finally:
-        task.cancel()
         gone.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
 
 
 async def _disconnected(receive: Receive) -> None:
