@@ -207,6 +207,23 @@ def test_a_precision_is_the_processor_s_or_emulated_and_said_or_refused(bundle, 
                 backend_of(bundle, compiled, precision=precision)
 
 
+@pytest.mark.parametrize("wrong", [0.9, float("nan")])
+def test_a_precision_whose_products_are_wrong_is_refused(bundle, compiled, monkeypatch, wrong):
+    """openvinotoolkit/openvino issue 38256: 5 to 135 times as large in bf16, on a processor with AVX512-BF16."""
+    monkeypatch.setattr(library, "_product_error", lambda precision: wrong)
+    with pytest.raises(
+        ValueError, match=r"computes what it should .* got 'bf16', whose .* (90|nan)% off: take float32"
+    ):
+        backend_of(bundle, compiled, precision="bf16")
+    backend_of(bundle, compiled).close()  # float32 is not asked
+
+
+@pytest.mark.parametrize("precision", library.precisions(ov.Core()))
+def test_products_are_right_in_the_processor_s_precisions(precision):
+    rounding = {"float32": 1e-5, "bf16": 2**-7, "f16": 2**-9}[precision]
+    assert library._product_error(precision) < rounding
+
+
 def test_openvino_s_choice_of_another_precision_is_refused(bundle, compiled, monkeypatch):
     """As on a processor without bf16: OpenVINO would go on in float32."""
     names = {**library._NAMES, "bf16": ("bf16", "BF16")}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import warnings
+from functools import cache
 from typing import Any
 
+import numpy as np
 import openvino as ov
 
 from stepfuse.backends.host.processors import held_to, processors
@@ -13,6 +15,10 @@ DEVICE = "CPU"
 
 #: OpenVINO's names of a precision: of the hint, and of the capability of a processor that computes in it.
 _NAMES = {"float32": ("f32", "FP32"), "bf16": ("bf16", "BF16"), "f16": ("f16", "FP16")}
+
+
+#: Relative error of a product beyond which it is no rounding: bf16's are 0.4 %.
+_MOST_ERROR = 0.05
 
 
 class EmulatedPrecisionWarning(UserWarning):
@@ -76,3 +82,49 @@ def warn_of_emulation(core: ov.Core, precision: str) -> None:
     if precision not in own:
         text = f"this processor computes in {', '.join(own)}: OpenVINO emulates {precision}, more slowly than float32"
         warnings.warn(text, EmulatedPrecisionWarning, stacklevel=2)
+
+
+def require_right(precision: str) -> None:
+    """Checks on small products that OpenVINO computes in a reduced precision what it should on this processor.
+
+    OpenVINO 2026.4 was reported to give wrong bf16 products on processors with AVX512-BF16 and no AMX
+    (openvinotoolkit/openvino issue 38256). It takes some ten milliseconds, once a process.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    if precision == "float32":
+        return
+    error = _product_error(precision)
+    if not error <= _MOST_ERROR:
+        raise ValueError(
+            f"precision must be one in which OpenVINO {ov.get_version()} computes what it should on this processor, got"
+            f" {precision!r}, whose matrix products and convolutions are {error:.0%} off: take float32"
+        )
+
+
+@cache
+def _product_error(precision: str) -> float:
+    """The largest relative error of a product with weights, one of two inputs, and a convolution."""
+    from openvino import opset13 as ops
+
+    random = np.random.default_rng(0)
+    a, b, weights = (random.standard_normal(shape, dtype=np.float32) for shape in ((2, 33, 77), (2, 77, 40), (96, 77)))
+    image, filters = (random.standard_normal(shape, dtype=np.float32) for shape in ((2, 16, 9, 9), (24, 16, 3, 3)))
+    given = [ops.parameter(one.shape, np.float32) for one in (a, b, image)]
+    none = [0, 0]
+    found = [
+        ops.matmul(given[0], ops.constant(weights), False, True),
+        ops.matmul(given[0], given[1], False, False),
+        ops.convolution(given[2], ops.constant(filters), [1, 1], none, none, [1, 1]),
+    ]
+    model = ov.Model([ops.result(one) for one in found], given)
+    request = ov.Core().compile_model(model, DEVICE, settings(precision, threads=1, pinning=False))([a, b, image])
+    windows = np.lib.stride_tricks.sliding_window_view(image.astype(np.float64), (3, 3), axis=(2, 3))
+    expected = [
+        a.astype(np.float64) @ weights.T,
+        a.astype(np.float64) @ b,
+        np.einsum("nchwij,ocij->nohw", windows, filters),
+    ]
+    errors = [np.abs(request[i] - right).max() / np.abs(right).max() for i, right in enumerate(expected)]
+    return float(np.max(errors))  # NaN where one is

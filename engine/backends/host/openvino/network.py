@@ -12,7 +12,14 @@ from stepfuse import _core
 from stepfuse.backends.host.config import OpenVino
 from stepfuse.backends.host.interface import SAMPLE, Node, check_interface, input_rows
 from stepfuse.backends.host.openvino.backend import OpenVinoBackend, default_buckets
-from stepfuse.backends.host.openvino.library import DEVICE, facts, require_precision, settings, warn_of_emulation
+from stepfuse.backends.host.openvino.library import (
+    DEVICE,
+    facts,
+    require_precision,
+    require_right,
+    settings,
+    warn_of_emulation,
+)
 from stepfuse.bundle.bundle import DENOISER, Bundle
 from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.errors import BundleError
@@ -71,7 +78,8 @@ class OpenVinoNetwork:
         """As ``HostNetwork.backend``; raises as ``compile`` does, too.
 
         Raises:
-            ValueError: If it is ``deterministic``, which computes row by row, and buckets were given.
+            ValueError: If it is ``deterministic``, which computes row by row, and buckets were given, or OpenVINO gives
+                wrong products in this precision on this processor.
 
         Warns:
             EmulatedPrecisionWarning: If the processor does not compute in the precision asked for.
@@ -80,6 +88,7 @@ class OpenVinoNetwork:
             raise ValueError(
                 f"buckets must be left out with deterministic=True, which computes row by row, got {self._buckets}"
             )
+        require_right(self._precision)
         buckets = [1] if deterministic else self._buckets or default_buckets(max_rows, self._weights)
         found = OpenVinoBackend(self, info, max_rows, buckets)
         found.rowwise = deterministic
