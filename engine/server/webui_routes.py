@@ -137,7 +137,7 @@ def _encoded(
         "batch_size": len(made),
         "sd_model_name": model.name,
         "sd_model_hash": model.digest[:10],
-        "warnings": model.warnings(request),
+        "warnings": [*model.warnings(request), *body.unread],
         "infotexts": [one.facts[0].get(WEBUI_ENTRY, one.facts[0].get("Description", "")) for one in pictures],
     }
     parameters = body.model_dump(exclude={"init_images", "mask", "alwayson_scripts"})

@@ -238,6 +238,11 @@ def test_a_client_selects_the_model_of_all(service):
         ({"batch_size": 4, "n_iter": 4}, "n", "n must be at most 10, got 16"),
         ({"seed": -2}, "seed", "seed must be at least -1, got -2"),
         ({"lora": 1}, "lora", "lora is no field of this request"),
+        ({"prompt": "a (fog:1.3), sea"}, "prompt", r"without weights and editing, .*, got '\(fog:1\.3\)': escape"),
+        ({"prompt": "((sea (fog: 1.2))"}, "prompt", r"got '\(fog: 1\.2\)'"),
+        ({"prompt": "[fog:rain:0.5]"}, "prompt", r"got '\[fog:rain:0\.5\]'"),
+        ({"prompt": "[fog|rain]"}, "prompt", r"got '\[fog\|rain\]'"),
+        ({"prompt": "bag", "negative_prompt": "(text:2)"}, "negative_prompt", r"negative_prompt .* got '\(text:2\)'"),
     ],
 )
 def test_what_has_no_effect_here_is_refused(service, fields, param, message):
@@ -245,6 +250,20 @@ def test_what_has_no_effect_here_is_refused(service, fields, param, message):
     assert answer.status == (404 if param == "model" else 400)
     assert answer.error["param"] == param
     assert re.search(message, answer.error["message"]), answer.error["message"]
+
+
+def test_escaped_brackets_are_text_and_others_are_said_to_be_none_of_emphasis(service, pipe):
+    asked = {"steps": 2, "seed": 3, "override_settings": {"sd_model_checkpoint": "cats"}}
+    for prompt, read, unread in [
+        (r"rain \(heavy\) \\ \[x\]", r"rain (heavy) \ [x]", 0),
+        ("rain ((heavy)) [x]", "rain ((heavy)) [x]", 1),
+        (r"in: (12:30\)", "in: (12:30)", 1),  # no weight: its bracket is text
+    ]:
+        answer = draw(service, prompt=prompt, negative_prompt=r"\(x\)", **asked).json
+        warnings = [one for one in json.loads(answer["info"])["warnings"] if "emphasis" in one]
+        assert len(warnings) == unread
+        expected = pipe(read, negative_prompt="(x)", steps=2, seed=3)
+        np.testing.assert_array_equal(levels_of(answer["images"][0]), np.asarray(expected[0]))
 
 
 @pytest.mark.parametrize("text", ["not base64", base64.b64encode(b"no picture").decode(), ""])
