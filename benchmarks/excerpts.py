@@ -254,9 +254,13 @@ def _schedulers(document: Mapping[str, Any]) -> list[str]:
 
 def _quantized(document: Mapping[str, Any]) -> list[str]:
     names = {
-        "static": "static, the default",
-        "dynamic": "dynamic: refused, no gain",
-        "dynamic, Conv": "dynamic, convolutions too: refused",
+        "static": "static",
+        "dynamic": "dynamic",
+        "dynamic, Conv": "dynamic, convolutions too",
+        "float32, OpenVINO": "float32, OpenVINO",
+        "bf16": "bf16, OpenVINO",
+        "static, OpenVINO": "static, OpenVINO",
+        "static and bf16": "static, the rest in bf16, OpenVINO",
     }
     plain = _row(document, "1 guided", "float32")
     found = [

@@ -7,6 +7,7 @@ import io
 import logging
 import os
 import platform
+import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,9 +20,11 @@ import onnxruntime as ort
 from stepfuse.bundle.bundle import DENOISER, QUANTIZATION, Bundle, finish_bundle
 from stepfuse.bundle.folder import CACHE
 from stepfuse.bundle.new_folder import copy_files, new_folder
+from stepfuse.bundle.onnx_file import OnnxFile
 from stepfuse.errors import ExportError
 from stepfuse.export.lora.store import ORIGINALS
-from stepfuse.export.quantization.trial import Feed, record_runs, try_both
+from stepfuse.export.quantization.trial import DOUBTFUL, WORTH_IT, record_runs, try_all
+from stepfuse.export.quantization.ways import Feed, ways
 from stepfuse.extras import pip_install
 
 if TYPE_CHECKING:
@@ -33,14 +36,13 @@ try:
 except ImportError as error:
     raise ImportError(f"quantising needs onnx ({error}): {pip_install('export')}") from error
 
-#: Difference of images, as a share of the data range, above which a warning says so.
-DOUBTFUL = 0.1
 METHODS = ("static", "dynamic")
+#: Both are tried, and the fastest that is near enough is kept.
+AUTO = "auto"
 CALIBRATIONS = ("percentile", "minmax", "entropy")
 
 #: Operators that each method makes faster. Dynamic convolutions run as ConvInteger, slower than in float32.
 OPERATORS = {"static": ("Conv", "Gemm", "MatMul"), "dynamic": ("Gemm", "MatMul")}
-WORTH_IT = 1.05  # least speed-up at every number of rows: smaller ones are within the noise of medians
 PERCENTILE = 99.99
 _EXTERNAL_FROM = 1_900_000_000  # bytes of weights; a protobuf ends at 2 GiB
 
@@ -49,7 +51,7 @@ def quantize(
     bundle: str | os.PathLike[str] | Bundle,
     out: str | os.PathLike[str],
     *,
-    method: str = "static",
+    method: str = "auto",
     operators: Sequence[str] | None = None,
     keep: Sequence[str] | None = None,
     calibration: str = "percentile",
@@ -62,6 +64,7 @@ def quantize(
     rows: Sequence[int] = (2, 16),
     rounds: int = 15,
     threads: int = 0,
+    backends: Sequence[str] | None = None,
     judge: Judge | FeatureFunction | None = None,
     reference: Statistics | None = None,
     judged_samples: int = 1000,
@@ -76,10 +79,14 @@ def quantize(
     suits matrix products. Inputs, outputs and all other operators stay float32. CPUs with int8 dot products (VNNI,
     Arm's dotprod) are faster with it; the result is a bundle for machines like this one.
 
+    The int8 networks run in each library that is installed, and in OpenVINO also with the rest in bf16 where the
+    processor has it. Of those whose images are near enough, at most 10 % of the data range apart, the fastest is kept;
+    the manifest says how it was run, and what all others took. It has to be faster than the fastest float32 network.
+
     Args:
         bundle: An embedded model's name, a folder, or a bundle, of a float32 network.
         out: The folder to make.
-        method: ``static`` or ``dynamic``.
+        method: ``static``, ``dynamic``, or ``auto`` for both of them.
         operators: ONNX operators to quantise; None is ``OPERATORS[method]``.
         keep: Names of nodes to leave in float32; None is the first and the last convolution, which read and write
             samples and cost little.
@@ -92,8 +99,10 @@ def quantize(
         negative_cond: Their negative conditioning, as in ``Engine.sample``.
         seed: Seed of the run that calibrates; the run that is measured has the next one.
         rows: Numbers of rows at which it must be faster.
-        rounds: Forwards of each network at each number of rows; the two networks alternate.
-        threads: Threads of ONNX Runtime; 0 is a thread a core.
+        rounds: Most forwards of each network at each number of rows, fewer of those that take long; each network
+            alternates with the bundle's own.
+        threads: Threads of a forward; 0 is a thread a core.
+        backends: Libraries to run it in, of ``onnxruntime`` and ``openvino``; None: those that are installed.
         judge: Also measures the Fréchet distance of images to real ones, before and after.
         reference: Moments of the real data's features, where ``judge`` is a function and no ``Judge``.
         judged_samples: Images of each distance.
@@ -109,8 +118,8 @@ def quantize(
             not float32 or is quantised already, ``keep`` or ``operators`` names nothing of the network, ``cond`` is
             needed, predictions are not finite, or ``out`` is there already and is not to be replaced.
         BundleError: If the bundle cannot be used, or ``out`` is there already and no bundle.
-        ValueError: If ``method`` or ``calibration`` is unknown, ``samples``, ``rounds`` or a number of rows is below 1,
-            or ``rows`` is empty.
+        ValueError: If ``method`` or ``calibration`` is unknown, a back end is unknown or missing, ``samples``,
+            ``rounds`` or a number of rows is below 1, or ``rows`` is empty.
 
     Examples:
         >>> from stepfuse.export import quantize
@@ -118,6 +127,7 @@ def quantize(
     """
     loaded = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
     _check(loaded, method, calibration, samples, rows, rounds)
+    tried = ways(backends)
     _require_room(out, overwrite)
     runs = [
         record_runs(
@@ -132,16 +142,13 @@ def quantize(
         for index in range(2)
     ]
     with new_folder(Path(out), overwrite=overwrite) as folder:
-        network = folder.path / DENOISER
-        options: dict[str, Any] = {
-            "operators": list(OPERATORS[method] if operators is None else operators),
-            "reduce_range": reduce_range,
-        }
-        kept = _write_int8(loaded.denoiser, network, method, keep, calibration, runs[0].feeds, options)
-        trial = try_both(
+        options: dict[str, Any] = {"reduce_range": reduce_range, "keep": keep, "calibration": calibration}
+        made = _write_all(loaded.denoiser, folder.path, method, operators, runs[0].feeds, options)
+        trial = try_all(
             loaded,
-            network,
+            {one: OnnxFile.open(folder.path / one / DENOISER) for one in made},
             runs[1],
+            ways=tried,
             rows=rows,
             rounds=rounds,
             threads=threads,
@@ -152,9 +159,10 @@ def quantize(
         )
         slow = trial.slowest_gain < WORTH_IT
         if slow and not force:
+            other = f", try method={_other(method)!r}," if method != AUTO else ""
             raise ExportError(
-                f"{method} int8 must be at least {WORTH_IT} times as fast as float32 on this machine, got"
-                f" {trial.describe()}: keep the float32 bundle, try method={_other(method)!r}, or pass force=True"
+                f"{trial.chosen.network} int8 must be at least {WORTH_IT} times as fast as float32 on this machine, got"
+                f" {trial.describe()}: keep the float32 bundle{other} or pass force=True"
             )
         if trial.image_error > DOUBTFUL:
             warnings.warn(
@@ -162,11 +170,11 @@ def quantize(
                 " look at some before they are used",
                 stacklevel=2,
             )
+        network = trial.chosen.network
+        _keep_one(folder.path, network)
         record = {
-            "method": method,
-            **options,
-            "kept_float32": kept,
-            **({"calibration": calibration} if method == "static" else {}),
+            **made[network],
+            **({"calibration": calibration} if network == "static" else {}),
             "machine": platform.processor() or platform.machine(),
             "onnxruntime": ort.__version__,
             "faster": not slow,
@@ -185,9 +193,50 @@ def quantize(
         )
 
 
+class _NothingToQuantiseError(ExportError):
+    """The network has none of the operators, beside those that are kept."""
+
+
+def _write_all(
+    source: Path,
+    folder: Path,
+    method: str,
+    operators: Sequence[str] | None,
+    feeds: Sequence[Feed],
+    options: Mapping[str, Any],
+) -> dict[str, dict[str, Any]]:
+    """Writes the quantised network of each method into a folder of its name; returns what they were made with.
+
+    Raises:
+        ExportError: If none can be made.
+    """
+    methods = METHODS if method == AUTO else (method,)
+    made: dict[str, dict[str, Any]] = {}
+    for one in methods:
+        target = folder / one / DENOISER
+        target.parent.mkdir()
+        chosen = list(OPERATORS[one] if operators is None else operators)
+        try:
+            kept = _write_int8(source, target, one, feeds, {**options, "operators": chosen})
+        except _NothingToQuantiseError:
+            if one == methods[-1] and not made:
+                raise
+            continue
+        made[one] = {"operators": chosen, "reduce_range": options["reduce_range"], "kept_float32": kept}
+    return made
+
+
+def _keep_one(folder: Path, method: str) -> None:
+    """Moves the files of one of the networks to their place, and removes the others'."""
+    for file in (folder / method).iterdir():
+        file.rename(folder / file.name)
+    for one in METHODS:
+        shutil.rmtree(folder / one, ignore_errors=True)
+
+
 def _check(bundle: Bundle, method: str, calibration: str, samples: int, rows: Sequence[int], rounds: int) -> None:
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    if method not in (AUTO, *METHODS):
+        raise ValueError(f"method must be one of {', '.join((AUTO, *METHODS))}, got {method!r}")
     if calibration not in CALIBRATIONS:
         raise ValueError(f"calibration must be one of {', '.join(CALIBRATIONS)}, got {calibration!r}")
     for label, value in (("samples", samples), ("rounds", rounds), *(("rows", one) for one in rows)):
@@ -210,13 +259,7 @@ def _other(method: str) -> str:
 
 
 def _write_int8(
-    source: Path,
-    target: Path,
-    method: str,
-    keep: Sequence[str] | None,
-    calibration: str,
-    feeds: Sequence[Feed],
-    options: Mapping[str, Any],
+    source: Path, target: Path, method: str, feeds: Sequence[Feed], options: Mapping[str, Any]
 ) -> list[str]:
     """Writes the quantised network; returns the names of the nodes that stay float32."""
     model = onnx.load(source, load_external_data=False)
@@ -234,7 +277,7 @@ def _write_int8(
             external_data_location=f"{DENOISER}.data" if external else None,
         )
         nodes = onnx.load(prepared, load_external_data=False).graph.node
-        kept = _kept(nodes, keep, options["operators"])
+        kept = _kept(nodes, options["keep"], options["operators"])
         shared: dict[str, Any] = {
             "op_types_to_quantize": options["operators"],
             "nodes_to_exclude": kept,
@@ -252,7 +295,7 @@ def _write_int8(
                 _reader(feeds),
                 quant_format=ort_quantization.QuantFormat.QDQ,
                 activation_type=ort_quantization.QuantType.QUInt8,
-                calibrate_method=ort_quantization.CalibrationMethod[_CALIBRATION_NAMES[calibration]],
+                calibrate_method=ort_quantization.CalibrationMethod[_CALIBRATION_NAMES[options["calibration"]]],
                 # A feed at a time: all of them at once would hold every activation of a whole run.
                 extra_options={"CalibStridedMinMax": 1, "CalibPercentile": PERCENTILE},
                 **shared,
@@ -274,7 +317,9 @@ def _kept(nodes: Sequence[Any], keep: Sequence[str] | None, operators: Sequence[
         kept = list(keep)
     if not any(node.op_type in operators and node.name not in kept for node in nodes):
         found = ", ".join(sorted({node.op_type for node in nodes}))
-        raise ExportError(f"operators must name some that the network has beside those kept ({found}), got {operators}")
+        raise _NothingToQuantiseError(
+            f"operators must name some that the network has beside those kept ({found}), got {operators}"
+        )
     return kept
 
 

@@ -1,6 +1,7 @@
 """Int8 bundles: faster or refused, and as near to float32 as they say."""
 
 import collections
+from importlib.util import find_spec
 
 import numpy as np
 import onnx
@@ -13,12 +14,26 @@ from typer.testing import CliRunner
 
 import stepfuse as sf
 from stepfuse.analysis import Statistics, frechet_distance
+from stepfuse.backends.host.available import precisions_of
 from stepfuse.cli import app
 from stepfuse.export import ExportError
 from stepfuse.export.quantization import trial as quantization_trial
 from stepfuse.export.quantization.quantize import OPERATORS, quantize
+from stepfuse.export.quantization.trial import Candidate
+from stepfuse.export.quantization.ways import Way
 
-QUICK = {"samples": 4, "steps": 4, "rows": (2,), "rounds": 1, "threads": 1}
+QUICK = {
+    "samples": 4,
+    "steps": 4,
+    "rows": (2,),
+    "rounds": 1,
+    "threads": 1,
+    "method": "static",
+    "backends": ["onnxruntime"],
+}
+OWN = precisions_of("openvino")
+BOTH = {**QUICK, "method": "auto", "backends": None}
+needs_openvino = pytest.mark.skipif(find_spec("openvino") is None, reason="needs OpenVINO")
 
 
 @pytest.fixture(scope="module", params=["static", "dynamic"])
@@ -28,15 +43,21 @@ def method(request):
 
 @pytest.fixture(scope="module")
 def int8(method, tmp_path_factory):
-    return quantize("fashion", tmp_path_factory.mktemp("int8") / method, method=method, force=True, **QUICK)
+    return quantize("fashion", tmp_path_factory.mktemp("int8") / method, force=True, **{**QUICK, "method": method})
 
 
 @pytest.fixture
 def timed(monkeypatch):
     """Says how long forwards take: tests of what follows from it must not depend on the machine."""
 
-    def set_times(before, after):
-        monkeypatch.setattr(quantization_trial, "_alternately", lambda sessions, feed, rounds: (before, after))
+    def set_times(before, after, **others):
+        """Of float32 in ONNX Runtime, of int8 in any way, and of ``{network}_in_{way}``."""
+
+        def times(one, *_):
+            other = others.get(f"{one.network}_in_{one.way}".replace(" ", "_"))
+            return before, other or (before if one.network == "float32" else after)
+
+        monkeypatch.setattr(quantization_trial, "_alternately", times)
 
     return set_times
 
@@ -110,7 +131,7 @@ def test_openvino_computes_what_onnxruntime_does_in_int8(int8, method, tmp_path)
 
 def test_what_is_not_faster_is_refused_with_the_figures(tmp_path, timed):
     timed(2.0, 1.95)
-    expected = r"1\.05 times as fast .* got 1\.03 at 2 rows \(2\.00 ms, now 1\.95\).*method='dynamic'"
+    expected = r"static int8 .* 1\.05 times as fast .* got 1\.03 at 2 rows \(2\.00 ms, now 1\.95\).*method='dynamic'"
     with pytest.raises(ExportError, match=expected):
         quantize("fashion", tmp_path / "int8", **QUICK)
     assert not list(tmp_path.iterdir())
@@ -118,7 +139,7 @@ def test_what_is_not_faster_is_refused_with_the_figures(tmp_path, timed):
 
 def test_what_is_forced_says_that_it_is_not_faster(tmp_path, timed):
     timed(2.0, 4.0)
-    bundle = quantize("fashion", tmp_path / "int8", method="dynamic", force=True, **QUICK)
+    bundle = quantize("fashion", tmp_path / "int8", force=True, **QUICK)
     assert bundle.export["quantization"]["faster"] is False
     assert bundle.export["quantization"]["milliseconds"] == {"2": {"float32": 2.0, "int8": 4.0}}
 
@@ -130,6 +151,74 @@ def test_what_is_faster_is_written(tmp_path, timed):
     assert bundle.licence == sf.Bundle.load("fashion").licence
     with pytest.raises(ExportError, match="is quantised already"):
         quantize(bundle, tmp_path / "again", **QUICK)
+
+
+@needs_openvino
+def test_the_fastest_of_all_ways_is_kept(tmp_path, timed):
+    timed(4.0, 3.0, float32_in_openvino=3.6, static_in_openvino=1.8, dynamic_in_openvino=2.0)
+    bundle = quantize("fashion", tmp_path / "int8", **BOTH)
+    noted = bundle.export["quantization"]
+    assert (noted["method"], noted["backend"], noted["precision"]) == ("static", "openvino", "float32")
+    assert noted["milliseconds"] == {"2": {"float32": 3.6, "int8": 1.8}}  # the fastest of each
+    assert noted["ways"]["onnxruntime"] == {"float32": {"2": 4.0}, "static": {"2": 3.0}, "dynamic": {"2": 3.0}}
+    assert set(noted["ways"]) == {"onnxruntime", "openvino", *(["openvino bf16"] if "bf16" in OWN else [])}
+    assert "as_fast_without" not in noted
+    assert {path.name for path in bundle.path.iterdir()} == {*bundle.files, "manifest.json"}
+    assert sum(node.op_type == "QuantizeLinear" for node in onnx.load(bundle.denoiser).graph.node) >= 30
+
+
+@needs_openvino
+def test_int8_has_to_be_faster_than_the_fastest_float32(tmp_path, timed):
+    timed(4.0, 3.0, float32_in_openvino=3.1)
+    with pytest.raises(
+        ExportError, match=r"got 1\.03 at 2 rows \(3\.10 ms, now 3\.00\): keep the float32 bundle or pass"
+    ):
+        quantize("fashion", tmp_path / "int8", **BOTH)
+    assert not list(tmp_path.iterdir())
+
+
+@needs_openvino
+@pytest.mark.skipif("bf16" not in OWN, reason="this processor does not compute in bf16")
+def test_what_is_as_fast_without_int8_is_said(tmp_path, timed):
+    timed(4.0, 2.0, float32_in_openvino_bf16=1.9)
+    assert quantize("fashion", tmp_path / "int8", **BOTH).export["quantization"]["as_fast_without"] == "openvino bf16"
+
+
+def test_the_fastest_whose_images_are_near_is_kept(tmp_path, timed, monkeypatch):
+    timed(4.0, 3.0, static_in_onnxruntime=2.0)
+    far = Candidate("static", Way())
+    monkeypatch.setattr(quantization_trial, "DOUBTFUL", 0.01)  # between the two methods' errors
+    noted = quantize("fashion", tmp_path / "int8", **{**QUICK, "method": "auto"}).export["quantization"]
+    assert noted["method"] == "dynamic"
+    assert noted["ways"]["onnxruntime"]["static"] == {"2": 2.0}
+    monkeypatch.setattr(quantization_trial, "DOUBTFUL", 1e-9)
+    times = {far: {2: 2.0}, Candidate("dynamic", Way()): {2: 3.0}, Candidate("float32", Way()): {2: 4.0}}
+    errors = {far: 0.3, Candidate("dynamic", Way()): 0.4}
+    assert quantization_trial._chosen(list(errors), times, errors.__getitem__) == (far, 0.3)  # the nearest, if none is
+
+
+def test_a_method_that_has_nothing_to_do_is_left_out(tmp_path, timed):
+    timed(4.0, 3.0)
+    graph = onnx.load(sf.Bundle.load("fashion").denoiser).graph
+    products = [node.name for node in graph.node if node.op_type in OPERATORS["dynamic"]]
+    noted = quantize("fashion", tmp_path / "int8", keep=products, **{**QUICK, "method": "auto"}).export["quantization"]
+    assert set(noted["ways"]["onnxruntime"]) == {"float32", "static"}
+
+
+def test_a_way_that_fails_is_noted_and_the_others_count(tmp_path, timed, monkeypatch):
+    timed(4.0, 3.0)
+    opened = quantization_trial.open_way
+
+    def open_way(network, way, threads):
+        if "dynamic" in str(network.path):
+            raise RuntimeError("no such operator")
+        return opened(network, way, threads)
+
+    monkeypatch.setattr(quantization_trial, "open_way", open_way)
+    noted = quantize("fashion", tmp_path / "int8", **{**QUICK, "method": "auto"}).export["quantization"]
+    assert (noted["method"], noted["failed"]) == ("static", {"dynamic in onnxruntime": "no such operator"})
+    with pytest.raises(ExportError, match="can be used: dynamic in onnxruntime: no such operator"):
+        quantize("fashion", tmp_path / "none", **{**QUICK, "method": "dynamic"})
 
 
 def test_files_are_written_once_and_hashed_once(tmp_path, timed, written):
@@ -193,7 +282,10 @@ def test_a_pipeline_is_quantised_on_what_its_prompts_become(exported, tmp_path, 
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"method": "int4"}, ValueError, "method must be one of static, dynamic, got 'int4'"),
+        ({"method": "int4"}, ValueError, "method must be one of auto, static, dynamic, got 'int4'"),
+        ({"backends": ["torch"]}, ValueError, "backends must be among those installed, onnxruntime.*, got 'torch'"),
+        ({"backends": "openvino"}, ValueError, "backends must list some of onnxruntime, openvino, got 'openvino'"),
+        ({"backends": []}, ValueError, r"backends must list some of onnxruntime, openvino, got \[\]"),
         ({"calibration": "mean"}, ValueError, "calibration must be one of percentile, minmax, entropy, got 'mean'"),
         ({"rows": ()}, ValueError, "rows must name a number of rows to measure, got none"),
         ({"rows": (2, 0)}, ValueError, "rows must be at least 1, got 0"),
@@ -225,12 +317,22 @@ def test_runs_need_conditioning_that_is_no_class(tmp_path):
 
 
 def test_the_command_says_what_is_gained(tmp_path, timed):
-    timed(3.0, 1.5)
-    result = CliRunner().invoke(app, ["quantize", "fashion", "-o", str(tmp_path / "int8"), "--threads", "1"])
+    command = ["--threads", "1", "--backend", "onnxruntime"]
+    timed(3.0, 1.5, dynamic_in_onnxruntime=2.0)
+    result = CliRunner().invoke(app, ["quantize", "fashion", "-o", str(tmp_path / "int8"), *command])
     assert result.exit_code == 0, result.output
     assert "16 rows: 3.00 ms in float32, 1.50 ms in int8, 2.00 times as fast" in result.output
+    assert "the fastest that is near enough: static, drawn with --backend onnxruntime" in result.output
     assert "of the data range" in result.output
     timed(3.0, 3.0)
-    result = CliRunner().invoke(app, ["quantize", "fashion", "-o", str(tmp_path / "slow"), "--threads", "1"])
+    result = CliRunner().invoke(app, ["quantize", "fashion", "-o", str(tmp_path / "slow"), *command])
     assert (result.exit_code, (tmp_path / "slow").exists()) == (1, False)
-    assert "static int8 must be at least 1.05 times as fast" in result.output
+    assert "int8 must be at least 1.05 times as fast" in result.output
+
+
+@needs_openvino
+def test_the_command_says_how_it_is_fastest(tmp_path, timed):
+    timed(4.0, 3.0, static_in_openvino=1.0)
+    result = CliRunner().invoke(app, ["quantize", "fashion", "-o", str(tmp_path / "int8"), "--threads", "1"])
+    assert result.exit_code == 0, result.output
+    assert "near enough: static, drawn with --backend openvino" in result.output
