@@ -17,7 +17,7 @@ from stepfuse.cli.console import complain
 from stepfuse.cli.options import PICTURE
 from stepfuse.display import brief, shortened
 from stepfuse.pipeline.provenance import Provenance
-from stepfuse.pipeline.webui_text import sampler_of
+from stepfuse.pipeline.webui_text import plain_prompt, prompt_loras, sampler_of, unread_settings
 from stepfuse.samplers.levels import without_overridden
 
 Like = Annotated[
@@ -51,11 +51,13 @@ class Likeness:
         arguments: What it says, by the names of options; ``cond`` and ``negative_cond`` are a value a sample,
             ``options`` the sampler's own.
         made: All that was recorded; None of a picture of another program.
+        unread: Settings of such a one that are not here, in words.
     """
 
     path: Path
     arguments: Mapping[str, Any]
     made: Provenance | None
+    unread: str = ""
 
     @classmethod
     def read(cls, path: Path) -> Likeness:
@@ -71,7 +73,7 @@ class Likeness:
         if entries.provenance is not None:
             return cls(path, _arguments(path, entries.provenance), entries.provenance)
         if entries.webui:
-            return cls(path, _arguments_of_webui(path, entries.webui), None)
+            return cls(path, _arguments_of_webui(path, entries.webui), None, unread_settings(entries.webui))
         raise ValueError(f"{path} does not say how it was made: --like needs a picture that stepfuse has saved")
 
     @property
@@ -120,6 +122,8 @@ class Likeness:
         found = {name: said.get(name) if value is None else value for name, value in given.items()}
         if given["cond"]:
             found["cond"] = [parse_cond(bundle.info, text) for text in given["cond"]]
+        if self.made is None:
+            found |= self._prompts(given)
         found |= {"options": options, "negative_cond": said.get("negative_cond"), "keep": None, "callback": None}
         found["stopped_after"] = None
         found["denoising_end"] = None if self.made is None else self.made.denoising_end
@@ -129,6 +133,26 @@ class Likeness:
         if exact and self.made is not None:
             found |= self._again(self.made)
         return found
+
+    def loras(self, given: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+        """What it says of LoRAs, by name; those of a web interface's prompt are those of the prompt that is drawn."""
+        if self.made is not None:
+            return self.made.loras or {}
+        if given.get("prompt") is not None:
+            return {}
+        return {name: {"scale": scale} for name, scale in prompt_loras(self.arguments["prompt"])[1].items()}
+
+    def _prompts(self, given: Mapping[str, Any]) -> dict[str, str]:
+        """The prompts of a web interface's picture that are drawn, as they are meant.
+
+        Raises:
+            ValueError: If words have a weight.
+        """
+        taken = [name for name in ("prompt", "negative_prompt") if given.get(name) is None and self.arguments.get(name)]
+        try:
+            return {name: plain_prompt(name, prompt_loras(self.arguments[name])[0]) for name in taken}
+        except ValueError as error:
+            raise ValueError(f"{self.path}: {error}, or give --prompt and --negative-prompt") from error
 
     def _again(self, made: Provenance) -> dict[str, Any]:
         """What draws the very same picture: the samples that it was drawn with, and where the run was stopped."""
@@ -153,7 +177,8 @@ class Likeness:
 
     def _warn(self, bundle: sf.Bundle) -> None:
         if self.made is None:
-            warn(f"{self.path} is of another program, whose noise is another: the picture will be another, too")
+            also = f", and whose {self.unread} is not read" if self.unread else ""
+            warn(f"{self.path} is of another program, whose noise is another{also}: the picture will be another, too")
             return
         if self.made.version != sf.__version__:
             warn(f"{self.path} was drawn by stepfuse {self.made.version}, this is {sf.__version__}")

@@ -57,9 +57,9 @@ class Loras:
         }
         for name, one in recorded.items():
             if name not in files:
+                which = f", sha256 {one['sha256'][:12]}..." if "sha256" in one else ""
                 raise ValueError(
-                    f"the picture was drawn with the LoRA {name}, sha256 {one['sha256'][:12]}...: give its file with"
-                    f" --lora {name}=FILE"
+                    f"the picture was drawn with the LoRA {name}{which}: give its file with --lora {name}=FILE"
                 )
         return cls(files, scales)
 

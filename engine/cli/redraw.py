@@ -61,7 +61,7 @@ def draw_again(
     likeness = Likeness.read(path)
     bundle = sf.Bundle.load(model or likeness.model)
     found = likeness.fill(given, bundle)
-    loras = Loras.of(lora, None if likeness.made is None else likeness.made.loras)
+    loras = Loras.of(lora, likeness.loras(given))
     is_grid = found["prompt"] is None and found["columns"] is not None
     seeds = seeds_of(found["seed"], found["number"])[_kept(found)]
     samples = [{"index": i, "seed": seed, "prompt": found["prompt"] or ""} for i, seed in enumerate(seeds)]

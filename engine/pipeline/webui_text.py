@@ -1,7 +1,7 @@
 """The ``parameters`` text of a picture: the prompts, then a line of settings, as Stable Diffusion's web interfaces do.
 
 Its form is that of AUTOMATIC1111's stable-diffusion-webui, which others read too: a value with a comma, a colon or a
-line break is a JSON text in quotes.
+line break is a JSON text in quotes. In prompts brackets are emphasis there, unless a backslash stands before them.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Mapping
 
+from stepfuse.display import brief, listed
 from stepfuse.pipeline.provenance import Provenance
 from stepfuse.samplers.names import steps_asked
 
@@ -37,6 +38,15 @@ WEBUI_NAMES = {
 _LEVELS = {"karras": "Karras", "exponential": "Exponential", "beta": "Beta"}
 _CFG_PP = " CFG++"
 _SETTING = re.compile(r'([\w.+-][\w .+-]{0,99}):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
+#: Settings that say nothing more, or that are read.
+_READ = {"Prompt", "Negative prompt", "Steps", "Sampler", "Schedule type", "CFG scale", "Seed", "Size"}
+_READ |= {"Model", "Model hash", "Version", "Lora hashes", "TI hashes", "Hashes"}
+_LORA = re.compile(r"<lora:([^:<>]+)(?::([^:<>]*))?>")
+#: Brackets within which there are none of their kind, and how one ends that has a weight, as in ``(fog:1.3)``, or a
+#: step, as in ``[fog:rain:0.5]``.
+_BRACKETS = re.compile(r"\(([^()]*)\)|\[([^][]*)\]")
+_NUMBER = re.compile(r":\s*[-+]?[\d.]+\s*$")
+_ESCAPED = re.compile(r"\\([()[\]\\])")
 _NEGATIVE = "Negative prompt:"
 _FEWEST = 3  # settings that make a line one of settings, as the web interfaces count
 
@@ -58,8 +68,8 @@ def webui_text(made: Provenance) -> str:
         "Version": f"stepfuse {made.version}",
     }
     line = ", ".join(f"{name}: {_quoted(str(value))}" for name, value in settings.items() if value is not None)
-    negative = [f"{_NEGATIVE} {made.negative_prompt}"] if made.negative_prompt else []
-    return "\n".join([made.prompt or "", *negative, line])
+    negative = [f"{_NEGATIVE} {_escaped(made.negative_prompt)}"] if made.negative_prompt else []
+    return "\n".join([_escaped(made.prompt or ""), *negative, line])
 
 
 def read_webui_text(text: str) -> dict[str, str]:
@@ -79,6 +89,50 @@ def read_webui_text(text: str) -> dict[str, str]:
     return {**found, **{name: _unquoted(value) for name, value in settings.items()}}
 
 
+def prompt_loras(prompt: str) -> tuple[str, dict[str, float]]:
+    """A prompt without ``<lora:NAME:SCALE>``, and the scales by name, 1 where there is none.
+
+    Raises:
+        ValueError: If a scale is no number.
+    """
+    scales = {}
+    for name, scale in _LORA.findall(prompt):
+        try:
+            scales[name] = float(scale or 1.0)
+        except ValueError as error:
+            rule = "prompt must name LoRAs as <lora:NAME:SCALE>"
+            raise ValueError(f"{rule}, got {brief(f'<lora:{name}:{scale}>')}") from error
+    return _LORA.sub("", prompt).strip() if scales else prompt, scales
+
+
+def plain_prompt(name: str, prompt: str) -> str:
+    r"""A prompt with its escaped brackets, ``\(``, as they are meant.
+
+    Args:
+        name: Of the argument, for messages.
+        prompt: As the web interfaces have it.
+
+    Raises:
+        ValueError: If words have a weight, or change as the picture is drawn.
+    """
+    for found in _BRACKETS.finditer(_ESCAPED.sub("..", prompt)):
+        if _NUMBER.search(found[1] or found[2] or "") or "|" in (found[2] or ""):
+            rule = f"{name} must have words without weights and editing, which are not here"
+            how = "escape brackets that are text as \\( and \\)"
+            raise ValueError(f"{rule}, got {brief(prompt[slice(*found.span())])}: {how}")
+    return _ESCAPED.sub(r"\1", prompt)
+
+
+def has_brackets(prompt: str) -> bool:
+    """Whether some are not escaped: emphasis in the web interfaces, and text here."""
+    return bool(set("()[]") & set(_ESCAPED.sub("", _LORA.sub("", prompt))))
+
+
+def unread_settings(settings: Mapping[str, str]) -> str:
+    """Those of a text that may change the picture and are not here, as a list in words; empty if there are none."""
+    return listed([name for name in settings if name not in _READ])
+
+
 def sampler_of(settings: Mapping[str, str]) -> tuple[str | None, dict[str, bool | str]]:
     """Our sampler of a text's settings, None if there is none, and its options.
 
@@ -95,6 +149,10 @@ def sampler_of(settings: Mapping[str, str]) -> tuple[str | None, dict[str, bool 
     if cfg_pp:
         options["cfg_pp"] = True
     return ours.get(name.removesuffix(_CFG_PP).lower()), options
+
+
+def _escaped(prompt: str) -> str:
+    return re.sub(r"([()[\]\\])", r"\\\1", prompt)
 
 
 def _quoted(value: str) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
 from stepfuse.display import brief, listed
-from stepfuse.pipeline.webui_text import WEBUI_NAMES, sampler_of
+from stepfuse.pipeline.webui_text import WEBUI_NAMES, has_brackets, plain_prompt, prompt_loras, sampler_of
 from stepfuse.requests.resolution import takes_eta
 from stepfuse.server.errors import ApiError
 from stepfuse.server.models import ServedModel
@@ -47,12 +46,6 @@ _OF_MASK = {"mask_blur", "mask_blur_x", "mask_blur_y", "inpainting_fill", "inpai
 #: Of the ControlNet extension's preprocessors, none of which is here, and what its window shows.
 _OF_PREPROCESSORS = {"processor_res", "threshold_a", "threshold_b", "pixel_perfect", "lowvram", "low_vram"}
 _OF_PREPROCESSORS |= {"save_detected_map", "hr_option"}
-_LORA = re.compile(r"<lora:([^:<>]+)(?::([^:<>]*))?>")
-#: Brackets within which there are none of their kind, and how one ends that has a weight, as in ``(fog:1.3)``, or a
-#: step, as in ``[fog:rain:0.5]``.
-_BRACKETS = re.compile(r"\(([^()]*)\)|\[([^][]*)\]")
-_NUMBER = re.compile(r":\s*[-+]?[\d.]+\s*$")
-_ESCAPED = re.compile(r"\\([()[\]\\])")
 _LEVELS = ("Karras", "Exponential", "Beta")
 #: Their setting that names the model.
 CHECKPOINT = "sd_model_checkpoint"
@@ -147,20 +140,20 @@ class Txt2Img(BaseModel):
         """The same as the other routes have it.
 
         Raises:
-            ApiError: If there is no such sampler or scheduler, one side is given alone, a LoRA has no number as its
-                scale, or words have a weight.
+            ApiError: If there is no such sampler or scheduler, or one side is given alone.
+            ValueError: If a LoRA has no number as its scale, or words have a weight.
         """
         if (self.width is None) != (self.height is None):
             raise ApiError(400, "width and height must be given together", param="width")
         sampler, options = self._sampler(model)
-        prompt, lora = _without_loras(self.prompt)
+        prompt, lora = prompt_loras(self.prompt)
         negative = self.negative_prompt
         return Generation(
-            prompt=_plain("prompt", prompt),
+            prompt=plain_prompt("prompt", prompt),
             model=model.name,
             n=self.batch_size * self.n_iter,
             size=None if self.width is None else f"{self.width}x{self.height}",
-            negative_prompt=None if negative is None else _plain("negative_prompt", negative),
+            negative_prompt=None if negative is None else plain_prompt("negative_prompt", negative),
             num_inference_steps=self.steps,
             guidance_scale=self.cfg_scale,
             seed=None if self.seed == -1 else self.seed,
@@ -174,11 +167,11 @@ class Txt2Img(BaseModel):
     @property
     def unread(self) -> list[str]:
         """What of the prompts means something to the web interfaces, and is text here."""
-        texts = {"prompt": _LORA.sub("", self.prompt), "negative_prompt": self.negative_prompt or ""}
+        texts = {"prompt": self.prompt, "negative_prompt": self.negative_prompt or ""}
         return [
             f"brackets in {name} are text here, and no emphasis: {brief(text)}"
             for name, text in texts.items()
-            if set("()[]") & set(_ESCAPED.sub("", text))
+            if has_brackets(text)
         ]
 
     @property
@@ -240,36 +233,6 @@ def model_in(settings: Mapping[str, Any], name: str) -> str | None:
         raise ApiError(400, f"{name} must hold {CHECKPOINT} alone, got {listed(sorted(others))}", param=name)
     named = settings.get(CHECKPOINT)
     return None if named is None else str(named)
-
-
-def _without_loras(prompt: str) -> tuple[str, dict[str, float]]:
-    """A prompt without ``<lora:NAME:SCALE>``, and the scales by name, 1 where there is none.
-
-    Raises:
-        ApiError: If a scale is no number.
-    """
-    scales = {}
-    for name, scale in _LORA.findall(prompt):
-        try:
-            scales[name] = float(scale or 1.0)
-        except ValueError as error:
-            rule = "prompt must name LoRAs as <lora:NAME:SCALE>"
-            raise ApiError(400, f"{rule}, got {brief(f'<lora:{name}:{scale}>')}", param="prompt") from error
-    return _LORA.sub("", prompt).strip() if scales else prompt, scales
-
-
-def _plain(name: str, prompt: str) -> str:
-    """A prompt with its escaped brackets as they are meant.
-
-    Raises:
-        ApiError: If words have a weight, or change as the picture is drawn.
-    """
-    for found in _BRACKETS.finditer(_ESCAPED.sub("..", prompt)):
-        if _NUMBER.search(found[1] or found[2] or "") or "|" in (found[2] or ""):
-            rule = f"{name} must have words without weights and editing, which are not here"
-            how = "escape brackets that are text as \\( and \\)"
-            raise ApiError(400, f"{rule}, got {brief(prompt[slice(*found.span())])}: {how}", param=name)
-    return _ESCAPED.sub(r"\1", prompt)
 
 
 class Img2Img(Txt2Img):

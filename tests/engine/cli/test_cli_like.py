@@ -249,6 +249,39 @@ def test_a_picture_of_a_web_interface_is_drawn_with_its_settings(prompts, tmp_pa
     assert "it lacks width, height, sampler, guidance scale: its settings are" in result.output
 
 
+def of_web_interface(path, prompt, *, negative="", more=""):
+    info = PngInfo()
+    settings = f"Steps: 3, Sampler: DDIM, CFG scale: 5, Seed: 4, Size: 12x16{more}"
+    info.add_text("parameters", f"{prompt}\nNegative prompt: {negative}\n{settings}")
+    Image.new("L", (4, 4)).save(path, pnginfo=info)
+    return path
+
+
+def test_brackets_of_a_web_interface_s_prompt_are_what_they_mean_there(prompts, tmp_path):
+    web, again, want = tmp_path / "web.png", tmp_path / "again.png", tmp_path / "want.png"
+    of_web_interface(web, r"cat \(red\)", negative=r"\[dog\]", more=", Clip skip: 2, Version: v1.9")
+    result = run("sample", prompts.path, "--like", web, "-o", again)
+    assert result.exit_code == 0, result.output
+    assert "is another, and whose Clip skip is not read: the picture" in " ".join(result.output.split())
+    given = ["--prompt", "cat (red)", "--negative-prompt", "[dog]", "--sampler", "ddim", "--steps", 3, "-g", 5]
+    drawn = run("sample", prompts.path, *given, "--seed", 4, "--width", 12, "--height", 16, "-o", want)
+    assert drawn.exit_code == 0, drawn.output
+    assert again.read_bytes() == want.read_bytes()
+    of_web_interface(web, "(cat:1.3)")
+    result = run("sample", prompts.path, "--like", web, "-o", again, "--force")
+    assert result.exit_code == 2
+    assert "prompt must have words without weights and editing, which are not here, got '(cat:1.3)'" in result.output
+    assert run("sample", prompts.path, "--like", web, "--prompt", "cat", "-o", again, "--force").exit_code == 0
+
+
+def test_loras_of_a_web_interface_s_prompt_are_asked_for(prompts, tmp_path):
+    web = of_web_interface(tmp_path / "web.png", "cat <lora:fog:0.5>")
+    result = run("sample", prompts.path, "--like", web, "-o", tmp_path / "again.png")
+    assert result.exit_code == 2
+    assert "was drawn with the LoRA fog: give its file with --lora fog=FILE" in " ".join(result.output.split())
+    assert run("sample", prompts.path, "--like", web, "--prompt", "cat", "-o", tmp_path / "a.png").exit_code == 0
+
+
 def test_info_says_how_a_picture_was_drawn(bundle, tmp_path):
     path = tmp_path / "first.png"
     assert run("sample", bundle.path, "-n", 2, "--steps", 2, "--cond", "bag", "-o", path).exit_code == 0

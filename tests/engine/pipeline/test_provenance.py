@@ -16,7 +16,7 @@ from stepfuse.bundle.identity import ModelIdentity
 from stepfuse.pipeline.image_files import SUFFIXES
 from stepfuse.pipeline.provenance import MOST_BYTES, digest_of
 from stepfuse.pipeline.saved_entries import read_entries
-from stepfuse.pipeline.webui_text import read_webui_text, sampler_of
+from stepfuse.pipeline.webui_text import plain_prompt, read_webui_text, sampler_of
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +176,25 @@ def test_text_of_the_web_interface_is_read():
     assert read_webui_text("a cat, 1: 2") == {"Prompt": "a cat, 1: 2"}
 
 
+def test_brackets_are_written_as_text(pipe, tmp_path):
+    prompt, negative = r"rain (heavy) [x] \(", "a\\b (c:1.2)"
+    [path] = pipe(prompt, negative_prompt=negative, seed=1, steps=1).save(tmp_path / "rain.png")
+    found = read_entries(path).webui
+    assert found["Prompt"] == r"rain \(heavy\) \[x\] \\\("
+    assert plain_prompt("prompt", found["Prompt"]) == prompt
+    assert plain_prompt("negative_prompt", found["Negative prompt"]) == negative
+
+
 def test_a_hostile_text_of_the_web_interface_is_read_in_no_time():
+    for text in (
+        "(" * 60_000,
+        "(:" * 30_000,
+        "[|" * 30_000,
+        "(" + ": " * 30_000,
+        "[" + "|" * 60_000,
+        "(:" + "1" * 60_000,
+    ):
+        assert plain_prompt("prompt", text) == text
     for text in (" " * 60_000, "a:" * 30_000, 'a:"\\' * 15_000, "a " * 30_000 + ":", '"' * 60_000):
         read_webui_text(text)
 
