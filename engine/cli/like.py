@@ -148,9 +148,11 @@ class Likeness:
         Raises:
             ValueError: If words have a weight.
         """
-        taken = [name for name in ("prompt", "negative_prompt") if given.get(name) is None and self.arguments.get(name)]
+        texts = {name: self.arguments.get(name) for name in ("prompt", "negative_prompt") if given.get(name) is None}
         try:
-            return {name: plain_prompt(name, prompt_loras(self.arguments[name])[0]) for name in taken}
+            if "prompt" in texts:
+                texts["prompt"], _ = prompt_loras(self.arguments["prompt"])
+            return {name: plain_prompt(name, text) for name, text in texts.items() if text}
         except ValueError as error:
             raise ValueError(f"{self.path}: {error}, or give --prompt and --negative-prompt") from error
 

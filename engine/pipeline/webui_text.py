@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Mapping
 
-from stepfuse.display import brief, listed
+from stepfuse.display import brief, listed, shortened
 from stepfuse.pipeline.provenance import Provenance
 from stepfuse.samplers.names import steps_asked
 
@@ -130,7 +130,7 @@ def has_brackets(prompt: str) -> bool:
 
 def unread_settings(settings: Mapping[str, str]) -> str:
     """Those of a text that may change the picture and are not here, as a list in words; empty if there are none."""
-    return listed([name for name in settings if name not in _READ])
+    return shortened(listed([name for name in settings if name not in _READ]))
 
 
 def sampler_of(settings: Mapping[str, str]) -> tuple[str | None, dict[str, bool | str]]:
