@@ -64,14 +64,16 @@ def test_a_load_has_few_kinds_and_the_rate_asked_for(benchmarks):
 
 def test_clients_get_the_pictures_of_sample_and_see_previews(service, engine, load):
     from http_client import at_once, open_loop
-    from http_requests import expected, picture, same
+    from http_requests import arrivals, expected, picture, same
 
     wanted = [expected(engine, asked) for asked in load.asked]
     np.testing.assert_array_equal(wanted[0], http_service.as_levels(_sample(engine, load.asked[0])))
     for found in (asyncio.run(open_loop(service.port, load)), asyncio.run(at_once(service.port, load.asked, 2))):
         assert [one.error for one in found] == [""] * 6
         assert all(same(picture(one.answer), levels) for one, levels in zip(found, wanted, strict=True))
-    streamed, *_ = asyncio.run(open_loop(service.port, load))
+    # A preview that a later one has overtaken is not sent: two steps may pass before a busy machine sends the first.
+    long = arrivals(1, 60.0, 1, (40,))
+    [streamed] = asyncio.run(open_loop(service.port, long))
     assert 0 <= streamed.late < streamed.preview < streamed.seconds
     assert not same(wanted[0], wanted[0][:-1])
     assert not same(wanted[0], 255 - wanted[0])
