@@ -110,6 +110,8 @@ class Wrong:
         sf.Engine.load("fashion", backend="tensorrt", verify=False)
 
     def extra(self):
+        if hasattr(sf, "server"):  # importing it again sets it; other tests need the modules that they have
+            self.monkeypatch.setattr(sf, "server", sf.server)
         for name in [name for name in sys.modules if name.startswith("stepfuse.server")]:
             self.monkeypatch.delitem(sys.modules, name)
         self.monkeypatch.setitem(sys.modules, "fastapi", None)
