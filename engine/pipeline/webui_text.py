@@ -36,6 +36,13 @@ WEBUI_NAMES = {
     "tcd": "TCD",
 }
 _LEVELS = {"karras": "Karras", "exponential": "Exponential", "beta": "Beta"}
+#: What they call the levels that each sampler has by itself, and those of the model's own schedule.
+AUTOMATIC, UNIFORM = "Automatic", "Uniform"
+#: What the first is where it is not the second, from their version 1.9 on (``modules/sd_samplers_kdiffusion.py``).
+_OWN_LEVELS = {
+    **dict.fromkeys(("dpmpp_2m", "dpmpp_sde", "kdpm2", "kdpm2_ancestral"), "Karras"),
+    **dict.fromkeys(("dpmpp_2m_sde", "dpmpp_3m_sde"), "Exponential"),
+}
 _CFG_PP = " CFG++"
 _SETTING = re.compile(r'([\w.+-][\w .+-]{0,99}):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
 #: Settings that say nothing more, or that are read.
@@ -57,7 +64,8 @@ def webui_text(made: Provenance) -> str:
     settings = {
         "Steps": steps_asked(options, made.steps),
         "Sampler": WEBUI_NAMES.get(made.sampler, made.sampler) + (_CFG_PP if options.get("cfg_pp") else ""),
-        "Schedule type": _LEVELS.get("karras" if options.get("karras") else options.get("levels", "")),
+        "Schedule type": _LEVELS.get("karras" if options.get("karras") else options.get("levels", ""))
+        or (UNIFORM if made.sampler in _OWN_LEVELS else None),
         "CFG scale": f"{options.get('guidance_scale', 1.0):g}",
         "Seed": made.seed,
         "Size": f"{made.width}x{made.height}",
@@ -130,13 +138,17 @@ def has_brackets(prompt: str) -> bool:
 
 def unread_settings(settings: Mapping[str, str]) -> str:
     """Those of a text that may change the picture and are not here, as a list in words; empty if there are none."""
-    return shortened(listed([name for name in settings if name not in _READ]))
+    unread = [name for name in settings if name not in _READ]
+    if (levels := settings.get("Schedule type", "")) not in ("", AUTOMATIC, UNIFORM, *_LEVELS.values()):
+        unread.append(f"Schedule type: {levels}")
+    return shortened(listed(unread))
 
 
 def sampler_of(settings: Mapping[str, str]) -> tuple[str | None, dict[str, bool | str]]:
     """Our sampler of a text's settings, None if there is none, and its options.
 
-    Noise levels are a setting of their own, or in older texts the last word of the sampler's name.
+    Noise levels are a setting of their own, where ``Automatic`` leaves them to the sampler, or in older texts the last
+    word of the sampler's name.
     """
     name, levels = settings.get("Sampler", ""), settings.get("Schedule type", "")
     for theirs in _LEVELS.values():
@@ -144,11 +156,14 @@ def sampler_of(settings: Mapping[str, str]) -> tuple[str | None, dict[str, bool 
             name, levels = name.removesuffix(f" {theirs}"), theirs
     cfg_pp = name.endswith(_CFG_PP)
     ours = {theirs.lower(): mine for mine, theirs in WEBUI_NAMES.items()}
+    sampler = ours.get(name.removesuffix(_CFG_PP).lower())
+    if levels == AUTOMATIC and sampler is not None:
+        levels = _OWN_LEVELS.get(sampler, UNIFORM)
     kind = next((mine for mine, theirs in _LEVELS.items() if theirs == levels), None)
     options: dict[str, bool | str] = {"karras": True} if kind == "karras" else {"levels": kind} if kind else {}
     if cfg_pp:
         options["cfg_pp"] = True
-    return ours.get(name.removesuffix(_CFG_PP).lower()), options
+    return sampler, options
 
 
 def _escaped(prompt: str) -> str:

@@ -14,6 +14,7 @@ from stepfuse.pipeline.image_files import WEBUI_ENTRY
 from stepfuse.pipeline.pictures import Pictures
 from stepfuse.pipeline.webui_text import WEBUI_NAMES
 from stepfuse.requests.prompt_request import PromptRequest
+from stepfuse.samplers.names import steps_asked
 from stepfuse.server.answers import Served, followed
 from stepfuse.server.drawing import ClientGoneError, unless_gone
 from stepfuse.server.encoding import as_base64, picture_file
@@ -133,7 +134,7 @@ def _encoded(
         "height": picture.height,
         "sampler_name": WEBUI_NAMES.get(first.sampler, first.sampler),
         "cfg_scale": first.options.get("guidance_scale", 1.0),
-        "steps": first.steps,
+        "steps": steps_asked(first.options, first.steps),
         "batch_size": len(made),
         "sd_model_name": model.name,
         "sd_model_hash": model.digest[:10],

@@ -8,7 +8,15 @@ from typing import Any, Literal
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
 from stepfuse.display import brief, listed
-from stepfuse.pipeline.webui_text import WEBUI_NAMES, has_brackets, plain_prompt, prompt_loras, sampler_of
+from stepfuse.pipeline.webui_text import (
+    AUTOMATIC,
+    UNIFORM,
+    WEBUI_NAMES,
+    has_brackets,
+    plain_prompt,
+    prompt_loras,
+    sampler_of,
+)
 from stepfuse.requests.resolution import takes_eta
 from stepfuse.server.errors import ApiError
 from stepfuse.server.models import ServedModel
@@ -50,7 +58,7 @@ _LEVELS = ("Karras", "Exponential", "Beta")
 #: Their setting that names the model.
 CHECKPOINT = "sd_model_checkpoint"
 #: Their names for noise levels.
-SCHEDULERS = ("Automatic", *_LEVELS)
+SCHEDULERS = (AUTOMATIC, UNIFORM, *_LEVELS)
 
 
 class ControlUnit(BaseModel):
@@ -111,7 +119,11 @@ class Txt2Img(BaseModel):
     seed: int = Field(default=-1, ge=-1, lt=1 << 64, description="-1 is a random one.")
     sampler_name: str | None = Field(default=None, description="A name of theirs, or of ours.", examples=["DPM++ 2M"])
     sampler_index: str | None = Field(default=None, description="The same.")
-    scheduler: str | None = Field(default=None, description="Noise levels: Automatic, Karras, Exponential or Beta.")
+    scheduler: str | None = Field(
+        default=None,
+        description="Noise levels: Uniform, which are the model's, Karras, Exponential or Beta. Automatic, as where it"
+        " is left out, are those that a sampler of theirs has by itself, and the model's of ours.",
+    )
     batch_size: int = Field(default=1, ge=1)
     n_iter: int = Field(default=1, ge=1, description="Times batch_size is the number of pictures.")
     eta: float | None = Field(default=None, description="1, which they have by default, goes with every sampler.")
@@ -205,9 +217,9 @@ class Txt2Img(BaseModel):
         name = self.sampler_name or self.sampler_index
         scheduler = (self.scheduler or SCHEDULERS[0]).capitalize()
         if scheduler not in SCHEDULERS:
-            rule = "scheduler must be Automatic, Karras, Exponential or Beta"
+            rule = "scheduler must be Automatic, Uniform, Karras, Exponential or Beta"
             raise ApiError(400, f"{rule}, got {brief(self.scheduler)}", param="scheduler")
-        levels = scheduler if scheduler in _LEVELS else ""
+        levels = UNIFORM if scheduler == AUTOMATIC and model.info.schedule.is_flow else scheduler
         if name is None or name in model.samplers:
             _, options = sampler_of({"Sampler": "DDIM", "Schedule type": levels})
             return name, dict(options)

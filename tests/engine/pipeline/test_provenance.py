@@ -16,7 +16,7 @@ from stepfuse.bundle.identity import ModelIdentity
 from stepfuse.pipeline.image_files import SUFFIXES
 from stepfuse.pipeline.provenance import MOST_BYTES, digest_of
 from stepfuse.pipeline.saved_entries import read_entries
-from stepfuse.pipeline.webui_text import plain_prompt, read_webui_text, sampler_of
+from stepfuse.pipeline.webui_text import plain_prompt, read_webui_text, sampler_of, unread_settings
 
 
 @pytest.fixture(scope="module")
@@ -169,11 +169,39 @@ def test_text_of_the_web_interface_is_read():
     assert sampler_of({"Sampler": "DPM++ 2M Exponential"}) == ("dpmpp_2m", {"levels": "exponential"})
     assert sampler_of({"Sampler": "Heun", "Schedule type": "Karras"}) == ("heun", {"karras": True})
     assert sampler_of({"Sampler": "Heun", "Schedule type": "Automatic"}) == ("heun", {})
+    assert sampler_of({"Sampler": "DPM++ 2M", "Schedule type": "Automatic"}) == ("dpmpp_2m", {"karras": True})
+    assert sampler_of({"Sampler": "DPM++ 3M SDE", "Schedule type": "Automatic"})[1] == {"levels": "exponential"}
+    assert sampler_of({"Sampler": "DPM++ 2M", "Schedule type": "Uniform"}) == ("dpmpp_2m", {})
+    assert sampler_of({"Sampler": "DPM++ 2M"}) == ("dpmpp_2m", {})  # as before their version 1.9
     assert sampler_of({"Sampler": "DDIM CFG++"}) == ("ddim", {"cfg_pp": True})
     mixed = {"Sampler": "Euler CFG++", "Schedule type": "Beta"}
     assert sampler_of(mixed) == ("euler", {"levels": "beta", "cfg_pp": True})
     assert sampler_of({"Sampler": "Restart"}) == (None, {})
     assert read_webui_text("a cat, 1: 2") == {"Prompt": "a cat, 1: 2"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "levels"),
+    [
+        ({"sampler": "dpmpp_2m"}, "Uniform"),  # what they take for "Automatic" would be Karras
+        ({"sampler": "dpmpp_2m", "karras": True}, "Karras"),
+        ({"sampler": "dpmpp_2m_sde", "levels": "exponential"}, "Exponential"),
+        ({"sampler": "euler"}, None),
+    ],
+)
+def test_the_web_interfaces_read_the_noise_levels_that_a_picture_was_drawn_with(pipe, arguments, levels):
+    [drawn] = pipe("a cat", seed=1, steps=2, **arguments)
+    settings = read_webui_text(drawn.info["parameters"])
+    assert settings.get("Schedule type") == levels
+    sampler, options = sampler_of(settings)
+    assert {"sampler": sampler, **options} == arguments
+
+
+def test_levels_that_are_not_here_are_named():
+    assert (
+        unread_settings({"Schedule type": "SGM Uniform", "Clip skip": "2"}) == "Clip skip, Schedule type: SGM Uniform"
+    )
+    assert unread_settings({"Schedule type": "Automatic"}) == unread_settings({"Schedule type": "Karras"}) == ""
 
 
 def test_brackets_are_written_as_text(pipe, tmp_path):

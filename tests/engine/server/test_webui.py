@@ -93,6 +93,11 @@ def encoded(levels, *options):
         ({"sampler_name": "DPM++ 2M Karras"}, {"sampler": "dpmpp_2m", "karras": True}),
         ({"sampler_index": "Euler a", "cfg_scale": 1}, {"sampler": "euler_ancestral", "guidance_scale": 1}),
         ({"sampler_name": "unipc", "scheduler": "Automatic"}, {"sampler": "unipc"}),
+        ({"sampler_name": "DPM++ 2M"}, {"sampler": "dpmpp_2m", "karras": True}),
+        ({"sampler_name": "DPM++ SDE", "scheduler": "automatic"}, {"sampler": "dpmpp_sde", "karras": True}),
+        ({"sampler_name": "DPM++ 2M SDE"}, {"sampler": "dpmpp_2m_sde", "levels": "exponential"}),
+        ({"sampler_name": "DPM++ 2M", "scheduler": "uniform"}, {"sampler": "dpmpp_2m"}),
+        ({"sampler_name": "dpmpp_2m"}, {"sampler": "dpmpp_2m"}),
     ],
 )
 def test_images_are_those_of_the_engine(service, engine, fields, arguments):
@@ -181,7 +186,7 @@ def test_what_there_is(service, engine, pipe):
     [first, second] = service.ask("GET", "/sdapi/v1/sd-models").json
     assert (first["model_name"], first["sha256"], second["title"]) == ("fashion", engine.model.weights, "cats")
     schedulers = service.ask("GET", "/sdapi/v1/schedulers").json
-    assert [one["name"] for one in schedulers] == ["automatic", "karras", "exponential", "beta"]
+    assert [one["name"] for one in schedulers] == ["automatic", "uniform", "karras", "exponential", "beta"]
     assert service.ask("GET", "/sdapi/v1/options").json == {"sd_model_checkpoint": "fashion"}
 
 
