@@ -21,7 +21,7 @@ from stepfuse.backends.cuda.config import Cuda, device_of
 from stepfuse.backends.host.callable import CallableBackend, DenoiserFunction
 from stepfuse.backends.host.config import AUTO, Cpu, OpenVino
 from stepfuse.backends.host.network import as_network, open_network
-from stepfuse.bundle.bundle import DENOISER, Bundle
+from stepfuse.bundle.bundle import DENOISER, Bundle, checked_in_use
 from stepfuse.bundle.cond_input import CondInput
 from stepfuse.bundle.identity import ModelIdentity
 from stepfuse.bundle.model_info import ModelInfo
@@ -172,30 +172,30 @@ class Engine(LoraRegistry):
         refuse_unused(of_session if gpu else {}, f"an engine on {device!r}")
         refuse_unused(of_session if session is not None else {}, "a session of its own")
         cpu = Cpu(backend, precision, threads, spinning)
-        bundle = name_or_path if isinstance(name_or_path, Bundle) else Bundle.load(name_or_path, verify=verify)
-        check_defaults(bundle)
-        info = bundle.info.resized(bundle.info.shape if shape is None else shape, tokens)
-        serving = _serving(serving, max_rows, deterministic, GPU_ROWS if gpu else HOST_ROWS)
-        if gpu is not None:
-            from stepfuse.backends.cuda.bundle_network import OpenedNetwork
+        with checked_in_use(name_or_path, verify=verify) as bundle:
+            check_defaults(bundle)
+            info = bundle.info.resized(bundle.info.shape if shape is None else shape, tokens)
+            serving = _serving(serving, max_rows, deterministic, GPU_ROWS if gpu else HOST_ROWS)
+            if gpu is not None:
+                from stepfuse.backends.cuda.bundle_network import OpenedNetwork
 
-            opened = OpenedNetwork(bundle, gpu) if session is None else session
-            if getattr(opened, "device", None) != gpu:
-                raise ValueError(f"session must be an OpenedNetwork on {gpu}, got {session!r}")
-            on_gpu = opened.network(info, serving.row_limit)
-            return cls._on_gpu(info, on_gpu, gpu, serving, ModelIdentity.of(bundle))
+                opened = OpenedNetwork(bundle, gpu) if session is None else session
+                if getattr(opened, "device", None) != gpu:
+                    raise ValueError(f"session must be an OpenedNetwork on {gpu}, got {session!r}")
+                on_gpu = opened.network(info, serving.row_limit)
+                return cls._on_gpu(info, on_gpu, gpu, serving, ModelIdentity.of(bundle))
 
-        if cpu.backend == AUTO and not lora_bytes:
-            from stepfuse.backends.host.auto import choose  # what it measures with is needed here alone
+            if cpu.backend == AUTO and not lora_bytes:
+                from stepfuse.backends.host.auto import choose  # what it measures with is needed here alone
 
-            cpu = choose(cpu, bundle, info, serving.row_limit, deterministic=serving.deterministic)
-        if session is None:
-            adapted = AdaptedNetworks.of(bundle, [DENOISER], lora_bytes, cpu.backend)
-            network = open_network(bundle, cpu, adapted)
-        else:
-            network = as_network(session, bundle)
-        on_host = network.backend(info, serving.row_limit, deterministic=serving.deterministic)
-        return cls(info, on_host, serving, model=ModelIdentity.of(bundle, network.computed_by))
+                cpu = choose(cpu, bundle, info, serving.row_limit, deterministic=serving.deterministic)
+            if session is None:
+                adapted = AdaptedNetworks.of(bundle, [DENOISER], lora_bytes, cpu.backend)
+                network = open_network(bundle, cpu, adapted)
+            else:
+                network = as_network(session, bundle)
+            on_host = network.backend(info, serving.row_limit, deterministic=serving.deterministic)
+            return cls(info, on_host, serving, model=ModelIdentity.of(bundle, network.computed_by))
 
     @classmethod
     @hinted

@@ -7,7 +7,8 @@ Nothing is unpickled.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from stepfuse.bundle.cond_input import CondInput
-from stepfuse.bundle.folder import MANIFEST, CheckedFolder, entry, open_folder
+from stepfuse.bundle.folder import MANIFEST, CheckedFolder, entry, open_folder_to_use, settle_all
 from stepfuse.bundle.foreign import next_step
 from stepfuse.bundle.model_info import ModelInfo
 from stepfuse.bundle.new_folder import NewFolder, copy_files, new_folder
@@ -86,24 +87,8 @@ class Bundle:
             >>> bundle.info.defaults["sampler"]
             'ddim'
         """
-        path = _locate(name_or_path)
-        folder = open_folder(path, verify=verify)
-        manifest = folder.manifest
-        files = manifest["files"]
-        if DENOISER not in files:
-            raise BundleError(f"{path / MANIFEST}: files must list {DENOISER}, got {', '.join(files) or 'nothing'}")
-        return cls(
-            path=path,
-            name=entry(path, manifest, "name", str),
-            info=_model_info(path, manifest, _tables(folder)),
-            provenance=entry(path, manifest, "provenance", str),
-            licence=entry(path, manifest, "licence", str),
-            files=files,
-            pipeline=_pipeline_info(path, manifest),
-            export=entry(path, manifest, "export", dict) if "export" in manifest else {},
-            opened=folder.opened,
-            networks=folder.networks,
-        )
+        with checked_in_use(open_to_use(name_or_path, verify=verify)) as bundle:
+            return bundle
 
     def __repr__(self) -> str:
         kind = f"{self.info.shape} {self.info.prediction_type}"
@@ -119,6 +104,48 @@ class Bundle:
     def file(self, name: str) -> Path | None:
         """The path of a file that the manifest lists, or None."""
         return self.path / name if name in self.files else None
+
+
+def open_to_use(name_or_path: str | os.PathLike[str], *, verify: bool = True) -> Bundle:
+    """As ``Bundle.load``, but checksums of files from 1 MiB on are compared meanwhile: ``checked_in_use`` waits."""
+    path = _locate(name_or_path)
+    folder = open_folder_to_use(path, verify=verify)
+    manifest = folder.manifest
+    files = manifest["files"]
+    if DENOISER not in files:
+        raise BundleError(f"{path / MANIFEST}: files must list {DENOISER}, got {', '.join(files) or 'nothing'}")
+    return Bundle(
+        path=path,
+        name=entry(path, manifest, "name", str),
+        info=_model_info(path, manifest, _tables(folder)),
+        provenance=entry(path, manifest, "provenance", str),
+        licence=entry(path, manifest, "licence", str),
+        files=files,
+        pipeline=_pipeline_info(path, manifest),
+        export=entry(path, manifest, "export", dict) if "export" in manifest else {},
+        opened=folder.opened,
+        networks=folder.networks,
+    )
+
+
+@contextmanager
+def checked_in_use(name_or_path: str | os.PathLike[str] | Bundle, *, verify: bool = True) -> Iterator[Bundle]:
+    """A bundle that is used while it is checked: what comes of it leaves the block if every checksum is right.
+
+    Args:
+        name_or_path: As in ``Bundle.load``, or a bundle that is open.
+        verify: Likewise.
+
+    Raises:
+        BundleError: As ``Bundle.load`` does, in the place of what a damaged file has made the block raise.
+    """
+    bundle = name_or_path if isinstance(name_or_path, Bundle) else open_to_use(name_or_path, verify=verify)
+    try:
+        yield bundle
+    except Exception:
+        settle_all(bundle.opened)
+        raise
+    settle_all(bundle.opened)
 
 
 def embedded_models() -> list[str]:
@@ -270,6 +297,7 @@ def _tables(folder: CheckedFolder) -> dict[str, StepTable]:
         if not isinstance(name, str) or name not in folder.opened:
             raise BundleError(f"{path / MANIFEST}: tables must be among its files, got {brief(name)}")
         file = folder.opened[name]
+        file.settle()
         try:
             found[name] = StepTable.load(file.link)
         except (OSError, ValueError) as error:

@@ -128,6 +128,8 @@ class CondInput:
             raise TypeError(f"{name} must be {self.dtype}, got {given!r} of type {array.dtype}")
         if self.names and not self._known(array):
             raise ValueError(f"{name} must be a class from 0 to {len(self.names) - 1}, got {given}")
+        if array.dtype == self.dtype:  # a class, nearly always: nothing is converted
+            return array.copy()
         with np.errstate(over="ignore"):
             value = np.array(array, dtype=self.dtype, order="C")
         if not _same(value, array):
@@ -166,6 +168,8 @@ class CondInput:
         return alike[0]
 
     def _known(self, array: npt.NDArray[Any]) -> bool:
+        if not array.ndim:  # numpy takes ten times as long for one number
+            return bool(0 <= array.item() < len(self.names) or array.item() == self.null)
         return bool(np.all((array >= 0) & (array < len(self.names)) | (array == self.null)))
 
 

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from stepfuse.bundle.onnx_file import OnnxFile
-from stepfuse.bundle.open_file import OpenFile
+from stepfuse.bundle.open_file import OpenFile, check_meanwhile
 from stepfuse.display import brief
 from stepfuse.errors import BundleError
 from stepfuse.files.strict_json import parse_json
@@ -27,6 +27,7 @@ CACHE = "plans/"
 MOST_BYTES = 8 << 20  # of a manifest
 MOST_FILES = 128  # that stay open; those of the cache do not
 _MOST_FOUND, _DEEPEST = 4096, 8  # files in a folder, folders in folders
+LARGE = 1 << 20  # bytes of a file whose checksum is compared while it is used
 _TRIES = 50  # of a reader whose folder is replaced meanwhile
 
 
@@ -46,6 +47,27 @@ class CheckedFolder:
     opened: Mapping[str, OpenFile]
     networks: Mapping[str, OnnxFile]
 
+    def settle(self) -> None:
+        """Waits until all files are checked.
+
+        Raises:
+            BundleError: If a checksum is another.
+        """
+        settle_all(self.opened)
+
+
+def settle_all(opened: Mapping[str, OpenFile]) -> None:
+    """Waits until these files are checked.
+
+    Raises:
+        BundleError: If a checksum is another, or one cannot be read.
+    """
+    for file in opened.values():
+        try:
+            file.settle()
+        except OSError as error:
+            raise BundleError(f"{file.path} is not readable: {error}") from error
+
 
 def open_folder(path: Path, *, verify: bool = True) -> CheckedFolder:
     """Opens a folder and checks it, all of it before or after its replacement by another.
@@ -59,6 +81,13 @@ def open_folder(path: Path, *, verify: bool = True) -> CheckedFolder:
         BundleError: If anything is not as the manifest says, a file is not listed, or an ONNX file names one that is
             not.
     """
+    folder = open_folder_to_use(path, verify=verify)
+    folder.settle()
+    return folder
+
+
+def open_folder_to_use(path: Path, *, verify: bool = True) -> CheckedFolder:
+    """The same, but checksums of files from 1 MiB on are compared meanwhile: ``settle`` waits for them."""
     for _ in range(_TRIES):
         with _open(path) as handle:
             try:
@@ -180,7 +209,13 @@ def _checked(path: Path, handle: int, *, verify: bool) -> CheckedFolder:
     if unlisted := sorted(name for name in found - {*listed, MANIFEST} if not gone(pinned, name)):
         more = f" and {len(unlisted) - 20} more" if len(unlisted) > 20 else ""
         raise BundleError(f"{path}: every file must be listed in {MANIFEST}, got {', '.join(unlisted[:20])}{more}")
-    networks = {name: _network(path, opened, name) for name in opened if name.endswith(".onnx")}
+    if verify:
+        check_meanwhile([file for file in opened.values() if file.size >= LARGE])
+    try:
+        networks = {name: _network(path, opened, name) for name in opened if name.endswith(".onnx")}
+    except BundleError:
+        settle_all(opened)  # a damaged file is one first of all
+        raise
     return CheckedFolder(path, {**manifest, "files": files}, opened, networks)
 
 
@@ -205,7 +240,9 @@ def _check_file(path: Path, handle: int, name: str, expected: Any, *, verify: bo
         raise BundleError(
             f"{file}: size must be {expected['size']} bytes, got {opened.size}: the file is truncated or changed"
         )
-    if verify:
+    if verify and opened.size >= LARGE and not name.startswith(CACHE):
+        opened.expect(expected["sha256"])
+    elif verify:
         opened.require(expected["sha256"])
     return opened
 

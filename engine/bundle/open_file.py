@@ -6,7 +6,9 @@ import hashlib
 import mmap
 import os
 import stat
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -47,6 +49,7 @@ class OpenFile:
         self.size = status.st_size
         self._sha256: str | None = None
         self._stamp = self._stamps()
+        self._pending: Future[str] | None = None
 
     def __del__(self) -> None:
         """Closes it."""
@@ -82,6 +85,7 @@ class OpenFile:
         Raises:
             BundleError: If that is not what was checked.
         """
+        self.settle()
         content = b"".join(self._blocks())
         if len(content) != self.size:
             raise BundleError(f"{self.path} was changed while it was read")
@@ -109,12 +113,29 @@ class OpenFile:
         self._sha256, self._stamp = sha256, self._stamps()
         self._require(self.digest())
 
+    def expect(self, sha256: str) -> None:
+        """The same, but its content is checked by ``settle``, once another thread has gone through it."""
+        self._sha256, self._stamp = sha256, self._stamps()
+        self._pending = Future()
+
+    def settle(self) -> None:
+        """Waits until its content is checked, if that is still to come.
+
+        Raises:
+            BundleError: If its checksum is another.
+            OSError: If it cannot be read.
+        """
+        if (pending := self._pending) is not None:
+            self._require(pending.result())
+            self._pending = None
+
     def require_unchanged(self) -> None:
         """Checks that what was used since is what was checked.
 
         Raises:
-            BundleError: If the file was written to.
+            BundleError: If the file was written to, or its checksum is another.
         """
+        self.settle()
         if self._stamps() == self._stamp:
             return
         if self._sha256 is None:
@@ -122,6 +143,13 @@ class OpenFile:
                 raise BundleError(f"{self.path} was changed while it was read")
         else:
             self._require(self.digest())
+
+    def _go_through(self) -> None:
+        assert self._pending is not None
+        try:
+            self._pending.set_result(self.digest())
+        except BaseException as error:  # as concurrent.futures' own workers do
+            self._pending.set_exception(error)
 
     def _require(self, digest: str) -> None:
         if digest != self._sha256:
@@ -136,6 +164,20 @@ class OpenFile:
         while block := os.pread(self._handle, _BLOCK, at):
             yield block
             at += len(block)
+
+
+def check_meanwhile(files: Sequence[OpenFile]) -> None:
+    """Has another thread go through files that ``expect`` a checksum, one after another.
+
+    The end of the process does not wait for it.
+    """
+
+    def go_through() -> None:
+        for file in files:
+            file._go_through()
+
+    if files:
+        threading.Thread(target=go_through, name="stepfuse-checksums", daemon=True).start()
 
 
 def _reopened(path: Path, size: int, sha256: str | None) -> OpenFile:

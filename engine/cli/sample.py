@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-import stepfuse as sf
+from stepfuse.bundle.bundle import open_to_use
 from stepfuse.cli.common import refuse
 from stepfuse.cli.console import Report
 from stepfuse.cli.controls import Control, ControlRange, controls_of
@@ -103,7 +103,7 @@ def sample(
         }
         draw_again(like, model, output, given, lora, writing, machine, report)
         return
-    bundle = sf.Bundle.load(model or "fashion")
+    bundle = open_to_use(model or "fashion")  # checked when it is loaded
     seed = seed or 0
     prompts = prompts_of(
         bundle,

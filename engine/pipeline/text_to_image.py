@@ -19,7 +19,7 @@ from stepfuse.arguments import hinted
 from stepfuse.backends.cuda.config import Cuda, device_of
 from stepfuse.backends.host.config import AUTO, Cpu, OpenVino
 from stepfuse.backends.host.network import open_network
-from stepfuse.bundle.bundle import DENOISER, Bundle
+from stepfuse.bundle.bundle import DENOISER, Bundle, checked_in_use
 from stepfuse.bundle.identity import ModelIdentity
 from stepfuse.bundle.outline import defaults_in_words, facts_of_model
 from stepfuse.bundle.pipeline_info import TEXT_ENCODER, PipelineInfo, control_input
@@ -194,11 +194,11 @@ class TextToImage(LoraRegistry):
                 "lora_bytes": lora_bytes != 0,
             }
             refuse_unused(of_cpu, f"a pipeline on {device!r}")
-        bundle = path if isinstance(path, Bundle) else Bundle.load(path, verify=verify)
         if max_rows is not None:
             serving = replace(serving or Serving(), max_rows=max_rows)
         how: dict[str, Any] = {"backend": backend, "precision": precision, "threads": threads, "spinning": spinning}
-        return cls(bundle, **how, serving=serving, tile=tile, lora_bytes=lora_bytes, gpu=gpu)
+        with checked_in_use(path, verify=verify) as bundle:
+            return cls(bundle, **how, serving=serving, tile=tile, lora_bytes=lora_bytes, gpu=gpu)
 
     def __call__(
         self,

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from stepfuse.bundle.bundle import Bundle
+from stepfuse.bundle.bundle import Bundle, open_to_use
 from stepfuse.display import brief, listed
 from stepfuse.engine import Engine
 from stepfuse.files.strict_json import parse_json
@@ -36,7 +36,7 @@ def find_model(given: str, *, verify: bool = True) -> tuple[str, Bundle]:
     name, separator, path = given.partition("=")
     if not separator:
         name, path = "", given
-    bundle = Bundle.load(path, verify=verify)
+    bundle = open_to_use(path, verify=verify)
     if not takes_prompts(bundle):
         check_served(bundle.info, bundle)
     return name or bundle.name, bundle
