@@ -116,10 +116,10 @@ class Provenance:
     def to_json(self) -> str:
         """The JSON text, in ASCII, the same for the same values; what has its default is left out."""
         found: dict[str, Any] = {"format": FORMAT}
-        for one in fields(self):
-            value = getattr(self, one.name)
-            if value != one.default:
-                found[one.name] = plain(value)
+        for name, default in _DEFAULTS.items():
+            value = getattr(self, name)
+            if value != default:
+                found[name] = plain(value)
         found["model"] = {"name": self.model.name, "files": dict(self.model.files)}
         if self.model.computed_by:
             found["model"]["computed_by"] = self.model.computed_by
@@ -155,6 +155,9 @@ class Provenance:
         if required:
             raise ValueError(f"entries must say {', '.join(_REQUIRED)}, {', '.join(required)} is missing")
         return cls(**{name: _checked(name, value) for name, value in given.items()})
+
+
+_DEFAULTS = {one.name: one.default for one in fields(Provenance)}  # asked for at every picture
 
 
 def digest_of(array: npt.ArrayLike) -> dict[str, Any]:

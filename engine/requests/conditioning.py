@@ -48,6 +48,11 @@ def cond_per_sample(
     nulls = [spec.value(name, None) for name, spec in inputs.items()]
     rows: list[list[npt.NDArray[Any]] | None] = []
     for values in zip(*columns, strict=True):
-        conditional = any(not np.array_equal(value, null) for value, null in zip(values, nulls, strict=True))
+        conditional = any(not _same(value, null) for value, null in zip(values, nulls, strict=True))
         rows.append(list(values) if conditional else None)
     return rows
+
+
+def _same(value: npt.NDArray[Any], null: npt.NDArray[Any]) -> bool:
+    """Whether they are equal; of one number, Python says so sooner than numpy."""
+    return bool(value.item() == null.item()) if not value.ndim else np.array_equal(value, null)

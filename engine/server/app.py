@@ -101,8 +101,8 @@ def create_app(
         app.add_exception_handler(kind, answer_error)
     store = Store(limits.stored_bytes, limits.stored_seconds)
     for routes in (openai_routes, webui_routes):
-        app.include_router(routes(Served(served, limits, store, replicated)))
-    app.include_router(page_routes(served, lifecycle, replicated=replicated))
+        app.router.routes += routes(Served(served, limits, store, replicated)).routes  # found sooner than in a router
+    app.router.routes += page_routes(served, lifecycle, replicated=replicated).routes
     _add_probes(app, lifecycle, None if replicated else metrics)
     app.add_middleware(
         Front, keys=Keys(api_keys), limits=limits, uploads=_uploads(served), lifecycle=lifecycle, metrics=metrics
