@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 
 def pip_install(extra: str) -> str:
@@ -19,7 +18,8 @@ def pip_install(extra: str) -> str:
 
 def _clone() -> Path | None:
     """The folder that pip has installed stepfuse from (PEP 610); None where it came from an index."""
-    from importlib.metadata import distributions  # slow to import, and needed in errors alone
+    from importlib.metadata import distributions  # slow to import, as urllib is, and needed in errors alone
+    from urllib.parse import unquote, urlsplit
 
     try:  # what a build has left in the working directory is a distribution too, without the file
         said = next(filter(None, (one.read_text("direct_url.json") for one in distributions(name="stepfuse"))))

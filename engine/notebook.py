@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 
 from stepfuse.display import NAME, printable
 
@@ -30,4 +29,6 @@ def _row(cells: Sequence[object], tag: str) -> str:
 
 
 def _text(given: object) -> str:
+    from html import escape  # for notebooks alone
+
     return escape(printable(given, NAME))

@@ -9,7 +9,7 @@ import threading
 import weakref
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,10 +17,10 @@ import numpy.typing as npt
 from stepfuse.arguments import number
 from stepfuse.display import NAME, brief, byte_size, did_you_mean, listed, printable
 from stepfuse.errors import LoraError
-from stepfuse.lora.file import Lora, Pair
-from stepfuse.lora.graph import AdaptableWeight
-from stepfuse.lora.match import Targets
-from stepfuse.lora.names import TEXT_PARTS
+
+if TYPE_CHECKING:  # what reads files and graphs is imported where LoRAs are: most engines have none
+    from stepfuse.lora.file import Pair
+    from stepfuse.lora.graph import AdaptableWeight
 
 Factors = dict[str, npt.NDArray[Any]]
 
@@ -97,6 +97,8 @@ class Adapters:
     """
 
     def __init__(self, where: object, weights: Iterable[AdaptableWeight], most_bytes: int) -> None:
+        from stepfuse.lora.match import Targets
+
         self._where = where
         self._weights = list(weights)
         self._models = {one.model for one in self._weights}
@@ -219,6 +221,9 @@ class Adapters:
         return adapter
 
     def _read(self, name: str, file: str | os.PathLike[str]) -> Adapter:
+        from stepfuse.lora.file import Lora
+        from stepfuse.lora.names import TEXT_PARTS
+
         lora = Lora.read(file)
         bake = f"fuse it into a bundle: stepfuse lora {self._where} {file} -o NEW-BUNDLE"
         texts = [pair.key for pair in lora.pairs if pair.part in TEXT_PARTS]

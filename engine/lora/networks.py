@@ -8,7 +8,6 @@ from stepfuse.arguments import whole_number
 from stepfuse.bundle.bundle import QUANTIZATION, Bundle
 from stepfuse.errors import LoraError
 from stepfuse.lora.adapters import Adapters
-from stepfuse.lora.graph import adaptable
 
 
 class AdaptedNetworks:
@@ -19,6 +18,8 @@ class AdaptedNetworks:
     """
 
     def __init__(self, bundle: Bundle, models: Sequence[str], most_bytes: int) -> None:
+        from stepfuse.lora.graph import adaptable  # for LoRAs alone, which most engines do not have
+
         graphs = {model: adaptable(bundle.networks[model]) for model in models}
         self._contents = {model: graph.content for model, graph in graphs.items()}
         weights = [weight for graph in graphs.values() for weight in graph.weights]
