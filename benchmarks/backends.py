@@ -142,7 +142,8 @@ def main() -> None:
     found = precisions(ov.Core())
     configuration = {"processor computes in": found, "judged images": number, "sampler": "ddim"}
     report = Report("backends", quick, configuration, UNFAIR)
-    networks = {"fashion": (sf.Bundle.load("fashion"), 2 if quick else 20)}
+    fashion = sf.Bundle.load("fashion")
+    networks = {"fashion": (fashion, 2 if quick else fashion.info.defaults["steps"])}
     if not quick:
         networks[UNET] = (large_bundle(), 2)
     for name, (bundle, forwards) in networks.items():

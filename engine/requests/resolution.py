@@ -32,6 +32,7 @@ from stepfuse.samplers.table import StepTable
 
 _SEED_LIMIT = 1 << 64
 _SAID_ELSEWHERE = ("schedule", "prediction_type", "begin")  # by the model, and begin by strength
+_SCALARS = frozenset((str, int, float))
 _BESIDE_STATE = 2000  # bytes of a queued sample, measured: its requests in Python and in the core, its place in line
 
 
@@ -386,6 +387,8 @@ def seeds_of(seed: int | Sequence[int] | None, n: int) -> list[int]:
 
 def _each(name: str, given: Any, n: int) -> list[Any]:
     """One value a sample."""
+    if given is None or type(given) in _SCALARS:  # nearly always, and found sooner than that it is no sequence
+        return [given] * n
     if isinstance(given, np.ndarray) and given.ndim <= 1:
         given = given.tolist()
     if isinstance(given, str | StepTable) or not isinstance(given, Sequence):

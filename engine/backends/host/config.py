@@ -29,7 +29,7 @@ class OpenVino:
             processors.
         buckets: Row counts that the network is compiled for, and that forwards are put together from; 1 is always among
             them. None: 1, 2, 4, 8 and 16, the largest left out of networks whose weights would then take more than
-            512 MiB. Fewer can be faster in bf16: ``benchmarks/backends.py`` measures forwards of 1, 4 and 16 rows.
+            1 GiB. Fewer can be faster in bf16: ``benchmarks/backends.py`` measures forwards of 1, 4 and 16 rows.
         cache: Folder where compiled networks are kept, up to 4 GiB of them, for the next process to begin sooner; only
             those who may change what this process computes should be able to write there. None is the user's own,
             ``~/.cache/stepfuse/openvino``.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 MOST_TOGETHER = 16
 
 #: Bytes that the weights of all compiled networks may take; one there is in any case.
-_WEIGHTS = 1 << 29
+_WEIGHTS = 1 << 30
 
 
 class OpenVinoBackend(HostBackend):
