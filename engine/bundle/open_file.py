@@ -169,15 +169,19 @@ class OpenFile:
 def check_meanwhile(files: Sequence[OpenFile]) -> None:
     """Has another thread go through files that ``expect`` a checksum, one after another.
 
-    The end of the process does not wait for it.
+    The end of the process does not wait for it. Where the system has no thread left, the caller's goes through them.
     """
 
     def go_through() -> None:
         for file in files:
             file._go_through()
 
-    if files:
+    if not files:
+        return
+    try:
         threading.Thread(target=go_through, name="stepfuse-checksums", daemon=True).start()
+    except RuntimeError:
+        go_through()
 
 
 def _reopened(path: Path, size: int, sha256: str | None) -> OpenFile:

@@ -84,5 +84,16 @@ def test_what_goes_wrong_in_use_is_raised_where_the_file_is_right(bundle):
         raise ValueError("a network of the damaged file")
 
 
+def test_without_a_thread_left_files_are_checked_all_the_same(bundle, monkeypatch):
+    def no_thread(_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", no_thread)
+    assert sf.Bundle.load(bundle).name == "copy"
+    flip(bundle, -1)
+    with pytest.raises(sf.BundleError, match="sha256 must be"):
+        sf.Bundle.load(bundle)
+
+
 def test_trusted_files_are_not_checked(bundle, held):
     sf.Engine.load(bundle, verify=False).close()
