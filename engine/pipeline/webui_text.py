@@ -61,11 +61,11 @@ _FEWEST = 3  # settings that make a line one of settings, as the web interfaces 
 def webui_text(made: Provenance) -> str:
     """The text of a picture that was drawn of a prompt."""
     options = made.options
+    levels = "karras" if options.get("karras") else options.get("levels", "schedule")
     settings = {
         "Steps": steps_asked(options, made.steps),
         "Sampler": WEBUI_NAMES.get(made.sampler, made.sampler) + (_CFG_PP if options.get("cfg_pp") else ""),
-        "Schedule type": _LEVELS.get("karras" if options.get("karras") else options.get("levels", ""))
-        or (UNIFORM if made.sampler in _OWN_LEVELS else None),
+        "Schedule type": UNIFORM if levels == "schedule" and made.sampler in _OWN_LEVELS else _LEVELS.get(levels),
         "CFG scale": f"{options.get('guidance_scale', 1.0):g}",
         "Seed": made.seed,
         "Size": f"{made.width}x{made.height}",

@@ -72,6 +72,7 @@ def choose(cpu: Cpu, bundle: Bundle, info: ModelInfo, max_rows: int, *, determin
     file = cache.file(_facts(cpu, bundle, info, names, rows, max_rows if deterministic else 0))
     found, how = _kept(cache, file, names), "measured before"
     if found is None:
+        bundle.networks[DENOISER].require_unchanged()  # what is found is kept under the files' checksums
         found, how = _measure(cpu, bundle, info, names, rows, max_rows, deterministic), "measured now"
         cache.write(file, json.dumps(found).encode())
     for name, reason in found["failed"].items():

@@ -154,6 +154,21 @@ def test_a_network_that_no_back_end_runs_is_an_error(bundle, stub):
         choose(bundle)
 
 
+def test_a_damaged_network_is_refused_before_it_is_measured(stub, home, tmp_path):
+    """What failed with it would be kept under the checksum of the right one."""
+    fashion = sf.Bundle.load("fashion")
+    said = {"info": fashion.info, "provenance": "a copy", "licence": fashion.licence}
+    copy = sf.write_bundle(tmp_path / "copy", name="copy", files={"denoiser.onnx": fashion.denoiser}, **said)
+    content = bytearray(copy.denoiser.read_bytes())
+    content[-1] ^= 1
+    copy.denoiser.write_bytes(content)
+    measured = stub(onnxruntime=FAST, openvino=SLOW)
+    with pytest.raises(sf.BundleError, match="sha256 must be"):
+        sf.Engine.load(copy.path, backend="auto")
+    assert not measured
+    assert not list(home.glob("*"))
+
+
 def test_the_only_one_that_is_installed_is_not_measured(bundle, monkeypatch, caplog):
     monkeypatch.setattr(available, "find_spec", lambda name: None)
     monkeypatch.setattr(auto, "measure", None)

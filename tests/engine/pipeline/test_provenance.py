@@ -197,6 +197,11 @@ def test_the_web_interfaces_read_the_noise_levels_that_a_picture_was_drawn_with(
     assert {"sampler": sampler, **options} == arguments
 
 
+def test_levels_that_they_do_not_have_are_not_written_as_others(pipe):
+    [drawn] = pipe("a cat", seed=1, steps=2, sampler="dpmpp_2m", levels="lu")
+    assert "Schedule type" not in read_webui_text(drawn.info["parameters"])
+
+
 def test_levels_that_are_not_here_are_named():
     assert (
         unread_settings({"Schedule type": "SGM Uniform", "Clip skip": "2"}) == "Clip skip, Schedule type: SGM Uniform"
