@@ -47,14 +47,6 @@ class CheckedFolder:
     opened: Mapping[str, OpenFile]
     networks: Mapping[str, OnnxFile]
 
-    def settle(self) -> None:
-        """Waits until all files are checked.
-
-        Raises:
-            BundleError: If a checksum is another.
-        """
-        settle_all(self.opened)
-
 
 def settle_all(opened: Mapping[str, OpenFile]) -> None:
     """Waits until these files are checked.
@@ -82,12 +74,12 @@ def open_folder(path: Path, *, verify: bool = True) -> CheckedFolder:
             not.
     """
     folder = open_folder_to_use(path, verify=verify)
-    folder.settle()
+    settle_all(folder.opened)
     return folder
 
 
 def open_folder_to_use(path: Path, *, verify: bool = True) -> CheckedFolder:
-    """The same, but checksums of files from 1 MiB on are compared meanwhile: ``settle`` waits for them."""
+    """The same, but checksums of files from 1 MiB on are compared meanwhile: ``settle_all`` waits for them."""
     for _ in range(_TRIES):
         with _open(path) as handle:
             try:

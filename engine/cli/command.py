@@ -108,7 +108,7 @@ class Commands(TyperGroup):
         """Runs the command line, and ends the process unless ``standalone_mode`` is off; arguments are click's."""
         if not standalone_mode:
             return super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
-        atexit.register(gc.freeze)  # the process ends: nothing is searched for cycles, which takes a twentieth of a run
+        atexit.register(gc.freeze)  # the process ends: what it leaves is not searched for cycles
         with _exit_codes():
             code = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
             if sys.stdout is not None:  # closed by the shell's >&-
